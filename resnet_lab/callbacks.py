@@ -1,0 +1,163 @@
+"""What a run keeps and shows by epoch: checkpoints with metrics.csv, log lines, TensorBoard pictures."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from resnet_lab import plots
+from resnet_lab.data.datamodule import DataModule
+from resnet_lab.data.transforms import denormalise
+from resnet_lab.metrics import is_collapsed
+from resnet_lab.module import Classifier
+from resnet_lab.run_folder import RunFolder, write_atomically
+
+log = logging.getLogger(__name__)
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """`best.ckpt`, `last.ckpt` and `metrics.csv` of a run folder, which may be moved between two starts.
+
+    The rows of metrics.csv live in the checkpoint, so that whichever epoch a resumed run goes on from, the file holds
+    the epochs up to it and no other.
+
+    Args:
+        run: the folder.
+        monitor: the metric that selects `best.ckpt`; None keeps `last.ckpt` alone.
+        mode: `min` or `max`.
+    """
+
+    def __init__(self, run: RunFolder, monitor: str | None, mode: str) -> None:
+        super().__init__(
+            dirpath=run.checkpoints,
+            filename="best" if monitor else "last",
+            monitor=monitor,
+            mode=mode,
+            save_last=True if monitor else None,
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
+            save_on_train_epoch_end=True,
+        )
+        self.run = run
+        self.rows: list[dict[str, float]] = []
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        metrics = {
+            name: float(value) for name, value in sorted(trainer.callback_metrics.items()) if "/" in name
+        }
+        row = {"epoch": trainer.current_epoch, "lr": trainer.optimizers[0].param_groups[0]["lr"], **metrics}
+        self.rows.append(row)
+        super().on_train_epoch_end(trainer, pl_module)
+        if trainer.is_global_zero:
+            self._write(row)
+
+    def _write(self, row: dict[str, float]) -> None:
+        columns = list(self.rows[0])
+        lines = [",".join(columns), *(",".join(repr(kept[name]) for name in columns) for kept in self.rows)]
+        write_atomically(self.run.metrics_file, "\n".join(lines) + "\n")
+        self.run.update_status(epoch=row["epoch"], **self.selection())
+        shown = {name: value for name, value in row.items() if name.split("/")[-1] in SHOWN}
+        log.info(
+            "epoch %d  %s", row["epoch"], "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
+        )
+
+    def selection(self) -> dict[str, Any]:
+        """For status.json: the checkpoints relative to the run folder, and the value that selected the best."""
+        best, last = self.best_model_path, self.last_model_path
+        score = self.best_model_score
+        return {
+            "best_checkpoint": str(Path(best).relative_to(self.run.path)) if best else None,
+            "last_checkpoint": str(Path(last or best).relative_to(self.run.path)) if last or best else None,
+            "best_value": None if score is None or self.monitor is None else float(score),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the rows, and the paths as they are now."""
+        self.rows = list(state_dict["rows"])
+        state = {**state_dict, "dirpath": self.dirpath}
+        for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
+            state[key] = self._moved(state[key])
+        state["best_k_models"] = {self._moved(path): score for path, score in state["best_k_models"].items()}
+        super().load_state_dict(state)
+
+    def _moved(self, path: str) -> str:
+        return str(self.run.checkpoints.resolve() / Path(path).name) if path else path
+
+
+SHOWN = ("lr", "loss", "accuracy", "balanced_accuracy", "qwk")  # of the log line
+
+
+class ResumableEarlyStopping(EarlyStopping):
+    """Early stopping that a run which was killed between the decision and the end does not forget."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.wait_count >= self.patience:
+            trainer.should_stop = True
+
+
+class Observer(Callback):
+    """Pictures for TensorBoard, the collapse warning, and the speed of training.
+
+    Args:
+        class_names: K names.
+    """
+
+    def __init__(self, class_names: list[str]) -> None:
+        self.class_names = class_names
+        self.speeds: list[float] = []  # images per second, by epoch, from the end of the first batch on
+        self._start, self._images = 0.0, 0
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Median over the epochs, without validation; None where every epoch was a single batch."""
+        return median(self.speeds) if self.speeds else None
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        logger, datamodule = trainer.logger, trainer.datamodule  # type: ignore[attr-defined]
+        if (
+            trainer.global_step == 0
+            and isinstance(logger, TensorBoardLogger)
+            and isinstance(datamodule, DataModule)
+        ):
+            pixels = denormalise(batch["image"][:16], datamodule.mean, datamodule.std)
+            names = [self.class_names[target] for target in batch["target"][:16].tolist()]
+            logger.experiment.add_figure("train/sample_batch", plots.images(pixels, names), 0)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx == 0:  # warm-up: first kernels, first workers
+            self._start, self._images = time.perf_counter(), 0
+            return
+        self._images += len(batch["target"]) * trainer.world_size
+        if trainer.is_last_batch:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self.speeds.append(self._images / (time.perf_counter() - self._start))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not isinstance(pl_module, Classifier) or not trainer.is_global_zero:
+            return
+        for split in pl_module.val_splits:
+            counts = pl_module.confusion[split]
+            if isinstance(trainer.logger, TensorBoardLogger):
+                figure = plots.confusion_matrix(counts.cpu().numpy(), self.class_names)
+                trainer.logger.experiment.add_figure(
+                    f"{split}/confusion_matrix", figure, trainer.current_epoch
+                )
+            if split == "val" and is_collapsed(counts):
+                name = self.class_names[int(counts.sum(0).argmax())]
+                log.warning("collapsed: at least 98 %% of the validation predictions are '%s'", name)

@@ -1,0 +1,197 @@
+"""The top-level schema, and the check of every `_target_` against its signature (without importing it)."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import hashlib
+import importlib.util
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from resnet_lab.errors import UserError
+
+
+@dataclass
+class TrainerConfig:
+    """The keys of conf/trainer; their meaning stands there."""
+
+    accelerator: str = MISSING
+    devices: Any = MISSING
+    num_nodes: int = MISSING
+    strategy: str = MISSING
+    precision: str = MISSING
+    channels_last: Any = MISSING
+    max_epochs: int = MISSING
+    early_stopping: int | None = MISSING
+    deterministic: bool = MISSING
+    progress_bar: bool = MISSING
+
+
+@dataclass
+class Config:
+    """The top level of the configuration; what a group holds is checked against its `_target_`."""
+
+    name: str = MISSING
+    seed: int = MISSING
+    monitor: str = MISSING
+    follow_test: bool = MISSING
+    sweep_dir: str = MISSING
+    data: Any = MISSING
+    model: Any = MISSING
+    loss: Any = MISSING
+    optim: Any = MISSING
+    schedule: Any = MISSING
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+
+# arguments that the job adds to those in the configuration
+PROVIDED = {
+    "data": set(),
+    "model": {"num_classes"},
+    "loss": set(),
+    "optim": {"params"},
+    "schedule": {"optimizer", "steps_per_epoch", "max_epochs"},
+}
+# what a run may differ in and still be the same experiment
+BOOKKEEPING = ("name", "sweep_dir", "data.root", "data.cache_dir", "data.num_workers", "trainer.progress_bar")
+
+
+def register() -> None:
+    """Make the schema and the name of a sweep's job known to Hydra."""
+    ConfigStore.instance().store(name="schema", node=Config)
+    OmegaConf.register_new_resolver("job_name", job_name, replace=True)
+
+
+def conf_dir() -> Path:
+    """The folder of the YAML files: beside the package in a checkout, inside it in an installed wheel."""
+    package = Path(__file__).resolve().parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+def job_name(overrides: str) -> str:
+    """The folder of a sweep's job, from `key=value,key=value`: readable, and usable as a value of an override.
+
+    `model.depth=18,seed=0` → `depth-18_seed-0`. A value that is no plain word is cut to its end, with a hash.
+    """
+    pairs = [item.partition("=")[::2] for item in re.split(r",(?=[\w.@/+~]+=)", overrides) if item]
+    last = [key.split(".")[-1] for key, _ in pairs]
+    names = [
+        f"{short if last.count(short) == 1 else key}-{_plain(value)}"
+        for short, (key, value) in zip(last, pairs, strict=True)
+    ]
+    name = "_".join(names) or "job"
+    return name if len(name) <= 150 else f"{name[:140]}~{_hash(name, 8)}"
+
+
+def _plain(value: str) -> str:
+    word = re.sub(r"[^\w.+-]+", "-", value.rstrip("/").rsplit("/", 1)[-1]).strip("-")
+    return word if word == value else f"{word}~{_hash(value, 4)}"
+
+
+def _hash(text: str, length: int) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def check(config: DictConfig) -> None:
+    """Everything that can be wrong with a configuration before anything heavy is imported.
+
+    Raises:
+        UserError: a mandatory key is not set, or a group has a key that its `_target_` does not take, or lacks one.
+    """
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        raise UserError(f"{missing[0]} is not set; give {missing[0]}=… on the command line")
+    for group, provided in PROVIDED.items():
+        node = config[group]
+        target = node.get("_target_")
+        if target is None:
+            raise UserError(f"{group} has no _target_; choose one with {group}=…, see conf/{group}/")
+        required, optional = signature(target)
+        keys = {str(key) for key in node} - {"_target_", "_partial_"}
+        for key in sorted(keys - required - optional):
+            close = difflib.get_close_matches(key, required | optional, n=1)
+            hint = (
+                f"did you mean {group}.{close[0]}?"
+                if close
+                else f"it takes {', '.join(sorted(required | optional))}"
+            )
+            raise UserError(f"{group}.{key}: {target} takes no such argument; {hint}")
+        if lacking := sorted(required - provided - keys):
+            raise UserError(f"{group}.{lacking[0]} is missing; {target} needs it")
+
+
+def signature(target: str) -> tuple[set[str], set[str]]:
+    """The required and the optional arguments of a function or dataclass, read from its source.
+
+    Reading spares the seconds and the memory of importing torch in the process that only launches jobs.
+
+    Args:
+        target: dotted name, as in `_target_`.
+
+    Raises:
+        UserError: there is no such module or name.
+    """
+    module, _, name = target.rpartition(".")
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or spec.origin is None:
+        raise UserError(f"_target_ {target}: there is no module {module}")
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            return _arguments(node.args)
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return _class_arguments(node, module, tree)
+    raise UserError(f"_target_ {target}: {module} defines no {name}")
+
+
+def _arguments(arguments: ast.arguments) -> tuple[set[str], set[str]]:
+    positional = [argument.arg for argument in (*arguments.posonlyargs, *arguments.args)]
+    with_default = set(positional[len(positional) - len(arguments.defaults) :])
+    for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
+        positional.append(argument.arg)
+        with_default |= {argument.arg} if default is not None else set()
+    return set(positional) - with_default - {"self"}, with_default
+
+
+def _class_arguments(node: ast.ClassDef, module: str, tree: ast.Module) -> tuple[set[str], set[str]]:
+    """Of `__init__`, or of the fields of a dataclass and its bases."""
+    required: set[str] = set()
+    optional: set[str] = set()
+    imported = {
+        alias.asname or alias.name: f"{statement.module}.{alias.name}"
+        for statement in tree.body
+        if isinstance(statement, ast.ImportFrom)
+        for alias in statement.names
+    }
+    for base in node.bases:
+        if isinstance(base, ast.Name) and base.id != "ABC":
+            more = signature(imported.get(base.id, f"{module}.{base.id}"))
+            required, optional = required | more[0], optional | more[1]
+    for statement in node.body:
+        if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
+            return _arguments(statement.args)
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            (required if statement.value is None else optional).add(statement.target.id)
+    return required - optional, optional
+
+
+def config_hash(config: dict[str, Any]) -> str:
+    """Equal for two runs that differ in paths and bookkeeping alone."""
+    plain = json.loads(json.dumps(config))
+    for dotted in BOOKKEEPING:
+        *parents, last = dotted.split(".")
+        node = plain
+        for parent in parents:
+            node = node.get(parent, {})
+        node.pop(last, None)
+    return _hash(json.dumps(plain, sort_keys=True), 16)

@@ -1,0 +1,199 @@
+"""The LightningDataModule around one data set: images in memory or on disk → batches, the same for any rank count."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from resnet_lab.data.image_data import ImageData
+from resnet_lab.data.reader import read_image, read_images
+from resnet_lab.data.sampler import EvaluationSampler, TrainSampler
+from resnet_lab.data.table import class_counts, fingerprints
+from resnet_lab.data.transforms import Transform, normalise, transforms
+from resnet_lab.errors import UserError
+
+log = logging.getLogger(__name__)
+
+MEMORY = 2e9  # bytes of decoded images that data.in_memory=auto keeps
+STATISTICS_IMAGES = (
+    2000  # mean and std of a training split that is not in memory come from so many, evenly spaced
+)
+
+
+class ImageDataset(Dataset[dict[str, Any]]):
+    """Images of one split; an item is `image` (S, S, 3) uint8, `target`, and `index` (-1 where it counts for nothing).
+
+    Args:
+        rows: the split's part of the table.
+        data: how to read an image.
+        transform: geometry on uint8.
+        seed: of the augmentation, with the epoch and the index.
+        in_memory: decode all images now, and keep them.
+    """
+
+    def __init__(
+        self, rows: pd.DataFrame, data: ImageData, transform: Transform, seed: int, in_memory: bool
+    ) -> None:
+        self.rows, self.transform, self.seed = rows.reset_index(drop=True), transform, seed
+        self.reading = (data.image_size, data.resize, data.eye_crop)
+        self.paths, self.targets = list(self.rows["path"]), self.rows["target"].to_numpy(np.int64)
+        self.images = read_images(self.paths, *self.reading) if in_memory else None
+
+    def read(self, index: int) -> np.ndarray:
+        """The image before augmentation, uint8 (H, W, 3)."""
+        return read_image(self.paths[index], *self.reading) if self.images is None else self.images[index]
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        row = max(index, 0)
+        image = self.transform(self.read(row), np.random.default_rng([self.seed, epoch, row]))
+        return {"image": torch.from_numpy(image), "target": self.targets[row], "index": index}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+class DataModule(LightningDataModule):
+    """Splits, statistics and loaders of one data set.
+
+    After `setup`: `table`, `class_names`, `mean` and `std` (3,), `dropped`, `fingerprints`, `class_counts`.
+
+    Args:
+        data: the data set and its settings.
+        seed: of order and augmentation.
+        follow_test: also evaluate test after each epoch; nothing is selected by it.
+        statistics: mean and std to use in place of those of this data set (for evaluating elsewhere).
+    """
+
+    def __init__(
+        self,
+        data: ImageData,
+        seed: int,
+        follow_test: bool = False,
+        statistics: tuple[Sequence[float], Sequence[float]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.data, self.seed, self.follow_test, self.statistics = data, seed, follow_test, statistics
+        self.table: pd.DataFrame | None = None
+        self.datasets: dict[str, ImageDataset] = {}
+        self.test_splits: list[str] = []
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read and check the table, once; every error in the data shows here."""
+        if self.table is not None:
+            return
+        table, self.dropped = self.data.table()
+        assert self.data.class_names is not None
+        self.class_names = self.data.class_names
+        self.fingerprints = fingerprints(table)
+        self.class_counts = class_counts(table, len(self.class_names))
+        self.in_memory = (
+            self._fits_memory(table) if self.data.in_memory == "auto" else bool(self.data.in_memory)
+        )
+        self.table = table
+        self.splits = [split for split in ("train", "val", "test") if split in self.fingerprints]
+        self.val_splits = [
+            split for split in self.splits if split == "val" or (split == "test" and self.follow_test)
+        ]
+        self.test_splits = [split for split in self.splits if split != "train"]
+        mean, std = self.statistics or self._mean_and_std()
+        self.mean, self.std = torch.tensor(mean), torch.tensor(std)
+        self.num_workers = self._workers()
+
+    def dataset(self, split: str) -> ImageDataset:
+        """The images of one split, decoded at most once."""
+        if split not in self.datasets:
+            assert self.table is not None
+            rows = self.table[self.table["split"] == split]
+            if rows.empty:
+                raise UserError(f"{self.data.name} has no split {split}; it has {', '.join(self.splits)}")
+            train, evaluation = transforms(self.data)
+            transform = train if split == "train" else evaluation
+            self.datasets[split] = ImageDataset(rows, self.data, transform, self.seed, self.in_memory)
+        return self.datasets[split]
+
+    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Batches of the global size divided by the number of ranks."""
+        dataset = self.dataset("train")
+        return self._loader(dataset, TrainSampler(len(dataset), self.seed, *self._rank()))
+
+    def val_dataloader(self) -> list[DataLoader[dict[str, Any]]]:
+        """One loader for each of `val_splits`."""
+        return [self.evaluation_dataloader(split) for split in self.val_splits]
+
+    def test_dataloader(self) -> list[DataLoader[dict[str, Any]]]:
+        """One loader for each of `test_splits`."""
+        return [self.evaluation_dataloader(split) for split in self.test_splits]
+
+    def evaluation_dataloader(self, split: str) -> DataLoader[dict[str, Any]]:
+        """Every image of a split once, in the order of the table."""
+        dataset = self.dataset(split)
+        return self._loader(dataset, EvaluationSampler(len(dataset), *self._rank()))
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Normalise on the device: `image` (B, S, S, 3) uint8 becomes float32 (B, 3, S, S)."""
+        images: Tensor = batch["image"]
+        self.mean, self.std = self.mean.to(images.device), self.std.to(images.device)
+        return batch | {"image": normalise(images, self.mean, self.std)}
+
+    def _loader(
+        self, dataset: ImageDataset, sampler: TrainSampler | EvaluationSampler
+    ) -> DataLoader[dict[str, Any]]:
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size_per_rank(),
+            sampler=sampler,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def batch_size_per_rank(self) -> int:
+        """This rank's part of `data.batch_size`, which must be divisible."""
+        _, world_size = self._rank()
+        if self.data.batch_size % world_size:
+            raise UserError(
+                f"data.batch_size={self.data.batch_size} cannot be shared by {world_size} ranks evenly"
+            )
+        return self.data.batch_size // world_size
+
+    def _rank(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _workers(self) -> int:
+        if self.data.num_workers == "auto":
+            return 0 if self.in_memory else min(8, len(os.sched_getaffinity(0)))
+        return int(self.data.num_workers)
+
+    def _fits_memory(self, table: pd.DataFrame) -> bool:
+        # a photograph whose shorter side is image_size is seldom longer than 1.5 of that
+        return len(table) * 3 * self.data.image_size**2 * 1.5 < MEMORY
+
+    def _mean_and_std(self) -> tuple[list[float], list[float]]:
+        """By channel, in [0, 1]: given, computed from the training split, or 0 and 1."""
+        mean, std = self.data.mean, self.data.std
+        if "train" in (mean, std):
+            computed = self._computed_statistics()
+            mean, std = (
+                given if given != "train" else own for given, own in zip((mean, std), computed, strict=True)
+            )
+        return list(mean or (0.0,) * 3), list(std or (1.0,) * 3)  # type: ignore[arg-type]
+
+    def _computed_statistics(self) -> tuple[list[float], list[float]]:
+        dataset = self.dataset("train")
+        step = 1 if self.in_memory else -(-len(dataset) // STATISTICS_IMAGES)
+        total, squares, pixels = np.zeros(3), np.zeros(3), 0
+        for index in range(0, len(dataset), step):
+            image = dataset.read(index).reshape(-1, 3) / 255
+            total, squares, pixels = total + image.sum(0), squares + (image**2).sum(0), pixels + len(image)
+        mean = total / pixels
+        return mean.tolist(), np.sqrt(squares / pixels - mean**2).tolist()

@@ -1,0 +1,93 @@
+"""Retinopathy photographs with CSV labels: the studies' four files, Kaggle 2015, APTOS, or any CSV."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from resnet_lab.data.image_data import ImageData, existing_folder
+from resnet_lab.data.table import parse, read_labels, read_pair
+from resnet_lab.errors import UserError
+
+LABEL_FILES = ("trainLabels.csv", "train.csv")  # the 2015 competition's, APTOS 2019's
+IMAGE_FOLDERS = ("images", "train", "train_images")
+
+
+@dataclass(kw_only=True)
+class Retinopathy(ImageData):
+    """A folder of photographs and its CSVs; a key that is None is found by the names that users have."""
+
+    root: str
+    train_csv: (
+        str | None
+    )  # below root; None: train_img.csv with train_label.csv, trainLabels.csv or train.csv
+    val_csv: str | None  # None: cut from train (val_fraction)
+    test_csv: str | None  # None: test_img.csv with test_label.csv, or cut from train (test_fraction)
+    images: str | None  # folder below root; None: images, train, train_images or root itself
+    image_column: str | None  # None: image or id_code
+    label_column: str | None  # None: level, diagnosis or label
+
+    def read_table(self) -> pd.DataFrame:
+        """Rows of all splits that have a file.
+
+        Raises:
+            UserError: a folder, file, column, label, name or image is wrong; the message says which.
+        """
+        root = existing_folder(self.root)
+        splits = {
+            "train": self._train(root),
+            "val": self._named(root, self.val_csv),
+            "test": self._test(root),
+        }
+        folder = self._image_folder(root)
+        rows = [self.locate(labels, folder, split) for split, labels in splits.items() if labels is not None]
+        table = pd.concat(rows, ignore_index=True)
+        twice = table.loc[table["image"].duplicated(), "image"]
+        if len(twice):
+            raise UserError(
+                f"{root}: image {twice.iloc[0]!r} and {len(twice) - 1} more stand in two splits' CSVs"
+            )
+        return table
+
+    def _train(self, root: Path) -> pd.DataFrame:
+        if self.train_csv is None and (pair := self._pair(root, "train")) is not None:
+            return pair
+        found = [name for name in LABEL_FILES if (root / name).is_file()]
+        if self.train_csv is None and not found:
+            raise UserError(
+                f"{root} holds neither train_img.csv with train_label.csv nor {' nor '.join(LABEL_FILES)}; "
+                "name your file in data.train_csv"
+            )
+        labels = self._named(root, self.train_csv or found[0])
+        assert labels is not None
+        return labels
+
+    def _test(self, root: Path) -> pd.DataFrame | None:
+        if self.test_csv is None and self.train_csv is None:
+            return self._pair(root, "test")
+        return self._named(root, self.test_csv)
+
+    def _pair(self, root: Path, split: str) -> pd.DataFrame | None:
+        images, labels = root / f"{split}_img.csv", root / f"{split}_label.csv"
+        if not images.is_file() and not labels.is_file():
+            return None
+        return parse(read_pair(images, labels), labels, self._num_classes)
+
+    def _named(self, root: Path, name: str | None) -> pd.DataFrame | None:
+        if name is None:
+            return None
+        path = root / name
+        return parse(read_labels(path, self.image_column, self.label_column), path, self._num_classes)
+
+    @property
+    def _num_classes(self) -> int:
+        if not self.class_names:
+            raise UserError("data.class_names is empty; list one name per grade")
+        return len(self.class_names)
+
+    def _image_folder(self, root: Path) -> Path:
+        if self.images is not None:
+            return existing_folder(str(root / self.images), "data.images")
+        return next((root / name for name in IMAGE_FOLDERS if (root / name).is_dir()), root)

@@ -1,0 +1,263 @@
+"""The table of a data set: `image, path, patient, target, split`; every rule about splits and bad rows lives here."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import pandas as pd
+
+from resnet_lab.errors import UserError
+
+log = logging.getLogger(__name__)
+
+SUFFIXES = (".jpeg", ".jpg", ".png", ".tif", ".tiff", ".JPEG", ".JPG", ".PNG", ".TIF")
+WHOLE_NUMBER = re.compile(r"\s*[+-]?\d+\s*")
+EYE = re.compile(r"(.+)_(?:left|right)(?:\.\w+)?", re.IGNORECASE)
+SPLITS = ("train", "val", "test")
+
+
+def read_text(path: Path) -> pd.DataFrame:
+    """The cells of a CSV as text, first row included; names such as `001` or `NA` stay what they are.
+
+    Raises:
+        UserError: the file is missing, empty, not UTF-8 or not a CSV.
+    """
+    try:
+        cells = pd.read_csv(path, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} does not exist; check data.root, or name the file in data.train_csv"
+        ) from None
+    except pd.errors.EmptyDataError:
+        raise UserError(f"{path} is empty; it has to list one image per row") from None
+    except (pd.errors.ParserError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise UserError(
+            f"{path} is not a comma-separated file in UTF-8: {' '.join(str(error).split())}"
+        ) from None
+    return cells.apply(lambda column: column.str.strip())
+
+
+def read_labels(path: Path, image_column: str | None, label_column: str | None) -> pd.DataFrame:
+    """One CSV of names and labels → columns `image`, `label`, both text.
+
+    Without column names these are the known ones (`image,level`, `id_code,diagnosis`), or the first two columns of
+    a file without header; the first row is data when its label cell is a whole number.
+    """
+    cells = read_text(path)
+    if image_column is None and label_column is None and _starts_with_data(cells):
+        return cells.iloc[:, :2].set_axis(["image", "label"], axis=1)
+    header, rows = list(cells.iloc[0]), cells.iloc[1:]
+    image = _find_column(path, header, image_column, ("image", "id_code"), "data.image_column")
+    label = _find_column(path, header, label_column, ("level", "diagnosis", "label"), "data.label_column")
+    return _not_empty(path, pd.DataFrame({"image": rows[image], "label": rows[label]}))
+
+
+def read_pair(image_csv: Path, label_csv: Path) -> pd.DataFrame:
+    """The studies' layout, two single-column files aligned row by row → columns `image`, `label`, both text.
+
+    The header is optional: the first row is data when its label cell is a whole number.
+
+    Raises:
+        UserError: the two files differ in their number of rows, or hold no row.
+    """
+    images, labels = read_text(image_csv), read_text(label_csv)
+    first = 0 if WHOLE_NUMBER.fullmatch(labels.iloc[0, 0]) else 1
+    images, labels = images.iloc[first:, 0], labels.iloc[first:, 0]
+    if len(images) != len(labels):
+        raise UserError(
+            f"{image_csv} has {len(images)} rows but {label_csv.name} has {len(labels)}; "
+            "they must be aligned row by row, both with or both without a header"
+        )
+    return _not_empty(image_csv, pd.DataFrame({"image": images.to_numpy(), "label": labels.to_numpy()}))
+
+
+def _starts_with_data(cells: pd.DataFrame) -> bool:
+    return cells.shape[1] >= 2 and bool(WHOLE_NUMBER.fullmatch(cells.iloc[0, 1]))
+
+
+def _find_column(path: Path, header: list[str], wanted: str | None, known: Sequence[str], key: str) -> int:
+    candidates = [wanted] if wanted is not None else known
+    for name in candidates:
+        if name in header:
+            return header.index(name)
+    raise UserError(
+        f"{path} has no column {' or '.join(candidates)}; its columns are {', '.join(header)}; set {key}"
+    )
+
+
+def _not_empty(path: Path, labels: pd.DataFrame) -> pd.DataFrame:
+    if labels.empty:
+        raise UserError(f"{path} lists no image; it has to hold one per row")
+    return labels.reset_index(drop=True)
+
+
+def parse(labels: pd.DataFrame, source: Path, num_classes: int) -> pd.DataFrame:
+    """Text columns `image`, `label` → `image`, `target` (int), checked row by row.
+
+    Args:
+        labels: as `read_labels` and `read_pair` give them.
+        source: the file to name in errors.
+        num_classes: labels must be 0 to `num_classes - 1`.
+
+    Raises:
+        UserError: a label is not a whole number or out of range, a name is empty, repeated, absolute or holds `..`.
+    """
+    whole = labels["label"].map(lambda cell: WHOLE_NUMBER.fullmatch(cell) is not None)
+    _refuse(source, labels[~whole], "label", "labels must be whole numbers")
+    targets = labels["label"].astype(int)
+    _refuse(
+        source,
+        labels[(targets < 0) | (targets >= num_classes)],
+        "label",
+        f"labels run from 0 to {num_classes - 1}",
+    )
+    unsafe = labels["image"].map(
+        lambda name: name == "" or PurePosixPath(name).is_absolute() or ".." in Path(name).parts
+    )
+    _refuse(
+        source, labels[unsafe], "image", "names must be relative paths without '..' inside the image folder"
+    )
+    _refuse(source, labels[labels["image"].duplicated()], "image", "image names must not repeat")
+    return pd.DataFrame({"image": labels["image"], "target": targets})
+
+
+def _refuse(source: Path, rows: pd.DataFrame, column: str, rule: str) -> None:
+    if len(rows):
+        row, cell = rows.index[0], rows.iloc[0][column]
+        more = f" (and {len(rows) - 1} more rows)" if len(rows) > 1 else ""
+        raise UserError(f"{source}: {column} {cell!r} of image row {row + 1}{more}: {rule}")
+
+
+def find_images(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    """Add `path`: the file of each name below `folder`, its suffix found where the CSV gives none.
+
+    Raises:
+        UserError: the folder or a listed image is missing (how many, the first names).
+    """
+    parents = {str(PurePosixPath(name).parent) for name in table["image"]}
+    listing = {parent: _list(folder / parent) for parent in parents}
+
+    def locate(name: str) -> str | None:
+        pure = PurePosixPath(name)
+        files = listing[str(pure.parent)]
+        found = next((pure.name + suffix for suffix in ("", *SUFFIXES) if pure.name + suffix in files), None)
+        return None if found is None else str(folder / pure.parent / found)
+
+    paths = table["image"].map(locate)
+    missing = table.loc[paths.isna(), "image"]
+    if len(missing):
+        names = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+        raise UserError(
+            f"{folder}: {len(missing)} of {len(table)} listed images are missing ({names}); looked for them "
+            f"with the suffixes {' '.join(SUFFIXES[:4])}; check data.root and data.images"
+        )
+    return table.assign(path=paths)
+
+
+def _list(folder: Path) -> set[str]:
+    try:
+        return set(os.listdir(folder))  # noqa: PTH208 - names alone are ten times faster than Path objects
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+
+
+def add_patients(table: pd.DataFrame) -> pd.DataFrame:
+    """Add `patient`: what stands before `_left` or `_right`; a name without an eye is a patient of its own."""
+
+    def patient(name: str) -> str:
+        eye = EYE.fullmatch(name)
+        return eye.group(1) if eye else name
+
+    return table.assign(patient=table["image"].map(patient))
+
+
+def cut_split(table: pd.DataFrame, name: str, fraction: float, seed: int, key: str) -> pd.DataFrame:
+    """Move a share of the training patients to split `name`, stratified by a patient's worst grade.
+
+    Both eyes of a patient go together. Depends on the table and `seed` alone.
+
+    Args:
+        table: rows of every split; only rows of `train` move.
+        name: `val` or `test`.
+        fraction: share of the patients, in [0, 1); 0 changes nothing.
+        seed: of the split, not of the training.
+        key: the configuration key, for errors.
+    """
+    if not 0 <= fraction < 1:
+        raise UserError(f"{key}={fraction}: a share must be at least 0 and below 1")
+    if fraction == 0:
+        return table
+    worst = table[table["split"] == "train"].groupby("patient")["target"].max()
+    chosen = worst.groupby(worst).sample(frac=fraction, random_state=seed).index
+    if not len(chosen) or len(chosen) == len(worst):
+        raise UserError(
+            f"{key}={fraction} of {len(worst)} training patients leaves a split empty; use another share"
+        )
+    moved = (table["split"] == "train") & table["patient"].isin(chosen)
+    return table.assign(split=table["split"].mask(moved, name))
+
+
+def resolve_leaks(table: pd.DataFrame, on_leak: str) -> tuple[pd.DataFrame, int]:
+    """Find patients of whom one eye is in train and the other in val or test.
+
+    Args:
+        table: rows of every split.
+        on_leak: `error`, `drop` (removes the rows from train) or `ignore`.
+
+    Returns:
+        The table, and the number of training rows that leak or leaked.
+
+    Raises:
+        UserError: there are such rows and `on_leak` is `error`, or `on_leak` is none of the three.
+    """
+    if on_leak not in ("error", "drop", "ignore"):
+        raise UserError(f"data.on_leak={on_leak}: choose error, drop or ignore")
+    held_out = set(table.loc[table["split"] != "train", "patient"])
+    leaks = (table["split"] == "train") & table["patient"].isin(held_out)
+    count = int(leaks.sum())
+    if count and on_leak == "error":
+        patients = table.loc[leaks, "patient"].unique()
+        raise UserError(
+            f"{count} training images are of {len(patients)} patients who also stand in another split "
+            f"({', '.join(patients[:3])}{', …' if len(patients) > 3 else ''}); set data.on_leak=drop to remove them "
+            "from train, or ignore to train on them knowingly"
+        )
+    if count:
+        log.warning("%d training images share a patient with another split: %s", count, on_leak)
+    return (table[~leaks] if on_leak == "drop" else table).reset_index(drop=True), count
+
+
+def limit_rows(table: pd.DataFrame, most: int | None, seed: int) -> pd.DataFrame:
+    """Keep at most `most` images of each split, the classes in proportion and each kept at least once."""
+    if most is None:
+        return table
+    kept = []
+    for _, rows in table.groupby("split", sort=False):
+        share = min(1.0, most / len(rows))
+        sizes = rows["target"].value_counts().map(lambda n, share=share: max(1, int(n * share)))
+        kept += [group.sample(n=sizes[target], random_state=seed) for target, group in rows.groupby("target")]
+    return pd.concat(kept).sort_index().reset_index(drop=True)
+
+
+def fingerprints(table: pd.DataFrame) -> dict[str, str]:
+    """A hash of the images and targets of each split: equal where two runs saw the same split, in whatever order."""
+    prints = {}
+    for split, rows in table.groupby("split"):
+        lines = sorted(
+            f"{image}\t{target}" for image, target in zip(rows["image"], rows["target"], strict=True)
+        )
+        prints[str(split)] = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+    return prints
+
+
+def class_counts(table: pd.DataFrame, num_classes: int) -> dict[str, list[int]]:
+    """Images of each class, by split."""
+    return {
+        str(split): rows["target"].value_counts().reindex(range(num_classes), fill_value=0).tolist()
+        for split, rows in table.groupby("split")
+    }

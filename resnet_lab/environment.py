@@ -1,0 +1,102 @@
+"""What this machine is, and what `auto` becomes on it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.trainer.connectors.accelerator_connector import _PRECISION_INPUT
+
+PACKAGES = ("resnet_lab", "torch", "torchvision", "lightning", "torchmetrics", "hydra-core")
+
+
+def resolve_precision(precision: str, channels_last: Any, accelerator: str) -> tuple[_PRECISION_INPUT, bool]:
+    """What `auto` becomes: bf16 and channels-last where the hardware is faster with them.
+
+    Args:
+        precision: `auto` or a precision of Lightning's.
+        channels_last: `auto` or a truth value.
+        accelerator: as in conf/trainer.
+
+    Returns:
+        Lightning's precision, and whether tensors lie channels-last in memory.
+    """
+    on_gpu = accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available()
+    if on_gpu:
+        fast: _PRECISION_INPUT = (
+            "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+        )
+    elif accelerator == "mps" or (accelerator == "auto" and torch.backends.mps.is_available()):
+        fast = "32-true"
+    else:
+        fast = (
+            "bf16-mixed"
+            if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+            else "32-true"
+        )
+    chosen: _PRECISION_INPUT = fast if precision == "auto" else precision  # type: ignore[assignment]
+    return chosen, (on_gpu or "bf16" in str(chosen)) if channels_last == "auto" else bool(channels_last)
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that a result depends on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def commit() -> str | None:
+    """The commit of the checkout that this code runs from, with `+` where it is changed; None for an installed wheel."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        git = ["git", "-C", str(root)]
+        head = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changes = subprocess.run(
+            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + ("+" if changes.strip() else "")
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores, threads of torch, and GPUs."""
+    info = Path("/proc/cpuinfo")
+    names = (
+        [
+            line.partition(":")[2].strip()
+            for line in info.read_text().splitlines()
+            if line.startswith("model name")
+        ]
+        if info.is_file()
+        else []
+    )
+    return {
+        "cpu": names[0] if names else platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(device) for device in range(torch.cuda.device_count())],
+    }
+
+
+def peak_memory_mb() -> float:
+    """Of this process so far: on the GPU where one is used, else resident memory."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated() / 2**20
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kilobytes / (2**20 if sys.platform == "darwin" else 2**10)

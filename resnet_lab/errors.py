@@ -1,0 +1,8 @@
+"""The one exception that means: the input is wrong, and here is what to do."""
+
+
+class UserError(Exception):
+    """Bad input. Its message is one line naming the file, row or key, what was seen, and the remedy.
+
+    The command line prints the message alone; any other exception is a defect and shows its traceback.
+    """

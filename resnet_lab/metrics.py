@@ -1,0 +1,144 @@
+"""The metrics of one split, from torchmetrics, with every average spelt out."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassAUROC,
+    MulticlassCohenKappa,
+    MulticlassConfusionMatrix,
+    MulticlassF1Score,
+    MulticlassPrecision,
+    MulticlassRecall,
+)
+
+from resnet_lab.errors import UserError
+
+COLLAPSED = 0.98  # share of predictions in one class from which a model is called collapsed
+
+
+class BalancedAccuracy(MulticlassConfusionMatrix):
+    """Mean recall over the classes that occur in the targets (as scikit-learn; torchmetrics' macro counts others)."""
+
+    def compute(self) -> Tensor:
+        """Scalar in [0, 1]."""
+        counts = super().compute()
+        support = counts.sum(1)
+        return (counts.diag()[support > 0] / support[support > 0]).mean()
+
+
+class MacroAUROC(MulticlassAUROC):
+    """Mean one-against-rest AUROC over the classes that occur (torchmetrics counts an absent class as 0)."""
+
+    def compute(self) -> Tensor:
+        """Scalar in [0, 1]; 0.5 where fewer than two classes occur."""
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", UserWarning
+            )  # "no positive samples": such classes leave the mean below
+            by_class = super().compute()
+        present = torch.unique(torch.cat(self.target) if isinstance(self.target, list) else self.target)
+        return by_class[present].mean() if len(present) > 1 else torch.tensor(0.5)
+
+
+def _counting_metrics(num_classes: int, ordered: bool) -> dict[str, Metric]:
+    k = num_classes
+    metrics: dict[str, Metric] = {
+        "accuracy": MulticlassAccuracy(k, average="micro"),
+        "balanced_accuracy": BalancedAccuracy(k),
+        "f1_weighted": MulticlassF1Score(k, average="weighted"),
+    }
+    if ordered:
+        metrics["qwk"] = MulticlassCohenKappa(k, weights="quadratic")
+    return metrics
+
+
+def _evaluation_metrics(num_classes: int) -> dict[str, Metric]:
+    k = num_classes
+    return {
+        "auroc": MacroAUROC(k, average=None),
+        "precision_weighted": MulticlassPrecision(k, average="weighted"),
+        "precision_macro": MulticlassPrecision(k, average="macro"),
+        "recall_weighted": MulticlassRecall(k, average="weighted"),
+        "recall_macro": MulticlassRecall(k, average="macro"),
+        "f1_macro": MulticlassF1Score(k, average="macro"),
+    }
+
+
+class SplitMetrics(nn.Module):
+    """Loss, scores and confusion matrix of one split over one epoch, summed over ranks.
+
+    Args:
+        split: `train`, `val` or `test`; train leaves out what has to keep every prediction.
+        num_classes: K.
+        ordered: whether to compute quadratic weighted kappa.
+    """
+
+    def __init__(self, split: str, num_classes: int, ordered: bool) -> None:
+        super().__init__()
+        metrics = _counting_metrics(num_classes, ordered)
+        if split != "train":
+            metrics |= _evaluation_metrics(num_classes)
+        self.loss = MeanMetric()
+        self.loss.set_dtype(torch.float64)  # so that the order of the batches leaves no trace
+        self.scores = MetricCollection(metrics, prefix=f"{split}/")
+        self.confusion = MulticlassConfusionMatrix(num_classes)
+        self.split = split
+
+    def update(self, losses: Tensor, logits: Tensor, targets: Tensor) -> None:
+        """Add a batch: losses (B,), logits (B, K), targets (B,)."""
+        if not len(targets):  # a rank whose last batch is all padding
+            return
+        probabilities = logits.detach().float().softmax(1)
+        self.loss.update(losses.detach().double())
+        self.scores.update(probabilities, targets)
+        self.confusion.update(probabilities, targets)
+
+    def compute(self) -> dict[str, Tensor]:
+        """`<split>/<metric>` → scalar, over all ranks."""
+        return {f"{self.split}/loss": self.loss.compute().float(), **self.scores.compute()}
+
+    def reset(self) -> None:
+        """Forget the epoch."""
+        for metric in (self.loss, self.scores, self.confusion):
+            metric.reset()
+
+
+def metric_names(num_classes: int, ordered: bool) -> list[str]:
+    """What can be monitored on a split other than train, without its prefix."""
+    return ["loss", *_counting_metrics(num_classes, ordered), *_evaluation_metrics(num_classes)]
+
+
+def monitored(monitor: str, num_classes: int, ordered: bool) -> tuple[str, Literal["min", "max"]]:
+    """The metric that selects, and its mode.
+
+    Args:
+        monitor: `auto` (`val/qwk` where grades are ordered, else `val/accuracy`) or `val/<metric>`.
+        num_classes: K.
+        ordered: whether the classes are grades.
+
+    Raises:
+        UserError: there is no such metric, or it would select on another split than val.
+    """
+    name = ("val/qwk" if ordered else "val/accuracy") if monitor == "auto" else monitor
+    known = [f"val/{metric}" for metric in metric_names(num_classes, ordered)]
+    if name not in known:
+        raise UserError(f"monitor={monitor}: no such metric; choose auto, {', '.join(known)}")
+    return name, mode_of(name)
+
+
+def mode_of(metric: str) -> Literal["min", "max"]:
+    """Losses are to fall, everything else is to rise."""
+    return "min" if metric.endswith("/loss") else "max"
+
+
+def is_collapsed(confusion: Tensor) -> bool:
+    """Whether at least 98 % of the predictions in a (K, K) matrix of counts are one class."""
+    predicted = confusion.sum(0)
+    return bool(predicted.max() >= COLLAPSED * predicted.sum())

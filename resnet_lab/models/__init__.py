@@ -1,0 +1,1 @@
+"""Residual networks and the weights that they start from."""

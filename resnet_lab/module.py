@@ -1,0 +1,136 @@
+"""The LightningModule: one step method for three splits."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from resnet_lab.metrics import SplitMetrics
+
+CHECKPOINT_KEY = "resnet_lab"  # where a checkpoint keeps what is needed to use it without its run folder
+
+
+class Classifier(LightningModule):
+    """A network, its loss, its optimiser and its metrics.
+
+    Args:
+        model: images (B, 3, H, W) → logits (B, K).
+        loss: logits (B, K), targets (B,) → losses (B,).
+        optimizer: parameters → optimiser.
+        schedule: optimiser, steps_per_epoch, max_epochs → scheduler.
+        class_names: K names.
+        ordered: whether the classes are grades.
+        val_splits: what each validation loader holds (`val`, and `test` where it is followed).
+        test_splits: what each test loader holds.
+        origin: plain values that a checkpoint carries along: configuration, class names, mean and std.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: nn.Module,
+        optimizer: Callable[..., Optimizer],
+        schedule: functools.partial[Any],
+        class_names: Sequence[str],
+        ordered: bool,
+        val_splits: Sequence[str] = (),
+        test_splits: Sequence[str] = (),
+        origin: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.model, self.loss = model, loss
+        self.optimizer_factory, self.schedule_factory = optimizer, schedule
+        self.val_splits, self.test_splits, self.origin = list(val_splits), list(test_splits), origin or {}
+        # ModuleDict has a method train, so no key may be called so
+        self.metrics = nn.ModuleDict(
+            {
+                f"{split}_metrics": SplitMetrics(split, len(class_names), ordered)
+                for split in ("train", "val", "test")
+            }
+        )
+        self.outputs: dict[
+            str, list[tuple[Tensor, Tensor]]
+        ] = {}  # split → (index (B,), probabilities (B, K))
+        self.confusion: dict[str, Tensor] = {}  # split → counts (K, K) of the last epoch
+        self.predictions: dict[str, Tensor] = {}  # split → probabilities (N, K) of the last test
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, K) of images (B, 3, H, W)."""
+        return self.model(images)
+
+    def _step(self, batch: dict[str, Any], split: str) -> tuple[Tensor, Tensor]:
+        """The mean loss over the rows that count, and all logits (B, K); updates the metrics of `split`."""
+        logits, targets = self.model(batch["image"]), batch["target"]
+        # in training every row counts; a mask would only make a GPU wait
+        rows = slice(None) if split == "train" else batch["index"] >= 0
+        losses = self.loss(logits[rows].float(), targets[rows])
+        self.split_metrics(split).update(losses, logits[rows], targets[rows])
+        return losses.mean(), logits
+
+    def split_metrics(self, split: str) -> SplitMetrics:
+        """The metrics of one split."""
+        metrics = self.metrics[f"{split}_metrics"]
+        assert isinstance(metrics, SplitMetrics)
+        return metrics
+
+    def _end_epoch(self, split: str) -> None:
+        metrics = self.split_metrics(split)
+        self.confusion[split] = metrics.confusion.compute()
+        self.log_dict(metrics.compute(), prog_bar=split == "val", sync_dist=False)
+        metrics.reset()
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        return self._step(batch, "train")[0]
+
+    def on_train_epoch_end(self) -> None:
+        self._end_epoch("train")
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._step(batch, self.val_splits[dataloader_idx])
+
+    def on_validation_epoch_end(self) -> None:
+        for split in self.val_splits:
+            self._end_epoch(split)
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
+        split = self.test_splits[dataloader_idx]
+        _, logits = self._step(batch, split)
+        self.outputs.setdefault(split, []).append((batch["index"], logits.float().softmax(1)))
+
+    def on_test_epoch_end(self) -> None:
+        for split in self.test_splits:
+            self._end_epoch(split)
+            self.predictions[split] = self._gather(self.outputs.pop(split))
+
+    def _gather(self, outputs: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """Probabilities (N, K) of all ranks in the order of the table; every rank gives equally many rows."""
+        index, probabilities = (torch.cat(tensors) for tensors in zip(*outputs, strict=True))
+        index = self.all_gather(index).reshape(-1)
+        probabilities = self.all_gather(probabilities).reshape(len(index), -1)
+        counted = index >= 0
+        ordered = torch.empty_like(probabilities[counted])
+        ordered[index[counted]] = probabilities[counted]
+        return ordered.cpu()
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = self.optimizer_factory(self.parameters())
+        max_epochs = self.trainer.max_epochs
+        assert max_epochs is not None
+        steps = max(1, int(self.trainer.estimated_stepping_batches) // max_epochs)
+        scheduler = self.schedule_factory(optimizer, steps_per_epoch=steps, max_epochs=max_epochs)
+        # Lightning updates an epoch's plateau after the checkpoint is written, and a resumed run would lack it;
+        # as the last step of the epoch it comes after validation and before the checkpoint
+        config: dict[str, Any] = {"scheduler": scheduler, "interval": "step"}
+        if isinstance(scheduler, ReduceLROnPlateau):
+            config |= {"monitor": self.schedule_factory.keywords["monitor"], "frequency": steps}
+        return {"optimizer": optimizer, "lr_scheduler": config}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[CHECKPOINT_KEY] = self.origin

@@ -1,0 +1,88 @@
+"""Losses, optimisers and learning-rate schedules: strict constructors over torch's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+from torch.optim import SGD, AdamW, NAdam, Optimizer
+from torch.optim.lr_scheduler import (
+    ConstantLR,
+    CosineAnnealingLR,
+    LinearLR,
+    LRScheduler,
+    MultiStepLR,
+    ReduceLROnPlateau,
+    SequentialLR,
+)
+
+from resnet_lab.metrics import mode_of
+
+
+def cross_entropy(label_smoothing: float) -> nn.Module:
+    """Softmax cross-entropy by sample, (B, K) logits and (B,) targets → (B,) losses; the step takes the mean."""
+    return nn.CrossEntropyLoss(label_smoothing=label_smoothing, reduction="none")
+
+
+def sgd(
+    params: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float, nesterov: bool
+) -> SGD:
+    """Stochastic gradient descent; weight decay is L2."""
+    return SGD(params, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
+
+
+def adamw(params: Iterable[nn.Parameter], lr: float, weight_decay: float) -> AdamW:
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
+    return AdamW(params, lr=lr, weight_decay=weight_decay)
+
+
+def nadam(params: Iterable[nn.Parameter], lr: float, weight_decay: float) -> NAdam:
+    """Adam with Nesterov momentum (Dozat 2016); weight decay is L2, as in study B."""
+    return NAdam(params, lr=lr, weight_decay=weight_decay)
+
+
+def _after_warmup(optimizer: Optimizer, scheduler: LRScheduler, factor: float, steps: int) -> LRScheduler:
+    if not steps:
+        return scheduler
+    warmup = LinearLR(optimizer, start_factor=factor, total_iters=steps)
+    return SequentialLR(optimizer, [warmup, scheduler], milestones=[steps])
+
+
+def constant(optimizer: Optimizer, steps_per_epoch: int, max_epochs: int) -> LRScheduler:
+    """The same rate throughout."""
+    return ConstantLR(optimizer, factor=1.0)
+
+
+def multistep(
+    optimizer: Optimizer,
+    steps_per_epoch: int,
+    max_epochs: int,
+    milestones: list[float],
+    gamma: float,
+    warmup_epochs: float,
+    warmup_factor: float,
+) -> LRScheduler:
+    """Multiply the rate by `gamma` at each milestone, a share of the training (so that it shortens along).
+
+    The paper's CIFAR schedule is 0.1 at 0.5 and 0.75 of 64k steps. Warm-up is linear from `warmup_factor`.
+    """
+    total, warmup = steps_per_epoch * max_epochs, round(warmup_epochs * steps_per_epoch)
+    steps = [round(share * total) - warmup for share in milestones]
+    return _after_warmup(optimizer, MultiStepLR(optimizer, steps, gamma), warmup_factor, warmup)
+
+
+def cosine(
+    optimizer: Optimizer, steps_per_epoch: int, max_epochs: int, warmup_epochs: float, warmup_factor: float
+) -> LRScheduler:
+    """Linear warm-up from `warmup_factor`, then half a cosine down to 0 at the last step (Loshchilov & Hutter 2017)."""
+    total, warmup = steps_per_epoch * max_epochs, round(warmup_epochs * steps_per_epoch)
+    return _after_warmup(
+        optimizer, CosineAnnealingLR(optimizer, max(1, total - warmup)), warmup_factor, warmup
+    )
+
+
+def plateau(
+    optimizer: Optimizer, steps_per_epoch: int, max_epochs: int, monitor: str, factor: float, patience: int
+) -> ReduceLROnPlateau:
+    """Multiply the rate by `factor` after `patience` epochs in which `monitor` did not improve (study B)."""
+    return ReduceLROnPlateau(optimizer, mode=mode_of(monitor), factor=factor, patience=patience)

@@ -1,0 +1,219 @@
+"""Arrays in, matplotlib Figures out; made without pyplot, so no figure stays in memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from textwrap import fill
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+MAX_CLASSES_WITH_TEXT = 20
+STYLES = {"train": "--", "val": "-", "test": "-."}
+GREY = "0.45"
+
+
+def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str = "") -> Figure:
+    """One confusion matrix: the colour is the share of the true class, the text count and share.
+
+    Up to 20 classes the cells have text; above, only every n-th class is named.
+
+    Args:
+        counts: images (K, K), rows true, columns predicted.
+        class_names: K names, in the order of the rows.
+        title: above the picture.
+    """
+    return confusion_matrices([(title, counts)], class_names)
+
+
+def confusion_matrices(
+    matrices: Sequence[tuple[str, np.ndarray]], class_names: Sequence[str], columns: int = 3
+) -> Figure:
+    """Confusion matrices (K, K) of the same classes side by side, each with its title.
+
+    Each has the same share of the picture: cutting it by rows and columns gives the single ones.
+    """
+    columns = min(columns, len(matrices))
+    rows = math.ceil(len(matrices) / columns)
+    side = _side(len(class_names))
+    width, height = side + 0.25 + _names_width(class_names), side + 0.55 + _names_height(class_names, side)
+    figure = Figure(figsize=(columns * width, rows * height))
+    for place, (title, counts) in enumerate(matrices):
+        row, column = divmod(place, columns)
+        left, bottom = column * width + width - side - 0.15, (rows - row) * height - 0.5 - side
+        box = (
+            left / (columns * width),
+            bottom / (rows * height),
+            side / (columns * width),
+            side / (rows * height),
+        )
+        _draw_matrix(figure.add_axes(box), counts, class_names, title, side)
+    return figure
+
+
+def _side(num_classes: int) -> float:
+    """Inches of one matrix: room for two lines of text a cell, within what a page shows."""
+    return min(max(3.4, 0.62 * num_classes), 7.5)
+
+
+def _names_width(class_names: Sequence[str]) -> float:
+    return 0.45 + 0.075 * min(max(map(len, class_names)), 24)
+
+
+def _upright(class_names: Sequence[str], side: float) -> bool:
+    """Whether the names are too long to lie side by side under the columns."""
+    return max(map(len, class_names)) * 0.085 > side / len(class_names)
+
+
+def _names_height(class_names: Sequence[str], side: float) -> float:
+    return _names_width(class_names) if _upright(class_names, side) else 0.45
+
+
+def _draw_matrix(axes: Axes, counts: np.ndarray, class_names: Sequence[str], title: str, side: float) -> None:
+    totals = counts.sum(axis=1, keepdims=True)
+    # a class without images has no shares: masked, so that it looks unlike a share of 0
+    shares = np.ma.masked_array(counts / np.maximum(totals, 1), np.broadcast_to(totals == 0, counts.shape))
+    colours = matplotlib.colormaps["Blues"].with_extremes(bad="0.88")
+    axes.imshow(shares, cmap=colours, vmin=0, vmax=1, interpolation="nearest")
+    _name_classes(axes, class_names, side)
+    axes.set_title(fill(title, max(24, int(side * 11))), fontsize=10, parse_math=False)
+    if len(class_names) <= MAX_CLASSES_WITH_TEXT:
+        _write_cells(axes, counts, shares, points=72 * side / len(class_names))
+
+
+def _name_classes(axes: Axes, class_names: Sequence[str], side: float) -> None:
+    step = math.ceil(len(class_names) / MAX_CLASSES_WITH_TEXT)
+    shown = range(0, len(class_names), step)
+    names = [name if len(name) <= 24 else name[:23] + "…" for name in (class_names[k] for k in shown)]
+    upright = _upright(class_names, side)
+    axes.set_xticks(shown, names, rotation=90 if upright else 0, fontsize=8, parse_math=False)
+    axes.set_yticks(shown, names, fontsize=8, parse_math=False)
+    axes.tick_params(length=0 if step == 1 else 2, width=0.5)
+    axes.spines[:].set_color("0.8")
+    legend = "" if len(class_names) <= MAX_CLASSES_WITH_TEXT else " (darker: larger share of the true class)"
+    axes.set_xlabel(f"predicted{legend}", fontsize=9)
+    axes.set_ylabel("true", fontsize=9)
+
+
+def _write_cells(axes: Axes, counts: np.ndarray, shares: np.ma.MaskedArray, points: float) -> None:
+    """Count and row share in each cell of `points` points, white on dark cells."""
+    size = min(9.0, 0.29 * points)
+    for (row, column), count in np.ndenumerate(counts):
+        share = shares[row, column]
+        text = "–" if share is np.ma.masked else f"{count}\n{100 * share:.0f} %" if count else "0"
+        colour = "0.4" if share is np.ma.masked else "white" if share > 0.68 else "0.1"
+        axes.text(column, row, text, ha="center", va="center", fontsize=size, color=colour, linespacing=1.1)
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of `curves`: a value by epoch for each of R runs that differ in their seed only."""
+
+    panel: str
+    label: str
+    split: str  # train (dashed), val (solid) or test (dash-dotted)
+    epochs: np.ndarray  # (E,)
+    values: np.ndarray  # (R, E), NaN where a run has no value
+
+
+def curves(series: Sequence[Series], ylabel: str, baseline: float | None = None, columns: int = 2) -> Figure:
+    """Values by epoch, one panel per `panel`, one colour per `label`; thin lines are runs, thick ones their mean.
+
+    The mean is drawn at the epochs that all its runs have, so that it never changes its runs on the way.
+
+    Args:
+        series: the lines, in the order of panels and legend.
+        ylabel: what the values are, with their unit.
+        baseline: what answering the majority class gives, in the same unit; a dotted line.
+        columns: panels in a row.
+    """
+    panels, labels = (
+        list(dict.fromkeys(names)) for names in zip(*((s.panel, s.label) for s in series), strict=True)
+    )
+    columns = min(columns, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    width, legend = max(columns * 4.6, 5.5), _legend(series, labels, baseline, columns)
+    height = rows * 3.2 + 0.22 * len(legend) / columns
+    figure = Figure(figsize=(width, height), layout="constrained")
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
+    for axes, panel in zip(grid, panels, strict=False):
+        axes.set_title(fill(panel, 50), fontsize=11, parse_math=False)
+        axes.set_xlabel("epoch")
+        for line in series:
+            if line.panel == panel:
+                _draw_series(axes, line, _colour(labels.index(line.label), len(labels)))
+        if baseline is not None:
+            axes.axhline(baseline, color=GREY, linestyle=":", linewidth=1.5)
+    _tidy(grid, len(panels), columns, ylabel)
+    box = figure.legend(handles=legend, loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
+    for text in box.get_texts():
+        text.set_parse_math(False)
+    return figure
+
+
+def _draw_series(axes: Axes, line: Series, colour: tuple[float, ...]) -> None:
+    style = STYLES[line.split]
+    if len(line.values) > 1:
+        axes.plot(line.epochs, line.values.T, color=colour, linestyle=style, linewidth=0.6, alpha=0.45)
+    # a single epoch is a point, which a line does not show
+    marker = "o" if len(line.epochs) == 1 else None
+    axes.plot(
+        line.epochs, line.values.mean(axis=0), color=colour, linestyle=style, linewidth=1.8, marker=marker
+    )
+
+
+def _legend(
+    series: Sequence[Series], labels: Sequence[str], baseline: float | None, columns: int
+) -> list[Line2D]:
+    """What the colours and the styles mean, once for all panels; in two columns where there is room."""
+    colours = [
+        Line2D([], [], color=_colour(place, len(labels)), linewidth=1.8, label=fill(label, 60))
+        for place, label in enumerate(labels)
+    ]
+    splits = [split for split in STYLES if any(line.split == split for line in series)]
+    styles = [Line2D([], [], color=GREY, linestyle=STYLES[split], label=split) for split in splits]
+    if baseline is not None:
+        styles.append(
+            Line2D([], [], color=GREY, linestyle=":", linewidth=1.5, label="majority baseline (val)")
+        )
+    blank = Line2D([], [], linestyle="none", label=" ")
+    missing = (len(styles) - len(colours)) if columns == 2 else 0
+    return colours + [blank] * missing + styles + [blank] * -missing
+
+
+def _colour(place: int, count: int) -> tuple[float, ...]:
+    if count <= 10:
+        return matplotlib.colormaps["tab10"](place)
+    return matplotlib.colormaps["turbo"](place / (count - 1))
+
+
+def _tidy(grid: np.ndarray, panels: int, columns: int, ylabel: str) -> None:
+    for place, axes in enumerate(grid):
+        axes.set_visible(place < panels)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="0.92")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        # the panel below an incomplete last row's gap keeps its own epochs
+        axes.tick_params(labelbottom=place + columns >= panels)
+        if place % columns == 0:
+            axes.set_ylabel(ylabel)
+
+
+def images(batch: np.ndarray, labels: Sequence[str], columns: int = 4) -> Figure:
+    """A sample of a batch: images (B, H, W, 3), uint8, each with its label above."""
+    columns = min(columns, len(batch))
+    rows = math.ceil(len(batch) / columns)
+    figure = Figure(figsize=(columns * 1.9, rows * 2.1), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes in grid:
+        axes.set_axis_off()
+    for axes, image, label in zip(grid, batch, labels, strict=False):
+        axes.imshow(image)
+        axes.set_title(fill(label, 26), fontsize=9, parse_math=False)
+    return figure

@@ -1,0 +1,77 @@
+"""Statistics of stored predictions, with numpy only; undefined ones are NaN, never 0."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def confusion_matrix(targets: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
+    """Counts (K, K) with rows true and columns predicted, from classes (N,) and (N,)."""
+    cells = np.bincount(targets * num_classes + predictions, minlength=num_classes**2)
+    return cells.reshape(num_classes, num_classes)
+
+
+def accuracy(targets: np.ndarray, predictions: np.ndarray) -> float:
+    """Share of the N images whose class is found."""
+    return float(np.mean(targets == predictions))
+
+
+def balanced_accuracy(targets: np.ndarray, predictions: np.ndarray) -> float:
+    """Mean recall over the classes that the targets hold."""
+    return float(np.mean([np.mean(predictions[targets == k] == k) for k in np.unique(targets)]))
+
+
+def quadratic_weighted_kappa(targets: np.ndarray, predictions: np.ndarray) -> float:
+    """Cohen's kappa with weights (i - j)², for ordered classes (Cohen 1968); 0 for a constant predictor.
+
+    The expected disagreement is that of all N² pairs of a target and a prediction: both variances plus the
+    squared difference of the means. NaN where that is 0, targets and predictions being one and the same class.
+    """
+    bias = targets.mean() - predictions.mean()
+    expected = targets.var() + predictions.var() + bias**2
+    return float(1 - np.mean((targets - predictions) ** 2) / expected) if expected else float("nan")
+
+
+def auroc(targets: np.ndarray, probabilities: np.ndarray) -> float:
+    """Macro mean of the areas under the ROC curves of one class against the rest, from probabilities (N, K).
+
+    Only classes with both positives and negatives count; NaN where there is none.
+    """
+    classes = np.unique(targets)
+    if len(classes) < 2:
+        return float("nan")
+    return float(np.mean([_area(targets == k, probabilities[:, k]) for k in classes]))
+
+
+def _area(positive: np.ndarray, scores: np.ndarray) -> float:
+    """Share of the (positive, negative) pairs in the right order, ties for a half (Mann and Whitney 1947)."""
+    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    mid_ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
+    positives, negatives = positive.sum(), (~positive).sum()
+    return (mid_ranks[positive].sum() - positives * (positives + 1) / 2) / (positives * negatives)
+
+
+def summary_of(targets: np.ndarray, predictions: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """The numbers that stand beside a run, by the names that its metrics have.
+
+    Args:
+        targets: true classes (N,), integers from 0 to K - 1.
+        predictions: predicted classes (N,).
+        probabilities: probability of each class (N, K).
+    """
+    return {
+        "accuracy": accuracy(targets, predictions),
+        "balanced_accuracy": balanced_accuracy(targets, predictions),
+        "qwk": quadratic_weighted_kappa(targets, predictions),
+        "auroc": auroc(targets, probabilities),
+    }
+
+
+def majority_baseline(targets: np.ndarray, majority: int, num_classes: int) -> dict[str, float]:
+    """What `summary_of` says of a model that answers the class `majority` to every one of the targets (N,).
+
+    `majority` has to be the largest class of the training images: the largest one of `targets` is not known
+    to a model.
+    """
+    constant = np.full_like(targets, majority)
+    return summary_of(targets, constant, np.eye(num_classes)[constant])

@@ -1,0 +1,82 @@
+"""Our formulas against scikit-learn's, and against cases that can be counted by hand."""
+
+import numpy as np
+import pytest
+from sklearn import metrics
+
+from resnet_lab import statistics
+
+
+def random_case(seed: int, num_classes: int = 5, size: int = 200, absent: tuple[int, ...] = ()):
+    """Skewed targets, tied probabilities (two decimals), and predictions that go with them."""
+    generator = np.random.default_rng(seed)
+    present = np.setdiff1d(np.arange(num_classes), absent)
+    targets = generator.choice(present, size, p=generator.dirichlet(np.ones(len(present)) * 5))
+    probabilities = generator.dirichlet(np.ones(num_classes), size) + 0.5 * np.eye(num_classes)[targets]
+    probabilities = np.round(probabilities / probabilities.sum(axis=1, keepdims=True), 2)
+    return targets, probabilities.argmax(axis=1), probabilities
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("num_classes", [2, 5, 10])
+def test_the_summary_agrees_with_scikit_learn(seed, num_classes):
+    targets, predictions, probabilities = random_case(seed, num_classes)
+    assert statistics.summary_of(targets, predictions, probabilities) == pytest.approx(
+        {
+            "accuracy": metrics.accuracy_score(targets, predictions),
+            "balanced_accuracy": metrics.balanced_accuracy_score(targets, predictions),
+            "qwk": metrics.cohen_kappa_score(targets, predictions, weights="quadratic"),
+            "auroc": np.mean([metrics.roc_auc_score(targets == k, probabilities[:, k]) for k in set(targets)]),
+        }
+    )
+    expected = metrics.confusion_matrix(targets, predictions, labels=range(num_classes))
+    np.testing.assert_array_equal(statistics.confusion_matrix(targets, predictions, num_classes), expected)
+
+
+def test_absent_classes_count_nowhere():
+    targets, predictions, probabilities = random_case(7, absent=(1, 4))
+    assert 1 in predictions  # predicted, though no image has it
+    recalls = metrics.recall_score(targets, predictions, labels=[0, 2, 3], average=None)
+    assert statistics.balanced_accuracy(targets, predictions) == pytest.approx(recalls.mean())
+    areas = [metrics.roc_auc_score(targets == k, probabilities[:, k]) for k in (0, 2, 3)]
+    assert statistics.auroc(targets, probabilities) == pytest.approx(np.mean(areas))
+    counts = statistics.confusion_matrix(targets, predictions, 5)
+    assert counts.shape == (5, 5)
+    assert counts[[1, 4]].sum() == 0
+
+
+def test_rows_of_the_confusion_matrix_are_true():
+    counts = statistics.confusion_matrix(np.array([0, 0, 0, 2]), np.array([0, 1, 1, 0]), 3)
+    assert counts.tolist() == [[1, 2, 0], [0, 0, 0], [1, 0, 0]]
+
+
+def test_ties_count_for_a_half():
+    targets = np.array([0, 0, 1, 1])
+    scores = np.array([0.1, 0.4, 0.4, 0.8])  # of four pairs three are in order and one is tied
+    assert statistics.auroc(targets, np.stack([1 - scores, scores], axis=1)) == pytest.approx(0.875)
+
+
+def test_a_constant_predictor_has_no_skill():
+    targets = np.repeat([0, 1, 2, 4], [730, 70, 150, 50])
+    baseline = statistics.majority_baseline(targets, majority=0, num_classes=5)
+    expected = {"accuracy": 0.73, "balanced_accuracy": 0.25, "qwk": 0.0, "auroc": 0.5}
+    assert baseline == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_baseline_answers_the_class_of_the_training_images():
+    targets = np.array([0, 0, 0, 1])
+    assert statistics.majority_baseline(targets, majority=1, num_classes=2)["accuracy"] == 0.25
+
+
+def test_kappa_grows_with_nearness_and_turns_negative_when_reversed():
+    targets = np.arange(5)
+    assert statistics.quadratic_weighted_kappa(targets, targets) == 1
+    assert statistics.quadratic_weighted_kappa(targets, targets[::-1]) == -1
+    near, far = np.array([1, 1, 2, 3, 4]), np.array([4, 1, 2, 3, 4])
+    assert statistics.quadratic_weighted_kappa(targets, near) > statistics.quadratic_weighted_kappa(targets, far)
+
+
+def test_what_is_undefined_is_nan():
+    same = np.array([2, 2, 2])
+    assert np.isnan(statistics.quadratic_weighted_kappa(same, same))
+    assert np.isnan(statistics.auroc(same, np.full((3, 3), 1 / 3)))
