@@ -33,7 +33,7 @@ def main() -> int:
     if verb not in VERBS:
         print(f"error: no verb {verb!r}; choose {', '.join(VERBS)} (resnet-lab --help)", file=sys.stderr)
         return 2
-    os.execv(sys.executable, [sys.executable, "-m", f"resnet_lab.{verb}", *arguments])
+    return os.execv(sys.executable, [sys.executable, "-m", f"resnet_lab.{verb}", *arguments])
 
 
 if __name__ == "__main__":

@@ -50,9 +50,7 @@ class RunCheckpoint(ModelCheckpoint):
         self.rows: list[dict[str, float]] = []
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        metrics = {
-            name: float(value) for name, value in sorted(trainer.callback_metrics.items()) if "/" in name
-        }
+        metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items()) if "/" in name}
         row = {"epoch": trainer.current_epoch, "lr": trainer.optimizers[0].param_groups[0]["lr"], **metrics}
         self.rows.append(row)
         super().on_train_epoch_end(trainer, pl_module)
@@ -65,9 +63,7 @@ class RunCheckpoint(ModelCheckpoint):
         write_atomically(self.run.metrics_file, "\n".join(lines) + "\n")
         self.run.update_status(epoch=row["epoch"], **self.selection())
         shown = {name: value for name, value in row.items() if name.split("/")[-1] in SHOWN}
-        log.info(
-            "epoch %d  %s", row["epoch"], "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
-        )
+        log.info("epoch %d  %s", row["epoch"], "  ".join(f"{name} {value:.4g}" for name, value in shown.items()))
 
     def selection(self) -> dict[str, Any]:
         """For status.json: the checkpoints relative to the run folder, and the value that selected the best."""
@@ -123,15 +119,9 @@ class Observer(Callback):
         """Median over the epochs, without validation; None where every epoch was a single batch."""
         return median(self.speeds) if self.speeds else None
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         logger, datamodule = trainer.logger, trainer.datamodule  # type: ignore[attr-defined]
-        if (
-            trainer.global_step == 0
-            and isinstance(logger, TensorBoardLogger)
-            and isinstance(datamodule, DataModule)
-        ):
+        if trainer.global_step == 0 and isinstance(logger, TensorBoardLogger) and isinstance(datamodule, DataModule):
             pixels = denormalise(batch["image"][:16], datamodule.mean, datamodule.std)
             names = [self.class_names[target] for target in batch["target"][:16].tolist()]
             logger.experiment.add_figure("train/sample_batch", plots.images(pixels, names), 0)
@@ -155,9 +145,7 @@ class Observer(Callback):
             counts = pl_module.confusion[split]
             if isinstance(trainer.logger, TensorBoardLogger):
                 figure = plots.confusion_matrix(counts.cpu().numpy(), self.class_names)
-                trainer.logger.experiment.add_figure(
-                    f"{split}/confusion_matrix", figure, trainer.current_epoch
-                )
+                trainer.logger.experiment.add_figure(f"{split}/confusion_matrix", figure, trainer.current_epoch)
             if split == "val" and is_collapsed(counts):
                 name = self.class_names[int(counts.sum(0).argmax())]
                 log.warning("collapsed: at least 98 %% of the validation predictions are '%s'", name)

@@ -118,9 +118,7 @@ def check(config: DictConfig) -> None:
         for key in sorted(keys - required - optional):
             close = difflib.get_close_matches(key, required | optional, n=1)
             hint = (
-                f"did you mean {group}.{close[0]}?"
-                if close
-                else f"it takes {', '.join(sorted(required | optional))}"
+                f"did you mean {group}.{close[0]}?" if close else f"it takes {', '.join(sorted(required | optional))}"
             )
             raise UserError(f"{group}.{key}: {target} takes no such argument; {hint}")
         if lacking := sorted(required - provided - keys):

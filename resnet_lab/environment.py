@@ -30,16 +30,12 @@ def resolve_precision(precision: str, channels_last: Any, accelerator: str) -> t
     """
     on_gpu = accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available()
     if on_gpu:
-        fast: _PRECISION_INPUT = (
-            "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
-        )
+        fast: _PRECISION_INPUT = "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
     elif accelerator == "mps" or (accelerator == "auto" and torch.backends.mps.is_available()):
         fast = "32-true"
     else:
         fast = (
-            "bf16-mixed"
-            if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-            else "32-true"
+            "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "32-true"
         )
     chosen: _PRECISION_INPUT = fast if precision == "auto" else precision  # type: ignore[assignment]
     return chosen, (on_gpu or "bf16" in str(chosen)) if channels_last == "auto" else bool(channels_last)
@@ -57,15 +53,13 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit of the checkout that this code runs from, with `+` where it is changed; None for an installed wheel."""
+    """The commit of the checkout that this code runs from, `+` where it is changed; None for an installed wheel."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None
     try:
         git = ["git", "-C", str(root)]
-        head = subprocess.run(
-            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip()
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         changes = subprocess.run(
             [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
         ).stdout
@@ -78,11 +72,7 @@ def hardware() -> dict[str, Any]:
     """Processor, cores, threads of torch, and GPUs."""
     info = Path("/proc/cpuinfo")
     names = (
-        [
-            line.partition(":")[2].strip()
-            for line in info.read_text().splitlines()
-            if line.startswith("model name")
-        ]
+        [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
         if info.is_file()
         else []
     )

@@ -7,20 +7,18 @@ import os
 import sys
 import time
 import traceback
-import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from lightning import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import LearningRateMonitor, RichProgressBar
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from resnet_lab import environment
+from resnet_lab.build import build_datamodule, build_module, build_trainer, set_up_logging
 from resnet_lab.callbacks import Observer, ResumableEarlyStopping, RunCheckpoint
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.errors import UserError
@@ -40,20 +38,14 @@ def run_job(run: RunFolder) -> None:
         UserError: the configuration, the data or the weights are wrong.
     """
     start, config = time.monotonic(), run.read_config()
-    resume_from = run.checkpoints / "last.ckpt"
-    resume_from = resume_from if resume_from.is_file() else None
+    resume_from = run.last_checkpoint if run.last_checkpoint.is_file() else None
     seed_everything(config["seed"], verbose=False)
     datamodule = build_datamodule(config)
     module = build_module(config, datamodule, pretrained=resume_from is None)
-    monitor, mode = monitored(config["monitor"], len(datamodule.class_names), datamodule.data.ordered)
-    if "val" not in datamodule.splits:
-        monitor = None
-    checkpoint = RunCheckpoint(run, monitor, mode)
-    observer = Observer(datamodule.class_names)
-    trainer, precision, channels_last = build_trainer(run, config, monitor, mode, [checkpoint, observer])
-    if channels_last:
-        module.model.to(memory_format=torch.channels_last)
-    describe(run, config, datamodule, module, monitor, precision, channels_last)
+    checkpoint, observer, *others = build_callbacks(run, config, datamodule)
+    logger = TensorBoardLogger(run.path, name="", version="tensorboard", default_hp_metric=False)
+    trainer = build_trainer(config["trainer"], module, logger, [checkpoint, observer, *others])
+    describe(run, trainer, datamodule, module, checkpoint.monitor)
 
     log.info("%s in %s", "going on" if resume_from else "starting", run.path)
     trainer.fit(module, datamodule=datamodule, ckpt_path=resume_from, weights_only=True)
@@ -65,95 +57,29 @@ def run_job(run: RunFolder) -> None:
     trainer.strategy.barrier()
 
 
-def build_datamodule(config: dict[str, Any]) -> DataModule:
-    """The data of a configuration, read and checked."""
-    data = build(config["data"])
-    datamodule = DataModule(data, config["seed"], config["follow_test"])
-    datamodule.setup()
-    return datamodule
-
-
-def build_module(config: dict[str, Any], datamodule: DataModule, pretrained: bool) -> Classifier:
-    """The network with its initial values, wrapped; `pretrained=False` where a checkpoint will replace them."""
-    num_classes = len(datamodule.class_names)
-    model_config = config["model"] if pretrained else config["model"] | {"pretrained": "none"}
-    origin = {
-        "config": config,
-        "class_names": list(datamodule.class_names),
-        "ordered": datamodule.data.ordered,
-        "mean": datamodule.mean.tolist(),
-        "std": datamodule.std.tolist(),
-        "class_counts": datamodule.class_counts,
-        "split_fingerprint": datamodule.fingerprints,
-    }
-    return Classifier(
-        model=build(model_config, num_classes=num_classes),
-        loss=build(config["loss"]),
-        optimizer=build(config["optim"]),
-        schedule=build(config["schedule"]),
-        class_names=datamodule.class_names,
-        ordered=datamodule.data.ordered,
-        val_splits=datamodule.val_splits,
-        test_splits=datamodule.test_splits,
-        origin=origin,
-    )
-
-
-def build(node: dict[str, Any], **arguments: Any) -> Any:
-    """What a node's `_target_` makes; a UserError in it comes out as it was raised."""
-    try:
-        return instantiate(node, **arguments, _convert_="all")
-    except InstantiationException as error:
-        if isinstance(error.__cause__, UserError):
-            raise error.__cause__ from None
-        raise
-
-
-def build_trainer(
-    run: RunFolder, config: dict[str, Any], monitor: str | None, mode: str, callbacks: list[Callback]
-) -> tuple[Trainer, str, bool]:
-    """The Trainer, and what its `auto` became: precision, channels-last."""
-    settings = config["trainer"]
-    precision, channels_last = environment.resolve_precision(
-        settings["precision"], settings["channels_last"], settings["accelerator"]
-    )
-    callbacks = [*callbacks, LearningRateMonitor("epoch")]
-    if settings["early_stopping"] is not None and monitor is not None:
-        callbacks.append(ResumableEarlyStopping(monitor, patience=settings["early_stopping"], mode=mode))
-    if settings["progress_bar"] and sys.stdout.isatty():
-        callbacks.append(RichProgressBar())
-    trainer = Trainer(
-        accelerator=settings["accelerator"],
-        devices=settings["devices"],
-        num_nodes=settings["num_nodes"],
-        strategy=settings["strategy"],
-        precision=precision,
-        max_epochs=settings["max_epochs"],
-        deterministic=settings["deterministic"],
-        logger=TensorBoardLogger(run.path, name="", version="tensorboard", default_hp_metric=False),
-        callbacks=callbacks,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        enable_progress_bar=settings["progress_bar"] and sys.stdout.isatty(),
-        enable_model_summary=False,
-    )
-    return trainer, str(precision), channels_last
+def build_callbacks(
+    run: RunFolder, config: dict[str, Any], datamodule: DataModule
+) -> tuple[RunCheckpoint, Observer, *tuple[Callback, ...]]:
+    """Checkpoints, pictures, learning rate, and early stopping where it is asked for."""
+    metric, mode = monitored(config["monitor"], len(datamodule.class_names), datamodule.data.ordered)
+    monitor = metric if "val" in datamodule.splits else None
+    others: list[Callback] = [LearningRateMonitor("epoch")]
+    patience = config["trainer"]["early_stopping"]
+    if patience is not None and monitor is None:
+        raise UserError("trainer.early_stopping needs a validation split; set data.val_fraction or data.val_csv")
+    if patience is not None:
+        others.append(ResumableEarlyStopping(metric, patience=patience, mode=mode))
+    return RunCheckpoint(run, monitor, mode), Observer(datamodule.class_names), *others
 
 
 @rank_zero_only
-def describe(
-    run: RunFolder,
-    config: dict[str, Any],
-    datamodule: DataModule,
-    module: Classifier,
-    monitor: str | None,
-    precision: str,
-    channels_last: bool,
-) -> None:
+def describe(run: RunFolder, trainer: Trainer, datamodule: DataModule, module: Classifier, monitor: str | None) -> None:
     """Everything about the run that is known before it trains, for status.json and the log."""
+    first = next(module.model.parameters())
+    channels_last = first.ndim == 4 and first.is_contiguous(memory_format=torch.channels_last)
     facts = {
         "monitor": monitor,
-        "precision": precision,
+        "precision": trainer.precision,
         "channels_last": channels_last,
         "mean": datamodule.mean.tolist(),
         "std": datamodule.std.tolist(),
@@ -180,7 +106,7 @@ def describe(
         "%s parameters, %.3g multiply-adds an image; %s%s; selecting by %s",
         f"{facts['parameters']:,}",
         facts["multiply_adds"],
-        precision,
+        trainer.precision,
         " channels-last" if channels_last else "",
         monitor or "nothing (no validation split): the last epoch is kept",
     )
@@ -196,11 +122,9 @@ def finish(
     seconds: float,
 ) -> None:
     """Write the files of every evaluated split, the final TensorBoard entry and the last status."""
-    assert datamodule.table is not None
     for split in datamodule.test_splits:
-        rows = datamodule.table[datamodule.table["split"] == split]
-        counts = module.confusion[split].cpu().numpy()
-        write_split(run, split, rows, module.predictions[split].numpy(), counts, datamodule.class_names)
+        probabilities, counts = module.predictions[split].numpy(), module.confusion[split].cpu().numpy()
+        write_split(run, split, datamodule.rows(split), probabilities, counts, datamodule.class_names)
     metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items()) if "/" in name}
     metrics = {name: value for name, value in metrics.items() if name.split("/")[0] in datamodule.test_splits}
     judged = "val" if "val" in module.confusion else "test"
@@ -231,33 +155,14 @@ def log_hyperparameters(trainer: Trainer, config: dict[str, Any], metrics: dict[
     trainer.logger.finalize("success")
 
 
-def set_up_logging(run: RunFolder) -> None:
-    """Log lines and warnings to the terminal and, from the first rank, to train.log."""
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
-    if rank_zero_only.rank == 0:
-        handlers.append(logging.FileHandler(run.log_file, encoding="utf-8"))
-    level = logging.INFO if rank_zero_only.rank == 0 else logging.WARNING
-    logging.basicConfig(
-        level=level, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S", handlers=handlers, force=True
-    )
-    logging.captureWarnings(True)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    # what Lightning says about itself, and what is so on purpose
-    for message in (".*isinstance\\(treespec, LeafSpec\\).*", ".*smaller than the logging interval.*"):
-        warnings.filterwarnings("ignore", message)
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
-
-
 def main() -> int:
     """Take the run folder's lock, run its job, and leave a status that says what became of it."""
     if len(sys.argv) != 2:
         print("usage: python -m resnet_lab.job RUN_DIR", file=sys.stderr)
         return 2
     run = RunFolder(Path(sys.argv[1]).resolve())
-    if (
-        "LOCAL_RANK" in os.environ and int(os.environ["LOCAL_RANK"]) > 0
-    ):  # a child of DDP: its parent holds the lock
-        set_up_logging(run)
+    if int(os.environ.get("LOCAL_RANK", 0)) > 0:  # a child of DDP: its parent holds the lock
+        set_up_logging()
         run_job(run)
         return 0
     try:
@@ -270,8 +175,8 @@ def main() -> int:
 
 
 def guarded(run: RunFolder) -> int:
-    """Run the job unless it is done; a failure ends in status.json and one line, or a traceback where it is a defect."""
-    set_up_logging(run)
+    """Run the job unless it is done; a failure ends in status.json and one line, or a traceback for a defect."""
+    set_up_logging(run.log_file)
     if run.read_status()["state"] == "done":
         log.info("%s is done", run.path)
         return 0

@@ -36,20 +36,18 @@ class BalancedAccuracy(MulticlassConfusionMatrix):
 class MacroAUROC(MulticlassAUROC):
     """Mean one-against-rest AUROC over the classes that occur (torchmetrics counts an absent class as 0)."""
 
-    def compute(self) -> Tensor:
+    def compute(self) -> Tensor:  # type: ignore[override]
         """Scalar in [0, 1]; 0.5 where fewer than two classes occur."""
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", UserWarning
-            )  # "no positive samples": such classes leave the mean below
+            warnings.simplefilter("ignore", UserWarning)  # "no positive samples": such classes leave the mean below
             by_class = super().compute()
         present = torch.unique(torch.cat(self.target) if isinstance(self.target, list) else self.target)
         return by_class[present].mean() if len(present) > 1 else torch.tensor(0.5)
 
 
-def _counting_metrics(num_classes: int, ordered: bool) -> dict[str, Metric]:
+def _counting_metrics(num_classes: int, ordered: bool) -> dict[str, Metric | MetricCollection]:
     k = num_classes
-    metrics: dict[str, Metric] = {
+    metrics: dict[str, Metric | MetricCollection] = {
         "accuracy": MulticlassAccuracy(k, average="micro"),
         "balanced_accuracy": BalancedAccuracy(k),
         "f1_weighted": MulticlassF1Score(k, average="weighted"),
@@ -59,7 +57,7 @@ def _counting_metrics(num_classes: int, ordered: bool) -> dict[str, Metric]:
     return metrics
 
 
-def _evaluation_metrics(num_classes: int) -> dict[str, Metric]:
+def _evaluation_metrics(num_classes: int) -> dict[str, Metric | MetricCollection]:
     k = num_classes
     return {
         "auroc": MacroAUROC(k, average=None),

@@ -50,14 +50,9 @@ class Classifier(LightningModule):
         self.val_splits, self.test_splits, self.origin = list(val_splits), list(test_splits), origin or {}
         # ModuleDict has a method train, so no key may be called so
         self.metrics = nn.ModuleDict(
-            {
-                f"{split}_metrics": SplitMetrics(split, len(class_names), ordered)
-                for split in ("train", "val", "test")
-            }
+            {f"{split}_metrics": SplitMetrics(split, len(class_names), ordered) for split in ("train", "val", "test")}
         )
-        self.outputs: dict[
-            str, list[tuple[Tensor, Tensor]]
-        ] = {}  # split → (index (B,), probabilities (B, K))
+        self.outputs: dict[str, list[tuple[Tensor, Tensor]]] = {}  # split → (index (B,), probabilities (B, K))
         self.confusion: dict[str, Tensor] = {}  # split → counts (K, K) of the last epoch
         self.predictions: dict[str, Tensor] = {}  # split → probabilities (N, K) of the last test
 
@@ -112,14 +107,15 @@ class Classifier(LightningModule):
     def _gather(self, outputs: list[tuple[Tensor, Tensor]]) -> Tensor:
         """Probabilities (N, K) of all ranks in the order of the table; every rank gives equally many rows."""
         index, probabilities = (torch.cat(tensors) for tensors in zip(*outputs, strict=True))
-        index = self.all_gather(index).reshape(-1)
-        probabilities = self.all_gather(probabilities).reshape(len(index), -1)
+        ranks = self.all_gather({"index": index, "probabilities": probabilities})
+        assert isinstance(ranks, dict)
+        index, probabilities = ranks["index"].reshape(-1), ranks["probabilities"].flatten(0, -2)
         counted = index >= 0
         ordered = torch.empty_like(probabilities[counted])
         ordered[index[counted]] = probabilities[counted]
         return ordered.cpu()
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         optimizer = self.optimizer_factory(self.parameters())
         max_epochs = self.trainer.max_epochs
         assert max_epochs is not None

@@ -24,9 +24,7 @@ def cross_entropy(label_smoothing: float) -> nn.Module:
     return nn.CrossEntropyLoss(label_smoothing=label_smoothing, reduction="none")
 
 
-def sgd(
-    params: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float, nesterov: bool
-) -> SGD:
+def sgd(params: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float, nesterov: bool) -> SGD:
     """Stochastic gradient descent; weight decay is L2."""
     return SGD(params, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
 
@@ -76,9 +74,7 @@ def cosine(
 ) -> LRScheduler:
     """Linear warm-up from `warmup_factor`, then half a cosine down to 0 at the last step (Loshchilov & Hutter 2017)."""
     total, warmup = steps_per_epoch * max_epochs, round(warmup_epochs * steps_per_epoch)
-    return _after_warmup(
-        optimizer, CosineAnnealingLR(optimizer, max(1, total - warmup)), warmup_factor, warmup
-    )
+    return _after_warmup(optimizer, CosineAnnealingLR(optimizer, max(1, total - warmup)), warmup_factor, warmup)
 
 
 def plateau(

@@ -49,9 +49,7 @@ def write_split(
     """
     write_predictions(run.predictions_file(split), rows, probabilities)
     names = list(class_names)
-    pd.DataFrame(counts, index=pd.Index(names, name="true"), columns=names).to_csv(
-        run.confusion_matrix_file(split)
-    )
+    pd.DataFrame(counts, index=pd.Index(names, name="true"), columns=names).to_csv(run.confusion_matrix_file(split))
     class_report(counts, names).to_csv(run.class_report_file(split), index=False)
     figure = plots.confusion_matrix(counts, names, title=f"{run.path.name}: {split}")
     figure.savefig(run.confusion_matrix_file(split, "png"), dpi=120)
@@ -94,6 +92,4 @@ def score_table(metrics: dict[str, float], splits: Sequence[str], counts: dict[s
 
 
 def _cells(metrics: dict[str, float], split: str, names: Sequence[str]) -> str:
-    return "".join(
-        f"{metrics[key]:19.4f}" if (key := f"{split}/{name}") in metrics else f"{'':19}" for name in names
-    )
+    return "".join(f"{metrics[key]:19.4f}" if (key := f"{split}/{name}") in metrics else f"{'':19}" for name in names)

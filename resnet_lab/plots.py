@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from textwrap import fill
+from typing import Literal
 
 import matplotlib
 import numpy as np
@@ -15,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 MAX_CLASSES_WITH_TEXT = 20
-STYLES = {"train": "--", "val": "-", "test": "-."}
+STYLES: dict[str, Literal["--", "-", "-."]] = {"train": "--", "val": "-", "test": "-."}
 GREY = "0.45"
 
 
@@ -33,7 +34,7 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str 
 
 
 def confusion_matrices(
-    matrices: Sequence[tuple[str, np.ndarray]], class_names: Sequence[str], columns: int = 3
+    matrices: Sequence[tuple[str, np.ndarray]], class_names: Sequence[str], columns: int = 2
 ) -> Figure:
     """Confusion matrices (K, K) of the same classes side by side, each with its title.
 
@@ -133,9 +134,7 @@ def curves(series: Sequence[Series], ylabel: str, baseline: float | None = None,
         baseline: what answering the majority class gives, in the same unit; a dotted line.
         columns: panels in a row.
     """
-    panels, labels = (
-        list(dict.fromkeys(names)) for names in zip(*((s.panel, s.label) for s in series), strict=True)
-    )
+    panels, labels = (list(dict.fromkeys(names)) for names in zip(*((s.panel, s.label) for s in series), strict=True))
     columns = min(columns, len(panels))
     rows = math.ceil(len(panels) / columns)
     width, legend = max(columns * 4.6, 5.5), _legend(series, labels, baseline, columns)
@@ -144,7 +143,6 @@ def curves(series: Sequence[Series], ylabel: str, baseline: float | None = None,
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
     for axes, panel in zip(grid, panels, strict=False):
         axes.set_title(fill(panel, 50), fontsize=11, parse_math=False)
-        axes.set_xlabel("epoch")
         for line in series:
             if line.panel == panel:
                 _draw_series(axes, line, _colour(labels.index(line.label), len(labels)))
@@ -157,20 +155,16 @@ def curves(series: Sequence[Series], ylabel: str, baseline: float | None = None,
     return figure
 
 
-def _draw_series(axes: Axes, line: Series, colour: tuple[float, ...]) -> None:
+def _draw_series(axes: Axes, line: Series, colour: tuple[float, float, float, float]) -> None:
     style = STYLES[line.split]
     if len(line.values) > 1:
         axes.plot(line.epochs, line.values.T, color=colour, linestyle=style, linewidth=0.6, alpha=0.45)
     # a single epoch is a point, which a line does not show
     marker = "o" if len(line.epochs) == 1 else None
-    axes.plot(
-        line.epochs, line.values.mean(axis=0), color=colour, linestyle=style, linewidth=1.8, marker=marker
-    )
+    axes.plot(line.epochs, line.values.mean(axis=0), color=colour, linestyle=style, linewidth=1.8, marker=marker)
 
 
-def _legend(
-    series: Sequence[Series], labels: Sequence[str], baseline: float | None, columns: int
-) -> list[Line2D]:
+def _legend(series: Sequence[Series], labels: Sequence[str], baseline: float | None, columns: int) -> list[Line2D]:
     """What the colours and the styles mean, once for all panels; in two columns where there is room."""
     colours = [
         Line2D([], [], color=_colour(place, len(labels)), linewidth=1.8, label=fill(label, 60))
@@ -179,15 +173,13 @@ def _legend(
     splits = [split for split in STYLES if any(line.split == split for line in series)]
     styles = [Line2D([], [], color=GREY, linestyle=STYLES[split], label=split) for split in splits]
     if baseline is not None:
-        styles.append(
-            Line2D([], [], color=GREY, linestyle=":", linewidth=1.5, label="majority baseline (val)")
-        )
+        styles.append(Line2D([], [], color=GREY, linestyle=":", linewidth=1.5, label="majority baseline (val)"))
     blank = Line2D([], [], linestyle="none", label=" ")
     missing = (len(styles) - len(colours)) if columns == 2 else 0
     return colours + [blank] * missing + styles + [blank] * -missing
 
 
-def _colour(place: int, count: int) -> tuple[float, ...]:
+def _colour(place: int, count: int) -> tuple[float, float, float, float]:
     if count <= 10:
         return matplotlib.colormaps["tab10"](place)
     return matplotlib.colormaps["turbo"](place / (count - 1))
@@ -199,8 +191,9 @@ def _tidy(grid: np.ndarray, panels: int, columns: int, ylabel: str) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="0.92")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        # the panel below an incomplete last row's gap keeps its own epochs
-        axes.tick_params(labelbottom=place + columns >= panels)
+        lowest = place + columns >= panels  # nothing below it, not even in an incomplete last row
+        axes.tick_params(labelbottom=lowest)
+        axes.set_xlabel("epoch" if lowest else "")
         if place % columns == 0:
             axes.set_ylabel(ylabel)
 

@@ -5,10 +5,12 @@ First the runs are read and scored, then they are put into tables and groups, th
 
 from __future__ import annotations
 
+import base64
 import html
 import io
 import math
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,12 +18,17 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any, NamedTuple
 
+import jinja2
 import numpy as np
 import pandas as pd
 import yaml
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
 
+from resnet_lab import plots
 from resnet_lab.errors import UserError
-from resnet_lab.run_folder import RunFolder
+from resnet_lab.run_folder import RunFolder, find_runs, write_atomically
 from resnet_lab.statistics import confusion_matrix, majority_baseline, summary_of
 
 USAGE = "usage: resnet-lab report DIR… [out=DIR]   (run folders, or folders of sweeps)"
@@ -32,6 +39,8 @@ METRICS = {  # title, factor, digits
     "auroc": ("AUROC", 1, 3),
 }
 ABSENT = "–"
+# no axes, like every seed and every *_dir: where and how fast a run was made, not what it is
+BOOKKEEPING = ("name", "data.root", "data.num_workers", "trainer.progress_bar")
 
 
 @dataclass
@@ -57,9 +66,7 @@ class Run:
     @property
     def collapsed(self) -> bool:
         """Whether the job says so, or one class is the answer to everything."""
-        return bool(
-            self.status.get("collapsed") or (self.scores and np.count_nonzero(self.counts.sum(0)) == 1)
-        )
+        return bool(self.status.get("collapsed") or (self.scores and np.count_nonzero(self.counts.sum(0)) == 1))
 
     @property
     def test_set(self) -> tuple[str, str, tuple[str, ...], int]:
@@ -80,9 +87,7 @@ def read_run(folder: RunFolder) -> Run:
         if run.state == "done":
             _score(run)
         else:
-            run.problem = _first_line(
-                run.status.get("error") or f"no result, epoch {run.status.get('epoch', ABSENT)}"
-            )
+            run.problem = _first_line(run.status.get("error") or f"no result, epoch {run.status.get('epoch', ABSENT)}")
     except UserError as error:
         run.problem = _first_line(error)
     return run
@@ -118,9 +123,7 @@ def _score(run: Run) -> None:
     run.class_names = tuple(map(str, run.status.get("class_names") or range(num_classes)))
     train_counts = (run.status.get("class_counts") or {}).get("train") or np.bincount(targets)
     if len(run.class_names) != num_classes or len(train_counts) > num_classes:
-        raise UserError(
-            f"status.json has {len(run.class_names)} class_names, the predictions {num_classes} classes"
-        )
+        raise UserError(f"status.json has {len(run.class_names)} class_names, the predictions {num_classes} classes")
     majority = int(np.argmax(train_counts))
     run.majority = run.class_names[majority]
     run.counts = confusion_matrix(targets, predictions, num_classes)
@@ -140,7 +143,7 @@ def read_predictions(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         columns = [
             "target",
             "prediction",
-            *(f"p_{k}" for k in range(sum(name.startswith("p_") for name in frame))),
+            *(f"p_{k}" for k in range(sum(str(name).startswith("p_") for name in frame))),
         ]
         numbers = frame[columns].apply(pd.to_numeric, errors="coerce").to_numpy(float)
     except (OSError, ValueError, KeyError) as error:
@@ -245,7 +248,8 @@ def _home(run: Run, sets: dict[tuple[Any, ...], list[Run]]) -> list[Run]:
 
 
 def _groups(runs: Sequence[Run]) -> list[Group]:
-    axes = axes_of(runs)
+    # one group alone still has to be told from those of other reports
+    axes = axes_of(runs) or [key for key in ("model.depth", "model.pretrained") if key in runs[0].config]
     groups: dict[str, Group] = {}
     for run in runs:
         values = {axis: run.config.get(axis, ABSENT) for axis in axes}
@@ -254,7 +258,8 @@ def _groups(runs: Sequence[Run]) -> list[Group]:
         for axis, value in group.values.items():
             if value != ABSENT:
                 others = [str(other.values[axis]) for other in groups.values()]
-                group.shown[_axis_name(axis, axes)] = _shown(axis, value, others)
+                name = _tail(axis.removesuffix("._target_"), [a.removesuffix("._target_") for a in axes], ".")
+                group.shown[name] = _shown(axis, value, others)
     return sorted(groups.values(), key=lambda group: [_order(value) for value in group.values.values()])
 
 
@@ -264,15 +269,11 @@ def axes_of(runs: Sequence[Run]) -> list[str]:
     return [
         key
         for key in keys
-        if key not in ("name", "data.root")
+        if key not in BOOKKEEPING
         and key.split(".")[-1] != "seed"
         and not key.endswith("_dir")
         and len({repr(run.config.get(key, ABSENT)) for run in runs}) > 1
     ]
-
-
-def _axis_name(axis: str, axes: Sequence[str]) -> str:
-    return _tail(axis.removesuffix("._target_"), [other.removesuffix("._target_") for other in axes], ".")
 
 
 def _shown(axis: str, value: Any, others: Sequence[str]) -> str:
@@ -280,11 +281,7 @@ def _shown(axis: str, value: Any, others: Sequence[str]) -> str:
         return _tail(str(value), others, ".")
     if isinstance(value, str):
         return _tail(value, others, "/", least=2)
-    return (
-        {None: "none", True: "true", False: "false"}[value]
-        if value is None or value is True or value is False
-        else str(value)
-    )
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def _tail(text: str, others: Sequence[str], separator: str, least: int = 1) -> str:
@@ -312,20 +309,20 @@ class Finding(NamedTuple):
 
 def findings_of(runs: Sequence[Run], tables: Sequence[Table], out: Path) -> list[Finding]:
     """What is wrong with the runs, the worst first."""
-    found = [
-        Finding(run.state if run.state != "done" else "no result", f"{_place(run, out)}: {run.problem}")
-        for run in runs
-        if run.problem
-    ]
+    lost = [run for run in runs if run.problem]
+    found = [Finding(run.state.replace("done", "no result"), f"{_place(run, out)}: {run.problem}") for run in lost]
     for table in tables:
         found += _doubts(table)
     if sum(bool(table.scored) for table in tables) > 1:
         text = "the runs were scored on different images: each set has its own table, not to be compared with another"
         found.append(Finding("different test sets", text))
+    scored = [group for table in tables for group in table.groups if group.scored]
+    single = [group.label for group in scored if len(group.scored) == 1]
+    if single:
+        which = "any group" if len(single) == len(scored) else "; ".join(single)
+        found.append(Finding("one seed only", f"no spread is known of {which}"))
     notes = Counter(note for run in runs for note in _data_notes(run))
-    return found + [
-        Finding(kind, f"{text} ({count} of {len(runs)} runs)") for (kind, text), count in notes.items()
-    ]
+    return found + [Finding(kind, f"{text} ({count} of {len(runs)} runs)") for (kind, text), count in notes.items()]
 
 
 def _doubts(table: Table) -> Iterator[Finding]:
@@ -334,20 +331,11 @@ def _doubts(table: Table) -> Iterator[Finding]:
             seeds = ", ".join(str(run.config.get("seed", ABSENT)) for run in group.collapsed)
             text = f"{group.label}: {len(group.collapsed)} of {len(group.scored)} answer one class (seed {seeds})"
             yield Finding("collapsed", text)
-        repeated = [
-            seed for seed, n in Counter(run.config.get("seed") for run in group.scored).items() if n > 1
-        ]
+        repeated = [seed for seed, n in Counter(run.config.get("seed") for run in group.scored).items() if n > 1]
         if repeated:
-            yield Finding(
-                "seed twice", f"{group.label}: seed {repeated[0]} counts more than once; n is too large"
-            )
-    single = [group.label for group in table.groups if len(group.scored) == 1]
-    if single:
-        yield Finding("one seed only", f"no spread is known of: {'; '.join(single)}")
+            yield Finding("seed twice", f"{group.label}: seed {repeated[0]} counts more than once; n is too large")
     if table.scored and table.scored[0].split == "val":
-        yield Finding(
-            "no test split", "numbers are of the validation images, which also chose the checkpoint"
-        )
+        yield Finding("no test split", "numbers are of the validation images, which also chose the checkpoint")
 
 
 def _data_notes(run: Run) -> Iterator[Finding]:
@@ -377,9 +365,7 @@ def rows_of(table: Table) -> list[Row]:
     rows = []
     for group in table.groups:
         lost, collapsed = len(group.runs) - len(group.scored), len(group.collapsed)
-        remark = ", ".join(
-            [f"{lost} without result"] * bool(lost) + [f"{collapsed} collapsed"] * bool(collapsed)
-        )
+        remark = ", ".join([f"{lost} without result"] * bool(lost) + [f"{collapsed} collapsed"] * bool(collapsed))
         cells = [_cell(metric, *group.mean_and_std(metric)) for metric in table.metrics]
         rows.append(Row(group.label, remark, str(len(group.scored)), cells))
     for majority, scores in {run.majority: run.baseline for run in table.scored}.items():
@@ -392,28 +378,25 @@ def _cell(metric: str, mean: float, std: float) -> str:
     _, factor, digits = METRICS[metric]
     if math.isnan(mean):
         return ABSENT
-    return f"{factor * mean:.{digits}f}" + ("" if math.isnan(std) else f" ± {factor * std:.{digits}f}")
+    shown = round(factor * mean, digits) + 0.0  # no -0.000
+    return f"{shown:.{digits}f}" + ("" if math.isnan(std) else f" ± {factor * std:.{digits}f}")
 
 
 def text_table(table: Table, width: int = 110) -> str:
     """The table for a terminal; labels wrap, so that a line has at most `width` characters."""
     titles = [METRICS[metric][0] for metric in table.metrics]
-    room = width - 5 - 17 * len(titles)
-    lines = [table.title, f"{'group':<{room}}{'n':>3}" + "".join(f"{title:>17}" for title in titles)]
+    room = width - 3 - 16 * len(titles)
+    lines = [table.title, f"{'group':<{room}}{'n':>3}" + "".join(f"{title:>16}" for title in titles)]
     for row in rows_of(table):
         first, *more = wrap(row.label + (f" ({row.remark})" if row.remark else ""), room - 1)
-        lines += [f"{first:<{room}}{row.n:>3}" + "".join(f"{cell:>17}" for cell in row.cells)]
+        lines += [f"{first:<{room}}{row.n:>3}" + "".join(f"{cell:>16}" for cell in row.cells)]
         lines += [f"  {line}" for line in more]
     return "\n".join(lines)
 
 
 def markdown(tables: Sequence[Table], findings: Sequence[Finding]) -> str:
     """The findings and the tables for a page of the documentation."""
-    blocks = (
-        ["\n".join(f"- **{_markdown(kind)}**: {_markdown(text)}" for kind, text in findings)]
-        if findings
-        else []
-    )
+    blocks = ["\n".join(f"- **{_markdown(kind)}**: {_markdown(text)}" for kind, text in findings)] if findings else []
     for table in tables:
         titles = [METRICS[metric][0] for metric in table.metrics]
         lines = ["| " + " | ".join(["group", "n", *titles]) + " |", "|---|" + "---:|" * (1 + len(titles))]
@@ -429,12 +412,17 @@ def _markdown(text: str) -> str:
 
 
 def summary(tables: Sequence[Table]) -> pd.DataFrame:
-    """One row per group with unrounded numbers: axes, counts, mean and std of each metric, baseline."""
+    """One row per group with unrounded numbers: axes, counts, mean and std of each metric, baseline.
+
+    `n_failed` counts the runs without a result, whatever the reason.
+    """
     rows = []
     for table in tables:
         for group in table.groups:
-            row: dict[str, Any] = {"group": group.label, **group.values, "n": len(group.scored)}
-            row |= {"n_failed": len(group.runs) - len(group.scored), "n_collapsed": len(group.collapsed)}
+            row: dict[str, Any] = {"group": group.label}
+            row |= {axis: "none" if value is None else value for axis, value in group.values.items()}
+            row |= {"n": len(group.scored), "n_failed": len(group.runs) - len(group.scored)}
+            row |= {"n_collapsed": len(group.collapsed)}
             for metric in table.metrics:
                 row[f"{metric}_mean"], row[f"{metric}_std"] = group.mean_and_std(metric)
             if group.scored:
@@ -444,3 +432,131 @@ def summary(tables: Sequence[Table]) -> pd.DataFrame:
                 row |= {f"baseline_{metric}": run.baseline[metric] for metric in table.metrics}
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _series(group: Group) -> Iterator[plots.Series]:
+    """Accuracy by epoch of the runs that count; of all where none does, to show how far they came."""
+    frames = [read_metrics(run.folder.metrics_file) for run in group.scored or group.runs]
+    depth = group.runs[0].config.get("model.depth")
+    panel = "accuracy by epoch" if depth is None else f"depth={depth}"
+    label = " ".join(f"{name}={value}" for name, value in group.shown.items() if f"{name}={value}" != panel)
+    for split in plots.STYLES:
+        column = f"{split}/accuracy"
+        lines = [frame[column].dropna() for frame in frames if column in frame]
+        if any(map(len, lines)):
+            aligned = 100 * pd.concat(lines, axis=1).sort_index()
+            yield plots.Series(panel, label or "all runs", split, aligned.index.to_numpy(), aligned.to_numpy().T)
+
+
+def _pictures(table: Table, folder: Path, suffix: str) -> dict[str, list[str]]:
+    """Save the table's pictures, and return them for the page: base64, by kind."""
+    shown: dict[str, list[str]] = {"curves": [], "matrices": []}
+    if series := [line for group in table.groups for line in _series(group)]:
+        baseline = _val_baseline(table)
+        wide, narrow = (_pixels(plots.curves(series, "accuracy, %", baseline, columns)) for columns in (2, 1))
+        shown["curves"] = [_save(wide, folder / f"curves{suffix}.png"), _base64(narrow)]
+    if groups := [group for group in table.groups if group.scored]:
+        matrices = [(_matrix_title(group), np.sum([run.counts for run in group.scored], axis=0)) for group in groups]
+        columns = min(2, len(matrices))
+        pixels = _pixels(plots.confusion_matrices(matrices, table.scored[0].class_names, columns))
+        _save(pixels, folder / f"confusion_matrices{suffix}.png")
+        bands = np.array_split(pixels, math.ceil(len(matrices) / columns))
+        tiles = [tile for band in bands for tile in np.array_split(band, columns, axis=1)]
+        # one by one, they stand side by side on a desk and one below the other on a phone
+        shown["matrices"] = [_base64(tile) for tile in tiles[: len(matrices)]]
+    return shown
+
+
+def _matrix_title(group: Group) -> str:
+    return group.label + (f" ({len(group.scored)} runs)" if len(group.scored) > 1 else "")
+
+
+def _val_baseline(table: Table) -> float | None:
+    """The training majority's share of the validation images, in %."""
+    for run in table.scored:
+        counts = (run.status.get("class_counts") or {}).get("val")
+        if counts and sum(counts):
+            return 100 * counts[run.class_names.index(run.majority)] / sum(counts)
+    return None
+
+
+def _pixels(figure: Figure) -> np.ndarray:
+    figure.set_dpi(120)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+def _base64(pixels: np.ndarray) -> str:
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def _save(pixels: np.ndarray, file: Path) -> str:
+    text = _base64(pixels)
+    file.write_bytes(base64.b64decode(text))
+    return text
+
+
+def page(runs: Sequence[Run], tables: Sequence[Table], findings: Sequence[Finding], out: Path) -> str:
+    """The report as one self-contained HTML page; saves its pictures below `out` on the way."""
+    folder = out / "report_figures"
+    folder.mkdir(exist_ok=True)
+    parts = []
+    for number, table in enumerate(tables, start=1):
+        titles = [METRICS[metric][0] for metric in table.metrics]
+        pictures = _pictures(table, folder, f"_{number}" if len(tables) > 1 else "")
+        parts.append({"title": table.title, "titles": titles, "rows": rows_of(table), **pictures})
+    shown = [metric for metric in METRICS if any(metric in table.metrics for table in tables)]
+    listing = []
+    for run in runs:
+        cells = [_cell(metric, run.scores.get(metric, math.nan), math.nan) for metric in shown]
+        listing.append({"run": run, "place": _place(run, out), "cells": cells})
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    titles = [METRICS[metric][0] for metric in shown]
+    template = environment.get_template("report.html.j2")
+    return template.render(tables=parts, findings=findings, runs=listing, titles=titles)
+
+
+def report(folders: Sequence[str], out: Path) -> str:
+    """Write the report on all runs at or below `folders` to `out`, and return what the terminal shows.
+
+    Raises:
+        UserError: a folder does not exist or holds no run, or `out` cannot be written.
+    """
+    runs = [read_run(folder) for folder in find_runs(folders)]
+    tables = tables_of(runs)
+    findings = findings_of(runs, tables, out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(out / "report.html", page(runs, tables, findings, out))
+        write_atomically(out / "summary.csv", summary(tables).to_csv(index=False))
+        write_atomically(out / "summary.md", markdown(tables, findings))
+    except OSError as error:
+        raise UserError(f"out={out} cannot be written ({error.strerror}); choose another folder") from error
+    lines = [f"{kind}: {text}" for kind, text in findings]
+    lines += [f"\n{text_table(table)}" for table in tables]
+    files = [out / name for name in ("report.html", "summary.csv", "summary.md")]
+    return "\n".join([*lines, "", *map(str, [*files, *sorted((out / "report_figures").glob("*.png"))])])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    folders = [argument for argument in given if not argument.startswith("out=")]
+    if not folders or {"-h", "--help"} & set(folders):
+        print(USAGE, file=sys.stdout if folders else sys.stderr)
+        return 0 if folders else 2
+    outs = [argument.removeprefix("out=") for argument in given if argument.startswith("out=")]
+    try:
+        print(report(folders, Path(outs[-1] if outs else folders[0])))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -54,6 +54,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def last_checkpoint(self) -> Path:
+        """What a resumed job goes on from."""
+        return self.checkpoints / "last.ckpt"
+
+    @property
     def tensorboard(self) -> Path:
         """Folder of the event files."""
         return self.path / "tensorboard"
@@ -101,9 +106,7 @@ class RunFolder:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise UserError(
-                    f"{self.path}: another process is running this job; wait or stop it"
-                ) from None
+                raise UserError(f"{self.path}: another process is running this job; wait or stop it") from None
             yield
 
     def is_locked(self) -> bool:
@@ -134,11 +137,7 @@ def find_runs(folders: Iterable[str | Path]) -> list[RunFolder]:
         if not root.is_dir():
             raise UserError(f"{root} is not a folder; give run folders or the folder of a sweep")
     # .hydra/ holds a config.yaml of Hydra's own
-    configs = {
-        file.resolve() for root in roots for file in root.rglob("config.yaml") if file.parent.name != ".hydra"
-    }
+    configs = {file.resolve() for root in roots for file in root.rglob("config.yaml") if file.parent.name != ".hydra"}
     if not configs:
-        raise UserError(
-            f"no run (config.yaml) in {', '.join(map(str, roots))}; train one with `resnet-lab train`"
-        )
+        raise UserError(f"no run (config.yaml) in {', '.join(map(str, roots))}; train one with `resnet-lab train`")
     return [RunFolder(file.parent) for file in sorted(configs)]

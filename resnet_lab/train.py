@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import hydra
 import yaml
@@ -43,8 +44,7 @@ def train(config: DictConfig) -> float | None:
 
 def lay(run: RunFolder, config: DictConfig) -> None:
     """Write the resolved configuration and the first status, unless the folder holds this very configuration."""
-    plain = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(plain, dict)
+    plain: Any = OmegaConf.to_container(config, resolve=True)
     text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
     if run.config_file.is_file():
         if config_hash(run.read_config()) != config_hash(plain):

@@ -30,9 +30,7 @@ class ClassFolders(ImageData):
             raise UserError(f"{root} holds no folder train; put the training classes into {root / 'train'}")
         if self.class_names is None:
             self.class_names = sorted(folder.name for folder in folders["train"].iterdir() if folder.is_dir())
-        table = pd.DataFrame(
-            [row for split, folder in folders.items() for row in self._rows(folder, split, root)]
-        )
+        table = pd.DataFrame([row for split, folder in folders.items() for row in self._rows(folder, split, root)])
         if table.empty:
             raise UserError(f"{root} holds no images ({' '.join(SUFFIXES[:4])}) in a folder per class")
         return table

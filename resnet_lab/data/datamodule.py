@@ -24,9 +24,7 @@ from resnet_lab.errors import UserError
 log = logging.getLogger(__name__)
 
 MEMORY = 2e9  # bytes of decoded images that data.in_memory=auto keeps
-STATISTICS_IMAGES = (
-    2000  # mean and std of a training split that is not in memory come from so many, evenly spaced
-)
+STATISTICS_IMAGES = 2000  # mean and std of a training split that is not in memory come from so many, evenly spaced
 
 
 class ImageDataset(Dataset[dict[str, Any]]):
@@ -37,16 +35,20 @@ class ImageDataset(Dataset[dict[str, Any]]):
         data: how to read an image.
         transform: geometry on uint8.
         seed: of the augmentation, with the epoch and the index.
-        in_memory: decode all images now, and keep them.
+        images: the decoded images, uint8 (H, W, 3) each; None: they are read when they are needed.
     """
 
     def __init__(
-        self, rows: pd.DataFrame, data: ImageData, transform: Transform, seed: int, in_memory: bool
+        self,
+        rows: pd.DataFrame,
+        data: ImageData,
+        transform: Transform,
+        seed: int,
+        images: list[np.ndarray] | None,
     ) -> None:
-        self.rows, self.transform, self.seed = rows.reset_index(drop=True), transform, seed
+        self.paths, self.targets = list(rows["path"]), rows["target"].to_numpy(np.int64)
         self.reading = (data.image_size, data.resize, data.eye_crop)
-        self.paths, self.targets = list(self.rows["path"]), self.rows["target"].to_numpy(np.int64)
-        self.images = read_images(self.paths, *self.reading) if in_memory else None
+        self.transform, self.seed, self.images = transform, seed, images
 
     def read(self, index: int) -> np.ndarray:
         """The image before augmentation, uint8 (H, W, 3)."""
@@ -59,7 +61,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         return {"image": torch.from_numpy(image), "target": self.targets[row], "index": index}
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.paths)
 
 
 class DataModule(LightningDataModule):
@@ -84,7 +86,7 @@ class DataModule(LightningDataModule):
         super().__init__()
         self.data, self.seed, self.follow_test, self.statistics = data, seed, follow_test, statistics
         self.table: pd.DataFrame | None = None
-        self.datasets: dict[str, ImageDataset] = {}
+        self.images: dict[str, list[np.ndarray]] = {}  # split → decoded images, where they are kept in memory
         self.test_splits: list[str] = []
 
     def setup(self, stage: str | None = None) -> None:
@@ -96,34 +98,34 @@ class DataModule(LightningDataModule):
         self.class_names = self.data.class_names
         self.fingerprints = fingerprints(table)
         self.class_counts = class_counts(table, len(self.class_names))
-        self.in_memory = (
-            self._fits_memory(table) if self.data.in_memory == "auto" else bool(self.data.in_memory)
-        )
+        self.in_memory = self._fits_memory(table) if self.data.in_memory == "auto" else bool(self.data.in_memory)
         self.table = table
         self.splits = [split for split in ("train", "val", "test") if split in self.fingerprints]
-        self.val_splits = [
-            split for split in self.splits if split == "val" or (split == "test" and self.follow_test)
-        ]
+        self.val_splits = [split for split in self.splits if split == "val" or (split == "test" and self.follow_test)]
         self.test_splits = [split for split in self.splits if split != "train"]
         mean, std = self.statistics or self._mean_and_std()
         self.mean, self.std = torch.tensor(mean), torch.tensor(std)
         self.num_workers = self._workers()
 
-    def dataset(self, split: str) -> ImageDataset:
-        """The images of one split, decoded at most once."""
-        if split not in self.datasets:
-            assert self.table is not None
-            rows = self.table[self.table["split"] == split]
-            if rows.empty:
-                raise UserError(f"{self.data.name} has no split {split}; it has {', '.join(self.splits)}")
-            train, evaluation = transforms(self.data)
-            transform = train if split == "train" else evaluation
-            self.datasets[split] = ImageDataset(rows, self.data, transform, self.seed, self.in_memory)
-        return self.datasets[split]
+    def rows(self, split: str) -> pd.DataFrame:
+        """The split's part of the table."""
+        assert self.table is not None
+        rows = self.table[self.table["split"] == split]
+        if rows.empty:
+            raise UserError(f"{self.data.name} has no split {split}; it has {', '.join(self.splits)}")
+        return rows.reset_index(drop=True)
+
+    def dataset(self, split: str, augment: bool) -> ImageDataset:
+        """The images of one split, decoded at most once, with the training or the evaluation transform."""
+        rows, (train, evaluation) = self.rows(split), transforms(self.data)
+        if self.in_memory and split not in self.images:
+            reading = (self.data.image_size, self.data.resize, self.data.eye_crop)
+            self.images[split] = read_images(list(rows["path"]), *reading)
+        return ImageDataset(rows, self.data, train if augment else evaluation, self.seed, self.images.get(split))
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Batches of the global size divided by the number of ranks."""
-        dataset = self.dataset("train")
+        dataset = self.dataset("train", augment=True)
         return self._loader(dataset, TrainSampler(len(dataset), self.seed, *self._rank()))
 
     def val_dataloader(self) -> list[DataLoader[dict[str, Any]]]:
@@ -136,7 +138,7 @@ class DataModule(LightningDataModule):
 
     def evaluation_dataloader(self, split: str) -> DataLoader[dict[str, Any]]:
         """Every image of a split once, in the order of the table."""
-        dataset = self.dataset(split)
+        dataset = self.dataset(split, augment=False)
         return self._loader(dataset, EvaluationSampler(len(dataset), *self._rank()))
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
@@ -145,9 +147,7 @@ class DataModule(LightningDataModule):
         self.mean, self.std = self.mean.to(images.device), self.std.to(images.device)
         return batch | {"image": normalise(images, self.mean, self.std)}
 
-    def _loader(
-        self, dataset: ImageDataset, sampler: TrainSampler | EvaluationSampler
-    ) -> DataLoader[dict[str, Any]]:
+    def _loader(self, dataset: ImageDataset, sampler: TrainSampler | EvaluationSampler) -> DataLoader[dict[str, Any]]:
         return DataLoader(
             dataset,
             batch_size=self.batch_size_per_rank(),
@@ -161,9 +161,7 @@ class DataModule(LightningDataModule):
         """This rank's part of `data.batch_size`, which must be divisible."""
         _, world_size = self._rank()
         if self.data.batch_size % world_size:
-            raise UserError(
-                f"data.batch_size={self.data.batch_size} cannot be shared by {world_size} ranks evenly"
-            )
+            raise UserError(f"data.batch_size={self.data.batch_size} cannot be shared by {world_size} ranks evenly")
         return self.data.batch_size // world_size
 
     def _rank(self) -> tuple[int, int]:
@@ -183,13 +181,11 @@ class DataModule(LightningDataModule):
         mean, std = self.data.mean, self.data.std
         if "train" in (mean, std):
             computed = self._computed_statistics()
-            mean, std = (
-                given if given != "train" else own for given, own in zip((mean, std), computed, strict=True)
-            )
+            mean, std = (given if given != "train" else own for given, own in zip((mean, std), computed, strict=True))
         return list(mean or (0.0,) * 3), list(std or (1.0,) * 3)  # type: ignore[arg-type]
 
     def _computed_statistics(self) -> tuple[list[float], list[float]]:
-        dataset = self.dataset("train")
+        dataset = self.dataset("train", augment=False)
         step = 1 if self.in_memory else -(-len(dataset) // STATISTICS_IMAGES)
         total, squares, pixels = np.zeros(3), np.zeros(3), 0
         for index in range(0, len(dataset), step):

@@ -43,9 +43,12 @@ def read_image(path: str, image_size: int, resize: str, eye_crop: bool) -> np.nd
     if eye_crop:
         image = image.crop(eye_box(np.asarray(image)))
     scale = image_size / min(image.size)
-    size = (
-        (image_size, image_size) if resize == "square" else tuple(round(scale * side) for side in image.size)
-    )
+    if resize == "square":
+        size = (image_size, image_size)
+    elif resize == "shorter":
+        size = (round(scale * image.width), round(scale * image.height))
+    else:
+        raise UserError(f"data.resize={resize}: choose square or shorter")
     return np.array(image.resize(size, Image.Resampling.BILINEAR))
 
 

@@ -20,9 +20,7 @@ class Retinopathy(ImageData):
     """A folder of photographs and its CSVs; a key that is None is found by the names that users have."""
 
     root: str
-    train_csv: (
-        str | None
-    )  # below root; None: train_img.csv with train_label.csv, trainLabels.csv or train.csv
+    train_csv: str | None  # below root; None: train_img.csv with train_label.csv, trainLabels.csv or train.csv
     val_csv: str | None  # None: cut from train (val_fraction)
     test_csv: str | None  # None: test_img.csv with test_label.csv, or cut from train (test_fraction)
     images: str | None  # folder below root; None: images, train, train_images or root itself
@@ -46,9 +44,7 @@ class Retinopathy(ImageData):
         table = pd.concat(rows, ignore_index=True)
         twice = table.loc[table["image"].duplicated(), "image"]
         if len(twice):
-            raise UserError(
-                f"{root}: image {twice.iloc[0]!r} and {len(twice) - 1} more stand in two splits' CSVs"
-            )
+            raise UserError(f"{root}: image {twice.iloc[0]!r} and {len(twice) - 1} more stand in two splits' CSVs")
         return table
 
     def _train(self, root: Path) -> pd.DataFrame:

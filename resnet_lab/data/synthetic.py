@@ -1,4 +1,4 @@
-"""Draws fundus photographs and writes them as a data set; `python -m resnet_lab.data.synthetic grades.png`."""
+"""Draws fundus photographs and writes a data set of them: `python -m resnet_lab.data.synthetic FILE.png`."""
 
 from __future__ import annotations
 
@@ -16,32 +16,36 @@ from typing import Any
 
 import cv2
 import numpy as np
+from numpy.random import Generator, default_rng
 
 from resnet_lab.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+Colour = np.ndarray | tuple[float, ...]
+Photograph = tuple[Path, int, str, int]  # file, grade, eye, patient
+
 GRADES = ("no DR", "mild", "moderate", "severe", "proliferative")
 EYES = ("left", "right")
 SHARES = {"studies": (20655, 1955, 4210, 698, 581), "balanced": (1, 1, 1, 1, 1)}
+UNEQUAL_EYES = 0.3  # patients whose eyes differ, as a share of the rarer of two neighbouring grades
 DRAWING_VERSION = 1  # raise it when the same arguments give other pictures
 
 # Mean counts by grade, after the International Clinical Diabetic Retinopathy scale (Wilkinson et al. 2003)
 LESIONS = {
-    "microaneurysms": (0, 7, 12, 18, 14),
-    "haemorrhages": (0, 0, 6, 20, 12),
-    "exudates": (0, 0, 14, 20, 16),
-    "cotton_wool": (0, 0, 0.4, 4, 2),
+    "microaneurysms": (0, 6, 11, 18, 14),
+    "haemorrhages": (0, 0, 4, 16, 10),
+    "exudates": (0, 0, 9, 16, 12),
+    "cotton_wool": (0, 0, 0.4, 3, 2),
     "beads": (0, 0, 0, 14, 6),
     "tufts": (0, 0, 0, 0, 3),
     "preretinal": (0, 0, 0, 0, 1.5),
     "scars": (0, 0, 0, 0, 12),
 }
-SEVERITY_SPREAD = 0.35  # in grades: what a second grader would see differently
-UNEQUAL_EYES = 0.3  # of the patients of two neighbouring grades, as a share of the rarer one's
+SEVERITY_SPREAD = 0.45  # in grades: what a second grader would see differently
 
 PIGMENTS = np.array([(0.86, 0.46, 0.10), (0.86, 0.50, 0.34), (0.76, 0.27, 0.06), (0.66, 0.35, 0.14)])
-BLOOD = np.array((0.62, 0.32, 0.32))  # the part of the retina's light that blood in front of it leaves
+VESSEL, BLOOD = np.array((0.75, 0.48, 0.48)), np.array((0.62, 0.32, 0.32))  # what they let through
 YELLOW, WHITE, PALE = (1.0, 0.92, 0.40), (1.0, 0.95, 0.82), (0.95, 0.80, 0.55)
 DISC, DISC_RADIUS = np.array((0.64, -0.04)), 0.16  # in radii of the field, seen from the fovea
 FINE, SHIFT = 2, 4  # masks have twice the image's size; cv2 takes coordinates in 1/16 pixel
@@ -54,25 +58,21 @@ def draw_fundus(grade: int, eye: str, patient: int, seed: int, size: int) -> np.
     changes nothing but the lesions, whose severity scatters so that neighbouring grades overlap.
     """
     number = EYES.index(eye)
-    # numpy pads short seeds with zeros, so streams must not differ by a trailing 0 alone
-    person = np.random.default_rng((seed, patient, 9))
-    photo = np.random.default_rng((seed, patient, number, 1))
-    disease = np.random.default_rng((seed, patient, number, 2))
-    shape = (size, size * 4 // 3)
-    field, view = _frame(photo, shape, mirrored=eye == "left")
+    # numpy pads short seeds with zeros: two streams must not differ by a trailing 0 alone
+    person, photo = default_rng((seed, patient, 9)), default_rng((seed, patient, number, 1))
+    field, view = _frame(photo, size, size * 4 // 3, mirrored=eye == "left")
     pigment = person.dirichlet((0.8,) * len(PIGMENTS)) @ PIGMENTS
-    image = _retina(person, pigment, view, shape)
+    image = _retina(person, pigment, view, (size, size * 4 // 3))
     veins = _draw_vessels(person, image, pigment, view)
-    _draw_lesions(disease, grade, image, pigment, view, veins)
+    _draw_lesions(default_rng((seed, patient, number, 2)), grade, image, pigment, view, veins)
     return _expose(photo, image, field, view)
 
 
-def _frame(rng: np.random.Generator, shape: tuple[int, int], mirrored: bool) -> tuple[np.ndarray, np.ndarray]:
+def _frame(rng: Generator, height: int, width: int, mirrored: bool) -> tuple[np.ndarray, np.ndarray]:
     """The camera's round field (x, y, radius in pixels) and the (2, 3) map from the retina to pixels.
 
     On the retina the fovea is the origin, the field's radius is 1, and the optic disc lies on the right.
     """
-    height, width = shape
     radius = height * rng.uniform(0.46, 0.54)  # above 0.5 the frame cuts the field off
     centre = np.array((width, height)) / 2 + height * rng.normal(0, (0.02, 0.01))
     angle, zoom = rng.normal(0, 0.06), radius * rng.uniform(0.95, 1.05)
@@ -87,10 +87,14 @@ def _scale(view: np.ndarray) -> float:
     return float(np.hypot(*view[:, 0]))
 
 
-def _fixed(points: np.ndarray, view: np.ndarray) -> np.ndarray:
-    """Points of the retina (..., 2) in cv2's fixed-point coordinates on a fine mask."""
-    pixels = points @ view[:, :2].T + view[:, 2]
-    return np.round((pixels + 0.5) * FINE * 2**SHIFT).astype(np.int32)
+def _fixed(pixels: np.ndarray) -> Any:
+    """Lengths or places in pixels as cv2's fixed-point numbers on a fine mask, in nested lists."""
+    return np.round(pixels * FINE * 2**SHIFT).astype(int).tolist()
+
+
+def _places(points: np.ndarray, view: np.ndarray) -> Any:
+    """Points of the retina (..., 2) as cv2's fixed-point numbers."""
+    return _fixed(points @ view[:, :2].T + view[:, 2] + 0.5)
 
 
 def _empty(image: np.ndarray) -> np.ndarray:
@@ -98,9 +102,12 @@ def _empty(image: np.ndarray) -> np.ndarray:
     return np.zeros((image.shape[1] * FINE, image.shape[2] * FINE), np.uint8)
 
 
-def _paint(
-    image: np.ndarray, mask: np.ndarray, colour: np.ndarray | tuple[float, ...], blur: float = 0
-) -> None:
+def _planes(colour: Colour) -> np.ndarray:
+    """A colour (3,) in a shape that broadcasts over images (3, H, W)."""
+    return np.asarray(colour, np.float32)[:, None, None]
+
+
+def _paint(image: np.ndarray, mask: np.ndarray, colour: Colour, blur: float = 0) -> None:
     """Blend `colour` into `image` (3, H, W) where the fine `mask` says, edges softened by `blur` pixels."""
     cover = cv2.resize(mask, image.shape[:0:-1], interpolation=cv2.INTER_AREA)
     if blur > 0:
@@ -110,78 +117,61 @@ def _paint(
     patch += cover[y : y + height, x : x + width] / np.float32(255) * (_planes(colour) - patch)
 
 
-def _planes(colour: np.ndarray | tuple[float, ...]) -> np.ndarray:
-    """A colour (3,) in a shape that broadcasts over images (3, H, W)."""
-    return np.asarray(colour, np.float32)[:, None, None]
+def _ellipse(mask: np.ndarray, centre: Any, axes: Any, angle: float, end: float, value: float) -> None:
+    """A filled ellipse, or its lower half with `end` 180; centre and axes in fixed-point numbers."""
+    cv2.ellipse(mask, centre, axes, angle, 0, end, value, -1, cv2.LINE_AA, SHIFT)
 
 
-def _spots(
-    rng: np.random.Generator,
-    mask: np.ndarray,
-    view: np.ndarray,
-    centres: np.ndarray,
-    radii: np.ndarray,
-    squash: float,
-) -> None:
-    """Ellipses of random angle and opacity on `mask`; the short axis is `squash` to 1 times the long one."""
-    axes = radii[:, None] * np.column_stack((np.ones(len(radii)), rng.uniform(squash, 1, len(radii))))
-    axes = np.round(axes * _scale(view) * FINE * 2**SHIFT).astype(int).tolist()
-    angles, opacity = rng.uniform(0, 180, len(radii)), rng.uniform(140, 255, len(radii))
-    for centre, axis, angle, value in zip(_fixed(centres, view).tolist(), axes, angles, opacity, strict=True):
-        cv2.ellipse(mask, centre, axis, angle, 0, 360, value, -1, cv2.LINE_AA, SHIFT)
+def _spots(rng: Generator, mask: np.ndarray, view: np.ndarray, centres: np.ndarray, radii: tuple[float, float]) -> None:
+    """Ellipses of random shape and opacity on `mask`, their long half axes between two `radii`."""
+    n = len(centres)
+    axes = rng.uniform(*radii, (n, 1)) * np.column_stack((np.ones(n), rng.uniform(0.6, 1, n)))
+    angles, opacity = rng.uniform(0, 180, n), rng.uniform(130, 255, n)
+    for spot in zip(_places(centres, view), _fixed(axes * _scale(view)), angles, opacity, strict=True):
+        _ellipse(mask, *spot[:3], 360, spot[3])
 
 
-def _scattered(rng: np.random.Generator, count: int, inner: float, outer: float) -> np.ndarray:
+def _scattered(rng: Generator, count: int, inner: float, outer: float) -> np.ndarray:
     """Points (count, 2), evenly over the ring between two radii around the fovea."""
     radius, angle = np.sqrt(rng.uniform(inner**2, outer**2, count)), rng.uniform(0, 2 * np.pi, count)
     return np.column_stack((radius * np.cos(angle), radius * np.sin(angle)))
 
 
-def _hill(shape: tuple[int, int], x: float, y: float, width: float) -> np.ndarray:
-    """A Gaussian of height 1 around a pixel, float32 (H, W)."""
-    rows, columns = np.arange(shape[0]) - y, np.arange(shape[1]) - x
-    hill = np.outer(np.exp(-((rows / width) ** 2) / 2), np.exp(-((columns / width) ** 2) / 2))
-    return hill.astype(np.float32)
+def _hill(image: np.ndarray, centre: np.ndarray, width: float) -> np.ndarray:
+    """A Gaussian of height 1 around a pixel (x, y) of `image`, float32 (H, W)."""
+    away = (np.arange(n) - at for n, at in zip(image.shape[:0:-1], centre, strict=True))
+    columns, rows = (np.exp(-((pixels / width) ** 2) / 2).astype(np.float32) for pixels in away)
+    return np.outer(rows, columns)
 
 
-def _clouds(rng: np.random.Generator, shape: tuple[int, int], cells: int) -> np.ndarray:
+def _clouds(rng: Generator, shape: tuple[int, int], cells: int) -> np.ndarray:
     """Smooth noise (H, W) of about unit variance, `cells` cells high."""
     grid = rng.standard_normal((cells, cells * 4 // 3), np.float32)
     return cv2.resize(grid, shape[::-1], interpolation=cv2.INTER_CUBIC)
 
 
-def _retina(
-    rng: np.random.Generator, pigment: np.ndarray, view: np.ndarray, shape: tuple[int, int]
-) -> np.ndarray:
-    """Pigment with choroidal texture, macula and optic disc, float32 (3, H, W)."""
-    image = np.tile(_planes(pigment), (1, *shape))
-    texture = rng.uniform(0.01, 0.04, 2).astype(np.float32)
-    image *= 1 + texture[0] * _clouds(rng, shape, 8) + texture[1] * _clouds(rng, shape, 30)
-    macula, glow = rng.uniform((0.25, 0.05), (0.45, 0.20)).astype(np.float32)
-    image *= 1 - macula * _hill(shape, *view[:, 2], 0.15 * _scale(view))
-    around = _hill(shape, *(view[:, :2] @ DISC + view[:, 2]), 0.25 * _scale(view))
-    image += around * _planes(glow * np.array((1, 0.75, 0.4)))
-    for radius, colour in ((1.0, (1.0, 0.80, 0.48)), (rng.uniform(0.4, 0.6), (1.0, 0.95, 0.76))):
-        mask = _empty(image)
-        axes = np.round(radius * DISC_RADIUS * np.array((0.88, 1)) * _scale(view) * FINE * 2**SHIFT)
-        cv2.ellipse(
-            mask,
-            _fixed(DISC, view).tolist(),
-            axes.astype(int).tolist(),
-            0,
-            0,
-            360,
-            255,
-            -1,
-            cv2.LINE_AA,
-            SHIFT,
-        )
-        _paint(image, mask, colour, 0.012 * _scale(view))
+def _retina(rng: Generator, pigment: np.ndarray, view: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Pigment with choroidal texture, macula, drusen and optic disc, float32 (3, H, W)."""
+    image: np.ndarray = np.tile(_planes(pigment), (1, *shape))
+    coarse, fine = rng.uniform(0.01, 0.04, 2).astype(np.float32)
+    image *= 1 + coarse * _clouds(rng, shape, 8) + fine * _clouds(rng, shape, 30)
+    image *= 1 - rng.uniform(0.25, 0.45) * _hill(image, view[:, 2], 0.15 * _scale(view))
+    glow = _hill(image, view[:, :2] @ DISC + view[:, 2], 0.25 * _scale(view))
+    image += glow * _planes(rng.uniform(0.05, 0.2) * np.array((1, 0.75, 0.4)))
+    # drusen come with age, not with diabetes: they keep yellow spots from giving the grade away
+    drusen = _empty(image)
+    _spots(rng, drusen, view, _scattered(rng, rng.poisson(rng.exponential(3)), 0.05, 0.5), (0.012, 0.025))
+    _paint(image, drusen, PALE, 0.006 * _scale(view))
+    for share, colour in ((1.0, (1.0, 0.80, 0.48)), (rng.uniform(0.4, 0.6), (1.0, 0.95, 0.76))):
+        disc = _empty(image)
+        axes = _fixed(share * DISC_RADIUS * _scale(view) * np.array((0.88, 1)))
+        _ellipse(disc, _places(DISC, view), axes, 0, 360, 255)
+        _paint(image, disc, colour, 0.01 * _scale(view))
     return image
 
 
 def _walks(
-    rng: np.random.Generator, starts: np.ndarray, headings: np.ndarray, lengths: np.ndarray, bends: np.ndarray
+    rng: Generator, starts: np.ndarray, headings: np.ndarray, lengths: np.ndarray, bends: np.ndarray
 ) -> np.ndarray:
     """Wavering paths (n, 13, 2) from `starts` (n, 2) that turn by `bends` (radians), mostly early on."""
     steps = np.linspace(0, 1, 12)
@@ -191,32 +181,30 @@ def _walks(
     return np.concatenate((starts[:, None], starts[:, None] + moves.cumsum(axis=1)), axis=1)
 
 
-def _branches(rng: np.random.Generator, parents: np.ndarray, count: int, length: float) -> np.ndarray:
+def _branches(rng: Generator, parents: np.ndarray, count: int, length: float) -> np.ndarray:
     """`count` side branches on each of the `parents` (n, 13, 2), as paths (n * count, 13, 2)."""
-    step = rng.integers(2, 12, (len(parents), count))
-    rows = np.arange(len(parents))[:, None]
+    rows, step = np.arange(len(parents))[:, None], rng.integers(2, 12, (len(parents), count))
     starts = parents[rows, step].reshape(-1, 2)
-    ahead = (parents[rows, step + 1] - parents[rows, step]).reshape(-1, 2)
+    ahead = parents[rows, step + 1].reshape(-1, 2) - starts
     turn = rng.choice((-1, 1), len(starts)) * rng.uniform(0.4, 1.0, len(starts))
     headings = np.arctan2(ahead[:, 1], ahead[:, 0]) + turn
     return _walks(rng, starts, headings, length * rng.uniform(0.4, 1.2, len(starts)), -0.5 * turn)
 
 
-def _strokes(mask: np.ndarray, view: np.ndarray, paths: np.ndarray, width: float, value: int) -> None:
-    """Paths (n, 13, 2) that taper from `width` (units of the retina) to its half."""
-    fixed = _fixed(paths, view)
+def _strokes(mask: np.ndarray, view: np.ndarray, paths: np.ndarray, width: float, value: float) -> None:
+    """Draw paths (n, 13, 2) that taper from `width` (in units of the retina) to its half."""
+    fixed = np.array(_places(paths, view), np.int32)
     for first in (0, 4, 8):
         pixels = width * (1 - first / 16) * _scale(view) * FINE
         thickness = max(1, round(pixels))
         opacity = value * min(1.0, pixels / thickness)  # thinner than a pixel: paler
-        cv2.polylines(mask, list(fixed[:, first : first + 5]), False, opacity, thickness, cv2.LINE_AA, SHIFT)
+        lines = list(fixed[:, first : first + 5])
+        cv2.polylines(mask, lines, False, opacity, thickness, cv2.LINE_AA, SHIFT)
 
 
-def _draw_vessels(
-    rng: np.random.Generator, image: np.ndarray, pigment: np.ndarray, view: np.ndarray
-) -> np.ndarray:
+def _draw_vessels(rng: Generator, image: np.ndarray, pigment: np.ndarray, view: np.ndarray) -> np.ndarray:
     """Four arcades from the disc, each an artery and a wider, darker vein; returns the veins (4, 13, 2)."""
-    # above and below: the temporal arcades bend around the macula, the nasal ones leave the field
+    # the two temporal arcades bend around the macula, the two nasal ones leave the field
     headings = np.radians((-105, 105, -50, 50)) + rng.normal(0, 0.1, (2, 4))
     bends = np.radians((-85, 85, 25, -25)) + rng.normal(0, 0.12, (2, 4))
     lengths = np.array((1.75, 1.75, 0.9, 0.9)) * rng.uniform(0.9, 1.1, (2, 4))
@@ -225,100 +213,68 @@ def _draw_vessels(
         starts = DISC + rng.normal(0, 0.015, (4, 2))
         trunks = _walks(rng, starts, headings[kind], lengths[kind], bends[kind])
         branches = _branches(rng, trunks, 4, 0.6)
-        for paths, share in ((_branches(rng, branches, 2, 0.35), 0.25), (branches, 0.45), (trunks, 1.0)):
+        twigs = _branches(rng, branches, 2, 0.35)
+        for paths, share in ((twigs, 0.25), (branches, 0.45), (trunks, 1.0)):
             _strokes(mask, view, paths, share * width, value)
-    _paint(image, mask, pigment * (0.75, 0.48, 0.48), 0.004 * _scale(view))
+    _paint(image, mask, pigment * VESSEL, 0.004 * _scale(view))
     return trunks
 
 
 def _draw_lesions(
-    rng: np.random.Generator,
-    grade: int,
-    image: np.ndarray,
-    pigment: np.ndarray,
-    view: np.ndarray,
-    veins: np.ndarray,
+    rng: Generator, grade: int, image: np.ndarray, pigment: np.ndarray, view: np.ndarray, veins: np.ndarray
 ) -> None:
     """What makes the grade, from the deepest layer of the retina to the blood in front of it."""
     severity = np.clip(rng.normal(grade, SEVERITY_SPREAD), 0, len(GRADES) - 1)
-    count = {
-        kind: rng.poisson(np.interp(severity, range(len(GRADES)), means)) for kind, means in LESIONS.items()
-    }
-    blood, yellow, white, pale = (_empty(image) for _ in range(4))
-    _spots(
-        rng,
-        pale,
-        view,
-        _scattered(rng, count["scars"], 0.65, 0.95),
-        rng.uniform(0.03, 0.05, count["scars"]),
-        0.8,
-    )
-    _spots(
-        rng,
-        white,
-        view,
-        _scattered(rng, count["cotton_wool"], 0.3, 0.8),
-        rng.uniform(0.05, 0.08, count["cotton_wool"]),
-        0.5,
-    )
+    means = {kind: np.interp(severity, range(len(GRADES)), by_grade) for kind, by_grade in LESIONS.items()}
+    count = {kind: rng.poisson(mean * rng.gamma(3, 1 / 3)) for kind, mean in means.items()}
+    pale, white, yellow, blood = (_empty(image) for _ in range(4))
+    _spots(rng, pale, view, _scattered(rng, count["scars"], 0.65, 0.95), (0.03, 0.05))
+    _spots(rng, white, view, _scattered(rng, count["cotton_wool"], 0.3, 0.8), (0.05, 0.08))
     # hard exudates lie in rings around leaking vessels
     foci = _scattered(rng, 1 + count["exudates"] // 10, 0.2, 0.6)
-    ring = foci[rng.integers(0, len(foci), count["exudates"])] + _scattered(
-        rng, count["exudates"], 0.06, 0.16
-    )
-    _spots(rng, yellow, view, ring, rng.uniform(0.014, 0.03, count["exudates"]), 0.6)
-    small = rng.uniform(0.018, 0.028, count["microaneurysms"])
-    _spots(rng, blood, view, _scattered(rng, len(small), 0.1, 0.85), small, 0.85)
-    blots = rng.uniform(0.03, 0.065, count["haemorrhages"])
-    _spots(rng, blood, view, _scattered(rng, len(blots), 0.2, 0.9), blots, 0.45)
-    beads = veins[:2].reshape(-1, 2)[rng.integers(0, 26, count["beads"])]
-    _spots(rng, blood, view, beads, rng.uniform(0.02, 0.035, len(beads)), 0.7)
-    _new_vessels(rng, blood, view, count["tufts"])
-    _preretinal(rng, blood, view, count["preretinal"])
-    for mask, colour, blur in (
-        (pale, PALE, 0.01),
-        (white, WHITE, 0.018),
-        (yellow, YELLOW, 0),
-        (blood, pigment * BLOOD, 0),
-    ):
+    rings = rng.choice(foci, count["exudates"]) + _scattered(rng, count["exudates"], 0.06, 0.16)
+    _spots(rng, yellow, view, rings, (0.014, 0.03))
+    _spots(rng, blood, view, _scattered(rng, count["microaneurysms"], 0.1, 0.85), (0.018, 0.028))
+    _spots(rng, blood, view, _scattered(rng, count["haemorrhages"], 0.2, 0.9), (0.03, 0.065))
+    _spots(rng, blood, view, rng.choice(veins[:2].reshape(-1, 2), count["beads"]), (0.02, 0.035))
+    _draw_tufts(rng, blood, view, count["tufts"])
+    _draw_pools(rng, blood, view, count["preretinal"])
+    for mask, colour, blur in ((pale, PALE, 0.01), (white, WHITE, 0.018), (yellow, YELLOW, 0)):
         _paint(image, mask, colour, blur * _scale(view))
+    _paint(image, blood, pigment * BLOOD)
 
 
-def _new_vessels(rng: np.random.Generator, mask: np.ndarray, view: np.ndarray, count: int) -> None:
-    """Tufts of fine, tortuous vessels on the disc or along the arcades."""
+def _draw_tufts(rng: Generator, mask: np.ndarray, view: np.ndarray, count: int) -> None:
+    """New vessels: fine and tortuous, on the disc or along the arcades."""
     for focus in np.where(rng.random((count, 1)) < 0.4, DISC, _scattered(rng, count, 0.4, 0.75)):
-        starts = focus + rng.normal(0, 0.03, (14, 2))
-        headings, bends = rng.uniform(0, 2 * np.pi, 14), rng.uniform(-5, 5, 14)
-        _strokes(mask, view, _walks(rng, starts, headings, rng.uniform(0.15, 0.35, 14), bends), 0.009, 255)
+        starts, headings = focus + rng.normal(0, 0.03, (14, 2)), rng.uniform(0, 2 * np.pi, 14)
+        paths = _walks(rng, starts, headings, rng.uniform(0.15, 0.35, 14), rng.uniform(-5, 5, 14))
+        _strokes(mask, view, paths, 0.009, 255)
 
 
-def _preretinal(rng: np.random.Generator, mask: np.ndarray, view: np.ndarray, count: int) -> None:
-    """Boat-shaped pools of blood in front of the retina, level at the top because blood sinks."""
-    for centre in _fixed(_scattered(rng, count, 0.3, 0.6), view).tolist():
-        axes = np.round(rng.uniform((0.14, 0.08), (0.28, 0.2)) * _scale(view) * FINE * 2**SHIFT).astype(int)
-        cv2.ellipse(mask, centre, axes.tolist(), rng.uniform(-8, 8), 0, 180, 245, -1, cv2.LINE_AA, SHIFT)
+def _draw_pools(rng: Generator, mask: np.ndarray, view: np.ndarray, count: int) -> None:
+    """Preretinal haemorrhage: boat-shaped, level at the top, because the blood sinks."""
+    for centre in _places(_scattered(rng, count, 0.3, 0.6), view):
+        axes = _fixed(rng.uniform((0.14, 0.08), (0.28, 0.2)) * _scale(view))
+        _ellipse(mask, centre, axes, rng.uniform(-8, 8), 180, 245)
 
 
-def _expose(rng: np.random.Generator, image: np.ndarray, field: np.ndarray, view: np.ndarray) -> np.ndarray:
-    """What the camera makes of the retina: light, glare, dust, focus, black border, noise; uint8 (H, W, 3)."""
-    x, y, radius = field
-    shape = image.shape[1:]
-    light = 0.35 + 0.65 * _hill(shape, *rng.normal((x, y), 0.2 * radius), rng.uniform(0.7, 1.2) * radius)
-    image *= light * _planes(rng.lognormal(0, 0.15) * rng.lognormal(0, 0.06, 3))
+def _expose(rng: Generator, image: np.ndarray, field: np.ndarray, view: np.ndarray) -> np.ndarray:
+    """What the camera makes of it: light, glare, dust, black border, focus, grain; as uint8 (H, W, 3)."""
+    centre, radius = field[:2], field[2]
+    light = 0.35 + 0.65 * _hill(image, rng.normal(centre, 0.2 * radius), rng.uniform(0.7, 1.2) * radius)
+    image *= light * _planes(rng.lognormal(0, 0.2) * rng.lognormal(0, 0.06, 3))
     glare, angle = rng.exponential(0.08), rng.uniform(0, 2 * np.pi)
-    rim = (x + radius * np.cos(angle), y + radius * np.sin(angle))
-    image += _hill(shape, *rim, 0.3 * radius) * _planes(glare * np.array((1, 0.85, 0.7)))
-    dust, specks = _empty(image), rng.poisson(1.5)
-    _spots(rng, dust, view, _scattered(rng, specks, 0, 1), rng.uniform(0.01, 0.03, specks), 0.5)
+    rim = centre + radius * np.array((np.cos(angle), np.sin(angle)))
+    image += _hill(image, rim, 0.3 * radius) * _planes(glare * np.array((1, 0.85, 0.7)))
+    dust, border = _empty(image), ~_empty(image)
+    _spots(rng, dust, view, _scattered(rng, rng.poisson(2), 0, 1), (0.01, 0.03))
     _paint(image, dust // 2, (0.25, 0.22, 0.20), 0.012 * radius)
-    border = np.full_like(dust, 255)
-    centre = np.round((field[:2] + 0.5) * FINE * 2**SHIFT).astype(int).tolist()
-    cv2.circle(border, centre, round(radius * FINE * 2**SHIFT), 0, -1, cv2.LINE_AA, SHIFT)
+    _ellipse(border, _fixed(centre + 0.5), _fixed(np.full(2, radius)), 0, 360, 0)
     _paint(image, border, (0, 0, 0))
-    photograph = cv2.GaussianBlur(
-        np.moveaxis(image, 0, -1).copy(), (0, 0), radius * rng.uniform(0.003, 0.012)
-    )
-    photograph += np.float32(rng.uniform(0.005, 0.015)) * rng.standard_normal(photograph.shape, np.float32)
+    focus, grain = radius * rng.uniform(0.003, 0.012), rng.uniform(0.005, 0.015)
+    photograph: np.ndarray = cv2.GaussianBlur(np.moveaxis(image, 0, -1).copy(), (0, 0), focus)
+    photograph += grain * rng.standard_normal(photograph.shape, np.float32)
     return (photograph.clip(0, 1) * 255).astype(np.uint8)
 
 
@@ -344,12 +300,12 @@ def write_synthetic(
         test_patients: patients of test.
         size: height of the photographs in pixels.
         balance: `studies` for the studies' class shares, `balanced` for equal ones.
-        processes: how many draw, which leaves the bytes alone; None takes every core if there is enough to do.
+        processes: how many draw, which leaves the bytes alone; None: every core, if worth it.
 
     Raises:
         UserError: an argument makes no sense, or `root` holds something else.
     """
-    recipe = {"seed": seed, "train_patients": train_patients, "test_patients": test_patients}
+    recipe: dict[str, Any] = {"seed": seed, "train_patients": train_patients, "test_patients": test_patients}
     recipe |= {"size": size, "balance": balance, "drawing_version": DRAWING_VERSION}
     _check(recipe)
     if _holds(root, recipe):
@@ -398,9 +354,9 @@ def _move(temporary: Path, root: Path, recipe: dict[str, Any]) -> None:
             raise
 
 
-def _write_tables(folder: Path, recipe: dict[str, Any]) -> list[tuple[Path, int, str, int]]:
+def _write_tables(folder: Path, recipe: dict[str, Any]) -> list[Photograph]:
     """Write the CSV files of both splits; returns file, grade, eye and patient of each photograph."""
-    rng = np.random.default_rng(recipe["seed"])
+    rng = default_rng(recipe["seed"])
     sizes = {split: recipe[f"{split}_patients"] for split in ("train", "test")}
     numbers = 1 + rng.permutation(sum(sizes.values()))
     photographs = []
@@ -417,7 +373,7 @@ def _write_tables(folder: Path, recipe: dict[str, Any]) -> list[tuple[Path, int,
     return photographs
 
 
-def _assign_grades(rng: np.random.Generator, patients: int, shares: tuple[int, ...]) -> np.ndarray:
+def _assign_grades(rng: Generator, patients: int, shares: tuple[int, ...]) -> np.ndarray:
     """Grades (patients, 2) of both eyes: mostly equal, else neighbours; their counts follow `shares`."""
     pairs = np.repeat(np.arange(len(shares)), _allocate(2 * patients, shares)).reshape(-1, 2)
     for grade in range(len(shares) - 1):
@@ -438,9 +394,7 @@ def _allocate(total: int, shares: tuple[int, ...]) -> np.ndarray:
     return counts
 
 
-def _draw_all(
-    photographs: list[tuple[Path, int, str, int]], recipe: dict[str, Any], processes: int | None
-) -> None:
+def _draw_all(photographs: list[Photograph], recipe: dict[str, Any], processes: int | None) -> None:
     """Draw and write every photograph, in a pool where that pays."""
     logger.info("drawing %d synthetic photographs", len(photographs))
     write = partial(_write_photograph, seed=recipe["seed"], size=recipe["size"])
@@ -456,7 +410,7 @@ def _draw_all(
         list(pool.map(write, photographs, chunksize=32))
 
 
-def _write_photograph(photograph: tuple[Path, int, str, int], seed: int, size: int) -> None:
+def _write_photograph(photograph: Photograph, seed: int, size: int) -> None:
     """Draw one photograph into its JPEG file."""
     file, grade, eye, patient = photograph
     image = draw_fundus(grade, eye, patient, seed, size)
@@ -464,15 +418,13 @@ def _write_photograph(photograph: tuple[Path, int, str, int], seed: int, size: i
     file.write_bytes(encoded.tobytes())
 
 
-def write_grades(file: Path, seed: int = 2, size: int = 192) -> None:
+def write_grades(file: Path) -> None:
     """Write a picture of one photograph per grade side by side, with captions, for the README."""
     columns = []
     for grade, name in enumerate(GRADES):
-        image = draw_fundus(grade, EYES[grade % 2], grade, seed, size)
+        image = draw_fundus(grade, EYES[grade % 2], patient=grade, seed=1, size=192)
         caption = np.full((28, image.shape[1], 3), 255, np.uint8)
-        cv2.putText(
-            caption, f"{grade} {name}", (8, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.6, (0, 0, 0), 1, cv2.LINE_AA
-        )
+        cv2.putText(caption, f"{grade} {name}", (8, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.6, (0, 0, 0), 1, cv2.LINE_AA)
         columns.append(np.vstack((image, caption)))
     _, encoded = cv2.imencode(".png", np.hstack(columns)[..., ::-1])
     file.parent.mkdir(parents=True, exist_ok=True)

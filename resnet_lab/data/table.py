@@ -30,15 +30,11 @@ def read_text(path: Path) -> pd.DataFrame:
     try:
         cells = pd.read_csv(path, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except FileNotFoundError:
-        raise UserError(
-            f"{path} does not exist; check data.root, or name the file in data.train_csv"
-        ) from None
+        raise UserError(f"{path} does not exist; check data.root, or name the file in data.train_csv") from None
     except pd.errors.EmptyDataError:
         raise UserError(f"{path} is empty; it has to list one image per row") from None
     except (pd.errors.ParserError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise UserError(
-            f"{path} is not a comma-separated file in UTF-8: {' '.join(str(error).split())}"
-        ) from None
+        raise UserError(f"{path} is not a comma-separated file in UTF-8: {' '.join(str(error).split())}") from None
     return cells.apply(lambda column: column.str.strip())
 
 
@@ -65,9 +61,9 @@ def read_pair(image_csv: Path, label_csv: Path) -> pd.DataFrame:
     Raises:
         UserError: the two files differ in their number of rows, or hold no row.
     """
-    images, labels = read_text(image_csv), read_text(label_csv)
-    first = 0 if WHOLE_NUMBER.fullmatch(labels.iloc[0, 0]) else 1
-    images, labels = images.iloc[first:, 0], labels.iloc[first:, 0]
+    image_cells, label_cells = read_text(image_csv), read_text(label_csv)
+    first = 0 if is_whole(label_cells.iloc[0, 0]) else 1
+    images, labels = image_cells.iloc[first:, 0], label_cells.iloc[first:, 0]
     if len(images) != len(labels):
         raise UserError(
             f"{image_csv} has {len(images)} rows but {label_csv.name} has {len(labels)}; "
@@ -77,7 +73,12 @@ def read_pair(image_csv: Path, label_csv: Path) -> pd.DataFrame:
 
 
 def _starts_with_data(cells: pd.DataFrame) -> bool:
-    return cells.shape[1] >= 2 and bool(WHOLE_NUMBER.fullmatch(cells.iloc[0, 1]))
+    return cells.shape[1] >= 2 and is_whole(cells.iloc[0, 1])
+
+
+def is_whole(cell: object) -> bool:
+    """Whether the text of a cell is a whole number."""
+    return WHOLE_NUMBER.fullmatch(str(cell)) is not None
 
 
 def _find_column(path: Path, header: list[str], wanted: str | None, known: Sequence[str], key: str) -> int:
@@ -85,9 +86,7 @@ def _find_column(path: Path, header: list[str], wanted: str | None, known: Seque
     for name in candidates:
         if name in header:
             return header.index(name)
-    raise UserError(
-        f"{path} has no column {' or '.join(candidates)}; its columns are {', '.join(header)}; set {key}"
-    )
+    raise UserError(f"{path} has no column {' or '.join(candidates)}; its columns are {', '.join(header)}; set {key}")
 
 
 def _not_empty(path: Path, labels: pd.DataFrame) -> pd.DataFrame:
@@ -107,7 +106,7 @@ def parse(labels: pd.DataFrame, source: Path, num_classes: int) -> pd.DataFrame:
     Raises:
         UserError: a label is not a whole number or out of range, a name is empty, repeated, absolute or holds `..`.
     """
-    whole = labels["label"].map(lambda cell: WHOLE_NUMBER.fullmatch(cell) is not None)
+    whole = labels["label"].map(is_whole)
     _refuse(source, labels[~whole], "label", "labels must be whole numbers")
     targets = labels["label"].astype(int)
     _refuse(
@@ -119,9 +118,7 @@ def parse(labels: pd.DataFrame, source: Path, num_classes: int) -> pd.DataFrame:
     unsafe = labels["image"].map(
         lambda name: name == "" or PurePosixPath(name).is_absolute() or ".." in Path(name).parts
     )
-    _refuse(
-        source, labels[unsafe], "image", "names must be relative paths without '..' inside the image folder"
-    )
+    _refuse(source, labels[unsafe], "image", "names must be relative paths without '..' inside the image folder")
     _refuse(source, labels[labels["image"].duplicated()], "image", "image names must not repeat")
     return pd.DataFrame({"image": labels["image"], "target": targets})
 
@@ -195,9 +192,7 @@ def cut_split(table: pd.DataFrame, name: str, fraction: float, seed: int, key: s
     worst = table[table["split"] == "train"].groupby("patient")["target"].max()
     chosen = worst.groupby(worst).sample(frac=fraction, random_state=seed).index
     if not len(chosen) or len(chosen) == len(worst):
-        raise UserError(
-            f"{key}={fraction} of {len(worst)} training patients leaves a split empty; use another share"
-        )
+        raise UserError(f"{key}={fraction} of {len(worst)} training patients leaves a split empty; use another share")
     moved = (table["split"] == "train") & table["patient"].isin(chosen)
     return table.assign(split=table["split"].mask(moved, name))
 
@@ -248,9 +243,7 @@ def fingerprints(table: pd.DataFrame) -> dict[str, str]:
     """A hash of the images and targets of each split: equal where two runs saw the same split, in whatever order."""
     prints = {}
     for split, rows in table.groupby("split"):
-        lines = sorted(
-            f"{image}\t{target}" for image, target in zip(rows["image"], rows["target"], strict=True)
-        )
+        lines = sorted(f"{image}\t{target}" for image, target in zip(rows["image"], rows["target"], strict=True))
         prints[str(split)] = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
     return prints
 

@@ -48,15 +48,11 @@ def transforms(data: ImageData) -> tuple[Transform, Transform]:
     return train, evaluate
 
 
-def _affine(
-    shape: tuple[int, int], angle: float, horizontal: bool, vertical: bool, offset: np.ndarray
-) -> np.ndarray:
+def _affine(shape: tuple[int, int], angle: float, horizontal: bool, vertical: bool, offset: np.ndarray) -> np.ndarray:
     """Source → target coordinates (2, 3): flips, rotation (degrees) about the centre, window at `offset` (x, y)."""
     centre = (np.array(shape) - 1) / 2
     cosine, sine = np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))
-    linear = np.array([[cosine, sine], [-sine, cosine]]) @ np.diag(
-        [-1 if horizontal else 1, -1 if vertical else 1]
-    )
+    linear = np.array([[cosine, sine], [-sine, cosine]]) @ np.diag([-1 if horizontal else 1, -1 if vertical else 1])
     return np.column_stack([linear, centre - offset - linear @ centre])
 
 

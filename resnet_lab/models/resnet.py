@@ -310,8 +310,8 @@ def check_widths(widths: Sequence[int], form: str, stages: int) -> Sequence[int]
     """`widths`, when they are one positive whole number for each stage."""
     whole = isinstance(widths, Sequence) and all(isinstance(width, int) and width > 0 for width in widths)
     if not whole or len(widths) != stages:
-        example = list(FORMS[form].widths)
-        raise UserError(f"model.widths={widths}: model.form={form} needs {stages} whole numbers like {example}")
+        own = list(FORMS[form].widths)
+        raise UserError(f"model.widths={widths}: model.form={form} needs {stages} whole numbers like {own}")
     return widths
 
 

@@ -1,0 +1,123 @@
+"""Configuration → objects: datamodule, module, Trainer; `instantiate()` is called here and nowhere else."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from resnet_lab import environment
+from resnet_lab.data.datamodule import DataModule
+from resnet_lab.errors import UserError
+from resnet_lab.module import CHECKPOINT_KEY, Classifier
+
+
+def build(node: dict[str, Any], **arguments: Any) -> Any:
+    """What a node's `_target_` makes; a UserError raised in it comes out as it is."""
+    try:
+        return instantiate(node, **arguments, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        raise
+
+
+def build_datamodule(
+    config: dict[str, Any], statistics: tuple[Sequence[float], Sequence[float]] | None = None
+) -> DataModule:
+    """The data of a configuration, read and checked; `statistics` replace its own mean and std (3,)."""
+    datamodule = DataModule(build(config["data"]), config["seed"], config["follow_test"], statistics)
+    datamodule.setup()
+    return datamodule
+
+
+def build_module(config: dict[str, Any], datamodule: DataModule, pretrained: bool) -> Classifier:
+    """The network with its initial values, wrapped; `pretrained=False` where a checkpoint will replace them."""
+    model_config = config["model"] if pretrained else config["model"] | {"pretrained": "none"}
+    origin = {
+        "config": config,
+        "class_names": list(datamodule.class_names),
+        "ordered": datamodule.data.ordered,
+        "mean": datamodule.mean.tolist(),
+        "std": datamodule.std.tolist(),
+        "class_counts": datamodule.class_counts,
+        "split_fingerprint": datamodule.fingerprints,
+    }
+    return Classifier(
+        model=build(model_config, num_classes=len(datamodule.class_names)),
+        loss=build(config["loss"]),
+        optimizer=build(config["optim"]),
+        schedule=build(config["schedule"]),
+        class_names=datamodule.class_names,
+        ordered=datamodule.data.ordered,
+        val_splits=datamodule.val_splits,
+        test_splits=datamodule.test_splits,
+        origin=origin,
+    )
+
+
+def build_trainer(
+    settings: dict[str, Any], module: Classifier, logger: Logger | bool = False, callbacks: Sequence[Callback] = ()
+) -> Trainer:
+    """The Trainer of conf/trainer's keys; lays the model channels-last where that is faster."""
+    precision, channels_last = environment.resolve_precision(
+        settings["precision"], settings["channels_last"], settings["accelerator"]
+    )
+    if channels_last:
+        module.model.to(memory_format=torch.channels_last)
+    show_progress = settings["progress_bar"] and sys.stdout.isatty()
+    return Trainer(
+        accelerator=settings["accelerator"],
+        devices=settings["devices"],
+        num_nodes=settings["num_nodes"],
+        strategy=settings["strategy"],
+        precision=precision,
+        max_epochs=settings["max_epochs"],
+        deterministic=settings["deterministic"],
+        logger=logger,
+        callbacks=[*callbacks, *([RichProgressBar()] if show_progress else [])],
+        enable_checkpointing=bool(callbacks),
+        enable_progress_bar=show_progress,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # our samplers know their rank
+    )
+
+
+def origin_of(checkpoint: dict[str, Any], file: Path) -> dict[str, Any]:
+    """What a checkpoint of this project carries along: `config`, `class_names`, `mean`, `std`, `class_counts`, …"""
+    if CHECKPOINT_KEY not in checkpoint:
+        raise UserError(f"{file} is no checkpoint of resnet_lab; give a run folder, its best.ckpt or its last.ckpt")
+    return checkpoint[CHECKPOINT_KEY]
+
+
+def set_up_logging(file: Path | None = None) -> None:
+    """Log lines and warnings to the terminal and, from the first rank, to `file`."""
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
+    first = getattr(rank_zero_only, "rank", 0) == 0
+    if first and file is not None:
+        handlers.append(logging.FileHandler(file, encoding="utf-8"))
+    level = logging.INFO if first else logging.WARNING
+    logging.basicConfig(
+        level=level, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S", handlers=handlers, force=True
+    )
+    logging.captureWarnings(True)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    # what Lightning says about itself, and what is so on purpose
+    for message in (
+        r".*isinstance\(treespec, LeafSpec\).*",
+        ".*smaller than the logging interval.*",
+        ".*does not have many workers.*",
+    ):
+        warnings.filterwarnings("ignore", message)

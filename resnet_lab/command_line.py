@@ -1,0 +1,42 @@
+"""`key=value` command lines for the verbs that need no Hydra."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from resnet_lab.errors import UserError
+
+
+def split_arguments(
+    arguments: Sequence[str], positional: Sequence[str], options: dict[str, str], usage: str
+) -> tuple[list[str], dict[str, str], list[str]]:
+    """Sort a command line into positional arguments, options and the remaining `key=value` overrides.
+
+    Args:
+        arguments: words of the command line.
+        positional: names of the positional arguments, which come as words without `=` or before any override.
+        options: the verb's own keys with their defaults.
+        usage: the command, for errors.
+
+    Raises:
+        UserError: the number of positional arguments is wrong.
+    """
+    words = list(arguments[: len(positional)])
+    rest = arguments[len(positional) :]
+    if len(words) < len(positional) or not all("=" in item for item in rest) or any(w.startswith("-") for w in words):
+        keys = " ".join(f"[{key}={value}]" for key, value in options.items())
+        raise UserError(f"usage: {usage} {' '.join(positional)} {keys} [key=value …]")
+    given = dict(item.split("=", 1) for item in rest)
+    chosen = {key: given.pop(key, default) for key, default in options.items()}
+    return words, chosen, [f"{key}={value}" for key, value in given.items()]
+
+
+def run_command(command: Callable[[list[str]], None]) -> int:
+    """Run a verb; what the user got wrong is one line and exit code 2."""
+    try:
+        command(sys.argv[1:])
+    except (UserError, PermissionError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,165 @@
+"""What the figures show: their texts, colours, lines, and that hostile names do no harm."""
+
+import io
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+from resnet_lab import plots
+
+GREY = "#e0e0e0"  # a class without images
+
+
+def drawn(figure: Figure) -> Figure:
+    """The figure, after it could be saved as PNG."""
+    figure.savefig(io.BytesIO(), format="png")
+    return figure
+
+
+def cell_texts(figure: Figure) -> dict[tuple[int, int], str]:
+    """(row, column) → text, of the first matrix."""
+    return {(int(t.get_position()[1]), int(t.get_position()[0])): t.get_text() for t in figure.axes[0].texts}
+
+
+def cell_colours(figure: Figure) -> np.ndarray:
+    image = figure.axes[0].get_images()[0]
+    return image.to_rgba(image.get_array())
+
+
+def test_cells_show_count_and_share_of_the_true_class():
+    figure = drawn(plots.confusion_matrix(np.array([[30, 10], [0, 20]]), ["healthy", "ill"], "run 1"))
+    expected = {(0, 0): "30\n75 %", (0, 1): "10\n25 %", (1, 0): "0", (1, 1): "20\n100 %"}
+    assert cell_texts(figure) == expected
+    axes = figure.axes[0]
+    assert axes.get_title() == "run 1"
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["healthy", "ill"]
+    assert (axes.get_ylabel(), axes.get_xlabel()) == ("true", "predicted")
+
+
+def test_darker_is_the_larger_share_not_the_larger_count():
+    colours = cell_colours(plots.confusion_matrix(np.array([[600, 400], [1, 9]]), ["a", "b"]))
+    brightness = colours[..., :3].sum(axis=-1)
+    assert brightness[1, 1] < brightness[0, 0] < brightness[0, 1] < brightness[1, 0]
+
+
+def test_text_is_white_on_dark_cells_only():
+    figure = plots.confusion_matrix(np.array([[95, 5], [40, 60]]), ["a", "b"])
+    colours = {text.get_text(): to_hex(text.get_color()) for text in figure.axes[0].texts}
+    assert colours["95\n95 %"] == "#ffffff"
+    assert {colours[text] for text in ("5\n5 %", "40\n40 %", "60\n60 %")} == {"#1a1a1a"}
+
+
+def test_a_class_without_images_is_grey_with_a_dash():
+    figure = drawn(plots.confusion_matrix(np.array([[3, 1, 0], [0, 0, 0], [0, 0, 2]]), ["a", "b", "c"]))
+    texts, colours = cell_texts(figure), cell_colours(figure)
+    assert [texts[1, column] for column in range(3)] == ["–"] * 3
+    assert {to_hex(colour) for colour in colours[1]} == {GREY}
+    assert GREY not in {to_hex(colour) for row in (0, 2) for colour in colours[row]}
+
+
+@pytest.mark.parametrize("num_classes", [5, 20])
+def test_every_cell_has_a_text_that_fits(num_classes):
+    counts = np.full((num_classes, num_classes), 20655)
+    figure = drawn(plots.confusion_matrix(counts, [f"class {k}" for k in range(num_classes)]))
+    box = figure.axes[0].get_window_extent()
+    cells = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert len(cells) == num_classes**2
+    assert max(cell.width for cell in cells) < box.width / num_classes
+    assert max(cell.height for cell in cells) < box.height / num_classes
+
+
+def test_102_classes_have_no_text_and_names_that_do_not_overlap():
+    names = [f"flower number {k}" for k in range(102)]
+    figure = drawn(plots.confusion_matrix(np.eye(102, dtype=int), names))
+    axes = figure.axes[0]
+    assert not axes.texts
+    shown = [label for label in axes.get_yticklabels() if label.get_text()]
+    assert [label.get_text() for label in shown][:2] == ["flower number 0", "flower number 6"]
+    boxes = sorted((label.get_window_extent() for label in shown), key=lambda box: box.y0)
+    assert all(low.y1 <= high.y0 for low, high in pairwise(boxes))
+    assert all(box.x0 >= 0 for box in boxes)
+
+
+@pytest.mark.parametrize("longest", ["ill", "proliferative", "a name that is longer than any name should be"])
+def test_nothing_is_cut_off_at_the_borders(longest):
+    figure = drawn(plots.confusion_matrix(np.ones((5, 5), int), ["a", "b", "c", "d", longest], "some title " * 5))
+    inside = figure.axes[0].get_tightbbox()
+    assert inside.x0 >= 0
+    assert inside.y0 >= 0
+    assert inside.x1 <= figure.bbox.width
+    assert inside.y1 <= figure.bbox.height
+
+
+def test_mathematics_in_names_is_text():
+    drawn(plots.confusion_matrix(np.eye(2, dtype=int), ["$\\frac{$", "<b>&"], "$x^$"))
+    series = [plots.Series("$\\a$", "$x^$", "val", np.arange(2), np.ones((1, 2)))]
+    drawn(plots.curves(series, "accuracy"))
+    drawn(plots.images(np.zeros((1, 4, 4, 3), np.uint8), ["$x^$"]))
+
+
+def test_matrices_stand_side_by_side_in_equal_shares_of_the_picture():
+    matrices = [(f"run {k}", (k + 1) * np.eye(2, dtype=int)) for k in range(5)]
+    figure = drawn(plots.confusion_matrices(matrices, ["a", "b"], columns=2))
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == [f"run {k}" for k in range(5)]
+    for place, axes in enumerate(figure.axes):
+        row, column = divmod(place, 2)
+        box = axes.get_tightbbox()
+        width, height = figure.bbox.width / 2, figure.bbox.height / 3
+        assert column * width <= box.x0 < box.x1 <= (column + 1) * width
+        assert (2 - row) * height <= box.y0 < box.y1 <= (3 - row) * height
+
+
+def curve(panel: str, label: str, split: str = "val", values: object = ((70, 80, 90),)) -> plots.Series:
+    array = np.array(values, dtype=float)
+    return plots.Series(panel, label, split, np.arange(array.shape[1]), array)
+
+
+def test_one_panel_per_depth_and_one_colour_per_label():
+    series = [curve(f"depth={d}", f"pretrained={p}", s) for d in (18, 50) for p in "ab" for s in ("train", "val")]
+    figure = drawn(plots.curves(series, "accuracy, %", baseline=73.5))
+    assert [axes.get_title() for axes in figure.axes] == ["depth=18", "depth=50"]
+    for axes in figure.axes:
+        *lines, baseline = axes.get_lines()
+        assert [line.get_linestyle() for line in lines] == ["--", "-", "--", "-"]
+        colours = [to_hex(line.get_color()) for line in lines]
+        assert colours[0] == colours[1] != colours[2] == colours[3]
+        assert baseline.get_linestyle() == ":"
+        assert set(baseline.get_ydata()) == {73.5}
+    texts = [text.get_text() for text in figure.legends[0].get_texts() if text.get_text().strip()]
+    assert texts == ["pretrained=a", "pretrained=b", "train", "val", "majority baseline (val)"]
+
+
+def test_runs_are_thin_and_the_mean_stops_where_a_run_does():
+    figure = drawn(plots.curves([curve("p", "a", values=[[70, 80, 90], [72, 84, np.nan]])], "accuracy"))
+    first, second, mean = figure.axes[0].get_lines()
+    assert first.get_linewidth() < mean.get_linewidth()
+    np.testing.assert_array_equal(second.get_ydata(), [72, 84, np.nan])
+    np.testing.assert_array_equal(mean.get_ydata(), [71, 82, np.nan])
+
+
+def test_a_single_epoch_is_a_point():
+    (line,) = drawn(plots.curves([curve("p", "a", values=[[70]])], "accuracy")).axes[0].get_lines()
+    assert line.get_marker() == "o"
+
+
+def test_an_incomplete_row_of_panels_hides_its_gap():
+    figure = drawn(plots.curves([curve(f"depth={d}", "a") for d in (18, 34, 50)], "accuracy", columns=2))
+    assert [axes.get_visible() for axes in figure.axes] == [True, True, True, False]
+    assert [axes.get_xlabel() for axes in figure.axes[:3]] == ["", "epoch", "epoch"]
+
+
+def test_more_than_ten_labels_keep_their_colours_apart():
+    lines = drawn(plots.curves([curve("p", str(k)) for k in range(14)], "accuracy")).axes[0].get_lines()
+    assert len({to_hex(line.get_color()) for line in lines}) == 14
+
+
+def test_images_show_the_batch_with_its_labels():
+    batch = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    figure = drawn(plots.images(batch, ["no DR", "mild", "severe"], columns=2))
+    assert [axes.get_title() for axes in figure.axes] == ["no DR", "mild", "severe", ""]
+    np.testing.assert_array_equal(figure.axes[2].get_images()[0].get_array(), batch[2])
+    assert not any(axes.axison for axes in figure.axes)
