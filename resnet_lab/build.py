@@ -102,13 +102,17 @@ def origin_of(checkpoint: dict[str, Any], file: Path) -> dict[str, Any]:
     return checkpoint[CHECKPOINT_KEY]
 
 
+def rank() -> int:
+    """Of this process among those of DDP, as torchrun, SLURM or Lightning tell it; 0 where there is one process."""
+    return getattr(rank_zero_only, "rank", 0)
+
+
 def set_up_logging(file: Path | None = None) -> None:
     """Log lines and warnings to the terminal and, from the first rank, to `file`."""
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
-    first = getattr(rank_zero_only, "rank", 0) == 0
-    if first and file is not None:
+    if rank() == 0 and file is not None:
         handlers.append(logging.FileHandler(file, encoding="utf-8"))
-    level = logging.INFO if first else logging.WARNING
+    level = logging.INFO if rank() == 0 else logging.WARNING
     logging.basicConfig(
         level=level, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S", handlers=handlers, force=True
     )
@@ -119,5 +123,6 @@ def set_up_logging(file: Path | None = None) -> None:
         r".*isinstance\(treespec, LeafSpec\).*",
         ".*smaller than the logging interval.*",
         ".*does not have many workers.*",
+        ".*exists and is not empty.*",  # a resumed run
     ):
         warnings.filterwarnings("ignore", message)

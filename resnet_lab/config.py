@@ -16,6 +16,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from resnet_lab.errors import UserError
+from resnet_lab.run_folder import BOOKKEEPING
 
 
 @dataclass
@@ -59,8 +60,6 @@ PROVIDED = {
     "optim": {"params"},
     "schedule": {"optimizer", "steps_per_epoch", "max_epochs"},
 }
-# what a run may differ in and still be the same experiment
-BOOKKEEPING = ("name", "sweep_dir", "data.root", "data.cache_dir", "data.num_workers", "trainer.progress_bar")
 
 
 def register() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
 import traceback
@@ -18,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from resnet_lab import environment
-from resnet_lab.build import build_datamodule, build_module, build_trainer, set_up_logging
+from resnet_lab.build import build_datamodule, build_module, build_trainer, rank, set_up_logging
 from resnet_lab.callbacks import Observer, ResumableEarlyStopping, RunCheckpoint
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.errors import UserError
@@ -161,7 +160,7 @@ def main() -> int:
         print("usage: python -m resnet_lab.job RUN_DIR", file=sys.stderr)
         return 2
     run = RunFolder(Path(sys.argv[1]).resolve())
-    if int(os.environ.get("LOCAL_RANK", 0)) > 0:  # a child of DDP: its parent holds the lock
+    if rank() > 0:  # a child of DDP: the first rank holds the lock
         set_up_logging()
         run_job(run)
         return 0

@@ -123,7 +123,9 @@ class Series:
     values: np.ndarray  # (R, E), NaN where a run has no value
 
 
-def curves(series: Sequence[Series], ylabel: str, baseline: float | None = None, columns: int = 2) -> Figure:
+def curves(
+    series: Sequence[Series], ylabel: str, baseline: tuple[str, float] | None = None, columns: int = 2
+) -> Figure:
     """Values by epoch, one panel per `panel`, one colour per `label`; thin lines are runs, thick ones their mean.
 
     The mean is drawn at the epochs that all its runs have, so that it never changes its runs on the way.
@@ -131,7 +133,7 @@ def curves(series: Sequence[Series], ylabel: str, baseline: float | None = None,
     Args:
         series: the lines, in the order of panels and legend.
         ylabel: what the values are, with their unit.
-        baseline: what answering the majority class gives, in the same unit; a dotted line.
+        baseline: a split, and what answering the majority class gives on it, in the same unit; a dotted line.
         columns: panels in a row.
     """
     panels, labels = (list(dict.fromkeys(names)) for names in zip(*((s.panel, s.label) for s in series), strict=True))
@@ -147,7 +149,7 @@ def curves(series: Sequence[Series], ylabel: str, baseline: float | None = None,
             if line.panel == panel:
                 _draw_series(axes, line, _colour(labels.index(line.label), len(labels)))
         if baseline is not None:
-            axes.axhline(baseline, color=GREY, linestyle=":", linewidth=1.5)
+            axes.axhline(baseline[1], color=GREY, linestyle=":", linewidth=1.5)
     _tidy(grid, len(panels), columns, ylabel)
     box = figure.legend(handles=legend, loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
     for text in box.get_texts():
@@ -164,7 +166,9 @@ def _draw_series(axes: Axes, line: Series, colour: tuple[float, float, float, fl
     axes.plot(line.epochs, line.values.mean(axis=0), color=colour, linestyle=style, linewidth=1.8, marker=marker)
 
 
-def _legend(series: Sequence[Series], labels: Sequence[str], baseline: float | None, columns: int) -> list[Line2D]:
+def _legend(
+    series: Sequence[Series], labels: Sequence[str], baseline: tuple[str, float] | None, columns: int
+) -> list[Line2D]:
     """What the colours and the styles mean, once for all panels; in two columns where there is room."""
     colours = [
         Line2D([], [], color=_colour(place, len(labels)), linewidth=1.8, label=fill(label, 60))
@@ -173,7 +177,8 @@ def _legend(series: Sequence[Series], labels: Sequence[str], baseline: float | N
     splits = [split for split in STYLES if any(line.split == split for line in series)]
     styles = [Line2D([], [], color=GREY, linestyle=STYLES[split], label=split) for split in splits]
     if baseline is not None:
-        styles.append(Line2D([], [], color=GREY, linestyle=":", linewidth=1.5, label="majority baseline (val)"))
+        label = f"majority baseline ({baseline[0]})"
+        styles.append(Line2D([], [], color=GREY, linestyle=":", linewidth=1.5, label=label))
     blank = Line2D([], [], linestyle="none", label=" ")
     missing = (len(styles) - len(colours)) if columns == 2 else 0
     return colours + [blank] * missing + styles + [blank] * -missing

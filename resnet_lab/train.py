@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import hydra
 import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -19,26 +21,38 @@ from resnet_lab.config import check, conf_dir, config_hash, register
 from resnet_lab.errors import UserError
 from resnet_lab.run_folder import RunFolder
 
+
+class JobFailed(UserError):
+    """A job that ended with an error which it has shown itself."""
+
+
+FAILED: list[RunFolder] = []  # the single run of this process, where it failed
+
 register()
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
 def train(config: DictConfig) -> float | None:
-    """One job: returns the best value of the monitored metric to Hydra's sweepers.
+    """One job: returns the best value of the monitored metric to Hydra's sweepers, or NaN for a single run that failed.
 
     Raises:
-        UserError: the configuration is wrong, the folder belongs to another one, or the job failed.
+        UserError: in a sweep, where a job failed; Hydra goes on with the others and ends with exit code 1.
     """
-    run = RunFolder(Path(HydraConfig.get().runtime.output_dir))
+    hydra_config = HydraConfig.get()
+    run = RunFolder(Path(hydra_config.runtime.output_dir))
     try:
         check(config)
         lay(run, config)
         start(run)
     except UserError as error:
-        # Hydra would show the first failed job only, and at the end of the sweep
-        if HydraConfig.get().mode == hydra.types.RunMode.MULTIRUN:
-            print(f"error: {run.path.name}: {error}", file=sys.stderr, flush=True)
-        raise
+        sweep = hydra_config.mode == RunMode.MULTIRUN
+        # at once: Hydra would show the first failed job only, and that at the end
+        if not isinstance(error, JobFailed):
+            print(f"error: {f'{run.path.name}: ' if sweep else ''}{error}", file=sys.stderr, flush=True)
+        if sweep:
+            raise
+        FAILED.append(run)
+        return math.nan
     return run.read_status().get("best_value")
 
 
@@ -55,18 +69,27 @@ def lay(run: RunFolder, config: DictConfig) -> None:
 
 
 def start(run: RunFolder) -> None:
-    """Run the job in a process of its own, so that its memory and its crashes stay its own."""
+    """Run the job in a process of its own, so that its memory and its crashes stay its own.
+
+    Raises:
+        JobFailed: it failed, and has shown why.
+        UserError: it died without a word.
+    """
     code = subprocess.run([sys.executable, "-m", "resnet_lab.job", str(run.path)], check=False).returncode
+    if code and run.read_status()["state"] == "failed":
+        raise JobFailed(run.read_status()["error"])
     if code:
-        status = run.read_status()
-        died = f"the job died with exit code {code}; start it again with python -m resnet_lab.job {run.path}"
-        raise UserError(status["error"] if status["state"] == "failed" else died)
+        raise UserError(f"the job died with exit code {code}; go on with python -m resnet_lab.job {run.path}")
 
 
 def one_line(error: Exception) -> str:
-    """The message of a Hydra, OmegaConf or operating-system error without its line breaks."""
+    """The message of an error of Hydra, OmegaConf or the operating system, without its line breaks."""
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}; choose a sweep_dir that can be written"
     lines = (line.strip() for line in str(error).splitlines())
-    return "; ".join(line for line in lines if line and not line.startswith(("full_key:", "object_type=")))
+    return "; ".join(
+        line for line in lines if line and not line.startswith(("full_key:", "object_type=", "Set the env"))
+    )
 
 
 def main() -> int:
@@ -78,10 +101,12 @@ def main() -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         train()
-    except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
+    except UserError:  # shown when it happened
+        return 1
+    except (HydraException, OmegaConfBaseException, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
-    return 0
+    return 1 if FAILED else 0
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ def curve(panel: str, label: str, split: str = "val", values: object = ((70, 80,
 
 def test_one_panel_per_depth_and_one_colour_per_label():
     series = [curve(f"depth={d}", f"pretrained={p}", s) for d in (18, 50) for p in "ab" for s in ("train", "val")]
-    figure = drawn(plots.curves(series, "accuracy, %", baseline=73.5))
+    figure = drawn(plots.curves(series, "accuracy, %", baseline=("test", 73.5)))
     assert [axes.get_title() for axes in figure.axes] == ["depth=18", "depth=50"]
     for axes in figure.axes:
         *lines, baseline = axes.get_lines()
@@ -130,7 +130,7 @@ def test_one_panel_per_depth_and_one_colour_per_label():
         assert baseline.get_linestyle() == ":"
         assert set(baseline.get_ydata()) == {73.5}
     texts = [text.get_text() for text in figure.legends[0].get_texts() if text.get_text().strip()]
-    assert texts == ["pretrained=a", "pretrained=b", "train", "val", "majority baseline (val)"]
+    assert texts == ["pretrained=a", "pretrained=b", "train", "val", "majority baseline (test)"]
 
 
 def test_runs_are_thin_and_the_mean_stops_where_a_run_does():

@@ -1,4 +1,4 @@
-"""The report on made-up runs: what it groups, computes, warns of and writes, and that damage is not fatal."""
+"""The report on made-up runs: rows and curves, and that page, tables and terminal say the same."""
 
 import csv
 import re
@@ -10,216 +10,59 @@ import pandas as pd
 import pytest
 from fake_runs import write_run, write_sweep
 from PIL import Image
-from sklearn import metrics
 
 from resnet_lab import report
-from resnet_lab.run_folder import RunFolder, find_runs
+from resnet_lab.comparison import tables_of
+from resnet_lab.errors import UserError
+from resnet_lab.run_folder import find_runs
+from resnet_lab.runs import read_run
 
 
-def compare(*folders, out=None):
-    """What `main` reads, without drawing anything."""
-    runs = [report.read_run(folder) for folder in find_runs(folders)]
-    tables = report.tables_of(runs)
-    return runs, tables, report.findings_of(runs, tables, out or folders[0])
-
-
-def kinds(findings) -> list[str]:
-    return [finding.kind for finding in findings]
-
-
-def labels(table) -> list[str]:
-    return [group.label for group in table.groups]
-
-
-def test_numbers_come_from_the_stored_predictions(tmp_path):
-    run = report.read_run(RunFolder(write_run(tmp_path / "run", metrics={"test/accuracy": 0.1})))
-    stored = pd.read_csv(tmp_path / "run" / "predictions_test.csv")
-    assert run.scores["accuracy"] == pytest.approx(np.mean(stored["target"] == stored["prediction"]))
-    kappa = metrics.cohen_kappa_score(stored["target"], stored["prediction"], weights="quadratic")
-    assert run.scores["qwk"] == pytest.approx(kappa)
-    assert run.counts.sum() == 400
-
-
-def test_seeds_make_a_group_with_mean_and_sample_deviation(tmp_path):
-    _, (table,), findings = compare(write_sweep(tmp_path / "sweep"))
-    assert labels(table) == [
-        "depth=18 pretrained=none",
-        "depth=18 pretrained=IMAGENET1K_V1",
-        "depth=50 pretrained=none",
-        "depth=50 pretrained=IMAGENET1K_V1",
-    ]
-    group = table.groups[1]
-    values = [run.scores["auroc"] for run in group.runs]
-    assert group.mean_and_std("auroc") == pytest.approx((np.mean(values), np.std(values, ddof=1)))
-    assert kinds(findings) == ["collapsed"]
-    assert findings[0].text == "depth=18 pretrained=none: 3 of 3 answer one class (seed 0, 1, 2)"
-
-
-def test_groups_are_sorted_by_number_not_by_text(tmp_path):
-    for lr in (0.1, 0.01, 5, 10):
-        write_run(tmp_path / str(lr), config={"optim.lr": lr})
-    (table,) = compare(tmp_path)[1]
-    assert labels(table) == ["lr=0.01", "lr=0.1", "lr=5", "lr=10"]
-
-
-def test_axes_leave_out_seeds_and_paths_and_keep_names_short_but_unique(tmp_path):
-    write_run(tmp_path / "a", seed=0, config={"sweep_dir": "x", "name": "x", "optim.lr": 0.1, "head.lr": 1})
-    write_run(tmp_path / "b", seed=1, config={"sweep_dir": "y", "name": "y", "optim.lr": 0.2, "head.lr": 2})
-    _, (table,), _ = compare(tmp_path)
-    assert list(table.groups[0].values) == ["optim.lr", "head.lr"]
-    assert labels(table) == ["optim.lr=0.1 head.lr=1", "optim.lr=0.2 head.lr=2"]
-
-
-def test_targets_are_named_by_their_last_part_and_missing_keys_left_out(tmp_path):
-    write_run(tmp_path / "a", config={"optim": {"_target_": "resnet_lab.optim.sgd", "momentum": 0.9}})
-    write_run(tmp_path / "b", config={"optim": {"_target_": "resnet_lab.optim.nadam"}})
-    assert labels(compare(tmp_path)[1][0]) == ["optim=nadam", "optim=sgd momentum=0.9"]
-
-
-def test_checkpoint_paths_are_as_short_as_tells_them_apart(tmp_path):
-    for name in ("a", "b"):
-        write_run(tmp_path / name, pretrained=f"/long/path/runs/{name}/checkpoints/best.ckpt")
-    write_run(tmp_path / "c", pretrained="/elsewhere/weights/resnet.pt")
-    assert labels(compare(tmp_path)[1][0]) == [
-        "pretrained=weights/resnet.pt",
-        "pretrained=a/checkpoints/best.ckpt",
-        "pretrained=b/checkpoints/best.ckpt",
-    ]
-
-
-def test_different_test_sets_never_share_a_table(tmp_path):
-    for seed, test_set in ((0, "a" * 16), (1, "a" * 16), (2, "c" * 16)):
-        write_run(tmp_path / str(seed), seed=seed, test_set=test_set)
-    _, tables, findings = compare(tmp_path)
-    assert [[len(group.scored) for group in table.groups] for table in tables] == [[2], [1]]
-    assert "aaaaaaaa" in tables[0].title
-    assert "cccccccc" in tables[1].title
-    assert "different test sets" in kinds(findings)
+def table_of(*folders):
+    (table,) = tables_of([read_run(folder) for folder in find_runs(folders)])
+    return table
 
 
 def test_the_baseline_is_the_training_majority_on_these_images(tmp_path):
-    write_run(tmp_path / "run", class_counts={"train": [1, 9, 2, 0, 0], "val": [2, 2, 0, 0, 0]})
+    write_run(tmp_path / "run", class_counts={"train": [1, 9, 2, 0, 0]})
     targets = pd.read_csv(tmp_path / "run" / "predictions_test.csv")["target"]
-    _, (table,), _ = compare(tmp_path)
-    row = report.rows_of(table)[-1]
+    row = report.rows_of(table_of(tmp_path))[-1]
     assert row.label == "majority baseline: always “mild”"
     assert row.cells == [f"{100 * np.mean(targets == 1):.2f}", "20.00", "0.000", "0.500"]
-    assert report._val_baseline(table) == 50
 
 
-def test_the_largest_class_stands_in_where_training_counts_are_unknown(tmp_path):
-    write_run(tmp_path / "run", class_counts=None)
-    assert report.read_run(RunFolder(tmp_path / "run")).majority == "no DR"
+def test_the_baseline_of_curves_is_that_of_the_split_they_judge_by(tmp_path):
+    counts = {"train": [1, 9, 2, 0, 0], "val": [2, 2, 0, 0, 0], "test": [1, 3, 0, 0, 0]}
+    write_run(tmp_path / "run", class_counts=counts)
+    table = table_of(tmp_path)
+    assert report.baseline_of(table, {"train", "val"}) == ("val", 50)
+    assert report.baseline_of(table, {"train", "val", "test"}) == ("test", 75)
+    assert report.baseline_of(table, {"train"}) is None
 
 
-def test_kappa_is_shown_for_ordered_classes_only(tmp_path):
-    write_run(tmp_path / "grades" / "0")
-    write_run(tmp_path / "birds" / "0", class_names=["duck", "goose", "swan"])
-    shown = [compare(tmp_path / name)[1][0].metrics for name in ("grades", "birds")]
-    assert ["qwk" in names for names in shown] == [True, False]
-
-
-def test_without_a_test_split_validation_stands_in_and_says_so(tmp_path):
-    write_run(tmp_path / "run", split="val")
-    _, (table,), findings = compare(tmp_path)
-    assert table.title.startswith("retinopathy, val split: 400 images")
-    assert "no test split" in kinds(findings)
-
-
-def test_what_is_wrong_is_said(tmp_path):
+def test_what_a_group_lost_stands_beside_its_name(tmp_path):
     write_run(tmp_path / "fine", seed=0)
-    write_run(tmp_path / "failed", seed=1, state="failed", error="OutOfMemoryError: 6 GB\nTraceback")
-    write_run(tmp_path / "killed", seed=2, state="running", epoch=3)
-    write_run(tmp_path / "leaky", seed=3, leaks=5618, skipped_images=2)
-    write_run(tmp_path / "dropped", seed=4, leaks=5618, config={"data.on_leak": "drop"})
-    write_run(tmp_path / "again", seed=0)
-    found = dict(compare(tmp_path)[2])
-    assert found["failed"] == "failed: OutOfMemoryError: 6 GB"
-    assert found["interrupted"] == "killed: no result, epoch 3"
-    assert found["leaking"] == "5618 training images share a patient with another split (1 of 6 runs)"
-    assert found["skipped images"] == "2 images could not be read (1 of 6 runs)"
-    assert found["seed twice"] == "on_leak=ignore: seed 0 counts more than once; n is too large"
-    assert found["one seed only"] == "no spread is known of on_leak=drop"
-
-
-def test_one_answer_to_everything_is_a_collapse_whatever_the_status_says(tmp_path):
-    write_run(tmp_path / "run", skill=0.0, collapsed=False)
-    assert kinds(compare(tmp_path)[2]) == ["collapsed", "one seed only"]
-
-
-def test_runs_without_a_result_count_in_their_group_but_not_in_its_mean(tmp_path):
-    write_run(tmp_path / "fine", seed=0)
-    write_run(tmp_path / "stale", seed=1, state="failed", error="late", skill=0.0)
-    write_run(tmp_path / "bare", seed=2)
-    (tmp_path / "bare" / "predictions_test.csv").unlink()
-    runs, (table,), findings = compare(tmp_path)
-    (group,) = table.groups
-    assert (len(group.runs), len(group.scored)) == (3, 1)
-    assert report.rows_of(table)[0].remark == "2 without result"
-    assert ("no result", "bare: no predictions_test.csv; evaluate the run") in findings
-    assert not {run.folder.path.name: run.scores for run in runs}["stale"]
+    write_run(tmp_path / "flat", seed=1, skill=0.0)
+    write_run(tmp_path / "failed", seed=2, state="failed", error="boom")
+    row = report.rows_of(table_of(tmp_path))[0]
+    assert (row.n, row.remark) == ("2", "1 without result, 1 collapsed")
 
 
 def test_no_result_at_all_is_a_table_of_dashes(tmp_path):
     write_run(tmp_path / "run", state="failed", error="boom")
-    _, (table,), _ = compare(tmp_path)
+    table = table_of(tmp_path)
     assert table.title == "No run has a result"
     (row,) = report.rows_of(table)
     assert (row.n, set(row.cells)) == ("0", {"–"})
 
 
-@pytest.mark.parametrize(
-    ("file", "content", "problem"),
-    [
-        ("status.json", '{"state": "do', "status.json is damaged"),
-        ("status.json", "[]", "status.json is damaged"),
-        ("config.yaml", "model: {depth: 18", "config.yaml is damaged"),
-        ("config.yaml", "", "config.yaml holds NoneType, not keys"),
-        ("predictions_test.csv", "", "predictions_test.csv is damaged"),
-        ("predictions_test.csv", "image,patient\na,b\n", "predictions_test.csv is damaged"),
-        ("predictions_test.csv", "image,patient,target,prediction,p_0\n", "has no rows"),
-        ("predictions_test.csv", "image,target,prediction,p_0,p_1\na,0,1,.5,.5\nb,1,0,.5\n", "line 3 lacks"),
-        ("predictions_test.csv", "image,target,prediction,p_0,p_1\na,0,2,.5,.5\n", "line 2 lacks a class"),
-        ("predictions_test.csv", "image,target,prediction,p_0,p_1\na,0,1,nan,nan\n", "line 2 lacks"),
-        ("predictions_test.csv", "image,target,prediction,p_0,p_1\na,0,1,.5,.5\n", "5 class_names, the predictions 2"),
-    ],
-)
-def test_damaged_files_are_listed_and_the_others_still_compared(tmp_path, file, content, problem):
-    write_run(tmp_path / "fine", seed=0)
-    write_run(tmp_path / "hurt", seed=1)
-    (tmp_path / "hurt" / file).write_text(content)
-    _, (table,), findings = compare(tmp_path)
-    (text,) = [finding.text for finding in findings if finding.text.startswith("hurt: ")]
-    assert problem in text
-    assert "\n" not in text
-    assert [run.folder.path.name for run in table.scored] == ["fine"]
-
-
-def test_names_of_images_are_text(tmp_path):
-    file = tmp_path / "predictions_test.csv"
-    file.write_text("image,patient,target,prediction,p_0,p_1\nNA,007,0,1,.25,.75\nnull,,1,1,.5,.5\n")
-    targets, predictions, probabilities = report.read_predictions(file)
-    assert (targets.tolist(), predictions.tolist()) == ([0, 1], [1, 1])
-    assert probabilities.tolist() == [[0.25, 0.75], [0.5, 0.5]]
-
-
-def test_half_a_row_of_metrics_is_left_out_and_a_repeated_epoch_counts_once(tmp_path):
-    file = tmp_path / "metrics.csv"
-    file.write_text("epoch,val/accuracy\n0,0.5\n1,0.6\n1,0.61\n2,0.7")
-    assert report.read_metrics(file)["val/accuracy"].to_dict() == {0: 0.5, 1: 0.61}
-    file.write_text("")
-    assert report.read_metrics(file).empty
-    assert report.read_metrics(tmp_path / "absent.csv").empty
-
-
-def test_curves_are_in_percent_by_depth_and_of_the_runs_that_count(tmp_path):
+def test_curves_are_in_percent_and_of_the_runs_that_count(tmp_path):
     for seed, state in ((0, "done"), (1, "done"), (2, "failed")):
         write_run(tmp_path / str(seed), seed=seed, state=state)
     write_run(tmp_path / "deep", depth=50, epochs=3)
-    _, (table,), _ = compare(tmp_path)
-    series = [line for group in table.groups for line in report._series(group)]
+    series = list(report.series_of(table_of(tmp_path)))
     assert [(s.panel, s.label, s.split) for s in series] == [
-        (f"depth={depth}", "all runs", split) for depth in (18, 50) for split in ("train", "val")
+        ("", f"depth={depth}", split) for depth in (18, 50) for split in ("train", "val")
     ]
     assert series[0].values.shape == (2, 6)
     assert series[2].epochs.tolist() == [0, 1, 2]
@@ -227,9 +70,25 @@ def test_curves_are_in_percent_by_depth_and_of_the_runs_that_count(tmp_path):
     np.testing.assert_allclose(series[0].values[0], 100 * first["train/accuracy"])
 
 
+def test_each_depth_has_its_panel_where_more_than_the_depth_differs(tmp_path):
+    series = list(report.series_of(table_of(write_sweep(tmp_path / "sweep", seeds=(0,)))))
+    assert [(s.panel, s.label) for s in series if s.split == "val"] == [
+        (f"depth={depth}", f"pretrained={pretrained}") for depth in (18, 50) for pretrained in ("none", "IMAGENET1K_V1")
+    ]
+
+
+def test_a_followed_test_split_has_its_curve(tmp_path):
+    file = write_run(tmp_path / "run") / "metrics.csv"
+    rows = pd.read_csv(file)
+    rows.rename(columns=lambda name: name.replace("val/", "test/")).to_csv(file, index=False)
+    train, test = report.series_of(table_of(tmp_path))
+    assert (train.split, test.split) == ("train", "test")
+    np.testing.assert_allclose(test.values[0], 100 * rows["val/accuracy"])
+
+
 def test_the_files_say_the_same(tmp_path, capsys):
     sweep, out = write_sweep(tmp_path / "sweep", seeds=(0, 1)), tmp_path / "out"
-    assert report.main([str(sweep), f"out={out}"]) == 0
+    report.command([str(sweep), f"out={out}"])
     shown = capsys.readouterr().out
     with (out / "summary.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -249,17 +108,27 @@ def test_the_files_say_the_same(tmp_path, capsys):
         assert picture.width > picture.height  # two panels in a row
 
 
+def test_pictures_of_an_earlier_report_go(tmp_path, capsys):
+    for seed, test_set in ((0, "a" * 16), (1, "c" * 16)):
+        write_run(tmp_path / str(seed), seed=seed, test_set=test_set)
+    report.command([str(tmp_path)])
+    assert "curves_2.png" in capsys.readouterr().out
+    report.command([str(tmp_path / "0"), f"out={tmp_path}"])
+    assert {file.name for file in (tmp_path / "report_figures").iterdir()} == {"curves.png", "confusion_matrices.png"}
+    assert "curves_2.png" not in capsys.readouterr().out
+
+
 def test_deviation_is_empty_for_a_single_run(tmp_path):
-    assert report.main([str(write_run(tmp_path / "run"))]) == 0
+    report.command([str(write_run(tmp_path / "run"))])
     with (tmp_path / "run" / "summary.csv").open() as file:
         (row,) = csv.DictReader(file)
     assert (row["n"], row["accuracy_std"], row["group"]) == ("1", "", "depth=18 pretrained=none")
 
 
 def test_the_page_is_one_file_with_every_picture_and_escaped_names(tmp_path):
-    write_run(tmp_path / "<i>a", 18, class_names=["<script>alert(1)</script>", "$x^$", "b|c", "d", "e"])
+    write_run(tmp_path / "<i>a_b", 18, class_names=["<script>alert(1)</script>", "$x^$", "b|c", "d", "e"])
     write_run(tmp_path / "b", 50, state="failed", error="<img src=x>")
-    assert report.main([str(tmp_path)]) == 0
+    report.command([str(tmp_path)])
     page = (tmp_path / "report.html").read_text()
     assert "<script" not in page
     assert "<i>" not in page
@@ -267,36 +136,42 @@ def test_the_page_is_one_file_with_every_picture_and_escaped_names(tmp_path):
     assert page.count("data:image/png;base64,") == 3  # curves wide and narrow, one matrix
     assert not re.search(r'(src|href)="(https?:|/)', page)
     assert "<script" not in (tmp_path / "summary.md").read_text()
-    assert 'href="./%3Ci%3Ea/"' in page
+    assert '<a href="./%3Ci%3Ea_b/">&lt;i&gt;a_<wbr>b</a>' in page
+
+
+def test_links_lead_from_the_page_to_the_runs(tmp_path):
+    write_run(tmp_path / "sweep" / "a")
+    report.command([str(tmp_path / "sweep"), f"out={tmp_path / 'docs' / 'page'}"])
+    assert '<a href="./../../sweep/a/">a</a>' in (tmp_path / "docs" / "page" / "report.html").read_text()
 
 
 def test_lines_fit_a_terminal(tmp_path):
     for name in ("one", "two"):
         write_run(tmp_path / name, pretrained=f"/{name}/" + "very_long_folder_name" * 3 + "/best.ckpt")
-    title, *lines = report.text_table(compare(tmp_path)[1][0]).splitlines()
+    title, *lines = report.text_table(table_of(tmp_path)).splitlines()
     assert title.startswith("retinopathy, test split")
     assert "QWK" in lines[0]
     assert max(map(len, lines)) == 110
     assert "".join(line[:43].strip() for line in lines).count("very_long_folder_name") == 6
 
 
-def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys):
+def test_bad_input_names_itself(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
     run = write_run(tmp_path / "run")
     for arguments, words in (
+        ([], r"^usage: resnet-lab report DIR"),
+        ([f"out={tmp_path}"], r"^usage: resnet-lab report DIR"),
         ([str(tmp_path / "absent")], "absent is not a folder"),
+        ([str(run), "to=x"], "to=x is not a folder"),
         ([str(tmp_path / "empty")], "no run"),
         ([str(run), f"out={tmp_path / 'file'}"], "cannot be written"),
     ):
-        assert report.main(arguments) == 2
-        shown = capsys.readouterr()
-        assert shown.out == ""
-        assert shown.err.startswith("error: ")
-        assert words in shown.err
-        assert shown.err.count("\n") == 1
-    assert report.main([]) == 2
-    assert report.main(["--help"]) == 0
+        with pytest.raises(UserError, match=words):
+            report.command(arguments)
+    assert capsys.readouterr().out == ""
+    report.command(["--help"])
+    assert capsys.readouterr().out.startswith("usage: ")
 
 
 def test_the_report_loads_nothing_heavy_and_survives_damage(tmp_path):
@@ -304,9 +179,10 @@ def test_the_report_loads_nothing_heavy_and_survives_damage(tmp_path):
     write_run(tmp_path / "hurt", seed=1)
     (tmp_path / "hurt" / "status.json").write_text("{")
     code = (
-        "import sys; from resnet_lab import report; code = report.main(sys.argv[1:]);"
-        "heavy = {'torch', 'lightning', 'sklearn', 'scipy', 'matplotlib.pyplot', 'hydra'} & set(sys.modules);"
-        "print('heavy', sorted(heavy)); sys.exit(code)"
+        "import sys; from resnet_lab import report; from resnet_lab.command_line import run_command;"
+        "code = run_command(report.command);"
+        "heavy = {'torch', 'lightning', 'sklearn', 'scipy', 'matplotlib.pyplot', 'hydra', 'omegaconf'};"
+        "print('heavy', sorted(heavy & set(sys.modules))); sys.exit(code)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "heavy []"

@@ -9,8 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
-from resnet_lab.data import synthetic
-from resnet_lab.data.synthetic import GRADES, SHARES, draw_fundus, write_grades, write_synthetic
+from resnet_lab.data import fundus, synthetic
+from resnet_lab.data.fundus import GRADES, draw_fundus, write_grades
+from resnet_lab.data.synthetic import SHARES, write_synthetic
 from resnet_lab.errors import UserError
 
 SMALL = {"seed": 0, "train_patients": 8, "test_patients": 5, "size": 32, "balance": "studies"}
@@ -37,7 +38,7 @@ def healthy(monkeypatch):
 
     def draw(eye, patient):
         with monkeypatch.context() as patch:
-            patch.setattr(synthetic, "_draw_lesions", lambda *_: None)
+            patch.setattr(fundus, "_draw_lesions", lambda *_: None)
             return draw_fundus(0, eye, patient, 0, 64).astype(float)
 
     return draw

@@ -29,7 +29,7 @@ class ClassFolders(ImageData):
         if "train" not in folders:
             raise UserError(f"{root} holds no folder train; put the training classes into {root / 'train'}")
         if self.class_names is None:
-            self.class_names = sorted(folder.name for folder in folders["train"].iterdir() if folder.is_dir())
+            self.class_names = [folder.name for folder in _class_folders(folders["train"])]
         table = pd.DataFrame([row for split, folder in folders.items() for row in self._rows(folder, split, root)])
         if table.empty:
             raise UserError(f"{root} holds no images ({' '.join(SUFFIXES[:4])}) in a folder per class")
@@ -38,9 +38,12 @@ class ClassFolders(ImageData):
     def _rows(self, folder: Path, split: str, root: Path) -> list[dict[str, str | int]]:
         assert self.class_names is not None
         rows: list[dict[str, str | int]] = []
-        for class_folder in sorted(path for path in folder.iterdir() if path.is_dir()):
+        for class_folder in _class_folders(folder):
             if class_folder.name not in self.class_names:
-                raise UserError(f"{class_folder}: no class of that name among {', '.join(self.class_names)}")
+                raise UserError(
+                    f"{class_folder}: no class of that name among {', '.join(self.class_names)}; "
+                    "rename the folder, or set data.class_names"
+                )
             target = self.class_names.index(class_folder.name)
             files = sorted(path for path in class_folder.iterdir() if path.suffix in SUFFIXES)
             rows += [
@@ -48,3 +51,8 @@ class ClassFolders(ImageData):
                 for path in files
             ]
         return rows
+
+
+def _class_folders(folder: Path) -> list[Path]:
+    # hidden ones, such as .ipynb_checkpoints, are no classes
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))

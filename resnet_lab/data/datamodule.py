@@ -112,7 +112,7 @@ class DataModule(LightningDataModule):
         assert self.table is not None
         rows = self.table[self.table["split"] == split]
         if rows.empty:
-            raise UserError(f"{self.data.name} has no split {split}; it has {', '.join(self.splits)}")
+            raise UserError(f"{self.data.name} has no split {split}; choose among {', '.join(self.splits)}")
         return rows.reset_index(drop=True)
 
     def dataset(self, split: str, augment: bool) -> ImageDataset:
@@ -161,7 +161,10 @@ class DataModule(LightningDataModule):
         """This rank's part of `data.batch_size`, which must be divisible."""
         _, world_size = self._rank()
         if self.data.batch_size % world_size:
-            raise UserError(f"data.batch_size={self.data.batch_size} cannot be shared by {world_size} ranks evenly")
+            raise UserError(
+                f"data.batch_size={self.data.batch_size} cannot be shared by {world_size} ranks evenly; "
+                f"set a multiple of {world_size}"
+            )
         return self.data.batch_size // world_size
 
     def _rank(self) -> tuple[int, int]:
@@ -179,6 +182,9 @@ class DataModule(LightningDataModule):
     def _mean_and_std(self) -> tuple[list[float], list[float]]:
         """By channel, in [0, 1]: given, computed from the training split, or 0 and 1."""
         mean, std = self.data.mean, self.data.std
+        for key, value in (("mean", mean), ("std", std)):
+            if value not in (None, "train") and (isinstance(value, str) or len(value) != 3):
+                raise UserError(f"data.{key}={value}: give three numbers, train or null")
         if "train" in (mean, std):
             computed = self._computed_statistics()
             mean, std = (given if given != "train" else own for given, own in zip((mean, std), computed, strict=True))

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import struct
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,9 +28,9 @@ def read_image(path: str, image_size: int, resize: str, eye_crop: bool) -> np.nd
     """Decode one image at the smallest JPEG scale that suffices, and resize it with antialiasing.
 
     Args:
-        path: a JPEG, PNG or TIFF of any size and mode.
+        path: a JPEG, PNG or TIFF of any size, with 8 bits a channel.
         image_size: pixels.
-        resize: `square` (both sides become `image_size`) or `shorter` (the shorter side does).
+        resize: `square` (both sides become `image_size`) or else `shorter` (the shorter side does).
         eye_crop: cut off the black border around the eye first.
 
     Returns:
@@ -43,12 +44,8 @@ def read_image(path: str, image_size: int, resize: str, eye_crop: bool) -> np.nd
     if eye_crop:
         image = image.crop(eye_box(np.asarray(image)))
     scale = image_size / min(image.size)
-    if resize == "square":
-        size = (image_size, image_size)
-    elif resize == "shorter":
-        size = (round(scale * image.width), round(scale * image.height))
-    else:
-        raise UserError(f"data.resize={resize}: choose square or shorter")
+    shorter = (round(scale * image.width), round(scale * image.height))
+    size = (image_size, image_size) if resize == "square" else shorter
     return np.array(image.resize(size, Image.Resampling.BILINEAR))
 
 
@@ -75,9 +72,11 @@ def defect(path: str) -> str | None:
     """What is wrong with an image file, or None; a decode at 1/8 scale also finds truncated ones."""
     try:
         with Image.open(path) as file:
+            if file.mode[0] in "IF":
+                return f"mode {file.mode}, which has more than 8 bits a pixel; convert it to 8 bits"
             file.draft("RGB", (max(1, file.width // 8), max(1, file.height // 8)))
-            file.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            ImageOps.exif_transpose(file).convert("RGB")  # all that read_image will do
+    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         return " ".join(str(error).replace(path, "file").split()) or type(error).__name__
     return None
 

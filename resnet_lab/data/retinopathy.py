@@ -42,9 +42,11 @@ class Retinopathy(ImageData):
         folder = self._image_folder(root)
         rows = [self.locate(labels, folder, split) for split, labels in splits.items() if labels is not None]
         table = pd.concat(rows, ignore_index=True)
-        twice = table.loc[table["image"].duplicated(), "image"]
+        twice = table.loc[table["path"].duplicated(), "image"]  # not the names: `1` and `1.jpeg` are one file
         if len(twice):
-            raise UserError(f"{root}: image {twice.iloc[0]!r} and {len(twice) - 1} more stand in two splits' CSVs")
+            raise UserError(
+                f"{root}: the CSVs list {len(twice)} image files twice (first {twice.iloc[0]!r}); keep one row of each"
+            )
         return table
 
     def _train(self, root: Path) -> pd.DataFrame:
@@ -69,13 +71,13 @@ class Retinopathy(ImageData):
         images, labels = root / f"{split}_img.csv", root / f"{split}_label.csv"
         if not images.is_file() and not labels.is_file():
             return None
-        return parse(read_pair(images, labels), labels, self._num_classes)
+        return parse(read_pair(images, labels), images, labels, self._num_classes)
 
     def _named(self, root: Path, name: str | None) -> pd.DataFrame | None:
         if name is None:
             return None
         path = root / name
-        return parse(read_labels(path, self.image_column, self.label_column), path, self._num_classes)
+        return parse(read_labels(path, self.image_column, self.label_column), path, path, self._num_classes)
 
     @property
     def _num_classes(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import os
 import re
@@ -15,7 +16,7 @@ from resnet_lab.errors import UserError
 
 log = logging.getLogger(__name__)
 
-SUFFIXES = (".jpeg", ".jpg", ".png", ".tif", ".tiff", ".JPEG", ".JPG", ".PNG", ".TIF")
+SUFFIXES = (".jpeg", ".jpg", ".png", ".tif", ".tiff", ".JPEG", ".JPG", ".PNG", ".TIF", ".TIFF")
 WHOLE_NUMBER = re.compile(r"\s*[+-]?\d+\s*")
 EYE = re.compile(r"(.+)_(?:left|right)(?:\.\w+)?", re.IGNORECASE)
 SPLITS = ("train", "val", "test")
@@ -28,7 +29,9 @@ def read_text(path: Path) -> pd.DataFrame:
         UserError: the file is missing, empty, not UTF-8 or not a CSV.
     """
     try:
-        cells = pd.read_csv(path, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig").strip()
+        # a blank line is a row whose label is missing: skipping it would shift the rows of one file of a pair
+        cells = pd.read_csv(io.StringIO(text), header=None, dtype=str, keep_default_na=False, skip_blank_lines=False)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; check data.root, or name the file in data.train_csv") from None
     except pd.errors.EmptyDataError:
@@ -56,13 +59,13 @@ def read_labels(path: Path, image_column: str | None, label_column: str | None) 
 def read_pair(image_csv: Path, label_csv: Path) -> pd.DataFrame:
     """The studies' layout, two single-column files aligned row by row → columns `image`, `label`, both text.
 
-    The header is optional: the first row is data when its label cell is a whole number.
+    The header is optional: the first row is one when its label cell starts with a letter.
 
     Raises:
         UserError: the two files differ in their number of rows, or hold no row.
     """
     image_cells, label_cells = read_text(image_csv), read_text(label_csv)
-    first = 0 if is_whole(label_cells.iloc[0, 0]) else 1
+    first = 1 if str(label_cells.iloc[0, 0])[:1].isalpha() else 0  # `1.5` or nothing is a bad label, not a header
     images, labels = image_cells.iloc[first:, 0], label_cells.iloc[first:, 0]
     if len(images) != len(labels):
         raise UserError(
@@ -95,22 +98,23 @@ def _not_empty(path: Path, labels: pd.DataFrame) -> pd.DataFrame:
     return labels.reset_index(drop=True)
 
 
-def parse(labels: pd.DataFrame, source: Path, num_classes: int) -> pd.DataFrame:
+def parse(labels: pd.DataFrame, image_csv: Path, label_csv: Path, num_classes: int) -> pd.DataFrame:
     """Text columns `image`, `label` → `image`, `target` (int), checked row by row.
 
     Args:
         labels: as `read_labels` and `read_pair` give them.
-        source: the file to name in errors.
+        image_csv: the file to name in errors of names.
+        label_csv: the file to name in errors of labels.
         num_classes: labels must be 0 to `num_classes - 1`.
 
     Raises:
         UserError: a label is not a whole number or out of range, a name is empty, repeated, absolute or holds `..`.
     """
     whole = labels["label"].map(is_whole)
-    _refuse(source, labels[~whole], "label", "labels must be whole numbers")
-    targets = labels["label"].astype(int)
+    _refuse(label_csv, labels[~whole], "label", "labels must be whole numbers")
+    targets = labels["label"].map(int)
     _refuse(
-        source,
+        label_csv,
         labels[(targets < 0) | (targets >= num_classes)],
         "label",
         f"labels run from 0 to {num_classes - 1}",
@@ -118,8 +122,8 @@ def parse(labels: pd.DataFrame, source: Path, num_classes: int) -> pd.DataFrame:
     unsafe = labels["image"].map(
         lambda name: name == "" or PurePosixPath(name).is_absolute() or ".." in Path(name).parts
     )
-    _refuse(source, labels[unsafe], "image", "names must be relative paths without '..' inside the image folder")
-    _refuse(source, labels[labels["image"].duplicated()], "image", "image names must not repeat")
+    _refuse(image_csv, labels[unsafe], "image", "names must be relative paths without '..' inside the image folder")
+    _refuse(image_csv, labels[labels["image"].duplicated()], "image", "image names must not repeat")
     return pd.DataFrame({"image": labels["image"], "target": targets})
 
 
@@ -164,10 +168,13 @@ def _list(folder: Path) -> set[str]:
 
 
 def add_patients(table: pd.DataFrame) -> pd.DataFrame:
-    """Add `patient`: what stands before `_left` or `_right`; a name without an eye is a patient of its own."""
+    """Add `patient`: what stands before `_left` or `_right`; a name without an eye is a patient of its own.
+
+    The folder does not count: the eyes of a patient may lie in two folders, of a split or a class each.
+    """
 
     def patient(name: str) -> str:
-        eye = EYE.fullmatch(name)
+        eye = EYE.fullmatch(PurePosixPath(name).name)
         return eye.group(1) if eye else name
 
     return table.assign(patient=table["image"].map(patient))
@@ -228,13 +235,17 @@ def resolve_leaks(table: pd.DataFrame, on_leak: str) -> tuple[pd.DataFrame, int]
 
 
 def limit_rows(table: pd.DataFrame, most: int | None, seed: int) -> pd.DataFrame:
-    """Keep at most `most` images of each split, the classes in proportion and each kept at least once."""
+    """Keep at most `most` images of each split, the classes in proportion and each kept at least once.
+
+    What rare classes get beyond their proportion, the largest one gives.
+    """
     if most is None:
         return table
     kept = []
     for _, rows in table.groupby("split", sort=False):
         share = min(1.0, most / len(rows))
         sizes = rows["target"].value_counts().map(lambda n, share=share: max(1, int(n * share)))
+        sizes.iloc[0] = max(1, sizes.iloc[0] - max(0, sizes.sum() - most))
         kept += [group.sample(n=sizes[target], random_state=seed) for target, group in rows.groupby("target")]
     return pd.concat(kept).sort_index().reset_index(drop=True)
 

@@ -26,6 +26,8 @@ def transforms(data: ImageData) -> tuple[Transform, Transform]:
     """
     if data.interpolation not in INTERPOLATIONS:
         raise UserError(f"data.interpolation={data.interpolation}: choose {' or '.join(INTERPOLATIONS)}")
+    if data.resize not in ("square", "shorter"):
+        raise UserError(f"data.resize={data.resize}: choose square or shorter")
     size = data.crop or data.image_size
     free = data.crop is not None  # a random crop only where the studies ask for one
 

@@ -1,0 +1,52 @@
+# Set-up and daily commands; `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+LAB := $(BIN)/resnet-lab
+QUICK := not slow and not realdata
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow lint format bench wheel clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+install: $(INSTALLED)  ## .venv with the package, editable, and what tests need
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11") if sys.version_info < (3, 11) else 0'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --progress-bar off --editable '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED)  ## depth × pretraining on drawn photographs, then the comparison (about 4 minutes on two cores)
+	$(LAB) train -m experiment=demo_source sweep_dir=runs/demo/source
+	$(LAB) train -m experiment=demo sweep_dir=runs/demo/sweep
+	$(LAB) report runs/demo/sweep
+	@echo "look at runs/demo/sweep/report.html, or: $(BIN)/tensorboard --logdir runs"
+
+test: $(INSTALLED)  ## the quick tests: under 3 minutes on two cores, no network, no GPU
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "$(QUICK)"
+
+test-slow: $(INSTALLED)  ## the slow tests and those on real photographs (../shared/data)
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m "slow or realdata"
+
+lint: $(INSTALLED)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)  ## mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(INSTALLED)  ## speed and memory against a bare loop → docs/results/speed.md (about 15 minutes)
+	$(BIN)/python benchmarks/speed.py --out docs/results/speed.md
+
+wheel: $(INSTALLED)  ## dist/*.whl, with conf/ inside
+	$(BIN)/python -m build --wheel
+
+clean:  ## remove .venv and what was built; runs/ and data/ stay
+	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .mypy_cache

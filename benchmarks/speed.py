@@ -1,0 +1,215 @@
+"""Speed and memory, measured in pairs: `python benchmarks/speed.py [--quick] [--out FILE.md]` (`make bench`)."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from page import Row, page, ratios
+
+from resnet_lab import environment
+from resnet_lab.build import build, build_datamodule, set_up_logging
+from resnet_lab.config import conf_dir, register
+from resnet_lab.data.synthetic import write_synthetic
+from resnet_lab.job import run_job
+from resnet_lab.run_folder import RunFolder
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
+from fake_runs import write_run
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured.
+
+    Args:
+        patients: drawn for training, two photographs each; a tenth as many for testing.
+        workloads: image size (pixels) and batch size; the first is also that of float32 and of memory.
+        epochs: of each training whose speed is measured.
+        repetitions: n of each row.
+        report_images: rows of the predictions file of each run that is reported on.
+        overrides: of the configuration, in all trainings.
+    """
+
+    patients: int
+    workloads: tuple[tuple[int, int], ...]
+    epochs: int
+    repetitions: int
+    report_images: int
+    overrides: tuple[str, ...] = ()
+
+
+FULL = Plan(190, ((128, 32), (64, 64)), epochs=2, repetitions=6, report_images=7026)  # as many as the studies test
+QUICK = Plan(30, ((32, 8),), epochs=1, repetitions=2, report_images=50, overrides=("model.widths=[8,8,8,8]",))
+
+
+def configuration(overrides: Sequence[str]) -> dict[str, Any]:
+    """The configuration that `resnet-lab train` would write for these overrides."""
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config: Any = OmegaConf.to_container(compose("config", overrides=list(overrides)), resolve=True)
+    return config
+
+
+def program_speed(overrides: Sequence[str]) -> float:
+    """Images per second of a job in this process, as it stands in its status.json."""
+    with TemporaryDirectory() as folder:
+        run = RunFolder(Path(folder))
+        run.config_file.write_text(yaml.safe_dump(configuration(overrides)), encoding="utf-8")
+        run_job(run)
+        speed: float = run.read_status()["images_per_second"]
+    return speed
+
+
+def bare_speed(overrides: Sequence[str], images: int, num_classes: int) -> float:
+    """Images per second of a plain loop over `images` random normalised images in memory."""
+    config = configuration(overrides)
+    settings, size, batch = config["trainer"], config["data"]["image_size"], config["data"]["batch_size"]
+    precision, channels_last = environment.resolve_precision(settings["precision"], settings["channels_last"], "cpu")
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    model = build(config["model"], num_classes=num_classes).to(memory_format=layout)
+    optimizer = build(config["optim"])(model.parameters())
+    criterion = torch.nn.CrossEntropyLoss()
+    inputs = torch.randn(images, 3, size, size).to(memory_format=layout).split(batch)
+    targets = torch.randint(num_classes, (images,)).split(batch)
+    speeds = []
+    for _ in range(settings["max_epochs"]):
+        for number, (x, y) in enumerate(zip(inputs, targets, strict=True)):
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
+                loss = criterion(model(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if number == 0:
+                start = time.perf_counter()
+        speeds.append((images - batch) / (time.perf_counter() - start))
+    return median(speeds)
+
+
+def take_turns(contestants: dict[str, Callable[[], float]], repetitions: int) -> dict[str, list[float]]:
+    """Run each once to warm up, then all by turns, in an order that reverses with each turn."""
+    for run in contestants.values():
+        run()
+    values: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(repetitions):
+        for name in reversed(contestants) if turn % 2 else contestants:
+            values[name].append(contestants[name]())
+            print(f"{name}: {values[name][-1]:.1f} images/s", file=sys.stderr)
+    return values
+
+
+def speed_rows(overrides: Sequence[str], repetitions: int, against_float32: bool) -> list[Row]:
+    """The program against the bare loop, and where wanted against float32."""
+    datamodule = build_datamodule(configuration(overrides))
+    images, num_classes = len(datamodule.rows("train")), len(datamodule.class_names)
+    contestants = {
+        "program": partial(program_speed, overrides),
+        "bare loop": partial(bare_speed, overrides, images, num_classes),
+    }
+    goals = {"bare loop": "≥ 0.95"}
+    if against_float32:
+        float32 = [*overrides, "trainer.precision=32-true", "trainer.channels_last=false"]
+        contestants["program, float32"] = partial(program_speed, float32)
+        contestants["bare loop, float32 NCHW"] = partial(bare_speed, float32, images, num_classes)
+        goals |= {"program, float32": "≥ 1.7", "bare loop, float32 NCHW": "≥ 1.7"}
+    speeds = take_turns(contestants, repetitions)
+    prefix = f"ResNet-18, {datamodule.data.image_size} px, batch {datamodule.data.batch_size}:"
+    rows = [Row(f"{prefix} {name}", "images/s", values) for name, values in speeds.items()]
+    return rows + [
+        Row(f"{prefix} program / {other}", "ratio", ratios(speeds["program"], speeds[other]), goal)
+        for other, goal in goals.items()
+    ]
+
+
+def cpu_seconds(*arguments: str) -> float:
+    """User and system time of `resnet-lab ARGUMENTS`."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-m", "resnet_lab", *arguments], check=True, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+
+def command_rows(folder: Path, plan: Plan) -> list[Row]:
+    """What the commands without torch cost."""
+    for depth in (18, 50):
+        for seed in range(5):
+            write_run(folder / f"{depth}_{seed}", depth, seed=seed, images=plan.report_images)
+    report = f"`resnet-lab report` on ten runs, {plan.report_images} test images"
+    commands = {"`resnet-lab --help`": (("--help",), "< 0.5"), report: (("report", str(folder)), "< 5")}
+    rows = []
+    for name, (arguments, goal) in commands.items():
+        seconds = [cpu_seconds(*arguments) for _ in range(plan.repetitions + 1)]
+        rows.append(Row(name, "CPU s", seconds[1:], goal))  # the first may compile bytecode
+    return rows
+
+
+def peak_memory(overrides: Sequence[str]) -> float:
+    """Resident MB of a job of its own, as it stands in its status.json."""
+    with TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "resnet_lab.train", *overrides, f"sweep_dir={folder}"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        peak: float = RunFolder(Path(folder)).read_status()["peak_memory_mb"]
+    return peak
+
+
+def memory_rows(overrides: Sequence[str], prefix: str, repetitions: int) -> list[Row]:
+    """Of one epoch with ResNet-18 and ResNet-50."""
+    return [
+        Row(
+            f"ResNet-{depth}, {prefix}: peak memory",
+            "MB",
+            [peak_memory([*overrides, "trainer.max_epochs=1", f"model.depth={depth}"]) for _ in range(repetitions)],
+        )
+        for depth in (18, 50)
+    ]
+
+
+def measure(plan: Plan, folder: Path) -> list[Row]:
+    """All rows of the table; `folder` takes the photographs and the runs."""
+    size, batch = plan.workloads[0]
+    write_synthetic(folder / "data", 0, plan.patients, max(3, plan.patients // 10), size, "studies", processes=1)
+    common = ["data=retinopathy", f"data.root={folder / 'data'}", f"data.cache_dir={folder}", "trainer=cpu"]
+    common += plan.overrides
+    workloads = [[*common, f"data.image_size={size}", f"data.batch_size={batch}"] for size, batch in plan.workloads]
+    rows: list[Row] = []
+    for workload in workloads:
+        overrides = [*workload, f"trainer.max_epochs={plan.epochs}"]
+        rows += speed_rows(overrides, plan.repetitions, against_float32=workload is workloads[0])
+    rows += command_rows(folder / "runs", plan)
+    return rows + memory_rows(workloads[0], f"{size} px, batch {batch}", plan.repetitions)
+
+
+def main() -> None:
+    """Measure, print the page, and write it where `--out` says."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a smoke run of tiny networks")
+    parser.add_argument("--out", type=Path, help="markdown file to write the page to")
+    options = parser.parse_args()
+    set_up_logging()
+    logging.getLogger("resnet_lab").setLevel(logging.ERROR)
+    register()
+    plan = QUICK if options.quick else FULL
+    with TemporaryDirectory() as folder:
+        text = page(measure(plan, Path(folder)), options.quick)
+    print(text)
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

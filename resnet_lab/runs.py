@@ -1,0 +1,142 @@
+"""One run folder in, one `Run` out: what it was, what became of it, and its scores from the stored predictions."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from resnet_lab.errors import UserError
+from resnet_lab.run_folder import RunFolder
+from resnet_lab.statistics import confusion_matrix, majority_baseline, summary_of
+
+
+@dataclass
+class Run:
+    """A run folder as far as it can be read; `scores` is empty where it has no result: `problem` says why."""
+
+    folder: RunFolder
+    config: dict[str, Any] = field(default_factory=dict)  # by dotted keys
+    status: dict[str, Any] = field(default_factory=dict)
+    problem: str = ""
+    split: str = ""
+    class_names: tuple[str, ...] = ()
+    counts: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), int))  # (K, K), rows true
+    scores: dict[str, float] = field(default_factory=dict)
+    majority: int = 0  # the largest class of the training images
+    baseline: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def state(self) -> str:
+        """The state of the job; `unreadable` where its files are damaged."""
+        return str(self.status.get("state", "unreadable"))
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether the job says so, or one class is the answer to everything."""
+        return bool(self.status.get("collapsed") or (self.scores and np.count_nonzero(self.counts.sum(0)) == 1))
+
+    @property
+    def test_set(self) -> tuple[str, str, tuple[str, ...], int]:
+        """What two runs must share to stand in one table: split, its fingerprint, classes, number of images."""
+        return self.split, self.fingerprint(self.split), self.class_names, int(self.counts.sum())
+
+    def fingerprint(self, split: str) -> str:
+        """The fingerprint of a split's rows; empty where the job did not get so far."""
+        return str((self.status.get("split_fingerprint") or {}).get(split, ""))
+
+    def class_counts(self, split: str) -> list[int]:
+        """Images of a split by class; empty where the job did not get so far."""
+        return (self.status.get("class_counts") or {}).get(split) or []
+
+
+def read_run(folder: RunFolder) -> Run:
+    """Read a run folder and score its stored predictions; whatever is damaged becomes the run's `problem`."""
+    run = Run(folder)
+    try:
+        run.config = _flat(_read(folder.read_config, folder.config_file))
+        run.status = _read(folder.read_status, folder.status_file)
+        if run.state == "done":
+            _score(run)
+        else:
+            reached = f"no result, last epoch: {run.status.get('epoch', 'none')}"
+            run.problem = _first_line(run.status.get("error") or reached)
+    except UserError as error:
+        run.problem = _first_line(error)
+    return run
+
+
+def _read(read: Callable[[], dict[str, Any]], file: Path) -> dict[str, Any]:
+    try:
+        content = read()
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise UserError(f"{file.name} is damaged ({_first_line(error)}); train the run again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file.name} holds {type(content).__name__}, not keys; train the run again")
+    return content
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _first_line(error: object) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _score(run: Run) -> None:
+    run.split = next((s for s in ("test", "val") if run.folder.predictions_file(s).is_file()), "")
+    if not run.split:
+        raise UserError("no predictions_test.csv; evaluate the run")
+    targets, predictions, probabilities = read_predictions(run.folder.predictions_file(run.split))
+    num_classes = probabilities.shape[1]
+    run.class_names = tuple(map(str, run.status.get("class_names") or range(num_classes)))
+    train_counts = run.class_counts("train") or np.bincount(targets)
+    if len(run.class_names) != num_classes or len(train_counts) > num_classes:
+        raise UserError(f"status.json has {len(run.class_names)} class_names, the predictions {num_classes} classes")
+    run.majority = int(np.argmax(train_counts))
+    run.counts = confusion_matrix(targets, predictions, num_classes)
+    run.scores = summary_of(targets, predictions, probabilities)
+    run.baseline = majority_baseline(targets, run.majority, num_classes)
+
+
+def read_predictions(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Targets (N,), predictions (N,) and probabilities (N, K) of a predictions file.
+
+    Raises:
+        UserError: a column is missing, or a row is incomplete or holds no class.
+    """
+    try:
+        # an image may be called NA or 007
+        frame = pd.read_csv(file, dtype={"image": str, "patient": str}, keep_default_na=False)
+        num_classes = sum(str(name).startswith("p_") for name in frame)
+        columns = ["target", "prediction", *(f"p_{k}" for k in range(num_classes))]
+        numbers = frame[columns].apply(pd.to_numeric, errors="coerce").to_numpy(float)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{file.name} is damaged ({_first_line(error)}); evaluate the run again") from error
+    classes, probabilities = numbers[:, :2], numbers[:, 2:]
+    no_class = (classes % 1 != 0) | (classes < 0) | (classes >= num_classes)
+    bad = np.flatnonzero(no_class.any(axis=1) | ~np.isfinite(probabilities).all(axis=1))
+    if len(bad) or not len(frame):
+        where = f"line {bad[0] + 2} lacks a class or a probability" if len(bad) else "has no rows"
+        raise UserError(f"{file.name}: {where}; evaluate the run again")
+    return classes[:, 0].astype(int), classes[:, 1].astype(int), probabilities
+
+
+def read_metrics(file: Path) -> pd.DataFrame:
+    """The complete rows of metrics.csv by epoch; a killed run's half row is left out. Empty where there is none."""
+    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    try:
+        frame = pd.read_csv(io.StringIO(text[: text.rfind("\n") + 1])).apply(pd.to_numeric, errors="coerce")
+        return frame.dropna(subset="epoch").drop_duplicates("epoch", keep="last").set_index("epoch")
+    except (ValueError, KeyError):
+        return pd.DataFrame()

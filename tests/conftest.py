@@ -1,0 +1,75 @@
+"""Fixtures: runs on tiny generated data, trained inside the test's own process."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from fake_data import write_studies
+from hydra import compose, initialize_config_dir
+
+from resnet_lab.config import check, conf_dir, register
+from resnet_lab.run_folder import RunFolder
+from resnet_lab.train import lay
+
+REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+TINY = (  # a network of 20,000 parameters on 24 px
+    "model=resnet_cifar",
+    "model.depth=8",
+    "model.widths=[8,8,16]",
+    "data=retinopathy",
+    "data.image_size=24",
+    "data.batch_size=16",
+    "data.val_fraction=0.25",
+    "trainer=cpu",
+    "trainer.max_epochs=3",
+    "trainer.progress_bar=false",
+    "optim.lr=0.05",
+)
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """A folder in the studies' layout: 48 training and 16 test images of patients with two eyes."""
+    root = tmp_path / "photographs"
+    grades = {"train": [0, 0, 0, 1, 2, 3, 4, 4] * 6, "test": [0, 1, 2, 3, 4, 0, 0, 2] * 2}
+    labels = {
+        split: {f"{split}{row // 2}_{('left', 'right')[row % 2]}": grade for row, grade in enumerate(column)}
+        for split, column in grades.items()
+    }
+    write_studies(root, labels["train"], labels["test"])
+    return root
+
+
+@pytest.fixture
+def make_run(tmp_path: Path, photographs: Path) -> Callable[..., RunFolder]:
+    """Lay a run folder with the tiny network on the tiny data; keyword `name` is its folder."""
+
+    def make(*overrides: str, name: str = "run") -> RunFolder:
+        register()
+        folder = tmp_path / "runs" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        own = (f"data.root={photographs}", f"data.cache_dir={tmp_path / 'cache'}", f"sweep_dir={folder}")
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            config = compose("config", [*TINY, *own, *overrides])
+        check(config)
+        lay(RunFolder(folder), config)
+        return RunFolder(folder)
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def _restore_logging() -> Iterator[None]:
+    """A job sets up logging for its whole process; here the process goes on."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    for handler in root.handlers:
+        if handler not in handlers:
+            handler.close()
+    root.handlers, root.level = handlers, level
+    logging.captureWarnings(False)

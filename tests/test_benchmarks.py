@@ -1,0 +1,90 @@
+"""The benchmark's table: what its lines are computed from, and that a smoke run fills every one of them."""
+
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "speed.py"
+LINE = re.compile(r"\| (?P<name>.+) \| (?P<unit>.+) \| (?P<n>\d+) \| (\S+) \| (\S+) – (\S+) \| (?P<goal>.*) \|")
+
+
+@pytest.fixture
+def speed(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    import speed
+
+    return speed
+
+
+def test_line_shows_median_and_range(speed):
+    line = str(speed.Row("loop", "images/s", [9.0, 1.0, 2.04], "≥ 3"))
+    assert line == "| loop | images/s | 3 | 2.0 | 1.0 – 9.0 | ≥ 3 |"
+
+
+def test_ratios_are_of_the_same_turn(speed):
+    assert speed.ratios([2.0, 9.0], [4.0, 3.0]) == [0.5, 3.0]
+
+
+def test_turns_warm_up_once_and_reverse(speed, capsys):
+    order = []
+    contestants = {name: lambda name=name: order.append(name) or float(len(order)) for name in "ab"}
+    assert speed.take_turns(contestants, 3) == {"a": [3.0, 6.0, 7.0], "b": [4.0, 5.0, 8.0]}
+    assert order == list("ababbaab")
+
+
+def test_bare_loop_counts_what_follows_the_first_batch(speed, monkeypatch):
+    """Three batches of 4, 4 and 2 images, of which 6 count, in 2 s by this clock, twice."""
+    config = {
+        "data": {"image_size": 4, "batch_size": 4},
+        "trainer": {"precision": "32-true", "channels_last": False, "max_epochs": 2},
+        "model": {"_target_": "resnet_lab.models.resnet.resnet"},
+        "optim": {},
+    }
+    seen, ticks = [], iter([0.0, 2.0, 10.0, 12.0])
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 5))
+    network.register_forward_hook(lambda module, inputs, logits: seen.append(len(logits)))
+    monkeypatch.setattr(speed, "configuration", lambda overrides: config)
+    monkeypatch.setattr(
+        speed, "build", lambda node, **arguments: network if "_target_" in node else lambda p: torch.optim.SGD(p, 0.1)
+    )
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: next(ticks))
+    before = network[1].weight.clone()
+    assert speed.bare_speed([], images=10, num_classes=5) == 3.0
+    assert seen == [4, 4, 2] * 2
+    assert not torch.equal(network[1].weight, before)
+
+
+@pytest.mark.slow
+def test_smoke_run_fills_every_row(tmp_path):
+    page = tmp_path / "results" / "speed.md"
+    done = subprocess.run([sys.executable, str(SCRIPT), "--quick", "--out", str(page)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    text = page.read_text(encoding="utf-8")
+    assert text in done.stdout
+    assert "these numbers mean nothing" in text
+    lines = [LINE.fullmatch(line) for line in text.splitlines() if line.startswith("| ") and not line.startswith("| |")]
+    assert all(lines)
+    prefix = "ResNet-18, 32 px, batch 8:"
+    assert [(line["name"].removeprefix(prefix).strip(), line["unit"], line["goal"]) for line in lines] == [
+        ("program", "images/s", ""),
+        ("bare loop", "images/s", ""),
+        ("program, float32", "images/s", ""),
+        ("bare loop, float32 NCHW", "images/s", ""),
+        ("program / bare loop", "ratio", "≥ 0.95"),
+        ("program / program, float32", "ratio", "≥ 1.7"),
+        ("program / bare loop, float32 NCHW", "ratio", "≥ 1.7"),
+        ("`resnet-lab --help`", "CPU s", "< 0.5"),
+        ("`resnet-lab report` on ten runs, 50 test images", "CPU s", "< 5"),
+        ("peak memory", "MB", ""),
+        ("ResNet-50, 32 px, batch 8: peak memory", "MB", ""),
+    ]
+    for line in lines:
+        middle, low, high = map(float, line.groups()[3:6])
+        assert line["n"] == "2"
+        assert math.isfinite(high)
+        assert 0 < low <= middle <= high, line["name"]

@@ -1,0 +1,175 @@
+"""Comparing made-up runs: what makes a table and a group, how they are named, and what is warned of."""
+
+import numpy as np
+import pytest
+from fake_runs import write_run, write_sweep
+
+from resnet_lab.comparison import findings_of, places_of, tables_of
+from resnet_lab.run_folder import BOOKKEEPING, find_runs
+from resnet_lab.runs import read_run
+
+
+def compare(*folders):
+    runs = [read_run(folder) for folder in find_runs(folders)]
+    tables = tables_of(runs)
+    return runs, tables, findings_of(runs, tables)
+
+
+def kinds(findings) -> list[str]:
+    return [finding.kind for finding in findings]
+
+
+def labels(table) -> list[str]:
+    return [group.label for group in table.groups]
+
+
+def test_seeds_make_a_group_with_mean_and_sample_deviation(tmp_path):
+    _, (table,), findings = compare(write_sweep(tmp_path / "sweep"))
+    assert labels(table) == [
+        "depth=18 pretrained=none",
+        "depth=18 pretrained=IMAGENET1K_V1",
+        "depth=50 pretrained=none",
+        "depth=50 pretrained=IMAGENET1K_V1",
+    ]
+    group = table.groups[1]
+    values = [run.scores["auroc"] for run in group.runs]
+    assert group.mean_and_std("auroc") == pytest.approx((np.mean(values), np.std(values, ddof=1)))
+    assert kinds(findings) == ["collapsed"]
+    text = "depth=18 pretrained=none: 3 of 3 answer one class nearly always (seed 0, 1, 2)"
+    assert findings[0].text == text
+
+
+def test_groups_are_sorted_by_number_not_by_text(tmp_path):
+    for lr in (0.1, 0.01, 5, 10):
+        write_run(tmp_path / str(lr), config={"optim.lr": lr})
+    (table,) = compare(tmp_path)[1]
+    assert labels(table) == ["lr=0.01", "lr=0.1", "lr=5", "lr=10"]
+
+
+def test_axes_leave_out_bookkeeping_and_keep_names_short_but_unique(tmp_path):
+    write_run(tmp_path / "a", seed=0, config=dict.fromkeys(BOOKKEEPING, "x") | {"optim.lr": 0.1, "head.lr": 1})
+    write_run(tmp_path / "b", seed=1, config=dict.fromkeys(BOOKKEEPING, "y") | {"optim.lr": 0.2, "head.lr": 2})
+    _, (table,), _ = compare(tmp_path)
+    assert list(table.groups[0].values) == ["optim.lr", "head.lr"]
+    assert labels(table) == ["optim.lr=0.1 head.lr=1", "optim.lr=0.2 head.lr=2"]
+
+
+def test_other_seeds_than_the_run_s_are_axes(tmp_path):
+    for split_seed in (0, 1):
+        write_run(tmp_path / str(split_seed), config={"data.split_seed": split_seed})
+    assert labels(compare(tmp_path)[1][0]) == ["split_seed=0", "split_seed=1"]
+
+
+def test_targets_are_named_by_their_last_part_and_missing_keys_left_out(tmp_path):
+    write_run(tmp_path / "a", config={"optim": {"_target_": "resnet_lab.optim.sgd", "momentum": 0.9}})
+    write_run(tmp_path / "b", config={"optim": {"_target_": "resnet_lab.optim.nadam"}})
+    assert labels(compare(tmp_path)[1][0]) == ["optim=nadam", "optim=sgd momentum=0.9"]
+
+
+def test_checkpoint_paths_are_as_short_as_tells_them_apart(tmp_path):
+    for name in ("a", "b"):
+        write_run(tmp_path / name, pretrained=f"/long/path/runs/{name}/checkpoints/best.ckpt")
+    write_run(tmp_path / "c", pretrained="/elsewhere/weights/resnet.pt")
+    write_run(tmp_path / "d", pretrained="none")
+    assert labels(compare(tmp_path)[1][0]) == [
+        "pretrained=none",
+        "pretrained=weights/resnet.pt",
+        "pretrained=a/checkpoints/best.ckpt",
+        "pretrained=b/checkpoints/best.ckpt",
+    ]
+
+
+def test_a_path_does_not_repeat_what_the_group_says_anyway(tmp_path):
+    for depth in (18, 34):
+        write_run(tmp_path / f"own{depth}", depth, pretrained=f"runs/source/depth-{depth}")
+    write_run(tmp_path / "other", 34, pretrained="runs/source/depth-18")
+    assert labels(compare(tmp_path)[1][0]) == [
+        "depth=18 pretrained=runs/source",
+        "depth=34 pretrained=source/depth-18",
+        "depth=34 pretrained=runs/source",
+    ]
+
+
+def test_different_test_sets_never_share_a_table(tmp_path):
+    for seed, test_set in ((0, "a" * 16), (1, "a" * 16), (2, "c" * 16)):
+        write_run(tmp_path / str(seed), seed=seed, test_set=test_set)
+    _, tables, findings = compare(tmp_path)
+    assert [[len(group.scored) for group in table.groups] for table in tables] == [[2], [1]]
+    assert "aaaaaaaa" in tables[0].title
+    assert "cccccccc" in tables[1].title
+    assert "different test sets" in kinds(findings)
+
+
+def test_kappa_is_shown_for_ordered_classes_only(tmp_path):
+    write_run(tmp_path / "grades" / "0")
+    write_run(tmp_path / "birds" / "0", class_names=["duck", "goose", "swan"])
+    shown = [compare(tmp_path / name)[1][0].metrics for name in ("grades", "birds")]
+    assert ["qwk" in names for names in shown] == [True, False]
+
+
+def test_without_a_test_split_validation_stands_in_and_says_so(tmp_path):
+    write_run(tmp_path / "run", split="val")
+    _, (table,), findings = compare(tmp_path)
+    assert table.title.startswith("retinopathy, val split: 400 images")
+    assert "no test split" in kinds(findings)
+
+
+def test_what_is_wrong_is_said(tmp_path):
+    write_run(tmp_path / "fine", seed=0)
+    write_run(tmp_path / "failed", seed=1, state="failed", error="OutOfMemoryError: 6 GB\nTraceback")
+    write_run(tmp_path / "killed", seed=2, state="running", epoch=3)
+    write_run(tmp_path / "leaky", seed=3, leaks=5618, skipped_images=2)
+    write_run(tmp_path / "dropped", seed=4, leaks=5618, config={"data.on_leak": "drop"})
+    write_run(tmp_path / "again", seed=0)
+    found = dict(compare(tmp_path)[2])
+    assert found["failed"] == "failed: OutOfMemoryError: 6 GB"
+    assert found["interrupted"] == "killed: no result, last epoch: 3"
+    assert found["leaking"] == "5618 training images share a patient with another split (1 of 6 runs)"
+    assert found["skipped images"] == "2 images could not be read (1 of 6 runs)"
+    assert found["seed twice"] == "on_leak=ignore: seed 0 counts more than once; n is too large"
+    assert found["one seed only"] == "no spread is known of on_leak=drop"
+
+
+def test_one_answer_to_everything_is_a_collapse_whatever_the_status_says(tmp_path):
+    write_run(tmp_path / "run", skill=0.0, collapsed=False)
+    assert kinds(compare(tmp_path)[2]) == ["collapsed", "one seed only"]
+
+
+def test_runs_without_a_result_count_in_their_group_but_not_in_its_mean(tmp_path):
+    write_run(tmp_path / "fine", seed=0)
+    write_run(tmp_path / "stale", seed=1, state="failed", error="late", skill=0.0)
+    write_run(tmp_path / "bare", seed=2)
+    (tmp_path / "bare" / "predictions_test.csv").unlink()
+    runs, (table,), findings = compare(tmp_path)
+    (group,) = table.groups
+    assert (len(group.runs), len(group.scored)) == (3, 1)
+    fine = next(run for run in runs if run.folder.path.name == "fine")
+    assert group.mean_and_std("accuracy")[0] == fine.scores["accuracy"]
+    assert ("no result", "bare: no predictions_test.csv; evaluate the run") in findings
+
+
+def test_a_damaged_run_is_listed_and_the_others_still_compared(tmp_path):
+    write_run(tmp_path / "fine", seed=0)
+    write_run(tmp_path / "hurt", seed=1)
+    (tmp_path / "hurt" / "config.yaml").write_text("")
+    _, (table,), findings = compare(tmp_path)
+    assert [run.folder.path.name for run in table.scored] == ["fine"]
+    assert findings[0].kind == "unreadable"
+    assert findings[0].text.startswith("hurt: config.yaml holds NoneType")
+
+
+def test_an_evaluation_inside_a_run_is_no_run(tmp_path):
+    folder = write_run(tmp_path / "run")
+    evaluation = folder / "evaluation_best_test_data-synthetic"
+    evaluation.mkdir()
+    (evaluation / "predictions_test.csv").write_text("image,target,prediction,p_0\n")
+    (run,), _, findings = compare(tmp_path)
+    assert run.folder.path == folder
+    assert kinds(findings) == ["one seed only"]
+
+
+def test_places_are_short_and_tell_runs_apart(tmp_path):
+    for place in ("sweep/a", "sweep/b", "more/a"):
+        write_run(tmp_path / place)
+    assert sorted(places_of(compare(tmp_path)[0]).values()) == ["more/a", "sweep/a", "sweep/b"]
+    assert list(places_of(compare(tmp_path / "sweep/a")[0]).values()) == ["a"]

@@ -1,0 +1,121 @@
+"""The configuration: every file composes, every misspelt key is found, jobs get readable names."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf, open_dict
+
+from resnet_lab.config import check, conf_dir, config_hash, job_name, register, signature
+from resnet_lab.errors import UserError
+
+CONF = conf_dir()
+GROUPS = [
+    f"{file.parent.name}={file.stem}"
+    for file in sorted(CONF.glob("*/*.yaml"))
+    if not file.stem.startswith("_") and file.parent.name != "experiment"
+]
+EXPERIMENTS = sorted(file.stem for file in CONF.glob("experiment/*.yaml"))
+
+
+def composed(*overrides: str):
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", [f"sweep_dir={Path('unused')}", *overrides])
+
+
+@pytest.mark.parametrize("choice", GROUPS)
+def test_every_group_file_composes_and_fits_its_target(choice: str) -> None:
+    roots = ["data.root=somewhere"] if choice.startswith("data=") else []
+    config = composed(choice, *roots)
+    check(config)
+    assert OmegaConf.to_container(config, resolve=True)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("scale", ["full", "reduced", "smoke"])
+def test_every_experiment_composes_at_every_scale(name: str, scale: str) -> None:
+    config = composed(f"experiment={name}", f"scale={scale}")
+    check(config)
+    assert config.name == name
+    assert config.trainer.max_epochs == {"full": config.trainer.max_epochs, "reduced": 10, "smoke": 1}[scale]
+
+
+def test_a_misspelt_key_of_a_partial_is_named_with_what_was_meant() -> None:
+    config = composed("+optim.momentun=0.5")
+    with pytest.raises(UserError, match=r"optim\.momentun: resnet_lab\.optim\.sgd .* did you mean optim\.momentum\?"):
+        check(config)
+
+
+def test_a_misspelt_key_in_an_experiment_file_is_named() -> None:
+    config = composed()
+    with open_dict(config):  # as Hydra merges the file of an experiment
+        config.model.dpeth = 18
+    with pytest.raises(UserError, match=r"model\.dpeth: .* did you mean model\.depth\?"):
+        check(config)
+
+
+def test_a_lacking_key_is_named() -> None:
+    config = composed()
+    with open_dict(config):
+        del config.optim.lr
+    with pytest.raises(UserError, match=r"optim\.lr is missing"):
+        check(config)
+
+
+def test_a_mandatory_key_that_is_not_set_is_named() -> None:
+    with pytest.raises(UserError, match=r"data\.root is not set; give data\.root=…"):
+        check(composed("data=retinopathy"))
+
+
+def test_a_target_that_does_not_exist_is_named() -> None:
+    config = composed()
+    config.model._target_ = "resnet_lab.models.resnet.resnext"
+    with pytest.raises(UserError, match=r"resnet_lab\.models\.resnet defines no resnext"):
+        check(config)
+    config.model._target_ = "resnet_lab.model.resnet"
+    with pytest.raises(UserError, match=r"there is no module resnet_lab\.model"):
+        check(config)
+
+
+def test_signature_reads_functions_and_inherited_dataclasses() -> None:
+    required, optional = signature("resnet_lab.optim.sgd")
+    assert required == {"params", "lr", "momentum", "weight_decay", "nesterov"}
+    assert optional == set()
+    required, _ = signature("resnet_lab.data.retinopathy.Retinopathy")
+    assert {"root", "image_column", "image_size", "val_fraction"} <= required
+
+
+def test_checking_imports_no_torch() -> None:
+    code = (
+        "import sys; from resnet_lab.config import signature; signature('resnet_lab.models.resnet.resnet'); "
+        "import resnet_lab.train; print('torch' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"
+
+
+def test_job_names_are_readable_and_do_not_collide() -> None:
+    assert job_name("model.depth=18,model.pretrained=none,seed=0") == "depth-18_pretrained-none_seed-0"
+    assert job_name("optim.lr=0.1,schedule.lr=2") == "optim.lr-0.1_schedule.lr-2"
+    long = job_name("model.pretrained=runs/a/depth-18"), job_name("model.pretrained=runs/b/depth-18")
+    assert all(name.startswith("pretrained-depth-18~") for name in long)
+    assert long[0] != long[1]
+    assert job_name("data.mean=[0.1,0.2,0.3],seed=1").endswith("_seed-1")
+    for name in (*long, job_name("data.mean=[0.1,0.2,0.3]"), job_name("loss.x=" + "y" * 300)):
+        assert len(name) <= 150
+        assert not set(name) & set("=,/[]{} $")
+
+
+def test_the_hash_ignores_paths_and_bookkeeping_alone() -> None:
+    def plain(*overrides: str) -> dict:
+        return OmegaConf.to_container(composed(*overrides), resolve=True)
+
+    reference = config_hash(plain())
+    assert config_hash(plain("name=other", "data.root=elsewhere", "trainer.progress_bar=false")) == reference
+    assert config_hash(plain("seed=1")) != reference
+    assert config_hash(plain("data.image_size=32")) != reference

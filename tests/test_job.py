@@ -1,0 +1,276 @@
+"""One job: the files that it leaves, resuming, selection, and what goes wrong before training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import cohen_kappa_score
+
+from resnet_lab.job import guarded
+from resnet_lab.module import Classifier
+from resnet_lab.run_folder import RunFolder
+
+MakeRun = Callable[..., RunFolder]
+
+
+class Killed(BaseException):
+    """Ends a job as kill -9 would: nothing is written after it."""
+
+
+def state_of(run: RunFolder, name: str = "last.ckpt") -> dict[str, torch.Tensor]:
+    return torch.load(run.checkpoints / name, weights_only=True)["state_dict"]
+
+
+def assert_same_weights(one: RunFolder, other: RunFolder, name: str = "last.ckpt") -> None:
+    first, second = state_of(one, name), state_of(other, name)
+    assert first.keys() == second.keys()
+    for key, tensor in first.items():
+        assert torch.equal(tensor, second[key]), key
+
+
+def test_a_run_folder_holds_exactly_its_files(make_run: MakeRun) -> None:
+    run = make_run()
+    assert guarded(run) == 0
+    files = {str(path.relative_to(run.path)) for path in run.path.rglob("*") if path.is_file()}
+    events = {file for file in files if file.startswith("tensorboard/events.out")}
+    assert events
+    assert files - events == {
+        "config.yaml",
+        "status.json",
+        "metrics.csv",
+        "train.log",
+        "predictions_val.csv",
+        "predictions_test.csv",
+        "confusion_matrix_val.csv",
+        "confusion_matrix_val.png",
+        "confusion_matrix_test.csv",
+        "confusion_matrix_test.png",
+        "class_report_val.csv",
+        "class_report_test.csv",
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+        "tensorboard/hparams.yaml",
+    }
+
+
+def test_what_a_finished_run_says(make_run: MakeRun) -> None:
+    run = make_run()
+    guarded(run)
+    status = run.read_status()
+    assert status.keys() >= {
+        "schema_version", "state", "error", "config_hash", "split_fingerprint", "best_checkpoint", "last_checkpoint",
+        "epoch", "monitor", "best_value", "collapsed", "skipped_images", "leaks", "seed", "versions", "commit",
+        "hardware", "precision", "mean", "std", "num_workers", "parameters", "multiply_adds", "seconds",
+        "images_per_second", "peak_memory_mb",
+    }  # fmt: skip
+    assert (status["state"], status["error"], status["monitor"], status["epoch"]) == ("done", None, "val/qwk", 2)
+    assert (status["best_checkpoint"], status["last_checkpoint"]) == ("checkpoints/best.ckpt", "checkpoints/last.ckpt")
+    metrics = pd.read_csv(run.metrics_file)
+    assert list(metrics["epoch"]) == [0, 1, 2]
+    assert status["best_value"] == pytest.approx(metrics["val/qwk"].max())
+    predictions = pd.read_csv(run.predictions_file("test"), dtype={"image": str, "patient": str})
+    assert list(predictions.columns) == ["image", "patient", "target", "prediction", *(f"p_{k}" for k in range(5))]
+    assert predictions.filter(like="p_").sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-5)
+    assert (predictions.filter(like="p_").to_numpy().argmax(1) == predictions["prediction"]).all()
+    counts = pd.read_csv(run.confusion_matrix_file("test"), index_col=0).to_numpy()
+    expected = np.zeros((5, 5), int)
+    np.add.at(expected, (predictions["target"], predictions["prediction"]), 1)
+    assert (counts == expected).all()
+    kappa = cohen_kappa_score(predictions["target"], predictions["prediction"], weights="quadratic")
+    assert status["metrics"]["test/qwk"] == pytest.approx(kappa, abs=1e-6)
+    report = pd.read_csv(run.class_report_file("test"))
+    assert list(report.columns) == ["class", "precision", "recall", "f1", "support"]
+    assert report["support"].sum() == len(predictions)
+
+
+def test_the_best_checkpoint_is_what_is_tested(make_run: MakeRun) -> None:
+    run = make_run("optim.lr=0.2")
+    guarded(run)
+    status, metrics = run.read_status(), pd.read_csv(run.metrics_file)
+    best = metrics.loc[metrics["val/qwk"].idxmax()]
+    assert status["metrics"]["val/qwk"] == pytest.approx(best["val/qwk"], abs=1e-6)
+    assert status["metrics"]["val/loss"] == pytest.approx(best["val/loss"], rel=1e-3)
+
+
+def test_a_done_run_is_left_alone(make_run: MakeRun) -> None:
+    run = make_run()
+    guarded(run)
+    before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.name != "train.log"}
+    assert guarded(run) == 0
+    assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.name != "train.log"} == before
+
+
+@pytest.mark.parametrize("moment", ["first epoch", "within an epoch", "validation", "after the last epoch"])
+@pytest.mark.parametrize("schedule", ["cosine", "plateau"])
+def test_an_interrupted_run_ends_as_one_that_was_not(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, moment: str, schedule: str
+) -> None:
+    extra = ["schedule.patience=0", "schedule.monitor=val/accuracy"] if schedule == "plateau" else []
+    choices = [f"schedule={schedule}", *extra, "follow_test=true", "trainer.max_epochs=4"]
+    whole, broken = make_run(*choices, name="whole"), make_run(*choices, name="broken")
+    guarded(whole)
+    with monkeypatch.context() as patch:
+        hook, step = {
+            "first epoch": ("training_step", 1),
+            "within an epoch": ("training_step", 7),
+            "validation": ("validation_step", 4),
+            "after the last epoch": ("test_step", 0),
+        }[moment]
+        original, calls = getattr(Classifier, hook), iter(range(10**6))
+
+        def dies(self, *args):
+            if next(calls) == step:
+                raise Killed
+            return original(self, *args)
+
+        patch.setattr(Classifier, hook, dies)
+        with pytest.raises(Killed):
+            guarded(broken)
+    assert broken.read_status()["state"] == "interrupted"
+    assert guarded(broken) == 0
+    assert_same_weights(whole, broken)
+    assert_same_weights(whole, broken, "best.ckpt")
+    assert broken.metrics_file.read_text() == whole.metrics_file.read_text()
+    assert broken.predictions_file("test").read_text() == whole.predictions_file("test").read_text()
+    assert broken.read_status()["best_value"] == whole.read_status()["best_value"]
+
+
+def test_an_interrupted_run_may_be_moved(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, broken = make_run(name="whole"), make_run(name="broken")
+    guarded(whole)
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "on_test_epoch_end", lambda self: (_ for _ in ()).throw(Killed()))
+        with pytest.raises(Killed):
+            guarded(broken)
+    moved = RunFolder(broken.path.rename(broken.path.with_name("elsewhere")))
+    assert guarded(moved) == 0
+    assert_same_weights(whole, moved, "best.ckpt")
+    assert moved.read_status()["best_checkpoint"] == "checkpoints/best.ckpt"
+
+
+def test_early_stopping_is_not_forgotten(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    choices = ["optim.lr=0", "trainer.early_stopping=2", "trainer.max_epochs=9"]
+    whole, broken = make_run(*choices, name="whole"), make_run(*choices, name="broken")
+    guarded(whole)
+    assert whole.read_status()["epoch"] == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "test_step", lambda self, *args: (_ for _ in ()).throw(Killed()))
+        with pytest.raises(Killed):
+            guarded(broken)
+    guarded(broken)
+    assert broken.metrics_file.read_text() == whole.metrics_file.read_text()
+
+
+def test_without_validation_the_last_epoch_is_kept(make_run: MakeRun) -> None:
+    run = make_run("data.val_fraction=0")
+    assert guarded(run) == 0
+    status = run.read_status()
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["last.ckpt"]
+    assert (status["monitor"], status["best_checkpoint"], status["best_value"]) == (None, None, None)
+    assert status["last_checkpoint"] == "checkpoints/last.ckpt"
+    assert status["class_counts"]["train"] == [18, 6, 6, 6, 12]
+    assert torch.load(run.last_checkpoint, weights_only=True)["epoch"] == 2
+
+
+def test_following_test_changes_nothing_but_the_columns(make_run: MakeRun) -> None:
+    plain, followed = make_run(name="plain"), make_run("follow_test=true", name="followed")
+    guarded(plain)
+    guarded(followed)
+    assert_same_weights(plain, followed, "best.ckpt")
+    columns = pd.read_csv(followed.metrics_file)
+    assert columns["test/accuracy"].between(0, 1).all()
+    pd.testing.assert_frame_equal(
+        columns.drop(columns=[name for name in columns if name.startswith("test/")]), pd.read_csv(plain.metrics_file)
+    )
+
+
+def test_the_seed_changes_the_weights_but_not_the_splits(make_run: MakeRun) -> None:
+    one, other = make_run("seed=0", name="0"), make_run("seed=1", name="1")
+    guarded(one)
+    guarded(other)
+    assert not torch.equal(state_of(one)["model.conv1.weight"], state_of(other)["model.conv1.weight"])
+    assert one.read_status()["split_fingerprint"] == other.read_status()["split_fingerprint"]
+
+
+def test_pretraining_from_a_run_starts_at_its_weights(make_run: MakeRun) -> None:
+    source = make_run(name="source")
+    guarded(source)
+    run = make_run(f"model.pretrained={source.path}", "optim.lr=0", "trainer.max_epochs=1", name="fine")
+    guarded(run)
+    assert torch.equal(state_of(run)["model.fc.weight"], state_of(source, "best.ckpt")["model.fc.weight"])
+
+
+def test_a_collapsed_run_is_marked(make_run: MakeRun, caplog: pytest.LogCaptureFixture) -> None:
+    run = make_run("optim.lr=0", "data.mean=null", "data.std=null", "trainer.max_epochs=1")
+    guarded(run)
+    counts = pd.read_csv(run.confusion_matrix_file("val"), index_col=0).to_numpy()
+    one_class = counts.sum(0).max() >= 0.98 * counts.sum()
+    assert run.read_status()["collapsed"] == one_class
+    assert ("at least 98 % of the validation predictions" in run.log_file.read_text()) == one_class
+    assert one_class  # an untrained network answers one class everywhere
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.depth=9", "depth"),
+        ("model.activation=Relu6000", "Relu6000"),
+        ("monitor=val/kappa", "monitor=val/kappa"),
+        ("model.pretrained=nowhere.pt", "nowhere.pt"),
+        ("data.on_leak=maybe", "data.on_leak=maybe"),
+        ("data.interpolation=cubic", "data.interpolation=cubic"),
+        ("data.resize=longer", "data.resize=longer"),
+        ("data.root=nowhere", "nowhere is not a folder"),
+    ],
+)
+def test_bad_input_is_one_line_before_training(make_run: MakeRun, override: str, message: str) -> None:
+    run = make_run(override)
+    assert guarded(run) == 1
+    status = run.read_status()
+    assert status["state"] == "failed"
+    assert message in status["error"]
+    log = run.log_file.read_text()
+    assert "Traceback" not in log
+    assert not run.metrics_file.exists()
+
+
+def test_a_bad_image_stops_the_job_or_is_dropped(make_run: MakeRun, photographs) -> None:
+    file = sorted((photographs / "images").iterdir())[0]
+    file.write_bytes(file.read_bytes()[:200])
+    run = make_run(name="stops")
+    assert guarded(run) == 1
+    assert file.name in run.read_status()["error"]
+    run = make_run("data.on_bad_image=drop", "trainer.max_epochs=1", name="drops")
+    assert guarded(run) == 0
+    assert run.read_status()["skipped_images"] == 1
+    assert sum(map(sum, run.read_status()["class_counts"].values())) == 63
+
+
+def test_a_defect_shows_its_traceback_and_marks_the_run(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Classifier, "training_step", lambda self, *args: 1 / 0)
+    run = make_run()
+    assert guarded(run) == 1
+    assert run.read_status()["error"] == "ZeroDivisionError: division by zero"
+    assert "Traceback" in run.log_file.read_text()
+
+
+def test_checkpoints_hold_plain_values_only(make_run: MakeRun) -> None:
+    run = make_run("trainer.max_epochs=1")
+    guarded(run)
+    checkpoint = torch.load(run.last_checkpoint, weights_only=True)
+    origin = checkpoint["resnet_lab"]
+    assert json.loads(json.dumps(origin)) == origin
+    assert origin["class_names"][0] == "no DR"
+
+
+def test_images_of_any_size_and_mode_are_read(make_run: MakeRun, photographs) -> None:
+    names = sorted((photographs / "images").iterdir())
+    Image.open(names[0]).convert("L").save(names[0])
+    Image.open(names[1]).resize((90, 31)).save(names[1])
+    assert guarded(make_run("trainer.max_epochs=1")) == 0

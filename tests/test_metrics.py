@@ -1,0 +1,102 @@
+"""torchmetrics as we put it together, against scikit-learn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics as sk
+
+from resnet_lab.errors import UserError
+from resnet_lab.metrics import SplitMetrics, is_collapsed, mode_of, monitored
+
+
+def batches(num_classes: int = 5, n: int = 203, absent: int | None = None, seed: int = 0):
+    random = np.random.default_rng(seed)
+    targets = random.integers(0, num_classes, n)
+    if absent is not None:
+        targets[targets == absent] = 0
+    logits = random.normal(size=(n, num_classes)) + 1.5 * np.eye(num_classes)[targets]
+    return torch.tensor(logits, dtype=torch.float32), torch.tensor(targets)
+
+
+def scored(logits: torch.Tensor, targets: torch.Tensor, split: str = "val") -> tuple[SplitMetrics, dict[str, float]]:
+    metrics = SplitMetrics(split, logits.shape[1], ordered=True)
+    losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    for rows in torch.arange(len(targets)).split(32):
+        metrics.update(losses[rows], logits[rows], targets[rows])
+    return metrics, {name: float(value) for name, value in metrics.compute().items()}
+
+
+@pytest.mark.parametrize("absent", [None, 3])
+def test_scores_are_scikit_learns_also_where_a_class_is_absent(absent: int | None) -> None:
+    logits, targets = batches(absent=absent)
+    metrics, values = scored(logits, targets)
+    truth, answer, probabilities = targets.numpy(), logits.argmax(1).numpy(), logits.softmax(1).numpy()
+    present = sorted(set(truth))
+    by_class = [sk.roc_auc_score(truth == k, probabilities[:, k]) for k in present]
+    expected = {
+        "val/accuracy": sk.accuracy_score(truth, answer),
+        "val/qwk": sk.cohen_kappa_score(truth, answer, weights="quadratic", labels=range(5)),
+        "val/auroc": np.mean(by_class),
+        "val/f1_weighted": sk.f1_score(truth, answer, average="weighted"),
+        "val/precision_weighted": sk.precision_score(truth, answer, average="weighted", zero_division=0),
+        "val/recall_weighted": sk.recall_score(truth, answer, average="weighted", zero_division=0),
+        "val/loss": sk.log_loss(truth, probabilities, labels=range(5)),
+    }
+    if absent is None:
+        expected["val/balanced_accuracy"] = sk.balanced_accuracy_score(truth, answer)
+        expected["val/f1_macro"] = sk.f1_score(truth, answer, average="macro")
+        expected["val/precision_macro"] = sk.precision_score(truth, answer, average="macro")
+        expected["val/recall_macro"] = sk.recall_score(truth, answer, average="macro")
+    else:  # scikit-learn warns of the answers in a class that is not there
+        recalls = sk.recall_score(truth, answer, labels=present, average=None)
+        expected["val/balanced_accuracy"] = recalls.mean()
+    assert {name: values[name] for name in expected} == pytest.approx(expected, abs=1e-5)
+    assert (metrics.confusion.compute().numpy() == sk.confusion_matrix(truth, answer, labels=range(5))).all()
+
+
+def test_a_constant_model_scores_like_the_baseline() -> None:
+    _, targets = batches()
+    values = scored(torch.tensor([[9.0, 0, 0, 0, 0]]).repeat(len(targets), 1), targets)[1]
+    assert values["val/accuracy"] == pytest.approx((targets == 0).float().mean().item())
+    assert values["val/balanced_accuracy"] == pytest.approx(0.2)
+    assert values["val/qwk"] == pytest.approx(0.0, abs=1e-6)
+    assert values["val/auroc"] == pytest.approx(0.5)
+
+
+def test_an_empty_batch_counts_for_nothing_and_reset_forgets() -> None:
+    logits, targets = batches()
+    metrics, values = scored(logits, targets)
+    metrics.update(torch.zeros(0), torch.zeros(0, 5), torch.zeros(0, dtype=torch.long))
+    assert {name: float(value) for name, value in metrics.compute().items()} == values
+    metrics.reset()
+    assert metrics.confusion.compute().sum() == 0
+
+
+def test_train_keeps_no_predictions() -> None:
+    logits, targets = batches()
+    assert set(scored(logits, targets, "train")[1]) == {
+        f"train/{name}" for name in ("loss", "accuracy", "balanced_accuracy", "f1_weighted", "qwk")
+    }
+
+
+def test_monitor() -> None:
+    assert monitored("auto", 5, ordered=True) == ("val/qwk", "max")
+    assert monitored("auto", 10, ordered=False) == ("val/accuracy", "max")
+    assert monitored("val/loss", 5, ordered=True) == ("val/loss", "min")
+    assert mode_of("val/auroc") == "max"
+    for wrong in ("val/kappa", "test/accuracy", "train/loss", "accuracy"):
+        with pytest.raises(UserError, match=rf"monitor={wrong}: no such metric; choose auto, val/loss"):
+            monitored(wrong, 5, ordered=True)
+    with pytest.raises(UserError, match="no such metric"):
+        monitored("val/qwk", 10, ordered=False)
+
+
+def test_collapse_begins_at_98_percent() -> None:
+    counts = torch.zeros(5, 5, dtype=torch.long)
+    counts[:, 0] = 98
+    counts[0, 1] = 10
+    assert is_collapsed(counts)
+    counts[0, 1] = 11
+    assert not is_collapsed(counts)

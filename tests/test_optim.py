@@ -1,0 +1,78 @@
+"""Schedules against their formulas, and the loss against torch's mean."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from resnet_lab import optim
+
+
+def rates(scheduler, optimizer, steps: int) -> list[float]:
+    seen = []
+    for _ in range(steps):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return seen
+
+
+@pytest.fixture
+def optimizer():
+    return optim.sgd([nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.9, weight_decay=0.0, nesterov=False)
+
+
+def test_constant(optimizer) -> None:
+    assert rates(optim.constant(optimizer, 10, 2), optimizer, 20) == [0.1] * 20
+
+
+def test_multistep_follows_the_paper(optimizer) -> None:
+    scheduler = optim.multistep(optimizer, 10, 4, [0.5, 0.75], gamma=0.1, warmup_epochs=0, warmup_factor=0.1)
+    seen = rates(scheduler, optimizer, 40)
+    assert seen == pytest.approx([0.1] * 20 + [0.01] * 10 + [0.001] * 10)
+
+
+def test_milestones_stay_where_they_are_with_warmup(optimizer) -> None:
+    scheduler = optim.multistep(optimizer, 10, 4, [0.5, 0.75], gamma=0.1, warmup_epochs=1, warmup_factor=0.1)
+    seen = rates(scheduler, optimizer, 40)
+    assert seen[0] == pytest.approx(0.01)
+    assert seen[:10] == sorted(seen[:10])
+    assert seen[10:] == pytest.approx([0.1] * 10 + [0.01] * 10 + [0.001] * 10)
+
+
+def test_cosine_falls_to_zero_after_warmup(optimizer) -> None:
+    seen = rates(optim.cosine(optimizer, 10, 4, warmup_epochs=1, warmup_factor=0.1), optimizer, 40)
+    expected = [0.05 * (1 + math.cos(math.pi * step / 30)) for step in range(30)]
+    assert seen[10:] == pytest.approx(expected)
+    assert seen[0] == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(("monitor", "values"), [("val/loss", [1.0, 1.0, 1.0]), ("val/qwk", [0.5, 0.5, 0.4])])
+def test_plateau_cuts_the_rate_after_patience(optimizer, monitor: str, values: list[float]) -> None:
+    scheduler = optim.plateau(optimizer, 10, 4, monitor=monitor, factor=0.1, patience=1)
+    for value in values:
+        scheduler.step(value)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
+
+
+def test_plateau_knows_that_kappa_is_to_rise(optimizer) -> None:
+    scheduler = optim.plateau(optimizer, 10, 4, monitor="val/qwk", factor=0.1, patience=0)
+    for value in (0.1, 0.2, 0.3):
+        scheduler.step(value)
+    assert optimizer.param_groups[0]["lr"] == 0.1
+
+
+def test_cross_entropy_is_by_sample() -> None:
+    logits, targets = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 0, 1])
+    losses = optim.cross_entropy(label_smoothing=0.0)(logits, targets)
+    assert losses.shape == (6,)
+    assert losses.mean() == pytest.approx(nn.functional.cross_entropy(logits, targets).item())
+
+
+def test_optimizers_take_what_they_are_given() -> None:
+    parameter = nn.Parameter(torch.zeros(1))
+    assert optim.nadam([parameter], lr=0.01, weight_decay=1e-4).param_groups[0]["weight_decay"] == 1e-4
+    assert optim.adamw([parameter], lr=0.02, weight_decay=0.1).param_groups[0]["lr"] == 0.02

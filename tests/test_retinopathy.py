@@ -1,0 +1,263 @@
+"""Retinopathy photographs in every layout that users have, from files on disk to the table that is trained on."""
+
+import pandas as pd
+import pytest
+from fake_data import (
+    TEST,
+    TRAIN,
+    refusal,
+    retinopathy,
+    write_aptos,
+    write_kaggle,
+    write_labels,
+    write_pair,
+    write_photographs,
+    write_studies,
+)
+
+from resnet_lab.data.table import class_counts, fingerprints
+
+
+def listed(table, split):
+    rows = table[table["split"] == split]
+    return dict(zip(rows["image"], rows["target"], strict=True))
+
+
+def truncate(file):
+    file.write_bytes(file.read_bytes()[:-40])
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tmp_path / "data"
+
+
+# layouts
+
+
+@pytest.mark.parametrize("header", [False, True])
+def test_studies_keep_every_row(root, header):
+    table = retinopathy(write_studies(root, header=header)).read_table()
+    assert listed(table, "train") == TRAIN
+    assert listed(table, "test") == TEST
+    assert set(table["split"]) == {"train", "test"}
+    assert table["path"].tolist() == [str(root / "images" / f"{name}.jpeg") for name in [*TRAIN, *TEST]]
+
+
+def test_studies_with_a_validation_file(root):
+    write_studies(root)
+    write_photographs(root / "images", ["99_left", "99_right"])
+    write_labels(root / "val.csv", {"99_left": 1, "99_right": 2}, "image,level")
+    data = retinopathy(root, val_csv="val.csv")
+    table, _ = data.table()
+    assert listed(table, "val") == {"99_left": 1, "99_right": 2}
+    assert listed(table, "train") == TRAIN  # nothing is cut where there is a file
+
+
+def test_kaggle(root):
+    table = retinopathy(write_kaggle(root)).read_table()
+    assert listed(table, "train") == TRAIN
+    assert set(table["split"]) == {"train"}
+    assert table["path"][0] == str(root / "train" / "1_left.jpeg")
+
+
+def test_aptos(root):
+    table = retinopathy(write_aptos(root)).read_table()
+    assert len(table) == 20
+    assert table["target"].tolist() == [n % 5 for n in range(20)]
+    assert table["path"][0] == str(root / "train_images" / f"{table['image'][0]}.png")
+
+
+def test_any_csv_by_its_columns(root):
+    root.mkdir()
+    (root / "eyes.csv").write_text("age,file,grade\n50,001.jpg,4\n60,NA.jpg,0\n")
+    (root / "held_out.csv").write_text("file,grade\n003.jpg,2\n")
+    write_photographs(root / "scans" / "a", ["001", "NA", "003"], ".jpg")
+    keys = {"images": "scans/a", "image_column": "file", "label_column": "grade"}
+    table = retinopathy(root, train_csv="eyes.csv", test_csv="held_out.csv", **keys).read_table()
+    assert listed(table, "train") == {"001.jpg": 4, "NA.jpg": 0}
+    assert listed(table, "test") == {"003.jpg": 2}
+
+
+def test_images_beside_the_csv(root):
+    write_photographs(root, ["1", "2"], ".png")
+    write_labels(root / "train.csv", {"1": 0, "2": 1}, "id_code,diagnosis")
+    assert retinopathy(root).read_table()["path"].tolist() == [str(root / "1.png"), str(root / "2.png")]
+
+
+def test_named_csv_wins_over_the_pairs(root):
+    write_studies(root)
+    write_labels(root / "mine.csv", {"3_left": 3}, "image,level")
+    table = retinopathy(root, train_csv="mine.csv").read_table()
+    assert listed(table, "train") == {"3_left": 3}
+    assert set(table["split"]) == {"train"}
+
+
+def test_two_classes(root):
+    write_studies(root, {"1_left": 0, "2_left": 1}, {"3_left": 1})
+    assert class_counts(retinopathy(root, class_names=["no", "yes"]).read_table(), 2)["train"] == [1, 1]
+    write_pair(root, "test", {"3_left": 2})
+    assert "label '2' of image row 1: labels run from 0 to 1" in refusal(
+        retinopathy(root, class_names=["no", "yes"]).read_table
+    )
+
+
+# errors
+
+
+def test_missing_root(root):
+    message = refusal(retinopathy(root).read_table)
+    assert message == f"{root} is not a folder; set data.root to the folder that holds the data set"
+
+
+def test_root_without_csv(root):
+    root.mkdir()
+    message = refusal(retinopathy(root).read_table)
+    assert message.startswith(f"{root} holds neither train_img.csv with train_label.csv nor trainLabels.csv")
+    assert "data.train_csv" in message
+
+
+@pytest.mark.parametrize("missing", ["train_img.csv", "train_label.csv", "test_img.csv", "test_label.csv"])
+def test_half_a_pair(root, missing):
+    write_studies(root)
+    (root / missing).unlink()
+    assert f"{root / missing} does not exist" in refusal(retinopathy(root).read_table)
+
+
+@pytest.mark.parametrize("key", ["train_csv", "val_csv", "test_csv"])
+def test_missing_named_csv(root, key):
+    write_studies(root)
+    assert f"{root / 'none.csv'} does not exist" in refusal(retinopathy(root, **{key: "none.csv"}).read_table)
+
+
+def test_missing_image_folder(root):
+    write_studies(root)
+    message = refusal(retinopathy(root, images="scans").read_table)
+    assert message.startswith(f"{root / 'scans'} is not a folder; set data.images")
+
+
+def test_missing_images(root):
+    write_studies(root)
+    for name in ("1_left", "2_right"):
+        (root / "images" / f"{name}.jpeg").unlink()
+    assert "2 of 40 listed images are missing (1_left, 2_right)" in refusal(retinopathy(root).read_table)
+
+
+def test_errors_name_the_file_that_is_wrong(root):
+    write_studies(root)
+    write_pair(root, "train", {"1_left": 0, "../2_left": 1})
+    assert refusal(retinopathy(root).read_table).startswith(f"{root / 'train_img.csv'}: image '../2_left'")
+    write_pair(root, "train", {"1_left": 0, "2_left": "x"})
+    assert refusal(retinopathy(root).read_table).startswith(f"{root / 'train_label.csv'}: label 'x' of image row 2")
+
+
+@pytest.mark.parametrize("name", ["3_left", "3_left.jpeg"])
+def test_image_in_two_splits(root, name):
+    write_studies(root)
+    write_pair(root, "test", {**TEST, name: 3})
+    message = refusal(retinopathy(root, on_leak="ignore").read_table)
+    assert message == f"{root}: the CSVs list 1 image files twice (first {name!r}); keep one row of each"
+
+
+def test_no_class_names(root):
+    assert refusal(retinopathy(write_studies(root), class_names=[]).read_table).startswith("data.class_names is empty")
+
+
+# the whole table: bad images, then leaks, then splits
+
+
+def test_table_by_default(root):
+    table, dropped = retinopathy(write_studies(root)).table()
+    assert dropped == {"skipped_images": 0, "leaks": 0}
+    assert table.columns.tolist() == ["image", "target", "path", "split", "patient"]
+    # of four patients of each grade 0.15 are 0.6, so one each
+    assert class_counts(table, 5) == {"train": [6] * 5, "val": [2] * 5, "test": [2] * 5}
+    assert listed(table, "test") == TEST
+    assert table["patient"].tolist()[:3] == ["1", "1", "2"]
+
+
+def test_no_validation_trains_on_everything(root):
+    table, _ = retinopathy(write_studies(root), val_fraction=0).table()
+    assert listed(table, "train") == TRAIN
+    assert set(table["split"]) == {"train", "test"}
+
+
+def test_test_split_of_data_without_one(root):
+    table, _ = retinopathy(write_kaggle(root), test_fraction=0.25, val_fraction=0.25).table()
+    assert class_counts(table, 5) == {"train": [4] * 5, "val": [2] * 5, "test": [2] * 5}
+    assert table.groupby("patient")["split"].nunique().max() == 1
+
+
+def test_test_fraction_leaves_a_given_test_split_alone(root):
+    table, _ = retinopathy(write_studies(root), test_fraction=0.5, val_fraction=0).table()
+    assert listed(table, "test") == TEST
+    assert listed(table, "train") == TRAIN
+
+
+def test_splits_depend_on_split_seed(root):
+    write_studies(root)
+    prints = [fingerprints(retinopathy(root, split_seed=seed).table()[0]) for seed in (0, 0, 1)]
+    assert prints[0] == prints[1]
+    assert prints[0]["val"] != prints[2]["val"]
+    assert prints[0]["test"] == prints[2]["test"]
+
+
+def test_leaks_between_the_files(root):
+    write_studies(root, TRAIN, {"99_left": 1})
+    write_pair(root, "train", {name: grade for name, grade in TRAIN.items() if name not in ("1_left", "2_left")})
+    write_pair(root, "test", {"1_left": 1, "2_left": 2, "99_left": 1})
+    message = refusal(retinopathy(root).table)
+    assert message.startswith("2 training images are of 2 patients who also stand in another split (1, 2)")
+    for on_leak, training in (("drop", 36), ("ignore", 38)):
+        table, dropped = retinopathy(root, on_leak=on_leak, val_fraction=0).table()
+        assert dropped == {"skipped_images": 0, "leaks": 2}
+        assert (table["split"] == "train").sum() == training
+        assert list(listed(table, "test")) == ["1_left", "2_left", "99_left"]
+        assert {"1_right", "2_right"}.isdisjoint(listed(table, "train")) == (on_leak == "drop")
+
+
+def test_validation_that_is_cut_never_leaks(root):
+    table, dropped = retinopathy(write_studies(root), val_fraction=0.5).table()
+    assert dropped["leaks"] == 0
+    patients = table.groupby("split")["patient"].agg(set)
+    assert patients["val"].isdisjoint(patients["train"])
+
+
+def test_bad_image_stops(root):
+    write_studies(root)
+    truncate(root / "images" / "5_left.jpeg")
+    message = refusal(retinopathy(root).table)
+    assert message.startswith(f"{root / 'images' / '5_left.jpeg'}: image file is truncated")
+    assert "1 of 50 images cannot be read" in message
+    assert "data.on_bad_image=drop" in message
+
+
+def test_bad_images_leave_before_splits_are_cut(root, tmp_path):
+    write_studies(root)
+    bad = ["5_left", "5_right", "21_left"]
+    for name in bad:
+        truncate(root / "images" / f"{name}.jpeg")
+    table, dropped = retinopathy(root, on_bad_image="drop").table()
+    assert dropped == {"skipped_images": 3, "leaks": 0}
+    assert sorted(table["image"]) == sorted({*TRAIN, *TEST} - set(bad))
+    # the same rows without the bad ones from the start give the same splits
+    clean = tmp_path / "clean"
+    kept = [{name: grade for name, grade in rows.items() if name not in bad} for rows in (TRAIN, TEST)]
+    assert fingerprints(table) == fingerprints(retinopathy(write_studies(clean, *kept)).table()[0])
+    assert class_counts(table, 5)["val"] == [0, 2, 2, 2, 2]  # of the three healthy patients left 0.15 is none
+
+
+def test_bad_test_image_is_no_leak(root):
+    write_studies(root, {"1_left": 0, "2_left": 1}, {"1_right": 0, "3_left": 1})
+    truncate(root / "images" / "1_right.jpeg")
+    table, dropped = retinopathy(root, on_bad_image="drop", val_fraction=0).table()
+    assert dropped == {"skipped_images": 1, "leaks": 0}
+    assert table["image"].tolist() == ["1_left", "2_left", "3_left"]
+
+
+def test_max_images_of_each_split(root):
+    write_studies(root)
+    table, _ = retinopathy(root, max_images=6, val_fraction=0).table()
+    assert class_counts(table, 5) == {"train": [1] * 5, "test": [1] * 5}
+    again, _ = retinopathy(root, max_images=6, val_fraction=0).table()
+    pd.testing.assert_frame_equal(table, again)

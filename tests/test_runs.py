@@ -1,0 +1,96 @@
+"""Reading one run folder: scores come from the stored predictions, and whatever is damaged is said, not raised."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from fake_runs import write_run
+from sklearn import metrics
+
+from resnet_lab.run_folder import RunFolder
+from resnet_lab.runs import read_metrics, read_predictions, read_run
+
+
+def test_numbers_come_from_the_stored_predictions(tmp_path):
+    run = read_run(RunFolder(write_run(tmp_path / "run", metrics={"test/accuracy": 0.1})))
+    stored = pd.read_csv(tmp_path / "run" / "predictions_test.csv")
+    assert run.scores["accuracy"] == pytest.approx(np.mean(stored["target"] == stored["prediction"]))
+    kappa = metrics.cohen_kappa_score(stored["target"], stored["prediction"], weights="quadratic")
+    assert run.scores["qwk"] == pytest.approx(kappa)
+    assert run.counts.sum() == 400
+    assert run.config["model.depth"] == 18
+
+
+def test_test_is_scored_before_validation(tmp_path):
+    folder = write_run(tmp_path / "run", split="val")
+    assert read_run(RunFolder(folder)).split == "val"
+    (folder / "predictions_test.csv").write_bytes((folder / "predictions_val.csv").read_bytes())
+    assert read_run(RunFolder(folder)).split == "test"
+
+
+@pytest.mark.parametrize(("counts", "majority"), [({"train": [1, 9, 2, 0, 0]}, 1), (None, 0)])
+def test_the_majority_is_of_training_or_where_that_is_unknown_of_these_images(tmp_path, counts, majority):
+    run = read_run(RunFolder(write_run(tmp_path / "run", class_counts=counts)))
+    targets = pd.read_csv(tmp_path / "run" / "predictions_test.csv")["target"]
+    assert run.majority == majority
+    assert run.baseline["accuracy"] == pytest.approx(np.mean(targets == majority))
+
+
+@pytest.mark.parametrize(
+    ("status", "state", "problem"),
+    [
+        ({"state": "failed", "error": "OutOfMemoryError: 6 GB\nTraceback"}, "failed", "OutOfMemoryError: 6 GB"),
+        ({"state": "running", "epoch": 3}, "interrupted", "no result, last epoch: 3"),
+    ],
+)
+def test_a_run_that_is_not_done_has_no_scores_whatever_it_stored(tmp_path, status, state, problem):
+    run = read_run(RunFolder(write_run(tmp_path / "run", **status)))
+    assert (run.state, run.problem, run.scores) == (state, problem, {})
+
+
+def test_a_run_that_never_started_has_no_epoch(tmp_path):
+    folder = write_run(tmp_path / "run")
+    (folder / "status.json").unlink()
+    run = read_run(RunFolder(folder))
+    assert (run.state, run.problem) == ("created", "no result, last epoch: none")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "problem"),
+    [
+        ("status.json", '{"state": "do', "status.json is damaged"),
+        ("status.json", "[]", "status.json is damaged"),
+        ("config.yaml", "model: {depth: 18", "config.yaml is damaged"),
+        ("config.yaml", "", "config.yaml holds NoneType, not keys"),
+        ("predictions_test.csv", "", "predictions_test.csv is damaged"),
+        ("predictions_test.csv", "image,patient\na,b\n", "predictions_test.csv is damaged"),
+        ("predictions_test.csv", "image,patient,target,prediction,p_0\n", "has no rows"),
+        ("predictions_test.csv", "image,target,prediction,p_0,p_1\na,0,1,.5,.5\nb,1,0,.5\n", "line 3 lacks"),
+        ("predictions_test.csv", "image,target,prediction,p_0,p_1\na,0,2,.5,.5\n", "line 2 lacks a class"),
+        ("predictions_test.csv", "image,target,prediction,p_0,p_1\na,0,1,nan,nan\n", "line 2 lacks"),
+        ("predictions_test.csv", "image,target,prediction,p_0,p_1\na,0,1,.5,.5\n", "5 class_names, the predictions 2"),
+    ],
+)
+def test_damage_becomes_the_problem_of_the_run_in_one_line(tmp_path, file, content, problem):
+    folder = write_run(tmp_path / "hurt")
+    (folder / file).write_text(content)
+    run = read_run(RunFolder(folder))
+    assert problem in run.problem
+    assert "\n" not in run.problem
+    assert run.scores == {}
+
+
+def test_names_of_images_are_text(tmp_path):
+    file = tmp_path / "predictions_test.csv"
+    file.write_text("image,patient,target,prediction,p_0,p_1\nNA,007,0,1,.25,.75\nnull,,1,1,.5,.5\n")
+    targets, predictions, probabilities = read_predictions(file)
+    assert (targets.tolist(), predictions.tolist()) == ([0, 1], [1, 1])
+    assert probabilities.tolist() == [[0.25, 0.75], [0.5, 0.5]]
+
+
+def test_half_a_row_of_metrics_is_left_out_and_a_repeated_epoch_counts_once(tmp_path):
+    file = tmp_path / "metrics.csv"
+    file.write_text("epoch,val/accuracy\n0,0.5\n1,0.6\n1,0.61\n2,0.7")
+    assert read_metrics(file)["val/accuracy"].to_dict() == {0: 0.5, 1: 0.61}
+    file.write_text("")
+    assert read_metrics(file).empty
+    assert read_metrics(tmp_path / "absent.csv").empty

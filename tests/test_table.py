@@ -1,0 +1,357 @@
+"""Rows of CSV files, and every rule about splits: tables in, tables out."""
+
+import logging
+
+import numpy as np
+import pandas as pd
+import pytest
+from fake_data import refusal
+
+from resnet_lab.data import table as module
+from resnet_lab.data.table import (
+    add_patients,
+    class_counts,
+    cut_split,
+    find_images,
+    fingerprints,
+    limit_rows,
+    parse,
+    read_labels,
+    read_pair,
+    resolve_leaks,
+)
+
+SHARES = {0: 100, 1: 20, 2: 40, 3: 10, 4: 30}  # patients by worst grade
+
+
+@pytest.fixture
+def file(tmp_path):
+    def write(text, name="labels.csv"):
+        path = tmp_path / name
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    return write
+
+
+def cells(frame):
+    return [tuple(row) for row in frame.itertuples(index=False)]
+
+
+def parse_file(path):
+    return parse(read_labels(path, None, None), path, path, 5)
+
+
+def patients(shares=SHARES, split="train"):
+    """Two eyes each; the left one is healthy, the right one has the worst grade."""
+    worst = np.repeat(list(shares), list(shares.values()))
+    names = [f"{split}{n}" for n in range(len(worst))]
+    rows = [
+        {"image": f"{name}_{eye}", "target": target, "split": split, "patient": name}
+        for name, grade in zip(names, worst, strict=True)
+        for eye, target in (("left", 0), ("right", grade))
+    ]
+    return pd.DataFrame(rows)
+
+
+# reading
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "001,0\nNA,4\nnull,2\n",
+        "image,level\n001,0\nNA,4\nnull,2\n",
+        "id_code,diagnosis\n001,0\nNA,4\nnull,2",
+        "\ufeffimage,level\r\n001,0\r\nNA,4\r\nnull,2\r\n\r\n",
+        "eye,label,age,image\nleft,0,51,001\nleft,4,,NA\nright, 2 ,7, null\n",
+    ],
+)
+def test_header_is_optional_and_names_stay_text(file, text):
+    assert cells(parse_file(file(text))) == [("001", 0), ("NA", 4), ("null", 2)]
+
+
+def test_named_columns_win_over_known_ones(file):
+    path = file("image,level,file,grade\na,0,x,1\nb,0,y,2\n")
+    assert cells(read_labels(path, "file", "grade")) == [("x", "1"), ("y", "2")]
+    assert cells(read_labels(path, None, "grade")) == [("a", "1"), ("b", "2")]
+
+
+@pytest.mark.parametrize("header", [("", ""), ("image\n", "level\n"), ("0\n", "x\n")])
+def test_pair_keeps_its_first_row_with_and_without_header(file, header):
+    images, labels = file(f"{header[0]}007\n10_left\n", "train_img.csv"), file(f"{header[1]}3\n0\n", "train_label.csv")
+    assert cells(read_pair(images, labels)) == [("007", "3"), ("10_left", "0")]
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "seen"),
+    [
+        ("a\nb\nc\n", "0\n1\n", "train_img.csv has 3 rows but train_label.csv has 2"),
+        ("a\nb\n", "level\n0\n1\n", "train_img.csv has 1 rows but train_label.csv has 2"),
+        ("image\na\nb\n", "0\n1\n", "train_img.csv has 3 rows but train_label.csv has 2"),
+    ],
+)
+def test_pair_of_unequal_length(file, images, labels, seen):
+    message = refusal(read_pair, file(images, "train_img.csv"), file(labels, "train_label.csv"))
+    assert seen in message
+    assert "both with or both without a header" in message
+
+
+def test_blank_line_in_a_pair_does_not_shift_the_rows(file):
+    images, labels = file("a\nb\n\nc\n", "train_img.csv"), file("0\n\n1\n2\n", "train_label.csv")
+    message = refusal(parse, read_pair(images, labels), images, labels, 5)
+    assert f"{labels}: label '' of image row 2: labels must be whole numbers" in message
+
+
+@pytest.mark.parametrize("first", ["1.5", "-", ""])
+def test_bad_first_label_of_a_pair_is_no_header(file, first):
+    images, labels = file("a\nb\nc\n", "train_img.csv"), file(f'"{first}"\n1\n2\n', "train_label.csv")
+    assert "image row 1" in refusal(parse, read_pair(images, labels), images, labels, 5)
+
+
+@pytest.mark.parametrize("text", ["", "\n", "  \n\n"])
+def test_empty_file(file, text):
+    path = file(text)
+    assert refusal(read_labels, path, None, None) == f"{path} is empty; it has to list one image per row"
+
+
+def test_header_without_rows(file):
+    assert "labels.csv lists no image" in refusal(read_labels, file("image,level\n"), None, None)
+    pair = file("image\n", "train_img.csv"), file("level\n", "train_label.csv")
+    assert "train_img.csv lists no image" in refusal(read_pair, *pair)
+
+
+def test_missing_file_names_itself_and_the_key(tmp_path):
+    message = refusal(read_labels, tmp_path / "none.csv", None, None)
+    assert f"{tmp_path / 'none.csv'} does not exist" in message
+    assert "data.train_csv" in message
+
+
+@pytest.mark.parametrize("text", [b"\xff\xfe\x00a", 'a,0\nb,1,2,"3\n', "a,0\nb,1,2,3\n"])
+def test_no_csv(file, text):
+    assert "labels.csv is not a comma-separated file in UTF-8: " in refusal(read_labels, file(text), None, None)
+
+
+def test_folder_in_place_of_a_file(tmp_path):
+    assert "is not a comma-separated file" in refusal(read_labels, tmp_path, None, None)
+
+
+@pytest.mark.parametrize(
+    ("columns", "seen"),
+    [
+        ((None, None), "no column image or id_code; its columns are name, level; set data.image_column"),
+        (("name", "grade"), "no column grade; its columns are name, level; set data.label_column"),
+        (("Name", None), "no column Name; its columns are name, level; set data.image_column"),
+    ],
+)
+def test_missing_column(file, columns, seen):
+    path = file("name,level\na,0\n")
+    assert refusal(read_labels, path, *columns) == f"{path} has {seen}"
+
+
+# parsing
+
+
+@pytest.mark.parametrize("header", ["", "image,level\n"])
+@pytest.mark.parametrize(
+    ("cell", "seen", "rule"),
+    [
+        ("1.5", "'1.5'", "labels must be whole numbers"),
+        ("x", "'x'", "labels must be whole numbers"),
+        ("", "''", "labels must be whole numbers"),
+        ("nan", "'nan'", "labels must be whole numbers"),
+        ("5", "'5'", "labels run from 0 to 4"),
+        ("-1", "'-1'", "labels run from 0 to 4"),
+        ("99999999999999999999", "'99999999999999999999'", "labels run from 0 to 4"),
+    ],
+)
+def test_bad_label_is_named_by_its_row_of_images(file, header, cell, seen, rule):
+    path = file(f"{header}a,0\nb,4\nc,{cell}\nd,1\n")
+    assert refusal(parse_file, path) == f"{path}: label {seen} of image row 3: {rule}"
+
+
+def test_more_bad_labels_are_counted(file):
+    message = refusal(parse_file, file("a,0\nb,7\nc,8\nd,9\n"))
+    assert "label '7' of image row 2 (and 2 more rows)" in message
+
+
+@pytest.mark.parametrize("name", ["../a", "x/../../a", "/etc/a", ""])
+def test_names_stay_inside_the_folder(file, name):
+    images, labels = file(f'ok\n"{name}"\n', "train_img.csv"), file("0\n1\n", "train_label.csv")
+    message = refusal(parse, read_pair(images, labels), images, labels, 5)
+    assert message.startswith(f"{images}: image {name!r} of image row 2: names must be relative paths")
+
+
+def test_names_may_hold_dots_and_folders(file):
+    assert cells(parse_file(file("a..b,0\nx/c.d,1\n"))) == [("a..b", 0), ("x/c.d", 1)]
+
+
+def test_repeated_name(file):
+    assert "image 'b' of image row 4: image names must not repeat" in refusal(parse_file, file("a,0\nb,1\nc,1\nb,1\n"))
+
+
+def test_hundred_thousand_rows(file, monkeypatch, tmp_path):
+    names = [f"{n // 2}_{'left' if n % 2 else 'right'}" for n in range(100_000)]
+    path = file("".join(f"{name},{n % 5}\n" for n, name in enumerate(names)))
+    monkeypatch.setattr(module, "_list", lambda folder: {f"{name}.jpeg" for name in names})
+    rows = add_patients(find_images(parse_file(path), tmp_path).assign(split="train"))
+    assert class_counts(rows, 5) == {"train": [20_000] * 5}
+    last = rows.iloc[-1]
+    assert (last["image"], last["target"], last["patient"]) == ("49999_left", 4, "49999")
+    assert last["path"] == str(tmp_path / "49999_left.jpeg")
+    assert cut_split(rows, "val", 0.1, 0, "data.val_fraction")["split"].eq("val").sum() == 10_000
+
+
+# finding
+
+
+def test_suffix_is_found(tmp_path):
+    for name in ("1_left.jpeg", "2.PNG", "a.b.tif", "sub/3.jpg", "4.TIFF"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    table = pd.DataFrame({"image": ["1_left", "1_left.jpeg", "2", "a.b", "sub/3", "4"], "target": 0})
+    found = [str(tmp_path / name) for name in ("1_left.jpeg", "1_left.jpeg", "2.PNG", "a.b.tif", "sub/3.jpg", "4.TIFF")]
+    assert find_images(table, tmp_path)["path"].tolist() == found
+
+
+def test_missing_images_are_counted_and_named(tmp_path):
+    (tmp_path / "c.jpeg").touch()
+    message = refusal(find_images, pd.DataFrame({"image": ["a", "sub/b", "c", "d", "e"]}), tmp_path)
+    assert message.startswith(f"{tmp_path}: 4 of 5 listed images are missing (a, sub/b, d, …)")
+    assert "check data.root and data.images" in message
+    assert "(a)" in refusal(find_images, pd.DataFrame({"image": ["a", "c"]}), tmp_path)
+
+
+def test_patients():
+    names = ["10_left", "10_right.jpeg", "train/0/10_LEFT.png", "10", "a_b_right", "_left", "x_left_2", "7left"]
+    found = add_patients(pd.DataFrame({"image": names}))["patient"].tolist()
+    assert found == ["10", "10", "10", "10", "a_b", "_left", "x_left_2", "7left"]
+
+
+# cutting
+
+
+def test_cut_goes_by_patient_and_by_worst_grade():
+    table = pd.concat([patients(), patients({0: 5, 4: 5}, "test")], ignore_index=True)
+    for seed in range(5):
+        cut = cut_split(table, "val", 0.2, seed, "data.val_fraction")
+        worst = cut[cut["split"] == "val"].groupby("patient")["target"].max()
+        assert worst.value_counts().to_dict() == {grade: n // 5 for grade, n in SHARES.items()}
+        assert (cut.groupby("patient")["split"].nunique() == 1).all()
+        assert (cut.loc[table["split"] == "test", "split"] == "test").all()
+        pd.testing.assert_frame_equal(cut.drop(columns="split"), table.drop(columns="split"))
+
+
+def test_cut_depends_on_its_seed_alone():
+    def held(table, seed):
+        cut = cut_split(table, "val", 0.1, seed, "data.val_fraction")
+        return set(cut.loc[cut["split"] == "val", "image"])
+
+    np.random.seed(1)  # the global generator must not matter
+    first = held(patients(), 0)
+    np.random.seed(2)
+    assert held(patients().sample(frac=1, random_state=3), 0) == first
+    assert held(patients(), 1) != first
+
+
+def test_no_fraction_no_cut():
+    table = patients()
+    assert cut_split(table, "val", 0, 0, "data.val_fraction") is table
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1, 1.5])
+def test_impossible_fraction(fraction):
+    message = refusal(cut_split, patients(), "val", fraction, 0, "data.val_fraction")
+    assert message == f"data.val_fraction={fraction}: a share must be at least 0 and below 1"
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.99])
+def test_empty_split(fraction):
+    message = refusal(cut_split, patients({0: 4}), "test", fraction, 0, "data.test_fraction")
+    assert f"data.test_fraction={fraction} of 4 training patients leaves a split empty" in message
+
+
+# leaks
+
+
+@pytest.fixture
+def leaking():
+    """Three training images of two patients whose other images are held out."""
+    rows = [
+        ("1_left", "train", "1"),
+        ("1_right", "test", "1"),
+        ("2_left", "train", "2"),
+        ("2_right", "train", "2"),
+        ("2_other", "val", "2"),
+        ("3_left", "train", "3"),
+        ("4_left", "test", "4"),
+    ]
+    return pd.DataFrame(rows, columns=["image", "split", "patient"]).assign(target=0)
+
+
+def test_leak_is_an_error_that_counts(leaking):
+    message = refusal(resolve_leaks, leaking, "error")
+    assert message.startswith("3 training images are of 2 patients who also stand in another split (1, 2)")
+    assert "data.on_leak=drop" in message
+
+
+def test_leak_dropped_from_train_only(leaking, caplog):
+    with caplog.at_level(logging.WARNING):
+        kept, count = resolve_leaks(leaking, "drop")
+    assert (list(kept["image"]), count) == (["1_right", "2_other", "3_left", "4_left"], 3)
+    assert list(kept.index) == [0, 1, 2, 3]
+    assert "3 training images" in caplog.text
+
+
+def test_leak_ignored_is_still_counted(leaking):
+    kept, count = resolve_leaks(leaking, "ignore")
+    pd.testing.assert_frame_equal(kept, leaking)
+    assert count == 3
+
+
+@pytest.mark.parametrize("on_leak", ["error", "drop", "ignore"])
+def test_no_leak(leaking, on_leak):
+    clean = leaking[leaking["patient"].isin(["3", "4"])]
+    kept, count = resolve_leaks(clean, on_leak)
+    assert (list(kept["image"]), count) == (["3_left", "4_left"], 0)
+
+
+def test_unknown_leak_rule(leaking):
+    assert refusal(resolve_leaks, leaking, "yes") == "data.on_leak=yes: choose error, drop or ignore"
+
+
+# limits, counts, fingerprints
+
+
+def test_limit_keeps_proportions_and_every_class():
+    table = pd.concat([patients(), patients({0: 3, 4: 1}, "test")], ignore_index=True)  # 400 and 8 images
+    kept = limit_rows(table, 40, 0)
+    assert class_counts(kept, 5) == {"test": [7, 0, 0, 0, 1], "train": [30, 2, 4, 1, 3]}
+    assert kept["image"].tolist() == [name for name in table["image"] if name in set(kept["image"])]
+    pd.testing.assert_frame_equal(kept, limit_rows(table, 40, 0))
+    assert set(limit_rows(table, 40, 1)["image"]) != set(kept["image"])
+
+
+def test_limit_holds_where_classes_are_rare():
+    table = patients({0: 96, 1: 1, 2: 1, 3: 1, 4: 1})
+    assert class_counts(limit_rows(table, 10, 0), 5) == {"train": [6, 1, 1, 1, 1]}
+    assert class_counts(limit_rows(table, 2, 0), 5) == {"train": [1, 1, 1, 1, 1]}
+    assert limit_rows(table, None, 0) is table
+
+
+def test_counts_show_absent_classes():
+    table = pd.DataFrame({"split": ["train", "train", "val"], "target": [1, 1, 0]})
+    assert class_counts(table, 3) == {"train": [0, 2, 0], "val": [1, 0, 0]}
+
+
+def test_fingerprint_is_of_images_and_targets_not_of_their_order():
+    table = patients({0: 3, 1: 3})
+    prints = fingerprints(table)
+    assert prints == fingerprints(table.iloc[::-1])
+    relabelled = table.assign(target=table["target"].where(table["image"] != "train5_right", 4))
+    renamed = table.assign(image=table["image"].str.replace("train5", "train9"))
+    fewer, moved = table.iloc[1:], table.assign(split=["test"] + ["train"] * 11)
+    others = [fingerprints(other)["train"] for other in (relabelled, renamed, fewer, moved)]
+    assert len({prints["train"], *others}) == 4  # fewer and moved train on the same images
+    assert others[2] == others[3]
+    assert set(fingerprints(moved)) == {"train", "test"}

@@ -1,0 +1,194 @@
+"""The command line as a user meets it: one line for an error, one folder a job, no torch where none is needed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY
+
+from resnet_lab.run_folder import RunFolder, find_runs
+
+QUICK = [item for item in TINY if not item.startswith("trainer.max_epochs")]
+
+
+def lab(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", f"resnet_lab.{module}", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
+
+
+def one_error(result: subprocess.CompletedProcess[str]) -> str:
+    """The only line that an error may show."""
+    assert result.returncode != 0
+    lines = [line for line in (result.stdout + result.stderr).splitlines() if line.strip()]
+    assert len(lines) == 1, lines
+    assert "error: " in lines[0]
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["data.rooot=x"], ["data.rooot", "rooot"]),
+        (["model.dpeth=18"], ["model.dpeth"]),
+        (["model=resnext"], ["resnext", "resnet_cifar"]),
+        (["trainer.max_epoch=3"], ["max_epoch"]),
+        (["trainer.max_epochs=many"], ["many", "trainer.max_epochs"]),
+        (["experiment=nothing"], ["experiment/nothing"]),
+        (["+optim.momentun=0.9"], ["did you mean optim.momentum?"]),
+        (["data=retinopathy"], ["data.root is not set"]),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(tmp_path: Path, arguments: list[str], parts: list[str]) -> None:
+    line = one_error(lab("train", *arguments, cwd=tmp_path))
+    for part in parts:
+        assert part in line
+
+
+def test_a_misspelt_key_in_a_users_experiment_file_is_one_line(tmp_path: Path) -> None:
+    folder = tmp_path / "mine" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "typo.yaml").write_text("# @package _global_\noptim:\n  momentun: 0.9\n")
+    line = one_error(lab("train", "--config-dir", "mine", "experiment=typo", cwd=tmp_path))
+    assert "did you mean optim.momentum?" in line
+    (folder / "typo.yaml").write_text("# @package _global_\ntrainer:\n  epochs: 3\n")
+    assert "epochs" in one_error(lab("train", "--config-dir", "mine", "experiment=typo", cwd=tmp_path))
+
+
+def test_a_run_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    line = one_error(lab("train", "sweep_dir=file/run", cwd=tmp_path))
+    assert "choose a sweep_dir that can be written" in line
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_no_permission_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    line = one_error(lab("train", "sweep_dir=locked/run", cwd=tmp_path))
+    assert "Permission denied" in line
+
+
+def test_help_and_verbs(tmp_path: Path) -> None:
+    shown = lab("__main__", "--help", cwd=tmp_path)
+    assert shown.returncode == 0
+    for verb in ("train", "evaluate", "predict", "report"):
+        assert f"resnet-lab {verb}" in shown.stdout
+    assert "no verb 'tarin'" in one_error(lab("__main__", "tarin", cwd=tmp_path))
+    assert "usage" in one_error(lab("evaluate", cwd=tmp_path))
+    assert "nowhere" in one_error(lab("evaluate", "nowhere", cwd=tmp_path))
+    assert "is not a run folder" in one_error(lab("job", str(tmp_path), cwd=tmp_path))
+
+
+@pytest.mark.parametrize("module", ["__main__", "train", "report", "run_folder"])
+def test_light_commands_leave_torch_out(module: str) -> None:
+    code = f"import sys, resnet_lab.{module}; print(sorted({{'torch', 'lightning'}} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_a_sweep_survives_a_failing_job(tmp_path: Path, photographs: Path) -> None:
+    own = [f"data.root={photographs}", f"data.cache_dir={tmp_path / 'cache'}", "trainer.max_epochs=1"]
+    grid = ["model.depth=7,8", "seed=0", "sweep_dir=sweep"]
+    result = lab("train", "-m", *QUICK, *own, *grid, cwd=tmp_path)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stdout + result.stderr
+    runs = {run.read_config()["model"]["depth"]: run for run in find_runs([tmp_path / "sweep"])}
+    assert (runs[7].read_status()["state"], runs[8].read_status()["state"]) == ("failed", "done")
+    shown = result.stdout + result.stderr
+    assert shown.index("model.depth=7: ") < shown.index("done")  # at once, not at the end
+    assert "model.depth=7" in runs[7].read_status()["error"]
+    assert "depth-7" in runs[7].path.name
+    assert (runs[8].path / ".hydra").is_dir()
+
+
+@pytest.mark.slow
+def test_a_killed_job_is_recognisable_and_goes_on(tmp_path: Path, photographs: Path) -> None:
+    own = [f"data.root={photographs}", f"data.cache_dir={tmp_path / 'cache'}", "trainer.max_epochs=200"]
+    command = [sys.executable, "-m", "resnet_lab.train", *QUICK, *own, "sweep_dir=run"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    run = RunFolder(tmp_path / "run")
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "epoch 2 " in line:
+            break
+    assert run.read_status()["state"] == "running"
+    second = lab("job", "run", cwd=tmp_path)
+    assert "another process is running this job" in one_error(second)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for child in children:
+        os.kill(int(child), 9)
+    process.wait()
+    assert process.returncode == 1
+    assert run.read_status()["state"] == "interrupted"
+    config = run.config_file.read_text()
+    run.config_file.write_text(config.replace("max_epochs: 200", "max_epochs: 5"))
+    assert lab("job", "run", cwd=tmp_path).returncode == 0
+    assert run.read_status()["state"] == "done"
+    assert "going on" in run.log_file.read_text()
+
+
+DDP = ["trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp"]
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_and_train_as_one(tmp_path: Path, photographs: Path) -> None:
+    own = [f"data.root={photographs}", f"data.cache_dir={tmp_path / 'cache'}", "trainer.precision=32-true"]
+    more = ["trainer.max_epochs=2", "data.max_images=39"]  # odd, so that a rank has to pad
+    assert lab("train", *QUICK, *own, *more, "sweep_dir=one", cwd=tmp_path).returncode == 0
+    for devices, out in (([], "alone"), (DDP, "pair")):
+        result = lab("evaluate", "one", f"out={out}", "split=train", *devices, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+    alone, pair = RunFolder(tmp_path / "alone"), RunFolder(tmp_path / "pair")
+    for file in ("confusion_matrix_train.csv", "class_report_train.csv"):
+        assert (alone.path / file).read_text() == (pair.path / file).read_text()
+    first, second = (
+        [line.split(",") for line in run.predictions_file("train").read_text().splitlines()[1:]]
+        for run in (alone, pair)
+    )
+    assert [row[:4] for row in first] == [row[:4] for row in second]
+    for row, other in zip(first, second, strict=True):
+        assert [float(cell) for cell in row[4:]] == pytest.approx([float(cell) for cell in other[4:]], abs=1e-6)
+
+    result = lab("train", *QUICK, *own, *more, *DDP, "sweep_dir=two", cwd=tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    status = RunFolder(tmp_path / "two").read_status()
+    assert status["state"] == "done"
+    assert sum(status["class_counts"]["test"]) == len(
+        RunFolder(tmp_path / "two").predictions_file("test").read_text().splitlines()[1:]
+    )
+    torch.load(tmp_path / "two" / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+@pytest.mark.slow
+def test_two_ranks_hold_identical_weights(tmp_path: Path, photographs: Path) -> None:
+    """Each rank writes a hash of its weights at the end of training."""
+    script = tmp_path / "ranks.py"
+    script.write_text(
+        "import hashlib, pathlib, sys\n"
+        "from resnet_lab import job\n"
+        "from resnet_lab.module import Classifier\n"
+        "def on_fit_end(self):\n"
+        "    bytes_ = b''.join(p.detach().numpy().tobytes() for p in self.parameters())\n"
+        "    pathlib.Path(f'weights_{self.global_rank}').write_text(hashlib.sha256(bytes_).hexdigest())\n"
+        "Classifier.on_fit_end = on_fit_end\n"
+        "sys.exit(job.main())\n"
+    )
+    own = [f"data.root={photographs}", f"data.cache_dir={tmp_path / 'cache'}", "trainer.max_epochs=2", *DDP]
+    printed = lab("train", "--cfg", "job", "--resolve", *QUICK, *own, "sweep_dir=run", cwd=tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(printed.stdout)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [sys.executable, str(script), "run"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    hashes = {(tmp_path / f"weights_{rank}").read_text() for rank in (0, 1)}
+    assert len(hashes) == 1
+    untouched = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert untouched["state"] == "done"
