@@ -55,7 +55,7 @@ class Plan:
 
 
 FULL = Plan(190, ((128, 32), (64, 64)), epochs=2, repetitions=6, report_images=7026)  # as many as the studies test
-QUICK = Plan(30, ((32, 8),), epochs=1, repetitions=2, report_images=50, overrides=("model.widths=[8,8,8,8]",))
+QUICK = Plan(30, ((32, 8),), epochs=1, repetitions=1, report_images=50, overrides=("model.widths=[8,8,8,8]",))
 
 
 def configuration(overrides: Sequence[str]) -> dict[str, Any]:

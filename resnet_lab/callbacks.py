@@ -24,29 +24,58 @@ log = logging.getLogger(__name__)
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """`best.ckpt`, `last.ckpt` and `metrics.csv` of a run folder, which may be moved between two starts.
-
-    The rows of metrics.csv live in the checkpoint, so that whichever epoch a resumed run goes on from, the file holds
-    the epochs up to it and no other.
+    """One checkpoint of a run folder, which may be moved between two starts.
 
     Args:
         run: the folder.
-        monitor: the metric that selects `best.ckpt`; None keeps `last.ckpt` alone.
+        name: of the file, without its suffix.
+        monitor: the metric that selects; None keeps the last epoch.
         mode: `min` or `max`.
     """
 
-    def __init__(self, run: RunFolder, monitor: str | None, mode: str) -> None:
+    def __init__(self, run: RunFolder, name: str, monitor: str | None = None, mode: str = "min") -> None:
         super().__init__(
             dirpath=run.checkpoints,
-            filename="best" if monitor else "last",
+            filename=name,
             monitor=monitor,
             mode=mode,
-            save_last=True if monitor else None,
             auto_insert_metric_name=False,
             enable_version_counter=False,
             save_on_train_epoch_end=True,
         )
         self.run = run
+
+    @property
+    def saved(self) -> str | None:
+        """The file relative to the run folder, once there is one."""
+        return str(Path(self.best_model_path).relative_to(self.run.path)) if self.best_model_path else None
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the state, with the paths as they are now."""
+        state = {**state_dict, "dirpath": self.dirpath}
+        for key in ("best_model_path", "kth_best_model_path"):
+            state[key] = self._moved(state[key])
+        state["best_k_models"] = {self._moved(path): score for path, score in state["best_k_models"].items()}
+        super().load_state_dict(state)
+
+    def _moved(self, path: str) -> str:
+        return str(Path(str(self.dirpath)) / Path(path).name) if path else path
+
+
+class LastCheckpoint(RunCheckpoint):
+    """`last.ckpt` of every epoch, and `metrics.csv`, whose rows live in it.
+
+    So whichever epoch a resumed run goes on from, the file holds the epochs up to it and no other. (ModelCheckpoint's
+    own save_last writes only in epochs that also have a new best.)
+
+    Args:
+        run: the folder.
+        best: what keeps `best.ckpt`; None where nothing selects.
+    """
+
+    def __init__(self, run: RunFolder, best: RunCheckpoint | None) -> None:
+        super().__init__(run, "last")
+        self.best = best
         self.rows: list[dict[str, float]] = []
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -66,32 +95,23 @@ class RunCheckpoint(ModelCheckpoint):
         log.info("epoch %d  %s", row["epoch"], "  ".join(f"{name} {value:.4g}" for name, value in shown.items()))
 
     def selection(self) -> dict[str, Any]:
-        """For status.json: the checkpoints relative to the run folder, and the value that selected the best."""
-        best, last = self.best_model_path, self.last_model_path
-        score = self.best_model_score
+        """For status.json: both checkpoints relative to the run folder, and the value that selected the best."""
+        score = None if self.best is None else self.best.best_model_score
         return {
-            "best_checkpoint": str(Path(best).relative_to(self.run.path)) if best else None,
-            "last_checkpoint": str(Path(last or best).relative_to(self.run.path)) if last or best else None,
-            "best_value": None if score is None or self.monitor is None else float(score),
+            "best_checkpoint": None if self.best is None else self.best.saved,
+            "last_checkpoint": self.saved,
+            "best_value": None if score is None else float(score),
         }
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"rows": self.rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the rows, and the paths as they are now."""
         self.rows = list(state_dict["rows"])
-        state = {**state_dict, "dirpath": self.dirpath}
-        for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
-            state[key] = self._moved(state[key])
-        state["best_k_models"] = {self._moved(path): score for path, score in state["best_k_models"].items()}
-        super().load_state_dict(state)
-
-    def _moved(self, path: str) -> str:
-        return str(self.run.checkpoints.resolve() / Path(path).name) if path else path
+        super().load_state_dict(state_dict)
 
 
-SHOWN = ("lr", "loss", "accuracy", "balanced_accuracy", "qwk")  # of the log line
+SHOWN = ("lr", "loss", "accuracy", "balanced_accuracy", "qwk")  # in the log line of an epoch
 
 
 class ResumableEarlyStopping(EarlyStopping):

@@ -124,8 +124,9 @@ def _name(groups: Sequence[Group], axes: Sequence[str]) -> None:
         texts = [_text(group, axis) for group in groups]
         for group, text in zip(groups, texts, strict=True):
             if group.values[axis] != ABSENT:
-                value = _tail(text, texts, separator, least=2 if separator == "/" else 1)
-                group.shown[axis] = f"{_tail(key, keys, '.')}={value}"
+                # best.ckpt alone says little
+                least = 2 if separator == "/" and text == group.values[axis] else 1
+                group.shown[axis] = f"{_tail(key, keys, '.')}={_tail(text, texts, separator, least)}"
 
 
 def _text(group: Group, axis: str) -> str:

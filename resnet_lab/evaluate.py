@@ -12,6 +12,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from lightning import Trainer
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from resnet_lab.build import build_datamodule, build_module, build_trainer, origin_of, set_up_logging
 from resnet_lab.command_line import run_command, split_arguments
@@ -70,7 +71,10 @@ def answer(model: Model, config: dict[str, Any], split: str) -> tuple[Trainer, C
     datamodule.rows(split)
     datamodule.test_splits = [split]
     module = build_module(config, datamodule, pretrained=False)
-    module.load_state_dict(model.state_dict)
+    try:
+        module.load_state_dict(model.state_dict)
+    except RuntimeError as error:
+        raise UserError(f"{model.file}: its weights are not of the network that it names; {error}") from error
     trainer = build_trainer(config["trainer"], module)
     trainer.test(module, datamodule=datamodule, verbose=False)
     return trainer, module, datamodule
@@ -96,7 +100,10 @@ def override(config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
             config[group] = node | ({key: config["data"][key] for key in SEEING} if group == "data" else {})
     merged = OmegaConf.create(config)
     OmegaConf.set_struct(merged, True)
-    merged.merge_with_dotlist(keys)
+    try:
+        merged.merge_with_dotlist(keys)
+    except OmegaConfBaseException as error:
+        raise UserError(str(error).splitlines()[0]) from error
     check(merged)
     container = OmegaConf.to_container(merged, resolve=True)
     assert isinstance(container, dict)

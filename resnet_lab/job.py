@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from resnet_lab import environment
 from resnet_lab.build import build_datamodule, build_module, build_trainer, rank, set_up_logging
-from resnet_lab.callbacks import Observer, ResumableEarlyStopping, RunCheckpoint
+from resnet_lab.callbacks import LastCheckpoint, Observer, ResumableEarlyStopping, RunCheckpoint
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.errors import UserError
 from resnet_lab.metrics import is_collapsed, monitored
@@ -41,14 +41,23 @@ def run_job(run: RunFolder) -> None:
     seed_everything(config["seed"], verbose=False)
     datamodule = build_datamodule(config)
     module = build_module(config, datamodule, pretrained=resume_from is None)
-    checkpoint, observer, *others = build_callbacks(run, config, datamodule)
+    monitor, mode = selection(config, datamodule)
+    best = RunCheckpoint(run, "best", monitor, mode) if monitor else None
+    last, observer = LastCheckpoint(run, best), Observer(datamodule.class_names)
+    callbacks = [
+        observer,
+        LearningRateMonitor("epoch"),
+        *early_stopping(config, monitor, mode),
+        *filter(None, [best]),
+        last,
+    ]
     logger = TensorBoardLogger(run.path, name="", version="tensorboard", default_hp_metric=False)
-    trainer = build_trainer(config["trainer"], module, logger, [checkpoint, observer, *others])
-    describe(run, trainer, datamodule, module, checkpoint.monitor)
+    trainer = build_trainer(config["trainer"], module, logger, callbacks)
+    describe(run, trainer, datamodule, module, monitor)
 
     log.info("%s in %s", "going on" if resume_from else "starting", run.path)
     trainer.fit(module, datamodule=datamodule, ckpt_path=resume_from, weights_only=True)
-    kept = checkpoint.selection()  # trainer.test() forgets the path of last.ckpt
+    kept = last.selection()
     chosen = run.path / (kept["best_checkpoint"] or kept["last_checkpoint"])
     trainer.test(module, datamodule=datamodule, ckpt_path=chosen, weights_only=True, verbose=False)
     if trainer.is_global_zero:
@@ -56,19 +65,20 @@ def run_job(run: RunFolder) -> None:
     trainer.strategy.barrier()
 
 
-def build_callbacks(
-    run: RunFolder, config: dict[str, Any], datamodule: DataModule
-) -> tuple[RunCheckpoint, Observer, *tuple[Callback, ...]]:
-    """Checkpoints, pictures, learning rate, and early stopping where it is asked for."""
-    metric, mode = monitored(config["monitor"], len(datamodule.class_names), datamodule.data.ordered)
-    monitor = metric if "val" in datamodule.splits else None
-    others: list[Callback] = [LearningRateMonitor("epoch")]
+def selection(config: dict[str, Any], datamodule: DataModule) -> tuple[str | None, str]:
+    """The metric that selects the best epoch and its mode; None without a validation split, where nothing selects."""
+    monitor, mode = monitored(config["monitor"], len(datamodule.class_names), datamodule.data.ordered)
+    return (monitor if "val" in datamodule.splits else None), mode
+
+
+def early_stopping(config: dict[str, Any], monitor: str | None, mode: str) -> list[Callback]:
+    """The callback where it is asked for."""
     patience = config["trainer"]["early_stopping"]
-    if patience is not None and monitor is None:
+    if patience is None:
+        return []
+    if monitor is None:
         raise UserError("trainer.early_stopping needs a validation split; set data.val_fraction or data.val_csv")
-    if patience is not None:
-        others.append(ResumableEarlyStopping(metric, patience=patience, mode=mode))
-    return RunCheckpoint(run, monitor, mode), Observer(datamodule.class_names), *others
+    return [ResumableEarlyStopping(monitor, patience=patience, mode=mode)]
 
 
 @rank_zero_only

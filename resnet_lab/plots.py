@@ -38,7 +38,7 @@ def confusion_matrices(
 ) -> Figure:
     """Confusion matrices (K, K) of the same classes side by side, each with its title.
 
-    Each has the same share of the picture: cutting it by rows and columns gives the single ones.
+    Each has the same share of the picture.
     """
     columns = min(columns, len(matrices))
     rows = math.ceil(len(matrices) / columns)

@@ -142,9 +142,9 @@ def baseline_of(table: Table, splits: set[str]) -> tuple[str, float] | None:
     """Which of `splits` is judged (test before val), and what the training majority scores on its images, in %."""
     for split in ("test", "val"):
         for run in table.scored:
-            counts = run.class_counts(split)
-            if split in splits and sum(counts):
-                return split, 100 * counts[run.majority] / sum(counts)
+            total = sum(counts := run.class_counts(split))
+            if split in splits and total:
+                return split, 100 * counts[run.majority] / total
     return None
 
 
@@ -166,7 +166,7 @@ def _pictures(table: Table, folder: Path, suffix: str) -> dict[str, list[str]]:
 
 
 def _matrix_title(group: Group) -> str:
-    return group.label + (f" ({len(group.scored)} runs)" if len(group.scored) > 1 else "")
+    return group.label + (f" ({len(group.scored)}\N{NO-BREAK SPACE}runs)" if len(group.scored) > 1 else "")
 
 
 def _png(figure: Figure) -> bytes:

@@ -85,6 +85,6 @@ def test_smoke_run_fills_every_row(tmp_path):
     ]
     for line in lines:
         middle, low, high = map(float, line.groups()[3:6])
-        assert line["n"] == "2"
+        assert line["n"] == "1"
         assert math.isfinite(high)
         assert 0 < low <= middle <= high, line["name"]

@@ -84,9 +84,18 @@ def test_a_path_does_not_repeat_what_the_group_says_anyway(tmp_path):
         write_run(tmp_path / f"own{depth}", depth, pretrained=f"runs/source/depth-{depth}")
     write_run(tmp_path / "other", 34, pretrained="runs/source/depth-18")
     assert labels(compare(tmp_path)[1][0]) == [
-        "depth=18 pretrained=runs/source",
+        "depth=18 pretrained=source",
         "depth=34 pretrained=source/depth-18",
-        "depth=34 pretrained=runs/source",
+        "depth=34 pretrained=source",
+    ]
+
+
+def test_what_a_path_does_not_repeat_still_tells_groups_apart(tmp_path):
+    for source in "ab":
+        for depth in (18, 34):
+            write_run(tmp_path / f"{source}{depth}", depth, pretrained=f"{source}/source/depth-{depth}")
+    assert labels(compare(tmp_path)[1][0]) == [
+        f"depth={depth} pretrained={source}/source" for depth in (18, 34) for source in "ab"
     ]
 
 

@@ -42,7 +42,7 @@ def test_resumed_epoch_has_the_order_of_an_uninterrupted_run():
 def test_ranks_draw_the_global_batches_of_one_process(world_size):
     whole = list(BatchSampler(draw(36, 0, 2), 6, drop_last=False))
     parts = [BatchSampler(draw(36, 0, 2, rank, world_size), 6 // world_size, False) for rank in range(world_size)]
-    together = [sorted(sum(batches, [])) for batches in zip(*parts, strict=True)]
+    together = [sorted(pair for batch in batches for pair in batch) for batches in zip(*parts, strict=True)]
     assert together == [sorted(batch) for batch in whole]
 
 

@@ -1,0 +1,307 @@
+"""From files to normalised batches: the same for any number of workers and ranks, in memory or not."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from fake_data import TEST, TRAIN, class_folders, photographs, refusal, retinopathy, write_class_folders, write_studies
+
+from resnet_lab.data import datamodule as module
+from resnet_lab.data.datamodule import DataModule
+from resnet_lab.data.reader import read_image
+
+AUGMENTED = {"rotation": 30.0, "horizontal_flip": 0.5, "vertical_flip": 0.5, "crop": 10, "padding": 1}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_studies(tmp_path_factory.mktemp("studies") / "data")
+
+
+@pytest.fixture
+def build(root):
+    def make(seed=0, follow_test=False, statistics=None, ranks=None, **keys):
+        datamodule = DataModule(retinopathy(root, **{"batch_size": 8} | keys), seed, follow_test, statistics)
+        if ranks is not None:
+            datamodule.trainer = SimpleNamespace(global_rank=ranks[0], world_size=ranks[1])
+        datamodule.setup()
+        return datamodule
+
+    return make
+
+
+def epoch(datamodule, number):
+    """Indices (N,), targets (N,) and pixels (N, S, S, 3) of one epoch of training, in order."""
+    loader = datamodule.train_dataloader()
+    loader.sampler.set_epoch(number)
+    return [torch.cat([batch[key] for batch in loader]).numpy() for key in ("index", "target", "image")]
+
+
+def images_of(root, names):
+    return np.stack([read_image(str(root / "images" / f"{name}.jpeg"), 12, "square", False) for name in names])
+
+
+# splits
+
+
+def test_splits_and_what_setup_knows(build):
+    datamodule = build()
+    assert datamodule.splits == ["train", "val", "test"]
+    assert (datamodule.val_splits, datamodule.test_splits) == (["val"], ["val", "test"])
+    assert datamodule.class_counts == {"train": [6] * 5, "val": [2] * 5, "test": [2] * 5}
+    assert set(datamodule.fingerprints) == {"train", "val", "test"}
+    assert datamodule.dropped == {"skipped_images": 0, "leaks": 0}
+    assert datamodule.class_names == ["no DR", "mild", "moderate", "severe", "proliferative"]
+    assert dict(datamodule.rows("test")[["image", "target"]].to_numpy()) == TEST
+
+
+def test_followed_test_split(build):
+    datamodule = build(follow_test=True)
+    assert datamodule.val_splits == ["val", "test"]
+    assert [len(loader.dataset) for loader in datamodule.val_dataloader()] == [10, 10]
+    unselected = build(follow_test=True, val_fraction=0)
+    assert (unselected.splits, unselected.val_splits) == (["train", "test"], ["test"])
+    assert dict(unselected.rows("train")[["image", "target"]].to_numpy()) == TRAIN
+
+
+def test_seed_leaves_the_splits_alone(build):
+    prints = [build(**seeds).fingerprints for seeds in ({"seed": 0}, {"seed": 1}, {"split_seed": 1})]
+    assert prints[0] == prints[1]
+    assert prints[0]["train"] != prints[2]["train"]
+
+
+def test_setup_reads_once(build, monkeypatch):
+    datamodule = build()
+    monkeypatch.setattr(datamodule.data, "table", None)  # a second reading would call None
+    datamodule.setup("fit")
+    datamodule.setup("test")
+
+
+def test_split_that_is_not_there(build):
+    datamodule = build(val_fraction=0)
+    assert refusal(datamodule.rows, "val") == "retinopathy has no split val; choose among train, test"
+
+
+def test_class_names_are_found(tmp_path):
+    root = write_class_folders(tmp_path / "data", {"b": 4, "a": 4})
+    datamodule = DataModule(class_folders(root, val_fraction=0.5), seed=0)
+    datamodule.setup()
+    assert datamodule.class_names == ["a", "b"]
+    assert datamodule.class_counts == {"train": [2, 2], "val": [2, 2]}
+
+
+# batches
+
+
+def test_training_batches(build):
+    datamodule = build()
+    loader = datamodule.train_dataloader()
+    batches = list(loader)
+    assert [len(batch["target"]) for batch in batches] == [8, 8, 8, 6]
+    assert len(loader) == 4
+    assert (batches[0]["image"].shape, batches[0]["image"].dtype) == ((8, 12, 12, 3), torch.uint8)
+    assert batches[0]["target"].dtype == batches[0]["index"].dtype == torch.int64
+    indices = torch.cat([batch["index"] for batch in batches]).tolist()
+    assert sorted(indices) == list(range(30))
+    targets = torch.cat([batch["target"] for batch in batches]).tolist()
+    assert targets == datamodule.rows("train")["target"][indices].tolist()
+
+
+def test_batch_on_the_device_is_normalised_and_channels_last(build):
+    datamodule = build()
+    batch = next(iter(datamodule.val_dataloader()[0]))
+    moved = datamodule.on_after_batch_transfer(batch, 0)
+    images = moved["image"]
+    assert (images.shape, images.dtype) == ((8, 3, 12, 12), torch.float32)
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    expected = (batch["image"].permute(0, 3, 1, 2) / 255 - datamodule.mean[:, None, None]) / datamodule.std[
+        :, None, None
+    ]
+    torch.testing.assert_close(images, expected)
+    assert moved["target"] is batch["target"]
+    assert batch["image"].dtype == torch.uint8  # the loader's batch is left as it was
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_evaluation_is_every_image_in_order_without_augmentation(build, root, in_memory):
+    datamodule = build(in_memory=in_memory, horizontal_flip=1.0, vertical_flip=1.0, rotation=30.0)
+    for _ in range(2):
+        _, loader = datamodule.test_dataloader()
+        batches = list(loader)
+        assert torch.cat([batch["index"] for batch in batches]).tolist() == list(range(10))
+        assert torch.cat([batch["target"] for batch in batches]).tolist() == list(TEST.values())
+        np.testing.assert_array_equal(torch.cat([batch["image"] for batch in batches]), images_of(root, TEST))
+
+
+def test_evaluating_train_does_not_augment(build, root):
+    datamodule = build(val_fraction=0, **AUGMENTED | {"crop": None})
+    batches = list(datamodule.evaluation_dataloader("train"))
+    np.testing.assert_array_equal(torch.cat([batch["image"] for batch in batches]), images_of(root, TRAIN))
+
+
+def test_crop_is_the_size_of_the_batch(build, root):
+    datamodule = build(crop=8)
+    assert next(iter(datamodule.train_dataloader()))["image"].shape == (8, 8, 8, 3)
+    images = next(iter(datamodule.test_dataloader()[1]))["image"]
+    np.testing.assert_array_equal(images, images_of(root, list(TEST)[:8])[:, 2:10, 2:10])
+
+
+# reproducibility
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning", "ignore:.*max number of worker.*:UserWarning")
+def test_pixels_do_not_depend_on_workers_or_memory(build):
+    keys = AUGMENTED | {"mean": None, "std": None}
+    expected = epoch(build(in_memory=True, **keys), 1)
+    for other in ({"in_memory": False}, {"in_memory": True, "num_workers": 2}, {"in_memory": False, "num_workers": 2}):
+        for one, two in zip(expected, epoch(build(**keys | other), 1), strict=True):
+            np.testing.assert_array_equal(one, two)
+
+
+def test_pixels_depend_on_seed_and_epoch_not_on_what_was_drawn_before(build):
+    datamodule = build(**AUGMENTED)
+    passes = [epoch(datamodule, number) for number in (0, 1, 1)]
+    by_image = [images[np.argsort(indices)] for indices, _, images in passes]
+    np.testing.assert_array_equal(passes[1][0], passes[2][0])
+    np.testing.assert_array_equal(by_image[1], by_image[2])
+    other_seed = epoch(build(seed=1, **AUGMENTED), 1)
+    assert passes[0][0].tolist() != passes[1][0].tolist() != other_seed[0].tolist()
+    for other in (by_image[0], other_seed[2][np.argsort(other_seed[0])]):
+        assert (other != by_image[1]).any(axis=(1, 2, 3)).mean() > 0.9
+    resumed = epoch(build(**AUGMENTED), 1)  # a new process that starts at epoch 1
+    np.testing.assert_array_equal(resumed[2], passes[1][2])
+
+
+def test_augmenting_does_not_change_the_images_in_memory(build):
+    datamodule = build(in_memory=True, **AUGMENTED)
+    before = [image.copy() for image in datamodule.images["train"]]
+    epoch(datamodule, 0)
+    np.testing.assert_array_equal(datamodule.images["train"], before)
+
+
+def test_images_in_memory_are_decoded_once(build, monkeypatch):
+    calls = []
+    read_images = module.read_images
+    monkeypatch.setattr(
+        module, "read_images", lambda paths, *keys: calls.append(len(paths)) or read_images(paths, *keys)
+    )
+    datamodule = build(in_memory=True)
+    for number in range(2):
+        epoch(datamodule, number)
+        list(datamodule.val_dataloader()[0])
+    assert calls == [30, 10]  # test has not been asked for
+
+
+# ranks
+
+
+def test_two_ranks_train_on_the_batches_of_one(build):
+    whole = list(build(val_fraction=0, **AUGMENTED).train_dataloader())
+    parts = [list(build(val_fraction=0, ranks=(rank, 2), **AUGMENTED).train_dataloader()) for rank in (0, 1)]
+    for batch, first, second in zip(whole, *parts, strict=True):
+        assert len(first["index"]) == len(second["index"]) == 4
+        indices = torch.cat([first["index"], second["index"]])
+        assert sorted(indices.tolist()) == sorted(batch["index"].tolist())
+        images = torch.cat([first["image"], second["image"]])
+        torch.testing.assert_close(images[indices.argsort()], batch["image"][batch["index"].argsort()])
+
+
+def test_ranks_that_do_not_divide_evaluate_each_image_once(build):
+    loaders = [build(batch_size=9, ranks=(rank, 3)).evaluation_dataloader("test") for rank in range(3)]
+    batches = [batch for loader in loaders for batch in loader]
+    indices = torch.cat([batch["index"] for batch in batches])
+    assert sorted(indices.tolist()) == [-1, -1, *range(10)]
+    targets = torch.cat([batch["target"] for batch in batches])[indices >= 0]
+    assert targets.tolist() == [list(TEST.values())[index] for index in indices[indices >= 0].tolist()]
+    assert len({len(loader) for loader in loaders}) == 1
+
+
+def test_batch_that_ranks_cannot_share(build):
+    message = refusal(build(ranks=(0, 3)).train_dataloader)
+    assert message == "data.batch_size=8 cannot be shared by 3 ranks evenly; set a multiple of 3"
+    assert build(ranks=(0, 4)).batch_size_per_rank() == 2
+
+
+# mean and std
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_statistics_are_those_of_all_training_pixels(build, root, in_memory):
+    datamodule = build(in_memory=in_memory)
+    pixels = images_of(root, datamodule.rows("train")["image"]).reshape(-1, 3) / 255
+    np.testing.assert_allclose(datamodule.mean, pixels.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(datamodule.std, pixels.std(axis=0), rtol=1e-6)
+    assert datamodule.mean.dtype == torch.float32
+
+
+def test_normalised_training_images_have_mean_0_and_std_1(build):
+    datamodule = build(batch_size=64)
+    batch = next(iter(datamodule.evaluation_dataloader("train")))
+    images = datamodule.on_after_batch_transfer(batch, 0)["image"]
+    torch.testing.assert_close(images.mean(dim=(0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(images.std(dim=(0, 2, 3), correction=0), torch.ones(3), atol=1e-5, rtol=0)
+
+
+def test_statistics_of_wide_images_include_what_the_crop_leaves_out(build):
+    wide = build(resize="shorter")
+    pixels = np.concatenate([image.reshape(-1, 3) for image in wide.images["train"]]) / 255
+    assert len(pixels) == 30 * 12 * 18
+    np.testing.assert_allclose(wide.mean, pixels.mean(axis=0), rtol=1e-6)
+
+
+def test_statistics_of_many_images_on_disk_come_from_evenly_spaced_ones(build, root, monkeypatch):
+    monkeypatch.setattr(module, "STATISTICS_IMAGES", 10)
+    datamodule = build(in_memory=False)
+    pixels = images_of(root, datamodule.rows("train")["image"][::3]).reshape(-1, 3) / 255
+    np.testing.assert_allclose(datamodule.mean, pixels.mean(axis=0), rtol=1e-6)
+
+
+def test_no_normalisation_gives_0_to_1(build):
+    datamodule = build(mean=None, std=None)
+    batch = next(iter(datamodule.train_dataloader()))
+    images = datamodule.on_after_batch_transfer(batch, 0)["image"]
+    torch.testing.assert_close(images, batch["image"].permute(0, 3, 1, 2) / 255)
+    assert 0 <= images.min() < images.max() <= 1
+
+
+def test_given_statistics(build):
+    datamodule = build(mean=[0.3749, 0.2601, 0.1856], std="train")
+    torch.testing.assert_close(datamodule.mean, torch.tensor([0.3749, 0.2601, 0.1856]))
+    torch.testing.assert_close(datamodule.std, build().std)
+    elsewhere = build(statistics=([0.1, 0.2, 0.3], [1.0, 2.0, 3.0]))
+    assert (elsewhere.mean.tolist(), elsewhere.std.tolist()) == (pytest.approx([0.1, 0.2, 0.3]), [1.0, 2.0, 3.0])
+
+
+@pytest.mark.parametrize(("key", "value"), [("mean", "imagenet"), ("mean", [0.5]), ("std", [0.5, 0.5])])
+def test_statistics_that_make_no_sense(build, key, value):
+    assert refusal(lambda: build(**{key: value})) == f"data.{key}={value}: give three numbers, train or null"
+
+
+# memory and workers
+
+
+def test_automatic_memory_and_workers(build, monkeypatch):
+    monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: set(range(5)))
+    small = build(num_workers="auto")
+    assert (small.in_memory, small.num_workers) == (True, 0)
+    monkeypatch.setattr(module, "MEMORY", 50 * 12 * 12 * 3)  # less than all images at 1.5 times their square
+    large = build(num_workers="auto")
+    assert (large.in_memory, large.num_workers) == (False, 5)
+    monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: set(range(64)))
+    assert build(num_workers="auto").num_workers == 8
+    assert (build(in_memory=True).in_memory, build(num_workers=1).num_workers) == (True, 1)
+
+
+def test_photographs_need_the_statistics_of_a_training(root):
+    data = photographs(root / "images", val_fraction=0, class_names=["a", "b"])
+    assert refusal(DataModule(data, 0).setup) == "photographs has no split train; choose among test"
+    datamodule = DataModule(data, 0, statistics=([0.5] * 3, [0.25] * 3))
+    datamodule.setup()
+    assert datamodule.test_splits == ["test"]
+    assert next(iter(datamodule.test_dataloader()[0]))["image"].shape == (50, 12, 12, 3)
+
+
+def test_unknown_keys_stop_before_any_worker_starts(build):
+    assert refusal(build(resize="longer", mean=None, std=None).train_dataloader).startswith("data.resize=longer")
+    assert refusal(build(interpolation="cubic", mean=None, std=None).train_dataloader).startswith("data.interpolation")

@@ -1,0 +1,117 @@
+"""A trained model on other splits, other data sets and unlabelled photographs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from fake_data import TRAIN, refusal, write_class_folders, write_kaggle
+
+from resnet_lab import evaluate, predict
+from resnet_lab.job import guarded
+from resnet_lab.run_folder import RunFolder
+
+
+@pytest.fixture
+def trained(make_run) -> RunFolder:
+    run = make_run("trainer.max_epochs=1", "data.mean=train")
+    assert guarded(run) == 0
+    return run
+
+
+class Forbidden:
+    """A pickle that would write a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self):
+        return Path.touch, (self.file,)
+
+
+def test_the_runs_own_test_split_scores_as_it_did(trained: RunFolder) -> None:
+    before = {path.name: path.read_text() for path in trained.path.glob("*_test.csv")}
+    for name in before:
+        (trained.path / name).unlink()
+    evaluate.command([str(trained.path)])
+    assert {path.name: path.read_text() for path in trained.path.glob("*_test.csv")} == before
+
+
+def test_another_split_or_checkpoint_leaves_the_runs_own_files_alone(trained: RunFolder) -> None:
+    before = trained.predictions_file("val").read_text()
+    evaluate.command([str(trained.last_checkpoint), "split=val"])
+    folder = RunFolder(trained.path / "evaluation_last_val")
+    assert folder.predictions_file("val").read_text() == before  # after one epoch last is best
+    evaluate.command([str(trained.path), "split=train"])
+    rows = pd.read_csv(trained.predictions_file("train"))
+    assert len(rows) == sum(trained.read_status()["class_counts"]["train"])
+
+
+def test_another_data_set_is_seen_as_the_model_was_taught(trained: RunFolder, tmp_path: Path) -> None:
+    root = write_kaggle(tmp_path / "kaggle")
+    out = tmp_path / "elsewhere"
+    evaluate.command(
+        [str(trained.path), "split=train", f"out={out}", "data=retinopathy", f"data.root={root}", "data.val_fraction=0"]
+    )
+    rows = pd.read_csv(RunFolder(out).predictions_file("train"), dtype={"image": str})
+    assert sorted(rows["image"]) == sorted(TRAIN)
+    origin = evaluate.load(str(trained.path)).origin
+    config = evaluate.override(origin["config"], ["data=retinopathy", f"data.root={root}"])
+    assert config["data"]["image_size"] == 24  # conf/data/retinopathy.yaml says 224
+    _, _, datamodule = evaluate.answer(evaluate.load(str(trained.path)), config, "train")
+    assert datamodule.mean.tolist() == pytest.approx(origin["mean"])
+
+
+def test_wrong_data_is_refused(trained: RunFolder, tmp_path: Path) -> None:
+    root = write_class_folders(tmp_path / "folders", {"train/cat": 3, "train/dog": 3})
+    message = refusal(
+        evaluate.command,
+        [str(trained.path), "split=train", "data=class_folders", f"data.root={root}", "data.val_fraction=0"],
+    )
+    assert "has 2 classes" in message
+    assert "trained for 5 (no DR, mild" in message
+    message = refusal(evaluate.command, [str(trained.path), "split=dev"])
+    assert "has no split dev; it has train, val, test" in message
+    assert "model.depth=50: evaluate takes" in refusal(evaluate.command, [str(trained.path), "model.depth=50"])
+
+
+def test_a_misspelt_key_is_refused(trained: RunFolder) -> None:
+    assert "data.rooot" in refusal(evaluate.command, [str(trained.path), "data.rooot=x"])
+
+
+def test_checkpoints_that_are_none_of_ours_are_refused(trained: RunFolder, tmp_path: Path) -> None:
+    foreign, malicious, broken = (tmp_path / name for name in ("foreign.ckpt", "malicious.ckpt", "broken.ckpt"))
+    torch.save({"state_dict": {"weight": torch.zeros(1)}}, foreign)
+    assert "is no checkpoint of resnet_lab" in refusal(evaluate.command, [str(foreign)])
+    torch.save({"state_dict": {}, "resnet_lab": Forbidden(tmp_path / "proof")}, malicious)
+    assert "malicious.ckpt" in refusal(evaluate.command, [str(malicious)])
+    assert not (tmp_path / "proof").exists()
+    broken.write_bytes(trained.last_checkpoint.read_bytes()[:1000])
+    assert "broken.ckpt" in refusal(evaluate.command, [str(broken)])
+
+
+def test_weights_of_another_architecture_are_refused(trained: RunFolder, tmp_path: Path) -> None:
+    checkpoint = torch.load(trained.last_checkpoint, weights_only=True)
+    checkpoint["resnet_lab"]["config"]["model"]["depth"] = 14
+    torch.save(checkpoint, tmp_path / "other.ckpt")
+    message = refusal(evaluate.command, [str(tmp_path / "other.ckpt")])
+    assert "other.ckpt" in message
+
+
+def test_predictions_without_labels(trained: RunFolder, photographs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "predictions.csv"
+    predict.command([str(trained.path), str(photographs / "images"), f"out={out}"])
+    rows = pd.read_csv(out, dtype={"image": str})
+    assert list(rows.columns) == ["image", "patient", "prediction", *(f"p_{k}" for k in range(5))]
+    assert len(rows) == 64
+    known = pd.read_csv(trained.predictions_file("test"), dtype={"image": str}).set_index("image")
+    ours = rows.assign(image=rows["image"].str.removesuffix(".jpeg")).set_index("image").loc[known.index]
+    assert ours["p_0"].to_numpy() == pytest.approx(known["p_0"].to_numpy(), abs=2e-3)  # bf16 in other batches
+    image = sorted((photographs / "images").iterdir())[0]
+    predict.command([str(trained.path), str(image), f"out={out}"])
+    assert list(pd.read_csv(out)["image"]) == [image.name]
+    assert "does not exist" in refusal(predict.command, [str(trained.path), str(tmp_path / "nothing")])
+    (tmp_path / "empty").mkdir()
+    assert "holds no image" in refusal(predict.command, [str(trained.path), str(tmp_path / "empty")])
