@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.trainer.connectors.accelerator_connector import _PRECISION_INPUT
 
 PACKAGES = ("resnet_lab", "torch", "torchvision", "lightning", "torchmetrics", "hydra-core")
 
 
-def resolve_precision(precision: str, channels_last: Any, accelerator: str) -> tuple[_PRECISION_INPUT, bool]:
+def resolve_precision(precision: str, channels_last: Any, accelerator: str) -> tuple[Any, bool]:
     """What `auto` becomes: bf16 and channels-last where the hardware is faster with them.
 
     Args:
@@ -30,15 +29,15 @@ def resolve_precision(precision: str, channels_last: Any, accelerator: str) -> t
     """
     on_gpu = accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available()
     if on_gpu:
-        fast: _PRECISION_INPUT = "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+        fast = "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
     elif accelerator == "mps" or (accelerator == "auto" and torch.backends.mps.is_available()):
         fast = "32-true"
     else:
         fast = (
             "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "32-true"
         )
-    chosen: _PRECISION_INPUT = fast if precision == "auto" else precision  # type: ignore[assignment]
-    return chosen, (on_gpu or "bf16" in str(chosen)) if channels_last == "auto" else bool(channels_last)
+    chosen = fast if precision == "auto" else precision
+    return chosen, (on_gpu or "bf16" in chosen) if channels_last == "auto" else bool(channels_last)
 
 
 def versions() -> dict[str, str]:
