@@ -124,5 +124,6 @@ def set_up_logging(file: Path | None = None) -> None:
         ".*smaller than the logging interval.*",
         ".*does not have many workers.*",
         ".*exists and is not empty.*",  # a resumed run
+        ".*Total length of `list` across ranks is zero.*",  # no validation split
     ):
         warnings.filterwarnings("ignore", message)

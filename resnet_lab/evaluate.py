@@ -74,7 +74,8 @@ def answer(model: Model, config: dict[str, Any], split: str) -> tuple[Trainer, C
     try:
         module.load_state_dict(model.state_dict)
     except RuntimeError as error:
-        raise UserError(f"{model.file}: its weights are not of the network that it names; {error}") from error
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{model.file}: its weights are not of the network that it names; {reason}") from error
     trainer = build_trainer(config["trainer"], module)
     trainer.test(module, datamodule=datamodule, verbose=False)
     return trainer, module, datamodule
@@ -103,7 +104,7 @@ def override(config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     try:
         merged.merge_with_dotlist(keys)
     except OmegaConfBaseException as error:
-        raise UserError(str(error).splitlines()[0]) from error
+        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}; see conf/ for the keys") from error
     check(merged)
     container = OmegaConf.to_container(merged, resolve=True)
     assert isinstance(container, dict)

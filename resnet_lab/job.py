@@ -25,7 +25,7 @@ from resnet_lab.metrics import is_collapsed, monitored
 from resnet_lab.models.resnet import multiply_adds, parameter_count
 from resnet_lab.module import Classifier
 from resnet_lab.outputs import score_table, write_split
-from resnet_lab.run_folder import RunFolder
+from resnet_lab.run_folder import BOOKKEEPING, RunFolder
 
 log = logging.getLogger("resnet_lab")
 
@@ -59,7 +59,8 @@ def run_job(run: RunFolder) -> None:
     trainer.fit(module, datamodule=datamodule, ckpt_path=resume_from, weights_only=True)
     kept = last.selection()
     chosen = run.path / (kept["best_checkpoint"] or kept["last_checkpoint"])
-    trainer.test(module, datamodule=datamodule, ckpt_path=chosen, weights_only=True, verbose=False)
+    if datamodule.test_splits:
+        trainer.test(module, datamodule=datamodule, ckpt_path=chosen, weights_only=True, verbose=False)
     if trainer.is_global_zero:
         finish(run, trainer, module, datamodule, kept, observer.images_per_second, time.monotonic() - start)
     trainer.strategy.barrier()
@@ -158,8 +159,9 @@ def log_hyperparameters(trainer: Trainer, config: dict[str, Any], metrics: dict[
     flat = {"seed": config["seed"]}
     for group in ("model", "data", "loss", "optim", "schedule", "trainer"):
         for key, value in config[group].items():
-            if isinstance(value, (int, float, str, bool)) and not key.startswith("_"):
-                flat[f"{group}.{key}"] = value
+            dotted = f"{group}.{key}"
+            if isinstance(value, (int, float, str, bool)) and not key.startswith("_") and dotted not in BOOKKEEPING:
+                flat[dotted] = value
     trainer.logger.log_hyperparams(flat, {f"final/{name}": value for name, value in metrics.items()})
     trainer.logger.finalize("success")
 

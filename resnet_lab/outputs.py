@@ -92,4 +92,7 @@ def score_table(metrics: dict[str, float], splits: Sequence[str], counts: dict[s
 
 
 def _cells(metrics: dict[str, float], split: str, names: Sequence[str]) -> str:
-    return "".join(f"{metrics[key] + 0.0:19.4f}" if (key := f"{split}/{name}") in metrics else f"{'':19}" for name in names)
+    return "".join(
+        f"{round(metrics[key], 4) + 0.0:19.4f}" if (key := f"{split}/{name}") in metrics else f"{'':19}"
+        for name in names
+    )

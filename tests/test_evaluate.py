@@ -73,7 +73,7 @@ def test_wrong_data_is_refused(trained: RunFolder, tmp_path: Path) -> None:
     assert "has 2 classes" in message
     assert "trained for 5 (no DR, mild" in message
     message = refusal(evaluate.command, [str(trained.path), "split=dev"])
-    assert "has no split dev; it has train, val, test" in message
+    assert "has no split dev; choose among train, val, test" in message
     assert "model.depth=50: evaluate takes" in refusal(evaluate.command, [str(trained.path), "model.depth=50"])
 
 

@@ -178,6 +178,14 @@ def test_without_validation_the_last_epoch_is_kept(make_run: MakeRun) -> None:
     assert torch.load(run.last_checkpoint, weights_only=True)["epoch"] == 2
 
 
+def test_without_any_evaluation_split_a_run_still_ends(make_run: MakeRun, photographs) -> None:
+    for name in ("test_img.csv", "test_label.csv"):
+        (photographs / name).unlink()
+    run = make_run("data.val_fraction=0", "trainer.max_epochs=1")
+    assert guarded(run) == 0
+    assert run.read_status()["metrics"] == {}
+
+
 def test_following_test_changes_nothing_but_the_columns(make_run: MakeRun) -> None:
     plain, followed = make_run(name="plain"), make_run("follow_test=true", name="followed")
     guarded(plain)

@@ -24,12 +24,21 @@ def test_a_wheel_works_anywhere(tmp_path: Path) -> None:
     assert "resnet_lab/report.html.j2" in names
     target = tmp_path / "site"
     subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(wheel)], check=True
+        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(wheel)],
+        check=True,
     )
     mine = tmp_path / "mine" / "experiment"
     mine.mkdir(parents=True)
     (mine / "question.yaml").write_text("# @package _global_\nname: question\nmodel:\n  depth: 34\n")
-    command = [str(target / "bin" / "resnet-lab"), "train", "--cfg", "job", "--config-dir", "mine", "experiment=question"]
+    command = [
+        str(target / "bin" / "resnet-lab"),
+        "train",
+        "--cfg",
+        "job",
+        "--config-dir",
+        "mine",
+        "experiment=question",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(target)}
     shown = subprocess.run(
         [sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
