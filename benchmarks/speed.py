@@ -116,7 +116,7 @@ def speed_rows(overrides: Sequence[str], repetitions: int, against_float32: bool
     """The program against the bare loop, and where wanted against float32."""
     datamodule = build_datamodule(configuration(overrides))
     images, num_classes = len(datamodule.rows("train")), len(datamodule.class_names)
-    contestants = {
+    contestants: dict[str, Callable[[], float]] = {
         "program": partial(program_speed, overrides),
         "bare loop": partial(bare_speed, overrides, images, num_classes),
     }

@@ -74,8 +74,8 @@ def build_trainer(
     precision, channels_last = environment.resolve_precision(
         settings["precision"], settings["channels_last"], settings["accelerator"]
     )
-    if channels_last:
-        module.model.to(memory_format=torch.channels_last)
+    module.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    module.model.to(memory_format=module.memory_format)
     show_progress = settings["progress_bar"] and sys.stdout.isatty()
     return Trainer(
         accelerator=settings["accelerator"],

@@ -85,12 +85,10 @@ def early_stopping(config: dict[str, Any], monitor: str | None, mode: str) -> li
 @rank_zero_only
 def describe(run: RunFolder, trainer: Trainer, datamodule: DataModule, module: Classifier, monitor: str | None) -> None:
     """Everything about the run that is known before it trains, for status.json and the log."""
-    first = next(module.model.parameters())
-    channels_last = first.ndim == 4 and first.is_contiguous(memory_format=torch.channels_last)
     facts = {
         "monitor": monitor,
         "precision": trainer.precision,
-        "channels_last": channels_last,
+        "channels_last": module.memory_format == torch.channels_last,
         "mean": datamodule.mean.tolist(),
         "std": datamodule.std.tolist(),
         "num_workers": datamodule.num_workers,
@@ -117,7 +115,7 @@ def describe(run: RunFolder, trainer: Trainer, datamodule: DataModule, module: C
         f"{facts['parameters']:,}",
         facts["multiply_adds"],
         trainer.precision,
-        " channels-last" if channels_last else "",
+        " channels-last" if facts["channels_last"] else "",
         monitor or "nothing (no validation split): the last epoch is kept",
     )
 

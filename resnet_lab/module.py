@@ -52,17 +52,18 @@ class Classifier(LightningModule):
         self.metrics = nn.ModuleDict(
             {f"{split}_metrics": SplitMetrics(split, len(class_names), ordered) for split in ("train", "val", "test")}
         )
+        self.memory_format = torch.contiguous_format
         self.outputs: dict[str, list[tuple[Tensor, Tensor]]] = {}  # split → (index (B,), probabilities (B, K))
         self.confusion: dict[str, Tensor] = {}  # split → counts (K, K) of the last epoch
         self.predictions: dict[str, Tensor] = {}  # split → probabilities (N, K) of the last test
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, K) of images (B, 3, H, W)."""
-        return self.model(images)
+        return self.model(images.contiguous(memory_format=self.memory_format))
 
     def _step(self, batch: dict[str, Any], split: str) -> tuple[Tensor, Tensor]:
         """The mean loss over the rows that count, and all logits (B, K); updates the metrics of `split`."""
-        logits, targets = self.model(batch["image"]), batch["target"]
+        logits, targets = self(batch["image"]), batch["target"]
         # in training every row counts; a mask would only make a GPU wait
         rows = slice(None) if split == "train" else batch["index"] >= 0
         losses = self.loss(logits[rows].float(), targets[rows])

@@ -83,13 +83,14 @@ def start(run: RunFolder) -> None:
 
 
 def one_line(error: Exception) -> str:
-    """The message of an error of Hydra, OmegaConf or the operating system, without its line breaks."""
-    if isinstance(error, OSError):
+    """The message of an error of Hydra, OmegaConf or the operating system, with its cause, without line breaks."""
+    if isinstance(error, OSError) and not isinstance(error, HydraException):
         return f"{error.filename}: {error.strerror}; choose a sweep_dir that can be written"
-    lines = (line.strip() for line in str(error).splitlines())
-    return "; ".join(
-        line for line in lines if line and not line.startswith(("full_key:", "object_type=", "Set the env"))
-    )
+    text = str(error).partition("Config search path")[0]
+    lines = [line.strip(" .\t") for line in f"{text}\n{error.__cause__ or ''}".splitlines()]
+    noise = ("full_key:", "object_type=", "reference_type=", "To append")
+    kept = [line for line in lines if line and not line.startswith(noise)]
+    return "; ".join([*kept, "resnet-lab train --cfg job shows all keys"])
 
 
 def main() -> int:

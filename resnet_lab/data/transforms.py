@@ -75,7 +75,11 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
     The result is laid out channels-last in memory, as the images come.
     """
-    return ((images.float() / 255 - mean) / std).permute(0, 3, 1, 2)
+    batch, height, width, channels = images.shape
+    # whole rows at once: a broadcast over three channels, innermost, takes ten times as long
+    scale, shift = (1 / (255 * std)).repeat(width), (-mean / std).repeat(width)
+    rows = images.reshape(batch, height, width * channels).float().mul_(scale).add_(shift)
+    return rows.view(images.shape).permute(0, 3, 1, 2)
 
 
 def denormalise(images: Tensor, mean: Tensor, std: Tensor) -> np.ndarray:
