@@ -1,5 +1,6 @@
 """From files to normalised batches: the same for any number of workers and ranks, in memory or not."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -305,3 +306,13 @@ def test_photographs_need_the_statistics_of_a_training(root):
 def test_unknown_keys_stop_before_any_worker_starts(build):
     assert refusal(build(resize="longer", mean=None, std=None).train_dataloader).startswith("data.resize=longer")
     assert refusal(build(interpolation="cubic", mean=None, std=None).train_dataloader).startswith("data.interpolation")
+
+
+@pytest.mark.parametrize(("batch_size", "batches"), [(13, 3), (12, 4), (20, 2)])
+def test_a_last_training_batch_of_one_image_is_left_out(tmp_path: Path, batch_size: int, batches: int) -> None:
+    # 40 training images: 13 leave one over, 12 leave four, 20 leave none
+    data = retinopathy(write_studies(tmp_path / "data"), batch_size=batch_size, val_fraction=0.0, mean=None, std=None)
+    datamodule = DataModule(data, seed=0)
+    datamodule.setup()
+    assert len(datamodule.train_dataloader()) == batches
+    assert len(datamodule.evaluation_dataloader("train")) == -(-40 // batch_size)

@@ -101,7 +101,7 @@ def test_a_sweep_survives_a_failing_job(tmp_path: Path, photographs: Path) -> No
     runs = {run.read_config()["model"]["depth"]: run for run in find_runs([tmp_path / "sweep"])}
     assert (runs[7].read_status()["state"], runs[8].read_status()["state"]) == ("failed", "done")
     shown = result.stdout + result.stderr
-    assert shown.index("model.depth=7: ") < shown.index("done")  # at once, not at the end
+    assert shown.index("model.depth=7 is unknown") < shown.index("done")  # at once, not at the end
     assert "model.depth=7" in runs[7].read_status()["error"]
     assert "depth-7" in runs[7].path.name
     assert (runs[8].path / ".hydra").is_dir()

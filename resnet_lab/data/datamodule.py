@@ -124,7 +124,7 @@ class DataModule(LightningDataModule):
         return ImageDataset(rows, self.data, train if augment else evaluation, self.seed, self.images.get(split))
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """Batches of the global size divided by the number of ranks."""
+        """Batches of the global size divided by the number of ranks; a last batch of one image is left out."""
         dataset = self.dataset("train", augment=True)
         return self._loader(dataset, TrainSampler(len(dataset), self.seed, *self._rank()))
 
@@ -152,6 +152,8 @@ class DataModule(LightningDataModule):
             dataset,
             batch_size=self.batch_size_per_rank(),
             sampler=sampler,
+            # batch norm cannot normalise a single value per channel, which small images come down to
+            drop_last=isinstance(sampler, TrainSampler) and len(sampler) % self.batch_size_per_rank() == 1,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
