@@ -12,6 +12,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
 
 from resnet_lab import plots
 from resnet_lab.data.datamodule import DataModule
@@ -44,6 +45,12 @@ class RunCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=True,
         )
         self.run = run
+
+    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
+        """Of equal epochs the later is kept: a collapsed network scores QWK 0 from its first, untrained epoch on."""
+        return super().check_monitor_top_k(trainer, current) or (
+            current is not None and current == self.best_model_score
+        )
 
     @property
     def saved(self) -> str | None:

@@ -282,6 +282,7 @@ def test_files_without_a_network(content, words, tmp_path):
 
 def test_a_missing_file_an_empty_folder_and_null(tmp_path):
     assert f"model.pretrained={tmp_path}/no.pt: no such file" in refusal(tmp_path / "no.pt")
+    (tmp_path / "checkpoints").mkdir()
     assert "no best.ckpt or last.ckpt in" in refusal(tmp_path)
     assert "model.pretrained=None: no such file" in refusal(None)
 
@@ -341,3 +342,21 @@ def test_a_poisoned_cache_is_refused_unread(cache, tmp_path):
     save_zip({"conv1.weight": Malice(tmp_path / "created")}, cache / Path(url).name)
     assert "model.pretrained=PATH" in refusal("imagenet", form="imagenet", depth=18)
     assert not (tmp_path / "created").exists()
+
+
+def test_a_folder_of_runs_gives_the_run_of_the_same_depth(tmp_path: Path) -> None:
+    states = {}
+    for depth in (8, 14):
+        run = tmp_path / "sweep" / f"depth-{depth}"
+        (run / "checkpoints").mkdir(parents=True)
+        (run / "config.yaml").write_text(f"model:\n  depth: {depth}\n")
+        states[depth] = resnet(depth, 3, form="cifar").state_dict()
+        torch.save(
+            {"state_dict": {f"model.{key}": value for key, value in states[depth].items()}},
+            run / "checkpoints" / "best.ckpt",
+        )
+    for depth, state in states.items():
+        loaded = resnet(depth, 3, form="cifar", pretrained=str(tmp_path / "sweep")).state_dict()
+        assert all(torch.equal(loaded[key], value) for key, value in state.items())
+    with pytest.raises(UserError, match="one run of depth 20 is needed, found none; name the run itself"):
+        resnet(20, 3, form="cifar", pretrained=str(tmp_path / "sweep"))

@@ -126,11 +126,13 @@ def test_a_killed_job_is_recognisable_and_goes_on(tmp_path: Path, photographs: P
     process.wait()
     assert process.returncode == 1
     assert run.read_status()["state"] == "interrupted"
-    config = run.config_file.read_text()
-    run.config_file.write_text(config.replace("max_epochs: 200", "max_epochs: 5"))
+    config, reached = run.config_file.read_text(), run.read_status()["epoch"]
+    run.config_file.write_text(config.replace("max_epochs: 200", f"max_epochs: {reached + 3}"))
     assert lab("job", "run", cwd=tmp_path).returncode == 0
     assert run.read_status()["state"] == "done"
     assert "going on" in run.log_file.read_text()
+    epochs = [int(line.split(",")[0]) for line in run.metrics_file.read_text().splitlines()[1:]]
+    assert epochs == list(range(reached + 3))
 
 
 DDP = ["trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp"]

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights, list_models
 
 from resnet_lab.errors import UserError
-from resnet_lab.run_folder import RunFolder
+from resnet_lab.run_folder import RunFolder, find_runs
 
 logger = logging.getLogger(__name__)
 
-SOURCES = "give none, imagenet, IMAGENET1K_V2, or the path of a state dict, a checkpoint or a run folder"
+SOURCES = "give none, imagenet, IMAGENET1K_V2, or the path of a state dict, a checkpoint, a run or a folder of runs"
 
 
 def load_pretrained(model: nn.Module, source: str) -> None:
@@ -29,7 +29,8 @@ def load_pretrained(model: nn.Module, source: str) -> None:
     Args:
         model: a network with the parameter names of torchvision's ResNet.
         source: `imagenet` (torchvision's IMAGENET1K_V1), a name from torchvision's weight enum for this
-            depth, or the path of a state dict (torch or safetensors), of a checkpoint or run folder of ours.
+            depth, or the path of a state dict (torch or safetensors), of a checkpoint or run folder of ours, or
+            of a folder of runs of which one has this depth.
 
     Raises:
         UserError: the weights are not there, cannot be fetched, are more than plain tensors, or do not fit.
@@ -37,7 +38,11 @@ def load_pretrained(model: nn.Module, source: str) -> None:
     if re.fullmatch(r"imagenet|DEFAULT|IMAGENET\w*|\w+_Weights\.\w+", source):
         state, own_run = fetch(source, depth_of(model.state_dict())), False
     else:
-        content = read(find_file(source))
+        try:
+            file = find_file(source, depth_of(model.state_dict()))
+        except UserError as error:
+            raise UserError(f"model.pretrained={error}") from None
+        content = read(file)
         state, own_run = find_state_dict(content, source), "pytorch-lightning_version" in content
     insert(model, rename(state, model.state_dict()), source)
     if not own_run and strides_on_first(model):
@@ -71,18 +76,37 @@ def fetch(source: str, depth: int) -> dict[str, Tensor]:
         ) from error
 
 
-def find_file(source: str) -> Path:
-    """The file itself, or the best (else the last) checkpoint of a run folder."""
+def find_file(source: str, depth: int | None = None) -> Path:
+    """The file itself, or the best (else the last) checkpoint of a run folder.
+
+    Args:
+        source: a file, a run folder, or a folder of runs of which one has this depth (a sweep over depths).
+        depth: of the network that wants the weights; None where only a run or a file will do.
+
+    Raises:
+        UserError: there is no such file, or not exactly one such run.
+    """
     path = Path(source).expanduser()
     if path.is_file():
         return path
     if not path.is_dir():
-        raise UserError(f"model.pretrained={source}: no such file, folder or name; {SOURCES}")
-    folder = RunFolder(path).checkpoints
+        raise UserError(f"{source}: no such file, folder or name; {SOURCES}")
+    run = RunFolder(path)
+    if depth is not None and not run.config_file.is_file() and not run.checkpoints.is_dir():
+        run = find_run(path, depth)
     for name in ("best.ckpt", "last.ckpt"):
-        if (folder / name).is_file():
-            return folder / name
-    raise UserError(f"model.pretrained={source}: no best.ckpt or last.ckpt in {folder}; give a run or a file")
+        if (run.checkpoints / name).is_file():
+            return run.checkpoints / name
+    raise UserError(f"{source}: no best.ckpt or last.ckpt in {run.checkpoints}; give a run or a file")
+
+
+def find_run(folder: Path, depth: int) -> RunFolder:
+    """The one run at or below `folder` whose network has this depth."""
+    runs = [run for run in find_runs([folder]) if run.read_config().get("model", {}).get("depth") == depth]
+    if len(runs) != 1:
+        found = ", ".join(str(run.path) for run in runs) or "none"
+        raise UserError(f"{folder}: one run of depth {depth} is needed, found {found}; name the run itself")
+    return runs[0]
 
 
 def read(path: Path) -> dict[str, Any]:
