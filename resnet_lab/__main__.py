@@ -33,6 +33,9 @@ def main() -> int:
     if verb not in VERBS:
         print(f"error: no verb {verb!r}; choose {', '.join(VERBS)} (resnet-lab --help)", file=sys.stderr)
         return 2
+    if verb != "train" and {"-h", "--help"} & set(arguments):  # train's help is Hydra's
+        print(f"usage: resnet-lab {verb} {VERBS[verb]}")
+        return 0
     return os.execv(sys.executable, [sys.executable, "-m", f"resnet_lab.{verb}", *arguments])
 
 

@@ -79,6 +79,9 @@ def test_help_and_verbs(tmp_path: Path) -> None:
     assert shown.returncode == 0
     for verb in ("train", "evaluate", "predict", "report"):
         assert f"resnet-lab {verb}" in shown.stdout
+    assert lab("__main__", "evaluate", "--help", cwd=tmp_path).stdout.startswith(
+        "usage: resnet-lab evaluate RUN_OR_CKPT"
+    )
     assert "no verb 'tarin'" in one_error(lab("__main__", "tarin", cwd=tmp_path))
     assert "usage" in one_error(lab("evaluate", cwd=tmp_path))
     assert "nowhere" in one_error(lab("evaluate", "nowhere", cwd=tmp_path))
@@ -124,6 +127,7 @@ def test_a_killed_job_is_recognisable_and_goes_on(tmp_path: Path, photographs: P
     for child in children:
         os.kill(int(child), 9)
     process.wait()
+    process.stdout.close()
     assert process.returncode == 1
     assert run.read_status()["state"] == "interrupted"
     config, reached = run.config_file.read_text(), run.read_status()["epoch"]
