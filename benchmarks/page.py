@@ -16,8 +16,7 @@ METHOD = """
   loop has the same network, optimiser, batch size, precision and memory layout, and takes normalised float tensors from
   memory. All take turns in one process, after one training each that is not counted, in an order that reverses with
   each turn; a ratio is of two trainings of the same turn.
-- "Float32" is `trainer.precision=32-true trainer.channels_last=false`. Its weights are NCHW, but the program hands it
-  images that lie channels-last, which torch's convolutions keep; the bare float32 loop is NCHW throughout.
+- "Float32 NCHW" is `trainer.precision=32-true trainer.channels_last=false`; the program is otherwise at its defaults.
 - CPU seconds: user and system time of the command and its children.
 - Peak memory: resident, of one epoch in a process of its own.
 """
