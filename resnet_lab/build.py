@@ -26,7 +26,7 @@ from resnet_lab.module import CHECKPOINT_KEY, Classifier
 def build(node: dict[str, Any], **arguments: Any) -> Any:
     """What a node's `_target_` makes; a UserError raised in it comes out as it is."""
     try:
-        return instantiate(node, **arguments, _convert_="all")
+        return instantiate(node, **arguments, _convert_="all", _recursive_=False)
     except InstantiationException as error:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
@@ -67,6 +67,15 @@ def build_module(config: dict[str, Any], datamodule: DataModule, pretrained: boo
     )
 
 
+def check_batch_size(trainer: Trainer, datamodule: DataModule) -> None:
+    """`data.batch_size` is of one optimiser step, and every rank takes an equal part of it."""
+    if datamodule.data.batch_size % trainer.world_size:
+        raise UserError(
+            f"data.batch_size={datamodule.data.batch_size} cannot be shared by {trainer.world_size} ranks evenly; "
+            f"set it to a multiple of {trainer.world_size}"
+        )
+
+
 def build_trainer(
     settings: dict[str, Any], module: Classifier, logger: Logger | bool = False, callbacks: Sequence[Callback] = ()
 ) -> Trainer:
@@ -77,9 +86,12 @@ def build_trainer(
     module.memory_format = torch.channels_last if channels_last else torch.contiguous_format
     module.model.to(memory_format=module.memory_format)
     show_progress = settings["progress_bar"] and sys.stdout.isatty()
+    devices = settings["devices"]
+    if not isinstance(devices, (int, list)) and devices != "auto":
+        raise UserError(f"trainer.devices={devices}: choose auto, a number or a list of numbers")
     return Trainer(
         accelerator=settings["accelerator"],
-        devices=settings["devices"],
+        devices=devices,
         num_nodes=settings["num_nodes"],
         strategy=settings["strategy"],
         precision=precision,
@@ -99,7 +111,12 @@ def origin_of(checkpoint: dict[str, Any], file: Path) -> dict[str, Any]:
     """What a checkpoint of this project carries along: `config`, `class_names`, `mean`, `std`, `class_counts`, …"""
     if CHECKPOINT_KEY not in checkpoint:
         raise UserError(f"{file} is no checkpoint of resnet_lab; give a run folder, its best.ckpt or its last.ckpt")
-    return checkpoint[CHECKPOINT_KEY]
+    origin: dict[str, Any] = checkpoint[CHECKPOINT_KEY]
+    for group, node in origin["config"].items():
+        target = node.get("_target_", "resnet_lab.") if isinstance(node, dict) else "resnet_lab."
+        if not str(target).startswith("resnet_lab."):  # a checkpoint may come from anywhere, and it names what we call
+            raise UserError(f"{file}: its {group}._target_ {target} is not of resnet_lab; it is not called")
+    return origin
 
 
 def rank() -> int:
@@ -124,6 +141,8 @@ def set_up_logging(file: Path | None = None) -> None:
         ".*smaller than the logging interval.*",
         ".*does not have many workers.*",
         ".*exists and is not empty.*",  # a resumed run
+        ".*sync_dist=True.*",  # torchmetrics has summed over the ranks
+        ".*all_gather.* is deprecated.*",
         ".*Total length of `list` across ranks is zero.*",  # no validation split
     ):
         warnings.filterwarnings("ignore", message)

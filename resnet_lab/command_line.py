@@ -36,7 +36,7 @@ def run_command(command: Callable[[list[str]], None]) -> int:
     """Run a verb; what the user got wrong is one line and exit code 2."""
     try:
         command(sys.argv[1:])
-    except (UserError, PermissionError) as error:
+    except (UserError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0

@@ -190,6 +190,9 @@ def _doubts(table: Table) -> Iterator[Finding]:
             share = f"{len(group.collapsed)} of {len(group.scored)}"
             yield Finding("collapsed", f"{group.label}: {share} answer one class nearly always (seed {seeds})")
         repeated = [seed for seed, n in Counter(run.config.get("seed") for run in group.scored).items() if n > 1]
+        roots = sorted({str(run.config.get("data.root")) for run in group.scored})
+        if len(roots) > 1:
+            yield Finding("different images", f"{group.label}: one name for the data of {' and '.join(roots)}")
         if repeated:
             yield Finding("seed twice", f"{group.label}: seed {repeated[0]} counts more than once; n is too large")
     if table.scored and table.scored[0].split == "val":

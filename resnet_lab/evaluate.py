@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
 from lightning import Trainer
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from resnet_lab.build import build_datamodule, build_module, build_trainer, origin_of, set_up_logging
+from resnet_lab.build import build_datamodule, build_module, build_trainer, check_batch_size, origin_of, set_up_logging
 from resnet_lab.command_line import run_command, split_arguments
 from resnet_lab.config import check, conf_dir, job_name, register
 from resnet_lab.data.datamodule import DataModule
@@ -68,6 +69,8 @@ def answer(model: Model, config: dict[str, Any], split: str) -> tuple[Trainer, C
             f"{datamodule.data.name} has {len(datamodule.class_names)} classes but {model.file} was trained for "
             f"{len(names)} ({', '.join(names)}); evaluate on data of the same classes"
         )
+    if list(datamodule.class_names) != list(names):
+        log.warning("classes are taken by their order: %s for %s", ", ".join(datamodule.class_names), ", ".join(names))
     datamodule.rows(split)
     datamodule.test_splits = [split]
     module = build_module(config, datamodule, pretrained=False)
@@ -77,12 +80,13 @@ def answer(model: Model, config: dict[str, Any], split: str) -> tuple[Trainer, C
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{model.file}: its weights are not of the network that it names; {reason}") from error
     trainer = build_trainer(config["trainer"], module)
+    check_batch_size(trainer, datamodule)
     trainer.test(module, datamodule=datamodule, verbose=False)
     return trainer, module, datamodule
 
 
-def override(config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """The configuration of a run with another data set or other keys; the model and how it sees stay.
+def override(origin: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """The configuration of a run with another data set or other keys; the model, its classes and how it sees stay.
 
     Raises:
         UserError: a key that does not exist, or one of a group other than data and trainer.
@@ -93,12 +97,21 @@ def override(config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     for item in keys:
         if not item.startswith(("data.", "trainer.")):
             raise UserError(f"{item}: evaluate takes split, out, and the keys of data and trainer")
-    config = copy.deepcopy(config)
+    config = copy.deepcopy(origin["config"])
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         for group, name in groups.items():
-            node = OmegaConf.to_container(compose("config", [f"{group}={name}"])[group], resolve=False)
+            try:
+                node = OmegaConf.to_container(compose("config", [f"{group}={name}"])[group], resolve=False)
+            except HydraException as error:
+                raise UserError(
+                    f"{group}={name}: {' '.join(str(error).partition('Config search')[0].split())}"
+                ) from error
             assert isinstance(node, dict)
-            config[group] = node | ({key: config["data"][key] for key in SEEING} if group == "data" else {})
+            if group == "data":
+                node |= {key: config["data"][key] for key in SEEING}
+                if node["class_names"] is None:  # found by their names, whatever their order here
+                    node |= {key: origin[key] for key in ("class_names", "ordered")}
+            config[group] = node
     merged = OmegaConf.create(config)
     OmegaConf.set_struct(merged, True)
     try:
@@ -130,11 +143,11 @@ def command(arguments: list[str]) -> None:
     )
     set_up_logging()
     split, model = options["split"], load(source)
-    trainer, module, datamodule = answer(model, override(model.origin["config"], overrides), split)
-    if not trainer.is_global_zero:
-        return
     run = RunFolder(Path(options["out"])) if options["out"] else output_folder(source, model, split, overrides)
     run.path.mkdir(parents=True, exist_ok=True)
+    trainer, module, datamodule = answer(model, override(model.origin, overrides), split)
+    if not trainer.is_global_zero:
+        return
     probabilities, counts = module.predictions[split].numpy(), module.confusion[split].cpu().numpy()
     write_split(run, split, datamodule.rows(split), probabilities, counts, datamodule.class_names)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}

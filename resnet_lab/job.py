@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from resnet_lab import environment
-from resnet_lab.build import build_datamodule, build_module, build_trainer, rank, set_up_logging
+from resnet_lab.build import build_datamodule, build_module, build_trainer, check_batch_size, rank, set_up_logging
 from resnet_lab.callbacks import LastCheckpoint, Observer, ResumableEarlyStopping, RunCheckpoint
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.errors import UserError
@@ -53,6 +53,7 @@ def run_job(run: RunFolder) -> None:
     ]
     logger = TensorBoardLogger(run.path, name="", version="tensorboard", default_hp_metric=False)
     trainer = build_trainer(config["trainer"], module, logger, callbacks)
+    check_batch_size(trainer, datamodule)
     describe(run, trainer, datamodule, module, monitor)
 
     log.info("%s in %s", "going on" if resume_from else "starting", run.path)
@@ -68,8 +69,14 @@ def run_job(run: RunFolder) -> None:
 
 def selection(config: dict[str, Any], datamodule: DataModule) -> tuple[str | None, str]:
     """The metric that selects the best epoch and its mode; None without a validation split, where nothing selects."""
-    monitor, mode = monitored(config["monitor"], len(datamodule.class_names), datamodule.data.ordered)
-    return (monitor if "val" in datamodule.splits else None), mode
+    num_classes, ordered = len(datamodule.class_names), datamodule.data.ordered
+    monitor, mode = monitored(config["monitor"], num_classes, ordered)
+    validates = "val" in datamodule.splits
+    if "monitor" in config["schedule"]:
+        monitored(config["schedule"]["monitor"], num_classes, ordered, key="schedule.monitor")
+        if not validates:
+            raise UserError("schedule=plateau needs a validation split; set data.val_fraction or data.val_csv")
+    return (monitor if validates else None), mode
 
 
 def early_stopping(config: dict[str, Any], monitor: str | None, mode: str) -> list[Callback]:
@@ -172,8 +179,7 @@ def main() -> int:
     run = RunFolder(Path(sys.argv[1]).resolve())
     if rank() > 0:  # a child of DDP: the first rank holds the lock
         set_up_logging()
-        run_job(run)
-        return 0
+        return follow(run)
     try:
         run.read_config()
         with run.lock():
@@ -181,6 +187,20 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:  # the lock, the log or the status; what happens in the job itself ends in its status
+        print(
+            f"error: {error.filename or run.path}: {error.strerror}; the run folder has to be writable", file=sys.stderr
+        )
+        return 1
+
+
+def follow(run: RunFolder) -> int:
+    """The job of any rank but the first, which is the one that says what is wrong."""
+    try:
+        run_job(run)
+    except UserError:
+        return 1
+    return 0
 
 
 def guarded(run: RunFolder) -> int:

@@ -113,13 +113,14 @@ def metric_names(num_classes: int, ordered: bool) -> list[str]:
     return ["loss", *_counting_metrics(num_classes, ordered), *_evaluation_metrics(num_classes)]
 
 
-def monitored(monitor: str, num_classes: int, ordered: bool) -> tuple[str, Literal["min", "max"]]:
+def monitored(monitor: str, num_classes: int, ordered: bool, key: str = "monitor") -> tuple[str, Literal["min", "max"]]:
     """The metric that selects, and its mode.
 
     Args:
         monitor: `auto` (`val/qwk` where grades are ordered, else `val/accuracy`) or `val/<metric>`.
         num_classes: K.
         ordered: whether the classes are grades.
+        key: of the configuration, for errors.
 
     Raises:
         UserError: there is no such metric, or it would select on another split than val.
@@ -127,7 +128,7 @@ def monitored(monitor: str, num_classes: int, ordered: bool) -> tuple[str, Liter
     name = ("val/qwk" if ordered else "val/accuracy") if monitor == "auto" else monitor
     known = [f"val/{metric}" for metric in metric_names(num_classes, ordered)]
     if name not in known:
-        raise UserError(f"monitor={monitor}: no such metric; choose auto, {', '.join(known)}")
+        raise UserError(f"{key}={monitor}: no such metric; choose auto, {', '.join(known)}")
     return name, mode_of(name)
 
 

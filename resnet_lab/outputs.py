@@ -24,9 +24,9 @@ def write_predictions(file: Path, rows: pd.DataFrame, probabilities: np.ndarray)
     """
     known = [column for column in ("image", "patient", "target") if column in rows]
     table = rows[known].reset_index(drop=True).assign(prediction=probabilities.argmax(1))
-    columns = {f"p_{k}": probabilities[:, k] for k in range(probabilities.shape[1])}
+    columns = pd.DataFrame(probabilities, columns=[f"p_{k}" for k in range(probabilities.shape[1])])
     file.parent.mkdir(parents=True, exist_ok=True)
-    table.assign(**columns).to_csv(file, index=False, float_format="%.8g")
+    pd.concat([table, columns], axis=1).to_csv(file, index=False, float_format="%.8g")
 
 
 def write_split(

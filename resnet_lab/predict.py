@@ -12,6 +12,7 @@ from resnet_lab.build import set_up_logging
 from resnet_lab.command_line import run_command, split_arguments
 from resnet_lab.data.image_data import ImageData
 from resnet_lab.data.photographs import Photographs
+from resnet_lab.errors import UserError
 from resnet_lab.evaluate import answer, load, override
 from resnet_lab.outputs import write_predictions
 
@@ -39,16 +40,20 @@ def command(arguments: list[str]) -> None:
         arguments, ["RUN_OR_CKPT", "IMAGE_OR_FOLDER"], {"out": "predictions.csv"}, "resnet-lab predict"
     )
     set_up_logging()
+    out = Path(options["out"])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.is_dir():
+        raise UserError(f"out={out} is a folder; name a CSV file")
     model = load(source)
     names = model.origin["class_names"]
-    config = photographs(override(model.origin["config"], overrides), root, names)
+    config = photographs(override(model.origin, overrides), root, names)
     trainer, module, datamodule = answer(model, config, "test")
     if not trainer.is_global_zero:
         return
     probabilities = module.predictions["test"].numpy()
-    write_predictions(Path(options["out"]), datamodule.rows("test").drop(columns="target"), probabilities)
+    write_predictions(out, datamodule.rows("test").drop(columns="target"), probabilities)
     shares = ", ".join(f"{name}: {int((probabilities.argmax(1) == k).sum())}" for k, name in enumerate(names))
-    log.info("%d images → %s (%s)", len(probabilities), options["out"], shares)
+    log.info("%d images → %s (%s)", len(probabilities), out, shares)
 
 
 if __name__ == "__main__":

@@ -128,6 +128,11 @@ def write_atomically(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
+def _is_run(config_file: Path) -> bool:
+    """A job has a status from the start; Hydra's own copies and a project's conf/ have none."""
+    return config_file.parent.name != ".hydra" and config_file.with_name("status.json").is_file()
+
+
 def find_runs(folders: Iterable[str | Path]) -> list[RunFolder]:
     """All run folders at or below `folders`, each once, in the order of their paths.
 
@@ -139,7 +144,7 @@ def find_runs(folders: Iterable[str | Path]) -> list[RunFolder]:
         if not root.is_dir():
             raise UserError(f"{root} is not a folder; give run folders or the folder of a sweep")
     # .hydra/ holds a config.yaml of Hydra's own
-    configs = {file.resolve() for root in roots for file in root.rglob("config.yaml") if file.parent.name != ".hydra"}
+    configs = {file.resolve() for root in roots for file in root.rglob("config.yaml") if _is_run(file)}
     if not configs:
         raise UserError(f"no run (config.yaml) in {', '.join(map(str, roots))}; train one with `resnet-lab train`")
     return [RunFolder(file.parent) for file in sorted(configs)]

@@ -61,8 +61,13 @@ def lay(run: RunFolder, config: DictConfig) -> None:
     plain: Any = OmegaConf.to_container(config, resolve=True)
     text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
     if run.config_file.is_file():
-        if config_hash(run.read_config()) != config_hash(plain):
+        before = run.read_config()
+        if config_hash(before) != config_hash(plain):
             raise UserError(f"{run.path} holds a run of another configuration; choose another sweep_dir")
+        if before["data"].get("root") != plain["data"].get("root") and run.read_status()["state"] == "done":
+            raise UserError(f"{run.path} is done with data.root={before['data']['root']}; choose another sweep_dir")
+        with run.lock():  # paths and bookkeeping may have changed; the file is rewritten in place, as it is the lock
+            run.config_file.write_text(text, encoding="utf-8")
         return
     run.config_file.write_text(text, encoding="utf-8")
     run.update_status(state="created", error=None, seed=plain["seed"], config_hash=config_hash(plain))
@@ -104,7 +109,10 @@ def main() -> int:
         train()
     except UserError:  # shown when it happened
         return 1
-    except (HydraException, OmegaConfBaseException, OSError) as error:
+    except KeyboardInterrupt:
+        print("interrupted; the same command with the same sweep_dir goes on", file=sys.stderr)
+        return 130
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     return 1 if FAILED else 0

@@ -61,7 +61,7 @@ def write_config(folder: Path, depth: int, pretrained: str | None, seed: int, ex
         "seed": seed,
         "monitor": "val/qwk",
         "model": {"_target_": "resnet_lab.models.resnet.resnet", "depth": depth, "pretrained": pretrained},
-        "data": {"name": "retinopathy", "root": f"/somewhere/{seed}", "image_size": 512, "on_leak": "ignore"},
+        "data": {"name": "retinopathy", "root": "/somewhere", "image_size": 512, "on_leak": "ignore"},
         "optim": {"_target_": "resnet_lab.optim.sgd", "lr": 0.001},
         "trainer": {"max_epochs": 6},
     }

@@ -49,7 +49,7 @@ def test_eyes_of_a_patient_are_found_across_folders(root):
     write_photographs(root / "train" / "0", ["1_left", "2_left"])
     write_photographs(root / "train" / "1", ["1_right"])
     write_photographs(root / "test" / "0", ["2_right", "3_left"])
-    assert refusal(class_folders(root).table).startswith("1 training images are of 1 patients")
+    assert refusal(class_folders(root).table).startswith("1 images of train or val are of 1 patients")
     table, dropped = class_folders(root, on_leak="drop", val_fraction=0).table()
     assert dropped["leaks"] == 1
     assert table["image"].tolist() == [

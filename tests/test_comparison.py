@@ -182,3 +182,12 @@ def test_places_are_short_and_tell_runs_apart(tmp_path):
         write_run(tmp_path / place)
     assert sorted(places_of(compare(tmp_path)[0]).values()) == ["more/a", "sweep/a", "sweep/b"]
     assert list(places_of(compare(tmp_path / "sweep/a")[0]).values()) == ["a"]
+
+
+def test_a_group_over_different_folders_of_images_is_doubted(tmp_path):
+    for seed, root in enumerate(("/data/whole", "/data/cropped")):
+        write_run(tmp_path / str(seed), 18, seed=seed, config={"data.root": root})
+    runs = [read_run(folder) for folder in find_runs([tmp_path])]
+    doubts = [finding.text for finding in findings_of(runs, tables_of(runs)) if finding.kind == "different images"]
+    assert len(doubts) == 1
+    assert "/data/cropped and /data/whole" in doubts[0]

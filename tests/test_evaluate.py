@@ -58,7 +58,7 @@ def test_another_data_set_is_seen_as_the_model_was_taught(trained: RunFolder, tm
     rows = pd.read_csv(RunFolder(out).predictions_file("train"), dtype={"image": str})
     assert sorted(rows["image"]) == sorted(TRAIN)
     origin = evaluate.load(str(trained.path)).origin
-    config = evaluate.override(origin["config"], ["data=retinopathy", f"data.root={root}"])
+    config = evaluate.override(origin, ["data=retinopathy", f"data.root={root}"])
     assert config["data"]["image_size"] == 24  # conf/data/retinopathy.yaml says 224
     _, _, datamodule = evaluate.answer(evaluate.load(str(trained.path)), config, "train")
     assert datamodule.mean.tolist() == pytest.approx(origin["mean"])
@@ -69,6 +69,12 @@ def test_wrong_data_is_refused(trained: RunFolder, tmp_path: Path) -> None:
     message = refusal(
         evaluate.command,
         [str(trained.path), "split=train", "data=class_folders", f"data.root={root}", "data.val_fraction=0"],
+    )
+    assert "cat: no class of that name among no DR, mild" in message
+    names = "data.class_names=[cat,dog]"
+    message = refusal(
+        evaluate.command,
+        [str(trained.path), "split=train", "data=class_folders", f"data.root={root}", "data.val_fraction=0", names],
     )
     assert "has 2 classes" in message
     assert "trained for 5 (no DR, mild" in message
@@ -115,3 +121,38 @@ def test_predictions_without_labels(trained: RunFolder, photographs: Path, tmp_p
     assert "does not exist" in refusal(predict.command, [str(trained.path), str(tmp_path / "nothing")])
     (tmp_path / "empty").mkdir()
     assert "holds no image" in refusal(predict.command, [str(trained.path), str(tmp_path / "empty")])
+
+
+def test_a_checkpoint_calls_nothing_foreign(trained: RunFolder, tmp_path: Path) -> None:
+    checkpoint = torch.load(trained.last_checkpoint, weights_only=True)
+    foreign, nested = tmp_path / "foreign.ckpt", tmp_path / "nested.ckpt"
+    target = {"_target_": "pathlib.Path.touch", "self": str(tmp_path / "proof")}
+    checkpoint["resnet_lab"]["config"]["loss"] = target
+    torch.save(checkpoint, foreign)
+    assert "loss._target_ pathlib.Path.touch is not of resnet_lab" in refusal(evaluate.command, [str(foreign)])
+    checkpoint["resnet_lab"]["config"]["loss"] = {
+        "_target_": "resnet_lab.optim.cross_entropy",
+        "label_smoothing": {"_target_": "builtins.open", "file": str(tmp_path / "proof"), "mode": "w"},
+    }
+    torch.save(checkpoint, nested)
+    with pytest.raises(Exception, match=r".+"):
+        evaluate.command([str(nested)])
+    assert not (tmp_path / "proof").exists()
+
+
+def test_folders_are_matched_to_classes_by_name(trained: RunFolder, tmp_path: Path) -> None:
+    names = ["mild", "moderate", "no DR", "proliferative", "severe"]
+    root = write_class_folders(tmp_path / "folders", {f"test/{name}": 2 for name in names} | {"train/mild": 1})
+    out = tmp_path / "out"
+    evaluate.command(
+        [str(trained.path), f"out={out}", "data=class_folders", f"data.root={root}", "data.val_fraction=0"]
+    )
+    rows = pd.read_csv(RunFolder(out).predictions_file("test"))
+    targets = dict(zip(rows["image"].str.split("/").str[1], rows["target"], strict=True))
+    assert targets == {"no DR": 0, "mild": 1, "moderate": 2, "severe": 3, "proliferative": 4}
+
+
+def test_an_output_that_cannot_be_written_is_found_first(trained: RunFolder, photographs: Path, tmp_path: Path) -> None:
+    assert "is a folder" in refusal(predict.command, [str(trained.path), str(photographs), f"out={tmp_path}"])
+    assert "data=foo" in refusal(evaluate.command, [str(trained.path), "data=foo"])
+    assert "trainer.devices=abc" in refusal(evaluate.command, [str(trained.path), "trainer.devices=abc"])

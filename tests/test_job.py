@@ -282,3 +282,22 @@ def test_images_of_any_size_and_mode_are_read(make_run: MakeRun, photographs) ->
     Image.open(names[0]).convert("L").save(names[0])
     Image.open(names[1]).resize((90, 31)).save(names[1])
     assert guarded(make_run("trainer.max_epochs=1")) == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["schedule=plateau", "schedule.monitor=val/acc"], "schedule.monitor=val/acc: no such metric"),
+        (["schedule=plateau", "data.val_fraction=0"], "schedule=plateau needs a validation split"),
+        (["trainer.early_stopping=2", "data.val_fraction=0"], "trainer.early_stopping needs a validation split"),
+        (["data.image_size=abc"], "data.image_size=abc: must be a whole number from 1"),
+        (["data.batch_size=0"], "data.batch_size=0: must be"),
+        (["data.rotation=abc"], "data.rotation=abc: must be a number from 0 to 360"),
+        (["data.in_memory=abc"], "data.in_memory=abc: choose"),
+    ],
+)
+def test_choices_that_do_not_fit_stop_before_training(make_run: MakeRun, overrides: list[str], message: str) -> None:
+    run = make_run(*overrides)
+    assert guarded(run) == 1
+    assert message in run.read_status()["error"]
+    assert not run.metrics_file.exists()

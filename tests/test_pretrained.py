@@ -350,6 +350,7 @@ def test_a_folder_of_runs_gives_the_run_of_the_same_depth(tmp_path: Path) -> Non
         run = tmp_path / "sweep" / f"depth-{depth}"
         (run / "checkpoints").mkdir(parents=True)
         (run / "config.yaml").write_text(f"model:\n  depth: {depth}\n")
+        (run / "status.json").write_text('{"state": "done"}')
         states[depth] = resnet(depth, 3, form="cifar").state_dict()
         torch.save(
             {"state_dict": {f"model.{key}": value for key, value in states[depth].items()}},

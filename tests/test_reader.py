@@ -257,3 +257,13 @@ def test_good_images_stay(half_bad, tmp_path, on_bad_image):
 def test_unknown_rule(half_bad, tmp_path):
     message = refusal(drop_defects, half_bad, tmp_path / "cache", "skip")
     assert message == "data.on_bad_image=skip: choose error or drop"
+
+
+def test_a_dangling_link_is_a_defect_and_a_damaged_cache_costs_only_time(tmp_path):
+    link = tmp_path / "gone.jpeg"
+    link.symlink_to(tmp_path / "nothing.jpeg")
+    cache = tmp_path / "cache"
+    assert set(find_defects([str(link)], cache)) == {str(link)}
+    (cache_file,) = cache.iterdir()
+    cache_file.write_text('{"a')
+    assert set(find_defects([str(link)], cache)) == {str(link)}

@@ -207,7 +207,7 @@ def test_leaks_between_the_files(root):
     write_pair(root, "train", {name: grade for name, grade in TRAIN.items() if name not in ("1_left", "2_left")})
     write_pair(root, "test", {"1_left": 1, "2_left": 2, "99_left": 1})
     message = refusal(retinopathy(root).table)
-    assert message.startswith("2 training images are of 2 patients who also stand in another split (1, 2)")
+    assert message.startswith("2 images of train or val are of 2 patients who also stand in another split (1, 2)")
     for on_leak, training in (("drop", 36), ("ignore", 38)):
         table, dropped = retinopathy(root, on_leak=on_leak, val_fraction=0).table()
         assert dropped == {"skipped_images": 0, "leaks": 2}

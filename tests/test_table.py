@@ -291,7 +291,7 @@ def leaking():
 
 def test_leak_is_an_error_that_counts(leaking):
     message = refusal(resolve_leaks, leaking, "error")
-    assert message.startswith("3 training images are of 2 patients who also stand in another split (1, 2)")
+    assert message.startswith("3 images of train or val are of 2 patients who also stand in another split (1, 2)")
     assert "data.on_leak=drop" in message
 
 
@@ -300,7 +300,7 @@ def test_leak_dropped_from_train_only(leaking, caplog):
         kept, count = resolve_leaks(leaking, "drop")
     assert (list(kept["image"]), count) == (["1_right", "2_other", "3_left", "4_left"], 3)
     assert list(kept.index) == [0, 1, 2, 3]
-    assert "3 training images" in caplog.text
+    assert "3 images of train or val" in caplog.text
 
 
 def test_leak_ignored_is_still_counted(leaking):

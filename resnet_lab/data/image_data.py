@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from resnet_lab.data.reader import drop_defects
 from resnet_lab.data.table import add_patients, cut_split, find_images, limit_rows, resolve_leaks
 from resnet_lab.errors import UserError
+
+LIMITS: dict[str, tuple[Any, float, float]] = {  # type, least, most
+    "image_size": (int, 1, 10_000),
+    "crop": (int, 1, 10_000),
+    "padding": (int, 0, 10_000),
+    "horizontal_flip": ((int, float), 0, 1),
+    "vertical_flip": ((int, float), 0, 1),
+    "rotation": ((int, float), 0, 360),
+    "val_fraction": ((int, float), 0, 1),
+    "test_fraction": ((int, float), 0, 1),
+    "split_seed": (int, 0, 2**32 - 1),
+    "max_images": (int, 1, math.inf),
+    "batch_size": (int, 1, math.inf),
+    "num_workers": (int, 0, 1_000),
+}
 
 
 @dataclass(kw_only=True)
@@ -48,6 +65,18 @@ class ImageData(ABC):
     in_memory: bool | str  # auto: keep decoded images in memory where all take less than 2 GB
     cache_dir: str  # where the check of the image files is kept
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that make no sense, by key."""
+        for key, (kind, least, most) in LIMITS.items():
+            value = getattr(self, key)
+            if (key, value) in (("crop", None), ("max_images", None), ("num_workers", "auto")):
+                continue
+            if not isinstance(value, kind) or isinstance(value, bool) or not least <= value <= most:
+                whole = "a whole number" if kind is int else "a number"
+                raise UserError(f"data.{key}={value}: must be {whole} from {least} to {most}")
+        if self.in_memory not in (True, False, "auto"):
+            raise UserError(f"data.in_memory={self.in_memory}: choose true, false or auto")
+
     @abstractmethod
     def read_table(self) -> pd.DataFrame:
         """The rows that the files of the data set list: `image, target, split, path`, and `patient` where known."""
@@ -79,7 +108,7 @@ class ImageData(ABC):
 
 def existing_folder(root: str, key: str = "data.root") -> Path:
     """`root` as a path; a clear error where there is no such folder."""
-    folder = Path(root).expanduser()
+    folder = Path(str(root)).expanduser()
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; set {key} to the folder that holds the data set")
     return folder

@@ -91,12 +91,11 @@ def find_defects(paths: Iterable[str], cache_dir: Path) -> dict[str, str]:
     Returns:
         The bad files, and what is wrong with each.
     """
-    stats = {path: Path(path).stat() for path in paths}
-    keys = {path: f"{path}|{stat.st_size}|{stat.st_mtime_ns}" for path, stat in stats.items()}
+    keys = {path: _key(path) for path in paths}
     folders = "\n".join(sorted({str(Path(path).parent) for path in keys}))
     cache_file = cache_dir / f"checked_{hashlib.sha256(folders.encode()).hexdigest()[:16]}.json"
-    known: dict[str, str | None] = json.loads(cache_file.read_text("utf-8")) if cache_file.is_file() else {}
-    new = [path for path, key in keys.items() if key not in known]
+    known = _known(cache_file)
+    new = [path for path, key in keys.items() if key not in known or key == path]
     if new:
         known |= dict(zip((keys[path] for path in new), _check_all(new), strict=True))
         try:
@@ -105,6 +104,24 @@ def find_defects(paths: Iterable[str], cache_dir: Path) -> dict[str, str]:
         except OSError as error:
             log.warning("cannot keep the check of the images: %s", error)
     return {path: verdict for path, key in keys.items() if (verdict := known[key]) is not None}
+
+
+def _key(path: str) -> str:
+    """Path, size and time of change; of a dangling link the path alone."""
+    try:
+        stat = Path(path).stat()
+    except OSError:
+        return path
+    return f"{path}|{stat.st_size}|{stat.st_mtime_ns}"
+
+
+def _known(cache_file: Path) -> dict[str, str | None]:
+    """The verdicts so far; none where the file is missing or damaged."""
+    try:
+        known = json.loads(cache_file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
 
 
 def _check_all(paths: list[str]) -> list[str | None]:

@@ -17,7 +17,7 @@ from resnet_lab.errors import UserError
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".tif", ".tiff", ".JPEG", ".JPG", ".PNG", ".TIF", ".TIFF")
-WHOLE_NUMBER = re.compile(r"\s*[+-]?\d+\s*")
+WHOLE_NUMBER = re.compile(r"\s*[+-]?\d{1,100}\s*")
 EYE = re.compile(r"(.+)_(?:left|right)(?:\.\w+)?", re.IGNORECASE)
 SPLITS = ("train", "val", "test")
 
@@ -205,32 +205,32 @@ def cut_split(table: pd.DataFrame, name: str, fraction: float, seed: int, key: s
 
 
 def resolve_leaks(table: pd.DataFrame, on_leak: str) -> tuple[pd.DataFrame, int]:
-    """Find patients of whom one eye is in train and the other in val or test.
+    """Find patients who stand in two splits: in train and in val or test, or in val and test.
 
     Args:
         table: rows of every split.
-        on_leak: `error`, `drop` (removes the rows from train) or `ignore`.
+        on_leak: `error`, `drop` (removes the rows from train, or from val where the patient is in test) or `ignore`.
 
     Returns:
-        The table, and the number of training rows that leak or leaked.
+        The table, and the number of rows that leak or leaked from train or val into a later split.
 
     Raises:
         UserError: there are such rows and `on_leak` is `error`, or `on_leak` is none of the three.
     """
     if on_leak not in ("error", "drop", "ignore"):
         raise UserError(f"data.on_leak={on_leak}: choose error, drop or ignore")
-    held_out = set(table.loc[table["split"] != "train", "patient"])
-    leaks = (table["split"] == "train") & table["patient"].isin(held_out)
+    order = table["split"].map({split: rank for rank, split in enumerate(SPLITS)})
+    leaks = order < order.groupby(table["patient"]).transform("max")
     count = int(leaks.sum())
     if count and on_leak == "error":
         patients = table.loc[leaks, "patient"].unique()
         raise UserError(
-            f"{count} training images are of {len(patients)} patients who also stand in another split "
+            f"{count} images of train or val are of {len(patients)} patients who also stand in another split "
             f"({', '.join(patients[:3])}{', …' if len(patients) > 3 else ''}); set data.on_leak=drop to remove them "
-            "from train, or ignore to train on them knowingly"
+            "there, or ignore to train on them knowingly"
         )
     if count:
-        log.warning("%d training images share a patient with another split: %s", count, on_leak)
+        log.warning("%d images of train or val share a patient with a later split: %s", count, on_leak)
     return (table[~leaks] if on_leak == "drop" else table).reset_index(drop=True), count
 
 
