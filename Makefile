@@ -21,7 +21,7 @@ $(INSTALLED): pyproject.toml
 	$(BIN)/python -m pip install --progress-bar off --editable '.[dev]'
 	@touch $@
 
-demo: $(INSTALLED)  ## depth × pretraining on drawn photographs, then the comparison (about 4 minutes on two cores)
+demo: $(INSTALLED)  ## depth × pretraining on drawn photographs, then the comparison (under 5 minutes on two cores)
 	$(LAB) train -m experiment=demo_source sweep_dir=runs/demo/source
 	$(LAB) train -m experiment=demo sweep_dir=runs/demo/sweep
 	$(LAB) report runs/demo/sweep
