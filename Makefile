@@ -42,7 +42,7 @@ format: $(INSTALLED)  ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(INSTALLED)  ## speed and memory against a bare loop → docs/results/speed.md (about 15 minutes)
+bench: $(INSTALLED)  ## speed and memory against a bare loop → docs/results/speed.md (about 10 minutes)
 	$(BIN)/python benchmarks/speed.py --out docs/results/speed.md
 
 wheel: $(INSTALLED)  ## dist/*.whl, with conf/ inside
