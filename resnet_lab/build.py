@@ -67,15 +67,6 @@ def build_module(config: dict[str, Any], datamodule: DataModule, pretrained: boo
     )
 
 
-def check_batch_size(trainer: Trainer, datamodule: DataModule) -> None:
-    """`data.batch_size` is of one optimiser step, and every rank takes an equal part of it."""
-    if datamodule.data.batch_size % trainer.world_size:
-        raise UserError(
-            f"data.batch_size={datamodule.data.batch_size} cannot be shared by {trainer.world_size} ranks evenly; "
-            f"set it to a multiple of {trainer.world_size}"
-        )
-
-
 def build_trainer(
     settings: dict[str, Any], module: Classifier, logger: Logger | bool = False, callbacks: Sequence[Callback] = ()
 ) -> Trainer:

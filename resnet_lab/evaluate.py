@@ -15,7 +15,7 @@ from lightning import Trainer
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from resnet_lab.build import build_datamodule, build_module, build_trainer, check_batch_size, origin_of, set_up_logging
+from resnet_lab.build import build_datamodule, build_module, build_trainer, origin_of, set_up_logging
 from resnet_lab.command_line import run_command, split_arguments
 from resnet_lab.config import check, conf_dir, job_name, register
 from resnet_lab.data.datamodule import DataModule
@@ -80,7 +80,7 @@ def answer(model: Model, config: dict[str, Any], split: str) -> tuple[Trainer, C
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{model.file}: its weights are not of the network that it names; {reason}") from error
     trainer = build_trainer(config["trainer"], module)
-    check_batch_size(trainer, datamodule)
+    datamodule.batch_size_per_rank(trainer.world_size)  # refused now, before anything runs
     trainer.test(module, datamodule=datamodule, verbose=False)
     return trainer, module, datamodule
 

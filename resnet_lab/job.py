@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from resnet_lab import environment
-from resnet_lab.build import build_datamodule, build_module, build_trainer, check_batch_size, rank, set_up_logging
+from resnet_lab.build import build_datamodule, build_module, build_trainer, rank, set_up_logging
 from resnet_lab.callbacks import LastCheckpoint, Observer, ResumableEarlyStopping, RunCheckpoint
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.errors import UserError
@@ -53,7 +53,7 @@ def run_job(run: RunFolder) -> None:
     ]
     logger = TensorBoardLogger(run.path, name="", version="tensorboard", default_hp_metric=False)
     trainer = build_trainer(config["trainer"], module, logger, callbacks)
-    check_batch_size(trainer, datamodule)
+    datamodule.batch_size_per_rank(trainer.world_size)  # refused now, before anything runs
     describe(run, trainer, datamodule, module, monitor)
 
     log.info("%s in %s", "going on" if resume_from else "starting", run.path)

@@ -221,7 +221,7 @@ def test_ranks_that_do_not_divide_evaluate_each_image_once(build):
 def test_batch_that_ranks_cannot_share(build):
     message = refusal(build(ranks=(0, 3)).train_dataloader)
     assert message == "data.batch_size=8 cannot be shared by 3 ranks evenly; set a multiple of 3"
-    assert build(ranks=(0, 4)).batch_size_per_rank() == 2
+    assert build(ranks=(0, 4)).batch_size_per_rank(4) == 2
 
 
 # mean and std

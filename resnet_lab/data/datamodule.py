@@ -148,20 +148,20 @@ class DataModule(LightningDataModule):
         return batch | {"image": normalise(images, self.mean, self.std)}
 
     def _loader(self, dataset: ImageDataset, sampler: TrainSampler | EvaluationSampler) -> DataLoader[dict[str, Any]]:
+        batch_size = self.batch_size_per_rank(self._rank()[1])
         return DataLoader(
             dataset,
-            batch_size=self.batch_size_per_rank(),
+            batch_size=batch_size,
             sampler=sampler,
             # batch norm cannot normalise a single value per channel, which small images come down to
-            drop_last=isinstance(sampler, TrainSampler) and len(sampler) % self.batch_size_per_rank() == 1,
+            drop_last=isinstance(sampler, TrainSampler) and len(sampler) % batch_size == 1,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
 
-    def batch_size_per_rank(self) -> int:
-        """This rank's part of `data.batch_size`, which must be divisible."""
-        _, world_size = self._rank()
+    def batch_size_per_rank(self, world_size: int) -> int:
+        """One rank's part of `data.batch_size`, which must be divisible."""
         if self.data.batch_size % world_size:
             raise UserError(
                 f"data.batch_size={self.data.batch_size} cannot be shared by {world_size} ranks evenly; "
