@@ -42,8 +42,9 @@ format: $(INSTALLED)  ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(INSTALLED)  ## speed and memory against a bare loop → docs/results/speed.md (about 10 minutes)
+bench: $(INSTALLED)  ## speed and memory, in pairs → docs/results/speed.md and data_speed.md (about 20 minutes)
 	$(BIN)/python benchmarks/speed.py --out docs/results/speed.md
+	$(BIN)/python benchmarks/data_speed.py --out docs/results/data_speed.md
 
 wheel: $(INSTALLED)  ## dist/*.whl, with conf/ inside
 	$(BIN)/python -m build --wheel

@@ -1,25 +1,21 @@
-"""The page that `make bench` writes: where and when it was measured, a table, and how."""
+"""What the benchmarks share: contestants that take turns, and the page: where and when, a table, and how."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 
 from resnet_lab import environment
+from resnet_lab.build import set_up_logging
 
-DIGITS = {"images/s": 1, "ratio": 3, "CPU s": 2, "MB": 0}
-METHOD = """
-- Images per second: of an epoch from the end of its first batch to the end of its last, median over the epochs of a
-  training. The program is all of `resnet_lab.job`: augmentation, metrics, callbacks, checkpoints, TensorBoard. The bare
-  loop has the same network, optimiser, batch size, precision and memory layout, and takes normalised float tensors from
-  memory. All take turns in one process, after one training each that is not counted, in an order that reverses with
-  each turn; a ratio is of two trainings of the same turn.
-- "Float32 NCHW" is `trainer.precision=32-true trainer.channels_last=false`; the program is otherwise at its defaults.
-- CPU seconds: user and system time of the command and its children.
-- Peak memory: resident, of one epoch in a process of its own.
-"""
+DIGITS = {"images/s": 1, "ratio": 3, "CPU s": 2, "MB": 0, "grey levels": 3, "QWK": 3}
 
 
 @dataclass(frozen=True)
@@ -43,11 +39,23 @@ def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> list[f
     return [above / below for above, below in zip(numerators, denominators, strict=True)]
 
 
-def page(rows: Sequence[Row], quick: bool) -> str:
+def take_turns(contestants: dict[str, Callable[[], float]], repetitions: int) -> dict[str, list[float]]:
+    """Run each once to warm up, then all by turns, in an order that reverses with each turn."""
+    for run in contestants.values():
+        run()
+    values: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(repetitions):
+        for name in reversed(contestants) if turn % 2 else contestants:
+            values[name].append(contestants[name]())
+            print(f"{name}: {values[name][-1]:.1f} images/s", file=sys.stderr)
+    return values
+
+
+def page(title: str, rows: Sequence[Row], method: str, quick: bool) -> str:
     """The markdown page: where and when it was measured, the table, and how."""
     machine = environment.hardware()
     versions = ", ".join(f"{name} {version}" for name, version in environment.versions().items())
-    lines = ["# Speed and memory", ""]
+    lines = [f"# {title}", ""]
     if quick:
         lines += ["**A smoke run of tiny networks: these numbers mean nothing.**", ""]
     lines += [
@@ -58,4 +66,20 @@ def page(rows: Sequence[Row], quick: bool) -> str:
         "|---|---|---:|---:|---:|---:|",
         *map(str, rows),
     ]
-    return "\n".join(lines) + "\n" + METHOD
+    return "\n".join(lines) + "\n" + method
+
+
+def main(description: str, title: str, method: str, measure: Callable[[Path, bool], Sequence[Row]]) -> None:
+    """The command line of a benchmark: measure, print the page, and write it where `--out` says."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="a smoke run of tiny networks and images")
+    parser.add_argument("--out", type=Path, help="markdown file to write the page to")
+    options = parser.parse_args()
+    set_up_logging()
+    logging.getLogger("resnet_lab").setLevel(logging.ERROR)
+    with TemporaryDirectory() as folder:
+        text = page(title, measure(Path(folder), options.quick), method, options.quick)
+    print(text)
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(text, encoding="utf-8")

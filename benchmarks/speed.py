@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import logging
 import resource
 import subprocess
 import sys
@@ -18,19 +16,29 @@ from typing import Any
 
 import torch
 import yaml
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from page import Row, page, ratios
+from page import Row, main, ratios, take_turns
 
 from resnet_lab import environment
-from resnet_lab.build import build, build_datamodule, set_up_logging
-from resnet_lab.config import conf_dir, register
+from resnet_lab.build import build_datamodule
+from resnet_lab.config import build, compose_config
 from resnet_lab.data.synthetic import write_synthetic
 from resnet_lab.job import run_job
 from resnet_lab.run_folder import RunFolder
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 from fake_runs import write_run
+
+METHOD = """
+- Images per second: of an epoch from the end of its first batch to the end of its last, median over the epochs of a
+  training. The program is all of `resnet_lab.job`: augmentation, metrics, callbacks, checkpoints, TensorBoard. The bare
+  loop has the same network, optimiser, batch size, precision and memory layout, and takes normalised float tensors from
+  memory. All take turns in one process, after one training each that is not counted, in an order that reverses with
+  each turn; a ratio is of two trainings of the same turn.
+- "Float32 NCHW" is `trainer.precision=32-true trainer.channels_last=false`; the program is otherwise at its defaults.
+- CPU seconds: user and system time of the command and its children.
+- Peak memory: resident, of one epoch in a process of its own.
+"""
 
 
 @dataclass(frozen=True)
@@ -60,8 +68,7 @@ QUICK = Plan(30, ((32, 8),), epochs=1, repetitions=1, report_images=50, override
 
 def configuration(overrides: Sequence[str]) -> dict[str, Any]:
     """The configuration that `resnet-lab train` would write for these overrides."""
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config: Any = OmegaConf.to_container(compose("config", overrides=list(overrides)), resolve=True)
+    config: Any = OmegaConf.to_container(compose_config(overrides), resolve=True)
     return config
 
 
@@ -98,18 +105,6 @@ def bare_speed(overrides: Sequence[str], images: int, num_classes: int) -> float
                 start = time.perf_counter()
         speeds.append((images - batch) / (time.perf_counter() - start))
     return median(speeds)
-
-
-def take_turns(contestants: dict[str, Callable[[], float]], repetitions: int) -> dict[str, list[float]]:
-    """Run each once to warm up, then all by turns, in an order that reverses with each turn."""
-    for run in contestants.values():
-        run()
-    values: dict[str, list[float]] = {name: [] for name in contestants}
-    for turn in range(repetitions):
-        for name in reversed(contestants) if turn % 2 else contestants:
-            values[name].append(contestants[name]())
-            print(f"{name}: {values[name][-1]:.1f} images/s", file=sys.stderr)
-    return values
 
 
 def speed_rows(overrides: Sequence[str], repetitions: int, against_float32: bool) -> list[Row]:
@@ -177,8 +172,9 @@ def memory_rows(overrides: Sequence[str], prefix: str, repetitions: int) -> list
     ]
 
 
-def measure(plan: Plan, folder: Path) -> list[Row]:
+def measure(folder: Path, quick: bool) -> list[Row]:
     """All rows of the table; `folder` takes the photographs and the runs."""
+    plan = QUICK if quick else FULL
     size, batch = plan.workloads[0]
     write_synthetic(folder / "data", 0, plan.patients, max(3, plan.patients // 10), size, "studies", processes=1)
     common = ["data=retinopathy", f"data.root={folder / 'data'}", f"data.cache_dir={folder}", "trainer=cpu"]
@@ -192,23 +188,5 @@ def measure(plan: Plan, folder: Path) -> list[Row]:
     return rows + memory_rows(workloads[0], f"{size} px, batch {batch}", min(2, plan.repetitions))
 
 
-def main() -> None:
-    """Measure, print the page, and write it where `--out` says."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a smoke run of tiny networks")
-    parser.add_argument("--out", type=Path, help="markdown file to write the page to")
-    options = parser.parse_args()
-    set_up_logging()
-    logging.getLogger("resnet_lab").setLevel(logging.ERROR)
-    register()
-    plan = QUICK if options.quick else FULL
-    with TemporaryDirectory() as folder:
-        text = page(measure(plan, Path(folder)), options.quick)
-    print(text)
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text, encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, "Speed and memory", METHOD, measure)

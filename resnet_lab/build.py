@@ -1,4 +1,4 @@
-"""Configuration → objects: datamodule, module, Trainer; `instantiate()` is called here and nowhere else."""
+"""Configuration → objects: datamodule, module, Trainer."""
 
 from __future__ import annotations
 
@@ -10,27 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from resnet_lab import environment
+from resnet_lab.config import build
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.errors import UserError
 from resnet_lab.module import CHECKPOINT_KEY, Classifier
-
-
-def build(node: dict[str, Any], **arguments: Any) -> Any:
-    """What a node's `_target_` makes; a UserError raised in it comes out as it is."""
-    try:
-        return instantiate(node, **arguments, _convert_="all", _recursive_=False)
-    except InstantiationException as error:
-        if isinstance(error.__cause__, UserError):
-            raise error.__cause__ from None
-        raise
 
 
 def build_datamodule(
@@ -42,8 +31,17 @@ def build_datamodule(
     return datamodule
 
 
-def build_module(config: dict[str, Any], datamodule: DataModule, pretrained: bool) -> Classifier:
-    """The network with its initial values, wrapped; `pretrained=False` where a checkpoint will replace them."""
+def build_module(
+    config: dict[str, Any], datamodule: DataModule, pretrained: bool, class_counts: Sequence[int] | None = None
+) -> Classifier:
+    """The network with its initial values, wrapped.
+
+    Args:
+        config: the configuration of a run.
+        datamodule: its data, set up.
+        pretrained: False where a checkpoint will replace the initial values.
+        class_counts: images of each class that the network was trained on; None: those of `datamodule`.
+    """
     model_config = config["model"] if pretrained else config["model"] | {"pretrained": "none"}
     origin = {
         "config": config,
@@ -56,7 +54,7 @@ def build_module(config: dict[str, Any], datamodule: DataModule, pretrained: boo
     }
     return Classifier(
         model=build(model_config, num_classes=len(datamodule.class_names)),
-        loss=build(config["loss"]),
+        loss=build(config["loss"], class_counts=class_counts or datamodule.class_counts["train"]),
         optimizer=build(config["optim"]),
         schedule=build(config["schedule"]),
         class_names=datamodule.class_names,

@@ -83,6 +83,7 @@ class LastCheckpoint(RunCheckpoint):
     def __init__(self, run: RunFolder, best: RunCheckpoint | None) -> None:
         super().__init__(run, "last")
         self.best = best
+        self.started, self.seconds_before = time.monotonic(), run.read_status().get("seconds", 0)
         self.rows: list[dict[str, float]] = []
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -97,9 +98,14 @@ class LastCheckpoint(RunCheckpoint):
         columns = list(self.rows[0])
         lines = [",".join(columns), *(",".join(repr(kept[name]) for name in columns) for kept in self.rows)]
         write_atomically(self.run.metrics_file, "\n".join(lines) + "\n")
-        self.run.update_status(epoch=row["epoch"], **self.selection())
+        self.run.update_status(epoch=row["epoch"], seconds=self.seconds, **self.selection())
         shown = {name: value for name, value in row.items() if name.split("/")[-1] in SHOWN}
         log.info("epoch %d  %s", row["epoch"], "  ".join(f"{name} {value:.4g}" for name, value in shown.items()))
+
+    @property
+    def seconds(self) -> float:
+        """What the job took so far, in all its starts."""
+        return round(self.seconds_before + time.monotonic() - self.started, 1)
 
     def selection(self) -> dict[str, Any]:
         """For status.json: both checkpoints relative to the run folder, and the value that selected the best."""
@@ -118,6 +124,7 @@ class LastCheckpoint(RunCheckpoint):
         super().load_state_dict(state_dict)
 
 
+PATIENCE = 0.1  # share of an epoch that may go to waiting for data unsaid
 SHOWN = ("lr", "loss", "accuracy", "balanced_accuracy", "qwk")  # in the log line of an epoch
 
 
@@ -139,14 +146,21 @@ class Observer(Callback):
     def __init__(self, class_names: list[str]) -> None:
         self.class_names = class_names
         self.speeds: list[float] = []  # images per second, by epoch, from the end of the first batch on
-        self._start, self._images = 0.0, 0
+        self.waits: list[float] = []  # share of that time in which the loop waited for data
+        self._start, self._end, self._waited, self._images = 0.0, 0.0, 0.0, 0
 
     @property
     def images_per_second(self) -> float | None:
         """Median over the epochs, without validation; None where every epoch was a single batch."""
         return median(self.speeds) if self.speeds else None
 
+    @property
+    def data_wait(self) -> float | None:
+        """Median over the epochs of the share of time that went to waiting for data, or None likewise."""
+        return median(self.waits) if self.waits else None
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._waited += time.perf_counter() - self._end
         logger, datamodule = trainer.logger, trainer.datamodule  # type: ignore[attr-defined]
         if trainer.global_step == 0 and isinstance(logger, TensorBoardLogger) and isinstance(datamodule, DataModule):
             pixels = denormalise(batch["image"][:16], datamodule.mean, datamodule.std)
@@ -157,13 +171,30 @@ class Observer(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if batch_idx == 0:  # warm-up: first kernels, first workers
-            self._start, self._images = time.perf_counter(), 0
-            return
-        self._images += len(batch["target"]) * trainer.world_size
-        if trainer.is_last_batch:
+            self._start, self._waited, self._images = time.perf_counter(), 0.0, 0
+        else:
+            self._images += len(batch["target"]) * trainer.world_size
+        if batch_idx > 0 and trainer.is_last_batch:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            self.speeds.append(self._images / (time.perf_counter() - self._start))
+            self._measure(trainer.datamodule)  # type: ignore[attr-defined]
+        self._end = time.perf_counter()
+
+    def _measure(self, datamodule: DataModule) -> None:
+        """Note the epoch's speed, and say it once when the loop waits for data."""
+        seconds = time.perf_counter() - self._start
+        self.speeds.append(self._images / seconds)
+        self.waits.append(self._waited / seconds)
+        if len(self.waits) == 1 and self._waited > max(1.0, PATIENCE * seconds):
+            # workers read while the network computes, this process reads in between
+            reading = seconds if datamodule.num_workers else self._waited
+            log.warning(
+                "training waits for data %.0f %% of the time: images come at %.0f/s, the network takes %.0f/s; %s",
+                100 * self.waits[0],
+                self._images / reading,
+                self._images / (seconds - self._waited),
+                datamodule.advice(),
+            )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not isinstance(pl_module, Classifier) or not trainer.is_global_zero:

@@ -202,7 +202,7 @@ def _doubts(table: Table) -> Iterator[Finding]:
 def _data_notes(run: Run) -> Iterator[Finding]:
     leaks, skipped = (run.status.get(key) or 0 for key in ("leaks", "skipped_images"))
     if leaks and run.config.get("data.on_leak") != "drop":
-        yield Finding("leaking", f"{leaks} training images share a patient with another split")
+        yield Finding("leaking", f"{leaks} images of train or val share a patient or picture with a later split")
     if skipped:
         yield Finding("skipped images", f"{skipped} images could not be read")
 

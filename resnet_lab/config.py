@@ -1,4 +1,4 @@
-"""The top-level schema, and the check of every `_target_` against its signature (without importing it)."""
+"""The top-level schema, the check of every `_target_` against its signature (without importing it), and the call."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ import hashlib
 import importlib.util
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException, InstantiationException
+from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from resnet_lab.errors import UserError
 from resnet_lab.run_folder import BOOKKEEPING
@@ -56,7 +61,7 @@ class Config:
 PROVIDED = {
     "data": set(),
     "model": {"num_classes"},
-    "loss": set(),
+    "loss": {"class_counts"},
     "optim": {"params"},
     "schedule": {"optimizer", "steps_per_epoch", "max_epochs"},
 }
@@ -73,6 +78,31 @@ def conf_dir() -> Path:
     package = Path(__file__).resolve().parent
     inside = package / "conf"
     return inside if inside.is_dir() else package.parent / "conf"
+
+
+def compose_config(overrides: Sequence[str]) -> DictConfig:
+    """The configuration of these overrides, outside Hydra's own command line.
+
+    Raises:
+        UserError: a key, group or value does not exist.
+    """
+    register()
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return compose("config", overrides=list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(one_line(error)) from error
+
+
+def one_line(error: Exception) -> str:
+    """The message of an error of Hydra, OmegaConf or the operating system, with its cause, without line breaks."""
+    if isinstance(error, OSError) and not isinstance(error, HydraException):
+        return f"{error.filename}: {error.strerror}; choose a sweep_dir that can be written"
+    text = str(error).partition("Config search path")[0]
+    lines = [line.strip(" .\t") for line in f"{text}\n{error.__cause__ or ''}".splitlines()]
+    noise = ("full_key:", "object_type=", "reference_type=", "To append")
+    kept = [line for line in lines if line and not line.startswith(noise)]
+    return "; ".join([*kept, "resnet-lab train --cfg job shows all keys"])
 
 
 def job_name(overrides: str) -> str:
@@ -180,6 +210,16 @@ def _class_arguments(node: ast.ClassDef, module: str, tree: ast.Module) -> tuple
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
             (required if statement.value is None else optional).add(statement.target.id)
     return required - optional, optional
+
+
+def build(node: dict[str, Any], **arguments: Any) -> Any:
+    """What a node's `_target_` makes; a UserError raised in it comes out as it is. The one call of `instantiate()`."""
+    try:
+        return instantiate(node, **arguments, _convert_="all", _recursive_=False)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        raise
 
 
 def config_hash(config: dict[str, Any]) -> str:

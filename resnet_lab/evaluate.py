@@ -9,15 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
 from lightning import Trainer
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from resnet_lab.build import build_datamodule, build_module, build_trainer, origin_of, set_up_logging
 from resnet_lab.command_line import run_command, split_arguments
-from resnet_lab.config import check, conf_dir, job_name, register
+from resnet_lab.config import check, compose_config, job_name
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.errors import UserError
 from resnet_lab.models.pretrained import find_file, read
@@ -28,7 +26,7 @@ from resnet_lab.run_folder import RunFolder
 log = logging.getLogger("resnet_lab")
 
 # how the model was taught to see; another data set brings its files, not these
-SEEING = ("image_size", "resize", "eye_crop", "crop", "padding", "mean", "std", "batch_size")
+SEEING = ("image_size", "resize", "eye_crop", "local_mean", "crop", "padding", "mean", "std", "batch_size")
 
 
 @dataclass
@@ -73,7 +71,7 @@ def answer(model: Model, config: dict[str, Any], split: str) -> tuple[Trainer, C
         log.warning("classes are taken by their order: %s for %s", ", ".join(datamodule.class_names), ", ".join(names))
     datamodule.rows(split)
     datamodule.test_splits = [split]
-    module = build_module(config, datamodule, pretrained=False)
+    module = build_module(config, datamodule, pretrained=False, class_counts=model.origin["class_counts"]["train"])
     try:
         module.load_state_dict(model.state_dict)
     except RuntimeError as error:
@@ -91,27 +89,20 @@ def override(origin: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     Raises:
         UserError: a key that does not exist, or one of a group other than data and trainer.
     """
-    register()
     groups = dict(item.split("=", 1) for item in overrides if item.startswith(("data=", "trainer=")))
     keys = [item for item in overrides if item.partition("=")[0] not in groups]
     for item in keys:
         if not item.startswith(("data.", "trainer.")):
             raise UserError(f"{item}: evaluate takes split, out, and the keys of data and trainer")
     config = copy.deepcopy(origin["config"])
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        for group, name in groups.items():
-            try:
-                node = OmegaConf.to_container(compose("config", [f"{group}={name}"])[group], resolve=False)
-            except HydraException as error:
-                raise UserError(
-                    f"{group}={name}: {' '.join(str(error).partition('Config search')[0].split())}"
-                ) from error
-            assert isinstance(node, dict)
-            if group == "data":
-                node |= {key: config["data"][key] for key in SEEING}
-                if node["class_names"] is None:  # found by their names, whatever their order here
-                    node |= {key: origin[key] for key in ("class_names", "ordered")}
-            config[group] = node
+    for group, name in groups.items():
+        node = OmegaConf.to_container(compose_config([f"{group}={name}"])[group], resolve=False)
+        assert isinstance(node, dict)
+        if group == "data":
+            node |= {key: config["data"][key] for key in SEEING}
+            if node["class_names"] is None:  # found by their names, whatever their order here
+                node |= {key: origin[key] for key in ("class_names", "ordered")}
+        config[group] = node
     merged = OmegaConf.create(config)
     OmegaConf.set_struct(merged, True)
     try:

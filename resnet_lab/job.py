@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -36,12 +35,14 @@ def run_job(run: RunFolder) -> None:
     Raises:
         UserError: the configuration, the data or the weights are wrong.
     """
-    start, config = time.monotonic(), run.read_config()
+    config = run.read_config()
     resume_from = run.last_checkpoint if run.last_checkpoint.is_file() else None
     seed_everything(config["seed"], verbose=False)
     datamodule = build_datamodule(config)
     module = build_module(config, datamodule, pretrained=resume_from is None)
     monitor, mode = selection(config, datamodule)
+    if config["data"]["sampling"] != "none" and config["loss"].get("class_weights", "none") != "none":
+        log.warning("data.sampling and loss.class_weights both balance the classes: rare ones count twice over")
     best = RunCheckpoint(run, "best", monitor, mode) if monitor else None
     last, observer = LastCheckpoint(run, best), Observer(datamodule.class_names)
     callbacks = [
@@ -63,7 +64,7 @@ def run_job(run: RunFolder) -> None:
     if datamodule.test_splits:
         trainer.test(module, datamodule=datamodule, ckpt_path=chosen, weights_only=True, verbose=False)
     if trainer.is_global_zero:
-        finish(run, trainer, module, datamodule, kept, observer.images_per_second, time.monotonic() - start)
+        finish(run, trainer, module, datamodule, kept, observer, last.seconds)
     trainer.strategy.barrier()
 
 
@@ -133,7 +134,7 @@ def finish(
     module: Classifier,
     datamodule: DataModule,
     kept: dict[str, Any],
-    images_per_second: float | None,
+    observer: Observer,
     seconds: float,
 ) -> None:
     """Write the files of every evaluated split, the final TensorBoard entry and the last status."""
@@ -150,8 +151,9 @@ def finish(
         **kept,
         collapsed=collapsed,
         metrics=metrics,
-        seconds=round(run.read_status().get("seconds", 0) + seconds, 1),
-        images_per_second=images_per_second,
+        seconds=seconds,
+        images_per_second=observer.images_per_second,
+        data_wait=observer.data_wait,
         peak_memory_mb=round(environment.peak_memory_mb()),
     )
     log.info("done\n%s", score_table(metrics, datamodule.test_splits, datamodule.class_counts))

@@ -88,22 +88,26 @@ class SplitMetrics(nn.Module):
         self.scores = MetricCollection(metrics, prefix=f"{split}/")
         self.confusion = MulticlassConfusionMatrix(num_classes)
         self.split = split
+        self.rows: list[tuple[Tensor, Tensor, Tensor]] = []  # of the epoch so far
 
     def update(self, losses: Tensor, logits: Tensor, targets: Tensor) -> None:
-        """Add a batch: losses (B,), logits (B, K), targets (B,)."""
-        if not len(targets):  # a rank whose last batch is all padding
-            return
-        probabilities = logits.detach().float().softmax(1)
-        self.loss.update(losses.detach().double())
-        self.scores.update(probabilities, targets)
-        self.confusion.update(probabilities, targets)
+        """Add a batch: losses (B,), logits (B, K), targets (B,); counted at the end, as many small counts take long."""
+        self.rows.append((losses.detach(), logits.detach(), targets))
 
     def compute(self) -> dict[str, Tensor]:
-        """`<split>/<metric>` → scalar, over all ranks."""
+        """`<split>/<metric>` → scalar, over all ranks; `confusion` has the epoch's counts from then on."""
+        if any(len(targets) for _, _, targets in self.rows):  # a rank may have had nothing but padding
+            losses, logits, targets = (torch.cat(columns) for columns in zip(*self.rows, strict=True))
+            probabilities = logits.float().softmax(1)
+            self.loss.update(losses.double())
+            self.scores.update(probabilities, targets)
+            self.confusion.update(probabilities, targets)
+        self.rows.clear()
         return {f"{self.split}/loss": self.loss.compute().float(), **self.scores.compute()}
 
     def reset(self) -> None:
         """Forget the epoch."""
+        self.rows.clear()
         for metric in (self.loss, self.scores, self.confusion):
             metric.reset()
 

@@ -78,8 +78,8 @@ class Classifier(LightningModule):
 
     def _end_epoch(self, split: str) -> None:
         metrics = self.split_metrics(split)
-        self.confusion[split] = metrics.confusion.compute()
         self.log_dict(metrics.compute(), prog_bar=split == "val", sync_dist=False)
+        self.confusion[split] = metrics.confusion.compute()
         metrics.reset()
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:

@@ -121,11 +121,15 @@ class RunFolder:
             return False
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write `text` to a neighbour of `path` first and rename it, so that no half file is ever read."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write to a neighbour of `path` first and rename it, so that no half file ever has its name."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _is_run(config_file: Path) -> bool:

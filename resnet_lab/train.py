@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from resnet_lab.config import check, conf_dir, config_hash, register
+from resnet_lab.config import check, conf_dir, config_hash, one_line, register
 from resnet_lab.errors import UserError
 from resnet_lab.run_folder import RunFolder
 
@@ -66,6 +66,8 @@ def lay(run: RunFolder, config: DictConfig) -> None:
             raise UserError(f"{run.path} holds a run of another configuration; choose another sweep_dir")
         if before["data"].get("root") != plain["data"].get("root") and run.read_status()["state"] == "done":
             raise UserError(f"{run.path} is done with data.root={before['data']['root']}; choose another sweep_dir")
+        if run.read_status()["state"] == "done":  # what it was done with stays written
+            return
         with run.lock():  # paths and bookkeeping may have changed; the file is rewritten in place, as it is the lock
             run.config_file.write_text(text, encoding="utf-8")
         return
@@ -85,17 +87,6 @@ def start(run: RunFolder) -> None:
         raise JobFailed(run.read_status()["error"])
     if code:
         raise UserError(f"the job died with exit code {code}; go on with python -m resnet_lab.job {run.path}")
-
-
-def one_line(error: Exception) -> str:
-    """The message of an error of Hydra, OmegaConf or the operating system, with its cause, without line breaks."""
-    if isinstance(error, OSError) and not isinstance(error, HydraException):
-        return f"{error.filename}: {error.strerror}; choose a sweep_dir that can be written"
-    text = str(error).partition("Config search path")[0]
-    lines = [line.strip(" .\t") for line in f"{text}\n{error.__cause__ or ''}".splitlines()]
-    noise = ("full_key:", "object_type=", "reference_type=", "To append")
-    kept = [line for line in lines if line and not line.startswith(noise)]
-    return "; ".join([*kept, "resnet-lab train --cfg job shows all keys"])
 
 
 def main() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -60,6 +61,25 @@ def make_run(tmp_path: Path, photographs: Path) -> Callable[..., RunFolder]:
         return RunFolder(folder)
 
     return make
+
+
+def unpacked(name: str, folder: Path) -> Path:
+    """A set of ../shared/data, unpacked below `folder`."""
+    with tarfile.open(next(REAL_DATA.glob(f"{name}.tar*"))) as archive:
+        archive.extractall(folder, filter="data")
+    return folder / name
+
+
+@pytest.fixture(scope="session")
+def idrid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """516 real fundus photographs of 385 × 256 pixels with the studies' CSVs."""
+    return unpacked("idrid_256", tmp_path_factory.mktemp("real"))
+
+
+@pytest.fixture(scope="session")
+def idrid_fullsize(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """25 of them at camera size."""
+    return unpacked("idrid_fullsize", tmp_path_factory.mktemp("real"))
 
 
 @pytest.fixture(autouse=True)

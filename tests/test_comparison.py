@@ -133,7 +133,7 @@ def test_what_is_wrong_is_said(tmp_path):
     found = dict(compare(tmp_path)[2])
     assert found["failed"] == "failed: OutOfMemoryError: 6 GB"
     assert found["interrupted"] == "killed: no result, last epoch: 3"
-    assert found["leaking"] == "5618 training images share a patient with another split (1 of 6 runs)"
+    assert found["leaking"] == "5618 images of train or val share a patient or picture with a later split (1 of 6 runs)"
     assert found["skipped images"] == "2 images could not be read (1 of 6 runs)"
     assert found["seed twice"] == "on_leak=ignore: seed 0 counts more than once; n is too large"
     assert found["one seed only"] == "no spread is known of on_leak=drop"

@@ -9,8 +9,8 @@ import torch
 from fake_data import TEST, TRAIN, class_folders, photographs, refusal, retinopathy, write_class_folders, write_studies
 
 from resnet_lab.data import datamodule as module
-from resnet_lab.data.datamodule import DataModule
-from resnet_lab.data.reader import read_image
+from resnet_lab.data.datamodule import DataModule, ImageDataset
+from resnet_lab.data.reader import Recipe, read_image
 
 AUGMENTED = {"rotation": 30.0, "horizontal_flip": 0.5, "vertical_flip": 0.5, "crop": 10, "padding": 1}
 
@@ -40,7 +40,8 @@ def epoch(datamodule, number):
 
 
 def images_of(root, names):
-    return np.stack([read_image(str(root / "images" / f"{name}.jpeg"), 12, "square", False) for name in names])
+    recipe = Recipe(12, "square", eye_crop=False, local_mean=False)
+    return np.stack([read_image(str(root / "images" / f"{name}.jpeg"), recipe) for name in names])
 
 
 # splits
@@ -182,16 +183,53 @@ def test_augmenting_does_not_change_the_images_in_memory(build):
 
 
 def test_images_in_memory_are_decoded_once(build, monkeypatch):
-    calls = []
-    read_images = module.read_images
-    monkeypatch.setattr(
-        module, "read_images", lambda paths, *keys: calls.append(len(paths)) or read_images(paths, *keys)
-    )
+    calls, read_all = [], ImageDataset.read_all
+    monkeypatch.setattr(ImageDataset, "read_all", lambda dataset: calls.append(len(dataset)) or read_all(dataset))
     datamodule = build(in_memory=True)
     for number in range(2):
         epoch(datamodule, number)
         list(datamodule.val_dataloader()[0])
     assert calls == [30, 10]  # test has not been asked for
+
+
+# classes
+
+
+def test_only_some_classes_are_augmented(build, root):
+    datamodule = build(
+        val_fraction=0, augment_classes=[1, 2, 3, 4], horizontal_flip=1.0, vertical_flip=0.0, rotation=0.0
+    )
+    indices, targets, images = epoch(datamodule, 0)
+    still = images_of(root, datamodule.rows("train")["image"])[indices]
+    np.testing.assert_array_equal(images[targets == 0], still[targets == 0])
+    np.testing.assert_array_equal(images[targets > 0], still[targets > 0][:, :, ::-1])
+
+
+def test_unknown_class_to_augment(build):
+    assert refusal(lambda: build(augment_classes=[0, 5])) == (
+        "data.augment_classes: there is no class 5; classes run from 0 to 4"
+    )
+
+
+def test_images_drawn_twice_in_an_epoch_are_augmented_apart(tmp_path):
+    root = write_studies(tmp_path / "data", {"1_left": 0, "2_left": 1, "3_left": 1, "4_left": 1}, {"5_left": 0})
+    data = retinopathy(root, sampling="balanced", val_fraction=0, **AUGMENTED)
+    datamodule = DataModule(data, seed=0)
+    datamodule.setup()
+    indices, targets, images = epoch(datamodule, 0)
+    assert np.bincount(targets).tolist() == [2, 2]
+    first, second = images[indices == 0]
+    assert (first != second).any()
+
+
+def test_colours_go_along_with_a_training_batch_only(build):
+    datamodule = build(color_jitter=0.2, random_grayscale=0.5)
+    batch = next(iter(datamodule.train_dataloader()))
+    assert (batch["color"].shape, batch["color"].dtype) == ((8, 5), torch.float32)
+    assert "color" not in next(iter(datamodule.test_dataloader()[0]))
+    still = datamodule.on_after_batch_transfer({key: value for key, value in batch.items() if key != "color"}, 0)
+    moved = datamodule.on_after_batch_transfer(batch, 0)
+    assert (moved["image"] != still["image"]).any(dim=(1, 2, 3)).all()
 
 
 # ranks

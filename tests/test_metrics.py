@@ -72,6 +72,7 @@ def test_an_empty_batch_counts_for_nothing_and_reset_forgets() -> None:
     assert {name: float(value) for name, value in metrics.compute().items()} == values
     metrics.reset()
     metrics.update(torch.ones(1), logits[:1], targets[:1])
+    metrics.compute()
     assert metrics.confusion.compute().sum() == 1
 
 

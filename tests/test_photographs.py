@@ -31,7 +31,7 @@ def test_file_that_is_no_image(root):
     root.mkdir()
     (root / "notes.txt").write_text("no image")
     message = refusal(photographs(root / "notes.txt").table)
-    assert message.startswith(f"{root / 'notes.txt'}: cannot identify image file")
+    assert message.startswith(f"{root / 'notes.txt'}: no image of a known format")
 
 
 def test_unreadable_one_among_others(root):

@@ -169,7 +169,7 @@ def test_no_class_names(root):
 def test_table_by_default(root):
     table, dropped = retinopathy(write_studies(root)).table()
     assert dropped == {"skipped_images": 0, "leaks": 0}
-    assert table.columns.tolist() == ["image", "target", "path", "split", "patient"]
+    assert table.columns.tolist() == ["image", "target", "path", "split", "patient", "defect", "digest", "prepared"]
     # of four patients of each grade 0.15 are 0.6, so one each
     assert class_counts(table, 5) == {"train": [6] * 5, "val": [2] * 5, "test": [2] * 5}
     assert listed(table, "test") == TEST
@@ -202,12 +202,92 @@ def test_splits_depend_on_split_seed(root):
     assert prints[0]["test"] == prints[2]["test"]
 
 
+def write_eyepacs(root):
+    """Kaggle 2015 with the solution that was published later, and the photographs of both parts."""
+    write_kaggle(root)
+    test = {f"{patient}_{eye}": patient % 5 for patient in range(31, 37) for eye in ("left", "right")}
+    usage = ["Public" if n < 4 else "Private" for n in range(len(test))]
+    lines = [f"{name},{level},{use}" for (name, level), use in zip(test.items(), usage, strict=True)]
+    (root / "retinopathy_solution.csv").write_text("\n".join(["image,level,Usage", *lines]) + "\n")
+    write_photographs(root / "test", test)
+    return test
+
+
+def test_eyepacs_community_protocol(root):
+    test = write_eyepacs(root)
+    table, _ = retinopathy(root).table()
+    assert listed(table, "train") == TRAIN
+    assert listed(table, "val") == dict(list(test.items())[:4])
+    assert listed(table, "test") == dict(list(test.items())[4:])
+    assert table["path"].iloc[-1] == str(root / "test" / "36_right.jpeg")
+    assert set(retinopathy(root, train_csv="trainLabels.csv").read_table()["split"]) == {"train"}  # named: that alone
+
+
+def test_solution_of_an_unknown_usage(root):
+    write_eyepacs(root)
+    file = root / "retinopathy_solution.csv"
+    file.write_text(file.read_text().replace("Private", "Secret"))
+    assert "Usage 'Secret': it has to be Public or Private" in refusal(retinopathy(root).read_table)
+
+
+def test_patients_in_a_column(root):
+    write_photographs(root / "images", ["a", "b", "c", "001", "NA", "ü"])
+    rows = "a,0,p\nb,1,p\nc,0,001\n001,1,NA\nNA,0,NA\nü,1,q\n"
+    (root / "train.csv").write_text("image,level,person\n" + rows)
+    data = retinopathy(root, patient_column="person", val_fraction=0)
+    table, _ = data.table()
+    assert dict(zip(table["image"], table["patient"], strict=True)) == {
+        "a": "p", "b": "p", "c": "001", "001": "NA", "NA": "NA", "ü": "q",
+    }  # fmt: skip
+    message = refusal(retinopathy(root, patient_column="who").read_table)
+    assert message.endswith("has no column who; its columns are image, level, person; set data.patient_column")
+
+
+def test_patient_column_needs_a_table(root):
+    message = refusal(retinopathy(write_studies(root), patient_column="person").read_table)
+    assert "has one column; name a CSV that has it" in message
+
+
+def test_fold_is_validation_beside_a_test_split_and_test_without_one(root):
+    table, _ = retinopathy(write_studies(root), folds=4, fold=1).table()
+    assert class_counts(table, 5) == {"train": [6] * 5, "val": [2] * 5, "test": [2] * 5}
+    alone = retinopathy(root, train_csv="all.csv", folds=4, fold=1, val_fraction=0.25)
+    write_labels(root / "all.csv", TRAIN, "image,level")
+    assert class_counts(alone.table()[0], 5) == {"train": [4] * 5, "val": [2] * 5, "test": [2] * 5}
+
+
+def test_folds_of_data_whose_splits_are_given(root):
+    write_eyepacs(root)
+    assert "splits val and test of its own" in refusal(retinopathy(root, folds=5).table)
+
+
+def test_identical_images_in_two_splits_are_a_leak(root):
+    write_studies(root)
+    twin = root / "images" / "21_left.jpeg"  # of test
+    twin.write_bytes((root / "images" / "3_right.jpeg").read_bytes())  # of train
+    assert refusal(retinopathy(root).table).startswith("2 images of train or val are of 1 patients")
+    table, dropped = retinopathy(root, on_leak="drop", val_fraction=0).table()
+    assert dropped["leaks"] == 2
+    assert {"3_left", "3_right"}.isdisjoint(table["image"])
+    assert set(table.loc[table["image"].isin(["21_left", "21_right"]), "patient"]) == {"3"}
+
+
+def test_identical_images_of_train_are_never_cut_apart(root):
+    write_studies(root)
+    for patient in range(1, 19, 2):
+        source = (root / "images" / f"{patient}_left.jpeg").read_bytes()
+        (root / "images" / f"{patient + 1}_left.jpeg").write_bytes(source)
+    table, _ = retinopathy(root, val_fraction=0.3).table()
+    assert table.groupby("digest")["split"].nunique().max() == 1
+    assert (table["split"] == "val").any()
+
+
 def test_leaks_between_the_files(root):
     write_studies(root, TRAIN, {"99_left": 1})
     write_pair(root, "train", {name: grade for name, grade in TRAIN.items() if name not in ("1_left", "2_left")})
     write_pair(root, "test", {"1_left": 1, "2_left": 2, "99_left": 1})
     message = refusal(retinopathy(root).table)
-    assert message.startswith("2 images of train or val are of 2 patients who also stand in another split (1, 2)")
+    assert message.startswith("2 images of train or val are of 2 patients who also stand in another split, by")
     for on_leak, training in (("drop", 36), ("ignore", 38)):
         table, dropped = retinopathy(root, on_leak=on_leak, val_fraction=0).table()
         assert dropped == {"skipped_images": 0, "leaks": 2}

@@ -4,13 +4,20 @@ import numpy as np
 import pytest
 from torch.utils.data import BatchSampler
 
-from resnet_lab.data.sampler import EvaluationSampler, TrainSampler
+from resnet_lab.data.sampler import EvaluationSampler, Sampling, TrainSampler
+
+GRADES = np.repeat([0, 1, 2, 4], [60, 5, 12, 3])  # no image of class 3
+
+
+def sampling(targets=GRADES, kind="none", decay=0.975, final=2.0):
+    return Sampling(np.asarray(targets), kind, decay, final)
 
 
 def draw(length, seed, epoch, rank=0, world_size=1):
-    sampler = TrainSampler(length, seed, rank, world_size)
+    sampler = TrainSampler(sampling(np.zeros(length, int)), seed, rank, world_size)
     sampler.set_epoch(epoch)
-    return list(sampler)
+    assert len(list(sampler)) == len(sampler)
+    return [key[:2] for key in sampler]
 
 
 def test_every_image_once_with_its_epoch():
@@ -31,10 +38,10 @@ def test_order_depends_on_seed_and_epoch_alone():
 
 
 def test_resumed_epoch_has_the_order_of_an_uninterrupted_run():
-    sampler, orders = TrainSampler(20, 5, 0, 1), []
+    sampler, orders = TrainSampler(sampling(np.zeros(20, int)), 5, 0, 1), []
     for epoch in range(4):
         sampler.set_epoch(epoch)
-        orders.append(list(sampler))
+        orders.append([key[:2] for key in sampler])
     assert draw(20, seed=5, epoch=3) == orders[3]
 
 
@@ -49,13 +56,75 @@ def test_ranks_draw_the_global_batches_of_one_process(world_size):
 def test_ranks_have_equal_lengths_and_repeat_from_the_start():
     whole = draw(7, 0, 0)
     parts = [draw(7, 0, 0, rank, 3) for rank in range(3)]
-    assert [len(part) for part in parts] == [len(TrainSampler(7, 0, rank, 3)) for rank in range(3)] == [3, 3, 3]
+    assert [len(part) for part in parts] == [3, 3, 3]
     dealt = [parts[place % 3][place // 3] for place in range(9)]
     assert dealt == whole + whole[:2]
 
 
 def test_more_ranks_than_images():
     assert [len(draw(1, 0, 0, rank, 4)) for rank in range(4)] == [1] * 4
+
+
+# classes
+
+
+@pytest.mark.parametrize(
+    ("kind", "counts"),
+    [("none", [60, 5, 12, 0, 3]), ("balanced", [20, 20, 20, 0, 20]), ("undersample", [3, 3, 3, 0, 3])],
+)
+def test_classes_of_an_epoch(kind, counts):
+    for epoch in (0, 1):
+        drawn = sampling(kind=kind).draw(0, epoch)
+        assert np.bincount(GRADES[drawn], minlength=5).tolist() == counts
+    assert len(TrainSampler(sampling(kind=kind), 0, 0, 1)) == sum(counts)
+
+
+def test_progressive_goes_from_balanced_to_its_final_weights():
+    # references.md: w_t = r^(t-1) w_0 + (1 - r^(t-1)) w_f, with w_0 = N / n_k and t from 1
+    own, epochs = np.array([60, 5, 12, 0, 3]), (0, 1, 30, 10_000)
+    start, final = 80 / np.maximum(own, 1), np.array([1, 2, 2, 2, 2])
+    for epoch in epochs:
+        weights = own * (0.975**epoch * start + (1 - 0.975**epoch) * final)
+        counts = sampling(kind="progressive").counts(epoch)
+        assert counts.sum() == 80
+        np.testing.assert_allclose(counts, 80 * weights / weights.sum(), atol=1)
+    assert sampling(kind="progressive").counts(0).tolist() == [20, 20, 20, 0, 20]
+    assert sampling(kind="progressive").counts(10_000).tolist() == [48, 8, 19, 0, 5]  # 60, 10, 24, 6 of 100
+
+
+def test_eyepacs_starts_with_the_weights_of_the_second_place():
+    own = np.array([25810, 2443, 5292, 873, 708])
+    np.testing.assert_allclose(own.sum() / own, [1.36, 14.4, 6.64, 40.2, 49.6], rtol=5e-3)
+    counts = sampling(np.repeat(np.arange(5), own), "progressive").counts(0)
+    assert counts.tolist() == [7026, 7025, 7025, 7025, 7025]
+
+
+def test_no_image_comes_again_before_all_of_its_class_did():
+    drawn = sampling(kind="balanced").draw(0, 0)
+    times = np.bincount(drawn, minlength=80)
+    for target, (least, most) in {0: (0, 1), 1: (4, 4), 2: (1, 2), 4: (6, 7)}.items():
+        assert (times[target == GRADES].min(), times[target == GRADES].max()) == (least, most)
+    left_out = [set(range(60)) - set(sampling(kind="balanced").draw(0, epoch)) for epoch in (0, 1)]
+    assert left_out[0] != left_out[1]
+
+
+def test_repeats_count_the_draws_of_an_image_in_order():
+    sampler = TrainSampler(sampling(kind="balanced"), 0, 0, 1)
+    seen: dict[int, int] = {}
+    for epoch, index, repeat in sampler:
+        assert (epoch, repeat) == (0, seen.get(index, 0))
+        seen[index] = repeat + 1
+    assert max(seen.values()) == 7
+
+
+@pytest.mark.parametrize("kind", ["balanced", "undersample", "progressive"])
+def test_ranks_share_one_global_sample(kind):
+    parts = [list(TrainSampler(sampling(kind=kind), 3, rank, 2)) for rank in (0, 1)]
+    whole = list(TrainSampler(sampling(kind=kind), 3, 0, 1))
+    assert [key for pair in zip(*parts, strict=True) for key in pair] == whole
+
+
+# evaluation
 
 
 @pytest.mark.parametrize(("length", "world_size"), [(8, 1), (8, 2), (7, 2), (7, 3), (1, 4)])

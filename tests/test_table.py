@@ -11,16 +11,20 @@ from resnet_lab.data import table as module
 from resnet_lab.data.table import (
     add_patients,
     class_counts,
+    cut_fold,
     cut_split,
     find_images,
     fingerprints,
+    join_patients,
     limit_rows,
     parse,
     read_labels,
     read_pair,
+    remap_splits,
     resolve_leaks,
 )
 
+EYES = r"(.+)_(?:left|right)"
 SHARES = {0: 100, 1: 20, 2: 40, 3: 10, 4: 30}  # patients by worst grade
 
 
@@ -194,7 +198,7 @@ def test_hundred_thousand_rows(file, monkeypatch, tmp_path):
     names = [f"{n // 2}_{'left' if n % 2 else 'right'}" for n in range(100_000)]
     path = file("".join(f"{name},{n % 5}\n" for n, name in enumerate(names)))
     monkeypatch.setattr(module, "_list", lambda folder: {f"{name}.jpeg" for name in names})
-    rows = add_patients(find_images(parse_file(path), tmp_path).assign(split="train"))
+    rows = add_patients(find_images(parse_file(path), [tmp_path]).assign(split="train"), EYES)
     assert class_counts(rows, 5) == {"train": [20_000] * 5}
     last = rows.iloc[-1]
     assert (last["image"], last["target"], last["patient"]) == ("49999_left", 4, "49999")
@@ -211,20 +215,38 @@ def test_suffix_is_found(tmp_path):
         (tmp_path / name).touch()
     table = pd.DataFrame({"image": ["1_left", "1_left.jpeg", "2", "a.b", "sub/3", "4"], "target": 0})
     found = [str(tmp_path / name) for name in ("1_left.jpeg", "1_left.jpeg", "2.PNG", "a.b.tif", "sub/3.jpg", "4.TIFF")]
-    assert find_images(table, tmp_path)["path"].tolist() == found
+    assert find_images(table, [tmp_path])["path"].tolist() == found
 
 
 def test_missing_images_are_counted_and_named(tmp_path):
     (tmp_path / "c.jpeg").touch()
-    message = refusal(find_images, pd.DataFrame({"image": ["a", "sub/b", "c", "d", "e"]}), tmp_path)
+    message = refusal(find_images, pd.DataFrame({"image": ["a", "sub/b", "c", "d", "e"]}), [tmp_path])
     assert message.startswith(f"{tmp_path}: 4 of 5 listed images are missing (a, sub/b, d, …)")
     assert "check data.root and data.images" in message
-    assert "(a)" in refusal(find_images, pd.DataFrame({"image": ["a", "c"]}), tmp_path)
+    assert "(a)" in refusal(find_images, pd.DataFrame({"image": ["a", "c"]}), [tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "patients"),
+    [
+        (r"(\d+)-.*", ["17", "17", "ü-1", "x"]),
+        (None, ["17-a", "17-b.PNG", "ü-1", "x"]),
+        (r"(\w)-\d", ["17-a", "17-b.PNG", "ü", "x"]),
+    ],
+)
+def test_patients_by_a_pattern_of_ones_own(pattern, patients):
+    table = add_patients(pd.DataFrame({"image": ["17-a", "17-b.PNG", "ü-1", "x"]}), pattern)
+    assert table["patient"].tolist() == patients
+
+
+@pytest.mark.parametrize(("pattern", "seen"), [("(", "missing )"), (r"\d+", "put what names the patient in brackets")])
+def test_pattern_that_names_no_patient(pattern, seen):
+    assert seen in refusal(add_patients, pd.DataFrame({"image": ["a"]}), pattern)
 
 
 def test_patients():
     names = ["10_left", "10_right.jpeg", "train/0/10_LEFT.png", "10", "a_b_right", "_left", "x_left_2", "7left"]
-    found = add_patients(pd.DataFrame({"image": names}))["patient"].tolist()
+    found = add_patients(pd.DataFrame({"image": names}), EYES)["patient"].tolist()
     assert found == ["10", "10", "10", "10", "a_b", "_left", "x_left_2", "7left"]
 
 
@@ -271,7 +293,83 @@ def test_empty_split(fraction):
     assert f"data.test_fraction={fraction} of 4 training patients leaves a split empty" in message
 
 
+# folds
+
+
+def test_folds_are_equal_parts_by_patient_and_by_worst_grade():
+    table = pd.concat([patients(), patients({0: 5, 4: 5}, "test")], ignore_index=True)
+    held = []
+    for fold in range(4):
+        cut = cut_fold(table, "val", 4, fold, 0)
+        part = cut[cut["split"] == "val"]
+        worst = part.groupby("patient")["target"].max().value_counts()
+        assert all(abs(worst[grade] - n / 4) <= 1 for grade, n in SHARES.items())
+        assert (cut.groupby("patient")["split"].nunique() == 1).all()
+        assert (cut.loc[table["split"] == "test", "split"] == "test").all()
+        held.append(set(part["image"]))
+    assert sorted(image for part in held for image in part) == sorted(table.loc[table["split"] == "train", "image"])
+
+
+def test_folds_depend_on_their_seed_alone():
+    np.random.seed(1)
+    first = cut_fold(patients(), "val", 5, 2, 0)
+    np.random.seed(2)
+    pd.testing.assert_frame_equal(cut_fold(patients(), "val", 5, 2, 0), first)
+    assert (cut_fold(patients(), "val", 5, 2, 1)["split"] != first["split"]).any()
+
+
+def test_impossible_folds():
+    assert refusal(cut_fold, patients(), "val", 5, 5, 0) == "data.fold=5: data.folds=5 has folds 0 to 4"
+    message = refusal(cut_fold, patients({0: 8, 3: 4}), "val", 5, 0, 0)
+    assert message.startswith("data.folds=5: class 3 has only 4 patients")
+
+
+# the data set's own splits
+
+
+def test_splits_are_renamed_and_left_out():
+    table = pd.DataFrame({"image": list("abcd"), "split": ["train", "val", "test", "test"]})
+    swapped = remap_splits(table, {"train": "test", "val": "val", "test": "train"})
+    assert dict(zip(swapped["image"], swapped["split"], strict=True)) == {
+        "a": "test", "b": "val", "c": "train", "d": "train",
+    }  # fmt: skip
+    assert remap_splits(table, {"train": "test"})["image"].tolist() == ["c", "d"]
+    assert remap_splits(table, None) is table
+
+
+def test_split_that_the_data_lacks_is_said(caplog):
+    table = pd.DataFrame({"image": ["a"], "split": ["test"]})
+    with caplog.at_level(logging.WARNING):
+        assert remap_splits(table, {"train": "test", "test": "train"})["split"].tolist() == ["train"]
+    assert "data.splits: the data has no split train" in caplog.text
+    assert "no split val to train on; the data has test" in refusal(remap_splits, table, {"train": "val"})
+
+
+@pytest.mark.parametrize("splits", [{"val": "val"}, {"train": "test", "test": "test"}, {"train": "test", "dev": "val"}])
+def test_splits_that_make_no_sense(splits):
+    assert refusal(remap_splits, pd.DataFrame({"split": ["test"]}), splits).startswith("data.splits=")
+
+
 # leaks
+
+
+def test_identical_images_make_one_patient_of_two():
+    rows = [
+        ("1_left", "1", "x"),
+        ("1_right", "1", "y"),
+        ("2_left", "2", "z"),
+        ("3_left", "3", "y"),
+        ("4_left", "4", "z"),
+    ]
+    table = pd.DataFrame(rows, columns=["image", "patient", "digest"])
+    assert join_patients(table)["patient"].tolist() == ["1", "1", "2", "1", "2"]
+    unlike = table.assign(digest=list("vwxyz"))
+    assert join_patients(unlike) is unlike
+
+
+def test_chains_of_identical_images_join_many():
+    table = pd.DataFrame({"patient": list("aabbccd"), "digest": list("1223345")})
+    assert join_patients(table)["patient"].tolist() == list("aaaaaad")
 
 
 @pytest.fixture
@@ -291,7 +389,7 @@ def leaking():
 
 def test_leak_is_an_error_that_counts(leaking):
     message = refusal(resolve_leaks, leaking, "error")
-    assert message.startswith("3 images of train or val are of 2 patients who also stand in another split (1, 2)")
+    assert message.startswith("3 images of train or val are of 2 patients who also stand in another split, by name or ")
     assert "data.on_leak=drop" in message
 
 

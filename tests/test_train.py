@@ -8,10 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY
 
+from resnet_lab.data.sampler import Sampling
 from resnet_lab.run_folder import RunFolder, find_runs
 
 QUICK = [item for item in TINY if not item.startswith("trainer.max_epochs")]
@@ -172,20 +174,27 @@ def test_two_processes_evaluate_and_train_as_one(tmp_path: Path, photographs: Pa
 
 
 @pytest.mark.slow
-def test_two_ranks_hold_identical_weights(tmp_path: Path, photographs: Path) -> None:
-    """Each rank writes a hash of its weights at the end of training."""
+def test_two_ranks_hold_identical_weights_and_share_one_sample(tmp_path: Path, photographs: Path) -> None:
+    """Each rank writes a hash of its weights, and how often it drew each class, at the end of training."""
     script = tmp_path / "ranks.py"
     script.write_text(
-        "import hashlib, pathlib, sys\n"
+        "import hashlib, json, pathlib, sys\n"
         "from resnet_lab import job\n"
         "from resnet_lab.module import Classifier\n"
         "def on_fit_end(self):\n"
         "    bytes_ = b''.join(p.detach().numpy().tobytes() for p in self.parameters())\n"
         "    pathlib.Path(f'weights_{self.global_rank}').write_text(hashlib.sha256(bytes_).hexdigest())\n"
-        "Classifier.on_fit_end = on_fit_end\n"
+        "    pathlib.Path(f'classes_{self.global_rank}').write_text(json.dumps(drawn))\n"
+        "drawn = [0] * 5\n"
+        "def training_step(self, batch, batch_idx, step=Classifier.training_step):\n"
+        "    for target in batch['target'].tolist():\n"
+        "        drawn[target] += 1\n"
+        "    return step(self, batch, batch_idx)\n"
+        "Classifier.on_fit_end, Classifier.training_step = on_fit_end, training_step\n"
         "sys.exit(job.main())\n"
     )
     own = [f"data.root={photographs}", f"data.cache_dir={tmp_path / 'cache'}", "trainer.max_epochs=2", *DDP]
+    own += ["data.sampling=balanced", "data.val_fraction=0"]
     printed = lab("train", "--cfg", "job", "--resolve", *QUICK, *own, "sweep_dir=run", cwd=tmp_path)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text(printed.stdout)
@@ -196,5 +205,9 @@ def test_two_ranks_hold_identical_weights(tmp_path: Path, photographs: Path) -> 
     assert result.returncode == 0, result.stdout + result.stderr
     hashes = {(tmp_path / f"weights_{rank}").read_text() for rank in (0, 1)}
     assert len(hashes) == 1
+    drawn = np.sum([json.loads((tmp_path / f"classes_{rank}").read_text()) for rank in (0, 1)], axis=0)
+    training = np.repeat(np.arange(5), [18, 6, 6, 6, 12])  # the photographs of conftest.py
+    assert drawn.tolist() == (2 * Sampling(training, "balanced", 0.975, 2.0).counts(0)).tolist()
+    assert np.ptp(drawn) <= 2
     untouched = json.loads((tmp_path / "run" / "status.json").read_text())
     assert untouched["state"] == "done"

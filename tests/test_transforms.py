@@ -9,7 +9,15 @@ import torchvision.transforms.functional as reference
 from fake_data import pixels, refusal, retinopathy
 from torchvision.transforms import InterpolationMode
 
-from resnet_lab.data.transforms import denormalise, normalise, transforms
+from resnet_lab.data.transforms import (
+    GEOMETRY,
+    Geometry,
+    color_factors,
+    denormalise,
+    draws,
+    normalise,
+    recolor,
+)
 
 STILL = {"horizontal_flip": 0.0, "vertical_flip": 0.0, "rotation": 0.0}
 
@@ -20,21 +28,28 @@ class Draws:
     def __init__(self, angle=0.0, flips=(1.0, 1.0)):
         self.angle, self.flips = angle, flips
 
-    def random(self, size):
-        assert size == 2
-        return np.array(self.flips)
+    def numbers(self, data):
+        assert -data.rotation <= self.angle <= data.rotation
+        return np.array([[*self.flips, (self.angle / data.rotation + 1) / 2, 0.5, 0.5, 0.5, 0.5, 0.5]])
 
-    def uniform(self, low, high):
-        assert low <= self.angle <= high
-        return self.angle
+
+def geometry(size, **keys):
+    return Geometry(retinopathy(Path("none"), image_size=size, **keys))
 
 
 def train(size, **keys):
-    return transforms(retinopathy(Path("none"), image_size=size, **STILL | keys))[0]
+    batched = geometry(size, **STILL | keys)
+
+    def transform(image, random):
+        u = random.numbers(batched.data) if isinstance(random, Draws) else random.random((1, len(GEOMETRY)))
+        return batched([image], u, np.array([True]))[0]
+
+    return transform
 
 
 def evaluate(size, **keys):
-    return transforms(retinopathy(Path("none"), image_size=size, **keys))[1]
+    batched = geometry(size, **keys)
+    return lambda image, random: batched([image], random.random((1, len(GEOMETRY))), np.array([False]))[0]
 
 
 def noise(height, width, low=1):
@@ -126,16 +141,65 @@ def test_interpolations_differ():
     assert bilinear.std() < nearest.std()
 
 
-def test_angles_fill_their_range(monkeypatch):
-    angles = []
-    monkeypatch.setattr(
-        "resnet_lab.data.transforms._affine", lambda shape, angle, *_: angles.append(angle) or np.eye(2, 3)
-    )
-    transform, random = train(4, rotation=30.0), generator()
-    for _ in range(1000):
-        transform(noise(4, 4), random)
-    assert len(angles) == 1000
+def test_angles_fill_their_range():
+    u = generator().random((1000, len(GEOMETRY)))
+    matrices, exact = geometry(4, **STILL | {"rotation": 30.0}).matrices(np.full((1000, 2), 4), u, np.ones(1000, bool))
+    angles = np.rad2deg(np.arctan2(matrices[:, 0, 1], matrices[:, 0, 0]))
     np.testing.assert_allclose(np.quantile(angles, [0, 0.25, 0.5, 0.75, 1]), [-30, -15, 0, 15, 30], atol=2.5)
+    assert not exact.any()
+
+
+# scale and translation
+
+
+def test_scale_is_a_factor_about_the_centre():
+    image = np.zeros((41, 41, 3), np.uint8)
+    image[10:31, 10:31] = 200  # 21 pixels about the centre
+    for scale, side in ((2.0, 41), (0.5, 11)):
+        result = train(41, scale=[scale, scale])(image, generator())
+        assert abs(int((result[20, :, 0] > 100).sum()) - side) <= 1
+        np.testing.assert_array_equal(result > 100, result[::-1, ::-1] > 100)
+
+
+def test_scale_and_translation_fill_their_ranges():
+    u, sizes, augment = generator().random((1000, len(GEOMETRY))), np.full((1000, 2), 100), np.ones(1000, bool)
+    matrices, _ = geometry(100, **STILL | {"scale": [0.8, 1.2]}).matrices(sizes, u, augment)
+    np.testing.assert_allclose(np.quantile(matrices[:, 0, 0], [0, 0.5, 1]), [0.8, 1.0, 1.2], atol=0.02)
+    matrices, exact = geometry(100, **STILL | {"translate": 0.1}).matrices(sizes, u, augment)
+    assert exact.all()
+    assert (matrices[:, :, 2] == np.round(matrices[:, :, 2])).all()  # whole pixels
+    np.testing.assert_allclose(
+        np.quantile(matrices[:, :, 2], [0, 0.5, 1], axis=0), [[-10] * 2, [0] * 2, [10] * 2], atol=1
+    )
+
+
+def test_translation_moves_whole_pixels_where_nothing_is_resampled():
+    image = noise(10, 10)
+    draw = np.array([[1.0, 1.0, 0.5, 0.5, 0.5, 0.5, 1.0, 0.0]])  # as far right and up as it goes
+    result = geometry(10, **STILL | {"translate": 0.2})([image], draw, np.array([True]))[0]
+    expected = np.zeros_like(image)
+    expected[:8, 2:] = image[2:, :8]
+    np.testing.assert_array_equal(result, expected)
+
+
+def test_only_the_chosen_are_augmented():
+    images, u = [noise(8, 8)] * 2, np.zeros((2, len(GEOMETRY)))
+    flipped, same = geometry(8, horizontal_flip=1.0, vertical_flip=0.0, rotation=0.0)(
+        images, u, np.array([True, False])
+    )
+    np.testing.assert_array_equal(flipped, images[0][:, ::-1])
+    np.testing.assert_array_equal(same, images[0])
+
+
+def test_draws_depend_on_all_four_numbers_and_on_nothing_else():
+    keys = [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]
+    rows = np.array([draws(*key) for key in keys])
+    assert len(np.unique(rows)) == rows.size
+    np.random.seed(3)
+    np.testing.assert_array_equal(draws(0, 0, 1, 0), rows[3])
+    many = np.array([draws(0, 0, index, 0) for index in range(2000)])
+    np.testing.assert_allclose(many.mean(0), 0.5, atol=0.03)
+    np.testing.assert_allclose(np.corrcoef(many[:-1].ravel(), many[1:].ravel())[0, 1], 0, atol=0.03)
 
 
 # crops
@@ -184,10 +248,57 @@ def test_evaluation_takes_the_centre(shape, crop, rows, columns):
         np.testing.assert_array_equal(transform(image, generator(seed)), image[rows, columns])
 
 
-def test_evaluation_draws_nothing():
-    random = generator()
-    evaluate(10)(noise(10, 10), random)
-    assert random.random() == generator().random()
+# colour
+
+
+def floats():
+    return torch.from_numpy(np.stack([noise(6, 5, low=40), noise(6, 5, low=40) // 2])).float() / 255
+
+
+@pytest.mark.parametrize(
+    ("factors", "expected"),
+    [
+        ((0.8, 1, 1, 0, 0), lambda images: reference.adjust_brightness(images, 0.8)),
+        ((1, 0.7, 1, 0, 0), lambda images: reference.adjust_contrast(images, 0.7)),
+        ((1, 1, 0.6, 0, 0), lambda images: reference.adjust_saturation(images, 0.6)),
+        ((1, 1, 1, 0, 1), lambda images: reference.rgb_to_grayscale(images, 3)),
+        ((0.9, 0.8, 0.7, 0, 0), lambda images: reference.adjust_saturation(
+            reference.adjust_contrast(reference.adjust_brightness(images, 0.9), 0.8), 0.7)),
+    ],
+)  # fmt: skip
+def test_colour_against_torchvision(factors, expected):
+    images = floats()
+    result = recolor(images, torch.tensor([factors] * 2, dtype=torch.float32))
+    wanted = expected(images.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    torch.testing.assert_close(result, wanted, atol=2e-3, rtol=0)
+
+
+def test_hue_turns_colours_and_leaves_their_grey():
+    images = floats() * 0.3 + 0.3
+    turned = recolor(images, torch.tensor([[1, 1, 1, 0.25, 0]] * 2))
+    grey = torch.tensor([0.299, 0.587, 0.114])
+    torch.testing.assert_close(turned @ grey, images @ grey, atol=1e-3, rtol=0)
+    assert (turned - images).abs().max() > 0.05
+    torch.testing.assert_close(recolor(images, torch.tensor([[1.0, 1, 1, 1, 0]] * 2)), images, atol=1e-4, rtol=0)
+
+
+def test_colour_factors_fill_their_ranges():
+    data = retinopathy(Path("none"), color_jitter=0.2, random_grayscale=0.1)
+    u, augment = generator().random((3000, 5)), np.arange(3000) < 2000
+    factors = color_factors(data, u, augment)
+    np.testing.assert_allclose(factors[:2000].min(0), [0.8, 0.8, 0.8, -0.2, 0], atol=0.01)
+    np.testing.assert_allclose(factors[:2000].max(0), [1.2, 1.2, 1.2, 0.2, 1], atol=0.01)
+    assert factors[:2000, 4].mean() == pytest.approx(0.1, abs=0.02)
+    np.testing.assert_array_equal(factors[2000:], [[1, 1, 1, 0, 0]] * 1000)
+
+
+def test_colour_goes_before_normalisation():
+    images, factors = torch.from_numpy(noise(6, 5, low=0))[None], torch.tensor([[0.5, 1, 1, 0, 0]])
+    mean, std = torch.tensor([0.3, 0.2, 0.1]), torch.tensor([0.2, 0.3, 0.4])
+    result = normalise(images, mean, std, factors)
+    torch.testing.assert_close(
+        result, reference.normalize(images.permute(0, 3, 1, 2) / 510, [0.3, 0.2, 0.1], [0.2, 0.3, 0.4])
+    )
 
 
 # normalisation

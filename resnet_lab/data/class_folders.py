@@ -16,8 +16,6 @@ from resnet_lab.errors import UserError
 class ClassFolders(ImageData):
     """`root/<split>/<class>/<image>` or `root/<class>/<image>` (all of it train); classes in order of their names."""
 
-    root: str
-
     def read_table(self) -> pd.DataFrame:
         """Rows of all splits; sets `class_names` from the folders of train where the configuration gives none.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from resnet_lab.data.image_data import ImageData
-from resnet_lab.data.reader import read_image, read_images
-from resnet_lab.data.sampler import EvaluationSampler, TrainSampler
+from resnet_lab.data.prepared import read_prepared
+from resnet_lab.data.sampler import EvaluationSampler, Sampling, TrainSampler
 from resnet_lab.data.table import class_counts, fingerprints
-from resnet_lab.data.transforms import Transform, normalise, transforms
+from resnet_lab.data.transforms import COLOR, GEOMETRY, Geometry, color_factors, draws, normalise
 from resnet_lab.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -27,41 +28,68 @@ MEMORY = 2e9  # bytes of decoded images that data.in_memory=auto keeps
 STATISTICS_IMAGES = 2000  # mean and std of a training split that is not in memory come from so many, evenly spaced
 
 
-class ImageDataset(Dataset[dict[str, Any]]):
-    """Images of one split; an item is `image` (S, S, 3) uint8, `target`, and `index` (-1 where it counts for nothing).
+Batches = DataLoader[dict[str, Tensor]]
+
+
+class ImageDataset(Dataset[dict[str, Tensor]]):
+    """Images of one split, handed out by the batch: `image` (B, S, S, 3) uint8, `target` and `index` (B,).
+
+    `index` is -1 where a row counts for nothing. Where colours are augmented, `color` (B, 5) holds the factors, for
+    the device to apply.
 
     Args:
         rows: the split's part of the table.
-        data: how to read an image.
-        transform: geometry on uint8.
-        seed: of the augmentation, with the epoch and the index.
+        data: how to read an image, and how to augment it.
+        augment: whether to.
+        seed: of the augmentation, with epoch and index.
         images: the decoded images, uint8 (H, W, 3) each; None: they are read when they are needed.
     """
 
     def __init__(
-        self,
-        rows: pd.DataFrame,
-        data: ImageData,
-        transform: Transform,
-        seed: int,
-        images: list[np.ndarray] | None,
+        self, rows: pd.DataFrame, data: ImageData, augment: bool, seed: int, images: Sequence[np.ndarray] | None
     ) -> None:
-        self.paths, self.targets = list(rows["path"]), rows["target"].to_numpy(np.int64)
-        self.reading = (data.image_size, data.resize, data.eye_crop)
-        self.transform, self.seed, self.images = transform, seed, images
+        self.paths, self.prepared = list(rows["path"]), list(rows["prepared"])
+        self.targets = rows["target"].to_numpy(np.int64)
+        self.data, self.seed, self.images, self.geometry = data, seed, images, Geometry(data)
+        chosen = data.augment_classes
+        self.augmented = np.full(len(rows), augment) if chosen is None else augment & np.isin(self.targets, chosen)
+        self.colors = augment and (data.color_jitter > 0 or data.random_grayscale > 0)
 
     def read(self, index: int) -> np.ndarray:
         """The image before augmentation, uint8 (H, W, 3)."""
-        return read_image(self.paths[index], *self.reading) if self.images is None else self.images[index]
+        if self.images is not None:
+            return self.images[index]
+        return read_prepared(self.prepared[index]) if self.prepared[index] else self.data.read(self.paths[index])
 
-    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
-        epoch, index = key if isinstance(key, tuple) else (0, key)
-        row = max(index, 0)
-        image = self.transform(self.read(row), np.random.default_rng([self.seed, epoch, row]))
-        return {"image": torch.from_numpy(image), "target": self.targets[row], "index": index}
+    def read_all(self) -> list[np.ndarray]:
+        """All images before augmentation, read on all cores (decoding happens outside the interpreter's lock)."""
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return list(pool.map(self.read, range(len(self))))
+
+    def __getitems__(self, keys: Sequence[int | tuple[int, int, int]]) -> dict[str, Tensor]:
+        """The batch of these keys, `index` or `(epoch, index, repeat)`; called by DataLoader in place of one by one."""
+        epochs, indices, repeats = np.array([key if isinstance(key, tuple) else (0, key, 0) for key in keys]).T
+        rows = np.maximum(indices, 0)
+        augment = self.augmented[rows]
+        u = np.zeros((len(rows), len(GEOMETRY) + len(COLOR)))
+        for place in np.flatnonzero(augment):
+            u[place] = draws(self.seed, epochs[place], rows[place], repeats[place])
+        batch = {
+            "image": torch.from_numpy(self.geometry([self.read(row) for row in rows], u, augment)),
+            "target": torch.from_numpy(self.targets[rows]),
+            "index": torch.from_numpy(indices),
+        }
+        if self.colors:
+            batch["color"] = torch.from_numpy(color_factors(self.data, u[:, len(GEOMETRY) :], augment))
+        return batch
 
     def __len__(self) -> int:
         return len(self.paths)
+
+
+def whole(batch: Any) -> Any:
+    """In place of DataLoader's collation: the data set has made the batch already."""
+    return batch
 
 
 class DataModule(LightningDataModule):
@@ -86,7 +114,7 @@ class DataModule(LightningDataModule):
         super().__init__()
         self.data, self.seed, self.follow_test, self.statistics = data, seed, follow_test, statistics
         self.table: pd.DataFrame | None = None
-        self.images: dict[str, list[np.ndarray]] = {}  # split → decoded images, where they are kept in memory
+        self.images: dict[str, Sequence[np.ndarray]] = {}  # split → decoded images, where they are kept in memory
         self.test_splits: list[str] = []
 
     def setup(self, stage: str | None = None) -> None:
@@ -105,6 +133,9 @@ class DataModule(LightningDataModule):
         self.test_splits = [split for split in self.splits if split != "train"]
         mean, std = self.statistics or self._mean_and_std()
         self.mean, self.std = torch.tensor(mean), torch.tensor(std)
+        if unknown := set(self.data.augment_classes or ()) - set(range(len(self.class_names))):
+            classes = f"0 to {len(self.class_names) - 1}"
+            raise UserError(f"data.augment_classes: there is no class {min(unknown)}; classes run from {classes}")
         self.num_workers = self._workers()
 
     def rows(self, split: str) -> pd.DataFrame:
@@ -117,42 +148,43 @@ class DataModule(LightningDataModule):
 
     def dataset(self, split: str, augment: bool) -> ImageDataset:
         """The images of one split, decoded at most once, with the training or the evaluation transform."""
-        rows, (train, evaluation) = self.rows(split), transforms(self.data)
-        if self.in_memory and split not in self.images:
-            reading = (self.data.image_size, self.data.resize, self.data.eye_crop)
-            self.images[split] = read_images(list(rows["path"]), *reading)
-        return ImageDataset(rows, self.data, train if augment else evaluation, self.seed, self.images.get(split))
+        dataset = ImageDataset(self.rows(split), self.data, augment, self.seed, self.images.get(split))
+        if self.in_memory and dataset.images is None:
+            dataset.images = self.images[split] = dataset.read_all()
+        return dataset
 
-    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
+    def train_dataloader(self) -> Batches:
         """Batches of the global size divided by the number of ranks; a last batch of one image is left out."""
-        dataset = self.dataset("train", augment=True)
-        return self._loader(dataset, TrainSampler(len(dataset), self.seed, *self._rank()))
+        dataset, data = self.dataset("train", augment=True), self.data
+        sampling = Sampling(dataset.targets, data.sampling, data.sampling_decay, data.sampling_final)
+        return self._loader(dataset, TrainSampler(sampling, self.seed, *self._rank()))
 
-    def val_dataloader(self) -> list[DataLoader[dict[str, Any]]]:
+    def val_dataloader(self) -> list[Batches]:
         """One loader for each of `val_splits`."""
         return [self.evaluation_dataloader(split) for split in self.val_splits]
 
-    def test_dataloader(self) -> list[DataLoader[dict[str, Any]]]:
+    def test_dataloader(self) -> list[Batches]:
         """One loader for each of `test_splits`."""
         return [self.evaluation_dataloader(split) for split in self.test_splits]
 
-    def evaluation_dataloader(self, split: str) -> DataLoader[dict[str, Any]]:
+    def evaluation_dataloader(self, split: str) -> Batches:
         """Every image of a split once, in the order of the table."""
         dataset = self.dataset(split, augment=False)
         return self._loader(dataset, EvaluationSampler(len(dataset), *self._rank()))
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Normalise on the device: `image` (B, S, S, 3) uint8 becomes float32 (B, 3, S, S)."""
+        """Colour and normalise on the device: `image` (B, S, S, 3) uint8 becomes float32 (B, 3, S, S)."""
         images: Tensor = batch["image"]
         self.mean, self.std = self.mean.to(images.device), self.std.to(images.device)
-        return batch | {"image": normalise(images, self.mean, self.std)}
+        return batch | {"image": normalise(images, self.mean, self.std, batch.get("color"))}
 
-    def _loader(self, dataset: ImageDataset, sampler: TrainSampler | EvaluationSampler) -> DataLoader[dict[str, Any]]:
+    def _loader(self, dataset: ImageDataset, sampler: TrainSampler | EvaluationSampler) -> Batches:
         batch_size = self.batch_size_per_rank(self._rank()[1])
         return DataLoader(
             dataset,
             batch_size=batch_size,
             sampler=sampler,
+            collate_fn=whole,
             # batch norm cannot normalise a single value per channel, which small images come down to
             drop_last=isinstance(sampler, TrainSampler) and len(sampler) % batch_size == 1,
             num_workers=self.num_workers,
@@ -171,6 +203,16 @@ class DataModule(LightningDataModule):
 
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def advice(self) -> str:
+        """What makes the images come faster, for a training that waits for them."""
+        assert self.table is not None
+        cores = len(os.sched_getaffinity(0))
+        if not self.in_memory and not self.table["prepared"].astype(bool).all():
+            return "run resnet-lab prepare with the same keys once"
+        if self.num_workers < cores and not (self.in_memory and cores == 1):
+            return f"set data.num_workers={cores}"
+        return "take smaller images (data.image_size), or more cores"
 
     def _workers(self) -> int:
         if self.data.num_workers == "auto":

@@ -8,12 +8,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from resnet_lab.data.reader import drop_defects
-from resnet_lab.data.table import add_patients, cut_split, find_images, limit_rows, resolve_leaks
+from resnet_lab.data.check import check_files, drop_defects
+from resnet_lab.data.prepared import PreparedSet
+from resnet_lab.data.reader import Recipe, read_image
+from resnet_lab.data.table import (
+    add_patients,
+    cut_fold,
+    cut_split,
+    join_patients,
+    limit_rows,
+    remap_splits,
+    resolve_leaks,
+)
 from resnet_lab.errors import UserError
 
+SAMPLING = ("none", "balanced", "undersample", "progressive")
 LIMITS: dict[str, tuple[Any, float, float]] = {  # type, least, most
     "image_size": (int, 1, 10_000),
     "crop": (int, 1, 10_000),
@@ -21,6 +33,13 @@ LIMITS: dict[str, tuple[Any, float, float]] = {  # type, least, most
     "horizontal_flip": ((int, float), 0, 1),
     "vertical_flip": ((int, float), 0, 1),
     "rotation": ((int, float), 0, 360),
+    "translate": ((int, float), 0, 1),
+    "color_jitter": ((int, float), 0, 0.5),
+    "random_grayscale": ((int, float), 0, 1),
+    "sampling_decay": ((int, float), 0, 1),
+    "sampling_final": ((int, float), 0, math.inf),
+    "folds": (int, 2, 1_000),
+    "fold": (int, 0, 1_000),
     "val_fraction": ((int, float), 0, 1),
     "test_fraction": ((int, float), 0, 1),
     "split_seed": (int, 0, 2**32 - 1),
@@ -38,27 +57,44 @@ class ImageData(ABC):
     """
 
     name: str
+    root: str  # the folder of the data set
     class_names: list[str] | None  # None: found in the data
     ordered: bool  # whether the classes are grades, so that QWK means something
 
     image_size: int  # pixels
     resize: str  # square | shorter: both sides become image_size, or the shorter one does
-    eye_crop: bool  # cut off the black border around the eye before resizing
+    eye_crop: bool  # cut out the eye's disc before resizing
+    local_mean: bool  # subtract the local mean colour (1st place, Kaggle 2015)
     crop: int | None  # pixels: a random crop in training, the centre in evaluation; None: image_size
     padding: int  # pixels of black around the image before a random crop
     horizontal_flip: float  # probability
     vertical_flip: float  # probability
     rotation: float  # degrees: uniform in ± this
-    interpolation: str  # bilinear | nearest: of the rotation
+    scale: list[float]  # uniform between these two factors
+    translate: float  # of the image's side: uniform in ± this
+    color_jitter: float  # brightness, contrast, saturation (factors in 1 ± this) and hue (turns, ± this)
+    random_grayscale: float  # probability
+    augment_classes: list[int] | None  # only images of these classes are augmented (study C); None: all
+    interpolation: str  # bilinear | nearest: of rotation and scale
     mean: str | list[float] | None  # train: computed from the training split; None: images stay in [0, 1]
     std: str | list[float] | None
 
+    splits: (
+        dict[str, str] | None
+    )  # {train: test, val: val, test: train}: ours from the data set's own; None: as they are
     val_fraction: float  # share of the training patients; 0: train on everything, keep the last epoch
     test_fraction: float  # share of the training patients, for data without a test split of its own
+    folds: int | None  # cross-validation: so many parts of the training patients …
+    fold: int  # … of which this one is the test split, or the validation split where there is a test split
     split_seed: int  # of the splits, so that sweeping `seed` leaves them alone
-    on_leak: str  # error | drop | ignore: a patient in train and in another split
+    patient_regex: str | None  # its first group names the patient in an image's name; None: each image its own
+    on_leak: str  # error | drop | ignore: a patient, or an identical image, in train and in another split
     on_bad_image: str  # error | drop: an image that cannot be read
     max_images: int | None  # at most so many of each split
+
+    sampling: str  # none | balanced | undersample | progressive: how often an epoch draws each class
+    sampling_decay: float  # of progressive: share of the balancing that an epoch keeps of the one before
+    sampling_final: float  # of progressive: weight, in the end, of all classes but the largest
 
     batch_size: int  # of one optimiser step, shared among the ranks
     num_workers: int | str  # auto: none where the images are in memory, else one a core
@@ -69,41 +105,80 @@ class ImageData(ABC):
         """Refuse numbers that make no sense, by key."""
         for key, (kind, least, most) in LIMITS.items():
             value = getattr(self, key)
-            if (key, value) in (("crop", None), ("max_images", None), ("num_workers", "auto")):
+            if (key, value) in (("crop", None), ("folds", None), ("max_images", None), ("num_workers", "auto")):
                 continue
             if not isinstance(value, kind) or isinstance(value, bool) or not least <= value <= most:
                 whole = "a whole number" if kind is int else "a number"
                 raise UserError(f"data.{key}={value}: must be {whole} from {least} to {most}")
         if self.in_memory not in (True, False, "auto"):
             raise UserError(f"data.in_memory={self.in_memory}: choose true, false or auto")
+        if self.sampling not in SAMPLING:
+            raise UserError(f"data.sampling={self.sampling}: choose {', '.join(SAMPLING)}")
+        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]:
+            raise UserError(f"data.scale={self.scale}: give two factors above 0, the smaller one first, as [0.9,1.1]")
+
+    @property
+    def recipe(self) -> Recipe:
+        """How a file becomes an image, before augmentation."""
+        return Recipe(self.image_size, self.resize, self.eye_crop, self.local_mean)
 
     @abstractmethod
     def read_table(self) -> pd.DataFrame:
         """The rows that the files of the data set list: `image, target, split, path`, and `patient` where known."""
 
+    def read(self, path: str) -> np.ndarray:
+        """The image of a row before augmentation, uint8 (H, W, 3)."""
+        return read_image(path, self.recipe)
+
+    def check(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Add `defect`, `digest` and `prepared`.
+
+        `defect` is empty where the image can be read, `digest` equal for identical images; `prepared` is the file to
+        read in its place, empty where `resnet-lab prepare` has not run.
+        """
+        found = self.prepared_set.lookup(rows)
+        if found is not None:
+            return found
+        return rows.join(check_files(rows["path"], self.prepared_set.cache_dir), on="path").assign(prepared="")
+
+    @property
+    def prepared_set(self) -> PreparedSet:
+        """Where the photographs are prepared, or would be."""
+        root = Path(self.root).expanduser().resolve()
+        return PreparedSet(root, self.recipe, Path(self.cache_dir).expanduser())
+
+    def listed(self) -> pd.DataFrame:
+        """The rows that the data set lists, with their patients, in the splits that are asked for."""
+        rows = remap_splits(self.read_table(), self.splits)
+        if "patient" not in rows:
+            rows = add_patients(rows, self.patient_regex)
+        return limit_rows(rows, self.max_images, self.split_seed)
+
     def table(self) -> tuple[pd.DataFrame, dict[str, int]]:
         """The table that is trained on, and what was dropped on the way.
 
-        Bad images leave first, so that no split counts on them; then splits are cut, and leaks resolved.
+        Bad images leave first, so that no split counts on them; then leaks are resolved, and splits are cut.
 
         Returns:
-            Columns `image, target, split, path, patient`; `{"skipped_images": n, "leaks": n}`.
+            Columns `image, target, split, path, patient, defect, digest, prepared`; and `skipped_images` and `leaks`,
+            which are numbers of rows.
         """
-        rows = self.read_table()
-        if "patient" not in rows:
-            rows = add_patients(rows)
-        rows = limit_rows(rows, self.max_images, self.split_seed)
-        rows, skipped = drop_defects(rows, Path(self.cache_dir).expanduser(), self.on_bad_image)
-        rows, leaks = resolve_leaks(rows, self.on_leak)
-        if "test" not in set(rows["split"]):
-            rows = cut_split(rows, "test", self.test_fraction, self.split_seed, "data.test_fraction")
-        if "val" not in set(rows["split"]):
-            rows = cut_split(rows, "val", self.val_fraction, self.split_seed, "data.val_fraction")
-        return rows, {"skipped_images": skipped, "leaks": leaks}
+        rows, skipped = drop_defects(self.check(self.listed()), self.on_bad_image)
+        rows, leaks = resolve_leaks(join_patients(rows), self.on_leak)
+        return self.cut(rows), {"skipped_images": skipped, "leaks": leaks}
 
-    def locate(self, labels: pd.DataFrame, folder: Path, split: str) -> pd.DataFrame:
-        """Rows of one split with the `path` of each image below `folder`."""
-        return find_images(labels, folder).assign(split=split)
+    def cut(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Cut the splits that the data set does not have: a fold, or a share of the training patients."""
+        seed, given = self.split_seed, set(rows["split"])
+        if self.folds is not None:
+            if {"val", "test"} <= given:
+                raise UserError("data.folds: the data has splits val and test of its own; leave one out by data.splits")
+            rows = cut_fold(rows, "val" if "test" in given else "test", self.folds, self.fold, seed)
+        elif "test" not in given:
+            rows = cut_split(rows, "test", self.test_fraction, seed, "data.test_fraction")
+        if "val" not in set(rows["split"]):
+            rows = cut_split(rows, "val", self.val_fraction, seed, "data.val_fraction")
+        return rows
 
 
 def existing_folder(root: str, key: str = "data.root") -> Path:

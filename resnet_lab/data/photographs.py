@@ -16,8 +16,6 @@ from resnet_lab.errors import UserError
 class Photographs(ImageData):
     """Every image at or below `root`, as split `test`; the targets are 0 and mean nothing."""
 
-    root: str
-
     def read_table(self) -> pd.DataFrame:
         """One row per file, in the order of the names.
 

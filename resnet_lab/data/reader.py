@@ -1,169 +1,153 @@
-"""The only code that opens image files: row → uint8 image, and the check that every file can be read."""
+"""The only code that decodes images: file → uint8 image, the same for every verb."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
-import os
+import io
+import math
 import struct
-import time
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
-import pandas as pd
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
-from resnet_lab.errors import UserError
-from resnet_lab.run_folder import write_atomically
+from resnet_lab.data.eye import Disc, crop, disc_box, find_disc, shrink, subtract_local_mean
 
-log = logging.getLogger(__name__)
+JPEG_SCALES = {
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    1: cv2.IMREAD_COLOR,
+}
 
-DARK = 12  # grey level below which a pixel belongs to the black border of a fundus photograph
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a file becomes the image that is trained on, before augmentation.
+
+    Args:
+        image_size: pixels.
+        resize: `square` (both sides become `image_size`) or else `shorter` (the shorter side does).
+        eye_crop: cut the square around the eye's disc first; where none is found, the image stays whole.
+        local_mean: subtract the local mean colour (2015's winner).
+    """
+
+    image_size: int
+    resize: str
+    eye_crop: bool
+    local_mean: bool
 
 
-def read_image(path: str, image_size: int, resize: str, eye_crop: bool) -> np.ndarray:
-    """Decode one image at the smallest JPEG scale that suffices, and resize it with antialiasing.
+def read_image(path: str, recipe: Recipe, scaled: bool = True) -> np.ndarray:
+    """Read one image, decoded at the smallest JPEG scale that suffices.
 
     Args:
         path: a JPEG, PNG or TIFF of any size, with 8 bits a channel.
-        image_size: pixels.
-        resize: `square` (both sides become `image_size`) or else `shorter` (the shorter side does).
-        eye_crop: cut off the black border around the eye first.
+        recipe: what becomes of it.
+        scaled: false decodes every pixel of a JPEG, to measure what the smaller scales change.
 
     Returns:
         uint8, (H, W, 3), RGB.
-    """
-    with Image.open(path) as file:
-        if not eye_crop:
-            # draft() picks a scale of 1/2, 1/4 or 1/8 that is still at least twice the target
-            file.draft("RGB", (2 * image_size, 2 * image_size))
-        image = ImageOps.exif_transpose(file).convert("RGB")
-    if eye_crop:
-        image = image.crop(eye_box(np.asarray(image)))
-    scale = image_size / min(image.size)
-    shorter = (round(scale * image.width), round(scale * image.height))
-    size = (image_size, image_size) if resize == "square" else shorter
-    return np.array(image.resize(size, Image.Resampling.BILINEAR))
-
-
-def eye_box(image: np.ndarray) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom of what is not black border; the whole image (H, W, 3) where nothing is.
-
-    A row or column counts as eye when 2 % of its pixels are brighter than the border's noise.
-    """
-    bright = image.max(axis=2) > DARK
-    columns = np.flatnonzero(bright.mean(axis=0) > 0.02)
-    rows = np.flatnonzero(bright.mean(axis=1) > 0.02)
-    if not len(columns) or not len(rows):
-        return 0, 0, image.shape[1], image.shape[0]
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
-
-
-def read_images(paths: Sequence[str], image_size: int, resize: str, eye_crop: bool) -> list[np.ndarray]:
-    """`read_image` of many files on all cores (Pillow decodes outside the interpreter's lock)."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(lambda path: read_image(path, image_size, resize, eye_crop), paths))
-
-
-def defect(path: str) -> str | None:
-    """What is wrong with an image file, or None; a decode at 1/8 scale also finds truncated ones."""
-    try:
-        with Image.open(path) as file:
-            if file.mode[0] in "IF":
-                return f"mode {file.mode}, which has more than 8 bits a pixel; convert it to 8 bits"
-            file.draft("RGB", (max(1, file.width // 8), max(1, file.height // 8)))
-            ImageOps.exif_transpose(file).convert("RGB")  # all that read_image will do
-    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
-        return " ".join(str(error).replace(path, "file").split()) or type(error).__name__
-    return None
-
-
-def find_defects(paths: Iterable[str], cache_dir: Path) -> dict[str, str]:
-    """Check every file once; the verdicts are kept by path, size and time of change.
-
-    Args:
-        paths: image files.
-        cache_dir: where the verdicts are kept; a folder that cannot be written costs only the repetition.
-
-    Returns:
-        The bad files, and what is wrong with each.
-    """
-    keys = {path: _key(path) for path in paths}
-    folders = "\n".join(sorted({str(Path(path).parent) for path in keys}))
-    cache_file = cache_dir / f"checked_{hashlib.sha256(folders.encode()).hexdigest()[:16]}.json"
-    known = _known(cache_file)
-    new = [path for path, key in keys.items() if key not in known or key == path]
-    if new:
-        known |= dict(zip((keys[path] for path in new), _check_all(new), strict=True))
-        try:
-            cache_dir.mkdir(parents=True, exist_ok=True)
-            write_atomically(cache_file, json.dumps(known, ensure_ascii=False))
-        except OSError as error:
-            log.warning("cannot keep the check of the images: %s", error)
-    return {path: verdict for path, key in keys.items() if (verdict := known[key]) is not None}
-
-
-def _key(path: str) -> str:
-    """Path, size and time of change; of a dangling link the path alone."""
-    try:
-        stat = Path(path).stat()
-    except OSError:
-        return path
-    return f"{path}|{stat.st_size}|{stat.st_mtime_ns}"
-
-
-def _known(cache_file: Path) -> dict[str, str | None]:
-    """The verdicts so far; none where the file is missing or damaged."""
-    try:
-        known = json.loads(cache_file.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return known if isinstance(known, dict) else {}
-
-
-def _check_all(paths: list[str]) -> list[str | None]:
-    log.info("checking %d image files (once)", len(paths))
-    verdicts, start = [], time.monotonic()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for verdict in pool.map(defect, paths):
-            verdicts.append(verdict)
-            if len(verdicts) % 5000 == 0:
-                rate = len(verdicts) / (time.monotonic() - start)
-                log.info(
-                    "checked %d of %d, %.0f s left",
-                    len(verdicts),
-                    len(paths),
-                    (len(paths) - len(verdicts)) / rate,
-                )
-    return verdicts
-
-
-def drop_defects(table: pd.DataFrame, cache_dir: Path, on_bad_image: str) -> tuple[pd.DataFrame, int]:
-    """Remove rows whose image cannot be read, or stop at them.
-
-    Args:
-        table: rows with `path`.
-        cache_dir: see `find_defects`.
-        on_bad_image: `error` or `drop`.
-
-    Returns:
-        The table without them, and how many they were.
 
     Raises:
-        UserError: there are some and `on_bad_image` is `error`, or `on_bad_image` is neither.
+        OSError: the file cannot be read, is truncated, or no image.
+        ValueError: it holds what this program does not take: more than 8 bits a channel, or too many pixels.
     """
-    if on_bad_image not in ("error", "drop"):
-        raise UserError(f"data.on_bad_image={on_bad_image}: choose error or drop")
-    defects = find_defects(table["path"], cache_dir)
-    if defects and on_bad_image == "error":
-        path, reason = next(iter(defects.items()))
-        raise UserError(
-            f"{path}: {reason}; {len(defects)} of {len(table)} images cannot be read; mend them, "
-            "or set data.on_bad_image=drop to go on without them"
-        )
-    for path, reason in list(defects.items())[:10]:
-        log.warning("dropped %s: %s", path, reason)
-    return table[~table["path"].isin(defects)].reset_index(drop=True), len(defects)
+    data, size = Path(path).read_bytes(), recipe.image_size
+    try:
+        image, scale = decode(data, size if scaled else math.inf)
+        disc = find_disc(image) if recipe.eye_crop else None
+        if disc is not None and scale > 1 and 2 * disc.radius < size:  # a small disc in a large picture
+            image, scale = decode(data, min(image.shape[:2]) * size / (2 * disc.radius))
+            disc = find_disc(image)
+    except OSError as error:
+        raise OSError(f"{path}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return _fit(image, recipe, disc, scale)
+
+
+def decode(data: bytes, shorter: float) -> tuple[np.ndarray, int]:
+    """Decode the bytes of an image file, upright as its EXIF entry says.
+
+    A JPEG (not CMYK) is decoded at 1/8, 1/4 or 1/2 where its shorter side stays at least `shorter` pixels, 5 to 10
+    times as fast as decoding and shrinking it; all else by Pillow.
+
+    Returns:
+        uint8 (H, W, 3), RGB; and the number, 1 to 8, that the sides were divided by.
+
+    Raises:
+        OSError, ValueError: see `read_image`.
+    """
+    try:
+        with io.BytesIO(data) as stream, Image.open(stream) as file:  # reads no more than the header
+            if file.mode[0] in "IF":
+                raise ValueError(f"mode {file.mode}, which has more than 8 bits a pixel; convert it to 8 bits")
+            if file.format != "JPEG" or file.mode not in ("RGB", "L"):
+                return np.array(ImageOps.exif_transpose(file).convert("RGB")), 1
+            scale, scan = _jpeg_scale(min(file.size), shorter), stream.tell()
+            return _upright(_decode_jpeg(data, scan, scale), file.getexif().get(ExifTags.Base.Orientation)), scale
+    except Image.UnidentifiedImageError:
+        raise OSError("no image of a known format" if data else "the file is empty") from None
+    except (SyntaxError, struct.error) as error:
+        raise OSError(f"damaged header: {error}") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(str(error)) from error
+
+
+def _jpeg_scale(side: float, least: float) -> int:
+    """What a side may be divided by, without falling below `least`."""
+    return next(scale for scale in JPEG_SCALES if scale == 1 or side >= scale * least)
+
+
+def _decode_jpeg(data: bytes, scan: int, scale: int) -> np.ndarray:
+    """RGB (H, W, 3) of a JPEG whose first scan begins at byte `scan`; a cut one is an error, not grey below the cut.
+
+    Compressed data never holds FF D9, the end-of-image marker, so it is missing when the end is (a thumbnail before
+    the scan has its own); after it cameras may write what they like.
+    """
+    if data.rfind(b"\xff\xd9", scan) < 0:
+        raise OSError("image file is truncated: it has no end-of-image marker")
+    flags = JPEG_SCALES[scale] | cv2.IMREAD_IGNORE_ORIENTATION
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    if image is None:
+        raise OSError("image file is damaged: it cannot be decoded")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _upright(image: np.ndarray, orientation: object) -> np.ndarray:
+    """The image turned and mirrored by its EXIF orientation (1 to 8; all else means nothing)."""
+    if orientation in (5, 6, 7, 8):
+        image = image.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    return np.ascontiguousarray(image)
+
+
+def fit(image: np.ndarray, recipe: Recipe) -> np.ndarray:
+    """What `read_image` does after decoding, for an image (H, W, 3), uint8 RGB, that comes from no file."""
+    return _fit(image, recipe, find_disc(image) if recipe.eye_crop else None, 1)
+
+
+def _fit(image: np.ndarray, recipe: Recipe, disc: Disc | None, scale: int) -> np.ndarray:
+    """Crop, resize, and subtract the local mean; the image was decoded at 1/`scale`."""
+    size = recipe.image_size
+    if disc is not None:
+        # whole pixels of the smallest scale that would have sufficed: the same box at whatever scale was decoded
+        image = crop(image, disc_box(disc, max(1, _jpeg_scale(2 * disc.radius * scale, size) // scale)))
+    image = _resize(image, size, recipe.resize)
+    return subtract_local_mean(image, min(image.shape[:2]) / 2) if recipe.local_mean else image
+
+
+def _resize(image: np.ndarray, image_size: int, resize: str) -> np.ndarray:
+    """Shrink with antialiasing, then enlarge where that is called for."""
+    height, width = image.shape[:2]
+    scale = image_size / min(height, width)
+    target = (image_size, image_size) if resize == "square" else (round(scale * width), round(scale * height))
+    if target == (width, height):
+        return image
+    smaller = shrink(image, min(width, target[0]), min(height, target[1]))
+    return cv2.resize(smaller, target, interpolation=cv2.INTER_CUBIC)

@@ -7,10 +7,15 @@ import io
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
+import numpy as np
 import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from sklearn.model_selection import StratifiedKFold
 
 from resnet_lab.errors import UserError
 
@@ -18,7 +23,6 @@ log = logging.getLogger(__name__)
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".tif", ".tiff", ".JPEG", ".JPG", ".PNG", ".TIF", ".TIFF")
 WHOLE_NUMBER = re.compile(r"\s*[+-]?\d{1,100}\s*")
-EYE = re.compile(r"(.+)_(?:left|right)(?:\.\w+)?", re.IGNORECASE)
 SPLITS = ("train", "val", "test")
 
 
@@ -41,19 +45,29 @@ def read_text(path: Path) -> pd.DataFrame:
     return cells.apply(lambda column: column.str.strip())
 
 
-def read_labels(path: Path, image_column: str | None, label_column: str | None) -> pd.DataFrame:
-    """One CSV of names and labels → columns `image`, `label`, both text.
+def read_labels(
+    path: Path, image_column: str | None, label_column: str | None, more: Mapping[str, tuple[str, str]] | None = None
+) -> pd.DataFrame:
+    """One CSV of names and labels → columns `image`, `label` and those of `more`, all text.
 
     Without column names these are the known ones (`image,level`, `id_code,diagnosis`), or the first two columns of
     a file without header; the first row is data when its label cell is a whole number.
+
+    Args:
+        path: the CSV.
+        image_column: of the header; None: a known one.
+        label_column: of the header; None: a known one.
+        more: name of a further column → its name in the header, and the configuration key that says so.
     """
     cells = read_text(path)
-    if image_column is None and label_column is None and _starts_with_data(cells):
+    if image_column is None and label_column is None and not more and _starts_with_data(cells):
         return cells.iloc[:, :2].set_axis(["image", "label"], axis=1)
     header, rows = list(cells.iloc[0]), cells.iloc[1:]
     image = _find_column(path, header, image_column, ("image", "id_code"), "data.image_column")
     label = _find_column(path, header, label_column, ("level", "diagnosis", "label"), "data.label_column")
-    return _not_empty(path, pd.DataFrame({"image": rows[image], "label": rows[label]}))
+    found = {name: _find_column(path, header, column, (), key) for name, (column, key) in (more or {}).items()}
+    columns = {"image": image, "label": label} | found
+    return _not_empty(path, pd.DataFrame({name: rows[column] for name, column in columns.items()}))
 
 
 def read_pair(image_csv: Path, label_csv: Path) -> pd.DataFrame:
@@ -99,7 +113,7 @@ def _not_empty(path: Path, labels: pd.DataFrame) -> pd.DataFrame:
 
 
 def parse(labels: pd.DataFrame, image_csv: Path, label_csv: Path, num_classes: int) -> pd.DataFrame:
-    """Text columns `image`, `label` → `image`, `target` (int), checked row by row.
+    """Text columns `image`, `label` → `image`, `target` (int), checked row by row; further columns stay.
 
     Args:
         labels: as `read_labels` and `read_pair` give them.
@@ -124,7 +138,7 @@ def parse(labels: pd.DataFrame, image_csv: Path, label_csv: Path, num_classes: i
     )
     _refuse(image_csv, labels[unsafe], "image", "names must be relative paths without '..' inside the image folder")
     _refuse(image_csv, labels[labels["image"].duplicated()], "image", "image names must not repeat")
-    return pd.DataFrame({"image": labels["image"], "target": targets})
+    return labels.drop(columns="label").assign(target=targets)
 
 
 def _refuse(source: Path, rows: pd.DataFrame, column: str, rule: str) -> None:
@@ -134,28 +148,30 @@ def _refuse(source: Path, rows: pd.DataFrame, column: str, rule: str) -> None:
         raise UserError(f"{source}: {column} {cell!r} of image row {row + 1}{more}: {rule}")
 
 
-def find_images(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
-    """Add `path`: the file of each name below `folder`, its suffix found where the CSV gives none.
+def find_images(table: pd.DataFrame, folders: Sequence[Path]) -> pd.DataFrame:
+    """Add `path`: the file of each name below the first folder that has it, its suffix found where the CSV gives none.
 
     Raises:
-        UserError: the folder or a listed image is missing (how many, the first names).
+        UserError: a listed image is missing (how many, the first names).
     """
     parents = {str(PurePosixPath(name).parent) for name in table["image"]}
-    listing = {parent: _list(folder / parent) for parent in parents}
+    listing = [(folder, {parent: _list(folder / parent) for parent in parents}) for folder in folders]
 
     def locate(name: str) -> str | None:
         pure = PurePosixPath(name)
-        files = listing[str(pure.parent)]
-        found = next((pure.name + suffix for suffix in ("", *SUFFIXES) if pure.name + suffix in files), None)
-        return None if found is None else str(folder / pure.parent / found)
+        for folder, files in listing:
+            for suffix in ("", *SUFFIXES):
+                if pure.name + suffix in files[str(pure.parent)]:
+                    return str(folder / pure.parent / (pure.name + suffix))
+        return None
 
     paths = table["image"].map(locate)
     missing = table.loc[paths.isna(), "image"]
     if len(missing):
         names = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
         raise UserError(
-            f"{folder}: {len(missing)} of {len(table)} listed images are missing ({names}); looked for them "
-            f"with the suffixes {' '.join(SUFFIXES[:4])}; check data.root and data.images"
+            f"{' and '.join(map(str, folders))}: {len(missing)} of {len(table)} listed images are missing ({names}); "
+            f"looked for them with the suffixes {' '.join(SUFFIXES[:4])}; check data.root and data.images"
         )
     return table.assign(path=paths)
 
@@ -167,17 +183,73 @@ def _list(folder: Path) -> set[str]:
         return set()
 
 
-def add_patients(table: pd.DataFrame) -> pd.DataFrame:
-    """Add `patient`: what stands before `_left` or `_right`; a name without an eye is a patient of its own.
+def remap_splits(table: pd.DataFrame, splits: Mapping[str, str] | None) -> pd.DataFrame:
+    """Rename the splits of a data set: `{train: test, val: val}` trains on its test split; what is not named goes.
 
-    The folder does not count: the eyes of a patient may lie in two folders, of a split or a class each.
+    Raises:
+        UserError: a name is none of the three, is given twice, or train has no images.
     """
+    if splits is None:
+        return table
+    if not set(splits) <= set(SPLITS) or len(set(splits.values())) < len(splits) or "train" not in splits:
+        raise UserError(
+            f"data.splits={dict(splits)}: give each of train, val, test at most once, as {{train: test, …}}"
+        )
+    known = sorted(table["split"].unique())
+    if splits["train"] not in known:
+        raise UserError(
+            f"data.splits: there is no split {splits['train']} to train on; the data has {', '.join(known)}"
+        )
+    for name in sorted(set(splits.values()) - set(known)):
+        log.warning("data.splits: the data has no split %s", name)
+    renamed = table["split"].map({source: name for name, source in splits.items()})
+    return table.assign(split=renamed)[renamed.notna()].reset_index(drop=True)
+
+
+def add_patients(table: pd.DataFrame, pattern: str | None) -> pd.DataFrame:
+    """Add `patient`: the first group of `pattern` in a name; an image that does not match is a patient of its own.
+
+    The folder and the suffix of a name do not count: the eyes of a patient may lie in two folders, of a split or a
+    class each.
+
+    Args:
+        table: rows with `image`.
+        pattern: regular expression that the whole name has to match, in whatever case; None: each image its own.
+
+    Raises:
+        UserError: the pattern is no regular expression with a group.
+    """
+    try:
+        expression = re.compile(pattern or "()", re.IGNORECASE)
+    except re.error as error:
+        raise UserError(f"data.patient_regex={pattern}: {error}") from None
+    if not expression.groups:
+        raise UserError(f"data.patient_regex={pattern}: put what names the patient in brackets: (.+)_(?:left|right)")
 
     def patient(name: str) -> str:
-        eye = EYE.fullmatch(PurePosixPath(name).name)
-        return eye.group(1) if eye else name
+        short = PurePosixPath(name)
+        found = expression.fullmatch(short.stem if short.suffix in SUFFIXES else short.name)
+        return (found.group(1) if found else None) or name
 
     return table.assign(patient=table["image"].map(patient))
+
+
+def join_patients(table: pd.DataFrame) -> pd.DataFrame:
+    """Make patients who share an identical image one patient, so that no rule about patients tells them apart.
+
+    Args:
+        table: rows with `patient` and `digest`; the joined patient has the name that comes first in the table.
+    """
+    shared = table[table["digest"].duplicated(keep=False)]
+    if shared.groupby("digest")["patient"].nunique().le(1).all():
+        return table
+    patients, names = pd.factorize(table["patient"])
+    digests, _ = pd.factorize(table["digest"])
+    size = len(names) + digests.max() + 1
+    links = coo_array((np.ones(len(table)), (patients, len(names) + digests)), (size, size))
+    _, component = connected_components(links, directed=False)
+    joined = pd.Series(component[patients], index=table.index)
+    return table.assign(patient=table.groupby(joined)["patient"].transform("first"))
 
 
 def cut_split(table: pd.DataFrame, name: str, fraction: float, seed: int, key: str) -> pd.DataFrame:
@@ -204,8 +276,33 @@ def cut_split(table: pd.DataFrame, name: str, fraction: float, seed: int, key: s
     return table.assign(split=table["split"].mask(moved, name))
 
 
+def cut_fold(table: pd.DataFrame, name: str, folds: int, fold: int, seed: int) -> pd.DataFrame:
+    """Move one of `folds` equal parts of the training patients to split `name`, stratified by a patient's worst grade.
+
+    The parts of `fold` 0, 1, … do not overlap and cover all training patients.
+
+    Raises:
+        UserError: there is no such fold, or a class has fewer patients than there are folds.
+    """
+    if not 0 <= fold < folds:
+        raise UserError(f"data.fold={fold}: data.folds={folds} has folds 0 to {folds - 1}")
+    worst = table[table["split"] == "train"].groupby("patient")["target"].max()
+    fewest = worst.value_counts()
+    if fewest.min() < folds:
+        raise UserError(
+            f"data.folds={folds}: class {fewest.idxmin()} has only {fewest.min()} patients (by their worst grade); "
+            "each fold needs one, so take fewer folds"
+        )
+    parts = StratifiedKFold(folds, shuffle=True, random_state=seed).split(worst, worst)
+    chosen = worst.index[next(islice((held for _, held in parts), fold, None))]
+    moved = (table["split"] == "train") & table["patient"].isin(chosen)
+    return table.assign(split=table["split"].mask(moved, name))
+
+
 def resolve_leaks(table: pd.DataFrame, on_leak: str) -> tuple[pd.DataFrame, int]:
     """Find patients who stand in two splits: in train and in val or test, or in val and test.
+
+    Whoever shares an identical image is one patient here (`join_patients`).
 
     Args:
         table: rows of every split.
@@ -225,9 +322,9 @@ def resolve_leaks(table: pd.DataFrame, on_leak: str) -> tuple[pd.DataFrame, int]
     if count and on_leak == "error":
         patients = table.loc[leaks, "patient"].unique()
         raise UserError(
-            f"{count} images of train or val are of {len(patients)} patients who also stand in another split "
-            f"({', '.join(patients[:3])}{', …' if len(patients) > 3 else ''}); set data.on_leak=drop to remove them "
-            "there, or ignore to train on them knowingly"
+            f"{count} images of train or val are of {len(patients)} patients who also stand in another split, by name "
+            f"or by an identical image ({', '.join(patients[:3])}{', …' if len(patients) > 3 else ''}); set "
+            "data.on_leak=drop to remove them there, or ignore to train on them knowingly"
         )
     if count:
         log.warning("%d images of train or val share a patient with a later split: %s", count, on_leak)

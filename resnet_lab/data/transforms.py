@@ -1,8 +1,8 @@
-"""Training and evaluation transforms side by side: geometry on uint8 as one resampling, normalisation by the batch."""
+"""Augmentation by the batch: geometry as one resampling of uint8 on the CPU, colour and normalisation on the device."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -13,72 +13,119 @@ from resnet_lab.data.image_data import ImageData
 from resnet_lab.errors import UserError
 
 INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "nearest": cv2.INTER_NEAREST}
-Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+GEOMETRY = ("horizontal_flip", "vertical_flip", "rotation", "scale", "crop_x", "crop_y", "translate_x", "translate_y")
+COLOR = ("brightness", "contrast", "saturation", "hue", "grayscale")
+GREY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601, as torchvision's
 
 cv2.setNumThreads(0)  # one image is too small to share among threads
 
 
-def transforms(data: ImageData) -> tuple[Transform, Transform]:
-    """The training and the evaluation transform: uint8 (H, W, 3) and a generator → uint8 (S, S, 3).
+def draws(seed: int, epoch: int, index: int, repeat: int) -> np.ndarray:
+    """Uniform random numbers in [0, 1), one for each of `GEOMETRY` and `COLOR`, a function of the arguments alone."""
+    bits = np.random.Philox(key=[seed, epoch], counter=[0, index, repeat, 0])  # each image a stream of its own
+    return np.random.Generator(bits).random(len(GEOMETRY) + len(COLOR))
 
-    S is `data.crop`, or `data.image_size` where that is None. Training flips, rotates and crops at random, composed
-    into one affine map so that the image is resampled once; evaluation takes the centre.
+
+class Geometry:
+    """Flips, rotation, scale, translation and crop of uint8 images, composed so that an image is resampled once.
+
+    Evaluation, and training images that are not augmented, take the centre. The side S of the result is `data.crop`, or
+    `data.image_size` where that is None.
     """
-    if data.interpolation not in INTERPOLATIONS:
-        raise UserError(f"data.interpolation={data.interpolation}: choose {' or '.join(INTERPOLATIONS)}")
-    if data.resize not in ("square", "shorter"):
-        raise UserError(f"data.resize={data.resize}: choose square or shorter")
-    size = data.crop or data.image_size
-    free = data.crop is not None  # a random crop only where the studies ask for one
 
-    def train(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        height, width = image.shape[:2]
-        horizontal, vertical = random.random(2) < (data.horizontal_flip, data.vertical_flip)
-        angle = random.uniform(-data.rotation, data.rotation)
-        room = np.array([width, height]) + 2 * data.padding - size
-        offset = random.integers(0, np.maximum(room, 0), endpoint=True) if free else room / 2
-        if angle == 0:  # no resampling at all: exact pixels
-            flipped = image[:: -1 if vertical else 1, :: -1 if horizontal else 1]
-            return _window(flipped, offset - data.padding, size)
-        matrix = _affine((width, height), angle, horizontal, vertical, offset - data.padding)
-        return cv2.warpAffine(image, matrix, (size, size), flags=INTERPOLATIONS[data.interpolation])
+    def __init__(self, data: ImageData) -> None:
+        if data.interpolation not in INTERPOLATIONS:
+            raise UserError(f"data.interpolation={data.interpolation}: choose {' or '.join(INTERPOLATIONS)}")
+        if data.resize not in ("square", "shorter"):
+            raise UserError(f"data.resize={data.resize}: choose square or shorter")
+        self.data, self.size = data, data.crop or data.image_size
 
-    def evaluate(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        height, width = image.shape[:2]
-        return _window(image, (np.array([width, height]) - size) / 2, size)
+    def __call__(self, images: Sequence[np.ndarray], u: np.ndarray, augment: np.ndarray) -> np.ndarray:
+        """Images (H, W, 3) of any sizes, numbers in [0, 1) (B, 8 or more), which to augment (B,) → (B, S, S, 3)."""
+        batch = np.empty((len(images), self.size, self.size, 3), np.uint8)
+        sizes = np.array([image.shape[1::-1] for image in images])
+        flags = INTERPOLATIONS[self.data.interpolation]
+        for image, target, matrix, exact in zip(images, batch, *self.matrices(sizes, u, augment), strict=True):
+            cv2.warpAffine(image, matrix, target.shape[:2], dst=target, flags=cv2.INTER_NEAREST if exact else flags)
+        return batch
 
-    return train, evaluate
+    def matrices(self, sizes: np.ndarray, u: np.ndarray, augment: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Maps from source to target coordinates (B, 2, 3), and which of them move whole pixels (B,).
+
+        Args:
+            sizes: widths and heights, (B, 2).
+            u: uniform random numbers, one column for each of `GEOMETRY`.
+            augment: whether to use them, (B,).
+        """
+        data = self.data
+        flip = np.where((u[:, :2] < (data.horizontal_flip, data.vertical_flip)) & augment[:, None], -1.0, 1.0)
+        angle = np.deg2rad(augment * (2 * u[:, 2] - 1) * data.rotation)
+        low, high = data.scale
+        scale = np.where(augment, low + (high - low) * u[:, 3], 1.0)
+        cosine, sine = scale * np.cos(angle), scale * np.sin(angle)
+        linear = np.stack([cosine, sine, -sine, cosine], 1).reshape(-1, 2, 2) * flip[:, None, :]
+        offset = self._offset(sizes, u[:, 4:6], augment)
+        offset -= augment[:, None] * (2 * u[:, 6:8] - 1) * data.translate * self.size
+        exact = (angle == 0) & (scale == 1)
+        offset[exact] = np.floor(offset[exact])
+        centre = (sizes - 1) / 2
+        shift = centre - offset - np.einsum("bij,bj->bi", linear, centre)
+        return np.concatenate([linear, shift[:, :, None]], 2), exact
+
+    def _offset(self, sizes: np.ndarray, u: np.ndarray, augment: np.ndarray) -> np.ndarray:
+        """Where the window begins, x and y (B, 2): the centre, or anywhere in the padded image for a random crop."""
+        centre = (sizes - self.size) / 2
+        if self.data.crop is None:
+            return centre
+        room = np.maximum(sizes + 2 * self.data.padding - self.size, 0)
+        return np.where(augment[:, None], np.floor(u * (room + 1)) - self.data.padding, centre)
 
 
-def _affine(shape: tuple[int, int], angle: float, horizontal: bool, vertical: bool, offset: np.ndarray) -> np.ndarray:
-    """Source → target coordinates (2, 3): flips, rotation (degrees) about the centre, window at `offset` (x, y)."""
-    centre = (np.array(shape) - 1) / 2
-    cosine, sine = np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))
-    linear = np.array([[cosine, sine], [-sine, cosine]]) @ np.diag([-1 if horizontal else 1, -1 if vertical else 1])
-    return np.column_stack([linear, centre - offset - linear @ centre])
+def color_factors(data: ImageData, u: np.ndarray, augment: np.ndarray) -> np.ndarray:
+    """Numbers in [0, 1) (B, 5), which to augment (B,) → factors of `COLOR` (B, 5) float32.
+
+    Brightness, contrast and saturation are factors in 1 ± `color_jitter`; hue is in turns, ± as much; grayscale is 0
+    or 1.
+    """
+    neutral = np.array([1.0, 1.0, 1.0, 0.0, 0.0])
+    jitter = data.color_jitter * (2 * u[:, :4] - 1)
+    grey = u[:, 4:5] < data.random_grayscale
+    return (neutral + augment[:, None] * np.concatenate([jitter, grey], 1)).astype(np.float32)
 
 
-def _window(image: np.ndarray, offset: np.ndarray, size: int) -> np.ndarray:
-    """The square of `size` pixels at `offset` (x, y); black where it leaves the image."""
-    x, y = (int(np.floor(value)) for value in offset)
-    height, width = image.shape[:2]
-    if x >= 0 and y >= 0 and x + size <= width and y + size <= height:
-        return np.ascontiguousarray(image[y : y + size, x : x + size])
-    target = np.zeros((size, size, 3), np.uint8)
-    left, top, right, bottom = max(x, 0), max(y, 0), min(x + size, width), min(y + size, height)
-    target[top - y : bottom - y, left - x : right - x] = image[top:bottom, left:right]
-    return target
+def recolor(images: Tensor, factors: Tensor) -> Tensor:
+    """Colour jitter of float images (B, H, W, 3) in [0, 1] by `color_factors` (B, 5), as one linear map an image.
+
+    Brightness, contrast, saturation, hue, grayscale, in this order (torchvision's is random); hue turns the colour
+    plane of YIQ, as NVIDIA's DALI does, where torchvision goes through HSV.
+    """
+    brightness, contrast, saturation, hue, grey = factors.unbind(1)
+    luma = torch.tensor(GREY, device=images.device)
+    yiq = torch.tensor([GREY, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312)], device=images.device)
+    cosine, sine = torch.cos(2 * torch.pi * hue), torch.sin(2 * torch.pi * hue)
+    one, zero = torch.ones_like(hue), torch.zeros_like(hue)
+    turn = torch.stack([one, zero, zero, zero, cosine, -sine, zero, sine, cosine], 1).view(-1, 3, 3)
+    to_grey = luma.expand(3, 3)
+    saturate = (
+        saturation.view(-1, 1, 1) * torch.eye(3, device=images.device) + (1 - saturation).view(-1, 1, 1) * to_grey
+    )
+    colored = torch.linalg.inv(yiq) @ turn @ yiq @ saturate
+    matrix = torch.where(grey.view(-1, 1, 1) > 0, to_grey, colored) * (brightness * contrast).view(-1, 1, 1)
+    mean = images.flatten(1, 2).mean(1) @ luma * brightness  # grey of each image after brightness, (B,)
+    mapped = images.flatten(1, 2) @ matrix.transpose(1, 2) + ((1 - contrast) * mean).view(-1, 1, 1)
+    return mapped.clamp_(0, 1).view(images.shape)
 
 
-def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+def normalise(images: Tensor, mean: Tensor, std: Tensor, color: Tensor | None = None) -> Tensor:
     """uint8 (B, H, W, 3) → float32 (B, 3, H, W) with each channel in units of `std` from `mean` (3,), both in [0, 1].
 
-    The result is laid out channels-last in memory, as the images come.
+    The result is laid out channels-last in memory, as the images come; `color` (B, 5) recolours them first.
     """
     batch, height, width, channels = images.shape
+    pixels = images.float() if color is None else recolor(images.float() / 255, color) * 255
     # whole rows at once: a broadcast over three channels, innermost, takes ten times as long
     scale, shift = (1 / (255 * std)).repeat(width), (-mean / std).repeat(width)
-    rows = images.reshape(batch, height, width * channels).float().mul_(scale).add_(shift)
+    rows = pixels.view(batch, height, width * channels).mul_(scale).add_(shift)
     return rows.view(images.shape).permute(0, 3, 1, 2)
 
 

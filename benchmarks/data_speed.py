@@ -1,0 +1,242 @@
+"""Speed of the data layer, in pairs: `python benchmarks/data_speed.py [--quick] [--out FILE.md]` (`make bench`)."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+from omegaconf import OmegaConf
+from page import Row, main, ratios, take_turns
+from PIL import Image
+from torchvision import transforms as v1
+from torchvision.io import decode_image
+from torchvision.transforms import v2
+
+from resnet_lab.config import build, compose_config
+from resnet_lab.data.check import digest_of
+from resnet_lab.data.datamodule import ImageDataset
+from resnet_lab.data.fundus import draw_fundus
+from resnet_lab.data.prepared import JPEG, PreparedSet, prepare, prepare_photograph
+from resnet_lab.data.reader import Recipe, read_image
+from resnet_lab.data.synthetic import write_synthetic
+from resnet_lab.data.transforms import normalise
+from resnet_lab.job import run_job
+from resnet_lab.run_folder import RunFolder
+
+CAMERA = Path(__file__).resolve().parents[2] / "shared" / "data" / "idrid_fullsize.tar"  # 25 photographs, 4288 × 2848
+MEAN, STD = (0.3749, 0.2601, 0.1856), (0.2526, 0.1780, 0.1291)  # study A
+METHOD = """
+- One core each: torch and cv2 have one thread. The contestants take turns over the same photographs in one process,
+  after one round that is not counted; a ratio is of two rounds of the same turn. Files are in the page cache.
+- Prepare: `resnet-lab prepare` with `data.eye_crop=true`, that is, decode, find the eye, crop, resize, save, index.
+  Pillow: `Image.open(…).convert("RGB").resize(…).save(…, quality=95)`.
+- Loading, as study A does it: flips, rotation by ±30°, normalisation. The program: a batch of its `ImageDataset`,
+  bilinear, and `normalise`. The studies' own loader: Pillow, `Resize`, flips, `RandomRotation` (nearest), `ToTensor`,
+  `Normalize`, on the originals. torchvision.transforms.v2 with bilinear rotation, on the prepared files, from
+  `decode_image` tensors or PIL images.
+- Scaled against full decode: mean absolute difference of the prepared pixels, in grey levels, one value a photograph;
+  and the test QWK of ResNet-18 trained on drawn photographs prepared either way, one value a seed.
+- Peak memory: resident, of `resnet-lab prepare` and its largest child, on generated photographs.
+"""
+
+
+def recipe(size: int, eye_crop: bool = True) -> Recipe:
+    """As `data.image_size=… data.eye_crop=…` make it."""
+    return Recipe(size, "square", eye_crop, local_mean=False)
+
+
+def photographs(folder: Path, quick: bool) -> list[str]:
+    """The camera-size photographs, or drawn ones where they are absent."""
+    if not quick and CAMERA.is_file():
+        with tarfile.open(CAMERA) as archive:
+            archive.extractall(folder, filter="data")
+        return sorted(map(str, (folder / "idrid_fullsize" / "images").iterdir()))
+    folder.mkdir()
+    for number in range(5):
+        image = draw_fundus(number, "left", number, 0, 200 if quick else 2848)
+        cv2.imwrite(str(folder / f"{number}_left.jpeg"), image[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, 92))
+    return sorted(map(str, folder.iterdir()))
+
+
+def rate(work: Callable[[], object], images: int) -> Callable[[], float]:
+    """Images per second of one round."""
+
+    def measure() -> float:
+        start = time.perf_counter()
+        work()
+        return images / (time.perf_counter() - start)
+
+    return measure
+
+
+def prepare_rows(paths: Sequence[str], folder: Path, size: int, repetitions: int) -> list[Row]:
+    """Preparing against Pillow, and two processes against one."""
+    target = PreparedSet(Path(paths[0]).parent, recipe(size), folder)
+
+    def with_pillow() -> None:
+        for path in paths:
+            Image.open(path).convert("RGB").resize((size, size)).save(folder / "pillow.jpeg", quality=95)
+
+    contestants = {
+        "prepare": rate(lambda: [prepare_photograph(target, path) for path in paths], len(paths)),
+        "Pillow": rate(with_pillow, len(paths)),
+    }
+    speeds = take_turns(contestants, repetitions)
+    many = list(paths) * (1 if len(paths) < 25 else 4)  # start of the processes included
+    copies = [str(copy) for copy in _copies(many, folder / "copies")]
+    both = take_turns(
+        {f"{n} processes": rate(lambda n=n: _prepare_anew(copies, folder, size, n), len(copies)) for n in (1, 2)},
+        min(3, repetitions),
+    )
+    return [
+        *(Row(f"{name}, {size} px", "images/s", values) for name, values in speeds.items()),
+        Row("prepare / Pillow", "ratio", ratios(speeds["prepare"], speeds["Pillow"]), "≥ 6"),
+        Row(
+            f"prepare {len(many)} photographs, 2 / 1 processes",
+            "ratio",
+            ratios(both["2 processes"], both["1 processes"]),
+        ),
+    ]
+
+
+def _copies(paths: Sequence[str], folder: Path) -> list[Path]:
+    folder.mkdir(exist_ok=True)
+    for number, path in enumerate(paths):
+        (folder / f"{number}.jpeg").write_bytes(Path(path).read_bytes())
+    return sorted(folder.iterdir())
+
+
+def _prepare_anew(paths: Sequence[str], folder: Path, size: int, processes: int) -> None:
+    with TemporaryDirectory(dir=folder) as cache:
+        prepare(PreparedSet(Path(paths[0]).parent, recipe(size), Path(cache)), paths, processes)
+
+
+def loading_rows(paths: Sequence[str], folder: Path, size: int, repetitions: int) -> list[Row]:
+    """An epoch's images with augmentation, from the prepared set and otherwise."""
+    target = PreparedSet(Path(paths[0]).parent, recipe(size), folder)
+    prepare(target, paths, processes=1)
+    stored = [str(target.file(path)) for path in paths]
+    keys = [f"data.root={target.root}", f"data.image_size={size}", "data.eye_crop=true", f"data.cache_dir={folder}"]
+    data = build(compose_config(["data=retinopathy", *keys]).data)
+    dataset = ImageDataset(pd.DataFrame({"path": paths, "prepared": stored, "target": 0}), data, True, 0, None)
+    batch = [(0, index, 0) for index in range(len(paths))]
+    mean_, std = torch.tensor(MEAN), torch.tensor(STD)
+    steps = [v2.RandomHorizontalFlip(), v2.RandomVerticalFlip(), v2.RandomRotation(30, v2.InterpolationMode.BILINEAR)]
+    finish = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
+    tensors, pil = v2.Compose([*steps, *finish]), v2.Compose([*steps, v2.ToImage(), *finish])
+    studies = v1.Compose(
+        [
+            v1.Resize(size),
+            v1.RandomHorizontalFlip(),
+            v1.RandomVerticalFlip(),
+            v1.RandomRotation(30),
+            v1.ToTensor(),
+            v1.Normalize(MEAN, STD),
+        ]
+    )
+    contestants = {
+        "the program": lambda: normalise(dataset.__getitems__(batch)["image"], mean_, std),
+        "the studies' loader, originals": lambda: [studies(Image.open(path)) for path in paths],
+        "transforms.v2, tensors": lambda: torch.stack([tensors(decode_image(file)) for file in stored]),
+        "transforms.v2, PIL": lambda: torch.stack([pil(Image.open(file)) for file in stored]),
+    }
+    speeds = take_turns({name: rate(work, len(paths)) for name, work in contestants.items()}, repetitions)
+    goals = dict(zip(list(contestants)[1:], ("≥ 50", "≥ 3", "≥ 2.5"), strict=True))
+    return [Row(f"load and augment, {size} px: {name}", "images/s", values) for name, values in speeds.items()] + [
+        Row(f"the program / {other}", "ratio", ratios(speeds["the program"], speeds[other]), goal)
+        for other, goal in goals.items()
+    ]
+
+
+def difference(path: str, size: int) -> float:
+    """Mean absolute difference, in grey levels, of a photograph read through scaled and through full decode."""
+    scaled, full = (read_image(path, recipe(size), scaled=choice).astype(int) for choice in (True, False))
+    return float(np.abs(scaled - full).mean())
+
+
+def training_rows(folder: Path, quick: bool, seeds: int) -> list[Row]:
+    """Test QWK after training on drawn photographs that were prepared through scaled and through full decode."""
+    root, size = folder / "drawn", 32 if quick else 64
+    write_synthetic(root, 0, 8 if quick else 300, 4 if quick else 150, 2 * size if quick else 600, "balanced")
+    paths = sorted(map(str, (root / "images").iterdir()))
+    scores: dict[str, list[float]] = {}
+    for name, scaled in (("scaled", True), ("full", False)):
+        cache = folder / name
+        target = PreparedSet(root.resolve(), recipe(size), cache)
+        prepare(target, paths, processes=1)
+        if not scaled:
+            _overwrite_with_full_decode(target, paths)
+        keys = [f"data.root={root}", f"data.image_size={size}", "data.eye_crop=true", f"data.cache_dir={cache}"]
+        keys += ["data.batch_size=32", f"trainer.max_epochs={1 if quick else 8}", "trainer=cpu", "optim=adamw"]
+        keys += ["data=retinopathy", "optim.lr=0.001", "schedule=cosine"]
+        scores[name] = [_test_qwk([*keys, f"seed={seed}"]) for seed in range(seeds)]
+    return [Row(f"ResNet-18 trained through {name} decode: test QWK", "QWK", values) for name, values in scores.items()]
+
+
+def _overwrite_with_full_decode(target: PreparedSet, paths: Sequence[str]) -> None:
+    """Put other pixels into a prepared set, in the index too, so that training takes them for its own."""
+    index = pd.read_csv(target.index_file, dtype={"image": str}, keep_default_na=False).set_index("image")
+    for path in paths:
+        pixels = read_image(path, target.recipe, scaled=False)
+        data = cv2.imencode(".jpeg", pixels[..., ::-1], JPEG)[1].tobytes()
+        target.file(path).write_bytes(data)
+        index.loc[target.name(path), "prepared"] = digest_of(data)
+    index.to_csv(target.index_file)
+
+
+def _test_qwk(overrides: Sequence[str]) -> float:
+    config = compose_config(overrides)
+    with TemporaryDirectory() as folder:
+        run = RunFolder(Path(folder))
+        run.config_file.write_text(OmegaConf.to_yaml(config, resolve=True), encoding="utf-8")
+        run_job(run)
+        score: float = run.read_status()["metrics"]["test/qwk"]
+    return score
+
+
+def memory_rows(folder: Path, quick: bool) -> list[Row]:
+    """Peak memory of preparing few and many photographs, which should not differ."""
+    rows = []
+    for number in (10, 40) if quick else (100, 10_000):
+        root = folder / f"many_{number}"
+        write_synthetic(root, 0, number * 2 // 5, max(3, number // 10), 96, "studies", processes=2)
+        command = [sys.executable, "-c", MEASURED, f"data.root={root}", f"data.cache_dir={folder / 'memory'}"]
+        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        rows.append(Row(f"prepare {number} photographs: peak memory", "MB", [float(printed.split()[-1])]))
+    return rows
+
+
+MEASURED = """
+import resource, sys
+from resnet_lab import prepare
+prepare.command(["data=retinopathy", "data.image_size=64", "data.eye_crop=true", *sys.argv[1:]])
+print(max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024)
+"""
+
+
+def measure(folder: Path, quick: bool) -> list[Row]:
+    """All rows of the table; `folder` takes the photographs and what is made of them."""
+    cv2.setNumThreads(1)
+    threads = torch.get_num_threads()
+    size, repetitions = (64, 1) if quick else (512, 5)
+    paths = photographs(folder / "camera", quick)
+    torch.set_num_threads(1)
+    rows = prepare_rows(paths, folder, size, repetitions) + loading_rows(paths, folder, size, repetitions)
+    torch.set_num_threads(threads)
+    rows.append(
+        Row("scaled / full decode: difference", "grey levels", [difference(path, size) for path in paths], "< 0.5")
+    )
+    return rows + training_rows(folder, quick, seeds=1 if quick else 3) + memory_rows(folder, quick)
+
+
+if __name__ == "__main__":
+    main(__doc__, "Speed of the data layer", METHOD, measure)

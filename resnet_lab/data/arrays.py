@@ -1,0 +1,86 @@
+"""Data sets that come as arrays of all images, which stay in memory as uint8."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from resnet_lab.data.check import digest_of
+from resnet_lab.data.image_data import ImageData
+from resnet_lab.data.reader import fit
+from resnet_lab.errors import UserError
+
+
+@dataclass(kw_only=True)
+class ArrayData(ImageData):
+    """A data set adds `read_arrays`. A row's `path` is its split and its place in the arrays, as `train/00012`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.arrays: dict[str, np.ndarray] = {}  # split → images, from reading the table on
+
+    @abstractmethod
+    def read_arrays(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """By split: images, uint8 (N, H, W, 3) or grey (N, H, W), and labels (N,); may set `class_names`."""
+
+    @property
+    def source(self) -> Path:
+        """The file or folder that errors name."""
+        return Path(self.root).expanduser()
+
+    def read_table(self) -> pd.DataFrame:
+        """One row per image, in the order of the arrays; classes without names get their numbers.
+
+        Raises:
+            UserError: an array is not what `read_arrays` has to give, or there is no split to train on.
+        """
+        splits = self.read_arrays()
+        if not splits or ("train" not in splits and self.splits is None):
+            raise UserError(
+                f"{self.source} has no split train, but {' and '.join(splits) or 'none at all'}; "
+                "to train on another one name it, as in data.splits={train: val}"
+            )
+        rows = pd.concat([self._rows(split, *arrays) for split, arrays in splits.items()], ignore_index=True)
+        self.arrays = {split: images for split, (images, _) in splits.items()}
+        most = int(rows["target"].max())
+        if self.class_names is None:
+            self.class_names = [str(number) for number in range(most + 1)]
+        if most >= len(self.class_names):
+            raise UserError(
+                f"{self.source}: {rows.sort_values('target')['split'].iloc[-1]}_labels goes up to {most}, but there "
+                f"are {len(self.class_names)} classes ({', '.join(self.class_names)}); set data.class_names"
+            )
+        return rows
+
+    def _rows(self, split: str, images: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
+        """The checked rows of one split."""
+        if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)):
+            raise UserError(
+                f"{self.source}: {split}_images is {images.dtype} {images.shape}; "
+                "2D images are needed, uint8 (N, H, W) or (N, H, W, 3)"
+            )
+        if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1] or min(labels, default=-1) < 0:
+            raise UserError(
+                f"{self.source}: {split}_labels is {labels.dtype} {labels.shape}; {len(images)} images need one whole "
+                "number from 0 each (several labels an image cannot be trained on)"
+            )
+        names = [f"{split}/{index:05d}" for index in range(len(labels))]
+        return pd.DataFrame({"image": names, "target": labels.astype(np.int64), "split": split, "path": names})
+
+    def read(self, path: str) -> np.ndarray:
+        """The image of a row before augmentation, uint8 (H, W, 3); grey becomes RGB."""
+        image = self._image(path)
+        return fit(image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2), self.recipe)
+
+    def check(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Add `digest`, equal for identical images, and `defect` and `prepared`, always empty: there are no files."""
+        digests = [digest_of(self._image(path).tobytes()) for path in rows["path"]]
+        return rows.assign(defect="", digest=digests, prepared="")
+
+    def _image(self, path: str) -> np.ndarray:
+        split, index = path.split("/")
+        return self.arrays[split][int(index)]

@@ -1,0 +1,135 @@
+"""The check that every image file can be read, and what tells identical files; each file is opened once."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+import struct
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pandas as pd
+from PIL import Image, ImageOps
+
+from resnet_lab.errors import UserError
+from resnet_lab.run_folder import write_atomically
+
+log = logging.getLogger(__name__)
+
+Verdict = tuple[str, str]  # what is wrong with a file, or nothing; the hash of its bytes
+
+
+def digest_of(data: bytes) -> str:
+    """What tells one content from another, 32 hexadecimal digits."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def examine(path: str) -> Verdict:
+    """What is wrong with an image file, or nothing, and the hash of its bytes; both from one reading of the file."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        return error.strerror or type(error).__name__, ""
+    return defect(data), digest_of(data)
+
+
+def defect(data: bytes) -> str:
+    """What is wrong with the bytes of an image, or nothing; a decode at 1/8 scale also finds truncated ones."""
+    try:
+        with Image.open(io.BytesIO(data)) as file:
+            if file.mode[0] in "IF":
+                return f"mode {file.mode}, which has more than 8 bits a pixel; convert it to 8 bits"
+            file.draft("RGB", (max(1, file.width // 8), max(1, file.height // 8)))
+            ImageOps.exif_transpose(file).convert("RGB")
+    except Image.UnidentifiedImageError:
+        return "the file is empty" if not data else "no image of a known format"
+    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
+        return " ".join(str(error).split()) or type(error).__name__
+    return ""
+
+
+def check_files(paths: Iterable[str], cache_dir: Path) -> pd.DataFrame:
+    """Check every file once; the verdicts are kept by path, size and time of change.
+
+    Args:
+        paths: image files.
+        cache_dir: where the verdicts are kept; a folder that cannot be written costs only the repetition.
+
+    Returns:
+        One row per path, its index: `defect` (empty where the file can be read) and `digest`.
+    """
+    keys = {path: _key(path) for path in paths}
+    folders = "\n".join(sorted({str(Path(path).parent) for path in keys}))
+    cache_file = cache_dir / f"examined_{hashlib.sha256(folders.encode()).hexdigest()[:16]}.json"
+    known = _known(cache_file)
+    new = [path for path, key in keys.items() if key not in known or key == path]
+    if new:
+        known |= dict(zip((keys[path] for path in new), _examine_all(new), strict=True))
+        try:
+            cache_dir.mkdir(parents=True, exist_ok=True)
+            write_atomically(cache_file, json.dumps(known, ensure_ascii=False))
+        except OSError as error:
+            log.warning("cannot keep the check of the images: %s", error)
+    return pd.DataFrame([known[key] for key in keys.values()], index=list(keys), columns=["defect", "digest"])
+
+
+def _key(path: str) -> str:
+    """Path, size and time of change; of a dangling link the path alone."""
+    try:
+        stat = Path(path).stat()
+    except OSError:
+        return path
+    return f"{path}|{stat.st_size}|{stat.st_mtime_ns}"
+
+
+def _known(cache_file: Path) -> dict[str, Verdict]:
+    """The verdicts so far; none where the file is missing or damaged."""
+    try:
+        known = json.loads(cache_file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _examine_all(paths: list[str]) -> list[Verdict]:
+    log.info("checking %d image files (once)", len(paths))
+    verdicts, start = [], time.monotonic()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for verdict in pool.map(examine, paths):
+            verdicts.append(verdict)
+            if len(verdicts) % 5000 == 0:
+                rate = len(verdicts) / (time.monotonic() - start)
+                left = (len(paths) - len(verdicts)) / rate
+                log.info("checked %d of %d, %.0f s left", len(verdicts), len(paths), left)
+    return verdicts
+
+
+def drop_defects(table: pd.DataFrame, on_bad_image: str) -> tuple[pd.DataFrame, int]:
+    """Remove rows whose image cannot be read, or stop at them.
+
+    Args:
+        table: rows with `path` and `defect`.
+        on_bad_image: `error` or `drop`.
+
+    Returns:
+        The table without them, and how many they were.
+
+    Raises:
+        UserError: there are some and `on_bad_image` is `error`, or `on_bad_image` is neither.
+    """
+    if on_bad_image not in ("error", "drop"):
+        raise UserError(f"data.on_bad_image={on_bad_image}: choose error or drop")
+    bad = table[table["defect"] != ""]
+    if len(bad) and on_bad_image == "error":
+        raise UserError(
+            f"{bad.iloc[0]['path']}: {bad.iloc[0]['defect']}; {len(bad)} of {len(table)} images cannot be read; "
+            "mend them, or set data.on_bad_image=drop to go on without them"
+        )
+    for path, reason in zip(bad["path"][:10], bad["defect"], strict=False):
+        log.warning("dropped %s: %s", path, reason)
+    return table[table["defect"] == ""].reset_index(drop=True), len(bad)

@@ -1,0 +1,64 @@
+"""Oxford Flowers-102 through torchvision, which downloads it where it is absent."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from torchvision.datasets import Flowers102 as Torchvision
+
+from resnet_lab.data.image_data import ImageData
+from resnet_lab.data.table import SPLITS
+from resnet_lab.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class Flowers102(ImageData):
+    """`root/flowers-102` with `jpg/`, `imagelabels.mat` and `setid.mat`; the images of a whole split may be absent."""
+
+    def read_table(self) -> pd.DataFrame:
+        """The official splits; sets `class_names` where the configuration gives none.
+
+        Raises:
+            UserError: the data set is neither there nor can be downloaded, or some images of a split are missing.
+        """
+        folder = Path(self.root).expanduser() / "flowers-102"
+        if self.class_names is None:
+            self.class_names = list(getattr(Torchvision, "classes", map(str, range(102))))  # torchvision 0.21 has none
+        listed = pd.concat([self._split(folder, split) for split in SPLITS], ignore_index=True)
+        return _present(listed, folder / "jpg")
+
+    def _split(self, folder: Path, split: str) -> pd.DataFrame:
+        """The rows of one official split, whether or not the images are there."""
+        try:
+            flowers = Torchvision(folder.parent, split, download=True)
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"{folder} is absent or incomplete, and cannot be downloaded ({error}); set data.root to the folder "
+                f"above it, or put 102flowers.tgz, unpacked, imagelabels.mat and setid.mat there, from "
+                f"{Torchvision._download_url_prefix}"
+            ) from None
+        files = flowers._image_files  # torchvision has no public name for them
+        names, paths = [file.name for file in files], [str(file) for file in files]
+        return pd.DataFrame({"image": names, "target": flowers._labels, "split": split, "path": paths})
+
+
+def _present(listed: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    """The rows of the splits that have images in the folder, which then are all to be there."""
+    present = listed["image"].isin(os.listdir(folder))  # noqa: PTH208 - names alone are faster
+    found = set(listed["split"][present]) or set(SPLITS)
+    missing = listed["image"][~present & listed["split"].isin(found)]
+    if len(missing):
+        names = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+        raise UserError(
+            f"{folder}: {len(missing)} images are missing ({names}); unpack 102flowers.tgz again, from "
+            f"{Torchvision._download_url_prefix}"
+        )
+    if absent := [split for split in SPLITS if split not in found]:
+        log.warning("%s has no image of the official split %s, left out", folder, " and ".join(absent))
+    return listed[present].reset_index(drop=True)

@@ -1,0 +1,85 @@
+"""MedMNIST's 2D sets with one class an image: an npz each, with splits of its own."""
+
+from __future__ import annotations
+
+import tempfile
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from resnet_lab.data.arrays import ArrayData
+from resnet_lab.data.table import SPLITS
+from resnet_lab.errors import UserError
+
+SIZES = (28, 64, 128, 224)
+WEB = "https://zenodo.org/records/10519652"
+
+
+@dataclass(kw_only=True)
+class MedMNIST(ArrayData):
+    """Arrays `<split>_images` and `<split>_labels`, the latter (N, 1) or (N,); the file may lack a split."""
+
+    flag: str  # MedMNIST's name of the set
+    size: int  # pixels of the images in the file
+    file: str | None  # the npz, below root or absolute; None: under MedMNIST's name, downloaded where it is absent
+
+    @property
+    def source(self) -> Path:
+        """The npz."""
+        name = self.file or (f"{self.flag}.npz" if self.size == 28 else f"{self.flag}_{self.size}.npz")
+        return Path(self.root).expanduser() / Path(name).expanduser()
+
+    def read_arrays(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """The splits of the file; classes that the configuration does not name are named by the medmnist package."""
+        if not self.source.exists():
+            self._download()
+        if not zipfile.is_zipfile(self.source):
+            raise UserError(f"{self.source} is no npz, or only part of one; delete it, and get it again from {WEB}")
+        with np.load(self.source, allow_pickle=False) as file:
+            arrays = {split: self._split(file, split) for split in SPLITS if f"{split}_images" in file.files}
+        if self.class_names is None and (package := _package()) and self.flag in package.INFO:
+            self.class_names = list(package.INFO[self.flag]["label"].values())
+        return arrays
+
+    def _split(self, file: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
+        images, labels = self._array(file, f"{split}_images"), self._array(file, f"{split}_labels")
+        if images.shape[1:3] != (self.size, self.size):
+            raise UserError(f"{self.source}: {split}_images is {images.shape}; set data.size to the size of the images")
+        return images, labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
+
+    def _array(self, file: Any, name: str) -> np.ndarray:
+        try:
+            return file[name]
+        except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise UserError(f"{self.source}: cannot read {name}: {error}; get the file from {WEB}") from None
+
+    def _download(self) -> None:
+        """Let the medmnist package fetch the file and check its MD5; it appears whole or not at all."""
+        package, file = _package(), self.source
+        if self.file is not None or package is None:
+            also = "" if self.file else "; to have it downloaded, pip install 'resnet-lab[medmnist]'"
+            raise UserError(f"{file} does not exist; get it from {WEB}, or name yours in data.file{also}")
+        fits = [flag for flag, info in package.INFO.items() if flag[-2:] != "3d" and "multi-label" not in info["task"]]
+        if self.flag not in fits or self.size not in SIZES:
+            raise UserError(f"no MedMNIST set {file.name}: data.flag is one of {', '.join(fits)}; data.size of {SIZES}")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+                dataset = getattr(package, package.INFO[self.flag]["python_class"])
+                dataset(split="val", size=self.size, root=folder, download=True)
+                (Path(folder) / file.name).replace(file)
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"cannot download {file}: {error.__context__ or error}; get it from {WEB}") from None
+
+
+def _package() -> Any:
+    """The medmnist package, or None where it is not installed."""
+    try:
+        import medmnist
+    except ImportError:
+        return None
+    return medmnist

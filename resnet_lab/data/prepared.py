@@ -1,0 +1,265 @@
+"""A prepared set: photographs read once through a recipe and kept as JPEGs, with an index of what they came from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from resnet_lab.data.check import check_files, digest_of
+from resnet_lab.data.reader import Recipe, read_image
+from resnet_lab.errors import UserError
+from resnet_lab.run_folder import write_atomically
+
+log = logging.getLogger(__name__)
+
+VERSION = 1  # raise it when the same recipe gives other pixels
+# whole colour resolution: a microaneurysm is a few red pixels
+JPEG = (cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
+CHUNK = 8  # photographs that a process takes at a time
+SAY_EVERY = 10.0  # seconds between two lines of progress
+FACTS = ("brightness", "dark", "bright", *(f"{kind}_{color}" for kind in ("mean", "square") for color in "rgb"))
+Entry = dict[str, Any]  # a line of the index: see `PreparedSet`
+
+
+@dataclass(frozen=True)
+class PreparedSet:
+    """The folder of one recipe and one source.
+
+    It holds `images/`, `index.csv` with one row per photograph, and, until that is whole, `journal.jsonl`. The columns
+    of the index: `image` (below the root), `bytes`, `changed` (ns), `digest`, `width` and `height` (pixels) of the
+    source, `defect` (empty, or why it cannot be read), `prepared` (digest of the JPEG), and `FACTS`: `brightness`
+    (mean grey of the eye, 0 to 255), `dark`, `bright` (shares of the eye below 20 and above 235), mean and mean square
+    of each channel in [0, 1].
+
+    Args:
+        root: folder of the source.
+        recipe: how its photographs are read.
+        cache_dir: where prepared sets are kept.
+    """
+
+    root: Path
+    recipe: Recipe
+    cache_dir: Path
+
+    @property
+    def folder(self) -> Path:
+        """Named by the source and a hash of recipe and source, so that a changed recipe never mixes with old files."""
+        text = json.dumps({"version": VERSION, "jpeg": JPEG, "root": str(self.root), **asdict(self.recipe)})
+        return self.cache_dir / "prepared" / f"{self.root.name}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+    @property
+    def index_file(self) -> Path:
+        """One row per photograph, in the order of their names."""
+        return self.folder / "index.csv"
+
+    @property
+    def journal_file(self) -> Path:
+        """The rows of an index that is not whole yet, as they come."""
+        return self.folder / "journal.jsonl"
+
+    def name(self, path: str) -> str:
+        """Of a source photograph in the index: its path below the root."""
+        return os.path.relpath(path, self.root)
+
+    def file(self, path: str) -> Path:
+        """The JPEG of a source photograph."""
+        name = self.name(path)
+        return self.folder / "images" / (name if name.endswith(".jpeg") else f"{name}.jpeg")
+
+    def entries(self) -> dict[str, Entry]:
+        """The rows of index and journal by name; none where nothing was prepared."""
+        rows: dict[str, Entry] = {}
+        if self.index_file.is_file():
+            frame = pd.read_csv(self.index_file, dtype={"image": str}, keep_default_na=False)
+            rows = {
+                str(row["image"]): {str(key): value for key, value in row.items()} for row in frame.to_dict("records")
+            }
+        if self.journal_file.is_file():
+            for line in self.journal_file.read_text(encoding="utf-8").splitlines():
+                try:
+                    row = json.loads(line)
+                except ValueError:  # the line that was being written when the process died
+                    continue
+                rows[row["image"]] = row
+        return rows
+
+    def lookup(self, rows: pd.DataFrame) -> pd.DataFrame | None:
+        """The rows with `defect`, `digest` and `prepared` (a file, or empty) where every one of them was prepared.
+
+        Returns:
+            None where nothing was prepared, or not all of it: then the photographs themselves are read.
+
+        Raises:
+            UserError: a prepared file is missing, or was altered since.
+        """
+        entries = self.entries()
+        if not entries:
+            return None
+        found = [entries.get(self.name(path)) for path in rows["path"]]
+        lacking = sum(
+            entry is None or not _same_source(entry, path) for entry, path in zip(found, rows["path"], strict=True)
+        )
+        if lacking:
+            text = "%s lacks %d of %d photographs, so the originals are read; go on with resnet-lab prepare"
+            log.warning(text, self.folder, lacking, len(rows))
+            return None
+        index = pd.DataFrame(found, index=rows.index)[["defect", "digest", "prepared"]]
+        files = [
+            str(self.file(path)) if good else "" for path, good in zip(rows["path"], index["defect"] == "", strict=True)
+        ]
+        seen = check_files([file for file in files if file], self.cache_dir)["digest"]
+        for file, digest in zip(files, index["prepared"], strict=True):
+            if file and seen[file] != digest:
+                raise UserError(f"{file} is missing or was altered; run resnet-lab prepare again with the same keys")
+        return rows.join(index.assign(prepared=files))
+
+
+def _same_source(entry: Entry, path: str) -> bool:
+    try:
+        stat = Path(path).stat()
+    except OSError:
+        return False
+    return (entry["bytes"], entry["changed"]) == (stat.st_size, stat.st_mtime_ns)
+
+
+def prepare(target: PreparedSet, paths: Sequence[str], processes: int) -> pd.DataFrame:
+    """Read every photograph that is not prepared yet, and write the index.
+
+    Interrupted at any moment and started again, it goes on and ends with the same bytes: a JPEG gets its name when it
+    is whole, and one that does not fit its row is made again.
+
+    Args:
+        target: the set.
+        paths: source photographs.
+        processes: how many read.
+
+    Returns:
+        The index.
+
+    Raises:
+        UserError: two photographs would share a file, the folder cannot be written, or a process died.
+    """
+    if len({target.file(path) for path in paths}) < len(set(paths)):
+        raise UserError(f"{target.root}: two photographs differ in their suffix alone; rename one of them")
+    try:
+        target.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(target.folder / "recipe.json", json.dumps({"root": str(target.root), **asdict(target.recipe)}))
+        entries = target.entries()
+        missing = [path for path in paths if not _is_whole(target, entries.get(target.name(path)), path)]
+        log.info("%s: %d of %d photographs to prepare", target.folder, len(missing), len(paths))
+        with target.journal_file.open("a", encoding="utf-8") as journal:
+            for entry in _with_progress(_prepare_all(target, missing, processes), len(missing)):
+                entries[entry["image"]] = entry
+                journal.write(json.dumps(entry, ensure_ascii=False) + "\n")
+                journal.flush()
+        index = pd.DataFrame([entries[name] for name in sorted(entries)])
+        write_atomically(target.index_file, index.to_csv(index=False))
+        target.journal_file.unlink()
+    except BrokenProcessPool:
+        raise UserError(
+            "a process died, for want of memory perhaps; the same command goes on, with processes=1 if need be"
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or target.folder}: {error.strerror or error}; what is prepared stays: make room, and run "
+            "the same command again to go on"
+        ) from error
+    return index
+
+
+def _is_whole(target: PreparedSet, entry: Entry | None, path: str) -> bool:
+    if entry is None or not _same_source(entry, path):
+        return False
+    try:
+        return bool(entry["defect"]) or digest_of(target.file(path).read_bytes()) == entry["prepared"]
+    except OSError:
+        return False
+
+
+def _prepare_all(target: PreparedSet, paths: Sequence[str], processes: int) -> Iterator[Entry]:
+    """The rows as they come; no more chunks are under way than keep the processes busy, so memory stays flat."""
+    work = partial(_prepare_chunk, target)
+    if processes == 1 or len(paths) <= CHUNK:
+        yield from map(partial(prepare_photograph, target), paths)
+        return
+    chunks = (paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK))
+    # spawned, not forked: the caller may hold threads of torch
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+        pending: set[Future[list[Entry]]] = {pool.submit(work, chunk) for chunk in islice(chunks, 3 * processes)}
+        while pending:
+            done, pending = wait(pending, return_when=FIRST_COMPLETED)
+            pending |= {pool.submit(work, chunk) for chunk in islice(chunks, len(done))}
+            for future in done:
+                yield from future.result()
+
+
+def _prepare_chunk(target: PreparedSet, paths: Sequence[str]) -> list[Entry]:
+    return [prepare_photograph(target, path) for path in paths]
+
+
+def prepare_photograph(target: PreparedSet, path: str) -> Entry:
+    """Read one photograph, write its JPEG, and return its row of the index; one that cannot be read is a row, too."""
+    row: Entry = {"image": target.name(path), "bytes": 0, "changed": 0, "digest": "", "width": 0, "height": 0}
+    row |= {"defect": "", "prepared": "", **dict.fromkeys(FACTS, 0.0)}
+    try:
+        stat = Path(path).stat()
+        row |= {"bytes": stat.st_size, "changed": stat.st_mtime_ns}
+        row["digest"] = digest_of(Path(path).read_bytes())
+        image = read_image(path, target.recipe)
+        with Image.open(path) as file:
+            row["width"], row["height"] = file.size
+    except (OSError, ValueError) as error:
+        return row | {"defect": getattr(error, "strerror", "") or str(error).removeprefix(f"{path}: ")}
+    _, encoded = cv2.imencode(".jpeg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), JPEG)
+    target.file(path).parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(target.file(path), encoded.tobytes())
+    return row | {"prepared": digest_of(encoded.tobytes())} | _facts(image)
+
+
+def read_prepared(file: str) -> np.ndarray:
+    """A photograph of a prepared set as it was stored, uint8 (H, W, 3), RGB."""
+    image = cv2.imdecode(np.frombuffer(Path(file).read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+    if image is None:
+        raise OSError(f"{file} was altered while it was in use")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _facts(image: np.ndarray) -> dict[str, float]:
+    """Exposure of the eye, taken for the circle in the middle, and mean and mean square of the channels."""
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    middle = np.zeros_like(grey)
+    height, width = grey.shape
+    cv2.circle(middle, (width // 2, height // 2), round(0.45 * min(height, width)), 1, -1)
+    eye = grey[middle > 0]
+    mean, std = (values.ravel()[:3] / 255 for values in cv2.meanStdDev(image))
+    values = (eye.mean(), (eye < 20).mean(), (eye > 235).mean(), *mean, *(mean**2 + std**2))
+    return {name: round(float(value), 6) for name, value in zip(FACTS, values, strict=True)}
+
+
+def _with_progress(entries: Iterator[Entry], total: int) -> Iterator[Entry]:
+    """Hand the rows on, and say every few seconds how many there were, how fast, and how long it will take."""
+    start = said = time.monotonic()
+    for number, entry in enumerate(entries, 1):
+        yield entry
+        now = time.monotonic()
+        if now - said > SAY_EVERY or number == total:
+            rate, said = number / (now - start), now
+            log.info("prepared %d of %d, %.1f images/s, %.0f s left", number, total, rate, (total - number) / rate)

@@ -1,0 +1,76 @@
+"""What a run says of its speed."""
+
+import logging
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+
+from resnet_lab import callbacks
+from resnet_lab.callbacks import Observer
+from resnet_lab.data.datamodule import DataModule
+
+
+class Clock:
+    """Seconds that pass when the test says so."""
+
+    now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+
+def epoch(observer, clock, batches, wait, work, workers=0):
+    """An epoch of `batches` of 10 images that take `wait` s to come and `work` s to train on."""
+    datamodule = SimpleNamespace(num_workers=workers, advice=lambda: "ADVICE")
+    for number in range(batches):
+        clock.now += wait
+        trainer = SimpleNamespace(
+            global_step=1, logger=None, datamodule=datamodule, world_size=1, is_last_batch=number == batches - 1
+        )
+        observer.on_train_batch_start(trainer, None, {"target": range(10)}, number)
+        clock.now += work
+        observer.on_train_batch_end(trainer, None, None, {"target": range(10)}, number)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(callbacks, "time", clock)
+    return clock
+
+
+@pytest.mark.parametrize(("workers", "rates"), [(0, "images come at 40/s"), (2, "images come at 20/s")])
+def test_a_loop_that_waits_for_data_says_so_once(clock, caplog, workers, rates):
+    observer = Observer(["a"])
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            epoch(observer, clock, 21, wait=0.25, work=0.25, workers=workers)
+    (record,) = caplog.records
+    assert record.getMessage() == (f"training waits for data 50 % of the time: {rates}, the network takes 40/s; ADVICE")
+    assert observer.images_per_second == pytest.approx(20)
+    assert observer.data_wait == pytest.approx(0.5)
+
+
+def test_a_loop_that_hardly_waits_says_nothing(clock, caplog):
+    observer = Observer(["a"])
+    with caplog.at_level(logging.WARNING):
+        epoch(observer, clock, 21, wait=0.01, work=0.25)
+        epoch(Observer(["a"]), clock, 5, wait=0.1, work=0.1)  # 0.4 s are not worth a word
+    assert not caplog.records
+    assert observer.data_wait == pytest.approx(0.01 / 0.26)
+
+
+@pytest.mark.parametrize(
+    ("in_memory", "prepared", "workers", "advice"),
+    [
+        (False, "", 8, "run resnet-lab prepare with the same keys once"),
+        (False, "a.jpeg", 2, "set data.num_workers=4"),
+        (True, "", 0, "set data.num_workers=4"),
+        (False, "a.jpeg", 4, "take smaller images (data.image_size), or more cores"),
+    ],
+)
+def test_advice_is_what_is_left_to_do(monkeypatch, in_memory, prepared, workers, advice):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(4))
+    datamodule = SimpleNamespace(table=pd.DataFrame({"prepared": [prepared]}), in_memory=in_memory, num_workers=workers)
+    assert DataModule.advice(datamodule) == advice

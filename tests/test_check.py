@@ -1,0 +1,183 @@
+"""The check that finds what cannot be read, and the hash that tells identical files."""
+
+import io
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from fake_data import refusal
+from PIL import Image
+
+from resnet_lab.data import check
+from resnet_lab.data.check import check_files, digest_of, drop_defects, examine
+
+
+@pytest.fixture
+def save(tmp_path):
+    def write(image, name="image.png", **options):
+        image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+        image.save(tmp_path / name, **options)
+        return str(tmp_path / name)
+
+    return write
+
+
+def defects(paths, cache):
+    """The bad files, and what is wrong with each."""
+    found = check_files(paths, cache)["defect"]
+    return found[found != ""].to_dict()
+
+
+def noise(height=200, width=200):
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def fundus(left, top, width, height):
+    """An ellipse of flesh colour that touches this box, on a black frame of 120 × 90 with camera noise."""
+    image = np.random.default_rng(0).integers(0, 8, (90, 120, 3), dtype=np.uint8)
+    centre, axes = (left + (width - 1) / 2, top + (height - 1) / 2), (width / 2, height / 2)
+    y, x = np.mgrid[:90, :120]
+    image[((x - centre[0]) / axes[0]) ** 2 + ((y - centre[1]) / axes[1]) ** 2 <= 1] = (180, 90, 40)
+    return image
+
+
+def test_half_a_jpeg_passes_a_look_at_its_header_only(save, tmp_path):
+    path = save(noise(), "image.jpeg")
+    assert examine(path) == ("", digest_of((tmp_path / "image.jpeg").read_bytes()))
+    data = (tmp_path / "image.jpeg").read_bytes()
+    (tmp_path / "image.jpeg").write_bytes(data[: len(data) // 2])
+    with Image.open(path) as file:
+        file.verify()
+    assert examine(path)[0].startswith("image file is truncated")
+
+
+@pytest.mark.parametrize(
+    ("data", "seen"), [(b"", "the file is empty"), (b"\xff\xd8\xff\xe0 text", "Truncated File Read")]
+)
+def test_what_is_no_image(tmp_path, data, seen):
+    (tmp_path / "x.jpeg").write_bytes(data)
+    assert examine(str(tmp_path / "x.jpeg"))[0].startswith(seen)
+
+
+def test_half_a_png_and_a_folder(save, tmp_path):
+    path = save(noise())
+    data = (tmp_path / "image.png").read_bytes()
+    (tmp_path / "image.png").write_bytes(data[: len(data) // 2])
+    assert "truncated" in examine(path)[0]
+    assert examine(str(tmp_path)) == ("Is a directory", "")
+
+
+def test_sixteen_bits_would_be_clipped_to_white(save):
+    path = save(np.full((8, 8), 30_000, np.uint16))
+    assert examine(path)[0] == "mode I;16, which has more than 8 bits a pixel; convert it to 8 bits"
+
+
+def test_defects_with_their_reasons(save, tmp_path):
+    good = save(noise(40, 40), "good.jpeg")
+    (tmp_path / "bad.jpeg").write_bytes(b"x")
+    found = defects([good, str(tmp_path / "bad.jpeg")], tmp_path / "cache")
+    assert found == {str(tmp_path / "bad.jpeg"): "no image of a known format"}
+
+
+def test_identical_files_have_one_digest(save, tmp_path):
+    paths = [save(noise(8, 8), "a.png"), save(noise(8, 8), "b.png"), save(noise(8, 9), "c.png")]
+    digests = check_files(paths, tmp_path / "cache")["digest"].tolist()
+    assert digests[0] == digests[1] != digests[2]
+    assert check_files(paths, tmp_path / "cache")["digest"].tolist() == digests
+
+
+@pytest.fixture
+def checked(monkeypatch):
+    """The paths that were decoded since it was last cleared."""
+    paths = []
+
+    def count(path):
+        paths.append(path)
+        return examine(path)
+
+    monkeypatch.setattr(check, "examine", count)
+    return paths
+
+
+def test_verdicts_are_kept_until_the_file_changes(save, tmp_path, checked):
+    cache, bad = tmp_path / "cache", tmp_path / "b.png"
+    paths = [save(noise(8, 8), "a.png"), str(bad)]
+    bad.write_bytes(b"x")
+    assert list(defects(paths, cache)) == [str(bad)]
+    assert sorted(checked) == sorted(paths)
+    checked.clear()
+    assert list(defects(paths, cache)) == [str(bad)]  # the bad verdict is remembered too
+    assert checked == []
+    save(noise(8, 8), "b.png")
+    paths.append(save(noise(8, 8), "c.png"))
+    assert defects(paths, cache) == {}
+    assert sorted(checked) == paths[1:]
+
+
+def test_same_size_at_another_time_is_another_file(save, tmp_path, checked):
+    path = save(noise(8, 8))
+    data = (tmp_path / "image.png").read_bytes()
+    assert defects([path], tmp_path / "cache") == {}
+    (tmp_path / "image.png").write_bytes(bytes(len(data)))
+    os.utime(path, ns=(0, Path(path).stat().st_mtime_ns + 1))  # the clock of a file system may be coarse
+    assert list(defects([path], tmp_path / "cache")) == [path]
+
+
+def test_cache_that_cannot_be_written(save, tmp_path, caplog):
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    with caplog.at_level(logging.WARNING):
+        assert defects([save(noise(8, 8))], tmp_path / "cache") == {}
+    assert "cannot keep the check of the images" in caplog.text
+
+
+@pytest.fixture
+def half_bad(save, tmp_path):
+    (tmp_path / "bad.jpeg").write_bytes(b"x")
+    buffer = io.BytesIO()
+    Image.fromarray(noise()).save(buffer, "jpeg")
+    (tmp_path / "half.jpeg").write_bytes(buffer.getvalue()[:9000])
+    names = ["bad.jpeg", "good.png", "half.jpeg"]
+    save(noise(8, 8), "good.png")
+    table = pd.DataFrame({"image": names, "path": [str(tmp_path / name) for name in names]})
+    return table.join(check_files(table["path"], tmp_path / "cache"), on="path")
+
+
+def test_bad_image_is_an_error(half_bad, tmp_path):
+    message = refusal(drop_defects, half_bad, "error")
+    assert message.startswith(f"{tmp_path / 'bad.jpeg'}: no image of a known format")
+    assert "2 of 3 images cannot be read" in message
+    assert "data.on_bad_image=drop" in message
+
+
+def test_bad_images_are_dropped_counted_and_named(half_bad, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        kept, count = drop_defects(half_bad, "drop")
+    assert (kept["image"].tolist(), list(kept.index), count) == (["good.png"], [0], 2)
+    assert [record.getMessage().split(": ")[0] for record in caplog.records] == [
+        f"dropped {tmp_path / 'bad.jpeg'}",
+        f"dropped {tmp_path / 'half.jpeg'}",
+    ]
+
+
+@pytest.mark.parametrize("on_bad_image", ["error", "drop"])
+def test_good_images_stay(half_bad, tmp_path, on_bad_image):
+    kept, count = drop_defects(half_bad.iloc[[1]], on_bad_image)
+    assert (kept["image"].tolist(), count) == (["good.png"], 0)
+
+
+def test_unknown_rule(half_bad, tmp_path):
+    message = refusal(drop_defects, half_bad, "skip")
+    assert message == "data.on_bad_image=skip: choose error or drop"
+
+
+def test_a_dangling_link_is_a_defect_and_a_damaged_cache_costs_only_time(tmp_path):
+    link = tmp_path / "gone.jpeg"
+    link.symlink_to(tmp_path / "nothing.jpeg")
+    cache = tmp_path / "cache"
+    assert set(defects([str(link)], cache)) == {str(link)}
+    (cache_file,) = cache.iterdir()
+    cache_file.write_text('{"a')
+    assert set(defects([str(link)], cache)) == {str(link)}

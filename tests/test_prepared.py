@@ -1,0 +1,230 @@
+"""A prepared set: the same bytes however often it was interrupted, found by training, and never mixed or half."""
+
+import errno
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from fake_data import TRAIN, refusal, retinopathy, write_studies
+
+from resnet_lab.data import prepared as module
+from resnet_lab.data.check import digest_of
+from resnet_lab.data.datamodule import DataModule
+from resnet_lab.data.prepared import PreparedSet, prepare, read_prepared
+from resnet_lab.data.reader import Recipe, read_image
+
+RECIPE = Recipe(16, "square", eye_crop=False, local_mean=False)
+
+
+@pytest.fixture
+def root(tmp_path):
+    return write_studies(tmp_path / "data")
+
+
+@pytest.fixture
+def paths(root):
+    return sorted(map(str, (root / "images").iterdir()))
+
+
+@pytest.fixture
+def target(root, tmp_path):
+    return PreparedSet(root, RECIPE, tmp_path / "cache")
+
+
+def contents(target):
+    """Every file of the set and what is in it."""
+    return {file.relative_to(target.folder): file.read_bytes() for file in target.folder.rglob("*") if file.is_file()}
+
+
+def test_a_jpeg_and_a_row_for_each_photograph(target, paths):
+    index = prepare(target, paths, processes=1)
+    assert index["image"].tolist() == [f"images/{Path(path).name}" for path in paths]
+    assert {len(index), len(contents(target)) - 2} == {50}
+    row = index.iloc[0]
+    assert (row["width"], row["height"], row["defect"]) == (24, 16, "")
+    assert row["digest"] == digest_of(Path(paths[0]).read_bytes())
+    assert row["prepared"] == digest_of(target.file(paths[0]).read_bytes())
+    image, stored = read_image(paths[0], RECIPE), read_prepared(str(target.file(paths[0])))
+    assert stored.shape == (16, 16, 3)
+    assert np.abs(stored.astype(int) - image).mean() < 2  # what the JPEG costs
+    np.testing.assert_allclose(row[["mean_r", "mean_g", "mean_b"]].astype(float), image.mean((0, 1)) / 255, atol=1e-5)
+    squares = ((image / 255) ** 2).mean((0, 1))
+    np.testing.assert_allclose(row[["square_r", "square_g", "square_b"]].astype(float), squares, atol=1e-5)
+    pd.testing.assert_frame_equal(pd.read_csv(target.index_file, keep_default_na=False), index, check_dtype=False)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_interrupted_and_started_again_it_ends_with_the_same_bytes(target, paths, tmp_path, processes, monkeypatch):
+    other = PreparedSet(target.root, RECIPE, tmp_path / "other")
+    prepare(other, paths, processes=1)
+    done: list[str] = []
+
+    def interrupted(target, path):
+        if len(done) == 7:
+            raise KeyboardInterrupt
+        done.append(path)
+        return once(target, path)
+
+    once = module.prepare_photograph
+    monkeypatch.setattr(module, "prepare_photograph", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(target, paths, processes=1)
+    assert not target.index_file.exists()
+    assert len(target.journal_file.read_text().splitlines()) == 7
+    with target.journal_file.open("a") as journal:
+        journal.write('{"image": "images/9_le')  # killed while it wrote
+    monkeypatch.setattr(module, "prepare_photograph", once)
+    prepare(target, paths, processes)
+    assert contents(target) == contents(other)
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_ends_with_the_same_bytes(target, paths, tmp_path, root):
+    other = PreparedSet(target.root, RECIPE, tmp_path / "other")
+    prepare(other, paths, processes=1)
+    code = (
+        "import glob, sys\n"
+        "from pathlib import Path\n"
+        "from resnet_lab.data.prepared import PreparedSet, prepare\n"
+        "from resnet_lab.data.reader import Recipe\n"
+        "target = PreparedSet(Path(sys.argv[1]), Recipe(16, 'square', False, False), Path(sys.argv[2]))\n"
+        "prepare(target, sorted(glob.glob(sys.argv[1] + '/images/*')), processes=1)\n"
+    )
+    for rows in (1, 11, 30):
+        process = subprocess.Popen([sys.executable, "-c", code, str(root), str(target.cache_dir)])
+        while process.poll() is None and not (
+            target.journal_file.is_file() and target.journal_file.read_text().count("\n") >= rows
+        ):
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    prepare(target, paths, processes=1)
+    assert contents(target) == contents(other)
+
+
+def test_started_again_it_makes_only_what_is_missing_or_altered(target, paths, monkeypatch):
+    prepare(target, paths, processes=1)
+    before = contents(target)
+    target.file(paths[3]).write_bytes(b"altered")
+    target.file(paths[5]).unlink()
+    made: list[str] = []
+    once = module.prepare_photograph
+    monkeypatch.setattr(module, "prepare_photograph", lambda target, path: made.append(path) or once(target, path))
+    prepare(target, paths, processes=1)
+    assert made == [paths[3], paths[5]]
+    assert contents(target) == before
+
+
+def test_another_recipe_or_source_is_another_folder(target, root, tmp_path):
+    others = [
+        PreparedSet(root, Recipe(17, "square", False, False), target.cache_dir),
+        PreparedSet(root, Recipe(16, "shorter", False, False), target.cache_dir),
+        PreparedSet(root, Recipe(16, "square", True, False), target.cache_dir),
+        PreparedSet(root, Recipe(16, "square", False, True), target.cache_dir),
+        PreparedSet(tmp_path / "elsewhere" / root.name, RECIPE, target.cache_dir),
+    ]
+    assert len({other.folder for other in [target, *others]}) == 6
+
+
+def test_what_cannot_be_read_is_a_row_with_its_reason(target, paths):
+    Path(paths[0]).write_bytes(b"")
+    Path(paths[1]).write_bytes(Path(paths[1]).read_bytes()[:-40])
+    Path(paths[2]).unlink()
+    index = prepare(target, paths, processes=1).set_index("image")
+    assert index["defect"].iloc[0] == "the file is empty"
+    assert "truncated" in index["defect"].iloc[1]
+    assert "No such file" in index["defect"].iloc[2]
+    assert (index["defect"] == "").sum() == 47
+    assert not target.file(paths[0]).exists()
+
+
+def test_a_full_disk_leaves_nothing_half_and_goes_on_when_there_is_room(target, paths, monkeypatch):
+    room, write_bytes = [12], Path.write_bytes
+
+    def write(path, data):
+        if path.suffix != ".json" and ".jpeg" in path.name:
+            room[0] -= 1
+            if room[0] < 0:
+                write_bytes(path, data[:10])
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return write_bytes(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", write)
+    message = refusal(prepare, target, paths, 1)
+    assert "No space left on device" in message
+    assert "run the same command again" in message
+    assert len([file for file in (target.folder / "images").rglob("*") if file.is_file()]) == 12
+    assert not target.index_file.exists()
+    room[0] = 1000
+    assert (prepare(target, paths, processes=1)["defect"] == "").all()
+
+
+def test_names_that_differ_in_their_suffix_alone_do_not_share_a_file(target, paths):
+    twins = [paths[0], f"{paths[0]}.jpeg".replace(".jpeg.jpeg", ".png"), paths[0].replace(".jpeg", ".png.jpeg")]
+    assert refusal(prepare, target, twins, 1).startswith(f"{target.root}: two photographs differ in their suffix")
+
+
+# training
+
+
+def datamodule(root, **keys):
+    built = DataModule(retinopathy(root, image_size=16, **keys), seed=0)
+    built.setup()
+    return built
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_training_finds_the_prepared_set(root, target, paths, in_memory, monkeypatch):
+    prepare(target, paths, processes=1)
+    monkeypatch.setattr("resnet_lab.data.image_data.read_image", None)  # the photographs are not opened again
+    built = datamodule(root, in_memory=in_memory, val_fraction=0)
+    assert built.table["prepared"].tolist() == [str(target.file(path)) for path in built.table["path"]]
+    batch = next(iter(built.evaluation_dataloader("train")))
+    expected = read_prepared(str(target.file(built.rows("train")["path"][0])))
+    np.testing.assert_array_equal(batch["image"][0], expected)
+
+
+def test_other_keys_do_not_find_it(root, target, paths):
+    prepare(target, paths, processes=1)
+    assert set(datamodule(root, resize="shorter").table["prepared"]) == {""}
+
+
+def test_an_incomplete_set_is_said_and_not_used(root, target, paths, caplog):
+    prepare(target, paths[:-1], processes=1)
+    with caplog.at_level(logging.WARNING):
+        assert set(datamodule(root).table["prepared"]) == {""}
+    assert "lacks 1 of 50 photographs" in caplog.text
+
+
+def test_a_changed_source_is_read_anew(root, target, paths):
+    prepare(target, paths, processes=1)
+    os.utime(paths[0], ns=(0, 1))
+    assert set(datamodule(root).table["prepared"]) == {""}
+    prepare(target, paths, processes=1)
+    assert "" not in set(datamodule(root).table["prepared"])
+
+
+@pytest.mark.parametrize("alter", [lambda file: file.write_bytes(b"x"), lambda file: file.unlink()])
+def test_a_prepared_file_that_was_altered_stops_the_training(root, target, paths, alter):
+    prepare(target, paths, processes=1)
+    datamodule(root)
+    file = target.file(str(root / "images" / "7_left.jpeg"))
+    alter(file)
+    message = refusal(lambda: datamodule(root))
+    assert message == f"{file} is missing or was altered; run resnet-lab prepare again with the same keys"
+    prepare(target, paths, processes=1)
+    assert len(datamodule(root, val_fraction=0).rows("train")) == len(TRAIN)
+
+
+def test_bad_photographs_of_a_prepared_set_are_dropped_as_ever(root, target, paths):
+    (root / "images" / "7_left.jpeg").write_bytes(b"x")
+    prepare(target, paths, processes=1)
+    assert "7_left.jpeg: no image of a known format" in refusal(lambda: datamodule(root))
+    assert datamodule(root, on_bad_image="drop").dropped["skipped_images"] == 1
