@@ -260,6 +260,15 @@ def test_a_bad_image_stops_the_job_or_is_dropped(make_run: MakeRun, photographs)
     assert sum(map(sum, run.read_status()["class_counts"].values())) == 63
 
 
+def test_balancing_twice_is_said_once(make_run: MakeRun, caplog: pytest.LogCaptureFixture) -> None:
+    run = make_run("data.sampling=balanced", "loss.class_weights=balanced", "trainer.max_epochs=2")
+    assert guarded(run) == 0
+    assert run.log_file.read_text().count("both balance the classes") == 1
+    once = make_run("data.sampling=balanced", "trainer.max_epochs=1", name="once")
+    assert guarded(once) == 0
+    assert "both balance" not in once.log_file.read_text()
+
+
 def test_a_defect_shows_its_traceback_and_marks_the_run(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Classifier, "training_step", lambda self, *args: 1 / 0)
     run = make_run()

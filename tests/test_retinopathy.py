@@ -1,5 +1,8 @@
 """Retinopathy photographs in every layout that users have, from files on disk to the table that is trained on."""
 
+import logging
+
+import numpy as np
 import pandas as pd
 import pytest
 from fake_data import (
@@ -14,6 +17,7 @@ from fake_data import (
     write_photographs,
     write_studies,
 )
+from PIL import Image
 
 from resnet_lab.data.table import class_counts, fingerprints
 
@@ -310,6 +314,25 @@ def test_bad_image_stops(root):
     assert message.startswith(f"{root / 'images' / '5_left.jpeg'}: image file is truncated")
     assert "1 of 50 images cannot be read" in message
     assert "data.on_bad_image=drop" in message
+
+
+def test_every_kind_of_bad_image_is_counted(root, caplog):
+    write_studies(root)
+    images, good = root / "images", (root / "images" / "1_left.jpeg").read_bytes()
+    (images / "1_left.jpeg").write_bytes(b"")
+    (images / "2_left.jpeg").write_bytes(good[:-40])
+    (images / "3_left.jpeg").write_text("no image")
+    (images / "4_left.jpeg").unlink()
+    (images / "4_left.jpeg").mkdir()
+    Image.fromarray(np.full((8, 8), 30_000, np.uint16)).save(images / "5_left.jpeg", "png")
+    Image.fromarray(np.zeros((8, 8, 4), np.uint8), "CMYK").save(images / "6_left.jpeg")  # these two can be read
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(images / "7_left.jpeg", "png")
+    assert "5 of 50 images cannot be read" in refusal(retinopathy(root).table)
+    with caplog.at_level(logging.WARNING):
+        table, dropped = retinopathy(root, on_bad_image="drop", val_fraction=0).table()
+    assert (dropped["skipped_images"], len(table)) == (5, 45)
+    for reason in ("the file is empty", "truncated", "no image of a known format", "Is a directory", "8 bits"):
+        assert reason in caplog.text
 
 
 def test_bad_images_leave_before_splits_are_cut(root, tmp_path):
