@@ -106,6 +106,7 @@ def describe(run: RunFolder, trainer: Trainer, datamodule: DataModule, module: C
         "class_counts": datamodule.class_counts,
         "split_fingerprint": datamodule.fingerprints,
         **datamodule.dropped,
+        "prepared": datamodule.prepared_folder,
         "parameters": parameter_count(module.model),
         "multiply_adds": multiply_adds(module.model, datamodule.data.crop or datamodule.data.image_size),
         "versions": environment.versions(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import fill
 from typing import Literal
@@ -89,17 +89,21 @@ def _draw_matrix(axes: Axes, counts: np.ndarray, class_names: Sequence[str], tit
 
 
 def _name_classes(axes: Axes, class_names: Sequence[str], side: float) -> None:
-    step = math.ceil(len(class_names) / MAX_CLASSES_WITH_TEXT)
-    shown = range(0, len(class_names), step)
-    names = [name if len(name) <= 24 else name[:23] + "…" for name in (class_names[k] for k in shown)]
+    shown, names = _shown_names(class_names)
     upright = _upright(class_names, side)
     axes.set_xticks(shown, names, rotation=90 if upright else 0, fontsize=8, parse_math=False)
     axes.set_yticks(shown, names, fontsize=8, parse_math=False)
-    axes.tick_params(length=0 if step == 1 else 2, width=0.5)
+    axes.tick_params(length=0 if shown.step == 1 else 2, width=0.5)
     axes.spines[:].set_color("0.8")
     legend = "" if len(class_names) <= MAX_CLASSES_WITH_TEXT else " (darker: larger share of the true class)"
     axes.set_xlabel(f"predicted{legend}", fontsize=9)
     axes.set_ylabel("true", fontsize=9)
+
+
+def _shown_names(class_names: Sequence[str]) -> tuple[range, list[str]]:
+    """Every n-th class, so that names do not overlap, and its name, cut where it is long."""
+    shown = range(0, len(class_names), math.ceil(len(class_names) / MAX_CLASSES_WITH_TEXT))
+    return shown, [name if len(name) <= 24 else name[:23] + "…" for name in (class_names[k] for k in shown)]
 
 
 def _write_cells(axes: Axes, counts: np.ndarray, shares: np.ma.MaskedArray, points: float) -> None:
@@ -214,4 +218,28 @@ def images(batch: np.ndarray, labels: Sequence[str], columns: int = 4) -> Figure
     for axes, image, label in zip(grid, batch, labels, strict=False):
         axes.imshow(image)
         axes.set_title(fill(label, 26), fontsize=9, parse_math=False)
+    return figure
+
+
+def class_counts(counts: Mapping[str, np.ndarray], class_names: Sequence[str]) -> Figure:
+    """Images of each class as bars, one panel per split.
+
+    Args:
+        counts: images (K,) by split.
+        class_names: K names; above 20 classes every n-th is shown, and no number.
+    """
+    shown, names = _shown_names(class_names)
+    figure = Figure(figsize=(6.5, 0.7 + 0.25 * min(len(class_names), 20)), layout="constrained")
+    grid = figure.subplots(1, len(counts), sharey=True, squeeze=False)[0]
+    for axes, (split, images) in zip(grid, counts.items(), strict=True):
+        bars = axes.barh(range(len(class_names)), images, height=0.75, color="#2b6cb0")
+        if len(class_names) <= MAX_CLASSES_WITH_TEXT:
+            axes.bar_label(bars, padding=2, fontsize=8)
+        axes.set_title(split, fontsize=10, parse_math=False)
+        axes.margins(x=0.25)
+        axes.spines[["top", "right", "bottom"]].set_visible(False)
+        axes.tick_params(length=0, labelsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
+    grid[0].set_yticks(shown, names, parse_math=False)
+    grid[0].set_ylim(len(class_names) - 0.4, -0.6)  # the first class on top, as in a table
     return figure

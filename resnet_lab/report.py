@@ -154,14 +154,14 @@ def _pictures(table: Table, folder: Path, suffix: str) -> dict[str, list[str]]:
     if series := list(series_of(table)):
         baseline = baseline_of(table, {line.split for line in series})
         # beside each other on a desk, one below the other on a phone
-        wide, narrow = (_png(plots.curves(series, "accuracy, %", baseline, columns)) for columns in (2, 1))
+        wide, narrow = (png(plots.curves(series, "accuracy, %", baseline, columns)) for columns in (2, 1))
         (folder / f"curves{suffix}.png").write_bytes(wide)
-        shown["curves"] = [_base64(wide), _base64(narrow)]
+        shown["curves"] = [base64_of(wide), base64_of(narrow)]
     if groups := [group for group in table.groups if group.scored]:
         names = table.scored[0].class_names
         matrices = [(_matrix_title(group), np.sum([run.counts for run in group.scored], axis=0)) for group in groups]
-        (folder / f"confusion_matrices{suffix}.png").write_bytes(_png(plots.confusion_matrices(matrices, names)))
-        shown["matrices"] = [_base64(_png(plots.confusion_matrix(counts, names, title))) for title, counts in matrices]
+        (folder / f"confusion_matrices{suffix}.png").write_bytes(png(plots.confusion_matrices(matrices, names)))
+        shown["matrices"] = [base64_of(png(plots.confusion_matrix(counts, names, title))) for title, counts in matrices]
     return shown
 
 
@@ -169,13 +169,15 @@ def _matrix_title(group: Group) -> str:
     return group.label + (f" ({len(group.scored)}\N{NO-BREAK SPACE}runs)" if len(group.scored) > 1 else "")
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """A figure as the bytes of a PNG file."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=120, bbox_inches="tight")
     return file.getvalue()
 
 
-def _base64(content: bytes) -> str:
+def base64_of(content: bytes) -> str:
+    """Bytes as the text of a data: address."""
     return base64.b64encode(content).decode()
 
 
@@ -199,10 +201,14 @@ def page(runs: Sequence[Run], tables: Sequence[Table], findings: Sequence[Findin
         }
         for run, place in zip(runs, places_of(runs).values(), strict=True)
     ]
+    return render("report.html.j2", tables=parts, findings=findings, runs=listing, titles=_titles(metrics))
+
+
+def render(template: str, **values: Any) -> str:
+    """A template of this package as HTML, with every value escaped."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.get_template("report.html.j2")
-    return template.render(tables=parts, findings=findings, runs=listing, titles=_titles(metrics))
+    return environment.get_template(template).render(**values)
 
 
 def report(folders: Sequence[str], out: Path) -> str:

@@ -3,7 +3,6 @@
 import logging
 from types import SimpleNamespace
 
-import pandas as pd
 import pytest
 
 from resnet_lab import callbacks
@@ -64,13 +63,13 @@ def test_a_loop_that_hardly_waits_says_nothing(clock, caplog):
 @pytest.mark.parametrize(
     ("in_memory", "prepared", "workers", "advice"),
     [
-        (False, "", 8, "run resnet-lab prepare with the same keys once"),
-        (False, "a.jpeg", 2, "set data.num_workers=4"),
-        (True, "", 0, "set data.num_workers=4"),
-        (False, "a.jpeg", 4, "take smaller images (data.image_size), or more cores"),
+        (False, None, 8, "run resnet-lab prepare with the same keys once"),
+        (False, "folder", 2, "set data.num_workers=4"),
+        (True, None, 0, "set data.num_workers=4"),
+        (False, "folder", 4, "take smaller images (data.image_size), or more cores"),
     ],
 )
 def test_advice_is_what_is_left_to_do(monkeypatch, in_memory, prepared, workers, advice):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(4))
-    datamodule = SimpleNamespace(table=pd.DataFrame({"prepared": [prepared]}), in_memory=in_memory, num_workers=workers)
+    datamodule = SimpleNamespace(prepared_folder=prepared, in_memory=in_memory, num_workers=workers)
     assert DataModule.advice(datamodule) == advice

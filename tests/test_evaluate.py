@@ -10,6 +10,8 @@ import torch
 from fake_data import TRAIN, refusal, write_class_folders, write_kaggle
 
 from resnet_lab import evaluate, predict
+from resnet_lab.config import build
+from resnet_lab.data.prepared import prepare
 from resnet_lab.job import guarded
 from resnet_lab.run_folder import RunFolder
 
@@ -156,3 +158,18 @@ def test_an_output_that_cannot_be_written_is_found_first(trained: RunFolder, pho
     assert "is a folder" in refusal(predict.command, [str(trained.path), str(photographs), f"out={tmp_path}"])
     assert "data/foo" in refusal(evaluate.command, [str(trained.path), "data=foo"])
     assert "trainer.devices=abc" in refusal(evaluate.command, [str(trained.path), "trainer.devices=abc"])
+
+
+def test_raw_photographs_are_seen_as_the_prepared_ones_were(make_run, photographs: Path, tmp_path: Path) -> None:
+    run = make_run("trainer.max_epochs=1", "data.eye_crop=true", "data.local_mean=true")
+    data = build(run.read_config()["data"])
+    paths = sorted(map(str, (photographs / "images").iterdir()))
+    prepare(data.prepared_set, paths, processes=1)
+    assert guarded(run) == 0
+    assert run.read_status()["prepared"] == str(data.prepared_set.folder)
+    trained_on = pd.read_csv(run.predictions_file("test")).set_index("image")
+    predict.command([str(run.path), str(photographs / "images"), f"out={tmp_path / 'raw.csv'}"])
+    raw = pd.read_csv(tmp_path / "raw.csv").set_index("image").rename(index=lambda name: Path(name).stem)
+    columns = [f"p_{k}" for k in range(5)]
+    differences = (raw.loc[trained_on.index, columns] - trained_on[columns]).abs()
+    assert differences.to_numpy().max() < 0.05  # what the JPEG of the prepared set costs

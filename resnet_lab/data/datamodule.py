@@ -204,11 +204,16 @@ class DataModule(LightningDataModule):
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
+    @property
+    def prepared_folder(self) -> str | None:
+        """The prepared set that is read in place of the photographs, where there is one."""
+        assert self.table is not None
+        return str(self.data.prepared_set.folder) if (self.table["prepared"] != "").any() else None
+
     def advice(self) -> str:
         """What makes the images come faster, for a training that waits for them."""
-        assert self.table is not None
         cores = len(os.sched_getaffinity(0))
-        if not self.in_memory and not self.table["prepared"].astype(bool).all():
+        if not self.in_memory and self.prepared_folder is None:
             return "run resnet-lab prepare with the same keys once"
         if self.num_workers < cores and not (self.in_memory and cores == 1):
             return f"set data.num_workers={cores}"

@@ -1,0 +1,99 @@
+"""`resnet-lab prepare data=retinopathy data.root=… data.image_size=512`: a prepared set, and a report on the data."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from resnet_lab.command_line import run_command, split_arguments
+from resnet_lab.config import build, check, compose_config
+from resnet_lab.data.duplicates import SIDE, find_duplicates, thumbnail
+from resnet_lab.data.image_data import ImageData
+from resnet_lab.data.prepared import PreparedSet, prepare, read_prepared
+from resnet_lab.data.table import join_patients
+from resnet_lab.data_report import DataSummary, write_data_report
+from resnet_lab.errors import UserError
+
+log = logging.getLogger("resnet_lab")
+
+
+def facts_of(data: ImageData, target: PreparedSet, rows: pd.DataFrame, index: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The listed rows with what the index knows of each, in the splits that training would use.
+
+    Returns:
+        The facts; and why the splits cannot be cut, in which case they are those of the data set itself.
+    """
+    index = index.set_index("image").drop(columns=["prepared", "bytes", "changed"])
+    facts = rows.assign(key=rows["path"].map(target.name)).join(index, on="key").drop(columns="key")
+    files = facts["path"].map(lambda path: str(target.file(path)))
+    facts["prepared"] = files.where(facts["defect"] == "", "")
+    good = join_patients(facts[facts["defect"] == ""])
+    problem = ""
+    try:
+        good = data.cut(good)
+    except UserError as error:  # training stops at it; the report says it
+        problem = str(error)
+    facts.loc[good.index, ["patient", "split"]] = good[["patient", "split"]]
+    return facts, problem
+
+
+def statistics(facts: pd.DataFrame) -> tuple[list[float], list[float]] | None:
+    """Mean and std (3,) of the training images that can be read, in [0, 1]; None where there is none."""
+    train = facts[(facts["split"] == "train") & (facts["defect"] == "")]
+    if train.empty:
+        return None
+    mean = train[["mean_r", "mean_g", "mean_b"]].mean().to_numpy()
+    square = train[["square_r", "square_g", "square_b"]].mean().to_numpy()
+    return mean.tolist(), np.sqrt(square - mean**2).tolist()
+
+
+def thumbnails(files: list[str]) -> np.ndarray:
+    """Of prepared photographs, (N, SIDE, SIDE) uint8, on all cores."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        pictures = list(pool.map(lambda file: thumbnail(read_prepared(file)), files))
+    return np.array(pictures, np.uint8).reshape(len(pictures), SIDE, SIDE)
+
+
+def command(arguments: list[str]) -> None:
+    """Prepare what the data set of the configuration lists, and report on it; what is wrong there stops nothing."""
+    options = {"processes": str(os.cpu_count()), "out": ""}
+    _, options, overrides = split_arguments(arguments, [], options, "resnet-lab prepare")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
+    if not options["processes"].isdigit() or int(options["processes"]) < 1:
+        raise UserError(f"processes={options['processes']}: give a number from 1")
+    config = compose_config(overrides)
+    check(config)
+    data: ImageData = build(config["data"])
+    rows, target = data.listed(), data.prepared_set
+    if not rows["path"].map(os.path.exists).any():
+        raise UserError(f"data={data.name} has no image files; there is nothing to prepare")
+    index = prepare(target, list(rows["path"]), int(options["processes"]))
+    facts, problem = facts_of(data, target, rows, index)
+    good = facts[facts["defect"] == ""]
+    duplicates = find_duplicates(good, thumbnails(list(good["prepared"])))
+    out = Path(options["out"] or target.folder / "report")
+    assert data.class_names is not None
+    summary = DataSummary(
+        name=data.name,
+        root=target.root,
+        folder=target.folder,
+        class_names=data.class_names,
+        mean_and_std=statistics(facts),
+        recipe=asdict(target.recipe),
+        split_problem=problem,
+    )
+    for kind, text in write_data_report(out, facts, duplicates, summary):
+        log.warning("%s: %s", kind, text)
+    log.info("prepared set: %s", target.folder)
+    log.info("report: %s", out / "data_report.html")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(command))
