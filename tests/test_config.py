@@ -19,7 +19,7 @@ GROUPS = [
     for file in sorted(CONF.glob("*/*.yaml"))
     if not file.stem.startswith("_") and file.parent.name != "experiment"
 ]
-EXPERIMENTS = sorted(file.stem for file in CONF.glob("experiment/*.yaml"))
+EXPERIMENTS = sorted(file.stem for file in CONF.glob("experiment/[!_]*.yaml"))
 
 
 def composed(*overrides: str):
@@ -42,7 +42,8 @@ def test_every_experiment_composes_at_every_scale(name: str, scale: str) -> None
     config = composed(f"experiment={name}", f"scale={scale}")
     check(config)
     assert config.name == name
-    assert config.trainer.max_epochs == {"full": config.trainer.max_epochs, "reduced": 10, "smoke": 1}[scale]
+    full = composed(f"experiment={name}").trainer.max_epochs
+    assert config.trainer.max_epochs in {"full": [full], "reduced": [8, 10, 40], "smoke": [1]}[scale]
 
 
 def test_a_misspelt_key_of_a_partial_is_named_with_what_was_meant() -> None:

@@ -16,6 +16,7 @@ from resnet_lab.data.table import (
     find_images,
     fingerprints,
     join_patients,
+    limit_classes,
     limit_rows,
     parse,
     read_labels,
@@ -453,3 +454,18 @@ def test_fingerprint_is_of_images_and_targets_not_of_their_order():
     assert len({prints["train"], *others}) == 4  # fewer and moved train on the same images
     assert others[2] == others[3]
     assert set(fingerprints(moved)) == {"train", "test"}
+
+
+def test_largest_classes_lose_training_images_alone():
+    table = pd.DataFrame(
+        {
+            "image": [f"{n}" for n in range(40)],
+            "target": [0] * 20 + [1] * 8 + [0] * 12,
+            "split": ["train"] * 28 + ["test"] * 12,
+        }
+    )
+    kept = limit_classes(table, 10, seed=0)
+    assert kept.groupby(["split", "target"]).size().to_dict() == {("train", 0): 10, ("train", 1): 8, ("test", 0): 12}
+    assert kept["image"].tolist() == sorted(kept["image"], key=int)
+    assert limit_classes(table, None, seed=0) is table
+    assert set(limit_classes(table, 10, seed=1)["image"]) != set(kept["image"])

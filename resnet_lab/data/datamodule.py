@@ -234,10 +234,12 @@ class DataModule(LightningDataModule):
         for key, value in (("mean", mean), ("std", std)):
             if value not in (None, "train") and (isinstance(value, str) or len(value) != 3):
                 raise UserError(f"data.{key}={value}: give three numbers, train or null")
+        if mean is None:
+            return [0.0] * 3, [1.0] * 3
         if "train" in (mean, std):
             computed = self._computed_statistics()
             mean, std = (given if given != "train" else own for given, own in zip((mean, std), computed, strict=True))
-        return list(mean or (0.0,) * 3), list(std or (1.0,) * 3)  # type: ignore[arg-type]
+        return list(mean), list(std or (1.0,) * 3)  # type: ignore[arg-type]
 
     def _computed_statistics(self) -> tuple[list[float], list[float]]:
         dataset = self.dataset("train", augment=False)

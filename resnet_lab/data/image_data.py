@@ -19,6 +19,7 @@ from resnet_lab.data.table import (
     cut_fold,
     cut_split,
     join_patients,
+    limit_classes,
     limit_rows,
     remap_splits,
     resolve_leaks,
@@ -44,9 +45,11 @@ LIMITS: dict[str, tuple[Any, float, float]] = {  # type, least, most
     "test_fraction": ((int, float), 0, 1),
     "split_seed": (int, 0, 2**32 - 1),
     "max_images": (int, 1, math.inf),
+    "max_per_class": (int, 1, math.inf),
     "batch_size": (int, 1, math.inf),
     "num_workers": (int, 0, 1_000),
 }
+UNSET = {"crop": None, "folds": None, "max_images": None, "max_per_class": None, "num_workers": "auto"}
 
 
 @dataclass(kw_only=True)
@@ -91,6 +94,7 @@ class ImageData(ABC):
     on_leak: str  # error | drop | ignore: a patient, or an identical image, in train and in another split
     on_bad_image: str  # error | drop: an image that cannot be read
     max_images: int | None  # at most so many of each split
+    max_per_class: int | None  # at most so many training images of each class; the others are left out
 
     sampling: str  # none | balanced | undersample | progressive: how often an epoch draws each class
     sampling_decay: float  # of progressive: share of the balancing that an epoch keeps of the one before
@@ -105,7 +109,7 @@ class ImageData(ABC):
         """Refuse numbers that make no sense, by key."""
         for key, (kind, least, most) in LIMITS.items():
             value = getattr(self, key)
-            if (key, value) in (("crop", None), ("folds", None), ("max_images", None), ("num_workers", "auto")):
+            if key in UNSET and value == UNSET[key]:
                 continue
             if not isinstance(value, kind) or isinstance(value, bool) or not least <= value <= most:
                 whole = "a whole number" if kind is int else "a number"
@@ -178,7 +182,7 @@ class ImageData(ABC):
             rows = cut_split(rows, "test", self.test_fraction, seed, "data.test_fraction")
         if "val" not in set(rows["split"]):
             rows = cut_split(rows, "val", self.val_fraction, seed, "data.val_fraction")
-        return rows
+        return limit_classes(rows, self.max_per_class, seed)
 
 
 def existing_folder(root: str, key: str = "data.root") -> Path:

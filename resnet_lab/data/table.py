@@ -347,6 +347,15 @@ def limit_rows(table: pd.DataFrame, most: int | None, seed: int) -> pd.DataFrame
     return pd.concat(kept).sort_index().reset_index(drop=True)
 
 
+def limit_classes(table: pd.DataFrame, most: int | None, seed: int) -> pd.DataFrame:
+    """Keep at most `most` training images of each class (study C left out healthy eyes)."""
+    if most is None:
+        return table
+    train = table[table["split"] == "train"]
+    kept = train.sample(frac=1, random_state=seed).groupby("target").head(most).index
+    return table.drop(index=train.index.difference(kept)).reset_index(drop=True)
+
+
 def fingerprints(table: pd.DataFrame) -> dict[str, str]:
     """A hash of the images and targets of each split: equal where two runs saw the same split, in whatever order."""
     prints = {}

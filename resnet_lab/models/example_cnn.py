@@ -1,0 +1,53 @@
+"""A small conventional CNN, to compare residual networks with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import nn
+
+from resnet_lab.errors import UserError
+from resnet_lab.models.pretrained import load_pretrained
+from resnet_lab.models.resnet import find_activation
+
+
+def example_cnn(
+    num_classes: int,
+    widths: Sequence[int],
+    hidden: int,
+    dropout: float,
+    activation: str,
+    pretrained: str = "none",
+) -> nn.Sequential:
+    """The plain recipe of textbooks, in place of study B's "example" CNN, which its write-up does not describe.
+
+    For each width a 3×3 convolution, an activation and a 2×2 max pool; then the average over the image, so that any
+    image size will do, a hidden layer, dropout and the layer to the classes. No batch norm and no shortcuts. Images
+    (B, 3, H, W) of at least 2 ** len(widths) pixels a side to logits (B, K).
+
+    Args:
+        num_classes: K.
+        widths: filters of each convolution.
+        hidden: units of the hidden layer.
+        dropout: share of the hidden units that a training step leaves out.
+        activation: as for `resnet`.
+        pretrained: `none`, or a file or run folder of this network.
+
+    Raises:
+        UserError: a number makes no sense, or the weights do not fit.
+    """
+    if not widths or min(*widths, hidden) < 1 or not 0 <= dropout < 1:
+        raise UserError(
+            f"model.widths={list(widths)} model.hidden={hidden} model.dropout={dropout}: "
+            "give numbers from 1, and a dropout from 0 to below 1"
+        )
+    make = find_activation(activation)
+    layers: list[nn.Module] = []
+    for inplanes, planes in pairwise((3, *widths)):
+        layers += [nn.Conv2d(inplanes, planes, 3, padding=1), make(), nn.MaxPool2d(2)]
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], hidden), make()]
+    model = nn.Sequential(*layers, nn.Dropout(dropout), nn.Linear(hidden, num_classes))
+    if pretrained != "none":
+        load_pretrained(model, pretrained)
+    return model
