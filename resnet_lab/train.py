@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from resnet_lab.config import check, conf_dir, config_hash, one_line, register
 from resnet_lab.errors import UserError
 from resnet_lab.run_folder import RunFolder
+from resnet_lab.sweep import preflight
 
 
 class JobFailed(UserError):
@@ -89,6 +90,15 @@ def start(run: RunFolder) -> None:
         raise UserError(f"the job died with exit code {code}; go on with python -m resnet_lab.job {run.path}")
 
 
+def checked() -> bool:
+    """Whether a sweep may start; if not, it says why."""
+    try:
+        return preflight(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return False
+
+
 def main() -> int:
     """Run, and turn what a user got wrong into one line.
 
@@ -97,6 +107,8 @@ def main() -> int:
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
+        if not checked():
+            return 1
         train()
     except UserError:  # shown when it happened
         return 1

@@ -185,9 +185,10 @@ class ImageData(ABC):
         return limit_classes(rows, self.max_per_class, seed)
 
 
-def existing_folder(root: str, key: str = "data.root") -> Path:
-    """`root` as a path; a clear error where there is no such folder."""
+def existing_folder(root: str, key: str = "data.root", source: str = "") -> Path:
+    """`root` as a path; a clear error where there is no such folder, with where its content can be had."""
     folder = Path(str(root)).expanduser()
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; set {key} to the folder that holds the data set")
+        hint = f" ({source})" if source else ""
+        raise UserError(f"{folder} is not a folder; set {key} to the folder that holds the data set{hint}")
     return folder

@@ -11,6 +11,10 @@ from resnet_lab.data.image_data import ImageData, existing_folder
 from resnet_lab.data.table import find_images, parse, read_labels, read_pair
 from resnet_lab.errors import UserError
 
+SOURCE = (  # where the data can be had
+    "EyePACS: kaggle.com/c/diabetic-retinopathy-detection, APTOS: kaggle.com/c/aptos2019-blindness-detection, "
+    "IDRiD: doi.org/10.3390/data3030025"
+)
 LABEL_FILES = ("trainLabels.csv", "train.csv")  # the 2015 competition's, APTOS 2019's
 SOLUTION = "retinopathy_solution.csv"  # the 2015 competition's, published after it
 USAGES = {"Public": "val", "Private": "test"}  # the community's protocol
@@ -41,7 +45,7 @@ class Retinopathy(ImageData):
         Raises:
             UserError: a folder, file, column, label, name or image is wrong; the message says which.
         """
-        root = existing_folder(self.root)
+        root = existing_folder(self.root, source=SOURCE)
         splits = {"train": self._train(root), "val": self._named(root, self.val_csv), "test": self._test(root)}
         splits |= self._solution(root)
         rows = [

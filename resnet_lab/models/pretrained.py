@@ -35,15 +35,8 @@ def load_pretrained(model: nn.Module, source: str) -> None:
     Raises:
         UserError: the weights are not there, cannot be fetched, are more than plain tensors, or do not fit.
     """
-    if re.fullmatch(r"imagenet|DEFAULT|IMAGENET\w*|\w+_Weights\.\w+", source):
-        state, own_run = fetch(source, depth_of(model.state_dict())), False
-    else:
-        try:
-            file = find_file(source, depth_of(model.state_dict()))
-        except UserError as error:
-            raise UserError(f"model.pretrained={error}") from None
-        content = read(file)
-        state, own_run = find_state_dict(content, source), "pytorch-lightning_version" in content
+    content = contents(source, depth_of(model.state_dict()))
+    state, own_run = find_state_dict(content, source), "pytorch-lightning_version" in content
     insert(model, rename(state, model.state_dict()), source)
     if not own_run and strides_on_first(model):
         logger.warning(
@@ -51,6 +44,21 @@ def load_pretrained(model: nn.Module, source: str) -> None:
             "another function with the stride on the first 1×1; set model.stride_on=3x3 for them",
             source,
         )
+
+
+def contents(source: str, depth: int) -> dict[str, Any]:
+    """What `source` names, for a network of `depth` layers: a state dict, or a checkpoint with one in it.
+
+    Raises:
+        UserError: as for `load_pretrained`.
+    """
+    if re.fullmatch(r"imagenet|DEFAULT|IMAGENET\w*|\w+_Weights\.\w+", source):
+        return fetch(source, depth)
+    try:
+        file = find_file(source, depth)
+    except UserError as error:
+        raise UserError(f"model.pretrained={error}") from None
+    return read(file)
 
 
 def depth_of(names: Collection[str]) -> int:

@@ -1,0 +1,99 @@
+"""What a sweep will run, worked out before its first job: `jobs_of` composes, `preflight` checks (no torch here)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import OmegaConf
+
+from resnet_lab.config import check, conf_dir
+
+NOT_RUN = ("-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info", "-v", "--version")
+
+
+def preflight(arguments: Sequence[str]) -> bool:
+    """Whether all that the jobs of a sweep need is there; what is not, perhaps days later, is shown.
+
+    Args:
+        arguments: of `resnet-lab train`; nothing is checked where they start no sweep.
+
+    Raises:
+        UserError: a key is wrong.
+    """
+    needs = {json.dumps(need, sort_keys=True) for job in jobs_of(arguments) for need in _needs(job)}
+    if not needs:
+        return True
+    # in a process of its own, so that this one stays light
+    command = [sys.executable, "-m", "resnet_lab.preflight"]
+    return subprocess.run(command, input=json.dumps(sorted(needs)), text=True, check=False).returncode == 0
+
+
+def _needs(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What a job needs from outside: its data set, and weights."""
+    yield {"data": job["data"]}
+    if str(job["model"].get("pretrained", "none")) != "none":
+        yield {"model": job["model"]}
+
+
+def jobs_of(arguments: Sequence[str]) -> list[dict[str, Any]]:
+    """The configurations of a sweep's jobs, seeds aside; none where it is no sweep, or not of Hydra's basic sweeper.
+
+    Raises:
+        UserError: a key is wrong.
+    """
+    overrides, searchpath = _read(arguments)
+    if overrides is None:
+        return []
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    fixed = [text for text, override in zip(overrides, parsed, strict=True) if not override.is_sweep_override()]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        base = compose("config", [*fixed, *searchpath], return_hydra_config=True)
+        if base.hydra.runtime.choices["hydra/sweeper"] != "basic":
+            return []
+        return [_composed([*job, *searchpath]) for job in _grid(parsed, base.hydra.sweeper.params or {})]
+
+
+def _read(arguments: Sequence[str]) -> tuple[list[str] | None, list[str]]:
+    """Overrides (None where no sweep is to start), and the override for `--config-dir`."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("-m", "--multirun", action="store_true")
+    parser.add_argument("-cd", "--config-dir")
+    known, others = parser.parse_known_args(list(arguments))
+    if not known.multirun or any(flag.partition("=")[0] in NOT_RUN for flag in others):
+        return None, []
+    searchpath = [f"hydra.searchpath=[file://{known.config_dir}]"] if known.config_dir else []
+    return known.overrides, searchpath
+
+
+def _grid(overrides: Sequence[Override], params: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The overrides of each job; the command line wins over the experiment's grid, and seeds are left out."""
+    given = {override.get_key_element() for override in overrides}
+    own = [f"{key}={value}" for key, value in params.items() if key not in given]
+    axes = [*OverridesParser.create().parse_overrides(own), *overrides]
+    if any(axis.is_sweep_override() and not (axis.is_choice_sweep() or axis.is_range_sweep()) for axis in axes):
+        return []
+    return list(product(*(_values(axis) for axis in axes if axis.get_key_element() != "seed")))
+
+
+def _values(axis: Override) -> list[str]:
+    key = axis.get_key_element()
+    if axis.is_sweep_override():
+        return [f"{key}={value}" for value in axis.sweep_string_iterator()]
+    return [f"{key}={axis.get_value_element_as_str()}"]
+
+
+def _composed(overrides: Sequence[str]) -> dict[str, Any]:
+    config = compose("config", list(overrides))
+    check(config)
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    return plain

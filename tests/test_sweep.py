@@ -1,0 +1,109 @@
+"""What a sweep needs is checked before its first job, for all jobs at once."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+from fake_data import refusal, web
+
+from resnet_lab import preflight as command
+from resnet_lab.config import register
+from resnet_lab.errors import UserError
+from resnet_lab.run_folder import RunFolder
+from resnet_lab.sweep import jobs_of
+from resnet_lab.train import main
+
+DATA = ["data=retinopathy", "data.root=somewhere"]
+
+
+@pytest.fixture(autouse=True)
+def _registered() -> None:
+    register()
+
+
+def grid(*arguments: str) -> set[tuple[int, str]]:
+    return {(job["model"]["depth"], job["model"]["pretrained"]) for job in jobs_of(["-m", *arguments])}
+
+
+def test_jobs_are_those_of_the_grid_without_seeds() -> None:
+    assert jobs_of(["model.depth=18,34"]) == []  # no sweep
+    assert jobs_of(["-m", "model.depth=18,34", "--cfg", "job"]) == []
+    assert grid("model.depth=18,34", "model.pretrained=none,imagenet", "seed=0,1,2") == {
+        (18, "none"),
+        (18, "imagenet"),
+        (34, "none"),
+        (34, "imagenet"),
+    }
+    assert len(jobs_of(["-m", "model.depth=18,34", "seed=range(5)"])) == 2
+
+
+def test_the_command_line_wins_over_the_grid_of_the_experiment() -> None:
+    experiment = "experiment=dr_depth_pretraining"
+    assert grid(experiment) == {(18, "none"), (18, "imagenet"), (50, "none"), (50, "imagenet")}
+    assert grid(experiment, "model.pretrained=none") == {(18, "none"), (50, "none")}
+    assert grid(experiment, "model.depth=34,18", "model.pretrained=a.pt") == {(34, "a.pt"), (18, "a.pt")}
+
+
+def test_experiments_of_ones_own_are_found(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nmodel:\n  depth: 50\n")
+    jobs = jobs_of(["--config-dir", str(tmp_path), "-m", "experiment=mine", "optim.lr=0.1,0.2"])
+    assert [(job["model"]["depth"], job["optim"]["lr"]) for job in jobs] == [(50, 0.1), (50, 0.2)]
+
+
+def test_a_misspelt_key_stops_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["train", "-m", "+optim.momentun=0.5,0.9", "sweep_dir=sweep"])
+    assert main() == 1
+    assert "did you mean optim.momentum?" in capsys.readouterr().err
+    assert not (tmp_path / "sweep").exists()
+
+
+def needs(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    """What the process that looks for data and weights is asked, answered here."""
+    from resnet_lab import sweep
+
+    asked = {json.dumps(need) for job in jobs_of(["-m", *arguments]) for need in sweep._needs(job)}
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(sorted(asked))))
+
+
+def test_a_study_without_its_data_says_where_to_get_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    needs(monkeypatch, "experiment=dr_depth_pretraining", "model.pretrained=none")
+    message = refusal(command.command, [])
+    assert message.startswith("data/eyepacs is not a folder; set data.root to the folder that holds the data set")
+    assert "kaggle.com/c/diabetic-retinopathy-detection" in message
+
+
+def test_weights_that_cannot_be_fetched_stop_the_sweep(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    web(monkeypatch, {})
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    needs(monkeypatch, *DATA[:1], f"data.root={photographs}", "model.depth=18,50", "model.pretrained=none,imagenet")
+    message = refusal(command.command, [])
+    assert message.startswith("model.pretrained=imagenet: cannot fetch https://download.pytorch.org/models/resnet")
+    assert "model.pretrained=PATH" in message
+
+
+def test_weights_of_a_run_that_is_not_there_stop_the_sweep(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    needs(monkeypatch, *DATA[:1], f"data.root={photographs}", "model.pretrained=none,runs/source")
+    assert "runs/source: no such file" in refusal(command.command, [])
+
+
+def test_what_is_there_is_enough(photographs: Path, make_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run: RunFolder = make_run()
+    run.checkpoints.mkdir()
+    run.last_checkpoint.write_bytes(b"")
+    needs(monkeypatch, *TINY, f"data.root={photographs}", f"model.pretrained=none,{run.path}")
+    with pytest.raises(UserError, match="not readable as plain tensors"):  # the file is found, and read
+        command.command([])
+    needs(monkeypatch, *TINY, f"data.root={photographs}", "model.pretrained=none", "optim.lr=0.1,0.2")
+    command.command([])
