@@ -48,6 +48,7 @@ class Config:
     seed: int = MISSING
     monitor: str = MISSING
     follow_test: bool = MISSING
+    follow_layers: bool = MISSING
     sweep_dir: str = MISSING
     data: Any = MISSING
     model: Any = MISSING

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import traceback
 from pathlib import Path
@@ -20,6 +21,7 @@ from resnet_lab.build import build_datamodule, build_module, build_trainer, rank
 from resnet_lab.callbacks import LastCheckpoint, Observer, ResumableEarlyStopping, RunCheckpoint
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.errors import UserError
+from resnet_lab.layers import LayerStatistics
 from resnet_lab.metrics import is_collapsed, monitored
 from resnet_lab.models.resnet import multiply_adds, parameter_count
 from resnet_lab.module import Classifier
@@ -47,6 +49,7 @@ def run_job(run: RunFolder) -> None:
     last, observer = LastCheckpoint(run, best), Observer(datamodule.class_names)
     callbacks = [
         observer,
+        *([LayerStatistics(run)] if config["follow_layers"] else []),
         LearningRateMonitor("epoch"),
         *early_stopping(config, monitor, mode),
         *filter(None, [best]),
@@ -143,7 +146,8 @@ def finish(
         probabilities, counts = module.predictions[split].numpy(), module.confusion[split].cpu().numpy()
         write_split(run, split, datamodule.rows(split), probabilities, counts, datamodule.class_names)
     metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items()) if "/" in name}
-    metrics = {name: value for name, value in metrics.items() if name.split("/")[0] in datamodule.test_splits}
+    tested = {name: value for name, value in metrics.items() if name.split("/")[0] in datamodule.test_splits}
+    metrics = {name: value for name, value in tested.items() if not math.isnan(value)}  # recall of an absent class
     judged = "val" if "val" in module.confusion else "test"
     collapsed = judged in module.confusion and is_collapsed(module.confusion[judged])
     log_hyperparameters(trainer, module.origin["config"], metrics)

@@ -20,6 +20,7 @@ from torchmetrics.classification import (
 
 from resnet_lab.errors import UserError
 
+MAX_CLASSES_BY_EPOCH = 20  # up to so many classes, the recall of each is logged by epoch
 COLLAPSED = 0.98  # share of predictions in one class from which a model is called collapsed
 
 
@@ -103,7 +104,15 @@ class SplitMetrics(nn.Module):
             self.scores.update(probabilities, targets)
             self.confusion.update(probabilities, targets)
         self.rows.clear()
-        return {f"{self.split}/loss": self.loss.compute().float(), **self.scores.compute()}
+        values = {f"{self.split}/loss": self.loss.compute().float(), **self.scores.compute()}
+        return values | {f"{self.split}/{name}": value for name, value in self._recalls().items()}
+
+    def _recalls(self) -> dict[str, Tensor]:
+        """`recall_<class>` → share of that class that is found, NaN where there is none."""
+        counts = self.confusion.compute()
+        if len(counts) > MAX_CLASSES_BY_EPOCH:
+            return {}
+        return {f"recall_{k}": row[k] / row.sum() for k, row in enumerate(counts.float())}
 
     def reset(self) -> None:
         """Forget the epoch."""

@@ -155,10 +155,15 @@ def curves(
         if baseline is not None:
             axes.axhline(baseline[1], color=GREY, linestyle=":", linewidth=1.5)
     _tidy(grid, len(panels), columns, ylabel)
-    box = figure.legend(handles=legend, loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
+    _add_legend(figure, legend, columns)
+    return figure
+
+
+def _add_legend(figure: Figure, lines: Sequence[Line2D], columns: int) -> None:
+    """Below all panels; names are text, whatever they hold."""
+    box = figure.legend(handles=lines, loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
     for text in box.get_texts():
         text.set_parse_math(False)
-    return figure
 
 
 def _draw_series(axes: Axes, line: Series, colour: tuple[float, float, float, float]) -> None:
@@ -242,4 +247,40 @@ def class_counts(counts: Mapping[str, np.ndarray], class_names: Sequence[str]) -
         axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
     grid[0].set_yticks(shown, names, parse_math=False)
     grid[0].set_ylim(len(class_names) - 0.4, -0.6)  # the first class on top, as in a table
+    return figure
+
+
+QUANTITIES = {  # of layers.csv → title, factor
+    "gradient_norm": ("gradient norm of the weights", 1),
+    "activation_variance": ("variance of the activations", 1),
+    "dead_units": ("dead units, %", 100),
+}
+
+
+def layers(profiles: Mapping[str, Mapping[str, np.ndarray]], columns: int = 3) -> Figure:
+    """Gradient norm, activation variance and dead units from a network's first layer (0) to its last (1).
+
+    Args:
+        profiles: by label, and by the name of the quantity, one value a layer.
+        columns: panels in a row.
+    """
+    rows = math.ceil(len(QUANTITIES) / columns)
+    figure = Figure(figsize=(max(3.2 * columns, 5.5), 2.9 * rows + 0.22 * len(profiles)), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes, (quantity, (title, factor)) in zip(grid, QUANTITIES.items(), strict=True):
+        for place, profile in enumerate(profiles.values()):
+            values = factor * profile.get(quantity, np.zeros(0))
+            axes.plot(np.linspace(0, 1, len(values)), values, color=_colour(place, len(profiles)), linewidth=1.5)
+        if factor == 1 and any(np.any(profile.get(quantity, 0) > 0) for profile in profiles.values()):
+            axes.set_yscale("log")
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("place in the network", fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.grid(color="0.92")
+        axes.spines[["top", "right"]].set_visible(False)
+    lines = [
+        Line2D([], [], color=_colour(place, len(profiles)), linewidth=1.8, label=fill(label, 60))
+        for place, label in enumerate(profiles)
+    ]
+    _add_legend(figure, lines, min(columns, 2))
     return figure

@@ -65,6 +65,11 @@ class RunFolder:
         """Folder of the event files."""
         return self.path / "tensorboard"
 
+    @property
+    def layers_file(self) -> Path:
+        """`epoch,quantity,layer,value`: gradient norm, activation variance, dead units (`follow_layers`)."""
+        return self.path / "layers.csv"
+
     def predictions_file(self, split: str) -> Path:
         """`image,patient,target,prediction,p_0…p_{K-1}`, one row per image of the split."""
         return self.path / f"predictions_{split}.csv"

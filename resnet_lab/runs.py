@@ -140,3 +140,18 @@ def read_metrics(file: Path) -> pd.DataFrame:
         return frame.dropna(subset="epoch").drop_duplicates("epoch", keep="last").set_index("epoch")
     except (ValueError, KeyError):
         return pd.DataFrame()
+
+
+def read_layers(file: Path) -> pd.DataFrame:
+    """The rows `epoch, quantity, layer, value` of layers.csv; empty where there is none, or it is damaged."""
+    try:
+        frame = pd.read_csv(file)
+        return frame.astype({"epoch": int, "value": float})[["epoch", "quantity", "layer", "value"]]
+    except (OSError, ValueError, KeyError):
+        return pd.DataFrame(columns=["epoch", "quantity", "layer", "value"])
+
+
+def profile_of(layers: pd.DataFrame, epoch: int) -> dict[str, np.ndarray]:
+    """By quantity, the values of one epoch from the first layer to the last."""
+    rows = layers[layers["epoch"] == epoch]
+    return {str(quantity): part["value"].to_numpy() for quantity, part in rows.groupby("quantity", sort=False)}

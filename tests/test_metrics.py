@@ -79,7 +79,8 @@ def test_an_empty_batch_counts_for_nothing_and_reset_forgets() -> None:
 def test_train_keeps_no_predictions() -> None:
     logits, targets = batches()
     assert set(scored(logits, targets, "train")[1]) == {
-        f"train/{name}" for name in ("loss", "accuracy", "balanced_accuracy", "f1_weighted", "qwk")
+        f"train/{name}"
+        for name in ("loss", "accuracy", "balanced_accuracy", "f1_weighted", "qwk", *(f"recall_{k}" for k in range(5)))
     }
 
 
@@ -102,3 +103,17 @@ def test_collapse_begins_at_98_percent() -> None:
     assert is_collapsed(counts)
     counts[0, 1] = 11
     assert not is_collapsed(counts)
+
+
+def test_recall_of_each_class_is_known_by_epoch() -> None:
+    metrics = SplitMetrics("val", 3, ordered=False)
+    targets = torch.tensor([0, 0, 0, 1, 1])
+    logits = torch.eye(3)[[0, 0, 1, 1, 1]]
+    metrics.update(torch.zeros(5), logits, targets)
+    values = metrics.compute()
+    assert values["val/recall_0"] == pytest.approx(2 / 3)
+    assert values["val/recall_1"] == 1
+    assert torch.isnan(values["val/recall_2"])  # no such image
+    many = SplitMetrics("val", 102, ordered=False)
+    many.update(torch.zeros(5), torch.rand(5, 102), targets)
+    assert not [name for name in many.compute() if "recall_" in name and name.split("_")[-1].isdigit()]

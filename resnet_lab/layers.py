@@ -1,0 +1,99 @@
+"""Why deep plain networks fail to train: gradients, activations and dead units by layer and epoch."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from functools import partial
+from typing import Any
+
+import pandas as pd
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from resnet_lab import plots
+from resnet_lab.run_folder import RunFolder, write_atomically
+from resnet_lab.runs import profile_of
+
+BATCHES = 8  # of an epoch, evenly spread, that are measured
+ACTIVATIONS = tuple(getattr(nn, name) for name in nn.modules.activation.__all__)
+
+
+class LayerStatistics(Callback):
+    """Measures each layer on a few training batches of every epoch, for `layers.csv`, TensorBoard and the report.
+
+    The quantities, each a mean over the measured batches:
+
+    - `gradient_norm`: of each convolution's or linear layer's weights (L2), before the optimiser's step;
+    - `activation_variance`: over a batch of what follows each activation, and each place of one that is left out;
+    - `dead_units`: share of its channels that are positive for no image and no pixel of the batch.
+
+    Under DDP activations are those of the first rank's part of the batch; gradients are of the whole one.
+
+    Args:
+        run: the folder.
+    """
+
+    def __init__(self, run: RunFolder) -> None:
+        self.run = run
+        self.rows: list[dict[str, Any]] = []  # of layers.csv
+        self._handles: list[RemovableHandle] = []
+        self._sums: dict[tuple[str, str], Tensor] = {}
+        self._counts: dict[tuple[str, str], int] = defaultdict(int)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        step = max(1, int(trainer.num_training_batches) // BATCHES)
+        if batch_idx % step or batch_idx >= step * BATCHES:
+            return
+        assert isinstance(pl_module.model, nn.Module)
+        for name, layer in pl_module.model.named_modules():
+            if is_activation(name, layer):
+                self._handles.append(layer.register_forward_hook(partial(self._measure, name)))
+
+    def _measure(self, name: str, layer: nn.Module, inputs: Any, output: Tensor) -> None:
+        values = output.detach().float()
+        self._add("activation_variance", name, values.var())
+        alive = (values > 0).transpose(0, 1).flatten(1).any(1)
+        self._add("dead_units", name, 1 - alive.float().mean())
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        if not self._handles:
+            return
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        assert isinstance(pl_module.model, nn.Module)
+        for name, layer in pl_module.model.named_modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear) and layer.weight.grad is not None:
+                self._add("gradient_norm", name, layer.weight.grad.norm())
+
+    def _add(self, quantity: str, layer: str, value: Tensor) -> None:
+        key = (quantity, layer)
+        self._sums[key] = self._sums[key] + value if key in self._sums else value
+        self._counts[key] += 1
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        epoch = trainer.current_epoch
+        for (quantity, layer), total in self._sums.items():
+            value = float(total) / self._counts[quantity, layer]
+            self.rows.append({"epoch": epoch, "quantity": quantity, "layer": layer, "value": value})
+        self._sums.clear()
+        self._counts.clear()
+        if trainer.is_global_zero:
+            frame = pd.DataFrame(self.rows)
+            write_atomically(self.run.layers_file, frame.to_csv(index=False))
+            if isinstance(trainer.logger, TensorBoardLogger):
+                figure = plots.layers({f"epoch {epoch}": profile_of(frame, epoch)})
+                trainer.logger.experiment.add_figure("train/layers", figure, epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = list(state_dict["rows"])
+
+
+def is_activation(name: str, layer: nn.Module) -> bool:
+    """Whether a layer is an activation, or the place of one that is left out."""
+    return isinstance(layer, ACTIVATIONS) or (isinstance(layer, nn.Identity) and name.endswith("activation"))
