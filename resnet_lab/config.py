@@ -49,6 +49,7 @@ class Config:
     monitor: str = MISSING
     follow_test: bool = MISSING
     follow_layers: bool = MISSING
+    figures: list[str] = MISSING
     sweep_dir: str = MISSING
     data: Any = MISSING
     model: Any = MISSING

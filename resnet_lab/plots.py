@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 MAX_CLASSES_WITH_TEXT = 20
 STYLES: dict[str, Literal["--", "-", "-."]] = {"train": "--", "val": "-", "test": "-."}
-GREY = "0.45"
+GREY, BLUE, RED = "0.45", "#2b6cb0", "#a4381c"
 
 
 def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str = "") -> Figure:
@@ -226,20 +226,23 @@ def images(batch: np.ndarray, labels: Sequence[str], columns: int = 4) -> Figure
     return figure
 
 
-def class_counts(counts: Mapping[str, np.ndarray], class_names: Sequence[str]) -> Figure:
+def class_counts(counts: Mapping[str, np.ndarray], class_names: Sequence[str], mark: float | None = None) -> Figure:
     """Images of each class as bars, one panel per split.
 
     Args:
         counts: images (K,) by split.
         class_names: K names; above 20 classes every n-th is shown, and no number.
+        mark: a dotted line at so many images.
     """
     shown, names = _shown_names(class_names)
     figure = Figure(figsize=(6.5, 0.7 + 0.25 * min(len(class_names), 20)), layout="constrained")
     grid = figure.subplots(1, len(counts), sharey=True, squeeze=False)[0]
     for axes, (split, images) in zip(grid, counts.items(), strict=True):
-        bars = axes.barh(range(len(class_names)), images, height=0.75, color="#2b6cb0")
+        bars = axes.barh(range(len(class_names)), images, height=0.75, color=BLUE)
         if len(class_names) <= MAX_CLASSES_WITH_TEXT:
             axes.bar_label(bars, padding=2, fontsize=8)
+        if mark is not None:
+            axes.axvline(mark, color=GREY, linestyle=":", linewidth=1.5)
         axes.set_title(split, fontsize=10, parse_math=False)
         axes.margins(x=0.25)
         axes.spines[["top", "right", "bottom"]].set_visible(False)
@@ -283,4 +286,103 @@ def layers(profiles: Mapping[str, Mapping[str, np.ndarray]], columns: int = 3) -
         for place, label in enumerate(profiles)
     ]
     _add_legend(figure, lines, min(columns, 2))
+    return figure
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One group's scores, (N,) by run; `best` of their best epochs, or empty."""
+
+    label: str
+    values: np.ndarray
+    best: np.ndarray
+
+
+def scores(rows: Sequence[Scores], xlabel: str, baseline: tuple[str, float] | None = None) -> Figure:
+    """Scores of groups as points, mean and standard deviation as a bar, one line a group.
+
+    Args:
+        rows: the groups from top to bottom.
+        xlabel: what the values are, with their unit.
+        baseline: a split, and what answering the majority class gives on it, in the same unit; a dotted line.
+    """
+    figure = Figure(figsize=(6.5, 0.9 + 0.42 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for place, row in enumerate(rows):
+        spread = row.values.std(ddof=1) if len(row.values) > 1 else 0
+        axes.plot([row.values.mean() - spread, row.values.mean() + spread], [place, place], color=BLUE, linewidth=2.5)
+        axes.plot(row.values.mean(), place, "|", color=BLUE, markersize=12)
+        axes.plot(row.values, np.full(len(row.values), place), "o", color=BLUE, markersize=4)
+        axes.plot(row.best, np.full(len(row.best), place), "D", color=GREY, markerfacecolor="none", markersize=5)
+    if baseline is not None:
+        axes.axvline(baseline[1], color=GREY, linestyle=":", linewidth=1.5)
+        axes.set_title(f"dotted: majority baseline ({baseline[0]})", fontsize=8, color=GREY, loc="right")
+    axes.set_yticks(range(len(rows)), [fill(row.label, 44) for row in rows], fontsize=9, parse_math=False)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlabel(xlabel, fontsize=9)
+    axes.tick_params(labelsize=8, axis="x")
+    axes.grid(color="0.92", axis="x")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(length=0, axis="y")
+    return figure
+
+
+SCORES = ("precision", "recall", "F1")
+
+
+def class_scores(values: np.ndarray, class_names: Sequence[str], pass_mark: float, title: str = "") -> Figure:
+    """Precision, recall and F1 of each class as bars, with the classes below the pass mark in red and by name.
+
+    Args:
+        values: (3, K), NaN where undefined.
+        class_names: K names.
+        pass_mark: of all three.
+        title: above the picture.
+    """
+    figure = Figure(figsize=(9, 6.2), layout="constrained")
+    panels = figure.subplots(3, 1, sharex=True)
+    for axes, score, row in zip(panels, SCORES, values, strict=True):
+        below = np.nan_to_num(row) < pass_mark
+        axes.bar(range(len(row)), np.nan_to_num(row), color=np.where(below, RED, BLUE), width=0.8)
+        axes.axhline(pass_mark, color=GREY, linestyle=":", linewidth=1.5)
+        axes.set_ylim(0, 1)
+        axes.set_ylabel(score, fontsize=9)
+        named = [name for name, low in zip(class_names, below, strict=True) if low]
+        text = ", ".join(named[:8]) + (f" and {len(named) - 8} more" if len(named) > 8 else "")
+        caption = fill(f"{len(named)} of {len(row)} below {pass_mark}{': ' if named else ''}{text}", 130)
+        axes.set_title(caption, fontsize=8, loc="left", color=RED if named else GREY, parse_math=False)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8)
+    shown, names = _shown_names(class_names)
+    panels[-1].set_xticks(shown, names, rotation=90, fontsize=7, parse_math=False)
+    figure.suptitle(fill(title, 90), fontsize=11, parse_math=False)
+    return figure
+
+
+def score_bands(shares: Mapping[str, np.ndarray], edges: Sequence[float]) -> Figure:
+    """Share of the classes in each band of precision, recall and F1, as stacked bars, one line a group.
+
+    Args:
+        shares: (3, B) by group, rows adding up to 1.
+        edges: B + 1 limits of the bands.
+    """
+    figure = Figure(figsize=(9, 1.1 + 0.42 * len(shares)), layout="constrained")
+    colours = matplotlib.colormaps["RdYlBu"](np.linspace(0.08, 0.92, len(edges) - 1))
+    panels = figure.subplots(1, 3, sharey=True)
+    for place, (axes, name) in enumerate(zip(panels, SCORES, strict=True)):
+        left = np.zeros(len(shares))
+        for band, colour in enumerate(colours):
+            widths = 100 * np.array([group[place, band] for group in shares.values()])
+            label = f"{edges[band]:g} to {edges[band + 1]:g}"
+            axes.barh(range(len(shares)), widths, left=left, color=colour, height=0.7, label=label)
+            left += widths
+        axes.set_title(name, fontsize=10)
+        axes.set_xlabel("classes, %", fontsize=9)
+        axes.set_xlim(0, 100)
+        axes.tick_params(length=0, labelsize=8)
+        axes.spines[:].set_visible(False)
+    panels[0].set_yticks(range(len(shares)), [fill(label, 30) for label in shares], fontsize=8, parse_math=False)
+    panels[0].set_ylim(len(shares) - 0.5, -0.5)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8, frameon=False)
     return figure

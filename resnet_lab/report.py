@@ -1,4 +1,4 @@
-"""`resnet-lab report DIR… [out=DIR]`: write what run folders compare to, as a page, tables and pictures (no torch)."""
+"""`resnet-lab report DIR… [out=DIR] [figures=NAME,…]`: what run folders compare to, as a page and tables."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ import io
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from textwrap import wrap
 from typing import Any, NamedTuple
 
 import jinja2
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from resnet_lab import plots
 from resnet_lab.command_line import run_command
 from resnet_lab.comparison import ABSENT, METRICS, Finding, Group, Table, findings_of, places_of, tables_of
 from resnet_lab.errors import UserError
+from resnet_lab.figures import CURVES, PICTURES, picture
 from resnet_lab.run_folder import find_runs, write_atomically
-from resnet_lab.runs import Run, read_metrics, read_run
+from resnet_lab.runs import Run, read_run
 
-USAGE = "usage: resnet-lab report DIR… [out=DIR]   (run folders, or folders of sweeps)"
+USAGE = "usage: resnet-lab report DIR… [out=DIR] [figures=NAME,…]   (run folders, or folders of sweeps)"
+FIGURES = ("accuracy", "confusion_matrices")  # of runs whose configuration names none
 COLUMNS = {  # metric → title, factor, digits
     "accuracy": ("accuracy %", 100, 2),
     "balanced_accuracy": ("balanced acc. %", 100, 2),
@@ -120,53 +120,26 @@ def _summary_row(group: Group, metrics: Sequence[str]) -> dict[str, Any]:
     return row
 
 
-def series_of(table: Table) -> Iterator[plots.Series]:
-    """Accuracy in % by epoch, one panel per depth where more than the depth differs.
-
-    Of the runs that count; of all where none does, to show how far they came.
-    """
-    panels = any(axis != "model.depth" for group in table.groups for axis in group.values)
-    for group in table.groups:
-        shown = dict(group.shown)
-        panel = shown.pop("model.depth", "") if panels else ""
-        label = " ".join(shown.values()) or "all runs"
-        frames = [read_metrics(run.folder.metrics_file) for run in group.scored or group.runs]
-        for split in plots.STYLES:
-            lines = [frame[f"{split}/accuracy"].dropna() for frame in frames if f"{split}/accuracy" in frame]
-            if any(map(len, lines)):
-                aligned = 100 * pd.concat(lines, axis=1).sort_index()
-                yield plots.Series(panel, label, split, aligned.index.to_numpy(), aligned.to_numpy().T)
-
-
-def baseline_of(table: Table, splits: set[str]) -> tuple[str, float] | None:
-    """Which of `splits` is judged (test before val), and what the training majority scores on its images, in %."""
-    for split in ("test", "val"):
-        for run in table.scored:
-            total = sum(counts := run.class_counts(split))
-            if split in splits and total:
-                return split, 100 * counts[run.majority] / total
-    return None
-
-
-def _pictures(table: Table, folder: Path, suffix: str) -> dict[str, list[str]]:
-    """Save the table's pictures, and return them for the page: base64, by kind."""
-    shown: dict[str, list[str]] = {"curves": [], "matrices": []}
-    if series := list(series_of(table)):
-        baseline = baseline_of(table, {line.split for line in series})
-        # beside each other on a desk, one below the other on a phone
-        wide, narrow = (png(plots.curves(series, "accuracy, %", baseline, columns)) for columns in (2, 1))
-        (folder / f"curves{suffix}.png").write_bytes(wide)
-        shown["curves"] = [base64_of(wide), base64_of(narrow)]
-    if groups := [group for group in table.groups if group.scored]:
-        names = table.scored[0].class_names
-        matrices = [(_matrix_title(group), np.sum([run.counts for run in group.scored], axis=0)) for group in groups]
-        (folder / f"confusion_matrices{suffix}.png").write_bytes(png(plots.confusion_matrices(matrices, names)))
-        shown["matrices"] = [base64_of(png(plots.confusion_matrix(counts, names, title))) for title, counts in matrices]
+def _pictures(table: Table, names: Sequence[str], folder: Path, suffix: str) -> list[dict[str, Any]]:
+    """Save the table's pictures, and return them for the page, with each figure in base64."""
+    shown = []
+    for name in names:
+        drawn = picture(name, table)
+        if drawn is None:
+            continue
+        files = drawn.files or [drawing.wide for drawing in drawn.shown]
+        for number, figure in enumerate(files, start=1):
+            place = f"_{number}" if len(files) > 1 else ""
+            (folder / f"{name}{place}{suffix}.png").write_bytes(png(figure))
+        figures = [[base64_of(png(figure)) for figure in drawing if figure] for drawing in drawn.shown]
+        shown.append({"name": name, "title": drawn.title, "note": drawn.note, "figures": figures})
     return shown
 
 
-def _matrix_title(group: Group) -> str:
-    return group.label + (f" ({len(group.scored)}\N{NO-BREAK SPACE}runs)" if len(group.scored) > 1 else "")
+def figures_of(table: Table) -> list[str]:
+    """The names of the pictures that the runs of a table ask for, each once."""
+    runs = [run for group in table.groups for run in group.runs]
+    return list(dict.fromkeys(name for run in runs for name in run.config.get("figures") or FIGURES))
 
 
 def png(figure: Figure) -> bytes:
@@ -181,16 +154,21 @@ def base64_of(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
 
-def page(runs: Sequence[Run], tables: Sequence[Table], findings: Sequence[Finding], out: Path) -> str:
+def page(
+    runs: Sequence[Run], tables: Sequence[Table], findings: Sequence[Finding], out: Path, figures: Sequence[str] = ()
+) -> str:
     """The report as one self-contained HTML page; saves its pictures below `out` on the way."""
     folder = out / "report_figures"
     folder.mkdir(exist_ok=True)
-    for stale in [*folder.glob("curves*.png"), *folder.glob("confusion_matrices*.png")]:
-        stale.unlink()
+    for name in (*CURVES, *PICTURES):
+        for stale in folder.glob(f"{name}*.png"):
+            stale.unlink(missing_ok=True)
     parts = []
     for number, table in enumerate(tables, start=1):
-        pictures = _pictures(table, folder, f"_{number}" if len(tables) > 1 else "")
-        parts.append({"title": table.title, "titles": _titles(table.metrics), "rows": rows_of(table), **pictures})
+        suffix = f"_table{number}" if len(tables) > 1 else ""
+        pictures = _pictures(table, figures or figures_of(table), folder, suffix)
+        part = {"title": table.title, "titles": _titles(table.metrics), "rows": rows_of(table), "pictures": pictures}
+        parts.append(part)
     metrics = [metric for metric in METRICS if any(metric in table.metrics for table in tables)]
     listing = [
         {
@@ -211,8 +189,13 @@ def render(template: str, **values: Any) -> str:
     return environment.get_template(template).render(**values)
 
 
-def report(folders: Sequence[str], out: Path) -> str:
+def report(folders: Sequence[str], out: Path, figures: Sequence[str] = ()) -> str:
     """Write the report on all runs at or below `folders` to `out`, and return what the terminal shows.
+
+    Args:
+        folders: run folders, or folders that hold some.
+        out: is made if need be.
+        figures: names of pictures; those that the runs ask for where empty.
 
     Raises:
         UserError: a folder does not exist or holds no run, or `out` cannot be written.
@@ -222,7 +205,7 @@ def report(folders: Sequence[str], out: Path) -> str:
     findings = findings_of(runs, tables)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / "report.html", page(runs, tables, findings, out))
+        write_atomically(out / "report.html", page(runs, tables, findings, out, figures))
         write_atomically(out / "summary.csv", summary(tables).to_csv(index=False))
         write_atomically(out / "summary.md", markdown(tables, findings))
     except OSError as error:
@@ -235,14 +218,15 @@ def report(folders: Sequence[str], out: Path) -> str:
 
 def command(arguments: Sequence[str]) -> None:
     """Report on the folders; `out` is the first of them where it is not given."""
-    folders = [argument for argument in arguments if not argument.startswith("out=")]
+    folders = [argument for argument in arguments if not argument.startswith(("out=", "figures="))]
     if {"-h", "--help"} & set(folders):
         print(USAGE)
         return
     if not folders:
         raise UserError(USAGE)
-    outs = [argument.removeprefix("out=") for argument in arguments if argument.startswith("out=")]
-    print(report(folders, Path(outs[-1] if outs else folders[0])))
+    options = dict(argument.split("=", 1) for argument in arguments if argument not in folders)
+    figures = [name for name in options.get("figures", "").split(",") if name]
+    print(report(folders, Path(options.get("out", folders[0])), figures))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,15 @@ from resnet_lab.errors import UserError
 
 SCHEMA_VERSION = 1
 # configuration keys, dotted, that runs may differ in and still be the same experiment
-BOOKKEEPING = ("name", "sweep_dir", "data.root", "data.cache_dir", "data.num_workers", "trainer.progress_bar")
+BOOKKEEPING = (
+    "name",
+    "figures",
+    "sweep_dir",
+    "data.root",
+    "data.cache_dir",
+    "data.num_workers",
+    "trainer.progress_bar",
+)
 
 
 @dataclass(frozen=True)

@@ -75,3 +75,14 @@ def majority_baseline(targets: np.ndarray, majority: int, num_classes: int) -> d
     """
     constant = np.full_like(targets, majority)
     return summary_of(targets, constant, np.eye(num_classes)[constant])
+
+
+def class_scores(counts: np.ndarray) -> np.ndarray:
+    """Precision, recall and F1 of each class (3, K) from a confusion matrix (K, K), rows true.
+
+    Precision of a class that is never predicted is NaN, recall and F1 of one without images too.
+    """
+    found, true, predicted = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        f1 = np.where(true > 0, 2 * found / (true + predicted), np.nan)
+        return np.stack([found / predicted, found / true, f1])

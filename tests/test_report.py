@@ -1,4 +1,4 @@
-"""The report on made-up runs: rows and curves, and that page, tables and terminal say the same."""
+"""The report on made-up runs: rows, and that page, tables and terminal say the same."""
 
 import csv
 import re
@@ -26,7 +26,7 @@ def table_of(*folders):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Without pictures, which take longest."""
-    monkeypatch.setattr(report, "_pictures", lambda *_: {"curves": [], "matrices": []})
+    monkeypatch.setattr(report, "_pictures", lambda *_: [])
 
 
 def test_the_baseline_is_the_training_majority_on_these_images(tmp_path):
@@ -35,15 +35,6 @@ def test_the_baseline_is_the_training_majority_on_these_images(tmp_path):
     row = report.rows_of(table_of(tmp_path))[-1]
     assert row.label == "majority baseline: always “mild”"
     assert row.cells == [f"{100 * np.mean(targets == 1):.2f}", "20.00", "0.000", "0.500"]
-
-
-def test_the_baseline_of_curves_is_that_of_the_split_they_judge_by(tmp_path):
-    counts = {"train": [1, 9, 2, 0, 0], "val": [2, 2, 0, 0, 0], "test": [1, 3, 0, 0, 0]}
-    write_run(tmp_path / "run", class_counts=counts)
-    table = table_of(tmp_path)
-    assert report.baseline_of(table, {"train", "val"}) == ("val", 50)
-    assert report.baseline_of(table, {"train", "val", "test"}) == ("test", 75)
-    assert report.baseline_of(table, {"train"}) is None
 
 
 def test_what_a_group_lost_stands_beside_its_name(tmp_path):
@@ -60,36 +51,6 @@ def test_no_result_at_all_is_a_table_of_dashes(tmp_path):
     assert table.title == "No run has a result"
     (row,) = report.rows_of(table)
     assert (row.n, set(row.cells)) == ("0", {"–"})
-
-
-def test_curves_are_in_percent_and_of_the_runs_that_count(tmp_path):
-    for seed, state in ((0, "done"), (1, "done"), (2, "failed")):
-        write_run(tmp_path / str(seed), seed=seed, state=state)
-    write_run(tmp_path / "deep", depth=50, epochs=3)
-    series = list(report.series_of(table_of(tmp_path)))
-    assert [(s.panel, s.label, s.split) for s in series] == [
-        ("", f"depth={depth}", split) for depth in (18, 50) for split in ("train", "val")
-    ]
-    assert series[0].values.shape == (2, 6)
-    assert series[2].epochs.tolist() == [0, 1, 2]
-    first = pd.read_csv(tmp_path / "0" / "metrics.csv")
-    np.testing.assert_allclose(series[0].values[0], 100 * first["train/accuracy"])
-
-
-def test_each_depth_has_its_panel_where_more_than_the_depth_differs(tmp_path):
-    series = list(report.series_of(table_of(write_sweep(tmp_path / "sweep", seeds=(0,)))))
-    assert [(s.panel, s.label) for s in series if s.split == "val"] == [
-        (f"depth={depth}", f"pretrained={pretrained}") for depth in (18, 50) for pretrained in ("none", "IMAGENET1K_V1")
-    ]
-
-
-def test_a_followed_test_split_has_its_curve(tmp_path):
-    file = write_run(tmp_path / "run") / "metrics.csv"
-    rows = pd.read_csv(file)
-    rows.rename(columns=lambda name: name.replace("val/", "test/")).to_csv(file, index=False)
-    train, test = report.series_of(table_of(tmp_path))
-    assert (train.split, test.split) == ("train", "test")
-    np.testing.assert_allclose(test.values[0], 100 * rows["val/accuracy"])
 
 
 def test_the_files_say_the_same(tmp_path, capsys):
@@ -110,14 +71,14 @@ def test_the_files_say_the_same(tmp_path, capsys):
     for name in ("report.html", "summary.csv", "summary.md", "report_figures/confusion_matrices.png"):
         assert str(out / name) in shown
     assert not list(sweep.glob("*.html"))
-    with Image.open(out / "report_figures" / "curves.png") as picture:
+    with Image.open(out / "report_figures" / "accuracy.png") as picture:
         assert picture.width > picture.height  # two panels in a row
 
 
 def test_pictures_of_an_earlier_report_go(tmp_path, undrawn):
     run = write_run(tmp_path / "run")
     (run / "report_figures").mkdir()
-    for name in ("curves_2.png", "confusion_matrices.png", "mine.png"):
+    for name in ("accuracy_2.png", "confusion_matrices.png", "mine.png"):
         (run / "report_figures" / name).touch()
     report.command([str(run)])
     assert [file.name for file in (run / "report_figures").iterdir()] == ["mine.png"]
@@ -125,12 +86,12 @@ def test_pictures_of_an_earlier_report_go(tmp_path, undrawn):
 
 def test_each_table_has_its_pictures(tmp_path, monkeypatch):
     suffixes = []
-    monkeypatch.setattr(report, "_pictures", lambda table, folder, suffix: suffixes.append(suffix) or {})
+    monkeypatch.setattr(report, "_pictures", lambda table, names, folder, suffix: suffixes.append(suffix) or [])
     for seed, test_set in ((0, "a" * 16), (1, "c" * 16)):
         write_run(tmp_path / str(seed), seed=seed, test_set=test_set)
     report.command([str(tmp_path)])
     report.command([str(tmp_path / "0")])
-    assert suffixes == ["_1", "_2", ""]
+    assert suffixes == ["_table1", "_table2", ""]
 
 
 def test_deviation_is_empty_for_a_single_run(tmp_path, undrawn):

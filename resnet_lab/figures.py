@@ -1,0 +1,279 @@
+"""The pictures that a report can show, by name: runs of one table in, figures out (no torch)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from resnet_lab import plots
+from resnet_lab.comparison import Group, Table
+from resnet_lab.errors import UserError
+from resnet_lab.runs import profile_of, read_layers, read_metrics
+from resnet_lab.statistics import class_scores
+
+BANDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # edges of the bands of `score_bands`
+PASS = 0.7  # study B's pass mark
+FEW = 20  # study B's line in the counts of 102 classes
+
+
+class Drawing(NamedTuple):
+    """One figure: on a desk, and on a phone where that differs."""
+
+    wide: Figure
+    narrow: Figure | None = None
+
+
+class Picture(NamedTuple):
+    """A part of the report: its heading, what to know of it, what the page shows, and what is kept as files."""
+
+    title: str
+    note: str
+    shown: list[Drawing]
+    files: list[Figure] | None = None  # None: the wide ones of `shown`
+
+
+class Curve(NamedTuple):
+    """What a figure of values by epoch shows."""
+
+    title: str
+    metric: str  # of metrics.csv, without its split; `error` is 1 − accuracy
+    splits: Sequence[str]  # `judged` stands for test where it is followed, else val
+    by_depth: bool  # one panel per depth
+    ylabel: str
+    factor: float  # to the unit of the label
+
+
+CURVES = {
+    "accuracy": Curve("Accuracy by epoch", "accuracy", ("train", "val", "test"), True, "accuracy, %", 100),
+    "loss": Curve("Loss by epoch", "loss", ("train", "val", "test"), True, "cross-entropy", 1),
+    "train_loss": Curve("Training loss by epoch", "loss", ("train",), False, "cross-entropy of train", 1),
+    "error": Curve("Error by epoch", "error", ("judged",), False, "error, %", 100),
+    "error_by_depth": Curve("Error by epoch, depth by depth", "error", ("train", "judged"), True, "error, %", 100),
+}
+
+
+def picture(name: str, table: Table) -> Picture | None:
+    """The picture of that name; None where the runs hold nothing to draw it from.
+
+    Raises:
+        UserError: there is no such picture.
+    """
+    if name in CURVES:
+        return _curves(CURVES[name], table)
+    if name not in PICTURES:
+        raise UserError(f"figures: there is none called {name}; choose among {', '.join([*CURVES, *PICTURES])}")
+    return PICTURES[name](table)
+
+
+def series_of(table: Table, curve: Curve = CURVES["accuracy"]) -> Iterator[plots.Series]:
+    """A metric by epoch, one panel per depth where more than the depth differs.
+
+    Of the runs that count; of all where none does, to show how far they came.
+    """
+    panels = curve.by_depth and any(axis != "model.depth" for group in table.groups for axis in group.values)
+    for group in table.groups:
+        shown = dict(group.shown)
+        panel = shown.pop("model.depth", "") if panels else ""
+        label = " ".join(shown.values()) or "all runs"
+        frames = [read_metrics(run.folder.metrics_file) for run in group.scored or group.runs]
+        splits = [split for split in plots.STYLES if split in curve.splits or split == _judged(frames, curve)]
+        for split in splits:
+            if (values := _aligned(frames, split, curve.metric)) is not None:
+                yield plots.Series(panel, label, split, values.index.to_numpy(), curve.factor * values.to_numpy().T)
+
+
+def _judged(frames: Sequence[pd.DataFrame], curve: Curve) -> str | None:
+    """The split that the runs are judged by, epoch after epoch, where the curve asks for it."""
+    if "judged" not in curve.splits:
+        return None
+    return next((split for split in ("test", "val") if any(f"{split}/accuracy" in frame for frame in frames)), None)
+
+
+def _aligned(frames: Sequence[pd.DataFrame], split: str, metric: str) -> pd.DataFrame | None:
+    """Epochs by runs; None where no run has the metric."""
+    column = f"{split}/{'accuracy' if metric == 'error' else metric}"
+    lines = [frame[column].dropna() for frame in frames if column in frame]
+    if not any(map(len, lines)):
+        return None
+    values = pd.concat(lines, axis=1).sort_index()
+    return 1 - values if metric == "error" else values
+
+
+def baseline_of(table: Table, splits: set[str]) -> tuple[str, float] | None:
+    """Which of `splits` is judged (test before val), and what the training majority scores on its images, in %."""
+    for split in ("test", "val"):
+        for run in table.scored:
+            total = sum(counts := run.class_counts(split))
+            if split in splits and total:
+                return split, 100 * counts[run.majority] / total
+    return None
+
+
+def _both(series: Sequence[plots.Series], ylabel: str, baseline: tuple[str, float] | None = None) -> Drawing:
+    """Panels beside each other on a desk, one below the other on a phone."""
+    wide, narrow = (plots.curves(series, ylabel, baseline, columns) for columns in (2, 1))
+    return Drawing(wide, narrow)
+
+
+def _curves(curve: Curve, table: Table) -> Picture | None:
+    series = list(series_of(table, curve))
+    if not series:
+        return None
+    baseline = baseline_of(table, {line.split for line in series}) if curve.metric in ("accuracy", "error") else None
+    if baseline and curve.metric == "error":
+        baseline = (baseline[0], 100 - baseline[1])
+    note = "Thin lines are single runs, thick ones their mean."
+    return Picture(curve.title, note, [_both(series, curve.ylabel, baseline)])
+
+
+def confusion_matrices(table: Table) -> Picture | None:
+    """One matrix per group, summed over its runs; as a file, all together."""
+    groups = [group for group in table.groups if group.scored]
+    if not groups:
+        return None
+    names = table.scored[0].class_names
+    matrices = [(_runs_of(group), np.sum([run.counts for run in group.scored], axis=0)) for group in groups]
+    note = (
+        "Counts, summed over the runs of a group, and shares of the true class (rows); darker is larger. "
+        "Grey rows: no image of that class."
+    )
+    shown = [Drawing(plots.confusion_matrix(counts, names, title)) for title, counts in matrices]
+    return Picture("Confusion matrices", note, shown, [plots.confusion_matrices(matrices, names)])
+
+
+def _runs_of(group: Group) -> str:
+    return group.label + (f" ({len(group.scored)}\N{NO-BREAK SPACE}runs)" if len(group.scored) > 1 else "")
+
+
+def scores(table: Table) -> Picture | None:
+    """Accuracy of each group, run by run; where test was followed, also that of its best epoch, as A and B report."""
+    rows = []
+    for group in table.groups:
+        if group.scored:
+            best = [read_metrics(run.folder.metrics_file).get(f"{run.split}/accuracy") for run in group.scored]
+            values = [run.scores["accuracy"] for run in group.scored]
+            followed = [100 * line.max() for line in best if line is not None and run_is_test(group)]
+            rows.append(plots.Scores(group.label, 100 * np.array(values), np.array(followed)))
+    if not rows:
+        return None
+    baseline = baseline_of(table, {table.scored[0].split})
+    note = "Dots are runs, bars mean ± standard deviation."
+    if any(len(row.best) for row in rows):
+        note += " Diamonds: the best epoch on test, as the studies report it; chosen by looking at test, it flatters."
+    return Picture("Accuracy", note, [Drawing(plots.scores(rows, "accuracy, %", baseline))])
+
+
+def run_is_test(group: Group) -> bool:
+    """Whether the group's numbers are of test images."""
+    return group.scored[0].split == "test"
+
+
+def recall(table: Table) -> Picture | None:
+    """Recall of each class by epoch, one panel a group: a collapse, and the escape from it, show at once."""
+    series = []
+    for group in table.groups:
+        frames = [read_metrics(run.folder.metrics_file) for run in group.scored or group.runs]
+        names = next((run.class_names for run in group.scored), ())
+        split = _judged(frames, CURVES["error"])
+        for k, name in enumerate(names):
+            values = _aligned(frames, split or "train", f"recall_{k}")
+            if values is not None:
+                line = 100 * values.to_numpy().T
+                series.append(plots.Series(group.label, name, split or "train", values.index.to_numpy(), line))
+    if not series:
+        return None
+    note = "Share of each class that is found. A network that answers one class has it at 100 % and the others at 0."
+    return Picture("Recall of each class by epoch", note, [_both(series, "recall, %")])
+
+
+def gap(table: Table) -> Picture | None:
+    """How far training accuracy runs ahead of the judged one."""
+    series = []
+    for group in table.groups:
+        frames = [read_metrics(run.folder.metrics_file) for run in group.scored or group.runs]
+        split = _judged(frames, CURVES["error"])
+        train, other = (_aligned(frames, part, "accuracy") if part else None for part in ("train", split))
+        if train is not None and other is not None and split:
+            ahead = 100 * (train.to_numpy() - other.reindex(train.index).to_numpy()).T
+            series.append(plots.Series("", group.label, split, train.index.to_numpy(), ahead))
+    if not series:
+        return None
+    note = "Accuracy of train, with augmentation, less that of the split that is judged, in percentage points."
+    return Picture("Gap between train and test", note, [_both(series, "train ahead, points")])
+
+
+def class_counts(table: Table) -> Picture | None:
+    """Images of each class and split."""
+    run = next(iter(table.scored), None)
+    counts = {split: np.array(run.class_counts(split)) for split in plots.STYLES if run and run.class_counts(split)}
+    if run is None or not counts:
+        return None
+    many = len(run.class_names) > plots.MAX_CLASSES_WITH_TEXT
+    drawn = plots.class_counts(counts, run.class_names, FEW if many else None)
+    return Picture("Images of each class", f"Dotted: {FEW} images." if many else "", [Drawing(drawn)])
+
+
+def scores_by_class(table: Table) -> Picture | None:
+    """Precision, recall and F1 of each class, one figure a group, with the classes below the pass mark by name."""
+    groups = [group for group in table.groups if group.scored]
+    if not groups:
+        return None
+    names = table.scored[0].class_names
+    shown = [Drawing(plots.class_scores(mean_class_scores(group), names, PASS, _runs_of(group))) for group in groups]
+    note = f"Means over the runs of a group; red: below {PASS}. A class that is never predicted has no precision."
+    return Picture("Precision, recall and F1 of each class", note, shown)
+
+
+def mean_class_scores(group: Group) -> np.ndarray:
+    """Precision, recall and F1 of each class (3, K), means over the runs; NaN where no run defines it."""
+    values = np.ma.masked_invalid([class_scores(run.counts) for run in group.scored])
+    return values.mean(axis=0).filled(np.nan)
+
+
+def score_bands(table: Table) -> Picture | None:
+    """Which share of the classes reaches which precision, recall and F1."""
+    groups = [group for group in table.groups if group.scored]
+    if not groups:
+        return None
+    shares = {group.label: band_shares(mean_class_scores(group)) for group in groups}
+    note = "Share of the classes in each band; a class that is never predicted counts as 0."
+    return Picture("Classes by score", note, [Drawing(plots.score_bands(shares, BANDS))])
+
+
+def band_shares(values: np.ndarray) -> np.ndarray:
+    """Share of the classes in each band, (3, K) → (3, B); an undefined score counts as 0."""
+    edges = np.array(BANDS)
+    edges[-1] += 1e-9  # the last band holds its upper edge
+    return np.array([np.histogram(np.nan_to_num(row), edges)[0] for row in values]) / values.shape[1]
+
+
+def layers(table: Table) -> Picture | None:
+    """Gradients, activations and dead units by layer, after the first epoch and after the last one."""
+    frames: dict[str, pd.DataFrame] = {}
+    for group in table.groups:
+        measured = [frame for run in group.runs if len(frame := read_layers(run.folder.layers_file))]
+        frames |= {group.label: measured[0]} if measured else {}
+    if not frames:
+        return None
+    shown = []
+    for pick in ("min", "max"):
+        profiles = {label: profile_of(frame, getattr(frame["epoch"], pick)()) for label, frame in frames.items()}
+        shown.append(Drawing(*(plots.layers(profiles, columns) for columns in (3, 1))))
+    note = "Of the first run of each group: above in its first epoch, below in its last. 0 is the input's end."
+    return Picture("Gradients and activations by layer", note, shown)
+
+
+PICTURES: dict[str, Callable[[Table], Picture | None]] = {
+    "scores": scores,
+    "confusion_matrices": confusion_matrices,
+    "recall": recall,
+    "gap": gap,
+    "class_counts": class_counts,
+    "class_scores": scores_by_class,
+    "score_bands": score_bands,
+    "layers": layers,
+}
