@@ -214,7 +214,7 @@ def class_counts(table: Table) -> Picture | None:
         return None
     many = len(run.class_names) > plots.MAX_CLASSES_WITH_TEXT
     drawn = plots.class_counts(counts, run.class_names, FEW if many else None)
-    return Picture("Images of each class", f"Dotted: {FEW} images." if many else "", [Drawing(drawn)])
+    return Picture("Images of each class", f"Dotted: {FEW} images of train." if many else "", [Drawing(drawn)])
 
 
 def scores_by_class(table: Table) -> Picture | None:

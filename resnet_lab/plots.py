@@ -232,7 +232,7 @@ def class_counts(counts: Mapping[str, np.ndarray], class_names: Sequence[str], m
     Args:
         counts: images (K,) by split.
         class_names: K names; above 20 classes every n-th is shown, and no number.
-        mark: a dotted line at so many images.
+        mark: a dotted line at so many images of train.
     """
     shown, names = _shown_names(class_names)
     figure = Figure(figsize=(6.5, 0.7 + 0.25 * min(len(class_names), 20)), layout="constrained")
@@ -241,7 +241,7 @@ def class_counts(counts: Mapping[str, np.ndarray], class_names: Sequence[str], m
         bars = axes.barh(range(len(class_names)), images, height=0.75, color=BLUE)
         if len(class_names) <= MAX_CLASSES_WITH_TEXT:
             axes.bar_label(bars, padding=2, fontsize=8)
-        if mark is not None:
+        if mark is not None and split == "train":
             axes.axvline(mark, color=GREY, linestyle=":", linewidth=1.5)
         axes.set_title(split, fontsize=10, parse_math=False)
         axes.margins(x=0.25)
