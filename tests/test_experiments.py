@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_data import write_class_folders, write_studies
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from resnet_lab import report
 from resnet_lab.config import conf_dir, register
+from resnet_lab.run_folder import RunFolder, find_runs
 
 EYEPACS = {"data._target_": "resnet_lab.data.retinopathy.Retinopathy", "data.ordered": True}
 EYEPACS |= {"data.horizontal_flip": 0.5, "data.vertical_flip": 0.5, "data.image_size": 512, "data.val_fraction": 0.0}
@@ -128,6 +134,46 @@ def test_reduced_has_three_seeds_and_fits_two_cores(name: str) -> None:
     assert config.data.image_size <= min(128, full.data.image_size)
     assert config.data.batch_size == full.data.batch_size
     assert config.schedule == full.schedule
+
+
+def own_data(name: str, folder: Path) -> list[str]:
+    """Tiny data for an experiment: the retinopathy CSVs, or a folder per class (torchvision's sets are under MD5)."""
+    if name.startswith("dr_"):
+        return [f"data.root={write_studies(folder)}"]
+    splits = ("train", "val", "test")
+    write_class_folders(folder, {f"{split}/{kind}": 12 for split in splits for kind in ("rose", "tulip")})
+    return ["data=class_folders", f"data.root={folder}"]
+
+
+def smoke(name: str, tmp_path: Path, *arguments: str) -> list[RunFolder]:
+    """Run an experiment as a user does, at the scale at which every job takes seconds."""
+    own = [*own_data(name, tmp_path / "data"), f"data.cache_dir={tmp_path / 'cache'}"]
+    command = [sys.executable, "-m", "resnet_lab.train", *arguments, f"experiment={name}", "scale=smoke", *own]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return find_runs([tmp_path / "sweep"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STUDIES)
+def test_one_job_of_each_experiment_runs_and_its_pictures_are_drawn(name: str, tmp_path: Path) -> None:
+    pretrained = ["model.pretrained=none"] if name.startswith("dr_") else []
+    (run,) = smoke(name, tmp_path, "trainer.accelerator=cpu", "sweep_dir=sweep", *pretrained)
+    status = run.read_status()
+    assert (status["state"], status["epoch"]) == ("done", 0)
+    assert run.layers_file.is_file() == (not name.startswith("dr_"))
+    asked = run.read_config()["figures"]
+    report.command([str(run.path)])
+    drawn = {file.stem for file in (run.path / "report_figures").iterdir()}
+    assert {name for name in asked if not any(file.startswith(name) for file in drawn)} == set()
+
+
+@pytest.mark.slow
+def test_every_job_of_one_experiment_runs(tmp_path: Path) -> None:
+    runs = smoke("cifar_degradation", tmp_path, "-m", "trainer.accelerator=cpu", "sweep_dir=sweep")
+    assert {run.read_status()["state"] for run in runs} == {"done"}
+    seen = {(run.read_config()["model"]["depth"], run.read_config()["model"]["shortcut"]) for run in runs}
+    assert seen == {(depth, shortcut) for depth in (20, 56, 110) for shortcut in ("projection", "none")}
 
 
 def test_sizes_are_those_of_experiments_that_there_are() -> None:
