@@ -42,6 +42,11 @@ def build_module(
         pretrained: False where a checkpoint will replace the initial values.
         class_counts: images of each class that the network was trained on; None: those of `datamodule`.
     """
+    if class_counts is None and "train" not in datamodule.splits:
+        raise UserError(
+            f"{datamodule.data.name} has no split train, but {' and '.join(datamodule.splits)}; "
+            "to train on another one name it, as in data.splits={train: val}"
+        )
     model_config = config["model"] if pretrained else config["model"] | {"pretrained": "none"}
     origin = {
         "config": config,

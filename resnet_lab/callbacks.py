@@ -147,7 +147,8 @@ class Observer(Callback):
         self.class_names = class_names
         self.speeds: list[float] = []  # images per second, by epoch, from the end of the first batch on
         self.waits: list[float] = []  # share of that time in which the loop waited for data
-        self._start, self._end, self._waited, self._images = 0.0, 0.0, 0.0, 0
+        self._start, self._end, self._waited, self._images = 0.0, 0.0, 0.0, 0  # of the epoch
+        self._all_waited, self._all_seconds, self._said = 0.0, 0.0, False  # of all epochs so far
 
     @property
     def images_per_second(self) -> float | None:
@@ -177,20 +178,22 @@ class Observer(Callback):
         if batch_idx > 0 and trainer.is_last_batch:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            self._measure(trainer.datamodule)  # type: ignore[attr-defined]
+            self._measure(trainer.datamodule, trainer.is_global_zero)  # type: ignore[attr-defined]
         self._end = time.perf_counter()
 
-    def _measure(self, datamodule: DataModule) -> None:
+    def _measure(self, datamodule: DataModule, speaks: bool) -> None:
         """Note the epoch's speed, and say it once when the loop waits for data."""
         seconds = time.perf_counter() - self._start
         self.speeds.append(self._images / seconds)
         self.waits.append(self._waited / seconds)
-        if len(self.waits) == 1 and self._waited > max(1.0, PATIENCE * seconds):
+        self._all_waited, self._all_seconds = self._all_waited + self._waited, self._all_seconds + seconds
+        if speaks and not self._said and self._all_waited > max(1.0, PATIENCE * self._all_seconds):
+            self._said = True
             # workers read while the network computes, this process reads in between
             reading = seconds if datamodule.num_workers else self._waited
             log.warning(
                 "training waits for data %.0f %% of the time: images come at %.0f/s, the network takes %.0f/s; %s",
-                100 * self.waits[0],
+                100 * self.waits[-1],
                 self._images / reading,
                 self._images / (seconds - self._waited),
                 datamodule.advice(),

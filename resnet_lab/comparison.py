@@ -74,7 +74,10 @@ class Table:
         if not self.scored:
             return "No run has a result"
         split, fingerprint, names, images = self.scored[0].test_set
-        data = self.scored[0].config.get("data.name", "data")
+        config = self.scored[0].config
+        data = config.get("data.name", "data")
+        if config.get("data.folds"):
+            data += f", fold {config.get('data.fold')} of {config['data.folds']}"
         return f"{data}, {split} split: {images} images, {len(names)} classes" + (
             f" (fingerprint {fingerprint[:8]})" if fingerprint else ""
         )

@@ -14,7 +14,7 @@ import pandas as pd
 from resnet_lab import plots
 from resnet_lab.comparison import Finding
 from resnet_lab.data.prepared import read_prepared
-from resnet_lab.data.table import SPLITS
+from resnet_lab.data.table import SPLITS, leaking
 from resnet_lab.errors import UserError
 from resnet_lab.report import base64_of, png, render
 from resnet_lab.run_folder import write_atomically
@@ -105,11 +105,10 @@ def readable(facts: pd.DataFrame) -> pd.DataFrame:
 
 def leaks_of(good: pd.DataFrame) -> pd.DataFrame:
     """The images of train or val whose patient also stands in a later split, with the patient's other splits."""
-    order = good["split"].map(SPLITS.index)
-    leaking = order < order.groupby(good["patient"]).transform("max")
-    everywhere = good[good["patient"].isin(good.loc[leaking, "patient"])]
+    leaks = leaking(good)
+    everywhere = good[good["patient"].isin(good.loc[leaks, "patient"])]
     splits = everywhere.groupby("patient")["split"].agg(set).to_dict()
-    table = good.loc[leaking, ["image", "split", "patient"]]
+    table = good.loc[leaks, ["image", "split", "patient"]]
     others = [splits[patient] - {split} for patient, split in zip(table["patient"], table["split"], strict=True)]
     return table.assign(other_splits=[" ".join(sorted(other, key=SPLITS.index)) for other in others])
 

@@ -43,7 +43,8 @@ def run_job(run: RunFolder) -> None:
     datamodule = build_datamodule(config)
     module = build_module(config, datamodule, pretrained=resume_from is None)
     monitor, mode = selection(config, datamodule)
-    if config["data"]["sampling"] != "none" and config["loss"].get("class_weights", "none") != "none":
+    balances_twice = config["data"]["sampling"] != "none" and config["loss"].get("class_weights", "none") != "none"
+    if balances_twice and rank() == 0:
         log.warning("data.sampling and loss.class_weights both balance the classes: rare ones count twice over")
     best = RunCheckpoint(run, "best", monitor, mode) if monitor else None
     last, observer = LastCheckpoint(run, best), Observer(datamodule.class_names)

@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import (
 
 from resnet_lab.errors import UserError
 from resnet_lab.metrics import mode_of
+from resnet_lab.values import conform
 
 
 def cross_entropy(
@@ -49,9 +50,10 @@ def _class_weights(class_weights: str | Sequence[float], class_counts: Sequence[
                 "give one number for each class"
             )
         return [sum(class_counts) / (num_classes * count) for count in class_counts]
-    if isinstance(class_weights, str) or len(class_weights) != num_classes or min(class_weights) < 0:
+    given = [] if isinstance(class_weights, str) else conform("loss.class_weights", class_weights, list[float])
+    if len(given) != num_classes or min(given) < 0 or max(given) == 0:
         raise UserError(f"loss.class_weights={class_weights}: choose none, balanced or {num_classes} numbers from 0")
-    return [float(weight) for weight in class_weights]
+    return [float(weight) for weight in given]
 
 
 def sgd(params: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float, nesterov: bool) -> SGD:

@@ -17,7 +17,7 @@ from resnet_lab.config import build, check, compose_config
 from resnet_lab.data.duplicates import SIDE, find_duplicates, thumbnail
 from resnet_lab.data.image_data import ImageData
 from resnet_lab.data.prepared import PreparedSet, prepare, read_prepared
-from resnet_lab.data.table import join_patients
+from resnet_lab.data.table import join_patients, leaking
 from resnet_lab.data_report import DataSummary, write_data_report
 from resnet_lab.errors import UserError
 
@@ -35,12 +35,15 @@ def facts_of(data: ImageData, target: PreparedSet, rows: pd.DataFrame, index: pd
     files = facts["path"].map(lambda path: str(target.file(path)))
     facts["prepared"] = files.where(facts["defect"] == "", "")
     good = join_patients(facts[facts["defect"] == ""])
+    facts.loc[good.index, "patient"] = good["patient"]
     problem = ""
     try:
-        good = data.cut(good)
+        # leaks that training drops stay in the report, in the split that lists them
+        kept = good[~leaking(good)] if data.on_leak == "drop" else good
+        cut = data.cut(kept)
+        facts.loc[cut.index, "split"] = cut["split"]
     except UserError as error:  # training stops at it; the report says it
         problem = str(error)
-    facts.loc[good.index, ["patient", "split"]] = good[["patient", "split"]]
     return facts, problem
 
 

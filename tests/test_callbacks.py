@@ -19,13 +19,18 @@ class Clock:
         return self.now
 
 
-def epoch(observer, clock, batches, wait, work, workers=0):
+def epoch(observer, clock, batches, wait, work, workers=0, rank=0):
     """An epoch of `batches` of 10 images that take `wait` s to come and `work` s to train on."""
     datamodule = SimpleNamespace(num_workers=workers, advice=lambda: "ADVICE")
     for number in range(batches):
         clock.now += wait
         trainer = SimpleNamespace(
-            global_step=1, logger=None, datamodule=datamodule, world_size=1, is_last_batch=number == batches - 1
+            global_step=1,
+            logger=None,
+            datamodule=datamodule,
+            world_size=1,
+            is_global_zero=rank == 0,
+            is_last_batch=number == batches - 1,
         )
         observer.on_train_batch_start(trainer, None, {"target": range(10)}, number)
         clock.now += work
@@ -58,6 +63,15 @@ def test_a_loop_that_hardly_waits_says_nothing(clock, caplog):
         epoch(Observer(["a"]), clock, 5, wait=0.1, work=0.1)  # 0.4 s are not worth a word
     assert not caplog.records
     assert observer.data_wait == pytest.approx(0.01 / 0.26)
+
+
+def test_short_epochs_that_wait_say_so_when_it_adds_up(clock, caplog):
+    observer, other = Observer(["a"]), Observer(["a"])
+    with caplog.at_level(logging.WARNING):
+        for number in range(6):
+            epoch(other, clock, 5, wait=0.1, work=0.1, rank=1)  # one rank speaks for all
+            epoch(observer, clock, 5, wait=0.1, work=0.1)
+            assert len(caplog.records) == (number >= 2)  # 0.4 s an epoch
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from fake_data import refusal
+from fake_data import encoded, refusal
 from PIL import Image
 
 from resnet_lab.data import check
 from resnet_lab.data.check import check_files, digest_of, drop_defects, examine
+from resnet_lab.data.reader import Recipe, read_image
 
 
 @pytest.fixture
@@ -181,3 +182,12 @@ def test_a_dangling_link_is_a_defect_and_a_damaged_cache_costs_only_time(tmp_pat
     (cache_file,) = cache.iterdir()
     cache_file.write_text('{"a')
     assert set(defects([str(link)], cache)) == {str(link)}
+
+
+def test_the_check_refuses_what_the_reader_refuses(tmp_path):
+    path = tmp_path / "padded.jpeg"
+    path.write_bytes(encoded("a", ".jpeg")[:-2] + bytes(50))  # the end is gone, and zeros stand for it
+    found, _ = examine(str(path))
+    assert found == "image file is truncated: it has no end-of-image marker"
+    with pytest.raises(OSError, match=found):
+        read_image(str(path), Recipe(16, "square", False, False))

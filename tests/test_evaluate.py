@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from fake_data import TRAIN, refusal, write_class_folders, write_kaggle
+from fake_data import TRAIN, refusal, write_class_folders, write_kaggle, write_medmnist
 
 from resnet_lab import evaluate, predict
 from resnet_lab.config import build
@@ -173,3 +173,23 @@ def test_raw_photographs_are_seen_as_the_prepared_ones_were(make_run, photograph
     columns = [f"p_{k}" for k in range(5)]
     differences = (raw.loc[trained_on.index, columns] - trained_on[columns]).abs()
     assert differences.to_numpy().max() < 0.05  # what the JPEG of the prepared set costs
+
+
+@pytest.mark.parametrize("key", ["data.folds=2", "data.splits={train: test, test: train}", "data.max_per_class=4"])
+def test_predict_takes_all_photographs_whatever_the_splits_of_the_run(make_run, photographs, tmp_path, key) -> None:
+    run = make_run("trainer.max_epochs=1", "data.val_fraction=0", key)
+    assert guarded(run) == 0
+    predict.command([str(run.path), str(photographs / "images"), f"out={tmp_path / 'all.csv'}"])
+    assert len(pd.read_csv(tmp_path / "all.csv")) == len(list((photographs / "images").iterdir()))
+
+
+def test_data_without_a_train_split_can_be_evaluated_on(make_run, tmp_path: Path) -> None:
+    root = write_medmnist(tmp_path / "arrays" / "retinamnist.npz", {"train": [0, 1, 2, 3, 4] * 4, "val": [0, 1]}).parent
+    run = make_run("data=retinamnist", f"data.root={root}", "trainer.max_epochs=1", "data.image_size=28")
+    assert guarded(run) == 0
+    write_medmnist(root / "other.npz", {"test": [4, 3, 2, 1, 0, 0]})
+    evaluate.command([str(run.path), "data.file=other.npz", f"out={tmp_path / 'out'}"])
+    assert len(pd.read_csv(RunFolder(tmp_path / "out").predictions_file("test"))) == 6
+    broken = make_run("data=retinamnist", f"data.root={root}", "data.file=other.npz", name="broken")
+    assert guarded(broken) != 0
+    assert "has no split train, but test; to train on another one name it" in broken.read_status()["error"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import sys
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -135,10 +136,7 @@ def test_a_file_may_lack_splits(root: Path) -> None:
     table, _ = medmnist(root, val_fraction=0.2).table()
     assert class_counts(table, 2) == {"train": [8, 8], "val": [2, 2]}
     written(root, {"val": [0, 1], "test": [1, 1, 0]})
-    assert refusal(medmnist(root).read_table) == (
-        f"{root / 'bloodmnist.npz'} has no split train, but val and test; "
-        "to train on another one name it, as in data.splits={train: val}"
-    )
+    assert medmnist(root).table()[0]["split"].tolist() == ["val", "val", "test", "test", "test"]  # to evaluate on
     table, _ = medmnist(root, splits={"train": "test", "val": "val"}).table()
     assert table["split"].tolist() == ["val", "val", "train", "train", "train"]
     assert table["path"].tolist()[-1] == "test/00002"
@@ -146,7 +144,7 @@ def test_a_file_may_lack_splits(root: Path) -> None:
 
 def test_a_file_without_any_split(root: Path) -> None:
     written(root, {})
-    assert "has no split train, but none at all" in refusal(medmnist(root, splits={"train": "val"}).read_table)
+    assert "has no split at all" in refusal(medmnist(root, splits={"train": "val"}).read_table)
 
 
 def test_identical_images_leave_train(root: Path) -> None:
@@ -293,3 +291,17 @@ def test_retinamnist() -> None:
     assert class_counts(table, 5) == {"train": [486, 128, 206, 194, 66], "val": [54, 12, 28, 20, 6]}
     assert dropped == {"skipped_images": 0, "leaks": 0}
     assert np.array_equal(data.read("val/00119"), np.load(file)["val_images"][119])
+
+
+def test_an_npz_of_something_else(root: Path) -> None:
+    with zipfile.ZipFile(written(root), "w") as file:
+        file.writestr("train_images", b"plain bytes")
+        file.writestr("train_labels", b"plain bytes")
+    assert "cannot read train_images: it is no array; get the file from" in refusal(medmnist(root).read_table)
+
+
+def test_an_npz_with_a_damaged_directory(root: Path) -> None:
+    content = bytearray(written(root).read_bytes())
+    content[content.rindex(b"PK\x01\x02")] = 0
+    (root / "bloodmnist.npz").write_bytes(content)
+    assert "is damaged (" in refusal(medmnist(root).read_table)

@@ -8,7 +8,17 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import REAL_DATA, unpacked
-from fake_data import TEST, TRAIN, photographs, refusal, write_medmnist, write_pair, write_photographs, write_studies
+from fake_data import (
+    TEST,
+    TRAIN,
+    photographs,
+    refusal,
+    retinopathy,
+    write_medmnist,
+    write_pair,
+    write_photographs,
+    write_studies,
+)
 
 from resnet_lab.data.prepared import read_prepared
 from resnet_lab.prepare import command, statistics
@@ -71,7 +81,7 @@ def test_what_cannot_be_read_is_listed_and_stops_nothing(root):
 def test_a_folder_of_nothing_but_bad_files_is_reported(root):
     for file in (root / "images").iterdir():
         file.write_bytes(b"x")
-    out = prepare(root, "data.val_fraction=0")
+    out = prepare(root, "data.folds=2")
     assert len(rows(out, "unreadable")) == len(TRAIN) + len(TEST)
     assert "50 files of 50 cannot be read" in (out / "data_report.html").read_text()
 
@@ -82,6 +92,16 @@ def test_splits_that_cannot_be_cut_are_said_and_stop_nothing(root):
     out = prepare(root, "data.folds=30")
     assert "data.folds" in (out / "data_report.html").read_text()
     assert sum(int(row["train"]) for row in rows(out, "class_counts")) == len(TRAIN)
+
+
+def test_splits_are_those_of_a_training_that_drops_leaks(root):
+    write_pair(root, "train", {name: grade for name, grade in TRAIN.items() if name != "1_right"})
+    write_pair(root, "test", TEST | {"1_right": 1})
+    out = prepare(root, "data.on_leak=drop", "data.val_fraction=0.2", "data.eye_crop=false")
+    data = retinopathy(root, on_leak="drop", val_fraction=0.2, image_size=16, eye_crop=False)
+    trained = data.table()[0].groupby("split").size()
+    counted = {split: sum(int(row[split]) for row in rows(out, "class_counts")) for split in ("train", "val", "test")}
+    assert counted == {"train": trained["train"] + 1, "val": trained["val"], "test": trained["test"]}  # 1_left leaks
 
 
 def test_the_log_says_what_is_wrong_and_where_to_look(root, caplog):

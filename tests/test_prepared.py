@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from fake_data import TRAIN, refusal, retinopathy, write_studies
+from fake_data import TRAIN, encoded, refusal, retinopathy, write_studies
 
 from resnet_lab.data import prepared as module
 from resnet_lab.data.check import digest_of
@@ -171,11 +171,65 @@ def test_names_that_differ_in_their_suffix_alone_do_not_share_a_file(target, pat
     assert refusal(prepare, target, twins, 1).startswith(f"{target.root}: two photographs differ in their suffix")
 
 
+@pytest.mark.parametrize("links", [1, 9])
+def test_a_linked_root_keeps_its_files_to_itself(root, paths, tmp_path, links):
+    deep = tmp_path.joinpath(*"abcdefghi"[:links])  # so deep that a path relative to it would lead anywhere
+    deep.parent.mkdir(parents=True, exist_ok=True)
+    deep.symlink_to(root)
+    before = {path: Path(path).read_bytes() for path in paths}
+    for size in (16, 12):
+        data = retinopathy(deep, image_size=size, eye_crop=False)
+        target = data.prepared_set
+        prepare(target, list(data.listed()["path"]), processes=1)
+        assert len(list((target.folder / "images" / "images").iterdir())) == len(paths)
+        assert set(data.table()[0]["prepared"]) == {str(target.file(path)) for path in data.listed()["path"]}
+    assert {path: Path(path).read_bytes() for path in paths} == before
+
+
+def test_photographs_outside_the_root_stay_as_they_are(target, tmp_path):
+    other = tmp_path / "other" / "a.jpeg"
+    other.parent.mkdir()
+    other.write_bytes(encoded("a", ".jpeg"))
+    assert not target.name(str(other)).startswith("..")
+    prepare(target, [str(other)], processes=1)
+    assert target.file(str(other)).is_relative_to(target.folder)
+    assert other.read_bytes() == encoded("a", ".jpeg")
+
+
+def test_a_dangling_link_is_a_bad_image_and_the_set_is_used_all_the_same(root, target, paths):
+    Path(paths[0]).unlink()
+    Path(paths[0]).symlink_to("nowhere")
+    prepare(target, paths, processes=1)
+    built = datamodule(root, on_bad_image="drop")
+    assert built.dropped["skipped_images"] == 1
+    assert "" not in set(built.table["prepared"])
+
+
+@pytest.mark.parametrize("text", ["", "image\nx\n"])
+def test_a_damaged_index_is_as_none(target, paths, text, caplog):
+    prepare(target, paths, processes=1)
+    before = contents(target)
+    target.index_file.write_text(text)
+    with caplog.at_level(logging.WARNING):
+        prepare(target, paths, processes=1)
+    assert contents(target) == before
+
+
+def test_what_a_dead_process_was_writing_goes(target, paths):
+    prepare(target, paths[:3], processes=1)
+    dead = target.file(paths[0]).with_name(".x.jpeg.4194305")  # above the largest process number
+    living = target.file(paths[0]).with_name(f".x.jpeg.{os.getpid()}")
+    for file in (dead, living):
+        file.write_bytes(b"half")
+    prepare(target, paths, processes=1)
+    assert (dead.exists(), living.exists()) == (False, True)
+
+
 # training
 
 
 def datamodule(root, **keys):
-    built = DataModule(retinopathy(root, image_size=16, **keys), seed=0)
+    built = DataModule(retinopathy(root, **{"image_size": 16, "eye_crop": False} | keys), seed=0)
     built.setup()
     return built
 

@@ -111,7 +111,7 @@ def test_two_classes(root):
 
 def test_missing_root(root):
     message = refusal(retinopathy(root).read_table)
-    assert message == f"{root} is not a folder; set data.root to the folder that holds the data set"
+    assert message.startswith(f"{root} is not a folder; set data.root to the folder that holds the data set (EyePACS: ")
 
 
 def test_root_without_csv(root):
@@ -364,3 +364,17 @@ def test_max_images_of_each_split(root):
     assert class_counts(table, 5) == {"train": [1] * 5, "test": [1] * 5}
     again, _ = retinopathy(root, max_images=6, val_fraction=0).table()
     pd.testing.assert_frame_equal(table, again)
+
+
+def test_solution_beside_other_csvs(root):
+    write_studies(root)
+    (root / "solution.csv").write_text("image,level,Usage\n1_left,1,Public\n2_left,2,Private\n")
+    message = refusal(retinopathy(root, solution_csv="solution.csv", test_csv="test_img.csv").read_table)
+    assert message == "data.solution_csv names both val and test; leave out data.val_csv and data.test_csv"
+
+
+def test_a_row_without_its_patient(root):
+    write_studies(root)
+    (root / "mine.csv").write_text("image,level,pid\n1_left,1,a\n2_left,2,\n")
+    message = refusal(retinopathy(root, train_csv="mine.csv", patient_column="pid").read_table)
+    assert message.endswith("patient '' of image row 2: data.patient_column must name one in every row")

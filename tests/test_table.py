@@ -21,6 +21,7 @@ from resnet_lab.data.table import (
     parse,
     read_labels,
     read_pair,
+    refuse_undecodable,
     remap_splits,
     resolve_leaks,
 )
@@ -456,6 +457,17 @@ def test_fingerprint_is_of_images_and_targets_not_of_their_order():
     assert set(fingerprints(moved)) == {"train", "test"}
 
 
+def test_names_that_are_not_utf_8_are_refused():
+    refuse_undecodable(["/data/眼.jpeg", "/data/é.jpeg"])
+    message = refusal(refuse_undecodable, ["/data/a.jpeg", "/data/caf\udce9.jpeg"])
+    assert message.startswith("/data/caf\\udce9.jpeg: the name is not UTF-8; rename the file")
+
+
+def test_folds_of_nothing():
+    table = pd.DataFrame({"split": ["test"], "patient": ["a"], "target": [0]})
+    assert "no training image" in refusal(cut_fold, table, "val", 2, 0, 0)
+
+
 def test_largest_classes_lose_training_images_alone():
     table = pd.DataFrame(
         {
@@ -467,5 +479,6 @@ def test_largest_classes_lose_training_images_alone():
     kept = limit_classes(table, 10, seed=0)
     assert kept.groupby(["split", "target"]).size().to_dict() == {("train", 0): 10, ("train", 1): 8, ("test", 0): 12}
     assert kept["image"].tolist() == sorted(kept["image"], key=int)
+    assert (table.loc[kept.index] == kept).all(axis=None)  # rows keep their index
     assert limit_classes(table, None, seed=0) is table
     assert set(limit_classes(table, 10, seed=1)["image"]) != set(kept["image"])

@@ -36,14 +36,11 @@ class ArrayData(ImageData):
         """One row per image, in the order of the arrays; classes without names get their numbers.
 
         Raises:
-            UserError: an array is not what `read_arrays` has to give, or there is no split to train on.
+            UserError: an array is not what `read_arrays` has to give, or there is none.
         """
         splits = self.read_arrays()
-        if not splits or ("train" not in splits and self.splits is None):
-            raise UserError(
-                f"{self.source} has no split train, but {' and '.join(splits) or 'none at all'}; "
-                "to train on another one name it, as in data.splits={train: val}"
-            )
+        if not splits:
+            raise UserError(f"{self.source} has no split at all; it has to hold train, val or test")
         rows = pd.concat([self._rows(split, *arrays) for split, arrays in splits.items()], ignore_index=True)
         self.arrays = {split: images for split, (images, _) in splits.items()}
         most = int(rows["target"].max())

@@ -21,6 +21,8 @@ from resnet_lab.run_folder import write_atomically
 
 log = logging.getLogger(__name__)
 
+TRUNCATED = "image file is truncated: it has no end-of-image marker"
+
 Verdict = tuple[str, str]  # what is wrong with a file, or nothing; the hash of its bytes
 
 
@@ -38,12 +40,23 @@ def examine(path: str) -> Verdict:
     return defect(data), digest_of(data)
 
 
+def lacks_end(data: bytes, scan: int) -> bool:
+    """Whether a JPEG, whose first scan begins at byte `scan`, is cut.
+
+    Compressed data never holds FF D9, the end-of-image marker, so it is missing when the end is (a thumbnail before
+    the scan has its own); after it cameras may write what they like.
+    """
+    return data.rfind(b"\xff\xd9", scan) < 0
+
+
 def defect(data: bytes) -> str:
     """What is wrong with the bytes of an image, or nothing; a decode at 1/8 scale also finds truncated ones."""
     try:
         with Image.open(io.BytesIO(data)) as file:
             if file.mode[0] in "IF":
                 return f"mode {file.mode}, which has more than 8 bits a pixel; convert it to 8 bits"
+            if file.format == "JPEG" and lacks_end(data, file.fp.tell()):  # type: ignore[union-attr]
+                return TRUNCATED
             file.draft("RGB", (max(1, file.width // 8), max(1, file.height // 8)))
             ImageOps.exif_transpose(file).convert("RGB")
     except Image.UnidentifiedImageError:

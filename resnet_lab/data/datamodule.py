@@ -234,6 +234,8 @@ class DataModule(LightningDataModule):
         for key, value in (("mean", mean), ("std", std)):
             if value not in (None, "train") and (isinstance(value, str) or len(value) != 3):
                 raise UserError(f"data.{key}={value}: give three numbers, train or null")
+            if key == "std" and isinstance(value, list) and min(value) <= 0:
+                raise UserError(f"data.std={value}: give three numbers above 0, train or null")
         if mean is None:
             return [0.0] * 3, [1.0] * 3
         if "train" in (mean, std):

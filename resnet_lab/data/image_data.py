@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pandas as pd
@@ -21,10 +21,12 @@ from resnet_lab.data.table import (
     join_patients,
     limit_classes,
     limit_rows,
+    refuse_undecodable,
     remap_splits,
     resolve_leaks,
 )
 from resnet_lab.errors import UserError
+from resnet_lab.values import conform
 
 SAMPLING = ("none", "balanced", "undersample", "progressive")
 LIMITS: dict[str, tuple[Any, float, float]] = {  # type, least, most
@@ -106,7 +108,11 @@ class ImageData(ABC):
     cache_dir: str  # where the check of the image files is kept
 
     def __post_init__(self) -> None:
-        """Refuse numbers that make no sense, by key."""
+        """Refuse, by key, what is of another type or makes no sense."""
+        hints = get_type_hints(type(self))
+        for field in fields(self):
+            if field.name not in LIMITS:
+                setattr(self, field.name, conform(f"data.{field.name}", getattr(self, field.name), hints[field.name]))
         for key, (kind, least, most) in LIMITS.items():
             value = getattr(self, key)
             if key in UNSET and value == UNSET[key]:
@@ -148,12 +154,13 @@ class ImageData(ABC):
     @property
     def prepared_set(self) -> PreparedSet:
         """Where the photographs are prepared, or would be."""
-        root = Path(self.root).expanduser().resolve()
+        root = Path(self.root).expanduser().absolute()  # links stay: the rows' paths have them, too
         return PreparedSet(root, self.recipe, Path(self.cache_dir).expanduser())
 
     def listed(self) -> pd.DataFrame:
         """The rows that the data set lists, with their patients, in the splits that are asked for."""
         rows = remap_splits(self.read_table(), self.splits)
+        refuse_undecodable(rows["path"])
         if "patient" not in rows:
             rows = add_patients(rows, self.patient_regex)
         return limit_rows(rows, self.max_images, self.split_seed)
@@ -174,6 +181,8 @@ class ImageData(ABC):
     def cut(self, rows: pd.DataFrame) -> pd.DataFrame:
         """Cut the splits that the data set does not have: a fold, or a share of the training patients."""
         seed, given = self.split_seed, set(rows["split"])
+        if "train" not in given:  # for evaluation alone
+            return rows
         if self.folds is not None:
             if {"val", "test"} <= given:
                 raise UserError("data.folds: the data has splits val and test of its own; leave one out by data.splits")

@@ -39,8 +39,11 @@ class MedMNIST(ArrayData):
             self._download()
         if not zipfile.is_zipfile(self.source):
             raise UserError(f"{self.source} is no npz, or only part of one; delete it, and get it again from {WEB}")
-        with np.load(self.source, allow_pickle=False) as file:
-            arrays = {split: self._split(file, split) for split in SPLITS if f"{split}_images" in file.files}
+        try:
+            with self.source.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+                arrays = {split: self._split(file, split) for split in SPLITS if f"{split}_images" in file.files}
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise UserError(f"{self.source} is damaged ({error}); get the file from {WEB}") from None
         if self.class_names is None and (package := _package()) and self.flag in package.INFO:
             self.class_names = list(package.INFO[self.flag]["label"].values())
         return arrays
@@ -53,7 +56,10 @@ class MedMNIST(ArrayData):
 
     def _array(self, file: Any, name: str) -> np.ndarray:
         try:
-            return file[name]
+            array = file[name]
+            if not isinstance(array, np.ndarray):
+                raise ValueError("it is no array")
+            return array
         except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise UserError(f"{self.source}: cannot read {name}: {error}; get the file from {WEB}") from None
 

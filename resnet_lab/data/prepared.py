@@ -35,6 +35,7 @@ JPEG = (cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWR
 CHUNK = 8  # photographs that a process takes at a time
 SAY_EVERY = 10.0  # seconds between two lines of progress
 FACTS = ("brightness", "dark", "bright", *(f"{kind}_{color}" for kind in ("mean", "square") for color in "rgb"))
+COLUMNS = ("image", "bytes", "changed", "digest", "width", "height", "defect", "prepared", *FACTS)
 Entry = dict[str, Any]  # a line of the index: see `PreparedSet`
 
 
@@ -75,8 +76,12 @@ class PreparedSet:
         return self.folder / "journal.jsonl"
 
     def name(self, path: str) -> str:
-        """Of a source photograph in the index: its path below the root."""
-        return os.path.relpath(path, self.root)
+        """Of a source photograph in the index: its path below the root; of one elsewhere, a folder of its own."""
+        file = Path(path).absolute()
+        name = os.path.relpath(file, self.root)
+        if Path(name).parts[0] != os.pardir:
+            return name
+        return f"elsewhere_{hashlib.sha256(str(file.parent).encode()).hexdigest()[:12]}/{file.name}"
 
     def file(self, path: str) -> Path:
         """The JPEG of a source photograph."""
@@ -87,10 +92,13 @@ class PreparedSet:
         """The rows of index and journal by name; none where nothing was prepared."""
         rows: dict[str, Entry] = {}
         if self.index_file.is_file():
-            frame = pd.read_csv(self.index_file, dtype={"image": str}, keep_default_na=False)
-            rows = {
-                str(row["image"]): {str(key): value for key, value in row.items()} for row in frame.to_dict("records")
-            }
+            try:
+                frame = pd.read_csv(self.index_file, dtype={"image": str}, keep_default_na=False)[list(COLUMNS)]
+                rows = {
+                    row["image"]: {str(key): value for key, value in row.items()} for row in frame.to_dict("records")
+                }
+            except (ValueError, KeyError):  # damaged: as if it had not been written
+                log.warning("%s is damaged; resnet-lab prepare makes it again", self.index_file)
         if self.journal_file.is_file():
             for line in self.journal_file.read_text(encoding="utf-8").splitlines():
                 try:
@@ -134,8 +142,8 @@ class PreparedSet:
 def _same_source(entry: Entry, path: str) -> bool:
     try:
         stat = Path(path).stat()
-    except OSError:
-        return False
+    except OSError:  # as a dangling link; its row is from such a time, too
+        return not entry["changed"] and bool(entry["defect"])
     return (entry["bytes"], entry["changed"]) == (stat.st_size, stat.st_mtime_ns)
 
 
@@ -161,6 +169,7 @@ def prepare(target: PreparedSet, paths: Sequence[str], processes: int) -> pd.Dat
     try:
         target.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(target.folder / "recipe.json", json.dumps({"root": str(target.root), **asdict(target.recipe)}))
+        _remove_unfinished(target)
         entries = target.entries()
         missing = [path for path in paths if not _is_whole(target, entries.get(target.name(path)), path)]
         log.info("%s: %d of %d photographs to prepare", target.folder, len(missing), len(paths))
@@ -182,6 +191,14 @@ def prepare(target: PreparedSet, paths: Sequence[str], processes: int) -> pd.Dat
             "the same command again to go on"
         ) from error
     return index
+
+
+def _remove_unfinished(target: PreparedSet) -> None:
+    """Remove what processes left that died while they wrote (`write_atomically` names such files by the process)."""
+    for file in target.folder.rglob(".*.*"):
+        number = file.name.rpartition(".")[2]
+        if number.isdigit() and not Path(f"/proc/{number}").exists():
+            file.unlink(missing_ok=True)
 
 
 def _is_whole(target: PreparedSet, entry: Entry | None, path: str) -> bool:

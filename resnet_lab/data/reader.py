@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from resnet_lab.data.check import TRUNCATED, lacks_end
 from resnet_lab.data.eye import Disc, crop, disc_box, find_disc, shrink, subtract_local_mean
 
 JPEG_SCALES = {
@@ -102,13 +103,9 @@ def _jpeg_scale(side: float, least: float) -> int:
 
 
 def _decode_jpeg(data: bytes, scan: int, scale: int) -> np.ndarray:
-    """RGB (H, W, 3) of a JPEG whose first scan begins at byte `scan`; a cut one is an error, not grey below the cut.
-
-    Compressed data never holds FF D9, the end-of-image marker, so it is missing when the end is (a thumbnail before
-    the scan has its own); after it cameras may write what they like.
-    """
-    if data.rfind(b"\xff\xd9", scan) < 0:
-        raise OSError("image file is truncated: it has no end-of-image marker")
+    """RGB (H, W, 3) of a JPEG whose first scan begins at byte `scan`; a cut one is an error, not grey below the cut."""
+    if lacks_end(data, scan):
+        raise OSError(TRUNCATED)
     flags = JPEG_SCALES[scale] | cv2.IMREAD_IGNORE_ORIENTATION
     image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if image is None:

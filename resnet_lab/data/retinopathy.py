@@ -46,6 +46,8 @@ class Retinopathy(ImageData):
             UserError: a folder, file, column, label, name or image is wrong; the message says which.
         """
         root = existing_folder(self.root, source=SOURCE)
+        if self.solution_csv and (self.val_csv or self.test_csv):
+            raise UserError("data.solution_csv names both val and test; leave out data.val_csv and data.test_csv")
         splits = {"train": self._train(root), "val": self._named(root, self.val_csv), "test": self._test(root)}
         splits |= self._solution(root)
         rows = [

@@ -7,7 +7,7 @@ import io
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
@@ -138,6 +138,8 @@ def parse(labels: pd.DataFrame, image_csv: Path, label_csv: Path, num_classes: i
     )
     _refuse(image_csv, labels[unsafe], "image", "names must be relative paths without '..' inside the image folder")
     _refuse(image_csv, labels[labels["image"].duplicated()], "image", "image names must not repeat")
+    if "patient" in labels:
+        _refuse(image_csv, labels[labels["patient"] == ""], "patient", "data.patient_column must name one in every row")
     return labels.drop(columns="label").assign(target=targets)
 
 
@@ -181,6 +183,16 @@ def _list(folder: Path) -> set[str]:
         return set(os.listdir(folder))  # noqa: PTH208 - names alone are ten times faster than Path objects
     except (FileNotFoundError, NotADirectoryError):
         return set()
+
+
+def refuse_undecodable(paths: Iterable[str]) -> None:
+    """Stop at a file name that is no UTF-8: no CSV, log or report could hold it."""
+    for path in paths:
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            shown = path.encode(errors="backslashreplace").decode()
+            raise UserError(f"{shown}: the name is not UTF-8; rename the file (convmv does many)") from None
 
 
 def remap_splits(table: pd.DataFrame, splits: Mapping[str, str] | None) -> pd.DataFrame:
@@ -287,16 +299,25 @@ def cut_fold(table: pd.DataFrame, name: str, folds: int, fold: int, seed: int) -
     if not 0 <= fold < folds:
         raise UserError(f"data.fold={fold}: data.folds={folds} has folds 0 to {folds - 1}")
     worst = table[table["split"] == "train"].groupby("patient")["target"].max()
+    if worst.empty:
+        raise UserError(f"data.folds={folds}: there is no training image to cut folds from")
     fewest = worst.value_counts()
     if fewest.min() < folds:
+        patients = f"{fewest.min()} patient{'s' if fewest.min() > 1 else ''}"
         raise UserError(
-            f"data.folds={folds}: class {fewest.idxmin()} has only {fewest.min()} patients (by their worst grade); "
+            f"data.folds={folds}: class {fewest.idxmin()} has only {patients} (by their worst grade); "
             "each fold needs one, so take fewer folds"
         )
     parts = StratifiedKFold(folds, shuffle=True, random_state=seed).split(worst, worst)
     chosen = worst.index[next(islice((held for _, held in parts), fold, None))]
     moved = (table["split"] == "train") & table["patient"].isin(chosen)
     return table.assign(split=table["split"].mask(moved, name))
+
+
+def leaking(table: pd.DataFrame) -> pd.Series:
+    """Which rows are of train or val and of a patient who also stands in a later split, (N,) bool."""
+    order = table["split"].map({split: rank for rank, split in enumerate(SPLITS)})
+    return order < order.groupby(table["patient"]).transform("max")
 
 
 def resolve_leaks(table: pd.DataFrame, on_leak: str) -> tuple[pd.DataFrame, int]:
@@ -316,8 +337,7 @@ def resolve_leaks(table: pd.DataFrame, on_leak: str) -> tuple[pd.DataFrame, int]
     """
     if on_leak not in ("error", "drop", "ignore"):
         raise UserError(f"data.on_leak={on_leak}: choose error, drop or ignore")
-    order = table["split"].map({split: rank for rank, split in enumerate(SPLITS)})
-    leaks = order < order.groupby(table["patient"]).transform("max")
+    leaks = leaking(table)
     count = int(leaks.sum())
     if count and on_leak == "error":
         patients = table.loc[leaks, "patient"].unique()
@@ -353,7 +373,7 @@ def limit_classes(table: pd.DataFrame, most: int | None, seed: int) -> pd.DataFr
         return table
     train = table[table["split"] == "train"]
     kept = train.sample(frac=1, random_state=seed).groupby("target").head(most).index
-    return table.drop(index=train.index.difference(kept)).reset_index(drop=True)
+    return table.drop(index=train.index.difference(kept))
 
 
 def fingerprints(table: pd.DataFrame) -> dict[str, str]:

@@ -1,0 +1,68 @@
+"""Values of the configuration, made what their type says, or refused by key."""
+
+from __future__ import annotations
+
+import math
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
+
+from resnet_lab.errors import UserError
+
+WORDS = {str: "text", bool: "true or false", int: "a whole number", float: "a number", NoneType: "null"}
+
+
+def conform(key: str, value: Any, hint: Any) -> Any:
+    """`value` as `hint` says: names that are numbers (`2015`) become text, whole numbers pass as floats.
+
+    Args:
+        key: dotted, for errors.
+        value: as YAML gives it.
+        hint: one of str, bool, int, float, None, a list or dict of them, or a union.
+
+    Raises:
+        UserError: it is something else.
+    """
+    try:
+        return _convert(value, hint)
+    except TypeError:
+        raise UserError(f"{key}={value}: must be {_words(hint)}") from None
+
+
+def _convert(value: Any, hint: Any) -> Any:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return _first(value, arguments)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if origin is list and isinstance(value, list | tuple):
+        return [_convert(item, arguments[0]) for item in value]
+    if origin is dict and isinstance(value, dict):
+        return {_convert(name, arguments[0]): _convert(item, arguments[1]) for name, item in value.items()}
+    if hint is str and number:
+        return str(value)
+    if hint is float and number and math.isfinite(value):
+        return value
+    if hint is int and number and not isinstance(value, int):
+        raise TypeError
+    if hint in (str, bool, int, NoneType) and isinstance(value, hint) and (hint is not int or number):
+        return value
+    raise TypeError
+
+
+def _first(value: Any, hints: tuple[Any, ...]) -> Any:
+    for hint in hints:
+        try:
+            return _convert(value, hint)
+        except TypeError:
+            continue
+    raise TypeError
+
+
+def _words(hint: Any) -> str:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return " or ".join(map(_words, arguments))
+    if origin is list:
+        return f"a list [{_words(arguments[0])}, …]"
+    if origin is dict:
+        return f"a mapping {{{_words(arguments[0])}: {_words(arguments[1])}, …}}"
+    return WORDS[hint]
