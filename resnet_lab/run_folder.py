@@ -82,6 +82,12 @@ class RunFolder:
         """`image,patient,target,prediction,p_0…p_{K-1}`, one row per image of the split."""
         return self.path / f"predictions_{split}.csv"
 
+    def kept_predictions(self, split: str) -> Path:
+        """The file to read them from: of a published run it is compressed."""
+        file = self.predictions_file(split)
+        packed = file.with_name(f"{file.name}.gz")
+        return packed if packed.is_file() and not file.is_file() else file
+
     def confusion_matrix_file(self, split: str, suffix: str = "csv") -> Path:
         """Counts with rows true (`csv`), or the picture of them (`png`)."""
         return self.path / f"confusion_matrix_{split}.{suffix}"

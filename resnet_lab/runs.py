@@ -94,10 +94,10 @@ def _first_line(error: object) -> str:
 
 
 def _score(run: Run) -> None:
-    run.split = next((s for s in ("test", "val") if run.folder.predictions_file(s).is_file()), "")
+    run.split = next((s for s in ("test", "val") if run.folder.kept_predictions(s).is_file()), "")
     if not run.split:
         raise UserError("no predictions_test.csv; evaluate the run")
-    targets, predictions, probabilities = read_predictions(run.folder.predictions_file(run.split))
+    targets, predictions, probabilities = read_predictions(run.folder.kept_predictions(run.split))
     num_classes = probabilities.shape[1]
     run.class_names = tuple(map(str, run.status.get("class_names") or range(num_classes)))
     train_counts = run.class_counts("train") or np.bincount(targets)

@@ -1,0 +1,54 @@
+"""Keeps the small files of a sweep beside its page: `python benchmarks/publish.py SWEEP docs/results/NAME [OLD=NEW …]`.
+
+Each finished run becomes a folder of its configuration, status, metrics and packed predictions, from which
+`resnet-lab report docs/results/NAME` makes every table and picture again. OLD=NEW replaces the paths of a machine.
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+import shutil
+import sys
+from pathlib import Path
+
+from resnet_lab.comparison import tables_of
+from resnet_lab.run_folder import RunFolder, find_runs
+from resnet_lab.runs import Run, read_run
+
+
+def publish(sweep: Path, out: Path, replacements: dict[str, str]) -> list[Path]:
+    """The folders that were written, named by what sets their runs apart."""
+    written = []
+    for table in tables_of([read_run(folder) for folder in find_runs([sweep])]):
+        for group in table.groups:
+            for run in group.scored:
+                name = re.sub(r"[^\w.+-]+", "-", f"{group.label} seed={run.config['seed']}")
+                keep(run, RunFolder(out / name), replacements)
+                written.append(out / name)
+    return written
+
+
+def keep(run: Run, target: RunFolder, replacements: dict[str, str]) -> None:
+    """Copy the files that a report reads."""
+    shutil.rmtree(target.path, ignore_errors=True)
+    target.path.mkdir(parents=True)
+    for file in (run.folder.config_file, run.folder.status_file):
+        text = file.read_text("utf-8")
+        for old, new in replacements.items():
+            text = text.replace(old, new)
+        (target.path / file.name).write_text(text, "utf-8")
+    for file in (run.folder.metrics_file, run.folder.layers_file):
+        if file.is_file():
+            shutil.copy(file, target.path / file.name)
+    for file in run.folder.path.glob("predictions_*.csv"):
+        # without a name and a time in it, so that the same predictions are the same bytes
+        packed = gzip.compress(file.read_bytes(), mtime=0)
+        (target.path / f"{file.name}.gz").write_bytes(packed)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 3 or not all("=" in pair for pair in sys.argv[3:]):
+        sys.exit(__doc__)
+    pairs = dict(pair.split("=", 1) for pair in sys.argv[3:])
+    print(*publish(Path(sys.argv[1]), Path(sys.argv[2]), pairs), sep="\n")
