@@ -166,7 +166,7 @@ def difference(path: str, size: int) -> float:
 def training_rows(folder: Path, quick: bool, seeds: int) -> list[Row]:
     """Test QWK after training on drawn photographs that were prepared through scaled and through full decode."""
     root, size = folder / "drawn", 32 if quick else 64
-    write_synthetic(root, 0, 8 if quick else 300, 4 if quick else 150, 2 * size if quick else 600, "balanced")
+    write_synthetic(root, 0, 24 if quick else 300, 8 if quick else 150, 2 * size if quick else 600, "balanced")
     paths = sorted(map(str, (root / "images").iterdir()))
     scores: dict[str, list[float]] = {}
     for name, scaled in (("scaled", True), ("full", False)):

@@ -53,7 +53,7 @@ def test_a_jpeg_and_a_row_for_each_photograph(target, paths):
     assert row["prepared"] == digest_of(target.file(paths[0]).read_bytes())
     image, stored = read_image(paths[0], RECIPE), read_prepared(str(target.file(paths[0])))
     assert stored.shape == (16, 16, 3)
-    assert np.abs(stored.astype(int) - image).mean() < 2  # what the JPEG costs
+    assert np.abs(stored.astype(int) - image).mean() < 3  # what the JPEG costs
     np.testing.assert_allclose(row[["mean_r", "mean_g", "mean_b"]].astype(float), image.mean((0, 1)) / 255, atol=1e-5)
     squares = ((image / 255) ** 2).mean((0, 1))
     np.testing.assert_allclose(row[["square_r", "square_g", "square_b"]].astype(float), squares, atol=1e-5)

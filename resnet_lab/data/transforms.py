@@ -46,7 +46,13 @@ class Geometry:
         sizes = np.array([image.shape[1::-1] for image in images])
         flags = INTERPOLATIONS[self.data.interpolation]
         for image, target, matrix, exact in zip(images, batch, *self.matrices(sizes, u, augment), strict=True):
-            cv2.warpAffine(image, matrix, target.shape[:2], dst=target, flags=cv2.INTER_NEAREST if exact else flags)
+            if exact and image.shape == target.shape and not self.data.translate and not self.data.padding:
+                _mirror(image, matrix, target)
+            elif exact:
+                cv2.warpAffine(image, matrix, target.shape[:2], dst=target, flags=cv2.INTER_NEAREST)
+            else:  # with four channels OpenCV takes two thirds of the time that it takes with three
+                four = cv2.warpAffine(cv2.cvtColor(image, cv2.COLOR_RGB2RGBA), matrix, target.shape[:2], flags=flags)
+                cv2.cvtColor(four, cv2.COLOR_RGBA2RGB, dst=target)
         return batch
 
     def matrices(self, sizes: np.ndarray, u: np.ndarray, augment: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -79,6 +85,15 @@ class Geometry:
             return centre
         room = np.maximum(sizes + 2 * self.data.padding - self.size, 0)
         return np.where(augment[:, None], np.floor(u * (room + 1)) - self.data.padding, centre)
+
+
+def _mirror(image: np.ndarray, matrix: np.ndarray, target: np.ndarray) -> None:
+    """What `warpAffine` does where there are flips at most, ten times as fast."""
+    x, y = matrix[0, 0] < 0, matrix[1, 1] < 0
+    if x or y:
+        cv2.flip(image, -1 if x and y else int(x), dst=target)
+    else:
+        target[:] = image
 
 
 def color_factors(data: ImageData, u: np.ndarray, augment: np.ndarray) -> np.ndarray:
@@ -121,12 +136,22 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor, color: Tensor | None = 
 
     The result is laid out channels-last in memory, as the images come; `color` (B, 5) recolours them first.
     """
+    if color is None and images.device.type == "cpu":
+        return _looked_up(images, mean, std)
     batch, height, width, channels = images.shape
     pixels = images.float() if color is None else recolor(images.float() / 255, color) * 255
     # whole rows at once: a broadcast over three channels, innermost, takes ten times as long
     scale, shift = (1 / (255 * std)).repeat(width), (-mean / std).repeat(width)
     rows = pixels.view(batch, height, width * channels).mul_(scale).add_(shift)
     return rows.view(images.shape).permute(0, 3, 1, 2)
+
+
+def _looked_up(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """`normalise` by a table of all 256 values, in one pass where arithmetic takes three."""
+    values = (torch.arange(256).view(256, 1) / 255 - mean) / std
+    batch, height, width, channels = images.shape
+    found = cv2.LUT(images.contiguous().view(batch * height, width, channels).numpy(), values.view(1, 256, 3).numpy())
+    return torch.from_numpy(found).view(images.shape).permute(0, 3, 1, 2)
 
 
 def denormalise(images: Tensor, mean: Tensor, std: Tensor) -> np.ndarray:
