@@ -276,6 +276,9 @@ def layers(profiles: Mapping[str, Mapping[str, np.ndarray]], columns: int = 3) -
             axes.plot(np.linspace(0, 1, len(values)), values, color=_colour(place, len(profiles)), linewidth=1.5)
         if factor == 1 and any(np.any(profile.get(quantity, 0) > 0) for profile in profiles.values()):
             axes.set_yscale("log")
+        elif factor != 1:
+            top = max(10.0, 1.05 * axes.get_ylim()[1])
+            axes.set_ylim(-0.03 * top, top)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("place in the network", fontsize=9)
         axes.tick_params(labelsize=8)

@@ -163,3 +163,26 @@ def test_images_show_the_batch_with_its_labels():
     assert [axes.get_title() for axes in figure.axes] == ["no DR", "mild", "severe", ""]
     np.testing.assert_array_equal(figure.axes[2].get_images()[0].get_array(), batch[2])
     assert not any(axes.axison for axes in figure.axes)
+
+
+def test_layers_are_logarithmic_and_dead_units_are_percent_from_0():
+    profile = {"gradient_norm": np.array([1.0, 0.01]), "activation_variance": np.ones(2), "dead_units": np.zeros(2)}
+    figure = drawn(plots.layers({"depth=$20": profile, "depth=56": {key: value * 2 for key, value in profile.items()}}))
+    assert [axes.get_yscale() for axes in figure.axes] == ["log", "log", "linear"]
+    assert figure.axes[2].get_ylim() == pytest.approx((-0.3, 10))
+    np.testing.assert_array_equal(figure.axes[0].get_lines()[1].get_ydata(), [2, 0.02])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["depth=$20", "depth=56"]
+
+
+def test_scores_show_each_run_their_mean_and_the_baseline():
+    rows = [
+        plots.Scores("a", np.array([70.0, 74.0]), np.array([80.0])),
+        plots.Scores("b", np.array([60.0]), np.zeros(0)),
+    ]
+    axes = drawn(plots.scores(rows, "accuracy, %", ("test", 73.0))).axes[0]
+    lines = axes.get_lines()
+    spread = np.std([70, 74], ddof=1)
+    np.testing.assert_allclose(lines[0].get_xdata(), [72 - spread, 72 + spread])
+    assert [line.get_xdata()[0] for line in lines if line.get_marker() == "D" and len(line.get_xdata())] == [80]
+    assert any(line.get_linestyle() == ":" and line.get_xdata()[0] == 73 for line in lines)
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
