@@ -91,8 +91,8 @@ def prepare_rows(paths: Sequence[str], folder: Path, size: int, repetitions: int
         "Pillow": rate(with_pillow, len(paths)),
     }
     speeds = take_turns(contestants, repetitions)
-    many = list(paths) * (1 if len(paths) < 25 else 4)  # start of the processes included
-    copies = [str(copy) for copy in _copies(many, folder / "copies")]
+    many = list(paths) * (1 if len(paths) < 25 else 40)
+    copies = _copies(many, folder / "copies")
     both = take_turns(
         {f"{n} processes": rate(lambda n=n: _prepare_anew(copies, folder, size, n), len(copies)) for n in (1, 2)},
         min(3, repetitions),
@@ -115,9 +115,25 @@ def _copies(paths: Sequence[str], folder: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-def _prepare_anew(paths: Sequence[str], folder: Path, size: int, processes: int) -> None:
+PREPARE = """
+import sys
+from pathlib import Path
+from resnet_lab.data.prepared import PreparedSet, prepare
+from resnet_lab.data.reader import Recipe
+if __name__ == "__main__":
+    root, cache, size, processes = sys.argv[1:]
+    target = PreparedSet(Path(root), Recipe(int(size), "square", eye_crop=True, local_mean=False), Path(cache))
+    prepare(target, sorted(map(str, Path(root).iterdir())), int(processes))
+"""
+
+
+def _prepare_anew(paths: Sequence[Path], folder: Path, size: int, processes: int) -> None:
+    """In a process of its own, whose start counts, as that of its helpers does."""
     with TemporaryDirectory(dir=folder) as cache:
-        prepare(PreparedSet(Path(paths[0]).parent, recipe(size), Path(cache)), paths, processes)
+        script = Path(cache) / "prepare_anew.py"
+        script.write_text(PREPARE)
+        command = [sys.executable, str(script), str(paths[0].parent), cache, str(size), str(processes)]
+        subprocess.run(command, check=True)
 
 
 def loading_rows(paths: Sequence[str], folder: Path, size: int, repetitions: int) -> list[Row]:
@@ -209,17 +225,22 @@ def memory_rows(folder: Path, quick: bool) -> list[Row]:
     for number in (10, 40) if quick else (100, 10_000):
         root = folder / f"many_{number}"
         write_synthetic(root, 0, number * 2 // 5, max(3, number // 10), 96, "studies", processes=2)
-        command = [sys.executable, "-c", MEASURED, f"data.root={root}", f"data.cache_dir={folder / 'memory'}"]
+        (script := folder / "measured.py").write_text(MEASURED)
+        command = [sys.executable, str(script), f"data.root={root}", f"data.cache_dir={folder / 'memory'}"]
         printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         rows.append(Row(f"prepare {number} photographs: peak memory", "MB", [float(printed.split()[-1])]))
     return rows
 
 
+# a process starts with the ru_maxrss of the one that started it, VmHWM is its own
 MEASURED = """
-import resource, sys
+import re, resource, sys
+from pathlib import Path
 from resnet_lab import prepare
-prepare.command(["data=retinopathy", "data.image_size=64", "data.eye_crop=true", *sys.argv[1:]])
-print(max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024)
+if __name__ == "__main__":
+    prepare.command(["data=retinopathy", "data.image_size=64", "data.eye_crop=true", *sys.argv[1:]])
+    own = int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+    print(max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / 1024)
 """
 
 
