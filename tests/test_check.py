@@ -191,3 +191,8 @@ def test_the_check_refuses_what_the_reader_refuses(tmp_path):
     assert found == "image file is truncated: it has no end-of-image marker"
     with pytest.raises(OSError, match=found):
         read_image(str(path), Recipe(16, "square", False, False))
+
+
+def test_nothing_but_bad_images(tmp_path):
+    table = pd.DataFrame({"path": ["a", "b"], "defect": ["the file is empty", "truncated"]})
+    assert refusal(drop_defects, table, "drop") == "a: the file is empty; none of the 2 images can be read"

@@ -42,6 +42,15 @@ def test_disc_to_a_few_pixels(x, y, radius, color):
     np.testing.assert_allclose(found, (x + 0.5, y + 0.5, radius + 0.5), atol=2.5)
 
 
+@pytest.mark.parametrize("share", [0.7, 0.5])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_disc_of_which_half_the_picture_is_gone(share, side):
+    whole, width = fundus(180, 150, 170), round(share * 360)  # cut off above and below as well
+    part = whole[:, :width] if side == "right" else whole[:, 360 - width :]
+    x = 180.5 if side == "right" else 180.5 - (360 - width)
+    np.testing.assert_allclose(find_disc(jpeg(np.ascontiguousarray(part))), (x, 150.5, 170.5), atol=8)
+
+
 def test_a_notch_and_writing_in_the_border_do_not_matter():
     image = fundus(180, 150, 120)
     image[140:160, 285:301] = 3  # the notch that cameras put at the rim

@@ -133,7 +133,7 @@ def drop_defects(table: pd.DataFrame, on_bad_image: str) -> tuple[pd.DataFrame, 
         The table without them, and how many they were.
 
     Raises:
-        UserError: there are some and `on_bad_image` is `error`, or `on_bad_image` is neither.
+        UserError: there are some and `on_bad_image` is `error`, or all are bad, or `on_bad_image` is neither.
     """
     if on_bad_image not in ("error", "drop"):
         raise UserError(f"data.on_bad_image={on_bad_image}: choose error or drop")
@@ -143,6 +143,8 @@ def drop_defects(table: pd.DataFrame, on_bad_image: str) -> tuple[pd.DataFrame, 
             f"{bad.iloc[0]['path']}: {bad.iloc[0]['defect']}; {len(bad)} of {len(table)} images cannot be read; "
             "mend them, or set data.on_bad_image=drop to go on without them"
         )
+    if len(bad) == len(table) > 0:
+        raise UserError(f"{bad.iloc[0]['path']}: {bad.iloc[0]['defect']}; none of the {len(bad)} images can be read")
     for path, reason in zip(bad["path"][:10], bad["defect"], strict=False):
         log.warning("dropped %s: %s", path, reason)
     return table[table["defect"] == ""].reset_index(drop=True), len(bad)

@@ -155,7 +155,7 @@ def _least_squares(z: np.ndarray) -> tuple[complex, float]:
 def _spans(degrees: np.ndarray) -> bool:
     """Whether arcs seen at these angles fix a circle: enough of them, and not all on one side."""
     gaps = np.diff(np.sort(degrees), append=degrees.min() + 360)
-    return bool(gaps.max() < 200 and gaps[gaps < 5].sum() > 45)
+    return bool(gaps.max() < 280 and gaps[gaps < 5].sum() > 45)
 
 
 def _agrees(disc: Disc, mask: np.ndarray) -> bool:
