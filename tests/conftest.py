@@ -7,9 +7,11 @@ import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fake_data import write_studies
 from hydra import compose, initialize_config_dir
+from PIL import Image
 
 from resnet_lab.config import check, conf_dir, register
 from resnet_lab.run_folder import RunFolder
@@ -61,6 +63,18 @@ def make_run(tmp_path: Path, photographs: Path) -> Callable[..., RunFolder]:
         return RunFolder(folder)
 
     return make
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Callable[..., str]:
+    """Write an image, an array or of Pillow, and give its path."""
+
+    def write(image: np.ndarray | Image.Image, name: str = "image.png", **options: object) -> str:
+        image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+        image.save(tmp_path / name, **options)
+        return str(tmp_path / name)
+
+    return write
 
 
 def unpacked(name: str, folder: Path) -> Path:

@@ -16,16 +16,6 @@ from resnet_lab.data.check import check_files, digest_of, drop_defects, examine
 from resnet_lab.data.reader import Recipe, read_image
 
 
-@pytest.fixture
-def save(tmp_path):
-    def write(image, name="image.png", **options):
-        image = image if isinstance(image, Image.Image) else Image.fromarray(image)
-        image.save(tmp_path / name, **options)
-        return str(tmp_path / name)
-
-    return write
-
-
 def defects(paths, cache):
     """The bad files, and what is wrong with each."""
     found = check_files(paths, cache)["defect"]

@@ -24,12 +24,12 @@ def rows(folder):
 
 def test_the_same_tables_come_out_of_published_runs(tmp_path):
     for seed in (0, 1):
-        run = write_run(tmp_path / "sweep" / str(seed), seed=seed, config={"data.root": "/home/somebody/data/eyes"})
+        run = write_run(tmp_path / "sweep" / str(seed), seed=seed, config={"data.root": "/disk/somebody/data/eyes"})
         (run / "checkpoints").mkdir()
         (run / "checkpoints" / "best.ckpt").write_bytes(bytes(1000))
     write_run(tmp_path / "sweep" / "failed", seed=2, state="failed", error="boom")
     out = tmp_path / "docs"
-    written = publish.publish(tmp_path / "sweep", out, {"/home/somebody/": ""})
+    written = publish.publish(tmp_path / "sweep", out, {"/disk/somebody/": ""})
     assert [folder.name for folder in written] == ["depth-18-pretrained-none-seed-0", "depth-18-pretrained-none-seed-1"]
     before, after = rows(tmp_path / "sweep"), rows(out)
     assert [row.cells for row in after] == [row.cells for row in before]
@@ -38,6 +38,6 @@ def test_the_same_tables_come_out_of_published_runs(tmp_path):
     assert "root: data/eyes" in (written[0] / "config.yaml").read_text()
     assert not any(b"somebody" in file.read_bytes() for file in out.rglob("*") if file.is_file())
     first = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
-    publish.publish(tmp_path / "sweep", out, {"/home/somebody/": ""})
+    publish.publish(tmp_path / "sweep", out, {"/disk/somebody/": ""})
     assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == first
     np.testing.assert_array_equal(read_run(find_runs([out])[0]).counts.sum(), 400)

@@ -20,16 +20,6 @@ def recipe(image_size, resize="square", eye_crop=False, local_mean=False):
     return Recipe(image_size, resize, eye_crop, local_mean)
 
 
-@pytest.fixture
-def save(tmp_path):
-    def write(image, name="image.png", **options):
-        image = image if isinstance(image, Image.Image) else Image.fromarray(image)
-        image.save(tmp_path / name, **options)
-        return str(tmp_path / name)
-
-    return write
-
-
 def noise(height=200, width=200):
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
