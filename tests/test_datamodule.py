@@ -205,7 +205,18 @@ def test_only_some_classes_are_augmented(build, root):
     np.testing.assert_array_equal(images[targets > 0], still[targets > 0][:, :, ::-1])
 
 
+@pytest.mark.parametrize("chosen", ["all", "none", []])
+def test_all_classes_or_none_are_augmented(build, root, chosen):
+    datamodule = build(val_fraction=0, augment_classes=chosen, horizontal_flip=1.0, vertical_flip=0.0, rotation=0.0)
+    indices, _, images = epoch(datamodule, 0)
+    still = images_of(root, datamodule.rows("train")["image"])[indices]
+    np.testing.assert_array_equal(images, still[:, :, ::-1] if chosen == "all" else still)
+
+
 def test_unknown_class_to_augment(build):
+    assert refusal(lambda: build(augment_classes="mild")) == (
+        "data.augment_classes=mild: choose all, none or a list of classes"
+    )
     assert refusal(lambda: build(augment_classes=[0, 5])) == (
         "data.augment_classes: there is no class 5; classes run from 0 to 4"
     )

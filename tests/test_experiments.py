@@ -28,7 +28,7 @@ EYEPACS |= {"optim._target_": "resnet_lab.optim.sgd", "optim.lr": 0.001, "optim.
 EYEPACS |= {"schedule._target_": "resnet_lab.optim.constant", "loss.label_smoothing": 0.0, "loss.class_weights": "none"}
 EYEPACS |= {"trainer.early_stopping": None}
 A = EYEPACS | {"data.resize": "shorter", "data.rotation": 30.0, "data.interpolation": "nearest"}
-A |= {"data.mean": [0.3749, 0.2601, 0.1856], "data.std": [0.2526, 0.1780, 0.1291], "data.augment_classes": None}
+A |= {"data.mean": [0.3749, 0.2601, 0.1856], "data.std": [0.2526, 0.1780, 0.1291], "data.augment_classes": "all"}
 A |= {"data.batch_size": 16, "optim.weight_decay": 5e-4, "trainer.max_epochs": 20, "model.hidden_head": False}
 C = EYEPACS | {"data.rotation": 0.0, "data.mean": None, "data.std": None, "data.batch_size": 8}
 C |= {"optim.weight_decay": 0.0, "trainer.max_epochs": 15, "model.hidden_head": True}
@@ -62,16 +62,16 @@ STUDIES: dict[str, tuple[dict[str, Any], dict[str, list[Any]]]] = {  # what all 
     ),
     "dr_minority_augmentation": (C_AUGMENTED, DEPTH_AND_PRETRAINING),
     "dr_drop_majority": (
-        C | {"data.augment_classes": None},
+        C | {"data.augment_classes": "all"},
         {**DEPTH_AND_PRETRAINING, "data.max_per_class": [None, 4210]},
     ),
-    "dr_two_devices": (E | {"data.augment_classes": None}, DEPTH_AND_PRETRAINING),
+    "dr_two_devices": (E | {"data.augment_classes": "all"}, DEPTH_AND_PRETRAINING),
     "dr_augmentation_normalisation": (
         {key: value for key, value in E.items() if key != "data.mean"} | {"trainer.max_epochs": 20},
         {
             "model.depth": [50],
             "model.pretrained": ["imagenet"],
-            "data.augment_classes": [None, []],
+            "data.augment_classes": ["all", "none"],
             "data.mean": [E["data.mean"], None],
         },
     ),

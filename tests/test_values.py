@@ -46,9 +46,8 @@ def test_what_does_not_is_named(value, hint, words):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("augment_classes", 3),
         ("augment_classes", True),
-        ("augment_classes", "mild"),
+        ("augment_classes", ["mild"]),
         ("splits", "foo"),
         ("splits", ["train"]),
         ("scale", 1.1),

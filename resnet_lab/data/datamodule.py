@@ -52,7 +52,8 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
         self.targets = rows["target"].to_numpy(np.int64)
         self.data, self.seed, self.images, self.geometry = data, seed, images, Geometry(data)
         chosen = data.augment_classes
-        self.augmented = np.full(len(rows), augment) if chosen is None else augment & np.isin(self.targets, chosen)
+        every = np.full(len(rows), chosen == "all")
+        self.augmented = augment & (every if isinstance(chosen, str) else np.isin(self.targets, chosen))
         self.colors = augment and (data.color_jitter > 0 or data.random_grayscale > 0)
 
     def read(self, index: int) -> np.ndarray:
@@ -133,7 +134,8 @@ class DataModule(LightningDataModule):
         self.test_splits = [split for split in self.splits if split != "train"]
         mean, std = self.statistics or self._mean_and_std()
         self.mean, self.std = torch.tensor(mean), torch.tensor(std)
-        if unknown := set(self.data.augment_classes or ()) - set(range(len(self.class_names))):
+        chosen = self.data.augment_classes
+        if unknown := (set() if isinstance(chosen, str) else set(chosen) - set(range(len(self.class_names)))):
             classes = f"0 to {len(self.class_names) - 1}"
             raise UserError(f"data.augment_classes: there is no class {min(unknown)}; classes run from {classes}")
         self.num_workers = self._workers()

@@ -79,7 +79,7 @@ class ImageData(ABC):
     translate: float  # of the image's side: uniform in ± this
     color_jitter: float  # brightness, contrast, saturation (factors in 1 ± this) and hue (turns, ± this)
     random_grayscale: float  # probability
-    augment_classes: list[int] | None  # only images of these classes are augmented (study C); None: all
+    augment_classes: str | list[int]  # only images of these classes are augmented: all, none, or a list (study C)
     interpolation: str  # bilinear | nearest: of rotation and scale
     mean: str | list[float] | None  # train: computed from the training split; None: images stay in [0, 1]
     std: str | list[float] | None
@@ -122,6 +122,8 @@ class ImageData(ABC):
                 raise UserError(f"data.{key}={value}: must be {whole} from {least} to {most}")
         if self.in_memory not in (True, False, "auto"):
             raise UserError(f"data.in_memory={self.in_memory}: choose true, false or auto")
+        if isinstance(self.augment_classes, str) and self.augment_classes not in ("all", "none"):
+            raise UserError(f"data.augment_classes={self.augment_classes}: choose all, none or a list of classes")
         if self.sampling not in SAMPLING:
             raise UserError(f"data.sampling={self.sampling}: choose {', '.join(SAMPLING)}")
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]:
