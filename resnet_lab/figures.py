@@ -156,7 +156,7 @@ def scores(table: Table) -> Picture | None:
         if group.scored:
             best = [read_metrics(run.folder.metrics_file).get(f"{run.split}/accuracy") for run in group.scored]
             values = [run.scores["accuracy"] for run in group.scored]
-            followed = [100 * line.max() for line in best if line is not None and run_is_test(group)]
+            followed = [100 * line.max() for line in best if line is not None and group.scored[0].split == "test"]
             rows.append(plots.Scores(group.label, 100 * np.array(values), np.array(followed)))
     if not rows:
         return None
@@ -165,11 +165,6 @@ def scores(table: Table) -> Picture | None:
     if any(len(row.best) for row in rows):
         note += " Diamonds: the best epoch on test, as the studies report it; chosen by looking at test, it flatters."
     return Picture("Accuracy", note, [Drawing(plots.scores(rows, "accuracy, %", baseline))])
-
-
-def run_is_test(group: Group) -> bool:
-    """Whether the group's numbers are of test images."""
-    return group.scored[0].split == "test"
 
 
 def recall(table: Table) -> Picture | None:

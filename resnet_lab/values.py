@@ -41,8 +41,6 @@ def _convert(value: Any, hint: Any) -> Any:
         return str(value)
     if hint is float and number and math.isfinite(value):
         return value
-    if hint is int and number and not isinstance(value, int):
-        raise TypeError
     if hint in (str, bool, int, NoneType) and isinstance(value, hint) and (hint is not int or number):
         return value
     raise TypeError

@@ -83,6 +83,7 @@ ROWS = {
         ("load and augment, 64 px: the studies' loader, originals", "images/s", ""),
         ("load and augment, 64 px: transforms.v2, tensors", "images/s", ""),
         ("load and augment, 64 px: transforms.v2, PIL", "images/s", ""),
+        ("load and augment, 64 px: the program, decoding alone", "images/s", ""),
         ("the program / the studies' loader, originals", "ratio", "≥ 50"),
         ("the program / transforms.v2, tensors", "ratio", "≥ 3"),
         ("the program / transforms.v2, PIL", "ratio", "≥ 2.5"),

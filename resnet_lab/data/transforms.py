@@ -48,7 +48,7 @@ class Geometry:
         # OpenCV takes two thirds of the time with four channels as with three; new memory costs as much again
         source, result = np.empty((0, 0, 4), np.uint8), np.empty((self.size, self.size, 4), np.uint8)
         for image, target, matrix, exact in zip(images, batch, *self.matrices(sizes, u, augment), strict=True):
-            if exact and image.shape == target.shape and not self.data.translate and not self.data.padding:
+            if exact and image.shape == target.shape and _only_flips(matrix, self.size):
                 _mirror(image, matrix, target)
             elif exact:
                 cv2.warpAffine(image, matrix, target.shape[:2], dst=target, flags=cv2.INTER_NEAREST)
@@ -89,6 +89,12 @@ class Geometry:
             return centre
         room = np.maximum(sizes + 2 * self.data.padding - self.size, 0)
         return np.where(augment[:, None], np.floor(u * (room + 1)) - self.data.padding, centre)
+
+
+def _only_flips(matrix: np.ndarray, size: int) -> bool:
+    """Whether a map of whole pixels (2, 3) keeps a square of `size` pixels where it is."""
+    x, y = (size - 1 if matrix[axis, axis] < 0 else 0 for axis in (0, 1))
+    return bool(matrix[0, 2] == x and matrix[1, 2] == y)
 
 
 def _mirror(image: np.ndarray, matrix: np.ndarray, target: np.ndarray) -> None:
