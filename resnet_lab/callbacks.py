@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from resnet_lab import plots
+from resnet_lab import environment, plots
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.data.transforms import denormalise
 from resnet_lab.metrics import is_collapsed
@@ -83,7 +83,9 @@ class LastCheckpoint(RunCheckpoint):
     def __init__(self, run: RunFolder, best: RunCheckpoint | None) -> None:
         super().__init__(run, "last")
         self.best = best
-        self.started, self.seconds_before = time.monotonic(), run.read_status().get("seconds", 0)
+        status = run.read_status()
+        self.before = {name: status.get(name, 0) for name in ("seconds", "core_seconds")}  # earlier starts
+        self.started = time.monotonic()
         self.rows: list[dict[str, float]] = []
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -91,21 +93,25 @@ class LastCheckpoint(RunCheckpoint):
         row = {"epoch": trainer.current_epoch, "lr": trainer.optimizers[0].param_groups[0]["lr"], **metrics}
         self.rows.append(row)
         super().on_train_epoch_end(trainer, pl_module)
+        cost = self.cost(trainer)
         if trainer.is_global_zero:
-            self._write(row)
+            self._write(row, cost)
 
-    def _write(self, row: dict[str, float]) -> None:
+    def _write(self, row: dict[str, float], cost: dict[str, float]) -> None:
         columns = list(self.rows[0])
         lines = [",".join(columns), *(",".join(repr(kept[name]) for name in columns) for kept in self.rows)]
         write_atomically(self.run.metrics_file, "\n".join(lines) + "\n")
-        self.run.update_status(epoch=row["epoch"], seconds=self.seconds, **self.selection())
+        self.run.update_status(epoch=row["epoch"], **cost, **self.selection())
         shown = {name: value for name, value in row.items() if name.split("/")[-1] in SHOWN}
         log.info("epoch %d  %s", row["epoch"], "  ".join(f"{name} {value:.4g}" for name, value in shown.items()))
 
-    @property
-    def seconds(self) -> float:
-        """What the job took so far, in all its starts."""
-        return round(self.seconds_before + time.monotonic() - self.started, 1)
+    def cost(self, trainer: Trainer) -> dict[str, float]:
+        """What the job took so far, in all its starts: seconds, and core seconds of all ranks (asked on each)."""
+        cores = trainer.strategy.reduce(
+            torch.tensor(environment.core_seconds(), device=trainer.strategy.root_device), reduce_op="sum"
+        )
+        cost = {"seconds": time.monotonic() - self.started, "core_seconds": float(cores)}
+        return {name: round(self.before[name] + value, 1) for name, value in cost.items()}
 
     def selection(self) -> dict[str, Any]:
         """For status.json: both checkpoints relative to the run folder, and the value that selected the best."""

@@ -83,6 +83,12 @@ def hardware() -> dict[str, Any]:
     }
 
 
+def core_seconds() -> float:
+    """CPU time of this process and of its children that have ended (workers), summed over all cores."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
 def peak_memory_mb() -> float:
     """Of this process so far: on the GPU where one is used, else resident memory."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():

@@ -67,8 +67,9 @@ def run_job(run: RunFolder) -> None:
     chosen = run.path / (kept["best_checkpoint"] or kept["last_checkpoint"])
     if datamodule.test_splits:
         trainer.test(module, datamodule=datamodule, ckpt_path=chosen, weights_only=True, verbose=False)
+    cost = last.cost(trainer)
     if trainer.is_global_zero:
-        finish(run, trainer, module, datamodule, kept, observer, last.seconds)
+        finish(run, trainer, module, datamodule, kept, observer, cost)
     trainer.strategy.barrier()
 
 
@@ -140,7 +141,7 @@ def finish(
     datamodule: DataModule,
     kept: dict[str, Any],
     observer: Observer,
-    seconds: float,
+    cost: dict[str, float],
 ) -> None:
     """Write the files of every evaluated split, the final TensorBoard entry and the last status."""
     for split in datamodule.test_splits:
@@ -157,7 +158,7 @@ def finish(
         **kept,
         collapsed=collapsed,
         metrics=metrics,
-        seconds=seconds,
+        **cost,
         images_per_second=observer.images_per_second,
         data_wait=observer.data_wait,
         peak_memory_mb=round(environment.peak_memory_mb()),

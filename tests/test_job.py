@@ -67,9 +67,10 @@ def test_what_a_finished_run_says(make_run: MakeRun) -> None:
         "schema_version", "state", "error", "config_hash", "split_fingerprint", "best_checkpoint", "last_checkpoint",
         "epoch", "monitor", "best_value", "collapsed", "skipped_images", "leaks", "seed", "versions", "commit",
         "hardware", "precision", "mean", "std", "num_workers", "parameters", "multiply_adds", "seconds",
-        "images_per_second", "peak_memory_mb",
+        "core_seconds", "images_per_second", "peak_memory_mb",
     }  # fmt: skip
     assert (status["state"], status["error"], status["monitor"], status["epoch"]) == ("done", None, "val/qwk", 2)
+    assert 0 < status["seconds"] < status["core_seconds"]  # this process did more than this job
     assert (status["best_checkpoint"], status["last_checkpoint"]) == ("checkpoints/best.ckpt", "checkpoints/last.ckpt")
     metrics = pd.read_csv(run.metrics_file)
     assert list(metrics["epoch"]) == [0, 1, 2]

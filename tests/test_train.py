@@ -165,8 +165,10 @@ def test_two_processes_evaluate_and_train_as_one(tmp_path: Path, photographs: Pa
 
     result = lab("train", *QUICK, *own, *more, *DDP, "sweep_dir=two", cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
+    one = RunFolder(tmp_path / "one").read_status()
     status = RunFolder(tmp_path / "two").read_status()
     assert status["state"] == "done"
+    assert status["core_seconds"] > one["core_seconds"]  # both ranks' starts
     assert sum(status["class_counts"]["test"]) == len(
         RunFolder(tmp_path / "two").predictions_file("test").read_text().splitlines()[1:]
     )
