@@ -10,6 +10,7 @@ VERBS = {
     "evaluate": "RUN_OR_CKPT [split=test] [key=value …]   score a trained model on a split or another data set",
     "predict": "RUN_OR_CKPT IMAGE_OR_FOLDER [out=predictions.csv]   grade photographs without labels",
     "prepare": "key=value … [processes=N]   crop and resize photographs once, and report on the data",
+    "status": "DIR …                       how far the jobs are: done, running, failed, missing",
     "report": "DIR … [out=DIR]            tables and pictures over the runs of a sweep, or any run folders",
 }
 USAGE = "\n".join(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -11,11 +12,13 @@ from typing import Any
 
 import torch
 from lightning import Callback, Trainer
+from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from resnet_lab import environment
+from resnet_lab.checkpoints import AtomicCheckpointIO
 from resnet_lab.config import build
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.errors import UserError
@@ -94,11 +97,20 @@ def build_trainer(
         logger=logger,
         callbacks=[*callbacks, *([RichProgressBar()] if show_progress else [])],
         enable_checkpointing=bool(callbacks),
+        plugins=plugins(),
         enable_progress_bar=show_progress,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # our samplers know their rank
     )
+
+
+def plugins() -> list[Any]:
+    """How checkpoints are written, and who starts the ranks: Lightning, unless SLURM or torchrun started several."""
+    alone = os.environ.get("SLURM_NTASKS") == "1" and not TorchElasticEnvironment.detect()
+    several = SLURMEnvironment.detect() and not alone
+    cluster = [SLURMEnvironment(auto_requeue=False)] if several else [LightningEnvironment()] if alone else []
+    return [AtomicCheckpointIO(), *cluster]
 
 
 def origin_of(checkpoint: dict[str, Any], file: Path) -> dict[str, Any]:
@@ -128,6 +140,7 @@ def set_up_logging(file: Path | None = None) -> None:
         level=level, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S", handlers=handlers, force=True
     )
     logging.captureWarnings(True)
+    logging.raiseExceptions = False  # a full disk is to end in one line, not in one for every line of the log
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     # what Lightning says about itself, and what is so on purpose
     for message in (

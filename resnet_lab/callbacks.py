@@ -1,137 +1,33 @@
-"""What a run keeps and shows by epoch: checkpoints with metrics.csv, log lines, TensorBoard pictures."""
+"""What a run shows by epoch, and what stops it: TensorBoard pictures, speed, signals, a loss that is no number."""
 
 from __future__ import annotations
 
 import logging
+import signal
 import time
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import Tensor
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
-from resnet_lab import environment, plots
+from resnet_lab import plots
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.data.transforms import denormalise
+from resnet_lab.errors import UserError
+from resnet_lab.failures import fail
 from resnet_lab.metrics import is_collapsed
 from resnet_lab.module import Classifier
-from resnet_lab.run_folder import RunFolder, write_atomically
+from resnet_lab.processes import Stopped, stop_on_signals
+from resnet_lab.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
 
-class RunCheckpoint(ModelCheckpoint):
-    """One checkpoint of a run folder, which may be moved between two starts.
-
-    Args:
-        run: the folder.
-        name: of the file, without its suffix.
-        monitor: the metric that selects; None keeps the last epoch.
-        mode: `min` or `max`.
-    """
-
-    def __init__(self, run: RunFolder, name: str, monitor: str | None = None, mode: str = "min") -> None:
-        super().__init__(
-            dirpath=run.checkpoints,
-            filename=name,
-            monitor=monitor,
-            mode=mode,
-            auto_insert_metric_name=False,
-            enable_version_counter=False,
-            save_on_train_epoch_end=True,
-        )
-        self.run = run
-
-    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
-        """Of equal epochs the later is kept: a collapsed network scores QWK 0 from its first, untrained epoch on."""
-        return super().check_monitor_top_k(trainer, current) or (
-            current is not None and current == self.best_model_score
-        )
-
-    @property
-    def saved(self) -> str | None:
-        """The file relative to the run folder, once there is one."""
-        return str(Path(self.best_model_path).relative_to(self.run.path)) if self.best_model_path else None
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the state, with the paths as they are now."""
-        state = {**state_dict, "dirpath": self.dirpath}
-        for key in ("best_model_path", "kth_best_model_path"):
-            state[key] = self._moved(state[key])
-        state["best_k_models"] = {self._moved(path): score for path, score in state["best_k_models"].items()}
-        super().load_state_dict(state)
-
-    def _moved(self, path: str) -> str:
-        return str(Path(str(self.dirpath)) / Path(path).name) if path else path
-
-
-class LastCheckpoint(RunCheckpoint):
-    """`last.ckpt` of every epoch, and `metrics.csv`, whose rows live in it.
-
-    So whichever epoch a resumed run goes on from, the file holds the epochs up to it and no other. (ModelCheckpoint's
-    own save_last writes only in epochs that also have a new best.)
-
-    Args:
-        run: the folder.
-        best: what keeps `best.ckpt`; None where nothing selects.
-    """
-
-    def __init__(self, run: RunFolder, best: RunCheckpoint | None) -> None:
-        super().__init__(run, "last")
-        self.best = best
-        status = run.read_status()
-        self.before = {name: status.get(name, 0) for name in ("seconds", "core_seconds")}  # earlier starts
-        self.started = time.monotonic()
-        self.rows: list[dict[str, float]] = []
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items()) if "/" in name}
-        row = {"epoch": trainer.current_epoch, "lr": trainer.optimizers[0].param_groups[0]["lr"], **metrics}
-        self.rows.append(row)
-        super().on_train_epoch_end(trainer, pl_module)
-        cost = self.cost(trainer)
-        if trainer.is_global_zero:
-            self._write(row, cost)
-
-    def _write(self, row: dict[str, float], cost: dict[str, float]) -> None:
-        columns = list(self.rows[0])
-        lines = [",".join(columns), *(",".join(repr(kept[name]) for name in columns) for kept in self.rows)]
-        write_atomically(self.run.metrics_file, "\n".join(lines) + "\n")
-        self.run.update_status(epoch=row["epoch"], **cost, **self.selection())
-        shown = {name: value for name, value in row.items() if name.split("/")[-1] in SHOWN}
-        log.info("epoch %d  %s", row["epoch"], "  ".join(f"{name} {value:.4g}" for name, value in shown.items()))
-
-    def cost(self, trainer: Trainer) -> dict[str, float]:
-        """What the job took so far, in all its starts: seconds, and core seconds of all ranks (asked on each)."""
-        cores = trainer.strategy.reduce(
-            torch.tensor(environment.core_seconds(), device=trainer.strategy.root_device), reduce_op="sum"
-        )
-        cost = {"seconds": time.monotonic() - self.started, "core_seconds": float(cores)}
-        return {name: round(self.before[name] + value, 1) for name, value in cost.items()}
-
-    def selection(self) -> dict[str, Any]:
-        """For status.json: both checkpoints relative to the run folder, and the value that selected the best."""
-        score = None if self.best is None else self.best.best_model_score
-        return {
-            "best_checkpoint": None if self.best is None else self.best.saved,
-            "last_checkpoint": self.saved,
-            "best_value": None if score is None else float(score),
-        }
-
-    def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"rows": self.rows}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows = list(state_dict["rows"])
-        super().load_state_dict(state_dict)
-
-
 PATIENCE = 0.1  # share of an epoch that may go to waiting for data unsaid
-SHOWN = ("lr", "loss", "accuracy", "balanced_accuracy", "qwk")  # in the log line of an epoch
 
 
 class ResumableEarlyStopping(EarlyStopping):
@@ -140,6 +36,54 @@ class ResumableEarlyStopping(EarlyStopping):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.wait_count >= self.patience:
             trainer.should_stop = True
+
+
+class Ending(Callback):
+    """How a job ends before its time: signals stop all ranks at once, and the rank that fails says why.
+
+    Lightning's own handler of SIGTERM would first talk to the other ranks from inside the signal, which hangs where
+    they are in the middle of a step.
+
+    Args:
+        run: the folder.
+    """
+
+    def __init__(self, run: RunFolder) -> None:
+        self.run = run
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        stop_on_signals()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        stop_on_signals()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, Stopped) and isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):
+            trainer.strategy.launcher.kill(signal.SIGKILL)
+        elif isinstance(exception, Exception) and not trainer.is_global_zero:
+            # now, as the first rank fails, too, once this one is gone
+            fail(self.run, exception, trainer.global_rank)
+
+
+class FiniteLoss(Callback):
+    """Stops a run whose loss is no number any more, before a checkpoint keeps it.
+
+    Args:
+        every: batches from one look to the next, as each makes a GPU wait.
+    """
+
+    def __init__(self, every: int = 50) -> None:
+        self.every = every
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        looks = batch_idx % self.every == 0 or trainer.is_last_batch
+        if looks and not bool(torch.isfinite(outputs["loss"])):
+            raise UserError(
+                f"the loss became {float(outputs['loss'])} in epoch {trainer.current_epoch}: lower optim.lr, warm up "
+                "(schedule.warmup_epochs), or take trainer.precision=32-true; the checkpoints before it are kept"
+            )
 
 
 class Observer(Callback):
@@ -184,16 +128,20 @@ class Observer(Callback):
         if batch_idx > 0 and trainer.is_last_batch:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            self._measure(trainer.datamodule, trainer.is_global_zero)  # type: ignore[attr-defined]
+            self._measure(trainer)
         self._end = time.perf_counter()
 
-    def _measure(self, datamodule: DataModule, speaks: bool) -> None:
+    def _measure(self, trainer: Trainer) -> None:
         """Note the epoch's speed, and say it once when the loop waits for data."""
+        datamodule: DataModule = trainer.datamodule  # type: ignore[attr-defined]
         seconds = time.perf_counter() - self._start
         self.speeds.append(self._images / seconds)
         self.waits.append(self._waited / seconds)
+        if trainer.logger is not None:
+            shown = {"train/images_per_second": self.speeds[-1], "train/data_wait": self.waits[-1]}
+            trainer.logger.log_metrics({**shown, "epoch": trainer.current_epoch}, trainer.global_step - 1)
         self._all_waited, self._all_seconds = self._all_waited + self._waited, self._all_seconds + seconds
-        if speaks and not self._said and self._all_waited > max(1.0, PATIENCE * self._all_seconds):
+        if trainer.is_global_zero and not self._said and self._all_waited > max(1.0, PATIENCE * self._all_seconds):
             self._said = True
             # workers read while the network computes, this process reads in between
             reading = seconds if datamodule.num_workers else self._waited

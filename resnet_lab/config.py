@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,22 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from resnet_lab.errors import UserError
-from resnet_lab.run_folder import BOOKKEEPING
+from resnet_lab.run_folder import BOOKKEEPING, flat
+
+
+class OnFailed(Enum):
+    """What becomes of a job that failed."""
+
+    retry = "retry"
+    skip = "skip"
+    stop = "stop"
+
+
+class OnCorrupt(Enum):
+    """What a job goes on from whose last.ckpt is damaged."""
+
+    best = "best"
+    start = "start"
 
 
 @dataclass
@@ -51,6 +67,10 @@ class Config:
     follow_layers: bool = MISSING
     figures: list[str] = MISSING
     sweep_dir: str = MISSING
+    start: bool = MISSING
+    on_failed: OnFailed = MISSING
+    on_corrupt: OnCorrupt = MISSING
+    keep_last: bool = MISSING
     data: Any = MISSING
     model: Any = MISSING
     loss: Any = MISSING
@@ -58,6 +78,8 @@ class Config:
     schedule: Any = MISSING
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
+
+ABSENT = "absent"
 
 # arguments that the job adds to those in the configuration
 PROVIDED = {
@@ -226,11 +248,16 @@ def build(node: dict[str, Any], **arguments: Any) -> Any:
 
 def config_hash(config: dict[str, Any]) -> str:
     """Equal for two runs that differ in paths and bookkeeping alone."""
-    plain = json.loads(json.dumps(config))
-    for dotted in BOOKKEEPING:
-        *parents, last = dotted.split(".")
-        node = plain
-        for parent in parents:
-            node = node.get(parent, {})
-        node.pop(last, None)
-    return _hash(json.dumps(plain, sort_keys=True), 16)
+    return _hash(json.dumps(_comparable(config), sort_keys=True), 16)
+
+
+def differences(before: dict[str, Any], asked: dict[str, Any], most: int = 5) -> list[str]:
+    """The keys in which two configurations differ, paths and bookkeeping aside, with both values; at most `most`."""
+    old, new = _comparable(before), _comparable(asked)
+    keys = [key for key in {**old, **new} if old.get(key, ABSENT) != new.get(key, ABSENT)]
+    told = [f"{key} is {old.get(key, ABSENT)} there, {new.get(key, ABSENT)} here" for key in keys[:most]]
+    return told + ([f"and {len(keys) - most} more keys"] if len(keys) > most else [])
+
+
+def _comparable(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in flat(config).items() if key not in BOOKKEEPING}

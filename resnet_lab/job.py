@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +12,24 @@ import torch
 from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from resnet_lab import environment
 from resnet_lab.build import build_datamodule, build_module, build_trainer, rank, set_up_logging
-from resnet_lab.callbacks import LastCheckpoint, Observer, ResumableEarlyStopping, RunCheckpoint
+from resnet_lab.callbacks import Ending, FiniteLoss, Observer, ResumableEarlyStopping
+from resnet_lab.checkpoints import EpochRows, LastCheckpoint, RunCheckpoint, resume_point
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.errors import UserError
+from resnet_lab.failures import fail
 from resnet_lab.layers import LayerStatistics
 from resnet_lab.metrics import is_collapsed, monitored
 from resnet_lab.models.resnet import multiply_adds, parameter_count
 from resnet_lab.module import Classifier
 from resnet_lab.outputs import score_table, write_split
-from resnet_lab.run_folder import BOOKKEEPING, RunFolder
+from resnet_lab.processes import BUSY, GRACE, Stopped, stop_on_signals, stop_with_parent
+from resnet_lab.run_folder import BOOKKEEPING, Busy, RunFolder, remove_unfinished
+
+PATIENCE = 10.0  # seconds to wait for a process in the run folder that is about to end
 
 log = logging.getLogger("resnet_lab")
 
@@ -38,7 +41,7 @@ def run_job(run: RunFolder) -> None:
         UserError: the configuration, the data or the weights are wrong.
     """
     config = run.read_config()
-    resume_from = run.last_checkpoint if run.last_checkpoint.is_file() else None
+    resume_from = resume_point(run, config["on_corrupt"])
     seed_everything(config["seed"], verbose=False)
     datamodule = build_datamodule(config)
     module = build_module(config, datamodule, pretrained=resume_from is None)
@@ -46,9 +49,13 @@ def run_job(run: RunFolder) -> None:
     balances_twice = config["data"]["sampling"] != "none" and config["loss"].get("class_weights", "none") != "none"
     if balances_twice and rank() == 0:
         log.warning("data.sampling and loss.class_weights both balance the classes: rare ones count twice over")
-    best = RunCheckpoint(run, "best", monitor, mode) if monitor else None
-    last, observer = LastCheckpoint(run, best), Observer(datamodule.class_names)
+    rows, observer = EpochRows(), Observer(datamodule.class_names)
+    best = RunCheckpoint(run, rows, "best", monitor, mode) if monitor else None
+    last = LastCheckpoint(run, rows, best)
     callbacks = [
+        Ending(run),
+        FiniteLoss(),
+        rows,
         observer,
         *([LayerStatistics(run)] if config["follow_layers"] else []),
         LearningRateMonitor("epoch"),
@@ -69,6 +76,9 @@ def run_job(run: RunFolder) -> None:
         trainer.test(module, datamodule=datamodule, ckpt_path=chosen, weights_only=True, verbose=False)
     cost = last.cost(trainer)
     if trainer.is_global_zero:
+        if best and not config["keep_last"]:
+            run.last_checkpoint.unlink(missing_ok=True)
+            kept |= {"last_checkpoint": None}
         finish(run, trainer, module, datamodule, kept, observer, cost)
     trainer.strategy.barrier()
 
@@ -186,16 +196,20 @@ def main() -> int:
         print("usage: python -m resnet_lab.job RUN_DIR", file=sys.stderr)
         return 2
     run = RunFolder(Path(sys.argv[1]).resolve())
-    if rank() > 0:  # a child of DDP: the first rank holds the lock
-        set_up_logging()
-        return follow(run)
+    stop_on_signals()
+    stop_with_parent(GRACE if rank() == 0 else GRACE / 6)
     try:
         run.read_config()
-        with run.lock():
+        if rank() > 0:  # the first rank holds the lock
+            set_up_logging()
             return guarded(run)
+        with run.lock(PATIENCE):
+            return guarded(run)
+    except Stopped as stopped:
+        return stopped.code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return BUSY if isinstance(error, Busy) else 1
     except OSError as error:  # the lock, the log or the status; what happens in the job itself ends in its status
         print(
             f"error: {error.filename or run.path}: {error.strerror}; the run folder has to be writable", file=sys.stderr
@@ -203,31 +217,23 @@ def main() -> int:
         return 1
 
 
-def follow(run: RunFolder) -> int:
-    """The job of any rank but the first, which is the one that says what is wrong."""
-    try:
-        run_job(run)
-    except UserError:
-        return 1
-    return 0
-
-
 def guarded(run: RunFolder) -> int:
     """Run the job unless it is done; a failure ends in status.json and one line, or a traceback for a defect."""
-    set_up_logging(run.log_file)
+    if rank() == 0:
+        set_up_logging(run.log_file)
+        remove_unfinished(run.path)
     if run.read_status()["state"] == "done":
         log.info("%s is done", run.path)
         return 0
-    run.update_status(state="running", error=None)
+    if rank() == 0:
+        run.update_status(state="running", error=None)
     try:
         run_job(run)
-    except (UserError, MisconfigurationException) as error:
-        run.update_status(state="failed", error=" ".join(str(error).split()))
-        log.error("error: %s", error)
-        return 1
+    except Stopped as stopped:
+        log.info("stopped by %s; python -m resnet_lab.job %s goes on", stopped, run.path)
+        raise
     except Exception as error:
-        run.update_status(state="failed", error=f"{type(error).__name__}: {' '.join(str(error).split())}")
-        log.error(traceback.format_exc())
+        fail(run, error, rank())
         return 1
     return 0
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -21,6 +22,10 @@ BOOKKEEPING = (
     "name",
     "figures",
     "sweep_dir",
+    "on_failed",
+    "on_corrupt",
+    "keep_last",
+    "start",
     "data.root",
     "data.cache_dir",
     "data.num_workers",
@@ -40,8 +45,13 @@ class RunFolder:
 
     @property
     def config_file(self) -> Path:
-        """The resolved configuration; also the file that the job locks."""
+        """The resolved configuration."""
         return self.path / "config.yaml"
+
+    @property
+    def lock_file(self) -> Path:
+        """An empty file, locked while a process is at work here; the system frees the lock however we die."""
+        return self.path / "job.lock"
 
     @property
     def status_file(self) -> Path:
@@ -62,6 +72,11 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """Folder of `best.ckpt` and `last.ckpt`."""
         return self.path / "checkpoints"
+
+    @property
+    def best_checkpoint(self) -> Path:
+        """What the validation split selected, and what is tested."""
+        return self.checkpoints / "best.ckpt"
 
     @property
     def last_checkpoint(self) -> Path:
@@ -102,6 +117,10 @@ class RunFolder:
             raise UserError(f"{self.path} is not a run folder: it holds no {self.config_file.name}")
         return yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
 
+    def write_config(self, config: dict[str, Any]) -> None:
+        """Write the resolved configuration."""
+        write_atomically(self.config_file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
     def read_status(self) -> dict[str, Any]:
         """The content of status.json with `state` corrected to `interrupted` where the job was killed."""
         if not self.status_file.is_file():
@@ -114,41 +133,100 @@ class RunFolder:
     def update_status(self, **changes: Any) -> None:
         """Merge `changes` into status.json; a reader sees the old file or the new one, never half of it."""
         status = {"schema_version": SCHEMA_VERSION, **self.read_status(), **changes}
-        write_atomically(self.status_file, json.dumps(status, indent=2, ensure_ascii=False) + "\n")
+        write_atomically(self.status_file, json.dumps(status, indent=2, ensure_ascii=False) + "\n", durable=True)
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the job, so that no other process takes it; the system frees the lock however we die.
+    def lock(self, patience: float = 0) -> Iterator[None]:
+        """Hold the job, so that no other process takes it.
+
+        Args:
+            patience: seconds to wait for a process that is about to end, or that only looks whether one is at work.
 
         Raises:
-            UserError: another process is at work in this folder.
+            Busy: another process is at work in this folder.
         """
-        with self.config_file.open() as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"{self.path}: another process is running this job; wait or stop it") from None
+        deadline = time.monotonic() + patience
+        with self.lock_file.open("a") as file:  # NFS locks only what may be written
+            while not _locks(file, fcntl.LOCK_EX):
+                if time.monotonic() > deadline:
+                    raise Busy(f"{self.path}: another process is running this job; wait or stop it")
+                time.sleep(0.1)
             yield
 
     def is_locked(self) -> bool:
         """Whether a process is at work in this folder."""
-        with self.config_file.open() as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
+        if not self.lock_file.is_file():
             return False
+        with self.lock_file.open() as file:
+            return not _locks(file, fcntl.LOCK_SH)
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write to a neighbour of `path` first and rename it, so that no half file ever has its name."""
+class Busy(UserError):
+    """Another process is at work in the folder."""
+
+
+def _locks(file: IO[str], kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def write_atomically(path: Path, content: str | bytes | memoryview, durable: bool = False) -> None:
+    """Write to a neighbour of `path` first and rename it, so that no half file ever has its name.
+
+    Args:
+        path: the file.
+        content: of it.
+        durable: wait for the disk, or after a power cut the name may stand over nothing.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        if durable:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
         temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def jobs_file(sweep_dir: Path) -> Path:
+    """The names of all jobs that a sweep was ever asked for, one a line."""
+    return sweep_dir / "jobs.txt"
+
+
+def list_jobs(sweep_dir: Path, names: Iterable[str] = ()) -> list[str]:
+    """The names of a sweep's jobs in the order asked for, after adding `names` to them."""
+    if not names and not jobs_file(sweep_dir).is_file():
+        return []
+    sweep_dir.mkdir(parents=True, exist_ok=True)
+    with jobs_file(sweep_dir).open("a+" if names else "r", encoding="utf-8") as file:
+        if names:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        known = file.read().splitlines()
+        new = [name for name in dict.fromkeys(names) if name not in known]
+        file.writelines(f"{name}\n" for name in new)
+    return known + new
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A configuration by dotted keys."""
+    values: dict[str, Any] = {}
+    for key, value in config.items():
+        values |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return values
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what processes left that died while they wrote (`write_atomically` names such files by the process)."""
+    for file in folder.rglob(".*.*"):
+        number = file.name.rpartition(".")[2]
+        if number.isdigit() and not Path(f"/proc/{number}").exists():
+            file.unlink(missing_ok=True)
 
 
 def _is_run(config_file: Path) -> bool:

@@ -13,7 +13,7 @@ import pandas as pd
 import yaml
 
 from resnet_lab.errors import UserError
-from resnet_lab.run_folder import RunFolder
+from resnet_lab.run_folder import RunFolder, flat
 from resnet_lab.statistics import confusion_matrix, majority_baseline, summary_of
 
 
@@ -60,7 +60,7 @@ def read_run(folder: RunFolder) -> Run:
     """Read a run folder and score its stored predictions; whatever is damaged becomes the run's `problem`."""
     run = Run(folder)
     try:
-        run.config = _flat(_read(folder.read_config, folder.config_file))
+        run.config = flat(_read(folder.read_config, folder.config_file))
         run.status = _read(folder.read_status, folder.status_file)
         if run.state == "done":
             _score(run)
@@ -80,13 +80,6 @@ def _read(read: Callable[[], dict[str, Any]], file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{file.name} holds {type(content).__name__}, not keys; train the run again")
     return content
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _first_line(error: object) -> str:

@@ -8,14 +8,17 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from omegaconf import OmegaConf
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
 
-from resnet_lab.config import check, conf_dir
+from resnet_lab.config import check, conf_dir, job_name
+from resnet_lab.run_folder import list_jobs
 
 NOT_RUN = ("-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info", "-v", "--version")
 
@@ -75,14 +78,15 @@ def _read(arguments: Sequence[str]) -> tuple[list[str] | None, list[str]]:
     return known.overrides, searchpath
 
 
-def _grid(overrides: Sequence[Override], params: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """The overrides of each job; the command line wins over the experiment's grid, and seeds are left out."""
+def _grid(overrides: Sequence[Override], params: Mapping[str, Any], seeds: bool = False) -> list[tuple[str, ...]]:
+    """The overrides of each job, with or without its seed; the command line wins over the experiment's grid."""
     given = {override.get_key_element() for override in overrides}
     own = [f"{key}={value}" for key, value in params.items() if key not in given]
     axes = [*OverridesParser.create().parse_overrides(own), *overrides]
     if any(axis.is_sweep_override() and not (axis.is_choice_sweep() or axis.is_range_sweep()) for axis in axes):
         return []
-    return list(product(*(_values(axis) for axis in axes if axis.get_key_element() != "seed")))
+    by_key = {axis.get_key_element(): axis for axis in axes}  # of a key given twice the last counts
+    return list(product(*(_values(axis) for key, axis in by_key.items() if seeds or key != "seed")))
 
 
 def _values(axis: Override) -> list[str]:
@@ -90,6 +94,23 @@ def _values(axis: Override) -> list[str]:
     if axis.is_sweep_override():
         return [f"{key}={value}" for value in axis.sweep_string_iterator()]
     return [f"{key}={axis.get_value_element_as_str()}"]
+
+
+class ListJobs(Callback):
+    """Before a sweep starts, lists its jobs in its folder, for `resnet-lab status` to know which are missing."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        hydra = config.hydra
+        if hydra.runtime.choices["hydra/sweeper"] == "basic":
+            overrides = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
+            jobs = _grid(overrides, hydra.sweeper.params or {}, seeds=True)
+            excluded = hydra.job.config.override_dirname.exclude_keys
+            list_jobs(Path(hydra.sweep.dir), [_folder_name(job, excluded) for job in jobs])
+
+
+def _folder_name(job: Sequence[str], excluded: Sequence[str]) -> str:
+    """As `hydra.sweep.subdir` makes it."""
+    return job_name(",".join(sorted(item for item in job if item.partition("=")[0] not in excluded)))
 
 
 def _composed(overrides: Sequence[str]) -> dict[str, Any]:

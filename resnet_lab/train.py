@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from resnet_lab.config import check, conf_dir, config_hash, one_line, register
+from resnet_lab.config import check, conf_dir, config_hash, differences, one_line, register
 from resnet_lab.errors import UserError
-from resnet_lab.run_folder import RunFolder
+from resnet_lab.processes import BUSY, SIGNALS, Stopped, describe_death, run_tied, stop_on_signals
+from resnet_lab.run_folder import Busy, RunFolder, find_runs
 from resnet_lab.sweep import preflight
+
+PATIENCE = 10.0  # seconds to wait for a process in a run folder that may be about to end
 
 
 class JobFailed(UserError):
@@ -34,19 +36,24 @@ register()
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
 def train(config: DictConfig) -> float | None:
-    """One job: returns the best value of the monitored metric to Hydra's sweepers, or NaN for a single run that failed.
+    """One job: returns the best value of the monitored metric to Hydra's sweepers, or NaN where there is none.
 
     Raises:
         UserError: in a sweep, where a job failed; Hydra goes on with the others and ends with exit code 1.
     """
     hydra_config = HydraConfig.get()
-    run = RunFolder(Path(hydra_config.runtime.output_dir))
+    run, sweep = RunFolder(Path(hydra_config.runtime.output_dir)), hydra_config.mode == RunMode.MULTIRUN
     try:
         check(config)
         lay(run, config)
-        start(run)
+        if config.start and _may_start(run, config.on_failed.value, sweep):
+            start(run)
+    except Busy as busy:
+        if not sweep:
+            FAILED.append(run)
+        print(f"{'' if sweep else 'error: '}{busy}", file=sys.stderr, flush=True)
+        return math.nan
     except UserError as error:
-        sweep = hydra_config.mode == RunMode.MULTIRUN
         # at once: Hydra would show the first failed job only, and that at the end
         if not isinstance(error, JobFailed):
             print(f"error: {f'{run.path.name}: ' if sweep else ''}{error}", file=sys.stderr, flush=True)
@@ -58,22 +65,52 @@ def train(config: DictConfig) -> float | None:
 
 
 def lay(run: RunFolder, config: DictConfig) -> None:
-    """Write the resolved configuration and the first status, unless the folder holds this very configuration."""
-    plain: Any = OmegaConf.to_container(config, resolve=True)
-    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    """Write the resolved configuration and the first status, unless the folder holds this very configuration.
+
+    Raises:
+        UserError: it holds another one.
+        Busy: another process is laying it.
+    """
+    plain: Any = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
     if run.config_file.is_file():
-        before = run.read_config()
-        if config_hash(before) != config_hash(plain):
-            raise UserError(f"{run.path} holds a run of another configuration; choose another sweep_dir")
-        if before["data"].get("root") != plain["data"].get("root") and run.read_status()["state"] == "done":
-            raise UserError(f"{run.path} is done with data.root={before['data']['root']}; choose another sweep_dir")
-        if run.read_status()["state"] == "done":  # what it was done with stays written
+        _refuse_another(run, plain)
+        if run.read_status()["state"] == "done" or run.is_locked():  # what it is done with stays written
             return
-        with run.lock():  # paths and bookkeeping may have changed; the file is rewritten in place, as it is the lock
-            run.config_file.write_text(text, encoding="utf-8")
-        return
-    run.config_file.write_text(text, encoding="utf-8")
-    run.update_status(state="created", error=None, seed=plain["seed"], config_hash=config_hash(plain))
+    with run.lock(PATIENCE):  # paths and bookkeeping may have changed
+        new = not run.config_file.is_file()
+        run.write_config(plain)
+        if new:
+            run.update_status(state="created", error=None, seed=plain["seed"], config_hash=config_hash(plain))
+
+
+def _refuse_another(run: RunFolder, plain: dict[str, Any]) -> None:
+    before = run.read_config()
+    if different := differences(before, plain):
+        raise UserError(
+            f"{run.path} holds a run of another configuration: {'; '.join(different)}; choose another sweep_dir"
+        )
+    if before["data"].get("root") != plain["data"].get("root") and run.read_status()["state"] == "done":
+        raise UserError(f"{run.path} is done with data.root={before['data']['root']}; choose another sweep_dir")
+
+
+def _may_start(run: RunFolder, on_failed: str, sweep: bool) -> bool:
+    """Whether the job is still to be done, and `on_failed` lets it start; says why not.
+
+    Raises:
+        UserError: on_failed=stop, and a job of the sweep has failed.
+    """
+    if on_failed == "stop":
+        for other in find_runs([run.path.parent]) if sweep else [run]:
+            if other.read_status()["state"] == "failed":
+                raise UserError(f"not started, as {other.path.name} failed; mend it, and go on with on_failed=retry")
+    status = run.read_status()
+    if status["state"] == "done":
+        print(f"{run.path} is done", flush=True)
+        return False
+    if on_failed == "skip" and status["state"] == "failed":
+        print(f"{run.path.name}: left as it is (on_failed=skip): {status['error']}", flush=True)
+        return False
+    return True
 
 
 def start(run: RunFolder) -> None:
@@ -81,13 +118,21 @@ def start(run: RunFolder) -> None:
 
     Raises:
         JobFailed: it failed, and has shown why.
-        UserError: it died without a word.
+        Busy: another process is running it.
+        UserError: it died without a word, or was stopped.
     """
-    code = subprocess.run([sys.executable, "-m", "resnet_lab.job", str(run.path)], check=False).returncode
-    if code and run.read_status()["state"] == "failed":
-        raise JobFailed(run.read_status()["error"])
-    if code:
-        raise UserError(f"the job died with exit code {code}; go on with python -m resnet_lab.job {run.path}")
+    code = run_tied([sys.executable, "-m", "resnet_lab.job", str(run.path)])
+    if not code:
+        return
+    if code == BUSY:
+        raise Busy(f"{run.path} is run by another process, and left to it")
+    status = run.read_status()
+    if status["state"] == "failed":
+        raise JobFailed(status["error"])
+    if code > 128 or -code in SIGNALS:
+        raise UserError(f"stopped by a signal; go on with python -m resnet_lab.job {run.path}")
+    run.update_status(state="failed", error=describe_death(code))
+    raise UserError(f"{describe_death(code)}; go on with python -m resnet_lab.job {run.path}")
 
 
 def checked() -> bool:
@@ -106,15 +151,16 @@ def main() -> int:
     over instead.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    stop_on_signals()
     try:
         if not checked():
             return 1
         train()
     except UserError:  # shown when it happened
         return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command with the same sweep_dir goes on", file=sys.stderr)
-        return 130
+    except Stopped as stopped:
+        print("stopped; the same command with the same sweep_dir goes on", file=sys.stderr)
+        return stopped.code
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1

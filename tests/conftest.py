@@ -107,3 +107,7 @@ def _restore_logging() -> Iterator[None]:
             handler.close()
     root.handlers, root.level = handlers, level
     logging.captureWarnings(False)
+    logging.raiseExceptions = True
+    for logger in logging.root.manager.loggerDict.values():  # Hydra disables what there is
+        if isinstance(logger, logging.Logger):
+            logger.disabled = False

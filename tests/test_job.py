@@ -55,6 +55,7 @@ def test_a_run_folder_holds_exactly_its_files(make_run: MakeRun) -> None:
         "class_report_test.csv",
         "checkpoints/best.ckpt",
         "checkpoints/last.ckpt",
+        "job.lock",
         "tensorboard/hparams.yaml",
     }
 

@@ -25,7 +25,7 @@ from PIL import Image
 from resnet_lab.data.check import check_files, digest_of
 from resnet_lab.data.reader import Recipe, read_image
 from resnet_lab.errors import UserError
-from resnet_lab.run_folder import write_atomically
+from resnet_lab.run_folder import remove_unfinished, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -170,7 +170,7 @@ def prepare(target: PreparedSet, paths: Sequence[str], processes: int) -> pd.Dat
     try:
         target.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(target.folder / "recipe.json", json.dumps({"root": str(target.root), **asdict(target.recipe)}))
-        _remove_unfinished(target)
+        remove_unfinished(target.folder)
         entries = target.entries()
         missing = [path for path in paths if not _is_whole(target, entries.get(target.name(path)), path)]
         log.info("%s: %d of %d photographs to prepare", target.folder, len(missing), len(paths))
@@ -192,14 +192,6 @@ def prepare(target: PreparedSet, paths: Sequence[str], processes: int) -> pd.Dat
             "the same command again to go on"
         ) from error
     return index
-
-
-def _remove_unfinished(target: PreparedSet) -> None:
-    """Remove what processes left that died while they wrote (`write_atomically` names such files by the process)."""
-    for file in target.folder.rglob(".*.*"):
-        number = file.name.rpartition(".")[2]
-        if number.isdigit() and not Path(f"/proc/{number}").exists():
-            file.unlink(missing_ok=True)
 
 
 def _is_whole(target: PreparedSet, entry: Entry | None, path: str) -> bool:

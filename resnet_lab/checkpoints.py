@@ -1,0 +1,191 @@
+"""What a run keeps: `best.ckpt`, `last.ckpt`, metrics.csv, whole at any moment; and what a resumed one goes on from."""
+
+from __future__ import annotations
+
+import io
+import logging
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from resnet_lab import environment
+from resnet_lab.run_folder import RunFolder, write_atomically
+
+SHOWN = ("lr", "loss", "accuracy", "balanced_accuracy", "qwk")  # in the log line of an epoch
+
+log = logging.getLogger(__name__)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and renames it.
+
+    Lightning's own goes through the folder for temporary files, and where that is another disk, a full one here would
+    cut the checkpoint before it short.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(Path(path), buffer.getbuffer(), durable=True)
+
+
+def resume_point(run: RunFolder, on_corrupt: str) -> Path | None:
+    """The checkpoint that a job goes on from; None: it starts. Damaged ones are said and left out.
+
+    Args:
+        run: the folder.
+        on_corrupt: where `last.ckpt` is damaged: `best` goes on from `best.ckpt` if there is one, `start` starts.
+    """
+    files = [run.last_checkpoint, *([run.best_checkpoint] if on_corrupt == "best" else [])]
+    damaged = []
+    for file in filter(Path.is_file, files):
+        if is_whole(file):
+            break
+        damaged.append(file)
+    else:
+        file = None
+    for name in (file.name for file in damaged):
+        log.warning("%s is damaged; going on from %s", name, file.name if file else "the start")
+    return file if damaged or file == run.last_checkpoint else None
+
+
+def is_whole(file: Path) -> bool:
+    """Whether a checkpoint is complete and every part of it has its checksum."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, OSError, EOFError):
+        return False
+
+
+class EpochRows(Callback):
+    """The rows of metrics.csv, which live in the checkpoints.
+
+    So whichever epoch a resumed run goes on from, the file holds the epochs up to it and no other.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def note(self, trainer: Trainer) -> None:
+        """Add the row of this epoch, once; its metrics are complete when checkpoints are written, and not before."""
+        if not self.rows or self.rows[-1]["epoch"] < trainer.current_epoch:
+            metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items()) if "/" in name}
+            lr = trainer.optimizers[0].param_groups[0]["lr"]
+            self.rows.append({"epoch": trainer.current_epoch, "lr": lr, **metrics})
+
+    def write(self, file: Path) -> None:
+        """Write the file, and say the last row."""
+        columns = list(self.rows[0])
+        lines = [",".join(columns), *(",".join(repr(row[name]) for name in columns) for row in self.rows)]
+        write_atomically(file, "\n".join(lines) + "\n", durable=True)
+        shown = {name: value for name, value in self.rows[-1].items() if name.split("/")[-1] in SHOWN}
+        text = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
+        log.info("epoch %d  %s", self.rows[-1]["epoch"], text)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = list(state_dict["rows"])
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """One checkpoint of a run folder, which may be moved between two starts.
+
+    Args:
+        run: the folder.
+        rows: of metrics.csv so far.
+        name: of the file, without its suffix.
+        monitor: the metric that selects; None keeps the last epoch.
+        mode: `min` or `max`.
+    """
+
+    def __init__(
+        self, run: RunFolder, rows: EpochRows, name: str, monitor: str | None = None, mode: str = "min"
+    ) -> None:
+        super().__init__(
+            dirpath=run.checkpoints,
+            filename=name,
+            monitor=monitor,
+            mode=mode,
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
+            save_on_train_epoch_end=True,
+        )
+        self.run, self.rows = run, rows
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.rows.note(trainer)
+        super().on_train_epoch_end(trainer, pl_module)
+
+    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
+        """Of equal epochs the later is kept: a collapsed network scores QWK 0 from its first, untrained epoch on."""
+        return super().check_monitor_top_k(trainer, current) or (
+            current is not None and current == self.best_model_score
+        )
+
+    @property
+    def saved(self) -> str | None:
+        """The file relative to the run folder, once there is one."""
+        return str(Path(self.best_model_path).relative_to(self.run.path)) if self.best_model_path else None
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the state, with the paths as they are now."""
+        state = {**state_dict, "dirpath": self.dirpath}
+        for key in ("best_model_path", "kth_best_model_path"):
+            state[key] = self._moved(state[key])
+        state["best_k_models"] = {self._moved(path): score for path, score in state["best_k_models"].items()}
+        super().load_state_dict(state)
+
+    def _moved(self, path: str) -> str:
+        return str(Path(str(self.dirpath)) / Path(path).name) if path else path
+
+
+class LastCheckpoint(RunCheckpoint):
+    """`last.ckpt` and `metrics.csv` of every epoch. (ModelCheckpoint's save_last wants a new best.)
+
+    Args:
+        run: the folder.
+        rows: of metrics.csv so far.
+        best: what keeps `best.ckpt`; None where nothing selects.
+    """
+
+    def __init__(self, run: RunFolder, rows: EpochRows, best: RunCheckpoint | None) -> None:
+        super().__init__(run, rows, "last")
+        self.best = best
+        status = run.read_status()
+        self.before = {name: status.get(name, 0) for name in ("seconds", "core_seconds")}  # earlier starts
+        self.started = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        cost = self.cost(trainer)
+        if trainer.is_global_zero:
+            self.rows.write(self.run.metrics_file)
+            self.run.update_status(epoch=trainer.current_epoch, **cost, **self.selection())
+
+    def cost(self, trainer: Trainer) -> dict[str, float]:
+        """What the job took so far, in all its starts: seconds, and core seconds of all ranks (asked on each)."""
+        cores = trainer.strategy.reduce(
+            torch.tensor(environment.core_seconds(), device=trainer.strategy.root_device), reduce_op="sum"
+        )
+        cost = {"seconds": time.monotonic() - self.started, "core_seconds": float(cores)}
+        return {name: round(self.before[name] + value, 1) for name, value in cost.items()}
+
+    def selection(self) -> dict[str, Any]:
+        """For status.json: both checkpoints relative to the run folder, and the value that selected the best."""
+        score = None if self.best is None else self.best.best_model_score
+        return {
+            "best_checkpoint": None if self.best is None else self.best.saved,
+            "last_checkpoint": self.saved,
+            "best_value": None if score is None else float(score),
+        }

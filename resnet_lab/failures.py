@@ -1,0 +1,56 @@
+"""Why a job failed, in one line, with advice where the machine is at fault and not the program."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import traceback
+
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from resnet_lab.errors import UserError
+from resnet_lab.run_folder import RunFolder
+
+OUT_OF_MEMORY = ("can't allocate memory", "Cannot allocate memory", "is killed by signal: Killed")
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+log = logging.getLogger(__name__)
+
+
+def fail(run: RunFolder, error: Exception, rank: int) -> None:
+    """Say why a job failed, on the terminal and in its status; what another rank said before is the cause.
+
+    Args:
+        run: the folder.
+        error: what ended the job.
+        rank: of this process.
+    """
+    message = explained(error)
+    if isinstance(error, UserError | MisconfigurationException) or message != plain(error):
+        log.error("error: %s", message)
+    else:
+        log.error(traceback.format_exc())
+    place = f"rank {rank}: " if rank else ""
+    try:
+        if isinstance(error, UserError) or run.read_status()["state"] != "failed":
+            run.update_status(state="failed", error=place + " ".join(message.split()))
+    except OSError as full:
+        log.error("error: %s cannot be written: %s", run.status_file, full.strerror)
+
+
+def plain(error: Exception) -> str:
+    """The message of an error, with its type where that says something."""
+    user = isinstance(error, UserError | MisconfigurationException)
+    return str(error) if user else f"{type(error).__name__}: {error}"
+
+
+def explained(error: Exception) -> str:
+    """The message of an error, with advice where the machine is at fault and not the program."""
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in text for sign in OUT_OF_MEMORY):
+        first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
+        return f"out of memory ({first}): lower data.batch_size, data.image_size or data.num_workers"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"{error.filename or 'disk'}: {error.strerror}; make room, and the same command goes on: no file is cut"
+    return plain(error)

@@ -1,0 +1,101 @@
+"""`resnet-lab status DIR …`: how far the jobs of a sweep are (no torch here)."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from resnet_lab.command_line import run_command
+from resnet_lab.errors import UserError
+from resnet_lab.run_folder import RunFolder, find_runs, jobs_file, list_jobs
+
+USAGE = "usage: resnet-lab status DIR …"
+STATES = ("done", "running", "interrupted", "failed", "created", "missing", "unreadable")
+
+
+class JobState(NamedTuple):
+    """One job of a sweep."""
+
+    name: str
+    state: str
+    note: str = ""
+
+
+def state_of(run: RunFolder) -> JobState:
+    """What the files of a run folder say about its job."""
+    name = run.path.name
+    try:
+        status, config = run.read_status(), run.read_config()
+        return JobState(name, status["state"], _note(status, config))
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        return JobState(name, "unreadable", str(error).partition("\n")[0])
+
+
+def _note(status: dict[str, Any], config: dict[str, Any]) -> str:
+    if status["state"] == "failed":
+        return str(status["error"]).partition("\n")[0]
+    if status["state"] == "done":
+        return duration(status.get("seconds", 0))
+    if status["state"] == "created":
+        return "not started"
+    if "epoch" not in status:
+        return "in its first epoch" if status["state"] == "running" else "before the end of its first epoch"
+    finished, epochs = status["epoch"] + 1, config["trainer"]["max_epochs"]
+    note = f"epoch {finished} of {epochs}"
+    if status["state"] == "running":
+        seconds = status["seconds"] / finished
+        note += f", {duration(seconds)} an epoch, about {duration(seconds * (epochs - finished))} left"
+    return note
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people."""
+    if seconds < 100:
+        return f"{seconds:.3g} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def states_of(folder: Path) -> list[JobState]:
+    """All jobs at or below a folder, with those that a sweep there was asked for and has not begun.
+
+    Raises:
+        UserError: the folder does not exist or holds neither a run nor a sweep.
+    """
+    sweeps = {file.parent: list_jobs(file.parent) for file in sorted(folder.rglob(jobs_file(folder).name))}
+    try:
+        runs = find_runs([folder])
+    except UserError:
+        if not sweeps:
+            raise
+        runs = []
+    begun = {run.path for run in runs}
+    missing = [name for place, names in sweeps.items() for name in names if (place / name).resolve() not in begun]
+    return [state_of(run) for run in runs] + [JobState(name, "missing") for name in missing]
+
+
+def table(jobs: Sequence[JobState]) -> str:
+    """One line a job, and how many there are of each state."""
+    width = max(len(job.state) for job in jobs)
+    longest = max(len(job.name) for job in jobs)
+    lines = [f"{job.state:<{width}}  {job.name:<{longest}}  {job.note}".rstrip() for job in jobs]
+    counts = Counter(job.state for job in jobs)
+    ordered = sorted(counts, key=lambda state: STATES.index(state) if state in STATES else len(STATES))
+    return "\n".join([*lines, f"{len(jobs)} jobs: " + ", ".join(f"{counts[state]} {state}" for state in ordered)])
+
+
+def command(arguments: Sequence[str]) -> None:
+    """Show the states of all jobs below the folders."""
+    if not arguments or any(argument.startswith("-") for argument in arguments):
+        raise UserError(USAGE)
+    for argument in arguments:
+        print(table(states_of(Path(argument))))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(command))

@@ -1,0 +1,209 @@
+"""What goes wrong while a job runs is said in one line, and costs at most the epoch under way."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from resnet_lab import checkpoints
+from resnet_lab.checkpoints import is_whole
+from resnet_lab.job import guarded
+from resnet_lab.module import Classifier
+from resnet_lab.run_folder import RunFolder, write_atomically
+
+MakeRun = Callable[..., RunFolder]
+HOURS = 3600.0
+
+
+def state_of(run: RunFolder, name: str = "last.ckpt") -> dict[str, torch.Tensor]:
+    return torch.load(run.checkpoints / name, weights_only=True)["state_dict"]
+
+
+def same_end(run: RunFolder, other: RunFolder) -> bool:
+    """Whether two runs ended with the same weights, metrics and predictions."""
+    one, two = state_of(run), state_of(other)
+    files = (run.metrics_file, run.predictions_file("test"))
+    others = (other.metrics_file, other.predictions_file("test"))
+    return all(torch.equal(one[key], two[key]) for key in one) and all(
+        file.read_text() == twin.read_text() for file, twin in zip(files, others, strict=True)
+    )
+
+
+def raising(error: BaseException, call: int, hook: Callable[..., Any]) -> Callable[..., Any]:
+    """`hook`, but for one call, which raises."""
+    calls = iter(range(10**6))
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == call:
+            raise error
+        return hook(*args, **kwargs)
+
+    return wrapped
+
+
+def test_a_loss_that_is_no_number_stops_before_a_checkpoint_keeps_it(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoilt(self: Classifier, batch: Any, batch_idx: int, step: Any = Classifier.training_step) -> Any:
+        loss = step(self, batch, batch_idx)
+        return loss * float("nan") if self.current_epoch == 2 else loss
+
+    monkeypatch.setattr(Classifier, "training_step", spoilt)
+    run = make_run("trainer.max_epochs=4")
+    assert guarded(run) == 1
+    status = run.read_status()
+    assert status["state"] == "failed"
+    assert status["error"].startswith("the loss became nan in epoch 2: lower optim.lr")
+    assert "Traceback" not in run.log_file.read_text()
+    assert list(pd.read_csv(run.metrics_file)["epoch"]) == [0, 1]
+    assert (run.checkpoints / "best.ckpt").is_file()
+    assert all(torch.isfinite(value).all() for value in state_of(run).values())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore"),
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+    ],
+)
+def test_want_of_memory_is_one_line_with_advice(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(Classifier, "training_step", raising(error, 2, Classifier.training_step))
+    run = make_run()
+    assert guarded(run) == 1
+    assert run.read_status()["error"].startswith("out of memory (")
+    assert run.read_status()["error"].endswith("lower data.batch_size, data.image_size or data.num_workers")
+    assert "Traceback" not in run.log_file.read_text()
+
+
+@pytest.mark.parametrize("file", ["last.ckpt", "best.ckpt", "metrics.csv"])
+def test_a_full_disk_cuts_no_file_and_the_job_goes_on_when_there_is_room(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    whole, broken = make_run(name="whole"), make_run(name="broken")
+    guarded(whole)
+    full, written = OSError(errno.ENOSPC, "No space left on device", file), iter(range(10**6))
+
+    def write(path: Path, *args: Any, **kwargs: Any) -> None:
+        if path.name == file and next(written) == 1:
+            raise full
+        write_atomically(path, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "write_atomically", write)
+        if file == "best.ckpt":
+            patch.setattr(checkpoints.RunCheckpoint, "check_monitor_top_k", lambda *args: True)
+        assert guarded(broken) == 1
+    assert broken.read_status()["state"] == "failed"
+    assert broken.read_status()["error"] == (
+        f"{file}: No space left on device; make room, and the same command goes on: no file is cut"
+    )
+    assert all(is_whole(kept) for kept in broken.checkpoints.iterdir())
+    assert guarded(broken) == 0
+    assert same_end(whole, broken)
+
+
+def test_a_disk_too_full_for_the_status_is_still_one_line(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run("model.depth=9")
+    update = RunFolder.update_status
+
+    def no_room(self: RunFolder, **changes: Any) -> None:
+        if changes["state"] == "failed":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        update(self, **changes)
+
+    monkeypatch.setattr(RunFolder, "update_status", no_room)
+    assert guarded(run) == 1
+    shown = capsys.readouterr().out
+    assert "model.depth=9 is unknown" in shown
+    assert "status.json cannot be written: No space left on device" in shown
+    assert "Traceback" not in shown
+
+
+@pytest.fixture
+def halfway(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    """A run that died in its third epoch, with a best epoch that is its first."""
+    run = make_run("trainer.max_epochs=4", name="halfway")
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "training_step", raising(KeyboardInterrupt(), 4, Classifier.training_step))
+        patch.setattr(checkpoints.RunCheckpoint, "check_monitor_top_k", lambda self, trainer, *_: _first(trainer))
+        with pytest.raises(SystemExit):
+            guarded(run)
+    assert list(pd.read_csv(run.metrics_file)["epoch"]) == [0, 1]
+    return run
+
+
+def _first(trainer: Any) -> bool:
+    return trainer.current_epoch == 0
+
+
+@pytest.mark.parametrize(
+    ("damage", "choice"), [("cut", "best"), ("flipped", "best"), ("cut", "start"), ("all", "best")]
+)
+def test_a_damaged_last_checkpoint_is_said_and_another_start_taken(
+    make_run: MakeRun, halfway: RunFolder, damage: str, choice: str
+) -> None:
+    whole = make_run("trainer.max_epochs=4", name="whole")
+    guarded(whole)
+    data = halfway.last_checkpoint.read_bytes()
+    middle = len(data) // 2
+    flipped = data[:middle] + bytes([data[middle] ^ 255]) + data[middle + 1 :]
+    halfway.last_checkpoint.write_bytes(flipped if damage == "flipped" else data[:middle])
+    if damage == "all":
+        (halfway.checkpoints / "best.ckpt").write_bytes(b"")
+    config = halfway.read_config()
+    halfway.write_config(config | {"on_corrupt": choice})
+    assert guarded(halfway) == 0
+    source = "best.ckpt" if choice == "best" and damage != "all" else "the start"
+    assert f"last.ckpt is damaged; going on from {source}" in halfway.log_file.read_text()
+    assert same_end(whole, halfway)  # whichever it went on from
+
+
+def test_the_clock_may_be_set_back(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, broken = make_run(name="whole"), make_run(name="broken")
+    guarded(whole)
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "training_step", raising(KeyboardInterrupt(), 5, Classifier.training_step))
+        with pytest.raises(SystemExit):
+            guarded(broken)
+    before, now = broken.read_status(), time.time
+    monkeypatch.setattr(time, "time", lambda: now() - 5 * HOURS)
+    for path in broken.path.rglob("*"):
+        os.utime(path, (now() + HOURS, now() + HOURS))  # files from the future
+    assert guarded(broken) == 0
+    assert same_end(whole, broken)
+    assert before["seconds"] < broken.read_status()["seconds"] < HOURS
+
+
+def test_last_checkpoints_are_dropped_on_demand(make_run: MakeRun) -> None:
+    run = make_run("keep_last=false", "trainer.max_epochs=1")
+    assert guarded(run) == 0
+    assert [file.name for file in run.checkpoints.iterdir()] == ["best.ckpt"]
+    assert run.read_status()["last_checkpoint"] is None
+    alone = make_run("keep_last=false", "trainer.max_epochs=1", "data.val_fraction=0", name="alone")
+    assert guarded(alone) == 0
+    assert [file.name for file in alone.checkpoints.iterdir()] == ["last.ckpt"]  # the only one
+
+
+def test_what_a_killed_process_was_writing_is_removed(make_run: MakeRun) -> None:
+    run = make_run("trainer.max_epochs=1")
+    run.checkpoints.mkdir()
+    leftover = run.checkpoints / ".last.ckpt.4194305"  # no process has this number
+    leftover.write_bytes(b"half")
+    assert guarded(run) == 0
+    assert not leftover.exists()

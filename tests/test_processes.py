@@ -1,0 +1,99 @@
+"""Starting, stopping and not leaving behind: processes that are no jobs, so that this is quick."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from resnet_lab.processes import describe_death, run_tied
+
+CHILD = """
+import sys, time
+from resnet_lab.processes import Stopped, stop_on_signals, stop_with_parent
+stop_on_signals()
+stop_with_parent(grace={grace})
+try:
+    print("ready", flush=True)
+    {work}
+except Stopped as stopped:
+    open("stopped", "w").write(str(stopped))
+    sys.exit(stopped.code)
+"""
+PARENT = """
+import sys
+from resnet_lab.processes import Stopped, run_tied, stop_on_signals
+stop_on_signals()
+try:
+    run_tied([sys.executable, "-c", {child!r}])
+except Stopped as stopped:
+    sys.exit(stopped.code)
+"""
+SLEEP = "time.sleep(60)"
+HANG = "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]); time.sleep(60)"
+
+
+def start(folder: Path, work: str, grace: float = 30) -> subprocess.Popen[str]:
+    """A parent whose child is at work."""
+    command = [sys.executable, "-c", PARENT.format(child=CHILD.format(work=work, grace=grace))]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def ended(process: subprocess.Popen[str]) -> None:
+    """Wait until the child, too, has let go of the pipe."""
+    assert process.stdout is not None
+    process.stdout.read()
+    process.stdout.close()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_parent_and_child(tmp_path: Path, signum: signal.Signals) -> None:
+    process = start(tmp_path, SLEEP)
+    process.send_signal(signum)
+    assert process.wait() == 128 + signum
+    assert (tmp_path / "stopped").read_text() == "SIGTERM"  # the child is told by its parent alone
+    ended(process)
+
+
+def test_a_child_stops_when_its_parent_is_killed(tmp_path: Path) -> None:
+    process = start(tmp_path, SLEEP)
+    process.kill()
+    process.wait()
+    ended(process)
+    assert (tmp_path / "stopped").read_text() == "SIGTERM"
+
+
+def test_a_child_that_hangs_is_gone_after_its_grace(tmp_path: Path) -> None:
+    process = start(tmp_path, HANG, grace=0.2)
+    process.kill()
+    process.wait()
+    ended(process)  # or this would wait for a minute
+    assert not (tmp_path / "stopped").exists()
+
+
+def test_exit_codes_come_back_and_are_explained() -> None:
+    assert run_tied([sys.executable, "-c", "raise SystemExit(3)"]) == 3
+    code = run_tied([sys.executable, "-c", f"import os; os.kill(os.getpid(), {int(signal.SIGKILL)})"])
+    assert code == -signal.SIGKILL
+    assert "memory" in describe_death(code)
+    assert describe_death(-signal.SIGSEGV) == "died of SIGSEGV"
+    assert describe_death(3) == "died with exit code 3"
+
+
+def test_a_job_started_by_hand_has_no_parent_to_follow(tmp_path: Path) -> None:
+    code = CHILD.format(work="time.sleep(1.2)", grace=0.1)
+    environment = {key: value for key, value in os.environ.items() if key != "RESNET_LAB_PARENT"}
+    starter = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {code!r}])"
+    begun = time.monotonic()
+    shown = subprocess.run([sys.executable, "-c", starter], cwd=tmp_path, env=environment, stdout=subprocess.PIPE)
+    assert shown.stdout == b"ready\n"
+    assert time.monotonic() - begun > 1.2  # its starter has long been gone
+    assert not (tmp_path / "stopped").exists()

@@ -1,0 +1,161 @@
+"""The same command again: what a sweep does with the run folders that it finds. Its jobs run in this process here."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from resnet_lab import train
+from resnet_lab.config import conf_dir, differences
+from resnet_lab.job import guarded
+from resnet_lab.module import Classifier
+from resnet_lab.processes import BUSY, PARENT
+from resnet_lab.run_folder import BOOKKEEPING, RunFolder, find_runs, list_jobs
+from resnet_lab.status import states_of
+
+Sweep = Callable[..., int]
+TINY = """# @package _global_
+defaults: [override /data: retinopathy, override /model: resnet_cifar, override /trainer: cpu]
+model: {depth: 8, widths: [8, 8, 16]}
+data: {image_size: 24, batch_size: 16, val_fraction: 0.25, root: photographs, cache_dir: cache}
+trainer: {max_epochs: 1, progress_bar: false}
+optim: {lr: 0.05}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _signals() -> object:
+    """A sweep takes the signals of its process."""
+    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for signum, handler in handlers.items():
+        signal.signal(signum, handler)
+    os.environ.pop(PARENT, None)
+
+
+@pytest.fixture
+def started() -> list[str]:
+    """The names of the jobs that were started, in their order."""
+    return []
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch, started: list[str]) -> Sweep:
+    """Run a sweep in the folder `sweep`; returns its exit code."""
+
+    def run_here(command: Sequence[str]) -> int:
+        run = RunFolder(Path(command[-1]))
+        if run.is_locked():
+            return BUSY
+        started.append(run.path.name)
+        with run.lock():
+            return guarded(run)
+
+    def run(*arguments: str, multirun: bool = True) -> int:
+        GlobalHydra.instance().clear()
+        train.FAILED.clear()
+        started.clear()
+        flags = ["--config-dir", "conf", *(["-m"] if multirun else [])]
+        monkeypatch.setattr(sys, "argv", ["train", *flags, "experiment=tiny", "sweep_dir=sweep", *arguments])
+        return train.main()
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "run_tied", run_here)
+    monkeypatch.setattr(train, "preflight", lambda arguments: True)
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "tiny.yaml").write_text(TINY)
+    return run
+
+
+def jobs() -> dict[str, str]:
+    """Name → state."""
+    return {job.name: job.state for job in states_of(Path("sweep"))}
+
+
+def test_the_same_command_runs_nothing_again_and_a_larger_grid_adds(sweep: Sweep, started: list[str]) -> None:
+    assert sweep("optim.lr=0.1,0.2", "seed=0") == 0
+    assert started == ["experiment-tiny_lr-0.1_seed-0", "experiment-tiny_lr-0.2_seed-0"]
+    assert sweep("seed=0", "optim.lr=0.1,0.2") == 0
+    assert started == []
+    assert sweep("seed=1,0", "optim.lr=0.2,0.1", "data.num_workers=0", "figures=[scores]") == 0
+    assert started == ["experiment-tiny_lr-0.2_seed-1", "experiment-tiny_lr-0.1_seed-1"]
+    assert sorted(list_jobs(Path("sweep"))) == sorted(run.path.name for run in find_runs(["sweep"]))
+    assert list(jobs().values()) == ["done"] * 4
+
+
+def test_a_failed_job_is_repeated_left_or_stops_the_sweep(
+    sweep: Sweep, started: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = Classifier.training_step
+
+    def fails(self: Classifier, batch: object, batch_idx: int) -> object:
+        if self.origin["config"]["seed"] == 1:
+            raise MemoryError
+        return step(self, batch, batch_idx)
+
+    grid = ["seed=0,1,2"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "training_step", fails)
+        assert sweep(*grid, "on_failed=stop") == 1
+        assert list(jobs().values()) == ["done", "failed", "created"]
+        assert "not started, as" in capsys.readouterr().err
+        assert sweep(*grid, "on_failed=skip") == 0
+        assert list(jobs().values()) == ["done", "failed", "done"]
+        assert "left as it is (on_failed=skip): out of memory" in capsys.readouterr().out
+        assert sweep(*grid) == 1  # repeated, in vain
+    assert sweep(*grid, "on_failed=stop") == 1
+    assert started == []
+    assert sweep(*grid) == 0
+    assert set(jobs().values()) == {"done"}
+
+
+def test_a_job_that_another_process_runs_is_left_to_it(
+    sweep: Sweep, started: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep("seed=0,1", "start=false") == 0
+    assert started == []
+    runs = find_runs(["sweep"])
+    assert [run.read_status()["state"] for run in runs] == ["created", "created"]
+    with runs[0].lock():
+        assert sweep("seed=0,1") == 0
+        assert started == [runs[1].path.name]
+        assert "is run by another process, and left to it" in capsys.readouterr().err
+    assert sweep("seed=0,1") == 0
+    assert [run.read_status()["state"] for run in runs] == ["done", "done"]
+
+
+def test_a_folder_of_another_configuration_is_refused_by_its_keys(
+    sweep: Sweep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep("start=false", multirun=False) == 0
+    assert sweep("optim.lr=0.3", "data.image_size=32", "start=false", multirun=False) == 1
+    error = capsys.readouterr().err
+    assert "data.image_size is 24 there, 32 here; optim.lr is 0.05 there, 0.3 here; choose another sweep_dir" in error
+    assert sweep("data.num_workers=0", "keep_last=false", "start=false", multirun=False) == 0
+    assert RunFolder(Path("sweep")).read_config()["keep_last"] is False
+
+
+def test_differences_name_a_few_keys() -> None:
+    before, asked = {"a": 1, "data": {"root": "x", "b": 2}}, {"a": 1, "data": {"root": "y", "c": None}}
+    assert differences(before, asked) == ["data.b is 2 there, absent here", "data.c is absent there, None here"]
+    many = {str(number): number for number in range(9)}
+    assert differences({}, many, most=2)[-1] == "and 7 more keys"
+
+
+def test_names_of_jobs_leave_out_what_makes_no_other_experiment() -> None:
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        keys = compose("config", return_hydra_config=True).hydra.job.config.override_dirname.exclude_keys
+    assert set(keys) == set(BOOKKEEPING) - {"data.root"}  # two sets of images may be an axis
+
+
+def test_choices_that_do_not_exist_are_refused(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep("on_failed=again") == 1
+    assert "again" in (error := capsys.readouterr().err)
+    assert "retry" in error

@@ -1,0 +1,80 @@
+"""`resnet-lab status`: how far the jobs of a sweep are."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from fake_data import refusal
+
+from resnet_lab import status
+from resnet_lab.run_folder import RunFolder, list_jobs
+from resnet_lab.status import JobState, duration, state_of, states_of, table
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    run = RunFolder(tmp_path / "sweep" / "depth-18")
+    run.path.mkdir(parents=True)
+    run.config_file.write_text(yaml.safe_dump({"trainer": {"max_epochs": 10}}))
+    return run
+
+
+def test_every_state_has_its_line(run: RunFolder) -> None:
+    run.update_status(state="created")
+    assert state_of(run) == JobState("depth-18", "created", "not started")
+    run.update_status(state="running")
+    assert state_of(run) == ("depth-18", "interrupted", "before the end of its first epoch")  # nobody holds the lock
+    with run.lock():
+        assert state_of(run) == ("depth-18", "running", "in its first epoch")
+        run.update_status(epoch=3, seconds=200.0)
+        assert state_of(run) == ("depth-18", "running", "epoch 4 of 10, 50 s an epoch, about 5 min left")
+    assert state_of(run) == ("depth-18", "interrupted", "epoch 4 of 10")
+    run.update_status(state="failed", error="no such file\nmore")
+    assert state_of(run) == ("depth-18", "failed", "no such file")
+    run.update_status(state="done", seconds=9000.0)
+    assert state_of(run) == ("depth-18", "done", "2 h 30 min")
+    run.status_file.write_text("{")
+    assert state_of(run).state == "unreadable"
+
+
+def test_jobs_that_were_asked_for_and_not_begun_are_missing(run: RunFolder) -> None:
+    run.update_status(state="created")
+    sweep = run.path.parent
+    assert list_jobs(sweep) == []
+    assert list_jobs(sweep, ["depth-18", "depth-34"]) == ["depth-18", "depth-34"]
+    assert list_jobs(sweep, ["depth-50", "depth-34"]) == ["depth-18", "depth-34", "depth-50"]  # a sweep that grew
+    assert [(job.name, job.state) for job in states_of(sweep.parent)] == [
+        ("depth-18", "created"),
+        ("depth-34", "missing"),
+        ("depth-50", "missing"),
+    ]
+    assert table(states_of(sweep)).splitlines()[-1] == "3 jobs: 1 created, 2 missing"
+
+
+def test_a_sweep_that_has_begun_nothing_is_all_missing(tmp_path: Path) -> None:
+    list_jobs(tmp_path / "sweep", ["a", "b"])
+    assert [job.state for job in states_of(tmp_path / "sweep")] == ["missing", "missing"]
+
+
+def test_a_folder_without_runs_is_one_error(tmp_path: Path) -> None:
+    assert "no run" in refusal(status.command, [str(tmp_path)])
+    assert "is not a folder" in refusal(status.command, [str(tmp_path / "nowhere")])
+    assert refusal(status.command, []).startswith("usage")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(5.04, "5.04 s"), (99, "99 s"), (100, "2 min"), (3600, "60 min"), (7500, "2 h 05 min")]
+)
+def test_durations_are_for_people(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_the_verb_prints_them(run: RunFolder) -> None:
+    run.update_status(state="failed", error="out of memory")
+    command = [sys.executable, "-m", "resnet_lab", "status", str(run.path.parent)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert shown.splitlines() == ["failed  depth-18  out of memory", "1 jobs: 1 failed"]
