@@ -1,6 +1,6 @@
 """Keeps the small files of a sweep beside its page: `python benchmarks/publish.py SWEEP docs/results/NAME [OLD=NEW …]`.
 
-Each finished run becomes a folder of its configuration, status, metrics and packed predictions, from which
+Each finished run becomes a folder of its configuration, status, metrics and packed predictions (5 digits), from which
 `resnet-lab report docs/results/NAME` makes every table and picture again. OLD=NEW replaces the paths of a machine.
 """
 
@@ -12,9 +12,14 @@ import shutil
 import sys
 from pathlib import Path
 
+import pandas as pd
+
 from resnet_lab.comparison import tables_of
 from resnet_lab.run_folder import RunFolder, find_runs
 from resnet_lab.runs import Run, read_run
+
+DIGITS = "%.5g"  # of the probabilities
+NAMES = {"image": str, "patient": str}
 
 
 def publish(sweep: Path, out: Path, replacements: dict[str, str]) -> list[Path]:
@@ -42,8 +47,9 @@ def keep(run: Run, target: RunFolder, replacements: dict[str, str]) -> None:
         if file.is_file():
             shutil.copy(file, target.path / file.name)
     for file in run.folder.path.glob("predictions_*.csv"):
+        text = pd.read_csv(file, dtype=NAMES, keep_default_na=False).to_csv(index=False, float_format=DIGITS)
         # without a name and a time in it, so that the same predictions are the same bytes
-        packed = gzip.compress(file.read_bytes(), mtime=0)
+        packed = gzip.compress(text.encode(), mtime=0)
         (target.path / f"{file.name}.gz").write_bytes(packed)
 
 

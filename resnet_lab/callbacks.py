@@ -51,8 +51,8 @@ class Ending(Callback):
     def __init__(self, run: RunFolder) -> None:
         self.run = run
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        stop_on_signals()
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        stop_on_signals()  # not earlier, as Lightning takes them after on_fit_start
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         stop_on_signals()

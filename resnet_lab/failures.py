@@ -13,6 +13,7 @@ from resnet_lab.errors import UserError
 from resnet_lab.run_folder import RunFolder
 
 OUT_OF_MEMORY = ("can't allocate memory", "Cannot allocate memory", "is killed by signal: Killed")
+LOST = ("Connection closed by peer", "Connection reset by peer")  # gloo's words for a rank that is gone
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 log = logging.getLogger(__name__)
@@ -26,12 +27,15 @@ def fail(run: RunFolder, error: Exception, rank: int) -> None:
         error: what ended the job.
         rank: of this process.
     """
-    message = explained(error)
+    message, place = explained(error), f"rank {rank}: " if rank else ""
+    if rank and str(run.read_status().get("error")).startswith(place):
+        return  # said when it happened, before the ranks let go of each other
     if isinstance(error, UserError | MisconfigurationException) or message != plain(error):
         log.error("error: %s", message)
     else:
         log.error(traceback.format_exc())
-    place = f"rank {rank}: " if rank else ""
+    if rank and any(sign in str(error) for sign in LOST):
+        return  # the first rank died, and what became of it is not known here
     try:
         if isinstance(error, UserError) or run.read_status()["state"] != "failed":
             run.update_status(state="failed", error=place + " ".join(message.split()))
@@ -51,6 +55,8 @@ def explained(error: Exception) -> str:
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in text for sign in OUT_OF_MEMORY):
         first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
         return f"out of memory ({first}): lower data.batch_size, data.image_size or data.num_workers"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if any(sign in text for sign in LOST):
+        return "another rank died without a word, mostly for want of memory: lower data.batch_size or data.image_size"
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
         return f"{error.filename or 'disk'}: {error.strerror}; make room, and the same command goes on: no file is cut"
     return plain(error)

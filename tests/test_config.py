@@ -120,3 +120,11 @@ def test_the_hash_ignores_paths_and_bookkeeping_alone() -> None:
     assert config_hash(plain("name=other", "data.root=elsewhere", "trainer.progress_bar=false")) == reference
     assert config_hash(plain("seed=1")) != reference
     assert config_hash(plain("data.image_size=32")) != reference
+
+
+def test_the_launcher_of_slurm_queues_a_job_again_and_again() -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        launcher = compose("config", ["hydra/launcher=slurm"], return_hydra_config=True).hydra.launcher
+    assert launcher._target_.endswith("SlurmLauncher")
+    assert (launcher.tasks_per_node, launcher.max_num_timeout, launcher.timeout_min) == (1, 100, 1440)

@@ -1,0 +1,260 @@
+"""Sweeps under Hydra's launchers, several ranks, two nodes on one machine, signals: all of it starts processes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from resnet_lab.run_folder import RunFolder, find_runs
+
+pytestmark = pytest.mark.slow
+
+TINY = """# @package _global_
+defaults: [override /data: retinopathy, override /model: resnet_cifar, override /trainer: cpu]
+model: {depth: 8, widths: [8, 8, 16]}
+data: {image_size: 24, batch_size: 16, val_fraction: 0.25, root: photographs, cache_dir: cache}
+trainer: {max_epochs: 2, progress_bar: false}
+optim: {lr: 0.05}
+"""
+DDP = ("trainer.devices=2", "trainer.strategy=ddp")
+LAUNCHERS = {
+    "basic": [],
+    "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+    "submitit_local": ["hydra/launcher=submitit_local"],
+}
+# read by every process of Python that starts; jobs alone are changed
+PATCH = """
+import sys
+if "resnet_lab.job" in sys.orig_argv:
+    import hashlib, os, pathlib
+    from resnet_lab.module import Classifier
+    {body}
+"""
+HASHES = """def on_fit_end(self):
+        parameters = b"".join(p.detach().numpy().tobytes() for p in self.parameters())
+        name = f"weights_{self.origin['config']['seed']}_{self.global_rank}"
+        pathlib.Path(name).write_text(hashlib.sha256(parameters).hexdigest())
+    Classifier.on_fit_end = on_fit_end"""
+FAILS = """def training_step(self, batch, batch_idx, step=Classifier.training_step):
+        if self.global_rank == 1 and self.current_epoch == 1:
+            {how}
+        return step(self, batch, batch_idx)
+    Classifier.training_step = training_step"""
+
+Lab = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def lab(tmp_path: Path, photographs: Path) -> Iterator[Lab]:
+    """Start `python -m MODULE …` in a folder with the tiny experiment; what is left of it at the end is killed."""
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "tiny.yaml").write_text(TINY)
+    (tmp_path / "patch").mkdir()
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(*command: str, patch: str = "", environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+        (tmp_path / "patch" / "sitecustomize.py").write_text(PATCH.format(body=patch or "pass"))
+        paths = [str(tmp_path / "patch"), str(Path(__file__).parents[1])]
+        own = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"} | dict(environment or {})
+        kept = {key: value for key, value in os.environ.items() if key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+        with (tmp_path / f"output_{len(processes)}").open("w") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", *command], cwd=tmp_path, env=kept | own, stdout=file, stderr=file, text=True
+            )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def sweep(lab: Lab, *arguments: str, **options: object) -> subprocess.Popen[str]:
+    flags = ["--config-dir", "conf", "-m", "experiment=tiny", "sweep_dir=sweep"]
+    return lab("resnet_lab", "train", *flags, *arguments, **options)
+
+
+def output(folder: Path, number: int = 0) -> str:
+    return (folder / f"output_{number}").read_text()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to that"
+        time.sleep(0.05)
+
+
+def trains(run: RunFolder) -> bool:
+    return run.metrics_file.is_file()
+
+
+def jobs_alive(folder: Path) -> list[int]:
+    """The processes of jobs in this folder."""
+    alive = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if b"resnet_lab.job" in (process / "cmdline").read_bytes() and (process / "cwd").readlink() == folder:
+                alive.append(int(process.name))
+    return alive
+
+
+def starts(run: RunFolder) -> int:
+    """How often its job has begun or gone on."""
+    lines = run.log_file.read_text().splitlines()
+    return sum(line.endswith((f"starting in {run.path}", f"going on in {run.path}")) for line in lines)
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_ranks_in_a_sweep_agree_under_each_launcher(tmp_path: Path, lab: Lab, launcher: str) -> None:
+    if launcher != "basic":
+        pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher")
+    process = sweep(lab, *LAUNCHERS[launcher], *DDP, "seed=0,1", patch=HASHES)
+    assert process.wait(120) == 0, output(tmp_path)
+    runs = find_runs([tmp_path / "sweep"])
+    assert [run.path.parent for run in runs] == [tmp_path / "sweep"] * 2  # one folder, nothing replayed
+    for seed, run in enumerate(runs):
+        assert (run.read_status()["state"], starts(run)) == ("done", 1)
+        assert len(run.metrics_file.read_text().splitlines()) == 3
+        ranks = [(tmp_path / f"weights_{seed}_{rank}").read_text() for rank in (0, 1)]
+        assert ranks[0] == ranks[1]
+    assert (tmp_path / "weights_0_0").read_text() != (tmp_path / "weights_1_0").read_text()
+
+
+def test_jobs_side_by_side_share_the_threads(tmp_path: Path, lab: Lab) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    process = sweep(lab, *LAUNCHERS["joblib"], "seed=0,1", environment={"OMP_NUM_THREADS": ""})
+    assert process.wait(120) == 0, output(tmp_path)
+    threads = [run.read_status()["hardware"]["threads"] for run in find_runs([tmp_path / "sweep"])]
+    assert threads == [max(1, len(os.sched_getaffinity(0)) // 2)] * 2
+
+
+def test_a_job_that_is_requeued_goes_on_in_its_folder(tmp_path: Path, lab: Lab) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    process = sweep(lab, *LAUNCHERS["submitit_local"], "seed=0", "trainer.max_epochs=60")
+    run = RunFolder(tmp_path / "sweep" / "experiment-tiny_seed-0_max_epochs-60")
+    wait_for(lambda: trains(run))
+    worker = next(
+        int(entry.name)
+        for entry in Path("/proc").glob("[0-9]*")
+        if str(tmp_path / "sweep").encode() in (entry / "cmdline").read_bytes()
+        and b"submitit.core._submit" in (entry / "cmdline").read_bytes()
+    )
+    os.kill(worker, signal.SIGUSR2)  # what SLURM sends before it takes the node away
+    assert process.wait(120) == 0, output(tmp_path)
+    assert (run.read_status()["state"], starts(run)) == ("done", 2)
+    epochs = [int(line.split(",")[0]) for line in run.metrics_file.read_text().splitlines()[1:]]
+    assert epochs == list(range(60))
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [("1 / 0", "rank 1: ZeroDivisionError: division by zero"), ("os.kill(os.getpid(), 9)", "died without a word")],
+)
+def test_a_rank_that_fails_ends_the_job_and_says_why(tmp_path: Path, lab: Lab, how: str, message: str) -> None:
+    process = sweep(lab, *DDP, "seed=0", "trainer.max_epochs=1000", patch=FAILS.format(how=how))
+    (run,) = [RunFolder(tmp_path / "sweep" / "experiment-tiny_seed-0_devices-2_max_epochs-1000_strategy-ddp")]
+    wait_for(lambda: trains(run))
+    begun = time.monotonic()
+    assert process.wait(60) == 1
+    assert time.monotonic() - begun < 30  # seconds; a hang would end after half an hour
+    assert run.read_status()["state"] == "failed"
+    assert message in run.read_status()["error"]
+    wait_for(lambda: not jobs_alive(tmp_path), 15)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_sweep_that_is_stopped_leaves_no_process_and_goes_on(
+    tmp_path: Path, lab: Lab, signum: signal.Signals, ranks: int
+) -> None:
+    grid = [*(DDP if ranks == 2 else ()), "seed=0,1", "trainer.max_epochs=30"]
+    process = sweep(lab, *grid)
+    wait_for(lambda: any(path.name == "metrics.csv" for path in tmp_path.glob("sweep/*/metrics.csv")))
+    process.send_signal(signum)
+    code = process.wait(60)
+    assert code == (-signum if signum == signal.SIGKILL else 128 + signum)
+    wait_for(lambda: not jobs_alive(tmp_path), 15)
+    first = find_runs([tmp_path / "sweep"])[0]
+    assert first.read_status()["state"] == "interrupted"
+    shown = output(tmp_path)
+    assert "Traceback" not in shown
+    if signum != signal.SIGKILL:
+        assert shown.rstrip().endswith("stopped; the same command with the same sweep_dir goes on")
+    assert sweep(lab, *grid).wait(120) == 0, output(tmp_path, 1)
+    assert [run.read_status()["state"] for run in find_runs([tmp_path / "sweep"])] == ["done", "done"]
+    assert starts(first) == 2
+    assert len(first.metrics_file.read_text().splitlines()) == 31
+
+
+def test_two_sweeps_on_one_folder_share_its_jobs(tmp_path: Path, lab: Lab) -> None:
+    grid = ["seed=0,1,2,3", "trainer.max_epochs=20"]
+    sweeps = [sweep(lab, *grid), sweep(lab, *grid)]
+    assert [process.wait(180) for process in sweeps] == [0, 0], output(tmp_path) + output(tmp_path, 1)
+    runs = find_runs([tmp_path / "sweep"])
+    assert [(run.read_status()["state"], starts(run)) for run in runs] == [("done", 1)] * 4
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+def laid(tmp_path: Path, lab: Lab, *arguments: str) -> RunFolder:
+    flags = ["--config-dir", "conf", "experiment=tiny", "sweep_dir=run", "start=false"]
+    assert lab("resnet_lab", "train", *flags, *arguments).wait(60) == 0, output(tmp_path)
+    return RunFolder(tmp_path / "run")
+
+
+def agree(tmp_path: Path) -> bool:
+    return (tmp_path / "weights_0_0").read_text() == (tmp_path / "weights_0_1").read_text()
+
+
+def test_two_nodes_by_torchrun(tmp_path: Path, lab: Lab) -> None:
+    run = laid(tmp_path, lab, "trainer.num_nodes=2", "trainer.strategy=ddp")
+    address = ["--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={free_port()}"]
+    nodes = [
+        lab("torch.distributed.run", *address, f"--node-rank={node}", "-m", "resnet_lab.job", "run", patch=HASHES)
+        for node in (0, 1)
+    ]
+    assert [node.wait(120) for node in nodes] == [0, 0], output(tmp_path, 1) + output(tmp_path, 2)
+    assert run.read_status()["state"] == "done"
+    assert agree(tmp_path)
+
+
+def slurm(task: int, tasks: int, nodes: int, port: int) -> dict[str, str]:
+    """What `srun` sets for a task."""
+    values = {"JOB_ID": 1, "JOB_NAME": "tiny", "NTASKS": tasks, "NTASKS_PER_NODE": tasks // nodes, "NNODES": nodes}
+    values |= {"PROCID": task, "LOCALID": task % (tasks // nodes), "NODEID": task * nodes // tasks}
+    names = {f"SLURM_{name}": str(value) for name, value in values.items()}
+    return names | {"SLURM_NODELIST": "127.0.0.1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_tasks_of_slurm(tmp_path: Path, lab: Lab, nodes: int) -> None:
+    run = laid(tmp_path, lab, f"trainer.num_nodes={nodes}", f"trainer.devices={2 // nodes}", "trainer.strategy=ddp")
+    port = free_port()
+    tasks = [lab("resnet_lab.job", "run", patch=HASHES, environment=slurm(task, 2, nodes, port)) for task in (0, 1)]
+    assert [task.wait(120) for task in tasks] == [0, 0], output(tmp_path, 1) + output(tmp_path, 2)
+    assert run.read_status()["state"] == "done"
+    assert agree(tmp_path)
+
+
+def test_one_task_of_slurm_starts_its_ranks_itself(tmp_path: Path, lab: Lab) -> None:
+    run = laid(tmp_path, lab, *DDP)
+    task = lab("resnet_lab.job", "run", patch=HASHES, environment=slurm(0, 1, 1, free_port()))
+    assert task.wait(120) == 0, output(tmp_path, 1)
+    assert run.read_status()["state"] == "done"
+    assert agree(tmp_path)
