@@ -51,16 +51,22 @@ def take_turns(contestants: dict[str, Callable[[], float]], repetitions: int) ->
     return values
 
 
+def origin() -> str:
+    """When, of which commit, on which machine and with which versions: a sentence."""
+    machine, versions = environment.hardware(), ", ".join(map(" ".join, environment.versions().items()))
+    return (
+        f"{datetime.now(UTC):%Y-%m-%d}, commit {environment.commit()}; {machine['cpu']}, {machine['cores']} cores, "
+        f"{machine['threads']} threads; {versions}."
+    )
+
+
 def page(title: str, rows: Sequence[Row], method: str, quick: bool) -> str:
     """The markdown page: where and when it was measured, the table, and how."""
-    machine = environment.hardware()
-    versions = ", ".join(f"{name} {version}" for name, version in environment.versions().items())
     lines = [f"# {title}", ""]
     if quick:
         lines += ["**A smoke run of tiny networks: these numbers mean nothing.**", ""]
     lines += [
-        f"`make bench`, {datetime.now(UTC):%Y-%m-%d}, commit {environment.commit()}; {machine['cpu']}, "
-        f"{machine['cores']} cores, {machine['threads']} threads; {versions}.",
+        f"`make bench`, {origin()}",
         "",
         "| | unit | n | median | min – max | goal |",
         "|---|---|---:|---:|---:|---:|",

@@ -188,8 +188,9 @@ def write_atomically(path: Path, content: str | bytes | memoryview, durable: boo
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError:
+    except OSError as error:
         temporary.unlink(missing_ok=True)
+        error.filename = str(path)  # a full disk names no file
         raise
 
 

@@ -207,3 +207,14 @@ def test_what_a_killed_process_was_writing_is_removed(make_run: MakeRun) -> None
     leftover.write_bytes(b"half")
     assert guarded(run) == 0
     assert not leftover.exists()
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_at_random_moments_ends_as_one_that_was_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    import faults
+
+    assert len(faults.kills(tmp_path.resolve(), number=3, seed=int(time.time()))) == 3  # it asserts the rest
