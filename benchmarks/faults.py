@@ -1,7 +1,7 @@
 """What a sweep survives, tried for real: `python benchmarks/faults.py [--kills 20] [--out docs/results/faults.md]`.
 
-A small sweep is killed with SIGKILL at random moments, sometimes as a whole and sometimes one of its jobs, and started again
-each time; it has to end with the tables of one that was never killed. Then a disk that fills up (a small one, mounted in a
+A small sweep is killed with SIGKILL at random moments, as a whole or one of its jobs first, and started again each
+time; it has to end with the tables of one that was never killed. Then a disk that fills up (a small one, mounted in a
 namespace of its own), a job that has too little memory, and one whose loss is no number.
 """
 

@@ -27,7 +27,7 @@ from resnet_lab.models.resnet import multiply_adds, parameter_count
 from resnet_lab.module import Classifier
 from resnet_lab.outputs import score_table, write_split
 from resnet_lab.processes import BUSY, GRACE, Stopped, stop_on_signals, stop_with_parent
-from resnet_lab.run_folder import BOOKKEEPING, Busy, RunFolder, remove_unfinished
+from resnet_lab.run_folder import BOOKKEEPING, Busy, RunFolder, flat, remove_unfinished
 
 PATIENCE = 10.0  # seconds to wait for a process in the run folder that is about to end
 
@@ -162,7 +162,7 @@ def finish(
     metrics = {name: value for name, value in tested.items() if not math.isnan(value)}  # recall of an absent class
     judged = "val" if "val" in module.confusion else "test"
     collapsed = judged in module.confusion and is_collapsed(module.confusion[judged])
-    log_hyperparameters(trainer, module.origin["config"], metrics)
+    log_hyperparameters(trainer, run, metrics)
     run.update_status(
         state="done",
         **kept,
@@ -177,16 +177,19 @@ def finish(
     log.info("files in %s", run.path)
 
 
-def log_hyperparameters(trainer: Trainer, config: dict[str, Any], metrics: dict[str, float]) -> None:
-    """Flat scalars and final metrics together, or TensorBoard's HPARAMS tab stays empty."""
+def log_hyperparameters(trainer: Trainer, run: RunFolder, metrics: dict[str, float]) -> None:
+    """Flat scalars and final metrics together, or TensorBoard's HPARAMS tab stays empty.
+
+    Of a run that a command line laid, what that gave: it holds the axes of a sweep, which nobody finds among 80 keys.
+    """
     assert isinstance(trainer.logger, TensorBoardLogger)
-    flat = {"seed": config["seed"]}
-    for group in ("model", "data", "loss", "optim", "schedule", "trainer"):
-        for key, value in config[group].items():
-            dotted = f"{group}.{key}"
-            if isinstance(value, (int, float, str, bool)) and not key.startswith("_") and dotted not in BOOKKEEPING:
-                flat[dotted] = value
-    trainer.logger.log_hyperparams(flat, {f"final/{name}": value for name, value in metrics.items()})
+    scalars = {key: value for key, value in flat(run.read_config()).items() if isinstance(value, int | float | str)}
+    asked = run.asked()
+    shown = {key: scalars.get(key, value) for key, value in asked.items()} or {
+        key: value for key, value in scalars.items() if key not in BOOKKEEPING and not key.endswith("_")
+    }
+    final = {f"final/{name}": value for name, value in metrics.items()}
+    trainer.logger.log_hyperparams({"seed": scalars["seed"], **shown}, final)
     trainer.logger.finalize("success")
 
 

@@ -78,7 +78,8 @@ class Classifier(LightningModule):
 
     def _end_epoch(self, split: str) -> None:
         metrics = self.split_metrics(split)
-        self.log_dict(metrics.compute(), prog_bar=split == "val", sync_dist=False)
+        # the chosen checkpoint's values at the end are no point of the curves by epoch; HPARAMS has them
+        self.log_dict(metrics.compute(), prog_bar=split == "val", logger=not self.trainer.testing, sync_dist=False)
         self.confusion[split] = metrics.confusion.compute()
         metrics.reset()
 

@@ -121,6 +121,13 @@ class RunFolder:
         """Write the resolved configuration."""
         write_atomically(self.config_file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
+    def asked(self) -> dict[str, str]:
+        """The keys and groups that the command line gave, as text; empty where the job was not laid by one."""
+        file = self.path / ".hydra" / "overrides.yaml"
+        items = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else []
+        given = {key.lstrip("+~"): value for key, _, value in (item.partition("=") for item in items)}
+        return {key: value for key, value in given.items() if key not in BOOKKEEPING}
+
     def read_status(self) -> dict[str, Any]:
         """The content of status.json with `state` corrected to `interrupted` where the job was killed."""
         if not self.status_file.is_file():

@@ -1,0 +1,89 @@
+"""What TensorBoard shows of a run and of a sweep, read from the event files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pandas as pd
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+from resnet_lab.job import guarded
+from resnet_lab.run_folder import RunFolder
+
+MakeRun = Callable[..., RunFolder]
+
+
+def events_of(run: RunFolder) -> EventAccumulator:
+    """All event files of a run, whole."""
+    events = EventAccumulator(str(run.tensorboard), size_guidance={"scalars": 0, "images": 0})
+    events.Reload()
+    return events
+
+
+def hyperparameters(events: EventAccumulator) -> dict[str, object]:
+    """What the HPARAMS tab shows of a run."""
+    content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    values = HParamsPluginData.FromString(content).session_start_info.hparams
+    return {key: getattr(value, value.WhichOneof("kind")) for key, value in values.items()}
+
+
+def scalars(events: EventAccumulator, tag: str) -> list[float]:
+    return [event.value for event in events.Scalars(tag)]
+
+
+@pytest.fixture
+def runs(make_run: MakeRun) -> Iterator[list[RunFolder]]:
+    """Two jobs of a sweep."""
+    folders = [make_run(f"optim.lr={lr}", "trainer.max_epochs=2", name=str(lr)) for lr in (0.05, 0.1)]
+    for run in folders:
+        assert guarded(run) == 0
+    return folders
+
+
+def test_every_job_has_its_hyperparameters_and_final_metrics(runs: list[RunFolder]) -> None:
+    for run, lr in zip(runs, (0.05, 0.1), strict=True):
+        events = events_of(run)
+        shown = hyperparameters(events)
+        assert shown["optim.lr"] == pytest.approx(lr)
+        assert (shown["model.depth"], shown["seed"]) == (8, 0)
+        assert scalars(events, "final/test/qwk") == pytest.approx([run.read_status()["metrics"]["test/qwk"]])
+
+
+def test_a_command_line_shows_what_it_gave(make_run: MakeRun) -> None:
+    run = make_run("optim.lr=0.1", "trainer.max_epochs=1")
+    (run.path / ".hydra").mkdir()
+    given = "[optim.lr=0.1, model=resnet_cifar, data.cache_dir=cache, +data.more=0.1]"
+    (run.path / ".hydra" / "overrides.yaml").write_text(given)
+    assert guarded(run) == 0
+    shown = hyperparameters(events_of(run))
+    assert shown == {"seed": 0, "optim.lr": 0.1, "model": "resnet_cifar", "data.more": "0.1"}
+
+
+def test_scalars_and_pictures_by_epoch(runs: list[RunFolder]) -> None:
+    events, metrics = events_of(runs[0]), pd.read_csv(runs[0].metrics_file)
+    assert scalars(events, "val/loss") == pytest.approx(list(metrics["val/loss"]))
+    assert scalars(events, "train/loss") == pytest.approx(list(metrics["train/loss"]))
+    assert scalars(events, "lr-SGD") == pytest.approx([0.05, 0.05])
+    assert np.all(np.array(scalars(events, "train/images_per_second")) > 0)
+    assert len(scalars(events, "train/images_per_second")) == 2
+    assert [image.step for image in events.Images("val/confusion_matrix")] == [0, 1]
+    assert [image.step for image in events.Images("train/sample_batch")] == [0]
+    assert events.Images("train/sample_batch")[0].encoded_image_string.startswith(b"\x89PNG")
+
+
+def test_a_resumed_run_goes_on_in_its_curves(make_run: MakeRun) -> None:
+    run = make_run("trainer.max_epochs=2")
+    guarded(run)
+    config = run.read_config()
+    config["trainer"]["max_epochs"] = 4
+    run.write_config(config)
+    run.update_status(state="interrupted")
+    guarded(run)
+    events = events_of(run)
+    assert len(events.Images("val/confusion_matrix")) == 4
+    losses = list(pd.read_csv(run.metrics_file)["val/loss"])
+    assert scalars(events, "val/loss") == pytest.approx(losses)
+    assert len(events.Images("train/sample_batch")) == 1
