@@ -42,9 +42,10 @@ format: $(INSTALLED)  ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(INSTALLED)  ## speed and memory, in pairs → docs/results/speed.md and data_speed.md (about 20 minutes)
+bench: $(INSTALLED)  ## speed and memory, in pairs → docs/results/*speed.md, job_cost.md (about 25 minutes)
 	$(BIN)/python benchmarks/speed.py --out docs/results/speed.md
 	$(BIN)/python benchmarks/data_speed.py --out docs/results/data_speed.md
+	$(BIN)/python benchmarks/job_cost.py --out docs/results/job_cost.md
 
 wheel: $(INSTALLED)  ## dist/*.whl, with conf/ inside
 	$(BIN)/python -m build --wheel

@@ -74,6 +74,16 @@ ROWS = {
         ("ResNet-18, 32 px, batch 8: peak memory", "MB", ""),
         ("ResNet-50, 32 px, batch 8: peak memory", "MB", ""),
     ],
+    "job_cost": [
+        ("start, to the first step", "s", ""),
+        ("of it imports", "s", ""),
+        ("a checkpoint of 1 MB", "ms", ""),
+        ("metrics.csv of an epoch", "ms", ""),
+        ("status.json of an epoch", "ms", ""),
+        ("pictures of an epoch", "ms", ""),
+        ("end: test, predictions, pictures", "s", ""),
+        ("a done job, started again", "s", ""),
+    ],
     "data_speed": [
         ("prepare, 64 px", "images/s", ""),
         ("Pillow, 64 px", "images/s", ""),

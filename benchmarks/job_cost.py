@@ -1,0 +1,108 @@
+"""What a job adds to its training: `python benchmarks/job_cost.py [--quick] [--out docs/results/job_cost.md]`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import mean
+
+import page
+
+from resnet_lab.data.synthetic import write_synthetic
+from resnet_lab.run_folder import RunFolder
+
+# a job that notes when it came where, and how long what it writes takes
+JOB = """
+import json, sys, time
+begun = float(sys.argv.pop(1))
+from resnet_lab import callbacks, checkpoints, job, run_folder
+from resnet_lab.module import Classifier
+spent, marks = {}, {"imports": time.time() - begun}
+def timed(owner, name, label):
+    original = getattr(owner, name)
+    def call(*args, **kwargs):
+        start = time.perf_counter()
+        result = original(*args, **kwargs)
+        spent.setdefault(label, []).append(time.perf_counter() - start)
+        return result
+    setattr(owner, name, call)
+timed(checkpoints.AtomicCheckpointIO, "save_checkpoint", "checkpoint")
+timed(checkpoints.EpochRows, "write", "tables")
+timed(run_folder.RunFolder, "update_status", "status")
+timed(callbacks.Observer, "on_validation_end", "pictures")
+def mark(name, label):
+    original = getattr(Classifier, name, lambda self: None)
+    setattr(Classifier, name, lambda self: (marks.__setitem__(label, time.time() - begun), original(self))[1])
+mark("on_train_start", "ready")
+mark("on_fit_end", "trained")
+code = job.main()
+marks["ended"] = time.time() - begun
+json.dump({"spent": spent, "marks": marks}, open("cost.json", "w"))
+sys.exit(code)
+"""
+METHOD = """
+One job at a time, without workers, on drawn photographs of 64 px that were checked before; three epochs with
+validation; two checkpoints of an epoch where it is the best so far, else one.
+
+- Start: from the start of the process to its first training step, imports included, which alone take most of it.
+- A checkpoint: serialise, write beside its place, wait for the disk, rename.
+- End: from the end of training to the end of the process: the chosen checkpoint tested on both splits, predictions,
+  confusion matrices with their pictures, class reports.
+- A done job, started again: `resnet-lab train` on a done folder.
+"""
+
+
+def cost_of(folder: Path, overrides: list[str]) -> dict[str, dict[str, list[float] | float]]:
+    """Lay a run folder, run its job, and read what it noted."""
+    subprocess.run([sys.executable, "-m", "resnet_lab", "train", *overrides, "start=false"], cwd=folder, check=True)
+    run = folder / "run"
+    command = [sys.executable, "-c", JOB, str(time.time()), str(run)]
+    subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    return json.loads((folder / "cost.json").read_text())
+
+
+def again(folder: Path, overrides: list[str]) -> float:
+    """Seconds of the same command on a done folder."""
+    begun = time.perf_counter()
+    command = [sys.executable, "-m", "resnet_lab", "train", *overrides]
+    subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - begun
+
+
+def measure(folder: Path, quick: bool) -> list[page.Row]:
+    """All rows, of a ResNet-18 (a CIFAR ResNet-8 where quick)."""
+    write_synthetic(folder / "data", 0, 100, 30, 64, "studies", processes=1)
+    network = ["model=resnet_cifar", "model.depth=8"] if quick else ["model.depth=18"]
+    overrides = [*network, "data=retinopathy", "data.root=data", "data.cache_dir=cache", "data.image_size=64"]
+    overrides += ["data.eye_crop=false", "data.num_workers=0", "trainer=cpu", "trainer.max_epochs=3", "sweep_dir=run"]
+    costs, repeats, size = [], [], 0
+    for _ in range(2 if quick else 6):
+        subprocess.run(["rm", "-rf", str(folder / "run")], check=True)
+        costs.append(cost_of(folder, overrides))
+        repeats.append(again(folder, overrides))
+        size = RunFolder(folder / "run").last_checkpoint.stat().st_size
+    costs, repeats = costs[1:], repeats[1:]  # the first fills caches
+
+    def spent(label: str) -> list[float]:
+        return [1000 * mean(cost["spent"][label]) for cost in costs]  # type: ignore[arg-type]
+
+    def between(start: str, end: str) -> list[float]:
+        return [cost["marks"][end] - (cost["marks"][start] if start else 0.0) for cost in costs]  # type: ignore[operator]
+
+    return [
+        page.Row("start, to the first step", "s", between("", "ready")),
+        page.Row("of it imports", "s", between("", "imports")),
+        page.Row(f"a checkpoint of {size / 2**20:.0f} MB", "ms", spent("checkpoint")),
+        page.Row("metrics.csv of an epoch", "ms", spent("tables")),
+        page.Row("status.json of an epoch", "ms", spent("status")),
+        page.Row("pictures of an epoch", "ms", spent("pictures")),
+        page.Row("end: test, predictions, pictures", "s", between("trained", "ended")),
+        page.Row("a done job, started again", "s", repeats),
+    ]
+
+
+if __name__ == "__main__":
+    page.main(__doc__, "What a job adds to its training", METHOD, measure)
