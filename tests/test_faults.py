@@ -217,4 +217,4 @@ def test_a_sweep_killed_at_random_moments_ends_as_one_that_was_not(
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     import faults
 
-    assert len(faults.kills(tmp_path.resolve(), number=3, seed=int(time.time()))) == 3  # it asserts the rest
+    assert len(faults.kills(tmp_path.resolve(), number=3, seed=int(time.time()), epochs=40)) == 3  # it asserts the rest
