@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +15,24 @@ import pandas as pd
 import yaml
 
 from resnet_lab.errors import UserError
+from resnet_lab.resampling import Answers
 from resnet_lab.run_folder import RunFolder, flat
 from resnet_lab.statistics import confusion_matrix, majority_baseline, summary_of
+
+
+@dataclass
+class Predictions:
+    """What a run answered on the N images of a split, in the order of their names."""
+
+    images: np.ndarray  # (N,) names
+    patients: np.ndarray  # (N,) names; an image without one is its own patient
+    answers: Answers
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal where two files are about the same images with the same targets; as `table.fingerprints`."""
+        lines = sorted(f"{image}\t{target}" for image, target in zip(self.images, self.answers.targets, strict=True))
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 @dataclass
@@ -26,6 +44,7 @@ class Run:
     status: dict[str, Any] = field(default_factory=dict)
     problem: str = ""
     split: str = ""
+    predictions: Predictions | None = None  # of `split`
     class_names: tuple[str, ...] = ()
     counts: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), int))  # (K, K), rows true
     scores: dict[str, float] = field(default_factory=dict)
@@ -44,11 +63,24 @@ class Run:
 
     @property
     def test_set(self) -> tuple[str, str, tuple[str, ...], int]:
-        """What two runs must share to stand in one table: split, its fingerprint, classes, number of images."""
-        return self.split, self.fingerprint(self.split), self.class_names, int(self.counts.sum())
+        """What two runs must share to stand in one table: split, its images and targets, classes, number of images."""
+        scored = self.predictions.fingerprint if self.predictions else ""
+        return self.split, scored, self.class_names, int(self.counts.sum())
+
+    @property
+    def validation(self) -> Predictions | None:
+        """The answers on the validation split, where they are stored and it is not what is scored."""
+        file = self.folder.kept_predictions("val")
+        if self.split != "test" or not file.is_file():
+            return None
+        try:
+            found = read_predictions(file)
+        except UserError:
+            return None
+        return found if found.answers.probabilities.shape[1] == len(self.class_names) else None
 
     def fingerprint(self, split: str) -> str:
-        """The fingerprint of a split's rows; empty where the job did not get so far."""
+        """What the job noted as the fingerprint of a split's rows; empty where it did not get so far."""
         return str((self.status.get("split_fingerprint") or {}).get(split, ""))
 
     def class_counts(self, split: str) -> list[int]:
@@ -75,7 +107,9 @@ def read_run(folder: RunFolder) -> Run:
 def _read(read: Callable[[], dict[str, Any]], file: Path) -> dict[str, Any]:
     try:
         content = read()
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise UserError(f"{file.name} cannot be read ({error.strerror}); see to its permissions") from error
+    except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         raise UserError(f"{file.name} is damaged ({_first_line(error)}); train the run again") from error
     if not isinstance(content, dict):
         raise UserError(f"{file.name} holds {type(content).__name__}, not keys; train the run again")
@@ -90,20 +124,22 @@ def _score(run: Run) -> None:
     run.split = next((s for s in ("test", "val") if run.folder.kept_predictions(s).is_file()), "")
     if not run.split:
         raise UserError("no predictions_test.csv; evaluate the run")
-    targets, predictions, probabilities = read_predictions(run.folder.kept_predictions(run.split))
+    found = read_predictions(run.folder.kept_predictions(run.split))
+    targets, predictions, probabilities = found.answers
     num_classes = probabilities.shape[1]
     run.class_names = tuple(map(str, run.status.get("class_names") or range(num_classes)))
     train_counts = run.class_counts("train") or np.bincount(targets)
     if len(run.class_names) != num_classes or len(train_counts) > num_classes:
         raise UserError(f"status.json has {len(run.class_names)} class_names, the predictions {num_classes} classes")
+    run.predictions = found
     run.majority = int(np.argmax(train_counts))
     run.counts = confusion_matrix(targets, predictions, num_classes)
     run.scores = summary_of(targets, predictions, probabilities)
     run.baseline = majority_baseline(targets, run.majority, num_classes)
 
 
-def read_predictions(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Targets (N,), predictions (N,) and probabilities (N, K) of a predictions file.
+def read_predictions(file: Path) -> Predictions:
+    """A predictions file.
 
     Raises:
         UserError: a column is missing, or a row is incomplete or holds no class.
@@ -113,16 +149,22 @@ def read_predictions(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         frame = pd.read_csv(file, dtype={"image": str, "patient": str}, keep_default_na=False)
         num_classes = sum(str(name).startswith("p_") for name in frame)
         columns = ["target", "prediction", *(f"p_{k}" for k in range(num_classes))]
+        frame = frame.sort_values("image", kind="stable")
         numbers = frame[columns].apply(pd.to_numeric, errors="coerce").to_numpy(float)
-    except (OSError, ValueError, KeyError) as error:
+    except OSError as error:
+        raise UserError(f"{file.name} cannot be read ({error.strerror or _first_line(error)})") from error
+    except (ValueError, KeyError, EOFError, zlib.error) as error:
         raise UserError(f"{file.name} is damaged ({_first_line(error)}); evaluate the run again") from error
     classes, probabilities = numbers[:, :2], numbers[:, 2:]
     no_class = (classes % 1 != 0) | (classes < 0) | (classes >= num_classes)
-    bad = np.flatnonzero(no_class.any(axis=1) | ~np.isfinite(probabilities).all(axis=1))
+    bad = frame.index[no_class.any(axis=1) | ~np.isfinite(probabilities).all(axis=1)]
     if len(bad) or not len(frame):
-        where = f"line {bad[0] + 2} lacks a class or a probability" if len(bad) else "has no rows"
+        where = f"line {bad.min() + 2} lacks a class or a probability" if len(bad) else "has no rows"
         raise UserError(f"{file.name}: {where}; evaluate the run again")
-    return classes[:, 0].astype(int), classes[:, 1].astype(int), probabilities
+    images = frame["image"].to_numpy(str)
+    patients = frame["patient"].to_numpy(str) if "patient" in frame else images
+    answers = Answers(classes[:, 0].astype(int), classes[:, 1].astype(int), probabilities)
+    return Predictions(images, np.where(patients == "", images, patients), answers)
 
 
 def read_metrics(file: Path) -> pd.DataFrame:

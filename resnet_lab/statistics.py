@@ -45,10 +45,34 @@ def auroc(targets: np.ndarray, probabilities: np.ndarray) -> float:
 
 def _area(positive: np.ndarray, scores: np.ndarray) -> float:
     """Share of the (positive, negative) pairs in the right order, ties for a half (Mann and Whitney 1947)."""
-    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    mid_ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
+    mid_ranks = _mid_ranks(scores)
     positives, negatives = positive.sum(), (~positive).sum()
     return (mid_ranks[positive].sum() - positives * (positives + 1) / 2) / (positives * negatives)
+
+
+def _mid_ranks(scores: np.ndarray) -> np.ndarray:
+    """Ranks from 1, (N,); equal scores share the middle of theirs."""
+    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[place]
+
+
+def placements(targets: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What each image adds to the area of each class against the rest (DeLong, DeLong and Clarke-Pearson 1988).
+
+    The first array (N, K) holds, for the images of a class, the share of the other images that are scored below, the
+    second, for the other images, the share of the class that is scored above; half the area is taken off both, so that
+    mean + mean over the images concerned is the area. 0 elsewhere, and for classes without images or without others.
+    """
+    above, below = np.zeros_like(probabilities, dtype=float), np.zeros_like(probabilities, dtype=float)
+    for k in np.unique(targets) if len(np.unique(targets)) > 1 else ():
+        positive = targets == k
+        ranks = _mid_ranks(probabilities[:, k])
+        for mine, rows in ((above, positive), (below, ~positive)):
+            others = len(targets) - rows.sum()
+            lower = (ranks[rows] - _mid_ranks(probabilities[rows, k])) / others
+            share = lower if mine is above else 1 - lower
+            mine[rows, k] = share - share.mean() / 2
+    return above, below
 
 
 def summary_of(targets: np.ndarray, predictions: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:

@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from resnet_lab.runs import read_predictions
+
 GRADES = ["no DR", "mild", "moderate", "severe", "proliferative"]
 SHARES = [0.735, 0.07, 0.15, 0.025, 0.02]
 
@@ -39,7 +41,7 @@ def write_run(
         images: rows of the predictions file.
         epochs: rows of metrics.csv.
         split: the split that has predictions.
-        test_set: fingerprint of that split; the images' classes follow from it.
+        test_set: any text; the images' classes, and so the split's fingerprint, follow from it.
         config: further configuration keys, dotted.
         status: further keys of status.json, or others' values.
     """
@@ -49,8 +51,10 @@ def write_run(
     # the same images in all runs that share a test set
     targets = np.random.default_rng(list(test_set.encode())).choice(len(names), images, p=shares)
     write_config(folder, depth, pretrained, seed, config or {})
-    write_status(folder, names, shares, seed, {split: test_set, "train": "b" * 16}, epochs, status)
-    write_predictions(folder / f"predictions_{split}.csv", targets, shares, skill, depth + seed)
+    predictions = folder / f"predictions_{split}.csv"
+    write_predictions(predictions, targets, shares, skill, depth + seed)
+    fingerprint = {split: read_predictions(predictions).fingerprint, "train": "b" * 16}
+    write_status(folder, names, shares, seed, fingerprint, epochs, status)
     write_metrics(folder / "metrics.csv", epochs, skill, depth + seed)
     return folder
 
@@ -100,7 +104,10 @@ def write_predictions(file: Path, targets: np.ndarray, shares: np.ndarray, skill
     scores = np.log(shares) + (skill > 0) * generator.normal(0, 1, (len(targets), len(shares)))
     scores += skill * np.eye(len(shares))[targets]
     probabilities = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
-    columns = {"image": [f"{n:03d}" for n in range(len(targets))], "patient": ["NA"] * len(targets)}
+    columns = {
+        "image": [f"{n:03d}" for n in range(len(targets))],
+        "patient": [f"p{n // 2}" for n in range(len(targets))],
+    }
     columns |= {"target": targets, "prediction": probabilities.argmax(axis=1)}
     columns |= {f"p_{k}": probabilities[:, k] for k in range(len(shares))}
     pd.DataFrame(columns).to_csv(file, index=False)

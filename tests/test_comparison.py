@@ -104,8 +104,8 @@ def test_different_test_sets_never_share_a_table(tmp_path):
         write_run(tmp_path / str(seed), seed=seed, test_set=test_set)
     _, tables, findings = compare(tmp_path)
     assert [[len(group.scored) for group in table.groups] for table in tables] == [[2], [1]]
-    assert "aaaaaaaa" in tables[0].title
-    assert "cccccccc" in tables[1].title
+    for table in tables:
+        assert table.scored[0].fingerprint("test")[:8] in table.title
     assert "different test sets" in kinds(findings)
 
 

@@ -82,7 +82,9 @@ def test_damage_becomes_the_problem_of_the_run_in_one_line(tmp_path, file, conte
 def test_names_of_images_are_text(tmp_path):
     file = tmp_path / "predictions_test.csv"
     file.write_text("image,patient,target,prediction,p_0,p_1\nNA,007,0,1,.25,.75\nnull,,1,1,.5,.5\n")
-    targets, predictions, probabilities = read_predictions(file)
+    found = read_predictions(file)
+    assert (found.images.tolist(), found.patients.tolist()) == (["NA", "null"], ["007", "null"])
+    targets, predictions, probabilities = found.answers
     assert (targets.tolist(), predictions.tolist()) == ([0, 1], [1, 1])
     assert probabilities.tolist() == [[0.25, 0.75], [0.5, 0.5]]
 

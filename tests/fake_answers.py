@@ -1,0 +1,50 @@
+"""Made-up answers on made-up patients with two eyes, whose true scores a large sample tells."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.special import ndtri
+
+from resnet_lab.resampling import Answers, scores_of, sums_by_patient
+
+SHARES = np.array([0.735, 0.07, 0.15, 0.025, 0.02])
+
+
+class World:
+    """Patients, their grades, and networks that differ in skill and seed.
+
+    Args:
+        generator: of all that is random.
+        shares: of the grades, (K,).
+        skill: how far answers lean to the truth.
+        seed_spread: standard deviation of the skill over seeds.
+    """
+
+    def __init__(self, generator, shares=SHARES, skill: float = 1.5, seed_spread: float = 0.0) -> None:
+        self.generator, self.shares, self.skill, self.seed_spread = generator, np.asarray(shares), skill, seed_spread
+
+    def patients(self, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Targets (2 P,) with alike grades in both eyes, their patients, and how hard each image is (2 P, K)."""
+        normal = self.generator.normal
+        severity = np.sqrt(0.6) * normal(size=(count, 1)) + np.sqrt(0.4) * normal(size=(count, 2))
+        targets = np.searchsorted(ndtri(np.cumsum(self.shares)[:-1]), severity.ravel())
+        classes = len(self.shares)
+        hard = 0.5 * normal(size=(count, 1, classes)) + 0.7 * normal(size=(count, 2, classes))
+        return targets, np.repeat(np.arange(count), 2), hard.reshape(-1, classes)
+
+    def answers(self, targets: np.ndarray, hard: np.ndarray) -> Answers:
+        """Of one more network."""
+        skill = self.skill + self.seed_spread * self.generator.normal()
+        scores = 0.7 * np.log(self.shares) + hard + 0.6 * self.generator.normal(size=hard.shape)
+        scores -= 0.8 * skill * np.abs(np.arange(len(self.shares)) - targets[:, None])
+        probabilities = np.exp(scores - scores.max(axis=1, keepdims=True))
+        probabilities /= probabilities.sum(axis=1, keepdims=True)
+        return Answers(targets, probabilities.argmax(axis=1), probabilities)
+
+    def truth(self, networks: int, patients: int = 10_000) -> dict[str, float]:
+        """The mean scores over many networks, each on patients of its own."""
+        found = []
+        for _ in range(networks):
+            targets, patient, hard = self.patients(patients)
+            found.append(scores_of(sums_by_patient(self.answers(targets, hard), patient).sum(axis=0)))
+        return {metric: float(np.mean([scores[metric] for scores in found])) for metric in found[0]}

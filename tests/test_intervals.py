@@ -1,0 +1,194 @@
+"""Intervals and tie marks: against scipy where it has the same, and by simulation of how often they err."""
+
+import numpy as np
+import pytest
+from fake_answers import SHARES, World
+from scipy import stats
+
+from resnet_lab import intervals
+from resnet_lab.intervals import Estimates, Seeds, estimate, seeds_of
+from resnet_lab.resampling import Answers
+
+ORDINAL = (0.33, 0.05, 0.31, 0.185, 0.125)  # the test photographs of IDRiD
+
+
+def one_group(seed: int = 0, patients: int = 200, runs: int = 1, **settings):
+    world = World(np.random.default_rng(seed), **settings)
+    targets, patient, hard = world.patients(patients)
+    return [world.answers(targets, hard) for _ in range(runs)], patient
+
+
+def normal_estimates(values, spread: float, groups: int = 3, draws: int = 4000, shared: float = 0.0) -> Estimates:
+    """Made-up groups whose patients' part is normal, independent but for a shared one."""
+    generator = np.random.default_rng(3)
+    noise = generator.normal(size=(groups, draws)) * spread + shared * generator.normal(size=draws)
+    left_out = np.array(values)[:, None] + generator.normal(size=(groups, 400)) * spread / 400
+    return Estimates(
+        "accuracy", np.array(values), np.array(values)[:, None] + noise, left_out, Seeds(*np.zeros((3, groups)))
+    )
+
+
+def test_limits_lie_close_to_those_of_scipys_bootstrap():
+    (answers,), _ = one_group()
+    right = (answers.targets == answers.predictions).astype(float)
+    alone = np.arange(len(right))
+    found = estimate([[answers]], alone)["accuracy"].interval(0)
+    expected = stats.bootstrap((right,), np.mean, method="BCa", rng=np.random.default_rng(0)).confidence_interval
+    assert found == pytest.approx((expected.low, expected.high), abs=0.006)
+    wilson = stats.binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
+    assert found == pytest.approx((wilson.low, wilson.high), abs=0.006)
+
+
+def test_two_eyes_of_a_patient_count_for_less_than_two_patients():
+    answers, patient = one_group(patients=300)
+    double = Answers(*(np.repeat(column, 2, axis=0) for column in answers[0]))
+    wide = estimate([[double]], np.repeat(patient, 2))["qwk"].interval(0)
+    narrow = estimate([[double]], np.arange(2 * len(patient)))["qwk"].interval(0)
+    once = estimate([answers], patient)["qwk"].interval(0)
+    assert wide == pytest.approx(once, abs=0.01)
+    assert narrow.high - narrow.low < 0.8 * (wide.high - wide.low)
+
+
+def test_what_is_perfect_or_always_wrong_has_wilsons_limit_or_none():
+    targets = np.arange(5).repeat(20)
+    sure = Answers(targets, targets, np.eye(5)[targets])
+    found = estimate([[sure]], np.arange(100))
+    expected = stats.binomtest(100, 100).proportion_ci(method="wilson")
+    assert found["accuracy"].interval(0) == pytest.approx((expected.low, 1.0))
+    assert np.isnan(found["qwk"].interval(0)).all()
+    wrong = Answers(targets, (targets + 1) % 5, np.eye(5)[(targets + 1) % 5])
+    expected = stats.binomtest(0, 100).proportion_ci(method="wilson")
+    assert estimate([[wrong]], np.arange(100))["accuracy"].interval(0) == pytest.approx((0, expected.high))
+
+
+def test_one_patient_gives_no_interval_and_no_difference():
+    answers, patient = one_group(runs=2)
+    found = estimate([answers[:1], answers[1:]], np.zeros_like(patient))["accuracy"]
+    assert np.isnan(found.interval(0)).all()
+    _, shortfall = found.against_best()
+    assert shortfall.p.tolist() == [1, 1]
+
+
+def test_a_single_comparison_is_a_z_test():
+    made = normal_estimates([0.80, 0.77], 0.01, groups=2)
+    found = made.compare(np.array([[1.0, -1.0]]))
+    error = np.sqrt(2) * 0.01
+    assert found.values == pytest.approx([0.03])
+    assert (found.low[0], found.high[0]) == pytest.approx((0.03 - 1.96 * error, 0.03 + 1.96 * error), abs=0.001)
+    assert found.p[0] == pytest.approx(2 * stats.norm.sf(0.03 / error), abs=0.01)
+
+
+def test_all_pairs_are_compared_at_tukeys_critical_value():
+    made = normal_estimates([0.80, 0.77, 0.76, 0.75, 0.70], 0.01, groups=5, draws=20_000, shared=0.05)
+    best, shortfall = made.against_best()
+    assert best == 0
+    np.testing.assert_allclose(shortfall.values, [0, -0.03, -0.04, -0.05, -0.10])
+    reach = (shortfall.high - shortfall.low)[1:] / 2
+    np.testing.assert_allclose(reach, stats.studentized_range.ppf(0.95, 5, np.inf) * 0.01, rtol=0.04)
+    expected = stats.studentized_range.sf(-shortfall.values[1:3] / 0.01, 5, np.inf)
+    np.testing.assert_allclose(shortfall.p[1:3], expected, atol=0.015)
+
+
+def test_identical_runs_are_tied_and_differences_are_paired():
+    answers, patient = one_group()
+    found = estimate([answers, answers], patient)["accuracy"]
+    _, shortfall = found.against_best()
+    assert (shortfall.values.tolist(), shortfall.p.tolist()) == ([0, 0], [1, 1])
+    worse = answers[0].predictions.copy()
+    worse[np.flatnonzero(worse == answers[0].targets)[:12]] = 4  # 12 of 400 images, nothing else
+    found = estimate([answers, [answers[0]._replace(predictions=worse)]], patient)["accuracy"]
+    _, shortfall = found.against_best()
+    assert shortfall.p[1] < 0.01
+    assert found.interval(0).low < found.values[1]  # though the intervals overlap
+
+
+def test_seeds_widen_what_patients_leave_open():
+    answers, patient = one_group(runs=4, seed_spread=1.0)
+    together = estimate([answers], patient)["accuracy"]
+    runs = [estimate([[run]], patient)["accuracy"].values[0] for run in answers]
+    assert together.values[0] == pytest.approx(np.mean(runs))
+    low, high = together.interval(0)
+    alone_low, alone_high = estimate([answers[:1]], patient)["accuracy"].interval(0)
+    assert high - low > alone_high - alone_low
+    assert high - low > 2 * 3.18 * np.std(runs, ddof=1) / np.sqrt(4) * 0.9  # t with 3 degrees of freedom
+
+
+def test_seeds_are_pooled_but_for_a_group_that_scatters_far_more():
+    generator = np.random.default_rng(0)
+    steady = [0.8 + 0.01 * np.array([-1, 0, 1.0]) for _ in range(5)]
+    wild = np.array([0.2, 0.5, 0.8])
+    still = [generator.normal(size=1000) * 0.001 + run[:, None] for run in (*steady, wild)]
+    found = seeds_of([*steady, wild], still)
+    np.testing.assert_allclose(found.spread, [0.01**2] * 5 + [0.3**2])
+    np.testing.assert_allclose(found.freedom, [10] * 5 + [2])
+    single = seeds_of([*steady, np.array([0.7])], [*still[:5], still[5][:1]])
+    assert (single.spread[5], single.freedom[5]) == (pytest.approx(0.01**2), 10)
+
+
+def test_what_the_images_explain_is_not_counted_again():
+    generator = np.random.default_rng(0)
+    runs = [0.8 + 0.02 * generator.normal(size=3) for _ in range(200)]
+    draws = [run[:, None] + 0.02 * generator.normal(size=(3, 300)) for run in runs]
+    found = seeds_of(runs, draws)
+    assert found.spread[0] == pytest.approx(0.02**2, rel=0.15)
+    assert found.chance[0] == pytest.approx(0.02**2, rel=0.05)
+
+
+def test_seeds_unknown_everywhere_add_nothing():
+    answers, patient = one_group(runs=2)
+    found = estimate([answers[:1], answers[1:]], patient)["qwk"]
+    assert not np.any(found.seeds)
+
+
+def misses(sweeps: int, patients: int, groups: int, runs: int, draws: int, **settings) -> tuple[dict, dict]:
+    """Shares of sweeps, by metric: the interval of the first group misses the truth; some group is not tied."""
+    world = World(np.random.default_rng(2024), **settings)
+    truth = world.truth(networks=200 if world.seed_spread else 30)
+    outside, apart = dict.fromkeys(truth, 0.0), dict.fromkeys(truth, 0.0)
+    for _ in range(sweeps):
+        targets, patient, hard = world.patients(patients)
+        members = [[world.answers(targets, hard) for _ in range(runs)] for _ in range(groups)]
+        for metric, found in estimate(members, patient, draws).items():
+            low, high = found.interval(0)
+            outside[metric] += not low <= truth[metric] <= high
+            apart[metric] += bool((found.against_best()[1].p <= 0.05).any()) if groups > 1 else False
+    shares = ({metric: count / sweeps for metric, count in counts.items()} for counts in (outside, apart))
+    return tuple(shares)
+
+
+def test_a_short_simulation_finds_no_gross_error():
+    outside, apart = misses(150, patients=100, groups=3, runs=2, draws=400, seed_spread=0.15)
+    assert max(outside.values()) < 0.11
+    assert max(apart.values()) < 0.11
+
+
+SIMULATED = 5000  # sweeps; the standard error of 95 % is then 0.3 points
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("patients", "shares", "skill"), [(200, SHARES, 1.5), (500, SHARES, 1.5), (50, ORDINAL, 0.6), (200, [0.25] * 4, 1)]
+)
+def test_intervals_cover_the_truth_94_to_96_percent_of_the_time(patients, shares, skill):
+    outside, _ = misses(SIMULATED, patients, groups=1, runs=1, draws=1000, shares=shares, skill=skill)
+    assert all(0.035 <= share <= 0.065 for share in outside.values()), outside
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed_spread", [0.15, 0.3])
+def test_intervals_over_seeds_cover_the_truth(seed_spread):
+    outside, _ = misses(3000, 200, groups=1, runs=3, draws=600, seed_spread=seed_spread)
+    assert all(0.03 <= share <= 0.065 for share in outside.values()), outside
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("groups", "runs", "seed_spread"), [(2, 1, 0.0), (10, 1, 0.0), (4, 2, 0.15), (4, 3, 0.0), (4, 3, 0.15), (4, 3, 0.5)]
+)
+def test_tie_marks_err_in_at_most_5_percent_of_sweeps_without_differences(groups, runs, seed_spread):
+    _, apart = misses(2000, 200, groups, runs, draws=600, seed_spread=seed_spread)
+    assert all(share <= 0.05 + 2 * 0.0049 for share in apart.values()), apart
+
+
+def test_confidence_is_what_the_names_say():
+    assert intervals.CONFIDENCE == 0.95
