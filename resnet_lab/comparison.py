@@ -1,21 +1,49 @@
-"""Many runs in; out come tables of groups that may be compared, and what to know before believing them."""
+"""Many runs in; out come tables of groups that may be compared, with what is estimated of them."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from resnet_lab.intervals import Comparisons, Estimates, estimate
+from resnet_lab.resampling import Answers
 from resnet_lab.run_folder import BOOKKEEPING
 from resnet_lab.runs import Run
 
-METRICS = ("accuracy", "balanced_accuracy", "qwk", "auroc")
+
+class Metric(NamedTuple):
+    """How a metric is shown."""
+
+    title: str
+    factor: int
+    digits: int
+    unit: str  # of a difference
+
+    def text(self, value: float, std: float = math.nan) -> str:
+        """A value, and its standard deviation where there is one."""
+        if math.isnan(value):
+            return ABSENT
+        shown = round(self.factor * value, self.digits) + 0.0  # no -0.000
+        return f"{shown:.{self.digits}f}" + ("" if math.isnan(std) else f" ± {self.factor * std:.{self.digits}f}")
+
+    def difference(self, value: float) -> str:
+        """With its sign."""
+        return f"{round(self.factor * value, self.digits) + 0.0:+.{self.digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+METRICS = {
+    "qwk": Metric("QWK", 1, 3, ""),
+    "accuracy": Metric("accuracy %", 100, 2, " points"),
+    "balanced_accuracy": Metric("balanced acc. %", 100, 2, " points"),
+    "auroc": Metric("AUROC", 1, 3, ""),
+}
 ABSENT = "–"
 
 
@@ -31,6 +59,11 @@ class Group:
     def label(self) -> str:
         """What sets the group apart from the others of its table."""
         return " ".join(self.shown.values()) or "all runs"
+
+    @property
+    def answers(self) -> list[Answers]:
+        """What the runs that count answered."""
+        return [run.predictions.answers for run in self.scored if run.predictions]
 
     @property
     def scored(self) -> list[Run]:
@@ -53,9 +86,15 @@ class Group:
 
 @dataclass
 class Table:
-    """Groups that were scored on the same images."""
+    """Groups that were scored on the same images, by one metric above all."""
 
     groups: list[Group]
+    wanted: str = ""  # the metric that ranks them; the first of `metrics` where it is empty, or means nothing here
+
+    @property
+    def scored_groups(self) -> list[Group]:
+        """The groups with a result."""
+        return [group for group in self.groups if group.scored]
 
     @property
     def scored(self) -> list[Run]:
@@ -67,6 +106,38 @@ class Table:
         """The metrics that mean something here: QWK only where the classes have an order."""
         ordered = any(run.status.get("ordered") for group in self.groups for run in group.runs)
         return [metric for metric in METRICS if metric != "qwk" or ordered]
+
+    @property
+    def metric(self) -> str:
+        """The metric that ranks the groups."""
+        return self.wanted if self.wanted in self.metrics else self.metrics[0]
+
+    @property
+    def title_of_metric(self) -> str:
+        """Its name in a sentence."""
+        return METRICS[self.metric].title.removesuffix(" %")
+
+    @cached_property
+    def estimates(self) -> dict[str, Estimates]:
+        """By metric, what is known of `scored_groups`, in their order; empty where no run has a result."""
+        found = [group.answers for group in self.scored_groups]
+        return estimate(found, self.patient) if found else {}
+
+    @cached_property
+    def patient(self) -> np.ndarray:
+        """The patient of each of the N test images, integers from 0 to P - 1; (0,) where no run has a result."""
+        first = self.scored[0].predictions if self.scored else None
+        return np.unique(first.patients, return_inverse=True)[1] if first else np.zeros(0, int)
+
+    @cached_property
+    def against_best(self) -> tuple[int, Comparisons]:
+        """Which of `scored_groups` is the best, and by how much each falls short of it; see `Estimates`."""
+        return self.estimates[self.metric].against_best()
+
+    @property
+    def ranked(self) -> list[Group]:
+        """The groups from the best to the worst, and then those without a result."""
+        return sorted(self.groups, key=lambda group: _last_if_unknown(group.mean_and_std(self.metric)[0]))
 
     @property
     def title(self) -> str:
@@ -83,15 +154,19 @@ class Table:
         )
 
 
-def tables_of(runs: Iterable[Run]) -> list[Table]:
-    """One table per set of test images; a run without a result goes to the table of its data."""
+def _last_if_unknown(value: float) -> float:
+    return math.inf if math.isnan(value) else -value
+
+
+def tables_of(runs: Iterable[Run], metric: str = "") -> list[Table]:
+    """One table per set of test images, ranked by `metric`; a run without a result goes to the table of its data."""
     sets: dict[tuple[Any, ...], list[Run]] = {}
     for run in sorted(runs, key=lambda run: not run.scores):
         if run.scores:
             sets.setdefault(run.test_set, []).append(run)
         elif run.config:
             _home(run, sets).append(run)
-    return [Table(_groups(members)) for members in sets.values()]
+    return [Table(_groups(members), metric) for members in sets.values()]
 
 
 def _home(run: Run, sets: dict[tuple[Any, ...], list[Run]]) -> list[Run]:
@@ -155,59 +230,6 @@ def _order(value: Any) -> tuple[bool, bool, float, str]:
     """Sorts nothing first, numbers by size, and texts last."""
     number = float(value) if isinstance(value, int | float) else math.inf
     return value not in (None, "none"), value == ABSENT, number, str(value)
-
-
-class Finding(NamedTuple):
-    """One thing to know before believing a table."""
-
-    kind: str
-    text: str
-
-
-def findings_of(runs: Sequence[Run], tables: Sequence[Table]) -> list[Finding]:
-    """What is wrong with the runs, the worst first."""
-    names = places_of(runs)
-    found = [
-        Finding("no result" if run.state == "done" else run.state, f"{names[run.folder.path]}: {run.problem}")
-        for run in runs
-        if run.problem
-    ]
-    for table in tables:
-        found += _doubts(table)
-    if sum(bool(table.scored) for table in tables) > 1:
-        text = "the runs were scored on different images: each set has its own table, not to be compared with another"
-        found.append(Finding("different test sets", text))
-    scored = [group for table in tables for group in table.groups if group.scored]
-    single = [group.label for group in scored if len(group.scored) == 1]
-    if single:
-        which = "any group" if len(single) == len(scored) else "; ".join(single)
-        found.append(Finding("one seed only", f"no spread is known of {which}"))
-    notes = Counter(note for run in runs for note in _data_notes(run))
-    return found + [Finding(kind, f"{text} ({count} of {len(runs)} runs)") for (kind, text), count in notes.items()]
-
-
-def _doubts(table: Table) -> Iterator[Finding]:
-    for group in table.groups:
-        if group.collapsed:
-            seeds = ", ".join(str(run.config.get("seed", ABSENT)) for run in group.collapsed)
-            share = f"{len(group.collapsed)} of {len(group.scored)}"
-            yield Finding("collapsed", f"{group.label}: {share} answer one class nearly always (seed {seeds})")
-        repeated = [seed for seed, n in Counter(run.config.get("seed") for run in group.scored).items() if n > 1]
-        roots = sorted({str(run.config.get("data.root")) for run in group.scored})
-        if len(roots) > 1:
-            yield Finding("different images", f"{group.label}: one name for the data of {' and '.join(roots)}")
-        if repeated:
-            yield Finding("seed twice", f"{group.label}: seed {repeated[0]} counts more than once; n is too large")
-    if table.scored and table.scored[0].split == "val":
-        yield Finding("no test split", "numbers are of the validation images, which also chose the checkpoint")
-
-
-def _data_notes(run: Run) -> Iterator[Finding]:
-    leaks, skipped = (run.status.get(key) or 0 for key in ("leaks", "skipped_images"))
-    if leaks and run.config.get("data.on_leak") != "drop":
-        yield Finding("leaking", f"{leaks} images of train or val share a patient or picture with a later split")
-    if skipped:
-        yield Finding("skipped images", f"{skipped} images could not be read")
 
 
 def places_of(runs: Iterable[Run]) -> dict[Path, str]:

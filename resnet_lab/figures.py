@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
-from resnet_lab import plots
+from resnet_lab import plots, score_figures
 from resnet_lab.comparison import Group, Table
+from resnet_lab.drawing import Drawing, Picture
 from resnet_lab.errors import UserError
 from resnet_lab.runs import profile_of, read_layers, read_metrics
 from resnet_lab.statistics import class_scores
@@ -18,22 +18,6 @@ from resnet_lab.statistics import class_scores
 BANDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # edges of the bands of `score_bands`
 PASS = 0.7  # study B's pass mark
 FEW = 20  # study B's line in the counts of 102 classes
-
-
-class Drawing(NamedTuple):
-    """One figure: on a desk, and on a phone where that differs."""
-
-    wide: Figure
-    narrow: Figure | None = None
-
-
-class Picture(NamedTuple):
-    """A part of the report: its heading, what to know of it, what the page shows, and what is kept as files."""
-
-    title: str
-    note: str
-    shown: list[Drawing]
-    files: list[Figure] | None = None  # None: the wide ones of `shown`
 
 
 class Curve(NamedTuple):
@@ -126,7 +110,7 @@ def _curves(curve: Curve, table: Table) -> Picture | None:
     baseline = baseline_of(table, {line.split for line in series}) if curve.metric in ("accuracy", "error") else None
     if baseline and curve.metric == "error":
         baseline = (baseline[0], 100 - baseline[1])
-    note = "Thin lines are single runs, thick ones their mean."
+    note = "Thin lines are single runs, bands span them, thick lines are their mean."
     return Picture(curve.title, note, [_both(series, curve.ylabel, baseline)])
 
 
@@ -271,4 +255,8 @@ PICTURES: dict[str, Callable[[Table], Picture | None]] = {
     "class_scores": scores_by_class,
     "score_bands": score_bands,
     "layers": layers,
+    "roc": score_figures.roc,
+    "precision_recall": score_figures.precision_recall,
+    "reliability": score_figures.reliability,
+    "cost": score_figures.cost,
 }

@@ -130,9 +130,9 @@ class Series:
 def curves(
     series: Sequence[Series], ylabel: str, baseline: tuple[str, float] | None = None, columns: int = 2
 ) -> Figure:
-    """Values by epoch, one panel per `panel`, one colour per `label`; thin lines are runs, thick ones their mean.
+    """Values by epoch, one panel per `panel`, one colour per `label`; thin lines are runs, bands span them.
 
-    The mean is drawn at the epochs that all its runs have, so that it never changes its runs on the way.
+    Thick lines are means, at the epochs that all their runs have, so that a mean never changes its runs on the way.
 
     Args:
         series: the lines, in the order of panels and legend.
@@ -151,15 +151,15 @@ def curves(
         axes.set_title(fill(panel, 50), fontsize=11, parse_math=False)
         for line in series:
             if line.panel == panel:
-                _draw_series(axes, line, _colour(labels.index(line.label), len(labels)))
+                _draw_series(axes, line, colour(labels.index(line.label), len(labels)))
         if baseline is not None:
             axes.axhline(baseline[1], color=GREY, linestyle=":", linewidth=1.5)
     _tidy(grid, len(panels), columns, ylabel)
-    _add_legend(figure, legend, columns)
+    add_legend(figure, legend, columns)
     return figure
 
 
-def _add_legend(figure: Figure, lines: Sequence[Line2D], columns: int) -> None:
+def add_legend(figure: Figure, lines: Sequence[Line2D], columns: int) -> None:
     """Below all panels; names are text, whatever they hold."""
     box = figure.legend(handles=lines, loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
     for text in box.get_texts():
@@ -170,6 +170,8 @@ def _draw_series(axes: Axes, line: Series, colour: tuple[float, float, float, fl
     style = STYLES[line.split]
     if len(line.values) > 1:
         axes.plot(line.epochs, line.values.T, color=colour, linestyle=style, linewidth=0.6, alpha=0.45)
+        low, high = np.fmin.reduce(line.values), np.fmax.reduce(line.values)
+        axes.fill_between(line.epochs, low, high, color=colour, alpha=0.13, linewidth=0)
     # a single epoch is a point, which a line does not show
     marker = "o" if len(line.epochs) == 1 else None
     axes.plot(line.epochs, line.values.mean(axis=0), color=colour, linestyle=style, linewidth=1.8, marker=marker)
@@ -180,7 +182,7 @@ def _legend(
 ) -> list[Line2D]:
     """What the colours and the styles mean, once for all panels; in two columns where there is room."""
     colours = [
-        Line2D([], [], color=_colour(place, len(labels)), linewidth=1.8, label=fill(label, 60))
+        Line2D([], [], color=colour(place, len(labels)), linewidth=1.8, label=fill(label, 60))
         for place, label in enumerate(labels)
     ]
     splits = [split for split in STYLES if any(line.split == split for line in series)]
@@ -193,7 +195,8 @@ def _legend(
     return colours + [blank] * missing + styles + [blank] * -missing
 
 
-def _colour(place: int, count: int) -> tuple[float, float, float, float]:
+def colour(place: int, count: int) -> tuple[float, float, float, float]:
+    """The colour of one of so many lines: the same place has the same one in every picture."""
     if count <= 10:
         return matplotlib.colormaps["tab10"](place)
     return matplotlib.colormaps["turbo"](place / (count - 1))
@@ -273,7 +276,7 @@ def layers(profiles: Mapping[str, Mapping[str, np.ndarray]], columns: int = 3) -
     for axes, (quantity, (title, factor)) in zip(grid, QUANTITIES.items(), strict=True):
         for place, profile in enumerate(profiles.values()):
             values = factor * profile.get(quantity, np.zeros(0))
-            axes.plot(np.linspace(0, 1, len(values)), values, color=_colour(place, len(profiles)), linewidth=1.5)
+            axes.plot(np.linspace(0, 1, len(values)), values, color=colour(place, len(profiles)), linewidth=1.5)
         if factor == 1 and any(np.any(profile.get(quantity, 0) > 0) for profile in profiles.values()):
             axes.set_yscale("log")
         elif factor != 1:
@@ -285,10 +288,10 @@ def layers(profiles: Mapping[str, Mapping[str, np.ndarray]], columns: int = 3) -
         axes.grid(color="0.92")
         axes.spines[["top", "right"]].set_visible(False)
     lines = [
-        Line2D([], [], color=_colour(place, len(profiles)), linewidth=1.8, label=fill(label, 60))
+        Line2D([], [], color=colour(place, len(profiles)), linewidth=1.8, label=fill(label, 60))
         for place, label in enumerate(profiles)
     ]
-    _add_legend(figure, lines, min(columns, 2))
+    add_legend(figure, lines, min(columns, 2))
     return figure
 
 

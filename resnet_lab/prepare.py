@@ -92,8 +92,8 @@ def command(arguments: list[str]) -> None:
         recipe=asdict(target.recipe),
         split_problem=problem,
     )
-    for kind, text in write_data_report(out, facts, duplicates, summary):
-        log.warning("%s: %s", kind, text)
+    for finding in write_data_report(out, facts, duplicates, summary):
+        log.warning("%s: %s", finding.kind, finding.text)
     log.info("prepared set: %s", target.folder)
     log.info("report: %s", out / "data_report.html")
 

@@ -7,6 +7,7 @@ import io
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ class Run:
         scored = self.predictions.fingerprint if self.predictions else ""
         return self.split, scored, self.class_names, int(self.counts.sum())
 
-    @property
+    @cached_property
     def validation(self) -> Predictions | None:
         """The answers on the validation split, where they are stored and it is not what is scored."""
         file = self.folder.kept_predictions("val")

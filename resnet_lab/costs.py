@@ -1,0 +1,63 @@
+"""What runs cost, from what their jobs noted, beside what they are worth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from resnet_lab.charts import Cost
+from resnet_lab.comparison import ABSENT, METRICS, Table
+from resnet_lab.leaderboard import interval_of
+
+
+class Resource(NamedTuple):
+    """One thing that a run takes."""
+
+    title: str
+    factor: float  # from status.json to the unit of the title
+    text: Callable[[float], str]
+
+
+RESOURCES = {  # key of status.json → how it is shown
+    "parameters": Resource("parameters, M", 1e-6, "{:.2f}".format),
+    "multiply_adds": Resource("multiply-adds an image, G", 1e-9, "{:.2f}".format),
+    "seconds": Resource("seconds of training", 1, "{:,.0f}".format),
+    "images_per_second": Resource("images a second", 1, "{:,.0f}".format),
+    "peak_memory_mb": Resource("peak memory, MB", 1, "{:,.0f}".format),
+}
+
+
+def costs_of(table: Table) -> list[Cost]:
+    """Means over the runs of each group that has a result, best first; only resources that all groups know."""
+    groups = [group for group in table.ranked if group.scored]
+    shown = METRICS[table.metric]
+    means = [
+        {
+            key: float(np.mean([_number(run.status.get(key)) for run in group.scored])) * each.factor
+            for key, each in RESOURCES.items()
+        }
+        for group in groups
+    ]
+    known = [key for key in RESOURCES if all(mean[key] > 0 for mean in means)]
+    return [
+        Cost(
+            group.label,
+            shown.factor * group.mean_and_std(table.metric)[0],
+            (shown.factor * (limits := interval_of(table, group, table.metric)).low, shown.factor * limits.high),
+            {RESOURCES[key].title: mean[key] for key in known},
+        )
+        for group, mean in zip(groups, means, strict=True)
+    ]
+
+
+def cost_cells(cost: Cost) -> list[str]:
+    """The resources as text."""
+    texts = {each.title: each.text for each in RESOURCES.values()}
+    return [texts[title](value) if math.isfinite(value) else ABSENT for title, value in cost.resources.items()]
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan

@@ -1,0 +1,120 @@
+"""What each axis of a grid changes, averaged over the others, and what can be concluded from it."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from resnet_lab.comparison import METRICS, Group, Table
+from resnet_lab.intervals import CONFIDENCE, Comparisons
+from resnet_lab.leaderboard import limits_text
+
+
+class Effect(NamedTuple):
+    """One value of an axis in place of its first one, all else equal."""
+
+    axis: str
+    label: str  # `pretrained=imagenet instead of none`
+    value: float
+    low: float
+    high: float
+    p: float
+    settings: tuple[float, ...]  # the same difference in each setting of the other axes
+    sentence: str
+
+
+class Pairing(NamedTuple):
+    """Groups that differ in one axis alone, as places among the scored groups."""
+
+    axis: str
+    label: str
+    pairs: list[tuple[int, int]]  # (the first value of the axis, another one)
+
+
+def effects_of(table: Table) -> list[Effect]:
+    """Every other value of each axis against its first; limits and p-values hold for all of them together."""
+    pairings = pairings_of(table)
+    if not pairings:
+        return []
+    estimates = table.estimates[table.metric]
+    contrasts = np.zeros((len(pairings), len(estimates.values)))
+    for row, pairing in zip(contrasts, pairings, strict=True):
+        for first, other in pairing.pairs:
+            row[other] += 1 / len(pairing.pairs)
+            row[first] -= 1 / len(pairing.pairs)
+    found = estimates.compare(contrasts)
+    effects = []
+    for place, pairing in enumerate(pairings):
+        settings = tuple(float(estimates.values[other] - estimates.values[first]) for first, other in pairing.pairs)
+        value, low, high, p = (float(column[place]) for column in found)
+        sentence = _sentence(table, pairing, settings, Comparisons(*(column[place : place + 1] for column in found)))
+        effects.append(Effect(pairing.axis, pairing.label, value, low, high, p, settings, sentence))
+    return effects
+
+
+def pairings_of(table: Table) -> list[Pairing]:
+    """For each axis and each of its values but the first, the pairs of groups in which nothing else differs."""
+    groups, found = table.scored_groups, []
+    for axis in table.groups[0].values if table.groups else ():
+        levels = list(dict.fromkeys(_level(group, axis) for group in table.groups))
+        for level in levels[1:]:
+            pairs = [
+                (first, other)
+                for first, one in enumerate(groups)
+                for other, another in enumerate(groups)
+                if _level(one, axis) == levels[0] and _level(another, axis) == level and _same_but(one, another, axis)
+            ]
+            if pairs:
+                first = groups[pairs[0][0]].shown.get(axis, "nothing").partition("=")[2] or "nothing"
+                label = f"{groups[pairs[0][1]].shown.get(axis, axis)} instead of {first}"
+                found.append(Pairing(axis, label, pairs))
+    return found
+
+
+def confounded_of(table: Table) -> list[str]:
+    """The axes in which no two groups differ alone, so that nothing can be said of them."""
+    known = {pairing.axis for pairing in pairings_of(table)}
+    axes = table.groups[0].values if table.groups else {}
+    several = [axis for axis in axes if len({_level(group, axis) for group in table.scored_groups}) > 1]
+    return [axis for axis in several if axis not in known]
+
+
+def _level(group: Group, axis: str) -> str:
+    """The value of an axis as it is shown: a source of weights that follows the depth is one value."""
+    return group.shown.get(axis, "")
+
+
+def _same_but(one: Group, other: Group, axis: str) -> bool:
+    return all(_level(one, key) == _level(other, key) for key in one.values if key != axis)
+
+
+def _sentence(table: Table, pairing: Pairing, settings: tuple[float, ...], found: Comparisons) -> str:
+    """What can be concluded of one difference, and what cannot."""
+    metric = METRICS[table.metric]
+    value, low, high, p = (float(column[0]) for column in found)
+    name, over = table.title_of_metric, f" over {len(settings)} settings of the rest" if len(settings) > 1 else ""
+    if math.isnan(low):
+        return f"{pairing.label}: {name} {metric.difference(value)}{metric.unit}; too few patients for an interval."
+    text = f"{pairing.label}: {name} {limits_text(table.metric, value, low, high)}{metric.unit}{over}. "
+    if p <= 1 - CONFIDENCE:
+        text += f"It {'raises' if value > 0 else 'lowers'} {name} on images like these"
+        text += _uneven(settings, value) + "."
+    else:
+        most = max(abs(low), abs(high))
+        text += f"No difference can be concluded; one of up to {metric.text(most)}{metric.unit} cannot be ruled out."
+    return text + _about_seeds(table, pairing)
+
+
+def _uneven(settings: tuple[float, ...], value: float) -> str:
+    against = sum(np.sign(each) != np.sign(value) for each in settings)
+    return f", though not in {against} of the {len(settings)} settings" if against else ""
+
+
+def _about_seeds(table: Table, pairing: Pairing) -> str:
+    """With one seed a difference is between two trained networks."""
+    groups = table.scored_groups
+    single = all(len(groups[place].scored) == 1 for pair in pairing.pairs for place in pair)
+    unknown = not np.any(table.estimates[table.metric].seeds.freedom)
+    return " One seed each: this is about these networks, not about the setting." if single and unknown else ""

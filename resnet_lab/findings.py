@@ -1,0 +1,150 @@
+"""What to know before believing a comparison of runs, in words, the worst first."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from resnet_lab.comparison import ABSENT, Table, places_of
+from resnet_lab.runs import Run
+
+FEW = 10  # test images of a class, below which an interval that counts classes alike is too narrow
+MANY_CLASSES = 8  # so many are named, the others counted
+
+
+class Finding(NamedTuple):
+    """One thing to know; what is not `grave` is no fault of the runs, but limits what they can tell."""
+
+    kind: str
+    text: str
+    grave: bool = True
+
+
+def findings_of(runs: Sequence[Run], tables: Sequence[Table]) -> list[Finding]:
+    """What is wrong with the runs, and after it what limits them."""
+    names = places_of(runs)
+    found = [
+        Finding("no result" if run.state == "done" else run.state, f"{names[run.folder.path]}: {run.problem}")
+        for run in runs
+        if run.problem
+    ]
+    for table in tables:
+        found += [*_collapsed(table), *_doubts(table), *_classes(table)]
+    found += [*_data_notes(runs), *_test_sets(tables), *_identical(runs), *_selection(runs), *_single_seeds(tables)]
+    return sorted(found, key=lambda finding: not finding.grave)
+
+
+def _collapsed(table: Table) -> Iterator[Finding]:
+    for group in table.groups:
+        if group.collapsed:
+            seeds = ", ".join(str(run.config.get("seed", ABSENT)) for run in group.collapsed)
+            share = f"{len(group.collapsed)} of {len(group.scored)}"
+            yield Finding("collapsed", f"{group.label}: {share} answer one class nearly always (seed {seeds})")
+
+
+def _doubts(table: Table) -> Iterator[Finding]:
+    for group in table.groups:
+        repeated = [seed for seed, n in Counter(run.config.get("seed") for run in group.scored).items() if n > 1]
+        roots = sorted({str(run.config.get("data.root")) for run in group.scored})
+        if len(roots) > 1:
+            yield Finding("different images", f"{group.label}: one name for the data of {' and '.join(roots)}")
+        if repeated:
+            yield Finding("seed twice", f"{group.label}: seed {repeated[0]} counts more than once; n is too large")
+    if table.scored and table.scored[0].split == "val":
+        yield Finding("no test split", "numbers are of the validation images, which also chose the checkpoint")
+    trained = [group for group in table.scored_groups if len(group.collapsed) < len(group.scored)]
+    below = [group.label for group in trained if _below_baseline(table, group.scored)]
+    if below:
+        text = f"not above the majority baseline in {table.title_of_metric}: {'; '.join(below)}"
+        yield Finding("no better than one answer", text)
+
+
+def _below_baseline(table: Table, runs: Sequence[Run]) -> bool:
+    metric = table.metric
+    return bool(np.mean([run.scores[metric] for run in runs]) <= np.mean([run.baseline[metric] for run in runs]))
+
+
+def _classes(table: Table) -> Iterator[Finding]:
+    if not table.scored:
+        return
+    names, images = table.scored[0].class_names, table.scored[0].counts.sum(axis=1)
+    trained = [run for run in table.scored if not run.collapsed]
+    found = np.sum([run.counts.diagonal() for run in trained], axis=0) if trained else images
+    never = [name for name, n, hits in zip(names, images, found, strict=True) if n and not hits]
+    if never:
+        runs = f"none of the {len(trained)} runs finds" if len(trained) > 1 else "the run does not find"
+        yield Finding("class never found", f"{runs} a single image of: {_listed(never)}")
+    absent = [name for name, n in zip(names, images, strict=True) if not n]
+    if absent:
+        yield Finding(
+            "class not tested", f"{table.title}: no image of {_listed(absent)}; nothing is known of it", False
+        )
+    few = [f"{name} ({n})" for name, n in zip(names, images, strict=True) if 0 < n < FEW]
+    if few:
+        text = f"few test images of {_listed(few)}: intervals of balanced accuracy and AUROC are too narrow"
+        yield Finding("few images", text, False)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - MANY_CLASSES
+    return ", ".join(names[:MANY_CLASSES]) + (f" and {more} more classes" if more > 0 else "")
+
+
+def _data_notes(runs: Sequence[Run]) -> Iterator[Finding]:
+    notes: Counter[tuple[str, str]] = Counter()
+    for run in runs:
+        leaks, skipped = (run.status.get(key) or 0 for key in ("leaks", "skipped_images"))
+        if leaks and run.config.get("data.on_leak") != "drop":
+            notes["leaking", f"{leaks} images of train or val share a patient or picture with a later split"] += 1
+        if skipped:
+            notes["skipped images", f"{skipped} images could not be read"] += 1
+    for (kind, text), count in notes.items():
+        yield Finding(kind, f"{text} ({count} of {len(runs)} runs)")
+
+
+def _test_sets(tables: Sequence[Table]) -> Iterator[Finding]:
+    scored = [table for table in tables if table.scored]
+    if len(scored) > 1:
+        text = "the runs were scored on different images: each set has its own table, not to be compared with another"
+        yield Finding("different test sets", text)
+    same_images = defaultdict(set)
+    for table in scored:
+        same_images[table.scored[0].test_set[:2]].add(table.scored[0].class_names)
+    for names in same_images.values():
+        if len(names) > 1:
+            lists = " against ".join(_listed(each) for each in sorted(names))
+            yield Finding("different class names", f"the same images, but other classes: {lists}")
+
+
+def _identical(runs: Sequence[Run]) -> Iterator[Finding]:
+    """Runs that differ in their configuration or seed cannot end with the very same answers, unless they collapsed."""
+    names, same = places_of(runs), defaultdict(list)
+    for run in runs:
+        if run.predictions and not run.collapsed:
+            answers = run.predictions.answers
+            same[run.test_set, answers.probabilities.tobytes()].append(names[run.folder.path])
+    for places in same.values():
+        if len(places) > 1:
+            text = f"{', '.join(places)}: the same probabilities to the last digit for every image"
+            yield Finding("suspiciously identical", f"{text}; a copied folder, or a key that does nothing")
+
+
+def _selection(runs: Sequence[Run]) -> Iterator[Finding]:
+    chosen = [run for run in runs if str(run.status.get("monitor") or run.config.get("monitor")).startswith("test/")]
+    if chosen:
+        yield Finding("selected on test", f"the epoch was chosen by a test metric ({len(chosen)} of {len(runs)} runs)")
+    same = [run for run in runs if run.fingerprint("val") and run.fingerprint("val") == run.fingerprint("test")]
+    if same:
+        text = f"validation and test are the same images ({len(same)} of {len(runs)} runs)"
+        yield Finding("selected on test", text)
+
+
+def _single_seeds(tables: Sequence[Table]) -> Iterator[Finding]:
+    scored = [group for table in tables for group in table.scored_groups]
+    single = [group.label for group in scored if len(group.scored) == 1]
+    if single:
+        which = "any group" if len(single) == len(scored) else "; ".join(single)
+        yield Finding("one seed only", f"no spread is known of {which}", False)

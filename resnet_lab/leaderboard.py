@@ -1,0 +1,95 @@
+"""The rows of a table of groups: ranked, with intervals, ties, the majority baseline and published numbers."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from resnet_lab.comparison import ABSENT, METRICS, Group, Table
+from resnet_lab.intervals import CONFIDENCE, Interval
+from resnet_lab.references import references_for
+
+NOTHING = Interval(math.nan, math.nan)
+
+
+class Row(NamedTuple):
+    """One line of a table: of a group, of the majority baseline, or of a published number."""
+
+    label: str
+    remark: str
+    n: str
+    cells: list[str]  # one for each of the table's metrics
+    kind: str = "group"  # or baseline, reference
+    mark: str = ""  # best, tied, or empty
+    value: float = math.nan  # of the metric that ranks
+    interval: Interval = NOTHING
+    shortfall: str = ""  # to the best, with limits
+
+
+def rows_of(table: Table) -> list[Row]:
+    """The groups from the best to the worst, what answering the training majority gives, and what others published."""
+    marks, shortfalls = _against_best(table)
+    rows = [_row(table, group, marks, shortfalls) for group in table.ranked]
+    for run in {run.majority: run for run in table.scored}.values():
+        cells = [METRICS[metric].text(run.baseline[metric]) for metric in table.metrics]
+        label = f"majority baseline: always “{run.class_names[run.majority]}”"
+        rows.append(Row(label, "", "", cells, "baseline", value=run.baseline[table.metric]))
+    for reference in references_for(table.scored):
+        scores, spread = reference.scores, reference.spread
+        cells = [
+            METRICS[metric].text(scores.get(metric, math.nan), spread.get(metric, math.nan)) for metric in table.metrics
+        ]
+        origin = f"{reference.source}" + ("" if reference.read == "original" else f" ({reference.read})")
+        remark = f"{origin}. {reference.verdict(table.scored[0])}"
+        rows.append(Row(reference.what, remark, "", cells, "reference", value=scores.get(table.metric, math.nan)))
+    return rows
+
+
+def _row(table: Table, group: Group, marks: dict[str, str], shortfalls: dict[str, str]) -> Row:
+    lost, collapsed = len(group.runs) - len(group.scored), len(group.collapsed)
+    remark = ", ".join([f"{lost} without result"] * bool(lost) + [f"{collapsed} collapsed"] * bool(collapsed))
+    cells = [METRICS[metric].text(*group.mean_and_std(metric)) for metric in table.metrics]
+    value = group.mean_and_std(table.metric)[0]
+    return Row(
+        group.label,
+        remark,
+        str(len(group.scored)),
+        cells,
+        mark=marks.get(group.label, ""),
+        value=value,
+        interval=interval_of(table, group, table.metric),
+        shortfall=shortfalls.get(group.label, ""),
+    )
+
+
+def interval_of(table: Table, group: Group, metric: str) -> Interval:
+    """95 % interval of a group's mean; NaN where it has no result."""
+    places = [place for place, other in enumerate(table.scored_groups) if other is group]
+    return table.estimates[metric].interval(places[0]) if places else NOTHING
+
+
+def _against_best(table: Table) -> tuple[dict[str, str], dict[str, str]]:
+    """By label, whether a group is the best or tied with it, and by how much it falls short."""
+    groups = [group.label for group in table.scored_groups]
+    if len(groups) < 2 or all(math.isnan(value) for value in table.estimates[table.metric].values):
+        return {}, {}
+    best, found = table.against_best
+    marks, shortfalls = {groups[best]: "best"}, {groups[best]: ABSENT}
+    for place, label in enumerate(groups):
+        if place != best and not math.isnan(found.values[place]):
+            marks[label] = "tied" if found.p[place] > 1 - CONFIDENCE else "behind"
+            shortfalls[label] = limits_text(table.metric, found.values[place], found.low[place], found.high[place])
+    return marks, shortfalls
+
+
+def limits_text(metric: str, value: float, low: float, high: float) -> str:
+    """A difference and its limits, `−0.12 [−0.20, −0.04]`."""
+    shown = METRICS[metric]
+    limits = "" if math.isnan(low) else f" [{shown.difference(low)}, {shown.difference(high)}]"
+    return shown.difference(value) + limits
+
+
+def interval_text(metric: str, interval: Interval) -> str:
+    """`0.31 to 0.48`; a dash where nothing is known."""
+    shown = METRICS[metric]
+    return ABSENT if math.isnan(interval.low) else f"{shown.text(interval.low)} to {shown.text(interval.high)}"

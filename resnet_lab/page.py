@@ -1,0 +1,214 @@
+"""The report as one self-contained HTML page: what each of its sections holds, ready for the template."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from resnet_lab import costs, thresholds
+from resnet_lab.by_class import Share, class_rows, shares_by_distance
+from resnet_lab.comparison import ABSENT, METRICS, Group, Table, places_of
+from resnet_lab.effects import confounded_of, effects_of
+from resnet_lab.figures import picture
+from resnet_lab.findings import Finding
+from resnet_lab.leaderboard import interval_text, rows_of
+from resnet_lab.plots import MAX_CLASSES_WITH_TEXT
+from resnet_lab.rendering import base64_of, png, render
+from resnet_lab.runs import Run
+from resnet_lab.sharing import sweeps_of, unshared_of
+from resnet_lab.summaries import titles_of
+
+FIGURES = ("accuracy", "confusion_matrices")  # of runs whose configuration names none
+OF_SECTIONS = ("confusion_matrices", "roc", "precision_recall", "reliability", "cost")  # stand in a place of their own
+PAGE_WIDTH, NAMES_WIDTH, CELL_WIDTH = 1110, 80, 36  # pixels of a confusion matrix and its surroundings
+NO_DIFFERENCE = 20  # classes above which the difference of two runs is a list instead of a matrix
+
+
+def page(
+    runs: Sequence[Run], tables: Sequence[Table], findings: Sequence[Finding], out: Path, figures: Sequence[str] = ()
+) -> str:
+    """The page; saves the pictures that were asked for below `out` on the way.
+
+    Args:
+        runs: all that were read.
+        tables: those that may be compared with each other.
+        findings: what is wrong.
+        out: the folder of the page; `report_figures` in it exists.
+        figures: names of pictures; those that the runs ask for where empty.
+    """
+    parts = []
+    for number, table in enumerate(tables, start=1):
+        suffix = f"_table{number}" if len(tables) > 1 else ""
+        drawn = pictures(table, figures or figures_of(table), out / "report_figures", suffix)
+        parts.append({"id": f"t{number}", **_section(table, drawn)})
+    metrics = [metric for metric in METRICS if any(metric in table.metrics for table in tables)]
+    sweeps = sweeps_of(runs)
+    unshared = unshared_of(sweeps) if len(sweeps) > 1 else []
+    return render(
+        "report.html.j2",
+        tables=parts,
+        findings=findings,
+        runs=_listing(runs, metrics, out),
+        titles=titles_of(metrics),
+        sweeps={name: len(members) for name, members in sweeps.items()},
+        unshared=unshared,
+    )
+
+
+def _listing(runs: Sequence[Run], metrics: Sequence[str], out: Path) -> list[dict[str, Any]]:
+    return [
+        {
+            "run": run,
+            "place": place,
+            "link": os.path.relpath(run.folder.path, out.resolve()),
+            "cells": [METRICS[metric].text(run.scores.get(metric, math.nan)) for metric in metrics],
+        }
+        for run, place in zip(runs, places_of(runs).values(), strict=True)
+    ]
+
+
+def _section(table: Table, drawn: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """All that the page shows of one table."""
+    groups = [group for group in table.ranked if group.scored]
+    part: dict[str, Any] = {"title": table.title, "titles": titles_of(table.metrics), "metric": table.title_of_metric}
+    part |= {"rows": _board(table), "pictures": drawn, "scored": bool(groups)}
+    part["rest"] = [each for name, each in drawn.items() if name not in OF_SECTIONS]
+    if not groups:
+        return part
+    found = effects_of(table)
+    part |= {"effects": list(zip(found, _bars([(e.low, e.value, e.high) for e in found], zero=True), strict=True))}
+    part |= {"confounded": confounded_of(table), "names": table.scored[0].class_names}
+    part |= {"matrices": _matrices(table), "difference": _difference(table)}
+    ordered = "qwk" in table.metrics
+    part["distances"] = (
+        [(group.label, _cells(shares_by_distance(group.answers, table.patient))) for group in groups] if ordered else []
+    )
+    part["classes"] = [
+        (group.label, len(group.scored), class_rows(group.answers, table.patient, part["names"])) for group in groups
+    ]
+    part |= {"operating": thresholds.operating_rows(table), "referable": thresholds.grades_referable(table)}
+    part |= {"calibration": thresholds.calibration_rows(table)}
+    part["costs"] = [
+        (cost, costs.cost_cells(cost), METRICS[table.metric].text(cost.quality / METRICS[table.metric].factor))
+        for cost in costs.costs_of(table)
+    ]
+    return part
+
+
+class Bar(NamedTuple):
+    """Where an interval and its middle lie between the ends of a scale, in per cent; NaN where nothing is known."""
+
+    low: float
+    middle: float
+    high: float
+    mark: float  # the baseline's place, or that of no difference
+
+
+def _bars(rows: Sequence[tuple[float, float, float]], zero: bool = False, mark: float = math.nan) -> list[Bar]:
+    """Bars on one scale that holds all rows (low, middle, high), and a mark: 0, or another value."""
+    mark = 0.0 if zero else mark
+    known = [value for value in (*np.ravel(rows), mark) if math.isfinite(value)]
+    low, high = min(known, default=0.0), max(known, default=1.0)
+    reach = (high - low) or 1.0
+    return [Bar(*(3 + 94 * (value - low) / reach for value in (*row, mark))) for row in rows]
+
+
+def _board(table: Table) -> list[dict[str, Any]]:
+    rows = rows_of(table)
+    baseline = next((row.value for row in rows if row.kind == "baseline"), math.nan)
+    bars = _bars([(row.interval.low, row.value, row.interval.high) for row in rows], mark=baseline)
+    return [
+        {"row": row, "bar": bar, "interval": interval_text(table.metric, row.interval) if row.kind == "group" else ""}
+        for row, bar in zip(rows, bars, strict=True)
+    ]
+
+
+def _cells(shares: Iterable[tuple[str, Share]]) -> list[dict[str, Any]]:
+    return [{"name": name, "share": share} for name, share in shares]
+
+
+def _matrices(table: Table) -> dict[str, Any]:
+    """Confusion matrices as tables in a grid: one axis from left to right, the others from top to bottom."""
+    names = table.scored[0].class_names
+    if len(names) > MAX_CLASSES_WITH_TEXT:
+        return {}
+    columns, places = grid_of(table.scored_groups, max(1, PAGE_WIDTH // (NAMES_WIDTH + CELL_WIDTH * len(names))))
+    cells = [
+        {"label": group.label, "runs": len(group.scored), "row": row, "column": column, **_matrix(group)}
+        for group, (row, column) in zip(table.scored_groups, places, strict=True)
+    ]
+    return {"columns": columns, "cells": cells}
+
+
+def _matrix(group: Group) -> dict[str, Any]:
+    counts = np.sum([run.counts for run in group.scored], axis=0)
+    totals = counts.sum(axis=1, keepdims=True)
+    return {
+        "counts": counts.tolist(),
+        "shares": (counts / np.maximum(totals, 1)).tolist(),
+        "totals": totals[:, 0].tolist(),
+    }
+
+
+def grid_of(groups: Sequence[Group], room: int) -> tuple[int, list[tuple[int, int]]]:
+    """Columns of a grid, and row and column of each group, from 1 on.
+
+    The columns are the values of the axis that has most of them among those with room for theirs, the rows the settings
+    of all other axes; without such an axis the groups follow each other.
+    """
+    levels = {axis: list(dict.fromkeys(group.shown.get(axis, "") for group in groups)) for axis in groups[0].values}
+    fitting = [axis for axis, values in levels.items() if 1 < len(values) <= room]
+    if not fitting:
+        columns = min(room, len(groups))
+        return columns, [(place // columns + 1, place % columns + 1) for place in range(len(groups))]
+    across = max(reversed(fitting), key=lambda axis: len(levels[axis]))
+    rest = [tuple(text for axis, text in group.shown.items() if axis != across) for group in groups]
+    order = list(dict.fromkeys(rest))
+    along = [levels[across].index(group.shown.get(across, "")) + 1 for group in groups]
+    return len(levels[across]), [(order.index(row) + 1, column) for row, column in zip(rest, along, strict=True)]
+
+
+def _difference(table: Table) -> dict[str, Any]:
+    """What the page's script needs to set any two groups or runs against each other."""
+    sides = [{"label": group.label, "counts": _matrix(group)["counts"]} for group in table.scored_groups]
+    for group in table.scored_groups:
+        if len(group.scored) > 1:
+            sides += [
+                {"label": f"{group.label}, seed {run.config.get('seed', ABSENT)}", "counts": run.counts.tolist()}
+                for run in group.scored
+            ]
+    names = list(table.scored[0].class_names)
+    return {"names": names, "sides": sides, "list": len(names) > NO_DIFFERENCE} if len(sides) > 1 else {}
+
+
+def pictures(table: Table, names: Sequence[str], folder: Path, suffix: str) -> dict[str, dict[str, Any]]:
+    """The table's pictures by name, with each figure in base64; those in `names` are saved as files, too."""
+    shown = {}
+    for name in dict.fromkeys([*names, *OF_SECTIONS]):
+        as_text = name == "confusion_matrices" and not _many_classes(table)  # the page has them as tables
+        drawn = None if as_text and name not in names else picture(name, table)
+        if drawn is None:
+            continue
+        files = drawn.files or [drawing.wide for drawing in drawn.shown]
+        for number, figure in enumerate(files if name in names else (), start=1):
+            place = f"_{number}" if len(files) > 1 else ""
+            (folder / f"{name}{place}{suffix}.png").write_bytes(png(figure))
+        seen = [] if as_text else drawn.shown
+        figures = [[base64_of(png(figure)) for figure in drawing if figure] for drawing in seen]
+        shown[name] = {"name": name, "title": drawn.title, "note": drawn.note, "figures": figures}
+    return shown
+
+
+def _many_classes(table: Table) -> bool:
+    return bool(table.scored) and len(table.scored[0].class_names) > MAX_CLASSES_WITH_TEXT
+
+
+def figures_of(table: Table) -> list[str]:
+    """The names of the pictures that the runs of a table ask for, each once."""
+    runs = [run for group in table.groups for run in group.runs]
+    return list(dict.fromkeys(name for run in runs for name in run.config.get("figures") or FIGURES))

@@ -1,0 +1,76 @@
+"""Published numbers to stand beside ours (references.yaml), and whether they were got in the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from resnet_lab.runs import Run
+
+FILE = Path(__file__).with_name("references.yaml")
+WORDS = {  # field of a protocol → how a difference reads
+    "images": "{:,} test images, here {:,}",
+    "train_images": "{:,} training images, here {:,}",
+    "image_size": "{} px, here {}",
+    "selection": "epoch chosen on {}, here on {}",
+}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One row of references.yaml, whose comments say what the fields are."""
+
+    data: list[str]
+    classes: int
+    what: str
+    scores: dict[str, float]
+    protocol: dict[str, Any]
+    source: str
+    read: str
+    spread: dict[str, float] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def fits(self, runs: Sequence[Run]) -> bool:
+        """Whether it is about the data of these runs, and a network that one of them is."""
+        run = runs[0]
+        same_data = str(run.config.get("data.name")).lower() in self.data and len(run.class_names) == self.classes
+        return same_data and any(
+            all(run.config.get(key) == value for key, value in self.config.items()) for run in runs
+        )
+
+    def verdict(self, run: Run) -> str:
+        """How its protocol compares with that of a run, in words."""
+        ours, differ, silent = protocol_of(run), [], []
+        for key, words in WORDS.items():
+            theirs = self.protocol.get(key)
+            if theirs is None:
+                silent.append(key.replace("_", " "))
+            elif theirs != ours[key]:
+                differ.append(words.format(theirs, ours[key]))
+        if len(silent) == len(WORDS):
+            return "Protocol not stated"
+        text = "Other protocol: " + "; ".join(differ) if differ else "Protocol agrees"
+        return text + (f" (not stated: {', '.join(silent)})" if silent else "")
+
+
+def protocol_of(run: Run) -> dict[str, Any]:
+    """What `Reference.protocol` says, of a run."""
+    monitor = run.status.get("monitor")
+    return {
+        "images": int(run.counts.sum()),
+        "train_images": sum(run.class_counts("train")),
+        "image_size": run.config.get("data.crop") or run.config.get("data.image_size"),
+        "selection": {"val": "validation", "test": "test"}.get(str(monitor).split("/")[0], "last"),
+    }
+
+
+def references_for(runs: Sequence[Run]) -> list[Reference]:
+    """The rows that fit runs on one test set; none where they were scored on validation images."""
+    if not runs or runs[0].split != "test":
+        return []
+    rows = [Reference(**row) for row in yaml.safe_load(FILE.read_text(encoding="utf-8"))]
+    return [row for row in rows if row.fits(runs)]

@@ -1,0 +1,30 @@
+"""Templates and figures in, one self-contained HTML page out."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from matplotlib.figure import Figure
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as the bytes of a PNG file."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=120, bbox_inches="tight")
+    return file.getvalue()
+
+
+def base64_of(content: bytes) -> str:
+    """Bytes as the text of a data: address."""
+    return base64.b64encode(content).decode()
+
+
+def render(template: str, **values: Any) -> str:
+    """A template of this package as HTML, with every value escaped."""
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template(template).render(**values)

@@ -1,0 +1,68 @@
+"""What runs of several sweeps do not share: settings, data, code and machines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from resnet_lab.comparison import ABSENT
+from resnet_lab.run_folder import BOOKKEEPING
+from resnet_lab.runs import Run
+
+NOTED = ("commit", "versions", "hardware", "precision", "split_fingerprint", "class_names")  # of status.json
+SHOWN = 4  # values of a key that are listed
+
+
+class Unshared(NamedTuple):
+    """One thing in which sweeps differ, and what each of them has."""
+
+    key: str
+    values_of_sweeps: list[str]
+
+
+def sweeps_of(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Runs by the folder that holds them, by its name (more of its path where names repeat)."""
+    folders: dict[Path, list[Run]] = {}
+    for run in runs:
+        folders.setdefault(run.folder.path.parent, []).append(run)
+    names = [folder.name for folder in folders]
+    return {
+        folder.name if names.count(folder.name) == 1 else f"{folder.parent.name}/{folder.name}": members
+        for folder, members in folders.items()
+    }
+
+
+def unshared_of(sweeps: dict[str, list[Run]]) -> list[Unshared]:
+    """The keys of configuration and status in which the sweeps differ, one from another; seeds and paths apart.
+
+    A key that each sweep varies over the same values is shared.
+    """
+    found = []
+    for key in dict.fromkeys(key for runs in sweeps.values() for run in runs for key, _ in _facts(run)):
+        values = [sorted({dict(_facts(run)).get(key, ABSENT) for run in runs}) for runs in sweeps.values()]
+        if any(each != values[0] for each in values):
+            found.append(Unshared(key, [_text(each) for each in values]))
+    return found
+
+
+def _facts(run: Run) -> Iterator[tuple[str, str]]:
+    for key, value in run.config.items():
+        if key not in ("seed", *BOOKKEEPING) and not key.startswith("hydra"):
+            yield key, _plain(value)
+    for key in NOTED:
+        value = run.status.get(key)
+        for name, part in value.items() if isinstance(value, dict) else [("", value)]:
+            if value is not None:
+                yield f"{key}.{name}".rstrip("."), _plain(part)
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _text(values: Sequence[str]) -> str:
+    cut = [value if len(value) <= 60 else f"{value[:59]}…" for value in values[:SHOWN]]
+    more = len(values) - SHOWN
+    return ", ".join(cut) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,103 @@
+"""The leaderboard without pictures: for a terminal, for a page of documentation, and as unrounded numbers."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from textwrap import wrap
+from typing import Any
+
+import pandas as pd
+
+from resnet_lab.comparison import METRICS, Group, Table
+from resnet_lab.findings import Finding
+from resnet_lab.leaderboard import Row, interval_of, interval_text, rows_of
+
+MARKS = {"best": "best", "tied": "tied with the best", "behind": "behind the best"}
+
+
+def titles_of(metrics: Sequence[str]) -> list[str]:
+    """The headings of columns."""
+    return [METRICS[metric].title for metric in metrics]
+
+
+def text_table(table: Table, width: int = 110) -> str:
+    """The table for a terminal; labels wrap, so that a line has at most `width` characters."""
+    titles = titles_of(table.metrics)
+    room = width - 3 - 16 * len(titles)
+    lines = [table.title, f"{'group':<{room}}{'n':>3}" + "".join(f"{title:>16}" for title in titles)]
+    for row in rows_of(table):
+        if row.kind != "reference":  # their sources want more room than a terminal has
+            first, *more = wrap(_with_remarks(table, row), room - 1)
+            lines += [f"{first:<{room}}{row.n:>3}" + "".join(f"{cell:>16}" for cell in row.cells)]
+            lines += [f"  {line}" for line in more]
+    return "\n".join(lines)
+
+
+def _with_remarks(table: Table, row: Row) -> str:
+    limits = interval_text(table.metric, row.interval)
+    interval = [f"{table.title_of_metric} {limits}"] * any(letter.isdigit() for letter in limits)
+    remarks = ", ".join(filter(None, [MARKS.get(row.mark, ""), *interval, row.remark]))
+    return row.label + (f" ({remarks})" if remarks else "")
+
+
+def markdown(tables: Sequence[Table], findings: Sequence[Finding]) -> str:
+    """The findings and the tables for a page of the documentation."""
+    lines = [f"- **{_escaped(finding.kind)}**: {_escaped(finding.text)}" for finding in findings]
+    blocks = ["\n".join(lines)] if findings else []
+    for table in tables:
+        blocks += [f"**{_escaped(table.title)}**", _markdown_table(table)]
+    note = (
+        "Mean ± standard deviation over n runs that differ in their seed; 95 % intervals over patients and seeds. "
+        "Tied: a difference to the best is not shown by these runs (paired, corrected for many comparisons)."
+    )
+    return "\n\n".join([*blocks, note]) + "\n"
+
+
+def _markdown_table(table: Table) -> str:
+    titles = ["group", "n", *titles_of(table.metrics), f"{table.title_of_metric}, 95 %", "to the best"]
+    lines = ["| " + " | ".join(titles) + " |", "|---|" + "---:|" * (len(titles) - 1)]
+    for row in rows_of(table):
+        label = _escaped(row.label + (f" ({row.remark})" if row.remark else ""))
+        limits = interval_text(table.metric, row.interval) if row.kind == "group" else ""
+        against = row.mark if row.mark != "behind" else row.shortfall
+        lines.append("| " + " | ".join([label, row.n, *row.cells, limits, against]) + " |")
+    return "\n".join(lines)
+
+
+def _escaped(text: str) -> str:
+    return html.escape(text, quote=False).replace("|", "\\|").replace("_", "\\_").replace("*", "\\*")
+
+
+def summary(tables: Sequence[Table]) -> pd.DataFrame:
+    """One row per group with unrounded numbers: axes, counts, mean, std and interval of each metric, baseline.
+
+    `n_failed` counts the runs without a result, whatever the reason.
+    """
+    return pd.DataFrame(
+        [
+            _summary_row(table, group, mark)
+            for table in tables
+            for group, mark in zip(table.groups, _marks(table), strict=True)
+        ]
+    )
+
+
+def _marks(table: Table) -> list[str]:
+    marks = {row.label: row.mark for row in rows_of(table) if row.kind == "group"}
+    return [marks[group.label] for group in table.groups]
+
+
+def _summary_row(table: Table, group: Group, mark: str) -> dict[str, Any]:
+    row: dict[str, Any] = {"group": group.label}
+    row |= {axis: "none" if value is None else value for axis, value in group.values.items()}
+    row |= {"n": len(group.scored), "n_failed": len(group.runs) - len(group.scored)}
+    row |= {"n_collapsed": len(group.collapsed), "mark": mark, "ranked_by": table.metric}
+    for metric in table.metrics:
+        row[f"{metric}_mean"], row[f"{metric}_std"] = group.mean_and_std(metric)
+        row[f"{metric}_low"], row[f"{metric}_high"] = interval_of(table, group, metric)
+    for run in group.scored[:1]:
+        row |= {"split": run.split, "images": run.test_set[3], "fingerprint": run.test_set[1]}
+        row |= {"baseline_class": run.class_names[run.majority]}
+        row |= {f"baseline_{metric}": run.baseline[metric] for metric in table.metrics}
+    return row

@@ -1,0 +1,168 @@
+"""What the probabilities of a table's runs are worth: ROC and precision–recall, operating points, calibration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from sklearn.metrics import precision_recall_curve, roc_curve
+
+from resnet_lab import calibration, charts
+from resnet_lab.by_class import Share, by_patient, share_of
+from resnet_lab.comparison import Group, Table
+from resnet_lab.resampling import Answers
+
+PLACES = np.linspace(0, 1, 201)  # where the curves of several runs are averaged
+LINES = 6  # groups in a picture, the best ones
+PANELS = 12  # classes that are drawn one by one; of more, the hardest
+
+Binary = tuple[np.ndarray, np.ndarray]  # whether each image is positive (N,), and its score (N,)
+Curve = tuple[np.ndarray, float]  # values at PLACES, and the area under it
+
+
+def grades_referable(table: Table) -> bool:
+    """Whether the classes are grades of which some are referred."""
+    runs = table.scored
+    ordered = bool(runs) and any(run.status.get("ordered") for run in runs)
+    return ordered and len(runs[0].class_names) > calibration.REFERABLE
+
+
+def drawn_groups(table: Table) -> list[Group]:
+    """The groups that pictures with a line each show: the best ones."""
+    return [group for group in table.ranked if group.scored][:LINES]
+
+
+def roc_of(binary: Binary) -> Curve:
+    """Sensitivity at each false positive rate, and the area under the curve."""
+    false_alarms, found, _ = roc_curve(*binary)
+    return np.interp(PLACES, false_alarms, found), float(np.trapezoid(found, false_alarms))
+
+
+def precision_recall_of(binary: Binary) -> Curve:
+    """Precision at each recall, and average precision, the mean precision over the steps of recall."""
+    precision, recall, _ = precision_recall_curve(*binary)
+    values = np.interp(PLACES, recall[::-1], precision[::-1])
+    return values, float(-np.sum(np.diff(recall) * precision[:-1]))
+
+
+def panels_of(table: Table, curve: Callable[[Binary], Curve], score: str) -> list[tuple[str, list[charts.Line]]]:
+    """One panel for the referable grades and one a class, each with a line a group."""
+    if not table.scored:
+        return []
+    panels: list[tuple[str, Callable[[Answers], Binary]]] = []
+    if grades_referable(table):
+        panels.append(
+            (f"referable (from {table.scored[0].class_names[calibration.REFERABLE]} on)", calibration.referable)
+        )
+    panels += [(table.scored[0].class_names[k], _against_the_rest(k)) for k in _drawn_classes(table)]
+    groups = drawn_groups(table)
+    found = [(title, [_line(group, binary, curve, score) for group in groups]) for title, binary in panels]
+    return [(title, [line for line in lines if line]) for title, lines in found if any(lines)]
+
+
+def _against_the_rest(k: int) -> Callable[[Answers], Binary]:
+    return lambda answers: (answers.targets == k, answers.probabilities[:, k])
+
+
+def _drawn_classes(table: Table) -> list[int]:
+    """All classes that are tested, or of many those with the lowest recall."""
+    counts = np.sum([run.counts for run in table.scored], axis=0)
+    tested = np.flatnonzero(counts.sum(axis=1))
+    if len(tested) <= PANELS:
+        return list(map(int, tested))
+    recall = counts.diagonal()[tested] / counts.sum(axis=1)[tested]
+    return list(map(int, tested[np.argsort(recall, kind="stable")[:LINES]]))
+
+
+def _line(
+    group: Group, binary: Callable[[Answers], Binary], curve: Callable[[Binary], Curve], score: str
+) -> charts.Line | None:
+    cases = [binary(answers) for answers in group.answers]
+    if not all(0 < positive.sum() < len(positive) for positive, _ in cases):
+        return None
+    values, areas = zip(*map(curve, cases), strict=True)
+    points = tuple((row.name, row.point) for row in operating_rows_of(group)) if binary is calibration.referable else ()
+    shown = points if curve is roc_of else ()
+    return charts.Line(group.label, PLACES, np.stack(values), f"{score} {np.mean(areas):.3f}", shown)
+
+
+class OperatingRow(NamedTuple):
+    """What a threshold that was chosen on validation gives on test: means over the runs of a group."""
+
+    label: str
+    name: str  # high sensitivity, or high specificity
+    thresholds: tuple[float, ...]  # of the runs
+    sensitivity: Share
+    specificity: Share
+
+    @property
+    def point(self) -> calibration.OperatingPoint:
+        """For a mark on the curve."""
+        return calibration.OperatingPoint(
+            float(np.mean(self.thresholds)), self.sensitivity.value, self.specificity.value
+        )
+
+
+def operating_rows(table: Table) -> list[OperatingRow]:
+    """Both operating points of each group whose runs all have validation predictions, best group first."""
+    if not grades_referable(table):
+        return []
+    return [row for group in table.ranked if group.scored for row in operating_rows_of(group, table.patient)]
+
+
+def operating_rows_of(group: Group, patient: np.ndarray | None = None) -> Iterator[OperatingRow]:
+    """The rows of one group; images are their own patients where `patient` (N,) is not given."""
+    chosen = [calibration.thresholds(run.validation.answers) if run.validation else {} for run in group.scored]
+    if not all(chosen):
+        return
+    patient = np.arange(len(group.answers[0].targets)) if patient is None else patient
+    for name in calibration.TARGETS:
+        cuts = tuple(cut[name] for cut in chosen)
+        positive, _ = calibration.referable(group.answers[0])
+        called = np.mean(
+            [calibration.referable(answers)[1] >= cut for answers, cut in zip(group.answers, cuts, strict=True)], axis=0
+        )
+        sensitivity = share_of(by_patient(called * positive, patient), by_patient(positive, patient))
+        specificity = share_of(by_patient((1 - called) * ~positive, patient), by_patient(~positive, patient))
+        yield OperatingRow(group.label, name, cuts, sensitivity, specificity)
+
+
+class CalibrationRow(NamedTuple):
+    """Expected calibration error of a group, mean over its runs; NaN where no validation predictions are stored."""
+
+    label: str
+    before: float
+    temperature: float
+    after: float
+
+
+def calibration_rows(table: Table) -> list[CalibrationRow]:
+    """Each group before and after temperature scaling fitted on validation, best group first."""
+    rows = []
+    for group in (group for group in table.ranked if group.scored):
+        before = float(np.mean([calibration.calibration_error(answers) for answers in group.answers]))
+        cooled = scaled_answers(group)
+        after = (
+            float(np.mean([calibration.calibration_error(answers) for _, answers in cooled])) if cooled else math.nan
+        )
+        mean = float(np.exp(np.mean([np.log(each) for each, _ in cooled]))) if cooled else math.nan
+        rows.append(CalibrationRow(group.label, before, mean, after))
+    return rows
+
+
+def scaled_answers(group: Group) -> list[tuple[float, Answers]]:
+    """Temperature fitted on validation, and the scaled test answers, of each run; empty where one has no validation."""
+    found = []
+    for run, answers in zip(group.scored, group.answers, strict=True):
+        if run.validation is None:
+            return []
+        fitted = calibration.temperature(run.validation.answers)
+        found.append((fitted, calibration.cooled(answers, fitted)))
+    return found
+
+
+def together(answers: Sequence[Answers]) -> Answers:
+    """The answers of several runs as those of one."""
+    return Answers(*(np.concatenate(parts) for parts in zip(*answers, strict=True)))

@@ -1,0 +1,91 @@
+"""Scores of single classes against scikit-learn and scipy, and how often their intervals are right."""
+
+import numpy as np
+import pytest
+from fake_answers import World
+from scipy import stats
+from sklearn.metrics import precision_recall_fscore_support
+
+from resnet_lab.by_class import by_patient, class_rows, share_of, wilson
+
+NAMES = ["no DR", "mild", "moderate", "severe", "proliferative"]
+
+
+def made(seed: int = 0, patients: int = 200, runs: int = 1):
+    world = World(np.random.default_rng(seed))
+    targets, patient, hard = world.patients(patients)
+    return [world.answers(targets, hard) for _ in range(runs)], patient
+
+
+def test_one_run_has_scikit_learns_scores():
+    (answers,), patient = made()
+    rows = class_rows([answers], patient, NAMES)
+    precision, recall, f1, images = precision_recall_fscore_support(answers.targets, answers.predictions)
+    np.testing.assert_allclose([row.precision.value for row in rows], precision)
+    np.testing.assert_allclose([row.recall.value for row in rows], recall)
+    np.testing.assert_allclose([row.f1.value for row in rows], f1)
+    assert [row.images for row in rows] == images.tolist()
+    for row in rows:
+        for share in row[2:]:
+            assert share.interval.low <= share.value <= share.interval.high
+
+
+@pytest.mark.parametrize(("found", "size"), [(0, 5), (3, 5), (5, 5), (40, 103)])
+def test_a_share_of_independent_images_has_wilsons_interval(found, size):
+    part = np.zeros(size)
+    part[:found] = 1
+    expected = stats.binomtest(found, size).proportion_ci(method="wilson")
+    assert wilson(found / size, size) == pytest.approx((expected.low, expected.high))
+    assert share_of(part, np.ones(size)).interval == pytest.approx((expected.low, expected.high))
+
+
+def test_two_images_that_go_together_are_no_more_than_one():
+    part = np.repeat([1.0, 0.0], 50)
+    once, twice = share_of(part, np.ones(100)), share_of(2 * part, np.full(100, 2.0))
+    assert twice.interval == pytest.approx(once.interval)
+
+
+def test_a_share_of_nothing_is_unknown():
+    share = share_of(np.zeros(3), np.zeros(3))
+    assert np.isnan([share.value, *share.interval]).all()
+
+
+def test_a_class_that_no_image_has_and_one_that_is_never_called():
+    (answers,), patient = made()
+    some = answers.targets != 4
+    predictions = np.where(answers.predictions == 1, 0, answers.predictions)[some]
+    fewer = answers._replace(targets=answers.targets[some], predictions=predictions)
+    fewer = fewer._replace(probabilities=answers.probabilities[some])
+    rows = class_rows([fewer], np.unique(patient[some], return_inverse=True)[1], NAMES)
+    assert np.isnan(rows[4].recall.value)
+    assert np.isnan(rows[1].precision.value)
+    assert (rows[1].recall.value, rows[1].f1.value) == (0, 0)
+    assert 0 < rows[1].recall.interval.high < 0.25
+
+
+def test_runs_of_a_group_count_as_their_mean():
+    runs, patient = made(runs=3)
+    together = class_rows(runs, patient, NAMES)[2]
+    alone = [class_rows([answers], patient, NAMES)[2] for answers in runs]
+    assert together.recall.value == pytest.approx(np.mean([row.recall.value for row in alone]))
+    assert together.images == alone[0].images
+
+
+def test_images_are_counted_by_patient():
+    assert by_patient(np.array([True, False, True, True]), np.array([0, 1, 2, 2])).tolist() == [1, 0, 2]
+
+
+def test_intervals_of_a_class_cover_its_recall():
+    world = World(np.random.default_rng(7))
+    truth = [row.recall.value for row in class_rows(*_case(world, 40_000), NAMES)]
+    missed = np.zeros(5)
+    for _ in range(400):
+        rows = class_rows(*_case(world, 150), NAMES)
+        limits = [row.recall.interval for row in rows]
+        missed += [not low <= true <= high for (low, high), true in zip(limits, truth, strict=True)]
+    assert (missed / 400 < 0.08).all(), missed
+
+
+def _case(world, patients):
+    targets, patient, hard = world.patients(patients)
+    return [world.answers(targets, hard)], patient
