@@ -9,11 +9,14 @@ from textwrap import fill
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from resnet_lab.calibration import OperatingPoint, Reliability
 from resnet_lab.plots import BLUE, GREY, RED, add_legend, colour
+
+PLAQUE = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1}  # keeps text on curves readable
 
 
 @dataclass(frozen=True)
@@ -33,16 +36,17 @@ def unit_curves(
     """Curves in the unit square, one panel a title: means as lines, the range over runs as bands.
 
     Args:
-        panels: title and lines of each.
+        panels: title and lines of each; the same lines in the same order.
         xlabel: of the first number.
         ylabel: of the second.
         columns: panels in a row.
-        chance: draw the diagonal, which guessing gives.
+        chance: draw the diagonal, which guessing gives; the numbers then stand below it.
     """
     columns = min(columns, len(panels))
     rows = math.ceil(len(panels) / columns)
-    longest = max(len(lines) for _, lines in panels)
-    figure = Figure(figsize=(max(4.4 * columns, 5.2), rows * (4.1 + 0.2 * longest)), layout="constrained")
+    names = [line.label for line in panels[0][1]]
+    size = (max(4.2 * columns, 5.2), 4.2 * rows + 0.24 * len(names))
+    figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
@@ -51,12 +55,15 @@ def unit_curves(
             axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
         for place, line in enumerate(lines):
             _draw(axes, line, colour(place, len(lines)))
+            side = {"x": 0.98, "ha": "right"} if chance else {"x": 0.03, "ha": "left"}
+            height = 0.03 + 0.06 * (len(lines) - 1 - place)
+            axes.text(**side, y=height, s=line.score, color=colour(place, len(lines)), fontsize=9, bbox=PLAQUE)
         _square(axes, xlabel, ylabel, title)
-        legend = axes.legend(
-            loc="upper left", bbox_to_anchor=(0, -0.17), fontsize=8, frameon=False, borderpad=0, handlelength=1.4
-        )
-        for text in legend.get_texts():
-            text.set_parse_math(False)
+    handles = [
+        Line2D([], [], color=colour(place, len(names)), linewidth=1.8, label=fill(name, 60))
+        for place, name in enumerate(names)
+    ]
+    add_legend(figure, handles, 1 if columns == 1 else 2)
     return figure
 
 
@@ -65,8 +72,7 @@ def _draw(axes: Axes, line: Line, shade: tuple[float, float, float, float]) -> N
         axes.fill_between(
             line.x, line.values.min(axis=0), line.values.max(axis=0), color=shade, alpha=0.15, linewidth=0
         )
-    label = fill(line.label, 44) + (f"  {line.score}" if line.score else "")
-    axes.plot(line.x, line.values.mean(axis=0), color=shade, linewidth=1.6, label=label)
+    axes.plot(line.x, line.values.mean(axis=0), color=shade, linewidth=1.6)
     for (_, point), marker in zip(line.points, "o^", strict=False):
         axes.plot(1 - point.specificity, point.sensitivity, marker, color=shade, markersize=7, markeredgecolor="white")
 
@@ -80,6 +86,7 @@ def _square(axes: Axes, xlabel: str, ylabel: str, title: str) -> None:
     axes.set_ylabel(ylabel, fontsize=9)
     axes.tick_params(labelsize=8)
     axes.grid(color="0.92")
+    axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -97,9 +104,10 @@ def reliability(panels: Sequence[tuple[str, Reliability, float]], columns: int) 
     for axes, (title, bins, error) in zip(grid, panels, strict=False):
         width = 1 / len(bins.images)
         middles = width * (np.arange(len(bins.images)) + 0.5)
-        axes.bar(middles, np.nan_to_num(bins.accuracy), width=0.92 * width, color=BLUE, label="right")
         # the bins that count for more are drawn darker
         weight = bins.images / max(bins.images.max(), 1)
+        shades = [to_rgba(BLUE, 0.2 + 0.8 * share) for share in weight]
+        axes.bar(middles, np.nan_to_num(bins.accuracy), width=0.92 * width, color=shades)
         for middle, sure, right, share in zip(middles, bins.confidence, bins.accuracy, weight, strict=True):
             if share:
                 axes.plot([middle, middle], [right, sure], color=RED, linewidth=2.2, alpha=0.35 + 0.65 * share)
@@ -137,7 +145,8 @@ def cost(groups: Sequence[Cost], ylabel: str, columns: int = 2) -> Figure:
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
     for axes, name in zip(grid, names, strict=False):
         for place, group in enumerate(groups):
-            shade, x = colour(place, len(groups)), group.resources[name]
+            # side by side where several take the same
+            shade, x = colour(place, len(groups)), group.resources[name] * 1.02 ** (place - (len(groups) - 1) / 2)
             axes.plot([x, x], group.limits, color=shade, linewidth=1.6, alpha=0.5)
             axes.plot(x, group.quality, "o", color=shade, markersize=6)
         _resource_axis(axes, name, [group.resources[name] for group in groups])
@@ -159,7 +168,7 @@ def _resource_axis(axes: Axes, name: str, values: Sequence[float]) -> None:
     axes.set_xlim(low / 1.6, high * 1.6)
     # a logarithmic axis of less than a decade has no ticks of its own worth reading
     ticks = np.geomspace(low, high, 3) if high > 1.3 * low else np.array([low])
-    axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
+    axes.set_xticks(ticks, [f"{tick:,.0f}" if tick >= 100 else f"{tick:.3g}" for tick in ticks])
     axes.set_xticks([], minor=True)
     axes.set_xlabel(name, fontsize=9)
     axes.tick_params(labelsize=8)

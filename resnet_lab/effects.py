@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,8 @@ import numpy as np
 from resnet_lab.comparison import METRICS, Group, Table
 from resnet_lab.intervals import CONFIDENCE, Comparisons
 from resnet_lab.leaderboard import limits_text
+
+SETTINGS = 4  # as many are listed one by one
 
 
 class Effect(NamedTuple):
@@ -99,17 +102,31 @@ def _sentence(table: Table, pairing: Pairing, settings: tuple[float, ...], found
         return f"{pairing.label}: {name} {metric.difference(value)}{metric.unit}; too few patients for an interval."
     text = f"{pairing.label}: {name} {limits_text(table.metric, value, low, high)}{metric.unit}{over}. "
     if p <= 1 - CONFIDENCE:
-        text += f"It {'raises' if value > 0 else 'lowers'} {name} on images like these"
-        text += _uneven(settings, value) + "."
+        text += f"It {'raises' if value > 0 else 'lowers'} {name} on images like these."
     else:
         most = max(abs(low), abs(high))
         text += f"No difference can be concluded; one of up to {metric.text(most)}{metric.unit} cannot be ruled out."
-    return text + _about_seeds(table, pairing)
+    return text + _uneven(table, pairing, settings) + _about_seeds(table, pairing)
 
 
-def _uneven(settings: tuple[float, ...], value: float) -> str:
-    against = sum(np.sign(each) != np.sign(value) for each in settings)
-    return f", though not in {against} of the {len(settings)} settings" if against else ""
+def _uneven(table: Table, pairing: Pairing, settings: tuple[float, ...]) -> str:
+    """Where the difference itself depends on the other axes, their average is of little use."""
+    estimates, groups = table.estimates[table.metric], table.scored_groups
+    rows = np.zeros((len(settings), len(estimates.values)))
+    for row, (first, other) in zip(rows, pairing.pairs, strict=True):
+        row[other], row[first] = 1, -1
+    between = np.array([rows[one] - rows[other] for one, other in combinations(range(len(settings)), 2)])
+    if not len(between) or not np.any(estimates.compare(between).p <= 1 - CONFIDENCE):
+        return ""
+    rest = [
+        " ".join(text for key, text in groups[first].shown.items() if key != pairing.axis) for first, _ in pairing.pairs
+    ]
+    parts = [
+        f"{METRICS[table.metric].difference(value)} at {where}" for value, where in zip(settings, rest, strict=True)
+    ]
+    order = np.argsort(settings)
+    shown = parts if len(parts) <= SETTINGS else [parts[order[0]], parts[order[-1]]]
+    return f" But it depends on the rest, and the average hides it: {'; '.join(shown)}."
 
 
 def _about_seeds(table: Table, pairing: Pairing) -> str:

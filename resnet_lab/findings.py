@@ -84,7 +84,7 @@ def _classes(table: Table) -> Iterator[Finding]:
         )
     few = [f"{name} ({n})" for name, n in zip(names, images, strict=True) if 0 < n < FEW]
     if few:
-        text = f"few test images of {_listed(few)}: intervals of balanced accuracy and AUROC are too narrow"
+        text = f"{_listed(few)} in test: intervals of balanced accuracy and AUROC are too narrow"
         yield Finding("few images", text, False)
 
 

@@ -25,7 +25,12 @@ from resnet_lab.summaries import titles_of
 
 FIGURES = ("accuracy", "confusion_matrices")  # of runs whose configuration names none
 OF_SECTIONS = ("confusion_matrices", "roc", "precision_recall", "reliability", "cost")  # stand in a place of their own
-PAGE_WIDTH, NAMES_WIDTH, CELL_WIDTH = 1110, 80, 36  # pixels of a confusion matrix and its surroundings
+PAGE_WIDTH, NAMES_WIDTH, CELL_WIDTH, LETTER_WIDTH = (
+    1110,
+    86,
+    36,
+    6.5,
+)  # pixels of a confusion matrix and its surroundings
 NO_DIFFERENCE = 20  # classes above which the difference of two runs is a list instead of a matrix
 
 
@@ -76,6 +81,8 @@ def _section(table: Table, drawn: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """All that the page shows of one table."""
     groups = [group for group in table.ranked if group.scored]
     part: dict[str, Any] = {"title": table.title, "titles": titles_of(table.metrics), "metric": table.title_of_metric}
+    lead = table.metrics.index(table.metric)
+    part |= {"lead": lead, "others": _without(part["titles"], lead)}
     part |= {"rows": _board(table), "pictures": drawn, "scored": bool(groups)}
     part["rest"] = [each for name, each in drawn.items() if name not in OF_SECTIONS]
     if not groups:
@@ -123,9 +130,19 @@ def _board(table: Table) -> list[dict[str, Any]]:
     baseline = next((row.value for row in rows if row.kind == "baseline"), math.nan)
     bars = _bars([(row.interval.low, row.value, row.interval.high) for row in rows], mark=baseline)
     return [
-        {"row": row, "bar": bar, "interval": interval_text(table.metric, row.interval) if row.kind == "group" else ""}
+        {
+            "row": row,
+            "bar": bar,
+            "interval": interval_text(table.metric, row.interval) if row.kind == "group" else "",
+            "others": _without(row.cells, table.metrics.index(table.metric)),
+        }
         for row, bar in zip(rows, bars, strict=True)
     ]
+
+
+def _without(cells: Sequence[str], lead: int) -> list[str]:
+    """The cells of the metrics that do not rank."""
+    return [cell for place, cell in enumerate(cells) if place != lead]
 
 
 def _cells(shares: Iterable[tuple[str, Share]]) -> list[dict[str, Any]]:
@@ -142,7 +159,9 @@ def _matrices(table: Table) -> dict[str, Any]:
         {"label": group.label, "runs": len(group.scored), "row": row, "column": column, **_matrix(group)}
         for group, (row, column) in zip(table.scored_groups, places, strict=True)
     ]
-    return {"columns": columns, "cells": cells}
+    width = (PAGE_WIDTH / columns - NAMES_WIDTH) / len(names)
+    upright = LETTER_WIDTH * max(map(len, names)) > width
+    return {"columns": columns, "cells": cells, "upright": upright}
 
 
 def _matrix(group: Group) -> dict[str, Any]:

@@ -27,7 +27,7 @@ function drawMatrix(names, values, place) {
   element("th", "", head);
   for (const name of names) {
     element("col", "", columns);
-    element("th", name, head);
+    element("span", name, element("th", "", head));
   }
   const body = element("tbody", "", table);
   values.forEach((row, i) => {

@@ -17,7 +17,7 @@ def roc(table: Table) -> Picture | None:
     if not panels:
         return None
     wide, narrow = (
-        charts.unit_curves(panels, "false positive rate", "sensitivity", columns, chance=True) for columns in (2, 1)
+        charts.unit_curves(panels, "false positive rate", "sensitivity", columns, chance=True) for columns in (3, 1)
     )
     note = f"{_which(table)} Dotted: guessing."
     if any(line.points for _, lines in panels for line in lines):
@@ -30,7 +30,7 @@ def precision_recall(table: Table) -> Picture | None:
     panels = thresholds.panels_of(table, thresholds.precision_recall_of, "AP")
     if not panels:
         return None
-    wide, narrow = (charts.unit_curves(panels, "recall", "precision", columns) for columns in (2, 1))
+    wide, narrow = (charts.unit_curves(panels, "recall", "precision", columns) for columns in (3, 1))
     return Picture("Precision and recall", f"{_which(table)} AP: average precision.", [Drawing(wide, narrow)])
 
 
@@ -57,7 +57,7 @@ def reliability(table: Table) -> Picture | None:
             panels.append((group.label + suffix, bins, error))
     if not panels:
         return None
-    wide, narrow = (charts.reliability(panels, columns) for columns in (2, 1))
+    wide, narrow = (charts.reliability(panels, columns) for columns in (3, 1))
     note = "Bars below the dotted line: surer than right. Of the best groups, all runs of a group together."
     return Picture("Reliability", note, [Drawing(wide, narrow)])
 
@@ -71,6 +71,6 @@ def cost(table: Table) -> Picture | None:
     if not titles:
         return None
     found = [replace(each, resources={title: each.resources[title] for title in titles}) for each in found]
-    wide, narrow = (charts.cost(found, METRICS[table.metric].title, columns) for columns in (2, 1))
+    wide, narrow = (charts.cost(found, METRICS[table.metric].title, columns) for columns in (3, 1))
     note = "Lines: 95 % intervals. Above and to the left is better; of images a second, above and to the right."
     return Picture("Quality and cost", note, [Drawing(wide, narrow)])
