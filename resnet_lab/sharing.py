@@ -40,8 +40,9 @@ def unshared_of(sweeps: dict[str, list[Run]]) -> list[Unshared]:
     A key that each sweep varies over the same values is shared.
     """
     found = []
-    for key in dict.fromkeys(key for runs in sweeps.values() for run in runs for key, _ in _facts(run)):
-        values = [sorted({dict(_facts(run)).get(key, ABSENT) for run in runs}) for runs in sweeps.values()]
+    facts = [[dict(_facts(run)) for run in runs] for runs in sweeps.values()]
+    for key in dict.fromkeys(key for members in facts for fact in members for key in fact):
+        values = [sorted({fact.get(key, ABSENT) for fact in members}) for members in facts]
         if any(each != values[0] for each in values):
             found.append(Unshared(key, [_text(each) for each in values]))
     return found

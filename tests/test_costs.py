@@ -1,0 +1,40 @@
+"""What runs cost: from the status files, in units for people."""
+
+import pytest
+from fake_runs import write_run
+
+from resnet_lab.comparison import tables_of
+from resnet_lab.costs import cost_cells, costs_of
+from resnet_lab.figures import picture
+from resnet_lab.run_folder import find_runs
+from resnet_lab.runs import read_run
+
+
+def table_of(folder):
+    (table,) = tables_of([read_run(run) for run in find_runs([folder])])
+    return table
+
+
+def test_costs_are_means_over_the_runs_of_a_group(tmp_path):
+    for seed, seconds in ((0, 1000), (1, 3000)):
+        write_run(tmp_path / str(seed), seed=seed, seconds=seconds)
+    (cost,) = costs_of(table_of(tmp_path))
+    assert cost.resources["seconds of training"] == 2000
+    assert cost.resources["parameters, M"] == pytest.approx(11.179077)
+    assert cost_cells(cost) == ["11.18", "0.59", "2,000", "50", "1,500"]
+    assert cost.limits[0] < cost.quality < cost.limits[1]
+
+
+def test_what_a_run_does_not_note_is_left_out_and_what_all_share_is_not_drawn(tmp_path):
+    write_run(tmp_path / "a", 18, peak_memory_mb=None)
+    write_run(tmp_path / "b", 50, parameters=23_500_000)
+    table = table_of(tmp_path)
+    assert "peak memory, MB" not in costs_of(table)[0].resources
+    labels = [axes.get_xlabel() for axes in picture("cost", table).shown[0].wide.axes if axes.get_visible()]
+    assert labels == ["parameters, M"]
+
+
+def test_no_result_costs_nothing(tmp_path):
+    write_run(tmp_path / "run", state="failed", error="boom")
+    assert costs_of(table_of(tmp_path)) == []
+    assert picture("cost", table_of(tmp_path)) is None

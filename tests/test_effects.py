@@ -1,0 +1,81 @@
+"""What axes change: the means of paired differences, and sentences that claim no more than the intervals."""
+
+import numpy as np
+import pytest
+from fake_runs import write_run, write_sweep
+
+from resnet_lab.comparison import tables_of
+from resnet_lab.effects import confounded_of, effects_of
+from resnet_lab.run_folder import find_runs
+from resnet_lab.runs import read_run
+
+
+def table_of(folder, metric="accuracy"):
+    (table,) = tables_of([read_run(run) for run in find_runs([folder])], metric)
+    return table
+
+
+def write_grid(root, skills, seeds=(0, 1, 2), images=400):
+    """Runs by (depth, pretrained) → skill."""
+    for (depth, pretrained), skill in skills.items():
+        for seed in seeds:
+            write_run(root / f"{depth}-{pretrained}-{seed}", depth, pretrained, seed, skill, images=images)
+
+
+def test_an_effect_is_the_mean_of_the_paired_differences(tmp_path):
+    table = table_of(write_sweep(tmp_path / "sweep"))
+    means = {
+        (group.values["model.depth"], group.values["model.pretrained"]): group.mean_and_std("accuracy")[0]
+        for group in table.groups
+    }
+    depth, pretrained = effects_of(table)
+    assert (depth.label, pretrained.label) == ("depth=50 instead of 18", "pretrained=IMAGENET1K_V1 instead of none")
+    by_weights = [means[50, weights] - means[18, weights] for weights in (None, "IMAGENET1K_V1")]
+    assert depth.settings == pytest.approx(by_weights)
+    assert depth.value == pytest.approx(np.mean(by_weights))
+    assert depth.low < depth.value < depth.high
+
+
+def test_what_is_large_raises_and_what_is_nothing_cannot_be_concluded(tmp_path):
+    skills = {(depth, weights): 4.0 if weights else 1.5 for depth in (18, 50) for weights in (None, "web")}
+    write_grid(tmp_path, skills)
+    depth, pretrained = effects_of(table_of(tmp_path))
+    assert pretrained.low > 0
+    assert "over 2 settings of the rest. It raises accuracy on images like these." in pretrained.sentence
+    assert depth.low < 0 < depth.high
+    largest = 100 * max(abs(depth.low), abs(depth.high))
+    expected = f"No difference can be concluded; one of up to {largest:.2f} points cannot be ruled out."
+    assert depth.sentence.endswith(expected)
+
+
+def test_an_average_that_hides_opposite_differences_says_so(tmp_path):
+    write_grid(tmp_path, {(18, None): 3.0, (50, None): 1.0, (18, "web"): 1.0, (50, "web"): 3.0})
+    depth, _ = effects_of(table_of(tmp_path))
+    assert "it depends on the rest" in depth.sentence
+    for value, rest in zip(depth.settings, ("pretrained=none", "pretrained=web"), strict=True):
+        assert f"{100 * value:+.2f} at {rest}".replace("-", "−") in depth.sentence
+
+
+def test_one_seed_each_is_about_these_networks(tmp_path):
+    write_grid(tmp_path, {(18, None): 2.0, (50, None): 2.0}, seeds=(0,))
+    (effect,) = effects_of(table_of(tmp_path))
+    assert effect.sentence.endswith("One seed each: this is about these networks, not about the setting.")
+
+
+def test_one_patient_allows_no_interval(tmp_path):
+    write_grid(tmp_path, {(18, None): 2.0, (50, None): 2.0}, images=2)
+    (effect,) = effects_of(table_of(tmp_path))
+    assert effect.sentence.endswith("too few patients for an interval.")
+
+
+def test_axes_that_change_together_are_named_not_guessed(tmp_path):
+    write_grid(tmp_path, {(18, None): 2.0, (50, "web"): 2.0})
+    table = table_of(tmp_path)
+    assert effects_of(table) == []
+    assert confounded_of(table) == ["model.depth", "model.pretrained"]
+
+
+def test_a_group_alone_has_no_effects(tmp_path):
+    write_grid(tmp_path, {(18, None): 2.0})
+    assert effects_of(table_of(tmp_path)) == []
+    assert confounded_of(table_of(tmp_path)) == []

@@ -1,0 +1,103 @@
+"""What is wrong with made-up runs is found, and nothing is found that is not there."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+from fake_runs import GRADES, write_run
+
+from resnet_lab.comparison import tables_of
+from resnet_lab.findings import findings_of
+from resnet_lab.run_folder import find_runs
+from resnet_lab.runs import read_run
+
+
+def found(folder, metric="") -> dict[str, str]:
+    runs = [read_run(run) for run in find_runs([folder])]
+    return {finding.kind: finding.text for finding in findings_of(runs, tables_of(runs, metric))}
+
+
+def answer(run, change) -> None:
+    """Rewrite the predictions of a run."""
+    file = run / "predictions_test.csv"
+    change(pd.read_csv(file, dtype={"image": str})).to_csv(file, index=False)
+
+
+def test_sound_runs_have_no_grave_finding(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path / str(seed), seed=seed, skill=3.0, monitor="val/qwk")
+    runs = [read_run(run) for run in find_runs([tmp_path])]
+    assert not [finding for finding in findings_of(runs, tables_of(runs)) if finding.grave]
+
+
+def test_grave_findings_come_first(tmp_path):
+    write_run(tmp_path / "fine")
+    write_run(tmp_path / "flat", 50, seed=1, skill=0.0)
+    runs = [read_run(run) for run in find_runs([tmp_path])]
+    graves = [finding.grave for finding in findings_of(runs, tables_of(runs))]
+    assert graves == sorted(graves, reverse=True)
+    assert set(graves) == {True, False}
+
+
+def test_a_copied_run_is_suspicious_and_two_collapsed_ones_are_not(tmp_path):
+    write_run(tmp_path / "a", 18)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    config = (tmp_path / "b" / "config.yaml").read_text().replace("depth: 18", "depth: 50")
+    (tmp_path / "b" / "config.yaml").write_text(config)
+    text = found(tmp_path)["suspiciously identical"]
+    assert text.startswith("a, b: the same probabilities to the last digit")
+    for depth in (18, 50):
+        write_run(tmp_path / "flat" / str(depth), depth, skill=0.0)
+    assert "suspiciously identical" not in found(tmp_path / "flat")
+
+
+def test_selection_on_test_is_found_by_its_metric_or_by_its_images(tmp_path):
+    write_run(tmp_path / "a" / "run", monitor="test/accuracy")
+    assert found(tmp_path / "a")["selected on test"] == "the epoch was chosen by a test metric (1 of 1 runs)"
+    run = write_run(tmp_path / "b" / "run", monitor="val/qwk")
+    status = json.loads((run / "status.json").read_text())
+    status["split_fingerprint"]["val"] = status["split_fingerprint"]["test"]
+    (run / "status.json").write_text(json.dumps(status))
+    assert found(tmp_path / "b")["selected on test"] == "validation and test are the same images (1 of 1 runs)"
+
+
+def test_a_class_that_no_run_finds_is_named(tmp_path):
+    for seed in (0, 1):
+        run = write_run(tmp_path / str(seed), seed=seed)
+        answer(run, lambda frame: frame.replace({"prediction": {1: 0, 3: 2}}))
+    texts = found(tmp_path)
+    assert texts["class never found"] == "none of the 2 runs finds a single image of: mild, severe"
+
+
+def test_a_class_without_test_images_is_said_to_be_unknown(tmp_path):
+    run = write_run(tmp_path / "run")
+    answer(run, lambda frame: frame[frame["target"] != 4])
+    texts = found(tmp_path)
+    assert "no image of proliferative; nothing is known of it" in texts["class not tested"]
+    assert "proliferative" not in texts.get("class never found", "")
+
+
+def test_few_images_of_a_class_are_counted(tmp_path):
+    targets = pd.read_csv(write_run(tmp_path / "run") / "predictions_test.csv")["target"]
+    counts = {name: int(np.sum(targets == k)) for k, name in enumerate(GRADES)}
+    few = ", ".join(f"{name} ({count})" for name, count in counts.items() if count < 10)
+    assert found(tmp_path)["few images"].startswith(f"{few} in test: ")
+
+
+def test_a_group_below_the_baseline_is_named(tmp_path):
+    write_run(tmp_path / "good", 50, skill=3.0)
+    bad = write_run(tmp_path / "bad", 18)
+    answer(bad, lambda frame: frame.assign(prediction=4 - frame["target"]))
+    expected = "not above the majority baseline in accuracy: depth=18"
+    assert found(tmp_path, "accuracy")["no better than one answer"] == expected
+
+
+def test_the_same_images_under_other_class_names_are_no_common_table(tmp_path):
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", class_names=["0", "1", "2", "3", "4"])
+    runs = [read_run(run) for run in find_runs([tmp_path])]
+    assert len(tables_of(runs)) == 2
+    texts = found(tmp_path)
+    assert "0, 1, 2, 3, 4 against no DR, mild" in texts["different class names"]
+    assert "not to be compared" in texts["different test sets"]

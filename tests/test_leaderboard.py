@@ -1,0 +1,79 @@
+"""Rows of the leaderboard: order, intervals, ties, baseline and published numbers."""
+
+import math
+
+import pytest
+from fake_runs import write_run, write_sweep
+
+from resnet_lab.comparison import tables_of
+from resnet_lab.intervals import Interval
+from resnet_lab.leaderboard import interval_of, interval_text, limits_text, rows_of
+from resnet_lab.run_folder import find_runs
+from resnet_lab.runs import read_run
+
+
+def table_of(folder, metric=""):
+    (table,) = tables_of([read_run(run) for run in find_runs([folder])], metric)
+    return table
+
+
+def test_the_best_group_comes_first_and_what_cannot_be_told_apart_is_tied(tmp_path):
+    for seed in (0, 1, 2):
+        write_run(tmp_path / f"good-{seed}", 50, seed=seed, skill=3.0)
+        write_run(tmp_path / f"same-{seed}", 34, seed=seed, skill=3.0)
+        write_run(tmp_path / f"bad-{seed}", 18, seed=seed, skill=1.0)
+    write_run(tmp_path / "lost", 101, state="failed", error="boom")
+    table = table_of(tmp_path)
+    rows = [row for row in rows_of(table) if row.kind == "group"]
+    values = [group.mean_and_std("qwk")[0] for group in table.ranked]
+    assert values[:3] == sorted(values[:3], reverse=True)
+    assert [row.mark for row in rows] == ["best", "tied", "behind", ""]
+    assert [row.label for row in rows[2:]] == ["depth=18", "depth=101"]
+    assert math.isnan(rows[3].interval.low)
+    for group, row in zip(table.ranked[:3], rows, strict=False):
+        assert row.interval == interval_of(table, group, "qwk")
+        assert row.interval.low < row.value < row.interval.high
+
+
+def test_the_metric_of_choice_ranks(tmp_path):
+    write_sweep(tmp_path, seeds=(0, 1))
+    for metric in ("qwk", "accuracy", "balanced_accuracy", "auroc"):
+        table = table_of(tmp_path, metric)
+        means = [group.mean_and_std(metric)[0] for group in table.ranked]
+        assert means == sorted(means, reverse=True)
+        assert rows_of(table)[0].value == means[0]
+
+
+def test_a_group_alone_is_neither_best_nor_tied(tmp_path):
+    write_run(tmp_path / "run")
+    assert [row.mark for row in rows_of(table_of(tmp_path)) if row.kind == "group"] == [""]
+
+
+def test_published_numbers_stand_below_and_say_how_they_were_got(tmp_path):
+    write_run(tmp_path / "run")
+    rows = rows_of(table_of(tmp_path))
+    kinds = [row.kind for row in rows]
+    assert kinds == sorted(kinds, key=["group", "baseline", "reference"].index)
+    (row,) = [row for row in rows if row.label.startswith("ResNet-50, MSE")]
+    assert row.cells == ["0.863", "–", "–", "–"]
+    expected = (
+        "Other protocol: 42,670 test images, here 400; 35,126 training images, here 4,000 (not stated: selection)"
+    )
+    assert row.remark == f"Huang et al. 2023, Diagnostics 13:1664. {expected}"
+
+
+@pytest.mark.parametrize(
+    ("metric", "numbers", "text"),
+    [
+        ("qwk", (-0.1234, -0.2, 0.05), "−0.123 [−0.200, +0.050]"),
+        ("accuracy", (0.1, 0.05, 0.15), "+10.00 [+5.00, +15.00]"),
+        ("qwk", (-0.0001, math.nan, math.nan), "+0.000"),
+    ],
+)
+def test_differences_have_signs_and_limits(metric, numbers, text):
+    assert limits_text(metric, *numbers) == text
+
+
+def test_an_interval_that_is_not_known_is_a_dash():
+    assert interval_text("accuracy", Interval(0.415, 0.5)) == "41.50 to 50.00"
+    assert interval_text("accuracy", Interval(math.nan, math.nan)) == "–"

@@ -1,0 +1,130 @@
+"""Curves, operating points and calibration of a table, against scikit-learn; nothing is chosen on test."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from fake_runs import write_run
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from resnet_lab import calibration, figures
+from resnet_lab.comparison import tables_of
+from resnet_lab.run_folder import find_runs
+from resnet_lab.runs import read_run
+from resnet_lab.thresholds import (
+    PLACES,
+    calibration_rows,
+    grades_referable,
+    operating_rows,
+    panels_of,
+    precision_recall_of,
+    roc_of,
+)
+
+
+def table_of(folder):
+    (table,) = tables_of([read_run(run) for run in find_runs([folder])])
+    return table
+
+
+def with_validation(folder, seed=0, skill=2.0, **settings):
+    """A run that has predictions of both splits; the validation ones are another run's on other images."""
+    run = write_run(folder, seed=seed, skill=skill, **settings)
+    other = write_run(folder.parent / f"{folder.name}-val", seed=seed + 50, skill=skill, test_set="v" * 16, split="val")
+    (other / "predictions_val.csv").rename(run / "predictions_val.csv")
+    for file in other.iterdir():
+        file.unlink()
+    other.rmdir()
+    return run
+
+
+def random_case(seed: int, images: int = 300):
+    generator = np.random.default_rng(seed)
+    positive = generator.random(images) < 0.3
+    return positive, np.round(generator.normal(positive, 1.0), 1)  # with ties
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_areas_are_scikit_learns(seed):
+    case = random_case(seed)
+    values, area = roc_of(case)
+    assert area == pytest.approx(roc_auc_score(*case))
+    assert (values[0] >= 0, values[-1]) == (True, 1)
+    assert np.all(np.diff(values) >= 0)
+    assert precision_recall_of(case)[1] == pytest.approx(average_precision_score(*case))
+
+
+def test_a_curve_says_what_its_thresholds_do():
+    positive, scores = random_case(0)
+    cut = np.quantile(scores[~positive], 0.8) + 1e-9
+    false_alarms, found = np.mean(scores[~positive] >= cut), np.mean(scores[positive] >= cut)
+    assert np.interp(false_alarms, PLACES, roc_of((positive, scores))[0]) == pytest.approx(found, abs=0.02)
+
+
+def test_each_class_and_the_referable_grades_have_a_panel(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path / str(seed), seed=seed)
+    table = table_of(tmp_path)
+    panels = panels_of(table, roc_of, "AUC")
+    assert [title for title, _ in panels] == ["referable (from moderate on)", *table.scored[0].class_names]
+    (line,) = panels[0][1]
+    areas = [roc_auc_score(*calibration.referable(answers)) for answers in table.groups[0].answers]
+    assert line.values.shape == (2, len(PLACES))
+    assert line.score == f"AUC {np.mean(areas):.3f}"
+
+
+def test_classes_without_order_or_without_images_have_no_panel(tmp_path):
+    run = write_run(tmp_path / "run", class_names=["duck", "goose", "swan"])
+    frame = pd.read_csv(run / "predictions_test.csv", dtype={"image": str})
+    frame[frame["target"] != 2].to_csv(run / "predictions_test.csv", index=False)
+    table = table_of(tmp_path)
+    assert not grades_referable(table)
+    assert [title for title, _ in panels_of(table, roc_of, "AUC")] == ["duck", "goose"]
+    assert operating_rows(table) == []
+
+
+def test_operating_points_are_chosen_on_validation_and_frozen(tmp_path):
+    run = read_run(find_runs([with_validation(tmp_path / "run")])[0])
+    chosen = calibration.thresholds(run.validation.answers)
+    rows = operating_rows(table_of(tmp_path))
+    assert [(row.name, row.thresholds) for row in rows] == [(name, (cut,)) for name, cut in chosen.items()]
+    for row in rows:
+        expected = calibration.operate(run.predictions.answers, row.thresholds[0])
+        assert (row.sensitivity.value, row.specificity.value) == pytest.approx(expected[1:])
+        assert row.sensitivity.interval.low < row.sensitivity.value < row.sensitivity.interval.high
+    file = run.folder.path / "predictions_test.csv"  # other test images change nothing in what was chosen
+    pd.read_csv(file, dtype={"image": str}).iloc[:200].to_csv(file, index=False)
+    assert [row.thresholds for row in operating_rows(table_of(tmp_path))] == [row.thresholds for row in rows]
+
+
+def test_without_validation_nothing_is_chosen_or_scaled(tmp_path):
+    with_validation(tmp_path / "a", seed=0)
+    write_run(tmp_path / "b", seed=1)
+    table = table_of(tmp_path)
+    assert operating_rows(table) == []
+    (row,) = calibration_rows(table)
+    assert np.isnan([row.temperature, row.after]).all()
+    errors = [calibration.calibration_error(answers) for answers in table.groups[0].answers]
+    assert row.before == pytest.approx(np.mean(errors))
+
+
+def test_temperature_is_fitted_on_validation_and_tried_on_test(tmp_path):
+    run = with_validation(tmp_path / "run")
+    for split in ("test", "val"):  # make it far too sure
+        frame = pd.read_csv(run / f"predictions_{split}.csv", dtype={"image": str})
+        columns = [f"p_{k}" for k in range(5)]
+        sharp = frame[columns] ** 4
+        frame[columns] = sharp.div(sharp.sum(axis=1), axis=0)
+        frame.to_csv(run / f"predictions_{split}.csv", index=False)
+    (row,) = calibration_rows(table_of(tmp_path))
+    assert row.temperature == pytest.approx(4, rel=0.35)
+    assert row.after < row.before
+
+
+def test_operating_points_are_marked_on_the_curve(tmp_path):
+    with_validation(tmp_path / "run")
+    table = table_of(tmp_path)
+    (line,) = panels_of(table, roc_of, "AUC")[0][1]
+    (sensitive, specific) = (point for _, point in line.points)
+    assert sensitive.sensitivity > specific.sensitivity
+    assert "operating points from validation" in figures.picture("roc", table).note
+    assert panels_of(table, precision_recall_of, "AP")[0][1][0].points == ()
