@@ -26,7 +26,7 @@ def differences_of(runs: Sequence[Run]) -> list[str]:
 
 
 def _differences(run: Run) -> Iterator[str]:
-    metrics: dict[str, float] = run.status.get("metrics") or {}
+    metrics: dict[str, float | None] = run.status.get("metrics") or {}
     for split in dict.fromkeys(name.split("/")[0] for name in metrics):
         try:
             found = read_predictions(run.folder.kept_predictions(split))
@@ -43,9 +43,12 @@ def _differences(run: Run) -> Iterator[str]:
             yield f"predictions of {split} are of other images or targets than status.json notes"
 
 
-def _difference(name: str, stored: float, derived: float | None) -> Iterator[str]:
+def _difference(name: str, stored: float | None, derived: float | None) -> Iterator[str]:
     if derived is None:
         yield f"{name} is stored, but cannot be derived from predictions"
+    elif stored is None or math.isnan(stored):
+        if not math.isnan(derived):
+            yield f"{name} is stored as undefined, the predictions give {derived:.6f}"
     elif not math.isclose(stored, derived, rel_tol=LOSS_TOLERANCE * name.endswith("/loss"), abs_tol=TOLERANCE):
         yield f"{name} is stored as {stored:.6f}, the predictions give {derived:.6f}"
 
@@ -85,6 +88,8 @@ def metrics_of(answers: Answers, config: dict[str, Any], train_counts: Sequence[
     scores = np.nan_to_num(statistics.class_scores(counts))  # torchmetrics' 0 where a score divides by nothing
     true, predicted = counts.sum(axis=1), counts.sum(axis=0)
     derived = statistics.summary_of(*answers)
+    if math.isnan(derived["auroc"]):
+        derived["auroc"] = 0.5  # as metrics.MacroAUROC where there is one class only
     for name, values in zip(("precision", "recall", "f1"), scores, strict=True):
         derived[f"{name}_weighted"] = float(np.average(values, weights=true))
         derived[f"{name}_macro"] = float(values[true + predicted > 0].mean())

@@ -1,0 +1,144 @@
+"""`report --check`: stored numbers follow from the predictions, and where one was changed it is named."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from fake_runs import write_run
+
+from resnet_lab import report
+from resnet_lab.metrics import SplitMetrics
+from resnet_lab.resampling import Answers
+from resnet_lab.run_folder import RunFolder
+from resnet_lab.runs import read_run
+from resnet_lab.verify import differences_of, metrics_of
+
+
+def run_with_metrics(folder, **config):
+    """A run that stores what its predictions give."""
+    run = read_run(RunFolder(write_run(folder, config=config)))
+    derived = metrics_of(run.predictions.answers, run.config, run.class_counts("train"))
+    change_status(folder, metrics={f"test/{name}": value for name, value in derived.items()})
+    return folder
+
+
+def change_status(folder, **changes):
+    file = folder / "status.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def lines(*folders) -> list[str]:
+    return differences_of([read_run(RunFolder(folder)) for folder in folders])
+
+
+@pytest.mark.parametrize("classes", [[0, 1, 2, 3, 4], [0, 2, 4], [2]])
+def test_the_metrics_are_those_that_a_job_computes(tmp_path, classes):
+    run = read_run(RunFolder(write_run(tmp_path / "run")))
+    some = np.isin(run.predictions.answers.targets, classes)
+    answers = Answers(*(part[some] for part in run.predictions.answers))
+    logits = torch.log(torch.tensor(answers.probabilities, dtype=torch.float32))
+    targets = torch.tensor(answers.targets)
+    job = SplitMetrics("test", 5, ordered=True)
+    job.update(torch.nn.functional.cross_entropy(logits, targets, reduction="none"), logits, targets)
+    stored = {name.removeprefix("test/"): float(value) for name, value in job.compute().items()}
+    derived = metrics_of(answers, run.config, run.class_counts("train"))
+    assert set(stored) == set(derived)
+    for name, value in stored.items():
+        assert derived[name] == pytest.approx(value, abs=1e-5, nan_ok=True), name
+
+
+@pytest.mark.parametrize(
+    ("smoothing", "weights"), [(0.0, "none"), (0.1, "none"), (0.0, "balanced"), (0.1, [1, 2, 3, 4, 5])]
+)
+def test_the_loss_is_torchs(tmp_path, smoothing, weights):
+    run = read_run(RunFolder(write_run(tmp_path / "run")))
+    answers, counts = run.predictions.answers, run.class_counts("train")
+    config = {"loss.label_smoothing": smoothing, "loss.class_weights": weights}
+    balanced = np.sum(counts) / (5 * np.array(counts))
+    values = (
+        {"none": np.ones(5), "balanced": balanced}[weights] if isinstance(weights, str) else np.array(weights, float)
+    )
+    losses = torch.nn.functional.cross_entropy(
+        torch.log(torch.tensor(answers.probabilities)),
+        torch.tensor(answers.targets),
+        weight=torch.tensor(values),
+        label_smoothing=smoothing,
+        reduction="none",
+    )
+    assert metrics_of(answers, config, counts)["loss"] == pytest.approx(float(losses.mean()), rel=1e-6)
+
+
+def test_a_loss_of_another_kind_is_not_guessed(tmp_path):
+    run = read_run(RunFolder(write_run(tmp_path / "run")))
+    config = {"loss._target_": "somewhere.focal"}
+    assert "loss" not in metrics_of(run.predictions.answers, config, run.class_counts("train"))
+
+
+def test_what_follows_from_the_predictions_passes(tmp_path, capsys):
+    run_with_metrics(tmp_path / "run")
+    write_run(tmp_path / "failed", state="failed", error="boom")
+    report.command([str(tmp_path), "--check"])
+    assert capsys.readouterr().out == "all stored metrics of 1 finished runs follow from their predictions\n"
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_changed_metric_fails_and_is_named(tmp_path, capsys):
+    folder = run_with_metrics(tmp_path / "run")
+    metrics = json.loads((folder / "status.json").read_text())["metrics"]
+    true = metrics["test/qwk"]
+    change_status(folder, metrics=metrics | {"test/qwk": true + 0.001})
+    with pytest.raises(SystemExit) as error:
+        report.command([str(tmp_path), "--check"])
+    assert error.value.code == 1
+    assert (
+        capsys.readouterr().out == f"run: test/qwk is stored as {true + 0.001:.6f}, the predictions give {true:.6f}\n"
+    )
+
+
+def test_changed_predictions_show_in_all_that_was_made_of_them(tmp_path):
+    folder = run_with_metrics(tmp_path / "run")
+    file = folder / "predictions_test.csv"
+    frame = pd.read_csv(file, dtype={"image": str})
+    frame.assign(target=np.where(frame.index < 5, (frame["target"] + 1) % 5, frame["target"])).to_csv(file, index=False)
+    found = " ".join(lines(folder))
+    assert "test/accuracy is stored as" in found
+    assert "predictions of test are of other images or targets than status.json notes" in found
+
+
+def test_a_prediction_that_is_not_the_most_probable_class_is_counted(tmp_path):
+    folder = run_with_metrics(tmp_path / "run")
+    file = folder / "predictions_test.csv"
+    frame = pd.read_csv(file, dtype={"image": str})
+    frame.assign(prediction=np.where(frame.index < 3, (frame["prediction"] + 1) % 5, frame["prediction"])).to_csv(
+        file, index=False
+    )
+    assert any("in 3 rows the prediction is not the most probable class" in line for line in lines(folder))
+
+
+def test_the_tables_beside_the_predictions_are_checked_too(tmp_path):
+    folder = run_with_metrics(tmp_path / "run")
+    run = read_run(RunFolder(folder))
+    good = pd.DataFrame(run.counts, run.class_names, run.class_names)
+    good.to_csv(run.folder.confusion_matrix_file("test"))
+    assert lines(folder) == []
+    (good + np.eye(5, dtype=int)).to_csv(run.folder.confusion_matrix_file("test"))
+    assert lines(folder) == ["run: confusion_matrix_test.csv does not follow from the predictions"]
+    run.folder.class_report_file("test").write_text("class,precision\nno DR,x\n")
+    assert any("class_report_test.csv" in line for line in lines(folder))
+
+
+def test_metrics_without_predictions_and_unknown_ones_cannot_be_checked(tmp_path):
+    folder = run_with_metrics(tmp_path / "run")
+    change_status(folder, metrics={"test/charm": 0.5, "val/accuracy": 0.5})
+    first, second = lines(folder)
+    assert first == "run: test/charm is stored, but cannot be derived from predictions"
+    assert second.startswith("run: the metrics of val cannot be checked: predictions_val.csv")
+
+
+def test_an_undefined_metric_agrees_only_with_an_undefined_one(tmp_path):
+    folder = run_with_metrics(tmp_path / "run")
+    change_status(folder, metrics={"test/qwk": None})
+    assert len(lines(folder)) == 1
+    assert lines(folder)[0].startswith("run: test/qwk is stored as undefined, the predictions give 0.")
