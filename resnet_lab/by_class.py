@@ -21,6 +21,9 @@ class Share(NamedTuple):
     interval: Interval
 
 
+NOTHING = Share(np.nan, Interval(np.nan, np.nan))
+
+
 class ClassRow(NamedTuple):
     """What a group makes of one class."""
 
@@ -48,6 +51,8 @@ def class_rows(runs: Sequence[Answers], patient: np.ndarray, class_names: Sequen
     for k, name in enumerate(class_names):
         jaccard = share_of(found[:, k], true[:, k] + predicted[:, k] - found[:, k])
         f1 = Share(_f1(jaccard.value), Interval(*map(_f1, jaccard.interval)))
+        if not true[:, k].any():
+            f1 = NOTHING  # as its recall; precision alone says nothing
         precision, recall = share_of(found[:, k], predicted[:, k]), share_of(found[:, k], true[:, k])
         rows.append(ClassRow(str(name), round(true[:, k].sum()), precision, recall, f1))
     return rows
@@ -65,7 +70,7 @@ def share_of(part: np.ndarray, whole: np.ndarray) -> Share:
     """
     total = float(whole.sum())
     if total == 0:
-        return Share(np.nan, Interval(np.nan, np.nan))
+        return NOTHING
     value = float(part.sum()) / total
     patients = int(np.count_nonzero(whole))
     influence = (part - value * whole)[whole > 0] / total

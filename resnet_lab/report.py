@@ -54,17 +54,16 @@ def report(folders: Sequence[str], out: Path, figures: Sequence[str] = (), metri
 
 def closed_folders(folders: Sequence[str]) -> list[str]:
     """The folders at or below `folders` that we may not read, whose runs are therefore missing."""
-    closed = []
+    closed: list[str] = []
     for folder in folders:
-        for place, inner, _ in os.walk(folder):
-            closed += [str(Path(place, name)) for name in inner if not os.access(Path(place, name), os.R_OK | os.X_OK)]
+        for _, inner, _ in os.walk(folder, onerror=lambda error: closed.append(str(error.filename))):
             inner[:] = [name for name in inner if name not in ("checkpoints", "tensorboard")]
-    return sorted(set(closed))
+    return [folder for folder in dict.fromkeys(closed) if Path(folder).exists()]
 
 
 def _read(folders: Sequence[str], closed: Sequence[str]) -> list[Run]:
     for folder in folders:
-        if Path(folder).is_dir() and not os.access(folder, os.R_OK | os.X_OK):
+        if folder in closed:
             raise UserError(f"{folder}: no permission to read it")
     try:
         return [read_run(folder) for folder in find_runs(folders)]

@@ -6,7 +6,7 @@ from fake_answers import World
 from scipy import stats
 from sklearn.metrics import precision_recall_fscore_support
 
-from resnet_lab.by_class import by_patient, class_rows, share_of, wilson
+from resnet_lab.by_class import by_patient, class_rows, share_of, shares_by_distance, wilson
 
 NAMES = ["no DR", "mild", "moderate", "severe", "proliferative"]
 
@@ -57,7 +57,7 @@ def test_a_class_that_no_image_has_and_one_that_is_never_called():
     fewer = answers._replace(targets=answers.targets[some], predictions=predictions)
     fewer = fewer._replace(probabilities=answers.probabilities[some])
     rows = class_rows([fewer], np.unique(patient[some], return_inverse=True)[1], NAMES)
-    assert np.isnan(rows[4].recall.value)
+    assert np.isnan([rows[4].recall.value, rows[4].f1.value]).all()
     assert np.isnan(rows[1].precision.value)
     assert (rows[1].recall.value, rows[1].f1.value) == (0, 0)
     assert 0 < rows[1].recall.interval.high < 0.25
@@ -69,6 +69,16 @@ def test_runs_of_a_group_count_as_their_mean():
     alone = [class_rows([answers], patient, NAMES)[2] for answers in runs]
     assert together.recall.value == pytest.approx(np.mean([row.recall.value for row in alone]))
     assert together.images == alone[0].images
+
+
+def test_errors_are_counted_by_their_distance():
+    runs, patient = made(runs=2)
+    found = shares_by_distance(runs, patient)
+    assert [name for name, _ in found] == ["right", "one grade off", "two grades off", "three or more"]
+    off = np.abs([answers.targets - answers.predictions for answers in runs])
+    expected = [np.mean(off == steps) for steps in range(3)] + [np.mean(off >= 3)]
+    assert [share.value for _, share in found] == pytest.approx(expected)
+    assert all(share.interval.low <= share.value <= share.interval.high for _, share in found)
 
 
 def test_images_are_counted_by_patient():

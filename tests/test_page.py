@@ -1,0 +1,278 @@
+"""The page of a report: every section where it belongs, and bad input in words instead of a crash."""
+
+import html
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from fake_runs import write_run, write_sweep
+
+from resnet_lab import page, report
+from resnet_lab.comparison import Group
+from resnet_lab.errors import UserError
+from resnet_lab.run_folder import find_runs
+from resnet_lab.runs import read_run
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Without pictures, which take longest."""
+    monkeypatch.setattr(page, "pictures", lambda *_: {})
+
+
+def page_of(folder, *options) -> str:
+    report.command([str(folder), *options])
+    return (folder / "report.html").read_text()
+
+
+def words(text: str) -> str:
+    """What a reader sees, in one line."""
+    visible = re.sub(r"<(style|script)\b.*?</\1>", "", text, flags=re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", visible)).split())
+
+
+def difference_of(text: str) -> dict:
+    """The data of the script that sets two runs against each other."""
+    return json.loads(re.search(r'<script type="application/json">(.*?)</script>', text, re.DOTALL)[1])
+
+
+def test_the_contents_lead_to_every_section(tmp_path, undrawn):
+    for sweep in ("a", "b"):
+        write_sweep(tmp_path / sweep, seeds=(0,))
+    text = page_of(tmp_path)
+    targets = re.findall(r'href="#([^"]+)"', text)
+    assert len(targets) >= 10
+    assert [name for name in targets if f'id="{name}"' not in text] == []
+
+
+def test_what_is_wrong_stands_before_any_number(tmp_path, undrawn):
+    write_sweep(tmp_path / "sweep", seeds=(0,))
+    text = page_of(tmp_path / "sweep")
+    assert text.index("First, what is wrong") < text.index("What limits these numbers") < text.index("Leaderboard by")
+
+
+def test_the_difference_has_the_counts_of_every_group_and_run(tmp_path, undrawn):
+    write_sweep(tmp_path / "sweep", seeds=(0, 1))
+    data = difference_of(page_of(tmp_path / "sweep"))
+    runs = [read_run(run) for run in find_runs([tmp_path / "sweep"])]
+    assert [side["label"] for side in data["sides"]][3:6] == [
+        "depth=50 pretrained=IMAGENET1K_V1",
+        "depth=18 pretrained=none, seed 0",
+        "depth=18 pretrained=none, seed 1",
+    ]
+    assert data["sides"][4]["counts"] == next(run for run in runs if run.collapsed).counts.tolist()
+    assert np.sum([side["counts"] for side in data["sides"]], axis=(1, 2)).tolist() == [800] * 4 + [400] * 8
+
+
+def group(**values) -> Group:
+    return Group(values, [], {key: f"{key}={value}" for key, value in values.items()})
+
+
+def test_matrices_stand_in_a_grid_over_two_axes():
+    groups = [group(depth=depth, weights=weights) for depth in (18, 34, 50) for weights in ("none", "web")]
+    assert page.grid_of(groups, room=4) == (3, [(1, 1), (2, 1), (1, 2), (2, 2), (1, 3), (2, 3)])
+    assert page.grid_of(groups, room=2) == (2, [(1, 1), (1, 2), (2, 1), (2, 2), (3, 1), (3, 2)])
+    assert page.grid_of(groups[:-1], room=4)[1] == [(1, 1), (2, 1), (1, 2), (2, 2), (1, 3)]  # a hole stays a hole
+    assert page.grid_of(groups, room=1) == (1, [(place, 1) for place in range(1, 7)])
+    assert page.grid_of(groups[:1], room=4) == (1, [(1, 1)])
+
+
+def test_bars_share_a_scale_with_the_baseline(tmp_path):
+    bars = page._bars([(0.2, 0.3, 0.4), (np.nan, 0.6, np.nan)], mark=0.1)
+    assert [bar.mark for bar in bars] == [3, 3]
+    assert bars[1].middle == 97
+    assert bars[0].low == pytest.approx(3 + 94 * 0.2)
+    assert np.isnan([bars[1].low, bars[1].high]).all()
+
+
+def test_sweeps_that_do_not_share_everything_say_so(tmp_path, undrawn):
+    for sweep, lr in (("old", 0.1), ("new", 0.01)):
+        for depth in (18, 50):
+            write_run(tmp_path / sweep / str(depth), depth, config={"optim.lr": lr})
+    assert "What the sweeps do not share key new (2 runs) old (2 runs) optim.lr 0.01 0.1" in words(page_of(tmp_path))
+    assert "do not share" not in page_of(tmp_path / "old")
+
+
+def test_another_metric_ranks_and_one_that_nobody_logged_is_named(tmp_path, undrawn):
+    write_run(tmp_path / "grades" / "0")
+    write_run(tmp_path / "birds" / "0", class_names=["duck", "goose", "swan"])
+    assert "Leaderboard by AUROC" in page_of(tmp_path / "grades", "metric=auroc")
+    with pytest.raises(
+        UserError, match="metric=charm is in no run; choose among qwk, accuracy, balanced_accuracy, auroc"
+    ):
+        report.command([str(tmp_path / "grades"), "metric=charm"])
+    with pytest.raises(UserError, match="metric=qwk needs classes with an order; choose among accuracy"):
+        report.command([str(tmp_path / "birds"), "metric=qwk"])
+
+
+def test_half_written_files_of_a_killed_run_leave_the_others_whole(tmp_path):
+    write_run(tmp_path / "fine")
+    killed = write_run(tmp_path / "killed", 50, state="running")
+    hurt = write_run(tmp_path / "hurt", 34)
+    for run in (killed, hurt):
+        for name in ("predictions_test.csv", "metrics.csv"):
+            content = (run / name).read_text()
+            (run / name).write_text(content[: len(content) // 2 - 3])
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "config.yaml").write_text("")
+    (tmp_path / "empty" / "status.json").write_text("")
+    text = words(page_of(tmp_path))
+    assert "interrupted killed: no result, last epoch: 5" in text
+    assert "no result hurt: predictions_test.csv: line 2" in text
+    assert "unreadable empty: " in text
+    assert "depth=34 1 without result" in text
+    assert "Report on 4 runs" in text
+
+
+def test_missing_predictions_are_said_to_be_missing(tmp_path, undrawn):
+    write_run(tmp_path / "fine")
+    (write_run(tmp_path / "bare", 50) / "predictions_test.csv").unlink()
+    assert "no result bare: no predictions_test.csv; evaluate the run" in words(page_of(tmp_path))
+
+
+def test_no_result_at_all_is_a_page_too(tmp_path):
+    write_run(tmp_path / "run", state="failed", error="boom", epochs=0)
+    text = words(page_of(tmp_path))
+    assert "failed run: boom" in text
+    assert "No run has a result" in text
+
+
+def test_different_class_names_are_never_ranked_together(tmp_path, undrawn):
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", class_names=["0", "1", "2", "3", "4"])
+    text = page_of(tmp_path)
+    assert text.count("Leaderboard by QWK") == 2
+    assert "different class names" in text
+    assert "badge" not in re.sub(r"<style>.*?</style>", "", text, flags=re.DOTALL)  # nobody is best, nobody tied
+
+
+def test_a_class_that_the_test_split_lacks_is_a_dash(tmp_path):
+    run = write_run(tmp_path / "run")
+    frame = pd.read_csv(run / "predictions_test.csv", dtype={"image": str})
+    frame[frame["target"] != 3].to_csv(run / "predictions_test.csv", index=False)
+    text = page_of(tmp_path)
+    assert text.count('<td class="empty">–</td>') == 5
+    assert "class not tested" in text
+    assert re.search(r"severe 0 (–|0\.\d\d 0\.\d\d to \S+) – –", words(text))
+
+
+def test_one_run_is_a_page_without_comparisons(tmp_path):
+    text = page_of(write_run(tmp_path / "run"))
+    assert "Report on 1 run<" in text
+    for absent in ("What each setting changes", "Difference of any two", "nan", "None"):
+        assert absent not in words(text)
+
+
+def test_one_seed_has_no_deviation_and_says_so(tmp_path, undrawn):
+    for depth in (18, 50):
+        write_run(tmp_path / str(depth), depth)
+    text = words(page_of(tmp_path))
+    assert "one seed only no spread is known of any group" in text
+    assert "One seed each: this is about these networks" in text
+    assert "nan" not in text
+
+
+def test_html_in_names_and_paths_is_text(tmp_path):
+    bad = "<img src=x onerror=alert(1)>"
+    for seed in (0, 1):
+        write_run(tmp_path / f"<b>&'\"{seed}", seed=seed, class_names=[bad, "</script><script>alert(2)", "c", "d", "e"])
+    write_run(tmp_path / "lost", 50, pretrained="<u>web", state="failed", error="<i>boom</i>")
+    text = page_of(tmp_path)
+    for forbidden in ("<img src=x", "<script>alert", "<b>&", "<u>web", "<i>boom"):
+        assert forbidden not in text
+    assert difference_of(text)["names"][:2] == [bad, "</script><script>alert(2)"]
+    assert bad in html.unescape(text)
+
+
+@pytest.fixture
+def elsewhere():
+    """A folder that any user can reach, unlike pytest's own, and may write to."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o777)
+    yield folder
+    for each in folder.rglob("*"):
+        if each.is_dir():
+            each.chmod(0o755)
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def nobody():
+    """Not root, who may read everything."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    yield
+    os.seteuid(0)
+
+
+def test_a_folder_without_read_permission_is_named(elsewhere, undrawn, request):
+    write_run(elsewhere / "sweep" / "fine")
+    write_run(elsewhere / "sweep" / "locked", 50).chmod(0)
+    write_run(elsewhere / "alone" / "run").parent.chmod(0)
+    write_run(elsewhere / "more" / "closed" / "run").parent.chmod(0)
+    (elsewhere / "out").mkdir()
+    (elsewhere / "out").chmod(0o777)
+    report.report([str(elsewhere / "sweep" / "fine")], elsewhere / "first")  # loads what nobody else may load
+    request.getfixturevalue("nobody")
+    shown = report.report([str(elsewhere / "sweep")], elsewhere / "out")
+    assert f"unreadable: {elsewhere / 'sweep' / 'locked'}: no permission to read it" in shown
+    assert "depth=18" in shown
+    with pytest.raises(UserError, match="alone: no permission to read it"):
+        report.report([str(elsewhere / "alone")], elsewhere / "out")
+    with pytest.raises(UserError, match=r"no run .*; no permission to read .*closed"):
+        report.report([str(elsewhere / "more")], elsewhere / "out")
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+PROBE = """<script>addEventListener("load", () => {
+const cells = document.querySelectorAll(".difference td");
+const broken = [...document.images].filter((image) => !image.complete || !image.naturalWidth).length;
+const beyond = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+document.title = `${innerWidth} px, ${beyond} beyond, ${broken} broken, ${cells.length} cells, ${cells[0].textContent}`;
+});</script>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+@pytest.mark.parametrize("width", [400, 1200])
+def test_a_browser_shows_it_all_without_a_word_on_the_console(tmp_path, width):
+    names = ["no DR", "a name that is longer than any name should be", "moderate", "severe", "proliferative"]
+    for depth in (18, 50):
+        for seed in (0, 1):
+            weights = "/long/path/" + "very_long_folder_name" * 4 + "/best.ckpt" if depth == 50 else None
+            run = write_run(
+                tmp_path / f"a_very_long_name_of_a_run_{depth}_{seed}", depth, weights, seed, class_names=names
+            )
+    shutil.copy(run / "predictions_test.csv", run / "predictions_val.csv")
+    text = page_of(tmp_path)
+    frame = tmp_path / "frame.html"  # a window is never as narrow as a phone
+    (tmp_path / "probed.html").write_text(text.replace("</body>", PROBE + "</body>"))
+    frame.write_text(
+        f'<iframe id="f" src="probed.html" style="width:{width}px;height:900px;border:0"></iframe>'
+        '<script>addEventListener("load", () => { document.body.dataset.found = f.contentDocument.title; });</script>'
+    )
+    done = subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync",
+         "--allow-file-access-from-files", "--disable-background-networking", "--disable-component-update",
+         f"--user-data-dir={tmp_path / 'browser'}", "--enable-logging=stderr", "--window-size=1400,1000",
+         "--virtual-time-budget=5000", "--dump-dom", frame.as_uri()],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    found = re.search(r'data-found="([^"]*)"', done.stdout)[1]
+    counts = [
+        np.sum([read_run(run).counts for run in find_runs([tmp_path]) if f"_{depth}_" in run.path.name], axis=0)
+        for depth in (18, 50)
+    ]
+    shares = [100 * each[0, 0] / each[0].sum() for each in counts]
+    first = f"{shares[0] - shares[1]:+.1f}".replace("-", "−")
+    assert found == f"{width} px, 0 beyond, 0 broken, 25 cells, {first}"
+    assert "CONSOLE" not in done.stderr
