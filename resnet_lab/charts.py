@@ -115,7 +115,9 @@ def reliability(panels: Sequence[tuple[str, Reliability, float]], columns: int) 
         _square(axes, "probability of the answer", "share of answers that are right", f"{title}: ECE {error:.3f}")
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
-    handles = [Line2D([], [], color=RED, linewidth=2.2, label="from what it says to what is right")]
+    handles = [
+        Line2D([], [], color=RED, linewidth=2.2, label="how far confidence and accuracy lie apart; darker: more images")
+    ]
     add_legend(figure, handles, 1)
     return figure
 

@@ -191,7 +191,7 @@ def _groups(runs: Sequence[Run]) -> list[Group]:
         values = {axis: run.config.get(axis, ABSENT) for axis in axes}
         groups.setdefault(repr(values), Group(values, [])).runs.append(run)
     _name(list(groups.values()), axes)
-    return sorted(groups.values(), key=lambda group: [_order(value) for value in group.values.values()])
+    return sorted(groups.values(), key=lambda group: [order_of(value) for value in group.values.values()])
 
 
 def _name(groups: Sequence[Group], axes: Sequence[str]) -> None:
@@ -226,7 +226,7 @@ def _tail(text: str, others: Sequence[str], separator: str, least: int = 1) -> s
     return text
 
 
-def _order(value: Any) -> tuple[bool, bool, float, str]:
+def order_of(value: Any) -> tuple[bool, bool, float, str]:
     """Sorts nothing first, numbers by size, and texts last."""
     number = float(value) if isinstance(value, int | float) else math.inf
     return value not in (None, "none"), value == ABSENT, number, str(value)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from resnet_lab.comparison import METRICS, Group, Table
+from resnet_lab.comparison import METRICS, Group, Table, order_of
 from resnet_lab.intervals import CONFIDENCE, Comparisons
 from resnet_lab.leaderboard import limits_text
 
@@ -61,7 +61,8 @@ def pairings_of(table: Table) -> list[Pairing]:
     """For each axis and each of its values but the first, the pairs of groups in which nothing else differs."""
     groups, found = table.scored_groups, []
     for axis in table.groups[0].values if table.groups else ():
-        levels = list(dict.fromkeys(_level(group, axis) for group in table.groups))
+        orders = {_level(group, axis): order_of(group.values[axis]) for group in groups}
+        levels = sorted(orders, key=lambda level: orders[level])
         for level in levels[1:]:
             pairs = [
                 (first, other)

@@ -123,3 +123,10 @@ def test_smoke_run_fills_every_row(tmp_path, name):
         assert math.isfinite(high)
         assert low <= middle <= high, line["name"]
         assert low > 0 or line["unit"] in ("grey levels", "QWK")
+
+
+def test_a_report_is_timed():
+    command = [sys.executable, str(BENCHMARKS / "report_speed.py"), "runs=2", "images=40", "seeds=2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = re.fullmatch(r"\{'runs': 2, 'images': 40, 'seeds': 2\}: ([\d.]+) s of CPU time, .*\n", done.stdout)
+    assert float(found[1]) > 0.5  # what the imports alone take

@@ -1,0 +1,63 @@
+"""What the charts of thresholds, probabilities and cost show, and that hostile names do no harm."""
+
+import io
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from resnet_lab import charts
+from resnet_lab.calibration import OperatingPoint, Reliability
+
+X = np.linspace(0, 1, 5)
+
+
+def drawn(figure: Figure) -> Figure:
+    """The figure, after it could be saved as PNG."""
+    figure.savefig(io.BytesIO(), format="png")
+    return figure
+
+
+def test_curves_are_means_with_bands_and_numbers_in_their_colour():
+    points = (("high sensitivity", OperatingPoint(0.2, 0.9, 0.6)),)
+    lines = [
+        charts.Line("$x^$", X, np.stack([X, X**0.5]), "AUC 0.600", points),
+        charts.Line("<b>", X, X[None] ** 2, "AUC 0.333"),
+    ]
+    axes = drawn(charts.unit_curves([("one", lines)], "rate", "found", 2, chance=True)).axes[0]
+    _, first, mark, second = axes.get_lines()
+    np.testing.assert_allclose(first.get_ydata(), (X + X**0.5) / 2)
+    np.testing.assert_allclose(second.get_ydata(), X**2)
+    assert (mark.get_xdata()[0], mark.get_ydata()[0]) == pytest.approx((0.4, 0.9))
+    assert len(axes.collections) == 1  # a band where there are several runs
+    shown = {text.get_text(): text.get_color() for text in axes.texts}
+    assert shown == {"AUC 0.600": first.get_color(), "AUC 0.333": second.get_color()}
+
+
+def test_panels_that_are_not_needed_are_hidden():
+    line = charts.Line("a", X, X[None])
+    figure = drawn(charts.unit_curves([(str(k), [line]) for k in range(4)], "x", "y", 3))
+    assert [axes.get_visible() for axes in figure.axes] == [True] * 4 + [False] * 2
+
+
+def test_reliability_shows_accuracy_as_bars_and_the_gap_to_confidence():
+    bins = Reliability(np.array([0.3, np.nan, 0.9]), np.array([0.5, np.nan, 0.6]), np.array([1, 0, 9]))
+    axes = drawn(charts.reliability([("group", bins, 0.29)], 2)).axes[0]
+    assert [bar.get_height() for bar in axes.patches] == [0.5, 0, 0.6]
+    gaps = [line.get_ydata() for line in axes.get_lines() if len(set(line.get_xdata())) == 1]
+    assert [list(gap) for gap in gaps] == [[0.5, 0.3], [0.6, 0.9]]
+    assert axes.get_title() == "group: ECE 0.290"
+    assert axes.patches[0].get_facecolor()[3] < axes.patches[2].get_facecolor()[3]
+
+
+@pytest.mark.parametrize("values", [(5.0, 5.0), (1457.0, 1816.0), (0.27, 1700.0)])
+def test_cost_stands_against_quality_with_limits(values):
+    groups = [charts.Cost(name, 0.5, (0.4, 0.6), {"MB": value}) for name, value in zip("ab", values, strict=True)]
+    figure = drawn(charts.cost(groups, "QWK"))
+    points = [line for line in figure.axes[0].get_lines() if line.get_marker() == "o"]
+    assert [point.get_xdata()[0] for point in points] == pytest.approx(values, rel=0.02)
+    assert len({point.get_xdata()[0] for point in points}) == 2  # never one over the other
+    assert list(figure.axes[0].get_lines()[0].get_ydata()) == [0.4, 0.6]
+    labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert labels
+    assert not any("e+" in label for label in labels)
