@@ -77,9 +77,14 @@ def pairings_of(table: Table) -> list[Pairing]:
     return found
 
 
+def pairing_axes(table: Table) -> set[str]:
+    """The axes of which something can be said."""
+    return {pairing.axis for pairing in pairings_of(table)}
+
+
 def confounded_of(table: Table) -> list[str]:
     """The axes in which no two groups differ alone, so that nothing can be said of them."""
-    known = {pairing.axis for pairing in pairings_of(table)}
+    known = pairing_axes(table)
     axes = table.groups[0].values if table.groups else {}
     several = [axis for axis in axes if len({_level(group, axis) for group in table.scored_groups}) > 1]
     return [axis for axis in several if axis not in known]
@@ -117,7 +122,8 @@ def _uneven(table: Table, pairing: Pairing, settings: tuple[float, ...]) -> str:
     for row, (first, other) in zip(rows, pairing.pairs, strict=True):
         row[other], row[first] = 1, -1
     between = np.array([rows[one] - rows[other] for one, other in combinations(range(len(settings)), 2)])
-    if not len(between) or not np.any(estimates.compare(between).p <= 1 - CONFIDENCE):
+    # every axis is asked, so each has its share of the chance to err
+    if not len(between) or not np.any(estimates.compare(between).p <= (1 - CONFIDENCE) / len(pairing_axes(table))):
         return ""
     rest = [
         " ".join(text for key, text in groups[first].shown.items() if key != pairing.axis) for first, _ in pairing.pairs
