@@ -1,6 +1,6 @@
 """Keeps the small files of a sweep beside its page: `python benchmarks/publish.py SWEEP docs/results/NAME [OLD=NEW …]`.
 
-Each finished run becomes a folder of its configuration, status, metrics and packed predictions (5 digits), from which
+Each finished run becomes a folder of its configuration, status, metrics and packed predictions (7 digits), from which
 `resnet-lab report docs/results/NAME` makes every table and picture again. OLD=NEW replaces the paths of a machine.
 """
 
@@ -18,7 +18,7 @@ from resnet_lab.comparison import tables_of
 from resnet_lab.run_folder import RunFolder, find_runs
 from resnet_lab.runs import Run, read_run
 
-DIGITS = "%.5g"  # of the probabilities
+DIGITS = "%.7g"  # of the probabilities
 NAMES = {"image": str, "patient": str}
 
 
