@@ -11,7 +11,7 @@ VERBS = {
     "predict": "RUN_OR_CKPT IMAGE_OR_FOLDER [out=predictions.csv]   grade photographs without labels",
     "prepare": "key=value … [processes=N]   crop and resize photographs once, and report on the data",
     "status": "DIR …                       how far the jobs are: done, running, failed, missing",
-    "report": "DIR … [out=DIR]            tables and pictures over the runs of a sweep, or any run folders",
+    "report": "DIR … [metric=NAME] [out=DIR] [figures=NAME,…] [--check]   what the runs of sweeps compare to",
 }
 USAGE = "\n".join(
     [
