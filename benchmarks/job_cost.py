@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -80,7 +81,7 @@ def measure(folder: Path, quick: bool) -> list[page.Row]:
     overrides += ["data.eye_crop=false", "data.num_workers=0", "trainer=cpu", "trainer.max_epochs=3", "sweep_dir=run"]
     costs, repeats, size = [], [], 0
     for _ in range(2 if quick else 6):
-        subprocess.run(["rm", "-rf", str(folder / "run")], check=True)
+        shutil.rmtree(folder / "run", ignore_errors=True)
         costs.append(cost_of(folder, overrides))
         repeats.append(again(folder, overrides))
         size = RunFolder(folder / "run").last_checkpoint.stat().st_size

@@ -25,6 +25,7 @@ RESOURCES = {  # key of status.json → how it is shown
     "parameters": Resource("parameters, M", 1e-6, "{:.2f}".format),
     "multiply_adds": Resource("multiply-adds an image, G", 1e-9, "{:.2f}".format),
     "seconds": Resource("seconds of training", 1, "{:,.0f}".format),
+    "core_seconds": Resource("core seconds", 1, "{:,.0f}".format),
     "images_per_second": Resource("images a second", 1, "{:,.0f}".format),
     "peak_memory_mb": Resource("peak memory, MB", 1, "{:,.0f}".format),
 }

@@ -27,9 +27,7 @@ from resnet_lab.models.resnet import multiply_adds, parameter_count
 from resnet_lab.module import Classifier
 from resnet_lab.outputs import score_table, write_split
 from resnet_lab.processes import BUSY, GRACE, Stopped, stop_on_signals, stop_with_parent
-from resnet_lab.run_folder import BOOKKEEPING, Busy, RunFolder, flat, remove_unfinished
-
-PATIENCE = 10.0  # seconds to wait for a process in the run folder that is about to end
+from resnet_lab.run_folder import BOOKKEEPING, PATIENCE, Busy, RunFolder, flat, remove_unfinished
 
 log = logging.getLogger("resnet_lab")
 
@@ -44,6 +42,8 @@ def run_job(run: RunFolder) -> None:
     resume_from = resume_point(run, config["on_corrupt"])
     seed_everything(config["seed"], verbose=False)
     datamodule = build_datamodule(config)
+    if resume_from:
+        same_images(run, datamodule)
     module = build_module(config, datamodule, pretrained=resume_from is None)
     monitor, mode = selection(config, datamodule)
     balances_twice = config["data"]["sampling"] != "none" and config["loss"].get("class_weights", "none") != "none"
@@ -76,11 +76,26 @@ def run_job(run: RunFolder) -> None:
         trainer.test(module, datamodule=datamodule, ckpt_path=chosen, weights_only=True, verbose=False)
     cost = last.cost(trainer)
     if trainer.is_global_zero:
-        if best and not config["keep_last"]:
+        dropped = {} if best is None or config["keep_last"] else {"last_checkpoint": None}
+        finish(run, trainer, module, datamodule, kept | dropped, observer, cost)
+        if dropped:  # not before the job is done, as a repeated one would start from nothing
             run.last_checkpoint.unlink(missing_ok=True)
-            kept |= {"last_checkpoint": None}
-        finish(run, trainer, module, datamodule, kept, observer, cost)
     trainer.strategy.barrier()
+
+
+def same_images(run: RunFolder, datamodule: DataModule) -> None:
+    """Refuse to go on with images other than those that the job began with.
+
+    Raises:
+        UserError: a split holds other images or targets.
+    """
+    before = run.read_status().get("split_fingerprint", {})
+    for split, now in datamodule.fingerprints.items():
+        if before.get(split, now) != now:
+            raise UserError(
+                f"the job began with other images or labels in {split} ({before[split]} then, {now} in "
+                f"{datamodule.data.root} now); give it those of then, or choose another sweep_dir"
+            )
 
 
 def selection(config: dict[str, Any], datamodule: DataModule) -> tuple[str | None, str]:
@@ -195,9 +210,11 @@ def log_hyperparameters(trainer: Trainer, run: RunFolder, metrics: dict[str, flo
 
 def main() -> int:
     """Take the run folder's lock, run its job, and leave a status that says what became of it."""
-    if len(sys.argv) != 2:
+    if len(sys.argv) not in (2, 3):
         print("usage: python -m resnet_lab.job RUN_DIR", file=sys.stderr)
         return 2
+    # a launcher tells how often the job had begun when it decided to start it
+    seen = int(sys.argv[2]) if len(sys.argv) == 3 else None
     run = RunFolder(Path(sys.argv[1]).resolve())
     stop_on_signals()
     stop_with_parent(GRACE if rank() == 0 else GRACE / 6)
@@ -207,6 +224,8 @@ def main() -> int:
             set_up_logging()
             return guarded(run)
         with run.lock(PATIENCE):
+            if seen is not None and seen != run.read_status().get("starts", 0):
+                raise Busy(f"{run.path} was begun by another process meanwhile, and is left to it")
             return guarded(run)
     except Stopped as stopped:
         return stopped.code
@@ -225,11 +244,12 @@ def guarded(run: RunFolder) -> int:
     if rank() == 0:
         set_up_logging(run.log_file)
         remove_unfinished(run.path)
-    if run.read_status()["state"] == "done":
+    status = run.read_status()
+    if status["state"] == "done":
         log.info("%s is done", run.path)
         return 0
     if rank() == 0:
-        run.update_status(state="running", error=None)
+        run.update_status(state="running", error=None, starts=status.get("starts", 0) + 1)
     try:
         run_job(run)
     except Stopped as stopped:

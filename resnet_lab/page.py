@@ -25,12 +25,7 @@ from resnet_lab.summaries import titles_of
 
 FIGURES = ("accuracy", "confusion_matrices")  # of runs whose configuration names none
 OF_SECTIONS = ("confusion_matrices", "roc", "precision_recall", "reliability", "cost")  # stand in a place of their own
-PAGE_WIDTH, NAMES_WIDTH, CELL_WIDTH, LETTER_WIDTH = (
-    1110,
-    86,
-    36,
-    6.5,
-)  # pixels of a confusion matrix and its surroundings
+PAGE_WIDTH, NAMES_WIDTH, CELL_WIDTH, LETTER_WIDTH = 1110, 86, 36, 6.5  # pixels, of a confusion matrix and around it
 NO_DIFFERENCE = 20  # classes above which the difference of two runs is a list instead of a matrix
 
 

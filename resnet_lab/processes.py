@@ -60,6 +60,17 @@ def run_tied(command: Sequence[str]) -> int:
         raise
 
 
+def this_is_the_command() -> None:
+    """Let the workers that a launcher starts know whose they are."""
+    os.environ[PARENT] = str(os.getpid())
+
+
+def stop_with_command() -> None:
+    """In a worker of a launcher on this machine (joblib): stop when the command dies, which its workers survive."""
+    if os.environ.get(PARENT) == str(os.getppid()):
+        stop_with_parent()
+
+
 def stop_with_parent(grace: float = GRACE) -> None:
     """Stop when the process that started this one through `run_tied` dies, and let our own children do likewise.
 

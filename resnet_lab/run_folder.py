@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,8 @@ import yaml
 from resnet_lab.errors import UserError
 
 SCHEMA_VERSION = 1
+PATIENCE = 10.0  # seconds to wait for a process in a run folder that is about to end
+REMEDY = "remove its folder and train the run again"
 # configuration keys, dotted, that runs may differ in and still be the same experiment
 BOOKKEEPING = (
     "name",
@@ -115,7 +117,7 @@ class RunFolder:
         """The resolved configuration as plain dictionaries and lists."""
         if not self.config_file.is_file():
             raise UserError(f"{self.path} is not a run folder: it holds no {self.config_file.name}")
-        return yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+        return _parse(self.config_file, yaml.safe_load)
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Write the resolved configuration."""
@@ -132,8 +134,8 @@ class RunFolder:
         """The content of status.json with `state` corrected to `interrupted` where the job was killed."""
         if not self.status_file.is_file():
             return {"schema_version": SCHEMA_VERSION, "state": "created"}
-        status: dict[str, Any] = json.loads(self.status_file.read_text(encoding="utf-8"))
-        if status["state"] == "running" and not self.is_locked():
+        status = _parse(self.status_file, json.loads)
+        if status.get("state") == "running" and not self.is_locked():
             status["state"] = "interrupted"
         return status
 
@@ -166,6 +168,17 @@ class RunFolder:
             return False
         with self.lock_file.open() as file:
             return not _locks(file, fcntl.LOCK_SH)
+
+
+def _parse(file: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+    """The keys in a file, or what is wrong with it, by name."""
+    try:
+        content = parse(file.read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{file} is damaged ({str(error).partition(chr(10))[0]}); {REMEDY}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file} holds {type(content).__name__}, not keys; {REMEDY}")
+    return content
 
 
 class Busy(UserError):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from resnet_lab.errors import UserError
 from resnet_lab.resampling import Answers
@@ -93,28 +91,17 @@ def read_run(folder: RunFolder) -> Run:
     """Read a run folder and score its stored predictions; whatever is damaged becomes the run's `problem`."""
     run = Run(folder)
     try:
-        run.config = flat(_read(folder.read_config, folder.config_file))
-        run.status = _read(folder.read_status, folder.status_file)
+        run.config, run.status = flat(folder.read_config()), folder.read_status()
         if run.state == "done":
             _score(run)
         else:
             reached = f"no result, last epoch: {run.status.get('epoch', 'none')}"
             run.problem = _first_line(run.status.get("error") or reached)
     except UserError as error:
-        run.problem = _first_line(error)
-    return run
-
-
-def _read(read: Callable[[], dict[str, Any]], file: Path) -> dict[str, Any]:
-    try:
-        content = read()
+        run.problem = _first_line(error).replace(f"{folder.path}/", "")
     except OSError as error:
-        raise UserError(f"{file.name} cannot be read ({error.strerror}); see to its permissions") from error
-    except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise UserError(f"{file.name} is damaged ({_first_line(error)}); train the run again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file.name} holds {type(content).__name__}, not keys; train the run again")
-    return content
+        run.problem = f"{Path(str(error.filename)).name} cannot be read ({error.strerror}); see to its permissions"
+    return run
 
 
 def _first_line(error: object) -> str:

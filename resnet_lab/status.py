@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from resnet_lab.command_line import run_command
 from resnet_lab.errors import UserError
 from resnet_lab.run_folder import RunFolder, find_runs, jobs_file, list_jobs
@@ -32,8 +30,8 @@ def state_of(run: RunFolder) -> JobState:
     try:
         status, config = run.read_status(), run.read_config()
         return JobState(name, status["state"], _note(status, config))
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        return JobState(name, "unreadable", str(error).partition("\n")[0])
+    except (UserError, OSError, KeyError, TypeError) as error:
+        return JobState(name, "unreadable", str(error).partition("\n")[0].replace(f"{run.path}/", ""))
 
 
 def _note(status: dict[str, Any], config: dict[str, Any]) -> str:
@@ -81,12 +79,13 @@ def states_of(folder: Path) -> list[JobState]:
 
 def table(jobs: Sequence[JobState]) -> str:
     """One line a job, and how many there are of each state."""
-    width = max(len(job.state) for job in jobs)
-    longest = max(len(job.name) for job in jobs)
+    width = max((len(job.state) for job in jobs), default=0)
+    longest = max((len(job.name) for job in jobs), default=0)
     lines = [f"{job.state:<{width}}  {job.name:<{longest}}  {job.note}".rstrip() for job in jobs]
     counts = Counter(job.state for job in jobs)
     ordered = sorted(counts, key=lambda state: STATES.index(state) if state in STATES else len(STATES))
-    return "\n".join([*lines, f"{len(jobs)} jobs: " + ", ".join(f"{counts[state]} {state}" for state in ordered)])
+    total = f"{len(jobs)} job{'s' * (len(jobs) != 1)}"
+    return "\n".join([*lines, f"{total}: {', '.join(f'{counts[state]} {state}' for state in ordered) or 'none'}"])
 
 
 def command(arguments: Sequence[str]) -> None:

@@ -18,11 +18,18 @@ from omegaconf.errors import OmegaConfBaseException
 
 from resnet_lab.config import check, conf_dir, config_hash, differences, one_line, register
 from resnet_lab.errors import UserError
-from resnet_lab.processes import BUSY, SIGNALS, Stopped, describe_death, run_tied, stop_on_signals
-from resnet_lab.run_folder import Busy, RunFolder, find_runs
+from resnet_lab.processes import (
+    BUSY,
+    SIGNALS,
+    Stopped,
+    describe_death,
+    run_tied,
+    stop_on_signals,
+    stop_with_command,
+    this_is_the_command,
+)
+from resnet_lab.run_folder import PATIENCE, Busy, RunFolder, find_runs
 from resnet_lab.sweep import preflight
-
-PATIENCE = 10.0  # seconds to wait for a process in a run folder that may be about to end
 
 
 class JobFailed(UserError):
@@ -41,6 +48,7 @@ def train(config: DictConfig) -> float | None:
     Raises:
         UserError: in a sweep, where a job failed; Hydra goes on with the others and ends with exit code 1.
     """
+    stop_with_command()
     hydra_config = HydraConfig.get()
     run, sweep = RunFolder(Path(hydra_config.runtime.output_dir)), hydra_config.mode == RunMode.MULTIRUN
     try:
@@ -77,9 +85,8 @@ def lay(run: RunFolder, config: DictConfig) -> None:
         if run.read_status()["state"] == "done" or run.is_locked():  # what it is done with stays written
             return
     with run.lock(PATIENCE):  # paths and bookkeeping may have changed
-        new = not run.config_file.is_file()
         run.write_config(plain)
-        if new:
+        if not run.status_file.is_file():
             run.update_status(state="created", error=None, seed=plain["seed"], config_hash=config_hash(plain))
 
 
@@ -121,17 +128,19 @@ def start(run: RunFolder) -> None:
         Busy: another process is running it.
         UserError: it died without a word, or was stopped.
     """
-    code = run_tied([sys.executable, "-m", "resnet_lab.job", str(run.path)])
+    starts = run.read_status().get("starts", 0)
+    code = run_tied([sys.executable, "-m", "resnet_lab.job", str(run.path), str(starts)])
     if not code:
         return
     if code == BUSY:
         raise Busy(f"{run.path} is run by another process, and left to it")
-    status = run.read_status()
-    if status["state"] == "failed":
-        raise JobFailed(status["error"])
     if code > 128 or -code in SIGNALS:
         raise UserError(f"stopped by a signal; go on with python -m resnet_lab.job {run.path}")
-    run.update_status(state="failed", error=describe_death(code))
+    with run.lock(PATIENCE):  # or it is at work elsewhere, and what died had only waited for it
+        status = run.read_status()
+        if status["state"] == "failed":
+            raise JobFailed(status["error"])
+        run.update_status(state="failed", error=describe_death(code))
     raise UserError(f"{describe_death(code)}; go on with python -m resnet_lab.job {run.path}")
 
 
@@ -152,6 +161,7 @@ def main() -> int:
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"
     stop_on_signals()
+    this_is_the_command()
     try:
         if not checked():
             return 1

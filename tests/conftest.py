@@ -34,6 +34,22 @@ TINY = (  # a network of 20,000 parameters on 24 px
 )
 
 
+TINY_EXPERIMENT = """# @package _global_
+defaults: [override /data: retinopathy, override /model: resnet_cifar, override /trainer: cpu]
+model: {depth: 8, widths: [8, 8, 16]}
+data: {image_size: 24, batch_size: 16, val_fraction: 0.25, root: photographs, cache_dir: cache}
+trainer: {max_epochs: 2, progress_bar: false}
+optim: {lr: 0.05}
+"""
+
+
+@pytest.fixture
+def experiment(tmp_path: Path, photographs: Path) -> None:
+    """`--config-dir conf experiment=tiny` in the test's folder, on its photographs."""
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "tiny.yaml").write_text(TINY_EXPERIMENT)
+
+
 @pytest.fixture
 def photographs(tmp_path: Path) -> Path:
     """A folder in the studies' layout: 48 training and 16 test images of patients with two eyes."""

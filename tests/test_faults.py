@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from resnet_lab import checkpoints
+from resnet_lab import checkpoints, job
 from resnet_lab.checkpoints import is_whole
 from resnet_lab.job import guarded
 from resnet_lab.module import Classifier
@@ -198,6 +198,45 @@ def test_last_checkpoints_are_dropped_on_demand(make_run: MakeRun) -> None:
     alone = make_run("keep_last=false", "trainer.max_epochs=1", "data.val_fraction=0", name="alone")
     assert guarded(alone) == 0
     assert [file.name for file in alone.checkpoints.iterdir()] == ["last.ckpt"]  # the only one
+
+
+def test_a_fault_after_training_costs_no_training(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run("keep_last=false", "trainer.max_epochs=2")
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "log_hyperparameters", raising(OSError(errno.ENOSPC, "No space left"), 0, len))
+        assert guarded(run) == 1
+    assert is_whole(run.last_checkpoint)
+    assert guarded(run) == 0
+    assert "going on in" in run.log_file.read_text()
+    assert run.log_file.read_text().count("epoch 1 ") == 1
+    assert not run.last_checkpoint.exists()
+
+
+def test_a_job_does_not_go_on_with_other_labels(
+    make_run: MakeRun, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run()
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "training_step", raising(KeyboardInterrupt(), 4, Classifier.training_step))
+        with pytest.raises(SystemExit):
+            guarded(run)
+    labels = photographs / "test_label.csv"
+    labels.write_text("\n".join(reversed(labels.read_text().splitlines())))
+    before = run.read_status()["split_fingerprint"]["test"]
+    assert guarded(run) == 1
+    assert run.read_status()["error"].startswith(f"the job began with other images or labels in test ({before} then, ")
+    assert run.read_status()["split_fingerprint"]["test"] == before
+
+
+def test_damage_where_no_checksum_looks_is_seen(make_run: MakeRun) -> None:
+    run = make_run("trainer.max_epochs=1", "data.val_fraction=0")
+    guarded(run)
+    data = run.last_checkpoint.read_bytes()
+    assert is_whole(run.last_checkpoint)
+    entry = data.rindex(b"PK\x01\x02", 0, data.rindex(b"PK\x06\x06"))  # of the directory at the end
+    for place in (entry + 8, entry + 10, entry + 47):  # flags, method, name
+        run.last_checkpoint.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        assert not is_whole(run.last_checkpoint), place
 
 
 def test_what_a_killed_process_was_writing_is_removed(make_run: MakeRun) -> None:

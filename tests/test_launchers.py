@@ -18,13 +18,6 @@ from resnet_lab.run_folder import RunFolder, find_runs
 
 pytestmark = pytest.mark.slow
 
-TINY = """# @package _global_
-defaults: [override /data: retinopathy, override /model: resnet_cifar, override /trainer: cpu]
-model: {depth: 8, widths: [8, 8, 16]}
-data: {image_size: 24, batch_size: 16, val_fraction: 0.25, root: photographs, cache_dir: cache}
-trainer: {max_epochs: 2, progress_bar: false}
-optim: {lr: 0.05}
-"""
 DDP = ("trainer.devices=2", "trainer.strategy=ddp")
 LAUNCHERS = {
     "basic": [],
@@ -54,10 +47,8 @@ Lab = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture
-def lab(tmp_path: Path, photographs: Path) -> Iterator[Lab]:
+def lab(tmp_path: Path, experiment: None) -> Iterator[Lab]:
     """Start `python -m MODULE …` in a folder with the tiny experiment; what is left of it at the end is killed."""
-    (tmp_path / "conf" / "experiment").mkdir(parents=True)
-    (tmp_path / "conf" / "experiment" / "tiny.yaml").write_text(TINY)
     (tmp_path / "patch").mkdir()
     processes: list[subprocess.Popen[str]] = []
 
@@ -204,6 +195,26 @@ def test_two_sweeps_on_one_folder_share_its_jobs(tmp_path: Path, lab: Lab) -> No
     assert [process.wait(180) for process in sweeps] == [0, 0], output(tmp_path) + output(tmp_path, 1)
     runs = find_runs([tmp_path / "sweep"])
     assert [(run.read_status()["state"], starts(run)) for run in runs] == [("done", 1)] * 4
+
+
+def test_a_job_that_fails_is_not_run_by_both_sweeps(tmp_path: Path, lab: Lab) -> None:
+    sweeps = [sweep(lab, "seed=0,1", "trainer.devices=none", "on_failed=skip") for _ in range(2)]
+    codes = [process.wait(120) for process in sweeps]
+    assert set(codes) <= {0, 1}
+    statuses = [run.read_status() for run in find_runs([tmp_path / "sweep"])]
+    assert [(status["state"], status["starts"]) for status in statuses] == [("failed", 1)] * 2
+
+
+def test_the_death_of_the_command_stops_the_jobs_of_joblib(tmp_path: Path, lab: Lab) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    process = sweep(lab, *LAUNCHERS["joblib"], "seed=0,1,2", "trainer.max_epochs=1000")
+    wait_for(lambda: len(list(tmp_path.glob("sweep/*/metrics.csv"))) == 2)
+    process.kill()
+    process.wait()
+    wait_for(lambda: not jobs_alive(tmp_path), 20)
+    time.sleep(3)
+    assert not jobs_alive(tmp_path)  # nor does the third one begin
+    assert [run.read_status()["state"] for run in find_runs([tmp_path / "sweep"])] == ["interrupted"] * 2
 
 
 def free_port() -> int:

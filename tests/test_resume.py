@@ -14,20 +14,14 @@ from hydra.core.global_hydra import GlobalHydra
 
 from resnet_lab import train
 from resnet_lab.config import conf_dir, differences
+from resnet_lab.errors import UserError
 from resnet_lab.job import guarded
 from resnet_lab.module import Classifier
 from resnet_lab.processes import BUSY, PARENT
-from resnet_lab.run_folder import BOOKKEEPING, RunFolder, find_runs, list_jobs
+from resnet_lab.run_folder import BOOKKEEPING, Busy, RunFolder, find_runs, list_jobs
 from resnet_lab.status import states_of
 
 Sweep = Callable[..., int]
-TINY = """# @package _global_
-defaults: [override /data: retinopathy, override /model: resnet_cifar, override /trainer: cpu]
-model: {depth: 8, widths: [8, 8, 16]}
-data: {image_size: 24, batch_size: 16, val_fraction: 0.25, root: photographs, cache_dir: cache}
-trainer: {max_epochs: 1, progress_bar: false}
-optim: {lr: 0.05}
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -47,11 +41,11 @@ def started() -> list[str]:
 
 
 @pytest.fixture
-def sweep(tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch, started: list[str]) -> Sweep:
+def sweep(tmp_path: Path, experiment: None, monkeypatch: pytest.MonkeyPatch, started: list[str]) -> Sweep:
     """Run a sweep in the folder `sweep`; returns its exit code."""
 
     def run_here(command: Sequence[str]) -> int:
-        run = RunFolder(Path(command[-1]))
+        run = RunFolder(Path(command[-2]))
         if run.is_locked():
             return BUSY
         started.append(run.path.name)
@@ -69,8 +63,6 @@ def sweep(tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch, st
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train, "run_tied", run_here)
     monkeypatch.setattr(train, "preflight", lambda arguments: True)
-    (tmp_path / "conf" / "experiment").mkdir(parents=True)
-    (tmp_path / "conf" / "experiment" / "tiny.yaml").write_text(TINY)
     return run
 
 
@@ -159,3 +151,38 @@ def test_choices_that_do_not_exist_are_refused(sweep: Sweep, capsys: pytest.Capt
     assert sweep("on_failed=again") == 1
     assert "again" in (error := capsys.readouterr().err)
     assert "retry" in error
+
+
+def test_a_job_without_its_first_status_gets_it(sweep: Sweep) -> None:
+    assert sweep("seed=0", "start=false") == 0
+    (run,) = find_runs(["sweep"])
+    run.status_file.unlink()  # as a kill between the two files leaves it
+    assert sweep("seed=0", "start=false") == 0
+    status = run.read_status()
+    assert (status["state"], status["seed"], len(status["config_hash"])) == ("created", 0, 16)
+
+
+@pytest.mark.parametrize("file", ["config.yaml", "status.json"])
+def test_a_broken_file_of_a_job_is_named(sweep: Sweep, capsys: pytest.CaptureFixture[str], file: str) -> None:
+    assert sweep("start=false", multirun=False) == 0
+    Path("sweep", file).write_text("")
+    assert sweep("start=false", multirun=False) == 1
+    error = capsys.readouterr().err
+    assert f"sweep/{file} " in error
+    assert "remove its folder and train the run again" in error
+    assert "Traceback" not in error
+
+
+def test_the_death_of_a_waiting_process_is_not_that_of_the_job(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sweep("seed=0", "start=false") == 0
+    (run,) = find_runs(["sweep"])
+    monkeypatch.setattr(train, "run_tied", lambda command: -signal.SIGKILL)
+    monkeypatch.setattr(train, "PATIENCE", 0.1)
+    with run.lock():
+        run.update_status(state="running")
+        with pytest.raises(Busy):
+            train.start(run)
+        assert run.read_status()["state"] == "running"
+    with pytest.raises(UserError, match="mostly for want of memory"):
+        train.start(run)
+    assert run.read_status()["state"] == "failed"

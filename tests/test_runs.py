@@ -58,7 +58,7 @@ def test_a_run_that_never_started_has_no_epoch(tmp_path):
     ("file", "content", "problem"),
     [
         ("status.json", '{"state": "do', "status.json is damaged"),
-        ("status.json", "[]", "status.json is damaged"),
+        ("status.json", "[]", "status.json holds list, not keys"),
         ("config.yaml", "model: {depth: 18", "config.yaml is damaged"),
         ("config.yaml", "", "config.yaml holds NoneType, not keys"),
         ("predictions_test.csv", "", "predictions_test.csv is damaged"),

@@ -39,6 +39,7 @@ def test_every_state_has_its_line(run: RunFolder) -> None:
     assert state_of(run) == ("depth-18", "done", "2 h 30 min")
     run.status_file.write_text("{")
     assert state_of(run).state == "unreadable"
+    assert state_of(run).note.startswith("status.json is damaged (")
 
 
 def test_jobs_that_were_asked_for_and_not_begun_are_missing(run: RunFolder) -> None:
@@ -60,6 +61,11 @@ def test_a_sweep_that_has_begun_nothing_is_all_missing(tmp_path: Path) -> None:
     assert [job.state for job in states_of(tmp_path / "sweep")] == ["missing", "missing"]
 
 
+def test_an_empty_list_of_jobs_is_none(tmp_path: Path) -> None:
+    (tmp_path / "jobs.txt").touch()
+    assert table(states_of(tmp_path)) == "0 jobs: none"
+
+
 def test_a_folder_without_runs_is_one_error(tmp_path: Path) -> None:
     assert "no run" in refusal(status.command, [str(tmp_path)])
     assert "is not a folder" in refusal(status.command, [str(tmp_path / "nowhere")])
@@ -77,4 +83,4 @@ def test_the_verb_prints_them(run: RunFolder) -> None:
     run.update_status(state="failed", error="out of memory")
     command = [sys.executable, "-m", "resnet_lab", "status", str(run.path.parent)]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert shown.splitlines() == ["failed  depth-18  out of memory", "1 jobs: 1 failed"]
+    assert shown.splitlines() == ["failed  depth-18  out of memory", "1 job: 1 failed"]
