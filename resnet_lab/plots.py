@@ -16,7 +16,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 MAX_CLASSES_WITH_TEXT = 20
-STYLES: dict[str, Literal["--", "-", "-."]] = {"train": "--", "val": "-", "test": "-."}
+Style = Literal["--", "-", "-."]
+STYLES: dict[str, Style] = {"train": "--", "val": "-", "test": "-."}
+CROWDED = 4  # lines of a panel above which single runs are not drawn
 GREY, BLUE, RED = "0.45", "#2b6cb0", "#a4381c"
 
 
@@ -132,7 +134,8 @@ def curves(
 ) -> Figure:
     """Values by epoch, one panel per `panel`, one colour per `label`; thin lines are runs, bands span them.
 
-    Thick lines are means, at the epochs that all their runs have, so that a mean never changes its runs on the way.
+    Thick lines are means, at the epochs that all their runs have, so that a mean never changes its runs on the way. In
+    a crowded panel the bands stand alone for the runs; where there is one split only, its lines are solid.
 
     Args:
         series: the lines, in the order of panels and legend.
@@ -143,15 +146,18 @@ def curves(
     panels, labels = (list(dict.fromkeys(names)) for names in zip(*((s.panel, s.label) for s in series), strict=True))
     columns = min(columns, len(panels))
     rows = math.ceil(len(panels) / columns)
-    width, legend = max(columns * 4.6, 5.5), _legend(series, labels, baseline, columns)
+    splits = [split for split in STYLES if any(line.split == split for line in series)]
+    styles: Mapping[str, Style] = STYLES if len(splits) > 1 else {splits[0]: "-"}
+    width, legend = max(columns * 4.6, 5.5), _legend(splits, styles, labels, baseline, columns)
     height = rows * 3.2 + 0.22 * len(legend) / columns
     figure = Figure(figsize=(width, height), layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
     for axes, panel in zip(grid, panels, strict=False):
         axes.set_title(fill(panel, 50), fontsize=11, parse_math=False)
-        for line in series:
-            if line.panel == panel:
-                _draw_series(axes, line, colour(labels.index(line.label), len(labels)))
+        shown = [line for line in series if line.panel == panel]
+        for line in shown:
+            shade = colour(labels.index(line.label), len(labels))
+            _draw_series(axes, line, shade, styles[line.split], alone=len(shown) <= CROWDED)
         if baseline is not None:
             axes.axhline(baseline[1], color=GREY, linestyle=":", linewidth=1.5)
     _tidy(grid, len(panels), columns, ylabel)
@@ -166,10 +172,12 @@ def add_legend(figure: Figure, lines: Sequence[Line2D], columns: int) -> None:
         text.set_parse_math(False)
 
 
-def _draw_series(axes: Axes, line: Series, colour: tuple[float, float, float, float]) -> None:
-    style = STYLES[line.split]
+def _draw_series(
+    axes: Axes, line: Series, colour: tuple[float, float, float, float], style: Style, alone: bool
+) -> None:
     if len(line.values) > 1:
-        axes.plot(line.epochs, line.values.T, color=colour, linestyle=style, linewidth=0.6, alpha=0.45)
+        if alone:
+            axes.plot(line.epochs, line.values.T, color=colour, linestyle=style, linewidth=0.6, alpha=0.45)
         low, high = np.fmin.reduce(line.values), np.fmax.reduce(line.values)
         axes.fill_between(line.epochs, low, high, color=colour, alpha=0.13, linewidth=0)
     # a single epoch is a point, which a line does not show
@@ -178,21 +186,24 @@ def _draw_series(axes: Axes, line: Series, colour: tuple[float, float, float, fl
 
 
 def _legend(
-    series: Sequence[Series], labels: Sequence[str], baseline: tuple[str, float] | None, columns: int
+    splits: Sequence[str],
+    styles: Mapping[str, Style],
+    labels: Sequence[str],
+    baseline: tuple[str, float] | None,
+    columns: int,
 ) -> list[Line2D]:
     """What the colours and the styles mean, once for all panels; in two columns where there is room."""
     colours = [
         Line2D([], [], color=colour(place, len(labels)), linewidth=1.8, label=fill(label, 60))
         for place, label in enumerate(labels)
     ]
-    splits = [split for split in STYLES if any(line.split == split for line in series)]
-    styles = [Line2D([], [], color=GREY, linestyle=STYLES[split], label=split) for split in splits]
+    lines = [Line2D([], [], color=GREY, linestyle=styles[split], label=split) for split in splits]
     if baseline is not None:
         label = f"majority baseline ({baseline[0]})"
-        styles.append(Line2D([], [], color=GREY, linestyle=":", linewidth=1.5, label=label))
+        lines.append(Line2D([], [], color=GREY, linestyle=":", linewidth=1.5, label=label))
     blank = Line2D([], [], linestyle="none", label=" ")
-    missing = (len(styles) - len(colours)) if columns == 2 else 0
-    return colours + [blank] * missing + styles + [blank] * -missing
+    missing = (len(lines) - len(colours)) if columns == 2 else 0
+    return colours + [blank] * missing + lines + [blank] * -missing
 
 
 def colour(place: int, count: int) -> tuple[float, float, float, float]:

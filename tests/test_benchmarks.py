@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from fake_runs import write_run
+
+from resnet_lab.run_folder import find_runs
+from resnet_lab.runs import read_run
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 LINE = re.compile(r"\| (?P<name>.+) \| (?P<unit>.+) \| (?P<n>\d+) \| (\S+) \| (\S+) – (\S+) \| (?P<goal>.*) \|")
@@ -130,3 +134,24 @@ def test_a_report_is_timed():
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found = re.fullmatch(r"\{'runs': 2, 'images': 40, 'seeds': 2\}: ([\d.]+) s of CPU time, .*\n", done.stdout)
     assert float(found[1]) > 0.5  # what the imports alone take
+
+
+def test_last_epochs_are_those_of_the_files(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import last_epoch
+
+    for seed, accuracies in enumerate(([0.5, 0.75, 0.25], [0.5, 0.5, 0.75])):
+        run = write_run(tmp_path / str(seed), seed=seed, core_seconds=100.0)
+        rows = [f"{epoch},{accuracy},{1 - accuracy}" for epoch, accuracy in enumerate(accuracies)]
+        (run / "metrics.csv").write_text("\n".join(["epoch,test/accuracy,train/loss", *rows]) + "\n")
+        layers = [f"{epoch},gradient_norm,{name},{n + epoch}" for epoch in (0, 1) for n, name in enumerate("abc", 1)]
+        (run / "layers.csv").write_text("\n".join(["epoch,quantity,layer,value", *layers]) + "\n")
+    facts = [last_epoch.facts_of(read_run(folder)) for folder in find_runs([tmp_path])]
+    assert [fact["test/accuracy"] for fact in facts] == [0.25, 0.75]
+    assert [fact["test/accuracy, best epoch - last"] for fact in facts] == [0.5, 0.0]
+    assert facts[0]["largest step"] == 0.5
+    assert facts[0]["gradient of the first convolution, epoch 0"] == 1
+    assert facts[0]["gradient of the last convolution, epoch 1"] == 3
+    text = last_epoch.tables(str(tmp_path))
+    assert "  train/loss                                              0.5000 ± 0.3536" in text
+    assert text.endswith("2 runs, 200 core seconds in all")

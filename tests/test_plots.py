@@ -186,3 +186,16 @@ def test_scores_show_each_run_their_mean_and_the_baseline():
     assert [line.get_xdata()[0] for line in lines if line.get_marker() == "D" and len(line.get_xdata())] == [80]
     assert any(line.get_linestyle() == ":" and line.get_xdata()[0] == 73 for line in lines)
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
+
+
+def test_a_crowded_panel_shows_bands_instead_of_runs():
+    def lines_and_bands(labels):
+        series = [
+            plots.Series("panel", label, "test", np.arange(3), np.array([[place, 2, 3], [place, 4, 6.0]]))
+            for place, label in enumerate(labels)
+        ]
+        axes = drawn(plots.curves(series, "recall")).axes[0]
+        return len(axes.get_lines()), len(axes.collections), {line.get_linestyle() for line in axes.get_lines()}
+
+    assert lines_and_bands("abcd") == (4 * (1 + 2), 4, {"-"})  # one split only: its style would say nothing
+    assert lines_and_bands("abcde") == (5, 5, {"-"})

@@ -1,0 +1,60 @@
+"""Tables of the pages in docs/results that predictions do not give: `python benchmarks/last_epoch.py DIR …`.
+
+Of each group of runs: metrics.csv in its last epoch, how far the best epoch on test lies above it, what the layers did
+in the first epoch and the last (where they were followed), and what all runs cost. Mean ± standard deviation over seeds.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pandas as pd
+
+from resnet_lab.comparison import tables_of
+from resnet_lab.run_folder import find_runs
+from resnet_lab.runs import Run, read_layers, read_metrics, read_run
+
+
+def facts_of(run: Run) -> dict[str, float]:
+    """The numbers of one run."""
+    metrics = read_metrics(run.folder.metrics_file)
+    last = metrics.iloc[-1]
+    facts = {name: float(last[name]) for name in last.index if name.split("/")[-1] in ("loss", "accuracy")}
+    facts |= {name: float(last[name]) for name in last.index if name.startswith(("test/recall_", "train/recall_"))}
+    if "test/accuracy" in metrics:
+        facts["test/accuracy, best epoch - last"] = float(metrics["test/accuracy"].max() - last["test/accuracy"])
+        facts["test/recall_1 > 0, epochs"] = float((metrics.get("test/recall_1", pd.Series(dtype=float)) > 0).sum())
+        steps = metrics["test/accuracy"].diff().abs()
+        facts |= {"test/accuracy, median step": float(steps.median()), "largest step": float(steps.max())}
+    layers = read_layers(run.folder.layers_file)
+    for epoch in sorted({layers["epoch"].min(), layers["epoch"].max()}) if len(layers) else ():
+        values = layers[layers["epoch"] == epoch].set_index("quantity")["value"]
+        # the last layer with weights is the linear one
+        facts[f"gradient of the first convolution, epoch {epoch}"] = float(values["gradient_norm"].iloc[0])
+        facts[f"gradient of the last convolution, epoch {epoch}"] = float(values["gradient_norm"].iloc[-2])
+        facts[f"dead units in the worst layer, epoch {epoch}"] = float(np.max(values.get("dead_units", 0)))
+    return facts | {"core seconds": run.status.get("core_seconds", np.nan)}
+
+
+def tables(folder: str) -> str:
+    """All groups below a folder, as text."""
+    runs = [read_run(run) for run in find_runs([folder])]
+    blocks = []
+    for table in tables_of(runs):
+        for group in table.groups:
+            facts = pd.DataFrame([facts_of(run) for run in group.scored]).T
+            spread = facts.std(axis=1, ddof=1)
+            lines = [
+                f"  {name:<52}{mean:>10.4f} ± {spread[name]:<10.4f}{'  '.join(f'{v:.4g}' for v in facts.loc[name])}"
+                for name, mean in facts.mean(axis=1).items()
+            ]
+            blocks.append("\n".join([f"{group.label} (n = {len(group.scored)}; seeds in the last columns)", *lines]))
+    total = sum(run.status.get("core_seconds", 0) for run in runs)
+    return "\n\n".join([*blocks, f"{len(runs)} runs, {total:,.0f} core seconds in all"])
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    print(*map(tables, sys.argv[1:]), sep="\n\n")
