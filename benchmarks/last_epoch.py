@@ -1,7 +1,8 @@
 """Tables of the pages in docs/results that predictions do not give: `python benchmarks/last_epoch.py DIR …`.
 
 Of each group of runs: metrics.csv in its last epoch, how far the best epoch on test lies above it, what the layers did
-in the first epoch and the last (where they were followed), and what all runs cost. Mean ± standard deviation over seeds.
+in the first epoch and the last (where they were followed), and what all runs cost. Mean ± standard deviation over
+seeds.
 """
 
 from __future__ import annotations

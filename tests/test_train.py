@@ -131,7 +131,8 @@ def test_a_killed_job_is_recognisable_and_goes_on(tmp_path: Path, photographs: P
     process.wait()
     process.stdout.close()
     assert process.returncode == 1
-    assert run.read_status()["state"] == "interrupted"
+    assert run.read_status()["state"] == "failed"
+    assert "killed (SIGKILL), mostly for want of memory" in run.read_status()["error"]
     config, reached = run.config_file.read_text(), run.read_status()["epoch"]
     run.config_file.write_text(config.replace("max_epochs: 200", f"max_epochs: {reached + 3}"))
     assert lab("job", "run", cwd=tmp_path).returncode == 0
