@@ -73,7 +73,7 @@ QUICK = Plan(30, ((32, 8),), 1, 1, small_images=300, report_images=50, overrides
 
 def configuration(overrides: Sequence[str]) -> dict[str, Any]:
     """The configuration that `resnet-lab train` would write for these overrides."""
-    config: Any = OmegaConf.to_container(compose_config(overrides), resolve=True)
+    config: Any = OmegaConf.to_container(compose_config(overrides), resolve=True, enum_to_str=True)
     return config
 
 
