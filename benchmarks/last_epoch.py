@@ -12,9 +12,9 @@ import sys
 import numpy as np
 import pandas as pd
 
-from resnet_lab.comparison import tables_of
+from resnet_lab.report.comparison import tables_of
+from resnet_lab.report.runs import Run, read_layers, read_metrics, read_run
 from resnet_lab.run_folder import find_runs
-from resnet_lab.runs import Run, read_layers, read_metrics, read_run
 
 
 def facts_of(run: Run) -> dict[str, float]:

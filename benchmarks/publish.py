@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from resnet_lab.comparison import tables_of
+from resnet_lab.report.comparison import tables_of
+from resnet_lab.report.runs import Run, read_run
 from resnet_lab.run_folder import RunFolder, find_runs
-from resnet_lab.runs import Run, read_run
 
 DIGITS = "%.7g"  # of the probabilities
 NAMES = {"image": str, "patient": str}

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from resnet_lab import plots
+from resnet_lab.report.runs import profile_of
 from resnet_lab.run_folder import RunFolder, write_atomically
-from resnet_lab.runs import profile_of
 
 BATCHES = 8  # of an epoch, evenly spread, that are measured
 ACTIVATIONS = tuple(getattr(nn, name) for name in nn.modules.activation.__all__)

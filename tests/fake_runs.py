@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from resnet_lab.runs import read_predictions
+from resnet_lab.report.runs import read_predictions
 
 GRADES = ["no DR", "mild", "moderate", "severe", "proliferative"]
 SHARES = [0.735, 0.07, 0.15, 0.025, 0.02]

@@ -10,8 +10,8 @@ import pytest
 import torch
 from fake_runs import write_run
 
+from resnet_lab.report.runs import read_run
 from resnet_lab.run_folder import find_runs
-from resnet_lab.runs import read_run
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 LINE = re.compile(r"\| (?P<name>.+) \| (?P<unit>.+) \| (?P<n>\d+) \| (\S+) \| (\S+) – (\S+) \| (?P<goal>.*) \|")

@@ -6,7 +6,7 @@ from fake_answers import World
 from scipy import stats
 from sklearn.metrics import precision_recall_fscore_support
 
-from resnet_lab.by_class import by_patient, class_rows, share_of, shares_by_distance, wilson
+from resnet_lab.report.by_class import by_patient, class_rows, share_of, shares_by_distance, wilson
 
 NAMES = ["no DR", "mild", "moderate", "severe", "proliferative"]
 

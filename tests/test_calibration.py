@@ -6,8 +6,8 @@ from fake_answers import World
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import confusion_matrix, log_loss
 
-from resnet_lab import calibration
-from resnet_lab.resampling import Answers
+from resnet_lab.report import calibration
+from resnet_lab.report.resampling import Answers
 
 
 def made(seed: int = 0, patients: int = 400) -> Answers:

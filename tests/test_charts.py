@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from resnet_lab import charts
-from resnet_lab.calibration import OperatingPoint, Reliability
+from resnet_lab.report import charts
+from resnet_lab.report.calibration import OperatingPoint, Reliability
 
 X = np.linspace(0, 1, 5)
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from fake_runs import write_run, write_sweep
 
-from resnet_lab.comparison import places_of, tables_of
-from resnet_lab.findings import Finding, findings_of
+from resnet_lab.report.comparison import places_of, tables_of
+from resnet_lab.report.findings import Finding, findings_of
+from resnet_lab.report.runs import read_run
 from resnet_lab.run_folder import BOOKKEEPING, find_runs
-from resnet_lab.runs import read_run
 
 
 def compare(*folders):

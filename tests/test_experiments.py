@@ -14,8 +14,8 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from resnet_lab import report
 from resnet_lab.config import conf_dir, register
+from resnet_lab.report import __main__ as report
 from resnet_lab.run_folder import RunFolder, find_runs
 
 EYEPACS = {"data._target_": "resnet_lab.data.retinopathy.Retinopathy", "data.ordered": True}

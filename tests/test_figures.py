@@ -8,13 +8,14 @@ import pytest
 from fake_runs import write_run, write_sweep
 from sklearn.metrics import precision_recall_fscore_support
 
-from resnet_lab import figures, report
-from resnet_lab.comparison import tables_of
 from resnet_lab.errors import UserError
-from resnet_lab.page import FIGURES
 from resnet_lab.rendering import png
+from resnet_lab.report import __main__ as report
+from resnet_lab.report import figures
+from resnet_lab.report.comparison import tables_of
+from resnet_lab.report.page import FIGURES
+from resnet_lab.report.runs import read_run
 from resnet_lab.run_folder import find_runs
-from resnet_lab.runs import read_run
 
 
 def table_of(*folders):

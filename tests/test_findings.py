@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 from fake_runs import GRADES, write_run
 
-from resnet_lab.comparison import tables_of
-from resnet_lab.findings import findings_of
+from resnet_lab.report.comparison import tables_of
+from resnet_lab.report.findings import findings_of
+from resnet_lab.report.runs import read_run
 from resnet_lab.run_folder import find_runs
-from resnet_lab.runs import read_run
 
 
 def found(folder, metric="") -> dict[str, str]:

@@ -5,9 +5,9 @@ import pytest
 from fake_answers import SHARES, World
 from scipy import stats
 
-from resnet_lab import intervals
-from resnet_lab.intervals import Estimates, Seeds, estimate, seeds_of
-from resnet_lab.resampling import Answers
+from resnet_lab.report import intervals
+from resnet_lab.report.intervals import Estimates, Seeds, estimate, seeds_of
+from resnet_lab.report.resampling import Answers
 
 ORDINAL = (0.33, 0.05, 0.31, 0.185, 0.125)  # the test photographs of IDRiD
 

@@ -5,11 +5,11 @@ import math
 import pytest
 from fake_runs import write_run, write_sweep
 
-from resnet_lab.comparison import tables_of
-from resnet_lab.intervals import Interval
-from resnet_lab.leaderboard import interval_of, interval_text, limits_text, rows_of
+from resnet_lab.report.comparison import tables_of
+from resnet_lab.report.intervals import Interval
+from resnet_lab.report.leaderboard import interval_of, interval_text, limits_text, rows_of
+from resnet_lab.report.runs import read_run
 from resnet_lab.run_folder import find_runs
-from resnet_lab.runs import read_run
 
 
 def table_of(folder, metric=""):

@@ -21,7 +21,7 @@ def test_a_wheel_works_anywhere(tmp_path: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     carried = {name.removeprefix("resnet_lab/") for name in names if name.startswith("resnet_lab/conf/")}
     assert carried == {str(file.relative_to(ROOT)) for file in (ROOT / "conf").rglob("*.yaml")}
-    assert "resnet_lab/report.html.j2" in names
+    assert "resnet_lab/report/report.html.j2" in names
     target = tmp_path / "site"
     subprocess.run(
         [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(wheel)],

@@ -14,11 +14,12 @@ import pandas as pd
 import pytest
 from fake_runs import write_run, write_sweep
 
-from resnet_lab import page, report
-from resnet_lab.comparison import Group
 from resnet_lab.errors import UserError
+from resnet_lab.report import __main__ as report
+from resnet_lab.report import page
+from resnet_lab.report.comparison import Group
+from resnet_lab.report.runs import read_run
 from resnet_lab.run_folder import find_runs
-from resnet_lab.runs import read_run
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 from fake_runs import write_run
 
-from resnet_lab.comparison import tables_of
-from resnet_lab.leaderboard import rows_of
+from resnet_lab.report.comparison import tables_of
+from resnet_lab.report.leaderboard import rows_of
+from resnet_lab.report.runs import read_run
 from resnet_lab.run_folder import find_runs
-from resnet_lab.runs import read_run
 
 FILE = Path(__file__).resolve().parents[1] / "benchmarks" / "publish.py"
 SPEC = importlib.util.spec_from_file_location("publish", FILE)

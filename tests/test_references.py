@@ -4,10 +4,10 @@ import pytest
 import yaml
 from fake_runs import write_run
 
-from resnet_lab.comparison import METRICS
-from resnet_lab.references import FILE, WORDS, Reference, protocol_of, references_for
+from resnet_lab.report.comparison import METRICS
+from resnet_lab.report.references import FILE, WORDS, Reference, protocol_of, references_for
+from resnet_lab.report.runs import read_run
 from resnet_lab.run_folder import RunFolder
-from resnet_lab.runs import read_run
 
 ROWS = yaml.safe_load(FILE.read_text(encoding="utf-8"))
 

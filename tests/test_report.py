@@ -11,13 +11,14 @@ import pytest
 from fake_runs import write_run, write_sweep
 from PIL import Image
 
-from resnet_lab import page, report
-from resnet_lab.comparison import tables_of
 from resnet_lab.errors import UserError
-from resnet_lab.leaderboard import rows_of
+from resnet_lab.report import __main__ as report
+from resnet_lab.report import page
+from resnet_lab.report.comparison import tables_of
+from resnet_lab.report.leaderboard import rows_of
+from resnet_lab.report.runs import read_run
+from resnet_lab.report.summaries import text_table
 from resnet_lab.run_folder import find_runs
-from resnet_lab.runs import read_run
-from resnet_lab.summaries import text_table
 
 
 def table_of(*folders):
@@ -157,7 +158,7 @@ def test_the_report_loads_nothing_heavy_and_survives_damage(tmp_path):
     write_run(tmp_path / "hurt", seed=1)
     (tmp_path / "hurt" / "status.json").write_text("{")
     code = (
-        "import sys; from resnet_lab import report; from resnet_lab.command_line import run_command;"
+        "import sys; from resnet_lab.report import __main__ as report; from resnet_lab.command_line import run_command;"
         "code = run_command(report.command);"
         "heavy = {'torch', 'lightning', 'matplotlib.pyplot', 'hydra', 'omegaconf'};"
         "print('heavy', sorted(heavy & set(sys.modules))); sys.exit(code)"

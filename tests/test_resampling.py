@@ -6,7 +6,7 @@ from fake_answers import World
 from sklearn import metrics
 
 from resnet_lab import statistics
-from resnet_lab.resampling import Answers, class_sums, counts_of_patients, scores_of, sums_by_patient
+from resnet_lab.report.resampling import Answers, class_sums, counts_of_patients, scores_of, sums_by_patient
 
 
 def world(seed: int, patients: int = 60, shares=(0.5, 0.1, 0.2, 0.1, 0.1)):

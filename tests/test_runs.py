@@ -6,8 +6,8 @@ import pytest
 from fake_runs import write_run
 from sklearn import metrics
 
+from resnet_lab.report.runs import read_metrics, read_predictions, read_run
 from resnet_lab.run_folder import RunFolder
-from resnet_lab.runs import read_metrics, read_predictions, read_run
 
 
 def test_numbers_come_from_the_stored_predictions(tmp_path):

@@ -2,9 +2,9 @@
 
 from fake_runs import write_run
 
+from resnet_lab.report.runs import read_run
+from resnet_lab.report.sharing import sweeps_of, unshared_of
 from resnet_lab.run_folder import find_runs
-from resnet_lab.runs import read_run
-from resnet_lab.sharing import sweeps_of, unshared_of
 
 
 def sweeps(folder):

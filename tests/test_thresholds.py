@@ -6,11 +6,10 @@ import pytest
 from fake_runs import write_run
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from resnet_lab import calibration, figures
-from resnet_lab.comparison import tables_of
-from resnet_lab.run_folder import find_runs
-from resnet_lab.runs import read_run
-from resnet_lab.thresholds import (
+from resnet_lab.report import calibration, figures
+from resnet_lab.report.comparison import tables_of
+from resnet_lab.report.runs import read_run
+from resnet_lab.report.thresholds import (
     PLACES,
     calibration_rows,
     grades_referable,
@@ -19,6 +18,7 @@ from resnet_lab.thresholds import (
     precision_recall_of,
     roc_of,
 )
+from resnet_lab.run_folder import find_runs
 
 
 def table_of(folder):

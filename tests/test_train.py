@@ -90,7 +90,7 @@ def test_help_and_verbs(tmp_path: Path) -> None:
     assert "is not a run folder" in one_error(lab("job", str(tmp_path), cwd=tmp_path))
 
 
-@pytest.mark.parametrize("module", ["__main__", "train", "report", "run_folder"])
+@pytest.mark.parametrize("module", ["__main__", "train", "report.__main__", "run_folder"])
 def test_light_commands_leave_torch_out(module: str) -> None:
     code = f"import sys, resnet_lab.{module}; print(sorted({{'torch', 'lightning'}} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

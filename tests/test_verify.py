@@ -8,12 +8,12 @@ import pytest
 import torch
 from fake_runs import write_run
 
-from resnet_lab import report
 from resnet_lab.metrics import SplitMetrics
-from resnet_lab.resampling import Answers
+from resnet_lab.report import __main__ as report
+from resnet_lab.report.resampling import Answers
+from resnet_lab.report.runs import read_run
+from resnet_lab.report.verify import differences_of, metrics_of
 from resnet_lab.run_folder import RunFolder
-from resnet_lab.runs import read_run
-from resnet_lab.verify import differences_of, metrics_of
 
 
 def run_with_metrics(folder, **config):

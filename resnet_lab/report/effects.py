@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from resnet_lab.comparison import METRICS, Group, Table, order_of
-from resnet_lab.intervals import CONFIDENCE, Comparisons
-from resnet_lab.leaderboard import limits_text
+from resnet_lab.report.comparison import METRICS, Group, Table, order_of
+from resnet_lab.report.intervals import CONFIDENCE, Comparisons
+from resnet_lab.report.leaderboard import limits_text
 
 SETTINGS = 4  # as many are listed one by one
 

@@ -8,7 +8,7 @@ import numpy as np
 from scipy import optimize
 from sklearn.metrics import roc_curve
 
-from resnet_lab.resampling import Answers
+from resnet_lab.report.resampling import Answers
 
 BINS = 10
 REFERABLE = 2  # grades from here on are referred (moderate and worse)

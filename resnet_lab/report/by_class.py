@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-from resnet_lab.intervals import CONFIDENCE, Interval
-from resnet_lab.resampling import Answers, class_sums, sums_by_patient
+from resnet_lab.report.intervals import CONFIDENCE, Interval
+from resnet_lab.report.resampling import Answers, class_sums, sums_by_patient
 
 DISTANCES = ("right", "one grade off", "two grades off", "three or more")
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from resnet_lab.comparison import ABSENT
+from resnet_lab.report.comparison import ABSENT
+from resnet_lab.report.runs import Run
 from resnet_lab.run_folder import BOOKKEEPING
-from resnet_lab.runs import Run
 
 NOTED = ("commit", "versions", "hardware", "precision", "split_fingerprint", "class_names")  # of status.json
 SHOWN = 4  # values of a key that are listed

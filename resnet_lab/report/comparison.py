@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from resnet_lab.intervals import Comparisons, Estimates, estimate
-from resnet_lab.resampling import Answers
+from resnet_lab.report.intervals import Comparisons, Estimates, estimate
+from resnet_lab.report.resampling import Answers
+from resnet_lab.report.runs import Run
 from resnet_lab.run_folder import BOOKKEEPING
-from resnet_lab.runs import Run
 
 
 class Metric(NamedTuple):

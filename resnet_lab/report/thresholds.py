@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from resnet_lab import calibration, charts
-from resnet_lab.by_class import Share, by_patient, share_of
-from resnet_lab.comparison import Group, Table
-from resnet_lab.resampling import Answers
+from resnet_lab.report import calibration, charts
+from resnet_lab.report.by_class import Share, by_patient, share_of
+from resnet_lab.report.comparison import Group, Table
+from resnet_lab.report.resampling import Answers
 
 PLACES = np.linspace(0, 1, 201)  # where the curves of several runs are averaged
 LINES = 6  # groups in a picture, the best ones

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-from resnet_lab.resampling import Answers, counts_of_patients, scores_of, sums_by_patient
+from resnet_lab.report.resampling import Answers, counts_of_patients, scores_of, sums_by_patient
 
 DRAWS = 2000
 CONFIDENCE = 0.95

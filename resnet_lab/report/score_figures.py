@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from resnet_lab import calibration, charts, costs, thresholds
-from resnet_lab.comparison import METRICS, Table
-from resnet_lab.drawing import Drawing, Picture
+from resnet_lab.report import calibration, charts, costs, thresholds
+from resnet_lab.report.comparison import METRICS, Table
+from resnet_lab.report.drawing import Drawing, Picture
 
 RELIABLE = 3  # groups whose reliability is drawn, the best ones
 

@@ -10,18 +10,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from resnet_lab import costs, thresholds
-from resnet_lab.by_class import Share, class_rows, shares_by_distance
-from resnet_lab.comparison import ABSENT, METRICS, Group, Table, places_of
-from resnet_lab.effects import confounded_of, effects_of
-from resnet_lab.figures import picture
-from resnet_lab.findings import Finding
-from resnet_lab.leaderboard import interval_text, rows_of
 from resnet_lab.plots import MAX_CLASSES_WITH_TEXT
 from resnet_lab.rendering import base64_of, png, render
-from resnet_lab.runs import Run
-from resnet_lab.sharing import sweeps_of, unshared_of
-from resnet_lab.summaries import titles_of
+from resnet_lab.report import costs, thresholds
+from resnet_lab.report.by_class import Share, class_rows, shares_by_distance
+from resnet_lab.report.comparison import ABSENT, METRICS, Group, Table, places_of
+from resnet_lab.report.effects import confounded_of, effects_of
+from resnet_lab.report.figures import picture
+from resnet_lab.report.findings import Finding
+from resnet_lab.report.leaderboard import interval_text, rows_of
+from resnet_lab.report.runs import Run
+from resnet_lab.report.sharing import sweeps_of, unshared_of
+from resnet_lab.report.summaries import titles_of
 
 FIGURES = ("accuracy", "confusion_matrices")  # of runs whose configuration names none
 OF_SECTIONS = ("confusion_matrices", "roc", "precision_recall", "reliability", "cost")  # stand in a place of their own
@@ -50,7 +50,7 @@ def page(
     sweeps = sweeps_of(runs)
     unshared = unshared_of(sweeps) if len(sweeps) > 1 else []
     return render(
-        "report.html.j2",
+        "report/report.html.j2",
         tables=parts,
         findings=findings,
         runs=_listing(runs, metrics, out),

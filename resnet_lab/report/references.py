@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from resnet_lab.runs import Run
+from resnet_lab.report.runs import Run
 
 FILE = Path(__file__).with_name("references.yaml")
 WORDS = {  # field of a protocol → how a difference reads

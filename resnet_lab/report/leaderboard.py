@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from resnet_lab.comparison import ABSENT, METRICS, Group, Table
-from resnet_lab.intervals import CONFIDENCE, Interval
-from resnet_lab.references import references_for
+from resnet_lab.report.comparison import ABSENT, METRICS, Group, Table
+from resnet_lab.report.intervals import CONFIDENCE, Interval
+from resnet_lab.report.references import references_for
 
 NOTHING = Interval(math.nan, math.nan)
 

@@ -8,11 +8,12 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from resnet_lab import plots, score_figures
-from resnet_lab.comparison import Group, Table
-from resnet_lab.drawing import Drawing, Picture
+from resnet_lab import plots
 from resnet_lab.errors import UserError
-from resnet_lab.runs import profile_of, read_layers, read_metrics
+from resnet_lab.report import score_figures
+from resnet_lab.report.comparison import Group, Table
+from resnet_lab.report.drawing import Drawing, Picture
+from resnet_lab.report.runs import profile_of, read_layers, read_metrics
 from resnet_lab.statistics import class_scores
 
 BANDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # edges of the bands of `score_bands`

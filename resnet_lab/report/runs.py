@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from resnet_lab.errors import UserError
-from resnet_lab.resampling import Answers
+from resnet_lab.report.resampling import Answers
 from resnet_lab.run_folder import RunFolder, flat
 from resnet_lab.statistics import confusion_matrix, majority_baseline, summary_of
 

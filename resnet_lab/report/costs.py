@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from resnet_lab.charts import Cost
-from resnet_lab.comparison import ABSENT, METRICS, Table
-from resnet_lab.leaderboard import interval_of
+from resnet_lab.report.charts import Cost
+from resnet_lab.report.comparison import ABSENT, METRICS, Table
+from resnet_lab.report.leaderboard import interval_of
 
 
 class Resource(NamedTuple):

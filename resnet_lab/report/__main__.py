@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from resnet_lab.command_line import run_command
-from resnet_lab.comparison import METRICS, Table, tables_of
 from resnet_lab.errors import UserError
-from resnet_lab.figures import CURVES, PICTURES
-from resnet_lab.findings import Finding, findings_of
-from resnet_lab.page import page
+from resnet_lab.report.comparison import METRICS, Table, tables_of
+from resnet_lab.report.figures import CURVES, PICTURES
+from resnet_lab.report.findings import Finding, findings_of
+from resnet_lab.report.page import page
+from resnet_lab.report.runs import Run, read_run
+from resnet_lab.report.summaries import markdown, summary, text_table
+from resnet_lab.report.verify import differences_of
 from resnet_lab.run_folder import find_runs, write_atomically
-from resnet_lab.runs import Run, read_run
-from resnet_lab.summaries import markdown, summary, text_table
-from resnet_lab.verify import differences_of
 
 USAGE = """usage: resnet-lab report DIR… [metric=NAME] [out=DIR] [figures=NAME,…]   (run folders, or folders of sweeps)
        resnet-lab report DIR… --check    derive the stored metrics again from the predictions; exit 1 if one differs"""

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 
 from resnet_lab import statistics
-from resnet_lab.comparison import places_of
 from resnet_lab.errors import UserError
-from resnet_lab.resampling import Answers
-from resnet_lab.runs import Run, read_predictions
+from resnet_lab.report.comparison import places_of
+from resnet_lab.report.resampling import Answers
+from resnet_lab.report.runs import Run, read_predictions
 
 TOLERANCE = 1e-5  # stored metrics are of float32 probabilities, the predictions have eight digits
 LOSS_TOLERANCE = 1e-4  # relative; a logarithm makes more of the last digit

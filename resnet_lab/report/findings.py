@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from resnet_lab.comparison import ABSENT, Table, places_of
-from resnet_lab.runs import Run
+from resnet_lab.report.comparison import ABSENT, Table, places_of
+from resnet_lab.report.runs import Run
 
 FEW = 10  # test images of a class, below which an interval that counts classes alike is too narrow
 MANY_CLASSES = 8  # so many are named, the others counted

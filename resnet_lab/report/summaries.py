@@ -9,9 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from resnet_lab.comparison import METRICS, Group, Table
-from resnet_lab.findings import Finding
-from resnet_lab.leaderboard import Row, interval_of, interval_text, rows_of
+from resnet_lab.report.comparison import METRICS, Group, Table
+from resnet_lab.report.findings import Finding
+from resnet_lab.report.leaderboard import Row, interval_of, interval_text, rows_of
 
 MARKS = {"best": "best", "tied": "tied with the best", "behind": "behind the best"}
 
