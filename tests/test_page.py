@@ -104,9 +104,12 @@ def test_sweeps_that_do_not_share_everything_say_so(tmp_path, undrawn):
 def test_another_metric_ranks_and_one_that_nobody_logged_is_named(tmp_path, undrawn):
     write_run(tmp_path / "grades" / "0")
     write_run(tmp_path / "birds" / "0", class_names=["duck", "goose", "swan"])
+    assert "F1, macro" not in words(page_of(tmp_path / "grades"))
     assert "Leaderboard by AUROC" in page_of(tmp_path / "grades", "metric=auroc")
+    assert "Leaderboard by F1, macro" in page_of(tmp_path / "grades", "metric=f1_macro")
+    assert "f1_macro_low" in (tmp_path / "grades" / "summary.csv").read_text()
     with pytest.raises(
-        UserError, match="metric=charm is in no run; choose among qwk, accuracy, balanced_accuracy, auroc"
+        UserError, match="metric=charm is in no run; choose among qwk, accuracy, balanced_accuracy, auroc, f1_macro"
     ):
         report.command([str(tmp_path / "grades"), "metric=charm"])
     with pytest.raises(UserError, match="metric=qwk needs classes with an order; choose among accuracy"):

@@ -30,6 +30,9 @@ def test_a_draw_has_the_scores_of_its_images(seed):
     for draw, weights in enumerate(counts[:, patient]):
         rows = np.repeat(np.arange(len(weights)), weights.astype(int))
         targets, predictions = answers.targets[rows], answers.predictions[rows]
+        for average in ("macro", "weighted"):
+            expected = metrics.f1_score(targets, predictions, average=average, zero_division=0)
+            assert scores[f"f1_{average}"][draw] == pytest.approx(expected)
         assert scores["accuracy"][draw] == pytest.approx(metrics.accuracy_score(targets, predictions))
         assert scores["balanced_accuracy"][draw] == pytest.approx(metrics.balanced_accuracy_score(targets, predictions))
         kappa = metrics.cohen_kappa_score(targets, predictions, weights="quadratic")

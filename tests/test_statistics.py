@@ -17,6 +17,14 @@ def random_case(seed: int, num_classes: int = 5, size: int = 200, absent: tuple[
     return targets, probabilities.argmax(axis=1), probabilities
 
 
+def averages(targets, predictions) -> dict[str, float]:
+    found, names = {}, ("precision", "recall", "f1")
+    for average in ("macro", "weighted"):
+        scores = metrics.precision_recall_fscore_support(targets, predictions, average=average, zero_division=0)
+        found |= {f"{name}_{average}": score for name, score in zip(names, scores[:3], strict=True)}
+    return found
+
+
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("num_classes", [2, 5, 10])
 def test_the_summary_agrees_with_scikit_learn(seed, num_classes):
@@ -27,6 +35,7 @@ def test_the_summary_agrees_with_scikit_learn(seed, num_classes):
             "balanced_accuracy": metrics.balanced_accuracy_score(targets, predictions),
             "qwk": metrics.cohen_kappa_score(targets, predictions, weights="quadratic"),
             "auroc": np.mean([metrics.roc_auc_score(targets == k, probabilities[:, k]) for k in set(targets)]),
+            **averages(targets, predictions),
         }
     )
     expected = metrics.confusion_matrix(targets, predictions, labels=range(num_classes))
@@ -45,6 +54,13 @@ def test_absent_classes_count_nowhere():
     assert counts[[1, 4]].sum() == 0
 
 
+def test_averages_count_what_divides_by_nothing_as_0():
+    targets, predictions = np.array([0, 0, 1, 1, 3]), np.array([0, 0, 0, 4, 3])  # 1 not answered, 2 nowhere, 4 no image
+    summary = statistics.summary_of(targets, predictions, np.eye(5)[predictions])
+    assert averages(targets, predictions) == pytest.approx({name: summary[name] for name in averages([0], [0])})
+    assert summary["recall_macro"] == pytest.approx((1 + 0 + 1 + 0) / 4)
+
+
 def test_rows_of_the_confusion_matrix_are_true():
     counts = statistics.confusion_matrix(np.array([0, 0, 0, 2]), np.array([0, 1, 1, 0]), 3)
     assert counts.tolist() == [[1, 2, 0], [0, 0, 0], [1, 0, 0]]
@@ -60,7 +76,7 @@ def test_a_constant_predictor_has_no_skill():
     targets = np.repeat([0, 1, 2, 4], [730, 70, 150, 50])
     baseline = statistics.majority_baseline(targets, majority=0, num_classes=5)
     expected = {"accuracy": 0.73, "balanced_accuracy": 0.25, "qwk": 0.0, "auroc": 0.5}
-    assert baseline == pytest.approx(expected, abs=1e-12)
+    assert {name: baseline[name] for name in expected} == pytest.approx(expected, abs=1e-12)
 
 
 def test_the_baseline_answers_the_class_of_the_training_images():

@@ -76,7 +76,7 @@ def _read(folders: Sequence[str], closed: Sequence[str]) -> list[Run]:
 
 def _check_metric(metric: str, tables: Sequence[Table]) -> None:
     """A metric that ranks nothing is named, not replaced."""
-    known = [name for name in METRICS if any(name in table.metrics for table in tables)]
+    known = [name for name in METRICS if any(name in table.possible for table in tables)]
     if metric and metric not in known:
         why = "needs classes with an order" if metric in METRICS else "is in no run"
         raise UserError(f"metric={metric} {why}; choose among {', '.join(known)}")

@@ -43,7 +43,14 @@ METRICS = {
     "accuracy": Metric("accuracy %", 100, 2, " points"),
     "balanced_accuracy": Metric("balanced acc. %", 100, 2, " points"),
     "auroc": Metric("AUROC", 1, 3, ""),
+    "f1_macro": Metric("F1, macro", 1, 3, ""),
+    "f1_weighted": Metric("F1, weighted", 1, 3, ""),
+    "precision_macro": Metric("precision, macro", 1, 3, ""),
+    "precision_weighted": Metric("precision, weighted", 1, 3, ""),
+    "recall_macro": Metric("recall, macro", 1, 3, ""),
+    "recall_weighted": Metric("recall, weighted", 1, 3, ""),
 }
+ALWAYS = ("qwk", "accuracy", "balanced_accuracy", "auroc")  # the others only where asked for
 ABSENT = "–"
 
 
@@ -103,6 +110,11 @@ class Table:
 
     @property
     def metrics(self) -> list[str]:
+        """The metrics that are shown, of those that mean something here."""
+        return [metric for metric in METRICS if metric in self.possible and metric in (*ALWAYS, self.wanted)]
+
+    @property
+    def possible(self) -> list[str]:
         """The metrics that mean something here: QWK only where the classes have an order."""
         ordered = any(run.status.get("ordered") for group in self.groups for run in group.runs)
         return [metric for metric in METRICS if metric != "qwk" or ordered]

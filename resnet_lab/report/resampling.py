@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from resnet_lab.statistics import placements
+from resnet_lab.statistics import averages_of, placements
 
 MOMENTS = 7  # sums that do not depend on the number of classes: images, hits, t, t², p, p², (t - p)²
 
@@ -61,14 +61,14 @@ def _terms(answers: Answers) -> np.ndarray:
 
 
 def scores_of(sums: np.ndarray) -> dict[str, np.ndarray]:
-    """Accuracy, balanced accuracy, QWK and AUROC, each (…,), from totals (…, F) over the patients of a draw.
+    """Every score of `statistics.summary_of`, each (…,), from totals (…, F) over the patients of a draw.
 
-    On the whole test set they are those of `statistics.summary_of`, exactly. In a resample AUROC is its first-order
+    On the whole test set they are the same, exactly. In a resample AUROC is its first-order
     expansion in the weights (the placements of DeLong et al. 1988), the others are exact. A class of which a draw holds
     no image does not count in it.
     """
     count, hits, t, tt, p, pp, squared = np.moveaxis(sums[..., :MOMENTS], -1, 0)
-    found, true, _ = class_sums(sums)
+    found, true, predicted = class_sums(sums)
     above, below = np.split(sums[..., MOMENTS:], 5, axis=-1)[3:]
     with np.errstate(invalid="ignore", divide="ignore"):
         expected = tt / count - (t / count) ** 2 + pp / count - (p / count) ** 2 + ((t - p) / count) ** 2
@@ -78,6 +78,7 @@ def scores_of(sums: np.ndarray) -> dict[str, np.ndarray]:
             "balanced_accuracy": _mean(found / true),
             "qwk": 1 - squared / count / np.where(expected > 0, expected, np.nan),
             "auroc": _mean(areas),
+            **averages_of(found, true, predicted),
         }
 
 

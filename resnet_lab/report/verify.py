@@ -85,16 +85,11 @@ def metrics_of(answers: Answers, config: dict[str, Any], train_counts: Sequence[
         train_counts: training images by class.
     """
     counts = statistics.confusion_matrix(answers.targets, answers.predictions, answers.probabilities.shape[1])
-    scores = np.nan_to_num(statistics.class_scores(counts))  # torchmetrics' 0 where a score divides by nothing
-    true, predicted = counts.sum(axis=1), counts.sum(axis=0)
     derived = statistics.summary_of(*answers)
     if math.isnan(derived["auroc"]):
         derived["auroc"] = 0.5  # as metrics.MacroAUROC where there is one class only
-    for name, values in zip(("precision", "recall", "f1"), scores, strict=True):
-        derived[f"{name}_weighted"] = float(np.average(values, weights=true))
-        derived[f"{name}_macro"] = float(values[true + predicted > 0].mean())
     with np.errstate(invalid="ignore"):
-        derived |= {f"recall_{k}": float(share) for k, share in enumerate(counts.diagonal() / true)}
+        derived |= {f"recall_{k}": float(share) for k, share in enumerate(counts.diagonal() / counts.sum(axis=1))}
     loss = _loss(answers, config, train_counts)
     return derived | ({} if loss is None else {"loss": loss})
 
