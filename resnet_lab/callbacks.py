@@ -13,12 +13,13 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from torch import Tensor
 
 from resnet_lab import plots
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.data.transforms import denormalise
 from resnet_lab.errors import UserError
-from resnet_lab.failures import fail
+from resnet_lab.failures import fail, note_stop
 from resnet_lab.metrics import is_collapsed
 from resnet_lab.module import Classifier
 from resnet_lab.processes import Stopped, stop_on_signals
@@ -58,7 +59,9 @@ class Ending(Callback):
         stop_on_signals()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, Stopped) and isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):
+        if isinstance(exception, Stopped) and not trainer.is_global_zero:
+            note_stop(self.run, exception, trainer.global_rank)
+        elif isinstance(exception, Stopped) and isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):
             trainer.strategy.launcher.kill(signal.SIGKILL)
         elif isinstance(exception, Exception) and not trainer.is_global_zero:
             # now, as the first rank fails, too, once this one is gone
@@ -66,7 +69,7 @@ class Ending(Callback):
 
 
 class FiniteLoss(Callback):
-    """Stops a run whose loss is no number any more, before a checkpoint keeps it.
+    """Stops a run whose loss or weights are no numbers any more, before a checkpoint keeps them.
 
     Args:
         every: batches from one look to the next, as each makes a GPU wait.
@@ -79,9 +82,21 @@ class FiniteLoss(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         looks = batch_idx % self.every == 0 or trainer.is_last_batch
-        if looks and not bool(torch.isfinite(outputs["loss"])):
+        if looks:
+            self._check("the loss", outputs["loss"], trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for name, value in pl_module.state_dict().items():  # the last step of an epoch has no loss after it
+            self._check(name, value, trainer)
+        if "val/loss" in trainer.callback_metrics:
+            self._check("val/loss", trainer.callback_metrics["val/loss"], trainer)
+
+    @staticmethod
+    def _check(name: str, value: Tensor, trainer: Trainer) -> None:
+        if not bool(torch.isfinite(value).all()):
+            seen = value[~torch.isfinite(value)].ravel()[0]
             raise UserError(
-                f"the loss became {float(outputs['loss'])} in epoch {trainer.current_epoch}: lower optim.lr, warm up "
+                f"{name} became {float(seen)} in epoch {trainer.current_epoch}: lower optim.lr, warm up "
                 "(schedule.warmup_epochs), or take trainer.precision=32-true; the checkpoints before it are kept"
             )
 

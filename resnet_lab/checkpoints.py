@@ -137,7 +137,11 @@ class RunCheckpoint(ModelCheckpoint):
         return str(Path(self.best_model_path).relative_to(self.run.path)) if self.best_model_path else None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the state, with the paths as they are now."""
+        """Take over the state, with the paths as they are now; a best checkpoint that is damaged is forgotten."""
+        best = self._moved(state_dict["best_model_path"])
+        if self.monitor and best and not is_whole(Path(best)):
+            log.warning("%s is damaged; the best of the epochs from here on takes its place", Path(best).name)
+            return
         state = {**state_dict, "dirpath": self.dirpath}
         for key in ("best_model_path", "kth_best_model_path"):
             state[key] = self._moved(state[key])

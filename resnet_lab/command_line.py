@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -36,6 +37,9 @@ def run_command(command: Callable[[list[str]], None]) -> int:
     """Run a verb; what the user got wrong is one line and exit code 2."""
     try:
         command(sys.argv[1:])
+    except BrokenPipeError:  # `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python says it again at its end
+        return 0
     except (UserError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

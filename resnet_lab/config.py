@@ -21,7 +21,7 @@ from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from resnet_lab.errors import UserError
+from resnet_lab.errors import NO_ROOM, UserError
 from resnet_lab.run_folder import BOOKKEEPING, flat
 
 
@@ -121,7 +121,8 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
 def one_line(error: Exception) -> str:
     """The message of an error of Hydra, OmegaConf or the operating system, with its cause, without line breaks."""
     if isinstance(error, OSError) and not isinstance(error, HydraException):
-        return f"{error.filename}: {error.strerror}; choose a sweep_dir that can be written"
+        remedy = "make room" if error.errno in NO_ROOM else "choose a sweep_dir that can be written"
+        return f"{error.filename or 'disk'}: {error.strerror}; {remedy}"
     text = str(error).partition("Config search path")[0]
     lines = [line.strip(" .\t") for line in f"{text}\n{error.__cause__ or ''}".splitlines()]
     noise = ("full_key:", "object_type=", "reference_type=", "To append")

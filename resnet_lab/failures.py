@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import traceback
 
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from resnet_lab.errors import UserError
+from resnet_lab.errors import NO_ROOM, UserError
+from resnet_lab.processes import Stopped
 from resnet_lab.run_folder import RunFolder
 
 OUT_OF_MEMORY = ("can't allocate memory", "Cannot allocate memory", "is killed by signal: Killed")
 LOST = ("Connection closed by peer", "Connection reset by peer")  # gloo's words for a rank that is gone
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+STOPPED = "stopped by "
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,16 @@ def fail(run: RunFolder, error: Exception, rank: int) -> None:
             run.update_status(state="failed", error=place + " ".join(message.split()))
     except OSError as full:
         log.error("error: %s cannot be written: %s", run.status_file, full.strerror)
+
+
+def note_stop(run: RunFolder, stopped: Stopped, rank: int) -> None:
+    """Leave word for the first rank, which sees nothing but a lost connection, that another one was told to stop."""
+    run.update_status(error=f"rank {rank}: {STOPPED}{stopped}")
+
+
+def stopped_elsewhere(run: RunFolder, error: Exception) -> bool:
+    """Whether what ended this rank is that another one was told to stop."""
+    return any(sign in str(error) for sign in LOST) and STOPPED in str(run.read_status().get("error"))
 
 
 def plain(error: Exception) -> str:

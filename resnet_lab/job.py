@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +24,7 @@ from resnet_lab.callbacks import Ending, FiniteLoss, Observer, ResumableEarlySto
 from resnet_lab.checkpoints import EpochRows, LastCheckpoint, RunCheckpoint, resume_point
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.errors import UserError
-from resnet_lab.failures import fail
+from resnet_lab.failures import fail, stopped_elsewhere
 from resnet_lab.layers import LayerStatistics
 from resnet_lab.metrics import is_collapsed, monitored
 from resnet_lab.models.resnet import multiply_adds, parameter_count
@@ -220,6 +224,7 @@ def main() -> int:
     stop_with_parent(GRACE if rank() == 0 else GRACE / 6)
     try:
         run.read_config()
+        stop_with_the_ranks(run)
         if rank() > 0:  # the first rank holds the lock
             set_up_logging()
             return guarded(run)
@@ -239,6 +244,26 @@ def main() -> int:
         return 1
 
 
+def stop_with_the_ranks(run: RunFolder) -> None:
+    """Where SLURM or torchrun starts the ranks: stop when another one failed before they all met.
+
+    Later a lost connection tells; Lightning's own launcher ends the others itself.
+    """
+    if int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1) > 1:
+        status = run.read_status()
+        before = status["state"], status.get("starts", 0)
+        threading.Thread(target=_watch, args=(run, before), daemon=True).start()
+
+
+def _watch(run: RunFolder, before: tuple[str, int]) -> None:
+    while True:
+        time.sleep(1)
+        status = run.read_status()
+        if status["state"] == "failed" and (status["state"], status.get("starts", 0)) != before:
+            time.sleep(GRACE / 6)  # the rank that failed is on its way out
+            os._exit(1)
+
+
 def guarded(run: RunFolder) -> int:
     """Run the job unless it is done; a failure ends in status.json and one line, or a traceback for a defect."""
     if rank() == 0:
@@ -256,6 +281,9 @@ def guarded(run: RunFolder) -> int:
         log.info("stopped by %s; python -m resnet_lab.job %s goes on", stopped, run.path)
         raise
     except Exception as error:
+        if stopped_elsewhere(run, error):
+            log.info("another rank was told to stop; python -m resnet_lab.job %s goes on", run.path)
+            raise Stopped(signal.SIGTERM) from error
         fail(run, error, rank())
         return 1
     return 0

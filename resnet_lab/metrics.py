@@ -84,7 +84,7 @@ class SplitMetrics(nn.Module):
         metrics = _counting_metrics(num_classes, ordered)
         if split != "train":
             metrics |= _evaluation_metrics(num_classes)
-        self.loss = MeanMetric()
+        self.loss = MeanMetric(nan_strategy="disable")  # which keeps NaN; by default it would drop out of the mean
         self.loss.set_dtype(torch.float64)  # so that the order of the batches leaves no trace
         self.scores = MetricCollection(metrics, prefix=f"{split}/")
         self.confusion = MulticlassConfusionMatrix(num_classes)

@@ -124,9 +124,11 @@ class RunFolder:
         write_atomically(self.config_file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
     def asked(self) -> dict[str, str]:
-        """The keys and groups that the command line gave, as text; empty where the job was not laid by one."""
-        file = self.path / ".hydra" / "overrides.yaml"
-        items = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else []
+        """The keys and groups that the command line gave, as text; empty where the job was not laid by one.
+
+        (Not from Hydra's own file, which a command that is refused overwrites.)
+        """
+        items = self.read_status().get("asked", [])
         given = {key.lstrip("+~"): value for key, _, value in (item.partition("=") for item in items)}
         return {key: value for key, value in given.items() if key not in BOOKKEEPING}
 
@@ -156,6 +158,7 @@ class RunFolder:
         """
         deadline = time.monotonic() + patience
         with self.lock_file.open("a") as file:  # NFS locks only what may be written
+            os.register_at_fork(after_in_child=file.close)  # a loader's worker that outlives us holds no lock
             while not _locks(file, fcntl.LOCK_EX):
                 if time.monotonic() > deadline:
                     raise Busy(f"{self.path}: another process is running this job; wait or stop it")

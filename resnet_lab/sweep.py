@@ -17,7 +17,8 @@ from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from resnet_lab.config import check, conf_dir, job_name
+from resnet_lab.config import check, conf_dir, job_name, one_line
+from resnet_lab.errors import UserError
 from resnet_lab.run_folder import list_jobs
 
 NOT_RUN = ("-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info", "-v", "--version")
@@ -62,7 +63,20 @@ def jobs_of(arguments: Sequence[str]) -> list[dict[str, Any]]:
         base = compose("config", [*fixed, *searchpath], return_hydra_config=True)
         if base.hydra.runtime.choices["hydra/sweeper"] != "basic":
             return []
+        _refuse_nameless(parsed, base.hydra)
         return [_composed([*job, *searchpath]) for job in _grid(parsed, base.hydra.sweeper.params or {})]
+
+
+def _refuse_nameless(overrides: Sequence[Override], hydra: DictConfig) -> None:
+    """An axis that is not part of a job's name would give all its values one folder.
+
+    Raises:
+        UserError: there is one.
+    """
+    for axis in overrides:
+        key = axis.get_key_element()
+        if axis.is_sweep_override() and key in hydra.job.config.override_dirname.exclude_keys:
+            raise UserError(f"{key} cannot be swept, as it does not make another experiment; give it one value")
 
 
 def _read(arguments: Sequence[str]) -> tuple[list[str] | None, list[str]]:
@@ -105,7 +119,10 @@ class ListJobs(Callback):
             overrides = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
             jobs = _grid(overrides, hydra.sweeper.params or {}, seeds=True)
             excluded = hydra.job.config.override_dirname.exclude_keys
-            list_jobs(Path(hydra.sweep.dir), [_folder_name(job, excluded) for job in jobs])
+            try:
+                list_jobs(Path(hydra.sweep.dir), [_folder_name(job, excluded) for job in jobs])
+            except OSError as error:  # Hydra would go on without a word of ours
+                print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
 
 
 def _folder_name(job: Sequence[str], excluded: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ from resnet_lab.processes import (
     stop_with_command,
     this_is_the_command,
 )
-from resnet_lab.run_folder import PATIENCE, Busy, RunFolder, find_runs
+from resnet_lab.run_folder import PATIENCE, Busy, RunFolder, find_runs, jobs_file
+from resnet_lab.status import state_of
 from resnet_lab.sweep import preflight
 
 
@@ -36,6 +38,7 @@ class JobFailed(UserError):
     """A job that ended with an error which it has shown itself."""
 
 
+LAUNCHERS = ("joblib", "submitit")  # packages whose errors mean that a worker died
 FAILED: list[RunFolder] = []  # the single run of this process, where it failed
 
 register()
@@ -53,7 +56,8 @@ def train(config: DictConfig) -> float | None:
     run, sweep = RunFolder(Path(hydra_config.runtime.output_dir)), hydra_config.mode == RunMode.MULTIRUN
     try:
         check(config)
-        lay(run, config)
+        _refuse_mixture(run, sweep)
+        lay(run, config, list(hydra_config.overrides.task))
         if config.start and _may_start(run, config.on_failed.value, sweep):
             start(run)
     except Busy as busy:
@@ -72,11 +76,28 @@ def train(config: DictConfig) -> float | None:
     return run.read_status().get("best_value")
 
 
-def lay(run: RunFolder, config: DictConfig) -> None:
-    """Write the resolved configuration and the first status, unless the folder holds this very configuration.
+def _refuse_mixture(run: RunFolder, sweep: bool) -> None:
+    """A folder is a run or holds the runs of a sweep; both at once would be counted together.
 
     Raises:
-        UserError: it holds another one.
+        UserError: it is the other one already.
+    """
+    if sweep and RunFolder(run.path.parent).config_file.is_file():
+        raise UserError(f"{run.path.parent} is a run of its own; choose another sweep_dir")
+    if not sweep and jobs_file(run.path).is_file():
+        raise UserError(f"{run.path} holds a sweep; choose another sweep_dir for a single run")
+
+
+def lay(run: RunFolder, config: DictConfig, asked: Sequence[str] = ()) -> None:
+    """Write the resolved configuration and the first status, unless the folder holds this very configuration.
+
+    Args:
+        run: the folder.
+        config: composed and checked.
+        asked: the overrides that the command line gave.
+
+    Raises:
+        UserError: it holds another one, or cannot be written.
         Busy: another process is laying it.
     """
     plain: Any = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
@@ -84,10 +105,13 @@ def lay(run: RunFolder, config: DictConfig) -> None:
         _refuse_another(run, plain)
         if run.read_status()["state"] == "done" or run.is_locked():  # what it is done with stays written
             return
-    with run.lock(PATIENCE):  # paths and bookkeeping may have changed
-        run.write_config(plain)
-        if not run.status_file.is_file():
-            run.update_status(state="created", error=None, seed=plain["seed"], config_hash=config_hash(plain))
+    first = {"state": "created", "error": None, "seed": plain["seed"], "config_hash": config_hash(plain)}
+    try:
+        with run.lock(PATIENCE):  # paths and bookkeeping may have changed
+            run.write_config(plain)
+            run.update_status(**({} if run.status_file.is_file() else first), asked=list(asked))
+    except OSError as error:
+        raise UserError(one_line(error)) from error
 
 
 def _refuse_another(run: RunFolder, plain: dict[str, Any]) -> None:
@@ -106,14 +130,15 @@ def _may_start(run: RunFolder, on_failed: str, sweep: bool) -> bool:
     Raises:
         UserError: on_failed=stop, and a job of the sweep has failed.
     """
-    if on_failed == "stop":
-        for other in find_runs([run.path.parent]) if sweep else [run]:
-            if other.read_status()["state"] == "failed":
-                raise UserError(f"not started, as {other.path.name} failed; mend it, and go on with on_failed=retry")
     status = run.read_status()
     if status["state"] == "done":
         print(f"{run.path} is done", flush=True)
         return False
+    if on_failed == "stop":
+        for other in find_runs([run.path.parent]) if sweep else [run]:
+            if state_of(other).state == "failed":
+                failed = "it" if other.path == run.path else other.path.name
+                raise UserError(f"not started, as {failed} failed; mend it, and go on with on_failed=retry")
     if on_failed == "skip" and status["state"] == "failed":
         print(f"{run.path.name}: left as it is (on_failed=skip): {status['error']}", flush=True)
         return False
@@ -169,12 +194,25 @@ def main() -> int:
     except UserError:  # shown when it happened
         return 1
     except Stopped as stopped:
-        print("stopped; the same command with the same sweep_dir goes on", file=sys.stderr)
+        handed = "; jobs that a cluster has go on until it is told (scancel)" if _hands_over(sys.argv) else ""
+        print(f"stopped; the same command with the same sweep_dir goes on{handed}", file=sys.stderr)
         return stopped.code
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in LAUNCHERS:
+            raise
+        first = str(error).strip().partition("\n")[0]
+        print(f"error: a process of the launcher died ({first}); the same command goes on", file=sys.stderr)
+        return 1
     return 1 if FAILED else 0
+
+
+def _hands_over(arguments: Sequence[str]) -> bool:
+    """Whether the jobs of this command line are another machine's."""
+    launchers = [argument.partition("=")[2] for argument in arguments if argument.startswith("hydra/launcher=")]
+    return bool(launchers) and launchers[-1] not in ("basic", "joblib")
 
 
 if __name__ == "__main__":

@@ -68,6 +68,30 @@ def test_a_loss_that_is_no_number_stops_before_a_checkpoint_keeps_it(
     assert all(torch.isfinite(value).all() for value in state_of(run).values())
 
 
+def test_weights_that_are_no_numbers_replace_no_checkpoint(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoilt(self: Classifier, *_: Any) -> None:  # by the last step of an epoch, after its loss
+        if self.trainer.is_last_batch and self.current_epoch == 2:
+            next(self.parameters()).data[:] = float("nan")
+
+    run = make_run("trainer.max_epochs=3", "monitor=val/accuracy")
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "on_train_batch_end", spoilt, raising=False)
+        assert guarded(run) == 1
+    assert "became nan in epoch 2" in run.read_status()["error"]
+    for file in (run.last_checkpoint, run.best_checkpoint):
+        kept = torch.load(file, weights_only=True)
+        assert kept["epoch"] < 2
+        assert all(torch.isfinite(value).all() for value in kept["state_dict"].values())
+    assert guarded(run) == 0  # goes on
+
+
+def test_weights_that_explode_in_the_first_step_are_no_result(make_run: MakeRun) -> None:
+    run = make_run("trainer.max_epochs=1", "data.batch_size=64", "optim.lr=1e30")
+    assert guarded(run) == 1
+    assert "became" in run.read_status()["error"]
+    assert not list(run.checkpoints.glob("*"))
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -172,6 +196,14 @@ def test_a_damaged_last_checkpoint_is_said_and_another_start_taken(
     source = "best.ckpt" if choice == "best" and damage != "all" else "the start"
     assert f"last.ckpt is damaged; going on from {source}" in halfway.log_file.read_text()
     assert same_end(whole, halfway)  # whichever it went on from
+
+
+def test_a_damaged_best_checkpoint_is_said_and_another_takes_its_place(halfway: RunFolder) -> None:
+    halfway.best_checkpoint.write_bytes(b"")
+    assert guarded(halfway) == 0
+    assert "best.ckpt is damaged; the best of the epochs from here on" in halfway.log_file.read_text()
+    assert is_whole(halfway.best_checkpoint)
+    assert halfway.read_status()["best_value"] == pd.read_csv(halfway.metrics_file)["val/qwk"][2:].max()
 
 
 def test_the_clock_may_be_set_back(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -263,6 +263,31 @@ def test_tasks_of_slurm(tmp_path: Path, lab: Lab, nodes: int) -> None:
     assert agree(tmp_path)
 
 
+def test_a_task_that_fails_before_the_ranks_meet_ends_the_other(tmp_path: Path, lab: Lab) -> None:
+    run = laid(tmp_path, lab, "trainer.devices=2", "trainer.strategy=ddp")
+    patch = """import resnet_lab.build
+    def missing(config):
+        raise FileNotFoundError("a file of this node")
+    if os.environ["SLURM_PROCID"] == "1":
+        resnet_lab.build.build_datamodule = missing"""
+    port = free_port()
+    tasks = [lab("resnet_lab.job", "run", patch=patch, environment=slurm(task, 2, 1, port)) for task in (0, 1)]
+    assert [task.wait(60) for task in tasks] == [1, 1], output(tmp_path, 1) + output(tmp_path, 2)
+    assert run.read_status()["error"] == "rank 1: FileNotFoundError: a file of this node"
+    assert not run.is_locked()
+
+
+def test_a_rank_that_is_told_to_stop_is_no_failure(tmp_path: Path, lab: Lab) -> None:
+    run = laid(tmp_path, lab, *DDP, "trainer.max_epochs=1000")
+    job = lab("resnet_lab.job", "run")
+    wait_for(lambda: trains(run))
+    (other,) = [pid for pid in jobs_alive(tmp_path) if pid != job.pid]
+    os.kill(other, signal.SIGTERM)
+    assert job.wait(60) == 128 + signal.SIGTERM, output(tmp_path, 1)
+    assert run.read_status()["state"] == "interrupted"
+    assert "memory" not in output(tmp_path, 1)
+
+
 def test_one_task_of_slurm_starts_its_ranks_itself(tmp_path: Path, lab: Lab) -> None:
     run = laid(tmp_path, lab, *DDP)
     task = lab("resnet_lab.job", "run", patch=HASHES, environment=slurm(0, 1, 1, free_port()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -97,7 +98,11 @@ def test_a_failed_job_is_repeated_left_or_stops_the_sweep(
         patch.setattr(Classifier, "training_step", fails)
         assert sweep(*grid, "on_failed=stop") == 1
         assert list(jobs().values()) == ["done", "failed", "created"]
-        assert "not started, as" in capsys.readouterr().err
+        assert capsys.readouterr().err.count("not started, as experiment-tiny_seed-1 failed") == 1
+        assert sweep(*grid, "on_failed=stop") == 1
+        said = capsys.readouterr().err
+        assert "experiment-tiny_seed-0: not started" not in said  # it is done
+        assert "experiment-tiny_seed-1: not started, as it failed" in said
         assert sweep(*grid, "on_failed=skip") == 0
         assert list(jobs().values()) == ["done", "failed", "done"]
         assert "left as it is (on_failed=skip): out of memory" in capsys.readouterr().out
@@ -106,6 +111,34 @@ def test_a_failed_job_is_repeated_left_or_stops_the_sweep(
     assert started == []
     assert sweep(*grid) == 0
     assert set(jobs().values()) == {"done"}
+
+
+def test_a_folder_is_a_run_or_a_sweep(sweep: Sweep, started: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep("seed=0,1", "start=false") == 0
+    assert sweep("seed=0", multirun=False) == 1
+    assert "holds a sweep; choose another sweep_dir for a single run" in capsys.readouterr().err
+    assert sweep("seed=0,1", "sweep_dir=sweep/experiment-tiny_seed-0") == 1
+    assert "is a run of its own; choose another sweep_dir" in capsys.readouterr().err
+    assert started == []
+
+
+def test_a_full_disk_is_said_for_each_job(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(RunFolder, "write_config", full)
+    assert sweep("seed=0,1") == 1
+    lines = [f"error: experiment-tiny_seed-{seed}: disk: No space left on device; make room" for seed in (0, 1)]
+    assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")] == lines
+
+
+def test_a_refused_command_changes_nothing_of_what_was_asked(sweep: Sweep) -> None:
+    assert sweep("optim.lr=0.1", "start=false", multirun=False) == 0
+    assert sweep("optim.lr=0.2", "schedule=cosine", multirun=False) == 1
+    asked = {"experiment": "tiny", "optim.lr": "0.1"}
+    assert RunFolder(Path("sweep")).asked() == asked
 
 
 def test_a_job_that_another_process_runs_is_left_to_it(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import time
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -40,6 +43,32 @@ def test_every_state_has_its_line(run: RunFolder) -> None:
     run.status_file.write_text("{")
     assert state_of(run).state == "unreadable"
     assert state_of(run).note.startswith("status.json is damaged (")
+
+
+def test_a_child_that_outlives_the_job_does_not_hold_its_lock(run: RunFolder) -> None:
+    with run.lock():
+        child = get_context("fork").Process(target=time.sleep, args=(60,))
+        child.start()
+        assert run.is_locked()
+    try:
+        deadline = time.monotonic() + 20
+        while run.is_locked() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not run.is_locked()
+        assert child.is_alive()
+    finally:
+        child.kill()
+        child.join()
+
+
+def test_what_reads_no_further_is_no_error(run: RunFolder) -> None:
+    run.update_status(state="created")
+    command = [sys.executable, "-m", "resnet_lab.status", str(run.path)]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_jobs_that_were_asked_for_and_not_begun_are_missing(run: RunFolder) -> None:

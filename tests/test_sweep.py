@@ -48,6 +48,12 @@ def test_the_command_line_wins_over_the_grid_of_the_experiment() -> None:
     assert grid(experiment, "model.depth=34,18", "model.pretrained=a.pt") == {(34, "a.pt"), (18, "a.pt")}
 
 
+@pytest.mark.parametrize("key", ["data.num_workers", "keep_last"])
+def test_what_does_not_name_a_job_is_no_axis(key: str) -> None:
+    with pytest.raises(UserError, match=f"{key} cannot be swept"):
+        jobs_of(["-m", f"{key}=0,1", "seed=0"])
+
+
 def test_experiments_of_ones_own_are_found(tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nmodel:\n  depth: 50\n")
