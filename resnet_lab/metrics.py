@@ -19,9 +19,9 @@ from torchmetrics.classification import (
 )
 
 from resnet_lab.errors import UserError
+from resnet_lab.statistics import COLLAPSED
 
 MAX_CLASSES_BY_EPOCH = 20  # up to so many classes, the recall of each is logged by epoch
-COLLAPSED = 0.98  # share of predictions in one class from which a model is called collapsed
 
 
 class BalancedAccuracy(MulticlassConfusionMatrix):

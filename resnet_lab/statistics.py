@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+COLLAPSED = 0.98  # share of predictions in one class from which a model is called collapsed
+
 
 def confusion_matrix(targets: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
     """Counts (K, K) with rows true and columns predicted, from classes (N,) and (N,)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -55,8 +56,31 @@ def write_run(
     write_predictions(predictions, targets, shares, skill, depth + seed + 1000 * (pretrained is not None))
     fingerprint = {split: read_predictions(predictions).fingerprint, "train": "b" * 16}
     write_status(folder, names, shares, seed, fingerprint, epochs, status)
+    if "class_counts" not in status:
+        change_status(folder, class_counts=counts_with(folder, split, targets))
     write_metrics(folder / "metrics.csv", epochs, skill, depth + seed)
     return folder
+
+
+def counts_with(folder: Path, split: str, targets: np.ndarray) -> dict:
+    status = json.loads((folder / "status.json").read_text())
+    counts = np.bincount(targets, minlength=len(status["class_names"])).tolist()
+    return status["class_counts"] | {split: counts}
+
+
+def change_status(folder: Path, **changes: object) -> None:
+    file = folder / "status.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def edit_predictions(folder: Path, change: Callable[[pd.DataFrame], pd.DataFrame], split: str = "test") -> None:
+    """Rewrite the predictions of a run, which has been on these images from the start."""
+    file = folder / f"predictions_{split}.csv"
+    changed = change(pd.read_csv(file, dtype={"image": str}))
+    changed.to_csv(file, index=False)
+    noted = json.loads((folder / "status.json").read_text())["split_fingerprint"]
+    counts = counts_with(folder, split, changed["target"].to_numpy())
+    change_status(folder, split_fingerprint=noted | {split: read_predictions(file).fingerprint}, class_counts=counts)
 
 
 def write_config(folder: Path, depth: int, pretrained: str | None, seed: int, extra: dict) -> None:

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pandas as pd
-from fake_runs import GRADES, write_run
+from fake_runs import GRADES, edit_predictions, write_run
 
 from resnet_lab.report.comparison import tables_of
 from resnet_lab.report.findings import findings_of
@@ -16,12 +16,6 @@ from resnet_lab.run_folder import find_runs
 def found(folder, metric="") -> dict[str, str]:
     runs = [read_run(run) for run in find_runs([folder])]
     return {finding.kind: finding.text for finding in findings_of(runs, tables_of(runs, metric))}
-
-
-def answer(run, change) -> None:
-    """Rewrite the predictions of a run."""
-    file = run / "predictions_test.csv"
-    change(pd.read_csv(file, dtype={"image": str})).to_csv(file, index=False)
 
 
 def test_sound_runs_have_no_grave_finding(tmp_path):
@@ -65,14 +59,14 @@ def test_selection_on_test_is_found_by_its_metric_or_by_its_images(tmp_path):
 def test_a_class_that_no_run_finds_is_named(tmp_path):
     for seed in (0, 1):
         run = write_run(tmp_path / str(seed), seed=seed)
-        answer(run, lambda frame: frame.replace({"prediction": {1: 0, 3: 2}}))
+        edit_predictions(run, lambda frame: frame.replace({"prediction": {1: 0, 3: 2}}))
     texts = found(tmp_path)
     assert texts["class never found"] == "none of the 2 runs finds a single image of: mild, severe"
 
 
 def test_a_class_without_test_images_is_said_to_be_unknown(tmp_path):
     run = write_run(tmp_path / "run")
-    answer(run, lambda frame: frame[frame["target"] != 4])
+    edit_predictions(run, lambda frame: frame[frame["target"] != 4])
     texts = found(tmp_path)
     assert "no image of proliferative; nothing is known of it" in texts["class not tested"]
     assert "proliferative" not in texts.get("class never found", "")
@@ -88,7 +82,7 @@ def test_few_images_of_a_class_are_counted(tmp_path):
 def test_a_group_below_the_baseline_is_named(tmp_path):
     write_run(tmp_path / "good", 50, skill=3.0)
     bad = write_run(tmp_path / "bad", 18)
-    answer(bad, lambda frame: frame.assign(prediction=4 - frame["target"]))
+    edit_predictions(bad, lambda frame: frame.assign(prediction=4 - frame["target"]))
     expected = "not above the majority baseline in accuracy: depth=18"
     assert found(tmp_path, "accuracy")["no better than one answer"] == expected
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fake_runs import write_run
+from fake_runs import change_status, edit_predictions, write_run
 
 from resnet_lab.metrics import SplitMetrics
 from resnet_lab.report import __main__ as report
@@ -22,11 +22,6 @@ def run_with_metrics(folder, **config):
     derived = metrics_of(run.predictions.answers, run.config, run.class_counts("train"))
     change_status(folder, metrics={f"test/{name}": value for name, value in derived.items()})
     return folder
-
-
-def change_status(folder, **changes):
-    file = folder / "status.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
 def lines(*folders) -> list[str]:
@@ -103,8 +98,11 @@ def test_changed_predictions_show_in_all_that_was_made_of_them(tmp_path):
     frame = pd.read_csv(file, dtype={"image": str})
     frame.assign(target=np.where(frame.index < 5, (frame["target"] + 1) % 5, frame["target"])).to_csv(file, index=False)
     found = " ".join(lines(folder))
+    assert "cannot be checked: predictions_test.csv: 400 rows that are not the 400 images of status.json" in found
+    edit_predictions(folder, lambda frame: frame)
+    found = " ".join(lines(folder))
     assert "test/accuracy is stored as" in found
-    assert "predictions of test are of other images or targets than status.json notes" in found
+    assert "test/qwk is stored as" in found
 
 
 def test_a_prediction_that_is_not_the_most_probable_class_is_counted(tmp_path):
@@ -123,6 +121,10 @@ def test_the_tables_beside_the_predictions_are_checked_too(tmp_path):
     good = pd.DataFrame(run.counts, run.class_names, run.class_names)
     good.to_csv(run.folder.confusion_matrix_file("test"))
     assert lines(folder) == []
+    good.rename(index={"mild": "moderate", "moderate": "mild"}).to_csv(run.folder.confusion_matrix_file("test"))
+    assert lines(folder) == [
+        "run: confusion_matrix_test.csv names other classes or columns than status.json, or in another order"
+    ]
     (good + np.eye(5, dtype=int)).to_csv(run.folder.confusion_matrix_file("test"))
     assert lines(folder) == ["run: confusion_matrix_test.csv does not follow from the predictions"]
     run.folder.class_report_file("test").write_text("class,precision\nno DR,x\n")
@@ -132,13 +134,57 @@ def test_the_tables_beside_the_predictions_are_checked_too(tmp_path):
 def test_metrics_without_predictions_and_unknown_ones_cannot_be_checked(tmp_path):
     folder = run_with_metrics(tmp_path / "run")
     change_status(folder, metrics={"test/charm": 0.5, "val/accuracy": 0.5})
-    first, second = lines(folder)
-    assert first == "run: test/charm is stored, but cannot be derived from predictions"
-    assert second.startswith("run: the metrics of val cannot be checked: predictions_val.csv")
+    found = lines(folder)
+    assert "run: test/charm is stored, but cannot be derived from predictions" in found
+    assert any(line.startswith("run: the numbers of val cannot be checked: predictions_val.csv") for line in found)
 
 
 def test_an_undefined_metric_agrees_only_with_an_undefined_one(tmp_path):
     folder = run_with_metrics(tmp_path / "run")
-    change_status(folder, metrics={"test/qwk": None})
+    metrics = json.loads((folder / "status.json").read_text())["metrics"]
+    change_status(folder, metrics=metrics | {"test/qwk": None})
     assert len(lines(folder)) == 1
     assert lines(folder)[0].startswith("run: test/qwk is stored as undefined, the predictions give 0.")
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"metrics": {}}, "test/accuracy is not stored, the predictions give"),
+        ({"metrics": []}, "status.json: metrics holds list, not numbers by name"),
+        ({"metrics": {"test/accuracy": "high"}}, "test/accuracy is stored as 'high', which is no number"),
+        ({"collapsed": True}, "collapsed is stored as True, one class is the answer to "),
+        ({"class_counts": {"test": [1, 2, 3, 4, 5]}}, "class_counts of test are stored as [1, 2, 3, 4, 5]"),
+        (
+            {"best_value": 0.99, "monitor": "val/accuracy"},
+            "best_value is stored as 0.990000, which is val/accuracy of no epoch in metrics.csv",
+        ),
+        ({"best_value": 0.99, "monitor": "test/qwk"}, "best_value is stored as 0.990000, the predictions of test give"),
+    ],
+)
+def test_whatever_follows_from_the_predictions_is_checked(tmp_path, changes, line):
+    folder = run_with_metrics(tmp_path / "run")
+    assert lines(folder) == []
+    change_status(folder, **changes)
+    assert any(found.startswith(f"run: {line}") for found in lines(folder)), lines(folder)
+
+
+def test_what_cannot_be_checked_is_no_success(tmp_path, capsys):
+    folder = run_with_metrics(tmp_path / "cut")
+    (folder / "status.json").write_text('{"state": "do')
+    bare = run_with_metrics(tmp_path / "bare")
+    (bare / "predictions_test.csv").unlink()
+    failed = write_run(tmp_path / "failed", state="failed", error="boom", metrics={"test/accuracy": 0.99})
+    with pytest.raises(SystemExit):
+        report.command([str(tmp_path), "--check"])
+    shown = capsys.readouterr().out
+    assert "cut: cannot be checked: status.json is damaged" in shown
+    assert "bare: cannot be checked: no predictions_test.csv" in shown
+    assert f"{failed.name}: test/accuracy is stored as 0.990000" in shown
+
+
+def test_a_loss_of_another_kind_passes_unchecked(tmp_path):
+    folder = run_with_metrics(tmp_path / "run", **{"loss._target_": "somewhere.focal"})
+    metrics = json.loads((folder / "status.json").read_text())["metrics"]
+    change_status(folder, metrics=metrics | {"test/loss": 3.0})
+    assert lines(folder) == []

@@ -45,6 +45,9 @@ def report(folders: Sequence[str], out: Path, figures: Sequence[str] = (), metri
     try:
         _write(out, runs, tables, findings, figures)
     except OSError as error:
+        file = Path(str(error.filename))
+        if any(run.folder.path in file.parents for run in runs):
+            raise UserError(f"{file} cannot be read ({error.strerror}); see to its permissions") from error
         raise UserError(f"out={out} cannot be written ({error.strerror}); choose another folder") from error
     lines = [f"{finding.kind}: {finding.text}" for finding in findings]
     lines += [f"\n{text_table(table)}" for table in tables]
@@ -101,8 +104,10 @@ def check(folders: Sequence[str]) -> None:
     Raises:
         SystemExit: with code 1, where there is one.
     """
-    runs = _read(folders, closed_folders(folders))
-    lines, done = differences_of(runs), sum(run.state == "done" for run in runs)
+    closed = closed_folders(folders)
+    runs = _read(folders, closed)
+    lines = [*differences_of(runs), *(f"{folder}: cannot be checked: no permission to read it" for folder in closed)]
+    done = sum(run.state == "done" for run in runs)
     print("\n".join(lines) or f"all stored metrics of {done} finished runs follow from their predictions")
     if lines:
         sys.exit(1)

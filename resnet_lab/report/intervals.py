@@ -22,6 +22,7 @@ from scipy import special
 from resnet_lab.report.resampling import Answers, counts_of_patients, scores_of, sums_by_patient
 
 DRAWS = 2000
+ROUNDING = 1e-12
 CONFIDENCE = 0.95
 OUTLYING = 0.01  # level of the F test by which the seeds of a group scatter more than those of the others
 
@@ -116,6 +117,7 @@ class Estimates:
     def compare(self, contrasts: np.ndarray) -> Comparisons:
         """Contrasts (M, G) of the values, such as 1 for one group and -1 for another, all at once."""
         values = contrasts @ self.values
+        values[np.abs(values) < ROUNDING] = 0  # means of equal numbers
         if self.patients < 2 or not len(contrasts):
             nothing = np.full(len(values), np.nan)
             return Comparisons(values, nothing, nothing, np.ones(len(values)))

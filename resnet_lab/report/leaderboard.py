@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
+
 from resnet_lab.report.comparison import ABSENT, METRICS, Group, Table
 from resnet_lab.report.intervals import CONFIDENCE, Interval
 from resnet_lab.report.references import references_for
@@ -74,6 +76,8 @@ def _against_best(table: Table) -> tuple[dict[str, str], dict[str, str]]:
     if len(groups) < 2 or all(math.isnan(value) for value in table.estimates[table.metric].values):
         return {}, {}
     best, found = table.against_best
+    if not np.any(found.values):
+        return {}, {}  # all alike: none is the best
     marks, shortfalls = {groups[best]: "best"}, {groups[best]: ABSENT}
     for place, label in enumerate(groups):
         if place != best and not math.isnan(found.values[place]):

@@ -16,7 +16,9 @@ import pandas as pd
 from resnet_lab.errors import UserError
 from resnet_lab.report.resampling import Answers
 from resnet_lab.run_folder import RunFolder, flat
-from resnet_lab.statistics import confusion_matrix, majority_baseline, summary_of
+from resnet_lab.statistics import COLLAPSED, confusion_matrix, majority_baseline, summary_of
+
+SUM_TOLERANCE = 1e-3  # probabilities of an image are rounded
 
 
 @dataclass
@@ -57,8 +59,9 @@ class Run:
 
     @property
     def collapsed(self) -> bool:
-        """Whether the job says so, or one class is the answer to everything."""
-        return bool(self.status.get("collapsed") or (self.scores and np.count_nonzero(self.counts.sum(0)) == 1))
+        """Whether the job says so of what it judged, or one class is the answer to nearly everything here."""
+        predicted = self.counts.sum(axis=0)
+        return bool(self.status.get("collapsed") or (self.scores and predicted.max() >= COLLAPSED * predicted.sum()))
 
     @property
     def test_set(self) -> tuple[str, str, tuple[str, ...], int]:
@@ -66,17 +69,30 @@ class Run:
         scored = self.predictions.fingerprint if self.predictions else ""
         return self.split, scored, self.class_names, int(self.counts.sum())
 
-    @cached_property
+    @property
     def validation(self) -> Predictions | None:
-        """The answers on the validation split, where they are stored and it is not what is scored."""
+        """The answers on the validation split, where they are stored, whole, and not what is scored."""
+        found = self._validation
+        return found if isinstance(found, Predictions) else None
+
+    @property
+    def validation_problem(self) -> str:
+        """What is wrong with them; empty where nothing is, or there are none."""
+        return self._validation if isinstance(self._validation, str) else ""
+
+    @cached_property
+    def _validation(self) -> Predictions | str | None:
         file = self.folder.kept_predictions("val")
         if self.split != "test" or not file.is_file():
             return None
         try:
             found = read_predictions(file)
-        except UserError:
-            return None
-        return found if found.answers.probabilities.shape[1] == len(self.class_names) else None
+        except UserError as error:
+            return str(error)
+        noted = self.fingerprint("val")
+        if found.answers.probabilities.shape[1] != len(self.class_names) or (noted and noted != found.fingerprint):
+            return "predictions_val.csv is of other images or classes than status.json says; evaluate the run again"
+        return found
 
     def fingerprint(self, split: str) -> str:
         """What the job noted as the fingerprint of a split's rows; empty where it did not get so far."""
@@ -119,6 +135,13 @@ def _score(run: Run) -> None:
     train_counts = run.class_counts("train") or np.bincount(targets)
     if len(run.class_names) != num_classes or len(train_counts) > num_classes:
         raise UserError(f"status.json has {len(run.class_names)} class_names, the predictions {num_classes} classes")
+    noted = run.fingerprint(run.split)
+    if noted and noted != found.fingerprint:
+        images = sum(run.class_counts(run.split))
+        raise UserError(
+            f"predictions_{run.split}.csv: {len(targets)} rows that are not the {images} images of status.json, "
+            "or not with their targets; evaluate the run again"
+        )
     run.predictions = found
     run.majority = int(np.argmax(train_counts))
     run.counts = confusion_matrix(targets, predictions, num_classes)
@@ -145,9 +168,15 @@ def read_predictions(file: Path) -> Predictions:
         raise UserError(f"{file.name} is damaged ({_first_line(error)}); evaluate the run again") from error
     classes, probabilities = numbers[:, :2], numbers[:, 2:]
     no_class = (classes % 1 != 0) | (classes < 0) | (classes >= num_classes)
-    bad = frame.index[no_class.any(axis=1) | ~np.isfinite(probabilities).all(axis=1)]
+    no_share = ~np.isfinite(probabilities) | (probabilities < 0)
+    improper = no_share.any(axis=1) | (np.abs(probabilities.sum(axis=1) - 1) > SUM_TOLERANCE)
+    bad = frame.index[no_class.any(axis=1) | improper]
     if len(bad) or not len(frame):
-        where = f"line {bad.min() + 2} lacks a class or a probability" if len(bad) else "has no rows"
+        where = (
+            f"line {bad.min() + 2} lacks a class, or its probabilities do not add up to 1"
+            if len(bad)
+            else "has no rows"
+        )
         raise UserError(f"{file.name}: {where}; evaluate the run again")
     images = frame["image"].to_numpy(str)
     patients = frame["patient"].to_numpy(str) if "patient" in frame else images

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,39 +14,69 @@ from resnet_lab import statistics
 from resnet_lab.errors import UserError
 from resnet_lab.report.comparison import places_of
 from resnet_lab.report.resampling import Answers
-from resnet_lab.report.runs import Run, read_predictions
+from resnet_lab.report.runs import Run, read_metrics, read_predictions
 
 TOLERANCE = 1e-5  # stored metrics are of float32 probabilities, the predictions have eight digits
+BEST_TOLERANCE = 2e-3  # the best epoch was scored while it trained, perhaps in other batches or on another machine
+STATES = ("created", "running", "interrupted", "failed", "done")  # of a status.json that can be read
 LOSS_TOLERANCE = 1e-4  # relative; a logarithm makes more of the last digit
 
 
 def differences_of(runs: Sequence[Run]) -> list[str]:
     """One line for every stored number that does not follow from the predictions, or cannot be derived from them."""
     names = places_of(runs)
-    return [f"{names[run.folder.path]}: {line}" for run in runs if run.state == "done" for line in _differences(run)]
+    return [f"{names[run.folder.path]}: {line}" for run in runs for line in _differences(run)]
 
 
 def _differences(run: Run) -> Iterator[str]:
-    metrics: dict[str, float | None] = run.status.get("metrics") or {}
-    for split in dict.fromkeys(name.split("/")[0] for name in metrics):
+    metrics = run.status.get("metrics", {})
+    if run.state not in STATES or (run.state == "done" and not run.predictions):
+        yield f"cannot be checked: {run.problem}"
+        return
+    if not isinstance(metrics, dict):
+        yield f"status.json: metrics holds {type(metrics).__name__}, not numbers by name"
+        return
+    stored = {split: _of_split(metrics, split) for split in ("train", "val", "test")}
+    splits = [split for split, values in stored.items() if values or any(file.is_file() for file in _files(run, split))]
+    found = {}
+    for split in splits:
         try:
-            found = read_predictions(run.folder.kept_predictions(split))
+            found[split] = read_predictions(run.folder.kept_predictions(split)).answers
         except UserError as error:
-            yield f"the metrics of {split} cannot be checked: {error}"
+            yield f"the numbers of {split} cannot be checked: {error}"
             continue
-        derived = metrics_of(found.answers, run.config, run.class_counts("train"))
-        for name, stored in metrics.items():
-            if name.startswith(f"{split}/"):
-                yield from _difference(name, stored, derived.get(name.partition("/")[2]))
-        yield from _files(run, split, found.answers)
-        noted = run.fingerprint(split)
-        if noted and noted != found.fingerprint:
-            yield f"predictions of {split} are of other images or targets than status.json notes"
+        yield from _metrics(run, split, stored[split], found[split])
+        yield from _tables(run, split, found[split])
+    yield from _status(run, found)
 
 
-def _difference(name: str, stored: float | None, derived: float | None) -> Iterator[str]:
+def _of_split(metrics: dict[str, Any], split: str) -> dict[str, Any]:
+    return {name.partition("/")[2]: value for name, value in metrics.items() if name.startswith(f"{split}/")}
+
+
+def _files(run: Run, split: str) -> tuple[Path, Path, Path]:
+    folder = run.folder
+    return folder.kept_predictions(split), folder.confusion_matrix_file(split), folder.class_report_file(split)
+
+
+def _metrics(run: Run, split: str, stored: dict[str, Any], answers: Answers) -> Iterator[str]:
+    derived = metrics_of(answers, run.config, run.class_counts("train"))
+    for name in dict.fromkeys([*stored, *derived]):
+        if name not in stored:
+            optional = name.startswith("recall_") or (name == "qwk" and not run.status.get("ordered"))
+            if run.state == "done" and not optional and not math.isnan(derived[name]):
+                yield f"{split}/{name} is not stored, the predictions give {derived[name]:.6f}"
+        elif name == "loss" and name not in derived:
+            continue  # of a kind that is not known here
+        else:
+            yield from _difference(f"{split}/{name}", stored[name], derived.get(name))
+
+
+def _difference(name: str, stored: Any, derived: float | None) -> Iterator[str]:
     if derived is None:
         yield f"{name} is stored, but cannot be derived from predictions"
+    elif stored is not None and not isinstance(stored, int | float):
+        yield f"{name} is stored as {stored!r}, which is no number"
     elif stored is None or math.isnan(stored):
         if not math.isnan(derived):
             yield f"{name} is stored as undefined, the predictions give {derived:.6f}"
@@ -53,27 +84,56 @@ def _difference(name: str, stored: float | None, derived: float | None) -> Itera
         yield f"{name} is stored as {stored:.6f}, the predictions give {derived:.6f}"
 
 
-def _files(run: Run, split: str, answers: Answers) -> Iterator[str]:
+def _tables(run: Run, split: str, answers: Answers) -> Iterator[str]:
     """The predicted class of each row, and the two tables beside the predictions, where they are kept."""
     changed = int(np.sum(answers.probabilities.argmax(axis=1) != answers.predictions))
     if changed:
         yield f"predictions of {split}: in {changed} rows the prediction is not the most probable class"
     counts = statistics.confusion_matrix(answers.targets, answers.predictions, answers.probabilities.shape[1])
-    expected = {
-        run.folder.confusion_matrix_file(split): counts,
-        run.folder.class_report_file(split): np.vstack(
-            [np.nan_to_num(statistics.class_scores(counts)), counts.sum(1)]
-        ).T,
-    }
-    for file, values in expected.items():
-        if file.is_file():
-            try:
-                stored = pd.read_csv(file, index_col=0).to_numpy(float)
-            except ValueError as error:
-                yield f"{file.name} is damaged ({error})"
-                continue
-            if stored.shape != values.shape or not np.allclose(stored, values, atol=TOLERANCE):
-                yield f"{file.name} does not follow from the predictions"
+    scores = np.vstack([np.nan_to_num(statistics.class_scores(counts)), counts.sum(1)]).T
+    _, matrix, report = _files(run, split)
+    names = list(run.class_names) or [str(name) for name in run.status.get("class_names", ())]
+    for file, values, columns in (
+        (matrix, counts, names),
+        (report, scores, ["precision", "recall", "f1", "support"]),
+    ):
+        if not file.is_file():
+            continue
+        try:
+            frame = pd.read_csv(file, index_col=0, dtype={0: str}, keep_default_na=False)
+            numbers = frame.to_numpy(float)
+        except (ValueError, OSError) as error:
+            yield f"{file.name} cannot be read ({error})"
+            continue
+        if numbers.shape != values.shape or not np.allclose(numbers, values, atol=TOLERANCE):
+            yield f"{file.name} does not follow from the predictions"
+        elif [str(name) for name in frame.index] != names or [str(name) for name in frame.columns] != columns:
+            yield f"{file.name} names other classes or columns than status.json, or in another order"
+
+
+def _status(run: Run, found: dict[str, Answers]) -> Iterator[str]:
+    """What else status.json says that follows from predictions or from metrics.csv."""
+    for split, answers in found.items():
+        counts = np.bincount(answers.targets, minlength=answers.probabilities.shape[1]).tolist()
+        if run.class_counts(split) and run.class_counts(split) != counts:
+            yield f"class_counts of {split} are stored as {run.class_counts(split)}, the predictions give {counts}"
+        if run.fingerprint(split) and run.fingerprint(split) != read_predictions(_files(run, split)[0]).fingerprint:
+            yield f"predictions of {split} are of other images or targets than status.json notes"
+    judged = found.get("val", found.get("test"))
+    if judged is not None and isinstance(noted := run.status.get("collapsed"), bool):
+        share = np.bincount(judged.predictions).max() / len(judged.predictions)
+        if noted != (share >= statistics.COLLAPSED):
+            yield f"collapsed is stored as {noted}, one class is the answer to {100 * share:.1f} % of the images"
+    best, monitor = run.status.get("best_value"), str(run.status.get("monitor"))
+    if isinstance(best, int | float):
+        rows = read_metrics(run.folder.metrics_file)
+        if monitor in rows and not np.isclose(rows[monitor], best, atol=TOLERANCE).any():
+            yield f"best_value is stored as {best:.6f}, which is {monitor} of no epoch in metrics.csv"
+        split, _, name = monitor.partition("/")
+        if split in found:
+            derived = metrics_of(found[split], run.config, run.class_counts("train")).get(name, best)
+            if not math.isclose(best, derived, abs_tol=BEST_TOLERANCE):
+                yield f"best_value is stored as {best:.6f}, the predictions of {split} give {derived:.6f}"
 
 
 def metrics_of(answers: Answers, config: dict[str, Any], train_counts: Sequence[int]) -> dict[str, float]:
@@ -103,6 +163,8 @@ def _loss(answers: Answers, config: dict[str, Any], train_counts: Sequence[int])
     if weights == "none":
         weights = np.ones(classes)
     elif weights == "balanced":
+        if not sum(train_counts):
+            return None
         weights = np.sum(train_counts) / (classes * np.array(train_counts, float))
     surprise = -np.log(np.maximum(answers.probabilities, np.finfo(np.float32).tiny)) * np.asarray(weights)
     return float(np.mean((1 - smoothing) * surprise[rows, answers.targets] + smoothing * surprise.mean(axis=1)))
