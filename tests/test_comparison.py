@@ -55,6 +55,15 @@ def test_axes_leave_out_bookkeeping_and_keep_names_short_but_unique(tmp_path):
     assert labels(table) == ["optim.lr=0.1 head.lr=1", "optim.lr=0.2 head.lr=2"]
 
 
+def test_what_only_sweeps_differ_in_is_one_axis(tmp_path):
+    several = {f"optim.{key}": 1 for key in ("lr", "momentum", "weight_decay", "nesterov")}
+    for sweep, config in (("old", {}), ("new", several)):
+        for depth in (18, 50):
+            write_run(tmp_path / sweep / str(depth), depth, config=config)
+    _, (table,), _ = compare(tmp_path)
+    assert labels(table) == ["sweep=new depth=18", "sweep=new depth=50", "sweep=old depth=18", "sweep=old depth=50"]
+
+
 def test_other_seeds_than_the_run_s_are_axes(tmp_path):
     for split_seed in (0, 1):
         write_run(tmp_path / str(split_seed), config={"data.split_seed": split_seed})
@@ -134,8 +143,11 @@ def test_what_is_wrong_is_said(tmp_path):
     found = {finding.kind: finding.text for finding in compare(tmp_path)[2]}
     assert found["failed"] == "failed: OutOfMemoryError: 6 GB"
     assert found["interrupted"] == "killed: no result, last epoch: 3"
-    assert found["leaking"] == "5618 images of train or val share a patient or picture with a later split (1 of 6 runs)"
-    assert found["skipped images"] == "2 images could not be read (1 of 6 runs)"
+    assert (
+        found["leaking"]
+        == "5618 images of train or val share a patient or picture with a later split (1 of 6 runs: leaky)"
+    )
+    assert found["skipped images"] == "2 images could not be read (1 of 6 runs: leaky)"
     assert found["seed twice"] == "on_leak=ignore: seed 0 counts more than once; n is too large"
     assert found["one seed only"] == "no spread is known of on_leak=drop"
 

@@ -79,3 +79,14 @@ def test_a_group_alone_has_no_effects(tmp_path):
     write_grid(tmp_path, {(18, None): 2.0})
     assert effects_of(table_of(tmp_path)) == []
     assert confounded_of(table_of(tmp_path)) == []
+
+
+@pytest.mark.parametrize("metric", ["qwk", "auroc"])
+def test_a_key_that_does_nothing_changes_nothing(tmp_path, metric):
+    for depth in (18, 34, 50, 101, 152):
+        for lr in (0.1, 0.01):
+            write_run(tmp_path / f"{depth}-{lr}", depth, config={"optim.lr": lr})
+    rate = next(effect for effect in effects_of(table_of(tmp_path, metric)) if effect.axis == "optim.lr")
+    assert (rate.value, rate.p) == (0, 1)
+    assert "No difference can be concluded" in rate.sentence
+    assert "depends" not in rate.sentence

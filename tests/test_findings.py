@@ -40,7 +40,7 @@ def test_a_copied_run_is_suspicious_and_two_collapsed_ones_are_not(tmp_path):
     config = (tmp_path / "b" / "config.yaml").read_text().replace("depth: 18", "depth: 50")
     (tmp_path / "b" / "config.yaml").write_text(config)
     text = found(tmp_path)["suspiciously identical"]
-    assert text.startswith("a, b: the same probabilities to the last digit")
+    assert text.startswith("a, b: the same probabilities for every image")
     for depth in (18, 50):
         write_run(tmp_path / "flat" / str(depth), depth, skill=0.0)
     assert "suspiciously identical" not in found(tmp_path / "flat")
@@ -95,3 +95,30 @@ def test_the_same_images_under_other_class_names_are_no_common_table(tmp_path):
     texts = found(tmp_path)
     assert "0, 1, 2, 3, 4 against no DR, mild" in texts["different class names"]
     assert "not to be compared" in texts["different test sets"]
+
+
+def test_runs_that_failed_alike_are_told_together(tmp_path):
+    write_run(tmp_path / "fine")
+    for number in range(12):
+        write_run(tmp_path / f"failed{number:02d}", seed=number, state="failed", error="out of memory")
+    assert found(tmp_path)["failed"] == (
+        "12 runs (failed00, failed01, failed02, failed03, failed04, failed05, failed06, failed07 and 4 more runs): "
+        "out of memory"
+    )
+
+
+def test_damaged_validation_files_are_said(tmp_path):
+    run = write_run(tmp_path / "run")
+    (run / "predictions_val.csv").write_text("image,target\n")
+    assert found(tmp_path)["validation damaged"].startswith("run: predictions_val.csv")
+
+
+def test_nearly_one_answer_to_everything_is_a_collapse(tmp_path):
+    def spoil(frame):
+        shares = [f"p_{k}" for k in range(5)]
+        frame.loc[3:, shares] = [0.8, 0.05, 0.05, 0.05, 0.05]
+        frame.loc[3:, "prediction"] = 0
+        return frame
+
+    edit_predictions(write_run(tmp_path / "run"), spoil)
+    assert "collapsed" in found(tmp_path)

@@ -9,6 +9,7 @@ from resnet_lab.report.comparison import tables_of
 from resnet_lab.report.intervals import Interval
 from resnet_lab.report.leaderboard import interval_of, interval_text, limits_text, rows_of
 from resnet_lab.report.runs import read_run
+from resnet_lab.report.summaries import headline
 from resnet_lab.run_folder import find_runs
 
 
@@ -50,7 +51,7 @@ def test_a_group_alone_is_neither_best_nor_tied(tmp_path):
 
 
 def test_published_numbers_stand_below_and_say_how_they_were_got(tmp_path):
-    write_run(tmp_path / "run")
+    write_run(tmp_path / "run", config={"data.name": "eyepacs"})
     rows = rows_of(table_of(tmp_path))
     kinds = [row.kind for row in rows]
     assert kinds == sorted(kinds, key=["group", "baseline", "reference"].index)
@@ -77,3 +78,29 @@ def test_differences_have_signs_and_limits(metric, numbers, text):
 def test_an_interval_that_is_not_known_is_a_dash():
     assert interval_text("accuracy", Interval(0.415, 0.5)) == "41.50 to 50.00"
     assert interval_text("accuracy", Interval(math.nan, math.nan)) == "–"
+
+
+def test_where_all_is_alike_none_is_the_best(tmp_path):
+    for depth in (18, 34, 50):
+        write_run(tmp_path / str(depth), depth, skill=0.0)
+    table = table_of(tmp_path)
+    assert {row.mark for row in rows_of(table)} == {""}
+    assert headline(table) == "All 3 groups have QWK 0.000 (95 %: –). The majority baseline has 0.000.".replace(
+        " (95 %: –)", " (95 %: 0.000 to 0.000)"
+    )
+
+
+def test_the_headline_is_what_the_rows_say(tmp_path):
+    for depth, skill in ((18, 1.0), (34, 3.0), (50, 3.0)):
+        write_run(tmp_path / str(depth), depth, skill=skill)
+    table = table_of(tmp_path, "accuracy")
+    best = next(row for row in rows_of(table) if row.mark == "best")
+    assert headline(table).startswith(
+        f"Of 3 groups {best.label} is the best: accuracy {100 * best.value:.2f} % (95 %: "
+    )
+    assert headline(table).endswith(
+        "1 of the other 2 cannot be told from it, 1 is behind. The majority baseline has "
+        f"{100 * table.scored[0].baseline['accuracy']:.2f} %."
+    )
+    alone = table_of(tmp_path / "18")
+    assert headline(alone).startswith("depth=18 pretrained=none: QWK 0.")

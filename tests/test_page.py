@@ -96,7 +96,9 @@ def test_sweeps_that_do_not_share_everything_say_so(tmp_path, undrawn):
     for sweep, lr in (("old", 0.1), ("new", 0.01)):
         for depth in (18, 50):
             write_run(tmp_path / sweep / str(depth), depth, config={"optim.lr": lr})
-    assert "What the sweeps do not share key new (2 runs) old (2 runs) optim.lr 0.01 0.1" in words(page_of(tmp_path))
+    assert "What the sweeps do not share 1 key: optim.lr key new (2 runs) old (2 runs) optim.lr 0.01 0.1" in words(
+        page_of(tmp_path)
+    )
     assert "do not share" not in page_of(tmp_path / "old")
 
 

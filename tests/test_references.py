@@ -38,18 +38,42 @@ def test_a_protocol_agrees_differs_or_is_not_stated(tmp_path):
     counts = {"train": [800, 100, 100, 50, 30]}
     config = {"data.image_size": 28, "data.name": "retinamnist"}
     run = run_of(tmp_path / "a", class_counts=counts, monitor="val/auroc", config=config)
-    found = {reference.what: reference.verdict(run) for reference in references_for([run])}
+    found = {reference.what: reference.verdict([run]) for reference in references_for([run])}
     assert found["ResNet-18 at 28 px (MedMNIST v2)"] == "Protocol agrees"
     assert found["ResNet-18 at 224 px, 28 px blown up (MedMNIST v2)"] == "Other protocol: 224 px, here 28"
     assert found["ResNet-18 at true 224 px, 3 seeds (MedMNIST+)"].endswith("(not stated: selection)")
     silent = Reference(["x"], 5, "x", {}, dict.fromkeys(WORDS), "x", "copy")
-    assert silent.verdict(run) == "Protocol not stated"
+    assert silent.verdict([run]) == "Protocol not stated"
+
+
+def test_the_verdict_is_on_the_run_that_comes_nearest(tmp_path):
+    counts = {"train": [800, 100, 100, 50, 30], "test": [400, 0, 0, 0, 0]}
+    shared = {"class_counts": counts, "monitor": "val/auroc"}
+    runs = [
+        run_of(tmp_path / str(size), config={"data.image_size": size, "data.name": "retinamnist"}, **shared)
+        for size in (28, 224)
+    ]
+    found = {reference.what: reference.verdict(runs) for reference in references_for(runs)}
+    assert found["ResNet-18 at 224 px, 28 px blown up (MedMNIST v2)"] == "Protocol agrees with that of 1 of 2 runs"
+    assert found["Google AutoML (MedMNIST v2)"].startswith("Protocol agrees as far as it is stated (not stated: ")
+
+
+def test_what_a_reader_read_is_told_by_its_size(tmp_path):
+    def sources(name, **counts):
+        run = run_of(tmp_path / name, class_counts={split: [n, 0, 0, 0, 0] for split, n in counts.items()})
+        return {reference.source for reference in references_for([run])}
+
+    assert sources("idrid", train=412, test=103) == {"RETFound's own comparison"}
+    assert "Huang et al. 2023, Diagnostics 13:1664" in sources("kaggle", train=28100, test=7026)
+    assert sources("other", train=3000, test=662) == set()
 
 
 def test_rows_are_for_the_same_data_classes_network_and_for_test_images(tmp_path):
     names = [f"class {k}" for k in range(10)]
-    run = run_of(tmp_path / "a", depth=20, class_names=names, config={"data.name": "cifar10"})
+    form = {"data.name": "cifar10", "model.form": "cifar", "model.shortcut": "zero_pad"}
+    run = run_of(tmp_path / "a", depth=20, class_names=names, config=form)
     assert {row.config["model.depth"] for row in references_for([run])} == {20}
+    assert {row.config["model.shortcut"] for row in references_for([run])} == {"zero_pad"}
     assert not references_for([run_of(tmp_path / "b", config={"data.name": "cifar10"})])  # five classes
     assert not references_for([run_of(tmp_path / "c", split="val")])
     assert not references_for([])

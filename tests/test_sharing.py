@@ -2,8 +2,9 @@
 
 from fake_runs import write_run
 
+from resnet_lab.report.comparison import sweeps_of
 from resnet_lab.report.runs import read_run
-from resnet_lab.report.sharing import sweeps_of, unshared_of
+from resnet_lab.report.sharing import unshared_of
 from resnet_lab.run_folder import find_runs
 
 

@@ -52,6 +52,7 @@ METRICS = {
 }
 ALWAYS = ("qwk", "accuracy", "balanced_accuracy", "auroc")  # the others only where asked for
 ABSENT = "–"
+MANY_BOUND = 4  # keys that differ between sweeps alone, from which on their names would bury those of the groups
 
 
 @dataclass
@@ -195,12 +196,44 @@ def axes_of(runs: Sequence[Run]) -> list[str]:
     return [key for key in keys if len({repr(run.config.get(key, ABSENT)) for run in runs}) > 1]
 
 
-def _groups(runs: Sequence[Run]) -> list[Group]:
+def sweeps_of(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Runs by the folder that holds them, by its name (more of its path where names repeat)."""
+    folders: dict[Path, list[Run]] = {}
+    for run in runs:
+        folders.setdefault(run.folder.path.parent, []).append(run)
+    names = [folder.name for folder in folders]
+    return {
+        folder.name if names.count(folder.name) == 1 else f"{folder.parent.name}/{folder.name}": members
+        for folder, members in folders.items()
+    }
+
+
+def _settings(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """The values of the axes, of each run.
+
+    Keys that differ between sweeps and never inside one cannot be told apart; several are one axis, the sweep.
+    """
     # one group alone still has to be told from those of other reports
     axes = axes_of(runs) or [key for key in ("model.depth", "model.pretrained") if key in runs[0].config]
+    sweeps = {name: [run.config for run in members] for name, members in sweeps_of(runs).items()}
+    bound = [
+        axis
+        for axis in axes
+        if len(sweeps) > 1
+        and all(len({repr(config.get(axis, ABSENT)) for config in configs}) == 1 for configs in sweeps.values())
+    ]
+    if len(bound) < MANY_BOUND or len(sweeps) == len(runs):
+        return [{axis: run.config.get(axis, ABSENT) for axis in axes} for run in runs]
+    named = {run.folder: name for name, members in sweeps_of(runs).items() for run in members}
+    free = [axis for axis in axes if axis not in bound]
+    return [{"sweep": named[run.folder]} | {axis: run.config.get(axis, ABSENT) for axis in free} for run in runs]
+
+
+def _groups(runs: Sequence[Run]) -> list[Group]:
     groups: dict[str, Group] = {}
-    for run in runs:
-        values = {axis: run.config.get(axis, ABSENT) for axis in axes}
+    settings = _settings(runs)
+    axes = list(settings[0])
+    for run, values in zip(runs, settings, strict=True):
         groups.setdefault(repr(values), Group(values, [])).runs.append(run)
     _name(list(groups.values()), axes)
     return sorted(groups.values(), key=lambda group: [order_of(value) for value in group.values.values()])

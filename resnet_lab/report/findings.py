@@ -11,8 +11,9 @@ import numpy as np
 from resnet_lab.report.comparison import ABSENT, Table, places_of
 from resnet_lab.report.runs import Run
 
+ALIKE = 6  # digits of a probability in which two trainings differ somewhere
 FEW = 10  # test images of a class, below which an interval that counts classes alike is too narrow
-MANY_CLASSES = 8  # so many are named, the others counted
+MANY = 8  # so many classes or runs are named, the others counted
 
 
 class Finding(NamedTuple):
@@ -25,16 +26,33 @@ class Finding(NamedTuple):
 
 def findings_of(runs: Sequence[Run], tables: Sequence[Table]) -> list[Finding]:
     """What is wrong with the runs, and after it what limits them."""
-    names = places_of(runs)
-    found = [
-        Finding("no result" if run.state == "done" else run.state, f"{names[run.folder.path]}: {run.problem}")
-        for run in runs
-        if run.problem
-    ]
+    found = [*_selection(runs), *_data_notes(runs)]
     for table in tables:
-        found += [*_collapsed(table), *_doubts(table), *_classes(table)]
-    found += [*_data_notes(runs), *_test_sets(tables), *_identical(runs), *_selection(runs), *_single_seeds(tables)]
+        found += _collapsed(table)
+    found += [*_problems(runs), *_test_sets(tables), *_identical(runs)]
+    for table in tables:
+        found += [*_doubts(table), *_classes(table)]
+    found += [*_validation(runs), *_single_seeds(tables)]
     return sorted(found, key=lambda finding: not finding.grave)
+
+
+def _problems(runs: Sequence[Run]) -> Iterator[Finding]:
+    """Runs without a result; those with the same one are told together."""
+    names, alike = places_of(runs), defaultdict(list)
+    for run in runs:
+        if run.problem:
+            alike["no result" if run.state == "done" else run.state, run.problem].append(names[run.folder.path])
+    for (kind, problem), places in alike.items():
+        count = f"{len(places)} runs ({_listed(places, 'runs')})" if len(places) > 1 else places[0]
+        yield Finding(kind, f"{count}: {problem}")
+
+
+def _validation(runs: Sequence[Run]) -> Iterator[Finding]:
+    names = places_of(runs)
+    for run in runs:
+        if run.validation_problem:
+            text = f"{names[run.folder.path]}: {run.validation_problem}; no threshold or temperature is chosen for it"
+            yield Finding("validation damaged", text)
 
 
 def _collapsed(table: Table) -> Iterator[Finding]:
@@ -88,21 +106,30 @@ def _classes(table: Table) -> Iterator[Finding]:
         yield Finding("few images", text, False)
 
 
-def _listed(names: Sequence[str]) -> str:
-    more = len(names) - MANY_CLASSES
-    return ", ".join(names[:MANY_CLASSES]) + (f" and {more} more classes" if more > 0 else "")
+def _listed(names: Sequence[str], what: str = "classes") -> str:
+    more = len(names) - MANY
+    return ", ".join(names[:MANY]) + (f" and {more} more {what}" if more > 0 else "")
+
+
+def _which(some: Sequence[Run], runs: Sequence[Run]) -> str:
+    """How many of the runs, and which."""
+    names = places_of(runs)
+    told = "" if len(some) == len(runs) else f": {_listed([names[run.folder.path] for run in some], 'runs')}"
+    return f"({len(some)} of {len(runs)} runs{told})"
 
 
 def _data_notes(runs: Sequence[Run]) -> Iterator[Finding]:
-    notes: Counter[tuple[str, str]] = Counter()
+    notes: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run in runs:
         leaks, skipped = (run.status.get(key) or 0 for key in ("leaks", "skipped_images"))
         if leaks and run.config.get("data.on_leak") != "drop":
-            notes["leaking", f"{leaks} images of train or val share a patient or picture with a later split"] += 1
+            notes["leaking", f"{leaks} images of train or val share a patient or picture with a later split"].append(
+                run
+            )
         if skipped:
-            notes["skipped images", f"{skipped} images could not be read"] += 1
-    for (kind, text), count in notes.items():
-        yield Finding(kind, f"{text} ({count} of {len(runs)} runs)")
+            notes["skipped images", f"{skipped} images could not be read"].append(run)
+    for (kind, text), some in notes.items():
+        yield Finding(kind, f"{text} {_which(some, runs)}")
 
 
 def _test_sets(tables: Sequence[Table]) -> Iterator[Finding]:
@@ -125,20 +152,21 @@ def _identical(runs: Sequence[Run]) -> Iterator[Finding]:
     for run in runs:
         if run.predictions and not run.collapsed:
             answers = run.predictions.answers
-            same[run.test_set, answers.probabilities.tobytes()].append(names[run.folder.path])
+            rounded = np.round(answers.probabilities, ALIKE)
+            same[run.test_set, rounded.tobytes()].append(names[run.folder.path])
     for places in same.values():
         if len(places) > 1:
-            text = f"{', '.join(places)}: the same probabilities to the last digit for every image"
+            text = f"{_listed(places, 'runs')}: the same probabilities for every image, to {ALIKE} digits"
             yield Finding("suspiciously identical", f"{text}; a copied folder, or a key that does nothing")
 
 
 def _selection(runs: Sequence[Run]) -> Iterator[Finding]:
     chosen = [run for run in runs if str(run.status.get("monitor") or run.config.get("monitor")).startswith("test/")]
     if chosen:
-        yield Finding("selected on test", f"the epoch was chosen by a test metric ({len(chosen)} of {len(runs)} runs)")
+        yield Finding("selected on test", f"the epoch was chosen by a test metric {_which(chosen, runs)}")
     same = [run for run in runs if run.fingerprint("val") and run.fingerprint("val") == run.fingerprint("test")]
     if same:
-        text = f"validation and test are the same images ({len(same)} of {len(runs)} runs)"
+        text = f"validation and test are the same images {_which(same, runs)}"
         yield Finding("selected on test", text)
 
 

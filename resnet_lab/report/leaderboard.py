@@ -42,7 +42,7 @@ def rows_of(table: Table) -> list[Row]:
             METRICS[metric].text(scores.get(metric, math.nan), spread.get(metric, math.nan)) for metric in table.metrics
         ]
         origin = f"{reference.source}" + ("" if reference.read == "original" else f" ({reference.read})")
-        remark = f"{origin}. {reference.verdict(table.scored[0])}"
+        remark = f"{origin}. {reference.verdict(table.scored)}"
         rows.append(Row(reference.what, remark, "", cells, "reference", value=scores.get(table.metric, math.nan)))
     return rows
 

@@ -14,18 +14,20 @@ from resnet_lab.plots import MAX_CLASSES_WITH_TEXT
 from resnet_lab.rendering import base64_of, png, render
 from resnet_lab.report import costs, thresholds
 from resnet_lab.report.by_class import Share, class_rows, shares_by_distance
-from resnet_lab.report.comparison import ABSENT, METRICS, Group, Table, places_of
+from resnet_lab.report.comparison import ABSENT, METRICS, Group, Table, places_of, sweeps_of
 from resnet_lab.report.effects import confounded_of, effects_of
 from resnet_lab.report.figures import picture
 from resnet_lab.report.findings import Finding
 from resnet_lab.report.leaderboard import interval_text, rows_of
 from resnet_lab.report.runs import Run
-from resnet_lab.report.sharing import sweeps_of, unshared_of
-from resnet_lab.report.summaries import titles_of
+from resnet_lab.report.sharing import unshared_of
+from resnet_lab.report.summaries import headline, titles_of
 
 FIGURES = ("accuracy", "confusion_matrices")  # of runs whose configuration names none
 OF_SECTIONS = ("confusion_matrices", "roc", "precision_recall", "reliability", "cost")  # stand in a place of their own
 PAGE_WIDTH, NAMES_WIDTH, CELL_WIDTH, LETTER_WIDTH = 1110, 86, 36, 6.5  # pixels, of a confusion matrix and around it
+NO_REACH = (math.nan, math.nan, math.nan)
+FAR = 3  # times the reach of all intervals, from which on the baseline is not drawn beside them
 NO_DIFFERENCE = 20  # classes above which the difference of two runs is a list instead of a matrix
 
 
@@ -78,7 +80,8 @@ def _section(table: Table, drawn: dict[str, dict[str, Any]]) -> dict[str, Any]:
     part: dict[str, Any] = {"title": table.title, "titles": titles_of(table.metrics), "metric": table.title_of_metric}
     lead = table.metrics.index(table.metric)
     part |= {"lead": lead, "others": _without(part["titles"], lead)}
-    part |= {"rows": _board(table), "pictures": drawn, "scored": bool(groups)}
+    part |= {"pictures": drawn, "scored": bool(groups), "headline": headline(table), "unit": _unit(table)}
+    part |= _board(table)
     part["rest"] = [each for name, each in drawn.items() if name not in OF_SECTIONS]
     if not groups:
         return part
@@ -120,11 +123,20 @@ def _bars(rows: Sequence[tuple[float, float, float]], zero: bool = False, mark: 
     return [Bar(*(3 + 94 * (value - low) / reach for value in (*row, mark))) for row in rows]
 
 
-def _board(table: Table) -> list[dict[str, Any]]:
-    rows = rows_of(table)
+def _unit(table: Table) -> str:
+    """What is drawn anew by the bootstrap, in words."""
+    return "patients" if len(np.unique(table.patient)) < len(table.patient) else "images"
+
+
+def _board(table: Table) -> dict[str, Any]:
+    every = rows_of(table)
+    rows = [row for row in every if row.kind != "reference"]
     baseline = next((row.value for row in rows if row.kind == "baseline"), math.nan)
-    bars = _bars([(row.interval.low, row.value, row.interval.high) for row in rows], mark=baseline)
-    return [
+    reaches = [(row.interval.low, row.value, row.interval.high) if row.kind == "group" else NO_REACH for row in rows]
+    known = [value for value in np.ravel(reaches) if math.isfinite(value)]
+    near = bool(known) and baseline > min(known) - FAR * (max(known) - min(known))  # or it would squeeze the rest
+    bars = _bars(reaches, mark=baseline if near else math.nan)
+    board = [
         {
             "row": row,
             "bar": bar,
@@ -133,6 +145,7 @@ def _board(table: Table) -> list[dict[str, Any]]:
         }
         for row, bar in zip(rows, bars, strict=True)
     ]
+    return {"rows": board, "dotted": near, "published": [row for row in every if row.kind == "reference"]}
 
 
 def _without(cells: Sequence[str], lead: int) -> list[str]:
@@ -196,8 +209,12 @@ def _difference(table: Table) -> dict[str, Any]:
                 {"label": f"{group.label}, seed {run.config.get('seed', ABSENT)}", "counts": run.counts.tolist()}
                 for run in group.scored
             ]
+    if len(sides) < 2:
+        return {}
     names = list(table.scored[0].class_names)
-    return {"names": names, "sides": sides, "list": len(names) > NO_DIFFERENCE} if len(sides) > 1 else {}
+    values = [group.mean_and_std(table.metric)[0] for group in table.scored_groups]
+    first, second = (int(np.nanargmax(values)), int(np.nanargmin(values))) if np.ptp(values) > 0 else (0, 1)
+    return {"names": names, "sides": sides, "list": len(names) > NO_DIFFERENCE, "first": first, "second": second}
 
 
 def pictures(table: Table, names: Sequence[str], folder: Path, suffix: str) -> dict[str, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ import yaml
 
 from resnet_lab.report.runs import Run
 
+READER = "retinopathy"  # data.name where nobody gave one: the format of some files, not a data set
 FILE = Path(__file__).with_name("references.yaml")
 WORDS = {  # field of a protocol → how a difference reads
     "images": "{:,} test images, here {:,}",
@@ -33,17 +35,35 @@ class Reference:
     read: str
     spread: dict[str, float] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
+    images_in_all: tuple[int, int] | None = None
 
     def fits(self, runs: Sequence[Run]) -> bool:
         """Whether it is about the data of these runs, and a network that one of them is."""
-        run = runs[0]
-        same_data = str(run.config.get("data.name")).lower() in self.data and len(run.class_names) == self.classes
-        return same_data and any(
+        return self._same_data(runs[0]) and any(
             all(run.config.get(key) == value for key, value in self.config.items()) for run in runs
         )
 
-    def verdict(self, run: Run) -> str:
-        """How its protocol compares with that of a run, in words."""
+    def _same_data(self, run: Run) -> bool:
+        name = str(run.config.get("data.name")).lower()
+        images = sum(sum(run.class_counts(split)) for split in ("train", "val", "test"))
+        least, most = self.images_in_all or (math.inf, 0)
+        told = name in self.data or (name == READER and least <= images <= most)
+        return told and len(run.class_names) == self.classes
+
+    def verdict(self, runs: Sequence[Run]) -> str:
+        """How its protocol compares with that of the run that comes nearest to it, in words."""
+        differ, silent = min((self._differences(run) for run in runs), key=lambda found: len(found[0]))
+        agree = sum(not self._differences(run)[0] for run in runs)
+        if len(silent) == len(WORDS):
+            return "Protocol not stated"
+        agreed = "Protocol agrees as far as it is stated" if silent else "Protocol agrees"
+        text = "Other protocol: " + "; ".join(differ) if differ else agreed
+        if 0 < agree < len(runs):
+            text += f" with that of {agree} of {len(runs)} runs"
+        return text + (f" (not stated: {', '.join(silent)})" if silent else "")
+
+    def _differences(self, run: Run) -> tuple[list[str], list[str]]:
+        """What differs from the protocol of a run, in words, and what is not stated."""
         ours, differ, silent = protocol_of(run), [], []
         for key, words in WORDS.items():
             theirs = self.protocol.get(key)
@@ -51,10 +71,7 @@ class Reference:
                 silent.append(key.replace("_", " "))
             elif theirs != ours[key]:
                 differ.append(words.format(theirs, ours[key]))
-        if len(silent) == len(WORDS):
-            return "Protocol not stated"
-        text = "Other protocol: " + "; ".join(differ) if differ else "Protocol agrees"
-        return text + (f" (not stated: {', '.join(silent)})" if silent else "")
+        return differ, silent
 
 
 def protocol_of(run: Run) -> dict[str, Any]:

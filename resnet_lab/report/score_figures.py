@@ -47,7 +47,7 @@ def _which(table: Table) -> str:
 def reliability(table: Table) -> Picture | None:
     """How often answers are right by how sure the networks are, before and after temperature scaling."""
     panels = []
-    for group in thresholds.drawn_groups(table)[:RELIABLE]:
+    for group in [group for group in table.ranked if group.scored][:RELIABLE]:
         cases = [("", group.answers)]
         if scaled := thresholds.scaled_answers(group):
             cases = [(", as trained", group.answers), (", scaled", [answers for _, answers in scaled])]

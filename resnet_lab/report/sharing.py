@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from resnet_lab.report.comparison import ABSENT
@@ -20,18 +19,6 @@ class Unshared(NamedTuple):
 
     key: str
     values_of_sweeps: list[str]
-
-
-def sweeps_of(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs by the folder that holds them, by its name (more of its path where names repeat)."""
-    folders: dict[Path, list[Run]] = {}
-    for run in runs:
-        folders.setdefault(run.folder.path.parent, []).append(run)
-    names = [folder.name for folder in folders]
-    return {
-        folder.name if names.count(folder.name) == 1 else f"{folder.parent.name}/{folder.name}": members
-        for folder, members in folders.items()
-    }
 
 
 def unshared_of(sweeps: dict[str, list[Run]]) -> list[Unshared]:

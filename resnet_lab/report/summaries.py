@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from resnet_lab.report.comparison import METRICS, Group, Table
+from resnet_lab.report.comparison import ABSENT, METRICS, Group, Table
 from resnet_lab.report.findings import Finding
 from resnet_lab.report.leaderboard import Row, interval_of, interval_text, rows_of
 
@@ -19,6 +19,32 @@ MARKS = {"best": "best", "tied": "tied with the best", "behind": "behind the bes
 def titles_of(metrics: Sequence[str]) -> list[str]:
     """The headings of columns."""
     return [METRICS[metric].title for metric in metrics]
+
+
+def headline(table: Table) -> str:
+    """What the leaderboard comes to, in a sentence or two; empty where there is no result."""
+    rows = [row for row in rows_of(table) if row.kind == "group" and row.n != "0"]
+    if not rows:
+        return ""
+    shown, best = METRICS[table.metric], rows[0]
+    limits = interval_text(table.metric, best.interval)
+    percent = " %" if shown.title.endswith(" %") else ""
+    value = f"{table.title_of_metric} {shown.text(best.value)}{percent}"
+    value += f" (95 %: {limits})" if limits != ABSENT else ""
+    baseline = next(row for row in rows_of(table) if row.kind == "baseline")
+    against = f"The majority baseline has {shown.text(baseline.value)}{percent}."
+    if len(rows) == 1:
+        return f"{best.label}: {value}. {against}"
+    marks = [row.mark for row in rows]
+    if "best" not in marks:
+        return f"All {len(rows)} groups have {value}. {against}"
+    tied, behind, others = marks.count("tied"), marks.count("behind"), len(rows) - 1
+    if others == 1:
+        told = f"the other one {'cannot be told from it' if tied else 'is behind it'}"
+    else:
+        told = f"{tied} of the other {others} cannot be told from it" if tied else "all others are behind it"
+    text = f"Of {len(rows)} groups {best.label} is the best: {value}; {told}"
+    return text + (f", {behind} {'is' if behind == 1 else 'are'} behind. " if tied and behind else ". ") + against
 
 
 def text_table(table: Table, width: int = 110) -> str:

@@ -31,7 +31,8 @@ def grades_referable(table: Table) -> bool:
 
 def drawn_groups(table: Table) -> list[Group]:
     """The groups that pictures with a line each show: the best ones."""
-    return [group for group in table.ranked if group.scored][:LINES]
+    best = [group for group in table.ranked if group.scored][:LINES]
+    return [group for group in table.scored_groups if any(group is other for other in best)]  # colours as elsewhere
 
 
 def roc_of(binary: Binary) -> Curve:
