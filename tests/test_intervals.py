@@ -113,16 +113,23 @@ def test_seeds_widen_what_patients_leave_open():
     assert high - low > 2 * 3.18 * np.std(runs, ddof=1) / np.sqrt(4) * 0.9  # t with 3 degrees of freedom
 
 
-def test_seeds_are_pooled_but_for_a_group_that_scatters_far_more():
-    generator = np.random.default_rng(0)
-    steady = [0.8 + 0.01 * np.array([-1, 0, 1.0]) for _ in range(5)]
-    wild = np.array([0.2, 0.5, 0.8])
-    still = [generator.normal(size=1000) * 0.001 + run[:, None] for run in (*steady, wild)]
-    found = seeds_of([*steady, wild], still)
-    np.testing.assert_allclose(found.spread, [0.01**2] * 5 + [0.3**2])
-    np.testing.assert_allclose(found.freedom, [10] * 5 + [2])
-    single = seeds_of([*steady, np.array([0.7])], [*still[:5], still[5][:1]])
-    assert (single.spread[5], single.freedom[5]) == (pytest.approx(0.01**2), 10)
+def test_each_group_has_the_spread_of_its_own_seeds_and_a_single_run_that_of_the_others():
+    runs = [0.8 + 0.01 * np.array([-1, 0, 1.0]), np.array([0.2, 0.5, 0.8]), np.array([0.7]), np.full(2, 0.6)]
+    still = [np.random.default_rng(0).normal(size=1000) * 0.001 + each[:, None] for each in runs]
+    found = seeds_of(runs, still)
+    np.testing.assert_allclose(found.spread, [0.01**2, 0.3**2, (2 * 0.01**2 + 2 * 0.3**2) / 5, 0])
+    np.testing.assert_allclose(found.freedom, [2, 2, 5, 1])
+
+
+def test_unequal_spreads_have_welchs_degrees_of_freedom():
+    one, other = np.array([0.79, 0.80, 0.81, 0.82]), np.array([0.5, 0.7, 0.9])
+    spread, freedom = np.array([one.var(ddof=1) / 4, other.var(ddof=1) / 3]), np.array([3.0, 2.0])
+    seeds = Seeds(spread, np.zeros(2), freedom)
+    made = Estimates("accuracy", np.array([one.mean(), other.mean()]), np.zeros((2, 40_000)), np.zeros((2, 500)), seeds)
+    found = made.compare(np.array([[1.0, -1.0]]))
+    expected = stats.ttest_ind(one, other, equal_var=False)
+    reach = expected.confidence_interval().high - (one.mean() - other.mean())
+    assert (found.high - found.low)[0] / 2 == pytest.approx(reach, rel=0.05)
 
 
 def test_what_the_images_explain_is_not_counted_again():
@@ -130,8 +137,8 @@ def test_what_the_images_explain_is_not_counted_again():
     runs = [0.8 + 0.02 * generator.normal(size=3) for _ in range(200)]
     draws = [run[:, None] + 0.02 * generator.normal(size=(3, 300)) for run in runs]
     found = seeds_of(runs, draws)
-    assert found.spread[0] == pytest.approx(0.02**2, rel=0.15)
-    assert found.chance[0] == pytest.approx(0.02**2, rel=0.05)
+    assert found.spread.mean() == pytest.approx(0.02**2, rel=0.15)
+    assert found.chance.mean() == pytest.approx(0.02**2, rel=0.05)
 
 
 def test_seeds_unknown_everywhere_add_nothing():
@@ -162,23 +169,23 @@ def test_a_short_simulation_finds_no_gross_error():
     assert max(apart.values()) < 0.11
 
 
-SIMULATED = 5000  # sweeps; the standard error of 95 % is then 0.3 points
+SIMULATED = 2000  # sweeps; the standard error of 95 % is then 0.5 points
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("patients", "shares", "skill"), [(200, SHARES, 1.5), (500, SHARES, 1.5), (50, ORDINAL, 0.6), (200, [0.25] * 4, 1)]
 )
-def test_intervals_cover_the_truth_94_to_96_percent_of_the_time(patients, shares, skill):
+def test_intervals_cover_the_truth_95_percent_of_the_time(patients, shares, skill):
     outside, _ = misses(SIMULATED, patients, groups=1, runs=1, draws=1000, shares=shares, skill=skill)
-    assert all(0.035 <= share <= 0.065 for share in outside.values()), outside
+    assert all(0.03 <= share <= 0.07 for share in outside.values()), outside
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed_spread", [0.15, 0.3])
 def test_intervals_over_seeds_cover_the_truth(seed_spread):
-    outside, _ = misses(3000, 200, groups=1, runs=3, draws=600, seed_spread=seed_spread)
-    assert all(0.03 <= share <= 0.065 for share in outside.values()), outside
+    outside, _ = misses(1500, 200, groups=1, runs=3, draws=600, seed_spread=seed_spread)
+    assert all(0.02 <= share <= 0.08 for share in outside.values()), outside
 
 
 @pytest.mark.slow
@@ -186,8 +193,43 @@ def test_intervals_over_seeds_cover_the_truth(seed_spread):
     ("groups", "runs", "seed_spread"), [(2, 1, 0.0), (10, 1, 0.0), (4, 2, 0.15), (4, 3, 0.0), (4, 3, 0.15), (4, 3, 0.5)]
 )
 def test_tie_marks_err_in_at_most_5_percent_of_sweeps_without_differences(groups, runs, seed_spread):
-    _, apart = misses(2000, 200, groups, runs, draws=600, seed_spread=seed_spread)
-    assert all(share <= 0.05 + 2 * 0.0049 for share in apart.values()), apart
+    _, apart = misses(1000, 200, groups, runs, draws=600, seed_spread=seed_spread)
+    assert all(share <= 0.05 + 2 * 0.0069 for share in apart.values()), apart
+
+
+def scattered(spreads, patients: int = 200, draws: int = 400, sweeps: int = 600) -> tuple[float, np.ndarray]:
+    """Groups of three normal runs with one mean: shares of sweeps with one behind, and of intervals that hold it."""
+    generator, truth = np.random.default_rng(7), 0.7
+    apart, holds = 0, np.zeros(len(spreads))
+    for _ in range(sweeps):
+        shared = generator.normal(size=patients) * 0.02 * np.sqrt(patients)
+        counts = generator.multinomial(patients, np.full(patients, 1 / patients), draws)
+        parts = []
+        for spread in spreads:
+            part = []
+            for _ in range(3):
+                images = shared + generator.normal(size=patients) * 0.005 * np.sqrt(patients)
+                mean = truth + spread * generator.normal()
+                left = (images.sum() - images) / (patients - 1)
+                scores = mean + images.mean(), mean + counts @ images / patients, mean + left
+                part.append(tuple({"accuracy": score} for score in scores))
+            parts.append(part)
+        found = intervals._pool("accuracy", parts)
+        best, shortfall = found.against_best()
+        apart += bool((np.delete(shortfall.p, best) <= 0.05).any())
+        limits = [found.interval(group) for group in range(len(spreads))]
+        holds += [low <= truth <= high for low, high in limits]
+    return apart / sweeps, holds / sweeps
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "spreads", [(0.003, 0.003, 0.05, 0.05), (0.005, 0.005, 0.005, 0.05), (0.02,) * 4, (0.03, 0.03)]
+)
+def test_groups_whose_seeds_scatter_differently_are_judged_as_strictly(spreads):
+    apart, holds = scattered(spreads)
+    assert apart <= 0.05 + 2 * 0.009
+    assert holds.min() >= 0.95 - 3 * 0.009
 
 
 def test_confidence_is_what_the_names_say():

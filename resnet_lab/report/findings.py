@@ -174,5 +174,7 @@ def _single_seeds(tables: Sequence[Table]) -> Iterator[Finding]:
     scored = [group for table in tables for group in table.scored_groups]
     single = [group.label for group in scored if len(group.scored) == 1]
     if single:
-        which = "any group" if len(single) == len(scored) else "; ".join(single)
-        yield Finding("one seed only", f"no spread is known of {which}", False)
+        everywhere = len(single) == len(scored)
+        which = "any group" if everywhere else _listed(single, "groups")
+        instead = "" if everywhere else "; that of the other groups is taken for it, which may be far off"
+        yield Finding("one seed only", f"no spread is known of {which}{instead}", False)

@@ -3,7 +3,7 @@
 What varies: the patients of the test set, whom all runs share, and the seeds, which each run has to itself.
 - Patients: a bootstrap with the same draws for every run, so that all differences are paired.
 - Seeds: how far the runs of a group lie apart, beyond what they would by the chance of the images alone (the draws show
-  it), pooled over the groups. With one seed everywhere it is not known: the intervals are then about these networks.
+  it). With one seed everywhere it is not known: the intervals are then about these networks.
 Each part becomes a reach by Student's t with its own degrees of freedom, fewer the fewer patients or seeds it rests on
 (Satterthwaite 1946), and the two are added as squares, on a scale without bounds (logit; artanh for kappa). Many
 comparisons share one critical value, that of the largest of them in the draws (max-T, Westfall and Young 1993).
@@ -24,7 +24,6 @@ from resnet_lab.report.resampling import Answers, counts_of_patients, scores_of,
 DRAWS = 2000
 ROUNDING = 1e-12
 CONFIDENCE = 0.95
-OUTLYING = 0.01  # level of the F test by which the seeds of a group scatter more than those of the others
 
 
 class Interval(NamedTuple):
@@ -97,8 +96,10 @@ class Estimates:
         # the variance of a variance; large where few patients make it up
         excess = np.sum(influence**4) - squares**2 / self.patients
         few = max(2 * squares**2 / excess, 2) if excess > 0 else np.inf
-        known = (contrast != 0) & (self.seeds.freedom > 0)
-        freedoms = min(few, self.patients - 1), min(self.seeds.freedom[known], default=1)
+        parts = contrast**2 * self.seeds.spread
+        known = parts > 0
+        several = parts[known].sum() ** 2 / np.sum(parts[known] ** 2 / self.seeds.freedom[known]) if known.any() else 1
+        freedoms = min(few, self.patients - 1), several
         by_patients, by_seeds = special.stdtrit(freedoms, level) ** 2
         return float(by_patients), float(by_seeds)
 
@@ -201,23 +202,24 @@ def _pool(metric: str, parts: Sequence[Sequence[Resampled]]) -> Estimates:
 def seeds_of(values: Sequence[np.ndarray], draws: Sequence[np.ndarray]) -> Seeds:
     """What a single run of each of G groups owes to its seed.
 
-    Pooled over the groups whose runs differ at all; a group that scatters far more than the others stands alone.
+    Each group has its own spread, as settings differ in how far their seeds scatter (Welch 1947); one with a single run
+    has that of the others, which is the best guess and no more.
 
     Args:
         values: one array (n,) a group.
         draws: one array (n, R) a group.
     """
-    several = [group for group, runs in enumerate(values) if len(runs) > 1 and np.ptp(runs) > 0]
-    spread = {group: float(values[group].var(ddof=1)) for group in several}
-    chance = {group: _chance(draws[group]) for group in several}
-    freedom = {group: len(values[group]) - 1 for group in several}
-    alone = [group for group in several if _outlies(group, spread, freedom)]
     found = Seeds(*np.zeros((3, len(values))))
-    for group in range(len(values)):
-        pool = [group] if group in alone else [other for other in several if other not in alone]
-        if total := sum(freedom[other] for other in pool):
-            found.spread[group] = sum(freedom[other] * spread[other] for other in pool) / total
-            found.chance[group] = sum(freedom[other] * chance[other] for other in pool) / total
+    several = [group for group, runs in enumerate(values) if len(runs) > 1 and np.isfinite(runs).all()]
+    for group in several:
+        found.spread[group] = values[group].var(ddof=1)
+        found.chance[group] = _chance(draws[group])
+        found.freedom[group] = len(values[group]) - 1
+    total = found.freedom.sum()
+    for group in range(len(values)) if total else ():
+        if group not in several:
+            found.spread[group] = found.freedom[several] @ found.spread[several] / total
+            found.chance[group] = found.freedom[several] @ found.chance[several] / total
             found.freedom[group] = total
     return found
 
@@ -226,12 +228,3 @@ def _chance(draws: np.ndarray) -> float:
     """The variance between n runs (n, R) that comes from the draw of the images."""
     apart = draws - draws.mean(axis=0)
     return float(np.nanvar(apart, axis=1, ddof=1).sum() / (len(draws) - 1))
-
-
-def _outlies(group: int, spread: dict[int, float], freedom: dict[int, int]) -> bool:
-    others = [other for other in spread if other != group]
-    if not others:
-        return False
-    rest = sum(freedom[other] * spread[other] for other in others) / sum(freedom[other] for other in others)
-    level = special.fdtrc(freedom[group], sum(freedom[other] for other in others), spread[group] / rest)
-    return bool(level < OUTLYING)
