@@ -188,3 +188,20 @@ def test_a_loss_of_another_kind_passes_unchecked(tmp_path):
     metrics = json.loads((folder / "status.json").read_text())["metrics"]
     change_status(folder, metrics=metrics | {"test/loss": 3.0})
     assert lines(folder) == []
+
+
+def test_a_loss_beyond_what_probabilities_can_tell_is_known_from_below(tmp_path):
+    folder = write_run(tmp_path / "run")
+
+    def sure(frame):
+        frame.loc[0, ["target", *(f"p_{k}" for k in range(5))]] = [1, 1, 0, 0, 0, 0]
+        return frame.assign(target=frame["target"].astype(int))
+
+    edit_predictions(folder, sure)
+    run = read_run(RunFolder(folder))
+    derived = metrics_of(run.predictions.answers, run.config, run.class_counts("train"))
+    stored = {f"test/{name}": value for name, value in derived.items()}
+    change_status(folder, metrics=stored | {"test/loss": derived["loss"] + 5})
+    assert not [line for line in lines(folder) if "loss" in line]
+    change_status(folder, metrics=stored | {"test/loss": derived["loss"] - 0.1})
+    assert [line for line in lines(folder) if "test/loss is stored as" in line]

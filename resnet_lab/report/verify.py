@@ -66,10 +66,16 @@ def _metrics(run: Run, split: str, stored: dict[str, Any], answers: Answers) -> 
             optional = name.startswith("recall_") or (name == "qwk" and not run.status.get("ordered"))
             if run.state == "done" and not optional and not math.isnan(derived[name]):
                 yield f"{split}/{name} is not stored, the predictions give {derived[name]:.6f}"
-        elif name == "loss" and name not in derived:
-            continue  # of a kind that is not known here
+        elif name == "loss" and (name not in derived or _underflow(answers, stored[name], derived[name])):
+            continue  # of a kind that is not known here, or larger than probabilities can tell
         else:
             yield from _difference(f"{split}/{name}", stored[name], derived.get(name))
+
+
+def _underflow(answers: Answers, stored: Any, derived: float) -> bool:
+    """Whether a true class has a probability too small for its number, so that the loss is known from below only."""
+    true = answers.probabilities[np.arange(len(answers.targets)), answers.targets]
+    return bool(isinstance(stored, int | float) and true.min() < np.finfo(np.float32).tiny and stored >= derived)
 
 
 def _difference(name: str, stored: Any, derived: float | None) -> Iterator[str]:
