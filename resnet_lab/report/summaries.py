@@ -41,6 +41,8 @@ def headline(table: Table) -> str:
     tied, behind, others = marks.count("tied"), marks.count("behind"), len(rows) - 1
     if others == 1:
         told = f"the other one {'cannot be told from it' if tied else 'is behind it'}"
+    elif tied == others:
+        told = "none of the others can be told from it"
     else:
         told = f"{tied} of the other {others} cannot be told from it" if tied else "all others are behind it"
     text = f"Of {len(rows)} groups {best.label} is the best: {value}; {told}"
