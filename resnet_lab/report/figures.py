@@ -112,6 +112,8 @@ def _curves(curve: Curve, table: Table) -> Picture | None:
     if baseline and curve.metric == "error":
         baseline = (baseline[0], 100 - baseline[1])
     note = "Thin lines are single runs, bands span them, thick lines are their mean."
+    if {line.split for line in series} == {"train"} and "train" not in curve.title.lower():
+        note += " Of the training images alone: the jobs looked at no others by epoch."
     return Picture(curve.title, note, [_both(series, curve.ylabel, baseline)])
 
 

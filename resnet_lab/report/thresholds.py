@@ -44,7 +44,8 @@ def roc_of(binary: Binary) -> Curve:
 def precision_recall_of(binary: Binary) -> Curve:
     """Precision at each recall, and average precision, the mean precision over the steps of recall."""
     precision, recall, _ = precision_recall_curve(*binary)
-    values = np.interp(PLACES, recall[::-1], precision[::-1])
+    reached = np.searchsorted(recall[::-1], PLACES)  # steps: between two recalls there is no threshold
+    values = precision[::-1][reached]
     return values, float(-np.sum(np.diff(recall) * precision[:-1]))
 
 
