@@ -28,6 +28,7 @@ from resnet_lab.run_folder import RunFolder
 log = logging.getLogger(__name__)
 
 
+EXPLODED = 1e10  # no weight that is of use is so large; (val/loss may overflow in the first epochs of deep networks)
 PATIENCE = 0.1  # share of an epoch that may go to waiting for data unsaid
 
 
@@ -88,8 +89,9 @@ class FiniteLoss(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for name, value in pl_module.state_dict().items():  # the last step of an epoch has no loss after it
             self._check(name, value, trainer)
-        if "val/loss" in trainer.callback_metrics:
-            self._check("val/loss", trainer.callback_metrics["val/loss"], trainer)
+        for name, value in pl_module.named_parameters():
+            weights = value.detach()
+            self._check(name, weights.where(weights.abs() < EXPLODED, torch.inf), trainer)
 
     @staticmethod
     def _check(name: str, value: Tensor, trainer: Trainer) -> None:

@@ -227,7 +227,10 @@ def main() -> int:
         stop_with_the_ranks(run)
         if rank() > 0:  # the first rank holds the lock
             set_up_logging()
-            return guarded(run)
+            code = guarded(run)
+            if code:
+                _insist(run)
+            return code
         with run.lock(PATIENCE):
             if seen is not None and seen != run.read_status().get("starts", 0):
                 raise Busy(f"{run.path} was begun by another process meanwhile, and is left to it")
@@ -262,6 +265,16 @@ def _watch(run: RunFolder, before: tuple[str, int]) -> None:
         if status["state"] == "failed" and (status["state"], status.get("starts", 0)) != before:
             time.sleep(GRACE / 6)  # the rank that failed is on its way out
             os._exit(1)
+
+
+def _insist(run: RunFolder) -> None:
+    """Where this rank failed before the first one began, which notes that it runs, note the failure again."""
+    error, seen, deadline = run.read_status().get("error"), False, time.monotonic() + GRACE
+    while time.monotonic() < deadline and not (seen and not run.is_locked()):
+        seen = seen or run.is_locked()
+        if seen and run.read_status()["state"] == "running":
+            run.update_status(state="failed", error=error)
+        time.sleep(0.5)
 
 
 def guarded(run: RunFolder) -> int:

@@ -277,6 +277,6 @@ def test_a_browser_shows_it_all_without_a_word_on_the_console(tmp_path, width):
         for depth in (18, 50)
     ]
     shares = [100 * each[0, 0] / each[0].sum() for each in counts]
-    first = f"{shares[0] - shares[1]:+.1f}".replace("-", "−")
+    first = f"{shares[1] - shares[0]:+.1f}".replace("-", "−")
     assert found == f"{width} px, 0 beyond, 0 broken, 25 cells, {first}"
     assert "CONSOLE" not in done.stderr
