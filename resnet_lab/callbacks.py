@@ -87,11 +87,11 @@ class FiniteLoss(Callback):
             self._check("the loss", outputs["loss"], trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for name, value in pl_module.state_dict().items():  # the last step of an epoch has no loss after it
+        for name, value in pl_module.named_buffers():
             self._check(name, value, trainer)
-        for name, value in pl_module.named_parameters():
+        for name, value in pl_module.named_parameters():  # the last step of an epoch has no loss after it
             weights = value.detach()
-            self._check(name, weights.where(weights.abs() < EXPLODED, torch.inf), trainer)
+            self._check(name, weights.masked_fill(weights.abs() > EXPLODED, torch.inf), trainer)
 
     @staticmethod
     def _check(name: str, value: Tensor, trainer: Trainer) -> None:

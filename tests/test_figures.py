@@ -70,6 +70,14 @@ def test_a_followed_test_split_has_its_curve(tmp_path):
     np.testing.assert_allclose(test.values[0], 100 * rows["val/accuracy"])
 
 
+def test_a_curve_of_training_images_alone_says_so(tmp_path):
+    file = write_run(tmp_path / "run") / "metrics.csv"
+    assert "alone" not in figures.picture("accuracy", table_of(tmp_path)).note
+    rows = pd.read_csv(file)
+    rows.drop(columns=["val/loss", "val/accuracy"]).to_csv(file, index=False)
+    assert "Of the training images alone" in figures.picture("accuracy", table_of(tmp_path)).note
+
+
 def follow(run, **columns):
     """Give a run further columns of metrics.csv, by split and metric with `__` between them."""
     rows = pd.read_csv(run / "metrics.csv")

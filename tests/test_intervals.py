@@ -6,6 +6,7 @@ from fake_answers import SHARES, World
 from scipy import stats
 
 from resnet_lab.report import intervals
+from resnet_lab.report.comparison import ALWAYS
 from resnet_lab.report.intervals import Estimates, Seeds, estimate, seeds_of
 from resnet_lab.report.resampling import Answers
 
@@ -169,23 +170,30 @@ def test_a_short_simulation_finds_no_gross_error():
     assert max(apart.values()) < 0.11
 
 
-SIMULATED = 2000  # sweeps; the standard error of 95 % is then 0.5 points
+def judge(shares: dict, least: float, most: float) -> None:
+    """Show the shares of misses (`pytest -m slow -rP`), and hold those of the metrics of every table to limits."""
+    print(" ".join(f"{metric} {100 * share:.1f}" for metric, share in shares.items()), "% missed")
+    assert all(least <= shares[metric] <= most for metric in ALWAYS), shares
+    assert max(shares.values()) <= most + 0.01, shares
+
+
+SIMULATED = 5000  # sweeps; the standard error of 95 % is then 0.3 points
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("patients", "shares", "skill"), [(200, SHARES, 1.5), (500, SHARES, 1.5), (50, ORDINAL, 0.6), (200, [0.25] * 4, 1)]
 )
-def test_intervals_cover_the_truth_95_percent_of_the_time(patients, shares, skill):
+def test_intervals_cover_the_truth_94_to_96_percent_of_the_time(patients, shares, skill):
     outside, _ = misses(SIMULATED, patients, groups=1, runs=1, draws=1000, shares=shares, skill=skill)
-    assert all(0.03 <= share <= 0.07 for share in outside.values()), outside
+    judge(outside, 0.035, 0.065)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed_spread", [0.15, 0.3])
 def test_intervals_over_seeds_cover_the_truth(seed_spread):
-    outside, _ = misses(1500, 200, groups=1, runs=3, draws=600, seed_spread=seed_spread)
-    assert all(0.02 <= share <= 0.08 for share in outside.values()), outside
+    outside, _ = misses(3000, 200, groups=1, runs=3, draws=600, seed_spread=seed_spread)
+    judge(outside, 0.03, 0.065)
 
 
 @pytest.mark.slow
@@ -193,8 +201,8 @@ def test_intervals_over_seeds_cover_the_truth(seed_spread):
     ("groups", "runs", "seed_spread"), [(2, 1, 0.0), (10, 1, 0.0), (4, 2, 0.15), (4, 3, 0.0), (4, 3, 0.15), (4, 3, 0.5)]
 )
 def test_tie_marks_err_in_at_most_5_percent_of_sweeps_without_differences(groups, runs, seed_spread):
-    _, apart = misses(1000, 200, groups, runs, draws=600, seed_spread=seed_spread)
-    assert all(share <= 0.05 + 2 * 0.0069 for share in apart.values()), apart
+    _, apart = misses(2000, 200, groups, runs, draws=600, seed_spread=seed_spread)
+    judge(apart, 0, 0.05 + 2 * 0.0049)
 
 
 def scattered(spreads, patients: int = 200, draws: int = 400, sweeps: int = 600) -> tuple[float, np.ndarray]:
@@ -228,6 +236,7 @@ def scattered(spreads, patients: int = 200, draws: int = 400, sweeps: int = 600)
 )
 def test_groups_whose_seeds_scatter_differently_are_judged_as_strictly(spreads):
     apart, holds = scattered(spreads)
+    print(f"{100 * apart:.1f} % of sweeps with a group behind; held by {100 * holds.min():.1f} % or more of intervals")
     assert apart <= 0.05 + 2 * 0.009
     assert holds.min() >= 0.95 - 3 * 0.009
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import TINY
 
+from resnet_lab import train
 from resnet_lab.data.sampler import Sampling
 from resnet_lab.run_folder import RunFolder, find_runs
 
@@ -88,6 +89,32 @@ def test_help_and_verbs(tmp_path: Path) -> None:
     assert "usage" in one_error(lab("evaluate", cwd=tmp_path))
     assert "nowhere" in one_error(lab("evaluate", "nowhere", cwd=tmp_path))
     assert "is not a run folder" in one_error(lab("job", str(tmp_path), cwd=tmp_path))
+
+
+@pytest.mark.parametrize(("module", "shown"), [("joblib.externals.loky", True), ("submitit.core", True), ("os", False)])
+def test_a_dead_process_of_a_launcher_is_one_line(
+    module: str, shown: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def dies() -> None:
+        raise type("Terminated", (Exception,), {"__module__": module})("a worker is gone\nmore")
+
+    for name, value in (("train", dies), ("stop_on_signals", lambda: None), ("this_is_the_command", lambda: None)):
+        monkeypatch.setattr(train, name, value)
+    monkeypatch.setattr(sys, "argv", ["train"])
+    if not shown:
+        with pytest.raises(Exception, match="a worker is gone"):
+            train.main()
+        return
+    assert train.main() == 1
+    line = "error: a process of the launcher died (a worker is gone); the same command goes on\n"
+    assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize(
+    ("launchers", "handed"), [([], False), (["joblib"], False), (["slurm"], True), (["slurm", "basic"], False)]
+)
+def test_jobs_of_a_cluster_are_known(launchers: list[str], handed: bool) -> None:
+    assert train._hands_over(["train", *(f"hydra/launcher={name}" for name in launchers)]) == handed
 
 
 @pytest.mark.parametrize("module", ["__main__", "train", "report.__main__", "run_folder"])

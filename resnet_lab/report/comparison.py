@@ -215,16 +215,16 @@ def _settings(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """
     # one group alone still has to be told from those of other reports
     axes = axes_of(runs) or [key for key in ("model.depth", "model.pretrained") if key in runs[0].config]
-    sweeps = {name: [run.config for run in members] for name, members in sweeps_of(runs).items()}
+    sweeps = sweeps_of(runs)
     bound = [
         axis
         for axis in axes
         if len(sweeps) > 1
-        and all(len({repr(config.get(axis, ABSENT)) for config in configs}) == 1 for configs in sweeps.values())
+        and all(len({repr(run.config.get(axis, ABSENT)) for run in members}) == 1 for members in sweeps.values())
     ]
     if len(bound) < MANY_BOUND or len(sweeps) == len(runs):
         return [{axis: run.config.get(axis, ABSENT) for axis in axes} for run in runs]
-    named = {run.folder: name for name, members in sweeps_of(runs).items() for run in members}
+    named = {run.folder: name for name, members in sweeps.items() for run in members}
     free = [axis for axis in axes if axis not in bound]
     return [{"sweep": named[run.folder]} | {axis: run.config.get(axis, ABSENT) for axis in free} for run in runs]
 

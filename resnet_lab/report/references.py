@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import yaml
 from resnet_lab.report.runs import Run
 
 READER = "retinopathy"  # data.name where nobody gave one: the format of some files, not a data set
+SIZES = {"eyepacs": (30_000, 90_000), "idrid": (500, 516)}  # by which it is told then: least and most images in all
 FILE = Path(__file__).with_name("references.yaml")
 WORDS = {  # field of a protocol → how a difference reads
     "images": "{:,} test images, here {:,}",
@@ -35,7 +36,6 @@ class Reference:
     read: str
     spread: dict[str, float] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
-    images_in_all: tuple[int, int] | None = None
 
     def fits(self, runs: Sequence[Run]) -> bool:
         """Whether it is about the data of these runs, and a network that one of them is."""
@@ -44,11 +44,7 @@ class Reference:
         )
 
     def _same_data(self, run: Run) -> bool:
-        name = str(run.config.get("data.name")).lower()
-        images = sum(sum(run.class_counts(split)) for split in ("train", "val", "test"))
-        least, most = self.images_in_all or (math.inf, 0)
-        told = name in self.data or (name == READER and least <= images <= most)
-        return told and len(run.class_names) == self.classes
+        return data_of(run) in self.data and len(run.class_names) == self.classes
 
     def verdict(self, runs: Sequence[Run]) -> str:
         """How its protocol compares with that of the run that comes nearest to it, in words."""
@@ -74,6 +70,19 @@ class Reference:
         return differ, silent
 
 
+def data_of(run: Run) -> str:
+    """The data set of a run, by `data.name`, or by its size where that is the name of the reader."""
+    name = str(run.config.get("data.name")).lower()
+    images = sum(sum(run.class_counts(split)) for split in ("train", "val", "test"))
+    told = [data for data, (least, most) in SIZES.items() if least <= images <= most]
+    return told[0] if name == READER and told else name
+
+
+@cache
+def _rows() -> list[Reference]:
+    return [Reference(**row) for row in yaml.safe_load(FILE.read_text(encoding="utf-8"))]
+
+
 def protocol_of(run: Run) -> dict[str, Any]:
     """What `Reference.protocol` says, of a run."""
     monitor = run.status.get("monitor")
@@ -89,5 +98,4 @@ def references_for(runs: Sequence[Run]) -> list[Reference]:
     """The rows that fit runs on one test set; none where they were scored on validation images."""
     if not runs or runs[0].split != "test":
         return []
-    rows = [Reference(**row) for row in yaml.safe_load(FILE.read_text(encoding="utf-8"))]
-    return [row for row in rows if row.fits(runs)]
+    return [row for row in _rows() if row.fits(runs)]

@@ -23,7 +23,8 @@ def titles_of(metrics: Sequence[str]) -> list[str]:
 
 def headline(table: Table) -> str:
     """What the leaderboard comes to, in a sentence or two; empty where there is no result."""
-    rows = [row for row in rows_of(table) if row.kind == "group" and row.n != "0"]
+    every = rows_of(table)
+    rows = [row for row in every if row.kind == "group" and row.n != "0"]
     if not rows:
         return ""
     shown, best = METRICS[table.metric], rows[0]
@@ -31,7 +32,7 @@ def headline(table: Table) -> str:
     percent = " %" if shown.title.endswith(" %") else ""
     value = f"{table.title_of_metric} {shown.text(best.value)}{percent}"
     value += f" (95 %: {limits})" if limits != ABSENT else ""
-    baseline = next(row for row in rows_of(table) if row.kind == "baseline")
+    baseline = next(row for row in every if row.kind == "baseline")
     against = f"The majority baseline has {shown.text(baseline.value)}{percent}."
     if len(rows) == 1:
         return f"{best.label}: {value}. {against}"

@@ -14,7 +14,7 @@ from resnet_lab import statistics
 from resnet_lab.errors import UserError
 from resnet_lab.report.comparison import places_of
 from resnet_lab.report.resampling import Answers
-from resnet_lab.report.runs import Run, read_metrics, read_predictions
+from resnet_lab.report.runs import Predictions, Run, read_metrics, read_predictions
 
 TOLERANCE = 1e-5  # stored metrics are of float32 probabilities, the predictions have eight digits
 BEST_TOLERANCE = 2e-3  # the best epoch was scored while it trained, perhaps in other batches or on another machine
@@ -41,12 +41,12 @@ def _differences(run: Run) -> Iterator[str]:
     found = {}
     for split in splits:
         try:
-            found[split] = read_predictions(run.folder.kept_predictions(split)).answers
+            found[split] = read_predictions(run.folder.kept_predictions(split))
         except UserError as error:
             yield f"the numbers of {split} cannot be checked: {error}"
             continue
-        yield from _metrics(run, split, stored[split], found[split])
-        yield from _tables(run, split, found[split])
+        yield from _metrics(run, split, stored[split], found[split].answers)
+        yield from _tables(run, split, found[split].answers)
     yield from _status(run, found)
 
 
@@ -117,17 +117,18 @@ def _tables(run: Run, split: str, answers: Answers) -> Iterator[str]:
             yield f"{file.name} names other classes or columns than status.json, or in another order"
 
 
-def _status(run: Run, found: dict[str, Answers]) -> Iterator[str]:
+def _status(run: Run, found: dict[str, Predictions]) -> Iterator[str]:
     """What else status.json says that follows from predictions or from metrics.csv."""
-    for split, answers in found.items():
+    for split, predictions in found.items():
+        answers = predictions.answers
         counts = np.bincount(answers.targets, minlength=answers.probabilities.shape[1]).tolist()
         if run.class_counts(split) and run.class_counts(split) != counts:
             yield f"class_counts of {split} are stored as {run.class_counts(split)}, the predictions give {counts}"
-        if run.fingerprint(split) and run.fingerprint(split) != read_predictions(_files(run, split)[0]).fingerprint:
+        if run.fingerprint(split) and run.fingerprint(split) != predictions.fingerprint:
             yield f"predictions of {split} are of other images or targets than status.json notes"
     judged = found.get("val", found.get("test"))
     if judged is not None and isinstance(noted := run.status.get("collapsed"), bool):
-        share = np.bincount(judged.predictions).max() / len(judged.predictions)
+        share = np.bincount(judged.answers.predictions).max() / len(judged.answers.predictions)
         if noted != (share >= statistics.COLLAPSED):
             yield f"collapsed is stored as {noted}, one class is the answer to {100 * share:.1f} % of the images"
     best, monitor = run.status.get("best_value"), str(run.status.get("monitor"))
@@ -137,7 +138,7 @@ def _status(run: Run, found: dict[str, Answers]) -> Iterator[str]:
             yield f"best_value is stored as {best:.6f}, which is {monitor} of no epoch in metrics.csv"
         split, _, name = monitor.partition("/")
         if split in found:
-            derived = metrics_of(found[split], run.config, run.class_counts("train")).get(name, best)
+            derived = metrics_of(found[split].answers, run.config, run.class_counts("train")).get(name, best)
             if not math.isclose(best, derived, abs_tol=BEST_TOLERANCE):
                 yield f"best_value is stored as {best:.6f}, the predictions of {split} give {derived:.6f}"
 
