@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 COLLAPSED = 0.98  # share of predictions in one class from which a model is called collapsed
+REFERABLE = 2  # grades from here on are referred (moderate and worse)
 
 
 def confusion_matrix(targets: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
@@ -45,6 +46,17 @@ def auroc(targets: np.ndarray, probabilities: np.ndarray) -> float:
     return float(np.mean([_area(targets == k, probabilities[:, k]) for k in classes]))
 
 
+def referable(targets: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Whether each image is to be referred (N,), and the probability of that (N,), from probabilities (N, K)."""
+    return targets >= REFERABLE, probabilities[:, REFERABLE:].sum(axis=1)
+
+
+def referable_auroc(targets: np.ndarray, probabilities: np.ndarray) -> float:
+    """Area under the ROC curve of the grades that are referred against the others; NaN where one kind is missing."""
+    positive, scores = referable(targets, probabilities)
+    return float(_area(positive, scores)) if 0 < positive.sum() < len(positive) else float("nan")
+
+
 def _area(positive: np.ndarray, scores: np.ndarray) -> float:
     """Share of the (positive, negative) pairs in the right order, ties for a half (Mann and Whitney 1947)."""
     mid_ranks = _mid_ranks(scores)
@@ -58,22 +70,25 @@ def _mid_ranks(scores: np.ndarray) -> np.ndarray:
     return (np.cumsum(counts) - (counts - 1) / 2)[place]
 
 
-def placements(targets: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What each image adds to the area of each class against the rest (DeLong, DeLong and Clarke-Pearson 1988).
+def placements(positives: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What each image adds to the areas under B ROC curves (DeLong, DeLong and Clarke-Pearson 1988).
 
-    The first array (N, K) holds, for the images of a class, the share of the other images that are scored below, the
-    second, for the other images, the share of the class that is scored above; half the area is taken off both, so that
-    mean + mean over the images concerned is the area. 0 elsewhere, and for classes without images or without others.
+    The first array (N, B) holds, for the positives, the share of the other images that are scored below, the second,
+    for the others, the share of the positives that are scored above; half the area is taken off both, so that mean +
+    mean over the images concerned is the area. 0 elsewhere, and where one kind is missing.
+
+    Args:
+        positives: whether an image is of the kind that is looked for (N, B).
+        scores: the higher, the more likely (N, B).
     """
-    above, below = np.zeros_like(probabilities, dtype=float), np.zeros_like(probabilities, dtype=float)
-    for k in np.unique(targets) if len(np.unique(targets)) > 1 else ():
-        positive = targets == k
-        ranks = _mid_ranks(probabilities[:, k])
+    above, below = np.zeros((2, *scores.shape))
+    for column in np.flatnonzero(positives.any(axis=0) & ~positives.all(axis=0)):
+        positive = positives[:, column]
+        ranks = _mid_ranks(scores[:, column])
         for mine, rows in ((above, positive), (below, ~positive)):
-            others = len(targets) - rows.sum()
-            lower = (ranks[rows] - _mid_ranks(probabilities[rows, k])) / others
+            lower = (ranks[rows] - _mid_ranks(scores[rows, column])) / (len(scores) - rows.sum())
             share = lower if mine is above else 1 - lower
-            mine[rows, k] = share - share.mean() / 2
+            mine[rows, column] = share - share.mean() / 2
     return above, below
 
 
@@ -112,6 +127,7 @@ def summary_of(targets: np.ndarray, predictions: np.ndarray, probabilities: np.n
         "balanced_accuracy": balanced_accuracy(targets, predictions),
         "qwk": quadratic_weighted_kappa(targets, predictions),
         "auroc": auroc(targets, probabilities),
+        "referable_auroc": referable_auroc(targets, probabilities),
         **{name: float(value) for name, value in averages.items()},
     }
 

@@ -2,12 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 from fake_runs import write_run, write_sweep
+from sklearn.metrics import roc_auc_score
 
 from resnet_lab.report.comparison import tables_of
 from resnet_lab.report.intervals import Interval
-from resnet_lab.report.leaderboard import interval_of, interval_text, limits_text, rows_of
+from resnet_lab.report.leaderboard import interval_of, interval_text, limits_text, referable_rows_of, rows_of
 from resnet_lab.report.runs import read_run
 from resnet_lab.report.summaries import headline
 from resnet_lab.run_folder import find_runs
@@ -38,11 +40,29 @@ def test_the_best_group_comes_first_and_what_cannot_be_told_apart_is_tied(tmp_pa
 
 def test_the_metric_of_choice_ranks(tmp_path):
     write_sweep(tmp_path, seeds=(0, 1))
-    for metric in ("qwk", "accuracy", "balanced_accuracy", "auroc"):
+    for metric in ("qwk", "accuracy", "balanced_accuracy", "auroc", "referable_auroc"):
         table = table_of(tmp_path, metric)
         means = [group.mean_and_std(metric)[0] for group in table.ranked]
         assert means == sorted(means, reverse=True)
         assert rows_of(table)[0].value == means[0]
+
+
+def test_referable_grades_have_rows_of_their_own_and_the_numbers_published_on_them(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path / f"a-{seed}", 50, seed=seed, config={"data.name": "eyepacs"})
+    table = table_of(tmp_path)
+    rows = referable_rows_of(table)
+    assert [row.kind for row in rows] == ["group", "reference", "reference"]
+    answers = [run.predictions.answers for run in table.scored]
+    areas = [roc_auc_score(each.targets >= 2, each.probabilities[:, 2:].sum(axis=1)) for each in answers]
+    interval = interval_of(table, table.groups[0], "referable_auroc")
+    assert rows[0].cells == [
+        f"{np.mean(areas):.3f} ± {np.std(areas, ddof=1):.3f}",
+        f"{interval.low:.3f} to {interval.high:.3f}",
+    ]
+    assert interval.low < np.mean(areas) < interval.high
+    assert {row.cells[0] for row in rows[1:]} == {"0.990", "0.951"}
+    assert not {row.label for row in rows[1:]} & {row.label for row in rows_of(table)}
 
 
 def test_a_group_alone_is_neither_best_nor_tied(tmp_path):

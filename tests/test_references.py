@@ -65,7 +65,8 @@ def test_what_a_reader_read_is_told_by_its_size(tmp_path):
 
     assert sources("idrid", train=412, test=103) == {"RETFound's own comparison"}
     assert "Huang et al. 2023, Diagnostics 13:1664" in sources("kaggle", train=28100, test=7026)
-    assert sources("other", train=3000, test=662) == set()
+    assert sources("aptos", train=3000, test=662) == {"RETFound's own comparison"}
+    assert sources("other", train=3000, test=500) == set()
 
 
 def test_rows_are_for_the_same_data_classes_network_and_for_test_images(tmp_path):

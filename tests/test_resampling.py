@@ -20,6 +20,7 @@ def test_the_whole_test_set_has_the_scores_of_the_summary(seed):
     answers, patient = world(seed)
     scores = scores_of(sums_by_patient(answers, patient).sum(axis=0))
     assert scores == pytest.approx(statistics.summary_of(*answers), abs=1e-12)
+    assert 0.5 < scores["referable_auroc"] < 1
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -42,16 +43,19 @@ def test_a_draw_has_the_scores_of_its_images(seed):
 def test_the_area_of_a_draw_is_close_to_scikit_learns():
     answers, patient = world(4, patients=300)
     counts = counts_of_patients(300, 200)
-    linear = scores_of(counts @ sums_by_patient(answers, patient))["auroc"]
-    exact = []
+    linear = scores_of(counts @ sums_by_patient(answers, patient))
+    exact = {"auroc": [], "referable_auroc": []}
+    referred, probability = answers.targets >= 2, answers.probabilities[:, 2:].sum(axis=1)
     for weights in counts[:, patient]:
         areas = [
             metrics.roc_auc_score(answers.targets == k, answers.probabilities[:, k], sample_weight=weights)
             for k in range(5)
         ]
-        exact.append(np.mean(areas))
-    assert np.corrcoef(linear, exact)[0, 1] > 0.99
-    assert np.std(linear) == pytest.approx(np.std(exact), rel=0.03)
+        exact["auroc"].append(np.mean(areas))
+        exact["referable_auroc"].append(metrics.roc_auc_score(referred, probability, sample_weight=weights))
+    for metric, areas in exact.items():
+        assert np.corrcoef(linear[metric], areas)[0, 1] > 0.99
+        assert np.std(linear[metric]) == pytest.approx(np.std(areas), rel=0.03)
 
 
 def test_each_draw_has_as_many_patients_as_there_are():
@@ -83,7 +87,7 @@ def test_a_class_that_a_draw_lacks_does_not_count_in_it():
 
 def test_placements_add_up_to_the_area():
     answers, _ = world(2)
-    above, below = statistics.placements(answers.targets, answers.probabilities)
+    above, below = statistics.placements(np.eye(5, dtype=bool)[answers.targets], answers.probabilities)
     for k in range(5):
         positive = answers.targets == k
         area = metrics.roc_auc_score(positive, answers.probabilities[:, k])

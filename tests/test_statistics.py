@@ -25,6 +25,12 @@ def averages(targets, predictions) -> dict[str, float]:
     return found
 
 
+def referable_area(targets, probabilities) -> float:
+    if probabilities.shape[1] < 3:
+        return np.nan
+    return metrics.roc_auc_score(targets >= 2, probabilities[:, 2:].sum(axis=1))
+
+
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("num_classes", [2, 5, 10])
 def test_the_summary_agrees_with_scikit_learn(seed, num_classes):
@@ -35,8 +41,10 @@ def test_the_summary_agrees_with_scikit_learn(seed, num_classes):
             "balanced_accuracy": metrics.balanced_accuracy_score(targets, predictions),
             "qwk": metrics.cohen_kappa_score(targets, predictions, weights="quadratic"),
             "auroc": np.mean([metrics.roc_auc_score(targets == k, probabilities[:, k]) for k in set(targets)]),
+            "referable_auroc": referable_area(targets, probabilities),
             **averages(targets, predictions),
-        }
+        },
+        nan_ok=True,
     )
     expected = metrics.confusion_matrix(targets, predictions, labels=range(num_classes))
     np.testing.assert_array_equal(statistics.confusion_matrix(targets, predictions, num_classes), expected)

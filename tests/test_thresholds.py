@@ -8,11 +8,11 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from resnet_lab.report import calibration, figures
 from resnet_lab.report.comparison import tables_of
+from resnet_lab.report.leaderboard import referable_rows_of
 from resnet_lab.report.runs import read_run
 from resnet_lab.report.thresholds import (
     PLACES,
     calibration_rows,
-    grades_referable,
     operating_rows,
     panels_of,
     precision_recall_of,
@@ -78,7 +78,8 @@ def test_classes_without_order_or_without_images_have_no_panel(tmp_path):
     run = write_run(tmp_path / "run", class_names=["duck", "goose", "swan"])
     edit_predictions(run, lambda frame: frame[frame["target"] != 2])
     table = table_of(tmp_path)
-    assert not grades_referable(table)
+    assert not table.referable
+    assert referable_rows_of(table) == []
     assert [title for title, _ in panels_of(table, roc_of, "AUC")] == ["duck", "goose"]
     assert operating_rows(table) == []
 

@@ -8,10 +8,10 @@ import numpy as np
 from scipy import optimize
 from sklearn.metrics import roc_curve
 
+from resnet_lab import statistics
 from resnet_lab.report.resampling import Answers
 
 BINS = 10
-REFERABLE = 2  # grades from here on are referred (moderate and worse)
 TARGETS = {"high sensitivity": 0.975, "high specificity": 0.981}  # Gulshan et al. 2016 chose theirs so
 SMALLEST = 1e-12  # of a stored probability, before its logarithm is taken
 
@@ -79,9 +79,9 @@ class OperatingPoint(NamedTuple):
     specificity: float
 
 
-def referable(answers: Answers, grade: int = REFERABLE) -> tuple[np.ndarray, np.ndarray]:
+def referable(answers: Answers) -> tuple[np.ndarray, np.ndarray]:
     """Whether each image is to be referred (N,), and the probability of that (N,)."""
-    return answers.targets >= grade, answers.probabilities[:, grade:].sum(axis=1)
+    return statistics.referable(answers.targets, answers.probabilities)
 
 
 def thresholds(validation: Answers) -> dict[str, float]:

@@ -16,6 +16,7 @@ from resnet_lab.report.intervals import Comparisons, Estimates, estimate
 from resnet_lab.report.resampling import Answers
 from resnet_lab.report.runs import Run
 from resnet_lab.run_folder import BOOKKEEPING
+from resnet_lab.statistics import REFERABLE
 
 
 class Metric(NamedTuple):
@@ -49,6 +50,7 @@ METRICS = {
     "precision_weighted": Metric("precision, weighted", 1, 3, ""),
     "recall_macro": Metric("recall, macro", 1, 3, ""),
     "recall_weighted": Metric("recall, weighted", 1, 3, ""),
+    "referable_auroc": Metric("AUROC, referable", 1, 3, ""),
 }
 ALWAYS = ("qwk", "accuracy", "balanced_accuracy", "auroc")  # the others only where asked for
 ABSENT = "–"
@@ -116,9 +118,19 @@ class Table:
 
     @property
     def possible(self) -> list[str]:
-        """The metrics that mean something here: QWK only where the classes have an order."""
-        ordered = any(run.status.get("ordered") for group in self.groups for run in group.runs)
-        return [metric for metric in METRICS if metric != "qwk" or ordered]
+        """The metrics that mean something here."""
+        meaning = {"qwk": self.ordered, "referable_auroc": self.referable}
+        return [metric for metric in METRICS if meaning.get(metric, True)]
+
+    @property
+    def ordered(self) -> bool:
+        """Whether the classes are grades."""
+        return any(run.status.get("ordered") for group in self.groups for run in group.runs)
+
+    @property
+    def referable(self) -> bool:
+        """Whether they are, and some of them are referred."""
+        return self.ordered and bool(self.scored) and len(self.scored[0].class_names) > REFERABLE
 
     @property
     def metric(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from resnet_lab.report.intervals import CONFIDENCE, Interval
 from resnet_lab.report.references import references_for
 
 NOTHING = Interval(math.nan, math.nan)
+REFERABLE = "referable_auroc"
 
 
 class Row(NamedTuple):
@@ -36,14 +38,35 @@ def rows_of(table: Table) -> list[Row]:
         cells = [METRICS[metric].text(run.baseline[metric]) for metric in table.metrics]
         label = f"majority baseline: always “{run.class_names[run.majority]}”"
         rows.append(Row(label, "", "", cells, "baseline", value=run.baseline[table.metric]))
+    return rows + _published(table, table.metrics, table.metric)
+
+
+def referable_rows_of(table: Table) -> list[Row]:
+    """How well the grades that are referred are told from the others: the groups, best first, and what was published.
+
+    The first cell is the area, the second its interval. Empty where there are no such grades.
+    """
+    if not table.referable:
+        return []
+    rows = []
+    for group in (group for group in table.ranked if group.scored):
+        area = METRICS[REFERABLE].text(*group.mean_and_std(REFERABLE))
+        limits = interval_text(REFERABLE, interval_of(table, group, REFERABLE))
+        rows.append(Row(group.label, "", str(len(group.scored)), [area, limits]))
+    return rows + [row._replace(cells=[*row.cells, ""]) for row in _published(table, [REFERABLE], REFERABLE)]
+
+
+def _published(table: Table, metrics: Sequence[str], ranking: str) -> list[Row]:
+    """The published numbers that are about any of these metrics."""
+    rows = []
     for reference in references_for(table.scored):
         scores, spread = reference.scores, reference.spread
-        cells = [
-            METRICS[metric].text(scores.get(metric, math.nan), spread.get(metric, math.nan)) for metric in table.metrics
-        ]
+        if not scores.keys() & set(metrics):
+            continue
+        cells = [METRICS[metric].text(scores.get(metric, math.nan), spread.get(metric, math.nan)) for metric in metrics]
         origin = f"{reference.source}" + ("" if reference.read == "original" else f" ({reference.read})")
         remark = f"{origin}. {reference.verdict(table.scored)}"
-        rows.append(Row(reference.what, remark, "", cells, "reference", value=scores.get(table.metric, math.nan)))
+        rows.append(Row(reference.what, remark, "", cells, "reference", value=scores.get(ranking, math.nan)))
     return rows
 
 

@@ -18,7 +18,7 @@ from resnet_lab.report.comparison import ABSENT, METRICS, Group, Table, places_o
 from resnet_lab.report.effects import confounded_of, effects_of
 from resnet_lab.report.figures import picture
 from resnet_lab.report.findings import Finding
-from resnet_lab.report.leaderboard import interval_text, rows_of
+from resnet_lab.report.leaderboard import interval_text, referable_rows_of, rows_of
 from resnet_lab.report.runs import Run
 from resnet_lab.report.sharing import unshared_of
 from resnet_lab.report.summaries import headline, titles_of
@@ -89,14 +89,13 @@ def _section(table: Table, drawn: dict[str, dict[str, Any]]) -> dict[str, Any]:
     part |= {"effects": list(zip(found, _bars([(e.low, e.value, e.high) for e in found], zero=True), strict=True))}
     part |= {"confounded": confounded_of(table), "names": table.scored[0].class_names}
     part |= {"matrices": _matrices(table), "difference": _difference(table)}
-    ordered = "qwk" in table.metrics
-    part["distances"] = (
-        [(group.label, _cells(shares_by_distance(group.answers, table.patient))) for group in groups] if ordered else []
-    )
+    part["distances"] = [
+        (group.label, _cells(shares_by_distance(group.answers, table.patient))) for group in groups if table.ordered
+    ]
     part["classes"] = [
         (group.label, len(group.scored), class_rows(group.answers, table.patient, part["names"])) for group in groups
     ]
-    part |= {"operating": thresholds.operating_rows(table), "referable": thresholds.grades_referable(table)}
+    part |= {"areas": referable_rows_of(table), "operating": thresholds.operating_rows(table)}
     part |= {"calibration": thresholds.calibration_rows(table)}
     part["costs"] = [
         (cost, costs.cost_cells(cost), METRICS[table.metric].text(cost.quality / METRICS[table.metric].factor))

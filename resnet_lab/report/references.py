@@ -13,7 +13,12 @@ import yaml
 from resnet_lab.report.runs import Run
 
 READER = "retinopathy"  # data.name where nobody gave one: the format of some files, not a data set
-SIZES = {"eyepacs": (30_000, 90_000), "idrid": (500, 516)}  # by which it is told then: least and most images in all
+SIZES = {  # by which it is told then: least and most images in all
+    "eyepacs": (30_000, 90_000),
+    "aptos": (3_600, 3_700),
+    "messidor2": (1_740, 1_750),
+    "idrid": (500, 516),
+}
 FILE = Path(__file__).with_name("references.yaml")
 WORDS = {  # field of a protocol → how a difference reads
     "images": "{:,} test images, here {:,}",

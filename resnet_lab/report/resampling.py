@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from resnet_lab.statistics import averages_of, placements
+from resnet_lab.statistics import REFERABLE, averages_of, placements, referable
 
-MOMENTS = 7  # sums that do not depend on the number of classes: images, hits, t, t², p, p², (t - p)²
+MOMENTS = 9  # sums that do not depend on the number of classes: images, hits, t, t², p, p², (t - p)², referable areas
 
 
 class Answers(NamedTuple):
@@ -39,7 +39,7 @@ def counts_of_patients(patients: int, draws: int, seed: int = 0) -> np.ndarray:
 
 
 def sums_by_patient(answers: Answers, patient: np.ndarray) -> np.ndarray:
-    """The sums (P, F) that `scores_of` and `class_sums` need, F = 7 + 5 K.
+    """The sums (P, F) that `scores_of` and `class_sums` need, F = 9 + 5 K.
 
     Args:
         answers: of N images.
@@ -56,8 +56,10 @@ def _terms(answers: Answers) -> np.ndarray:
     classes = np.arange(answers.probabilities.shape[1])
     true, predicted = answers.targets[:, None] == classes, answers.predictions[:, None] == classes
     moments = np.stack([np.ones_like(t), t == p, t, t**2, p, p**2, (t - p) ** 2], axis=1)
-    above, below = placements(answers.targets, answers.probabilities)
-    return np.hstack([moments, true, true & predicted, predicted, above, below])
+    referred, probability = referable(answers.targets, answers.probabilities)
+    areas = placements(referred[:, None], probability[:, None])
+    by_class = placements(true, answers.probabilities)
+    return np.hstack([moments, *areas, true, true & predicted, predicted, *by_class])
 
 
 def scores_of(sums: np.ndarray) -> dict[str, np.ndarray]:
@@ -67,17 +69,19 @@ def scores_of(sums: np.ndarray) -> dict[str, np.ndarray]:
     expansion in the weights (the placements of DeLong et al. 1988), the others are exact. A class of which a draw holds
     no image does not count in it.
     """
-    count, hits, t, tt, p, pp, squared = np.moveaxis(sums[..., :MOMENTS], -1, 0)
+    count, hits, t, tt, p, pp, squared, upper, lower = np.moveaxis(sums[..., :MOMENTS], -1, 0)
     found, true, predicted = class_sums(sums)
     above, below = np.split(sums[..., MOMENTS:], 5, axis=-1)[3:]
     with np.errstate(invalid="ignore", divide="ignore"):
         expected = tt / count - (t / count) ** 2 + pp / count - (p / count) ** 2 + ((t - p) / count) ** 2
         areas = above / true + below / (count[..., None] - true)
+        referred = true[..., REFERABLE:].sum(axis=-1)
         return {
             "accuracy": hits / count,
             "balanced_accuracy": _mean(found / true),
             "qwk": 1 - squared / count / np.where(expected > 0, expected, np.nan),
             "auroc": _mean(areas),
+            "referable_auroc": upper / referred + lower / (count - referred),
             **averages_of(found, true, predicted),
         }
 

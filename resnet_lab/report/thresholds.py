@@ -13,6 +13,7 @@ from resnet_lab.report import calibration, charts
 from resnet_lab.report.by_class import Share, by_patient, share_of
 from resnet_lab.report.comparison import Group, Table
 from resnet_lab.report.resampling import Answers
+from resnet_lab.statistics import REFERABLE
 
 PLACES = np.linspace(0, 1, 201)  # where the curves of several runs are averaged
 LINES = 6  # groups in a picture, the best ones
@@ -20,13 +21,6 @@ PANELS = 12  # classes that are drawn one by one; of more, the hardest
 
 Binary = tuple[np.ndarray, np.ndarray]  # whether each image is positive (N,), and its score (N,)
 Curve = tuple[np.ndarray, float]  # values at PLACES, and the area under it
-
-
-def grades_referable(table: Table) -> bool:
-    """Whether the classes are grades of which some are referred."""
-    runs = table.scored
-    ordered = bool(runs) and any(run.status.get("ordered") for run in runs)
-    return ordered and len(runs[0].class_names) > calibration.REFERABLE
 
 
 def drawn_groups(table: Table) -> list[Group]:
@@ -54,10 +48,8 @@ def panels_of(table: Table, curve: Callable[[Binary], Curve], score: str) -> lis
     if not table.scored:
         return []
     panels: list[tuple[str, Callable[[Answers], Binary]]] = []
-    if grades_referable(table):
-        panels.append(
-            (f"referable (from {table.scored[0].class_names[calibration.REFERABLE]} on)", calibration.referable)
-        )
+    if table.referable:
+        panels.append((f"referable (from {table.scored[0].class_names[REFERABLE]} on)", calibration.referable))
     panels += [(table.scored[0].class_names[k], _against_the_rest(k)) for k in _drawn_classes(table)]
     groups = drawn_groups(table)
     found = [(title, [_line(group, binary, curve, score) for group in groups]) for title, binary in panels]
@@ -109,7 +101,7 @@ class OperatingRow(NamedTuple):
 
 def operating_rows(table: Table) -> list[OperatingRow]:
     """Both operating points of each group whose runs all have validation predictions, best group first."""
-    if not grades_referable(table):
+    if not table.referable:
         return []
     return [row for group in table.ranked if group.scored for row in operating_rows_of(group, table.patient)]
 

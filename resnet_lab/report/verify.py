@@ -153,6 +153,7 @@ def metrics_of(answers: Answers, config: dict[str, Any], train_counts: Sequence[
     """
     counts = statistics.confusion_matrix(answers.targets, answers.predictions, answers.probabilities.shape[1])
     derived = statistics.summary_of(*answers)
+    del derived["referable_auroc"]  # no job stores it
     if math.isnan(derived["auroc"]):
         derived["auroc"] = 0.5  # as metrics.MacroAUROC where there is one class only
     with np.errstate(invalid="ignore"):
