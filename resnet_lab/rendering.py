@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 
@@ -23,8 +25,14 @@ def base64_of(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
 
+def breakable(text: object) -> Markup:
+    """Text that a narrow window may break within keys, values and paths, after `_`, `=`, `,` and `/`."""
+    return Markup("<wbr>").join(map(escape, re.split(r"(?<=[_=,/])(?=\S)", str(text))))
+
+
 def render(template: str, **values: Any) -> str:
     """A template of this package as HTML, with every value escaped."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["breakable"] = breakable
     return environment.get_template(template).render(**values)

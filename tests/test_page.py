@@ -34,7 +34,7 @@ def page_of(folder, *options) -> str:
 
 def words(text: str) -> str:
     """What a reader sees, in one line."""
-    visible = re.sub(r"<(style|script)\b.*?</\1>", "", text, flags=re.DOTALL)
+    visible = re.sub(r"<(style|script)\b.*?</\1>", "", text.replace("<wbr>", ""), flags=re.DOTALL)
     return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", visible)).split())
 
 

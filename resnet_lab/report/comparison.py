@@ -18,6 +18,8 @@ from resnet_lab.report.runs import Run
 from resnet_lab.run_folder import BOOKKEEPING
 from resnet_lab.statistics import REFERABLE
 
+MINUS = "\N{MINUS SIGN}"
+
 
 class Metric(NamedTuple):
     """How a metric is shown."""
@@ -32,11 +34,13 @@ class Metric(NamedTuple):
         if math.isnan(value):
             return ABSENT
         shown = round(self.factor * value, self.digits) + 0.0  # no -0.000
-        return f"{shown:.{self.digits}f}" + ("" if math.isnan(std) else f" ± {self.factor * std:.{self.digits}f}")
+        return f"{shown:.{self.digits}f}".replace("-", MINUS) + (
+            "" if math.isnan(std) else f" ± {self.factor * std:.{self.digits}f}"
+        )
 
     def difference(self, value: float) -> str:
         """With its sign."""
-        return f"{round(self.factor * value, self.digits) + 0.0:+.{self.digits}f}".replace("-", "\N{MINUS SIGN}")
+        return f"{round(self.factor * value, self.digits) + 0.0:+.{self.digits}f}".replace("-", MINUS)
 
 
 METRICS = {
