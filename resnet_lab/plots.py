@@ -22,7 +22,7 @@ CROWDED = 4  # lines of a panel above which single runs are not drawn
 GREY, BLUE, RED = "0.45", "#2b6cb0", "#a4381c"
 
 
-def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str = "") -> Figure:
+def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str = "", largest: float = 7.5) -> Figure:
     """One confusion matrix: the colour is the share of the true class, the text count and share.
 
     Up to 20 classes the cells have text; above, only every n-th class is named.
@@ -31,20 +31,18 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str 
         counts: images (K, K), rows true, columns predicted.
         class_names: K names, in the order of the rows.
         title: above the picture.
+        largest: inches of the matrix at most.
     """
-    return confusion_matrices([(title, counts)], class_names)
+    return confusion_matrices([(title, counts)], class_names, largest=largest)
 
 
 def confusion_matrices(
-    matrices: Sequence[tuple[str, np.ndarray]], class_names: Sequence[str], columns: int = 2
+    matrices: Sequence[tuple[str, np.ndarray]], class_names: Sequence[str], columns: int = 2, largest: float = 7.5
 ) -> Figure:
-    """Confusion matrices (K, K) of the same classes side by side, each with its title.
-
-    Each has the same share of the picture.
-    """
+    """Confusion matrices (K, K) of the same classes side by side, each with its title and as large as the others."""
     columns = min(columns, len(matrices))
     rows = math.ceil(len(matrices) / columns)
-    side = _side(len(class_names))
+    side = min(max(3.4, 0.62 * len(class_names)), largest)  # inches: room for two lines of text a cell
     width, height = side + 0.25 + _names_width(class_names), side + 0.55 + _names_height(class_names, side)
     figure = Figure(figsize=(columns * width, rows * height))
     for place, (title, counts) in enumerate(matrices):
@@ -58,11 +56,6 @@ def confusion_matrices(
         )
         _draw_matrix(figure.add_axes(box), counts, class_names, title, side)
     return figure
-
-
-def _side(num_classes: int) -> float:
-    """Inches of one matrix: room for two lines of text a cell, within what a page shows."""
-    return min(max(3.4, 0.62 * num_classes), 7.5)
 
 
 def _names_width(class_names: Sequence[str]) -> float:

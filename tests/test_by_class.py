@@ -6,7 +6,17 @@ from fake_answers import World
 from scipy import stats
 from sklearn.metrics import precision_recall_fscore_support
 
-from resnet_lab.report.by_class import by_patient, class_rows, share_of, shares_by_distance, wilson
+from resnet_lab.report.by_class import (
+    MANY,
+    Confusion,
+    by_patient,
+    class_rows,
+    confusions_of,
+    share_of,
+    shares_by_distance,
+    wilson,
+)
+from resnet_lab.report.resampling import Answers
 
 NAMES = ["no DR", "mild", "moderate", "severe", "proliferative"]
 
@@ -28,6 +38,28 @@ def test_one_run_has_scikit_learns_scores():
     for row in rows:
         for share in row[2:]:
             assert share.interval.low <= share.value <= share.interval.high
+
+
+def test_of_many_classes_those_that_are_found_least_come_first():
+    classes = MANY + 1
+    targets = np.repeat(np.arange(classes - 1), 2)  # the last class has no image
+    predictions = targets.copy()
+    predictions[[7, 10, 11]] = 0  # of class 3 one image is found, of class 5 none
+    names = [f"class {k}" for k in range(classes)]
+    rows = class_rows([Answers(targets, predictions, np.eye(classes)[predictions])], np.arange(len(targets)), names)
+    assert [row.name for row in rows[:3]] == ["class 5", "class 3", "class 0"]
+    assert rows[-1].name == "class 20"
+    assert np.isnan(rows[-1].recall.value)
+
+
+def test_the_most_frequent_confusions_are_shares_of_the_true_class():
+    counts = np.array([[90, 10, 0], [3, 1, 1], [0, 0, 0]])
+    assert confusions_of(counts, ["a", "b", "c"], most=2) == [
+        Confusion("b", "a", 0.6, 3),
+        Confusion("b", "c", 0.2, 1),
+    ]
+    assert len(confusions_of(counts, ["a", "b", "c"])) == 3
+    assert confusions_of(np.eye(3, dtype=int), ["a", "b", "c"]) == []
 
 
 @pytest.mark.parametrize(("found", "size"), [(0, 5), (3, 5), (5, 5), (40, 103)])

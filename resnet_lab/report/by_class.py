@@ -11,6 +11,7 @@ from scipy import special
 from resnet_lab.report.intervals import CONFIDENCE, Interval
 from resnet_lab.report.resampling import Answers, class_sums, sums_by_patient
 
+MANY = 20  # classes above which only the worst of them are looked at one by one
 DISTANCES = ("right", "one grade off", "two grades off", "three or more")
 
 
@@ -35,7 +36,7 @@ class ClassRow(NamedTuple):
 
 
 def class_rows(runs: Sequence[Answers], patient: np.ndarray, class_names: Sequence[str]) -> list[ClassRow]:
-    """Precision, recall and F1 of each class, from the sums over the runs of a group.
+    """Precision, recall and F1 of each class, from the sums over the runs of a group; of many, the worst found first.
 
     F1 is 2 J / (1 + J) of the Jaccard index J, a share of the images that are of the class or are called so, and takes
     its limits from J's.
@@ -55,7 +56,28 @@ def class_rows(runs: Sequence[Answers], patient: np.ndarray, class_names: Sequen
             f1 = NOTHING  # as its recall; precision alone says nothing
         precision, recall = share_of(found[:, k], predicted[:, k]), share_of(found[:, k], true[:, k])
         rows.append(ClassRow(str(name), round(true[:, k].sum()), precision, recall, f1))
-    return rows
+    return sorted(rows, key=lambda row: np.nan_to_num(row.recall.value, nan=2)) if len(rows) > MANY else rows
+
+
+class Confusion(NamedTuple):
+    """Images of one class that were taken for another."""
+
+    true: str
+    predicted: str
+    share: float  # of the images of the true class
+    images: int  # over all runs of the group
+
+
+def confusions_of(counts: np.ndarray, class_names: Sequence[str], most: int = 10) -> list[Confusion]:
+    """The most frequent errors of a confusion matrix (K, K), the largest share of the true class first."""
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1) * (1 - np.eye(len(counts)))
+    order = np.argsort(-shares, axis=None, kind="stable")[:most]
+    places = [divmod(int(place), len(counts)) for place in order]
+    return [
+        Confusion(str(class_names[i]), str(class_names[j]), float(shares[i, j]), int(counts[i, j]))
+        for i, j in places
+        if shares[i, j] > 0
+    ]
 
 
 def _f1(jaccard: float) -> float:

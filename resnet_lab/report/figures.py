@@ -17,6 +17,7 @@ from resnet_lab.report.runs import profile_of, read_layers, read_metrics
 from resnet_lab.statistics import class_scores
 
 BANDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # edges of the bands of `score_bands`
+BESIDE = 4.0  # inches of a confusion matrix that shares the page's width with another
 PASS = 0.7  # study B's pass mark
 FEW = 20  # study B's line in the counts of 102 classes
 
@@ -128,7 +129,7 @@ def confusion_matrices(table: Table) -> Picture | None:
         "Counts, summed over the runs of a group, and shares of the true class (rows); darker is larger. "
         "Grey rows: no image of that class."
     )
-    shown = [Drawing(plots.confusion_matrix(counts, names, title)) for title, counts in matrices]
+    shown = [Drawing(plots.confusion_matrix(counts, names, title, BESIDE)) for title, counts in matrices]
     return Picture("Confusion matrices", note, shown, [plots.confusion_matrices(matrices, names)])
 
 

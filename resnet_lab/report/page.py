@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from resnet_lab.plots import MAX_CLASSES_WITH_TEXT
 from resnet_lab.rendering import base64_of, png, render
 from resnet_lab.report import costs, thresholds
-from resnet_lab.report.by_class import Share, class_rows, shares_by_distance
+from resnet_lab.report.by_class import MANY, Share, class_rows, confusions_of, shares_by_distance
 from resnet_lab.report.comparison import ABSENT, METRICS, Group, Table, places_of, sweeps_of
 from resnet_lab.report.effects import confounded_of, effects_of
 from resnet_lab.report.figures import picture
@@ -28,7 +27,6 @@ OF_SECTIONS = ("confusion_matrices", "roc", "precision_recall", "reliability", "
 PAGE_WIDTH, NAMES_WIDTH, CELL_WIDTH, LETTER_WIDTH = 1110, 86, 36, 6.5  # pixels, of a confusion matrix and around it
 NO_REACH = (math.nan, math.nan, math.nan)
 FAR = 3  # times the reach of all intervals, from which on the baseline is not drawn beside them
-NO_DIFFERENCE = 20  # classes above which the difference of two runs is a list instead of a matrix
 
 
 def page(
@@ -88,7 +86,10 @@ def _section(table: Table, drawn: dict[str, dict[str, Any]]) -> dict[str, Any]:
     found = effects_of(table)
     part |= {"effects": list(zip(found, _bars([(e.low, e.value, e.high) for e in found], zero=True), strict=True))}
     part |= {"confounded": confounded_of(table), "names": table.scored[0].class_names}
-    part |= {"matrices": _matrices(table), "difference": _difference(table)}
+    part |= {"matrices": _matrices(table), "difference": _difference(table), "many": _many_classes(table)}
+    part["confusions"] = (
+        [(group.label, confusions_of(_counts(group), part["names"])) for group in groups] if part["many"] else []
+    )
     part["distances"] = [
         (group.label, _cells(shares_by_distance(group.answers, table.patient))) for group in groups if table.ordered
     ]
@@ -159,7 +160,7 @@ def _cells(shares: Iterable[tuple[str, Share]]) -> list[dict[str, Any]]:
 def _matrices(table: Table) -> dict[str, Any]:
     """Confusion matrices as tables in a grid: one axis from left to right, the others from top to bottom."""
     names = table.scored[0].class_names
-    if len(names) > MAX_CLASSES_WITH_TEXT:
+    if len(names) > MANY:
         return {}
     columns, places = grid_of(table.scored_groups, max(1, PAGE_WIDTH // (NAMES_WIDTH + CELL_WIDTH * len(names))))
     cells = [
@@ -171,8 +172,12 @@ def _matrices(table: Table) -> dict[str, Any]:
     return {"columns": columns, "cells": cells, "upright": upright}
 
 
+def _counts(group: Group) -> np.ndarray:
+    return np.sum([run.counts for run in group.scored], axis=0)
+
+
 def _matrix(group: Group) -> dict[str, Any]:
-    counts = np.sum([run.counts for run in group.scored], axis=0)
+    counts = _counts(group)
     totals = counts.sum(axis=1, keepdims=True)
     return {
         "counts": counts.tolist(),
@@ -201,7 +206,7 @@ def grid_of(groups: Sequence[Group], room: int) -> tuple[int, list[tuple[int, in
 
 def _difference(table: Table) -> dict[str, Any]:
     """What the page's script needs to set any two groups or runs against each other."""
-    sides = [{"label": group.label, "counts": _matrix(group)["counts"]} for group in table.scored_groups]
+    sides = [{"label": group.label, "counts": _counts(group).tolist()} for group in table.scored_groups]
     for group in table.scored_groups:
         if len(group.scored) > 1:
             sides += [
@@ -213,7 +218,7 @@ def _difference(table: Table) -> dict[str, Any]:
     names = list(table.scored[0].class_names)
     values = [group.mean_and_std(table.metric)[0] for group in table.scored_groups]
     first, second = (int(np.nanargmax(values)), int(np.nanargmin(values))) if np.ptp(values) > 0 else (0, 1)
-    return {"names": names, "sides": sides, "list": len(names) > NO_DIFFERENCE, "first": first, "second": second}
+    return {"names": names, "sides": sides, "list": len(names) > MANY, "first": first, "second": second}
 
 
 def pictures(table: Table, names: Sequence[str], folder: Path, suffix: str) -> dict[str, dict[str, Any]]:
@@ -235,7 +240,7 @@ def pictures(table: Table, names: Sequence[str], folder: Path, suffix: str) -> d
 
 
 def _many_classes(table: Table) -> bool:
-    return bool(table.scored) and len(table.scored[0].class_names) > MAX_CLASSES_WITH_TEXT
+    return bool(table.scored) and len(table.scored[0].class_names) > MANY
 
 
 def figures_of(table: Table) -> list[str]:
