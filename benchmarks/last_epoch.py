@@ -28,7 +28,7 @@ def facts_of(run: Run) -> dict[str, float]:
         facts["test/recall_1 > 0, epochs"] = float((metrics.get("test/recall_1", pd.Series(dtype=float)) > 0).sum())
         steps = metrics["test/accuracy"].diff().abs()
         facts |= {"test/accuracy, median step": float(steps.median()), "largest step": float(steps.max())}
-    layers = read_layers(run.folder.layers_file)
+    layers = read_layers(run.folder.kept_layers)
     for epoch in sorted({layers["epoch"].min(), layers["epoch"].max()}) if len(layers) else ():
         values = layers[layers["epoch"] == epoch].set_index("quantity")["value"]
         # the last layer with weights is the linear one

@@ -1,12 +1,14 @@
 """Keeps the small files of a sweep beside its page: `python benchmarks/publish.py SWEEP docs/results/NAME [OLD=NEW …]`.
 
-Each finished run becomes a folder of its configuration, status, metrics and packed predictions (7 digits), from which
-`resnet-lab report docs/results/NAME` makes every table and picture again. OLD=NEW replaces the paths of a machine.
+Each finished run becomes a folder of its configuration, status, metrics and packed predictions, from which `resnet-lab
+report docs/results/NAME` makes every table and picture again. Probabilities keep the digits that the metrics need:
+four, fewer of small ones, or seven where that would change a metric. OLD=NEW replaces the paths of a machine.
 """
 
 from __future__ import annotations
 
 import gzip
+import math
 import re
 import shutil
 import sys
@@ -15,10 +17,11 @@ from pathlib import Path
 import pandas as pd
 
 from resnet_lab.report.comparison import tables_of
-from resnet_lab.report.runs import Run, read_run
+from resnet_lab.report.runs import Run, read_predictions, read_run
+from resnet_lab.report.verify import LOSS_TOLERANCE, TOLERANCE, metrics_of
 from resnet_lab.run_folder import RunFolder, find_runs
 
-DIGITS = "%.7g"  # of the probabilities
+HALF = 0.5  # of what `report --check` allows is how far a metric may move
 NAMES = {"image": str, "patient": str}
 
 
@@ -43,14 +46,41 @@ def keep(run: Run, target: RunFolder, replacements: dict[str, str]) -> None:
         for old, new in replacements.items():
             text = text.replace(old, new)
         (target.path / file.name).write_text(text, "utf-8")
-    for file in (run.folder.metrics_file, run.folder.layers_file):
-        if file.is_file():
-            shutil.copy(file, target.path / file.name)
+    if run.folder.metrics_file.is_file():
+        shutil.copy(run.folder.metrics_file, target.path)
+    if run.folder.layers_file.is_file():
+        pack(run.folder.layers_file.read_text("utf-8"), target.layers_file)
     for file in run.folder.path.glob("predictions_*.csv"):
-        text = pd.read_csv(file, dtype=NAMES, keep_default_na=False).to_csv(index=False, float_format=DIGITS)
-        # without a name and a time in it, so that the same predictions are the same bytes
-        packed = gzip.compress(text.encode(), mtime=0)
-        (target.path / f"{file.name}.gz").write_bytes(packed)
+        frame = pd.read_csv(file, dtype=NAMES, keep_default_na=False)
+        columns = [name for name in frame if name.startswith("p_")]
+        packed = pack(frame.assign(**frame[columns].map(_short)).to_csv(index=False), target.path / file.name)
+        if not _same(_metrics(file, run), _metrics(packed, run)):
+            pack(frame.to_csv(index=False, float_format="%.7g"), target.path / file.name)
+
+
+def pack(text: str, file: Path) -> Path:
+    """Write it compressed, without a name and a time in it, so that the same text is the same bytes."""
+    packed = file.with_name(f"{file.name}.gz")
+    packed.write_bytes(gzip.compress(text.encode(), mtime=0))
+    return packed
+
+
+def _short(probability: float) -> str:
+    return f"{probability:.{4 if probability > 1e-2 else 3 if probability > 1e-3 else 2}g}"
+
+
+def _metrics(file: Path, run: Run) -> dict[str, float]:
+    return metrics_of(read_predictions(file).answers, run.config, run.class_counts("train"))
+
+
+def _same(exact: dict[str, float], rounded: dict[str, float]) -> bool:
+    return all(
+        math.isnan(value)
+        or math.isclose(
+            value, rounded[name], rel_tol=HALF * LOSS_TOLERANCE * (name == "loss"), abs_tol=HALF * TOLERANCE
+        )
+        for name, value in exact.items()
+    )
 
 
 if __name__ == "__main__":

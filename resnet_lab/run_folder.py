@@ -101,9 +101,12 @@ class RunFolder:
 
     def kept_predictions(self, split: str) -> Path:
         """The file to read them from: of a published run it is compressed."""
-        file = self.predictions_file(split)
-        packed = file.with_name(f"{file.name}.gz")
-        return packed if packed.is_file() and not file.is_file() else file
+        return _kept(self.predictions_file(split))
+
+    @property
+    def kept_layers(self) -> Path:
+        """The file to read them from: of a published run it is compressed."""
+        return _kept(self.layers_file)
 
     def confusion_matrix_file(self, split: str, suffix: str = "csv") -> Path:
         """Counts with rows true (`csv`), or the picture of them (`png`)."""
@@ -182,6 +185,11 @@ def _parse(file: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{file} holds {type(content).__name__}, not keys; {REMEDY}")
     return content
+
+
+def _kept(file: Path) -> Path:
+    packed = file.with_name(f"{file.name}.gz")
+    return packed if packed.is_file() and not file.is_file() else file
 
 
 class Busy(UserError):

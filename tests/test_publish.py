@@ -4,12 +4,14 @@ import importlib.util
 from pathlib import Path
 
 import numpy as np
-from fake_runs import write_run
+import pandas as pd
+import pytest
+from fake_runs import edit_predictions, write_run
 
 from resnet_lab.report.comparison import tables_of
 from resnet_lab.report.leaderboard import rows_of
-from resnet_lab.report.runs import read_run
-from resnet_lab.run_folder import find_runs
+from resnet_lab.report.runs import read_layers, read_run
+from resnet_lab.run_folder import RunFolder, find_runs
 
 FILE = Path(__file__).resolve().parents[1] / "benchmarks" / "publish.py"
 SPEC = importlib.util.spec_from_file_location("publish", FILE)
@@ -41,3 +43,35 @@ def test_the_same_tables_come_out_of_published_runs(tmp_path):
     publish.publish(tmp_path / "sweep", out, {"/disk/somebody/": ""})
     assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == first
     np.testing.assert_array_equal(read_run(find_runs([out])[0]).counts.sum(), 400)
+
+
+def test_probabilities_keep_the_digits_that_the_metrics_need(tmp_path):
+    exact = read_run(RunFolder(write_run(tmp_path / "sweep" / "run", images=5000, skill=6.0)))
+    written = publish.publish(tmp_path / "sweep", tmp_path / "short", {})
+    few = (
+        pd.read_csv(written[0] / "predictions_test.csv.gz")["p_3"]
+        .astype(str)
+        .str.replace(r"^0\.0*|e.*", "", regex=True)
+    )
+    assert few.str.len().max() <= 4
+    assert read_run(RunFolder(written[0])).scores == pytest.approx(exact.scores, abs=5e-6)
+
+    def nearly(frame):
+        frame[["p_1", "p_2"]] = 0.2
+        frame["p_3"] = 0.2 + 1e-6 * (np.arange(len(frame)) % 7) * (frame["target"] == 3)  # four digits would tie them
+        frame["p_0"] = frame["p_4"] = (1 - frame[["p_1", "p_2", "p_3"]].sum(axis=1)) / 2
+        frame["prediction"] = 3
+        return frame
+
+    edit_predictions(tmp_path / "sweep" / "run", nearly)
+    exact = read_run(RunFolder(tmp_path / "sweep" / "run"))
+    written = publish.publish(tmp_path / "sweep", tmp_path / "long", {})
+    assert read_run(RunFolder(written[0])).scores["auroc"] == pytest.approx(exact.scores["auroc"], abs=5e-6)
+
+
+def test_layers_are_packed_and_read_again(tmp_path):
+    run = write_run(tmp_path / "sweep" / "run")
+    (run / "layers.csv").write_text("epoch,quantity,layer,value\n0,gradient_norm,conv1,0.5\n")
+    (written,) = publish.publish(tmp_path / "sweep", tmp_path / "docs", {})
+    assert read_layers(RunFolder(written).kept_layers)["value"].tolist() == [0.5]
+    assert read_layers(RunFolder(run).kept_layers)["value"].tolist() == [0.5]

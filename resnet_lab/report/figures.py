@@ -238,7 +238,7 @@ def layers(table: Table) -> Picture | None:
     """Gradients, activations and dead units by layer, after the first epoch and after the last one."""
     frames: dict[str, pd.DataFrame] = {}
     for group in table.groups:
-        measured = [frame for run in group.runs if len(frame := read_layers(run.folder.layers_file))]
+        measured = [frame for run in group.runs if len(frame := read_layers(run.folder.kept_layers))]
         frames |= {group.label: measured[0]} if measured else {}
     if not frames:
         return None

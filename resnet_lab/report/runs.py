@@ -199,7 +199,7 @@ def read_layers(file: Path) -> pd.DataFrame:
     try:
         frame = pd.read_csv(file)
         return frame.astype({"epoch": int, "value": float})[["epoch", "quantity", "layer", "value"]]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, EOFError, zlib.error):
         return pd.DataFrame(columns=["epoch", "quantity", "layer", "value"])
 
 
