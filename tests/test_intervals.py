@@ -7,7 +7,7 @@ from scipy import stats
 
 from resnet_lab.report import intervals
 from resnet_lab.report.comparison import ALWAYS
-from resnet_lab.report.intervals import Estimates, Seeds, estimate, seeds_of
+from resnet_lab.report.intervals import Estimates, Seeds, estimate, moderated, seeds_of
 from resnet_lab.report.resampling import Answers
 
 ORDINAL = (0.33, 0.05, 0.31, 0.185, 0.125)  # the test photographs of IDRiD
@@ -114,18 +114,53 @@ def test_seeds_widen_what_patients_leave_open():
     assert high - low > 2 * 3.18 * np.std(runs, ddof=1) / np.sqrt(4) * 0.9  # t with 3 degrees of freedom
 
 
-def test_each_group_has_the_spread_of_its_own_seeds_and_a_single_run_that_of_the_others():
-    runs = [0.8 + 0.01 * np.array([-1, 0, 1.0]), np.array([0.2, 0.5, 0.8]), np.array([0.7]), np.full(2, 0.6)]
+def test_seeds_that_scatter_alike_are_pooled_and_a_single_run_has_the_spread_of_the_others():
+    runs = [0.8 + 0.01 * np.array([-1, 0, 1.0]), 0.5 + 0.012 * np.array([-1, 0, 1.0]), np.array([0.7])]
     still = [np.random.default_rng(0).normal(size=1000) * 0.001 + each[:, None] for each in runs]
     found = seeds_of(runs, still)
-    np.testing.assert_allclose(found.spread, [0.01**2, 0.3**2, (2 * 0.01**2 + 2 * 0.3**2) / 5, 0])
-    np.testing.assert_allclose(found.freedom, [2, 2, 5, 1])
+    pooled = (0.01**2 + 0.012**2) / 2
+    np.testing.assert_allclose(found.spread, [pooled, 0.012**2, pooled])  # none is lowered
+    np.testing.assert_allclose(found.freedom, [4, 4, 4])
+    assert found.total == 4
+
+
+def test_seeds_that_scatter_very_differently_keep_their_own_spread():
+    variances = np.array([1e-6, 1e-2, 1e-6, 1e-2, 1e-6, 1e-2])
+    (drawn, freedom), (common, alike) = moderated(variances, np.full(6, 2.0))
+    assert (drawn >= variances).all()
+    assert drawn[1] == variances[1]
+    assert drawn[0] < 1e-4
+    assert (freedom < 3).all()
+    assert 1e-8 < common < 1e-3
+    assert alike < 1
+
+
+def test_how_alike_spreads_are_is_found_again():
+    generator = np.random.default_rng(3)
+    true = 0.02 / (generator.chisquare(6, 4000) / 6)  # a common variance of 0.02 with 6 degrees of freedom
+    sample = true * generator.chisquare(2, 4000) / 2
+    (_, freedom), (common, alike) = moderated(sample, np.full(4000, 2.0))
+    assert common == pytest.approx(0.02, rel=0.1)
+    assert alike == pytest.approx(6, rel=0.25)
+    assert freedom[0] == pytest.approx(alike + 2)
+
+
+def test_a_clear_winner_of_many_groups_is_found_with_two_seeds_each():
+    world, better = (World(np.random.default_rng(1), skill=skill, seed_spread=0.1) for skill in (0.6, 1.8))
+    targets, patient, hard = world.patients(400)
+    groups = [[network.answers(targets, hard) for _ in range(2)] for network in (better, *[world] * 17)]
+    best, found = estimate(groups, patient, 800)["qwk"].against_best()
+    assert best == 0
+    assert (found.p[1:] <= 0.05).mean() > 0.6
+    assert (np.abs(found.low) <= 2).all()
+    alone = estimate([runs[:1] for runs in groups], patient, 800)["qwk"].against_best()[1]
+    assert (alone.p[1:] <= 0.05).all()
 
 
 def test_unequal_spreads_have_welchs_degrees_of_freedom():
     one, other = np.array([0.79, 0.80, 0.81, 0.82]), np.array([0.5, 0.7, 0.9])
     spread, freedom = np.array([one.var(ddof=1) / 4, other.var(ddof=1) / 3]), np.array([3.0, 2.0])
-    seeds = Seeds(spread, np.zeros(2), freedom)
+    seeds = Seeds(spread, np.zeros(2), freedom, total=5.0)
     made = Estimates("accuracy", np.array([one.mean(), other.mean()]), np.zeros((2, 40_000)), np.zeros((2, 500)), seeds)
     found = made.compare(np.array([[1.0, -1.0]]))
     expected = stats.ttest_ind(one, other, equal_var=False)
@@ -138,14 +173,14 @@ def test_what_the_images_explain_is_not_counted_again():
     runs = [0.8 + 0.02 * generator.normal(size=3) for _ in range(200)]
     draws = [run[:, None] + 0.02 * generator.normal(size=(3, 300)) for run in runs]
     found = seeds_of(runs, draws)
-    assert found.spread.mean() == pytest.approx(0.02**2, rel=0.15)
+    assert found.spread.min() == pytest.approx(0.02**2, rel=0.15)  # the pooled one
     assert found.chance.mean() == pytest.approx(0.02**2, rel=0.05)
 
 
 def test_seeds_unknown_everywhere_add_nothing():
     answers, patient = one_group(runs=2)
     found = estimate([answers[:1], answers[1:]], patient)["qwk"]
-    assert not np.any(found.seeds)
+    assert not np.any(found.seeds.spread)
 
 
 def misses(sweeps: int, patients: int, groups: int, runs: int, draws: int, **settings) -> tuple[dict, dict]:

@@ -3,7 +3,8 @@
 What varies: the patients of the test set, whom all runs share, and the seeds, which each run has to itself.
 - Patients: a bootstrap with the same draws for every run, so that all differences are paired.
 - Seeds: how far the runs of a group lie apart, beyond what they would by the chance of the images alone (the draws show
-  it). With one seed everywhere it is not known: the intervals are then about these networks.
+  it). Two or three runs tell little of that, so a group borrows from the variances of all others, the more, the more
+  alike these are (Smyth 2004). With one seed everywhere it is not known: the intervals are then about these networks.
 Each part becomes a reach by Student's t with its own degrees of freedom, fewer the fewer patients or seeds it rests on
 (Satterthwaite 1946), and the two are added as squares, on a scale without bounds (logit; artanh for kappa). Many
 comparisons share one critical value, that of the largest of them in the draws (max-T, Westfall and Young 1993).
@@ -17,12 +18,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special
+from scipy import optimize, special
 
 from resnet_lab.report.resampling import Answers, counts_of_patients, scores_of, sums_by_patient
 
 DRAWS = 2000
 ROUNDING = 1e-12
+SMALLEST = 1e-4  # of the pooled variance: what stands for none at all before its logarithm is taken
 LINEAR = ("referable_auroc",)  # an expansion whose draws pass 1, where logits have no meaning; a mean of areas does not
 CONFIDENCE = 0.95
 
@@ -49,6 +51,7 @@ class Seeds(NamedTuple):
     spread: np.ndarray  # variance between runs
     chance: np.ndarray  # the part of it that the draw of the images explains
     freedom: np.ndarray  # degrees of freedom of the spread
+    total: float = 0.0  # those of all groups together, which no sum of spreads has more of
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,10 @@ class Estimates:
         few = max(2 * squares**2 / excess, 2) if excess > 0 else np.inf
         parts = contrast**2 * self.seeds.spread
         known = parts > 0
-        several = parts[known].sum() ** 2 / np.sum(parts[known] ** 2 / self.seeds.freedom[known]) if known.any() else 1
+        several = 1.0
+        if known.any():
+            sum_of_parts = parts[known].sum() ** 2 / np.sum(parts[known] ** 2 / self.seeds.freedom[known])
+            several = min(float(sum_of_parts), self.seeds.total)
         freedoms = min(few, self.patients - 1), several
         by_patients, by_seeds = special.stdtrit(freedoms, level) ** 2
         return float(by_patients), float(by_seeds)
@@ -132,7 +138,9 @@ class Estimates:
         with np.errstate(invalid="ignore", divide="ignore"):
             ratios = np.where(reach > 0, critical * np.abs(values) / reach, np.where(values == 0, 0, np.inf))
         p = np.array([np.mean(largest >= ratio) for ratio in ratios])
-        return Comparisons(values, values - reach, values + reach, p)
+        largest_difference = (2 if self.metric == "qwk" else 1) * np.abs(contrasts).sum(axis=1) / 2
+        low, high = (np.clip(values + side * reach, -largest_difference, largest_difference) for side in (-1, 1))
+        return Comparisons(values, low, high, p)
 
     def _largest(self, contrasts: np.ndarray) -> np.ndarray:
         """Of each draw (R,), the largest of the contrasts in standard errors, were there no difference at all."""
@@ -192,40 +200,72 @@ def _pool(metric: str, parts: Sequence[Sequence[Resampled]]) -> Estimates:
     values = [np.array([run[0][metric] for run in runs]) for runs in parts]
     draws = [np.stack([run[1][metric] for run in runs]) for runs in parts]
     left_out = [np.stack([run[2][metric] for run in runs]).mean(axis=0) for runs in parts]
-    spread, chance, freedom = seeds_of(values, draws)
+    spread, chance, freedom, total = seeds_of(values, draws)
     sizes = np.array([len(runs) for runs in values])
     return Estimates(
         metric,
         np.array([runs.mean() for runs in values]),
         np.stack([runs.mean(axis=0) for runs in draws]),
         np.stack(left_out),
-        Seeds(spread / sizes, chance / sizes, freedom),
+        Seeds(spread / sizes, chance / sizes, freedom, total),
     )
 
 
 def seeds_of(values: Sequence[np.ndarray], draws: Sequence[np.ndarray]) -> Seeds:
     """What a single run of each of G groups owes to its seed.
 
-    Each group has its own spread, as settings differ in how far their seeds scatter (Welch 1947); one with a single run
-    has that of the others, which is the best guess and no more.
+    Settings differ in how far their seeds scatter, but few runs show it badly: a group borrows from the others as far
+    as their variances are alike (`moderated`). One with a single run has that of the others, which is the best guess
+    and no more.
 
     Args:
         values: one array (n,) a group.
         draws: one array (n, R) a group.
     """
     found = Seeds(*np.zeros((3, len(values))))
-    several = [group for group, runs in enumerate(values) if len(runs) > 1 and np.isfinite(runs).all()]
-    for group in several:
-        found.spread[group] = values[group].var(ddof=1)
-        found.chance[group] = _chance(draws[group])
-        found.freedom[group] = len(values[group]) - 1
-    total = found.freedom.sum()
-    for group in range(len(values)) if total else ():
-        if group not in several:
-            found.spread[group] = found.freedom[several] @ found.spread[several] / total
-            found.chance[group] = found.freedom[several] @ found.chance[several] / total
-            found.freedom[group] = total
-    return found
+    several = np.array([len(runs) > 1 and bool(np.isfinite(runs).all()) for runs in values])
+    if not several.any():
+        return found
+    places = [group for group, known in enumerate(several) if known]
+    spread = np.array([values[group].var(ddof=1) for group in places])
+    chance = np.array([_chance(draws[group]) for group in places])
+    freedom = np.array([len(values[group]) - 1.0 for group in places])
+    known, prior = moderated(spread, freedom)
+    found.spread[several], found.freedom[several] = known
+    found.spread[~several], found.freedom[~several] = prior
+    found.chance[several] = chance
+    found.chance[~several] = freedom @ chance / freedom.sum()
+    return found._replace(total=float(freedom.sum()))
+
+
+def moderated(variances: np.ndarray, freedom: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], tuple[float, float]]:
+    """Variances raised to a common one by as much as they are alike: empirical Bayes of Smyth (2004, limma).
+
+    The logarithms of sample variances scatter by themselves; what they scatter beyond that says how much each knows of
+    the others, as the degrees of freedom of the common variance. Unlike in limma none is lowered, as the few groups of
+    a sweep do not tell well enough how alike they are; none has more degrees of freedom than all groups together.
+
+    Args:
+        variances: of G groups (G,).
+        freedom: their degrees of freedom (G,).
+
+    Returns:
+        Variances and degrees of freedom of the groups (G,), and the common ones.
+    """
+    total = float(freedom.sum())
+    pooled = float(freedom @ variances) / total
+    if len(variances) < 2 or pooled == 0:
+        return (variances, freedom), (pooled, total)
+    logs = np.log(np.maximum(variances, SMALLEST * pooled)) - special.digamma(freedom / 2) + np.log(freedom / 2)
+    beyond = float(logs.var(ddof=1) - special.polygamma(1, freedom / 2).mean())
+    if beyond <= 0:  # as alike as can be
+        alike, common = np.inf, pooled
+    else:
+        alike = 2 * float(optimize.brentq(lambda half: special.polygamma(1, half) - beyond, 1e-4, 1e8))
+        common = float(np.exp(logs.mean() + special.digamma(alike / 2) - np.log(alike / 2)))
+    weight = np.minimum(alike, 1e9)
+    drawn = np.maximum(variances, (weight * common + freedom * variances) / (weight + freedom))
+    return (drawn, np.minimum(weight + freedom, total)), (common, float(min(weight, total)))
 
 
 def _chance(draws: np.ndarray) -> float:
