@@ -98,7 +98,8 @@ def _name_classes(axes: Axes, class_names: Sequence[str], side: float) -> None:
 def _shown_names(class_names: Sequence[str]) -> tuple[range, list[str]]:
     """Every n-th class, so that names do not overlap, and its name, cut where it is long."""
     shown = range(0, len(class_names), math.ceil(len(class_names) / MAX_CLASSES_WITH_TEXT))
-    return shown, [name if len(name) <= 24 else name[:23] + "…" for name in (class_names[k] for k in shown)]
+    # long ones often differ in their last letters
+    return shown, [name if len(name) <= 24 else f"{name[:13]}…{name[-10:]}" for name in (class_names[k] for k in shown)]
 
 
 def _write_cells(axes: Axes, counts: np.ndarray, shares: np.ma.MaskedArray, points: float) -> None:

@@ -30,7 +30,7 @@ def test_an_effect_is_the_mean_of_the_paired_differences(tmp_path):
     }
     depth, pretrained = effects_of(table)
     assert (depth.label, pretrained.label) == ("depth=50 instead of 18", "pretrained=IMAGENET1K_V1 instead of none")
-    by_weights = [means[50, weights] - means[18, weights] for weights in (None, "IMAGENET1K_V1")]
+    by_weights = [means[50, weights] - means[18, weights] for weights in ("none", "IMAGENET1K_V1")]
     assert depth.settings == pytest.approx(by_weights)
     assert depth.value == pytest.approx(np.mean(by_weights))
     assert depth.low < depth.value < depth.high

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pandas as pd
-from fake_runs import GRADES, edit_predictions, write_run
+from fake_runs import GRADES, change_status, edit_predictions, write_run
 
 from resnet_lab.report.comparison import tables_of
 from resnet_lab.report.findings import findings_of
@@ -53,7 +53,58 @@ def test_selection_on_test_is_found_by_its_metric_or_by_its_images(tmp_path):
     status = json.loads((run / "status.json").read_text())
     status["split_fingerprint"]["val"] = status["split_fingerprint"]["test"]
     (run / "status.json").write_text(json.dumps(status))
-    assert found(tmp_path / "b")["selected on test"] == "validation and test are the same images (1 of 1 runs)"
+    assert found(tmp_path / "b")["selected on test"] == "validation and test images are the same (1 of 1 runs)"
+
+
+def test_training_images_that_are_tested_are_a_leak(tmp_path):
+    run = write_run(tmp_path / "run")
+    fingerprints = json.loads((run / "status.json").read_text())["split_fingerprint"]
+    change_status(run, split_fingerprint=fingerprints | {"train": fingerprints["test"]})
+    assert found(tmp_path)["leaking"] == "training and test images are the same (1 of 1 runs)"
+
+
+def test_thresholds_are_not_chosen_on_a_copy_of_the_test_predictions(tmp_path):
+    run = write_run(tmp_path / "run")
+    shutil.copy(run / "predictions_test.csv", run / "predictions_val.csv")
+    assert found(tmp_path)["validation damaged"] == (
+        "run: predictions_val.csv is of the test images; no threshold or temperature is chosen for it"
+    )
+
+
+def test_runs_that_disagree_on_patients_are_told_and_the_fewest_patients_believed(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path / str(seed), seed=seed)
+    assert "different patients" not in found(tmp_path)
+
+    edit_predictions(tmp_path / "0", lambda frame: frame.drop(columns="patient"))
+    assert found(tmp_path)["different patients"].startswith("runs disagree on which images are of one patient")
+    runs = [read_run(run) for run in find_runs([tmp_path])]
+    (table,) = tables_of(runs)
+    assert len(np.unique(table.patient)) == 200
+
+
+def test_a_group_whose_interval_holds_the_baseline_is_not_shown_to_be_better(tmp_path):
+    for depth, skill in ((18, 0.9), (50, 3.0)):
+        write_run(tmp_path / str(depth), depth, skill=skill)
+    text = found(tmp_path, "accuracy")["not shown to be better than one answer"]
+    assert text == "the interval of accuracy holds that of the majority baseline: depth=18"
+
+
+def test_validation_images_that_chose_nothing_are_not_said_to_have(tmp_path):
+    write_run(tmp_path / "a" / "run", split="val", monitor=None)
+    assert found(tmp_path / "a")["no test split"] == "numbers are of the validation images"
+    assert "(7) in validation: intervals" in found(tmp_path / "a")["few images"]
+    write_run(tmp_path / "b" / "run", split="val", monitor="val/qwk")
+    assert found(tmp_path / "b")["no test split"].endswith("which also chose the checkpoint")
+
+
+def test_of_several_tables_each_is_named(tmp_path):
+    for name, images in (("a", 300), ("b", 400)):
+        write_run(tmp_path / name, images=images, test_set=name * 16)
+    runs = [read_run(run) for run in find_runs([tmp_path])]
+    texts = [finding.text for finding in findings_of(runs, tables_of(runs)) if finding.kind == "few images"]
+    assert [text.split(":")[0] for text in texts] == ["retinopathy, test split"] * 2
+    assert {text.split(",")[1].split(":")[1].split()[0] for text in texts} == {"300", "400"}
 
 
 def test_a_class_that_no_run_finds_is_named(tmp_path):
@@ -68,7 +119,7 @@ def test_a_class_without_test_images_is_said_to_be_unknown(tmp_path):
     run = write_run(tmp_path / "run")
     edit_predictions(run, lambda frame: frame[frame["target"] != 4])
     texts = found(tmp_path)
-    assert "no image of proliferative; nothing is known of it" in texts["class not tested"]
+    assert texts["class not tested"] == "no test image of proliferative; nothing is known of it"
     assert "proliferative" not in texts.get("class never found", "")
 
 

@@ -65,6 +65,14 @@ def test_referable_grades_have_rows_of_their_own_and_the_numbers_published_on_th
     assert not {row.label for row in rows[1:]} & {row.label for row in rows_of(table)}
 
 
+def test_null_and_the_word_none_are_one_group(tmp_path):
+    write_run(tmp_path / "a", seed=0)
+    write_run(tmp_path / "b", seed=1, config={"model.pretrained": "none"})
+    write_run(tmp_path / "c", 50, seed=0, skill=1.0)
+    rows = [row for row in rows_of(table_of(tmp_path)) if row.kind == "group"]
+    assert {row.label: row.n for row in rows} == {"depth=18": "2", "depth=50": "1"}
+
+
 def test_a_group_alone_is_neither_best_nor_tied(tmp_path):
     write_run(tmp_path / "run")
     assert [row.mark for row in rows_of(table_of(tmp_path)) if row.kind == "group"] == [""]
@@ -88,7 +96,7 @@ def test_published_numbers_stand_below_and_say_how_they_were_got(tmp_path):
     [
         ("qwk", (-0.1234, -0.2, 0.05), "−0.123 [−0.200, +0.050]"),
         ("accuracy", (0.1, 0.05, 0.15), "+10.00 [+5.00, +15.00]"),
-        ("qwk", (-0.0001, math.nan, math.nan), "+0.000"),
+        ("qwk", (-0.0001, math.nan, math.nan), "−0.000"),
     ],
 )
 def test_differences_have_signs_and_limits(metric, numbers, text):
@@ -116,7 +124,7 @@ def test_the_headline_is_what_the_rows_say(tmp_path):
     table = table_of(tmp_path, "accuracy")
     best = next(row for row in rows_of(table) if row.mark == "best")
     assert headline(table).startswith(
-        f"Of 3 groups {best.label} is the best: accuracy {100 * best.value:.2f} % (95 %: "
+        f"Of 3 groups {best.label} has the highest accuracy: {100 * best.value:.2f} % (95 %: "
     )
     assert headline(table).endswith(
         "1 of the other 2 cannot be told from it, 1 is behind. The majority baseline has "

@@ -3,11 +3,12 @@
 import numpy as np
 import pandas as pd
 import pytest
-from fake_runs import write_run
+from fake_runs import change_status, write_run
 from sklearn import metrics
 
+from resnet_lab.report.__main__ import report
 from resnet_lab.report.runs import read_metrics, read_predictions, read_run
-from resnet_lab.run_folder import RunFolder
+from resnet_lab.run_folder import RunFolder, find_runs
 
 
 def test_numbers_come_from_the_stored_predictions(tmp_path):
@@ -96,3 +97,34 @@ def test_half_a_row_of_metrics_is_left_out_and_a_repeated_epoch_counts_once(tmp_
     file.write_text("")
     assert read_metrics(file).empty
     assert read_metrics(tmp_path / "absent.csv").empty
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"split_fingerprint": "abc"},
+        {"class_counts": {"train": "many"}},
+        {"class_counts": {"test": [1, "two"]}},
+        {"class_counts": "x"},
+        {"class_names": "healthy"},
+        {"leaks": "some"},
+    ],
+)
+def test_entries_of_another_kind_are_named_and_leave_the_other_runs_whole(tmp_path, damage):
+    write_run(tmp_path / "fine", seed=0)
+    change_status(write_run(tmp_path / "hurt", seed=1), **damage)
+    assert report([str(tmp_path)], tmp_path / "out").count("depth=18") == 1
+    hurt, fine = sorted((read_run(run) for run in find_runs([tmp_path])), key=lambda run: bool(run.scores))
+    assert fine.scores
+    (key,) = damage
+    assert hurt.problem.startswith(f"status.json: {key} holds ")
+    assert "evaluate the run again" in hurt.problem
+
+
+def test_a_seed_that_is_none_and_pictures_that_are_one_text_stop_no_report(tmp_path):
+    write_run(tmp_path / "fine", seed=0, config={"figures": "scores,recall"})
+    write_run(tmp_path / "hurt", config={"seed": [1, 2]})
+    report([str(tmp_path)], tmp_path / "out")
+    assert (tmp_path / "out" / "report_figures" / "scores.png").is_file()
+    problems = [run.problem for run in map(read_run, find_runs([tmp_path]))]
+    assert problems == ["", "config.yaml: seed holds [1, 2], not a number; mend it, or remove the folder"]

@@ -101,11 +101,27 @@ def test_without_validation_nothing_is_chosen_or_scaled(tmp_path):
     with_validation(tmp_path / "a", seed=0)
     write_run(tmp_path / "b", seed=1)
     table = table_of(tmp_path)
-    assert operating_rows(table) == []
+    (row,) = operating_rows(table)
+    assert (row.name, row.thresholds) == ("not every run has validation predictions", ())
     (row,) = calibration_rows(table)
     assert np.isnan([row.temperature, row.after]).all()
     errors = [calibration.calibration_error(answers) for answers in table.groups[0].answers]
     assert row.before == pytest.approx(np.mean(errors))
+
+
+def test_operating_rows_say_what_they_were_chosen_on_and_which_refer_nobody(tmp_path):
+    run = with_validation(tmp_path / "run")
+    frame = pd.read_csv(run / "predictions_val.csv", dtype={"image": str})
+    kept = frame.groupby("target").head(3)  # 6 of 15 are not to be referred
+    sure = kept.index[kept["target"] == 0][0]  # and one of those has the highest score of all
+    kept.loc[sure, [f"p_{k}" for k in range(5)]] = [0, 0, 0, 0, 1.0]
+    kept.assign(prediction=kept[[f"p_{k}" for k in range(5)]].to_numpy().argmax(axis=1)).to_csv(
+        run / "predictions_val.csv", index=False
+    )
+    sensitive, specific = operating_rows(table_of(tmp_path))
+    assert sensitive.chosen_on == specific.chosen_on == "15 (9)"
+    assert (sensitive.nobody, specific.nobody) == (0, 1)
+    assert specific.sensitivity.value == 0
 
 
 def test_temperature_is_fitted_on_validation_and_tried_on_test(tmp_path):

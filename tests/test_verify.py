@@ -151,6 +151,8 @@ def test_an_undefined_metric_agrees_only_with_an_undefined_one(tmp_path):
     ("changes", "line"),
     [
         ({"metrics": {}}, "test/accuracy is not stored, the predictions give"),
+        ({"metrics": {"final/accuracy": 0.5}}, "metrics of status.json that are of no split cannot be derived: final/"),
+        ({"metrics": {"test/recall_0": 0.5}}, "test/recall_1 is not stored, the predictions give"),
         ({"metrics": []}, "status.json: metrics holds list, not numbers by name"),
         ({"metrics": {"test/accuracy": "high"}}, "test/accuracy is stored as 'high', which is no number"),
         ({"collapsed": True}, "collapsed is stored as True, one class is the answer to "),
@@ -167,6 +169,25 @@ def test_whatever_follows_from_the_predictions_is_checked(tmp_path, changes, lin
     assert lines(folder) == []
     change_status(folder, **changes)
     assert any(found.startswith(f"run: {line}") for found in lines(folder)), lines(folder)
+
+
+@pytest.mark.parametrize(("monitor", "epoch"), [(None, 5), ("test/accuracy", 2)])
+def test_the_row_of_metrics_csv_that_made_the_predictions_is_checked(tmp_path, monitor, epoch):
+    folder = run_with_metrics(tmp_path / "run")
+    true = read_run(RunFolder(folder)).scores
+    rows = pd.read_csv(folder / "metrics.csv")
+    for name in ("accuracy", "qwk"):
+        rows[f"test/{name}"] = np.where(rows["epoch"] == epoch, true[name], true[name] - 0.1)
+    change_status(folder, monitor=monitor, best_value=true["accuracy"])
+    rows.to_csv(folder / "metrics.csv", index=False)
+    assert lines(folder) == []
+    rows.assign(**{"test/qwk": rows["test/qwk"] + 0.3}).to_csv(folder / "metrics.csv", index=False)
+    assert lines(folder) == [
+        f"run: test/qwk of epoch {epoch} in metrics.csv is {true['qwk'] + 0.3:.6f}, "
+        f"the predictions give {true['qwk']:.6f}"
+    ]
+    (folder / "metrics.csv").unlink()
+    assert "run: metrics.csv is missing, or has no whole row" in lines(folder)
 
 
 def test_what_cannot_be_checked_is_no_success(tmp_path, capsys):

@@ -81,7 +81,10 @@ def _check_metric(metric: str, tables: Sequence[Table]) -> None:
     """A metric that ranks nothing is named, not replaced."""
     known = [name for name in METRICS if any(name in table.possible for table in tables)]
     if metric and metric not in known:
-        why = "needs classes with an order" if metric in METRICS else "is in no run"
+        runs = [run for table in tables for run in table.scored]
+        logged = {name.partition("/")[2] for run in runs for name in run.status.get("metrics") or {}}
+        why = "cannot rank" if metric in logged else "is in no run"
+        why = "needs classes with an order" if metric in METRICS else why
         raise UserError(f"metric={metric} {why}; choose among {', '.join(known)}")
 
 

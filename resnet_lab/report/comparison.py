@@ -40,7 +40,7 @@ class Metric(NamedTuple):
 
     def difference(self, value: float) -> str:
         """With its sign."""
-        return f"{round(self.factor * value, self.digits) + 0.0:+.{self.digits}f}".replace("-", MINUS)
+        return f"{self.factor * value + 0.0:+.{self.digits}f}".replace("-", MINUS)
 
 
 METRICS = {
@@ -154,9 +154,16 @@ class Table:
 
     @cached_property
     def patient(self) -> np.ndarray:
-        """The patient of each of the N test images, integers from 0 to P - 1; (0,) where no run has a result."""
-        first = self.scored[0].predictions if self.scored else None
-        return np.unique(first.patients, return_inverse=True)[1] if first else np.zeros(0, int)
+        """The patient of each of the N test images, integers from 0 to P - 1; (0,) where no run has a result.
+
+        As the run says that knows of the fewest.
+        """
+        return max(self.patients_of_runs, key=lambda each: -each.max(), default=np.zeros(0, int))
+
+    @property
+    def patients_of_runs(self) -> list[np.ndarray]:
+        """As `patient`, by each run; they differ where some runs were not told who is whose."""
+        return [np.unique(run.predictions.patients, return_inverse=True)[1] for run in self.scored if run.predictions]
 
     @cached_property
     def against_best(self) -> tuple[int, Comparisons]:
@@ -209,7 +216,13 @@ def _home(run: Run, sets: dict[tuple[Any, ...], list[Run]]) -> list[Run]:
 def axes_of(runs: Sequence[Run]) -> list[str]:
     """The configuration keys (dotted) in which runs differ, but for the seed and bookkeeping."""
     keys = dict.fromkeys(key for run in runs for key in run.config if key not in ("seed", *BOOKKEEPING))
-    return [key for key in keys if len({repr(run.config.get(key, ABSENT)) for run in runs}) > 1]
+    return [key for key in keys if len({repr(_value(run, key)) for run in runs}) > 1]
+
+
+def _value(run: Run, key: str) -> Any:
+    """What a run has there; null and the word none are the same to the program, and to people."""
+    value = run.config.get(key, ABSENT)
+    return "none" if value is None else value
 
 
 def sweeps_of(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -236,13 +249,13 @@ def _settings(runs: Sequence[Run]) -> list[dict[str, Any]]:
         axis
         for axis in axes
         if len(sweeps) > 1
-        and all(len({repr(run.config.get(axis, ABSENT)) for run in members}) == 1 for members in sweeps.values())
+        and all(len({repr(_value(run, axis)) for run in members}) == 1 for members in sweeps.values())
     ]
     if len(bound) < MANY_BOUND or len(sweeps) == len(runs):
-        return [{axis: run.config.get(axis, ABSENT) for axis in axes} for run in runs]
+        return [{axis: _value(run, axis) for axis in axes} for run in runs]
     named = {run.folder: name for name, members in sweeps.items() for run in members}
     free = [axis for axis in axes if axis not in bound]
-    return [{"sweep": named[run.folder]} | {axis: run.config.get(axis, ABSENT) for axis in free} for run in runs]
+    return [{"sweep": named[run.folder]} | {axis: _value(run, axis) for axis in free} for run in runs]
 
 
 def _groups(runs: Sequence[Run]) -> list[Group]:
@@ -271,7 +284,7 @@ def _name(groups: Sequence[Group], axes: Sequence[str]) -> None:
 def _text(group: Group, axis: str) -> str:
     """A value for people; `runs/source/depth-18` in a group of depth 18 is `runs/source`."""
     value = group.values[axis]
-    text = str(value).lower() if value is None or isinstance(value, bool) else str(value)
+    text = str(value).lower() if isinstance(value, bool) else str(value)
     head, _, last = text.rpartition("/")
     repeats = last in {f"{key.split('.')[-1]}-{other}" for key, other in group.values.items()}
     return head if head and repeats else text
@@ -290,7 +303,7 @@ def _tail(text: str, others: Sequence[str], separator: str, least: int = 1) -> s
 def order_of(value: Any) -> tuple[bool, bool, float, str]:
     """Sorts nothing first, numbers by size, and texts last."""
     number = float(value) if isinstance(value, int | float) else math.inf
-    return value not in (None, "none"), value == ABSENT, number, str(value)
+    return value != "none", value == ABSENT, number, str(value)
 
 
 def places_of(runs: Iterable[Run]) -> dict[Path, str]:

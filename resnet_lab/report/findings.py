@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,8 @@ from resnet_lab.report.runs import Run
 ALIKE = 6  # digits of a probability in which two trainings differ somewhere
 FEW = 10  # test images of a class, below which an interval that counts classes alike is too narrow
 MANY = 8  # so many classes or runs are named, the others counted
+SETS = 3  # and so many sets of runs
+WORDS = {"train": "training", "val": "validation", "test": "test"}
 
 
 class Finding(NamedTuple):
@@ -30,8 +33,10 @@ def findings_of(runs: Sequence[Run], tables: Sequence[Table]) -> list[Finding]:
     for table in tables:
         found += _collapsed(table)
     found += [*_problems(runs), *_test_sets(tables), *_identical(runs)]
+    several = sum(bool(table.scored) for table in tables) > 1
     for table in tables:
-        found += [*_doubts(table), *_classes(table)]
+        about = f"{table.title}: " if several else ""
+        found += [finding._replace(text=about + finding.text) for finding in (*_doubts(table), *_classes(table))]
     found += [*_validation(runs), *_single_seeds(tables)]
     return sorted(found, key=lambda finding: not finding.grave)
 
@@ -71,24 +76,39 @@ def _doubts(table: Table) -> Iterator[Finding]:
             yield Finding("different images", f"{group.label}: one name for the data of {' and '.join(roots)}")
         if repeated:
             yield Finding("seed twice", f"{group.label}: seed {repeated[0]} counts more than once; n is too large")
+    if any(not np.array_equal(each, table.patient) for each in table.patients_of_runs):
+        text = "runs disagree on which images are of one patient; the one that knows of the fewest patients is believed"
+        yield Finding("different patients", text)
     if table.scored and table.scored[0].split == "val":
-        yield Finding("no test split", "numbers are of the validation images, which also chose the checkpoint")
-    trained = [group for group in table.scored_groups if len(group.collapsed) < len(group.scored)]
-    below = [group.label for group in trained if _below_baseline(table, group.scored)]
+        chose = any(str(run.status.get("monitor")).startswith("val/") for run in table.scored)
+        text = "numbers are of the validation images" + (", which also chose the checkpoint" if chose else "")
+        yield Finding("no test split", text)
+    yield from _against_baseline(table)
+
+
+def _against_baseline(table: Table) -> Iterator[Finding]:
+    """Groups that have not learnt more than which class is the largest, or of which that is not shown."""
+    below, open_still = [], []
+    for place, group in enumerate(table.scored_groups):
+        value = group.mean_and_std(table.metric)[0]
+        baseline = float(np.mean([run.baseline[table.metric] for run in group.scored]))
+        if len(group.collapsed) < len(group.scored) and value <= baseline:
+            below.append(group.label)
+        elif value > baseline >= table.estimates[table.metric].interval(place).low:
+            open_still.append(group.label)
     if below:
         text = f"not above the majority baseline in {table.title_of_metric}: {'; '.join(below)}"
         yield Finding("no better than one answer", text)
-
-
-def _below_baseline(table: Table, runs: Sequence[Run]) -> bool:
-    metric = table.metric
-    return bool(np.mean([run.scores[metric] for run in runs]) <= np.mean([run.baseline[metric] for run in runs]))
+    if open_still:
+        text = f"the interval of {table.title_of_metric} holds that of the majority baseline: {'; '.join(open_still)}"
+        yield Finding("not shown to be better than one answer", text, False)
 
 
 def _classes(table: Table) -> Iterator[Finding]:
     if not table.scored:
         return
     names, images = table.scored[0].class_names, table.scored[0].counts.sum(axis=1)
+    split = WORDS[table.scored[0].split]
     trained = [run for run in table.scored if not run.collapsed]
     found = np.sum([run.counts.diagonal() for run in trained], axis=0) if trained else images
     never = [name for name, n, hits in zip(names, images, found, strict=True) if n and not hits]
@@ -97,18 +117,16 @@ def _classes(table: Table) -> Iterator[Finding]:
         yield Finding("class never found", f"{runs} a single image of: {_listed(never)}")
     absent = [name for name, n in zip(names, images, strict=True) if not n]
     if absent:
-        yield Finding(
-            "class not tested", f"{table.title}: no image of {_listed(absent)}; nothing is known of it", False
-        )
+        yield Finding("class not tested", f"no {split} image of {_listed(absent)}; nothing is known of it", False)
     few = [f"{name} ({n})" for name, n in zip(names, images, strict=True) if 0 < n < FEW]
     if few:
-        text = f"{_listed(few)} in test: intervals of balanced accuracy and AUROC are too narrow"
+        text = f"{_listed(few)} in {split}: intervals of balanced accuracy and AUROC are too narrow"
         yield Finding("few images", text, False)
 
 
-def _listed(names: Sequence[str], what: str = "classes") -> str:
-    more = len(names) - MANY
-    return ", ".join(names[:MANY]) + (f" and {more} more {what}" if more > 0 else "")
+def _listed(names: Sequence[str], what: str = "classes", most: int = MANY, separator: str = ", ") -> str:
+    more = len(names) - most
+    return separator.join(names[:most]) + (f" and {more} more {what}" if more > 0 else "")
 
 
 def _which(some: Sequence[Run], runs: Sequence[Run]) -> str:
@@ -154,20 +172,21 @@ def _identical(runs: Sequence[Run]) -> Iterator[Finding]:
             answers = run.predictions.answers
             rounded = np.round(answers.probabilities, ALIKE)
             same[run.test_set, rounded.tobytes()].append(names[run.folder.path])
-    for places in same.values():
-        if len(places) > 1:
-            text = f"{_listed(places, 'runs')}: the same probabilities for every image, to {ALIKE} digits"
-            yield Finding("suspiciously identical", f"{text}; a copied folder, or a key that does nothing")
+    copies = [_listed(places, "runs") for places in same.values() if len(places) > 1]
+    if copies:
+        text = f"{_listed(copies, 'such sets', SETS, '; ')}: the same probabilities for every image, to {ALIKE} digits"
+        yield Finding("suspiciously identical", f"{text}; a copied folder, or a key that does nothing")
 
 
 def _selection(runs: Sequence[Run]) -> Iterator[Finding]:
     chosen = [run for run in runs if str(run.status.get("monitor") or run.config.get("monitor")).startswith("test/")]
     if chosen:
         yield Finding("selected on test", f"the epoch was chosen by a test metric {_which(chosen, runs)}")
-    same = [run for run in runs if run.fingerprint("val") and run.fingerprint("val") == run.fingerprint("test")]
-    if same:
-        text = f"validation and test are the same images {_which(same, runs)}"
-        yield Finding("selected on test", text)
+    for one, other in combinations(WORDS, 2):
+        same = [run for run in runs if run.fingerprint(one) and run.fingerprint(one) == run.fingerprint(other)]
+        if same:
+            text = f"{WORDS[one]} and {WORDS[other]} images are the same {_which(same, runs)}"
+            yield Finding("selected on test" if (one, other) == ("val", "test") else "leaking", text)
 
 
 def _single_seeds(tables: Sequence[Table]) -> Iterator[Finding]:

@@ -33,7 +33,7 @@ class Row(NamedTuple):
 def rows_of(table: Table) -> list[Row]:
     """The groups from the best to the worst, what answering the training majority gives, and what others published."""
     marks, shortfalls = _against_best(table)
-    rows = [_row(table, group, marks, shortfalls) for group in table.ranked]
+    rows = [_row(table, group, marks.get(id(group), ""), shortfalls.get(id(group), "")) for group in table.ranked]
     for run in {run.majority: run for run in table.scored}.values():
         cells = [METRICS[metric].text(run.baseline[metric]) for metric in table.metrics]
         label = f"majority baseline: always “{run.class_names[run.majority]}”"
@@ -70,7 +70,7 @@ def _published(table: Table, metrics: Sequence[str], ranking: str) -> list[Row]:
     return rows
 
 
-def _row(table: Table, group: Group, marks: dict[str, str], shortfalls: dict[str, str]) -> Row:
+def _row(table: Table, group: Group, mark: str, shortfall: str) -> Row:
     lost, collapsed = len(group.runs) - len(group.scored), len(group.collapsed)
     remark = ", ".join([f"{lost} without result"] * bool(lost) + [f"{collapsed} collapsed"] * bool(collapsed))
     cells = [METRICS[metric].text(*group.mean_and_std(metric)) for metric in table.metrics]
@@ -80,10 +80,10 @@ def _row(table: Table, group: Group, marks: dict[str, str], shortfalls: dict[str
         remark,
         str(len(group.scored)),
         cells,
-        mark=marks.get(group.label, ""),
+        mark=mark,
         value=value,
         interval=interval_of(table, group, table.metric),
-        shortfall=shortfalls.get(group.label, ""),
+        shortfall=shortfall,
     )
 
 
@@ -93,19 +93,19 @@ def interval_of(table: Table, group: Group, metric: str) -> Interval:
     return table.estimates[metric].interval(places[0]) if places else NOTHING
 
 
-def _against_best(table: Table) -> tuple[dict[str, str], dict[str, str]]:
-    """By label, whether a group is the best or tied with it, and by how much it falls short."""
-    groups = [group.label for group in table.scored_groups]
+def _against_best(table: Table) -> tuple[dict[int, str], dict[int, str]]:
+    """By `id` of a group, whether it is the best or tied with it, and by how much it falls short."""
+    groups = [id(group) for group in table.scored_groups]
     if len(groups) < 2 or all(math.isnan(value) for value in table.estimates[table.metric].values):
         return {}, {}
     best, found = table.against_best
     if not np.any(found.values):
         return {}, {}  # all alike: none is the best
     marks, shortfalls = {groups[best]: "best"}, {groups[best]: ABSENT}
-    for place, label in enumerate(groups):
+    for place, group in enumerate(groups):
         if place != best and not math.isnan(found.values[place]):
-            marks[label] = "tied" if found.p[place] > 1 - CONFIDENCE else "behind"
-            shortfalls[label] = limits_text(table.metric, found.values[place], found.low[place], found.high[place])
+            marks[group] = "tied" if found.p[place] > 1 - CONFIDENCE else "behind"
+            shortfalls[group] = limits_text(table.metric, found.values[place], found.low[place], found.high[place])
     return marks, shortfalls
 
 

@@ -246,4 +246,7 @@ def _many_classes(table: Table) -> bool:
 def figures_of(table: Table) -> list[str]:
     """The names of the pictures that the runs of a table ask for, each once."""
     runs = [run for group in table.groups for run in group.runs]
-    return list(dict.fromkeys(name for run in runs for name in run.config.get("figures") or FIGURES))
+    asked = [run.config.get("figures") or FIGURES for run in runs]
+    return list(
+        dict.fromkeys(name for names in asked for name in (names.split(",") if isinstance(names, str) else names))
+    )

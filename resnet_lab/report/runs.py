@@ -18,6 +18,13 @@ from resnet_lab.report.resampling import Answers
 from resnet_lab.run_folder import RunFolder, flat
 from resnet_lab.statistics import COLLAPSED, confusion_matrix, majority_baseline, summary_of
 
+SHAPES: dict[str, Any] = {  # what a job writes into status.json; [int] is a list of them, {"": str} texts by name
+    "split_fingerprint": {"": str},
+    "class_counts": {"": [int]},
+    "class_names": [object],
+    "leaks": int,
+    "skipped_images": int,
+}
 SUM_TOLERANCE = 1e-3  # probabilities of an image are rounded
 
 
@@ -92,6 +99,8 @@ class Run:
         noted = self.fingerprint("val")
         if found.answers.probabilities.shape[1] != len(self.class_names) or (noted and noted != found.fingerprint):
             return "predictions_val.csv is of other images or classes than status.json says; evaluate the run again"
+        if self.predictions and found.fingerprint == self.predictions.fingerprint:
+            return "predictions_val.csv is of the test images"
         return found
 
     def fingerprint(self, split: str) -> str:
@@ -108,6 +117,7 @@ def read_run(folder: RunFolder) -> Run:
     run = Run(folder)
     try:
         run.config, run.status = flat(folder.read_config()), folder.read_status()
+        _shapes(run)
         if run.state == "done":
             _score(run)
         else:
@@ -118,6 +128,29 @@ def read_run(folder: RunFolder) -> Run:
     except OSError as error:
         run.problem = f"{Path(str(error.filename)).name} cannot be read ({error.strerror}); see to its permissions"
     return run
+
+
+def _shapes(run: Run) -> None:
+    """Refuse files whose entries are of another kind than a job writes."""
+    wrong = {key: run.status[key] for key, shape in SHAPES.items() if not _has_shape(run.status.get(key), shape)}
+    if wrong:
+        run.status = {key: value for key, value in run.status.items() if key not in wrong}
+        key, value = next(iter(wrong.items()))
+        raise UserError(f"status.json: {key} holds {str(value)[:40]!r}; evaluate the run again, or remove the folder")
+    seed = run.config.get("seed")
+    if isinstance(seed, list | dict):
+        run.config = run.config | {"seed": str(seed)}
+        raise UserError(f"config.yaml: seed holds {seed}, not a number; mend it, or remove the folder")
+
+
+def _has_shape(value: Any, shape: Any) -> bool:
+    if value is None:
+        return True
+    if isinstance(shape, dict | list):
+        inner = next(iter(shape.values() if isinstance(shape, dict) else shape))
+        values = value.values() if isinstance(value, dict) else value
+        return isinstance(value, type(shape)) and all(_has_shape(each, inner) for each in values)
+    return isinstance(value, shape)
 
 
 def _first_line(error: object) -> str:

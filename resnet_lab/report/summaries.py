@@ -30,15 +30,14 @@ def headline(table: Table) -> str:
     shown, best = METRICS[table.metric], rows[0]
     limits = interval_text(table.metric, best.interval)
     percent = " %" if shown.title.endswith(" %") else ""
-    value = f"{table.title_of_metric} {shown.text(best.value)}{percent}"
-    value += f" (95 %: {limits})" if limits != ABSENT else ""
+    value = f"{shown.text(best.value)}{percent}" + (f" (95 %: {limits})" if limits != ABSENT else "")
     baseline = next(row for row in every if row.kind == "baseline")
     against = f"The majority baseline has {shown.text(baseline.value)}{percent}."
     if len(rows) == 1:
-        return f"{best.label}: {value}. {against}"
+        return f"{best.label}: {table.title_of_metric} {value}. {against}"
     marks = [row.mark for row in rows]
     if "best" not in marks:
-        return f"All {len(rows)} groups have {value}. {against}"
+        return f"All {len(rows)} groups have {table.title_of_metric} {value}. {against}"
     tied, behind, others = marks.count("tied"), marks.count("behind"), len(rows) - 1
     if others == 1:
         told = f"the other one {'cannot be told from it' if tied else 'is behind it'}"
@@ -46,7 +45,7 @@ def headline(table: Table) -> str:
         told = "none of the others can be told from it"
     else:
         told = f"{tied} of the other {others} cannot be told from it" if tied else "all others are behind it"
-    text = f"Of {len(rows)} groups {best.label} is the best: {value}; {told}"
+    text = f"Of {len(rows)} groups {best.label} has the highest {table.title_of_metric}: {value}; {told}"
     return text + (f", {behind} {'is' if behind == 1 else 'are'} behind. " if tied and behind else ". ") + against
 
 
@@ -113,8 +112,8 @@ def summary(tables: Sequence[Table]) -> pd.DataFrame:
 
 
 def _marks(table: Table) -> list[str]:
-    marks = {row.label: row.mark for row in rows_of(table) if row.kind == "group"}
-    return [marks[group.label] for group in table.groups]
+    marks = {id(group): row.mark for group, row in zip(table.ranked, rows_of(table), strict=False)}
+    return [marks[id(group)] for group in table.groups]
 
 
 def _summary_row(table: Table, group: Group, mark: str) -> dict[str, Any]:

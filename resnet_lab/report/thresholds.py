@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from resnet_lab.report import calibration, charts
-from resnet_lab.report.by_class import Share, by_patient, share_of
+from resnet_lab.report.by_class import NOTHING, Share, by_patient, share_of
 from resnet_lab.report.comparison import Group, Table
 from resnet_lab.report.resampling import Answers
 from resnet_lab.statistics import REFERABLE
@@ -77,19 +77,29 @@ def _line(
     if not all(0 < positive.sum() < len(positive) for positive, _ in cases):
         return None
     values, areas = zip(*map(curve, cases), strict=True)
-    points = tuple((row.name, row.point) for row in operating_rows_of(group)) if binary is calibration.referable else ()
+    rows = operating_rows_of(group) if binary is calibration.referable else ()
+    points = tuple((row.name, row.point) for row in rows if row.thresholds)
     shown = points if curve is roc_of else ()
     return charts.Line(group.label, PLACES, np.stack(values), f"{score} {np.mean(areas):.3f}", shown)
 
 
 class OperatingRow(NamedTuple):
-    """What a threshold that was chosen on validation gives on test: means over the runs of a group."""
+    """What a threshold that was chosen on validation gives on test: means over the runs of a group.
+
+    Without thresholds where a run of the group has no validation images of both kinds.
+    """
 
     label: str
     name: str  # high sensitivity, or high specificity
     thresholds: tuple[float, ...]  # of the runs
     sensitivity: Share
     specificity: Share
+    chosen_on: str = ""  # validation images, and how many of them are to be referred; of the runs
+
+    @property
+    def nobody(self) -> int:
+        """Runs whose threshold is above all scores: they refer nobody."""
+        return sum(math.isinf(cut) for cut in self.thresholds)
 
     @property
     def point(self) -> calibration.OperatingPoint:
@@ -110,7 +120,10 @@ def operating_rows_of(group: Group, patient: np.ndarray | None = None) -> Iterat
     """The rows of one group; images are their own patients where `patient` (N,) is not given."""
     chosen = [calibration.thresholds(run.validation.answers) if run.validation else {} for run in group.scored]
     if not all(chosen):
+        if any(chosen):
+            yield OperatingRow(group.label, "not every run has validation predictions", (), NOTHING, NOTHING)
         return
+    sizes = dict.fromkeys(_size_of(run.validation.answers) for run in group.scored if run.validation)
     patient = np.arange(len(group.answers[0].targets)) if patient is None else patient
     for name in calibration.TARGETS:
         cuts = tuple(cut[name] for cut in chosen)
@@ -120,7 +133,12 @@ def operating_rows_of(group: Group, patient: np.ndarray | None = None) -> Iterat
         )
         sensitivity = share_of(by_patient(called * positive, patient), by_patient(positive, patient))
         specificity = share_of(by_patient((1 - called) * ~positive, patient), by_patient(~positive, patient))
-        yield OperatingRow(group.label, name, cuts, sensitivity, specificity)
+        yield OperatingRow(group.label, name, cuts, sensitivity, specificity, "; ".join(sizes))
+
+
+def _size_of(answers: Answers) -> str:
+    positive, _ = calibration.referable(answers)
+    return f"{len(positive)} ({positive.sum()})"
 
 
 class CalibrationRow(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from resnet_lab.report.runs import Predictions, Run, read_metrics, read_predicti
 
 TOLERANCE = 1e-5  # stored metrics are of float32 probabilities, the predictions have eight digits
 BEST_TOLERANCE = 2e-3  # the best epoch was scored while it trained, perhaps in other batches or on another machine
+SPLITS = ("train", "val", "test")
 STATES = ("created", "running", "interrupted", "failed", "done")  # of a status.json that can be read
 LOSS_TOLERANCE = 1e-4  # relative; a logarithm makes more of the last digit
 
@@ -37,6 +39,9 @@ def _differences(run: Run) -> Iterator[str]:
         yield f"status.json: metrics holds {type(metrics).__name__}, not numbers by name"
         return
     stored = {split: _of_split(metrics, split) for split in ("train", "val", "test")}
+    homeless = [name for name in metrics if name.partition("/")[0] not in SPLITS]
+    if homeless:
+        yield f"metrics of status.json that are of no split cannot be derived: {', '.join(homeless)}"
     splits = [split for split, values in stored.items() if values or any(file.is_file() for file in _files(run, split))]
     found = {}
     for split in splits:
@@ -48,6 +53,33 @@ def _differences(run: Run) -> Iterator[str]:
         yield from _metrics(run, split, stored[split], found[split].answers)
         yield from _tables(run, split, found[split].answers)
     yield from _status(run, found)
+    if run.state == "done":
+        yield from _curves(run, found)
+
+
+def _curves(run: Run, found: dict[str, Predictions]) -> Iterator[str]:
+    """The row of metrics.csv whose weights made the predictions: that of the best epoch, or the last one."""
+    rows = read_metrics(run.folder.metrics_file)
+    monitor, best = run.status.get("monitor"), run.status.get("best_value")
+    if rows.empty:
+        yield "metrics.csv is missing, or has no whole row"
+    elif monitor is None:
+        yield from _row_differences(run, found, rows.tail(1))
+    elif monitor in rows and isinstance(best, int | float):
+        tied = rows[np.isclose(rows[monitor], best, atol=TOLERANCE)]
+        lists = [list(_row_differences(run, found, tied.iloc[[place]])) for place in range(len(tied))]
+        yield from min(lists, key=len, default=[])
+
+
+def _row_differences(run: Run, found: dict[str, Predictions], row: pd.DataFrame) -> Iterator[str]:
+    """Scores in one row of metrics.csv; losses not, as they can be larger than probabilities can tell."""
+    for split, predictions in found.items():
+        derived = metrics_of(predictions.answers, run.config, run.class_counts("train"))
+        for name in sorted({f"{split}/{each}" for each in derived if each != "loss"} & set(row.columns)):
+            stored, value = float(row[name].iloc[0]), derived[name.partition("/")[2]]
+            if abs(stored - value) > BEST_TOLERANCE:
+                where = f"{name} of epoch {row.index[0]:g} in metrics.csv"
+                yield f"{where} is {stored:.6f}, the predictions give {value:.6f}"
 
 
 def _of_split(metrics: dict[str, Any], split: str) -> dict[str, Any]:
@@ -63,7 +95,8 @@ def _metrics(run: Run, split: str, stored: dict[str, Any], answers: Answers) -> 
     derived = metrics_of(answers, run.config, run.class_counts("train"))
     for name in dict.fromkeys([*stored, *derived]):
         if name not in stored:
-            optional = name.startswith("recall_") or (name == "qwk" and not run.status.get("ordered"))
+            of_class = re.fullmatch(r"recall_\d+", name) and "recall_0" not in stored  # of many classes none is stored
+            optional = of_class or (name == "qwk" and not run.status.get("ordered"))
             if run.state == "done" and not optional and not math.isnan(derived[name]):
                 yield f"{split}/{name} is not stored, the predictions give {derived[name]:.6f}"
         elif name == "loss" and (name not in derived or _underflow(answers, stored[name], derived[name])):
