@@ -26,8 +26,8 @@ def base64_of(content: bytes) -> str:
 
 
 def breakable(text: object) -> Markup:
-    """Text that a narrow window may break within keys, values and paths, after `_`, `=`, `,` and `/`."""
-    return Markup("<wbr>").join(map(escape, re.split(r"(?<=[_=,/])(?=\S)", str(text))))
+    """Text that a narrow window may break within keys, values and paths, after `_`, `,` and `/`."""
+    return Markup("<wbr>").join(map(escape, re.split(r"(?<=[_,/])(?=\S)", str(text))))
 
 
 def render(template: str, **values: Any) -> str:
