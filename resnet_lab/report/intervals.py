@@ -25,7 +25,9 @@ from resnet_lab.report.resampling import Answers, counts_of_patients, scores_of,
 DRAWS = 2000
 ROUNDING = 1e-12
 SMALLEST = 1e-4  # of the pooled variance: what stands for none at all before its logarithm is taken
-LINEAR = ("referable_auroc",)  # an expansion whose draws pass 1, where logits have no meaning; a mean of areas does not
+# An expansion whose draws pass 1, where logits have no meaning. Their spread alone made its intervals too wide (98 % of
+# them held), that of the draws too narrow where seeds scatter far (92.4 %).
+LINEAR = ("referable_auroc",)
 CONFIDENCE = 0.95
 
 
@@ -77,10 +79,9 @@ class Estimates:
         if not lower < value < 1:
             return self._at_the_edge(value)
         slope = (1 - lower) / (1 - value) / (value - lower)
+        patients = float(np.nanvar(_unbounded(self.draws[group], lower), ddof=1)) / slope**2
         if self.metric in LINEAR:
-            patients = float(np.nanvar(self.draws[group], ddof=1))
-        else:
-            patients = float(np.nanvar(_unbounded(self.draws[group], lower), ddof=1)) / slope**2
+            patients = float(np.sqrt(patients * np.nanvar(self.draws[group], ddof=1)))
         by_patients, by_seeds = self._squares(np.eye(len(self.values))[group], (1 + CONFIDENCE) / 2)
         seeds = max(self.seeds.spread[group] - self.seeds.chance[group], 0.0)
         reach = slope * np.sqrt(patients * by_patients + seeds * by_seeds)
