@@ -278,3 +278,22 @@ def test_groups_whose_seeds_scatter_differently_are_judged_as_strictly(spreads):
 
 def test_confidence_is_what_the_names_say():
     assert intervals.CONFIDENCE == 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("runs", "seed_spread"), [(1, 0.0), (3, 0.15)])
+def test_limits_of_a_difference_hold_the_true_one(runs, seed_spread):
+    generator, sweeps = np.random.default_rng(11), 1500
+    better, worse = (World(generator, skill=skill, seed_spread=seed_spread) for skill in (1.5, 1.0))
+    true = [world.truth(networks=200 if seed_spread else 30) for world in (better, worse)]
+    outside = dict.fromkeys(ALWAYS, 0)
+    for _ in range(sweeps):
+        targets, patient, hard = better.patients(200)
+        groups = [[world.answers(targets, hard) for _ in range(runs)] for world in (better, worse)]
+        for metric, found in estimate(groups, patient, 600).items():
+            if metric in outside:
+                difference = found.compare(np.array([[1.0, -1.0]]))
+                outside[metric] += not difference.low[0] <= true[0][metric] - true[1][metric] <= difference.high[0]
+    shares = {metric: count / sweeps for metric, count in outside.items()}
+    print(" ".join(f"{metric} {100 * share:.1f}" for metric, share in shares.items()), "% missed")
+    assert max(shares.values()) <= 0.05 + 3 * 0.0056
