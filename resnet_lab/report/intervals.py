@@ -262,7 +262,7 @@ def moderated(variances: np.ndarray, freedom: np.ndarray) -> tuple[tuple[np.ndar
     if beyond <= 0:  # as alike as can be
         alike, common = np.inf, pooled
     else:
-        alike = 2 * float(optimize.brentq(lambda half: special.polygamma(1, half) - beyond, 1e-4, 1e8))
+        alike = 2 * float(optimize.brentq(lambda half: special.polygamma(1, half) - beyond, 0.05, 1e8))
         common = float(np.exp(logs.mean() + special.digamma(alike / 2) - np.log(alike / 2)))
     weight = np.minimum(alike, 1e9)
     drawn = np.maximum(variances, (weight * common + freedom * variances) / (weight + freedom))
