@@ -1,8 +1,8 @@
 """Keeps the small files of a sweep beside its page: `python benchmarks/publish.py SWEEP docs/results/NAME [OLD=NEW …]`.
 
 Each finished run becomes a folder of its configuration, status, metrics and packed predictions, from which `resnet-lab
-report docs/results/NAME` makes every table and picture again. Probabilities keep the digits that the metrics need:
-four, fewer of small ones, or seven where that would change a metric. OLD=NEW replaces the paths of a machine.
+report docs/results/NAME` makes every table and picture again. Probabilities keep the digits that the metrics need: two
+to four, or up to seven where fewer would change a metric. OLD=NEW replaces the paths of a machine.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from resnet_lab.report.runs import Run, read_predictions, read_run
 from resnet_lab.report.verify import LOSS_TOLERANCE, TOLERANCE, metrics_of
 from resnet_lab.run_folder import RunFolder, find_runs
 
+LADDERS = ((4, 3, 2), (4, 3, 3), (4, 4, 4), (5, 5, 5), (7, 7, 7))  # digits above 0.01, above 0.001, and below
 HALF = 0.5  # of what `report --check` allows is how far a metric may move
 NAMES = {"image": str, "patient": str}
 
@@ -53,9 +54,12 @@ def keep(run: Run, target: RunFolder, replacements: dict[str, str]) -> None:
     for file in run.folder.path.glob("predictions_*.csv"):
         frame = pd.read_csv(file, dtype=NAMES, keep_default_na=False)
         columns = [name for name in frame if name.startswith("p_")]
-        packed = pack(frame.assign(**frame[columns].map(_short)).to_csv(index=False), target.path / file.name)
-        if not _same(_metrics(file, run), _metrics(packed, run)):
-            pack(frame.to_csv(index=False, float_format="%.7g"), target.path / file.name)
+        exact = _metrics(file, run)
+        for digits in LADDERS:
+            short = frame[columns].map(lambda probability, digits=digits: _short(probability, digits))
+            packed = pack(frame.assign(**short).to_csv(index=False), target.path / file.name)
+            if _same(exact, _metrics(packed, run)):
+                break
 
 
 def pack(text: str, file: Path) -> Path:
@@ -65,8 +69,9 @@ def pack(text: str, file: Path) -> Path:
     return packed
 
 
-def _short(probability: float) -> str:
-    return f"{probability:.{4 if probability > 1e-2 else 3 if probability > 1e-3 else 2}g}"
+def _short(probability: float, digits: tuple[int, int, int]) -> str:
+    large, small, tiny = digits
+    return f"{probability:.{large if probability > 1e-2 else small if probability > 1e-3 else tiny}g}"
 
 
 def _metrics(file: Path, run: Run) -> dict[str, float]:
