@@ -25,8 +25,8 @@ from resnet_lab.report.resampling import Answers, counts_of_patients, scores_of,
 DRAWS = 2000
 ROUNDING = 1e-12
 SMALLEST = 1e-4  # of the pooled variance: what stands for none at all before its logarithm is taken
-# An expansion whose draws pass 1, where logits have no meaning. Their spread makes intervals too wide, that of the draws
-# themselves too narrow where seeds scatter far.
+# An expansion whose draws pass 1, where logits have no meaning: their spread makes intervals too wide, that of the
+# draws themselves too narrow where seeds scatter far.
 LINEAR = ("referable_auroc",)
 CONFIDENCE = 0.95
 
