@@ -83,8 +83,8 @@ def _check_metric(metric: str, tables: Sequence[Table]) -> None:
     if metric and metric not in known:
         runs = [run for table in tables for run in table.scored]
         logged = {name.partition("/")[2] for run in runs for name in run.status.get("metrics") or {}}
-        why = "cannot rank" if metric in logged else "is in no run"
-        why = "needs classes with an order" if metric in METRICS else why
+        other = "cannot rank" if metric in logged else "is in no run"
+        why = "needs classes with an order" if metric in METRICS else other
         raise UserError(f"metric={metric} {why}; choose among {', '.join(known)}")
 
 

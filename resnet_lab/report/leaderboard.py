@@ -13,7 +13,7 @@ from resnet_lab.report.intervals import CONFIDENCE, Interval
 from resnet_lab.report.references import references_for
 
 NOTHING = Interval(math.nan, math.nan)
-REFERABLE = "referable_auroc"
+AREA = "referable_auroc"
 
 
 class Row(NamedTuple):
@@ -50,10 +50,10 @@ def referable_rows_of(table: Table) -> list[Row]:
         return []
     rows = []
     for group in (group for group in table.ranked if group.scored):
-        area = METRICS[REFERABLE].text(*group.mean_and_std(REFERABLE))
-        limits = interval_text(REFERABLE, interval_of(table, group, REFERABLE))
+        area = METRICS[AREA].text(*group.mean_and_std(AREA))
+        limits = interval_text(AREA, interval_of(table, group, AREA))
         rows.append(Row(group.label, "", str(len(group.scored)), [area, limits]))
-    return rows + [row._replace(cells=[*row.cells, ""]) for row in _published(table, [REFERABLE], REFERABLE)]
+    return rows + [row._replace(cells=[*row.cells, ""]) for row in _published(table, [AREA], AREA)]
 
 
 def _published(table: Table, metrics: Sequence[str], ranking: str) -> list[Row]:

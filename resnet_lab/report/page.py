@@ -21,6 +21,7 @@ from resnet_lab.report.leaderboard import interval_text, referable_rows_of, rows
 from resnet_lab.report.runs import Run
 from resnet_lab.report.sharing import unshared_of
 from resnet_lab.report.summaries import headline, titles_of
+from resnet_lab.statistics import REFERABLE
 
 FIGURES = ("accuracy", "confusion_matrices")  # of runs whose configuration names none
 OF_SECTIONS = ("confusion_matrices", "roc", "precision_recall", "reliability", "cost")  # stand in a place of their own
@@ -97,6 +98,7 @@ def _section(table: Table, drawn: dict[str, dict[str, Any]]) -> dict[str, Any]:
         (group.label, len(group.scored), class_rows(group.answers, table.patient, part["names"])) for group in groups
     ]
     part |= {"areas": referable_rows_of(table), "operating": thresholds.operating_rows(table)}
+    part |= {"first_referred": part["names"][REFERABLE] if table.referable else ""}
     part |= {"calibration": thresholds.calibration_rows(table)}
     part["costs"] = [
         (cost, costs.cost_cells(cost), METRICS[table.metric].text(cost.quality / METRICS[table.metric].factor))
