@@ -19,7 +19,7 @@ from resnet_lab.run_folder import find_runs
 
 def facts_of(run: Run) -> dict[str, float]:
     """The numbers of one run."""
-    metrics = read_metrics(run.folder.metrics_file)
+    metrics = read_metrics(run.folder.kept_metrics)
     last = metrics.iloc[-1]
     facts = {name: float(last[name]) for name in last.index if name.split("/")[-1] in ("loss", "accuracy")}
     facts |= {name: float(last[name]) for name in last.index if name.startswith(("test/recall_", "train/recall_"))}

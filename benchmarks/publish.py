@@ -1,6 +1,6 @@
 """Keeps the small files of a sweep beside its page: `python benchmarks/publish.py SWEEP docs/results/NAME [OLD=NEW …]`.
 
-Each finished run becomes a folder of its configuration, status, metrics and packed predictions, from which `resnet-lab
+Each finished run becomes a folder of its configuration, status and packed metrics and predictions, from which `resnet-lab
 report docs/results/NAME` makes every table and picture again. Probabilities keep the digits that the metrics need: two
 to four, or up to seven where fewer would change a metric. OLD=NEW replaces the paths of a machine.
 """
@@ -47,10 +47,9 @@ def keep(run: Run, target: RunFolder, replacements: dict[str, str]) -> None:
         for old, new in replacements.items():
             text = text.replace(old, new)
         (target.path / file.name).write_text(text, "utf-8")
-    if run.folder.metrics_file.is_file():
-        shutil.copy(run.folder.metrics_file, target.path)
-    if run.folder.layers_file.is_file():
-        pack(run.folder.layers_file.read_text("utf-8"), target.layers_file)
+    for file, kept in ((run.folder.metrics_file, target.metrics_file), (run.folder.layers_file, target.layers_file)):
+        if file.is_file():
+            pack(file.read_text("utf-8"), kept)
     for file in run.folder.path.glob("predictions_*.csv"):
         frame = pd.read_csv(file, dtype=NAMES, keep_default_na=False)
         columns = [name for name in frame if name.startswith("p_")]

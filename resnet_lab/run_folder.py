@@ -104,6 +104,11 @@ class RunFolder:
         return _kept(self.predictions_file(split))
 
     @property
+    def kept_metrics(self) -> Path:
+        """The file to read them from: of a published run it is compressed."""
+        return _kept(self.metrics_file)
+
+    @property
     def kept_layers(self) -> Path:
         """The file to read them from: of a published run it is compressed."""
         return _kept(self.layers_file)

@@ -10,7 +10,7 @@ from fake_runs import edit_predictions, write_run
 
 from resnet_lab.report.comparison import tables_of
 from resnet_lab.report.leaderboard import rows_of
-from resnet_lab.report.runs import read_layers, read_run
+from resnet_lab.report.runs import read_layers, read_metrics, read_run
 from resnet_lab.run_folder import RunFolder, find_runs
 
 FILE = Path(__file__).resolve().parents[1] / "benchmarks" / "publish.py"
@@ -36,7 +36,7 @@ def test_the_same_tables_come_out_of_published_runs(tmp_path):
     before, after = shown(tmp_path / "sweep"), shown(out)
     assert [row.cells for row in after] == [row.cells for row in before]
     files = {file.name for file in written[0].iterdir()}
-    assert files == {"config.yaml", "status.json", "metrics.csv", "predictions_test.csv.gz"}
+    assert files == {"config.yaml", "status.json", "metrics.csv.gz", "predictions_test.csv.gz"}
     assert "root: data/eyes" in (written[0] / "config.yaml").read_text()
     assert not any(b"somebody" in file.read_bytes() for file in out.rglob("*") if file.is_file())
     first = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
@@ -69,9 +69,15 @@ def test_probabilities_keep_the_digits_that_the_metrics_need(tmp_path):
     assert read_run(RunFolder(written[0])).scores["auroc"] == pytest.approx(exact.scores["auroc"], abs=5e-6)
 
 
-def test_layers_are_packed_and_read_again(tmp_path):
+def test_metrics_and_layers_are_packed_and_read_again(tmp_path):
     run = write_run(tmp_path / "sweep" / "run")
     (run / "layers.csv").write_text("epoch,quantity,layer,value\n0,gradient_norm,conv1,0.5\n")
     (written,) = publish.publish(tmp_path / "sweep", tmp_path / "docs", {})
+    pd.testing.assert_frame_equal(
+        read_metrics(RunFolder(written).kept_metrics), read_metrics(RunFolder(run).kept_metrics)
+    )
+    assert len(read_metrics(RunFolder(written).kept_metrics)) > 0
+    RunFolder(written).kept_metrics.write_bytes(RunFolder(written).kept_metrics.read_bytes()[:-20])
+    assert read_metrics(RunFolder(written).kept_metrics).empty
     assert read_layers(RunFolder(written).kept_layers)["value"].tolist() == [0.5]
     assert read_layers(RunFolder(run).kept_layers)["value"].tolist() == [0.5]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import zlib
@@ -219,11 +220,12 @@ def read_predictions(file: Path) -> Predictions:
 
 def read_metrics(file: Path) -> pd.DataFrame:
     """The complete rows of metrics.csv by epoch; a killed run's half row is left out. Empty where there is none."""
-    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
     try:
+        stored = file.read_bytes() if file.is_file() else b""
+        text = (gzip.decompress(stored) if file.suffix == ".gz" else stored).decode("utf-8", errors="replace")
         frame = pd.read_csv(io.StringIO(text[: text.rfind("\n") + 1])).apply(pd.to_numeric, errors="coerce")
         return frame.dropna(subset="epoch").drop_duplicates("epoch", keep="last").set_index("epoch")
-    except (ValueError, KeyError):
+    except (OSError, ValueError, KeyError, EOFError, zlib.error):
         return pd.DataFrame()
 
 

@@ -59,7 +59,7 @@ def _differences(run: Run) -> Iterator[str]:
 
 def _curves(run: Run, found: dict[str, Predictions]) -> Iterator[str]:
     """The row of metrics.csv whose weights made the predictions: that of the best epoch, or the last one."""
-    rows = read_metrics(run.folder.metrics_file)
+    rows = read_metrics(run.folder.kept_metrics)
     monitor, best = run.status.get("monitor"), run.status.get("best_value")
     if rows.empty:
         yield "metrics.csv is missing, or has no whole row"
@@ -166,7 +166,7 @@ def _status(run: Run, found: dict[str, Predictions]) -> Iterator[str]:
             yield f"collapsed is stored as {noted}, one class is the answer to {100 * share:.1f} % of the images"
     best, monitor = run.status.get("best_value"), str(run.status.get("monitor"))
     if isinstance(best, int | float):
-        rows = read_metrics(run.folder.metrics_file)
+        rows = read_metrics(run.folder.kept_metrics)
         if monitor in rows and not np.isclose(rows[monitor], best, atol=TOLERANCE).any():
             yield f"best_value is stored as {best:.6f}, which is {monitor} of no epoch in metrics.csv"
         split, _, name = monitor.partition("/")
