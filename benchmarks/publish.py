@@ -1,8 +1,8 @@
 """Keeps the small files of a sweep beside its page: `python benchmarks/publish.py SWEEP docs/results/NAME [OLD=NEW …]`.
 
-Each finished run becomes a folder of its configuration, status and packed metrics and predictions, from which `resnet-lab
-report docs/results/NAME` makes every table and picture again. Probabilities keep the digits that the metrics need: two
-to four, or up to seven where fewer would change a metric. OLD=NEW replaces the paths of a machine.
+Each finished run becomes a folder of its configuration, status and packed metrics and predictions, from which
+`resnet-lab report docs/results/NAME` makes every table and picture again. Probabilities keep the digits that the
+metrics need: two to four, or up to seven where fewer would change a metric. OLD=NEW replaces the paths of a machine.
 """
 
 from __future__ import annotations

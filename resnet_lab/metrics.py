@@ -19,9 +19,7 @@ from torchmetrics.classification import (
 )
 
 from resnet_lab.errors import UserError
-from resnet_lab.statistics import COLLAPSED
-
-MAX_CLASSES_BY_EPOCH = 20  # up to so many classes, the recall of each is logged by epoch
+from resnet_lab.statistics import COLLAPSED, MANY_CLASSES
 
 
 class BalancedAccuracy(MulticlassConfusionMatrix):
@@ -110,7 +108,7 @@ class SplitMetrics(nn.Module):
     def _recalls(self) -> dict[str, Tensor]:
         """`recall_<class>` → share of that class that is found, NaN where there is none."""
         counts = self.confusion.compute()
-        if len(counts) > MAX_CLASSES_BY_EPOCH:
+        if len(counts) > MANY_CLASSES:
             return {}
         return {f"recall_{k}": row[k] / row.sum() for k, row in enumerate(counts.float())}
 

@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-MAX_CLASSES_WITH_TEXT = 20
+from resnet_lab.statistics import MANY_CLASSES
+
 Style = Literal["--", "-", "-."]
 STYLES: dict[str, Style] = {"train": "--", "val": "-", "test": "-."}
 CROWDED = 4  # lines of a panel above which single runs are not drawn
@@ -79,7 +80,7 @@ def _draw_matrix(axes: Axes, counts: np.ndarray, class_names: Sequence[str], tit
     axes.imshow(shares, cmap=colours, vmin=0, vmax=1, interpolation="nearest")
     _name_classes(axes, class_names, side)
     axes.set_title(fill(title, max(24, int(side * 11))), fontsize=10, parse_math=False)
-    if len(class_names) <= MAX_CLASSES_WITH_TEXT:
+    if len(class_names) <= MANY_CLASSES:
         _write_cells(axes, counts, shares, points=72 * side / len(class_names))
 
 
@@ -90,14 +91,14 @@ def _name_classes(axes: Axes, class_names: Sequence[str], side: float) -> None:
     axes.set_yticks(shown, names, fontsize=8, parse_math=False)
     axes.tick_params(length=0 if shown.step == 1 else 2, width=0.5)
     axes.spines[:].set_color("0.8")
-    legend = "" if len(class_names) <= MAX_CLASSES_WITH_TEXT else " (darker: larger share of the true class)"
+    legend = "" if len(class_names) <= MANY_CLASSES else " (darker: larger share of the true class)"
     axes.set_xlabel(f"predicted{legend}", fontsize=9)
     axes.set_ylabel("true", fontsize=9)
 
 
 def _shown_names(class_names: Sequence[str]) -> tuple[range, list[str]]:
     """Every n-th class, so that names do not overlap, and its name, cut where it is long."""
-    shown = range(0, len(class_names), math.ceil(len(class_names) / MAX_CLASSES_WITH_TEXT))
+    shown = range(0, len(class_names), math.ceil(len(class_names) / MANY_CLASSES))
     # long ones often differ in their last letters
     return shown, [name if len(name) <= 24 else f"{name[:13]}…{name[-10:]}" for name in (class_names[k] for k in shown)]
 
@@ -247,7 +248,7 @@ def class_counts(counts: Mapping[str, np.ndarray], class_names: Sequence[str], m
     grid = figure.subplots(1, len(counts), sharey=True, squeeze=False)[0]
     for axes, (split, images) in zip(grid, counts.items(), strict=True):
         bars = axes.barh(range(len(class_names)), images, height=0.75, color=BLUE)
-        if len(class_names) <= MAX_CLASSES_WITH_TEXT:
+        if len(class_names) <= MANY_CLASSES:
             axes.bar_label(bars, padding=2, fontsize=8)
         if mark is not None and split == "train":
             axes.axvline(mark, color=GREY, linestyle=":", linewidth=1.5)

@@ -6,6 +6,7 @@ import numpy as np
 
 COLLAPSED = 0.98  # share of predictions in one class from which a model is called collapsed
 REFERABLE = 2  # grades from here on are referred (moderate and worse)
+MANY_CLASSES = 20  # above which classes are not looked at one by one
 
 
 def confusion_matrix(targets: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:

@@ -7,7 +7,6 @@ from scipy import stats
 from sklearn.metrics import precision_recall_fscore_support
 
 from resnet_lab.report.by_class import (
-    MANY,
     Confusion,
     by_patient,
     class_rows,
@@ -17,6 +16,7 @@ from resnet_lab.report.by_class import (
     wilson,
 )
 from resnet_lab.report.resampling import Answers
+from resnet_lab.statistics import MANY_CLASSES
 
 NAMES = ["no DR", "mild", "moderate", "severe", "proliferative"]
 
@@ -41,7 +41,7 @@ def test_one_run_has_scikit_learns_scores():
 
 
 def test_of_many_classes_those_that_are_found_least_come_first():
-    classes = MANY + 1
+    classes = MANY_CLASSES + 1
     targets = np.repeat(np.arange(classes - 1), 2)  # the last class has no image
     predictions = targets.copy()
     predictions[[7, 10, 11]] = 0  # of class 3 one image is found, of class 5 none

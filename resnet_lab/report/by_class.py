@@ -10,8 +10,8 @@ from scipy import special
 
 from resnet_lab.report.intervals import CONFIDENCE, Interval
 from resnet_lab.report.resampling import Answers, class_sums, sums_by_patient
+from resnet_lab.statistics import MANY_CLASSES
 
-MANY = 20  # classes above which only the worst of them are looked at one by one
 DISTANCES = ("right", "one grade off", "two grades off", "three or more")
 
 
@@ -56,7 +56,7 @@ def class_rows(runs: Sequence[Answers], patient: np.ndarray, class_names: Sequen
             f1 = NOTHING  # as its recall; precision alone says nothing
         precision, recall = share_of(found[:, k], predicted[:, k]), share_of(found[:, k], true[:, k])
         rows.append(ClassRow(str(name), round(true[:, k].sum()), precision, recall, f1))
-    return sorted(rows, key=lambda row: np.nan_to_num(row.recall.value, nan=2)) if len(rows) > MANY else rows
+    return sorted(rows, key=lambda row: np.nan_to_num(row.recall.value, nan=2)) if len(rows) > MANY_CLASSES else rows
 
 
 class Confusion(NamedTuple):

@@ -14,7 +14,7 @@ from resnet_lab.report import score_figures
 from resnet_lab.report.comparison import Group, Table
 from resnet_lab.report.drawing import Drawing, Picture
 from resnet_lab.report.runs import profile_of, read_layers, read_metrics
-from resnet_lab.statistics import class_scores
+from resnet_lab.statistics import MANY_CLASSES, class_scores
 
 BANDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # edges of the bands of `score_bands`
 BESIDE = 4.0  # inches of a confusion matrix that shares the page's width with another
@@ -195,7 +195,7 @@ def class_counts(table: Table) -> Picture | None:
     counts = {split: np.array(run.class_counts(split)) for split in plots.STYLES if run and run.class_counts(split)}
     if run is None or not counts:
         return None
-    many = len(run.class_names) > plots.MAX_CLASSES_WITH_TEXT
+    many = len(run.class_names) > MANY_CLASSES
     drawn = plots.class_counts(counts, run.class_names, FEW if many else None)
     return Picture("Images of each class", f"Dotted: {FEW} images of train." if many else "", [Drawing(drawn)])
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from resnet_lab.rendering import base64_of, png, render
 from resnet_lab.report import costs, thresholds
-from resnet_lab.report.by_class import MANY, Share, class_rows, confusions_of, shares_by_distance
+from resnet_lab.report.by_class import Share, class_rows, confusions_of, shares_by_distance
 from resnet_lab.report.comparison import ABSENT, METRICS, Group, Table, places_of, sweeps_of
 from resnet_lab.report.effects import confounded_of, effects_of
 from resnet_lab.report.figures import picture
@@ -21,7 +21,7 @@ from resnet_lab.report.leaderboard import interval_text, referable_rows_of, rows
 from resnet_lab.report.runs import Run
 from resnet_lab.report.sharing import unshared_of
 from resnet_lab.report.summaries import headline, titles_of
-from resnet_lab.statistics import REFERABLE
+from resnet_lab.statistics import MANY_CLASSES, REFERABLE
 
 FIGURES = ("accuracy", "confusion_matrices")  # of runs whose configuration names none
 OF_SECTIONS = ("confusion_matrices", "roc", "precision_recall", "reliability", "cost")  # stand in a place of their own
@@ -162,7 +162,7 @@ def _cells(shares: Iterable[tuple[str, Share]]) -> list[dict[str, Any]]:
 def _matrices(table: Table) -> dict[str, Any]:
     """Confusion matrices as tables in a grid: one axis from left to right, the others from top to bottom."""
     names = table.scored[0].class_names
-    if len(names) > MANY:
+    if len(names) > MANY_CLASSES:
         return {}
     columns, places = grid_of(table.scored_groups, max(1, PAGE_WIDTH // (NAMES_WIDTH + CELL_WIDTH * len(names))))
     cells = [
@@ -220,7 +220,7 @@ def _difference(table: Table) -> dict[str, Any]:
     names = list(table.scored[0].class_names)
     values = [group.mean_and_std(table.metric)[0] for group in table.scored_groups]
     first, second = (int(np.nanargmax(values)), int(np.nanargmin(values))) if np.ptp(values) > 0 else (0, 1)
-    return {"names": names, "sides": sides, "list": len(names) > MANY, "first": first, "second": second}
+    return {"names": names, "sides": sides, "list": len(names) > MANY_CLASSES, "first": first, "second": second}
 
 
 def pictures(table: Table, names: Sequence[str], folder: Path, suffix: str) -> dict[str, dict[str, Any]]:
@@ -242,7 +242,7 @@ def pictures(table: Table, names: Sequence[str], folder: Path, suffix: str) -> d
 
 
 def _many_classes(table: Table) -> bool:
-    return bool(table.scored) and len(table.scored[0].class_names) > MANY
+    return bool(table.scored) and len(table.scored[0].class_names) > MANY_CLASSES
 
 
 def figures_of(table: Table) -> list[str]:

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,13 @@ BEST_TOLERANCE = 2e-3  # the best epoch was scored while it trained, perhaps in 
 SPLITS = ("train", "val", "test")
 STATES = ("created", "running", "interrupted", "failed", "done")  # of a status.json that can be read
 LOSS_TOLERANCE = 1e-4  # relative; a logarithm makes more of the last digit
+
+
+class Split(NamedTuple):
+    """What a run answered on a split, and the metrics that follow."""
+
+    predictions: Predictions
+    metrics: dict[str, float]
 
 
 def differences_of(runs: Sequence[Run]) -> list[str]:
@@ -46,18 +53,20 @@ def _differences(run: Run) -> Iterator[str]:
     found = {}
     for split in splits:
         try:
-            found[split] = read_predictions(run.folder.kept_predictions(split))
+            predictions = read_predictions(run.folder.kept_predictions(split))
         except UserError as error:
             yield f"the numbers of {split} cannot be checked: {error}"
             continue
-        yield from _metrics(run, split, stored[split], found[split].answers)
-        yield from _tables(run, split, found[split].answers)
+        derived = metrics_of(predictions.answers, run.config, run.class_counts("train"))
+        found[split] = Split(predictions, derived)
+        yield from _metrics(run, split, stored[split], found[split])
+        yield from _tables(run, split, predictions.answers)
     yield from _status(run, found)
     if run.state == "done":
         yield from _curves(run, found)
 
 
-def _curves(run: Run, found: dict[str, Predictions]) -> Iterator[str]:
+def _curves(run: Run, found: dict[str, Split]) -> Iterator[str]:
     """The row of metrics.csv whose weights made the predictions: that of the best epoch, or the last one."""
     rows = read_metrics(run.folder.kept_metrics)
     monitor, best = run.status.get("monitor"), run.status.get("best_value")
@@ -71,10 +80,9 @@ def _curves(run: Run, found: dict[str, Predictions]) -> Iterator[str]:
         yield from min(lists, key=len, default=[])
 
 
-def _row_differences(run: Run, found: dict[str, Predictions], row: pd.DataFrame) -> Iterator[str]:
+def _row_differences(run: Run, found: dict[str, Split], row: pd.DataFrame) -> Iterator[str]:
     """Scores in one row of metrics.csv; losses not, as they can be larger than probabilities can tell."""
-    for split, predictions in found.items():
-        derived = metrics_of(predictions.answers, run.config, run.class_counts("train"))
+    for split, (_, derived) in found.items():
         for name in sorted({f"{split}/{each}" for each in derived if each != "loss"} & set(row.columns)):
             stored, value = float(row[name].iloc[0]), derived[name.partition("/")[2]]
             if abs(stored - value) > BEST_TOLERANCE:
@@ -91,8 +99,8 @@ def _files(run: Run, split: str) -> tuple[Path, Path, Path]:
     return folder.kept_predictions(split), folder.confusion_matrix_file(split), folder.class_report_file(split)
 
 
-def _metrics(run: Run, split: str, stored: dict[str, Any], answers: Answers) -> Iterator[str]:
-    derived = metrics_of(answers, run.config, run.class_counts("train"))
+def _metrics(run: Run, split: str, stored: dict[str, Any], answered: Split) -> Iterator[str]:
+    answers, derived = answered.predictions.answers, answered.metrics
     for name in dict.fromkeys([*stored, *derived]):
         if name not in stored:
             of_class = re.fullmatch(r"recall_\d+", name) and "recall_0" not in stored  # of many classes none is stored
@@ -150,9 +158,9 @@ def _tables(run: Run, split: str, answers: Answers) -> Iterator[str]:
             yield f"{file.name} names other classes or columns than status.json, or in another order"
 
 
-def _status(run: Run, found: dict[str, Predictions]) -> Iterator[str]:
+def _status(run: Run, found: dict[str, Split]) -> Iterator[str]:
     """What else status.json says that follows from predictions or from metrics.csv."""
-    for split, predictions in found.items():
+    for split, (predictions, _) in found.items():
         answers = predictions.answers
         counts = np.bincount(answers.targets, minlength=answers.probabilities.shape[1]).tolist()
         if run.class_counts(split) and run.class_counts(split) != counts:
@@ -161,7 +169,8 @@ def _status(run: Run, found: dict[str, Predictions]) -> Iterator[str]:
             yield f"predictions of {split} are of other images or targets than status.json notes"
     judged = found.get("val", found.get("test"))
     if judged is not None and isinstance(noted := run.status.get("collapsed"), bool):
-        share = np.bincount(judged.answers.predictions).max() / len(judged.answers.predictions)
+        answers = judged.predictions.answers
+        share = np.bincount(answers.predictions).max() / len(answers.predictions)
         if noted != (share >= statistics.COLLAPSED):
             yield f"collapsed is stored as {noted}, one class is the answer to {100 * share:.1f} % of the images"
     best, monitor = run.status.get("best_value"), str(run.status.get("monitor"))
@@ -171,7 +180,7 @@ def _status(run: Run, found: dict[str, Predictions]) -> Iterator[str]:
             yield f"best_value is stored as {best:.6f}, which is {monitor} of no epoch in metrics.csv"
         split, _, name = monitor.partition("/")
         if split in found:
-            derived = metrics_of(found[split].answers, run.config, run.class_counts("train")).get(name, best)
+            derived = found[split].metrics.get(name, best)
             if not math.isclose(best, derived, abs_tol=BEST_TOLERANCE):
                 yield f"best_value is stored as {best:.6f}, the predictions of {split} give {derived:.6f}"
 
