@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 from fake_data import write_class_folders, write_studies
 from hydra import compose, initialize_config_dir
@@ -15,6 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from resnet_lab.config import conf_dir, register
+from resnet_lab.data.table import class_counts, limit_classes, limit_rows
 from resnet_lab.report import __main__ as report
 from resnet_lab.run_folder import RunFolder, find_runs
 
@@ -133,7 +137,22 @@ def test_reduced_has_three_seeds_and_fits_two_cores(name: str) -> None:
     assert len(jobs) <= 3 * max(1, len(full_jobs))
     assert config.data.image_size <= min(128, full.data.image_size)
     assert config.data.batch_size == full.data.batch_size
+    if "patience" in config.schedule:  # epochs; those of the other schedules are shares of the training
+        assert config.schedule.patience < config.trainer.early_stopping < config.trainer.max_epochs
+        full.schedule.patience = config.schedule.patience
     assert config.schedule == full.schedule
+
+
+@pytest.mark.parametrize("scale", ["full", "reduced"])
+def test_only_healthy_eyes_are_left_out_of_study_cs_data_at_any_scale(scale: str) -> None:
+    grades = np.repeat(range(5), [20656, 1955, 4210, 698, 581])
+    rows = pd.DataFrame({"image": np.arange(len(grades)).astype(str), "target": grades, "split": "train"})
+    config, jobs = composed("experiment=dr_drop_majority", f"scale={scale}")
+    (limit,) = {int(key.partition("=")[2]) for job in jobs for key in job if re.fullmatch(r".*per_class=\d+", key)}
+    rows = limit_rows(rows, config.data.max_images, seed=0)
+    before, after = (class_counts(limit_classes(rows, most, seed=0), 5)["train"] for most in (None, limit))
+    assert (after[0], after[1:]) == (limit, before[1:])
+    assert before[0] > 4 * limit
 
 
 def own_data(name: str, folder: Path) -> list[str]:

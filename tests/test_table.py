@@ -292,7 +292,12 @@ def test_impossible_fraction(fraction):
 @pytest.mark.parametrize("fraction", [0.01, 0.99])
 def test_empty_split(fraction):
     message = refusal(cut_split, patients({0: 4}), "test", fraction, 0, "data.test_fraction")
-    assert f"data.test_fraction={fraction} of 4 training patients leaves a split empty" in message
+    assert f"data.test_fraction={fraction} of 4 training patients (or images) leaves a split empty" in message
+
+
+def test_many_small_classes_give_a_split_together():
+    cut = cut_split(patients(dict.fromkeys(range(10), 3)), "val", 0.1, 0, "data.val_fraction")
+    assert cut.loc[cut["split"] == "val", "patient"].nunique() == 3
 
 
 # folds

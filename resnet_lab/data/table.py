@@ -267,7 +267,8 @@ def join_patients(table: pd.DataFrame) -> pd.DataFrame:
 def cut_split(table: pd.DataFrame, name: str, fraction: float, seed: int, key: str) -> pd.DataFrame:
     """Move a share of the training patients to split `name`, stratified by a patient's worst grade.
 
-    Both eyes of a patient go together. Depends on the table and `seed` alone.
+    Both eyes of a patient go together. Depends on the table and `seed` alone. (Not stratified where every class is too
+    small to give one.)
 
     Args:
         table: rows of every split; only rows of `train` move.
@@ -282,8 +283,12 @@ def cut_split(table: pd.DataFrame, name: str, fraction: float, seed: int, key: s
         return table
     worst = table[table["split"] == "train"].groupby("patient")["target"].max()
     chosen = worst.groupby(worst).sample(frac=fraction, random_state=seed).index
+    if not len(chosen):  # no class alone is large enough
+        chosen = worst.sample(frac=fraction, random_state=seed).index
     if not len(chosen) or len(chosen) == len(worst):
-        raise UserError(f"{key}={fraction} of {len(worst)} training patients leaves a split empty; use another share")
+        raise UserError(
+            f"{key}={fraction} of {len(worst)} training patients (or images) leaves a split empty; use another share"
+        )
     moved = (table["split"] == "train") & table["patient"].isin(chosen)
     return table.assign(split=table["split"].mask(moved, name))
 
