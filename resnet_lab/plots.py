@@ -125,7 +125,11 @@ class Series:
 
 
 def curves(
-    series: Sequence[Series], ylabel: str, baseline: tuple[str, float] | None = None, columns: int = 2
+    series: Sequence[Series],
+    ylabel: str,
+    baseline: tuple[str, float] | None = None,
+    columns: int = 2,
+    logarithmic: bool = False,
 ) -> Figure:
     """Values by epoch, one panel per `panel`, one colour per `label`; thin lines are runs, bands span them.
 
@@ -137,6 +141,7 @@ def curves(
         ylabel: what the values are, with their unit.
         baseline: a split, and what answering the majority class gives on it, in the same unit; a dotted line.
         columns: panels in a row.
+        logarithmic: whether the values' axis is, for values that are far apart.
     """
     panels, labels = (list(dict.fromkeys(names)) for names in zip(*((s.panel, s.label) for s in series), strict=True))
     columns = min(columns, len(panels))
@@ -156,6 +161,9 @@ def curves(
         if baseline is not None:
             axes.axhline(baseline[1], color=GREY, linestyle=":", linewidth=1.5)
     _tidy(grid, len(panels), columns, ylabel)
+    if logarithmic:
+        grid[0].set_yscale("log")
+        grid[0].yaxis.set_major_formatter("{x:g}")
     add_legend(figure, legend, columns)
     return figure
 
@@ -235,13 +243,16 @@ def images(batch: np.ndarray, labels: Sequence[str], columns: int = 4) -> Figure
     return figure
 
 
-def class_counts(counts: Mapping[str, np.ndarray], class_names: Sequence[str], mark: float | None = None) -> Figure:
+def class_counts(
+    counts: Mapping[str, np.ndarray], class_names: Sequence[str], mark: float | None = None, title: str = ""
+) -> Figure:
     """Images of each class as bars, one panel per split.
 
     Args:
         counts: images (K,) by split.
         class_names: K names; above 20 classes every n-th is shown, and no number.
         mark: a dotted line at so many images of train.
+        title: above the picture.
     """
     shown, names = _shown_names(class_names)
     figure = Figure(figsize=(6.5, 0.7 + 0.25 * min(len(class_names), 20)), layout="constrained")
@@ -259,6 +270,8 @@ def class_counts(counts: Mapping[str, np.ndarray], class_names: Sequence[str], m
         axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
     grid[0].set_yticks(shown, names, parse_math=False)
     grid[0].set_ylim(len(class_names) - 0.4, -0.6)  # the first class on top, as in a table
+    if title:
+        figure.suptitle(fill(title, 70), fontsize=11, parse_math=False)
     return figure
 
 
@@ -359,16 +372,22 @@ def class_scores(values: np.ndarray, class_names: Sequence[str], pass_mark: floa
         axes.axhline(pass_mark, color=GREY, linestyle=":", linewidth=1.5)
         axes.set_ylim(0, 1)
         axes.set_ylabel(score, fontsize=9)
-        named = [name for name, low in zip(class_names, below, strict=True) if low]
-        text = ", ".join(named[:8]) + (f" and {len(named) - 8} more" if len(named) > 8 else "")
-        caption = fill(f"{len(named)} of {len(row)} below {pass_mark}{': ' if named else ''}{text}", 130)
-        axes.set_title(caption, fontsize=8, loc="left", color=RED if named else GREY, parse_math=False)
+        caption = fill(f"{below.sum()} of {len(row)} below {pass_mark}{_those(below, class_names)}", 150)
+        axes.set_title(caption, fontsize=8, loc="left", color=RED if below.any() else GREY, parse_math=False)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
     shown, names = _shown_names(class_names)
     panels[-1].set_xticks(shown, names, rotation=90, fontsize=7, parse_math=False)
     figure.suptitle(fill(title, 90), fontsize=11, parse_math=False)
     return figure
+
+
+def _those(below: np.ndarray, class_names: Sequence[str]) -> str:
+    """The classes below the mark by name; where most are, the others."""
+    low, high = ([name for name, is_low in zip(class_names, below, strict=True) if is_low == side] for side in (1, 0))
+    listed, start = (low, ": ") if len(low) <= len(high) else (high, ", all but ")
+    more = f" and {len(listed) - MANY_CLASSES} more" if len(listed) > MANY_CLASSES else ""
+    return start + ", ".join(listed[:MANY_CLASSES]) + more if listed else ""
 
 
 def score_bands(shares: Mapping[str, np.ndarray], edges: Sequence[float]) -> Figure:

@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from fake_runs import write_run, write_sweep
+from fake_runs import edit_predictions, write_run, write_sweep
 from sklearn.metrics import precision_recall_fscore_support
 
+from resnet_lab import plots
 from resnet_lab.errors import UserError
 from resnet_lab.rendering import png
 from resnet_lab.report import __main__ as report
@@ -160,10 +161,62 @@ def test_scores_by_class_name_what_lies_below_the_pass_mark(tmp_path):
     assert f"{below} of 102 below 0.7" in texts(drawing.wide)
     predictions = pd.read_csv(tmp_path / "run" / "predictions_test.csv")
     expected = precision_recall_fscore_support(
-        predictions["target"], predictions["prediction"], labels=range(102), zero_division=np.nan
+        predictions["target"], predictions["prediction"], labels=range(102), zero_division=0
     )[:3]
     np.testing.assert_allclose(values, expected)
     np.testing.assert_allclose(figures.band_shares(values).sum(axis=1), 1)
+
+
+def test_a_class_that_one_run_never_predicts_has_half_the_precision_of_the_other(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path / str(seed), seed=seed, skill=6.0)
+
+    def never_mild(frame):
+        frame.loc[frame["p_1"] > 0, "p_1"] = 0.0
+        probabilities = [name for name in frame if name.startswith("p_")]
+        frame[probabilities] = frame[probabilities].div(frame[probabilities].sum(axis=1), axis=0)
+        return frame.assign(prediction=frame[probabilities].to_numpy().argmax(axis=1))
+
+    whole = figures.mean_class_scores(table_of(tmp_path / "0").groups[0])
+    edit_predictions(tmp_path / "1", never_mild)
+    np.testing.assert_allclose(figures.mean_class_scores(table_of(tmp_path).groups[0])[0, 1], whole[0, 1] / 2)
+
+
+def test_classes_below_the_mark_are_named_or_where_they_are_most_the_others(tmp_path):
+    names = [f"flower {k}" for k in range(102)]
+    for few, caption in (
+        (3, "3 of 102 below 0.7: flower 0, flower 1, flower 2"),
+        (100, "100 of 102 below 0.7, all but flower 100, flower 101"),
+    ):
+        values = np.where(np.arange(102) < few, 0.1, 0.9) * np.ones((3, 1))
+        assert caption in texts(plots.class_scores(values, names, 0.7)).replace("\n", " ")
+    values = np.where(np.arange(102) < 50, 0.1, 0.9) * np.ones((3, 1))
+    assert "flower 19 and 30 more" in texts(plots.class_scores(values, names, 0.7)).replace("\n", " ")
+
+
+def test_counts_that_differ_between_groups_are_all_shown(tmp_path):
+    counts = {None: [60, 20, 30, 10, 10], 30: [30, 20, 30, 10, 10]}
+    for most, train in counts.items():
+        for pretrained in (None, "imagenet"):
+            status = {"class_counts": {"train": train, "test": [6, 2, 3, 1, 1]}}
+            write_run(
+                tmp_path / f"{most}{pretrained}", pretrained=pretrained, config={"data.max_per_class": most}, **status
+            )
+    shown = figures.picture("class_counts", table_of(tmp_path)).shown
+    assert [drawing.wide.get_suptitle() for drawing in shown] == ["max_per_class=none", "max_per_class=30"]
+    widths = [[bar.get_width() for bar in drawing.wide.axes[0].patches] for drawing in shown]
+    assert widths == list(counts.values())
+    (drawing,) = figures.picture("class_counts", table_of(tmp_path / "NoneNone")).shown
+    assert drawing.wide.get_suptitle() == ""
+
+
+def test_a_loss_far_above_the_others_makes_the_axis_logarithmic(tmp_path):
+    run = write_run(tmp_path / "run")
+    assert figures.picture("loss", table_of(tmp_path)).shown[0].wide.axes[0].get_yscale() == "linear"
+    follow(run, val__loss=[1.6, 1250.0, 1.5, 1.5, 1.4, 1.4])
+    picture = figures.picture("loss", table_of(tmp_path))
+    assert {drawing.axes[0].get_yscale() for drawing in (picture.shown[0].wide, picture.shown[0].narrow)} == {"log"}
+    assert "logarithmic" in picture.note
 
 
 def test_bands_hold_their_lower_edge_and_the_last_its_upper_one():

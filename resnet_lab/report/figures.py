@@ -13,12 +13,15 @@ from resnet_lab.errors import UserError
 from resnet_lab.report import score_figures
 from resnet_lab.report.comparison import Group, Table
 from resnet_lab.report.drawing import Drawing, Picture
-from resnet_lab.report.runs import profile_of, read_layers, read_metrics
+from resnet_lab.report.runs import Run, profile_of, read_layers, read_metrics
 from resnet_lab.statistics import MANY_CLASSES, class_scores
 
 BANDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # edges of the bands of `score_bands`
 BESIDE = 4.0  # inches of a confusion matrix that shares the page's width with another
 PASS = 0.7  # study B's pass mark
+Counts = tuple[tuple[str, tuple[int, ...]], ...]  # of each split, images of each class
+MOST_COUNTS = 6  # pictures of class counts
+FAR = 10.0  # a loss so many times the median presses the others to the ground
 FEW = 20  # study B's line in the counts of 102 classes
 
 
@@ -99,9 +102,14 @@ def baseline_of(table: Table, splits: set[str]) -> tuple[str, float] | None:
     return None
 
 
-def _both(series: Sequence[plots.Series], ylabel: str, baseline: tuple[str, float] | None = None) -> Drawing:
+def _both(
+    series: Sequence[plots.Series],
+    ylabel: str,
+    baseline: tuple[str, float] | None = None,
+    logarithmic: bool = False,
+) -> Drawing:
     """Panels beside each other on a desk, one below the other on a phone."""
-    wide, narrow = (plots.curves(series, ylabel, baseline, columns) for columns in (2, 1))
+    wide, narrow = (plots.curves(series, ylabel, baseline, columns, logarithmic) for columns in (2, 1))
     return Drawing(wide, narrow)
 
 
@@ -115,7 +123,14 @@ def _curves(curve: Curve, table: Table) -> Picture | None:
     note = "Thin lines are single runs, bands span them, thick lines are their mean."
     if {line.split for line in series} == {"train"} and "train" not in curve.title.lower():
         note += " Of the training images alone: the jobs looked at no others by epoch."
-    return Picture(curve.title, note, [_both(series, curve.ylabel, baseline)])
+    far = curve.metric == "loss" and _are_far_apart(np.concatenate([line.values.ravel() for line in series]))
+    note += " The axis is logarithmic, as some losses are far above the others." if far else ""
+    return Picture(curve.title, note, [_both(series, curve.ylabel, baseline, far)])
+
+
+def _are_far_apart(values: np.ndarray) -> bool:
+    """Whether one value would press the others to the ground of a linear axis."""
+    return bool(np.nanmin(values) > 0 and np.nanmax(values) > FAR * np.nanmedian(values))
 
 
 def confusion_matrices(table: Table) -> Picture | None:
@@ -190,14 +205,33 @@ def gap(table: Table) -> Picture | None:
 
 
 def class_counts(table: Table) -> Picture | None:
-    """Images of each class and split."""
-    run = next(iter(table.scored), None)
-    counts = {split: np.array(run.class_counts(split)) for split in plots.STYLES if run and run.class_counts(split)}
-    if run is None or not counts:
-        return None
-    many = len(run.class_names) > MANY_CLASSES
-    drawn = plots.class_counts(counts, run.class_names, FEW if many else None)
-    return Picture("Images of each class", f"Dotted: {FEW} images of train." if many else "", [Drawing(drawn)])
+    """Images of each class and split; one picture for each of the groups' own counts, as limits and folds make them."""
+    names = next((run.class_names for run in table.scored), ())
+    many = len(names) > MANY_CLASSES
+    found: dict[Counts, list[Group]] = {}
+    for group in table.groups:
+        for counts in dict.fromkeys(filter(None, map(_counts_of, group.scored))):
+            found.setdefault(counts, []).append(group)
+    shown = []
+    for counts, groups in list(found.items())[:MOST_COUNTS]:
+        images = {split: np.array(numbers) for split, numbers in counts}
+        title = _shared(groups) if len(found) > 1 else ""
+        shown.append(Drawing(plots.class_counts(images, names, FEW if many else None, title)))
+    note = f"Dotted: {FEW} images of train." if many else ""
+    if len(found) > len(shown):
+        note += f" The first {len(shown)} of {len(found)} that the runs have."
+    return Picture("Images of each class", note.strip(), shown) if shown else None
+
+
+def _counts_of(run: Run) -> Counts:
+    return tuple((split, tuple(run.class_counts(split))) for split in plots.STYLES if run.class_counts(split))
+
+
+def _shared(groups: Sequence[Group]) -> str:
+    """What the groups have in common, or else their names."""
+    common = set.intersection(*(set(group.shown.items()) for group in groups))
+    label = " ".join(text for axis, text in groups[0].shown.items() if (axis, text) in common)
+    return label or "; ".join(group.label for group in groups)
 
 
 def scores_by_class(table: Table) -> Picture | None:
@@ -207,14 +241,19 @@ def scores_by_class(table: Table) -> Picture | None:
         return None
     names = table.scored[0].class_names
     shown = [Drawing(plots.class_scores(mean_class_scores(group), names, PASS, _runs_of(group))) for group in groups]
-    note = f"Means over the runs of a group; red: below {PASS}. A class that is never predicted has no precision."
+    note = f"Means over the runs of a group; red: below {PASS}. A class that is never predicted has a precision of 0."
     return Picture("Precision, recall and F1 of each class", note, shown)
 
 
 def mean_class_scores(group: Group) -> np.ndarray:
-    """Precision, recall and F1 of each class (3, K), means over the runs; NaN where no run defines it."""
-    values = np.ma.masked_invalid([class_scores(run.counts) for run in group.scored])
-    return values.mean(axis=0).filled(np.nan)
+    """Precision, recall and F1 of each class (3, K), means over the runs; NaN where there is no image of it.
+
+    Where a run never predicts a class its precision counts as 0, as in scikit-learn's averages.
+    """
+    values = [
+        np.where(run.counts.sum(axis=1) > 0, np.nan_to_num(class_scores(run.counts)), np.nan) for run in group.scored
+    ]
+    return np.mean(values, axis=0)
 
 
 def score_bands(table: Table) -> Picture | None:
