@@ -31,9 +31,8 @@ def facts_of(run: Run) -> dict[str, float]:
     layers = read_layers(run.folder.kept_layers)
     for epoch in sorted({layers["epoch"].min(), layers["epoch"].max()}) if len(layers) else ():
         values = layers[layers["epoch"] == epoch].set_index("quantity")["value"]
-        # the last layer with weights is the linear one
-        facts[f"gradient of the first convolution, epoch {epoch}"] = float(values["gradient_norm"].iloc[0])
-        facts[f"gradient of the last convolution, epoch {epoch}"] = float(values["gradient_norm"].iloc[-2])
+        facts[f"gradient of the first layer, epoch {epoch}"] = float(values["gradient_norm"].iloc[0])
+        facts[f"gradient of the last layer but one, epoch {epoch}"] = float(values["gradient_norm"].iloc[-2])
         facts[f"dead units in the worst layer, epoch {epoch}"] = float(np.max(values.get("dead_units", 0)))
     return facts | {"core seconds": run.status.get("core_seconds", np.nan)}
 

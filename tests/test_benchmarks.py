@@ -150,8 +150,8 @@ def test_last_epochs_are_those_of_the_files(tmp_path, monkeypatch):
     assert [fact["test/accuracy"] for fact in facts] == [0.25, 0.75]
     assert [fact["test/accuracy, best epoch - last"] for fact in facts] == [0.5, 0.0]
     assert facts[0]["largest step"] == 0.5
-    assert facts[0]["gradient of the first convolution, epoch 0"] == 1
-    assert facts[0]["gradient of the last convolution, epoch 1"] == 3
+    assert facts[0]["gradient of the first layer, epoch 0"] == 1
+    assert facts[0]["gradient of the last layer but one, epoch 1"] == 3
     text = last_epoch.tables(str(tmp_path))
     assert "  train/loss                                              0.5000 ± 0.3536" in text
     assert text.endswith("2 runs, 200 core seconds in all")

@@ -19,6 +19,12 @@ publish = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(publish)
 
 
+def test_the_published_runs_of_all_pages_are_small():
+    files = [file for file in (FILE.parents[1] / "docs" / "results").rglob("*") if file.is_file()]
+    assert not [file for file in files if file.suffix in (".ckpt", ".pt", ".safetensors")]
+    assert sum(file.stat().st_size for file in files) < 10_000_000
+
+
 def shown(folder):
     (table,) = tables_of([read_run(run) for run in find_runs([folder])])
     return rows_of(table)

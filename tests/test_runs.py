@@ -7,7 +7,7 @@ from fake_runs import change_status, write_run
 from sklearn import metrics
 
 from resnet_lab.report.__main__ import report
-from resnet_lab.report.runs import read_metrics, read_predictions, read_run
+from resnet_lab.report.runs import read_layers, read_metrics, read_predictions, read_run
 from resnet_lab.run_folder import RunFolder, find_runs
 
 
@@ -88,6 +88,11 @@ def test_names_of_images_are_text(tmp_path):
     targets, predictions, probabilities = found.answers
     assert (targets.tolist(), predictions.tolist()) == ([0, 1], [1, 1])
     assert probabilities.tolist() == [[0.25, 0.75], [0.5, 0.5]]
+
+
+def test_layers_that_are_called_by_numbers_have_names(tmp_path):
+    (tmp_path / "layers.csv").write_text("epoch,quantity,layer,value\n0,gradient_norm,3,0.5\n")
+    assert read_layers(tmp_path / "layers.csv")["layer"].tolist() == ["3"]
 
 
 def test_half_a_row_of_metrics_is_left_out_and_a_repeated_epoch_counts_once(tmp_path):

@@ -232,7 +232,7 @@ def read_metrics(file: Path) -> pd.DataFrame:
 def read_layers(file: Path) -> pd.DataFrame:
     """The rows `epoch, quantity, layer, value` of layers.csv; empty where there is none, or it is damaged."""
     try:
-        frame = pd.read_csv(file)
+        frame = pd.read_csv(file, dtype={"layer": str})
         return frame.astype({"epoch": int, "value": float})[["epoch", "quantity", "layer", "value"]]
     except (OSError, ValueError, KeyError, EOFError, zlib.error):
         return pd.DataFrame(columns=["epoch", "quantity", "layer", "value"])
