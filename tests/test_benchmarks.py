@@ -142,14 +142,16 @@ def test_last_epochs_are_those_of_the_files(tmp_path, monkeypatch):
 
     for seed, accuracies in enumerate(([0.5, 0.75, 0.25], [0.5, 0.5, 0.75])):
         run = write_run(tmp_path / str(seed), seed=seed, core_seconds=100.0)
-        rows = [f"{epoch},{accuracy},{1 - accuracy}" for epoch, accuracy in enumerate(accuracies)]
-        (run / "metrics.csv").write_text("\n".join(["epoch,test/accuracy,train/loss", *rows]) + "\n")
+        rows = [f"{epoch},{accuracy},{1 - accuracy},{0.3 * epoch * seed}" for epoch, accuracy in enumerate(accuracies)]
+        (run / "metrics.csv").write_text("\n".join(["epoch,test/accuracy,train/loss,train/accuracy", *rows]) + "\n")
         layers = [f"{epoch},gradient_norm,{name},{n + epoch}" for epoch in (0, 1) for n, name in enumerate("abc", 1)]
         (run / "layers.csv").write_text("\n".join(["epoch,quantity,layer,value", *layers]) + "\n")
     facts = [last_epoch.facts_of(read_run(folder)) for folder in find_runs([tmp_path])]
     assert [fact["test/accuracy"] for fact in facts] == [0.25, 0.75]
     assert [fact["test/accuracy, best epoch - last"] for fact in facts] == [0.5, 0.0]
     assert facts[0]["largest step"] == 0.5
+    reached = [fact["train/accuracy of 0.5, first epoch"] for fact in facts]
+    assert (math.isnan(reached[0]), reached[1]) == (True, 2)
     assert facts[0]["gradient of the first layer, epoch 0"] == 1
     assert facts[0]["gradient of the last layer but one, epoch 1"] == 3
     text = last_epoch.tables(str(tmp_path))
