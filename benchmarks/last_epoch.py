@@ -31,6 +31,8 @@ def facts_of(run: Run) -> dict[str, float]:
     if "test/accuracy" in metrics:
         facts["test/accuracy, best epoch - last"] = float(metrics["test/accuracy"].max() - last["test/accuracy"])
         facts["test/recall_1 > 0, epochs"] = float((metrics.get("test/recall_1", pd.Series(dtype=float)) > 0).sum())
+        if "train/accuracy" in metrics:
+            facts["train/accuracy - test/accuracy"] = float(last["train/accuracy"] - last["test/accuracy"])
         steps = metrics["test/accuracy"].diff().abs()
         facts |= {"test/accuracy, median step": float(steps.median()), "largest step": float(steps.max())}
     layers = read_layers(run.folder.kept_layers)
