@@ -51,10 +51,10 @@ def tables(folder: str) -> str:
     for table in tables_of(runs):
         for group in table.groups:
             facts = pd.DataFrame([facts_of(run) for run in group.scored]).T
-            spread = facts.std(axis=1, ddof=1)
+            spread = facts.std(axis=1, ddof=1, skipna=False)
             lines = [
                 f"  {name:<52}{mean:>10.4f} ± {spread[name]:<10.4f}{'  '.join(f'{v:.4g}' for v in facts.loc[name])}"
-                for name, mean in facts.mean(axis=1).items()
+                for name, mean in facts.mean(axis=1, skipna=False).items()
             ]
             blocks.append("\n".join([f"{group.label} (n = {len(group.scored)}; seeds in the last columns)", *lines]))
     total = sum(run.status.get("core_seconds", 0) for run in runs)

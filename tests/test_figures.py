@@ -206,6 +206,13 @@ def test_counts_that_differ_between_groups_are_all_shown(tmp_path):
     assert [drawing.wide.get_suptitle() for drawing in shown] == ["max_per_class=none", "max_per_class=30"]
     widths = [[bar.get_width() for bar in drawing.wide.axes[0].patches] for drawing in shown]
     assert widths == list(counts.values())
+    write_run(tmp_path / "other", seed=1, config={"data.max_per_class": 30}, class_counts={"train": [9, 9, 9, 9, 9]})
+    shown = figures.picture("class_counts", table_of(tmp_path)).shown
+    assert [drawing.wide.get_suptitle() for drawing in shown] == [
+        "max_per_class=none",
+        "max_per_class=30",
+        "pretrained=none max_per_class=30 seed=1",
+    ]
     (drawing,) = figures.picture("class_counts", table_of(tmp_path / "NoneNone")).shown
     assert drawing.wide.get_suptitle() == ""
 
@@ -217,6 +224,8 @@ def test_a_loss_far_above_the_others_makes_the_axis_logarithmic(tmp_path):
     picture = figures.picture("loss", table_of(tmp_path))
     assert {drawing.axes[0].get_yscale() for drawing in (picture.shown[0].wide, picture.shown[0].narrow)} == {"log"}
     assert "logarithmic" in picture.note
+    follow(run, val__loss=[1.6, np.inf, 1.5, 1.5, 1.4, 1.4])
+    assert figures.picture("loss", table_of(tmp_path)).shown[0].wide.axes[0].get_yscale() == "linear"
 
 
 def test_bands_hold_their_lower_edge_and_the_last_its_upper_one():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -130,7 +130,8 @@ def _curves(curve: Curve, table: Table) -> Picture | None:
 
 def _are_far_apart(values: np.ndarray) -> bool:
     """Whether one value would press the others to the ground of a linear axis."""
-    return bool(np.nanmin(values) > 0 and np.nanmax(values) > FAR * np.nanmedian(values))
+    values = values[np.isfinite(values)]
+    return bool(values.size and values.min() > 0 and values.max() > FAR * np.median(values))
 
 
 def confusion_matrices(table: Table) -> Picture | None:
@@ -208,10 +209,15 @@ def class_counts(table: Table) -> Picture | None:
     """Images of each class and split; one picture for each of the groups' own counts, as limits and folds make them."""
     names = next((run.class_names for run in table.scored), ())
     many = len(names) > MANY_CLASSES
-    found: dict[Counts, list[Group]] = {}
+    found: dict[Counts, dict[str, Group]] = {}
     for group in table.groups:
-        for counts in dict.fromkeys(filter(None, map(_counts_of, group.scored))):
-            found.setdefault(counts, []).append(group)
+        own: dict[Counts, Run] = {}
+        for run in group.scored:
+            own.setdefault(_counts_of(run), run)
+        own.pop((), None)
+        for counts, run in own.items():  # several where seeds see other images
+            name = group.label + (f" seed={run.config.get('seed')}" if len(own) > 1 else "")
+            found.setdefault(counts, {})[name] = group
     shown = []
     for counts, groups in list(found.items())[:MOST_COUNTS]:
         images = {split: np.array(numbers) for split, numbers in counts}
@@ -227,11 +233,12 @@ def _counts_of(run: Run) -> Counts:
     return tuple((split, tuple(run.class_counts(split))) for split in plots.STYLES if run.class_counts(split))
 
 
-def _shared(groups: Sequence[Group]) -> str:
-    """What the groups have in common, or else their names."""
-    common = set.intersection(*(set(group.shown.items()) for group in groups))
-    label = " ".join(text for axis, text in groups[0].shown.items() if (axis, text) in common)
-    return label or "; ".join(group.label for group in groups)
+def _shared(groups: Mapping[str, Group]) -> str:
+    """What several groups have in common, or else their names."""
+    first, *others = groups.values()
+    common = set(first.shown.items()).intersection(*(group.shown.items() for group in others))
+    label = " ".join(text for axis, text in first.shown.items() if (axis, text) in common)
+    return label if label and others else "; ".join(groups)
 
 
 def scores_by_class(table: Table) -> Picture | None:
