@@ -1,8 +1,8 @@
 """Tables of the pages in docs/results that predictions do not give: `python benchmarks/last_epoch.py DIR …`.
 
-Of each group of runs: metrics.csv in its last epoch, when half of train was right, how far the best epoch on test lies
-above the last, what the layers did in the first epoch and the last (where they were followed), and what all runs cost.
-Mean ± standard deviation over seeds.
+Of each group of runs: metrics.csv in its last epoch, when some levels were first reached (epochs from 0), the loss
+without its worst images, how far the best epoch on test lies above the last, what the layers did in the first epoch and
+the last (where they were followed), and what all runs cost. Mean ± standard deviation over seeds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,13 @@ from resnet_lab.report.comparison import tables_of
 from resnet_lab.report.runs import Run, read_layers, read_metrics, read_run
 from resnet_lab.run_folder import find_runs
 
-HALF = 0.5  # an accuracy that tells how fast a network learns
+LEVELS = {
+    "train/accuracy": 0.5,
+    "test/accuracy": 0.4,
+    "test/recall_3": 0.1,
+    "test/recall_4": 0.1,
+}  # when are they reached?
+WORST = 5  # images whose losses are left out
 
 
 def facts_of(run: Run) -> dict[str, float]:
@@ -25,9 +31,14 @@ def facts_of(run: Run) -> dict[str, float]:
     last = metrics.iloc[-1]
     facts = {name: float(last[name]) for name in last.index if name.split("/")[-1] in ("loss", "accuracy")}
     facts |= {name: float(last[name]) for name in last.index if name.startswith(("test/recall_", "train/recall_"))}
-    if "train/accuracy" in metrics:
-        reached = metrics.index[metrics["train/accuracy"] >= HALF]
-        facts[f"train/accuracy of {HALF}, first epoch"] = float(reached[0]) if len(reached) else np.nan
+    for name, level in LEVELS.items():
+        if name in metrics:
+            reached = metrics.index[metrics[name] >= level]
+            facts[f"{name} of {level}, first epoch"] = float(reached[0]) if len(reached) else np.nan
+    if run.predictions and "test/loss" in metrics:
+        targets, _, probabilities = run.predictions.answers
+        losses = -np.log(np.maximum(probabilities[np.arange(len(targets)), targets], np.finfo(np.float32).tiny))
+        facts[f"test/loss without the {WORST} worst images"] = float(np.sort(losses)[:-WORST].mean())
     if "test/accuracy" in metrics:
         facts["test/accuracy, best epoch - last"] = float(metrics["test/accuracy"].max() - last["test/accuracy"])
         facts["test/recall_1 > 0, epochs"] = float((metrics.get("test/recall_1", pd.Series(dtype=float)) > 0).sum())

@@ -151,6 +151,7 @@ def test_last_epochs_are_those_of_the_files(tmp_path, monkeypatch):
     assert [fact["test/accuracy, best epoch - last"] for fact in facts] == [0.5, 0.0]
     assert facts[0]["largest step"] == 0.5
     reached = [fact["train/accuracy of 0.5, first epoch"] for fact in facts]
+    assert [fact["test/accuracy of 0.4, first epoch"] for fact in facts] == [0, 0]
     assert [fact["train/accuracy - test/accuracy"] for fact in facts] == pytest.approx([-0.25, 0.6 - 0.75])
     assert (math.isnan(reached[0]), reached[1]) == (True, 2)
     assert facts[0]["gradient of the first layer, epoch 0"] == 1
