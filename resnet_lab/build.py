@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from resnet_lab import environment
 from resnet_lab.checkpoints import AtomicCheckpointIO
+from resnet_lab.compatibility import upgraded
 from resnet_lab.config import build
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.errors import UserError
@@ -122,7 +123,7 @@ def origin_of(checkpoint: dict[str, Any], file: Path) -> dict[str, Any]:
         target = node.get("_target_", "resnet_lab.") if isinstance(node, dict) else "resnet_lab."
         if not str(target).startswith("resnet_lab."):  # a checkpoint may come from anywhere, and it names what we call
             raise UserError(f"{file}: its {group}._target_ {target} is not of resnet_lab; it is not called")
-    return origin
+    return origin | {"config": upgraded(origin["config"])}
 
 
 def rank() -> int:

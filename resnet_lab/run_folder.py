@@ -14,9 +14,9 @@ from typing import IO, Any
 
 import yaml
 
+from resnet_lab.compatibility import SCHEMA_VERSION, upgraded
 from resnet_lab.errors import UserError
 
-SCHEMA_VERSION = 1
 PATIENCE = 10.0  # seconds to wait for a process in a run folder that is about to end
 REMEDY = "remove its folder and train the run again"
 # configuration keys, dotted, that runs may differ in and still be the same experiment
@@ -122,10 +122,10 @@ class RunFolder:
         return self.path / f"class_report_{split}.csv"
 
     def read_config(self) -> dict[str, Any]:
-        """The resolved configuration as plain dictionaries and lists."""
+        """The resolved configuration as plain dictionaries and lists; one of an older version with today's keys."""
         if not self.config_file.is_file():
             raise UserError(f"{self.path} is not a run folder: it holds no {self.config_file.name}")
-        return _parse(self.config_file, yaml.safe_load)
+        return upgraded(_parse(self.config_file, yaml.safe_load))
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Write the resolved configuration."""

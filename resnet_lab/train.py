@@ -17,6 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from resnet_lab.compatibility import with_older_defaults
 from resnet_lab.config import check, conf_dir, config_hash, differences, one_line, register
 from resnet_lab.errors import UserError
 from resnet_lab.processes import (
@@ -102,6 +103,9 @@ def lay(run: RunFolder, config: DictConfig, asked: Sequence[str] = ()) -> None:
     """
     plain: Any = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
     if run.config_file.is_file():
+        given = {item.partition("=")[0].lstrip("+~") for item in asked}
+        version = run.read_status().get("schema_version", 1)
+        plain = with_older_defaults(plain, run.read_config(), version, given)
         _refuse_another(run, plain)
         if run.read_status()["state"] == "done" or run.is_locked():  # what it is done with stays written
             return

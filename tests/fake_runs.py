@@ -107,7 +107,7 @@ def write_status(folder, names, shares, seed, fingerprint, epochs, extra) -> Non
         split: [round(n * share) for share in shares] for split, n in (("train", 4000), ("val", 500), ("test", 400))
     }
     status = {
-        "schema_version": 1,
+        "schema_version": 2,
         "state": "done",
         "error": None,
         "class_names": names,

@@ -1,0 +1,91 @@
+"""Configurations of older versions: keys that were added, renamed or given another default since they were written.
+
+Every key that is added, renamed or gets another default enters a table here, with the value that reproduces what the
+program did before. The tables apply whenever a config.yaml or a checkpoint is read.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+SCHEMA_VERSION = 2  # of a run folder; raise it when a default changes (`CHANGED`)
+
+RETINOPATHY = ("resnet_lab.data.retinopathy.Retinopathy", "resnet_lab.data.synthetic.Synthetic")
+
+
+class Added(NamedTuple):
+    """A key that older configurations lack."""
+
+    value: Any  # what reproduces the behavior from before the key existed
+    targets: tuple[str, ...] = ()  # only where the group's `_target_` is one of these; empty: everywhere
+
+
+# dotted key → what a configuration without it did
+ADDED: dict[str, Added] = {
+    "follow_layers": Added(False),
+    "figures": Added(["accuracy", "confusion_matrices"]),
+    "on_failed": Added("retry"),
+    "on_corrupt": Added("best"),
+    "keep_last": Added(True),
+    "start": Added(True),
+    "data.splits": Added(None),
+    "data.max_per_class": Added(None),
+}
+
+# dotted key → the keys that took its place; each gets its value, unless the configuration has it already
+RENAMED: dict[str, tuple[str, ...]] = {}
+
+# dotted key → version in which its default changed, the default before, and the default since
+CHANGED: dict[str, tuple[int, Any, Any]] = {}
+
+
+def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration of any version with the keys of this one; the argument stays as it is."""
+    config = copy.deepcopy(dict(config))
+    for old, new in RENAMED.items():
+        group, name = _place(config, old)
+        if group is None or name not in group:
+            continue
+        value = group.pop(name)
+        for key in new:
+            target, name = _place(config, key)
+            if target is not None:
+                target.setdefault(name, copy.deepcopy(value))
+    for key, added in ADDED.items():
+        group, name = _place(config, key)
+        if group is not None and (not added.targets or group.get("_target_") in added.targets):
+            group.setdefault(name, copy.deepcopy(added.value))
+    return config
+
+
+def with_older_defaults(
+    config: Mapping[str, Any], before: Mapping[str, Any], version: int, given: Collection[str]
+) -> dict[str, Any]:
+    """A composed configuration as the same command composed it when a run folder was created.
+
+    Args:
+        config: of the command today.
+        before: of the folder.
+        version: `schema_version` of the folder.
+        given: dotted keys that the command line sets; these stay as they are.
+    """
+    config = copy.deepcopy(dict(config))
+    for key, (changed_in, old, new) in CHANGED.items():
+        group, name = _place(config, key)
+        there, _ = _place(before, key)
+        if group is None or there is None or version >= changed_in or key in given:
+            continue
+        if group.get(name) == new and there.get(name) == old:
+            group[name] = copy.deepcopy(old)
+    return config
+
+
+def _place(config: Mapping[str, Any], key: str) -> tuple[Any, str]:
+    """The mapping that holds a dotted key, or would, and the key's own name; None where there is no such mapping."""
+    *path, name = key.split(".")
+    group: Any = config
+    for part in path:
+        group = group.get(part) if isinstance(group, Mapping) else None
+    return (group if isinstance(group, dict) else None), name

@@ -1,0 +1,93 @@
+"""What older versions left behind goes on: a sweep of commit e53b772 is resumed, evaluated and used to predict."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from resnet_lab import compatibility, evaluate, predict, train
+from resnet_lab.compatibility import ADDED, Added, upgraded, with_older_defaults
+from resnet_lab.job import guarded
+from resnet_lab.run_folder import RunFolder, find_runs
+
+OLDER = Path(__file__).with_name("older")
+EXPERIMENT = """# @package _global_
+defaults: [override /data: retinopathy, override /model: resnet_cifar, override /trainer: cpu, override /schedule: cosine]
+model: {depth: 8, widths: [4, 4, 8]}
+data: {image_size: 24, batch_size: 16, val_fraction: 0.25, root: photographs, cache_dir: cache, color_jitter: 0.1}
+trainer: {max_epochs: 4, progress_bar: false, precision: 32-true, channels_last: false}
+optim: {lr: 0.05}
+"""
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A sweep of commit e53b772: seed 0 is done, seed 1 was killed after two of four epochs."""
+    folder = tmp_path / "sweep"
+    shutil.copytree(OLDER / "e53b772", folder)
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "tiny.yaml").write_text(EXPERIMENT)
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+def test_the_command_of_an_older_sweep_goes_on_with_it(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    def run_here(command: list[str]) -> int:
+        run = RunFolder(Path(command[-2]))
+        started.append(run.path.name)
+        with run.lock():
+            return guarded(run)
+
+    monkeypatch.setattr(train, "run_tied", run_here)
+    monkeypatch.setattr(train, "preflight", lambda arguments: True)
+    command = ["train", "--config-dir", "conf", "-m", "experiment=tiny", "seed=0,1", "sweep_dir=sweep"]
+    monkeypatch.setattr(sys, "argv", command)
+    GlobalHydra.instance().clear()
+    assert train.main() == 0
+    assert started == ["experiment-tiny_seed-1"]
+    states = [run.read_status()["state"] for run in find_runs([sweep])]
+    assert states == ["done", "done"]
+    resumed = pd.read_csv(sweep / "experiment-tiny_seed-1" / "metrics.csv")
+    uninterrupted = pd.read_csv(sweep / "uninterrupted.csv")
+    shared = [column for column in uninterrupted if column in resumed]
+    assert "val/loss" in shared
+    # another processor rounds otherwise
+    pd.testing.assert_frame_equal(resumed[shared], uninterrupted[shared], atol=1e-3)
+
+
+def test_an_older_run_is_evaluated_and_predicts(sweep: Path, tmp_path: Path) -> None:
+    run, before = sweep / "experiment-tiny_seed-0", OLDER / "e53b772" / "experiment-tiny_seed-0"
+    evaluate.command([str(run), "split=test", "out=evaluated"])
+    columns = [f"p_{grade}" for grade in range(5)]
+    stored = pd.read_csv(before / "predictions_test.csv").set_index("image")[columns]
+    found = pd.read_csv("evaluated/predictions_test.csv").set_index("image")[columns]
+    pd.testing.assert_frame_equal(found, stored, atol=1e-4)
+    predict.command([str(run / "checkpoints" / "best.ckpt"), "photographs/images", "out=predictions.csv"])
+    assert len(pd.read_csv("predictions.csv")) == 64
+
+
+def test_keys_are_added_and_renamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ADDED, "data.new", Added(1, ("a.B",)))
+    monkeypatch.setitem(compatibility.RENAMED, "data.old", ("data.one", "data.two"))
+    config = {"seed": 0, "data": {"_target_": "a.B", "old": 0.2, "two": 0.5}, "model": "none"}
+    changed = upgraded(config)
+    assert {key: changed["data"][key] for key in ("new", "one", "two")} == {"new": 1, "one": 0.2, "two": 0.5}
+    assert "old" not in changed["data"]
+    assert config["data"] == {"_target_": "a.B", "old": 0.2, "two": 0.5}
+    assert "new" not in upgraded({"data": {"_target_": "other.C"}})["data"]
+
+
+def test_a_changed_default_is_the_older_one_in_older_folders_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compatibility, "CHANGED", {"data.key": (2, "before", "after")})
+    now, before = {"data": {"key": "after"}}, {"data": {"key": "before"}}
+    assert with_older_defaults(now, before, 1, ()) == before
+    assert with_older_defaults(now, before, 2, ()) == now
+    assert with_older_defaults(now, before, 1, {"data.key"}) == now
+    assert with_older_defaults({"data": {"key": "third"}}, before, 1, ()) == {"data": {"key": "third"}}
