@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from resnet_lab.compatibility import with_older_defaults
-from resnet_lab.config import check, conf_dir, config_hash, differences, one_line, register
+from resnet_lab.config import check, check_overrides, conf_dir, config_hash, differences, one_line, register
 from resnet_lab.errors import UserError
 from resnet_lab.processes import (
     BUSY,
@@ -176,6 +177,7 @@ def start(run: RunFolder) -> None:
 def checked() -> bool:
     """Whether a sweep may start; if not, it says why."""
     try:
+        check_overrides(sys.argv[1:])
         return preflight(sys.argv[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -205,12 +207,21 @@ def main() -> int:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     except Exception as error:
+        if _raised_in(error) in ("hydra", "omegaconf"):  # an override that they do not understand
+            print(f"error: {one_line(error)}", file=sys.stderr)
+            return 1
         if type(error).__module__.partition(".")[0] not in LAUNCHERS:
             raise
         first = str(error).strip().partition("\n")[0]
         print(f"error: a process of the launcher died ({first}); the same command goes on", file=sys.stderr)
         return 1
     return 1 if FAILED else 0
+
+
+def _raised_in(error: BaseException) -> str:
+    """The top-level package whose code raised an error."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
 
 
 def _hands_over(arguments: Sequence[str]) -> bool:

@@ -23,8 +23,9 @@ defaults:
   - override /trainer: cpu
   - override /schedule: cosine
 model: {depth: 8, widths: [4, 4, 8]}
-data: {image_size: 24, batch_size: 16, val_fraction: 0.25, root: photographs, cache_dir: cache, brightness: 0.1, contrast: 0.1,
-  saturation: 0.1, hue: 0.1}
+data:
+  {image_size: 24, batch_size: 16, val_fraction: 0.25, root: photographs, cache_dir: cache,
+  brightness: 0.1, contrast: 0.1, saturation: 0.1, hue: 0.1}
 trainer: {max_epochs: 4, progress_bar: false, precision: 32-true, channels_last: false}
 optim: {lr: 0.05}
 """

@@ -312,3 +312,17 @@ def test_choices_that_do_not_fit_stop_before_training(make_run: MakeRun, overrid
     assert guarded(run) == 1
     assert message in run.read_status()["error"]
     assert not run.metrics_file.exists()
+
+
+@pytest.mark.parametrize(("version", "code"), [(1, 0), (2, 1)])
+def test_a_key_that_nothing_reads_stops_a_job_unless_an_older_version_wrote_it(
+    make_run: MakeRun, version: int, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run("trainer.max_epochs=1")
+    config = run.read_config()
+    run.write_config(config | {"trainer": config["trainer"] | {"max_epoch": 50}})
+    run.update_status(schema_version=version)
+    assert guarded(run) == code
+    assert "trainer.max_epoch" in capsys.readouterr().out
+    if code:
+        assert "did you mean trainer.max_epochs?" in run.read_status()["error"]
