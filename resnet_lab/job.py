@@ -77,6 +77,8 @@ def run_job(run: RunFolder) -> None:
     log.info("%s in %s", "going on" if resume_from else "starting", run.path)
     trainer.fit(module, datamodule=datamodule, ckpt_path=resume_from, weights_only=True)
     kept = last.selection()
+    if best and kept["best_value"] is None:
+        log.warning("%s is undefined in every epoch, so the last epoch is kept and tested; see monitor=", monitor)
     chosen = run.path / (kept["best_checkpoint"] or kept["last_checkpoint"])
     if datamodule.test_splits:
         trainer.test(module, datamodule=datamodule, ckpt_path=chosen, weights_only=True, verbose=False)

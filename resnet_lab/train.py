@@ -75,7 +75,8 @@ def train(config: DictConfig) -> float | None:
             raise
         FAILED.append(run)
         return math.nan
-    return run.read_status().get("best_value")
+    best = run.read_status().get("best_value")
+    return math.nan if best is None else best
 
 
 def _refuse_mixture(run: RunFolder, sweep: bool) -> None:
