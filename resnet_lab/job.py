@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from resnet_lab import environment
 from resnet_lab.build import build_datamodule, build_module, build_trainer, rank, set_up_logging
-from resnet_lab.callbacks import Ending, FiniteLoss, Observer, ResumableEarlyStopping
+from resnet_lab.callbacks import Ending, EpochSeed, FiniteLoss, Observer, ResumableEarlyStopping
 from resnet_lab.checkpoints import EpochRows, LastCheckpoint, RunCheckpoint, resume_point
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.errors import UserError
@@ -58,6 +58,7 @@ def run_job(run: RunFolder) -> None:
     last = LastCheckpoint(run, rows, best)
     callbacks = [
         Ending(run),
+        EpochSeed(config["seed"]),
         FiniteLoss(),
         rows,
         observer,
