@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -91,6 +86,23 @@ def make(make_run: MakeRun) -> MakeRun:
         return run
 
     return lay
+
+
+@pytest.mark.parametrize(("first", "then"), [(2, 0), (0, 1)])
+def test_a_run_goes_on_with_another_number_of_workers(
+    make: MakeRun, monkeypatch: pytest.MonkeyPatch, first: int, then: int
+) -> None:
+    whole, broken = make("dropout", "whole"), make("dropout", "broken", f"data.num_workers={first}")
+    guarded(whole)
+    with monkeypatch.context() as patch:
+        dying(patch, "middle epoch")
+        with pytest.raises(Killed):
+            guarded(broken)
+    config = broken.read_config()
+    broken.write_config(config | {"data": config["data"] | {"num_workers": then}})
+    assert guarded(broken) == 0
+    assert "going on" in broken.log_file.read_text()
+    assert same_end(whole, broken)
 
 
 @pytest.mark.slow
