@@ -168,10 +168,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         work = Path(folder).resolve()
         lines = ["# Faults survived", "", f"`python benchmarks/faults.py --kills {options.kills}`; {origin()}", ""]
         lines += ["## SIGKILL at random moments", ""]
-        lines += [
-            f"A sweep of four jobs of {EPOCHS} short epochs and {options.workers} loader workers each, started again after each kill.",
-            "",
-        ]
+        jobs = f"four jobs of {EPOCHS} short epochs and {options.workers} loader workers each"
+        lines += [f"A sweep of {jobs}, started again after each kill.", ""]
         lines += ["| kill | after s | killed | jobs when all was dead |", "|---:|---:|---|---|"]
         for number, kill in enumerate(kills(work, options.kills, options.seed, EPOCHS, options.workers), start=1):
             lines.append(f"| {number} | {kill.seconds:.1f} | {kill.what} | {kill.states} |")
