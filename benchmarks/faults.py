@@ -63,9 +63,9 @@ def jobs_of(folder: Path) -> list[int]:
     return processes
 
 
-def kill_once(folder: Path, epochs: int, dice: random.Random, longest: float) -> Kill:
+def kill_once(folder: Path, grid: Sequence[str], dice: random.Random, longest: float) -> Kill:
     """Start the sweep, kill it or a job of it at a random moment, and wait until nothing is at work."""
-    process, seconds = start(folder, *GRID, f"trainer.max_epochs={epochs}"), dice.uniform(0.5, longest)
+    process, seconds = start(folder, *grid), dice.uniform(0.5, longest)
     time.sleep(seconds)
     jobs = jobs_of(folder)
     one_job = bool(jobs) and dice.random() < 0.5
@@ -91,8 +91,8 @@ def results(folder: Path) -> dict[str, str]:
     return {f"{run.path.name}/{name}": (run.path / name).read_text() for run in runs for name in names}
 
 
-def kills(work: Path, number: int, seed: int, epochs: int) -> list[Kill]:
-    """A sweep killed `number` times and then left alone, against one that nobody disturbed.
+def kills(work: Path, number: int, seed: int, epochs: int, workers: int) -> list[Kill]:
+    """A sweep killed `number` times and then left alone, against one without loader workers that nobody disturbed.
 
     Raises:
         AssertionError: a checkpoint was cut short, a dead job was called running, or the results differ.
@@ -100,13 +100,14 @@ def kills(work: Path, number: int, seed: int, epochs: int) -> list[Kill]:
     whole, broken = work / "whole", work / "broken"
     for folder in (whole, broken):
         folder.mkdir()
+    grid = [*GRID, f"trainer.max_epochs={epochs}", f"data.num_workers={workers}"]
     begun = time.monotonic()
-    assert start(whole, *GRID, f"trainer.max_epochs={epochs}").wait() == 0, (whole / "output.txt").read_text()
+    assert start(whole, *grid, "data.num_workers=0").wait() == 0, (whole / "output.txt").read_text()
     longest = (time.monotonic() - begun) / 8  # so that most kills come before the end
     shutil.copytree(whole / "data", broken / "data")
     dice = random.Random(seed)
-    done = [kill_once(broken, epochs, dice, longest) for _ in range(number)]
-    assert start(broken, *GRID, f"trainer.max_epochs={epochs}").wait() == 0, (broken / "output.txt").read_text()
+    done = [kill_once(broken, grid, dice, longest) for _ in range(number)]
+    assert start(broken, *grid).wait() == 0, (broken / "output.txt").read_text()
     assert results(broken) == results(whole), "the results differ"
     return done
 
@@ -160,15 +161,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder).resolve()
         lines = ["# Faults survived", "", f"`python benchmarks/faults.py --kills {options.kills}`; {origin()}", ""]
         lines += ["## SIGKILL at random moments", ""]
-        lines += [f"A sweep of four jobs of {EPOCHS} short epochs each, started again after each kill.", ""]
+        jobs = f"four jobs of {EPOCHS} short epochs and {options.workers} loader workers each"
+        lines += [f"A sweep of {jobs}, started again after each kill.", ""]
         lines += ["| kill | after s | killed | jobs when all was dead |", "|---:|---:|---|---|"]
-        for number, kill in enumerate(kills(work, options.kills, options.seed, EPOCHS), start=1):
+        for number, kill in enumerate(kills(work, options.kills, options.seed, EPOCHS, options.workers), start=1):
             lines.append(f"| {number} | {kill.seconds:.1f} | {kill.what} | {kill.states} |")
         lines += [
             "",

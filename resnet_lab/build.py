@@ -95,6 +95,7 @@ def build_trainer(
         strategy=settings["strategy"],
         precision=precision,
         max_epochs=settings["max_epochs"],
+        sync_batchnorm=settings["sync_batchnorm"],  # Lightning converts the network for training only
         deterministic=settings["deterministic"],
         logger=logger,
         callbacks=[*callbacks, *([RichProgressBar()] if show_progress else [])],

@@ -8,8 +8,9 @@ import time
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
@@ -44,6 +45,23 @@ class ResumableEarlyStopping(EarlyStopping):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.wait_count >= self.patience:
             trainer.should_stop = True
+
+
+class EpochSeed(Callback):
+    """Seeds the global generators at the start of each epoch, so that a resumed run draws the same numbers.
+
+    Dropout draws from them; order and augmentation have generators of their own.
+
+    Args:
+        seed: of the run, which is combined with the epoch and the rank.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        sequence = np.random.SeedSequence([self.seed, trainer.current_epoch, trainer.global_rank])
+        seed_everything(int(sequence.generate_state(1)[0]), verbose=False)
 
 
 class Ending(Callback):

@@ -32,6 +32,7 @@ ADDED: dict[str, Added] = {
     "start": Added(True),
     "data.splits": Added(None),
     "data.max_per_class": Added(None),
+    "trainer.sync_batchnorm": Added(False),
 }
 
 # dotted key → the keys that took its place; each gets its value, unless the configuration has it already

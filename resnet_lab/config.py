@@ -55,6 +55,7 @@ class TrainerConfig:
     channels_last: Any = MISSING
     max_epochs: int = MISSING
     early_stopping: int | None = MISSING
+    sync_batchnorm: bool = MISSING
     deterministic: bool = MISSING
     progress_bar: bool = MISSING
 

@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 
 from resnet_lab import environment
 from resnet_lab.build import build_datamodule, build_module, build_trainer, rank, set_up_logging
-from resnet_lab.callbacks import Ending, FiniteLoss, Observer, ResumableEarlyStopping
+from resnet_lab.callbacks import Ending, EpochSeed, FiniteLoss, Observer, ResumableEarlyStopping
 from resnet_lab.checkpoints import EpochRows, LastCheckpoint, RunCheckpoint, resume_point
 from resnet_lab.config import check, without_unknown
 from resnet_lab.data.datamodule import DataModule
@@ -60,6 +60,7 @@ def run_job(run: RunFolder) -> None:
     last = LastCheckpoint(run, rows, best)
     callbacks = [
         Ending(run),
+        EpochSeed(config["seed"]),
         FiniteLoss(),
         rows,
         observer,
@@ -72,6 +73,7 @@ def run_job(run: RunFolder) -> None:
     logger = TensorBoardLogger(run.path, name="", version="tensorboard", default_hp_metric=False)
     trainer = build_trainer(config["trainer"], module, logger, callbacks)
     datamodule.batch_size_per_rank(trainer.world_size)  # refused now, before anything runs
+    synchronizable(config["trainer"], trainer)
     describe(run, trainer, datamodule, module, monitor)
 
     log.info("%s in %s", "going on" if resume_from else "starting", run.path)
@@ -122,6 +124,19 @@ def same_images(run: RunFolder, datamodule: DataModule) -> None:
                 f"the job began with other images or labels in {split} ({before[split]} then, {now} in "
                 f"{datamodule.data.root} now); give it those of then, or choose another sweep_dir"
             )
+
+
+def synchronizable(settings: dict[str, Any], trainer: Trainer) -> None:
+    """Refuse batch norm over all ranks where torch has none.
+
+    Raises:
+        UserError: several ranks train on the CPU with `trainer.sync_batchnorm`.
+    """
+    if settings["sync_batchnorm"] and trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
+        raise UserError(
+            f"trainer.sync_batchnorm=true with {trainer.world_size} ranks on the CPU: SyncBatchNorm needs GPUs; "
+            "set trainer.sync_batchnorm=false or trainer.accelerator=gpu"
+        )
 
 
 def selection(config: dict[str, Any], datamodule: DataModule) -> tuple[str | None, str]:

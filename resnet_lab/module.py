@@ -120,8 +120,7 @@ class Classifier(LightningModule):
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer_factory(self.parameters())
         max_epochs = self.trainer.max_epochs
-        assert max_epochs is not None
-        steps = max(1, int(self.trainer.estimated_stepping_batches) // max_epochs)
+        steps = max(1, self.trainer.datamodule.steps_per_epoch())  # type: ignore[attr-defined]
         scheduler = self.schedule_factory(optimizer, steps_per_epoch=steps, max_epochs=max_epochs)
         # Lightning updates an epoch's plateau after the checkpoint is written, and a resumed run would lack it;
         # as the last step of the epoch it comes after validation and before the checkpoint

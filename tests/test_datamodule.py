@@ -25,11 +25,17 @@ def build(root):
     def make(seed=0, follow_test=False, statistics=None, ranks=None, **keys):
         datamodule = DataModule(retinopathy(root, **{"batch_size": 8} | keys), seed, follow_test, statistics)
         if ranks is not None:
-            datamodule.trainer = SimpleNamespace(global_rank=ranks[0], world_size=ranks[1])
+            datamodule.trainer = trainer_of(*ranks)
         datamodule.setup()
         return datamodule
 
     return make
+
+
+def trainer_of(rank, world_size, epoch=0):
+    progress = SimpleNamespace(current=SimpleNamespace(processed=epoch))
+    fit_loop = SimpleNamespace(epoch_progress=progress)
+    return SimpleNamespace(global_rank=rank, world_size=world_size, fit_loop=fit_loop)
 
 
 def epoch(datamodule, number):
@@ -190,6 +196,25 @@ def test_images_in_memory_are_decoded_once(build, monkeypatch):
         epoch(datamodule, number)
         list(datamodule.val_dataloader()[0])
     assert calls == [30, 10]  # test has not been asked for
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_a_resumed_loader_begins_at_its_epoch_before_the_sampler_is_told(build, workers):
+    keys = AUGMENTED | {"num_workers": workers, "mean": None, "std": None}
+    datamodule = build(**keys)
+    datamodule.trainer = trainer_of(0, 1, epoch=3)
+    batches = iter(datamodule.train_dataloader())  # workers fetch from here on
+    expected = epoch(build(**AUGMENTED, mean=None, std=None), 3)
+    batches = list(batches)
+    for key, value in zip(("index", "target", "image"), expected, strict=True):
+        np.testing.assert_array_equal(torch.cat([batch[key] for batch in batches]), value)
+
+
+def test_loaders_leave_the_global_generator_alone(build):
+    datamodule, before = build(), torch.get_rng_state()
+    for loader in (datamodule.train_dataloader(), *datamodule.val_dataloader()):
+        list(loader)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 # classes

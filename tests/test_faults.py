@@ -161,8 +161,8 @@ def test_a_disk_too_full_for_the_status_is_still_one_line(
 
 @pytest.fixture
 def halfway(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
-    """A run that died in its third epoch, with a best epoch that is its first."""
-    run = make_run("trainer.max_epochs=4", name="halfway")
+    """A run that died in its third epoch, with a best epoch that is its first; a worker reads its images."""
+    run = make_run("trainer.max_epochs=4", "data.num_workers=1", name="halfway")
     with monkeypatch.context() as patch:
         patch.setattr(Classifier, "training_step", raising(KeyboardInterrupt(), 4, Classifier.training_step))
         patch.setattr(checkpoints.RunCheckpoint, "check_monitor_top_k", lambda self, trainer, *_: _first(trainer))
@@ -281,11 +281,12 @@ def test_what_a_killed_process_was_writing_is_removed(make_run: MakeRun) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
 def test_a_sweep_killed_at_random_moments_ends_as_one_that_was_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     import faults
 
-    assert len(faults.kills(tmp_path.resolve(), number=3, seed=int(time.time()), epochs=40)) == 3  # it asserts the rest
+    assert len(faults.kills(tmp_path.resolve(), 3, int(time.time()), 40, workers)) == 3  # it asserts the rest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -115,13 +116,13 @@ def test_a_done_run_is_left_alone(make_run: MakeRun) -> None:
 
 
 @pytest.mark.parametrize("moment", ["first epoch", "within an epoch", "validation", "after the last epoch"])
-@pytest.mark.parametrize("schedule", ["cosine", "plateau"])
+@pytest.mark.parametrize(("schedule", "workers"), [("cosine", 0), ("plateau", 1)])
 def test_an_interrupted_run_ends_as_one_that_was_not(
-    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, moment: str, schedule: str
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, moment: str, schedule: str, workers: int
 ) -> None:
     extra = ["schedule.patience=0", "schedule.monitor=val/accuracy"] if schedule == "plateau" else []
     choices = [f"schedule={schedule}", *extra, "follow_test=true", "trainer.max_epochs=4"]
-    whole, broken = make_run(*choices, name="whole"), make_run(*choices, name="broken")
+    whole, broken = make_run(*choices, name="whole"), make_run(*choices, f"data.num_workers={workers}", name="broken")
     guarded(whole)
     with monkeypatch.context() as patch:
         hook, step = {
@@ -239,12 +240,64 @@ def test_following_test_changes_nothing_but_the_columns(make_run: MakeRun) -> No
     )
 
 
+def test_one_process_needs_no_sync_batchnorm(make_run: MakeRun) -> None:
+    plain = make_run("trainer.max_epochs=1", name="plain")
+    synchronized = make_run("trainer.max_epochs=1", "trainer.sync_batchnorm=true", name="synchronized")
+    assert (guarded(plain), guarded(synchronized)) == (0, 0)
+    assert_same_weights(plain, synchronized)
+
+
 def test_the_seed_changes_the_weights_but_not_the_splits(make_run: MakeRun) -> None:
     one, other = make_run("seed=0", name="0"), make_run("seed=1", name="1")
     guarded(one)
     guarded(other)
     assert not torch.equal(state_of(one)["model.conv1.weight"], state_of(other)["model.conv1.weight"])
     assert one.read_status()["split_fingerprint"] == other.read_status()["split_fingerprint"]
+
+
+def test_the_optimizer_and_its_schedule_get_what_the_configuration_says(make_run: MakeRun) -> None:
+    run = make_run("optim.weight_decay=0.01", "optim.momentum=0.7", "schedule=cosine", "schedule.warmup_epochs=0")
+    guarded(run)
+    (group,) = torch.load(run.last_checkpoint, weights_only=True)["optimizer_states"][0]["param_groups"]
+    assert (group["initial_lr"], group["weight_decay"], group["momentum"]) == (0.05, 0.01, 0.7)
+    rates = pd.read_csv(run.metrics_file)["lr"]  # at the end of each epoch; the cosine falls with each step
+    assert list(rates) == pytest.approx([0.05 * (1 + np.cos(np.pi * epoch / 3)) / 2 for epoch in (1, 2, 3)])
+
+
+def test_a_run_is_done_when_its_files_are_written(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, before, update = make_run("trainer.max_epochs=1"), {}, RunFolder.update_status
+
+    def files() -> dict[str, int]:
+        left_out = ("status.json", "train.log", "job.lock")
+        return {str(p): p.stat().st_mtime_ns for p in run.path.rglob("*") if p.is_file() and p.name not in left_out}
+
+    def note(self: RunFolder, **changes: object) -> None:
+        if changes.get("state") == "done":
+            before.update(files())
+        update(self, **changes)
+
+    monkeypatch.setattr(RunFolder, "update_status", note)
+    guarded(run)
+    assert before == files()
+
+
+def test_what_a_resumed_run_needs_is_on_the_disk_before_it_has_its_name(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced, durable, sync, rename = [], set(), os.fsync, Path.replace
+
+    def note_sync(file: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{file}").readlink())
+        sync(file)
+
+    def note_rename(self: Path, target: Path) -> Path:
+        durable.update({target.name} if self.resolve() in synced else ())
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(Path, "replace", note_rename)
+    guarded(make_run("trainer.max_epochs=1"))
+    assert durable == {"status.json", "metrics.csv", "best.ckpt", "last.ckpt"}
 
 
 def test_pretraining_from_a_run_starts_at_its_weights(make_run: MakeRun) -> None:
@@ -344,6 +397,10 @@ def test_images_of_any_size_and_mode_are_read(make_run: MakeRun, photographs) ->
         (["data.batch_size=0"], "data.batch_size=0: must be"),
         (["data.rotation=abc"], "data.rotation=abc: must be a number from 0 to 360"),
         (["data.in_memory=abc"], "data.in_memory=abc: choose"),
+        (
+            ["trainer.sync_batchnorm=true", "trainer.devices=2", "trainer.strategy=ddp"],
+            "trainer.sync_batchnorm=true with 2 ranks on the CPU: SyncBatchNorm needs GPUs",
+        ),
     ],
 )
 def test_choices_that_do_not_fit_stop_before_training(make_run: MakeRun, overrides: list[str], message: str) -> None:

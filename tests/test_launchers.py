@@ -12,7 +12,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import pandas as pd
 import pytest
+import torch
 
 from resnet_lab.run_folder import RunFolder, find_runs
 
@@ -166,12 +168,12 @@ def test_a_rank_that_fails_ends_the_job_and_says_why(tmp_path: Path, lab: Lab, h
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (2, 0), (1, 2)])
 def test_a_sweep_that_is_stopped_leaves_no_process_and_goes_on(
-    tmp_path: Path, lab: Lab, signum: signal.Signals, ranks: int
+    tmp_path: Path, lab: Lab, signum: signal.Signals, ranks: int, workers: int
 ) -> None:
     epochs = 100 if ranks == 1 else 30  # some seconds, so that no job is done before it is stopped
-    grid = [*(DDP if ranks == 2 else ()), "seed=0,1", f"trainer.max_epochs={epochs}"]
+    grid = [*(DDP if ranks == 2 else ()), "seed=0,1", f"trainer.max_epochs={epochs}", f"data.num_workers={workers}"]
     process = sweep(lab, *grid)
     wait_for(lambda: any(path.name == "metrics.csv" for path in tmp_path.glob("sweep/*/metrics.csv")))
     process.send_signal(signum)
@@ -295,3 +297,53 @@ def test_one_task_of_slurm_starts_its_ranks_itself(tmp_path: Path, lab: Lab) -> 
     assert task.wait(120) == 0, output(tmp_path, 1)
     assert run.read_status()["state"] == "done"
     assert agree(tmp_path)
+
+
+FROZEN = """import torch
+    def frozen(self, x):
+        values = (self.running_mean, self.running_var, self.weight, self.bias)
+        return torch.nn.functional.batch_norm(x, *values, False, 0.0, self.eps)
+    torch.nn.modules.batchnorm._BatchNorm.forward = frozen"""
+
+
+@pytest.mark.parametrize("choices", [(), ("loss.class_weights=balanced", "schedule=cosine", "follow_layers=true")])
+def test_ranks_train_as_one_process_but_for_batch_norm(tmp_path: Path, lab: Lab, choices: tuple[str, ...]) -> None:
+    # 36 training images make three batches on one process and on two
+    own = ["trainer.precision=32-true", "data.batch_size=12", "trainer.max_epochs=3", "optim.lr=0.01", *choices]
+    runs = {}
+    for name, ranks in {"one": (), "two": DDP}.items():
+        flags = ["--config-dir", "conf", "experiment=tiny", f"sweep_dir={name}"]
+        process = lab("resnet_lab", "train", *flags, *own, *ranks, patch=FROZEN)
+        assert process.wait(120) == 0, output(tmp_path, len(runs))
+        runs[name] = RunFolder(tmp_path / name)
+    one, two = (pd.read_csv(runs[name].metrics_file) for name in ("one", "two"))
+    pd.testing.assert_frame_equal(one, two, atol=1e-4, rtol=1e-4)
+    assert one["train/loss"].nunique() == 3  # they learned
+
+
+KILLED = """def on_train_batch_start(self, batch, batch_idx):
+        if (self.global_rank, self.current_epoch, batch_idx) == (1, {epoch}, 1):
+            os.kill(os.getpid(), 9)
+    Classifier.on_train_batch_start = on_train_batch_start"""
+
+
+@pytest.mark.parametrize(("workers", "epochs"), [(0, (1,)), (2, (0, 1, 3))])
+def test_ranks_that_are_killed_end_as_those_that_were_not(
+    tmp_path: Path, lab: Lab, workers: int, epochs: tuple[int, ...]
+) -> None:
+    own = [*DDP, "trainer.max_epochs=4", "data.rotation=20", "data.in_memory=false"]
+
+    def job(name: str, workers: int, patch: str = "") -> int:
+        flags = ["--config-dir", "conf", "experiment=tiny", f"sweep_dir={name}", f"data.num_workers={workers}"]
+        return lab("resnet_lab", "train", *flags, *own, patch=patch).wait(120)
+
+    assert job("whole", 0) == 0, output(tmp_path)
+    whole = RunFolder(tmp_path / "whole")
+    for epoch in epochs:
+        broken = RunFolder(tmp_path / f"killed_{epoch}")
+        assert job(broken.path.name, workers, KILLED.format(epoch=epoch)) == 1
+        assert job(broken.path.name, workers) == 0
+        assert starts(broken) == 2
+        assert broken.metrics_file.read_text() == whole.metrics_file.read_text()
+        weights, others = (torch.load(run.last_checkpoint, weights_only=True)["state_dict"] for run in (whole, broken))
+        assert all(torch.equal(weights[key], others[key]) for key in weights)

@@ -100,7 +100,14 @@ def test_class_weights_of_another_type(weights) -> None:
     assert message == f"loss.class_weights={weights}: must be a list [a number, …]"
 
 
-def test_optimizers_take_what_they_are_given() -> None:
-    parameter = nn.Parameter(torch.zeros(1))
-    assert optim.nadam([parameter], lr=0.01, weight_decay=1e-4).param_groups[0]["weight_decay"] == 1e-4
-    assert optim.adamw([parameter], lr=0.02, weight_decay=0.1).param_groups[0]["lr"] == 0.02
+@pytest.mark.parametrize(
+    ("make", "given"),
+    [
+        (optim.sgd, {"lr": 0.02, "momentum": 0.7, "weight_decay": 1e-4, "nesterov": True}),
+        (optim.adamw, {"lr": 0.02, "weight_decay": 0.1}),
+        (optim.nadam, {"lr": 0.02, "weight_decay": 1e-4}),
+    ],
+)
+def test_optimizers_take_what_they_are_given(make, given) -> None:
+    (group,) = make([nn.Parameter(torch.zeros(1))], **given).param_groups
+    assert {key: group[key] for key in given} == given

@@ -159,7 +159,17 @@ class DataModule(LightningDataModule):
         """Batches of the global size divided by the number of ranks; a last batch of one image is left out."""
         dataset, data = self.dataset("train", augment=True), self.data
         sampling = Sampling(dataset.targets, data.sampling, data.sampling_decay, data.sampling_final)
-        return self._loader(dataset, TrainSampler(sampling, self.seed, *self._rank()))
+        sampler = TrainSampler(sampling, self.seed, *self._rank())
+        if self.trainer:  # workers fetch the first batches before Lightning sets the epoch of the sampler
+            sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
+        return self._loader(dataset, sampler)
+
+    def steps_per_epoch(self) -> int:
+        """Batches of one epoch on each rank.
+
+        (Lightning's `estimated_stepping_batches` starts the loader that it trains with, before the epoch is known.)
+        """
+        return len(self.train_dataloader())
 
     def val_dataloader(self) -> list[Batches]:
         """One loader for each of `val_splits`."""
@@ -191,6 +201,7 @@ class DataModule(LightningDataModule):
             drop_last=isinstance(sampler, TrainSampler) and len(sampler) % batch_size == 1,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            generator=torch.Generator(),  # each pass draws a number, which may not come from dropout's generator
             pin_memory=torch.cuda.is_available(),
         )
 

@@ -1,0 +1,90 @@
+"""Files are complete under their name at any moment."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from resnet_lab.checkpoints import AtomicCheckpointIO
+from resnet_lab.run_folder import RunFolder, write_atomically
+
+
+def write_config(run: RunFolder, value: int) -> Path:
+    run.write_config({"value": value})
+    return run.config_file
+
+
+def write_status(run: RunFolder, value: int) -> Path:
+    run.update_status(value=value)
+    return run.status_file
+
+
+def write_checkpoint(run: RunFolder, value: int) -> Path:
+    AtomicCheckpointIO().save_checkpoint({"value": torch.tensor(value)}, run.last_checkpoint)
+    return run.last_checkpoint
+
+
+WRITERS = [write_config, write_status, write_checkpoint]
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_disk_that_is_full_in_the_middle_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Any
+) -> None:
+    run = RunFolder(tmp_path)
+    file = write(run, 1)
+    before = file.read_bytes()
+
+    def half(self: Path, content: Any) -> None:
+        with self.open("wb") as opened:
+            opened.write(bytes(content)[: len(content) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", half)
+        with pytest.raises(OSError, match="No space left") as caught:
+            write(run, 2)
+    assert caught.value.filename == str(file)
+    assert file.read_bytes() == before
+    assert [path.name for path in file.parent.iterdir() if path.is_file()] == [file.name]
+    write(run, 2)
+    assert file.read_bytes() != before
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_kill_before_the_renaming_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Any
+) -> None:
+    run = RunFolder(tmp_path)
+    file = write(run, 1)
+    before = file.read_bytes()
+
+    def killed(self: Path, target: Path) -> Path:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write(run, 2)
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_durable_file_is_on_the_disk_before_it_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durable: bool
+) -> None:
+    file, seen = tmp_path / "file", []
+
+    def sync(descriptor: int) -> None:
+        seen.append((Path(f"/proc/self/fd/{descriptor}").read_bytes(), file.read_text()))
+
+    file.write_text("old")
+    monkeypatch.setattr(os, "fsync", sync)
+    write_atomically(file, "new", durable=durable)
+    assert seen == ([(b"new", "old")] if durable else [])
+    assert file.read_text() == "new"
