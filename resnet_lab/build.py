@@ -23,7 +23,7 @@ from resnet_lab.compatibility import upgraded
 from resnet_lab.config import build
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.errors import UserError
-from resnet_lab.module import CHECKPOINT_KEY, Classifier
+from resnet_lab.module import CHECKPOINT_KEY, TRAIN_PIXELS, Classifier
 
 
 def build_datamodule(
@@ -60,6 +60,7 @@ def build_module(
         "std": datamodule.std.tolist(),
         "class_counts": datamodule.class_counts,
         "split_fingerprint": datamodule.fingerprints,
+        TRAIN_PIXELS: datamodule.train_pixels,
     }
     return Classifier(
         model=build(model_config, num_classes=len(datamodule.class_names)),
