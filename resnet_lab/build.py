@@ -19,8 +19,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from resnet_lab import environment
 from resnet_lab.checkpoints import AtomicCheckpointIO
-from resnet_lab.compatibility import upgraded
-from resnet_lab.config import build
+from resnet_lab.compatibility import SCHEMA_VERSION, upgraded
+from resnet_lab.config import build, without_unknown
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.errors import UserError
 from resnet_lab.module import CHECKPOINT_KEY, TRAIN_PIXELS, Classifier
@@ -53,6 +53,7 @@ def build_module(
         )
     model_config = config["model"] if pretrained else config["model"] | {"pretrained": "none"}
     origin = {
+        "schema_version": SCHEMA_VERSION,
         "config": config,
         "class_names": list(datamodule.class_names),
         "ordered": datamodule.data.ordered,
@@ -124,7 +125,8 @@ def origin_of(checkpoint: dict[str, Any], file: Path) -> dict[str, Any]:
         target = node.get("_target_", "resnet_lab.") if isinstance(node, dict) else "resnet_lab."
         if not str(target).startswith("resnet_lab."):  # a checkpoint may come from anywhere, and it names what we call
             raise UserError(f"{file}: its {group}._target_ {target} is not of resnet_lab; it is not called")
-    return origin | {"config": upgraded(origin["config"])}
+    config = upgraded(origin["config"])
+    return origin | {"config": config if "schema_version" in origin else without_unknown(config)[0]}
 
 
 def rank() -> int:

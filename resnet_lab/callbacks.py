@@ -33,7 +33,13 @@ PATIENCE = 0.1  # share of an epoch that may go to waiting for data unsaid
 
 
 class ResumableEarlyStopping(EarlyStopping):
-    """Early stopping that a run which was killed between the decision and the end does not forget."""
+    """Early stopping that a run which was killed between the decision and the end does not forget.
+
+    An epoch whose metric is undefined counts as one without gain; Lightning would stop there without a word.
+    """
+
+    def __init__(self, monitor: str, patience: int, mode: str) -> None:
+        super().__init__(monitor, patience=patience, mode=mode, check_finite=False)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.wait_count >= self.patience:

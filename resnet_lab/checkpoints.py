@@ -126,7 +126,12 @@ class RunCheckpoint(ModelCheckpoint):
         super().on_train_epoch_end(trainer, pl_module)
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
-        """Of equal epochs the later is kept: a collapsed network scores QWK 0 from its first, untrained epoch on."""
+        """Of equal epochs the later is kept: a collapsed network scores QWK 0 from its first, untrained epoch on.
+
+        An undefined value is below every number, so where no epoch has a number the last one is kept.
+        """
+        if current is not None and current.isnan():
+            current = torch.full_like(current, torch.inf if self.mode == "min" else -torch.inf)
         return super().check_monitor_top_k(trainer, current) or (
             current is not None and current == self.best_model_score
         )
@@ -189,5 +194,5 @@ class LastCheckpoint(RunCheckpoint):
         return {
             "best_checkpoint": None if self.best is None else self.best.saved,
             "last_checkpoint": self.saved,
-            "best_value": None if score is None else float(score),
+            "best_value": None if score is None or not score.isfinite() else float(score),
         }

@@ -35,15 +35,17 @@ ADDED: dict[str, Added] = {
 }
 
 # dotted key → the keys that took its place; each gets its value, unless the configuration has it already
-RENAMED: dict[str, tuple[str, ...]] = {}
+RENAMED: dict[str, tuple[str, ...]] = {
+    "data.color_jitter": ("data.brightness", "data.contrast", "data.saturation", "data.hue"),
+}
 
 # dotted key → version in which its default changed, the default before, and the default since
 CHANGED: dict[str, tuple[int, Any, Any]] = {}
 
 
-def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
+def upgraded(older: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration of any version with the keys of this one; the argument stays as it is."""
-    config = copy.deepcopy(dict(config))
+    config = copy.deepcopy(dict(older))
     for old, new in RENAMED.items():
         group, name = _place(config, old)
         if group is None or name not in group:
@@ -61,17 +63,17 @@ def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_older_defaults(
-    config: Mapping[str, Any], before: Mapping[str, Any], version: int, given: Collection[str]
+    composed: Mapping[str, Any], before: Mapping[str, Any], version: int, given: Collection[str]
 ) -> dict[str, Any]:
     """A composed configuration as the same command composed it when a run folder was created.
 
     Args:
-        config: of the command today.
+        composed: of the command today.
         before: of the folder.
         version: `schema_version` of the folder.
         given: dotted keys that the command line sets; these stay as they are.
     """
-    config = copy.deepcopy(dict(config))
+    config = copy.deepcopy(dict(composed))
     for key, (changed_in, old, new) in CHANGED.items():
         group, name = _place(config, key)
         there, _ = _place(before, key)

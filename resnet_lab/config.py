@@ -8,19 +8,22 @@ import hashlib
 import importlib.util
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
+import yaml
 from hydra import compose, initialize_config_dir
+from hydra.conf import HydraConf
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from resnet_lab.compatibility import RENAMED
 from resnet_lab.errors import NO_ROOM, UserError
 from resnet_lab.run_folder import BOOKKEEPING, flat
 
@@ -89,6 +92,7 @@ PROVIDED = {
     "optim": {"params"},
     "schedule": {"optimizer", "steps_per_epoch", "max_epochs"},
 }
+CHOSEN = (*PROVIDED, "trainer", "experiment", "scale")  # the groups that conf/config.yaml chooses from
 
 
 def register() -> None:
@@ -111,6 +115,7 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
         UserError: a key, group or value does not exist.
     """
     register()
+    check_overrides(overrides)
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             return compose("config", overrides=list(overrides))
@@ -123,6 +128,11 @@ def one_line(error: Exception) -> str:
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         remedy = "make room" if error.errno in NO_ROOM else "choose a sweep_dir that can be written"
         return f"{error.filename or 'disk'}: {error.strerror}; {remedy}"
+    text = f"{error}\n{error.__cause__ or ''}"
+    unknown = re.search(r"Key '.*' (?:not in '|is not in struct)", text)
+    key = re.search(r"Could not override '(.+)'|full_key: (.+)", text)
+    if unknown and key:
+        return no_such_key(key[1] or key[2])
     text = str(error).partition("Config search path")[0]
     lines = [line.strip(" .\t") for line in f"{text}\n{error.__cause__ or ''}".splitlines()]
     noise = ("full_key:", "object_type=", "reference_type=", "To append")
@@ -162,6 +172,8 @@ def check(config: DictConfig) -> None:
     """
     if missing := sorted(OmegaConf.missing_keys(config)):
         raise UserError(f"{missing[0]} is not set; give {missing[0]}=… on the command line")
+    _check_names(config, Config)
+    _check_names(config.trainer, TrainerConfig, "trainer.")
     for group, provided in PROVIDED.items():
         node = config[group]
         target = node.get("_target_")
@@ -169,14 +181,94 @@ def check(config: DictConfig) -> None:
             raise UserError(f"{group} has no _target_; choose one with {group}=…, see conf/{group}/")
         required, optional = signature(target)
         keys = {str(key) for key in node} - {"_target_", "_partial_"}
-        for key in sorted(keys - required - optional):
-            close = difflib.get_close_matches(key, required | optional, n=1)
-            hint = (
-                f"did you mean {group}.{close[0]}?" if close else f"it takes {', '.join(sorted(required | optional))}"
-            )
+        taken = (required | optional) - provided
+        for key in sorted(keys - taken):
+            meant = suggestion(f"{group}.{key}", {f"{group}.{name}" for name in taken})
+            hint = meant or f"it takes {', '.join(sorted(taken))}"
+            if key in provided:
+                hint = "the job sets it"
             raise UserError(f"{group}.{key}: {target} takes no such argument; {hint}")
         if lacking := sorted(required - provided - keys):
             raise UserError(f"{group}.{lacking[0]} is missing; {target} needs it")
+
+
+def _check_names(node: DictConfig, schema: type, prefix: str = "") -> None:
+    """Refuse a key that the schema does not have, which nothing would read, and the lack of one that it has."""
+    names, known = {str(name) for name in node}, {each.name for each in fields(schema)}
+    if unknown := sorted(names - known):
+        raise UserError(no_such_key(f"{prefix}{unknown[0]}"))
+    if lacking := sorted(known - names):
+        raise UserError(f"{prefix}{lacking[0]} is missing; every run needs it")
+
+
+def without_unknown(config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The configuration without the keys that the schema does not have, and their dotted names.
+
+    Versions before 2 accepted such keys, and nothing read them.
+    """
+    top, trainer = ({each.name for each in fields(schema)} for schema in (Config, TrainerConfig))
+    kept = {key: value for key, value in config.items() if key in top}
+    kept["trainer"] = {key: value for key, value in config["trainer"].items() if key in trainer}
+    unknown = [key for key in config if key not in top]
+    return kept, unknown + [f"trainer.{key}" for key in config["trainer"] if key not in trainer]
+
+
+def check_overrides(arguments: Sequence[str]) -> None:
+    """Refuse what Hydra would add to the configuration although nothing reads it.
+
+    Args:
+        arguments: of a command line; only those that begin with `+` are looked at.
+
+    Raises:
+        UserError: a group is added that has been chosen already, or a key that Hydra does not have.
+    """
+    for argument in arguments:
+        key, _, value = argument.lstrip("+").partition("=")
+        if not argument.startswith("+"):
+            continue
+        if key in CHOSEN:
+            raise UserError(f"{argument}: {key} has a default already; write {key}={value}")
+        if key.startswith("hydra."):
+            _check_hydra(key)
+
+
+def _check_hydra(key: str) -> None:
+    known: Any = HydraConf
+    for name in key.split(".")[1:]:
+        hints = get_type_hints(known) if is_dataclass(known) else None
+        if hints is None:  # a mapping of free names, or what a plugin defines
+            return
+        if name not in hints:
+            close = difflib.get_close_matches(name, hints, n=1)
+            raise UserError(f"{key}: Hydra has no such key" + (f"; did you mean {close[0]}?" if close else ""))
+        known = hints[name]
+
+
+def no_such_key(key: str) -> str:
+    """The message for a key of the configuration that does not exist."""
+    meant = suggestion(key, known_keys()) or "resnet-lab train --cfg job shows all keys"
+    return f"{key}: there is no such key; {meant}"
+
+
+def suggestion(key: str, known: Collection[str]) -> str:
+    """What a key that does not exist may have meant, of the dotted keys in `known`; empty where nothing is close."""
+    if key in RENAMED:
+        return f"it is now {', '.join(RENAMED[key])}"
+    group, _, own = key.rpartition(".")
+    close = difflib.get_close_matches(own, {name.rpartition(".")[2] for name in known}, n=1, cutoff=0.7)
+    meant = [name for name in known if name.rpartition(".")[2] in close]
+    # of equal names in several groups, that of the same group
+    return f"did you mean {min(meant, key=lambda name: (name.rpartition('.')[0] != group, name))}?" if meant else ""
+
+
+def known_keys() -> set[str]:
+    """The dotted keys of the schema and of the files in conf/."""
+    keys = {each.name for each in fields(Config)} | {f"trainer.{each.name}" for each in fields(TrainerConfig)}
+    for group in PROVIDED:
+        for file in (conf_dir() / group).glob("*.yaml"):
+            names = yaml.safe_load(file.read_text(encoding="utf-8"))
+            keys |= {f"{group}.{name}" for name in names if name not in ("defaults", "_target_", "_partial_")}
+    return keys
 
 
 def signature(target: str) -> tuple[set[str], set[str]]:

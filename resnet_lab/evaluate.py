@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from resnet_lab.build import build_datamodule, build_module, build_trainer, origin_of, rank, set_up_logging
 from resnet_lab.command_line import run_command, split_arguments, switched_on
-from resnet_lab.config import check, compose_config, job_name
+from resnet_lab.config import check, compose_config, job_name, one_line
 from resnet_lab.data.check import PIXELS
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.errors import UserError
@@ -136,7 +136,7 @@ def override(origin: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     try:
         merged.merge_with_dotlist(keys)
     except OmegaConfBaseException as error:
-        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}; see conf/ for the keys") from error
+        raise UserError(one_line(error)) from error
     check(merged)
     container = OmegaConf.to_container(merged, resolve=True)
     assert isinstance(container, dict)

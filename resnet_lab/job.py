@@ -17,11 +17,13 @@ from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from omegaconf import OmegaConf
 
 from resnet_lab import environment
 from resnet_lab.build import build_datamodule, build_module, build_trainer, rank, set_up_logging
 from resnet_lab.callbacks import Ending, FiniteLoss, Observer, ResumableEarlyStopping
 from resnet_lab.checkpoints import EpochRows, LastCheckpoint, RunCheckpoint, resume_point
+from resnet_lab.config import check, without_unknown
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.errors import UserError
 from resnet_lab.failures import fail, stopped_elsewhere
@@ -42,7 +44,7 @@ def run_job(run: RunFolder) -> None:
     Raises:
         UserError: the configuration, the data or the weights are wrong.
     """
-    config = run.read_config()
+    config = checked_config(run)
     resume_from = resume_point(run, config["on_corrupt"])
     seed_everything(config["seed"], verbose=False)
     datamodule = build_datamodule(config)
@@ -75,6 +77,8 @@ def run_job(run: RunFolder) -> None:
     log.info("%s in %s", "going on" if resume_from else "starting", run.path)
     trainer.fit(module, datamodule=datamodule, ckpt_path=resume_from, weights_only=True)
     kept = last.selection()
+    if best and kept["best_value"] is None:
+        log.warning("%s is undefined in every epoch, so the last epoch is kept and tested; see monitor=", monitor)
     chosen = run.path / (kept["best_checkpoint"] or kept["last_checkpoint"])
     if datamodule.test_splits:
         trainer.test(module, datamodule=datamodule, ckpt_path=chosen, weights_only=True, verbose=False)
@@ -85,6 +89,24 @@ def run_job(run: RunFolder) -> None:
         if dropped:  # not before the job is done, as a repeated one would start from nothing
             run.last_checkpoint.unlink(missing_ok=True)
     trainer.strategy.barrier()
+
+
+def checked_config(run: RunFolder) -> dict[str, Any]:
+    """The configuration of a run folder, which may have been written by hand.
+
+    Raises:
+        UserError: a key does not exist, or is missing.
+    """
+    config = run.read_config()
+    if run.read_status().get("schema_version", 1) < 2:
+        config, unknown = without_unknown(config)
+        if unknown:
+            log.warning("%s: nothing reads %s, now or before", run.config_file, ", ".join(unknown))
+    try:
+        check(OmegaConf.create(config))
+    except UserError as error:
+        raise UserError(f"{run.config_file}: {error}") from None
+    return config
 
 
 def same_images(run: RunFolder, datamodule: DataModule) -> None:

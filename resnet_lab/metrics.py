@@ -36,12 +36,12 @@ class MacroAUROC(MulticlassAUROC):
     """Mean one-against-rest AUROC over the classes that occur (torchmetrics counts an absent class as 0)."""
 
     def compute(self) -> Tensor:  # type: ignore[override]
-        """Scalar in [0, 1]; 0.5 where fewer than two classes occur."""
+        """Scalar in [0, 1]; NaN where fewer than two classes occur."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # "no positive samples": such classes leave the mean below
             by_class = super().compute()
         present = torch.unique(torch.cat(self.target) if isinstance(self.target, list) else self.target)
-        return by_class[present].mean() if len(present) > 1 else torch.tensor(0.5)
+        return by_class[present].mean() if len(present) > 1 else torch.tensor(torch.nan)
 
 
 def _counting_metrics(num_classes: int, ordered: bool) -> dict[str, Metric | MetricCollection]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -152,7 +153,8 @@ class RunFolder:
     def update_status(self, **changes: Any) -> None:
         """Merge `changes` into status.json; a reader sees the old file or the new one, never half of it."""
         status = {"schema_version": SCHEMA_VERSION, **self.read_status(), **changes}
-        write_atomically(self.status_file, json.dumps(status, indent=2, ensure_ascii=False) + "\n", durable=True)
+        text = json.dumps(_plain(status), indent=2, ensure_ascii=False, allow_nan=False)
+        write_atomically(self.status_file, text + "\n", durable=True)
 
     @contextmanager
     def lock(self, patience: float = 0) -> Iterator[None]:
@@ -190,6 +192,15 @@ def _parse(file: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{file} holds {type(content).__name__}, not keys; {REMEDY}")
     return content
+
+
+def _plain(value: Any) -> Any:
+    """A value with null in place of NaN and infinities, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _kept(file: Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from resnet_lab.compatibility import with_older_defaults
-from resnet_lab.config import check, conf_dir, config_hash, differences, one_line, register
+from resnet_lab.compatibility import SCHEMA_VERSION, with_older_defaults
+from resnet_lab.config import check, check_overrides, conf_dir, config_hash, differences, one_line, register
 from resnet_lab.errors import UserError
 from resnet_lab.processes import (
     BUSY,
@@ -74,7 +75,8 @@ def train(config: DictConfig) -> float | None:
             raise
         FAILED.append(run)
         return math.nan
-    return run.read_status().get("best_value")
+    best = run.read_status().get("best_value")
+    return math.nan if best is None else best
 
 
 def _refuse_mixture(run: RunFolder, sweep: bool) -> None:
@@ -102,20 +104,33 @@ def lay(run: RunFolder, config: DictConfig, asked: Sequence[str] = ()) -> None:
         Busy: another process is laying it.
     """
     plain: Any = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
-    if run.config_file.is_file():
+    older = _older(run)
+    version = older.read_status().get("schema_version", 1) if older else SCHEMA_VERSION
+    if older:
         given = {item.partition("=")[0].lstrip("+~") for item in asked}
-        version = run.read_status().get("schema_version", 1)
-        plain = with_older_defaults(plain, run.read_config(), version, given)
+        plain = with_older_defaults(plain, older.read_config(), version, given)
+    if run.config_file.is_file():
         _refuse_another(run, plain)
         if run.read_status()["state"] == "done" or run.is_locked():  # what it is done with stays written
             return
-    first = {"state": "created", "error": None, "seed": plain["seed"], "config_hash": config_hash(plain)}
+    first = {"schema_version": version, "state": "created", "error": None}
+    first |= {"seed": plain["seed"], "config_hash": config_hash(plain)}
     try:
         with run.lock(PATIENCE):  # paths and bookkeeping may have changed
             run.write_config(plain)
             run.update_status(**({} if run.status_file.is_file() else first), asked=list(asked))
     except OSError as error:
         raise UserError(one_line(error)) from error
+
+
+def _older(run: RunFolder) -> RunFolder | None:
+    """The run folder whose defaults a job takes where an older version created it: its own, or one of its sweep."""
+    if run.config_file.is_file():
+        return run
+    if not jobs_file(run.path.parent).is_file():
+        return None
+    jobs = [RunFolder(file.parent) for file in run.path.parent.glob("*/config.yaml")]
+    return next((job for job in jobs if job.read_status().get("schema_version", 1) < SCHEMA_VERSION), None)
 
 
 def _refuse_another(run: RunFolder, plain: dict[str, Any]) -> None:
@@ -176,6 +191,7 @@ def start(run: RunFolder) -> None:
 def checked() -> bool:
     """Whether a sweep may start; if not, it says why."""
     try:
+        check_overrides(sys.argv[1:])
         return preflight(sys.argv[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -205,12 +221,21 @@ def main() -> int:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     except Exception as error:
+        if _raised_in(error) in ("hydra", "omegaconf"):  # an override that they do not understand
+            print(f"error: {one_line(error)}", file=sys.stderr)
+            return 1
         if type(error).__module__.partition(".")[0] not in LAUNCHERS:
             raise
         first = str(error).strip().partition("\n")[0]
         print(f"error: a process of the launcher died ({first}); the same command goes on", file=sys.stderr)
         return 1
     return 1 if FAILED else 0
+
+
+def _raised_in(error: BaseException) -> str:
+    """The top-level package whose code raised an error."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
 
 
 def _hands_over(arguments: Sequence[str]) -> bool:

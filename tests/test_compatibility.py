@@ -17,9 +17,15 @@ from resnet_lab.run_folder import RunFolder, find_runs
 
 OLDER = Path(__file__).with_name("older")
 EXPERIMENT = """# @package _global_
-defaults: [override /data: retinopathy, override /model: resnet_cifar, override /trainer: cpu, override /schedule: cosine]
+defaults:
+  - override /data: retinopathy
+  - override /model: resnet_cifar
+  - override /trainer: cpu
+  - override /schedule: cosine
 model: {depth: 8, widths: [4, 4, 8]}
-data: {image_size: 24, batch_size: 16, val_fraction: 0.25, root: photographs, cache_dir: cache, color_jitter: 0.1}
+data:
+  {image_size: 24, batch_size: 16, val_fraction: 0.25, root: photographs, cache_dir: cache,
+  brightness: 0.1, contrast: 0.1, saturation: 0.1, hue: 0.1}
 trainer: {max_epochs: 4, progress_bar: false, precision: 32-true, channels_last: false}
 optim: {lr: 0.05}
 """
@@ -47,13 +53,16 @@ def test_the_command_of_an_older_sweep_goes_on_with_it(sweep: Path, monkeypatch:
 
     monkeypatch.setattr(train, "run_tied", run_here)
     monkeypatch.setattr(train, "preflight", lambda arguments: True)
-    command = ["train", "--config-dir", "conf", "-m", "experiment=tiny", "seed=0,1", "sweep_dir=sweep"]
+    command = ["train", "--config-dir", "conf", "-m", "experiment=tiny", "seed=0,1,2", "sweep_dir=sweep"]
     monkeypatch.setattr(sys, "argv", command)
-    GlobalHydra.instance().clear()
-    assert train.main() == 0
-    assert started == ["experiment-tiny_seed-1"]
-    states = [run.read_status()["state"] for run in find_runs([sweep])]
-    assert states == ["done", "done"]
+    for again in (False, True):  # the new job of an older sweep is found done, too
+        GlobalHydra.instance().clear()
+        assert train.main() == 0
+        assert started == ([] if again else ["experiment-tiny_seed-1", "experiment-tiny_seed-2"])
+        started.clear()
+    runs = find_runs([sweep])
+    assert [run.read_status()["state"] for run in runs] == ["done"] * 3
+    assert {run.read_config()["data"]["patient_regex"] for run in runs} == {"(.+)_(?:left|right)"}
     resumed = pd.read_csv(sweep / "experiment-tiny_seed-1" / "metrics.csv")
     uninterrupted = pd.read_csv(sweep / "uninterrupted.csv")
     shared = [column for column in uninterrupted if column in resumed]

@@ -10,7 +10,16 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 
-from resnet_lab.config import check, conf_dir, config_hash, job_name, register, signature
+from resnet_lab.config import (
+    check,
+    check_overrides,
+    compose_config,
+    conf_dir,
+    config_hash,
+    job_name,
+    register,
+    signature,
+)
 from resnet_lab.errors import UserError
 
 CONF = conf_dir()
@@ -58,6 +67,43 @@ def test_a_misspelt_key_in_an_experiment_file_is_named() -> None:
         config.model.dpeth = 18
     with pytest.raises(UserError, match=r"model\.dpeth: .* did you mean model\.depth\?"):
         check(config)
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "meant"),
+    [
+        ("+trainer.max_epoch=50", "trainer.max_epoch", "trainer.max_epochs"),
+        ("++trainer.accumulate_grad_batches=4", "trainer.accumulate_grad_batches", "shows all keys"),
+        ("+anything=1", "anything", "shows all keys"),
+        ("+sed=1", "sed", "seed"),
+        ("+lr=0.1", "lr", "optim.lr"),
+        ("+data.rotaton=1", "data.rotaton", "data.rotation"),
+        ("+data.color_jitter=0.2", "data.color_jitter", "data.brightness, data.contrast, data.saturation, data.hue"),
+        ("+model.num_classes=7", "model.num_classes", "the job sets it"),
+    ],
+)
+def test_a_key_that_nothing_reads_is_refused(override: str, key: str, meant: str) -> None:
+    with pytest.raises(UserError, match=f"^{key}: .*{meant}"):
+        check(composed(override))
+
+
+@pytest.mark.parametrize("override", ["trainer.max_epoch=5", "lr=3", "data.color_jitter=0.1", "model.dpth=3"])
+def test_a_key_without_a_plus_is_refused_alike(override: str) -> None:
+    key = override.partition("=")[0]
+    with pytest.raises(UserError, match=f"^{key}: there is no such key; (did you mean|it is now) "):
+        compose_config([override])
+
+
+@pytest.mark.parametrize("override", ["+hydra.foo=1", "++hydra.job.naem=x", "+data=retinopathy", "+experiment=demo"])
+def test_what_hydra_would_add_in_vain_is_refused(override: str) -> None:
+    with pytest.raises(UserError, match=r"has no such key|has a default already"):
+        check_overrides(["model.depth=18", override])
+    check_overrides(["+optim.lr=1", "hydra.run.dir=x", "+hydra.job.env_set.A=1", "-m"])
+
+
+def test_a_top_level_key_that_is_taken_out_is_named() -> None:
+    with pytest.raises(UserError, match="seed is missing"):
+        check(composed("~seed"))
 
 
 def test_a_lacking_key_is_named() -> None:

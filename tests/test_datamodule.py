@@ -234,7 +234,7 @@ def test_images_drawn_twice_in_an_epoch_are_augmented_apart(tmp_path):
 
 
 def test_colours_go_along_with_a_training_batch_only(build):
-    datamodule = build(color_jitter=0.2, random_grayscale=0.5)
+    datamodule = build(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.2, random_grayscale=0.5)
     batch = next(iter(datamodule.train_dataloader()))
     assert (batch["color"].shape, batch["color"].dtype) == ((8, 5), torch.float32)
     assert "color" not in next(iter(datamodule.test_dataloader()[0]))

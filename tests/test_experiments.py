@@ -25,7 +25,13 @@ from resnet_lab.run_folder import RunFolder, find_runs
 EYEPACS = {"data._target_": "resnet_lab.data.retinopathy.Retinopathy", "data.ordered": True}
 EYEPACS |= {"data.horizontal_flip": 0.5, "data.vertical_flip": 0.5, "data.image_size": 512, "data.val_fraction": 0.0}
 EYEPACS |= {"data.on_leak": "ignore", "data.sampling": "none", "data.crop": None, "data.folds": None}
-EYEPACS |= {"data.color_jitter": 0.0, "data.random_grayscale": 0.0, "data.local_mean": False, "data.eye_crop": False}
+EYEPACS |= {
+    "data.brightness": 0.0,
+    "data.hue": 0.0,
+    "data.random_grayscale": 0.0,
+    "data.local_mean": False,
+    "data.eye_crop": False,
+}
 EYEPACS |= {"model.form": "imagenet", "model.stride_on": "3x3", "model.shortcut": "projection", "model.stem": "7x7"}
 EYEPACS |= {"model.activation": "ReLU", "model.last_activation": True, "model.bias": False, "follow_test": True}
 EYEPACS |= {"optim._target_": "resnet_lab.optim.sgd", "optim.lr": 0.001, "optim.momentum": 0.9, "optim.nesterov": False}
@@ -42,7 +48,8 @@ E |= {"data.mean": [0.3749, 0.2602, 0.1857], "data.std": [0.2526, 0.1780, 0.1291
 E |= {"trainer.devices": 2, "trainer.strategy": "ddp", "optim.weight_decay": 5e-4, "trainer.max_epochs": 10}
 B = {"data._target_": "resnet_lab.data.flowers102.Flowers102", "data.resize": "shorter", "data.image_size": 256}
 B |= {"data.splits": {"train": "test", "val": "val", "test": "train"}, "data.crop": 224, "data.horizontal_flip": 0.5}
-B |= {"data.rotation": 30.0, "data.random_grayscale": 0.1, "data.color_jitter": 0.2, "data.batch_size": 32}
+B |= {"data.rotation": 30.0, "data.random_grayscale": 0.1, "data.batch_size": 32}
+B |= {f"data.{kind}": 0.2 for kind in ("brightness", "contrast", "saturation", "hue")}
 B |= {"data.on_leak": "drop"}  # ours
 B |= {"data.mean": [0.485, 0.456, 0.406], "data.std": [0.229, 0.224, 0.225], "data.sampling": "none"}
 B |= {"optim._target_": "resnet_lab.optim.nadam", "optim.lr": 0.001, "optim.weight_decay": 1e-4, "follow_test": False}

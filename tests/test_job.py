@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fake_data import write_labels, write_photographs
 from PIL import Image
 from sklearn.metrics import cohen_kappa_score
 
 from resnet_lab.job import guarded
+from resnet_lab.metrics import SplitMetrics
 from resnet_lab.module import Classifier
+from resnet_lab.report.findings import findings_of
+from resnet_lab.report.runs import read_run
+from resnet_lab.report.verify import differences_of
 from resnet_lab.run_folder import RunFolder
 
 MakeRun = Callable[..., RunFolder]
@@ -169,6 +175,39 @@ def test_early_stopping_is_not_forgotten(make_run: MakeRun, monkeypatch: pytest.
     assert broken.metrics_file.read_text() == whole.metrics_file.read_text()
 
 
+def test_where_the_monitor_is_undefined_the_last_epoch_is_kept(
+    make_run: MakeRun, photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grades = {f"{patient}_left": patient % 5 for patient in range(20)}
+    write_labels(photographs / "train.csv", grades, "image,level")
+    write_labels(photographs / "val.csv", dict.fromkeys(("30_left", "31_left"), 0), "image,level")
+    write_photographs(photographs / "images", [*grades, "30_left", "31_left"])
+    csvs = ["data.train_csv=train.csv", "data.val_csv=val.csv"]
+    run = make_run(*csvs, "monitor=val/auroc", "trainer.max_epochs=3", "trainer.early_stopping=3")
+    assert guarded(run) == 0
+    text = run.status_file.read_text()
+    status = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert (status["best_checkpoint"], status["best_value"], status["epoch"]) == ("checkpoints/best.ckpt", None, 2)
+    assert torch.load(run.best_checkpoint, weights_only=True)["epoch"] == 2
+    assert f"{status['monitor']} is undefined in every epoch" in capsys.readouterr().out
+    assert [finding.kind for finding in findings_of([read_run(run)], [])] == ["undefined monitor"]
+    assert differences_of([read_run(run)]) == []
+
+
+def test_an_epoch_with_a_value_is_better_than_undefined_ones(make_run: MakeRun) -> None:
+    run = make_run("trainer.max_epochs=4")
+    values, compute = iter([torch.nan, 0.2, torch.nan, 0.1, 0.2]), SplitMetrics.compute
+
+    def with_kappa(self: SplitMetrics) -> dict[str, torch.Tensor]:
+        return compute(self) | ({"val/qwk": torch.tensor(next(values))} if self.split == "val" else {})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SplitMetrics, "compute", with_kappa)
+        assert guarded(run) == 0
+    assert torch.load(run.best_checkpoint, weights_only=True)["epoch"] == 1
+    assert run.read_status()["best_value"] == pytest.approx(0.2)
+
+
 def test_without_validation_the_last_epoch_is_kept(make_run: MakeRun) -> None:
     run = make_run("data.val_fraction=0")
     assert guarded(run) == 0
@@ -312,3 +351,17 @@ def test_choices_that_do_not_fit_stop_before_training(make_run: MakeRun, overrid
     assert guarded(run) == 1
     assert message in run.read_status()["error"]
     assert not run.metrics_file.exists()
+
+
+@pytest.mark.parametrize(("version", "code"), [(1, 0), (2, 1)])
+def test_a_key_that_nothing_reads_stops_a_job_unless_an_older_version_wrote_it(
+    make_run: MakeRun, version: int, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run("trainer.max_epochs=1")
+    config = run.read_config()
+    run.write_config(config | {"trainer": config["trainer"] | {"max_epoch": 50}})
+    run.update_status(schema_version=version)
+    assert guarded(run) == code
+    assert "trainer.max_epoch" in capsys.readouterr().out
+    if code:
+        assert "did you mean trainer.max_epochs?" in run.read_status()["error"]

@@ -65,6 +65,13 @@ def test_a_constant_model_scores_like_the_baseline() -> None:
     assert values["val/auroc"] == pytest.approx(0.5)
 
 
+def test_with_one_class_kappa_and_auroc_are_undefined() -> None:
+    targets = torch.zeros(8, dtype=torch.long)
+    values = scored(torch.tensor([[9.0, 0, 0, 0, 0]]).repeat(8, 1), targets)[1]
+    assert values["val/accuracy"] == 1
+    assert np.isnan([values["val/qwk"], values["val/auroc"]]).all()
+
+
 def test_an_empty_batch_counts_for_nothing_and_reset_forgets() -> None:
     logits, targets = batches()
     metrics, values = scored(logits, targets)

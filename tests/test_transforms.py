@@ -12,6 +12,7 @@ from torchvision.transforms import InterpolationMode
 from resnet_lab.data.transforms import (
     GEOMETRY,
     Geometry,
+    changes_color,
     color_factors,
     denormalise,
     draws,
@@ -283,13 +284,23 @@ def test_hue_turns_colours_and_leaves_their_grey():
 
 
 def test_colour_factors_fill_their_ranges():
-    data = retinopathy(Path("none"), color_jitter=0.2, random_grayscale=0.1)
+    data = retinopathy(Path("none"), brightness=0.2, contrast=0.1, saturation=0.3, hue=0.05, random_grayscale=0.1)
     u, augment = generator().random((3000, 5)), np.arange(3000) < 2000
     factors = color_factors(data, u, augment)
-    np.testing.assert_allclose(factors[:2000].min(0), [0.8, 0.8, 0.8, -0.2, 0], atol=0.01)
-    np.testing.assert_allclose(factors[:2000].max(0), [1.2, 1.2, 1.2, 0.2, 1], atol=0.01)
+    np.testing.assert_allclose(factors[:2000].min(0), [0.8, 0.9, 0.7, -0.05, 0], atol=0.01)
+    np.testing.assert_allclose(factors[:2000].max(0), [1.2, 1.1, 1.3, 0.05, 1], atol=0.01)
     assert factors[:2000, 4].mean() == pytest.approx(0.1, abs=0.02)
     np.testing.assert_array_equal(factors[2000:], [[1, 1, 1, 0, 0]] * 1000)
+
+
+@pytest.mark.parametrize(("key", "column"), [("brightness", 0), ("contrast", 1), ("saturation", 2), ("hue", 3)])
+def test_each_color_key_changes_its_own_factor_alone(key: str, column: int):
+    data = retinopathy(Path("none"), **{key: 0.2})
+    factors = color_factors(data, generator().random((100, 5)), np.full(100, True))
+    changed = np.flatnonzero((factors != [1, 1, 1, 0, 0]).any(axis=0))
+    assert changed.tolist() == [column]
+    assert changes_color(data)
+    assert not changes_color(retinopathy(Path("none")))
 
 
 def test_colour_goes_before_normalisation():

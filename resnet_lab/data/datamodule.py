@@ -19,7 +19,7 @@ from resnet_lab.data.image_data import ImageData
 from resnet_lab.data.prepared import read_prepared
 from resnet_lab.data.sampler import EvaluationSampler, Sampling, TrainSampler
 from resnet_lab.data.table import class_counts, fingerprints
-from resnet_lab.data.transforms import COLOR, GEOMETRY, Geometry, color_factors, draws, normalise
+from resnet_lab.data.transforms import COLOR, GEOMETRY, Geometry, changes_color, color_factors, draws, normalise
 from resnet_lab.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
         chosen = data.augment_classes
         every = np.full(len(rows), chosen == "all")
         self.augmented = augment & (every if isinstance(chosen, str) else np.isin(self.targets, chosen))
-        self.colors = augment and (data.color_jitter > 0 or data.random_grayscale > 0)
+        self.colors = augment and changes_color(data)
 
     def read(self, index: int) -> np.ndarray:
         """The image before augmentation, uint8 (H, W, 3)."""

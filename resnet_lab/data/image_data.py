@@ -37,7 +37,10 @@ LIMITS: dict[str, tuple[Any, float, float]] = {  # type, least, most
     "vertical_flip": ((int, float), 0, 1),
     "rotation": ((int, float), 0, 360),
     "translate": ((int, float), 0, 1),
-    "color_jitter": ((int, float), 0, 0.5),
+    "brightness": ((int, float), 0, 1),
+    "contrast": ((int, float), 0, 1),
+    "saturation": ((int, float), 0, 1),
+    "hue": ((int, float), 0, 0.5),
     "random_grayscale": ((int, float), 0, 1),
     "sampling_decay": ((int, float), 0, 1),
     "sampling_final": ((int, float), 0, math.inf),
@@ -77,7 +80,10 @@ class ImageData(ABC):
     rotation: float  # degrees: uniform in ± this
     scale: list[float]  # uniform between these two factors
     translate: float  # of the image's side: uniform in ± this
-    color_jitter: float  # brightness, contrast, saturation (factors in 1 ± this) and hue (turns, ± this)
+    brightness: float  # factor: uniform in 1 ± this
+    contrast: float  # likewise, around the mean gray of the image
+    saturation: float  # likewise, around the gray of each pixel
+    hue: float  # turns of the color wheel: uniform in ± this
     random_grayscale: float  # probability
     augment_classes: str | list[int]  # only images of these classes are augmented: all, none, or a list (study C)
     interpolation: str  # bilinear | nearest: of rotation and scale

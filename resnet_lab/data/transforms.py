@@ -109,13 +109,18 @@ def _mirror(image: np.ndarray, matrix: np.ndarray, target: np.ndarray) -> None:
 def color_factors(data: ImageData, u: np.ndarray, augment: np.ndarray) -> np.ndarray:
     """Numbers in [0, 1) (B, 5), which to augment (B,) → factors of `COLOR` (B, 5) float32.
 
-    Brightness, contrast and saturation are factors in 1 ± `color_jitter`; hue is in turns, ± as much; grayscale is 0
-    or 1.
+    Brightness, contrast and saturation are factors around 1, hue is in turns around 0, grayscale is 0 or 1.
     """
     neutral = np.array([1.0, 1.0, 1.0, 0.0, 0.0])
-    jitter = data.color_jitter * (2 * u[:, :4] - 1)
+    margins = np.array([data.brightness, data.contrast, data.saturation, data.hue])
+    jitter = margins * (2 * u[:, :4] - 1)
     grey = u[:, 4:5] < data.random_grayscale
     return (neutral + augment[:, None] * np.concatenate([jitter, grey], 1)).astype(np.float32)
+
+
+def changes_color(data: ImageData) -> bool:
+    """Whether training images change their color."""
+    return any((data.brightness, data.contrast, data.saturation, data.hue, data.random_grayscale))
 
 
 def recolor(images: Tensor, factors: Tensor) -> Tensor:

@@ -126,6 +126,8 @@ def command(arguments: Sequence[str]) -> None:
     if not folders:
         raise UserError(USAGE)
     if "--check" in arguments:
+        if options:
+            raise UserError(f"--check writes no report and takes no {next(iter(options))}=; leave it out")
         check(folders)
         return
     figures = [name for name in options.get("figures", "").split(",") if name]

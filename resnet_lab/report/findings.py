@@ -29,7 +29,7 @@ class Finding(NamedTuple):
 
 def findings_of(runs: Sequence[Run], tables: Sequence[Table]) -> list[Finding]:
     """What is wrong with the runs, and after it what limits them."""
-    found = [*_selection(runs), *_data_notes(runs)]
+    found = [*_selection(runs), *_undefined(runs), *_data_notes(runs)]
     for table in tables:
         found += _collapsed(table)
     found += [*_problems(runs), *_test_sets(tables), *_identical(runs)]
@@ -187,6 +187,18 @@ def _selection(runs: Sequence[Run]) -> Iterator[Finding]:
         if same:
             text = f"{WORDS[one]} and {WORDS[other]} images are the same {_which(same, runs)}"
             yield Finding("selected on test" if (one, other) == ("val", "test") else "leaking", text)
+
+
+def _undefined(runs: Sequence[Run]) -> Iterator[Finding]:
+    """Runs whose epoch was to be chosen by a metric that has no value in any epoch."""
+    undefined = defaultdict(list)
+    for run in runs:
+        value = run.status.get("best_value")
+        if run.scores and run.status.get("best_checkpoint") and (value is None or not np.isfinite(value)):
+            undefined[run.status.get("monitor")].append(run)
+    for monitor, some in undefined.items():
+        text = f"{monitor} is undefined in every epoch, so no epoch was selected by it {_which(some, runs)}"
+        yield Finding("undefined monitor", f"{text}; choose another monitor or validation split")
 
 
 def _single_seeds(tables: Sequence[Table]) -> Iterator[Finding]:

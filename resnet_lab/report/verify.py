@@ -72,7 +72,7 @@ def _curves(run: Run, found: dict[str, Split]) -> Iterator[str]:
     monitor, best = run.status.get("monitor"), run.status.get("best_value")
     if rows.empty:
         yield "metrics.csv is missing, or has no whole row"
-    elif monitor is None:
+    elif monitor is None or best is None:  # nothing selects, or the metric is undefined in every epoch
         yield from _row_differences(run, found, rows.tail(1))
     elif monitor in rows and isinstance(best, int | float):
         tied = rows[np.isclose(rows[monitor], best, atol=TOLERANCE)]
@@ -116,7 +116,8 @@ def _metrics(run: Run, split: str, stored: dict[str, Any], answered: Split) -> I
 def _underflow(answers: Answers, stored: Any, derived: float) -> bool:
     """Whether a true class has a probability too small for its number, so that the loss is known from below only."""
     true = answers.probabilities[np.arange(len(answers.targets)), answers.targets]
-    return bool(isinstance(stored, int | float) and true.min() < np.finfo(np.float32).tiny and stored >= derived)
+    larger = stored is None or (isinstance(stored, int | float) and stored >= derived)  # null: it is infinite
+    return bool(larger and true.min() < np.finfo(np.float32).tiny)
 
 
 def _difference(name: str, stored: Any, derived: float | None) -> Iterator[str]:
@@ -196,8 +197,6 @@ def metrics_of(answers: Answers, config: dict[str, Any], train_counts: Sequence[
     counts = statistics.confusion_matrix(answers.targets, answers.predictions, answers.probabilities.shape[1])
     derived = statistics.summary_of(*answers)
     del derived["referable_auroc"]  # no job stores it
-    if math.isnan(derived["auroc"]):
-        derived["auroc"] = 0.5  # as metrics.MacroAUROC where there is one class only
     with np.errstate(invalid="ignore"):
         derived |= {f"recall_{k}": float(share) for k, share in enumerate(counts.diagonal() / counts.sum(axis=1))}
     loss = _loss(answers, config, train_counts)
