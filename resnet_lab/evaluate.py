@@ -19,11 +19,11 @@ from omegaconf.errors import OmegaConfBaseException
 from resnet_lab.build import build_datamodule, build_module, build_trainer, origin_of, rank, set_up_logging
 from resnet_lab.command_line import run_command, split_arguments, switched_on
 from resnet_lab.config import check, compose_config, job_name, one_line
-from resnet_lab.data.check import PIXELS
+from resnet_lab.data.check import HASH_DIGITS
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.errors import UserError
 from resnet_lab.models.pretrained import find_file, read, refuse_undefined
-from resnet_lab.module import TRAIN_PIXELS, Classifier
+from resnet_lab.module import TRAIN_IMAGES, Classifier
 from resnet_lab.outputs import score_table, write_split
 from resnet_lab.run_folder import RunFolder, refuse_unwritable
 
@@ -98,14 +98,14 @@ def answer(model: Model, config: dict[str, Any], split: str) -> tuple[Trainer, C
 
 def count_training_images(model: Model, rows: pd.DataFrame) -> None:
     """Say how many of these images the model was trained on, by their pixels: its scores on them prove nothing."""
-    known = model.origin.get(TRAIN_PIXELS)
+    known = model.origin.get(TRAIN_IMAGES)
     if rank() > 0:
         return
     if not isinstance(known, str):
         log.warning("%s is of an older version: it does not tell which images it was trained on", model.file)
         return
-    hashes = {known[start : start + PIXELS] for start in range(0, len(known), PIXELS)}
-    found = int(rows["pixels"].isin(hashes).sum())
+    hashes = {known[start : start + HASH_DIGITS] for start in range(0, len(known), HASH_DIGITS)}
+    found = int(rows["decoded"].isin(hashes).sum())
     if found:
         text = "%d of the %d images are training images of %s (their pixels are equal)"
         log.warning(text, found, len(rows), model.file)

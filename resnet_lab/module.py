@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from resnet_lab.metrics import SplitMetrics
 
 CHECKPOINT_KEY = "resnet_lab"  # where a checkpoint keeps what is needed to use it without its run folder
-TRAIN_PIXELS = "train_pixels"  # there: the hashes of the training images' pixels, concatenated
+TRAIN_IMAGES = "train_images"  # there: the hashes of the training images' pixels, concatenated
 
 
 class Classifier(LightningModule):

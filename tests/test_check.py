@@ -13,7 +13,7 @@ from fake_data import encoded, refusal
 from PIL import ExifTags, Image
 
 from resnet_lab.data import check
-from resnet_lab.data.check import PIXELS, check_files, digest_of, drop_defects, examine
+from resnet_lab.data.check import HASH_DIGITS, check_files, digest_of, drop_defects, examine
 from resnet_lab.data.reader import Recipe, read_image
 
 
@@ -192,7 +192,7 @@ def test_nothing_but_bad_images(tmp_path):
 def pixels(path):
     found, _, digest = examine(str(path))
     assert found == ""
-    assert len(digest) == PIXELS
+    assert len(digest) == HASH_DIGITS
     return digest
 
 
@@ -241,5 +241,5 @@ def test_a_cache_of_an_older_version_is_not_taken(save, tmp_path, checked):
     file.unlink()
     file.with_name(file.name.replace("checked", "examined")).write_text(json.dumps(older))
     checked.clear()
-    assert check_files([path], cache)["pixels"].tolist() == [pixels(path)]
+    assert check_files([path], cache)["decoded"].tolist() == [pixels(path)]
     assert checked == [path]

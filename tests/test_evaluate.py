@@ -272,7 +272,7 @@ def test_images_that_the_model_was_trained_on_are_counted(
 
 def test_a_checkpoint_without_hashes_cannot_tell(trained: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = torch.load(trained.best_checkpoint, weights_only=True)
-    assert len(checkpoint["resnet_lab"].pop("train_pixels")) == 16 * 32  # of 32 training images
+    assert len(checkpoint["resnet_lab"].pop("train_images")) == 16 * 32  # of 32 training images
     torch.save(checkpoint, trained.best_checkpoint)
     evaluate.command([str(trained.path)])
     assert "does not tell which images it was trained on" in capsys.readouterr().out

@@ -316,4 +316,4 @@ def test_an_image_of_an_array_and_its_png_have_equal_pixels(tmp_path, channels):
     table, _ = data.table()
     for row, name in enumerate(table["path"]):
         Image.fromarray(data._image(name)).save(tmp_path / "image.png")
-        assert examine(str(tmp_path / "image.png"))[2] == table["pixels"][row]
+        assert examine(str(tmp_path / "image.png"))[2] == table["decoded"][row]

@@ -286,21 +286,21 @@ def test_bad_photographs_of_a_prepared_set_are_dropped_as_ever(root, target, pat
 
 def test_a_prepared_set_knows_the_pixels_of_its_source_and_an_older_one_looks(root, target, paths, monkeypatch):
     prepare(target, paths, processes=1)
-    expected = datamodule(root).table["pixels"]
+    expected = datamodule(root).table["decoded"]
     assert expected.tolist() == [examine(path)[2] for path in datamodule(root).table["path"]]
     frame = pd.read_csv(target.index_file, keep_default_na=False)
-    frame.drop(columns="pixels").to_csv(target.index_file, index=False)
+    frame.drop(columns="decoded").to_csv(target.index_file, index=False)
     built = datamodule(root)
     assert "" not in set(built.table["prepared"])
-    assert built.table["pixels"].tolist() == expected.tolist()
+    assert built.table["decoded"].tolist() == expected.tolist()
     prepare(target, paths, processes=1)  # nothing is prepared anew
-    assert datamodule(root).table["pixels"].tolist() == expected.tolist()
+    assert datamodule(root).table["decoded"].tolist() == expected.tolist()
 
 
 def test_hashes_that_look_like_numbers_stay_text(target, paths):
     prepare(target, paths[:1], processes=1)
     frame = pd.read_csv(target.index_file, dtype=str, keep_default_na=False)
-    numbers = {"digest": "0123", "prepared": "12e34", "pixels": "1234567890123456"}
+    numbers = {"digest": "0123", "prepared": "12e34", "decoded": "1234567890123456"}
     frame.assign(**numbers).to_csv(target.index_file, index=False)
     (row,) = target.entries().values()
     assert {key: row[key] for key in numbers} == numbers

@@ -181,7 +181,7 @@ def test_table_by_default(root):
         "patient",
         "defect",
         "digest",
-        "pixels",
+        "decoded",
         "prepared",
     ]
     # of four patients of each grade 0.15 are 0.6, so one each

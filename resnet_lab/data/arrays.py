@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from resnet_lab.data.check import digest_of, pixels_of
+from resnet_lab.data.check import digest_of, image_hash
 from resnet_lab.data.image_data import ImageData
 from resnet_lab.data.reader import fit
 from resnet_lab.errors import UserError
@@ -73,11 +73,11 @@ class ArrayData(ImageData):
         return fit(self._rgb(path), self.recipe)
 
     def check(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """Add `digest` and `pixels`, equal for identical images; `defect` and `prepared` are empty, without files."""
+        """Add `digest` and `decoded`, equal for identical images; `defect` and `prepared` are empty, without files."""
         digests = [digest_of(self._image(path).tobytes()) for path in rows["path"]]
         images = (self._rgb(path) for path in rows["path"])
-        pixels = [pixels_of((image.shape[1], image.shape[0]), image.tobytes()) for image in images]
-        return rows.assign(defect="", digest=digests, pixels=pixels, prepared="")
+        decoded = [image_hash((image.shape[1], image.shape[0]), image.tobytes()) for image in images]
+        return rows.assign(defect="", digest=digests, decoded=decoded, prepared="")
 
     def _rgb(self, path: str) -> np.ndarray:
         """(H, W, 3); a gray image gets three equal channels."""

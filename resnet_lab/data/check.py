@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 TRUNCATED = "image file is truncated: it has no end-of-image marker"
 
 Verdict = tuple[str, str, str]  # what is wrong with a file, or nothing; the hashes of its bytes and of its pixels
-PIXELS = 16  # hexadecimal digits of the hash of an image's pixels
+HASH_DIGITS = 16  # hexadecimal digits of the hash of an image's pixels
 SMALLEST = 64  # pixels: below, different JPEGs of a small size could decode to equal ones
 
 
@@ -33,14 +33,14 @@ def digest_of(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-def pixels_of(size: tuple[int, int], data: bytes) -> str:
-    """The hash of an image's pixels, `PIXELS` digits; equal for files whose names, metadata or packing differ.
+def image_hash(size: tuple[int, int], data: bytes) -> str:
+    """The hash of an image's pixels, `HASH_DIGITS` digits; equal for files whose names, metadata or packing differ.
 
     Args:
         size: width and height.
         data: the pixels, RGB, row by row.
     """
-    return hashlib.blake2b(repr(size).encode() + data, digest_size=PIXELS // 2).hexdigest()
+    return hashlib.blake2b(repr(size).encode() + data, digest_size=HASH_DIGITS // 2).hexdigest()
 
 
 def examine(path: str) -> Verdict:
@@ -49,8 +49,8 @@ def examine(path: str) -> Verdict:
         data = Path(path).read_bytes()
     except OSError as error:
         return error.strerror or type(error).__name__, "", ""
-    defect, pixels = decode(data)
-    return defect, digest_of(data), pixels
+    defect, decoded = decode(data)
+    return defect, digest_of(data), decoded
 
 
 def lacks_end(data: bytes, scan: int) -> bool:
@@ -77,7 +77,7 @@ def decode(data: bytes) -> tuple[str, str]:
             file.draft("RGB", (max(SMALLEST, file.width // 8), max(SMALLEST, file.height // 8)))
             image = file.convert("RGB")
             ImageOps.exif_transpose(file)
-            return "", pixels_of(image.size, image.tobytes())
+            return "", image_hash(image.size, image.tobytes())
     except Image.UnidentifiedImageError:
         return ("the file is empty" if not data else "no image of a known format"), ""
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
@@ -92,7 +92,7 @@ def check_files(paths: Iterable[str], cache_dir: Path) -> pd.DataFrame:
         cache_dir: where the verdicts are kept; a folder that cannot be written costs only the repetition.
 
     Returns:
-        One row per path, its index: `defect` (empty where the file can be read), `digest` (of its bytes) and `pixels`
+        One row per path, its index: `defect` (empty where the file can be read), `digest` (of its bytes) and `decoded`
         (the hash of its decoded pixels; empty where it cannot be read).
     """
     keys = {path: _key(path) for path in paths}
@@ -107,7 +107,9 @@ def check_files(paths: Iterable[str], cache_dir: Path) -> pd.DataFrame:
             write_atomically(cache_file, json.dumps(known, ensure_ascii=False))
         except OSError as error:
             log.warning("cannot keep the check of the images: %s", error)
-    return pd.DataFrame([known[key] for key in keys.values()], index=list(keys), columns=["defect", "digest", "pixels"])
+    return pd.DataFrame(
+        [known[key] for key in keys.values()], index=list(keys), columns=["defect", "digest", "decoded"]
+    )
 
 
 def _key(path: str) -> str:

@@ -149,10 +149,10 @@ class DataModule(LightningDataModule):
         return rows.reset_index(drop=True)
 
     @property
-    def train_pixels(self) -> str:
+    def train_images(self) -> str:
         """The hashes of the training images' pixels, each once, concatenated."""
         assert self.table is not None
-        return "".join(sorted(set(self.table.loc[self.table["split"] == "train", "pixels"])))
+        return "".join(sorted(set(self.table.loc[self.table["split"] == "train", "decoded"])))
 
     def dataset(self, split: str, augment: bool) -> ImageDataset:
         """The images of one split, decoded at most once, with the training or the evaluation transform."""

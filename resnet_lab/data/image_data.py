@@ -149,9 +149,9 @@ class ImageData(ABC):
         return read_image(path, self.recipe)
 
     def check(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """Add `defect`, `digest`, `pixels` and `prepared`.
+        """Add `defect`, `digest`, `decoded` and `prepared`.
 
-        `defect` is empty where the image can be read, `digest` equal for identical files and `pixels` for files that
+        `defect` is empty where the image can be read, `digest` equal for identical files and `decoded` for files that
         decode to the same image; `prepared` is the file to read in its place, empty where `resnet-lab prepare` has not
         run.
         """
@@ -180,7 +180,7 @@ class ImageData(ABC):
         Bad images leave first, so that no split counts on them; then leaks are resolved, and splits are cut.
 
         Returns:
-            Columns `image, target, split, path, patient, defect, digest, pixels, prepared`; and `skipped_images` and
+            Columns `image, target, split, path, patient, defect, digest, decoded, prepared`; and `skipped_images` and
             `leaks`, which are numbers of rows.
         """
         rows, skipped = drop_defects(self.check(self.listed()), self.on_bad_image)
