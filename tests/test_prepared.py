@@ -50,6 +50,7 @@ def test_a_jpeg_and_a_row_for_each_photograph(target, paths):
     row = index.iloc[0]
     assert (row["width"], row["height"], row["defect"]) == (24, 16, "")
     assert row["digest"] == digest_of(Path(paths[0]).read_bytes())
+    assert row["decoded"] == examine(paths[0])[2]
     assert row["prepared"] == digest_of(target.file(paths[0]).read_bytes())
     image, stored = read_image(paths[0], RECIPE), read_prepared(str(target.file(paths[0])))
     assert stored.shape == (16, 16, 3)

@@ -112,7 +112,7 @@ class PreparedSet:
         return rows
 
     def lookup(self, rows: pd.DataFrame) -> pd.DataFrame | None:
-        """The rows with `defect`, `digest`, `decoded` and `prepared` (a file, or empty) where all of them were prepared.
+        """The rows with `defect`, `digest`, `decoded` and `prepared` (a file, or empty) where all were prepared.
 
         Returns:
             None where nothing was prepared, or not all of it: then the photographs themselves are read.
