@@ -97,12 +97,13 @@ def answer(model: Model, config: dict[str, Any], split: str) -> tuple[Trainer, C
 
 
 def count_training_images(model: Model, rows: pd.DataFrame) -> None:
-    """Say how many of these images the model was trained on, by their pixels: its scores on them prove nothing."""
+    """Warn of the images that the model was trained on, found by equal pixels: its scores on them are too good."""
     known = model.origin.get(TRAIN_IMAGES)
     if rank() > 0:
         return
     if not isinstance(known, str):
-        log.warning("%s is of an older version: it does not tell which images it was trained on", model.file)
+        text = "%s has no hashes of its training images (older version), so copies of them are not counted here"
+        log.warning(text, model.file)
         return
     hashes = {known[start : start + HASH_DIGITS] for start in range(0, len(known), HASH_DIGITS)}
     found = int(rows["decoded"].isin(hashes).sum())

@@ -275,7 +275,7 @@ def test_a_checkpoint_without_hashes_cannot_tell(trained: RunFolder, capsys: pyt
     assert len(checkpoint["resnet_lab"].pop("train_images")) == 16 * 32  # of 32 training images
     torch.save(checkpoint, trained.best_checkpoint)
     evaluate.command([str(trained.path)])
-    assert "does not tell which images it was trained on" in capsys.readouterr().out
+    assert "has no hashes of its training images" in capsys.readouterr().out
 
 
 def full_disk(path: Path, data: bytes) -> None:
