@@ -8,7 +8,7 @@ import sys
 VERBS = {
     "train": "[-m] key=value …            one run, or with -m a sweep, each job in its own process and folder",
     "evaluate": "RUN_OR_CKPT [split=test] [key=value …]   score a trained model on a split or another data set",
-    "predict": "RUN_OR_CKPT IMAGE_OR_FOLDER [out=predictions.csv]   grade photographs without labels",
+    "predict": "RUN_OR_CKPT IMAGE_OR_FOLDER [out=predictions.csv] [overwrite=true]   grade photographs without labels",
     "prepare": "key=value … [processes=N]   crop and resize photographs once, and report on the data",
     "status": "DIR …                       how far the jobs are: done, running, failed, missing",
     "report": "DIR … [metric=NAME] [out=DIR] [figures=NAME,…] [--check]   what the runs of sweeps compare to",

@@ -23,7 +23,7 @@ from resnet_lab.compatibility import SCHEMA_VERSION, upgraded
 from resnet_lab.config import build, without_unknown
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.errors import UserError
-from resnet_lab.module import CHECKPOINT_KEY, Classifier
+from resnet_lab.module import CHECKPOINT_KEY, TRAIN_IMAGES, Classifier
 
 
 def build_datamodule(
@@ -61,6 +61,7 @@ def build_module(
         "std": datamodule.std.tolist(),
         "class_counts": datamodule.class_counts,
         "split_fingerprint": datamodule.fingerprints,
+        TRAIN_IMAGES: datamodule.train_images,
     }
     return Classifier(
         model=build(model_config, num_classes=len(datamodule.class_names)),

@@ -33,6 +33,13 @@ def split_arguments(
     return words, chosen, [f"{key}={value}" for key, value in given.items()]
 
 
+def switched_on(key: str, value: str) -> bool:
+    """An option that is `true` or `false`."""
+    if value not in ("true", "false"):
+        raise UserError(f"{key}={value}: choose true or false")
+    return value == "true"
+
+
 def run_command(command: Callable[[list[str]], None]) -> int:
     """Run a verb; what the user got wrong is one line and exit code 2."""
     try:

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import logging
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from lightning import Trainer
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from resnet_lab.build import build_datamodule, build_module, build_trainer, origin_of, set_up_logging
-from resnet_lab.command_line import run_command, split_arguments
+from resnet_lab.build import build_datamodule, build_module, build_trainer, origin_of, rank, set_up_logging
+from resnet_lab.command_line import run_command, split_arguments, switched_on
 from resnet_lab.config import check, compose_config, job_name, one_line
+from resnet_lab.data.check import HASH_DIGITS
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.errors import UserError
-from resnet_lab.models.pretrained import find_file, read
-from resnet_lab.module import Classifier
+from resnet_lab.models.pretrained import find_file, read, refuse_undefined
+from resnet_lab.module import TRAIN_IMAGES, Classifier
 from resnet_lab.outputs import score_table, write_split
-from resnet_lab.run_folder import RunFolder
+from resnet_lab.run_folder import RunFolder, refuse_unwritable
 
 log = logging.getLogger("resnet_lab")
 
 # how the model was taught to see; another data set brings its files, not these
+LONGEST = 60  # characters in the name of an evaluation's folder
 SEEING = ("image_size", "resize", "eye_crop", "local_mean", "crop", "padding", "mean", "std", "batch_size")
 
 
@@ -39,14 +44,17 @@ class Model:
 
 
 def load(source: str) -> Model:
-    """Read a run folder's best checkpoint, or the checkpoint that is named.
+    """Read the checkpoint that a run's job tested, or the one that is named.
 
     Raises:
-        UserError: there is none, it holds more than plain values, or it is none of this project's.
+        UserError: there is none, it holds more than plain values, it is none of this project's, or its weights are NaN
+            or infinite.
     """
     file = find_file(source)
     checkpoint = read(file)
-    return Model(file, checkpoint.get("state_dict", {}), origin_of(checkpoint, file))
+    model = Model(file, checkpoint.get("state_dict", {}), origin_of(checkpoint, file))
+    refuse_undefined(model.state_dict, str(file))
+    return model
 
 
 def answer(model: Model, config: dict[str, Any], split: str) -> tuple[Trainer, Classifier, DataModule]:
@@ -68,8 +76,13 @@ def answer(model: Model, config: dict[str, Any], split: str) -> tuple[Trainer, C
             f"{len(names)} ({', '.join(names)}); evaluate on data of the same classes"
         )
     if list(datamodule.class_names) != list(names):
+        if sorted(datamodule.class_names) == sorted(names):
+            raise UserError(
+                f"data.class_names=[{','.join(datamodule.class_names)}] are the classes of {model.file} in another "
+                f"order; its order is [{','.join(names)}]"
+            )
         log.warning("classes are taken by their order: %s for %s", ", ".join(datamodule.class_names), ", ".join(names))
-    datamodule.rows(split)
+    count_training_images(model, datamodule.rows(split))
     datamodule.test_splits = [split]
     module = build_module(config, datamodule, pretrained=False, class_counts=model.origin["class_counts"]["train"])
     try:
@@ -81,6 +94,22 @@ def answer(model: Model, config: dict[str, Any], split: str) -> tuple[Trainer, C
     datamodule.batch_size_per_rank(trainer.world_size)  # refused now, before anything runs
     trainer.test(module, datamodule=datamodule, verbose=False)
     return trainer, module, datamodule
+
+
+def count_training_images(model: Model, rows: pd.DataFrame) -> None:
+    """Warn of the images that the model was trained on, found by equal pixels: its scores on them are too good."""
+    known = model.origin.get(TRAIN_IMAGES)
+    if rank() > 0:
+        return
+    if not isinstance(known, str):
+        text = "%s has no hashes of its training images (older version), so copies of them are not counted here"
+        log.warning(text, model.file)
+        return
+    hashes = {known[start : start + HASH_DIGITS] for start in range(0, len(known), HASH_DIGITS)}
+    found = int(rows["decoded"].isin(hashes).sum())
+    if found:
+        text = "%d of the %d images are training images of %s (their pixels are equal)"
+        log.warning(text, found, len(rows), model.file)
 
 
 def override(origin: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
@@ -115,35 +144,63 @@ def override(origin: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     return {str(key): value for key, value in container.items()}
 
 
-def output_folder(source: str, model: Model, split: str, overrides: list[str]) -> RunFolder:
-    """The run itself where its best checkpoint answers on its own data, else a folder inside it."""
-    if Path(source).is_dir() and not any(item.startswith("data") for item in overrides):
-        return RunFolder(Path(source).resolve())
-    file = model.file.resolve()
+def own_folder(file: Path, split: str, overrides: list[str], root: str) -> RunFolder:
+    """A folder of this evaluation alone, in the run of the checkpoint or beside it; other inputs give another name.
+
+    Args:
+        file: the checkpoint.
+        split: of the data.
+        overrides: of the command line.
+        root: `data.root`.
+    """
+    file = file.resolve()
     run = file.parent.parent if file.parent.name == "checkpoints" else file.parent
-    changes = ",".join(sorted(item for item in overrides if item.startswith("data")))
-    return RunFolder(
-        run / f"evaluation_{file.stem}_{split}{'_' if changes else ''}{job_name(changes) if changes else ''}"
-    )
+    name = re.sub(r"[^\w.+-]+", "-", f"evaluation_{file.name.removesuffix('.ckpt')}_{split}")
+    changes = sorted(overrides)
+    if changes:
+        name += f"_{job_name(','.join(changes))}"
+    if changes or len(name) > LONGEST:
+        inputs = repr((file.name, split, changes, str(Path(root).absolute())))
+        digits = hashlib.sha256(inputs.encode()).hexdigest()[:8]
+        name = f"{name[: LONGEST - len(digits) - 1]}~{digits}"
+    return RunFolder(run / name)
+
+
+def chosen_folder(out: str, split: str, overwrite: bool) -> RunFolder:
+    """The folder that `out` names.
+
+    Raises:
+        UserError: it is a run, whose files are its job's, or holds predictions that are not to be overwritten.
+    """
+    run = RunFolder(Path(out).expanduser())
+    if run.config_file.exists() or run.status_file.exists() or run.checkpoints.is_dir():
+        raise UserError(f"out={out} is a run folder, and only its job writes its files; name another folder")
+    if run.kept_predictions(split).exists() and not overwrite:
+        raise UserError(f"{run.kept_predictions(split)} exists; name another folder, or set overwrite=true")
+    return run
 
 
 def command(arguments: list[str]) -> None:
     """Evaluate, write the files of the split, and show the scores beside the majority baseline."""
     (source,), options, overrides = split_arguments(
-        arguments, ["RUN_OR_CKPT"], {"split": "test", "out": ""}, "resnet-lab evaluate"
+        arguments, ["RUN_OR_CKPT"], {"split": "test", "out": "", "overwrite": "false"}, "resnet-lab evaluate"
     )
     set_up_logging()
-    split, model = options["split"], load(source)
-    run = RunFolder(Path(options["out"])) if options["out"] else output_folder(source, model, split, overrides)
-    run.path.mkdir(parents=True, exist_ok=True)
-    trainer, module, datamodule = answer(model, override(model.origin, overrides), split)
+    split, out, overwrite = options["split"], options["out"], switched_on("overwrite", options["overwrite"])
+    model = load(source)
+    config = override(model.origin, overrides)
+    own = own_folder(model.file, split, overrides, config["data"]["root"])
+    run = chosen_folder(out, split, overwrite) if out else own
+    refuse_unwritable(run.path)
+    trainer, module, datamodule = answer(model, config, split)
     if not trainer.is_global_zero:
         return
-    probabilities, counts = module.predictions[split].numpy(), module.confusion[split].cpu().numpy()
-    write_split(run, split, datamodule.rows(split), probabilities, counts, datamodule.class_names)
+    probabilities, matrix = module.predictions[split].numpy(), module.confusion[split].cpu().numpy()
+    write_split(run, split, datamodule.rows(split), probabilities, matrix, datamodule.class_names)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    class_counts = {**model.origin["class_counts"], split: datamodule.class_counts[split]}
-    log.info("%s\nfiles in %s", score_table(metrics, [split], class_counts), run.path)
+    counts = {split: datamodule.class_counts[split]}
+    table = score_table(metrics, counts, model.origin["class_counts"]["train"], model.origin["class_names"])
+    log.info("%s\nfiles in %s", table, run.path)
 
 
 if __name__ == "__main__":

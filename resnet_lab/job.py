@@ -31,7 +31,7 @@ from resnet_lab.layers import LayerStatistics
 from resnet_lab.metrics import is_collapsed, monitored
 from resnet_lab.models.resnet import multiply_adds, parameter_count
 from resnet_lab.module import Classifier
-from resnet_lab.outputs import score_table, write_split
+from resnet_lab.outputs import refuse_undefined, score_table, write_split
 from resnet_lab.processes import BUSY, GRACE, Stopped, stop_on_signals, stop_with_parent
 from resnet_lab.run_folder import BOOKKEEPING, PATIENCE, Busy, RunFolder, flat, remove_unfinished
 
@@ -210,6 +210,8 @@ def finish(
     cost: dict[str, float],
 ) -> None:
     """Write the files of every evaluated split, the final TensorBoard entry and the last status."""
+    for split in datamodule.test_splits:  # before anything is written
+        refuse_undefined(datamodule.rows(split), module.predictions[split].numpy())
     for split in datamodule.test_splits:
         probabilities, counts = module.predictions[split].numpy(), module.confusion[split].cpu().numpy()
         write_split(run, split, datamodule.rows(split), probabilities, counts, datamodule.class_names)
@@ -229,7 +231,9 @@ def finish(
         data_wait=observer.data_wait,
         peak_memory_mb=round(environment.peak_memory_mb()),
     )
-    log.info("done\n%s", score_table(metrics, datamodule.test_splits, datamodule.class_counts))
+    images = {split: datamodule.class_counts[split] for split in datamodule.test_splits}
+    table = score_table(metrics, images, datamodule.class_counts["train"], datamodule.class_names)
+    log.info("done\n%s", table)
     log.info("files in %s", run.path)
 
 
@@ -314,6 +318,12 @@ def _insist(run: RunFolder) -> None:
         time.sleep(0.5)
 
 
+def has_lost_predictions(run: RunFolder, status: dict[str, Any]) -> bool:
+    """Whether a done job lacks the predictions of a split, and has the checkpoint to test again without training."""
+    splits = [split for split in ("val", "test") if split in (status.get("class_counts") or {})]
+    return run.last_checkpoint.is_file() and not all(run.kept_predictions(split).is_file() for split in splits)
+
+
 def guarded(run: RunFolder) -> int:
     """Run the job unless it is done; a failure ends in status.json and one line, or a traceback for a defect."""
     if rank() == 0:
@@ -321,8 +331,10 @@ def guarded(run: RunFolder) -> int:
         remove_unfinished(run.path)
     status = run.read_status()
     if status["state"] == "done":
-        log.info("%s is done", run.path)
-        return 0
+        if not has_lost_predictions(run, status):
+            log.info("%s is done", run.path)
+            return 0
+        log.info("predictions are missing; testing again")
     if rank() == 0:
         run.update_status(state="running", error=None, starts=status.get("starts", 0) + 1)
     try:

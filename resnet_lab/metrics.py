@@ -72,15 +72,16 @@ class SplitMetrics(nn.Module):
     """Loss, scores and confusion matrix of one split over one epoch, summed over ranks.
 
     Args:
-        split: `train`, `val` or `test`; train leaves out what has to keep every prediction.
+        split: `train`, `val` or `test`.
         num_classes: K.
         ordered: whether to compute quadratic weighted kappa.
+        complete: whether to compute what has to keep every prediction, too; training does not.
     """
 
-    def __init__(self, split: str, num_classes: int, ordered: bool) -> None:
+    def __init__(self, split: str, num_classes: int, ordered: bool, complete: bool = True) -> None:
         super().__init__()
         metrics = _counting_metrics(num_classes, ordered)
-        if split != "train":
+        if complete:
             metrics |= _evaluation_metrics(num_classes)
         self.loss = MeanMetric(nan_strategy="disable")  # which keeps NaN; by default it would drop out of the mean
         self.loss.set_dtype(torch.float64)  # so that the order of the batches leaves no trace

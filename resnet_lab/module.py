@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from resnet_lab.metrics import SplitMetrics
 
 CHECKPOINT_KEY = "resnet_lab"  # where a checkpoint keeps what is needed to use it without its run folder
+TRAIN_IMAGES = "train_images"  # there: the hashes of the training images' pixels, concatenated
 
 
 class Classifier(LightningModule):
@@ -48,9 +49,10 @@ class Classifier(LightningModule):
         self.model, self.loss = model, loss
         self.optimizer_factory, self.schedule_factory = optimizer, schedule
         self.val_splits, self.test_splits, self.origin = list(val_splits), list(test_splits), origin or {}
+        complete = {"train": "train" in self.test_splits, "val": True, "test": True}
         # ModuleDict has a method train, so no key may be called so
         self.metrics = nn.ModuleDict(
-            {f"{split}_metrics": SplitMetrics(split, len(class_names), ordered) for split in ("train", "val", "test")}
+            {f"{split}_metrics": SplitMetrics(split, len(class_names), ordered, complete[split]) for split in complete}
         )
         self.memory_format = torch.contiguous_format
         self.outputs: dict[str, list[tuple[Tensor, Tensor]]] = {}  # split → (index (B,), probabilities (B, K))

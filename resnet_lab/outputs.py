@@ -1,17 +1,39 @@
-"""The files that hold what a model answered on a split, and the table that shows it beside the majority baseline."""
+"""The files of a model's predictions on a split, each complete or absent, and its scores beside the baseline."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from resnet_lab import plots, statistics
-from resnet_lab.run_folder import RunFolder
+from resnet_lab.errors import UserError
+from resnet_lab.run_folder import RunFolder, new_folder, write_atomically
 
 TABLE = ("accuracy", "balanced_accuracy", "qwk", "auroc", "f1_weighted", "f1_macro")
+LABEL = 26  # characters of its first column
+
+
+def refuse_undefined(rows: pd.DataFrame, probabilities: np.ndarray) -> None:
+    """Stop at predictions that are none: the largest of NaNs is the first class.
+
+    Args:
+        rows: N rows with `image`, in the order of `probabilities`.
+        probabilities: (N, K).
+
+    Raises:
+        UserError: a probability is NaN or infinite; the message names the images.
+    """
+    images = rows["image"].to_numpy()[~np.isfinite(probabilities).all(axis=1)]
+    if len(images):
+        names = ", ".join(images[:3]) + (", …" if len(images) > 3 else "")
+        raise UserError(
+            f"the probabilities of {len(images)} of {len(rows)} images are NaN or infinite ({names}): the model has no "
+            "prediction for them; try trainer.precision=32-true, or train again with a lower optim.lr"
+        )
 
 
 def write_predictions(file: Path, rows: pd.DataFrame, probabilities: np.ndarray) -> None:
@@ -21,12 +43,17 @@ def write_predictions(file: Path, rows: pd.DataFrame, probabilities: np.ndarray)
         file: CSV to write.
         rows: N rows in the order of `probabilities`.
         probabilities: (N, K).
+
+    Raises:
+        UserError: a probability is NaN or infinite; nothing is written.
     """
+    refuse_undefined(rows, probabilities)
     known = [column for column in ("image", "patient", "target") if column in rows]
     table = rows[known].reset_index(drop=True).assign(prediction=probabilities.argmax(1))
     columns = pd.DataFrame(probabilities, columns=[f"p_{k}" for k in range(probabilities.shape[1])])
-    file.parent.mkdir(parents=True, exist_ok=True)
-    pd.concat([table, columns], axis=1).to_csv(file, index=False, float_format="%.8g")
+    text = pd.concat([table, columns], axis=1).to_csv(index=False, float_format="%.8g")
+    with new_folder(file.parent):
+        write_atomically(file, text, durable=True)
 
 
 def write_split(
@@ -49,10 +76,12 @@ def write_split(
     """
     write_predictions(run.predictions_file(split), rows, probabilities)
     names = list(class_names)
-    pd.DataFrame(counts, index=pd.Index(names, name="true"), columns=names).to_csv(run.confusion_matrix_file(split))
-    class_report(counts, names).to_csv(run.class_report_file(split), index=False)
-    figure = plots.confusion_matrix(counts, names, title=f"{run.path.name}: {split}")
-    figure.savefig(run.confusion_matrix_file(split, "png"), dpi=120)
+    matrix = pd.DataFrame(counts, index=pd.Index(names, name="true"), columns=names).to_csv()
+    write_atomically(run.confusion_matrix_file(split), matrix, durable=True)
+    write_atomically(run.class_report_file(split), class_report(counts, names).to_csv(index=False), durable=True)
+    picture = io.BytesIO()
+    plots.confusion_matrix(counts, names, title=f"{run.path.name}: {split}").savefig(picture, dpi=120)
+    write_atomically(run.confusion_matrix_file(split, "png"), picture.getbuffer(), durable=True)
 
 
 def class_report(counts: np.ndarray, class_names: Sequence[str]) -> pd.DataFrame:
@@ -69,25 +98,27 @@ def class_report(counts: np.ndarray, class_names: Sequence[str]) -> pd.DataFrame
     )
 
 
-def score_table(metrics: dict[str, float], splits: Sequence[str], counts: dict[str, list[int]]) -> str:
-    """Text: each split's scores, and below them what answering the training majority everywhere would score.
+def score_table(
+    metrics: dict[str, float], counts: Mapping[str, Sequence[int]], train_counts: Sequence[int], names: Sequence[str]
+) -> str:
+    """Text: each split's scores, and below them those of always predicting the majority of the training images.
 
     Args:
         metrics: `<split>/<metric>` → score.
-        splits: which to show.
-        counts: images by class of every split; of `train` it names the majority (else of the split itself).
+        counts: images of each class by split, of the splits to show.
+        train_counts: images of each class that the model was trained on, whatever the data it is scored on.
+        names: of the classes.
     """
-    names = [name for name in TABLE if any(f"{split}/{name}" in metrics for split in splits)]
-    lines = [f"{'':24}" + "".join(f"{name:>19}" for name in names)]
-    for split in splits:
-        targets = np.repeat(np.arange(len(counts[split])), counts[split])
-        majority = int(np.argmax(counts.get("train", counts[split])))
-        baseline = statistics.majority_baseline(targets, majority, len(counts[split]))
-        lines.append(f"{f'{split} ({len(targets)} images)':24}" + _cells(metrics, split, names))
-        lines.append(
-            f"{f'  always class {majority}':24}"
-            + _cells({f"{split}/{k}": v for k, v in baseline.items()}, split, names)
-        )
+    columns = [name for name in TABLE if any(f"{split}/{name}" in metrics for split in counts)]
+    majority = int(np.argmax(train_counts))
+    always = f"  always “{names[majority]}”"
+    always = always if len(always) <= LABEL else f"{always[: LABEL - 2]}…”"
+    lines = [" " * LABEL + "".join(f"{name:>19}" for name in columns)]
+    for split, images in counts.items():
+        targets = np.repeat(np.arange(len(images)), images)
+        baseline = statistics.majority_baseline(targets, majority, len(images))
+        lines.append(f"{f'{split} ({len(targets)} images)':{LABEL}}" + _cells(metrics, split, columns))
+        lines.append(f"{always:{LABEL}}" + _cells({f"{split}/{k}": v for k, v in baseline.items()}, split, columns))
     return "\n".join(lines)
 
 

@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from resnet_lab.build import set_up_logging
-from resnet_lab.command_line import run_command, split_arguments
+from resnet_lab.command_line import run_command, split_arguments, switched_on
 from resnet_lab.data.image_data import ImageData
 from resnet_lab.data.photographs import Photographs
 from resnet_lab.errors import UserError
 from resnet_lab.evaluate import answer, load, override
 from resnet_lab.outputs import write_predictions
+from resnet_lab.run_folder import refuse_unwritable
 
 log = logging.getLogger("resnet_lab")
+
+LIMITING = ("splits", "folds", "max_images", "max_per_class", "all_images")  # unset: all photographs are predicted
 
 
 def photographs(config: dict[str, Any], root: str, class_names: list[str]) -> dict[str, Any]:
@@ -27,7 +30,7 @@ def photographs(config: dict[str, Any], root: str, class_names: list[str]) -> di
         "name": root,
         "root": root,
         "class_names": class_names,
-        **dict.fromkeys(("splits", "folds", "max_images", "max_per_class")),  # None: all images are its test split
+        **{key: None for key in shared if key in LIMITING},
         "val_fraction": 0.0,
         "test_fraction": 0.0,
     }
@@ -37,13 +40,18 @@ def photographs(config: dict[str, Any], root: str, class_names: list[str]) -> di
 def command(arguments: list[str]) -> None:
     """Write `image,patient,prediction,p_0…` for one image, or for every image below a folder."""
     (source, root), options, overrides = split_arguments(
-        arguments, ["RUN_OR_CKPT", "IMAGE_OR_FOLDER"], {"out": "predictions.csv"}, "resnet-lab predict"
+        arguments,
+        ["RUN_OR_CKPT", "IMAGE_OR_FOLDER"],
+        {"out": "predictions.csv", "overwrite": "false"},
+        "resnet-lab predict",
     )
     set_up_logging()
-    out = Path(options["out"])
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.is_dir():
-        raise UserError(f"out={out} is a folder; name a CSV file")
+    out, overwrite = Path(options["out"]).expanduser(), switched_on("overwrite", options["overwrite"])
+    if out.exists() and not out.is_file():
+        raise UserError(f"out={out} is a folder or no regular file; name a CSV file")
+    if out.exists() and not overwrite:
+        raise UserError(f"out={out} exists; name another file, or set overwrite=true")
+    refuse_unwritable(out.parent)
     model = load(source)
     names = model.origin["class_names"]
     config = photographs(override(model.origin, overrides), root, names)

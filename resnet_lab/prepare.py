@@ -30,7 +30,7 @@ def facts_of(data: ImageData, target: PreparedSet, rows: pd.DataFrame, index: pd
     Returns:
         The facts; and why the splits cannot be cut, in which case they are those of the data set itself.
     """
-    index = index.set_index("image").drop(columns=["prepared", "bytes", "changed"])
+    index = index.set_index("image").drop(columns=["prepared", "bytes", "changed", "decoded"])
     facts = rows.assign(key=rows["path"].map(target.name)).join(index, on="key").drop(columns="key")
     files = facts["path"].map(lambda path: str(target.file(path)))
     facts["prepared"] = files.where(facts["defect"] == "", "")

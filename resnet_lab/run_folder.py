@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -238,6 +238,32 @@ def write_atomically(path: Path, content: str | bytes | memoryview, durable: boo
     except OSError as error:
         temporary.unlink(missing_ok=True)
         error.filename = str(path)  # a full disk names no file
+        raise
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Stop before the work whose files could not be written; creates nothing.
+
+    Raises:
+        UserError: `folder`, or where it does not exist the first folder above it that does, cannot be written.
+    """
+    path = folder.absolute()
+    there = next(each for each in (path, *path.parents) if each.exists() or each.is_symlink())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{there} is not a folder, or cannot be written; name another place with out=")
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[None]:
+    """Create a folder for what is written in it; where that fails, no empty folder stays."""
+    new = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for each in new:
+            with suppress(OSError):  # it holds something
+                each.rmdir()
         raise
 
 

@@ -1,6 +1,7 @@
 """The check that finds what cannot be read, and the hash that tells identical files."""
 
 import io
+import json
 import logging
 import os
 from pathlib import Path
@@ -9,10 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from fake_data import encoded, refusal
-from PIL import Image
+from PIL import ExifTags, Image
 
 from resnet_lab.data import check
-from resnet_lab.data.check import check_files, digest_of, drop_defects, examine
+from resnet_lab.data.check import HASH_DIGITS, check_files, digest_of, drop_defects, examine
 from resnet_lab.data.reader import Recipe, read_image
 
 
@@ -37,7 +38,7 @@ def fundus(left, top, width, height):
 
 def test_half_a_jpeg_passes_a_look_at_its_header_only(save, tmp_path):
     path = save(noise(), "image.jpeg")
-    assert examine(path) == ("", digest_of((tmp_path / "image.jpeg").read_bytes()))
+    assert examine(path)[:2] == ("", digest_of((tmp_path / "image.jpeg").read_bytes()))
     data = (tmp_path / "image.jpeg").read_bytes()
     (tmp_path / "image.jpeg").write_bytes(data[: len(data) // 2])
     with Image.open(path) as file:
@@ -58,7 +59,7 @@ def test_half_a_png_and_a_folder(save, tmp_path):
     data = (tmp_path / "image.png").read_bytes()
     (tmp_path / "image.png").write_bytes(data[: len(data) // 2])
     assert "truncated" in examine(path)[0]
-    assert examine(str(tmp_path)) == ("Is a directory", "")
+    assert examine(str(tmp_path)) == ("Is a directory", "", "")
 
 
 def test_sixteen_bits_would_be_clipped_to_white(save):
@@ -177,7 +178,7 @@ def test_a_dangling_link_is_a_defect_and_a_damaged_cache_costs_only_time(tmp_pat
 def test_the_check_refuses_what_the_reader_refuses(tmp_path):
     path = tmp_path / "padded.jpeg"
     path.write_bytes(encoded("a", ".jpeg")[:-2] + bytes(50))  # the end is gone, and zeros stand for it
-    found, _ = examine(str(path))
+    found, *_ = examine(str(path))
     assert found == "image file is truncated: it has no end-of-image marker"
     with pytest.raises(OSError, match=found):
         read_image(str(path), Recipe(16, "square", False, False))
@@ -186,3 +187,59 @@ def test_the_check_refuses_what_the_reader_refuses(tmp_path):
 def test_nothing_but_bad_images(tmp_path):
     table = pd.DataFrame({"path": ["a", "b"], "defect": ["the file is empty", "truncated"]})
     assert refusal(drop_defects, table, "drop") == "a: the file is empty; none of the 2 images can be read"
+
+
+def pixels(path):
+    found, _, digest = examine(str(path))
+    assert found == ""
+    assert len(digest) == HASH_DIGITS
+    return digest
+
+
+def test_pixels_are_equal_whatever_the_name_the_metadata_and_the_packing(save, tmp_path):
+    image = Image.fromarray(noise(90, 60))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation], exif[ExifTags.Base.Make] = 6, "camera"
+    lossless = [
+        save(image, "a.png"),
+        save(image, "b.png", compress_level=0),
+        save(image, "c.bmp"),
+        save(image, "d.tif"),
+    ]
+    jpegs = [save(image, "a.jpeg"), save(image, "b.jpeg", exif=exif), save(image, "c.jpeg", optimize=True)]
+    assert len({pixels(path) for path in lossless}) == 1
+    assert len({pixels(path) for path in jpegs}) == 1
+    assert len({digest_of(Path(path).read_bytes()) for path in lossless + jpegs}) == 7
+
+
+def test_pixels_differ_where_the_images_do(save):
+    image = noise(90, 60)
+    changed = image.copy()
+    changed[40, 30, 1] ^= 1
+    others = [save(changed, "changed.png"), save(image.reshape(60, 90, 3), "shape.png"), save(image, "a.jpeg")]
+    others += [save(image, "worse.jpeg", quality=50), save(image[::-1], "turned.png")]
+    assert len({pixels(path) for path in [save(image), *others]}) == 6
+
+
+def test_small_jpegs_that_differ_in_their_details_are_not_taken_for_one(save):
+    image = np.full((16, 16, 3), 128, np.uint8)
+    image[::2, ::2] = 255
+    image[1::2, 1::2] = 255
+    paths = [save(image, "a.jpeg", quality=95), save(np.roll(image, 1, axis=1), "b.jpeg", quality=95)]
+    with Image.open(paths[0]) as one, Image.open(paths[1]) as other:
+        one.draft("RGB", (2, 2))
+        other.draft("RGB", (2, 2))
+        assert one.tobytes() == other.tobytes()  # at 1/8 scale
+    assert pixels(paths[0]) != pixels(paths[1])
+
+
+def test_a_cache_of_an_older_version_is_not_taken(save, tmp_path, checked):
+    path, cache = save(noise(8, 8)), tmp_path / "cache"
+    check_files([path], cache)
+    (file,) = cache.iterdir()
+    older = {key: verdict[:2] for key, verdict in json.loads(file.read_text()).items()}
+    file.unlink()
+    file.with_name(file.name.replace("checked", "examined")).write_text(json.dumps(older))
+    checked.clear()
+    assert check_files([path], cache)["decoded"].tolist() == [pixels(path)]
+    assert checked == [path]

@@ -168,7 +168,7 @@ def test_runs_without_a_result_count_in_their_group_but_not_in_its_mean(tmp_path
     assert (len(group.runs), len(group.scored)) == (3, 1)
     fine = next(run for run in runs if run.folder.path.name == "fine")
     assert group.mean_and_std("accuracy")[0] == fine.scores["accuracy"]
-    assert Finding("no result", "bare: no predictions_test.csv; evaluate the run") in findings
+    assert Finding("no result", "bare: no predictions_test.csv; remove its folder and train the run again") in findings
 
 
 def test_a_damaged_run_is_listed_and_the_others_still_compared(tmp_path):

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from fake_data import TRAIN, refusal, write_class_folders, write_kaggle, write_medmnist
+from fake_data import TRAIN, refusal, write_class_folders, write_kaggle, write_labels, write_medmnist
+from PIL import Image
+from sklearn.metrics import roc_auc_score
 
 from resnet_lab import evaluate, predict
-from resnet_lab.config import build
+from resnet_lab.command_line import run_command
+from resnet_lab.config import build, compose_config
+from resnet_lab.data import datamodule as datamodule_module
 from resnet_lab.data.prepared import prepare
 from resnet_lab.job import guarded
+from resnet_lab.module import Classifier
 from resnet_lab.run_folder import RunFolder
 
 
@@ -21,6 +31,18 @@ def trained(make_run) -> RunFolder:
     run = make_run("trainer.max_epochs=1", "data.mean=train")
     assert guarded(run) == 0
     return run
+
+
+def damage(run: RunFolder, value: float) -> Path:
+    """Make one weight of the best checkpoint undefined."""
+    checkpoint = torch.load(run.best_checkpoint, weights_only=True)
+    checkpoint["state_dict"]["model.layer2.0.conv1.weight"][0, 0, 0, 0] = value
+    torch.save(checkpoint, run.best_checkpoint)
+    return run.best_checkpoint
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 class Forbidden:
@@ -34,11 +56,13 @@ class Forbidden:
 
 
 def test_the_runs_own_test_split_scores_as_it_did(trained: RunFolder) -> None:
-    before = {path.name: path.read_text() for path in trained.path.glob("*_test.csv")}
-    for name in before:
-        (trained.path / name).unlink()
-    evaluate.command([str(trained.path)])
-    assert {path.name: path.read_text() for path in trained.path.glob("*_test.csv")} == before
+    before = contents(trained.path)
+    stored = {path.name: path.read_text() for path in trained.path.glob("*_test.csv")}
+    for _ in range(2):  # the same inputs have the same folder
+        evaluate.command([str(trained.path)])
+        (folder,) = trained.path.glob("evaluation_*")
+        assert {path.name: path.read_text() for path in folder.glob("*.csv")} == stored
+    assert {file: content for file, content in contents(trained.path).items() if folder not in file.parents} == before
 
 
 def test_another_split_or_checkpoint_leaves_the_runs_own_files_alone(trained: RunFolder) -> None:
@@ -47,7 +71,7 @@ def test_another_split_or_checkpoint_leaves_the_runs_own_files_alone(trained: Ru
     folder = RunFolder(trained.path / "evaluation_last_val")
     assert folder.predictions_file("val").read_text() == before  # after one epoch last is best
     evaluate.command([str(trained.path), "split=train"])
-    rows = pd.read_csv(trained.predictions_file("train"))
+    rows = pd.read_csv(RunFolder(trained.path / "evaluation_best_train").predictions_file("train"))
     assert len(rows) == sum(trained.read_status()["class_counts"]["train"])
 
 
@@ -118,7 +142,7 @@ def test_predictions_without_labels(trained: RunFolder, photographs: Path, tmp_p
     ours = rows.assign(image=rows["image"].str.removesuffix(".jpeg")).set_index("image").loc[known.index]
     assert ours["p_0"].to_numpy() == pytest.approx(known["p_0"].to_numpy(), abs=2e-3)  # bf16 in other batches
     image = sorted((photographs / "images").iterdir())[0]
-    predict.command([str(trained.path), str(image), f"out={out}"])
+    predict.command([str(trained.path), str(image), f"out={out}", "overwrite=true"])
     assert list(pd.read_csv(out)["image"]) == [image.name]
     assert "does not exist" in refusal(predict.command, [str(trained.path), str(tmp_path / "nothing")])
     (tmp_path / "empty").mkdir()
@@ -193,3 +217,276 @@ def test_data_without_a_train_split_can_be_evaluated_on(make_run, tmp_path: Path
     broken = make_run("data=retinamnist", f"data.root={root}", "data.file=other.npz", name="broken")
     assert guarded(broken) != 0
     assert "has no split train, but test; to train on another one name it" in broken.read_status()["error"]
+
+
+def test_every_split_is_scored_by_all_metrics(trained: RunFolder) -> None:
+    model = evaluate.load(str(trained.path))
+    trainer, module, datamodule = evaluate.answer(model, evaluate.override(model.origin, []), "train")
+    of_test = {name.split("/")[1] for name in trained.read_status()["metrics"] if name.startswith("test/")}
+    assert {name.split("/")[1] for name in trainer.callback_metrics} == of_test
+    rows, probabilities = datamodule.rows("train"), module.predictions["train"].numpy()
+    expected = sum(roc_auc_score(rows["target"] == k, probabilities[:, k]) for k in range(5)) / 5
+    assert float(trainer.callback_metrics["train/auroc"]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_baseline_is_the_majority_that_the_model_was_trained_on(
+    trained: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_kaggle(tmp_path / "foreign", {f"{number}_left": 2 if number < 7 else 0 for number in range(10)})
+    keys = ["data=retinopathy", f"data.root={root}", "data.val_fraction=0"]
+    evaluate.command([str(trained.path), "split=train", *keys])
+    line = next(line for line in capsys.readouterr().out.splitlines() if "always" in line)
+    assert line.split()[:4] == ["always", "“no", "DR”", "0.3000"]  # 0.7000 would be that of the foreign set
+
+
+def copies(source: Path, folder: Path, names: list[str]) -> Path:
+    """The same photographs under other names; the second with other metadata, the third encoded again."""
+    folder.mkdir()
+    for number, name in enumerate(names):
+        shutil.copy(source / f"{name}.jpeg", folder / f"copy{number}.jpeg")
+    data = (folder / "copy1.jpeg").read_bytes()
+    (folder / "copy1.jpeg").write_bytes(data[:2] + b"\xff\xfe\x00\x08a note" + data[2:])
+    with Image.open(folder / "copy2.jpeg") as image:
+        image.convert("RGB").save(folder / "copy2.jpeg", quality=50)
+    return folder
+
+
+def test_images_that_the_model_was_trained_on_are_counted(
+    trained: RunFolder, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = evaluate.load(str(trained.path))
+    data = evaluate.answer(model, evaluate.override(model.origin, []), "val")[2]
+    trained_on, held_out = (data.rows(split)["image"].tolist() for split in ("train", "val"))
+    assert "training images" not in capsys.readouterr().out
+    folder = copies(photographs / "images", tmp_path / "copies", trained_on[:3] + held_out[:2])
+    write_labels(tmp_path / "train.csv", {f"copy{number}": number for number in range(5)}, "image,level")
+    keys = ["data=retinopathy", f"data.root={tmp_path}", "data.images=copies", "data.val_fraction=0"]
+    for command, words, count in (
+        (evaluate.command, ["split=train", *keys], "2 of the 5"),
+        (predict.command, [str(folder), f"out={tmp_path / 'predictions.csv'}"], "2 of the 5"),
+        (evaluate.command, ["split=train"], f"{len(trained_on)} of the {len(trained_on)}"),
+    ):
+        command([str(trained.path), *words])
+        assert f"{count} images are training images" in capsys.readouterr().out
+
+
+def test_a_checkpoint_without_hashes_cannot_tell(trained: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = torch.load(trained.best_checkpoint, weights_only=True)
+    assert len(checkpoint["resnet_lab"].pop("train_images")) == 16 * 32  # of 32 training images
+    torch.save(checkpoint, trained.best_checkpoint)
+    evaluate.command([str(trained.path)])
+    assert "has no hashes of its training images" in capsys.readouterr().out
+
+
+def full_disk(path: Path, data: bytes) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_a_failed_evaluation_or_prediction_leaves_nothing(
+    trained: RunFolder, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, run, out = sorted(tmp_path.rglob("*")), str(trained.path), f"out={tmp_path / 'a' / 'b'}"
+    refusal(evaluate.command, [run, "split=dev"])
+    refusal(evaluate.command, [run, "split=dev", out])
+    refusal(evaluate.command, [run, f"data.root={tmp_path / 'nothing'}"])
+    refusal(predict.command, [run, str(tmp_path / "nothing"), out])
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
+    for command, words in ((evaluate.command, []), (predict.command, [str(photographs / "images")])):
+        with pytest.raises(OSError, match=r"No space left on device: '.*/a/b"):
+            command([run, *words, out])
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_place_that_cannot_be_written_is_found_before_the_data_is_read(trained: RunFolder, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for out in ("file", "file/below"):
+        words = [str(trained.path), f"out={tmp_path / out}", f"data.root={tmp_path / 'nothing'}"]
+        assert f"{tmp_path / 'file'} is not a folder" in refusal(evaluate.command, words)
+
+
+def test_an_evaluations_name_is_short_and_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    sets = [[], ["data=retinopathy", f"data.root=/data/{'long' * 30}"], ["data=retinopathy", f"data.root=/{'d' * 90}"]]
+    sets += [["data.test_csv=one.csv"], ["data.test_csv=two.csv"], ["trainer.precision=32-true"]]
+    folders = [evaluate.own_folder(file, "test", overrides, "data") for overrides in sets]
+    folders += [
+        evaluate.own_folder(file, "val", [], "data"),
+        evaluate.own_folder(file, "test", ["data.test_csv=one.csv"], "/other"),
+        evaluate.own_folder(file.with_name(f"{'epoch' * 30}.ckpt"), "test", [], "data"),
+        evaluate.own_folder(file.with_name(f"{'epoch' * 30}2.ckpt"), "test", [], "data"),
+    ]
+    names = [folder.path.name for folder in folders]
+    assert len(set(names)) == len(names)
+    assert max(map(len, names)) <= 60
+    assert names[0] == "evaluation_best_test"
+    assert {folder.path.parent for folder in folders} == {tmp_path / "run"}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_model_of_undefined_weights_is_refused_before_its_data_is_read(
+    trained: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, value: float
+) -> None:
+    file, before = damage(trained, value=value), sorted(tmp_path.rglob("*"))
+    nothing, out = str(tmp_path / "nothing"), f"out={tmp_path / 'out.csv'}"
+    for command, words in ((evaluate.command, [f"data.root={nothing}"]), (predict.command, [nothing, out])):
+        monkeypatch.setattr(sys, "argv", ["verb", str(trained.path), *words])
+        assert run_command(command) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: {file}: 1 of ")
+        assert "model.layer2.0.conv1.weight" in error
+        assert error.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.fixture
+def undefined_third() -> Iterator[None]:
+    """Every model has NaN for the third image of the last split that is tested."""
+    gather = Classifier._gather
+
+    def undefined(self: Classifier, outputs: list) -> torch.Tensor:
+        probabilities = gather(self, outputs)
+        if not self.outputs:
+            probabilities[2] = float("nan")
+        return probabilities
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Classifier, "_gather", undefined)
+        yield
+
+
+def test_images_without_a_prediction_are_named_and_nothing_is_written(
+    trained: RunFolder, photographs: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    before = contents(trained.path)
+    request.getfixturevalue("undefined_third")  # after the training
+    message = refusal(evaluate.command, [str(trained.path)])
+    assert "1 of 16 images are NaN or infinite (test1_left)" in message
+    message = refusal(predict.command, [str(trained.path), str(photographs / "images"), f"out={tmp_path / 'p.csv'}"])
+    assert "1 of 64 images are NaN or infinite (test1_left.jpeg)" in message
+    assert contents(trained.path) == before
+    assert not (tmp_path / "p.csv").exists()
+
+
+def test_a_job_does_not_write_predictions_that_are_none(make_run, undefined_third: None) -> None:
+    run = make_run("trainer.max_epochs=1")
+    assert guarded(run) == 1
+    assert run.read_status()["state"] == "failed"
+    assert "1 of 16 images are NaN or infinite" in run.read_status()["error"]
+    assert not list(run.path.glob("predictions_*"))
+
+
+def test_a_run_that_lost_its_best_checkpoint_is_not_scored_by_its_last(
+    trained: RunFolder, photographs: Path, tmp_path: Path
+) -> None:
+    trained.best_checkpoint.unlink()
+    before = contents(trained.path)
+    for command, words in ((evaluate.command, []), (predict.command, [str(photographs), f"out={tmp_path / 'p.csv'}"])):
+        message = refusal(command, [str(trained.path), *words])
+        assert f"{trained.best_checkpoint} is missing" in message
+        assert str(trained.last_checkpoint) in message
+    assert contents(trained.path) == before
+    trained.best_checkpoint.write_bytes(b"damaged")
+    assert f"name {trained.last_checkpoint}" in refusal(evaluate.command, [str(trained.path)])
+    trained.best_checkpoint.unlink()
+    evaluate.command([str(trained.last_checkpoint)])
+    assert {file: content for file, content in contents(trained.path).items() if file in before} == before
+    assert RunFolder(trained.path / "evaluation_last_test").predictions_file("test").is_file()
+
+
+def test_a_run_without_validation_is_scored_by_its_last_epoch(make_run) -> None:
+    run = make_run("trainer.max_epochs=1", "data.val_fraction=0")
+    assert guarded(run) == 0
+    assert run.read_status()["best_checkpoint"] is None
+    evaluate.command([str(run.path)])
+    evaluated = RunFolder(run.path / "evaluation_last_test").predictions_file("test")
+    assert evaluated.read_text() == run.predictions_file("test").read_text()
+
+
+def test_an_evaluation_is_not_written_into_a_run_or_over_another(trained: RunFolder, tmp_path: Path) -> None:
+    before = contents(trained.path)
+    (tmp_path / "link").symlink_to(trained.path)
+    for folder in (trained.path, tmp_path / "link", trained.path / ".." / "run"):
+        words = [str(trained.path), f"out={folder}", "overwrite=true"]
+        assert "is a run folder" in refusal(evaluate.command, words)
+    assert contents(trained.path) == before
+    out = f"out={tmp_path / 'out'}"
+    evaluate.command([str(trained.path), out])
+    stored = (tmp_path / "out" / "predictions_test.csv").read_text()
+    assert "predictions_test.csv exists" in refusal(evaluate.command, [str(trained.last_checkpoint), out])
+    evaluate.command([str(trained.path), out, "split=val"])
+    assert (tmp_path / "out" / "predictions_test.csv").read_text() == stored
+    evaluate.command([str(trained.path), out, "overwrite=true"])
+    assert "overwrite=yes: choose true or false" in refusal(evaluate.command, [str(trained.path), "overwrite=yes"])
+
+
+def test_predict_does_not_overwrite_unless_told(trained: RunFolder, photographs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "labels.csv"
+    out.write_text("precious")
+    words = [str(photographs / "images"), f"out={out}"]
+    for source in (trained.path, tmp_path / "no model"):  # before the model is read
+        assert "set overwrite=true" in refusal(predict.command, [str(source), *words])
+    assert out.read_text() == "precious"
+    predict.command([str(trained.path), *words, "overwrite=true"])
+    assert len(pd.read_csv(out)) == 64
+
+
+def test_classes_in_another_order_are_refused(trained: RunFolder) -> None:
+    names = "data.class_names=[mild,no DR,moderate,severe,proliferative]"
+    message = refusal(evaluate.command, [str(trained.path), names])
+    assert "in another order; its order is [no DR,mild,moderate,severe,proliferative]" in message
+
+
+SEEN = {  # none is the default of conf/data/retinopathy.yaml
+    "image_size": 26,
+    "resize": "shorter",
+    "eye_crop": False,
+    "local_mean": True,
+    "crop": 20,
+    "padding": 2,
+    "mean": [0.4, 0.3, 0.2],
+    "std": [0.2, 0.3, 0.4],
+    "batch_size": 12,
+}
+
+
+def test_another_data_set_is_seen_with_every_key_of_the_run(make_run, photographs: Path) -> None:
+    run = make_run("trainer.max_epochs=1", *(f"data.{key}={json.dumps(value)}" for key, value in SEEN.items()))
+    assert guarded(run) == 0
+    keys = ["data=retinopathy", f"data.root={photographs}", "data.val_fraction=0.25"]
+    config = evaluate.override(evaluate.load(str(run.path)).origin, keys)
+    assert {key: config["data"][key] for key in SEEN} == SEEN
+    defaults = compose_config(["data=retinopathy"])["data"]
+    assert [key for key, value in SEEN.items() if defaults[key] == value] == []
+    evaluate.command([str(run.path), *keys])
+    (folder,) = run.path.glob("evaluation_*")
+    assert RunFolder(folder).predictions_file("test").read_text() == run.predictions_file("test").read_text()
+
+
+def test_predictions_are_of_their_images_in_whatever_order_these_come(
+    trained: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Backwards(datamodule_module.EvaluationSampler):
+        def __iter__(self):
+            return iter(list(super().__iter__())[::-1])
+
+    monkeypatch.setattr(datamodule_module, "EvaluationSampler", Backwards)
+    evaluate.command([str(trained.path)])
+    stored, found = (
+        pd.read_csv(folder.predictions_file("test")).set_index("image")
+        for folder in (trained, RunFolder(trained.path / "evaluation_best_test"))
+    )
+    assert list(stored.index) == list(found.index)
+    pd.testing.assert_frame_equal(found, stored, atol=2e-3)  # bf16 in other batches
+
+
+def test_a_done_job_that_lost_its_predictions_tests_again(trained: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
+    names = ["predictions_test.csv", "predictions_val.csv", "confusion_matrix_test.csv", "metrics.csv"]
+    before = {name: (trained.path / name).read_bytes() for name in names}
+    trained.predictions_file("test").unlink()
+    with caplog.at_level(logging.INFO):
+        assert guarded(trained) == 0
+    assert {name: (trained.path / name).read_bytes() for name in names} == before
+    trained.predictions_file("test").unlink()
+    trained.last_checkpoint.unlink()  # it would train
+    assert guarded(trained) == 0
+    assert not trained.predictions_file("test").exists()

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from conftest import REAL_DATA
 from fake_data import medmnist, pixels, refusal, retinamnist, web, write_medmnist
+from PIL import Image
 
+from resnet_lab.data.check import examine
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.data.table import class_counts
 
@@ -305,3 +307,13 @@ def test_an_npz_with_a_damaged_directory(root: Path) -> None:
     content[content.rindex(b"PK\x01\x02")] = 0
     (root / "bloodmnist.npz").write_bytes(content)
     assert "is damaged (" in refusal(medmnist(root).read_table)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_image_of_an_array_and_its_png_have_equal_pixels(tmp_path, channels):
+    root = write_medmnist(tmp_path / "data" / "retinamnist.npz", {"train": [0, 1]}, channels=channels).parent
+    data = retinamnist(root, val_fraction=0, test_fraction=0)
+    table, _ = data.table()
+    for row, name in enumerate(table["path"]):
+        Image.fromarray(data._image(name)).save(tmp_path / "image.png")
+        assert examine(str(tmp_path / "image.png"))[2] == table["decoded"][row]

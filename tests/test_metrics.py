@@ -21,7 +21,7 @@ def batches(num_classes: int = 5, n: int = 203, absent: int | None = None, seed:
 
 
 def scored(logits: torch.Tensor, targets: torch.Tensor, split: str = "val") -> tuple[SplitMetrics, dict[str, float]]:
-    metrics = SplitMetrics(split, logits.shape[1], ordered=True)
+    metrics = SplitMetrics(split, logits.shape[1], ordered=True, complete=split != "train")
     losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
     for rows in torch.arange(len(targets)).split(32):
         metrics.update(losses[rows], logits[rows], targets[rows])

@@ -139,7 +139,9 @@ def test_half_written_files_of_a_killed_run_leave_the_others_whole(tmp_path):
 def test_missing_predictions_are_said_to_be_missing(tmp_path, undrawn):
     write_run(tmp_path / "fine")
     (write_run(tmp_path / "bare", 50) / "predictions_test.csv").unlink()
-    assert "no result bare: no predictions_test.csv; evaluate the run" in words(page_of(tmp_path))
+    assert "no result bare: no predictions_test.csv; remove its folder and train the run again" in words(
+        page_of(tmp_path)
+    )
 
 
 def test_no_result_at_all_is_a_page_too(tmp_path):

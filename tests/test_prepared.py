@@ -15,7 +15,7 @@ import pytest
 from fake_data import TRAIN, encoded, refusal, retinopathy, write_studies
 
 from resnet_lab.data import prepared as module
-from resnet_lab.data.check import digest_of
+from resnet_lab.data.check import digest_of, examine
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.data.prepared import PreparedSet, prepare, read_prepared
 from resnet_lab.data.reader import Recipe, read_image
@@ -50,6 +50,7 @@ def test_a_jpeg_and_a_row_for_each_photograph(target, paths):
     row = index.iloc[0]
     assert (row["width"], row["height"], row["defect"]) == (24, 16, "")
     assert row["digest"] == digest_of(Path(paths[0]).read_bytes())
+    assert row["decoded"] == examine(paths[0])[2]
     assert row["prepared"] == digest_of(target.file(paths[0]).read_bytes())
     image, stored = read_image(paths[0], RECIPE), read_prepared(str(target.file(paths[0])))
     assert stored.shape == (16, 16, 3)
@@ -282,3 +283,25 @@ def test_bad_photographs_of_a_prepared_set_are_dropped_as_ever(root, target, pat
     prepare(target, paths, processes=1)
     assert "7_left.jpeg: no image of a known format" in refusal(lambda: datamodule(root))
     assert datamodule(root, on_bad_image="drop").dropped["skipped_images"] == 1
+
+
+def test_a_prepared_set_knows_the_pixels_of_its_source_and_an_older_one_looks(root, target, paths, monkeypatch):
+    prepare(target, paths, processes=1)
+    expected = datamodule(root).table["decoded"]
+    assert expected.tolist() == [examine(path)[2] for path in datamodule(root).table["path"]]
+    frame = pd.read_csv(target.index_file, keep_default_na=False)
+    frame.drop(columns="decoded").to_csv(target.index_file, index=False)
+    built = datamodule(root)
+    assert "" not in set(built.table["prepared"])
+    assert built.table["decoded"].tolist() == expected.tolist()
+    prepare(target, paths, processes=1)  # nothing is prepared anew
+    assert datamodule(root).table["decoded"].tolist() == expected.tolist()
+
+
+def test_hashes_that_look_like_numbers_stay_text(target, paths):
+    prepare(target, paths[:1], processes=1)
+    frame = pd.read_csv(target.index_file, dtype=str, keep_default_na=False)
+    numbers = {"digest": "0123", "prepared": "12e34", "decoded": "1234567890123456"}
+    frame.assign(**numbers).to_csv(target.index_file, index=False)
+    (row,) = target.entries().values()
+    assert {key: row[key] for key in numbers} == numbers

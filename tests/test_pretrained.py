@@ -196,12 +196,39 @@ def test_a_checkpoint_of_this_project(prefix, tmp_path):
     assert equal(resnet(8, 10, form="cifar", pretrained=source), small())
 
 
-def test_a_run_folder_gives_its_best_else_its_last_checkpoint(tmp_path):
+def test_a_run_folder_gives_the_checkpoint_that_its_job_tested(tmp_path):
     best, last = small(), resnet(8, 10, form="cifar")
     checkpoint(last, tmp_path / "checkpoints" / "last.ckpt")
+    (tmp_path / "status.json").write_text('{"state": "done", "best_checkpoint": null}')
     assert equal(resnet(8, 10, form="cifar", pretrained=str(tmp_path)), last)
     checkpoint(best, tmp_path / "checkpoints" / "best.ckpt")
-    assert equal(resnet(8, 10, form="cifar", pretrained=str(tmp_path)), best)
+    for status in ('{"state": "done", "best_checkpoint": "checkpoints/best.ckpt"}', "{damaged"):
+        (tmp_path / "status.json").write_text(status)
+        assert equal(resnet(8, 10, form="cifar", pretrained=str(tmp_path)), best)
+
+
+@pytest.mark.parametrize("loss", ["missing", "folder", "loop"])
+def test_a_run_that_lost_its_best_checkpoint_does_not_give_its_last(tmp_path, loss):
+    best, last = (tmp_path / "checkpoints" / name for name in ("best.ckpt", "last.ckpt"))
+    checkpoint(small(), last)
+    (tmp_path / "status.json").write_text('{"state": "done", "best_checkpoint": "checkpoints/best.ckpt"}')
+    if loss == "folder":
+        best.mkdir()
+    if loss == "loop":
+        best.symlink_to(best)
+    message = refusal(tmp_path)
+    assert message.startswith(f"model.pretrained={tmp_path}: {best} is missing or not a file")
+    assert message.endswith(f"name {last}")
+    assert equal(resnet(8, 10, form="cifar", pretrained=str(last)), small())
+
+
+@pytest.mark.parametrize("name", ["conv1.weight", "bn1.running_var"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_and_buffers_that_are_undefined_are_refused(tmp_path, name, value):
+    state = small().state_dict()
+    state[name].view(-1)[1] = value
+    source = saved(state, tmp_path / "weights.pt")
+    assert f"{source}: 1 of {len(state)} tensors hold NaN or infinite values (first {name})" in refusal(source)
 
 
 def test_another_number_of_classes_leaves_only_the_head(tmp_path, caplog):
@@ -283,7 +310,7 @@ def test_files_without_a_network(content, words, tmp_path):
 def test_a_missing_file_an_empty_folder_and_null(tmp_path):
     assert f"model.pretrained={tmp_path}/no.pt: no such file" in refusal(tmp_path / "no.pt")
     (tmp_path / "checkpoints").mkdir()
-    assert "no best.ckpt or last.ckpt in" in refusal(tmp_path)
+    assert f"{tmp_path / 'checkpoints' / 'best.ckpt'} is missing or not a file" in refusal(tmp_path)
     assert "model.pretrained=None: no such file" in refusal(None)
 
 

@@ -123,7 +123,7 @@ def test_entries_of_another_kind_are_named_and_leave_the_other_runs_whole(tmp_pa
     assert fine.scores
     (key,) = damage
     assert hurt.problem.startswith(f"status.json: {key} holds ")
-    assert "evaluate the run again" in hurt.problem
+    assert "train the run again" in hurt.problem
 
 
 def test_a_seed_that_is_none_and_pictures_that_are_one_text_stop_no_report(tmp_path):

@@ -124,17 +124,29 @@ def test_operating_rows_say_what_they_were_chosen_on_and_which_refer_nobody(tmp_
     assert specific.sensitivity.value == 0
 
 
-def test_temperature_is_fitted_on_validation_and_tried_on_test(tmp_path):
+def sharpened(run, split, power):
+    """Probabilities with `power` times their logits, rewritten in place."""
+    frame = pd.read_csv(run / f"predictions_{split}.csv", dtype={"image": str})
+    columns = [f"p_{k}" for k in range(5)]
+    sharp = frame[columns] ** power
+    frame[columns] = sharp.div(sharp.sum(axis=1), axis=0)
+    frame.to_csv(run / f"predictions_{split}.csv", index=False)
+
+
+@pytest.mark.parametrize(("on_test", "on_val"), [(4, 4), (4, 1), (1, 4)])
+def test_temperature_is_fitted_on_validation_and_tried_on_test(tmp_path, on_test, on_val):
     run = with_validation(tmp_path / "run")
-    for split in ("test", "val"):  # make it far too sure
-        frame = pd.read_csv(run / f"predictions_{split}.csv", dtype={"image": str})
-        columns = [f"p_{k}" for k in range(5)]
-        sharp = frame[columns] ** 4
-        frame[columns] = sharp.div(sharp.sum(axis=1), axis=0)
-        frame.to_csv(run / f"predictions_{split}.csv", index=False)
+    sharpened(run, "test", on_test)
+    sharpened(run, "val", on_val)
     (row,) = calibration_rows(table_of(tmp_path))
-    assert row.temperature == pytest.approx(4, rel=0.35)
-    assert row.after < row.before
+    (run,) = (read_run(folder) for folder in find_runs([tmp_path]))
+    best, other = (calibration.temperature(split.answers) for split in (run.validation, run.predictions))
+    assert row.temperature == pytest.approx(best)
+    assert row.temperature == pytest.approx(on_val, rel=0.35)
+    assert other == pytest.approx(on_test, rel=0.35)
+    scaled = calibration.cooled(run.predictions.answers, best)
+    assert row.after == pytest.approx(calibration.calibration_error(scaled))
+    assert row.before == pytest.approx(calibration.calibration_error(run.predictions.answers))
 
 
 def test_operating_points_are_marked_on_the_curve(tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from resnet_lab.data.check import digest_of
+from resnet_lab.data.check import digest_of, image_hash
 from resnet_lab.data.image_data import ImageData
 from resnet_lab.data.reader import fit
 from resnet_lab.errors import UserError
@@ -70,13 +70,19 @@ class ArrayData(ImageData):
 
     def read(self, path: str) -> np.ndarray:
         """The image of a row before augmentation, uint8 (H, W, 3); grey becomes RGB."""
-        image = self._image(path)
-        return fit(image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2), self.recipe)
+        return fit(self._rgb(path), self.recipe)
 
     def check(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """Add `digest`, equal for identical images, and `defect` and `prepared`, always empty: there are no files."""
+        """Add `digest` and `decoded`, equal for identical images; `defect` and `prepared` are empty, without files."""
         digests = [digest_of(self._image(path).tobytes()) for path in rows["path"]]
-        return rows.assign(defect="", digest=digests, prepared="")
+        images = (self._rgb(path) for path in rows["path"])
+        decoded = [image_hash((image.shape[1], image.shape[0]), image.tobytes()) for image in images]
+        return rows.assign(defect="", digest=digests, decoded=decoded, prepared="")
+
+    def _rgb(self, path: str) -> np.ndarray:
+        """(H, W, 3); a gray image gets three equal channels."""
+        image = self._image(path)
+        return image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
 
     def _image(self, path: str) -> np.ndarray:
         split, index = path.split("/")

@@ -1,4 +1,4 @@
-"""The check that every image file can be read, and what tells identical files; each file is opened once."""
+"""The check that every image file can be read, and what identifies its bytes and pixels; each file is opened once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ log = logging.getLogger(__name__)
 
 TRUNCATED = "image file is truncated: it has no end-of-image marker"
 
-Verdict = tuple[str, str]  # what is wrong with a file, or nothing; the hash of its bytes
+Verdict = tuple[str, str, str]  # what is wrong with a file, or nothing; the hashes of its bytes and of its pixels
+HASH_DIGITS = 16  # hexadecimal digits of the hash of an image's pixels
+SMALLEST = 64  # pixels: below, different JPEGs of a small size could decode to equal ones
 
 
 def digest_of(data: bytes) -> str:
@@ -31,13 +33,24 @@ def digest_of(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
+def image_hash(size: tuple[int, int], data: bytes) -> str:
+    """The hash of an image's pixels, `HASH_DIGITS` digits; equal for files whose names, metadata or packing differ.
+
+    Args:
+        size: width and height.
+        data: the pixels, RGB, row by row.
+    """
+    return hashlib.blake2b(repr(size).encode() + data, digest_size=HASH_DIGITS // 2).hexdigest()
+
+
 def examine(path: str) -> Verdict:
-    """What is wrong with an image file, or nothing, and the hash of its bytes; both from one reading of the file."""
+    """What is wrong with an image file, or nothing, and the hashes of its bytes and pixels; the file is read once."""
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        return error.strerror or type(error).__name__, ""
-    return defect(data), digest_of(data)
+        return error.strerror or type(error).__name__, "", ""
+    defect, decoded = decode(data)
+    return defect, digest_of(data), decoded
 
 
 def lacks_end(data: bytes, scan: int) -> bool:
@@ -49,21 +62,26 @@ def lacks_end(data: bytes, scan: int) -> bool:
     return data.rfind(b"\xff\xd9", scan) < 0
 
 
-def defect(data: bytes) -> str:
-    """What is wrong with the bytes of an image, or nothing; a decode at 1/8 scale also finds truncated ones."""
+def decode(data: bytes) -> tuple[str, str]:
+    """What is wrong with the bytes of an image, or nothing, and the hash of its pixels.
+
+    A JPEG is decoded at 1/8 scale where that leaves `SMALLEST` pixels, which also finds truncated ones. The pixels are
+    those that are stored, whatever the EXIF orientation says, as tools that strip EXIF leave them alone.
+    """
     try:
         with Image.open(io.BytesIO(data)) as file:
             if file.mode[0] in "IF":
-                return f"mode {file.mode}, which has more than 8 bits a pixel; convert it to 8 bits"
+                return f"mode {file.mode}, which has more than 8 bits a pixel; convert it to 8 bits", ""
             if file.format == "JPEG" and lacks_end(data, file.fp.tell()):  # type: ignore[union-attr]
-                return TRUNCATED
-            file.draft("RGB", (max(1, file.width // 8), max(1, file.height // 8)))
-            ImageOps.exif_transpose(file).convert("RGB")
+                return TRUNCATED, ""
+            file.draft("RGB", (max(SMALLEST, file.width // 8), max(SMALLEST, file.height // 8)))
+            image = file.convert("RGB")
+            ImageOps.exif_transpose(file)
+            return "", image_hash(image.size, image.tobytes())
     except Image.UnidentifiedImageError:
-        return "the file is empty" if not data else "no image of a known format"
+        return ("the file is empty" if not data else "no image of a known format"), ""
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
-        return " ".join(str(error).split()) or type(error).__name__
-    return ""
+        return " ".join(str(error).split()) or type(error).__name__, ""
 
 
 def check_files(paths: Iterable[str], cache_dir: Path) -> pd.DataFrame:
@@ -74,11 +92,12 @@ def check_files(paths: Iterable[str], cache_dir: Path) -> pd.DataFrame:
         cache_dir: where the verdicts are kept; a folder that cannot be written costs only the repetition.
 
     Returns:
-        One row per path, its index: `defect` (empty where the file can be read) and `digest`.
+        One row per path, its index: `defect` (empty where the file can be read), `digest` (of its bytes) and `decoded`
+        (the hash of its decoded pixels; empty where it cannot be read).
     """
     keys = {path: _key(path) for path in paths}
     folders = "\n".join(sorted({str(Path(path).parent) for path in keys}))
-    cache_file = cache_dir / f"examined_{hashlib.sha256(folders.encode()).hexdigest()[:16]}.json"
+    cache_file = cache_dir / f"checked_{hashlib.sha256(folders.encode()).hexdigest()[:16]}.json"
     known = _known(cache_file)
     new = [path for path, key in keys.items() if key not in known or key == path]
     if new:
@@ -88,7 +107,9 @@ def check_files(paths: Iterable[str], cache_dir: Path) -> pd.DataFrame:
             write_atomically(cache_file, json.dumps(known, ensure_ascii=False))
         except OSError as error:
             log.warning("cannot keep the check of the images: %s", error)
-    return pd.DataFrame([known[key] for key in keys.values()], index=list(keys), columns=["defect", "digest"])
+    return pd.DataFrame(
+        [known[key] for key in keys.values()], index=list(keys), columns=["defect", "digest", "decoded"]
+    )
 
 
 def _key(path: str) -> str:

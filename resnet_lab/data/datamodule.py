@@ -148,6 +148,12 @@ class DataModule(LightningDataModule):
             raise UserError(f"{self.data.name} has no split {split}; choose among {', '.join(self.splits)}")
         return rows.reset_index(drop=True)
 
+    @property
+    def train_images(self) -> str:
+        """The hashes of the training images' pixels, each once, concatenated."""
+        assert self.table is not None
+        return "".join(sorted(set(self.table.loc[self.table["split"] == "train", "decoded"])))
+
     def dataset(self, split: str, augment: bool) -> ImageDataset:
         """The images of one split, decoded at most once, with the training or the evaluation transform."""
         dataset = ImageDataset(self.rows(split), self.data, augment, self.seed, self.images.get(split))

@@ -149,10 +149,11 @@ class ImageData(ABC):
         return read_image(path, self.recipe)
 
     def check(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """Add `defect`, `digest` and `prepared`.
+        """Add `defect`, `digest`, `decoded` and `prepared`.
 
-        `defect` is empty where the image can be read, `digest` equal for identical images; `prepared` is the file to
-        read in its place, empty where `resnet-lab prepare` has not run.
+        `defect` is empty where the image can be read, `digest` equal for identical files and `decoded` for files that
+        decode to the same image; `prepared` is the file to read in its place, empty where `resnet-lab prepare` has not
+        run.
         """
         found = self.prepared_set.lookup(rows)
         if found is not None:
@@ -179,8 +180,8 @@ class ImageData(ABC):
         Bad images leave first, so that no split counts on them; then leaks are resolved, and splits are cut.
 
         Returns:
-            Columns `image, target, split, path, patient, defect, digest, prepared`; and `skipped_images` and `leaks`,
-            which are numbers of rows.
+            Columns `image, target, split, path, patient, defect, digest, decoded, prepared`; and `skipped_images` and
+            `leaks`, which are numbers of rows.
         """
         rows, skipped = drop_defects(self.check(self.listed()), self.on_bad_image)
         rows, leaks = resolve_leaks(join_patients(rows), self.on_leak)

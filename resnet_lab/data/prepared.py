@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from resnet_lab.data.check import check_files, digest_of
+from resnet_lab.data.check import check_files, digest_of, examine
 from resnet_lab.data.reader import Recipe, read_image
 from resnet_lab.errors import UserError
 from resnet_lab.run_folder import remove_unfinished, write_atomically
@@ -36,7 +36,8 @@ JPEG = (cv2.IMWRITE_JPEG_QUALITY, 90, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWR
 CHUNK = 8  # photographs that a process takes at a time
 SAY_EVERY = 10.0  # seconds between two lines of progress
 FACTS = ("brightness", "dark", "bright", *(f"{kind}_{color}" for kind in ("mean", "square") for color in "rgb"))
-COLUMNS = ("image", "bytes", "changed", "digest", "width", "height", "defect", "prepared", *FACTS)
+COLUMNS = ("image", "bytes", "changed", "digest", "width", "height", "defect", "prepared", *FACTS, "decoded")
+TEXT = dict.fromkeys(("image", "digest", "prepared", "decoded"), str)  # a hash may look like a number
 Entry = dict[str, Any]  # a line of the index: see `PreparedSet`
 
 
@@ -48,7 +49,7 @@ class PreparedSet:
     of the index: `image` (below the root), `bytes`, `changed` (ns), `digest`, `width` and `height` (pixels) of the
     source, `defect` (empty, or why it cannot be read), `prepared` (digest of the JPEG), and `FACTS`: `brightness`
     (mean grey of the eye, 0 to 255), `dark`, `bright` (shares of the eye below 20 and above 235), mean and mean square
-    of each channel in [0, 1].
+    of each channel in [0, 1]; and `decoded`, the hash of the source's pixels (empty in sets of older versions).
 
     Args:
         root: folder of the source.
@@ -94,7 +95,8 @@ class PreparedSet:
         rows: dict[str, Entry] = {}
         if self.index_file.is_file():
             try:
-                frame = pd.read_csv(self.index_file, dtype={"image": str}, keep_default_na=False)[list(COLUMNS)]
+                frame = pd.read_csv(self.index_file, dtype=TEXT, keep_default_na=False)
+                frame = frame.assign(decoded=frame.get("decoded", ""))[list(COLUMNS)]  # sets of older versions lack it
                 rows = {
                     row["image"]: {str(key): value for key, value in row.items()} for row in frame.to_dict("records")
                 }
@@ -106,11 +108,11 @@ class PreparedSet:
                     row = json.loads(line)
                 except ValueError:  # the line that was being written when the process died
                     continue
-                rows[row["image"]] = row
+                rows[row["image"]] = row | {"decoded": row.get("decoded", "")}
         return rows
 
     def lookup(self, rows: pd.DataFrame) -> pd.DataFrame | None:
-        """The rows with `defect`, `digest` and `prepared` (a file, or empty) where every one of them was prepared.
+        """The rows with `defect`, `digest`, `decoded` and `prepared` (a file, or empty) where all were prepared.
 
         Returns:
             None where nothing was prepared, or not all of it: then the photographs themselves are read.
@@ -129,7 +131,10 @@ class PreparedSet:
             text = "%s lacks %d of %d photographs, so the originals are read; go on with resnet-lab prepare"
             log.warning(text, self.folder, lacking, len(rows))
             return None
-        index = pd.DataFrame(found, index=rows.index)[["defect", "digest", "prepared"]]
+        index = pd.DataFrame(found, index=rows.index)[["defect", "digest", "decoded", "prepared"]]
+        unknown = rows.loc[(index["decoded"] == "") & (index["defect"] == ""), "path"]
+        if len(unknown):  # prepared by an older version
+            index.loc[unknown.index, "decoded"] = unknown.map(check_files(unknown, self.cache_dir)["decoded"])
         files = [
             str(self.file(path)) if good else "" for path, good in zip(rows["path"], index["defect"] == "", strict=True)
         ]
@@ -228,11 +233,11 @@ def _prepare_chunk(target: PreparedSet, paths: Sequence[str]) -> list[Entry]:
 def prepare_photograph(target: PreparedSet, path: str) -> Entry:
     """Read one photograph, write its JPEG, and return its row of the index; one that cannot be read is a row, too."""
     row: Entry = {"image": target.name(path), "bytes": 0, "changed": 0, "digest": "", "width": 0, "height": 0}
-    row |= {"defect": "", "prepared": "", **dict.fromkeys(FACTS, 0.0)}
+    row |= {"defect": "", "prepared": "", **dict.fromkeys(FACTS, 0.0), "decoded": ""}
     try:
         stat = Path(path).stat()
         row |= {"bytes": stat.st_size, "changed": stat.st_mtime_ns}
-        row["digest"] = digest_of(Path(path).read_bytes())
+        _, row["digest"], row["decoded"] = examine(path)
         image = read_image(path, target.recipe)
         with Image.open(path) as file:
             row["width"], row["height"] = file.size

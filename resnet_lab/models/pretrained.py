@@ -33,10 +33,12 @@ def load_pretrained(model: nn.Module, source: str) -> None:
             of a folder of runs of which one has this depth.
 
     Raises:
-        UserError: the weights are not there, cannot be fetched, are more than plain tensors, or do not fit.
+        UserError: the weights are not there, cannot be fetched, are more than plain tensors, are NaN or infinite, or do
+            not fit.
     """
     content = contents(source, depth_of(model.state_dict()))
     state, own_run = find_state_dict(content, source), "pytorch-lightning_version" in content
+    refuse_undefined(state, f"model.pretrained={source}")
     insert(model, rename(state, model.state_dict()), source)
     if not own_run and strides_on_first(model):
         logger.warning(
@@ -85,14 +87,14 @@ def fetch(source: str, depth: int) -> dict[str, Tensor]:
 
 
 def find_file(source: str, depth: int | None = None) -> Path:
-    """The file itself, or the best (else the last) checkpoint of a run folder.
+    """The file itself, or the checkpoint of a run folder that its job tested.
 
     Args:
         source: a file, a run folder, or a folder of runs of which one has this depth (a sweep over depths).
         depth: of the network that wants the weights; None where only a run or a file will do.
 
     Raises:
-        UserError: there is no such file, or not exactly one such run.
+        UserError: there is no such file, not exactly one such run, or the run has lost its checkpoint.
     """
     path = Path(source).expanduser()
     if path.is_file():
@@ -102,10 +104,19 @@ def find_file(source: str, depth: int | None = None) -> Path:
     run = RunFolder(path)
     if depth is not None and not run.config_file.is_file() and not run.checkpoints.is_dir():
         run = find_run(path, depth)
-    for name in ("best.ckpt", "last.ckpt"):
-        if (run.checkpoints / name).is_file():
-            return run.checkpoints / name
-    raise UserError(f"{source}: no best.ckpt or last.ckpt in {run.checkpoints}; give a run or a file")
+    file = run.last_checkpoint if selects_nothing(run) else run.best_checkpoint
+    if not file.is_file():
+        other = f"; to take the last epoch, name {run.last_checkpoint}" if run.last_checkpoint.is_file() else ""
+        raise UserError(f"{source}: {file} is missing or not a file; give another run or a checkpoint{other}")
+    return file
+
+
+def selects_nothing(run: RunFolder) -> bool:
+    """Whether a run keeps its last epoch as no validation split selects one; not where its status cannot be read."""
+    try:
+        return run.read_status().get("best_checkpoint", "") is None
+    except UserError:
+        return False
 
 
 def find_run(folder: Path, depth: int) -> RunFolder:
@@ -124,10 +135,11 @@ def read(path: Path) -> dict[str, Any]:
             return dict(safetensors.torch.load_file(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a forbidden object raises UnpicklingError, a damaged file nearly anything
-        raise UserError(
-            f"{path}: not readable as plain tensors ({reason(error)}); "
-            "save the weights again with torch.save(model.state_dict(), PATH)"
-        ) from error
+        remedy = "save the weights again with torch.save(model.state_dict(), PATH)"
+        last = path.with_name("last.ckpt")
+        if path.name == "best.ckpt" and last.is_file():
+            remedy = f"to take the last epoch, name {last}"
+        raise UserError(f"{path}: not readable as plain tensors ({reason(error)}); {remedy}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, no state dict; save model.state_dict()")
     return content
@@ -150,6 +162,21 @@ def find_state_dict(content: dict[str, Any], source: str) -> dict[str, Tensor]:
             kind = type(value).__name__
             raise UserError(f"model.pretrained={source}: {name} is a {kind}, not a tensor; {SOURCES}")
     return state
+
+
+def refuse_undefined(state: Mapping[str, Any], source: str) -> None:
+    """Stop at weights or buffers that are NaN or infinite: argmax of NaN is class 0 for every image.
+
+    Raises:
+        UserError: there are some; the message names the source and the first tensor.
+    """
+    floating = {name: each for name, each in state.items() if isinstance(each, Tensor) and each.is_floating_point()}
+    undefined = [name for name, each in floating.items() if not torch.isfinite(each.double()).all()]
+    if undefined:
+        raise UserError(
+            f"{source}: {len(undefined)} of {len(state)} tensors hold NaN or infinite values (first {undefined[0]}), "
+            "so its predictions mean nothing; give another checkpoint, or train again with a lower optim.lr"
+        )
 
 
 def rename(state: dict[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:

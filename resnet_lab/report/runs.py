@@ -16,7 +16,7 @@ import pandas as pd
 
 from resnet_lab.errors import UserError
 from resnet_lab.report.resampling import Answers
-from resnet_lab.run_folder import RunFolder, flat
+from resnet_lab.run_folder import REMEDY, RunFolder, flat
 from resnet_lab.statistics import COLLAPSED, confusion_matrix, majority_baseline, summary_of
 
 SHAPES: dict[str, Any] = {  # what a job writes into status.json; [int] is a list of them, {"": str} texts by name
@@ -99,7 +99,7 @@ class Run:
             return str(error)
         noted = self.fingerprint("val")
         if found.answers.probabilities.shape[1] != len(self.class_names) or (noted and noted != found.fingerprint):
-            return "predictions_val.csv is of other images or classes than status.json says; evaluate the run again"
+            return f"predictions_val.csv is of other images or classes than status.json says; {_remedy(file.parent)}"
         if self.predictions and found.fingerprint == self.predictions.fingerprint:
             return "predictions_val.csv is of the test images"
         return found
@@ -137,7 +137,7 @@ def _shapes(run: Run) -> None:
     if wrong:
         run.status = {key: value for key, value in run.status.items() if key not in wrong}
         key, value = next(iter(wrong.items()))
-        raise UserError(f"status.json: {key} holds {str(value)[:40]!r}; evaluate the run again, or remove the folder")
+        raise UserError(f"status.json: {key} holds {str(value)[:40]!r}; {REMEDY}")
     seed = run.config.get("seed")
     if isinstance(seed, list | dict):
         run.config = run.config | {"seed": str(seed)}
@@ -154,6 +154,12 @@ def _has_shape(value: Any, shape: Any) -> bool:
     return isinstance(value, shape)
 
 
+def _remedy(folder: Path) -> str:
+    """How lost predictions of a run come back: a job that has its last epoch tests again without training."""
+    tests_again = RunFolder(folder).last_checkpoint.is_file()
+    return "remove the file and run `python -m resnet_lab.job RUN`, which tests again" if tests_again else REMEDY
+
+
 def _first_line(error: object) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
@@ -161,7 +167,7 @@ def _first_line(error: object) -> str:
 def _score(run: Run) -> None:
     run.split = next((s for s in ("test", "val") if run.folder.kept_predictions(s).is_file()), "")
     if not run.split:
-        raise UserError("no predictions_test.csv; evaluate the run")
+        raise UserError(f"no predictions_test.csv; {_remedy(run.folder.path)}")
     found = read_predictions(run.folder.kept_predictions(run.split))
     targets, predictions, probabilities = found.answers
     num_classes = probabilities.shape[1]
@@ -174,7 +180,7 @@ def _score(run: Run) -> None:
         images = sum(run.class_counts(run.split))
         raise UserError(
             f"predictions_{run.split}.csv: {len(targets)} rows that are not the {images} images of status.json, "
-            "or not with their targets; evaluate the run again"
+            f"or not with their targets; {_remedy(run.folder.path)}"
         )
     run.predictions = found
     run.majority = int(np.argmax(train_counts))
@@ -199,7 +205,7 @@ def read_predictions(file: Path) -> Predictions:
     except OSError as error:
         raise UserError(f"{file.name} cannot be read ({error.strerror or _first_line(error)})") from error
     except (ValueError, KeyError, EOFError, zlib.error) as error:
-        raise UserError(f"{file.name} is damaged ({_first_line(error)}); evaluate the run again") from error
+        raise UserError(f"{file.name} is damaged ({_first_line(error)}); {_remedy(file.parent)}") from error
     classes, probabilities = numbers[:, :2], numbers[:, 2:]
     no_class = (classes % 1 != 0) | (classes < 0) | (classes >= num_classes)
     no_share = ~np.isfinite(probabilities) | (probabilities < 0)
@@ -211,7 +217,7 @@ def read_predictions(file: Path) -> Predictions:
             if len(bad)
             else "has no rows"
         )
-        raise UserError(f"{file.name}: {where}; evaluate the run again")
+        raise UserError(f"{file.name}: {where}; {_remedy(file.parent)}")
     images = frame["image"].to_numpy(str)
     patients = frame["patient"].to_numpy(str) if "patient" in frame else images
     answers = Answers(classes[:, 0].astype(int), classes[:, 1].astype(int), probabilities)

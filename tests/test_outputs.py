@@ -1,0 +1,107 @@
+"""The files of a split: each complete or as it was, and its scores computed from the counts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from fake_data import refusal
+from sklearn.metrics import precision_recall_fscore_support
+
+from resnet_lab.outputs import class_report, score_table, write_predictions, write_split
+from resnet_lab.run_folder import RunFolder
+
+NAMES = ["healthy", "mild", "severe"]
+COUNTS = np.array([[5, 3, 0], [1, 2, 4], [0, 0, 6]])  # far from symmetric
+
+
+def rows_and_probabilities(images: int = 6) -> tuple[pd.DataFrame, np.ndarray]:
+    generator = np.random.default_rng(images)
+    rows = pd.DataFrame({"image": [f"{n:02d}" for n in range(images)], "target": np.arange(images) % 3})
+    return rows, generator.dirichlet(np.ones(3), images)
+
+
+def test_precision_and_recall_are_scikit_learns() -> None:
+    targets = np.repeat(np.arange(3), COUNTS.sum(axis=1))
+    predictions = np.concatenate([np.repeat(np.arange(3), row) for row in COUNTS])
+    expected = precision_recall_fscore_support(targets, predictions)
+    report = class_report(COUNTS, NAMES)
+    assert list(report) == ["class", "precision", "recall", "f1", "support"]
+    for column, values in zip(("precision", "recall", "f1", "support"), expected, strict=True):
+        assert report[column].to_numpy() == pytest.approx(values), column
+    assert report["precision"].tolist() == pytest.approx([5 / 6, 2 / 5, 6 / 10])
+    assert report["recall"].tolist() == pytest.approx([5 / 8, 2 / 7, 1])
+
+
+def test_files_are_replaced_and_never_rewritten_in_place(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    write_split(run, "test", *rows_and_probabilities(6), COUNTS, NAMES)
+    before = {file: file.read_bytes() for file in run.path.iterdir()}
+    assert len(before) == 4
+    for file in before:
+        os.link(file, tmp_path / file.name)  # another name of the same bytes
+    write_split(run, "test", *rows_and_probabilities(9), COUNTS.T, NAMES)
+    for file, content in before.items():
+        assert file.read_bytes() != content, file.name
+        assert (tmp_path / file.name).read_bytes() == content, file.name
+    assert set(run.path.iterdir()) == set(before)
+
+
+@pytest.mark.parametrize("after", range(4))
+def test_a_full_disk_names_the_file_and_leaves_each_one_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    run, room, write_bytes = RunFolder(tmp_path / "run"), [after], Path.write_bytes
+    write_split(run, "test", *rows_and_probabilities(6), COUNTS, NAMES)
+    before = {file: file.read_bytes() for file in run.path.iterdir()}
+
+    def write(path: Path, data: bytes) -> int:
+        room[0] -= 1
+        if room[0] < 0:
+            write_bytes(path, bytes(data)[:10])
+            raise OSError(28, "No space left on device")
+        return write_bytes(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", write)
+    with pytest.raises(OSError, match=rf"No space left on device: '{run.path}/\w+_test.\w+'"):
+        write_split(run, "test", *rows_and_probabilities(9), COUNTS.T, NAMES)
+    now = {file: file.read_bytes() for file in run.path.iterdir()}
+    assert set(now) == set(before)
+    assert sum(now[file] != before[file] for file in before) == after
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_undefined_probabilities_are_named_and_not_written(tmp_path: Path, value: float) -> None:
+    rows, probabilities = rows_and_probabilities(6)
+    probabilities[[1, 4], 0] = value
+    message = refusal(write_predictions, tmp_path / "new" / "predictions.csv", rows, probabilities)
+    assert message.startswith("the probabilities of 2 of 6 images are NaN or infinite (01, 04)")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_predictions_keep_the_order_of_the_rows(tmp_path: Path) -> None:
+    rows, probabilities = rows_and_probabilities(6)
+    write_predictions(tmp_path / "predictions.csv", rows, probabilities)
+    stored = pd.read_csv(tmp_path / "predictions.csv", dtype={"image": str})
+    assert stored["image"].tolist() == rows["image"].tolist()
+    assert stored["prediction"].tolist() == probabilities.argmax(axis=1).tolist()
+    assert stored[["p_0", "p_1", "p_2"]].to_numpy() == pytest.approx(probabilities, abs=1e-7)
+
+
+def test_the_baseline_is_the_training_majority_by_name() -> None:
+    metrics = {"test/accuracy": 0.5, "val/accuracy": 0.25}
+    table = score_table(metrics, {"val": [1, 1, 8], "test": [2, 8, 0]}, [10, 30, 20], NAMES)
+    cells = [line.split() for line in table.splitlines()]
+    assert cells == [
+        ["accuracy"],
+        ["val", "(10", "images)", "0.2500"],
+        ["always", "“mild”", "0.1000"],
+        ["test", "(10", "images)", "0.5000"],
+        ["always", "“mild”", "0.8000"],
+    ]
+    long = score_table(metrics, {"val": [1, 9]}, [1, 2], ["a", "b" * 99])
+    assert len({len(line) for line in long.splitlines()}) == 1
+    assert "…”" in long
