@@ -73,10 +73,10 @@ class ArrayData(ImageData):
         image = self._image(path)
         return fit(image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2), self.recipe)
 
-    def check(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """Add `digest`, equal for identical images, and `defect` and `prepared`, always empty: there are no files."""
+    def check(self, rows: pd.DataFrame, pixels: str | None = None) -> pd.DataFrame:
+        """Add `digest` and `pixels`, equal for identical images, and `defect` and `prepared`, empty without files."""
         digests = [digest_of(self._image(path).tobytes()) for path in rows["path"]]
-        return rows.assign(defect="", digest=digests, prepared="")
+        return rows.assign(defect="", digest=digests, prepared="", pixels=digests)
 
     def _image(self, path: str) -> np.ndarray:
         split, index = path.split("/")
