@@ -64,7 +64,8 @@ def answer(model: Model, config: dict[str, Any], split: str) -> tuple[Trainer, C
     trained_on = model.origin.get("pixels")
     pixels = trained_on if trained_on == "originals" else None  # other data need not have been prepared
     datamodule = build_datamodule(config, (model.origin["mean"], model.origin["std"]), pixels)
-    if different := datamodule.difference(model.origin):
+    own = model.origin.get("split_fingerprint", {}).get(split) == datamodule.fingerprints.get(split)
+    if own and (different := datamodule.difference(model.origin)):
         log.warning("the model was trained on other image files: %s", different)
     if len(datamodule.class_names) != len(names):
         raise UserError(
