@@ -23,7 +23,8 @@ from resnet_lab.data.prepared import PreparedSet, prepare
 from resnet_lab.errors import UserError
 from resnet_lab.job import guarded, read_data
 from resnet_lab.module import Classifier
-from resnet_lab.run_folder import RunFolder, list_jobs
+from resnet_lab.run_folder import RunFolder, jobs_file, list_jobs
+from resnet_lab.sweep import ListJobs
 
 MakeRun = Callable[..., RunFolder]
 
@@ -261,6 +262,13 @@ def test_another_recipe_in_the_sweep_takes_the_same_kind_of_files(make_job: Make
     assert begin(ready) == "prepared"
 
 
+def test_originals_are_the_same_whatever_the_recipe_of_the_job(make_job: MakeRun, photographs: Path) -> None:
+    assert begin(make_job("a")) == "originals"
+    assert begin(make_job("b", "data.image_size=16")) == "originals"
+    (photographs / "images" / "test0_left.jpeg").write_bytes(encoded("another", ".jpeg"))
+    assert "the originals of test with digest" in begin(make_job("c", "data.image_size=20"))
+
+
 def test_other_splits_of_the_same_files_may_be_swept(make_job: MakeRun) -> None:
     first = make_job("a")
     prepared(first)
@@ -287,6 +295,13 @@ def test_a_job_without_a_last_checkpoint_decides_where_it_is_done_or_runs(make_j
     prepared(first)
     with first.lock():
         assert begin(make_job("b")) == "originals"
+
+
+def test_the_folder_of_another_sweeper_is_that_of_a_sweep_too(tmp_path: Path) -> None:
+    runtime = SimpleNamespace(choices={"hydra/sweeper": "optuna"})
+    hydra = SimpleNamespace(runtime=runtime, sweep=SimpleNamespace(dir=str(tmp_path / "sweep")))
+    ListJobs().on_multirun_start(SimpleNamespace(hydra=hydra))  # type: ignore[arg-type]
+    assert jobs_file(tmp_path / "sweep").read_text() == ""
 
 
 def test_two_first_jobs_decide_one_after_the_other(make_job: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
