@@ -27,10 +27,15 @@ from resnet_lab.module import CHECKPOINT_KEY, TRAIN_IMAGES, Classifier
 
 
 def build_datamodule(
-    config: dict[str, Any], statistics: tuple[Sequence[float], Sequence[float]] | None = None
+    config: dict[str, Any],
+    statistics: tuple[Sequence[float], Sequence[float]] | None = None,
+    pixels: str | None = None,
 ) -> DataModule:
-    """The data of a configuration, read and checked; `statistics` replace its own mean and std (3,)."""
-    datamodule = DataModule(build(config["data"]), config["seed"], config["follow_test"], statistics)
+    """The data of a configuration, read and checked; `statistics` replace its own mean and std (3,).
+
+    `pixels`: see `DataModule`.
+    """
+    datamodule = DataModule(build(config["data"]), config["seed"], config["follow_test"], statistics, pixels)
     datamodule.setup()
     return datamodule
 
@@ -62,6 +67,7 @@ def build_module(
         "class_counts": datamodule.class_counts,
         "split_fingerprint": datamodule.fingerprints,
         TRAIN_IMAGES: datamodule.train_images,
+        **datamodule.noted,
     }
     return Classifier(
         model=build(model_config, num_classes=len(datamodule.class_names)),

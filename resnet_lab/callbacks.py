@@ -93,6 +93,16 @@ class Ending(Callback):
             fail(self.run, exception, trainer.global_rank)
 
 
+class SamePixels(Callback):
+    """Stops a job whose ranks read different image files, as where `prepare` ends while they start."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        datamodule: DataModule = trainer.datamodule  # type: ignore[attr-defined]
+        first = trainer.strategy.broadcast(datamodule.noted)
+        if first != datamodule.noted:
+            raise UserError("this rank and the first one read their images from different files; start the job again")
+
+
 class FiniteLoss(Callback):
     """Stops a run whose loss or weights are no numbers any more, before a checkpoint keeps them.
 

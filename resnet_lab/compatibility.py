@@ -63,6 +63,17 @@ def upgraded(older: Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
+def upgraded_status(status: dict[str, Any]) -> dict[str, Any]:
+    """A status.json of any version with the keys of this one.
+
+    Older versions noted the path of the prepared set as `prepared`, and null where the originals were read.
+    """
+    prepared = status.pop("prepared", None)
+    if "split_fingerprint" in status:
+        status.setdefault("pixels", "prepared" if prepared else "originals")
+    return status
+
+
 def with_older_defaults(
     composed: Mapping[str, Any], before: Mapping[str, Any], version: int, given: Collection[str]
 ) -> dict[str, Any]:

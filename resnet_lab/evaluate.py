@@ -69,7 +69,12 @@ def answer(model: Model, config: dict[str, Any], split: str) -> tuple[Trainer, C
         UserError: the data has no such split, or other classes.
     """
     names = model.origin["class_names"]
-    datamodule = build_datamodule(config, statistics=(model.origin["mean"], model.origin["std"]))
+    trained_on = model.origin.get("pixels")
+    pixels = trained_on if trained_on == "originals" else None  # other data need not have been prepared
+    datamodule = build_datamodule(config, (model.origin["mean"], model.origin["std"]), pixels)
+    own = model.origin.get("split_fingerprint", {}).get(split) == datamodule.fingerprints.get(split)
+    if own and (different := datamodule.difference(model.origin)):
+        log.warning("the model was trained on other image files: %s", different)
     if len(datamodule.class_names) != len(names):
         raise UserError(
             f"{datamodule.data.name} has {len(datamodule.class_names)} classes but {model.file} was trained for "

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import OmegaConf
 
 from resnet_lab import environment
-from resnet_lab.build import build_datamodule, build_module, build_trainer, rank, set_up_logging
-from resnet_lab.callbacks import Ending, EpochSeed, FiniteLoss, Observer, ResumableEarlyStopping
+from resnet_lab.build import build_module, build_trainer, rank, set_up_logging
+from resnet_lab.callbacks import Ending, EpochSeed, FiniteLoss, Observer, ResumableEarlyStopping, SamePixels
 from resnet_lab.checkpoints import EpochRows, LastCheckpoint, RunCheckpoint, resume_point
-from resnet_lab.config import check, without_unknown
+from resnet_lab.config import build, check, without_unknown
+from resnet_lab.data.arrays import ArrayData
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.errors import UserError
 from resnet_lab.failures import fail, stopped_elsewhere
@@ -47,9 +49,7 @@ def run_job(run: RunFolder) -> None:
     config = checked_config(run)
     resume_from = resume_point(run, config["on_corrupt"])
     seed_everything(config["seed"], verbose=False)
-    datamodule = build_datamodule(config)
-    if resume_from:
-        same_images(run, datamodule)
+    datamodule = read_data(run, config, resumes=resume_from is not None)
     module = build_module(config, datamodule, pretrained=resume_from is None)
     monitor, mode = selection(config, datamodule)
     balances_twice = config["data"]["sampling"] != "none" and config["loss"].get("class_weights", "none") != "none"
@@ -61,6 +61,7 @@ def run_job(run: RunFolder) -> None:
     callbacks = [
         Ending(run),
         EpochSeed(config["seed"]),
+        SamePixels(),
         FiniteLoss(),
         rows,
         observer,
@@ -109,6 +110,59 @@ def checked_config(run: RunFolder) -> dict[str, Any]:
     except UserError as error:
         raise UserError(f"{run.config_file}: {error}") from None
     return config
+
+
+def read_data(run: RunFolder, config: dict[str, Any], resumes: bool) -> DataModule:
+    """The data of a job, with the pixels that it began with, or else those that another job of its sweep began with.
+
+    Jobs of a sweep take turns, so that the first one decides for all; ranks follow what the first rank has noted.
+
+    Raises:
+        UserError: the images, or the files that their pixels came from, are not there any more, or are others now.
+    """
+    with run.turn() if rank() == 0 else nullcontext():
+        own = run.read_status()
+        follows = resumes or (rank() > 0 and bool(own.get("pixels")))
+        before = {"the job": own} if follows else begun_jobs(run, config["data"]["name"])
+        pixels = next((status["pixels"] for status in before.values()), None)
+        datamodule = DataModule(build(config["data"]), config["seed"], config["follow_test"], pixels=pixels)
+        datamodule.read()
+        if resumes:
+            same_images(run, datamodule)
+        for name, status in before.items():
+            if different := datamodule.difference(status):
+                raise UserError(
+                    f"{name} began with other image files ({different}); bring those back, or choose another sweep_dir"
+                )
+        if rank() == 0:
+            run.update_status(**datamodule.noted, split_fingerprint=datamodule.fingerprints)
+            say_source(datamodule, next(iter(before), ""))
+    datamodule.setup()
+    return datamodule
+
+
+def begun_jobs(run: RunFolder, data: str) -> dict[str, dict[str, Any]]:
+    """Name → status of the other jobs of the sweep that train on the same data set and have an epoch to show, or run.
+
+    A job that was stopped before the end of its first epoch binds nobody.
+    """
+    found = {}
+    for job in run.siblings():
+        with suppress(UserError):  # damaged, which `status` and `report` say
+            status = job.read_status()
+            begun = status["state"] in ("running", "done") or job.last_checkpoint.is_file()
+            if begun and status.get("pixels") and job.read_config()["data"]["name"] == data:
+                found[job.path.name] = status
+    return found
+
+
+def say_source(datamodule: DataModule, decided_by: str) -> None:
+    """One line, where there are image files; `decided_by` names the job that began with the same source."""
+    if isinstance(datamodule.data, ArrayData):
+        return
+    digests = ", ".join(f"{split} {digest}" for split, digest in datamodule.pixel_digests.items())
+    source = "the originals" if datamodule.pixels == "originals" else f"the prepared set ({digests})"
+    log.info("images are read from %s%s", source, f", as {decided_by} began with them" if decided_by else "")
 
 
 def same_images(run: RunFolder, datamodule: DataModule) -> None:
@@ -175,9 +229,7 @@ def describe(run: RunFolder, trainer: Trainer, datamodule: DataModule, module: C
         "class_names": list(datamodule.class_names),
         "ordered": datamodule.data.ordered,
         "class_counts": datamodule.class_counts,
-        "split_fingerprint": datamodule.fingerprints,
         **datamodule.dropped,
-        "prepared": datamodule.prepared_folder,
         "parameters": parameter_count(module.model),
         "multiply_adds": multiply_adds(module.model, datamodule.data.crop or datamodule.data.image_size),
         "versions": environment.versions(),
@@ -336,7 +388,8 @@ def guarded(run: RunFolder) -> int:
             return 0
         log.info("predictions are missing; testing again")
     if rank() == 0:
-        run.update_status(state="running", error=None, starts=status.get("starts", 0) + 1)
+        undecided = {} if run.last_checkpoint.is_file() else {"pixels": None}  # what the job read before binds nobody
+        run.update_status(state="running", error=None, starts=status.get("starts", 0) + 1, **undecided)
     try:
         run_job(run)
     except Stopped as stopped:

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import yaml
 
-from resnet_lab.compatibility import SCHEMA_VERSION, upgraded
+from resnet_lab.compatibility import SCHEMA_VERSION, upgraded, upgraded_status
 from resnet_lab.errors import UserError
 
 PATIENCE = 10.0  # seconds to wait for a process in a run folder that is about to end
@@ -145,7 +145,7 @@ class RunFolder:
         """The content of status.json with `state` corrected to `interrupted` where the job was killed."""
         if not self.status_file.is_file():
             return {"schema_version": SCHEMA_VERSION, "state": "created"}
-        status = _parse(self.status_file, json.loads)
+        status = upgraded_status(_parse(self.status_file, json.loads))
         if status.get("state") == "running" and not self.is_locked():
             status["state"] = "interrupted"
         return status
@@ -174,6 +174,23 @@ class RunFolder:
                     raise Busy(f"{self.path}: another process is running this job; wait or stop it")
                 time.sleep(0.1)
             yield
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Wait until no other job of the same sweep decides something; then it is this one's turn."""
+        if not jobs_file(self.path.parent).is_file():
+            yield
+            return
+        with jobs_file(self.path.parent).open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def siblings(self) -> list[RunFolder]:
+        """The other jobs of the same sweep, by name; none where the run is no job of a sweep."""
+        if not jobs_file(self.path.parent).is_file():
+            return []
+        folders = (file.parent for file in sorted(self.path.parent.glob("*/status.json")))
+        return [RunFolder(folder) for folder in folders if folder.name != self.path.name]
 
     def is_locked(self) -> bool:
         """Whether a process is at work in this folder."""
@@ -272,17 +289,17 @@ def jobs_file(sweep_dir: Path) -> Path:
     return sweep_dir / "jobs.txt"
 
 
-def list_jobs(sweep_dir: Path, names: Iterable[str] = ()) -> list[str]:
+def list_jobs(sweep_dir: Path, names: Iterable[str] | None = None) -> list[str]:
     """The names of a sweep's jobs in the order asked for, after adding `names` to them."""
-    if not names and not jobs_file(sweep_dir).is_file():
+    if names is None and not jobs_file(sweep_dir).is_file():
         return []
     sweep_dir.mkdir(parents=True, exist_ok=True)
-    with jobs_file(sweep_dir).open("a+" if names else "r", encoding="utf-8") as file:
-        if names:
+    with jobs_file(sweep_dir).open("r" if names is None else "a+", encoding="utf-8") as file:
+        if names is not None:
             fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         known = file.read().splitlines()
-        new = [name for name in dict.fromkeys(names) if name not in known]
+        new = [name for name in dict.fromkeys(names or ()) if name not in known]
         file.writelines(f"{name}\n" for name in new)
     return known + new
 

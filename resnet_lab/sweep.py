@@ -111,18 +111,22 @@ def _values(axis: Override) -> list[str]:
 
 
 class ListJobs(Callback):
-    """Before a sweep starts, lists its jobs in its folder, for `resnet-lab status` to know which are missing."""
+    """Before a sweep starts, lists its jobs in its folder, for `resnet-lab status` to know which are missing.
+
+    The list marks the folder of a sweep, so there is one, empty, where another sweeper decides on the jobs.
+    """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        hydra = config.hydra
+        hydra, names = config.hydra, []
         if hydra.runtime.choices["hydra/sweeper"] == "basic":
             overrides = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
             jobs = _grid(overrides, hydra.sweeper.params or {}, seeds=True)
             excluded = hydra.job.config.override_dirname.exclude_keys
-            try:
-                list_jobs(Path(hydra.sweep.dir), [_folder_name(job, excluded) for job in jobs])
-            except OSError as error:  # Hydra would go on without a word of ours
-                print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
+            names = [_folder_name(job, excluded) for job in jobs]
+        try:
+            list_jobs(Path(hydra.sweep.dir), names)
+        except OSError as error:  # Hydra would go on without a word of ours
+            print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
 
 
 def _folder_name(job: Sequence[str], excluded: Sequence[str]) -> str:

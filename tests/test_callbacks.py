@@ -75,15 +75,15 @@ def test_short_epochs_that_wait_say_so_when_it_adds_up(clock, caplog):
 
 
 @pytest.mark.parametrize(
-    ("in_memory", "prepared", "workers", "advice"),
+    ("in_memory", "pixels", "workers", "advice"),
     [
-        (False, None, 8, "run resnet-lab prepare with the same keys once"),
-        (False, "folder", 2, "set data.num_workers=4"),
-        (True, None, 0, "set data.num_workers=4"),
-        (False, "folder", 4, "take smaller images (data.image_size), or more cores"),
+        (False, "originals", 8, "run resnet-lab prepare with the same keys once, and train in another sweep_dir"),
+        (False, "prepared", 2, "set data.num_workers=4"),
+        (True, "originals", 0, "set data.num_workers=4"),
+        (False, "prepared", 4, "take smaller images (data.image_size), or more cores"),
     ],
 )
-def test_advice_is_what_is_left_to_do(monkeypatch, in_memory, prepared, workers, advice):
+def test_advice_is_what_is_left_to_do(monkeypatch, in_memory, pixels, workers, advice):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(4))
-    datamodule = SimpleNamespace(prepared_folder=prepared, in_memory=in_memory, num_workers=workers)
+    datamodule = SimpleNamespace(pixels=pixels, in_memory=in_memory, num_workers=workers)
     assert DataModule.advice(datamodule) == advice

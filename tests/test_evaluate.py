@@ -190,7 +190,7 @@ def test_raw_photographs_are_seen_as_the_prepared_ones_were(make_run, photograph
     paths = sorted(map(str, (photographs / "images").iterdir()))
     prepare(data.prepared_set, paths, processes=1)
     assert guarded(run) == 0
-    assert run.read_status()["prepared"] == str(data.prepared_set.folder)
+    assert run.read_status()["pixels"] == "prepared"
     trained_on = pd.read_csv(run.predictions_file("test")).set_index("image")
     predict.command([str(run.path), str(photographs / "images"), f"out={tmp_path / 'raw.csv'}"])
     raw = pd.read_csv(tmp_path / "raw.csv").set_index("image").rename(index=lambda name: Path(name).stem)

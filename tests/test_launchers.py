@@ -268,11 +268,11 @@ def test_tasks_of_slurm(tmp_path: Path, lab: Lab, nodes: int) -> None:
 
 def test_a_task_that_fails_before_the_ranks_meet_ends_the_other(tmp_path: Path, lab: Lab) -> None:
     run = laid(tmp_path, lab, "trainer.devices=2", "trainer.strategy=ddp")
-    patch = """import resnet_lab.build
-    def missing(config):
+    patch = """from resnet_lab.data.datamodule import DataModule
+    def missing(self):
         raise FileNotFoundError("a file of this node")
     if os.environ["SLURM_PROCID"] == "1":
-        resnet_lab.build.build_datamodule = missing"""
+        DataModule.read = missing"""
     port = free_port()
     tasks = [lab("resnet_lab.job", "run", patch=patch, environment=slurm(task, 2, 1, port)) for task in (0, 1)]
     assert [task.wait(60) for task in tasks] == [1, 1], output(tmp_path, 1) + output(tmp_path, 2)

@@ -13,7 +13,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from resnet_lab import train
+from resnet_lab import prepare, train
 from resnet_lab.config import conf_dir, differences
 from resnet_lab.errors import UserError
 from resnet_lab.job import guarded
@@ -111,6 +111,13 @@ def test_a_failed_job_is_repeated_left_or_stops_the_sweep(
     assert started == []
     assert sweep(*grid) == 0
     assert set(jobs().values()) == {"done"}
+
+
+def test_a_sweep_reads_its_pixels_from_one_source(sweep: Sweep) -> None:
+    assert sweep("seed=0") == 0
+    prepare.command(["data=retinopathy", "data.root=photographs", "data.cache_dir=cache", "data.image_size=24"])
+    assert sweep("seed=0,1") == 0
+    assert [run.read_status()["pixels"] for run in find_runs(["sweep"])] == ["originals", "originals"]
 
 
 def test_a_folder_is_a_run_or_a_sweep(sweep: Sweep, started: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -173,17 +173,8 @@ def test_no_class_names(root):
 def test_table_by_default(root):
     table, dropped = retinopathy(write_studies(root)).table()
     assert dropped == {"skipped_images": 0, "leaks": 0}
-    assert table.columns.tolist() == [
-        "image",
-        "target",
-        "path",
-        "split",
-        "patient",
-        "defect",
-        "digest",
-        "decoded",
-        "prepared",
-    ]
+    found = ["defect", "digest", "decoded", "prepared", "pixels"]
+    assert table.columns.tolist() == ["image", "target", "path", "split", "patient", *found]
     # of four patients of each grade 0.15 are 0.6, so one each
     assert class_counts(table, 5) == {"train": [6] * 5, "val": [2] * 5, "test": [2] * 5}
     assert listed(table, "test") == TEST

@@ -72,12 +72,12 @@ class ArrayData(ImageData):
         """The image of a row before augmentation, uint8 (H, W, 3); grey becomes RGB."""
         return fit(self._rgb(path), self.recipe)
 
-    def check(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """Add `digest` and `decoded`, equal for identical images; `defect` and `prepared` are empty, without files."""
+    def check(self, rows: pd.DataFrame, pixels: str | None = None) -> pd.DataFrame:
+        """Add the columns of `ImageData.check`; `defect` and `prepared` are empty, as there are no files."""
         digests = [digest_of(self._image(path).tobytes()) for path in rows["path"]]
         images = (self._rgb(path) for path in rows["path"])
         decoded = [image_hash((image.shape[1], image.shape[0]), image.tobytes()) for image in images]
-        return rows.assign(defect="", digest=digests, decoded=decoded, prepared="")
+        return rows.assign(defect="", digest=digests, decoded=decoded, prepared="", pixels=digests)
 
     def _rgb(self, path: str) -> np.ndarray:
         """(H, W, 3); a gray image gets three equal channels."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -25,6 +25,7 @@ from resnet_lab.errors import UserError
 log = logging.getLogger(__name__)
 
 MEMORY = 2e9  # bytes of decoded images that data.in_memory=auto keeps
+SOURCES = {"originals": "the originals", "prepared": "a prepared set"}  # what pixels are read from, in words
 STATISTICS_IMAGES = 2000  # mean and std of a training split that is not in memory come from so many, evenly spaced
 
 
@@ -96,13 +97,15 @@ def whole(batch: Any) -> Any:
 class DataModule(LightningDataModule):
     """Splits, statistics and loaders of one data set.
 
-    After `setup`: `table`, `class_names`, `mean` and `std` (3,), `dropped`, `fingerprints`, `class_counts`.
+    After `read`: `table`, `class_names`, `dropped`, `fingerprints`, `class_counts`, `pixels`. After `setup` also:
+    `mean` and `std` (3,), `in_memory`, `num_workers`.
 
     Args:
         data: the data set and its settings.
         seed: of order and augmentation.
         follow_test: also evaluate test after each epoch; nothing is selected by it.
         statistics: mean and std to use in place of those of this data set (for evaluating elsewhere).
+        pixels: `originals` or `prepared`: what to read; None: the prepared set where it is complete.
     """
 
     def __init__(
@@ -111,27 +114,37 @@ class DataModule(LightningDataModule):
         seed: int,
         follow_test: bool = False,
         statistics: tuple[Sequence[float], Sequence[float]] | None = None,
+        pixels: str | None = None,
     ) -> None:
         super().__init__()
         self.data, self.seed, self.follow_test, self.statistics = data, seed, follow_test, statistics
+        self.pixels, self.is_set_up = pixels, False
         self.table: pd.DataFrame | None = None
         self.images: dict[str, Sequence[np.ndarray]] = {}  # split → decoded images, where they are kept in memory
         self.test_splits: list[str] = []
 
-    def setup(self, stage: str | None = None) -> None:
-        """Read and check the table, once; every error in the data shows here."""
+    def read(self) -> None:
+        """Read and check the table, once."""
         if self.table is not None:
             return
-        table, self.dropped = self.data.table()
+        table, self.dropped = self.data.table(self.pixels)
         assert self.data.class_names is not None
         self.class_names = self.data.class_names
-        self.fingerprints = fingerprints(table)
+        self.fingerprints, self.pixel_digests = fingerprints(table), fingerprints(table, "pixels")
         self.class_counts = class_counts(table, len(self.class_names))
-        self.in_memory = self._fits_memory(table) if self.data.in_memory == "auto" else bool(self.data.in_memory)
+        self.pixels = "prepared" if (table["prepared"] != "").any() else "originals"
         self.table = table
         self.splits = [split for split in ("train", "val", "test") if split in self.fingerprints]
         self.val_splits = [split for split in self.splits if split == "val" or (split == "test" and self.follow_test)]
         self.test_splits = [split for split in self.splits if split != "train"]
+
+    def setup(self, stage: str | None = None) -> None:
+        """All that comes before the first batch, once; every error in the data shows here."""
+        if self.is_set_up:
+            return
+        self.read()
+        assert self.table is not None
+        self.in_memory = self._fits_memory(self.table) if self.data.in_memory == "auto" else bool(self.data.in_memory)
         mean, std = self.statistics or self._mean_and_std()
         self.mean, self.std = torch.tensor(mean), torch.tensor(std)
         chosen = self.data.augment_classes
@@ -139,6 +152,7 @@ class DataModule(LightningDataModule):
             classes = f"0 to {len(self.class_names) - 1}"
             raise UserError(f"data.augment_classes: there is no class {min(unknown)}; classes run from {classes}")
         self.num_workers = self._workers()
+        self.is_set_up = True
 
     def rows(self, split: str) -> pd.DataFrame:
         """The split's part of the table."""
@@ -224,16 +238,36 @@ class DataModule(LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     @property
-    def prepared_folder(self) -> str | None:
-        """The prepared set that is read in place of the photographs, where there is one."""
-        assert self.table is not None
-        return str(self.data.prepared_set.folder) if (self.table["prepared"] != "").any() else None
+    def noted(self) -> dict[str, Any]:
+        """What the pixels come from, for status.json and checkpoints: by recipe and digests, never by path."""
+        assert self.pixels is not None
+        recipe = self.data.prepared_set.noted(self.pixels)
+        return {"pixels": self.pixels, "recipe": recipe, "pixel_digests": self.pixel_digests}
+
+    def difference(self, before: Mapping[str, Any]) -> str:
+        """How the pixels differ from those that a status.json or a checkpoint notes; empty where they do not.
+
+        Digests are compared where a split holds the same images, and those of prepared files where they were made by
+        the same recipe.
+        """
+        now, recipe, images = self.noted, before.get("recipe") or {}, before.get("split_fingerprint") or {}
+        if (before.get("pixels") or self.pixels) != self.pixels:
+            return f"{SOURCES[before['pixels']]} then, {SOURCES[now['pixels']]} now"
+        if recipe.get("version", now["recipe"]["version"]) != now["recipe"]["version"]:
+            return f"version {recipe['version']} of the recipe then, {now['recipe']['version']} now"
+        if self.pixels == "prepared" and recipe != now["recipe"]:
+            return ""
+        for split, digest in (before.get("pixel_digests") or {}).items():
+            found = self.pixel_digests.get(split)
+            if images.get(split) == self.fingerprints.get(split) and digest != found:
+                return f"{SOURCES[now['pixels']]} of {split} with digest {digest} then, {found} now"
+        return ""
 
     def advice(self) -> str:
         """What makes the images come faster, for a training that waits for them."""
         cores = len(os.sched_getaffinity(0))
-        if not self.in_memory and self.prepared_folder is None:
-            return "run resnet-lab prepare with the same keys once"
+        if not self.in_memory and self.pixels == "originals":
+            return "run resnet-lab prepare with the same keys once, and train in another sweep_dir"
         if self.num_workers < cores and not (self.in_memory and cores == 1):
             return f"set data.num_workers={cores}"
         return "take smaller images (data.image_size), or more cores"

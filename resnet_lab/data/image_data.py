@@ -148,17 +148,23 @@ class ImageData(ABC):
         """The image of a row before augmentation, uint8 (H, W, 3)."""
         return read_image(path, self.recipe)
 
-    def check(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """Add `defect`, `digest`, `decoded` and `prepared`.
+    def check(self, rows: pd.DataFrame, pixels: str | None = None) -> pd.DataFrame:
+        """Add `defect`, `digest`, `decoded`, `prepared` and `pixels`.
 
         `defect` is empty where the image can be read, `digest` equal for identical files and `decoded` for files that
-        decode to the same image; `prepared` is the file to read in its place, empty where `resnet-lab prepare` has not
-        run.
+        decode to the same image; `prepared` is the file to read in its place, empty where the original is read;
+        `pixels` is the digest of the file that is read.
+
+        Args:
+            rows: with `path`.
+            pixels: `originals` or `prepared`: what to read; None: the prepared set where it is complete.
         """
-        found = self.prepared_set.lookup(rows)
-        if found is not None:
-            return found
-        return rows.join(check_files(rows["path"], self.prepared_set.cache_dir), on="path").assign(prepared="")
+        if pixels != "originals":
+            found = self.prepared_set.lookup(rows, needed=pixels == "prepared")
+            if found is not None:
+                return found
+        checked = rows.join(check_files(rows["path"], self.prepared_set.cache_dir), on="path")
+        return checked.assign(prepared="", pixels=checked["digest"])
 
     @property
     def prepared_set(self) -> PreparedSet:
@@ -174,16 +180,19 @@ class ImageData(ABC):
             rows = add_patients(rows, self.patient_regex)
         return limit_rows(rows, self.max_images, self.split_seed)
 
-    def table(self) -> tuple[pd.DataFrame, dict[str, int]]:
+    def table(self, pixels: str | None = None) -> tuple[pd.DataFrame, dict[str, int]]:
         """The table that is trained on, and what was dropped on the way.
 
         Bad images leave first, so that no split counts on them; then leaks are resolved, and splits are cut.
 
+        Args:
+            pixels: see `check`.
+
         Returns:
-            Columns `image, target, split, path, patient, defect, digest, decoded, prepared`; and `skipped_images` and
+            Columns `image, target, split, path, patient` and those of `check`; and `skipped_images` and
             `leaks`, which are numbers of rows.
         """
-        rows, skipped = drop_defects(self.check(self.listed()), self.on_bad_image)
+        rows, skipped = drop_defects(self.check(self.listed(), pixels), self.on_bad_image)
         rows, leaks = resolve_leaks(join_patients(rows), self.on_leak)
         return self.cut(rows), {"skipped_images": skipped, "leaks": leaks}
 

@@ -111,22 +111,36 @@ class PreparedSet:
                 rows[row["image"]] = row | {"decoded": row.get("decoded", "")}
         return rows
 
-    def lookup(self, rows: pd.DataFrame) -> pd.DataFrame | None:
-        """The rows with `defect`, `digest`, `decoded` and `prepared` (a file, or empty) where all were prepared.
+    def noted(self, pixels: str) -> dict[str, Any]:
+        """What made the pixels, as a run notes it; `pixels` is `originals` or `prepared`."""
+        jpeg = {"jpeg": list(JPEG)} if pixels == "prepared" else {}
+        return {"version": VERSION, **asdict(self.recipe), **jpeg}
+
+    def lookup(self, rows: pd.DataFrame, needed: bool = False) -> pd.DataFrame | None:
+        """The rows with the columns that `ImageData.check` adds, where every one of them was prepared.
+
+        Args:
+            rows: with `path`.
+            needed: the photographs themselves must not be read in place of the prepared set.
 
         Returns:
-            None where nothing was prepared, or not all of it: then the photographs themselves are read.
+            None where nothing was prepared, or not all of it.
 
         Raises:
-            UserError: a prepared file is missing, or was altered since.
+            UserError: a prepared file is missing, or was altered since, or the set is `needed` and incomplete.
         """
         entries = self.entries()
-        if not entries:
+        if not entries and not needed:
             return None
         found = [entries.get(self.name(path)) for path in rows["path"]]
         lacking = sum(
             entry is None or not _same_source(entry, path) for entry, path in zip(found, rows["path"], strict=True)
         )
+        if lacking and needed:
+            raise UserError(
+                f"the images were read from a prepared set so far, and {self.folder} lacks {lacking} of {len(rows)} "
+                "photographs; run resnet-lab prepare with the same keys, or choose another sweep_dir"
+            )
         if lacking:
             text = "%s lacks %d of %d photographs, so the originals are read; go on with resnet-lab prepare"
             log.warning(text, self.folder, lacking, len(rows))
@@ -142,7 +156,7 @@ class PreparedSet:
         for file, digest in zip(files, index["prepared"], strict=True):
             if file and seen[file] != digest:
                 raise UserError(f"{file} is missing or was altered; run resnet-lab prepare again with the same keys")
-        return rows.join(index.assign(prepared=files))
+        return rows.join(index.assign(pixels=index["prepared"], prepared=files))
 
 
 def _same_source(entry: Entry, path: str) -> bool:

@@ -381,11 +381,16 @@ def limit_classes(table: pd.DataFrame, most: int | None, seed: int) -> pd.DataFr
     return table.drop(index=train.index.difference(kept))
 
 
-def fingerprints(table: pd.DataFrame) -> dict[str, str]:
-    """A hash of the images and targets of each split: equal where two runs saw the same split, in whatever order."""
+def fingerprints(table: pd.DataFrame, column: str = "target") -> dict[str, str]:
+    """A hash of the images and targets of each split: equal where two runs saw the same split, in whatever order.
+
+    Args:
+        table: rows with `image` and `split`.
+        column: what is hashed beside the name of an image: its target, or another column.
+    """
     prints = {}
     for split, rows in table.groupby("split"):
-        lines = sorted(f"{image}\t{target}" for image, target in zip(rows["image"], rows["target"], strict=True))
+        lines = sorted(f"{image}\t{value}" for image, value in zip(rows["image"], rows[column], strict=True))
         prints[str(split)] = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
     return prints
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import combinations
@@ -29,7 +30,7 @@ class Finding(NamedTuple):
 
 def findings_of(runs: Sequence[Run], tables: Sequence[Table]) -> list[Finding]:
     """What is wrong with the runs, and after it what limits them."""
-    found = [*_selection(runs), *_undefined(runs), *_data_notes(runs)]
+    found = [*_selection(runs), *_undefined(runs), *_pixels(runs), *_data_notes(runs)]
     for table in tables:
         found += _collapsed(table)
     found += [*_problems(runs), *_test_sets(tables), *_identical(runs)]
@@ -199,6 +200,30 @@ def _undefined(runs: Sequence[Run]) -> Iterator[Finding]:
     for monitor, some in undefined.items():
         text = f"{monitor} is undefined in every epoch, so no epoch was selected by it {_which(some, runs)}"
         yield Finding("undefined monitor", f"{text}; choose another monitor or validation split")
+
+
+def _pixels(runs: Sequence[Run]) -> Iterator[Finding]:
+    """Runs on one data set that read its pixels from other files: kind of file, version of the recipe, or content."""
+    names, read = places_of(runs), defaultdict[tuple[object, ...], dict[str, list[str]]](lambda: defaultdict(list))
+    for run in runs:
+        data, pixels, recipe = run.config.get("data.name"), run.status.get("pixels"), run.status.get("recipe") or {}
+        if not pixels:
+            continue
+        labels: dict[tuple[object, ...], str] = {(data,): pixels}
+        if "version" in recipe:
+            labels[data, "version"] = f"version {recipe['version']} of the recipe"
+        made_by = json.dumps(recipe, sort_keys=True) if pixels == "prepared" else ""
+        for split, digest in (run.status.get("pixel_digests") or {}).items():
+            labels[data, pixels, made_by, split, run.fingerprint(split)] = f"{pixels} of {split} with digest {digest}"
+        for key, label in labels.items():
+            read[key][label].append(names[run.folder.path])
+    texts: dict[object, str] = {}
+    for (data, *_), places in read.items():
+        if len(places) > 1:
+            sources = "; ".join(f"{label} ({_listed(some, 'runs')})" for label, some in sorted(places.items()))
+            texts.setdefault(data, f"{data}: the runs read their images from different files: {sources}")
+    for text in texts.values():
+        yield Finding("mixed pixels", text)
 
 
 def _single_seeds(tables: Sequence[Table]) -> Iterator[Finding]:

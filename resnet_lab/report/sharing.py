@@ -10,7 +10,7 @@ from resnet_lab.report.comparison import ABSENT
 from resnet_lab.report.runs import Run
 from resnet_lab.run_folder import BOOKKEEPING
 
-NOTED = ("commit", "versions", "hardware", "precision", "split_fingerprint", "class_names")  # of status.json
+NOTED = ("commit", "versions", "hardware", "precision", "split_fingerprint", "pixels", "class_names")  # of status.json
 SHOWN = 4  # values of a key that are listed
 
 

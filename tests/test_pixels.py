@@ -1,0 +1,340 @@
+"""A run reads its pixels from one source, and so does a sweep, whatever is prepared, deleted or made anew meanwhile."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+from fake_data import encoded, refusal, write_medmnist
+
+from resnet_lab import evaluate
+from resnet_lab.callbacks import SamePixels
+from resnet_lab.config import build
+from resnet_lab.data.check import digest_of
+from resnet_lab.data.image_data import ImageData
+from resnet_lab.data.prepared import PreparedSet, prepare
+from resnet_lab.errors import UserError
+from resnet_lab.job import guarded, read_data
+from resnet_lab.module import Classifier
+from resnet_lab.run_folder import RunFolder, jobs_file, list_jobs
+from resnet_lab.sweep import ListJobs
+
+MakeRun = Callable[..., RunFolder]
+
+
+class Killed(BaseException):
+    """Ends a job as kill -9 would."""
+
+
+def prepared(run: RunFolder) -> PreparedSet:
+    """Prepare the photographs of a run, with its keys."""
+    data: ImageData = build(run.read_config()["data"])
+    prepare(data.prepared_set, list(data.listed()["path"]), processes=1)
+    return data.prepared_set
+
+
+def kill(run: RunFolder, epoch: int = 1) -> None:
+    """Run the job until an epoch begins."""
+
+    def dies(self: Classifier) -> None:
+        if self.current_epoch == epoch:
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Classifier, "on_train_epoch_start", dies, raising=False)
+        with pytest.raises(Killed):
+            guarded(run)
+
+
+def begin(run: RunFolder) -> str:
+    """What a job does before it trains, and the checkpoint of its first epoch; the pixels that it takes, or why not."""
+    try:
+        with run.lock():
+            run.update_status(state="running")
+            read_data(run, run.read_config(), resumes=run.last_checkpoint.is_file())
+            run.checkpoints.mkdir(exist_ok=True)
+            run.last_checkpoint.touch()
+    except UserError as error:
+        return str(error)
+    return str(run.read_status()["pixels"])
+
+
+def other_jpeg(target: PreparedSet, name: str) -> None:
+    """Make a prepared set anew as another version of OpenCV would: one file has other bytes, and the index says so."""
+    index = pd.read_csv(target.index_file, dtype=str, keep_default_na=False).set_index("image")
+    (target.folder / "images" / name).write_bytes(encoded("another", ".jpeg"))
+    index.loc[name, "prepared"] = digest_of(encoded("another", ".jpeg"))
+    index.to_csv(target.index_file)
+
+
+@pytest.mark.parametrize("pixels", ["originals", "prepared"])
+def test_what_is_noted_and_said_holds_digests(make_run: MakeRun, caplog: pytest.LogCaptureFixture, pixels: str) -> None:
+    run = make_run()
+    if pixels == "prepared":
+        prepared(run)
+    with caplog.at_level(logging.INFO):
+        assert begin(run) == pixels
+    status = run.read_status()
+    assert (status["recipe"]["image_size"], "jpeg" in status["recipe"]) == (24, pixels == "prepared")
+    assert status["pixel_digests"].keys() == {"train", "val", "test"}
+    (line,) = [line for line in caplog.messages if "images are read from" in line]
+    digests = f"the prepared set (test {status['pixel_digests']['test']}"
+    assert (digests if pixels == "prepared" else "the originals") in line
+
+
+def test_a_run_that_began_with_the_originals_goes_on_with_them(make_run: MakeRun, tmp_path: Path) -> None:
+    keys = ("trainer.max_epochs=2", "trainer.precision=32-true")
+    whole, broken = make_run(*keys, name="whole"), make_run(*keys, name="broken")
+    guarded(whole)
+    kill(broken)
+    prepared(broken)
+    assert guarded(broken) == 0
+    assert broken.metrics_file.read_text() == whole.metrics_file.read_text()
+    assert broken.predictions_file("test").read_text() == whole.predictions_file("test").read_text()
+    assert "the originals, as the job began with them" in broken.log_file.read_text()
+    evaluate.command([str(whole.best_checkpoint), f"out={tmp_path / 'out'}"])
+    evaluated = RunFolder(tmp_path / "out").predictions_file("test")
+    assert evaluated.read_text() == whole.predictions_file("test").read_text()
+
+
+def test_a_run_that_began_with_a_prepared_set_waits_for_it(
+    make_run: MakeRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = ("trainer.max_epochs=2", "trainer.precision=32-true")
+    whole, broken = make_run(*keys, name="whole"), make_run(*keys, name="broken")
+    target = prepared(broken)
+    guarded(whole)
+    kill(broken)
+    before = broken.read_status()
+    shutil.rmtree(target.folder)
+    assert guarded(broken) == 1
+    status = broken.read_status()
+    assert f"{target.folder} lacks 64 of 64 photographs; run resnet-lab prepare" in status["error"]
+    assert status["pixel_digests"] == before["pixel_digests"]
+    assert str(tmp_path / "cache") not in whole.status_file.read_text()
+    prepared(broken)
+    assert guarded(broken) == 0
+    assert broken.metrics_file.read_text() == whole.metrics_file.read_text()
+
+    def warned() -> str:
+        logging.getLogger().addHandler(caplog.handler)  # a job takes the handlers away
+        caplog.clear()
+        evaluate.answer(model := evaluate.load(str(whole.path)), model.origin["config"], "test")
+        return caplog.text
+
+    assert "other image files" not in warned()
+    other_jpeg(target, "images/test0_left.jpeg")
+    assert "trained on other image files: a prepared set of test with digest" in warned()
+    shutil.rmtree(target.folder)
+    assert "trained on other image files: a prepared set then, the originals now" in warned()
+
+
+def test_a_run_without_an_epoch_to_show_decides_anew(make_run: MakeRun) -> None:
+    run = make_run("trainer.max_epochs=1")
+    kill(run, epoch=0)
+    assert run.read_status()["pixels"] == "originals"
+    prepared(run)
+    kill(run, epoch=0)
+    assert run.read_status()["pixels"] == "prepared"
+
+
+@pytest.mark.parametrize(
+    ("note", "pixels"), [({"prepared": None}, "originals"), ({}, "originals"), ({"prepared": "/a/b"}, "prepared")]
+)
+def test_a_run_of_an_older_version_goes_on_with_what_it_noted(
+    make_run: MakeRun, note: dict[str, str | None], pixels: str
+) -> None:
+    run = make_run()
+    begin(run)
+    target = prepared(run)
+    status = json.loads(run.status_file.read_text())
+    for key in ("pixels", "recipe", "pixel_digests"):
+        del status[key]
+    run.status_file.write_text(json.dumps(status | note))
+    assert begin(run) == pixels
+    assert "/a/b" not in run.status_file.read_text()
+    shutil.rmtree(target.folder)
+    assert (begin(run) == "originals") == (pixels == "originals")
+
+
+def test_a_set_that_is_incomplete_now_stops_the_run(make_run: MakeRun, photographs: Path) -> None:
+    run = make_run()
+    prepared(run)
+    assert begin(run) == "prepared"
+    file = photographs / "images" / "train0_left.jpeg"
+    file.write_bytes(encoded("another", ".jpeg"))  # its row of the index is of the file before
+    assert "lacks 1 of 64 photographs" in begin(run)
+
+
+def test_a_set_that_was_made_anew_with_other_bytes_stops_the_run(make_run: MakeRun) -> None:
+    run = make_run()
+    target = prepared(run)
+    begin(run)
+    before = run.read_status()["pixel_digests"]
+    other_jpeg(target, "images/test0_left.jpeg")
+    error = begin(run)
+    assert "\n" not in error
+    assert "choose another sweep_dir" in error
+    assert f"the job began with other image files (a prepared set of test with digest {before['test']} then" in error
+    assert run.read_status()["pixel_digests"] == before
+
+
+def test_other_originals_stop_the_run(make_run: MakeRun, photographs: Path) -> None:
+    run = make_run()
+    begin(run)
+    (photographs / "images" / "test0_left.jpeg").write_bytes(encoded("another", ".jpeg"))
+    assert "the originals of test with digest" in begin(run)
+
+
+def test_pixels_of_another_version_of_the_recipe_stop_the_run(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run()
+    begin(run)
+    monkeypatch.setattr("resnet_lab.data.prepared.VERSION", 99)
+    assert "version 2 of the recipe then, 99 now" in begin(run)
+
+
+def test_arrays_are_noted_and_nothing_is_said_of_files(
+    make_run: MakeRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    labels = {split: [0, 1, 2, 3, 4] * 2 for split in ("train", "val", "test")}
+    root = write_medmnist(tmp_path / "arrays" / "retinamnist.npz", labels).parent
+    run = make_run("data=retinamnist", f"data.root={root}")
+    with caplog.at_level(logging.INFO):
+        assert begin(run) == "originals"
+    assert run.read_status()["pixel_digests"].keys() == {"train", "val", "test"}
+    assert "images are read from" not in caplog.text
+
+
+# sweeps
+
+
+@pytest.fixture
+def make_job(make_run: MakeRun) -> MakeRun:
+    """Lay a job of a sweep."""
+
+    def make(name: str, *overrides: str) -> RunFolder:
+        run = make_run(*overrides, name=f"sweep/{name}")
+        list_jobs(run.path.parent, [name])
+        return run
+
+    return make
+
+
+def test_a_sweep_that_began_with_the_originals_ends_with_them(
+    make_job: MakeRun, make_run: MakeRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = make_job("a")
+    assert begin(first) == "originals"
+    prepared(first)
+    with caplog.at_level(logging.INFO):
+        assert begin(make_job("b", "seed=1")) == "originals"
+    assert "the originals, as a began with them" in caplog.text
+    assert begin(make_run("seed=2")) == "prepared"
+
+
+def test_a_sweep_that_began_with_a_prepared_set_ends_with_it(make_job: MakeRun) -> None:
+    first, second, third = make_job("a"), make_job("b", "seed=1"), make_job("c", "seed=2")
+    target = prepared(first)
+    assert begin(first) == "prepared"
+    shutil.rmtree(target.folder)
+    assert "lacks 64 of 64 photographs; run resnet-lab prepare" in begin(second)
+    prepared(first)
+    assert begin(second) == "prepared"
+    other_jpeg(target, "images/test0_left.jpeg")
+    assert begin(third).startswith("a began with other image files (a prepared set of test")
+
+
+def test_another_recipe_in_the_sweep_takes_the_same_kind_of_files(make_job: MakeRun) -> None:
+    first, other, ready = make_job("a"), make_job("b", "data.image_size=16"), make_job("c", "data.image_size=20")
+    prepared(first)
+    prepared(ready)
+    assert begin(first) == "prepared"
+    assert "lacks 64 of 64 photographs" in begin(other)
+    assert begin(ready) == "prepared"
+
+
+def test_originals_are_the_same_whatever_the_recipe_of_the_job(make_job: MakeRun, photographs: Path) -> None:
+    assert begin(make_job("a")) == "originals"
+    assert begin(make_job("b", "data.image_size=16")) == "originals"
+    (photographs / "images" / "test0_left.jpeg").write_bytes(encoded("another", ".jpeg"))
+    assert "the originals of test with digest" in begin(make_job("c", "data.image_size=20"))
+
+
+def test_other_splits_of_the_same_files_may_be_swept(make_job: MakeRun) -> None:
+    first = make_job("a")
+    prepared(first)
+    assert begin(first) == "prepared"
+    assert begin(make_job("b", "data.split_seed=1", "data.max_images=20")) == "prepared"
+
+
+def test_what_no_job_has_begun_or_is_of_other_data_binds_nobody(make_job: MakeRun) -> None:
+    first, other, last = make_job("a"), make_job("b", "data.name=other"), make_job("c")
+    assert (begin(first), begin(other)) == ("originals", "originals")
+    first.last_checkpoint.unlink()  # as where it was stopped in its first epoch
+    prepared(first)
+    (first.path.parent / "damaged").mkdir()
+    (first.path.parent / "damaged" / "status.json").write_text("{")
+    assert (begin(last), begin(first), begin(other)) == ("prepared", "prepared", "originals")
+
+
+@pytest.mark.parametrize("state", ["done", "running"])
+def test_a_job_without_a_last_checkpoint_decides_where_it_is_done_or_runs(make_job: MakeRun, state: str) -> None:
+    first = make_job("a")
+    begin(first)
+    first.last_checkpoint.unlink()
+    first.update_status(state=state)
+    prepared(first)
+    with first.lock():
+        assert begin(make_job("b")) == "originals"
+
+
+def test_the_folder_of_another_sweeper_is_that_of_a_sweep_too(tmp_path: Path) -> None:
+    runtime = SimpleNamespace(choices={"hydra/sweeper": "optuna"})
+    hydra = SimpleNamespace(runtime=runtime, sweep=SimpleNamespace(dir=str(tmp_path / "sweep")))
+    ListJobs().on_multirun_start(SimpleNamespace(hydra=hydra))  # type: ignore[arg-type]
+    assert jobs_file(tmp_path / "sweep").read_text() == ""
+
+
+def test_two_first_jobs_decide_one_after_the_other(make_job: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prepared files appear after the first job has looked for them and before it has noted what it found."""
+    runs, looked, go_on = [make_job("a"), make_job("b", "seed=1")], threading.Event(), threading.Event()
+    table = ImageData.table
+
+    def waits(self: ImageData, pixels: str | None = None) -> object:
+        found = table(self, pixels)
+        if not looked.is_set():
+            looked.set()
+            go_on.wait(30)
+        return found
+
+    monkeypatch.setattr(ImageData, "table", waits)
+    threads = [threading.Thread(target=begin, args=(run,)) for run in runs]
+    threads[0].start()
+    assert looked.wait(30)
+    prepared(runs[0])
+    threads[1].start()
+    threads[1].join(1)
+    assert "pixels" not in runs[1].read_status()
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert [run.read_status()["pixels"] for run in runs] == ["originals", "originals"]
+
+
+def test_ranks_that_read_different_files_stop() -> None:
+    def start(first: str, own: str) -> None:
+        strategy = SimpleNamespace(broadcast=lambda _: {"pixels": first})
+        trainer = SimpleNamespace(strategy=strategy, datamodule=SimpleNamespace(noted={"pixels": own}))
+        SamePixels().on_fit_start(trainer, None)  # type: ignore[arg-type]
+
+    start("originals", "originals")
+    assert "different files" in refusal(start, "originals", "prepared")
