@@ -162,6 +162,7 @@ def describe(run: RunFolder, trainer: Trainer, datamodule: DataModule, module: C
         "class_counts": datamodule.class_counts,
         "split_fingerprint": datamodule.fingerprints,
         **datamodule.dropped,
+        "patients": datamodule.patients,
         "prepared": datamodule.prepared_folder,
         "parameters": parameter_count(module.model),
         "multiply_adds": multiply_adds(module.model, datamodule.data.crop or datamodule.data.image_size),
@@ -175,6 +176,8 @@ def describe(run: RunFolder, trainer: Trainer, datamodule: DataModule, module: C
         datamodule.data.name,
         "  ".join(f"{k} {v}" for k, v in datamodule.class_counts.items()),
     )
+    if "test" not in datamodule.splits:
+        log.warning("no test split, so no test score: set data.test_fraction or data.folds, or add the data of one")
     log.info(
         "%s parameters, %.3g multiply-adds an image; %s%s; selecting by %s",
         f"{facts['parameters']:,}",

@@ -27,7 +27,8 @@ def photographs(config: dict[str, Any], root: str, class_names: list[str]) -> di
         "name": root,
         "root": root,
         "class_names": class_names,
-        **dict.fromkeys(("splits", "folds", "max_images", "max_per_class")),  # None: all images are its test split
+        # None: all images are its test split
+        **dict.fromkeys(("splits", "folds", "all_images", "max_images", "max_per_class")),
         "val_fraction": 0.0,
         "test_fraction": 0.0,
     }

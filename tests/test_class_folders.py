@@ -75,7 +75,7 @@ def test_splits_without_train(root):
 def test_no_image(root, folders):
     root.mkdir()
     message = refusal(class_folders(write_class_folders(root, folders)).read_table)
-    assert message.startswith(f"{root} holds no images (.jpeg .jpg .png .tif)")
+    assert message.startswith(f"{root} holds no images (.jpeg .jpg .png .tif …)")
 
 
 def test_missing_root(root):

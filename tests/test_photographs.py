@@ -44,4 +44,4 @@ def test_unreadable_one_among_others(root):
 def test_nothing_there(root):
     assert refusal(photographs(root).read_table) == f"{root} does not exist; give an image or a folder of images"
     root.mkdir()
-    assert refusal(photographs(root).read_table).startswith(f"{root} holds no image (.jpeg .jpg .png .tif)")
+    assert refusal(photographs(root).read_table).startswith(f"{root} holds no image (.jpeg .jpg .png .tif …)")

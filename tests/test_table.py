@@ -8,8 +8,8 @@ import pytest
 from fake_data import refusal
 
 from resnet_lab.data import table as module
+from resnet_lab.data.patients import add_patients
 from resnet_lab.data.table import (
-    add_patients,
     class_counts,
     cut_fold,
     cut_split,

@@ -96,7 +96,7 @@ def whole(batch: Any) -> Any:
 class DataModule(LightningDataModule):
     """Splits, statistics and loaders of one data set.
 
-    After `setup`: `table`, `class_names`, `mean` and `std` (3,), `dropped`, `fingerprints`, `class_counts`.
+    After `setup`: `table`, `class_names`, `mean` and `std` (3,), `dropped`, `patients`, `fingerprints`, `class_counts`.
 
     Args:
         data: the data set and its settings.
@@ -125,6 +125,9 @@ class DataModule(LightningDataModule):
         table, self.dropped = self.data.table()
         assert self.data.class_names is not None
         self.class_names = self.data.class_names
+        if len(self.class_names) < 2:
+            raise UserError(f"{self.data.root} has one class, {self.class_names[0]}; at least two are needed")
+        self.patients = {"form": self.data.patients.form, "number": int(table["patient"].nunique())}
         self.fingerprints = fingerprints(table)
         self.class_counts = class_counts(table, len(self.class_names))
         self.in_memory = self._fits_memory(table) if self.data.in_memory == "auto" else bool(self.data.in_memory)
@@ -145,7 +148,8 @@ class DataModule(LightningDataModule):
         assert self.table is not None
         rows = self.table[self.table["split"] == split]
         if rows.empty:
-            raise UserError(f"{self.data.name} has no split {split}; choose among {', '.join(self.splits)}")
+            reason = f" (data.all_images={self.data.all_images})" if self.data.all_images else ""
+            raise UserError(f"{self.data.name} has no split {split}; choose among {', '.join(self.splits)}{reason}")
         return rows.reset_index(drop=True)
 
     def dataset(self, split: str, augment: bool) -> ImageDataset:
