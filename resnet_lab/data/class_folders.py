@@ -78,7 +78,7 @@ class ClassFolders(ImageData):
             for folder in set(subfolders(root)) - set(folders.values()):
                 outside[f"in {folder.name}"] = len(list_images(folder).images)
         say_left_out(root, "images outside the class folders", +outside)
-        say_left_out(root, "files that are no images", self._others)
+        say_left_out(root, "files that are no images by their suffix", self._others)
 
 
 def _split_folders(root: Path) -> dict[str, Path]:

@@ -12,12 +12,12 @@ from resnet_lab.errors import UserError
 
 log = logging.getLogger(__name__)
 
-# what Pillow and OpenCV decode, in lower case; of two files that differ in the suffix alone the first one is taken
+# what Pillow and OpenCV decode, in lower case; a CSV's name without suffix is the first of these that the folder has
 SUFFIXES = (
-    *(".jpeg", ".jpg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".jpe", ".jfif", ".mpo", ".apng", ".dib"),
-    *(".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".avif", ".pcx", ".ico"),
+    *(".jpeg", ".jpg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".jpe", ".jfif", ".mpo", ".dib", ".avif"),
+    *(".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".pcx"),
 )
-JUNK = ("__macosx", "@eadir", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information")
+JUNK = ("__macosx", "@eadir", "thumbs.db", "desktop.ini", "$recycle.bin", "lost+found")
 KINDS = 5  # suffixes and folders that a line names, at most
 
 

@@ -17,6 +17,7 @@ AUTO = "auto"
 DEFAULTS = (AUTO, "(.+)_(?:left|right)")  # of patient_regex, today's and the one before
 COLUMN = "data.patient_column"
 REGEX = "data.patient_regex"
+REMEDY = f"if a patient has several images, set {REGEX}, or {COLUMN} of a CSV"
 SHARE = 0.9  # of the names that a form has to match for `auto` to take it
 EXAMPLES = 2  # patients that a line shows, at most
 FEW = 10  # images of a patient on average, up to which names with a common start may be one patient's
@@ -38,7 +39,7 @@ FORMS = {
 # pattern to propose → names that it may be meant for: a start with a digit, then a short end (7_1, P12-macula, 7a)
 STARTS = {  # not IDRiD_001, image_00001 or 20051019_38557_0100_PP
     r"(.+)[-_. ][^-_. ]+": r"(?P<patient>[^\d]*\d.*)[-_. ](?=\D*\d{0,3}\D*$)[^-_. ]+",
-    r"(.+\d)[a-z]\d*": r"(?P<patient>.*\d)[a-z]\d{0,2}",
+    r"(.*\d)[a-z]\d*": r"(?P<patient>.*\d)[a-z]\d{0,2}",
 }
 
 
@@ -47,7 +48,7 @@ class Patients:
     """How the patients of a table were found."""
 
     form: str | None  # a form of FORMS, data.patient_regex or data.patient_column; None: each image is a patient
-    summary: str  # how many there are and a few of them; empty where each image is a patient
+    summary: str  # how many there are and a few of them, or that none are found; empty where no one looked
     doubt: str = ""  # in one line, which patients the pattern may not see, and what to set
 
 
@@ -79,7 +80,8 @@ def find_patients(
     matched = pattern is not None and any(_matches(stems, pattern))
     doubt = _doubt(stems, setting, pattern, matched)
     if not matched:
-        return table, Patients(None, "", doubt)
+        none = f"none found in names such as {stems[0]} ({REGEX}=auto), so each image is its own; {REMEDY}"
+        return table, Patients(None, "" if doubt else none, doubt)
     by = f"the form {form} of the file names" if form in FORMS else REGEX
     return table, Patients(form if form in FORMS else REGEX, summary(table, by), doubt)
 
@@ -148,7 +150,7 @@ def distinct_names(table: pd.DataFrame, root: Path) -> pd.Series:
     if not several.any():
         return names
     paths = table.loc[several, "path"].map(os.path.abspath)
-    shared = os.path.commonpath(paths)
+    shared = os.path.commonpath(list(paths))
     base = os.path.abspath(root)  # noqa: PTH100 - links stay: the paths have them, too
     inside = os.path.commonpath([base, shared]) == base
     return names.mask(several, paths.map(lambda path: os.path.relpath(path, base if inside else shared)))
@@ -200,12 +202,9 @@ def _doubt(stems: Sequence[str], setting: str, pattern: str | None, matched: boo
             f"{', '.join(alike[:4])} may be one patient's but count as {len(alike)} patients ({takes}); "
             f"if they are one patient's, {remedy}"
         )
-    if matched:
+    if matched or setting == AUTO:
         return ""
-    return (
-        f"each image counts as a patient: {takes} (names such as {stems[0]}); if a patient has several images, "
-        f"set {REGEX} or {COLUMN}"
-    )
+    return f"{takes} (names such as {stems[0]}), so each image counts as a patient of its own; {REMEDY}"
 
 
 def _alike(labels: Sequence[str]) -> tuple[str, list[str]]:

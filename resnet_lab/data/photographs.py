@@ -38,5 +38,5 @@ class Photographs(ImageData):
         listing = list_images(root)
         if not listing.images:
             raise UserError(f"{root} holds no image ({' '.join(SUFFIXES[:4])} …)")
-        say_left_out(root, "files that are no images", listing.others)
+        say_left_out(root, "files that are no images by their suffix", listing.others)
         return listing.images

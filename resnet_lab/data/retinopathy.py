@@ -24,6 +24,7 @@ IMAGE_FOLDERS = {
     "val": ("images", "val", "val_images", "valid", "validation", "test", "test_images", "train", "train_images"),
     "test": ("images", "test", "test_images", "train", "train_images"),
 }
+BORROWED = {"train": (), "val": ("test", "test_images", "train", "train_images"), "test": ()}  # of other splits
 
 
 @dataclass(kw_only=True)
@@ -51,7 +52,9 @@ class Retinopathy(ImageData):
         splits = {"train": self._train(root), "val": self._named(root, self.val_csv), "test": self._test(root)}
         splits |= self._solution(root)
         rows = [
-            find_images(labels, self._image_folders(root, split)).assign(split=split)
+            find_images(labels, self._image_folders(root, split), [root / name for name in BORROWED[split]]).assign(
+                split=split
+            )
             for split, labels in splits.items()
             if labels is not None
         ]

@@ -8,7 +8,8 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
@@ -18,7 +19,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedKFold
 
-from resnet_lab.data.listing import SUFFIXES, is_image, is_junk, say_left_out
+from resnet_lab.data.listing import SUFFIXES, is_image, list_images, say_left_out
 from resnet_lab.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -151,21 +152,29 @@ def _refuse(source: Path, rows: pd.DataFrame, column: str, rule: str) -> None:
         raise UserError(f"{source}: {column} {cell!r} of image row {row + 1}{more}: {rule}")
 
 
-def find_images(table: pd.DataFrame, folders: Sequence[Path]) -> pd.DataFrame:
+def find_images(table: pd.DataFrame, folders: Sequence[Path], borrowed: Collection[Path] = ()) -> pd.DataFrame:
     """Add `path`: the file of each name below the first folder that has it, its suffix found where the CSV gives none.
 
+    Args:
+        table: rows with `image`.
+        folders: where to look.
+        borrowed: those of `folders` that belong to other splits; a name that two of them have is no one's.
+
     Raises:
-        UserError: a listed image is missing (how many, the first names).
+        UserError: a listed image is missing (how many, the first names), or two borrowed folders have it.
     """
     parents = {str(PurePosixPath(name).parent) for name in table["image"]}
     listing = [(folder, {parent: _by_name(_list(folder / parent)) for parent in parents}) for folder in folders]
 
     def locate(name: str) -> str | None:
         pure = PurePosixPath(name)
-        for folder, files in listing:
-            if file := files[str(pure.parent)].get(pure.name):
-                return str(folder / pure.parent / file)
-        return None
+        found = [(folder, file) for folder, files in listing if (file := files[str(pure.parent)].get(pure.name))]
+        if len(found) > 1 and found[0][0] in borrowed:
+            places = " and in ".join(str(folder) for folder, _ in found)
+            raise UserError(
+                f"image {name!r} lies in {places}; give the split a folder of its own (val), or set data.images"
+            )
+        return str(found[0][0] / pure.parent / found[0][1]) if found else None
 
     paths = table["image"].map(locate)
     missing = table.loc[paths.isna(), "image"]
@@ -180,23 +189,28 @@ def find_images(table: pd.DataFrame, folders: Sequence[Path]) -> pd.DataFrame:
 
 def _by_name(files: Iterable[str]) -> dict[str, str]:
     """Name, with and without the suffix of an image, → file; of several suffixes the first of SUFFIXES, lower case."""
-    images = [(PurePosixPath(file).stem, PurePosixPath(file).suffix, file) for file in files if is_image(file)]
+    images = [(*os.path.splitext(file), file) for file in files if is_image(file)]  # noqa: PTH122
     images.sort(key=lambda image: (image[1] != image[1].lower(), SUFFIXES.index(image[1].lower()), image[2]))
     return {stem: file for stem, _, file in reversed(images)} | {file: file for file in files}
 
 
 def say_unlisted(table: pd.DataFrame, root: Path) -> None:
-    """Log how many images lie beside listed ones without being listed themselves.
+    """Log how many images lie beside listed ones, or in sub-folders there, without being listed themselves.
 
     Args:
         table: rows with `path`, of all splits.
         root: folder of the data set.
     """
-    listed, unlisted = set(table["path"]), Counter[str]()
-    for folder in {os.path.dirname(path) for path in listed}:  # noqa: PTH120 - ten times faster than Path objects
-        names = [name for name in _list(Path(folder)) if is_image(name) and not is_junk(name)]
-        unlisted[os.path.relpath(folder, root)] = sum(os.path.join(folder, name) not in listed for name in names)  # noqa: PTH118
-    say_left_out(root, "images that no CSV lists", Counter({f"in {name}": n for name, n in unlisted.items() if n}))
+    listed = set(table["path"])
+    folders = {os.path.dirname(path) for path in listed}  # noqa: PTH120 - ten times faster than Path objects
+    unlisted = Counter[str]()
+    for folder in folders:
+        if not any(str(parent) in folders for parent in Path(folder).parents):
+            with suppress(UserError):  # a folder beside them that cannot be read matters to no one
+                images = [f"{folder}/{name}" for name in list_images(Path(folder)).images]
+                unlisted.update(os.path.dirname(image) for image in images if image not in listed)  # noqa: PTH120
+    counts = {f"in {os.path.relpath(folder, root)}": number for folder, number in unlisted.items()}
+    say_left_out(root, "images that no CSV lists", Counter(counts))
 
 
 def _list(folder: Path) -> set[str]:
