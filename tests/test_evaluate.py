@@ -193,3 +193,30 @@ def test_data_without_a_train_split_can_be_evaluated_on(make_run, tmp_path: Path
     broken = make_run("data=retinamnist", f"data.root={root}", "data.file=other.npz", name="broken")
     assert guarded(broken) != 0
     assert "has no split train, but test; to train on another one name it" in broken.read_status()["error"]
+
+
+def test_all_images_of_another_set_are_its_test_split(trained: RunFolder, tmp_path: Path) -> None:
+    root = write_kaggle(tmp_path / "kaggle")
+    out = tmp_path / "elsewhere"
+    others = ["data=retinopathy", f"data.root={root}", "data.all_images=test"]
+    evaluate.command([str(trained.path), f"out={out}", *others])
+    rows = pd.read_csv(RunFolder(out).predictions_file("test"), dtype={"image": str})
+    assert sorted(rows["image"]) == sorted(TRAIN)
+    npz = write_medmnist(tmp_path / "bloodmnist.npz", {"train": range(5), "val": range(5)}, size=28).parent
+    others = ["data=medmnist", f"data.root={npz}", "data.all_images=val", "split=val"]
+    evaluate.command([str(trained.path), f"out={out}", *others, "data.class_names=[a,b,c,d,e]"])
+    assert list(pd.read_csv(RunFolder(out).predictions_file("val"))["image"]) == [
+        f"{split}/{n:05d}" for split in ("train", "val") for n in range(5)
+    ]
+
+
+def test_prediction_takes_every_photograph_of_a_folder_once(
+    trained: RunFolder, photographs: Path, tmp_path: Path
+) -> None:
+    source, out = sorted((photographs / "images").iterdir())[0].read_bytes(), tmp_path / "predictions.csv"
+    names = ["a.Jpeg", "sub/b.JPG", "sub/c.webp"]  # decoded by content
+    for name in (*names, "__MACOSX/._a.Jpeg", "._a.Jpeg", "notes.txt"):
+        (tmp_path / "new" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "new" / name).write_bytes(source if name in names else b"")
+    predict.command([str(trained.path), str(tmp_path / "new"), f"out={out}", "data.all_images=null"])
+    assert list(pd.read_csv(out)["image"]) == names

@@ -305,3 +305,17 @@ def test_an_npz_with_a_damaged_directory(root: Path) -> None:
     content[content.rindex(b"PK\x01\x02")] = 0
     (root / "bloodmnist.npz").write_bytes(content)
     assert "is damaged (" in refusal(medmnist(root).read_table)
+
+
+def test_places_in_arrays_are_no_patients_and_nothing_is_said_of_them(root, caplog):
+    write_medmnist(root / "bloodmnist.npz", LABELS)
+    with caplog.at_level("INFO"):
+        for regex in ("auto", "(.+)_(?:left|right)", None):
+            data = medmnist(root, patient_regex=regex)
+            assert data.listed()["patient"].tolist() == data.listed()["image"].tolist()
+    assert "patient" not in caplog.text
+
+
+def test_all_images_are_one_split(root):
+    write_medmnist(root / "bloodmnist.npz", LABELS)
+    assert set(medmnist(root, all_images="test").table()[0]["split"]) == {"test"}
