@@ -14,7 +14,7 @@ import pandas as pd
 from resnet_lab import plots
 from resnet_lab.data.patients import EACH_IMAGE, Patients
 from resnet_lab.data.prepared import read_prepared
-from resnet_lab.data.table import SPLITS, leaking
+from resnet_lab.data.table import NO_TEST, SPLITS, leaking
 from resnet_lab.errors import UserError
 from resnet_lab.rendering import base64_of, png, render
 from resnet_lab.report.findings import Finding
@@ -140,8 +140,8 @@ def findings_of(facts: pd.DataFrame, tables: Mapping[str, pd.DataFrame], summary
         yield Finding("unreadable", text)
     if summary.split_problem:
         yield Finding("splits", summary.split_problem)
-    elif {"train"} <= set(tables["class_counts"]) and "test" not in tables["class_counts"]:
-        yield Finding("splits", "there is no test split; set data.test_fraction or data.folds, or add the data of one")
+    elif "train" in tables["class_counts"] and "test" not in tables["class_counts"]:
+        yield Finding("splits", NO_TEST)
     if summary.patients.doubt:
         yield Finding("patients", summary.patients.doubt)
     yield from _duplicate_findings(tables["duplicates"], summary.class_names)

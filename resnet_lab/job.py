@@ -25,6 +25,7 @@ from resnet_lab.callbacks import Ending, FiniteLoss, Observer, ResumableEarlySto
 from resnet_lab.checkpoints import EpochRows, LastCheckpoint, RunCheckpoint, resume_point
 from resnet_lab.config import check, without_unknown
 from resnet_lab.data.datamodule import DataModule
+from resnet_lab.data.table import NO_TEST
 from resnet_lab.errors import UserError
 from resnet_lab.failures import fail, stopped_elsewhere
 from resnet_lab.layers import LayerStatistics
@@ -177,7 +178,7 @@ def describe(run: RunFolder, trainer: Trainer, datamodule: DataModule, module: C
         "  ".join(f"{k} {v}" for k, v in datamodule.class_counts.items()),
     )
     if "test" not in datamodule.splits:
-        log.warning("no test split, so no test score: set data.test_fraction or data.folds, or add the data of one")
+        log.warning(NO_TEST)
     log.info(
         "%s parameters, %.3g multiply-adds an image; %s%s; selecting by %s",
         f"{facts['parameters']:,}",

@@ -375,14 +375,14 @@ def test_patients_and_a_lack_of_a_test_split_are_said_at_the_start(
     assert run.read_status()["patients"] == {"form": "_left/_right", "number": 32}
     log = run.log_file.read_text()
     assert log.count("patients: 32 in 64 images, by the form _left/_right of the file names") == 1
-    assert "no test split" not in log
+    assert "there is no test split" not in log
     write_labels(
         photographs / "all.csv", {f"train{n // 2}_{('left', 'right')[n % 2]}": n % 5 for n in range(30)}, "image,level"
     )
     run = make_run("data.train_csv=all.csv", "trainer.max_epochs=1", name="one_csv")
     assert guarded(run) == 0
     lines = run.log_file.read_text().splitlines()
-    (place,) = [n for n, line in enumerate(lines) if "no test split" in line and "data.test_fraction" in line]
+    (place,) = [n for n, line in enumerate(lines) if "there is no test split" in line and "data.test_fraction" in line]
     assert place < next(n for n, line in enumerate(lines) if "epoch 0" in line)
 
 

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 WHOLE_NUMBER = re.compile(r"\s*[+-]?\d{1,100}\s*")
 SPLITS = ("train", "val", "test")
+NO_TEST = "there is no test split; set data.test_fraction or data.folds, or add a test split to the data"
 
 
 def read_text(path: Path) -> pd.DataFrame:
