@@ -52,10 +52,13 @@ def build_module(
         class_counts: images of each class that the network was trained on; None: those of `datamodule`.
     """
     if class_counts is None and "train" not in datamodule.splits:
-        raise UserError(
-            f"{datamodule.data.name} has no split train, but {' and '.join(datamodule.splits)}; "
-            "to train on another one name it, as in data.splits={train: val}"
+        one = datamodule.data.all_images
+        remedy = (
+            f"data.all_images={one}; set it to null to train"
+            if one
+            else "to train on another one name it, as in data.splits={train: val}"
         )
+        raise UserError(f"{datamodule.data.name} has no split train, but {' and '.join(datamodule.splits)}; {remedy}")
     model_config = config["model"] if pretrained else config["model"] | {"pretrained": "none"}
     origin = {
         "schema_version": SCHEMA_VERSION,

@@ -33,6 +33,7 @@ ADDED: dict[str, Added] = {
     "data.splits": Added(None),
     "data.max_per_class": Added(None),
     "trainer.sync_batchnorm": Added(False),
+    "data.all_images": Added(None),
 }
 
 # dotted key → the keys that took its place; each gets its value, unless the configuration has it already
@@ -41,7 +42,9 @@ RENAMED: dict[str, tuple[str, ...]] = {
 }
 
 # dotted key → version in which its default changed, the default before, and the default since
-CHANGED: dict[str, tuple[int, Any, Any]] = {}
+CHANGED: dict[str, tuple[int, Any, Any]] = {
+    "data.patient_regex": (2, "(.+)_(?:left|right)", "auto"),
+}
 
 
 def upgraded(older: Mapping[str, Any]) -> dict[str, Any]:

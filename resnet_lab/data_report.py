@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 
 from resnet_lab import plots
+from resnet_lab.data.patients import EACH_IMAGE, Patients
 from resnet_lab.data.prepared import read_prepared
-from resnet_lab.data.table import SPLITS, leaking
+from resnet_lab.data.table import NO_TEST, SPLITS, leaking
 from resnet_lab.errors import UserError
 from resnet_lab.rendering import base64_of, png, render
 from resnet_lab.report.findings import Finding
@@ -45,6 +46,7 @@ class DataSummary:
     class_names: Sequence[str]
     mean_and_std: tuple[list[float], list[float]] | None  # (3,), of the training images in [0, 1]; None: there are none
     recipe: Mapping[str, Any]
+    patients: Patients = EACH_IMAGE  # how they were found
     split_problem: str = ""  # why the splits that training asks for cannot be cut
 
 
@@ -138,6 +140,10 @@ def findings_of(facts: pd.DataFrame, tables: Mapping[str, pd.DataFrame], summary
         yield Finding("unreadable", text)
     if summary.split_problem:
         yield Finding("splits", summary.split_problem)
+    elif "train" in tables["class_counts"] and "test" not in tables["class_counts"]:
+        yield Finding("splits", NO_TEST)
+    if summary.patients.doubt:
+        yield Finding("patients", summary.patients.doubt)
     yield from _duplicate_findings(tables["duplicates"], summary.class_names)
     yield from _leak_findings(readable(facts), tables["leaks"])
     yield from _class_findings(tables["class_counts"])

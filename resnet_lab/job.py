@@ -27,6 +27,7 @@ from resnet_lab.checkpoints import EpochRows, LastCheckpoint, RunCheckpoint, res
 from resnet_lab.config import build, check, without_unknown
 from resnet_lab.data.arrays import ArrayData
 from resnet_lab.data.datamodule import DataModule
+from resnet_lab.data.table import NO_TEST
 from resnet_lab.errors import UserError
 from resnet_lab.failures import fail, stopped_elsewhere
 from resnet_lab.layers import LayerStatistics
@@ -230,6 +231,7 @@ def describe(run: RunFolder, trainer: Trainer, datamodule: DataModule, module: C
         "ordered": datamodule.data.ordered,
         "class_counts": datamodule.class_counts,
         **datamodule.dropped,
+        "patients": datamodule.patients,
         "parameters": parameter_count(module.model),
         "multiply_adds": multiply_adds(module.model, datamodule.data.crop or datamodule.data.image_size),
         "versions": environment.versions(),
@@ -242,6 +244,8 @@ def describe(run: RunFolder, trainer: Trainer, datamodule: DataModule, module: C
         datamodule.data.name,
         "  ".join(f"{k} {v}" for k, v in datamodule.class_counts.items()),
     )
+    if "test" not in datamodule.splits:
+        log.warning(NO_TEST)
     log.info(
         "%s parameters, %.3g multiply-adds an image; %s%s; selecting by %s",
         f"{facts['parameters']:,}",

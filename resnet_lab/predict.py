@@ -13,13 +13,14 @@ from resnet_lab.command_line import run_command, split_arguments, switched_on
 from resnet_lab.data.image_data import ImageData
 from resnet_lab.data.photographs import Photographs
 from resnet_lab.errors import UserError
-from resnet_lab.evaluate import answer, load, override
+from resnet_lab.evaluate import SEEING, answer, load, override
 from resnet_lab.outputs import write_predictions
 from resnet_lab.run_folder import refuse_unwritable
 
 log = logging.getLogger("resnet_lab")
 
-LIMITING = ("splits", "folds", "max_images", "max_per_class", "all_images")  # unset: all photographs are predicted
+# the keys of data that mean something for photographs without labels
+TAKEN = {*SEEING, "in_memory", "num_workers", "cache_dir", "on_bad_image", "patient_regex"}
 
 
 def photographs(config: dict[str, Any], root: str, class_names: list[str]) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def photographs(config: dict[str, Any], root: str, class_names: list[str]) -> di
         "name": root,
         "root": root,
         "class_names": class_names,
-        **{key: None for key in shared if key in LIMITING},
+        **dict.fromkeys(("splits", "folds", "all_images", "max_images", "max_per_class")),  # None: nothing is left out
         "val_fraction": 0.0,
         "test_fraction": 0.0,
     }
@@ -51,6 +52,10 @@ def command(arguments: list[str]) -> None:
         raise UserError(f"out={out} is a folder or no regular file; name a CSV file")
     if out.exists() and not overwrite:
         raise UserError(f"out={out} exists; name another file, or set overwrite=true")
+    for item in overrides:
+        group, _, key = item.partition("=")[0].partition(".")
+        if group == "data" and key not in TAKEN:
+            raise UserError(f"{item}: predict takes RUN_OR_CKPT and IMAGE_OR_FOLDER, and no other data; leave it out")
     refuse_unwritable(out.parent)
     model = load(source)
     names = model.origin["class_names"]

@@ -91,6 +91,7 @@ def command(arguments: list[str]) -> None:
         mean_and_std=statistics(facts),
         recipe=asdict(target.recipe),
         split_problem=problem,
+        patients=data.patients,
     )
     for finding in write_data_report(out, facts, duplicates, summary):
         log.warning("%s: %s", finding.kind, finding.text)

@@ -1,8 +1,12 @@
 """A folder per class, with and without splits."""
 
-import pytest
-from fake_data import class_folders, refusal, write_class_folders, write_photographs
+import logging
 
+import pytest
+from fake_data import class_folders, pixels, refusal, write_class_folders, write_photographs
+from PIL import Image
+
+from resnet_lab.data.datamodule import DataModule
 from resnet_lab.data.table import class_counts
 
 SPLITS = {"train/cat": 2, "train/ant": 3, "val/ant": 1, "val/cat": 1, "test/cat": 2}
@@ -11,6 +15,12 @@ SPLITS = {"train/cat": 2, "train/ant": 3, "val/ant": 1, "val/cat": 1, "test/cat"
 @pytest.fixture
 def root(tmp_path):
     return tmp_path / "data"
+
+
+def write_named(root, names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels(name)).save(root / name)
 
 
 def test_split_folders(root):
@@ -75,8 +85,113 @@ def test_splits_without_train(root):
 def test_no_image(root, folders):
     root.mkdir()
     message = refusal(class_folders(write_class_folders(root, folders)).read_table)
-    assert message.startswith(f"{root} holds no images (.jpeg .jpg .png .tif)")
+    assert message.startswith(f"{root} holds no images (.jpeg .jpg .png .tif …)")
 
 
 def test_missing_root(root):
     assert refusal(class_folders(root).read_table).startswith(f"{root} is not a folder; set data.root")
+
+
+# listing
+
+
+def log_of(caplog, call):
+    with caplog.at_level(logging.INFO):
+        result = call()
+    return result, "\n".join(caplog.messages)
+
+
+def test_every_kind_in_any_case_and_in_subfolders_counts(root):
+    names = ["a/0.jpg", "a/0.webp", "a/1.Jpeg", "a/2.BMP", "a/camera/0.jpg", "a/camera/old/0.png", "b/0.gif"]
+    write_named(root, names)
+    table = class_folders(root).read_table()
+    assert table["image"].tolist() == names
+    assert table["target"].tolist() == [0] * 6 + [1]
+    assert table["path"].tolist() == [str(root / name) for name in names]
+
+
+@pytest.mark.parametrize(
+    "names", [("training", "valid", "testing"), ("Train", "validation", "TEST"), ("train", "VAL", "Test")]
+)
+def test_split_folders_of_other_names(root, names):
+    write_class_folders(root, {f"{split}/{name}": 2 for split in names for name in "ab"})
+    table = class_folders(root).read_table()
+    assert class_counts(table, 2) == {"train": [2, 2], "val": [2, 2], "test": [2, 2]}
+
+
+def test_two_folders_of_one_split_are_refused(root):
+    write_class_folders(root, {"train/a": 1, "val/a": 1, "valid/a": 1})
+    assert "holds val and valid, which are both val" in refusal(class_folders(root).read_table)
+
+
+def test_classes_called_valid_and_invalid(root):
+    data = class_folders(write_class_folders(root, {"valid": 2, "invalid": 2}))
+    data.read_table()
+    assert data.class_names == ["invalid", "valid"]
+
+
+def test_junk_is_no_class_and_no_image(root):
+    write_class_folders(root, {"a": 2, "b": 2, "__MACOSX/a": 1, "@eaDir": 1})
+    (root / "a" / "._000.jpeg").write_bytes(b"\0\5\x16\7")
+    data = class_folders(root)
+    table, dropped = data.table()
+    assert (data.class_names, len(table), dropped["skipped_images"]) == (["a", "b"], 4, 0)
+
+
+def test_what_is_left_out_is_said_in_one_line_of_a_kind(root, caplog):
+    write_class_folders(root, {"train/a": 1, "train/b": 1, "extra/deep": 3})
+    write_photographs(root / "train", ["stray"])
+    write_photographs(root, ["r1", "r2"])
+    for name in ("labels.csv", "train/a/1.txt", "train/a/sub/2.txt"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).touch()
+    _, log = log_of(caplog, class_folders(root).read_table)
+    assert f"{root}: left out 6 images outside the class folders: 3 in extra, 2 in data, 1 in train" in log
+    assert "left out 3 files that are no images by their suffix: 2 .txt, 1 .csv" in log
+    caplog.clear()
+    _, log = log_of(caplog, class_folders(write_class_folders(root.with_name("clean"), {"a": 2, "b": 2})).read_table)
+    assert "left out" not in log
+
+
+def test_a_root_one_level_too_high_is_refused(root):
+    write_class_folders(root, {"data/train/a": 1, "data/train/b": 1})
+    message = refusal(class_folders(root).read_table)
+    assert message == f"{root / 'data'} is no class, as it holds a folder per split; set data.root to it"
+    write_class_folders(root.with_name("other"), {"vehicles/train": 1, "animals": 1})  # a class with such a sub-folder
+    assert len(class_folders(root.with_name("other")).read_table()) == 2
+
+
+def test_one_class_is_refused(root):
+    write_class_folders(root, {"a": 4})
+    assert "has one class, a; at least two are needed" in refusal(DataModule(class_folders(root), seed=0).setup)
+
+
+# all images in one split
+
+
+def test_all_images_are_one_split(root):
+    write_class_folders(root, SPLITS)
+    for split in ("train", "val", "test"):
+        table, _ = class_folders(root, all_images=split).table()
+        assert class_counts(table, 2) == {split: [4, 5]}
+    write_class_folders(root.with_name("alone"), {"test/b": 2, "val/a": 1})
+    data = class_folders(root.with_name("alone"), all_images="test")
+    assert class_counts(data.table()[0], 2) == {"test": [1, 2]}
+    assert data.class_names == ["a", "b"]
+
+
+@pytest.mark.parametrize(("key", "value"), [("splits", {"train": "val"}), ("folds", 5)])
+def test_all_images_against_other_splits(root, key, value):
+    message = refusal(lambda: class_folders(root, all_images="test", **{key: value}))
+    assert message.startswith("data.all_images=test puts every image into one split")
+    assert f"set data.{key}=null" in message
+
+
+def test_all_images_of_no_split(root):
+    message = refusal(lambda: class_folders(root, all_images="dev"))
+    assert message == "data.all_images=dev: choose null, train, val, test"
+
+
+def test_all_images_leaves_nothing_to_train_on(root):
+    datamodule = DataModule(class_folders(write_class_folders(root, SPLITS), all_images="test"), seed=0)
+    assert "has no split train; choose among test (data.all_images=test)" in refusal(datamodule.setup)

@@ -100,3 +100,10 @@ def test_a_changed_default_is_the_older_one_in_older_folders_only(monkeypatch: p
     assert with_older_defaults(now, before, 2, ()) == now
     assert with_older_defaults(now, before, 1, {"data.key"}) == now
     assert with_older_defaults({"data": {"key": "third"}}, before, 1, ()) == {"data": {"key": "third"}}
+
+
+def test_an_older_folder_keeps_its_pattern_of_patients_and_its_splits() -> None:
+    older = {"data": {"patient_regex": "(.+)_(?:left|right)"}}
+    assert upgraded(older)["data"]["patient_regex"] == "(.+)_(?:left|right)"
+    assert upgraded(older)["data"]["all_images"] is None
+    assert with_older_defaults({"data": {"patient_regex": "auto"}}, older, 1, ())["data"] == older["data"]

@@ -10,6 +10,7 @@ import pytest
 from fake_data import pixels, refusal
 
 from resnet_lab.data.duplicates import COLUMNS
+from resnet_lab.data.patients import Patients
 from resnet_lab.data_report import CLASSES, PICTURES, ROWS, DataSummary, findings_of, tables_of, write_data_report
 
 NAMES = ("healthy", "ill")
@@ -164,3 +165,20 @@ def test_one_split_alone_is_enough(tmp_path, split):
     text, _ = written(tmp_path, facts_of(tmp_path, listed(4, split)), mean_and_std=None)
     assert "data.mean" not in text
     assert f"<th>{split}</th>" in text
+
+
+def test_patients_are_shown_and_what_is_doubtful_is_a_finding(tmp_path: Path) -> None:
+    facts = facts_of(tmp_path, listed(4) + listed(4, "test"))
+    found = Patients("_l/_r", "4 in 8 images, by the form _l/_r, such as 7 (7_l1, 7_r1)")
+    write_data_report(tmp_path / "out", facts, NO_PAIRS, summary_of(tmp_path, patients=found))
+    text = (tmp_path / "out" / "data_report.html").read_text()
+    assert "Patients: 4 in 8 images, by the form _l/_r, such as 7 (7_l1, 7_r1)." in text
+    assert "Nothing wrong was found" in text
+    doubtful = Patients(None, "", "7_l1, 7_l2 may be one patient's")
+    assert texts(facts, NO_PAIRS, summary_of(tmp_path, patients=doubtful)) == ["7_l1, 7_l2 may be one patient's"]
+
+
+def test_no_test_split_is_a_finding(tmp_path: Path) -> None:
+    (text,) = texts(facts_of(tmp_path, listed(4) + listed(4, "val")), NO_PAIRS, summary_of(tmp_path))
+    assert text.startswith("there is no test split; set data.test_fraction")
+    assert texts(facts_of(tmp_path, listed(4, "test")), NO_PAIRS, summary_of(tmp_path)) == []

@@ -490,3 +490,37 @@ def test_a_done_job_that_lost_its_predictions_tests_again(trained: RunFolder, ca
     trained.last_checkpoint.unlink()  # it would train
     assert guarded(trained) == 0
     assert not trained.predictions_file("test").exists()
+
+
+def test_all_images_of_another_set_are_its_test_split(trained: RunFolder, tmp_path: Path) -> None:
+    root = write_kaggle(tmp_path / "kaggle")
+    out = tmp_path / "elsewhere"
+    others = ["data=retinopathy", f"data.root={root}", "data.all_images=test"]
+    evaluate.command([str(trained.path), f"out={out}", *others])
+    rows = pd.read_csv(RunFolder(out).predictions_file("test"), dtype={"image": str})
+    assert sorted(rows["image"]) == sorted(TRAIN)
+    npz = write_medmnist(tmp_path / "bloodmnist.npz", {"train": range(5), "val": range(5)}, size=28).parent
+    others = ["data=medmnist", f"data.root={npz}", "data.all_images=val", "split=val"]
+    evaluate.command([str(trained.path), f"out={out}", *others, "data.class_names=[a,b,c,d,e]"])
+    assert list(pd.read_csv(RunFolder(out).predictions_file("val"))["image"]) == [
+        f"{split}/{n:05d}" for split in ("train", "val") for n in range(5)
+    ]
+
+
+def test_prediction_takes_every_photograph_of_a_folder_once(
+    trained: RunFolder, photographs: Path, tmp_path: Path
+) -> None:
+    source, out = sorted((photographs / "images").iterdir())[0].read_bytes(), tmp_path / "predictions.csv"
+    names = ["a.Jpeg", "sub/b.JPG", "sub/c.webp"]  # decoded by content
+    for name in (*names, "__MACOSX/._a.Jpeg", "._a.Jpeg", "notes.txt"):
+        (tmp_path / "new" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "new" / name).write_bytes(source if name in names else b"")
+    predict.command([str(trained.path), str(tmp_path / "new"), f"out={out}"])
+    assert list(pd.read_csv(out)["image"]) == names
+
+
+@pytest.mark.parametrize("key", ["data=class_folders", "data.root=elsewhere", "data.train_csv=a.csv", "data.folds=5"])
+def test_prediction_refuses_keys_that_would_do_nothing(trained: RunFolder, photographs: Path, key: str) -> None:
+    message = refusal(predict.command, [str(trained.path), str(photographs), "out=unused.csv", key])
+    assert key in message
+    assert not Path("unused.csv").exists()

@@ -422,3 +422,30 @@ def test_a_key_that_nothing_reads_stops_a_job_unless_an_older_version_wrote_it(
     assert "trainer.max_epoch" in capsys.readouterr().out
     if code:
         assert "did you mean trainer.max_epochs?" in run.read_status()["error"]
+
+
+def test_patients_and_a_lack_of_a_test_split_are_said_at_the_start(
+    make_run: MakeRun, photographs: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = make_run("trainer.max_epochs=1")
+    assert guarded(run) == 0
+    assert run.read_status()["patients"] == {"form": "_left/_right", "number": 32}
+    log = run.log_file.read_text()
+    assert log.count("patients: 32 in 64 images, by the form _left/_right of the file names") == 1
+    assert "there is no test split" not in log
+    write_labels(
+        photographs / "all.csv", {f"train{n // 2}_{('left', 'right')[n % 2]}": n % 5 for n in range(30)}, "image,level"
+    )
+    run = make_run("data.train_csv=all.csv", "trainer.max_epochs=1", name="one_csv")
+    assert guarded(run) == 0
+    lines = run.log_file.read_text().splitlines()
+    (place,) = [n for n, line in enumerate(lines) if "there is no test split" in line and "data.test_fraction" in line]
+    assert place < next(n for n, line in enumerate(lines) if "epoch 0" in line)
+
+
+@pytest.mark.parametrize("mean", ["train", "[0.5,0.5,0.5]"])
+def test_all_images_in_test_cannot_be_trained_on(make_run: MakeRun, mean: str) -> None:
+    run = make_run("data.all_images=test", f"data.mean={mean}", f"data.std={mean}")
+    assert guarded(run) == 1
+    assert "has no split train" in run.read_status()["error"]
+    assert "data.all_images=test" in run.read_status()["error"]

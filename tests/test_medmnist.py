@@ -317,3 +317,17 @@ def test_an_image_of_an_array_and_its_png_have_equal_pixels(tmp_path, channels):
     for row, name in enumerate(table["path"]):
         Image.fromarray(data._image(name)).save(tmp_path / "image.png")
         assert examine(str(tmp_path / "image.png"))[2] == table["decoded"][row]
+
+
+def test_places_in_arrays_are_no_patients_and_nothing_is_said_of_them(root, caplog):
+    write_medmnist(root / "bloodmnist.npz", LABELS)
+    with caplog.at_level("INFO"):
+        for regex in ("auto", "(.+)_(?:left|right)", None):
+            data = medmnist(root, patient_regex=regex)
+            assert data.listed()["patient"].tolist() == data.listed()["image"].tolist()
+    assert "patient" not in caplog.text
+
+
+def test_all_images_are_one_split(root):
+    write_medmnist(root / "bloodmnist.npz", LABELS)
+    assert set(medmnist(root, all_images="test").table()[0]["split"]) == {"test"}

@@ -1,5 +1,7 @@
 """Photographs without labels: one file or a folder of them."""
 
+import logging
+
 import pytest
 from fake_data import photographs, refusal, write_photographs
 
@@ -17,6 +19,19 @@ def test_all_images_below_a_folder(root):
     assert table["path"].tolist() == [str(root / name) for name in table["image"]]
     assert set(table["split"]) == {"test"}
     assert dropped == {"skipped_images": 0, "leaks": 0}
+
+
+def test_every_kind_below_a_folder_and_no_junk(root, caplog):
+    write_photographs(root, ["a"], ".Jpeg")
+    write_photographs(root / "sub", ["b"], ".webp")
+    write_photographs(root / "__MACOSX", ["a"])
+    for name in ("._a.Jpeg", "labels.csv", "sub/notes.txt"):
+        (root / name).touch()
+    with caplog.at_level(logging.INFO):
+        table, _ = photographs(root, val_fraction=0).table()
+    assert table["image"].tolist() == ["a.Jpeg", "sub/b.webp"]
+    assert f"{root}: left out 2 files that are no images by their suffix: 1 .csv, 1 .txt" in caplog.text
+    assert "patients" not in caplog.text  # nothing is split
 
 
 def test_one_file(root):
@@ -44,4 +59,4 @@ def test_unreadable_one_among_others(root):
 def test_nothing_there(root):
     assert refusal(photographs(root).read_table) == f"{root} does not exist; give an image or a folder of images"
     root.mkdir()
-    assert refusal(photographs(root).read_table).startswith(f"{root} holds no image (.jpeg .jpg .png .tif)")
+    assert refusal(photographs(root).read_table).startswith(f"{root} holds no image (.jpeg .jpg .png .tif …)")

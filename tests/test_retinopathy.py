@@ -379,3 +379,113 @@ def test_a_row_without_its_patient(root):
     (root / "mine.csv").write_text("image,level,pid\n1_left,1,a\n2_left,2,\n")
     message = refusal(retinopathy(root, train_csv="mine.csv", patient_column="pid").read_table)
     assert message.endswith("patient '' of image row 2: data.patient_column must name one in every row")
+
+
+# names, folders and patients
+
+
+def write_two_folders(root, train=("train", "train_images"), test=("test", "test_images"), content=("train/", "test/")):
+    """As IDRiD is published: the same names in a folder for each split."""
+    for (name, folder), count, what in zip((train, test), (10, 5), content, strict=True):
+        labels = {f"IDRiD_{n:03d}": n % 5 for n in range(1, count + 1)}
+        write_labels(root / f"{name}.csv", labels, "image,level")
+        write_photographs(root / folder, labels, content=what)
+    return root
+
+
+@pytest.mark.parametrize("regex", ["auto", None, r"(.+)_(?:left|right)"])
+def test_the_same_names_in_a_folder_of_each_split_are_no_leak(root, regex):
+    data = retinopathy(write_two_folders(root), test_csv="test.csv", patient_regex=regex, val_fraction=0)
+    table, dropped = data.table()
+    assert dropped == {"skipped_images": 0, "leaks": 0}
+    assert class_counts(table, 5) == {"train": [2] * 5, "test": [1] * 5}
+    folders = table["split"].map({"train": "train_images", "test": "test_images"})
+    assert table["path"].tolist() == (f"{root}/" + folders + "/" + table["image"] + ".jpeg").tolist()
+    patients = dict(zip(folders + "/" + table["image"], table["patient"], strict=True))
+    assert patients["train_images/IDRiD_001"] == "train_images/IDRiD_001.jpeg"
+    assert patients["test_images/IDRiD_001"] == "test_images/IDRiD_001.jpeg"
+    assert patients["train_images/IDRiD_010"] == "IDRiD_010"  # in one folder only: its name, as ever
+
+
+def test_the_same_names_leak_where_pattern_column_or_bytes_say_so(root):
+    write_two_folders(root)
+    same_name = retinopathy(root, test_csv="test.csv", patient_regex=r"IDRiD_(\d+)")
+    assert refusal(same_name.table).startswith("5 images of train or val are of 5 patients")
+    (root / "test_images" / "IDRiD_001.jpeg").write_bytes((root / "train_images" / "IDRiD_007.jpeg").read_bytes())
+    assert refusal(retinopathy(root, test_csv="test.csv").table).startswith(
+        "1 images of train or val are of 1 patients"
+    )
+    for name in ("train", "test"):
+        rows = (root / f"{name}.csv").read_text().splitlines()
+        (root / f"{name}.csv").write_text("\n".join(f"{row},{row.split(',')[0]}" for row in rows) + "\n")
+    by_column = retinopathy(root, test_csv="test.csv", patient_column="image")
+    assert refusal(by_column.table).startswith("6 images of train or val are of 5 patients")
+
+
+def test_validation_images_come_from_their_own_folder_or_none(root):
+    write_two_folders(root, test=("val", "val"))
+    table = retinopathy(root, val_csv="val.csv").read_table()
+    assert set(table.loc[table["split"] == "val", "path"].map(lambda path: path.split("/")[-2])) == {"val"}
+    (root / "val").rename(root / "test")  # the names are in train's folder, too: which are meant?
+    message = refusal(retinopathy(root, val_csv="val.csv").read_table)
+    assert f"'IDRiD_001' lies in {root / 'test'} and in {root / 'train_images'}" in message
+
+
+def test_suffixes_of_every_kind_and_case_are_found(root):
+    labels = {"a": 0, "b": 1, "c.d": 2, "e": 3, "f.webp": 4}
+    write_labels(root / "train.csv", labels, "image,level")
+    files = ["a.webp", "b.Jpeg", "c.d.BMP", "e.Png", "f.webp"]
+    for file in files:
+        name, _, suffix = file.rpartition(".")
+        write_photographs(root / "images", [name], f".{suffix}")
+    assert retinopathy(root).read_table()["path"].tolist() == [str(root / "images" / file) for file in files]
+
+
+def test_of_two_suffixes_the_first_is_taken_and_the_other_said(root, caplog):
+    write_labels(root / "train.csv", {"a": 0, "b": 1}, "image,level")
+    for suffix in (".webp", ".PNG", ".JPG", ".png"):
+        write_photographs(root / "images", ["a"], suffix)
+    write_photographs(root / "images", ["b", "sub/c", "._d"])
+    with caplog.at_level(logging.INFO):
+        table = retinopathy(root).read_table()
+    assert [path.split("/")[-1] for path in table["path"]] == ["a.png", "b.jpeg"]
+    assert f"{root}: left out 4 images that no CSV lists: 3 in images, 1 in images/sub" in caplog.text
+
+
+def test_nothing_is_said_where_all_images_are_listed(root, caplog):
+    with caplog.at_level(logging.INFO):
+        retinopathy(write_studies(root)).read_table()
+    assert "left out" not in caplog.text
+
+
+def test_the_log_names_the_patients_once(root, caplog):
+    data = retinopathy(write_studies(root))
+    with caplog.at_level(logging.INFO):
+        data.table()
+    lines = [line for line in caplog.messages if line.startswith("patients: ")]
+    assert lines == [f"patients: {data.patients.summary}"]
+    assert data.patients.summary.startswith("25 in 50 images, by the form _left/_right of the file names, such as 1 (")
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        retinopathy(root, patient_regex=r"(\d+_\w)\w+").table()
+    assert [
+        line for line in caplog.messages if "may be one patient's" in line and "set data.patient_regex=_l/_r" in line
+    ]
+
+
+def test_all_images_of_one_csv_are_test(root):
+    write_kaggle(root)
+    table, _ = retinopathy(root, all_images="test").table()
+    assert class_counts(table, 5) == {"test": [8] * 5}
+    (root / "trainLabels.csv").rename(root / "mine.csv")
+    table, _ = retinopathy(root, all_images="test", test_csv="mine.csv").table()  # no train CSV beside it
+    assert class_counts(table, 5) == {"test": [8] * 5}
+    table, _ = retinopathy(root, all_images="train", train_csv="mine.csv", test_fraction=0.5, max_per_class=3).table()
+    assert class_counts(table, 5) == {"train": [3] * 5}
+
+
+def test_all_images_of_two_csvs_have_names_of_their_own(root):
+    table, _ = retinopathy(write_two_folders(root), test_csv="test.csv", all_images="test").table()
+    assert table["image"].is_unique
+    assert table["image"].tolist()[:1] == ["train_images/IDRiD_001.jpeg"]
+    assert table["image"].tolist()[9:11] == ["IDRiD_010", "test_images/IDRiD_001.jpeg"]

@@ -8,8 +8,8 @@ import pytest
 from fake_data import refusal
 
 from resnet_lab.data import table as module
+from resnet_lab.data.patients import add_patients
 from resnet_lab.data.table import (
-    add_patients,
     class_counts,
     cut_fold,
     cut_split,
@@ -226,30 +226,6 @@ def test_missing_images_are_counted_and_named(tmp_path):
     assert message.startswith(f"{tmp_path}: 4 of 5 listed images are missing (a, sub/b, d, …)")
     assert "check data.root and data.images" in message
     assert "(a)" in refusal(find_images, pd.DataFrame({"image": ["a", "c"]}), [tmp_path])
-
-
-@pytest.mark.parametrize(
-    ("pattern", "patients"),
-    [
-        (r"(\d+)-.*", ["17", "17", "ü-1", "x"]),
-        (None, ["17-a", "17-b.PNG", "ü-1", "x"]),
-        (r"(\w)-\d", ["17-a", "17-b.PNG", "ü", "x"]),
-    ],
-)
-def test_patients_by_a_pattern_of_ones_own(pattern, patients):
-    table = add_patients(pd.DataFrame({"image": ["17-a", "17-b.PNG", "ü-1", "x"]}), pattern)
-    assert table["patient"].tolist() == patients
-
-
-@pytest.mark.parametrize(("pattern", "seen"), [("(", "missing )"), (r"\d+", "put what names the patient in brackets")])
-def test_pattern_that_names_no_patient(pattern, seen):
-    assert seen in refusal(add_patients, pd.DataFrame({"image": ["a"]}), pattern)
-
-
-def test_patients():
-    names = ["10_left", "10_right.jpeg", "train/0/10_LEFT.png", "10", "a_b_right", "_left", "x_left_2", "7left"]
-    found = add_patients(pd.DataFrame({"image": names}), EYES)["patient"].tolist()
-    assert found == ["10", "10", "10", "10", "a_b", "_left", "x_left_2", "7left"]
 
 
 # cutting

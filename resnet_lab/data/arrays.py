@@ -19,6 +19,8 @@ from resnet_lab.errors import UserError
 class ArrayData(ImageData):
     """A data set adds `read_arrays`. A row's `path` is its split and its place in the arrays, as `train/00012`."""
 
+    names_patients = False  # a name is a place in the arrays
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self.arrays: dict[str, np.ndarray] = {}  # split → images, from reading the table on

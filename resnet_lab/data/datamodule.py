@@ -97,8 +97,8 @@ def whole(batch: Any) -> Any:
 class DataModule(LightningDataModule):
     """Splits, statistics and loaders of one data set.
 
-    After `read`: `table`, `class_names`, `dropped`, `fingerprints`, `class_counts`, `pixels`. After `setup` also:
-    `mean` and `std` (3,), `in_memory`, `num_workers`.
+    After `read`: `table`, `class_names`, `dropped`, `patients`, `fingerprints`, `class_counts`, `pixels`. After `setup`
+    also: `mean` and `std` (3,), `in_memory`, `num_workers`.
 
     Args:
         data: the data set and its settings.
@@ -130,6 +130,9 @@ class DataModule(LightningDataModule):
         table, self.dropped = self.data.table(self.pixels)
         assert self.data.class_names is not None
         self.class_names = self.data.class_names
+        if len(self.class_names) < 2:
+            raise UserError(f"{self.data.root} has one class, {self.class_names[0]}; at least two are needed")
+        self.patients = {"form": self.data.patients.form, "number": int(table["patient"].nunique())}
         self.fingerprints, self.pixel_digests = fingerprints(table), fingerprints(table, "pixels")
         self.class_counts = class_counts(table, len(self.class_names))
         self.pixels = "prepared" if (table["prepared"] != "").any() else "originals"
@@ -159,7 +162,8 @@ class DataModule(LightningDataModule):
         assert self.table is not None
         rows = self.table[self.table["split"] == split]
         if rows.empty:
-            raise UserError(f"{self.data.name} has no split {split}; choose among {', '.join(self.splits)}")
+            reason = f" (data.all_images={self.data.all_images})" if self.data.all_images else ""
+            raise UserError(f"{self.data.name} has no split {split}; choose among {', '.join(self.splits)}{reason}")
         return rows.reset_index(drop=True)
 
     @property

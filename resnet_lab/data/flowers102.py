@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 class Flowers102(ImageData):
     """`root/flowers-102` with `jpg/`, `imagelabels.mat` and `setid.mat`; the images of a whole split may be absent."""
 
+    names_patients = False
+
     def read_table(self) -> pd.DataFrame:
         """The official splits; sets `class_names` where the configuration gives none.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
@@ -12,10 +13,11 @@ import numpy as np
 import pandas as pd
 
 from resnet_lab.data.check import check_files, drop_defects
+from resnet_lab.data.patients import DEFAULTS, EACH_IMAGE, distinct_names, find_patients, patients_of_column
 from resnet_lab.data.prepared import PreparedSet
 from resnet_lab.data.reader import Recipe, read_image
 from resnet_lab.data.table import (
-    add_patients,
+    SPLITS,
     cut_fold,
     cut_split,
     join_patients,
@@ -27,6 +29,8 @@ from resnet_lab.data.table import (
 )
 from resnet_lab.errors import UserError
 from resnet_lab.values import conform
+
+log = logging.getLogger(__name__)
 
 SAMPLING = ("none", "balanced", "undersample", "progressive")
 LIMITS: dict[str, tuple[Any, float, float]] = {  # type, least, most
@@ -64,6 +68,8 @@ class ImageData(ABC):
     The keys of `conf/data/*.yaml` are these fields, one by one.
     """
 
+    names_patients = True  # whether `patient_regex=auto` looks for patients in the names
+
     name: str
     root: str  # the folder of the data set
     class_names: list[str] | None  # None: found in the data
@@ -93,12 +99,13 @@ class ImageData(ABC):
     splits: (
         dict[str, str] | None
     )  # {train: test, val: val, test: train}: ours from the data set's own; None: as they are
+    all_images: str | None  # train | val | test: every listed image is in that split, and none is cut; None: as listed
     val_fraction: float  # share of the training patients; 0: train on everything, keep the last epoch
     test_fraction: float  # share of the training patients, for data without a test split of its own
     folds: int | None  # cross-validation: so many parts of the training patients …
     fold: int  # … of which this one is the test split, or the validation split where there is a test split
     split_seed: int  # of the splits, so that sweeping `seed` leaves them alone
-    patient_regex: str | None  # its first group names the patient in an image's name; None: each image its own
+    patient_regex: str | None  # auto, a form of file names, or a pattern whose first group is the patient; None: none
     on_leak: str  # error | drop | ignore: a patient, or an identical image, in train and in another split
     on_bad_image: str  # error | drop: an image that cannot be read
     max_images: int | None  # at most so many of each split
@@ -115,6 +122,7 @@ class ImageData(ABC):
 
     def __post_init__(self) -> None:
         """Refuse, by key, what is of another type or makes no sense."""
+        self.patients = EACH_IMAGE  # how they were found, from listing the rows on
         hints = get_type_hints(type(self))
         for field in fields(self):
             if field.name not in LIMITS:
@@ -134,6 +142,17 @@ class ImageData(ABC):
             raise UserError(f"data.sampling={self.sampling}: choose {', '.join(SAMPLING)}")
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]:
             raise UserError(f"data.scale={self.scale}: give two factors above 0, the smaller one first, as [0.9,1.1]")
+        self._check_all_images()
+
+    def _check_all_images(self) -> None:
+        if self.all_images not in (None, *SPLITS):
+            raise UserError(f"data.all_images={self.all_images}: choose null, {', '.join(SPLITS)}")
+        for key in ("splits", "folds"):
+            if self.all_images is not None and getattr(self, key) is not None:
+                raise UserError(
+                    f"data.all_images={self.all_images} puts every image into one split, which data.{key} contradicts; "
+                    f"set data.{key}=null"
+                )
 
     @property
     def recipe(self) -> Recipe:
@@ -174,11 +193,27 @@ class ImageData(ABC):
 
     def listed(self) -> pd.DataFrame:
         """The rows that the data set lists, with their patients, in the splits that are asked for."""
-        rows = remap_splits(self.read_table(), self.splits)
+        rows = self._in_one_split(remap_splits(self.read_table(), self.splits))
         refuse_undecodable(rows["path"])
-        if "patient" not in rows:
-            rows = add_patients(rows, self.patient_regex)
+        rows = self._with_patients(rows)
         return limit_rows(rows, self.max_images, self.split_seed)
+
+    def _in_one_split(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """All rows in the split that `all_images` names, where it names one; no two of them have the same name."""
+        if self.all_images is None:
+            return rows
+        return rows.assign(split=self.all_images, image=distinct_names(rows, Path(self.root).expanduser()))
+
+    def _with_patients(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Add `patient` where no column names it, and say how patients are found."""
+        if "patient" in rows:
+            self.patients = patients_of_column(rows)
+        else:
+            setting = self.patient_regex if self.names_patients or self.patient_regex not in DEFAULTS else None
+            rows, self.patients = find_patients(rows, setting, Path(self.root).expanduser())
+        for line in filter(None, (self.patients.summary, self.patients.doubt)):
+            log.info("patients: %s", line)
+        return rows
 
     def table(self, pixels: str | None = None) -> tuple[pd.DataFrame, dict[str, int]]:
         """The table that is trained on, and what was dropped on the way.
@@ -201,6 +236,8 @@ class ImageData(ABC):
         seed, given = self.split_seed, set(rows["split"])
         if "train" not in given:  # for evaluation alone
             return rows
+        if self.all_images is not None:
+            return limit_classes(rows, self.max_per_class, seed)
         if self.folds is not None:
             if {"val", "test"} <= given:
                 raise UserError("data.folds: the data has splits val and test of its own; leave one out by data.splits")

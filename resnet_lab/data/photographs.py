@@ -8,7 +8,8 @@ from pathlib import Path
 import pandas as pd
 
 from resnet_lab.data.image_data import ImageData
-from resnet_lab.data.table import SUFFIXES
+from resnet_lab.data.listing import SUFFIXES, list_images, say_left_out
+from resnet_lab.data.patients import find_patients
 from resnet_lab.errors import UserError
 
 
@@ -25,8 +26,17 @@ class Photographs(ImageData):
         root = Path(self.root).expanduser()
         if not root.exists():
             raise UserError(f"{root} does not exist; give an image or a folder of images")
-        files = [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.suffix in SUFFIXES)
-        if not files:
-            raise UserError(f"{root} holds no image ({' '.join(SUFFIXES[:4])})")
-        names = [file.name if root.is_file() else str(file.relative_to(root)) for file in files]
-        return pd.DataFrame({"image": names, "path": list(map(str, files)), "split": "test", "target": 0})
+        names, folder = ([root.name], root.parent) if root.is_file() else (self._list(root), root)
+        files = [str(folder / name) for name in names]
+        return pd.DataFrame({"image": names, "path": files, "split": "test", "target": 0})
+
+    def _with_patients(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """As for any data set, without a word, as nothing is split; one photograph alone has a patient, too."""
+        return find_patients(rows, self.patient_regex, Path(self.root).expanduser(), shared=False)[0]
+
+    def _list(self, root: Path) -> list[str]:
+        listing = list_images(root)
+        if not listing.images:
+            raise UserError(f"{root} holds no image ({' '.join(SUFFIXES[:4])} …)")
+        say_left_out(root, "files that are no images by their suffix", listing.others)
+        return listing.images

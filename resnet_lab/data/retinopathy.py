@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from resnet_lab.data.image_data import ImageData, existing_folder
-from resnet_lab.data.table import find_images, parse, read_labels, read_pair
+from resnet_lab.data.table import find_images, parse, read_labels, read_pair, say_unlisted
 from resnet_lab.errors import UserError
 
 SOURCE = (  # where the data can be had
@@ -21,9 +21,10 @@ USAGES = {"Public": "val", "Private": "test"}  # the community's protocol
 IMAGE_FOLDERS = {
     "train": ("images", "train", "train_images"),
     # the competition's validation images are among its test images
-    "val": ("images", "test", "test_images", "train", "train_images"),
+    "val": ("images", "val", "val_images", "valid", "validation", "test", "test_images", "train", "train_images"),
     "test": ("images", "test", "test_images", "train", "train_images"),
 }
+BORROWED = {"train": (), "val": ("test", "test_images", "train", "train_images"), "test": ()}  # of other splits
 
 
 @dataclass(kw_only=True)
@@ -51,7 +52,9 @@ class Retinopathy(ImageData):
         splits = {"train": self._train(root), "val": self._named(root, self.val_csv), "test": self._test(root)}
         splits |= self._solution(root)
         rows = [
-            find_images(labels, self._image_folders(root, split)).assign(split=split)
+            find_images(labels, self._image_folders(root, split), [root / name for name in BORROWED[split]]).assign(
+                split=split
+            )
             for split, labels in splits.items()
             if labels is not None
         ]
@@ -61,20 +64,21 @@ class Retinopathy(ImageData):
             raise UserError(
                 f"{root}: the CSVs list {len(twice)} image files twice (first {twice.iloc[0]!r}); keep one row of each"
             )
+        say_unlisted(table, root)
         return table
 
-    def _train(self, root: Path) -> pd.DataFrame:
+    def _train(self, root: Path) -> pd.DataFrame | None:
         if self.train_csv is None and (pair := self._pair(root, "train")) is not None:
             return pair
         found = [name for name in LABEL_FILES if (root / name).is_file()]
         if self.train_csv is None and not found:
+            if self.all_images and (self.val_csv or self.test_csv or self.solution_csv):
+                return None
             raise UserError(
                 f"{root} holds neither train_img.csv with train_label.csv nor {' nor '.join(LABEL_FILES)}; "
                 "name your file in data.train_csv"
             )
-        labels = self._named(root, self.train_csv or found[0])
-        assert labels is not None
-        return labels
+        return self._named(root, self.train_csv or found[0])
 
     def _test(self, root: Path) -> pd.DataFrame | None:
         if self.test_csv is None and self.train_csv is None:

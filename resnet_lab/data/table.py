@@ -7,7 +7,9 @@ import io
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
@@ -17,13 +19,14 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedKFold
 
+from resnet_lab.data.listing import SUFFIXES, is_image, list_images, say_left_out
 from resnet_lab.errors import UserError
 
 log = logging.getLogger(__name__)
 
-SUFFIXES = (".jpeg", ".jpg", ".png", ".tif", ".tiff", ".JPEG", ".JPG", ".PNG", ".TIF", ".TIFF")
 WHOLE_NUMBER = re.compile(r"\s*[+-]?\d{1,100}\s*")
 SPLITS = ("train", "val", "test")
+NO_TEST = "there is no test split; set data.test_fraction or data.folds, or add a test split to the data"
 
 
 def read_text(path: Path) -> pd.DataFrame:
@@ -150,22 +153,29 @@ def _refuse(source: Path, rows: pd.DataFrame, column: str, rule: str) -> None:
         raise UserError(f"{source}: {column} {cell!r} of image row {row + 1}{more}: {rule}")
 
 
-def find_images(table: pd.DataFrame, folders: Sequence[Path]) -> pd.DataFrame:
+def find_images(table: pd.DataFrame, folders: Sequence[Path], borrowed: Collection[Path] = ()) -> pd.DataFrame:
     """Add `path`: the file of each name below the first folder that has it, its suffix found where the CSV gives none.
 
+    Args:
+        table: rows with `image`.
+        folders: where to look.
+        borrowed: those of `folders` that belong to other splits; a name that two of them have is no one's.
+
     Raises:
-        UserError: a listed image is missing (how many, the first names).
+        UserError: a listed image is missing (how many, the first names), or two borrowed folders have it.
     """
     parents = {str(PurePosixPath(name).parent) for name in table["image"]}
-    listing = [(folder, {parent: _list(folder / parent) for parent in parents}) for folder in folders]
+    listing = [(folder, {parent: _by_name(_list(folder / parent)) for parent in parents}) for folder in folders]
 
     def locate(name: str) -> str | None:
         pure = PurePosixPath(name)
-        for folder, files in listing:
-            for suffix in ("", *SUFFIXES):
-                if pure.name + suffix in files[str(pure.parent)]:
-                    return str(folder / pure.parent / (pure.name + suffix))
-        return None
+        found = [(folder, file) for folder, files in listing if (file := files[str(pure.parent)].get(pure.name))]
+        if len(found) > 1 and found[0][0] in borrowed:
+            places = " and in ".join(str(folder) for folder, _ in found)
+            raise UserError(
+                f"image {name!r} lies in {places}; give the split a folder of its own (val), or set data.images"
+            )
+        return str(found[0][0] / pure.parent / found[0][1]) if found else None
 
     paths = table["image"].map(locate)
     missing = table.loc[paths.isna(), "image"]
@@ -173,9 +183,35 @@ def find_images(table: pd.DataFrame, folders: Sequence[Path]) -> pd.DataFrame:
         names = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
         raise UserError(
             f"{' and '.join(map(str, folders))}: {len(missing)} of {len(table)} listed images are missing ({names}); "
-            f"looked for them with the suffixes {' '.join(SUFFIXES[:4])}; check data.root and data.images"
+            f"looked for them without and with the suffixes {' '.join(SUFFIXES[:4])} …; check data.root and data.images"
         )
     return table.assign(path=paths)
+
+
+def _by_name(files: Iterable[str]) -> dict[str, str]:
+    """Name, with and without the suffix of an image, → file; of several suffixes the first of SUFFIXES, lower case."""
+    images = [(*os.path.splitext(file), file) for file in files if is_image(file)]  # noqa: PTH122
+    images.sort(key=lambda image: (image[1] != image[1].lower(), SUFFIXES.index(image[1].lower()), image[2]))
+    return {stem: file for stem, _, file in reversed(images)} | {file: file for file in files}
+
+
+def say_unlisted(table: pd.DataFrame, root: Path) -> None:
+    """Log how many images lie beside listed ones, or in sub-folders there, without being listed themselves.
+
+    Args:
+        table: rows with `path`, of all splits.
+        root: folder of the data set.
+    """
+    listed = set(table["path"])
+    folders = {os.path.dirname(path) for path in listed}  # noqa: PTH120 - ten times faster than Path objects
+    unlisted = Counter[str]()
+    for folder in folders:
+        if not any(str(parent) in folders for parent in Path(folder).parents):
+            with suppress(UserError):  # a folder beside them that cannot be read matters to no one
+                images = [f"{folder}/{name}" for name in list_images(Path(folder)).images]
+                unlisted.update(os.path.dirname(image) for image in images if image not in listed)  # noqa: PTH120
+    counts = {f"in {os.path.relpath(folder, root)}": number for folder, number in unlisted.items()}
+    say_left_out(root, "images that no CSV lists", Counter(counts))
 
 
 def _list(folder: Path) -> set[str]:
@@ -216,34 +252,6 @@ def remap_splits(table: pd.DataFrame, splits: Mapping[str, str] | None) -> pd.Da
         log.warning("data.splits: the data has no split %s", name)
     renamed = table["split"].map({source: name for name, source in splits.items()})
     return table.assign(split=renamed)[renamed.notna()].reset_index(drop=True)
-
-
-def add_patients(table: pd.DataFrame, pattern: str | None) -> pd.DataFrame:
-    """Add `patient`: the first group of `pattern` in a name; an image that does not match is a patient of its own.
-
-    The folder and the suffix of a name do not count: the eyes of a patient may lie in two folders, of a split or a
-    class each.
-
-    Args:
-        table: rows with `image`.
-        pattern: regular expression that the whole name has to match, in whatever case; None: each image its own.
-
-    Raises:
-        UserError: the pattern is no regular expression with a group.
-    """
-    try:
-        expression = re.compile(pattern or "()", re.IGNORECASE)
-    except re.error as error:
-        raise UserError(f"data.patient_regex={pattern}: {error}") from None
-    if not expression.groups:
-        raise UserError(f"data.patient_regex={pattern}: put what names the patient in brackets: (.+)_(?:left|right)")
-
-    def patient(name: str) -> str:
-        short = PurePosixPath(name)
-        found = expression.fullmatch(short.stem if short.suffix in SUFFIXES else short.name)
-        return (found.group(1) if found else None) or name
-
-    return table.assign(patient=table["image"].map(patient))
 
 
 def join_patients(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,0 +1,223 @@
+"""Finds which images belong to one patient, by the names of their files."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from resnet_lab.data.listing import is_image
+from resnet_lab.errors import UserError
+
+AUTO = "auto"
+DEFAULTS = (AUTO, "(.+)_(?:left|right)")  # of patient_regex, today's and the one before
+COLUMN = "data.patient_column"
+REGEX = "data.patient_regex"
+REMEDY = f"if a patient has several images, set {REGEX}, or {COLUMN} of a CSV"
+SHARE = 0.9  # of the names that a form has to match for `auto` to take it
+EXAMPLES = 2  # patients that a line shows, at most
+FEW = 10  # images of a patient on average, up to which names with a common start may be one patient's
+
+SIDES = {
+    ("left", "right"): "left|right",
+    ("l", "r"): "l|r",
+    ("OD", "OS"): "od|os|oi",
+    ("LE", "RE"): "le|re",
+}
+# name of a form → its pattern; a field has a number after the side (7_l1, 1_left_2) or at an end (left1_7, left_7_1)
+FORMS = {
+    f"_{one}/_{other}": rf"(?P<patient>.+?)(?:[_\-. ]|(?<=\d))(?P<side>{sides})(?:[_\-. ]?\d+)?"
+    for (one, other), sides in SIDES.items()
+} | {
+    f"{one}_/{other}_": rf"(?P<side>{sides})\d?[_\-. ](?P<patient>\d+(?=[_\-. ]\d\d?$)|.+)(?:[_\-. ]\d\d?)?"
+    for (one, other), sides in SIDES.items()
+}
+# pattern to propose → names that it may be meant for: a start with a digit, then a short end (7_1, P12-macula, 7a)
+STARTS = {  # not IDRiD_001, image_00001 or 20051019_38557_0100_PP
+    r"(.+)[-_. ][^-_. ]+": r"(?P<patient>[^\d]*\d.*)[-_. ](?=\D*\d{0,3}\D*$)[^-_. ]+",
+    r"(.*\d)[a-z]\d*": r"(?P<patient>.*\d)[a-z]\d{0,2}",
+}
+
+
+@dataclass(frozen=True)
+class Patients:
+    """How the patients of a table were found."""
+
+    form: str | None  # a form of FORMS, data.patient_regex or data.patient_column; None: each image is a patient
+    summary: str  # how many there are and a few of them, or that none are found; empty where no one looked
+    doubt: str = ""  # in one line, which patients the pattern may not see, and what to set
+
+
+EACH_IMAGE = Patients(None, "")
+
+
+def patients_of_column(table: pd.DataFrame) -> Patients:
+    """What is to be said of patients whom a column of the data set names."""
+    return Patients(COLUMN, summary(table, COLUMN))
+
+
+def find_patients(
+    table: pd.DataFrame, setting: str | None, root: Path, shared: bool = True
+) -> tuple[pd.DataFrame, Patients]:
+    """Add `patient` to a table, and say how it was found.
+
+    Args:
+        table: rows with `image` and `path`.
+        setting: `data.patient_regex`: `auto`, a form's name, a regular expression, or None.
+        root: folder of the data set, for images of the same name.
+        shared: as in `find_form`.
+    """
+    stems = [stem_of(name) for name in table["image"]]
+    form = find_form(stems, shared) if setting == AUTO else setting
+    pattern = FORMS.get(form, form) if form else None
+    table = add_patients(table, pattern, root)
+    if setting is None:
+        return table, EACH_IMAGE
+    matched = pattern is not None and any(_matches(stems, pattern))
+    doubt = _doubt(stems, setting, pattern, matched)
+    if not matched:
+        none = f"none found in names such as {stems[0]} ({REGEX}=auto), so each image is its own; {REMEDY}"
+        return table, Patients(None, "" if doubt else none, doubt)
+    by = f"the form {form} of the file names" if form in FORMS else REGEX
+    return table, Patients(form if form in FORMS else REGEX, summary(table, by), doubt)
+
+
+def find_form(stems: Sequence[str], shared: bool = True) -> str | None:
+    """The form of FORMS that at least SHARE of the names match, and by which two images share a patient.
+
+    Args:
+        stems: names without folder and suffix.
+        shared: false takes a form of which no two images share a patient, too.
+    """
+    for form, pattern in FORMS.items():
+        groups = _groups(stems, pattern)
+        matched = sum(map(len, groups))
+        if matched >= SHARE * len(stems) and (len(groups) < matched or not shared) and _are_eyes(pattern, *groups):
+            return form
+    return None
+
+
+def _groups(stems: Iterable[str], pattern: str) -> list[list[str]]:
+    """The stems that match a pattern, a list for each patient."""
+    groups: dict[str, list[str]] = {}
+    for stem, match in _fullmatches(stems, pattern):
+        groups.setdefault(match["patient"], []).append(stem)
+    return list(groups.values())
+
+
+def _are_eyes(pattern: str, *groups: list[str]) -> bool:
+    """Whether both sides occur, or each patient has few images: `scan_r001` to `scan_r400` are not one patient's."""
+    stems = [stem for group in groups for stem in group]
+    sides = {match["side"].lower() for _, match in _fullmatches(stems, pattern)}
+    return len(sides) > 1 or len(stems) <= FEW * len(groups)
+
+
+def _fullmatches(stems: Iterable[str], pattern: str) -> Iterator[tuple[str, re.Match[str]]]:
+    expression = re.compile(pattern, re.IGNORECASE)
+    return ((stem, match) for stem in stems if (match := expression.fullmatch(stem)))
+
+
+def add_patients(table: pd.DataFrame, pattern: str | None, root: Path | None = None) -> pd.DataFrame:
+    """Add `patient`: the first group of `pattern` in a name; an image that does not match is a patient of its own.
+
+    The folder and the suffix of a name do not count: the eyes of a patient may lie in two folders, of a split or a
+    class each. An image that does not match is named by its name, or by its path where two files have that name.
+
+    Args:
+        table: rows with `image`, and `path` where `root` is given.
+        pattern: regular expression that the whole name has to match, in whatever case; None: each image its own.
+        root: folder of the data set, which paths begin below.
+
+    Raises:
+        UserError: the pattern is no regular expression with a group.
+    """
+    own = table["image"] if root is None else distinct_names(table, root)
+    stems = map(stem_of, table["image"])
+    found = pd.Series(_matches(stems, pattern) if pattern else None, index=table.index, dtype=object)
+    return table.assign(patient=found.where(found.notna(), own))
+
+
+def distinct_names(table: pd.DataFrame, root: Path) -> pd.Series:
+    """`image`, or the path below `root` where two files have the same name.
+
+    Paths outside `root` begin below the folder that all of them share, so that no name holds a machine's folders.
+    """
+    names, several = table["image"], table["image"].duplicated(keep=False)
+    if not several.any():
+        return names
+    paths = table.loc[several, "path"].map(os.path.abspath)
+    shared = os.path.commonpath(list(paths))
+    base = os.path.abspath(root)  # noqa: PTH100 - links stay: the paths have them, too
+    inside = os.path.commonpath([base, shared]) == base
+    return names.mask(several, paths.map(lambda path: os.path.relpath(path, base if inside else shared)))
+
+
+def stem_of(name: str) -> str:
+    """A name without its folders and without the suffix of an image."""
+    name = name.rsplit("/", 1)[-1]
+    return name.rsplit(".", 1)[0] if is_image(name) else name
+
+
+def _matches(stems: Iterable[str], pattern: str) -> list[str | None]:
+    """The patient of each stem, None where the pattern does not match."""
+    try:
+        expression = re.compile(pattern, re.IGNORECASE)
+    except re.error as error:
+        raise UserError(f"{REGEX}={pattern}: {error}") from None
+    if not expression.groups:
+        raise UserError(
+            f"{REGEX}={pattern}: put what names the patient in brackets: (.+)_(?:left|right); or name a form: "
+            f"{AUTO}, {', '.join(FORMS)}"
+        )
+    group = "patient" if "patient" in expression.groupindex else 1
+    found = map(expression.fullmatch, stems)
+    return [match[group] or None if match else None for match in found]
+
+
+def summary(table: pd.DataFrame, by: str) -> str:
+    """How many patients a table has, how they were found, and a few who have several images."""
+    groups = table.groupby("patient", sort=False)["image"].agg(list)
+    shown = [
+        f"{patient} ({', '.join(images[:4])}{', …' if len(images) > 4 else ''})"
+        for patient, images in groups[groups.map(len) > 1].head(EXAMPLES).items()
+    ]
+    examples = f", such as {'; '.join(shown)}" if shown else ""
+    return f"{len(groups)} in {len(table)} images, by {by}{examples}"
+
+
+def _doubt(stems: Sequence[str], setting: str, pattern: str | None, matched: bool) -> str:
+    """What the pattern may not see, and what to set; empty where there is no reason for doubt."""
+    found = _matches(stems, pattern) if pattern else [None] * len(stems)
+    labels = sorted({patient or stem for patient, stem in zip(found, stems, strict=True)})
+    better, alike = _alike(labels)
+    takes = f"{REGEX}={setting}" + ("" if matched else " takes no form" if setting == AUTO else " matches no name")
+    if alike:
+        fits = better in FORMS or not matched  # else it fits the patients, and not the names
+        remedy = f"set {REGEX}={better}" if fits else f"set {REGEX} to a pattern whose first group is the patient"
+        return (
+            f"{', '.join(alike[:4])} may be one patient's but count as {len(alike)} patients ({takes}); "
+            f"if they are one patient's, {remedy}"
+        )
+    if matched or setting == AUTO:
+        return ""
+    return f"{takes} (names such as {stems[0]}), so each image counts as a patient of its own; {REMEDY}"
+
+
+def _alike(labels: Sequence[str]) -> tuple[str, list[str]]:
+    """Labels that may be one patient's, and the setting that would join them; empty where none look so.
+
+    A form counts where two labels share a patient, a common start where most labels share theirs with a few others.
+    """
+    for form, pattern in FORMS.items():
+        shared = [group for group in _groups(labels, pattern) if len(group) > 1 and _are_eyes(pattern, group)]
+        if shared:
+            return form, shared[0]
+    for proposal, pattern in STARTS.items():
+        shared = [group for group in _groups(labels, pattern) if len(group) > 1]
+        if len(shared) > 2 and len(labels) / 2 < sum(map(len, shared)) <= FEW * len(shared):
+            return proposal, shared[0]
+    return "", []

@@ -1,0 +1,188 @@
+"""Which images are of one patient, by the names of their files: what is found, what is not, and what is said."""
+
+from pathlib import Path
+from uuid import UUID
+
+import numpy as np
+import pandas as pd
+import pytest
+from fake_data import refusal
+
+from resnet_lab.data.patients import FORMS, add_patients, find_patients
+
+N = range(1, 41)
+HEX = np.random.default_rng(0).integers(0, 256, (400, 16), dtype=np.uint8)
+OLD = r"(.+)_(?:left|right)"
+
+
+def found(names, setting="auto", root="/data", **more):
+    table = pd.DataFrame({"image": names, "path": [f"{root}/{name}" for name in names]})
+    rows, patients = find_patients(table, setting, Path(root), **more)
+    return rows["patient"].tolist(), patients
+
+
+def eyes(pattern, sides, fields=("",)):
+    return [pattern.format(p=p, side=side, f=field) for p in N for side in sides for field in fields]
+
+
+@pytest.mark.parametrize(
+    ("form", "names"),
+    [
+        ("_left/_right", eyes("{p}_{side}.jpeg", ("left", "right"))),
+        ("_left/_right", eyes("{p}_{side}_{f}.Jpeg", ("left", "RIGHT"), (1, 2))),
+        ("_left/_right", eyes("train/0/{p}-{side}{f}.webp", ("Left", "Right"), (1, 2))),
+        ("_l/_r", eyes("{p}_{side}{f}", "lr", (1, 2))),
+        ("_l/_r", eyes("{p}_{side}", "LR")),
+        ("_l/_r", eyes("{p}{side}", "LR")),
+        ("_l/_r", eyes("{p} {side} {f}", "LR", (1, 12))),
+        ("_OD/_OS", eyes("{p}_{side}_{f}", ("OD", "OS"), (1, 2, 3))),
+        ("_OD/_OS", eyes("{p}-{side}", ("od", "os"))),
+        ("_LE/_RE", eyes("{p}_{side}", ("LE", "RE"))),
+        ("left_/right_", eyes("{side}_{p}", ("left", "right"))),
+        ("left_/right_", eyes("{side}_{p}_{f}", ("left", "right"), (1, 2))),
+        ("left_/right_", eyes("{side}{f}-{p}", ("left", "right"), (1, 2))),
+        ("OD_/OS_", eyes("{side}_{p}", ("OD", "OS"))),
+    ],
+)
+def test_forms(form, names):
+    patients, how = found(names)
+    each = len(names) // len(N)
+    assert patients == [str(p) for p in N for _ in range(each)]
+    assert (how.form, how.doubt) == (form, "")
+    assert how.summary.startswith(f"40 in {len(names)} images, by the form {form} of the file names, such as 1 (")
+    assert found(names, form)[0] == patients
+
+
+NO_PATIENTS = {
+    "IDRiD": [f"IDRiD_{n:03d}" for n in N],
+    "IM": [f"IM{n:04d}" for n in N],
+    "train": [f"train_{n:03d}" for n in N],
+    "hex": [row[:6].tobytes().hex() for row in HEX],
+    "short hex": [row[:2].tobytes().hex() for row in np.unique(HEX[:, :2], axis=0)],
+    "counted hex": [f"{n:012x}" for n in range(300)],
+    "uuid": [str(UUID(bytes=row.tobytes())) for row in HEX],
+    "numbers": [str(n) for n in N],
+    "words behind": [f"{n:04d}_{('mild', 'severe')[n % 2]}" for n in N],
+    "Messidor": [f"20051019_{38557 + 17 * n}_0100_PP.tif" for n in N],
+    "Messidor-2": [f"20051020_{43808 + 24 * n}_0100_PP.png" for n in N] + [f"IM{n:06d}.JPG" for n in N],
+    "DDR": [f"007-{n:04d}-000.jpg" for n in N],
+    "flowers": [f"image_{n:05d}.jpg" for n in N],
+    "folders": [f"{split}/{name}/{n}.jpg" for split in ("train", "test") for name in "lr" for n in N],
+    "classes": [f"{name}_{n}.jpg" for name in ("cat", "dog", "owl", "left") for n in range(4)],
+    "numbered r": [f"scan_r{n:03d}" for n in N],
+    "camera": [f"IMG_2023{1 + n // 10:02d}01_{1234 * n:06d}" for n in N],
+    "batches": [f"batch{n // 100}_{n % 100}" for n in range(300)],
+    "one eye each": [f"{n}_left" for n in N],
+}
+
+
+@pytest.mark.parametrize("names", NO_PATIENTS.values(), ids=NO_PATIENTS)
+def test_other_names_are_no_patients_and_raise_no_doubt(names):
+    patients, how = found(names)
+    assert patients == names
+    assert (how.form, how.doubt) == (None, "")
+    assert how.summary.startswith("none found in names such as ")
+    assert "set data.patient_regex" in how.summary
+
+
+@pytest.mark.parametrize(
+    ("names", "setting", "seen", "remedy"),
+    [
+        (eyes("{p}_{side}{f}", "lr", (1, 2)), OLD, "matches no name", "set data.patient_regex=_l/_r"),
+        (eyes("{p}_{side}{f}", "lr", (1, 2)), r"(\d+_\w)\d", "count as 2 patients", "set data.patient_regex=_l/_r"),
+        (eyes("{p}_{side}", ("left", "right")) + NO_PATIENTS["IDRiD"], "auto", "10_left, 10_right", "=_left/_right"),
+        (
+            eyes("{p}_{side}", ("left", "right")) + eyes("a{p}_{side}", ("OD", "OS"))[:4],
+            "auto",
+            "a1_OD, a1_OS",
+            "=_OD/_OS",
+        ),
+        (eyes("P{p}-{f}", " ", (1, 2)), "auto", "P1-1, P1-2", "set data.patient_regex=(.+)[-_. ][^-_. ]+"),
+        (eyes("{p}{f}", " ", "ab"), "auto", "10a, 10b", r"set data.patient_regex=(.*\d)[a-z]\d*"),
+        (eyes("{p}_{f}_{side}", "lr", (1, 2)), "auto", "10_1, 10_2", "a pattern whose first group is the patient"),
+        (NO_PATIENTS["IDRiD"], OLD, "matches no name (names such as IDRiD_001)", "set data.patient_regex"),
+    ],
+)
+def test_a_pattern_that_misses_patients_is_said_with_a_remedy(names, setting, seen, remedy):
+    doubt = found(names, setting)[1].doubt
+    assert seen in doubt
+    assert remedy in doubt
+    assert f"data.patient_regex={setting}" in doubt
+    assert "\n" not in doubt
+
+
+@pytest.mark.parametrize("pattern", [r"(.+)[-_. ][^-_. ]+", r"(.*\d)[a-z]\d*"])
+def test_the_proposed_patterns_join_what_they_are_proposed_for(pattern):
+    names = eyes("P{p}-{f}", " ", (1, 2)) if "." in pattern[4:] else eyes("{p}{f}", " ", "ab")
+    patients, how = found(names, pattern)
+    assert (len(set(patients)), how.form, how.doubt) == (40, "data.patient_regex", "")
+
+
+def test_null_is_taken_at_its_word():
+    names = eyes("{p}_{side}", ("left", "right"))
+    patients, how = found(names, None)
+    assert (patients, how.form, how.summary, how.doubt) == (names, None, "", "")
+
+
+def test_auto_needs_nine_of_ten_names_and_two_images_of_a_patient():
+    others = [f"x{n:04d}" for n in range(9)]
+    names = eyes("{p}_{side}", ("left", "right"))
+    assert found(names + others[:8])[1].form == "_left/_right"  # 80 of 88
+    assert found(names + others)[1].form is None  # 80 of 89
+    assert found(["10_left"])[0] == ["10_left"]
+    assert found(["10_left"], shared=False)[0] == ["10"]
+    assert found(["10_left", "10_right"])[0] == ["10", "10"]
+
+
+def test_names_of_two_files_become_paths_unless_the_pattern_matches():
+    names = [
+        "a. Training/IDRiD_1",
+        "b. Testing/IDRiD_1",
+        "b. Testing/IDRiD_2",
+        "b. Testing/7_left",
+        "a. Training/7_left",
+    ]
+    table = pd.DataFrame(
+        {"image": [name.split("/")[1] for name in names], "path": [f"/d/{name}.jpg" for name in names]}
+    )
+    patients = add_patients(table, OLD, Path("/d"))["patient"].tolist()
+    assert patients == ["a. Training/IDRiD_1.jpg", "b. Testing/IDRiD_1.jpg", "IDRiD_2", "7", "7"]
+    assert add_patients(table, None, Path("/d"))["patient"].tolist()[3:] == [
+        "b. Testing/7_left.jpg",
+        "a. Training/7_left.jpg",
+    ]
+    outside = add_patients(table, OLD, Path("/elsewhere"))["patient"].tolist()
+    assert outside[:2] == ["a. Training/IDRiD_1.jpg", "b. Testing/IDRiD_1.jpg"]  # no folder of the machine
+
+
+@pytest.mark.parametrize(
+    ("pattern", "patients"),
+    [
+        (r"(\d+)-.*", ["17", "17", "ü-1", "x"]),
+        (None, ["17-a", "17-b.PNG", "ü-1", "x"]),
+        (r"(\w)-\d", ["17-a", "17-b.PNG", "ü", "x"]),
+        (r"(\d+)?.*", ["17", "17", "ü-1", "x"]),  # a group that takes no part
+    ],
+)
+def test_patients_by_a_pattern_of_ones_own(pattern, patients):
+    table = add_patients(pd.DataFrame({"image": ["17-a", "17-b.PNG", "ü-1", "x"]}), pattern)
+    assert table["patient"].tolist() == patients
+
+
+@pytest.mark.parametrize(("pattern", "seen"), [("(", "missing )"), (r"\d+", "put what names the patient in brackets")])
+def test_pattern_that_names_no_patient(pattern, seen):
+    assert seen in refusal(add_patients, pd.DataFrame({"image": ["a"]}), pattern)
+
+
+def test_patients():
+    names = ["10_left", "10_right.jpeg", "train/0/10_LEFT.png", "10", "a_b_right", "_left", "x_left_2", "7left"]
+    patients = add_patients(pd.DataFrame({"image": names}), OLD)["patient"].tolist()
+    assert patients == ["10", "10", "10", "10", "a_b", "_left", "x_left_2", "7left"]
+
+
+def test_every_form_finds_what_the_older_default_found():
+    names = ["10_left", "10_right.jpeg", "a_b_right", "a__left", "a b_left"]
+    assert (
+        add_patients(pd.DataFrame({"image": names}), FORMS["_left/_right"])["patient"].tolist()
+        == add_patients(pd.DataFrame({"image": names}), OLD)["patient"].tolist()
+    )
