@@ -125,7 +125,7 @@ def read_data(run: RunFolder, config: dict[str, Any], resumes: bool) -> DataModu
         own = run.read_status()
         follows = resumes or (rank() > 0 and bool(own.get("pixels")))
         before = {"the job": own} if follows else begun_jobs(run, config["data"]["name"])
-        pixels = next((status["pixels"] for status in before.values()), None)
+        pixels = next((status.get("pixels") for status in before.values()), None)
         datamodule = DataModule(build(config["data"]), config["seed"], config["follow_test"], pixels=pixels)
         datamodule.read()
         if resumes:
@@ -145,7 +145,7 @@ def read_data(run: RunFolder, config: dict[str, Any], resumes: bool) -> DataModu
 def begun_jobs(run: RunFolder, data: str) -> dict[str, dict[str, Any]]:
     """Name → status of the other jobs of the sweep that train on the same data set and have an epoch to show, or run.
 
-    A job that was stopped before the end of its first epoch binds nobody.
+    A job that was stopped before the end of its first epoch does not count: it may decide anew itself.
     """
     found = {}
     for job in run.siblings():
@@ -392,7 +392,8 @@ def guarded(run: RunFolder) -> int:
             return 0
         log.info("predictions are missing; testing again")
     if rank() == 0:
-        undecided = {} if run.last_checkpoint.is_file() else {"pixels": None}  # what the job read before binds nobody
+        # without a checkpoint the job decides anew, and no other one may follow its older note meanwhile
+        undecided = {} if run.last_checkpoint.is_file() else {"pixels": None}
         run.update_status(state="running", error=None, starts=status.get("starts", 0) + 1, **undecided)
     try:
         run_job(run)

@@ -147,7 +147,7 @@ def test_a_disk_too_full_for_the_status_is_still_one_line(
     update = RunFolder.update_status
 
     def no_room(self: RunFolder, **changes: Any) -> None:
-        if changes["state"] == "failed":
+        if changes.get("state") == "failed":
             raise OSError(errno.ENOSPC, "No space left on device")
         update(self, **changes)
 

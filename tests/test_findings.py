@@ -175,7 +175,7 @@ def test_nearly_one_answer_to_everything_is_a_collapse(tmp_path):
     assert "collapsed" in found(tmp_path)
 
 
-def test_runs_on_originals_and_on_prepared_files_are_told(tmp_path):
+def test_runs_on_originals_and_on_prepared_files_are_a_finding(tmp_path):
     write_run(tmp_path / "a", pixels="originals")
     write_run(tmp_path / "b", seed=1, pixels=None)  # not decided
     write_run(tmp_path / "c", seed=2, prepared=None)  # of an older version
@@ -192,7 +192,7 @@ def test_runs_on_originals_and_on_prepared_files_are_told(tmp_path):
     assert "mixed pixels" not in found(tmp_path)
 
 
-def test_files_of_other_digests_are_told_where_images_and_recipe_are_the_same(tmp_path):
+def test_files_of_other_digests_are_a_finding_where_images_and_recipe_are_the_same(tmp_path):
     def write(name, pixels, digest, seed, **recipe):
         noted = {"pixels": pixels, "recipe": {"version": 2, **recipe}, "pixel_digests": {"train": digest}}
         write_run(tmp_path / name, seed=seed, **noted)
@@ -208,11 +208,11 @@ def test_files_of_other_digests_are_told_where_images_and_recipe_are_the_same(tm
     write("a", "originals", "1" * 16, 0, image_size=512)
     write("b", "originals", "1" * 16, 1, image_size=256)
     assert "mixed pixels" not in found(tmp_path)
-    write("c", "originals", "2" * 16, 2, image_size=256)
+    write("c", "originals", "2" * 16, 2, image_size=128)
     assert "originals of train" in found(tmp_path)["mixed pixels"]
 
 
-def test_pixels_of_other_versions_of_the_recipe_are_told(tmp_path):
+def test_pixels_of_other_versions_of_the_recipe_are_a_finding(tmp_path):
     for seed in (2, 3):
         write_run(tmp_path / str(seed), seed=seed, pixels="originals", recipe={"version": seed})
     assert found(tmp_path)["mixed pixels"].endswith("version 2 of the recipe (2); version 3 of the recipe (3)")

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from fake_data import encoded, refusal, write_medmnist
 
-from resnet_lab import evaluate
+from resnet_lab import evaluate, job
 from resnet_lab.callbacks import SamePixels
 from resnet_lab.config import build
 from resnet_lab.data.check import digest_of
@@ -276,7 +276,7 @@ def test_other_splits_of_the_same_files_may_be_swept(make_job: MakeRun) -> None:
     assert begin(make_job("b", "data.split_seed=1", "data.max_images=20")) == "prepared"
 
 
-def test_what_no_job_has_begun_or_is_of_other_data_binds_nobody(make_job: MakeRun) -> None:
+def test_jobs_without_an_epoch_and_jobs_on_other_data_do_not_count(make_job: MakeRun) -> None:
     first, other, last = make_job("a"), make_job("b", "data.name=other"), make_job("c")
     assert (begin(first), begin(other)) == ("originals", "originals")
     first.last_checkpoint.unlink()  # as where it was stopped in its first epoch
@@ -295,6 +295,23 @@ def test_a_job_without_a_last_checkpoint_decides_where_it_is_done_or_runs(make_j
     prepared(first)
     with first.lock():
         assert begin(make_job("b")) == "originals"
+
+
+def test_the_note_of_a_job_that_has_yet_to_decide_anew_does_not_count(
+    make_job: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, seen = make_job("a"), []
+
+    def stops(run: RunFolder, config: object, resumes: bool) -> None:
+        seen.append(run.read_status()["pixels"])
+        raise UserError("as far as this")
+
+    begin(first)
+    monkeypatch.setattr(job, "read_data", stops)
+    guarded(first)
+    first.last_checkpoint.unlink()
+    guarded(first)
+    assert seen == ["originals", None]
 
 
 def test_the_folder_of_another_sweeper_is_that_of_a_sweep_too(tmp_path: Path) -> None:
