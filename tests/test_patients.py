@@ -81,7 +81,7 @@ def test_other_names_are_no_patients_and_raise_no_doubt(names):
     patients, how = found(names)
     assert patients == names
     assert (how.form, how.doubt) == (None, "")
-    assert how.summary.startswith("none found in names such as ")
+    assert how.summary.startswith("none found in file names such as ")
     assert "set data.patient_regex" in how.summary
 
 
