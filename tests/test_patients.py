@@ -72,6 +72,7 @@ NO_PATIENTS = {
     "numbered r": [f"scan_r{n:03d}" for n in N],
     "camera": [f"IMG_2023{1 + n // 10:02d}01_{1234 * n:06d}" for n in N],
     "batches": [f"batch{n // 100}_{n % 100}" for n in range(300)],
+    "two classes": [f"{k}_{n}" for k in (1, 2) for n in range(4)],
     "one eye each": [f"{n}_left" for n in N],
 }
 
@@ -81,7 +82,7 @@ def test_other_names_are_no_patients_and_raise_no_doubt(names):
     patients, how = found(names)
     assert patients == names
     assert (how.form, how.doubt) == (None, "")
-    assert how.summary.startswith("none found in names such as ")
+    assert how.summary.startswith("none found in file names such as ")
     assert "set data.patient_regex" in how.summary
 
 
@@ -151,6 +152,8 @@ def test_names_of_two_files_become_paths_unless_the_pattern_matches():
         "b. Testing/7_left.jpg",
         "a. Training/7_left.jpg",
     ]
+    below = add_patients(table, OLD, Path("/"))["patient"].tolist()
+    assert below[:3] == ["d/a. Training/IDRiD_1.jpg", "d/b. Testing/IDRiD_1.jpg", "IDRiD_2"]
     outside = add_patients(table, OLD, Path("/elsewhere"))["patient"].tolist()
     assert outside[:2] == ["a. Training/IDRiD_1.jpg", "b. Testing/IDRiD_1.jpg"]  # no folder of the machine
 

@@ -80,7 +80,7 @@ def find_patients(
     matched = pattern is not None and any(_matches(stems, pattern))
     doubt = _doubt(stems, setting, pattern, matched)
     if not matched:
-        none = f"none found in names such as {stems[0]} ({REGEX}=auto), so each image is its own; {REMEDY}"
+        none = f"none found in file names such as {stems[0]} ({REGEX}=auto): each image counts as a patient; {REMEDY}"
         return table, Patients(None, "" if doubt else none, doubt)
     by = f"the form {form} of the file names" if form in FORMS else REGEX
     return table, Patients(form if form in FORMS else REGEX, summary(table, by), doubt)
@@ -204,7 +204,7 @@ def _doubt(stems: Sequence[str], setting: str, pattern: str | None, matched: boo
         )
     if matched or setting == AUTO:
         return ""
-    return f"{takes} (names such as {stems[0]}), so each image counts as a patient of its own; {REMEDY}"
+    return f"{takes} (names such as {stems[0]}), so each image counts as a patient; {REMEDY}"
 
 
 def _alike(labels: Sequence[str]) -> tuple[str, list[str]]:

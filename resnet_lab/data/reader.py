@@ -44,7 +44,7 @@ def read_image(path: str, recipe: Recipe, scaled: bool = True) -> np.ndarray:
     """Read one image, decoded at the smallest JPEG scale that suffices.
 
     Args:
-        path: a JPEG, PNG or TIFF of any size, with 8 bits a channel.
+        path: an image of any kind that `listing.SUFFIXES` names and of any size, with 8 bits a channel.
         recipe: what becomes of it.
         scaled: false decodes every pixel of a JPEG, to measure what the smaller scales change.
 

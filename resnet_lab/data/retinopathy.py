@@ -35,7 +35,7 @@ class Retinopathy(ImageData):
     val_csv: str | None  # None: cut from train (val_fraction)
     test_csv: str | None  # None: test_img.csv with test_label.csv, or cut from train (test_fraction)
     solution_csv: str | None  # None: retinopathy_solution.csv where root has it and no CSV is named
-    images: str | None  # folder below root; None: images, train, train_images, test, test_images or root itself
+    images: str | None  # folder below root; None: those of IMAGE_FOLDERS, or root itself
     image_column: str | None  # None: image or id_code
     label_column: str | None  # None: level, diagnosis or label
     patient_column: str | None  # None: the patient is in the name (patient_regex)
