@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from sklearn.metrics import cohen_kappa_score
 
+from resnet_lab import build
 from resnet_lab.job import guarded
 from resnet_lab.module import Classifier
 from resnet_lab.run_folder import RunFolder
@@ -202,10 +203,18 @@ def test_following_test_changes_nothing_but_the_columns(make_run: MakeRun) -> No
     )
 
 
-def test_one_process_needs_no_sync_batchnorm(make_run: MakeRun) -> None:
+def test_one_process_needs_no_sync_batchnorm(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    passed, trainer = [], build.Trainer
+
+    def note(**settings: object) -> object:
+        passed.append(settings["sync_batchnorm"])
+        return trainer(**settings)
+
+    monkeypatch.setattr(build, "Trainer", note)
     plain = make_run("trainer.max_epochs=1", name="plain")
     synchronized = make_run("trainer.max_epochs=1", "trainer.sync_batchnorm=true", name="synchronized")
     assert (guarded(plain), guarded(synchronized)) == (0, 0)
+    assert passed == [False, True]
     assert_same_weights(plain, synchronized)
 
 
