@@ -236,7 +236,7 @@ def test_the_optimizer_and_its_schedule_get_what_the_configuration_says(make_run
 
 
 def test_a_run_is_done_when_its_files_are_written(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, before, update = make_run("trainer.max_epochs=1"), {}, RunFolder.update_status
+    run, noted, update = make_run("trainer.max_epochs=1"), [], RunFolder.update_status
 
     def files() -> dict[str, int]:
         left_out = ("status.json", "train.log", "job.lock")
@@ -244,12 +244,12 @@ def test_a_run_is_done_when_its_files_are_written(make_run: MakeRun, monkeypatch
 
     def note(self: RunFolder, **changes: object) -> None:
         if changes.get("state") == "done":
-            before.update(files())
+            noted.append(files())
         update(self, **changes)
 
     monkeypatch.setattr(RunFolder, "update_status", note)
     guarded(run)
-    assert before == files()
+    assert noted == [files()]
 
 
 def test_what_a_resumed_run_needs_is_on_the_disk_before_it_has_its_name(
