@@ -1,12 +1,15 @@
 """What a run says of its speed."""
 
 import logging
+import random
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 
 from resnet_lab import callbacks
-from resnet_lab.callbacks import Observer
+from resnet_lab.callbacks import EpochSeed, Observer
 from resnet_lab.data.datamodule import DataModule
 
 
@@ -87,3 +90,15 @@ def test_advice_is_what_is_left_to_do(monkeypatch, in_memory, pixels, workers, a
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(4))
     datamodule = SimpleNamespace(pixels=pixels, in_memory=in_memory, num_workers=workers)
     assert DataModule.advice(datamodule) == advice
+
+
+def test_the_global_generators_depend_on_seed_epoch_and_rank_alone():
+    def drawn(seed, epoch, rank):
+        trainer = SimpleNamespace(current_epoch=epoch, global_rank=rank)
+        EpochSeed(seed).on_train_epoch_start(trainer, None)
+        return random.random(), np.random.random(), torch.rand(1).item()
+
+    first = drawn(0, 3, 1)
+    others = [drawn(1, 3, 1), drawn(0, 4, 1), drawn(0, 3, 0)]
+    assert drawn(0, 3, 1) == first
+    assert all(one != other for values in others for one, other in zip(first, values, strict=True))

@@ -1,5 +1,6 @@
 """From files to normalised batches: the same for any number of workers and ranks, in memory or not."""
 
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -198,6 +199,7 @@ def test_images_in_memory_are_decoded_once(build, monkeypatch):
     assert calls == [30, 10]  # test has not been asked for
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning", "ignore:.*max number of worker.*:UserWarning")
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_a_resumed_loader_begins_at_its_epoch_before_the_sampler_is_told(build, workers):
     keys = AUGMENTED | {"num_workers": workers, "mean": None, "std": None}
@@ -208,6 +210,15 @@ def test_a_resumed_loader_begins_at_its_epoch_before_the_sampler_is_told(build, 
     batches = list(batches)
     for key, value in zip(("index", "target", "image"), expected, strict=True):
         np.testing.assert_array_equal(torch.cat([batch[key] for batch in batches]), value)
+
+
+@pytest.mark.parametrize("kind", ["none", "balanced", "undersample", "progressive"])
+@pytest.mark.parametrize(("ranks", "batch_size"), [(1, 8), (2, 8), (1, 29), (2, 14)])  # 30 images: some leave one over
+def test_steps_are_the_batches_of_every_epoch(build, kind, ranks, batch_size):
+    datamodule = build(sampling=kind, batch_size=batch_size, mean=None, std=None)
+    for rank, start in product(range(ranks), (0, 7)):
+        datamodule.trainer = trainer_of(rank, ranks, start)
+        assert datamodule.steps_per_epoch() == len(list(datamodule.train_dataloader()))
 
 
 def test_loaders_leave_the_global_generator_alone(build):

@@ -15,6 +15,7 @@ from fake_data import write_labels, write_photographs
 from PIL import Image
 from sklearn.metrics import cohen_kappa_score
 
+from resnet_lab import build
 from resnet_lab.job import guarded
 from resnet_lab.metrics import SplitMetrics
 from resnet_lab.module import Classifier
@@ -240,10 +241,18 @@ def test_following_test_changes_nothing_but_the_columns(make_run: MakeRun) -> No
     )
 
 
-def test_one_process_needs_no_sync_batchnorm(make_run: MakeRun) -> None:
+def test_one_process_needs_no_sync_batchnorm(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    passed, trainer = [], build.Trainer
+
+    def note(**settings: object) -> object:
+        passed.append(settings["sync_batchnorm"])
+        return trainer(**settings)
+
+    monkeypatch.setattr(build, "Trainer", note)
     plain = make_run("trainer.max_epochs=1", name="plain")
     synchronized = make_run("trainer.max_epochs=1", "trainer.sync_batchnorm=true", name="synchronized")
     assert (guarded(plain), guarded(synchronized)) == (0, 0)
+    assert passed == [False, True]
     assert_same_weights(plain, synchronized)
 
 
@@ -265,7 +274,7 @@ def test_the_optimizer_and_its_schedule_get_what_the_configuration_says(make_run
 
 
 def test_a_run_is_done_when_its_files_are_written(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, before, update = make_run("trainer.max_epochs=1"), {}, RunFolder.update_status
+    run, noted, update = make_run("trainer.max_epochs=1"), [], RunFolder.update_status
 
     def files() -> dict[str, int]:
         left_out = ("status.json", "train.log", "job.lock")
@@ -273,12 +282,12 @@ def test_a_run_is_done_when_its_files_are_written(make_run: MakeRun, monkeypatch
 
     def note(self: RunFolder, **changes: object) -> None:
         if changes.get("state") == "done":
-            before.update(files())
+            noted.append(files())
         update(self, **changes)
 
     monkeypatch.setattr(RunFolder, "update_status", note)
     guarded(run)
-    assert before == files()
+    assert noted == [files()]
 
 
 def test_what_a_resumed_run_needs_is_on_the_disk_before_it_has_its_name(
