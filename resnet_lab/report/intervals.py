@@ -10,7 +10,7 @@ Two things vary: the patients of the test set, whom all runs share, and the seed
 
 An interval is Wilson's (1927) of a share, with an effective number of images: that of independent images whose accuracy
 has the same variance (Korn and Graubard 1998). So it ends where the score ends. Few errors tell the variance badly:
-`PSEUDO` of an error of typical size is added, which is all that is known where there is no error.
+half an error of typical size (or two) is added, which is all that is known where there is no error.
 A difference has Student's t for patients and for seeds, each with its own degrees of freedom (Satterthwaite 1946), and
 the same half error a group (Agresti and Min 2005). Many comparisons share one critical value, that of the largest of
 them in the draws (max-T, Westfall and Young 1993).
@@ -37,8 +37,11 @@ Z = float(special.ndtri((1 + CONFIDENCE) / 2))
 FEWEST = 8  # images of a class, or positives or negatives of a curve, below which there is no interval
 SHARES = ("accuracy", "recall_weighted")  # have Wilson's limits as they are; those of other metrics are a little wider
 PSEUDO = 0.5  # errors that are added to those that were found
-ONE_SIDED = 0.07  # how often a limit may miss on its side where few errors were found
+PSEUDO_UNEVEN = 2.0  # the same where errors differ in size, so that a few of them tell little of the others
+EVEN = (*SHARES, "precision_weighted", "f1_weighted")
+ONE_SIDED = 0.09  # how often a limit may miss on its side where few errors were found
 LEAST_FREEDOM = 4
+FEW_OF_A_CLASS = f"a class has fewer than {FEWEST} images"
 BY_CLASS = ("balanced_accuracy", "precision_macro", "recall_macro", "f1_macro")  # every class counts alike
 AREA = 0.35  # an error of a ranking, in parts of the worst place that a single image can have
 
@@ -97,7 +100,8 @@ class Estimates:
             return Interval(np.nan, np.nan)
         reach = 1 - self.lower
         share = float(np.clip((value - self.lower) / reach, 0, 1))
-        size = 1 / self._cost_of_error(group, share)
+        cost = self._cost_of_error(group, share)
+        size = 1 / cost if cost else np.inf  # a constant score, such as the recall of a model with one answer
         limits = wilson(share, size) if self.metric in SHARES else _with_few_errors(share, size)
         return Interval(*(self.lower + reach * limit for limit in limits))
 
@@ -111,9 +115,13 @@ class Estimates:
         if self.metric not in SHARES:
             variance *= self.patients / (self.patients - 1)
         found = share * (1 - share)
-        errors = found**2 / variance if variance > 0 else 0.0
-        cost = (found + PSEUDO * self.cost) / (errors + PSEUDO)
-        cost *= self._student(share, influence, errors / (errors + PSEUDO))
+        added = PSEUDO if self.metric in EVEN else PSEUDO_UNEVEN
+        cost, weight = self.cost, 0.0
+        if found:
+            # the share of those that were found, found² / variance, among all errors
+            weight = found**2 / (found**2 + added * variance)
+            cost = weight * variance * (found + added * self.cost) / found**2
+        cost *= self._student(share, influence, weight)
         centre = (share + Z**2 * cost / 2) / (1 + Z**2 * cost)  # of Wilson's interval, which is never at the edge
         seeds = max(self.seeds.spread[group] - self.seeds.chance[group], 0) / (1 - self.lower) ** 2
         by_seeds = self._square_by_seeds(np.eye(len(self.values))[group], (1 + CONFIDENCE) / 2) / Z**2
@@ -275,13 +283,13 @@ def reasons_of(answers: Answers, patient: np.ndarray) -> dict[str, str]:
     referred = counts[REFERABLE:].sum()
     if not patient.any():
         return dict.fromkeys(costs_of_errors(answers, patient), "all images are of one patient")
-    reasons = {}
-    if present.min() < FEWEST:
-        reasons |= dict.fromkeys(BY_CLASS, f"a class has fewer than {FEWEST} images")
-    if np.minimum(present, images - present).min() < FEWEST:
-        reasons["auroc"] = f"a class has fewer than {FEWEST} images, or all others together have"
+    reasons: dict[str, str] = {}
     if min(referred, images - referred) < FEWEST:
         reasons["referable_auroc"] = f"fewer than {FEWEST} images are referable, or fewer than {FEWEST} are not"
+    if images - present.max() < FEWEST:
+        reasons["auroc"] = f"all classes but one have fewer than {FEWEST} images together"
+    if present.min() < FEWEST:
+        reasons |= dict.fromkeys((*BY_CLASS, "auroc"), FEW_OF_A_CLASS)
     return reasons
 
 
@@ -387,7 +395,7 @@ def moderated(variances: np.ndarray, freedom: np.ndarray) -> tuple[tuple[np.ndar
 
 
 def _chance(left_out: np.ndarray) -> float:
-    """The variance between n runs that comes from the choice of the images, by their scores without each patient (n, P)."""
+    """The variance between n runs that comes from the choice of the images, by scores without each patient (n, P)."""
     runs, patients = left_out.shape
     apart = left_out - left_out.mean(axis=0)
-    return float(np.nanvar(apart, axis=1).sum() * (patients - 1) / (runs - 1))
+    return float(apart.var(axis=1).sum() * (patients - 1) / (runs - 1))
