@@ -1,22 +1,34 @@
-"""How often 95 % intervals hold the true score: `python benchmarks/intervals.py [--quick] [--out docs/results/intervals.md]`.
+"""How often 95 % intervals hold the true score: `python benchmarks/intervals.py [--quick] [--out PAGE]`.
 
 Draws test sets and predictions from models whose true scores are known exactly, and counts the intervals of
-`resnet_lab.report.intervals` that hold them.
+`resnet_lab.report.intervals` that hold them, and the sweeps of equal groups in which one is called behind another.
+PAGE is docs/results/intervals.md.
 """
 
 from __future__ import annotations
 
+import argparse
+import multiprocessing
+import sys
+from collections.abc import Iterator
 from functools import cache
-from itertools import product
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize, special
+import page
+import scipy
+from scipy import optimize, special, stats
 
-from resnet_lab.report.intervals import estimate
+from resnet_lab.report.intervals import estimate, wilson
 from resnet_lab.report.resampling import Answers, scores_of, sums_by_patient
 from resnet_lab.statistics import REFERABLE
 
+SCORES = (0.5, 0.8, 0.95, 0.99, 0.999)
+NULL_SCORES = (0.9, 0.99, 0.999)
+IMAGES = (16, 60, 400, 5000)
+AGAIN = 0.92  # a coverage below which a cell is drawn again
+LEAST = 0.2  # of the test sets of a cell have to have an interval
 SHARES = {
     2: np.array([0.6, 0.4]),
     5: np.array([0.45, 0.12, 0.22, 0.12, 0.09]),
@@ -25,9 +37,12 @@ SHARES = {
 SEED_DEVIATION = 0.15  # of a network's skill, in standard deviations of an image's difficulty
 PATIENT, IMAGE, RUN = np.sqrt([0.3, 0.4, 0.3])  # what makes an image difficult: its patient, itself, the training
 NEARER = 0.4  # how much rarer an error by one more grade is
-LABELS = ("accuracy", "balanced_accuracy", "recall_macro", "recall_weighted", "precision_macro", "precision_weighted")
-LABELS += ("f1_macro", "f1_weighted")
+# of labels alone; recall is accuracy (weighted) or balanced accuracy (macro)
+LABELS = ("accuracy", "balanced_accuracy", "precision_macro", "precision_weighted", "f1_macro", "f1_weighted")
 WORLDS = {"recall": LABELS, "qwk": ("qwk",), "auroc": ("auroc",), "referable_auroc": ("referable_auroc",)}
+
+TITLE = "# How often intervals hold the true score\n"
+METHOD = "\nMETHOD\n"
 
 
 class Cell(NamedTuple):
@@ -80,9 +95,8 @@ def draw(cell: Cell, generator: np.random.Generator, groups: int = 1) -> tuple[l
     """Groups of runs on one test set, and the patient of each image."""
     skill, _ = calibrated(cell)
     patient = np.arange(cell.images) // cell.per_patient
-    severity = np.sqrt(0.6) * generator.normal(size=cell.images)[patient] + np.sqrt(0.4) * generator.normal(
-        size=cell.images
-    )
+    severity, own = generator.normal(size=(2, cell.images))
+    severity = np.sqrt(0.6) * severity[patient] + np.sqrt(0.4) * own
     targets = np.searchsorted(special.ndtri(np.cumsum(SHARES[cell.classes])[:-1]), severity)
     columns = cell.classes if cell.world == "auroc" and cell.classes > 2 else 1
     size = (cell.images, columns)
@@ -142,6 +156,158 @@ def apart(cell: Cell, groups: int, repeats: int, draws: int = 300, seed: int = 0
         members, patient = draw(cell, generator, groups)
         estimates = estimate(members, patient, draws)
         for metric, counts in found.items():
-            if np.isfinite(estimates[metric].values).all():
+            if np.isfinite(estimates[metric].values).all() and not estimates[metric].withheld:
                 counts += 1, bool((estimates[metric].against_best()[1].p <= 0.05).any())
     return {metric: (int(n), int(behind)) for metric, (n, behind) in found.items()}
+
+
+def grid(quick: bool) -> Iterator[Cell]:
+    """All cells, the small ones first; of 102 classes only those of which every class can have eight images."""
+    for images in IMAGES[:2] if quick else IMAGES:
+        for classes in (2, 5, 102) if images > 1000 else (2, 5):
+            worlds = {2: ("recall", "qwk", "auroc"), 5: tuple(WORLDS), 102: ("recall", "auroc")}[classes]
+            scores = SCORES[::2] if classes == 102 or quick else SCORES
+            for world in worlds:
+                for per_patient in (1, 2):
+                    for seeds in (1, 3):
+                        yield from (Cell(world, score, images, per_patient, classes, seeds) for score in scores)
+
+
+def null_grid(quick: bool) -> Iterator[tuple[Cell, int]]:
+    """Cells, and how many equal groups are compared in them."""
+    for images in IMAGES[:1] if quick else (16, 100, 1000):
+        for seeds in (1, 3):
+            for groups in (2, 4):
+                for score in NULL_SCORES:
+                    yield Cell("recall", score, images, 1, 2, seeds), groups
+
+
+def repeats_of(cell: Cell, quick: bool) -> int:
+    """Fewer test sets of those that take long."""
+    return 5 if quick else 50 if cell.classes > 5 else 100 if cell.images > 1000 else 200
+
+
+def measure(task: tuple[Cell, bool]) -> dict[str, tuple[int, int, float]]:
+    """The coverage of a cell; where one is low that of other and more test sets is taken for it."""
+    cell, quick = task
+    found = coverage(cell, repeats_of(cell, quick))
+    low = [metric for metric, (n, held, _) in found.items() if n and held < AGAIN * n]
+    if low and not quick:
+        again = coverage(cell, 4 * repeats_of(cell, quick), seed=1)
+        found |= {metric: again[metric] for metric in low}
+    return found
+
+
+def measure_null(task: tuple[Cell, int, bool]) -> dict[str, tuple[int, int]]:
+    """The sweeps of a cell in which a group is called behind."""
+    cell, groups, quick = task
+    return apart(cell, groups, 5 if quick else 200)
+
+
+def wilsons_coverage(images: int, share: float) -> float:
+    """How often Wilson's interval holds a true share of independent images, exactly."""
+    right = np.arange(images + 1)
+    limits = np.array([wilson(each / images, images) for each in right])
+    return float(stats.binom.pmf(right, images, share) @ ((limits[:, 0] <= share) & (share <= limits[:, 1])))
+
+
+Found = dict[Cell, dict[str, tuple[int, int, float]]]
+
+
+def shares_of(found: Found, metric: str) -> dict[Cell, float]:
+    """The coverage of each cell in which enough test sets have an interval."""
+    return {
+        cell: counts[metric][1] / counts[metric][0]
+        for cell, counts in found.items()
+        if metric in counts and counts[metric][0] >= LEAST * repeats_of(cell, False)
+    }
+
+
+def summary_table(found: Found) -> list[str]:
+    """A line a metric: mean coverage, and the lowest."""
+    lines = ["| metric | cells | mean | lowest | where | cells below 90 |", "|---|---:|---:|---:|---|---:|"]
+    for metric in dict.fromkeys(metric for names in WORLDS.values() for metric in names):
+        shares = shares_of(found, metric)
+        if not shares:
+            continue
+        cell, lowest = min(shares.items(), key=lambda item: item[1])
+        where = f"{cell.score:g}, {cell.images:,} images, {cell.per_patient} a patient, {cell.classes} classes"
+        where += f", {cell.seeds} seed{'s' * (cell.seeds > 1)}"
+        below = sum(share < 0.9 for share in shares.values())
+        mean = np.mean(list(shares.values()))
+        lines.append(f"| {metric} | {len(shares)} | {100 * mean:.1f} | {100 * lowest:.1f} | {where} | {below} |")
+    return lines
+
+
+def coverage_table(found: Found, metric: str) -> list[str]:
+    """Coverage by true score; for accuracy of independent images Wilson's beside it."""
+    shares = shares_of(found, metric)
+    lines = [f"| {metric} | " + " | ".join(f"{score:g}" for score in SCORES) + " |", "|---|" + "---:|" * len(SCORES)]
+    for row in dict.fromkeys(cell[2:] for cell in shares):
+        images, per_patient, classes, seeds = row
+        cells = {cell.score: share for cell, share in shares.items() if cell[2:] == row}
+        texts = [f"{100 * cells[score]:.1f}" if score in cells else "–" for score in SCORES]
+        if metric == "accuracy" and per_patient == seeds == 1:
+            texts = [
+                f"{text} ({100 * wilsons_coverage(images, score):.1f})" * (text != "–") or text
+                for text, score in zip(texts, SCORES, strict=True)
+            ]
+        name = f"{images:,} images, {per_patient} a patient, {classes} classes, {seeds} seed{'s' * (seeds > 1)}"
+        lines.append(f"| {name} | " + " | ".join(texts) + " |")
+    return [*lines, ""]
+
+
+def null_table(found: dict[tuple[Cell, int], dict[str, tuple[int, int]]]) -> list[str]:
+    """Sweeps of equal groups in which one is called behind another, by true score."""
+    lines = ["| images, groups, seeds, metric | " + " | ".join(f"{score:g}" for score in NULL_SCORES) + " |"]
+    lines += ["|---|" + "---:|" * len(NULL_SCORES)]
+    for row in dict.fromkeys((cell.images, groups, cell.seeds) for cell, groups in found):
+        for metric in ("accuracy", "balanced_accuracy", "f1_macro"):
+            texts = []
+            for (cell, groups), counts in found.items():
+                n, behind = counts[metric]
+                if (cell.images, groups, cell.seeds) == row:
+                    texts.append(f"{100 * behind / n:.1f}" if n >= LEAST * 200 else "–")
+            if any(text != "–" for text in texts):
+                images, groups, seeds = row
+                lines.append(f"| {images:,}, {groups}, {seeds}, {metric} | " + " | ".join(texts) + " |")
+    return lines
+
+
+def report(found: Found, null: dict[tuple[Cell, int], dict[str, tuple[int, int]]]) -> str:
+    """The page."""
+    metrics = dict.fromkeys(metric for names in WORLDS.values() for metric in names)
+    lines = [TITLE, f"`python benchmarks/intervals.py`, {page.origin()}, scipy {scipy.__version__}.", METHOD]
+    lines += ["## Summary", "", *summary_table(found), "", "## Equal groups", "", *null_table(null), ""]
+    lines += ["## Coverage of every cell, in per cent", ""]
+    for metric in metrics:
+        lines += coverage_table(found, metric)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def main() -> None:
+    """Measure every cell, two at a time, and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a smoke run of few cells and test sets")
+    parser.add_argument("--out", type=Path, help="markdown file to write the page to")
+    options = parser.parse_args()
+    cells, nulls = list(grid(options.quick)), list(null_grid(options.quick))
+    found, null = {}, {}
+    with multiprocessing.Pool(2) as pool:
+        tasks = pool.imap(measure, [(cell, options.quick) for cell in cells])
+        for number, (cell, counts) in enumerate(zip(cells, tasks, strict=True), start=1):
+            found[cell] = counts
+            held = " ".join(f"{metric} {held}/{n}" for metric, (n, held, _) in counts.items())
+            print(f"{number}/{len(cells)}", *cell, held, file=sys.stderr, flush=True)
+        tasks = pool.imap(measure_null, [(*each, options.quick) for each in nulls])
+        for each, counts in zip(nulls, tasks, strict=True):
+            null[each] = counts
+            print(*each[0], each[1], counts, file=sys.stderr, flush=True)
+    text = report(found, null)
+    print(text)
+    if options.out is not None:
+        options.out.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

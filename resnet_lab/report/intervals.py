@@ -10,7 +10,7 @@ Two things vary: the patients of the test set, whom all runs share, and the seed
 
 An interval is Wilson's (1927) of a share, with an effective number of images: that of independent images whose accuracy
 has the same variance (Korn and Graubard 1998). So it ends where the score ends. Few errors tell the variance badly:
-half an error of typical size (or two) is added, which is all that is known where there is no error.
+half an error of typical size (up to two) is added, which is all that is known where there is no error.
 A difference has Student's t for patients and for seeds, each with its own degrees of freedom (Satterthwaite 1946), and
 the same half error a group (Agresti and Min 2005). Many comparisons share one critical value, that of the largest of
 them in the draws (max-T, Westfall and Young 1993).
@@ -36,14 +36,14 @@ CONFIDENCE = 0.95
 Z = float(special.ndtri((1 + CONFIDENCE) / 2))
 FEWEST = 8  # images of a class, or positives or negatives of a curve, below which there is no interval
 SHARES = ("accuracy", "recall_weighted")  # have Wilson's limits as they are; those of other metrics are a little wider
-PSEUDO = 0.5  # errors that are added to those that were found
-PSEUDO_UNEVEN = 2.0  # the same where errors differ in size, so that a few of them tell little of the others
-EVEN = (*SHARES, "precision_weighted", "f1_weighted")
+BY_CLASS = ("balanced_accuracy", "precision_macro", "recall_macro", "f1_macro")  # every class counts alike
+# errors that are added to those that were found: the more, the more errors differ in what they cost
+PSEUDO = 0.5
+PSEUDO_OF = {"qwk": 2.0, **dict.fromkeys(BY_CLASS, 2.0), "auroc": 1.0, "referable_auroc": 1.0}
 ONE_SIDED = 0.09  # how often a limit may miss on its side where few errors were found
 LEAST_FREEDOM = 4
 FEW_OF_A_CLASS = f"a class has fewer than {FEWEST} images"
-BY_CLASS = ("balanced_accuracy", "precision_macro", "recall_macro", "f1_macro")  # every class counts alike
-AREA = 0.35  # an error of a ranking, in parts of the worst place that a single image can have
+AREA = 0.3  # what an error of a ranking takes off, were each kind of image one alone
 
 
 class Interval(NamedTuple):
@@ -115,7 +115,7 @@ class Estimates:
         if self.metric not in SHARES:
             variance *= self.patients / (self.patients - 1)
         found = share * (1 - share)
-        added = PSEUDO if self.metric in EVEN else PSEUDO_UNEVEN
+        added = PSEUDO_OF.get(self.metric, PSEUDO)
         cost, weight = self.cost, 0.0
         if found:
             # the share of those that were found, found² / variance, among all errors
@@ -264,16 +264,20 @@ def costs_of_errors(answers: Answers, patient: np.ndarray) -> dict[str, float]:
     referred = counts[REFERABLE:].sum()
     alike = float(np.sum(np.bincount(patient) ** 2.0) / images)  # images of the patient of an image
     of_all, of_class = alike / images, alike * float(np.mean(1 / present)) / len(present)
-    kinds = np.maximum(np.minimum(present, images - present), 1)
     return {
         "accuracy": of_all,
         "balanced_accuracy": of_class,
         "qwk": of_all,
-        "auroc": AREA * alike * float(np.mean(1 / kinds)) / len(present),
-        "referable_auroc": AREA * alike / max(min(referred, images - referred), 1),
+        "auroc": alike * float(np.mean(_cost_of_pairs(present, images - present))) / len(present),
+        "referable_auroc": alike * float(_cost_of_pairs(referred, images - referred)),
         **{f"{name}_weighted": of_all for name in ("precision", "recall", "f1")},
         **{f"{name}_macro": of_class for name in ("precision", "recall", "f1")},
     }
+
+
+def _cost_of_pairs(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
+    """Of an error of a ranking; about what Hanley and McNeil's (1982) variance of an area comes to."""
+    return AREA * (1 / np.maximum(positives, 1) + 1 / np.maximum(negatives, 1))
 
 
 def reasons_of(answers: Answers, patient: np.ndarray) -> dict[str, str]:
