@@ -28,7 +28,7 @@ SCORES = (0.5, 0.8, 0.95, 0.99, 0.999)
 NULL_SCORES = (0.9, 0.99, 0.999)
 IMAGES = (16, 60, 400, 5000)
 AGAIN = 0.92  # a coverage below which a cell is drawn again
-LEAST = 0.2  # of the test sets of a cell have to have an interval
+FEWEST_GIVEN = 20  # test sets with an interval, below which a cell is left out
 SHARES = {
     2: np.array([0.6, 0.4]),
     5: np.array([0.45, 0.12, 0.22, 0.12, 0.09]),
@@ -182,26 +182,26 @@ def null_grid(quick: bool) -> Iterator[tuple[Cell, int]]:
                     yield Cell("recall", score, images, 1, 2, seeds), groups
 
 
-def repeats_of(cell: Cell, quick: bool) -> int:
+def repeats_of(cell: Cell, repeats: int) -> int:
     """Fewer test sets of those that take long."""
-    return 5 if quick else 50 if cell.classes > 5 else 100 if cell.images > 1000 else 200
+    return max(repeats // 5 if cell.classes > 5 else 2 * repeats // 5 if cell.images > 1000 else repeats, 1)
 
 
-def measure(task: tuple[Cell, bool]) -> dict[str, tuple[int, int, float]]:
+def measure(task: tuple[Cell, int]) -> dict[str, tuple[int, int, float]]:
     """The coverage of a cell; where one is low that of other and more test sets is taken for it."""
-    cell, quick = task
-    found = coverage(cell, repeats_of(cell, quick))
+    cell, repeats = task
+    found = coverage(cell, repeats_of(cell, repeats))
     low = [metric for metric, (n, held, _) in found.items() if n and held < AGAIN * n]
-    if low and not quick:
-        again = coverage(cell, 4 * repeats_of(cell, quick), seed=1)
+    if low:
+        again = coverage(cell, 4 * repeats_of(cell, repeats), seed=1)
         found |= {metric: again[metric] for metric in low}
     return found
 
 
-def measure_null(task: tuple[Cell, int, bool]) -> dict[str, tuple[int, int]]:
+def measure_null(task: tuple[Cell, int, int]) -> dict[str, tuple[int, int]]:
     """The sweeps of a cell in which a group is called behind."""
-    cell, groups, quick = task
-    return apart(cell, groups, 5 if quick else 200)
+    cell, groups, repeats = task
+    return apart(cell, groups, 2 * repeats)
 
 
 def wilsons_coverage(images: int, share: float) -> float:
@@ -219,7 +219,7 @@ def shares_of(found: Found, metric: str) -> dict[Cell, float]:
     return {
         cell: counts[metric][1] / counts[metric][0]
         for cell, counts in found.items()
-        if metric in counts and counts[metric][0] >= LEAST * repeats_of(cell, False)
+        if metric in counts and counts[metric][0] >= FEWEST_GIVEN
     }
 
 
@@ -267,7 +267,7 @@ def null_table(found: dict[tuple[Cell, int], dict[str, tuple[int, int]]]) -> lis
             for (cell, groups), counts in found.items():
                 n, behind = counts[metric]
                 if (cell.images, groups, cell.seeds) == row:
-                    texts.append(f"{100 * behind / n:.1f}" if n >= LEAST * 200 else "–")
+                    texts.append(f"{100 * behind / n:.1f}" if n >= FEWEST_GIVEN else "–")
             if any(text != "–" for text in texts):
                 images, groups, seeds = row
                 lines.append(f"| {images:,}, {groups}, {seeds}, {metric} | " + " | ".join(texts) + " |")
@@ -288,18 +288,19 @@ def report(found: Found, null: dict[tuple[Cell, int], dict[str, tuple[int, int]]
 def main() -> None:
     """Measure every cell, two at a time, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a smoke run of few cells and test sets")
+    parser.add_argument("--quick", action="store_true", help="a smoke run of few cells")
+    parser.add_argument("--repeats", type=int, default=200, help="test sets a cell of few images (default 200)")
     parser.add_argument("--out", type=Path, help="markdown file to write the page to")
     options = parser.parse_args()
     cells, nulls = list(grid(options.quick)), list(null_grid(options.quick))
     found, null = {}, {}
     with multiprocessing.Pool(2) as pool:
-        tasks = pool.imap(measure, [(cell, options.quick) for cell in cells])
+        tasks = pool.imap(measure, [(cell, options.repeats) for cell in cells])
         for number, (cell, counts) in enumerate(zip(cells, tasks, strict=True), start=1):
             found[cell] = counts
             held = " ".join(f"{metric} {held}/{n}" for metric, (n, held, _) in counts.items())
             print(f"{number}/{len(cells)}", *cell, held, file=sys.stderr, flush=True)
-        tasks = pool.imap(measure_null, [(*each, options.quick) for each in nulls])
+        tasks = pool.imap(measure_null, [(*each, options.repeats) for each in nulls])
         for each, counts in zip(nulls, tasks, strict=True):
             null[each] = counts
             print(*each[0], each[1], counts, file=sys.stderr, flush=True)

@@ -198,11 +198,11 @@ class Estimates:
             nothing = np.full(len(values), np.nan)
             return Comparisons(values, nothing, nothing, np.ones(len(values)))
         largest = self._largest(contrasts)
-        critical = float(np.quantile(largest, CONFIDENCE))
+        critical = max(float(np.quantile(largest, CONFIDENCE)), Z)  # few differing images leave the draws few values
         reach = np.array([self._reach(contrast, special.ndtr(critical)) for contrast in contrasts])
         with np.errstate(invalid="ignore", divide="ignore"):
             ratios = np.where(reach > 0, critical * np.abs(values) / reach, np.where(values == 0, 0, np.inf))
-        p = np.array([np.mean(largest >= ratio) for ratio in ratios])
+        p = np.array([max(float(np.mean(largest >= ratio)), 2 * special.ndtr(-ratio)) for ratio in ratios])
         largest_difference = (2 if self.metric == "qwk" else 1) * np.abs(contrasts).sum(axis=1) / 2
         low, high = (np.clip(values + side * reach, -largest_difference, largest_difference) for side in (-1, 1))
         return Comparisons(values, low, high, p)
@@ -290,8 +290,6 @@ def reasons_of(answers: Answers, patient: np.ndarray) -> dict[str, str]:
     reasons: dict[str, str] = {}
     if min(referred, images - referred) < FEWEST:
         reasons["referable_auroc"] = f"fewer than {FEWEST} images are referable, or fewer than {FEWEST} are not"
-    if images - present.max() < FEWEST:
-        reasons["auroc"] = f"all classes but one have fewer than {FEWEST} images together"
     if present.min() < FEWEST:
         reasons |= dict.fromkeys((*BY_CLASS, "auroc"), FEW_OF_A_CLASS)
     return reasons
