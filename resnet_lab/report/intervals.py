@@ -255,19 +255,22 @@ def _with_few_errors(share: float, size: float) -> Interval:
 
 
 def costs_of_errors(answers: Answers, patient: np.ndarray) -> dict[str, float]:
-    """What a typical error takes off each metric, as a share of its range, were all images of a patient alike.
+    """What a typical error takes off each metric, as a share of its range.
 
-    One image of all where images count alike; where classes do, one of its class, by the mean over the classes.
+    One image of all where images count alike; where classes do, one of its class, by the mean over the classes. All
+    images of a patient are taken to be wrong together where images count alike. Elsewhere half of them are, as more
+    errors of this size are added there, and the simulated intervals are else too wide.
     """
     counts = np.bincount(answers.targets, minlength=answers.probabilities.shape[1])
     present, images = counts[counts > 0], counts.sum()
     referred = counts[REFERABLE:].sum()
     alike = float(np.sum(np.bincount(patient) ** 2.0) / images)  # images of the patient of an image
-    of_all, of_class = alike / images, alike * float(np.mean(1 / present)) / len(present)
+    of_all, alike = alike / images, (1 + alike) / 2
+    of_class = alike * float(np.mean(1 / present)) / len(present)
     return {
         "accuracy": of_all,
         "balanced_accuracy": of_class,
-        "qwk": of_all,
+        "qwk": alike / images,
         "auroc": alike * float(np.mean(_cost_of_pairs(present, images - present))) / len(present),
         "referable_auroc": alike * float(_cost_of_pairs(referred, images - referred)),
         **{f"{name}_weighted": of_all for name in ("precision", "recall", "f1")},
