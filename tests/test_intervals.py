@@ -124,8 +124,8 @@ def test_the_design_effect_of_patients_is_that_of_their_errors():
 def test_limits_do_not_jump_at_the_edge():
     answers = labelled(400, 400, classes=4)
     certain = estimate([[answers]], np.arange(400), 10)
-    answers.probabilities[0] = 0.25, 0.26, 0.245, 0.245  # an error
-    answers.predictions[0] = 1
+    answers.probabilities[0] = 0, 0, 1, 0  # an error
+    answers.predictions[0] = 2
     nearly = estimate([[answers]], np.arange(400), 10)
     for metric, found in certain.items():
         low, high = found.interval(0)
