@@ -54,9 +54,9 @@ difficulty). Images of a patient share 30 % of the variance of difficulty and 60
 - Two classes hold 60 and 40 % of the images, five hold 45, 12, 22, 12 and 9 %, 102 hold the same share each.
 - Only test sets with an interval count. A dash marks a cell in which fewer than 20 of them have one. With 16 images of
   two classes about one in six has eight of each.
-- A cell has {repeats} test sets, with 5,000 images {fewer}, with 102 classes {fewest}. The standard error of 95 % is then
-  {error:.1f}, {larger:.1f} and {largest:.1f} points. Where less than 92 % of the intervals hold the score, other test sets,
-  four times as many, replace the first ones.
+- A cell has {repeats} test sets, with 5,000 images {fewer}, with 102 classes {fewest}. The standard error
+  of 95 % is then {error:.1f}, {larger:.1f} and {largest:.1f} points.
+- Where less than 92 % of the intervals hold the score, four times as many other test sets replace the first ones.
 - For accuracy of independent images the exact coverage of Wilson's interval stands in brackets.
 - Equal groups: the share of sweeps in per cent in which some group is called behind the best, at most 5 by design;
   {sweeps} sweeps a cell.
