@@ -93,18 +93,18 @@ def test_a_group_whose_interval_holds_the_baseline_is_not_shown_to_be_better(tmp
 def test_validation_images_that_chose_nothing_are_not_said_to_have(tmp_path):
     write_run(tmp_path / "a" / "run", split="val", monitor=None)
     assert found(tmp_path / "a")["no test split"] == "numbers are of the validation images"
-    assert "(7) in validation: intervals" in found(tmp_path / "a")["few images"]
+    assert "(7) in validation: no interval" in found(tmp_path / "a")["few images"]
     write_run(tmp_path / "b" / "run", split="val", monitor="val/qwk")
     assert found(tmp_path / "b")["no test split"].endswith("which also chose the checkpoint")
 
 
 def test_of_several_tables_each_is_named(tmp_path):
-    for name, images in (("a", 300), ("b", 400)):
+    for name, images in (("a", 300), ("b", 350)):
         write_run(tmp_path / name, images=images, test_set=name * 16)
     runs = [read_run(run) for run in find_runs([tmp_path])]
     texts = [finding.text for finding in findings_of(runs, tables_of(runs)) if finding.kind == "few images"]
     assert [text.split(":")[0] for text in texts] == ["retinopathy, test split"] * 2
-    assert {text.split(",")[1].split(":")[1].split()[0] for text in texts} == {"300", "400"}
+    assert {text.split(",")[1].split(":")[1].split()[0] for text in texts} == {"300", "350"}
 
 
 def test_a_class_that_no_run_finds_is_named(tmp_path):
@@ -126,8 +126,34 @@ def test_a_class_without_test_images_is_said_to_be_unknown(tmp_path):
 def test_few_images_of_a_class_are_counted(tmp_path):
     targets = pd.read_csv(write_run(tmp_path / "run") / "predictions_test.csv")["target"]
     counts = {name: int(np.sum(targets == k)) for k, name in enumerate(GRADES)}
-    few = ", ".join(f"{name} ({count})" for name, count in counts.items() if count < 10)
-    assert found(tmp_path)["few images"].startswith(f"{few} in test: ")
+    few = ", ".join(f"{name} ({count})" for name, count in counts.items() if count < 8)
+    assert found(tmp_path)["few images"].startswith(f"{few} in test: no interval")
+    for metric in ("balanced acc.", "AUROC"):
+        assert metric in found(tmp_path)["few images"]
+    assert "QWK" not in found(tmp_path)["few images"]
+
+
+def test_referable_grades_that_are_few_have_no_area_with_an_interval(tmp_path):
+    run = write_run(tmp_path / "run")
+    edit_predictions(run, lambda frame: frame[(frame["target"] < 2) | (frame.index < 12)])
+    targets = pd.read_csv(run / "predictions_test.csv")["target"]
+    assert 0 < (targets >= 2).sum() < 8
+    runs = [read_run(each) for each in find_runs([tmp_path])]
+    texts = [finding.text for finding in findings_of(runs, tables_of(runs)) if finding.kind == "few images"]
+    assert any("AUROC, referable" in text and "fewer than 8 images are referable" in text for text in texts)
+
+
+def test_one_error_in_200_images_is_shown_to_be_better_than_one_answer(tmp_path):
+    def one_error(frame):
+        frame["prediction"] = frame["target"] = np.arange(len(frame)) % 5
+        frame.loc[0, "prediction"] = 4
+        return frame
+
+    edit_predictions(write_run(tmp_path / "run", images=200), one_error)
+    runs = [read_run(each) for each in find_runs([tmp_path])]
+    (table,) = tables_of(runs, "accuracy")
+    assert table.scored[0].scores["accuracy"] == 0.995
+    assert "not shown to be better than one answer" not in {each.kind for each in findings_of(runs, [table])}
 
 
 def test_a_group_below_the_baseline_is_named(tmp_path):

@@ -11,7 +11,7 @@ from resnet_lab.report.comparison import tables_of
 from resnet_lab.report.intervals import Interval
 from resnet_lab.report.leaderboard import interval_of, interval_text, limits_text, referable_rows_of, rows_of
 from resnet_lab.report.runs import read_run
-from resnet_lab.report.summaries import headline
+from resnet_lab.report.summaries import headline, markdown
 from resnet_lab.run_folder import find_runs
 
 
@@ -116,6 +116,22 @@ def test_where_all_is_alike_none_is_the_best(tmp_path):
     assert headline(table) == "All 3 groups have QWK 0.000 (95 %: –). The majority baseline has 0.000.".replace(
         " (95 %: –)", " (95 %: 0.000 to 0.000)"
     )
+
+
+def test_without_an_interval_groups_are_ranked_but_not_tested(tmp_path):
+    for depth, skill in ((18, 1.0), (34, 3.0), (50, 2.0)):
+        write_run(tmp_path / str(depth), depth, skill=skill, images=200)
+    table = table_of(tmp_path, "balanced_accuracy")
+    rows = [row for row in rows_of(table) if row.kind == "group"]
+    assert [row.mark for row in rows] == ["", "untested", "untested"]
+    assert rows[0].value > rows[1].value > rows[2].value
+    assert all(math.isnan(row.interval.low) for row in rows)
+    assert rows[1].shortfall == limits_text("balanced_accuracy", rows[1].value - rows[0].value, math.nan, math.nan)
+    assert "No difference between groups is tested, since a class has fewer than 8 images." in headline(table)
+    assert rows_of(table_of(tmp_path, "accuracy"))[0].mark == "best"
+    page = markdown([table], [])
+    assert f"| – | {rows[1].shortfall} |" in page
+    assert "tied |" not in page
 
 
 def test_the_headline_is_what_the_rows_say(tmp_path):

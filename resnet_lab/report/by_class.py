@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special
 
-from resnet_lab.report.intervals import CONFIDENCE, Interval
+from resnet_lab.report.intervals import Interval, wilson
 from resnet_lab.report.resampling import Answers, class_sums, sums_by_patient
 from resnet_lab.statistics import MANY_CLASSES
 
@@ -99,14 +98,6 @@ def share_of(part: np.ndarray, whole: np.ndarray) -> Share:
     variance = float(np.sum(influence**2))
     size = min(total, value * (1 - value) / variance if variance else patients)
     return Share(value, wilson(value, size))
-
-
-def wilson(share: float, size: float) -> Interval:
-    """Wilson's score interval of a share of `size` independent images, which need not be a whole number."""
-    z = float(special.ndtri((1 + CONFIDENCE) / 2))
-    centre = (share + z**2 / (2 * size)) / (1 + z**2 / size)
-    reach = z / (1 + z**2 / size) * np.sqrt(share * (1 - share) / size + z**2 / (4 * size**2))
-    return Interval(max(float(centre - reach), 0.0), min(float(centre + reach), 1.0))
 
 
 def shares_by_distance(runs: Sequence[Answers], patient: np.ndarray) -> list[tuple[str, Share]]:

@@ -105,7 +105,8 @@ def _sentence(table: Table, pairing: Pairing, settings: tuple[float, ...], found
     value, low, high, p = (float(column[0]) for column in found)
     name, over = table.title_of_metric, f" over {len(settings)} settings of the rest" if len(settings) > 1 else ""
     if math.isnan(low):
-        return f"{pairing.label}: {name} {metric.difference(value)}{metric.unit}; too few patients for an interval."
+        reason = table.estimates[table.metric].withheld
+        return f"{pairing.label}: {name} {metric.difference(value)}{metric.unit}; no interval, since {reason}."
     text = f"{pairing.label}: {name} {limits_text(table.metric, value, low, high)}{metric.unit}{over}. "
     if p <= 1 - CONFIDENCE:
         text += f"It {'raises' if value > 0 else 'lowers'} {name} on images like these."

@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from resnet_lab.report.comparison import ABSENT, Table, places_of
+from resnet_lab.report.comparison import ABSENT, METRICS, Table, places_of
+from resnet_lab.report.intervals import FEW_OF_A_CLASS, FEWEST
+from resnet_lab.report.leaderboard import AREA
 from resnet_lab.report.runs import Run
 
 ALIKE = 6  # digits of a probability in which two trainings differ somewhere
-FEW = 10  # test images of a class, below which an interval that counts classes alike is too narrow
 MANY = 8  # so many classes or runs are named, the others counted
 SETS = 3  # and so many sets of runs
 WORDS = {"train": "training", "val": "validation", "test": "test"}
@@ -119,10 +120,20 @@ def _classes(table: Table) -> Iterator[Finding]:
     absent = [name for name, n in zip(names, images, strict=True) if not n]
     if absent:
         yield Finding("class not tested", f"no {split} image of {_listed(absent)}; nothing is known of it", False)
-    few = [f"{name} ({n})" for name, n in zip(names, images, strict=True) if 0 < n < FEW]
-    if few:
-        text = f"{_listed(few)} in {split}: intervals of balanced accuracy and AUROC are too narrow"
+    few = [f"{name} ({n})" for name, n in zip(names, images, strict=True) if 0 < n < FEWEST]
+    for reason, metrics in _without_interval(table).items():
+        where = f"{_listed(few)} in {split}: " if reason == FEW_OF_A_CLASS else ""
+        text = f"{where}no interval and no tested difference in {' and '.join(metrics)}, since {reason}"
         yield Finding("few images", text, False)
+
+
+def _without_interval(table: Table) -> dict[str, list[str]]:
+    """Reason → titles of the metrics that are shown without an interval for it."""
+    found = defaultdict(list)
+    for metric in dict.fromkeys((*table.metrics, *[AREA] * table.referable)):
+        if reason := table.estimates[metric].withheld:
+            found[reason].append(METRICS[metric].title.removesuffix(" %"))
+    return found
 
 
 def _listed(names: Sequence[str], what: str = "classes", most: int = MANY, separator: str = ", ") -> str:

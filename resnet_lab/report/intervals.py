@@ -1,14 +1,20 @@
 """95 % intervals of groups of runs and of the differences between them, over patients and over seeds.
 
-What varies: the patients of the test set, whom all runs share, and the seeds, which each run has to itself.
-- Patients: a bootstrap with the same draws for every run, so that all differences are paired.
-- Seeds: how far the runs of a group lie apart, beyond what they would by the chance of the images alone (the draws show
-  it). Two or three runs tell little of that, so a group borrows from the variances of all others, the more, the more
-  alike these are (Smyth 2004). With one seed everywhere it is not known: the intervals are then about these networks.
-Each part becomes a reach by Student's t with its own degrees of freedom, fewer the fewer patients or seeds it rests on
-(Satterthwaite 1946), and the two are added as squares, on a scale without bounds (logit; artanh for kappa). Many
-comparisons share one critical value, that of the largest of them in the draws (max-T, Westfall and Young 1993).
-tests/test_intervals.py simulates how often all this errs.
+Two things vary: the patients of the test set, whom all runs share, and the seeds, which each run has to itself.
+
+- Patients: the jackknife tells what each patient adds to a score, and the squares of that are its variance. Differences
+  use a bootstrap with the same draws for every run, so that all of them are paired.
+- Seeds: how far the runs of a group lie apart, beyond what they would by the chance of the images alone. Two or three
+  runs tell little of that, so a group borrows from the variances of all others, the more, the more alike these are
+  (Smyth 2004). With one seed everywhere it is not known: the intervals are then about these networks.
+
+An interval is Wilson's (1927) of a share, with an effective number of images: that of independent images whose accuracy
+has the same variance (Korn and Graubard 1998). So it ends where the score ends. Few errors tell the variance badly:
+half an error of typical size (up to two) is added, which is all that is known where there is no error.
+A difference has Student's t for patients and for seeds, each with its own degrees of freedom (Satterthwaite 1946), and
+the same half error a group (Agresti and Min 2005). Many comparisons share one critical value, that of the largest of
+them in the draws (max-T, Westfall and Young 1993).
+benchmarks/intervals.py and tests/test_intervals.py simulate how often all this errs.
 """
 
 from __future__ import annotations
@@ -21,14 +27,23 @@ import numpy as np
 from scipy import optimize, special
 
 from resnet_lab.report.resampling import Answers, counts_of_patients, scores_of, sums_by_patient
+from resnet_lab.statistics import REFERABLE
 
 DRAWS = 2000
 ROUNDING = 1e-12
 SMALLEST = 1e-4  # of the pooled variance: what stands for none at all before its logarithm is taken
-# An expansion whose draws pass 1, where logits have no meaning: their spread makes intervals too wide, that of the
-# draws themselves too narrow where seeds scatter far.
-LINEAR = ("referable_auroc",)
 CONFIDENCE = 0.95
+Z = float(special.ndtri((1 + CONFIDENCE) / 2))
+FEWEST = 8  # images of a class, or positives or negatives of a curve, below which there is no interval
+SHARES = ("accuracy", "recall_weighted")  # have Wilson's limits as they are; those of other metrics are a little wider
+BY_CLASS = ("balanced_accuracy", "precision_macro", "recall_macro", "f1_macro")  # every class counts alike
+# errors that are added to those that were found: the more, the more errors differ in what they cost
+PSEUDO = 0.5
+PSEUDO_OF = {"qwk": 2.0, **dict.fromkeys(BY_CLASS, 2.0), "auroc": 1.0, "referable_auroc": 1.0}
+ONE_SIDED = 0.09  # how often a limit may miss on its side where few errors were found
+LEAST_FREEDOM = 4
+FEW_OF_A_CLASS = f"a class has fewer than {FEWEST} images"
+AREA = 0.3  # what an error of a ranking takes off, were each kind of image one alone
 
 
 class Interval(NamedTuple):
@@ -65,54 +80,100 @@ class Estimates:
     draws: np.ndarray  # (G, R)
     left_out: np.ndarray  # (G, P)
     seeds: Seeds  # of the means
+    cost: float = 0.0  # of a typical error, as a share of the metric's range
+    withheld: str = ""  # why there are no intervals; empty where there are
 
     @property
     def patients(self) -> int:
-        """P; with fewer than two there are no intervals."""
+        """P."""
         return self.left_out.shape[1]
+
+    @property
+    def lower(self) -> float:
+        """The smallest value that the metric can have; the largest is 1."""
+        return -1.0 if self.metric == "qwk" else 0.0
 
     def interval(self, group: int) -> Interval:
         """95 % interval of one group's mean."""
-        value, lower = self.values[group], -1.0 if self.metric == "qwk" else 0.0
-        if self.patients < 2 or not np.isfinite(value):
+        value = self.values[group]
+        if self.withheld or not np.isfinite(value):
             return Interval(np.nan, np.nan)
-        if not lower < value < 1:
-            return self._at_the_edge(value)
-        slope = (1 - lower) / (1 - value) / (value - lower)
-        patients = float(np.nanvar(_unbounded(self.draws[group], lower), ddof=1)) / slope**2
-        if self.metric in LINEAR:
-            patients = float(np.sqrt(patients * np.nanvar(self.draws[group], ddof=1)))
-        by_patients, by_seeds = self._squares(np.eye(len(self.values))[group], (1 + CONFIDENCE) / 2)
-        seeds = max(self.seeds.spread[group] - self.seeds.chance[group], 0.0)
-        reach = slope * np.sqrt(patients * by_patients + seeds * by_seeds)
-        low, high = special.expit(_unbounded(value, lower) + np.array([-reach, reach]))
-        return Interval(lower + (1 - lower) * low, lower + (1 - lower) * high)
+        reach = 1 - self.lower
+        share = float(np.clip((value - self.lower) / reach, 0, 1))
+        cost = self._cost_of_error(group, share)
+        size = 1 / cost if cost else np.inf  # a constant score, such as the recall of a model with one answer
+        limits = wilson(share, size) if self.metric in SHARES else _with_few_errors(share, size)
+        return Interval(*(self.lower + reach * limit for limit in limits))
 
-    def _at_the_edge(self, value: float) -> Interval:
-        """Wilson's limits where all images are right, or none; of other metrics nothing is known there."""
-        if self.metric != "accuracy":
-            return Interval(np.nan, np.nan)
-        square = special.ndtri((1 + CONFIDENCE) / 2) ** 2
-        reach = float(square / (self.patients + square))
-        return Interval(0.0, reach) if value == 0 else Interval(1 - reach, 1.0)
+    def _cost_of_error(self, group: int, share: float) -> float:
+        """What an error takes off the share were all errors alike: one part in the effective number of images.
 
-    def _squares(self, contrast: np.ndarray, level: float) -> tuple[float, float]:
-        """Squares of Student's t at a one-sided level for the variances over patients and over seeds."""
-        influence = contrast @ self.left_out
-        influence = influence - influence.mean()
-        squares = np.sum(influence**2)
+        The variance over patients has its own (t / z)² and that over seeds another (Korn and Graubard 1998).
+        """
+        influence = self._influence(np.eye(len(self.values))[group])
+        variance = float(influence @ influence)
+        if self.metric not in SHARES:
+            variance *= self.patients / (self.patients - 1)
+        found = share * (1 - share)
+        added = PSEUDO_OF.get(self.metric, PSEUDO)
+        cost, weight = self.cost, 0.0
+        if found:
+            # the share of those that were found, found² / variance, among all errors
+            weight = found**2 / (found**2 + added * variance)
+            cost = weight * variance * (found + added * self.cost) / found**2
+        cost *= self._student(share, influence, weight)
+        centre = (share + Z**2 * cost / 2) / (1 + Z**2 * cost)  # of Wilson's interval, which is never at the edge
+        seeds = max(self.seeds.spread[group] - self.seeds.chance[group], 0) / (1 - self.lower) ** 2
+        by_seeds = self._square_by_seeds(np.eye(len(self.values))[group], (1 + CONFIDENCE) / 2) / Z**2
+        return cost + seeds * by_seeds / (centre * (1 - centre))
+
+    def _influence(self, contrast: np.ndarray) -> np.ndarray:
+        """What each patient adds to a contrast (G,) of the groups, (P,), as a share of the metric's range."""
+        left_out = contrast @ self.left_out
+        return (left_out.mean() - left_out) * (1 - 1 / self.patients) / (1 - self.lower)
+
+    @staticmethod
+    def _student(share: float, influence: np.ndarray, weight: float) -> float:
+        """(t / z)² for the uncertainty of the effective number of images.
+
+        That is the variance over share (1 - share), and the patients tell how far the two vary apart: not at all where
+        each patient has one image, and the score is the share of the right ones.
+
+        Args:
+            share: the score.
+            influence: of each patient on it (P,).
+            weight: of the errors that were found among all that count.
+        """
+        squares = float(influence @ influence)
+        if squares == 0 or not 0 < share < 1:
+            return 1.0
+        own = influence**2 / squares - 1 / len(influence) - (1 - 2 * share) / (share * (1 - share)) * influence
+        freedom = max(2 / max(weight**2 * float(own @ own), ROUNDING), LEAST_FREEDOM)
+        return float((special.stdtrit(freedom, (1 + CONFIDENCE) / 2) / Z) ** 2)
+
+    def _square_by_patients(self, contrast: np.ndarray, level: float) -> float:
+        """Square of Student's t at a one-sided level for the variance over patients."""
+        influence = self._influence(contrast)
+        squares = influence @ influence
         # the variance of a variance; large where few patients make it up
         excess = np.sum(influence**4) - squares**2 / self.patients
+        squares += self._pseudo(contrast) / (1 - self.lower) ** 2
         few = max(2 * squares**2 / excess, 2) if excess > 0 else np.inf
+        return float(special.stdtrit(min(few, self.patients - 1), level) ** 2)
+
+    def _square_by_seeds(self, contrast: np.ndarray, level: float) -> float:
+        """The same for the variance over seeds."""
         parts = contrast**2 * self.seeds.spread
         known = parts > 0
         several = 1.0
         if known.any():
             sum_of_parts = parts[known].sum() ** 2 / np.sum(parts[known] ** 2 / self.seeds.freedom[known])
             several = min(float(sum_of_parts), self.seeds.total)
-        freedoms = min(few, self.patients - 1), several
-        by_patients, by_seeds = special.stdtrit(freedoms, level) ** 2
-        return float(by_patients), float(by_seeds)
+        return float(special.stdtrit(several, level) ** 2)
+
+    def _pseudo(self, contrast: np.ndarray) -> float:
+        """What the errors that are added, `PSEUDO` a group, add to the variance of a contrast."""
+        return float(PSEUDO * np.sum(contrast**2) * (self.cost * (1 - self.lower)) ** 2)
 
     def _reach(self, contrast: np.ndarray, level: float) -> float:
         """How far the limits of a contrast (G,) are from it at a one-sided level.
@@ -120,25 +181,28 @@ class Estimates:
         Groups differ by little but their seeds where nothing is to be found, so the variance between the runs stands in
         for all that it explains, unless the patients alone give more.
         """
-        patients = float(np.nanvar(contrast @ self.draws, ddof=1))
-        by_patients, by_seeds = self._squares(contrast, level)
+        patients = float(np.nanvar(contrast @ self.draws, ddof=1)) + self._pseudo(contrast)
+        by_patients, by_seeds = self._square_by_patients(contrast, level), self._square_by_seeds(contrast, level)
         spread, chance = contrast**2 @ self.seeds.spread, contrast**2 @ self.seeds.chance
         both = max(patients - chance, 0) * by_patients + spread * by_seeds
         return float(np.sqrt(max(patients * by_patients, both)))
 
     def compare(self, contrasts: np.ndarray) -> Comparisons:
-        """Contrasts (M, G) of the values, such as 1 for one group and -1 for another, all at once."""
+        """Contrasts (M, G) of the values, such as 1 for one group and -1 for another, all at once.
+
+        Where there are no intervals the limits are NaN, and every p is 1.
+        """
         values = contrasts @ self.values
         values[np.abs(values) < ROUNDING] = 0  # means of equal numbers
-        if self.patients < 2 or not len(contrasts):
+        if self.withheld or not len(contrasts):
             nothing = np.full(len(values), np.nan)
             return Comparisons(values, nothing, nothing, np.ones(len(values)))
         largest = self._largest(contrasts)
-        critical = float(np.quantile(largest, CONFIDENCE))
+        critical = max(float(np.quantile(largest, CONFIDENCE)), Z)  # few differing images leave the draws few values
         reach = np.array([self._reach(contrast, special.ndtr(critical)) for contrast in contrasts])
         with np.errstate(invalid="ignore", divide="ignore"):
             ratios = np.where(reach > 0, critical * np.abs(values) / reach, np.where(values == 0, 0, np.inf))
-        p = np.array([np.mean(largest >= ratio) for ratio in ratios])
+        p = np.array([max(float(np.mean(largest >= ratio)), 2 * special.ndtr(-ratio)) for ratio in ratios])
         largest_difference = (2 if self.metric == "qwk" else 1) * np.abs(contrasts).sum(axis=1) / 2
         low, high = (np.clip(values + side * reach, -largest_difference, largest_difference) for side in (-1, 1))
         return Comparisons(values, low, high, p)
@@ -169,10 +233,69 @@ class Estimates:
         return best, Comparisons(*(np.insert(column[: groups - 1], best, own) for column, own in of_best))
 
 
-def _unbounded(values: np.ndarray | float, lower: float) -> np.ndarray:
-    """Logit of values between `lower` and 1; twice the artanh where `lower` is -1."""
-    share = (np.asarray(values) - lower) / (1 - lower)
-    return special.logit(np.clip(share, 1e-4, 1 - 1e-4))
+def wilson(share: float, size: float) -> Interval:
+    """Wilson's score interval (1927) of a share of `size` independent images, which need not be a whole number."""
+    centre = (share + Z**2 / (2 * size)) / (1 + Z**2 / size)
+    reach = Z / (1 + Z**2 / size) * np.sqrt(share * (1 - share) / size + Z**2 / (4 * size**2))
+    return Interval(max(float(centre - reach), 0.0), min(float(centre + reach), 1.0))
+
+
+def _with_few_errors(share: float, size: float) -> Interval:
+    """Wilson's interval, widened to one-sided exact limits, which only a few errors make the wider of the two.
+
+    There Wilson's limit misses too often on the side of the edge (Brown, Cai and DasGupta 2001, who widen it likewise).
+    """
+    low, high = wilson(share, size)
+    right, wrong = share * size, (1 - share) * size
+    if right > 0:
+        low = min(low, float(special.betaincinv(right, wrong + 1, ONE_SIDED)))
+    if wrong > 0:
+        high = max(high, float(special.betaincinv(right + 1, wrong, 1 - ONE_SIDED)))
+    return Interval(low, high)
+
+
+def costs_of_errors(answers: Answers, patient: np.ndarray) -> dict[str, float]:
+    """What a typical error takes off each metric, as a share of its range.
+
+    One image of all where images count alike; where classes do, one of its class, by the mean over the classes. All
+    images of a patient are taken to be wrong together where images count alike. Elsewhere half of them are, as more
+    errors of this size are added there, and the simulated intervals are else too wide.
+    """
+    counts = np.bincount(answers.targets, minlength=answers.probabilities.shape[1])
+    present, images = counts[counts > 0], counts.sum()
+    referred = counts[REFERABLE:].sum()
+    alike = float(np.sum(np.bincount(patient) ** 2.0) / images)  # images of the patient of an image
+    of_all, alike = alike / images, (1 + alike) / 2
+    of_class = alike * float(np.mean(1 / present)) / len(present)
+    return {
+        "accuracy": of_all,
+        "balanced_accuracy": of_class,
+        "qwk": alike / images,
+        "auroc": alike * float(np.mean(_cost_of_pairs(present, images - present))) / len(present),
+        "referable_auroc": alike * float(_cost_of_pairs(referred, images - referred)),
+        **{f"{name}_weighted": of_all for name in ("precision", "recall", "f1")},
+        **{f"{name}_macro": of_class for name in ("precision", "recall", "f1")},
+    }
+
+
+def _cost_of_pairs(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
+    """Of an error of a ranking; about what Hanley and McNeil's (1982) variance of an area comes to."""
+    return AREA * (1 / np.maximum(positives, 1) + 1 / np.maximum(negatives, 1))
+
+
+def reasons_of(answers: Answers, patient: np.ndarray) -> dict[str, str]:
+    """Why a metric has no interval; those that have one are left out."""
+    counts = np.bincount(answers.targets, minlength=answers.probabilities.shape[1])
+    present, images = counts[counts > 0], counts.sum()
+    referred = counts[REFERABLE:].sum()
+    if not patient.any():
+        return dict.fromkeys(costs_of_errors(answers, patient), "all images are of one patient")
+    reasons: dict[str, str] = {}
+    if min(referred, images - referred) < FEWEST:
+        reasons["referable_auroc"] = f"fewer than {FEWEST} images are referable, or fewer than {FEWEST} are not"
+    if present.min() < FEWEST:
+        reasons |= dict.fromkeys((*BY_CLASS, "auroc"), FEW_OF_A_CLASS)
+    return reasons
 
 
 def estimate(groups: Sequence[Sequence[Answers]], patient: np.ndarray, draws: int = DRAWS) -> dict[str, Estimates]:
@@ -185,7 +308,8 @@ def estimate(groups: Sequence[Sequence[Answers]], patient: np.ndarray, draws: in
     """
     counts = counts_of_patients(int(patient.max()) + 1, draws)
     parts = [[_resample(sums_by_patient(answers, patient), counts) for answers in runs] for runs in groups]
-    return {metric: _pool(metric, parts) for metric in parts[0][0][0]}
+    costs, reasons = costs_of_errors(groups[0][0], patient), reasons_of(groups[0][0], patient)
+    return {metric: _pool(metric, parts, costs[metric], reasons.get(metric, "")) for metric in parts[0][0][0]}
 
 
 Resampled = tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]
@@ -197,22 +321,28 @@ def _resample(sums: np.ndarray, counts: np.ndarray) -> Resampled:
     return scores_of(total), scores_of((counts @ sums.astype(np.float32)).astype(float)), scores_of(total - sums)
 
 
-def _pool(metric: str, parts: Sequence[Sequence[Resampled]]) -> Estimates:
+def _pool(metric: str, parts: Sequence[Sequence[Resampled]], cost: float = 0.0, reason: str = "") -> Estimates:
     values = [np.array([run[0][metric] for run in runs]) for runs in parts]
     draws = [np.stack([run[1][metric] for run in runs]) for runs in parts]
-    left_out = [np.stack([run[2][metric] for run in runs]).mean(axis=0) for runs in parts]
-    spread, chance, freedom, total = seeds_of(values, draws)
+    left_out = [np.stack([run[2][metric] for run in runs]) for runs in parts]
+    spread, chance, freedom, total = seeds_of(values, left_out)
+    if not reason and any(
+        np.isfinite(runs).all() and not np.isfinite(left).all() for runs, left in zip(values, left_out, strict=True)
+    ):
+        reason = "without one of the patients it is undefined"
     sizes = np.array([len(runs) for runs in values])
     return Estimates(
         metric,
         np.array([runs.mean() for runs in values]),
         np.stack([runs.mean(axis=0) for runs in draws]),
-        np.stack(left_out),
+        np.stack([runs.mean(axis=0) for runs in left_out]),
         Seeds(spread / sizes, chance / sizes, freedom, total),
+        cost,
+        reason,
     )
 
 
-def seeds_of(values: Sequence[np.ndarray], draws: Sequence[np.ndarray]) -> Seeds:
+def seeds_of(values: Sequence[np.ndarray], left_out: Sequence[np.ndarray]) -> Seeds:
     """What a single run of each of G groups owes to its seed.
 
     Settings differ in how far their seeds scatter, but few runs show it badly: a group borrows from the others as far
@@ -221,7 +351,7 @@ def seeds_of(values: Sequence[np.ndarray], draws: Sequence[np.ndarray]) -> Seeds
 
     Args:
         values: one array (n,) a group.
-        draws: one array (n, R) a group.
+        left_out: one array (n, P) a group, the scores without each patient.
     """
     found = Seeds(*np.zeros((3, len(values))))
     several = np.array([len(runs) > 1 and bool(np.isfinite(runs).all()) for runs in values])
@@ -229,7 +359,7 @@ def seeds_of(values: Sequence[np.ndarray], draws: Sequence[np.ndarray]) -> Seeds
         return found
     places = [group for group, known in enumerate(several) if known]
     spread = np.array([values[group].var(ddof=1) for group in places])
-    chance = np.array([_chance(draws[group]) for group in places])
+    chance = np.array([_chance(left_out[group]) for group in places])
     freedom = np.array([len(values[group]) - 1.0 for group in places])
     known, prior = moderated(spread, freedom)
     found.spread[several], found.freedom[several] = known
@@ -269,7 +399,8 @@ def moderated(variances: np.ndarray, freedom: np.ndarray) -> tuple[tuple[np.ndar
     return (drawn, np.minimum(weight + freedom, total)), (common, float(min(weight, total)))
 
 
-def _chance(draws: np.ndarray) -> float:
-    """The variance between n runs (n, R) that comes from the draw of the images."""
-    apart = draws - draws.mean(axis=0)
-    return float(np.nanvar(apart, axis=1, ddof=1).sum() / (len(draws) - 1))
+def _chance(left_out: np.ndarray) -> float:
+    """The variance between n runs that comes from the choice of the images, by scores without each patient (n, P)."""
+    runs, patients = left_out.shape
+    apart = left_out - left_out.mean(axis=0)
+    return float(apart.var(axis=1).sum() * (patients - 1) / (runs - 1))

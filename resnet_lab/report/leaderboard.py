@@ -24,7 +24,7 @@ class Row(NamedTuple):
     n: str
     cells: list[str]  # one for each of the table's metrics
     kind: str = "group"  # or baseline, reference
-    mark: str = ""  # best, tied, or empty
+    mark: str = ""  # best, tied, behind, untested, or empty
     value: float = math.nan  # of the metric that ranks
     interval: Interval = NOTHING
     shortfall: str = ""  # to the best, with limits
@@ -94,17 +94,22 @@ def interval_of(table: Table, group: Group, metric: str) -> Interval:
 
 
 def _against_best(table: Table) -> tuple[dict[int, str], dict[int, str]]:
-    """By `id` of a group, whether it is the best or tied with it, and by how much it falls short."""
+    """By `id` of a group, whether it is the best or tied with it, and by how much it falls short.
+
+    Where the metric has no interval the others are untested: neither tied nor behind.
+    """
     groups = [id(group) for group in table.scored_groups]
+    untested = bool(table.estimates and table.estimates[table.metric].withheld)
     if len(groups) < 2 or all(math.isnan(value) for value in table.estimates[table.metric].values):
         return {}, {}
     best, found = table.against_best
     if not np.any(found.values):
         return {}, {}  # all alike: none is the best
-    marks, shortfalls = {groups[best]: "best"}, {groups[best]: ABSENT}
+    marks, shortfalls = {groups[best]: "" if untested else "best"}, {groups[best]: ABSENT}
     for place, group in enumerate(groups):
         if place != best and not math.isnan(found.values[place]):
-            marks[group] = "tied" if found.p[place] > 1 - CONFIDENCE else "behind"
+            behind = "untested" if untested else "behind"
+            marks[group] = "tied" if found.p[place] > 1 - CONFIDENCE and not untested else behind
             shortfalls[group] = limits_text(table.metric, found.values[place], found.low[place], found.high[place])
     return marks, shortfalls
 

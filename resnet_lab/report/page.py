@@ -80,6 +80,7 @@ def _section(table: Table, drawn: dict[str, dict[str, Any]]) -> dict[str, Any]:
     lead = table.metrics.index(table.metric)
     part |= {"lead": lead, "others": _without(part["titles"], lead)}
     part |= {"pictures": drawn, "scored": bool(groups), "headline": headline(table), "unit": _unit(table)}
+    part["withheld"] = table.estimates[table.metric].withheld if groups else ""
     part |= _board(table)
     part["rest"] = [each for name, each in drawn.items() if name not in OF_SECTIONS]
     if not groups:

@@ -13,7 +13,12 @@ from resnet_lab.report.comparison import ABSENT, METRICS, Group, Table
 from resnet_lab.report.findings import Finding
 from resnet_lab.report.leaderboard import Row, interval_of, interval_text, rows_of
 
-MARKS = {"best": "best", "tied": "tied with the best", "behind": "behind the best"}
+MARKS = {
+    "best": "best",
+    "tied": "tied with the best",
+    "behind": "behind the best",
+    "untested": "not tested against the best",
+}
 
 
 def titles_of(metrics: Sequence[str]) -> list[str]:
@@ -36,6 +41,10 @@ def headline(table: Table) -> str:
     if len(rows) == 1:
         return f"{best.label}: {table.title_of_metric} {value}. {against}"
     marks = [row.mark for row in rows]
+    if "untested" in marks:
+        reason = table.estimates[table.metric].withheld
+        text = f"Of {len(rows)} groups {best.label} has the highest {table.title_of_metric}: {value}. "
+        return f"{text}No difference between groups is tested, since {reason}. {against}"
     if "best" not in marks:
         return f"All {len(rows)} groups have {table.title_of_metric} {value}. {against}"
     tied, behind, others = marks.count("tied"), marks.count("behind"), len(rows) - 1
@@ -88,7 +97,7 @@ def _markdown_table(table: Table) -> str:
     for row in rows_of(table):
         label = _escaped(row.label + (f" ({row.remark})" if row.remark else ""))
         limits = interval_text(table.metric, row.interval) if row.kind == "group" else ""
-        against = row.mark if row.mark != "behind" else row.shortfall
+        against = row.shortfall if row.mark in ("behind", "untested") else row.mark
         lines.append("| " + " | ".join([label, row.n, *row.cells, limits, against]) + " |")
     return "\n".join(lines)
 
