@@ -107,7 +107,7 @@ def test_weights_of_a_run_that_is_not_there_stop_the_sweep(
 def test_what_is_there_is_enough(photographs: Path, make_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run: RunFolder = make_run()
     run.checkpoints.mkdir()
-    run.last_checkpoint.write_bytes(b"")
+    run.best_checkpoint.write_bytes(b"")
     needs(monkeypatch, *TINY, f"data.root={photographs}", f"model.pretrained=none,{run.path}")
     with pytest.raises(UserError, match="not readable as plain tensors"):  # the file is found, and read
         command.command([])
