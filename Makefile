@@ -42,10 +42,11 @@ format: $(INSTALLED)  ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(INSTALLED)  ## speed and memory, in pairs → docs/results/*speed.md, job_cost.md (about 25 minutes)
+bench: $(INSTALLED)  ## speed and memory in pairs, coverage of intervals → docs/results/ (about an hour)
 	$(BIN)/python benchmarks/speed.py --out docs/results/speed.md
 	$(BIN)/python benchmarks/data_speed.py --out docs/results/data_speed.md
 	$(BIN)/python benchmarks/job_cost.py --out docs/results/job_cost.md
+	$(BIN)/python benchmarks/intervals.py --out docs/results/intervals.md
 
 wheel: $(INSTALLED)  ## dist/*.whl, with conf/ inside
 	$(BIN)/python -m build --wheel
