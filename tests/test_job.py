@@ -438,7 +438,9 @@ def test_patients_and_a_lack_of_a_test_split_are_said_at_the_start(
 ) -> None:
     run = make_run("trainer.max_epochs=1")
     assert guarded(run) == 0
-    assert run.read_status()["patients"] == {"form": "_left/_right", "number": 32}
+    patients = run.read_status()["patients"]
+    assert (patients["form"], patients["number"], patients["doubt"]) == ("_left/_right", 32, "")
+    assert "train0 (train0_left, train0_right)" in patients["summary"]
     log = run.log_file.read_text()
     assert log.count("patients: 32 in 64 images, by the form _left/_right of the file names") == 1
     assert "there is no test split" not in log

@@ -1,5 +1,6 @@
 """Which images are of one patient, by the names of their files: what is found, what is not, and what is said."""
 
+import shlex
 from pathlib import Path
 from uuid import UUID
 
@@ -7,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from fake_data import refusal
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from resnet_lab.data.patients import FORMS, add_patients, find_patients
 
@@ -42,6 +44,8 @@ def eyes(pattern, sides, fields=("",)):
         ("left_/right_", eyes("{side}_{p}_{f}", ("left", "right"), (1, 2))),
         ("left_/right_", eyes("{side}{f}-{p}", ("left", "right"), (1, 2))),
         ("OD_/OS_", eyes("{side}_{p}", ("OD", "OS"))),
+        ("_OD/_OS", eyes("{p}_{side}_{f}", ("OD", "OS"), ("macula", "disc"))),
+        ("_left/_right", eyes("{p}_{side}_{f}", ("left", "right"), ("600x600",))),
     ],
 )
 def test_forms(form, names):
@@ -74,6 +78,11 @@ NO_PATIENTS = {
     "batches": [f"batch{n // 100}_{n % 100}" for n in range(300)],
     "two classes": [f"{k}_{n}" for k in (1, 2) for n in range(4)],
     "one eye each": [f"{n}_left" for n in N],
+    "counted sides": [f"eye_{side}{n:03d}" for side in "LR" for n in N],
+    "counted words": [f"retina_{side}_{n:03d}" for side in ("left", "right") for n in N],
+    "classes and sides": [f"{name}_{side}_{n}" for name in ("mild", "no") for side in ("left", "right") for n in N[:8]],
+    "releases": [f"r{release}_Im{n:03d}" for release in (1, 2) for n in N],
+    "folder each": [f"P{n:03d}/{side}_1" for n in N[:5] for side in ("OD", "OS")],
 }
 
 
@@ -98,8 +107,8 @@ def test_other_names_are_no_patients_and_raise_no_doubt(names):
             "a1_OD, a1_OS",
             "=_OD/_OS",
         ),
-        (eyes("P{p}-{f}", " ", (1, 2)), "auto", "P1-1, P1-2", "set data.patient_regex=(.+)[-_. ][^-_. ]+"),
-        (eyes("{p}{f}", " ", "ab"), "auto", "10a, 10b", r"set data.patient_regex=(.*\d)[a-z]\d*"),
+        (eyes("P{p}-{f}", " ", (1, 2)), "auto", "P1-1, P1-2", "set \"data.patient_regex='(.+)[-_. ][^-_. ]+'\""),
+        (eyes("{p}{f}", " ", "ab"), "auto", "10a, 10b", "set \"data.patient_regex='(.*\\d)[a-z]\\d*'\""),
         (eyes("{p}_{f}_{side}", "lr", (1, 2)), "auto", "10_1, 10_2", "a pattern whose first group is the patient"),
         (NO_PATIENTS["IDRiD"], OLD, "matches no name (names such as IDRiD_001)", "set data.patient_regex"),
     ],
@@ -189,3 +198,22 @@ def test_every_form_finds_what_the_older_default_found():
         add_patients(pd.DataFrame({"image": names}), FORMS["_left/_right"])["patient"].tolist()
         == add_patients(pd.DataFrame({"image": names}), OLD)["patient"].tolist()
     )
+
+
+def test_the_names_of_one_split_suffice() -> None:
+    eyes_of_train, others = eyes("{p}_{side}", ("left", "right")), NO_PATIENTS["hex"][:40]
+    names = eyes_of_train + others
+    table = pd.DataFrame({"image": names, "path": names, "split": ["train"] * 80 + ["test"] * 40})
+    rows, how = find_patients(table, "auto", Path("/"))
+    assert how.form == "_left/_right"
+    assert rows["patient"].nunique() == 40 + 40
+    assert find_patients(table.assign(split="train"), "auto", Path("/"))[1].form is None
+
+
+def test_a_proposed_pattern_passes_the_shell_and_hydra() -> None:
+    doubt = found(eyes("P{p}-{f}", " ", (1, 2)))[1].doubt
+    (override,) = shlex.split(doubt[doubt.index("set ") + 4 :])
+    parsed = OverridesParser.create().parse_override(override)
+    assert parsed.key_or_group == "data.patient_regex"
+    patients, how = found(eyes("P{p}-{f}", " ", (1, 2)), parsed.value())
+    assert (len(set(patients)), how.doubt) == (40, "")

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -132,7 +133,8 @@ class DataModule(LightningDataModule):
         self.class_names = self.data.class_names
         if len(self.class_names) < 2:
             raise UserError(f"{self.data.root} has one class, {self.class_names[0]}; at least two are needed")
-        self.patients = {"form": self.data.patients.form, "number": int(table["patient"].nunique())}
+        found = self.data.patients
+        self.patients = {"number": int(table["patient"].nunique()), **asdict(found)}
         self.fingerprints, self.pixel_digests = fingerprints(table), fingerprints(table, "pixels")
         self.class_counts = class_counts(table, len(self.class_names))
         self.pixels = "prepared" if (table["prepared"] != "").any() else "originals"

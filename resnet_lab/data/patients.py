@@ -20,7 +20,7 @@ REGEX = "data.patient_regex"
 REMEDY = f"if a patient has several images, set {REGEX}, or {COLUMN} of a CSV"
 SHARE = 0.9  # of the names that a form has to match for `auto` to take it
 EXAMPLES = 2  # patients that a line shows, at most
-FEW = 10  # images of a patient on average, up to which names with a common start may be one patient's
+FEW = 10  # images of a patient on average, up to which names may be one patient's: eye_L001 to eye_L400 are not
 
 SIDES = {
     ("left", "right"): "left|right",
@@ -28,9 +28,11 @@ SIDES = {
     ("OD", "OS"): "od|os|oi",
     ("LE", "RE"): "le|re",
 }
-# name of a form → its pattern; a field has a number after the side (7_l1, 1_left_2) or at an end (left1_7, left_7_1)
+# name of a form → its pattern; a field has a number or a word after the side (7_l1, 1_left_2, P3_OD_macula), which
+# needs a digit before it (not mild_left_1), or a number at an end (left1_7, left_7_1)
 FORMS = {
-    f"_{one}/_{other}": rf"(?P<patient>.+?)(?:[_\-. ]|(?<=\d))(?P<side>{sides})(?:[_\-. ]?\d+)?"
+    f"_{one}/_{other}": rf"(?=\D*\d.*(?:[_\-. ]|(?<=\d))(?:{sides})|.*[_\-. ](?:{sides})$)"
+    rf"(?P<patient>.+?)(?:[_\-. ]|(?<=\d))(?P<side>{sides})(?:[_\-. ]?\d\d?)?(?:[_\-. ]\w{{1,12}})?"
     for (one, other), sides in SIDES.items()
 } | {
     f"{one}_/{other}_": rf"(?P<side>{sides})\d?[_\-. ](?P<patient>\d+(?=[_\-. ]\d\d?$)|.+)(?:[_\-. ]\d\d?)?"
@@ -72,7 +74,8 @@ def find_patients(
         shared: as in `find_form`.
     """
     stems = [stem_of(name) for name in table["image"]]
-    form = find_form(stems, shared) if setting == AUTO else setting
+    splits = table["split"] if "split" in table else pd.Series("train", table.index)
+    form = find_form(pd.Series(stems, table.index), splits, shared) if setting == AUTO else setting
     pattern = FORMS.get(form, form) if form else None
     table = add_patients(table, pattern, root)
     if setting is None:
@@ -86,18 +89,26 @@ def find_patients(
     return table, Patients(form if form in FORMS else REGEX, summary(table, by), doubt)
 
 
-def find_form(stems: Sequence[str], shared: bool = True) -> str | None:
+def find_form(stems: pd.Series, splits: pd.Series, shared: bool = True) -> str | None:
     """The form of FORMS that at least SHARE of the names match, and by which two images share a patient.
 
+    The names of one split suffice: another data set's photographs to test on leave the patients of train what they are.
+    Where names repeat in the folders of a split (P1/OD_1, P2/OD_1) no name stands for a patient.
+
     Args:
-        stems: names without folder and suffix.
+        stems: names without folder and suffix, (N,).
+        splits: of the images, (N,).
         shared: false takes a form of which no two images share a patient, too.
     """
+    parts = [list(part) for _, part in stems.groupby(splits)]
+    if any(len(set(part)) < SHARE * len(part) for part in parts):
+        return None
     for form, pattern in FORMS.items():
-        groups = _groups(stems, pattern)
-        matched = sum(map(len, groups))
-        if matched >= SHARE * len(stems) and (len(groups) < matched or not shared) and _are_eyes(pattern, *groups):
-            return form
+        for part in (list(stems), *parts):
+            groups = _groups(part, pattern)
+            matched = sum(map(len, groups))
+            if matched >= SHARE * len(part) and (len(groups) < matched or not shared) and _are_eyes(pattern, groups):
+                return form
     return None
 
 
@@ -109,11 +120,12 @@ def _groups(stems: Iterable[str], pattern: str) -> list[list[str]]:
     return list(groups.values())
 
 
-def _are_eyes(pattern: str, *groups: list[str]) -> bool:
-    """Whether both sides occur, or each patient has few images: `scan_r001` to `scan_r400` are not one patient's."""
-    stems = [stem for group in groups for stem in group]
-    sides = {match["side"].lower() for _, match in _fullmatches(stems, pattern)}
-    return len(sides) > 1 or len(stems) <= FEW * len(groups)
+def _are_eyes(pattern: str, groups: Sequence[list[str]]) -> bool:
+    """Whether patients have few images each and, where the side comes first, most of them both eyes (not r1_7)."""
+    several = [group for group in groups if len(group) > 1]
+    both = [group for group in several if len({match["side"].lower() for _, match in _fullmatches(group, pattern)}) > 1]
+    few = sum(map(len, groups)) <= FEW * len(groups)
+    return few and (not pattern.startswith("(?P<side>") or 2 * len(both) >= len(several))
 
 
 def _fullmatches(stems: Iterable[str], pattern: str) -> Iterator[tuple[str, re.Match[str]]]:
@@ -197,7 +209,9 @@ def _doubt(stems: Sequence[str], setting: str, pattern: str | None, matched: boo
     takes = f"{REGEX}={setting}" + ("" if matched else " takes no form" if setting == AUTO else " matches no name")
     if alike:
         fits = better in FORMS or not matched  # else it fits the patients, and not the names
-        remedy = f"set {REGEX}={better}" if fits else f"set {REGEX} to a pattern whose first group is the patient"
+        fits = fits and any(_matches(stems, FORMS.get(better, better)))
+        quoted = f"{REGEX}={better}" if better in FORMS else f"\"{REGEX}='{better}'\""  # for the shell, and for Hydra
+        remedy = f"set {quoted}" if fits else f"set {REGEX} to a pattern whose first group is the patient"
         return (
             f"{', '.join(alike[:4])} may be one patient's but count as {len(alike)} patients ({takes}); "
             f"if they are one patient's, {remedy}"
@@ -213,8 +227,8 @@ def _alike(labels: Sequence[str]) -> tuple[str, list[str]]:
     A form counts where two labels share a patient, a common start where most labels share theirs with a few others.
     """
     for form, pattern in FORMS.items():
-        shared = [group for group in _groups(labels, pattern) if len(group) > 1 and _are_eyes(pattern, group)]
-        if shared:
+        shared = [group for group in _groups(labels, pattern) if len(group) > 1]
+        if len(shared) > 1 and _are_eyes(pattern, shared):
             return form, shared[0]
     for proposal, pattern in STARTS.items():
         shared = [group for group in _groups(labels, pattern) if len(group) > 1]
