@@ -105,10 +105,17 @@ class RunCheckpoint(ModelCheckpoint):
         name: of the file, without its suffix.
         monitor: the metric that selects; None keeps the last epoch.
         mode: `min` or `max`.
+        undefined: whether the metric means nothing on this validation split, whatever number it has.
     """
 
     def __init__(
-        self, run: RunFolder, rows: EpochRows, name: str, monitor: str | None = None, mode: str = "min"
+        self,
+        run: RunFolder,
+        rows: EpochRows,
+        name: str,
+        monitor: str | None = None,
+        mode: str = "min",
+        undefined: bool = False,
     ) -> None:
         super().__init__(
             dirpath=run.checkpoints,
@@ -119,7 +126,13 @@ class RunCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
             save_on_train_epoch_end=True,
         )
-        self.run, self.rows = run, rows
+        self.run, self.rows, self.undefined, self._said = run, rows, undefined, False
+
+    def _monitor_candidates(self, trainer: Trainer) -> dict[str, Tensor]:
+        found = super()._monitor_candidates(trainer)
+        if self.undefined and self.monitor in found:
+            found[self.monitor] = torch.full_like(found[self.monitor], torch.nan)
+        return found
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.rows.note(trainer)
@@ -131,6 +144,10 @@ class RunCheckpoint(ModelCheckpoint):
         An undefined value is below every number, so where no epoch has a number the last one is kept.
         """
         if current is not None and current.isnan():
+            if not self._said and not self.undefined and trainer.is_global_zero:
+                text = "%s is undefined in epoch %d; no such epoch is selected"
+                log.warning(text, self.monitor, trainer.current_epoch)
+                self._said = True
             current = torch.full_like(current, torch.inf if self.mode == "min" else -torch.inf)
         return super().check_monitor_top_k(trainer, current) or (
             current is not None and current == self.best_model_score

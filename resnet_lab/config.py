@@ -93,6 +93,7 @@ PROVIDED = {
     "optim": {"params"},
     "schedule": {"optimizer", "steps_per_epoch", "max_epochs"},
 }
+PARTIAL = ("optim", "schedule")  # the groups that are called with more arguments later
 CHOSEN = (*PROVIDED, "trainer", "experiment", "scale")  # the groups that conf/config.yaml chooses from
 
 
@@ -177,10 +178,12 @@ def check(config: DictConfig) -> None:
     _check_names(config.trainer, TrainerConfig, "trainer.")
     for group, provided in PROVIDED.items():
         node = config[group]
-        target = node.get("_target_")
+        target = node.get("_target_") if isinstance(node, DictConfig) else None
         if target is None:
             raise UserError(f"{group} has no _target_; choose one with {group}=…, see conf/{group}/")
         required, optional = signature(target)
+        if node.get("_partial_", False) is not (group in PARTIAL):
+            raise UserError(f"{group}._partial_={node.get('_partial_')}: it has to be {group in PARTIAL}".lower())
         keys = {str(key) for key in node} - {"_target_", "_partial_"}
         taken = (required | optional) - provided
         for key in sorted(keys - taken):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 from lightning import Trainer
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -22,9 +23,9 @@ from resnet_lab.config import check, compose_config, job_name, one_line
 from resnet_lab.data.check import HASH_DIGITS
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.errors import UserError
-from resnet_lab.models.pretrained import find_file, read, refuse_undefined
+from resnet_lab.models.pretrained import find_file, read, refuse_nan_weights
 from resnet_lab.module import TRAIN_IMAGES, Classifier
-from resnet_lab.outputs import score_table, write_split
+from resnet_lab.outputs import refuse_undefined, score_table, write_split
 from resnet_lab.run_folder import RunFolder, refuse_unwritable
 
 log = logging.getLogger("resnet_lab")
@@ -32,6 +33,17 @@ log = logging.getLogger("resnet_lab")
 # how the model was taught to see; another data set brings its files, not these
 LONGEST = 60  # characters in the name of an evaluation's folder
 SEEING = ("image_size", "resize", "eye_crop", "local_mean", "crop", "padding", "mean", "std", "batch_size")
+
+
+# what means something in training alone
+IDLE = {"trainer.max_epochs", "trainer.early_stopping", "trainer.sync_batchnorm"} | {
+    f"data.{key}"
+    for key in (
+        *("horizontal_flip", "vertical_flip", "rotation", "scale", "translate", "augment_classes"),
+        *("brightness", "contrast", "saturation", "hue", "random_grayscale"),
+        *("sampling", "sampling_decay", "sampling_final"),
+    )
+}
 
 
 @dataclass
@@ -53,7 +65,7 @@ def load(source: str) -> Model:
     file = find_file(source)
     checkpoint = read(file)
     model = Model(file, checkpoint.get("state_dict", {}), origin_of(checkpoint, file))
-    refuse_undefined(model.state_dict, str(file))
+    refuse_nan_weights(model.state_dict, str(file))
     return model
 
 
@@ -98,6 +110,7 @@ def answer(model: Model, config: dict[str, Any], split: str) -> tuple[Trainer, C
     trainer = build_trainer(config["trainer"], module)
     datamodule.batch_size_per_rank(trainer.world_size)  # refused now, before anything runs
     trainer.test(module, datamodule=datamodule, verbose=False)
+    refuse_undefined(datamodule.rows(split), module.predictions[split].numpy(), str(model.file))
     return trainer, module, datamodule
 
 
@@ -127,7 +140,9 @@ def override(origin: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     keys = [item for item in overrides if item.partition("=")[0] not in groups]
     for item in keys:
         if not item.startswith(("data.", "trainer.")):
-            raise UserError(f"{item}: evaluate takes split, out, and the keys of data and trainer")
+            raise UserError(f"{item}: neither an option (see --help) nor a key of data or trainer")
+        if item.partition("=")[0] in IDLE:
+            raise UserError(f"{item}: it has no effect on a trained model; leave it out")
     config = copy.deepcopy(origin["config"])
     for group, name in groups.items():
         node = OmegaConf.to_container(compose_config([f"{group}={name}"])[group], resolve=False)
@@ -143,6 +158,8 @@ def override(origin: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
         merged.merge_with_dotlist(keys)
     except OmegaConfBaseException as error:
         raise UserError(one_line(error)) from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{' '.join(keys)}: {' '.join(str(error).split())}") from error
     check(merged)
     container = OmegaConf.to_container(merged, resolve=True)
     assert isinstance(container, dict)

@@ -19,19 +19,21 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from resnet_lab import environment
 from resnet_lab.build import build_module, build_trainer, rank, set_up_logging
 from resnet_lab.callbacks import Ending, EpochSeed, FiniteLoss, Observer, ResumableEarlyStopping, SamePixels
 from resnet_lab.checkpoints import EpochRows, LastCheckpoint, RunCheckpoint, resume_point
-from resnet_lab.config import build, check, without_unknown
+from resnet_lab.config import Config, build, check, without_unknown
 from resnet_lab.data.arrays import ArrayData
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.data.table import NO_TEST
 from resnet_lab.errors import UserError
 from resnet_lab.failures import fail, stopped_elsewhere
 from resnet_lab.layers import LayerStatistics
-from resnet_lab.metrics import is_collapsed, monitored
+from resnet_lab.metrics import NEEDS_TWO_CLASSES, is_collapsed, monitored
+from resnet_lab.models.pretrained import read, refuse_nan_weights
 from resnet_lab.models.resnet import multiply_adds, parameter_count
 from resnet_lab.module import Classifier
 from resnet_lab.outputs import refuse_undefined, score_table, write_split
@@ -57,7 +59,10 @@ def run_job(run: RunFolder) -> None:
     if balances_twice and rank() == 0:
         log.warning("data.sampling and loss.class_weights both balance the classes: rare ones count twice over")
     rows, observer = EpochRows(), Observer(datamodule.class_names)
-    best = RunCheckpoint(run, rows, "best", monitor, mode) if monitor else None
+    undefined = monitor in NEEDS_TWO_CLASSES and sum(count > 0 for count in datamodule.class_counts["val"]) < 2
+    if undefined and rank() == 0:
+        log.warning("%s is undefined, as validation holds one class: the last epoch is kept; see monitor=", monitor)
+    best = RunCheckpoint(run, rows, "best", monitor, mode, undefined) if monitor else None
     last = LastCheckpoint(run, rows, best)
     callbacks = [
         Ending(run),
@@ -81,10 +86,11 @@ def run_job(run: RunFolder) -> None:
     log.info("%s in %s", "going on" if resume_from else "starting", run.path)
     trainer.fit(module, datamodule=datamodule, ckpt_path=resume_from, weights_only=True)
     kept = last.selection()
-    if best and kept["best_value"] is None:
+    if best and kept["best_value"] is None and not undefined:
         log.warning("%s is undefined in every epoch, so the last epoch is kept and tested; see monitor=", monitor)
     chosen = run.path / (kept["best_checkpoint"] or kept["last_checkpoint"])
     if datamodule.test_splits:
+        refuse_nan_weights(read(chosen).get("state_dict", {}), str(chosen))
         trainer.test(module, datamodule=datamodule, ckpt_path=chosen, weights_only=True, verbose=False)
     cost = last.cost(trainer)
     if trainer.is_global_zero:
@@ -102,6 +108,11 @@ def checked_config(run: RunFolder) -> dict[str, Any]:
         UserError: a key does not exist, or is missing.
     """
     config = run.read_config()
+    try:
+        OmegaConf.merge(OmegaConf.structured(Config), config)  # knows the types of the keys that are in no group
+    except OmegaConfBaseException as error:
+        if not isinstance(error, ConfigKeyError):  # unknown keys are named below
+            raise UserError(f"{run.config_file}: {error.full_key}: {str(error).splitlines()[0]}") from None
     if run.read_status().get("schema_version", 1) < 2:
         config, unknown = without_unknown(config)
         if unknown:
@@ -124,7 +135,7 @@ def read_data(run: RunFolder, config: dict[str, Any], resumes: bool) -> DataModu
     with run.turn() if rank() == 0 else nullcontext():
         own = run.read_status()
         follows = resumes or (rank() > 0 and bool(own.get("pixels")))
-        before = {"the job": own} if follows else begun_jobs(run, config["data"]["name"])
+        before = {"the job": own} if follows else begun_jobs(run, config["data"])
         pixels = next((status.get("pixels") for status in before.values()), None)
         datamodule = DataModule(build(config["data"]), config["seed"], config["follow_test"], pixels=pixels)
         datamodule.read()
@@ -142,7 +153,7 @@ def read_data(run: RunFolder, config: dict[str, Any], resumes: bool) -> DataModu
     return datamodule
 
 
-def begun_jobs(run: RunFolder, data: str) -> dict[str, dict[str, Any]]:
+def begun_jobs(run: RunFolder, data: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Name → status of the other jobs of the sweep that train on the same data set and have an epoch to show, or run.
 
     A job that was stopped before the end of its first epoch does not count: it may decide anew itself.
@@ -152,7 +163,9 @@ def begun_jobs(run: RunFolder, data: str) -> dict[str, dict[str, Any]]:
         with suppress(UserError):  # damaged, which `status` and `report` say
             status = job.read_status()
             begun = status["state"] in ("running", "done") or job.last_checkpoint.is_file()
-            if begun and status.get("pixels") and job.read_config()["data"]["name"] == data:
+            other = job.read_config()["data"]
+            same = all(other.get(key) == data.get(key) for key in ("_target_", "root"))  # the name is free
+            if begun and status.get("pixels") and same:
                 found[job.path.name] = status
     return found
 
@@ -311,7 +324,7 @@ def log_hyperparameters(trainer: Trainer, run: RunFolder, metrics: dict[str, flo
 
 def main() -> int:
     """Take the run folder's lock, run its job, and leave a status that says what became of it."""
-    if len(sys.argv) not in (2, 3):
+    if len(sys.argv) not in (2, 3) or not all(word.isdecimal() for word in sys.argv[2:]):
         print("usage: python -m resnet_lab.job RUN_DIR", file=sys.stderr)
         return 2
     # a launcher tells how often the job had begun when it decided to start it

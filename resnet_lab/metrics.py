@@ -21,6 +21,8 @@ from torchmetrics.classification import (
 from resnet_lab.errors import UserError
 from resnet_lab.statistics import COLLAPSED, MANY_CLASSES
 
+NEEDS_TWO_CLASSES = ("val/qwk", "val/auroc")  # which mean nothing where all images are of one class
+
 
 class BalancedAccuracy(MulticlassConfusionMatrix):
     """Mean recall over the classes that occur in the targets (as scikit-learn; torchmetrics' macro counts others)."""
@@ -103,7 +105,10 @@ class SplitMetrics(nn.Module):
             self.scores.update(probabilities, targets)
             self.confusion.update(probabilities, targets)
         self.rows.clear()
-        values = {f"{self.split}/loss": self.loss.compute().float(), **self.scores.compute()}
+        loss = self.loss.compute().float()
+        values = {f"{self.split}/loss": loss, **self.scores.compute()}
+        if loss.isnan():  # the largest of NaNs is the first class, which would look like a score
+            values = {name: torch.full_like(value, torch.nan, dtype=torch.float) for name, value in values.items()}
         return values | {f"{self.split}/{name}": value for name, value in self._recalls().items()}
 
     def _recalls(self) -> dict[str, Tensor]:

@@ -17,12 +17,13 @@ TABLE = ("accuracy", "balanced_accuracy", "qwk", "auroc", "f1_weighted", "f1_mac
 LABEL = 26  # characters of its first column
 
 
-def refuse_undefined(rows: pd.DataFrame, probabilities: np.ndarray) -> None:
+def refuse_undefined(rows: pd.DataFrame, probabilities: np.ndarray, source: str = "the model") -> None:
     """Stop at predictions that are none: the largest of NaNs is the first class.
 
     Args:
         rows: N rows with `image`, in the order of `probabilities`.
         probabilities: (N, K).
+        source: the checkpoint, for the message.
 
     Raises:
         UserError: a probability is NaN or infinite; the message names the images.
@@ -31,7 +32,7 @@ def refuse_undefined(rows: pd.DataFrame, probabilities: np.ndarray) -> None:
     if len(images):
         names = ", ".join(images[:3]) + (", …" if len(images) > 3 else "")
         raise UserError(
-            f"the probabilities of {len(images)} of {len(rows)} images are NaN or infinite ({names}): the model has no "
+            f"the probabilities of {len(images)} of {len(rows)} images are NaN or infinite ({names}): {source} has no "
             "prediction for them; try trainer.precision=32-true, or train again with a lower optim.lr"
         )
 

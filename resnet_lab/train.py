@@ -19,7 +19,16 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from resnet_lab.compatibility import SCHEMA_VERSION, with_older_defaults
-from resnet_lab.config import check, check_overrides, conf_dir, config_hash, differences, one_line, register
+from resnet_lab.config import (
+    check,
+    check_overrides,
+    conf_dir,
+    config_hash,
+    differences,
+    one_line,
+    register,
+    without_unknown,
+)
 from resnet_lab.errors import UserError
 from resnet_lab.processes import (
     BUSY,
@@ -135,6 +144,8 @@ def _older(run: RunFolder) -> RunFolder | None:
 
 def _refuse_another(run: RunFolder, plain: dict[str, Any]) -> None:
     before = run.read_config()
+    if run.read_status().get("schema_version", 1) < SCHEMA_VERSION:
+        before = without_unknown(before)[0]
     if different := differences(before, plain):
         raise UserError(
             f"{run.path} holds a run of another configuration: {'; '.join(different)}; choose another sweep_dir"

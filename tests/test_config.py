@@ -101,6 +101,12 @@ def test_what_hydra_would_add_in_vain_is_refused(override: str) -> None:
     check_overrides(["+optim.lr=1", "hydra.run.dir=x", "+hydra.job.env_set.A=1", "-m"])
 
 
+@pytest.mark.parametrize("override", ["+data._partial_=true", "+model._partial_=true", "optim._partial_=false"])
+def test_partial_stands_where_it_belongs(override: str) -> None:
+    with pytest.raises(UserError, match="_partial_="):
+        check(composed(override))
+
+
 def test_a_top_level_key_that_is_taken_out_is_named() -> None:
     with pytest.raises(UserError, match="seed is missing"):
         check(composed("~seed"))

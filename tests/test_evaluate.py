@@ -106,7 +106,9 @@ def test_wrong_data_is_refused(trained: RunFolder, tmp_path: Path) -> None:
     assert "trained for 5 (no DR, mild" in message
     message = refusal(evaluate.command, [str(trained.path), "split=dev"])
     assert "has no split dev; choose among train, val, test" in message
-    assert "model.depth=50: evaluate takes" in refusal(evaluate.command, [str(trained.path), "model.depth=50"])
+    for key in ("model.depth=50", "spilt=val", "trainer.max_epochs=77", "data.rotation=5"):
+        assert refusal(evaluate.command, [str(trained.path), key]).startswith(f"{key}: ")
+    assert "data.image_size=[1" in refusal(evaluate.command, [str(trained.path), "data.image_size=[1"])
 
 
 def test_a_misspelt_key_is_refused(trained: RunFolder) -> None:

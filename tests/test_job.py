@@ -191,9 +191,30 @@ def test_where_the_monitor_is_undefined_the_last_epoch_is_kept(
     status = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert (status["best_checkpoint"], status["best_value"], status["epoch"]) == ("checkpoints/best.ckpt", None, 2)
     assert torch.load(run.best_checkpoint, weights_only=True)["epoch"] == 2
-    assert f"{status['monitor']} is undefined in every epoch" in capsys.readouterr().out
+    assert f"{status['monitor']} is undefined, as validation holds one class" in capsys.readouterr().out
     assert [finding.kind for finding in findings_of([read_run(run)], [])] == ["undefined monitor"]
     assert differences_of([read_run(run)]) == []
+
+
+def test_a_validation_of_one_class_selects_no_epoch_by_kappa(
+    make_run: MakeRun, photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grades = {f"{patient}_left": patient % 5 for patient in range(20)}
+    write_labels(photographs / "train.csv", grades, "image,level")
+    write_labels(photographs / "val.csv", dict.fromkeys(("30_left", "31_left"), 0), "image,level")
+    write_photographs(photographs / "images", [*grades, "30_left", "31_left"])
+    run = make_run("data.train_csv=train.csv", "data.val_csv=val.csv")
+    values, compute = iter([0.0]), SplitMetrics.compute
+
+    def with_kappa(self: SplitMetrics) -> dict[str, torch.Tensor]:  # a wrong prediction gives 0, right ones alone NaN
+        return compute(self) | ({"val/qwk": torch.tensor(next(values, torch.nan))} if self.split == "val" else {})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SplitMetrics, "compute", with_kappa)
+        assert guarded(run) == 0
+    assert torch.load(run.best_checkpoint, weights_only=True)["epoch"] == 2
+    assert run.read_status()["best_value"] is None
+    assert capsys.readouterr().out.count("val/qwk is undefined, as validation holds one class") == 1
 
 
 def test_an_epoch_with_a_value_is_better_than_undefined_ones(make_run: MakeRun) -> None:
@@ -460,3 +481,29 @@ def test_all_images_in_test_cannot_be_trained_on(make_run: MakeRun, mean: str) -
     assert guarded(run) == 1
     assert "has no split train" in run.read_status()["error"]
     assert "data.all_images=test" in run.read_status()["error"]
+
+
+def test_a_job_that_tests_again_refuses_weights_that_are_no_numbers(make_run: MakeRun) -> None:
+    run = make_run("trainer.max_epochs=1")
+    assert guarded(run) == 0
+    checkpoint = torch.load(run.best_checkpoint, weights_only=True)
+    checkpoint["state_dict"]["model.bn1.running_mean"][0] = torch.inf
+    torch.save(checkpoint, run.best_checkpoint)
+    run.predictions_file("test").unlink()
+    assert guarded(run) == 1
+    assert "best.ckpt" in run.read_status()["error"]
+    assert not run.predictions_file("test").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("seed", "x"), ("trainer", None), ("data", None), ("on_failed", "never"), ("keep_last", "maybe")]
+)
+def test_a_value_of_another_type_in_a_configuration_by_hand_is_named(
+    make_run: MakeRun, key: str, value: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run()
+    run.write_config(run.read_config() | {key: value})
+    assert guarded(run) == 1
+    said = capsys.readouterr().out
+    assert key in run.read_status()["error"]
+    assert "Traceback" not in said

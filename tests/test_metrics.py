@@ -65,6 +65,13 @@ def test_a_constant_model_scores_like_the_baseline() -> None:
     assert values["val/auroc"] == pytest.approx(0.5)
 
 
+def test_logits_that_are_no_numbers_score_nothing() -> None:
+    targets = torch.zeros(8, dtype=torch.long)
+    values = scored(torch.full((8, 5), torch.nan), targets)[1]
+    scores = [value for name, value in values.items() if "recall_" not in name or "macro" in name]
+    assert np.isnan(scores).all()
+
+
 def test_with_one_class_kappa_and_auroc_are_undefined() -> None:
     targets = torch.zeros(8, dtype=torch.long)
     values = scored(torch.tensor([[9.0, 0, 0, 0, 0]]).repeat(8, 1), targets)[1]

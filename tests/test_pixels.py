@@ -276,8 +276,9 @@ def test_other_splits_of_the_same_files_may_be_swept(make_job: MakeRun) -> None:
     assert begin(make_job("b", "data.split_seed=1", "data.max_images=20")) == "prepared"
 
 
-def test_jobs_without_an_epoch_and_jobs_on_other_data_do_not_count(make_job: MakeRun) -> None:
-    first, other, last = make_job("a"), make_job("b", "data.name=other"), make_job("c")
+def test_jobs_without_an_epoch_and_jobs_on_other_data_do_not_count(make_job: MakeRun, photographs: Path) -> None:
+    others = shutil.copytree(photographs, photographs.with_name("others"))
+    first, other, last = make_job("a"), make_job("b", f"data.root={others}"), make_job("c", "data.name=free")
     assert (begin(first), begin(other)) == ("originals", "originals")
     first.last_checkpoint.unlink()  # as where it was stopped in its first epoch
     prepared(first)

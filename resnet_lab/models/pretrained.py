@@ -38,7 +38,7 @@ def load_pretrained(model: nn.Module, source: str) -> None:
     """
     content = contents(source, depth_of(model.state_dict()))
     state, own_run = find_state_dict(content, source), "pytorch-lightning_version" in content
-    refuse_undefined(state, f"model.pretrained={source}")
+    refuse_nan_weights(state, f"model.pretrained={source}")
     insert(model, rename(state, model.state_dict()), source)
     if not own_run and strides_on_first(model):
         logger.warning(
@@ -164,7 +164,7 @@ def find_state_dict(content: dict[str, Any], source: str) -> dict[str, Tensor]:
     return state
 
 
-def refuse_undefined(state: Mapping[str, Any], source: str) -> None:
+def refuse_nan_weights(state: Mapping[str, Any], source: str) -> None:
     """Stop at weights or buffers that are NaN or infinite: argmax of NaN is class 0 for every image.
 
     Raises:

@@ -214,25 +214,28 @@ def _undefined(runs: Sequence[Run]) -> Iterator[Finding]:
 
 
 def _pixels(runs: Sequence[Run]) -> Iterator[Finding]:
-    """Runs on one data set that read its pixels from other files: kind of file, version of the recipe, or content."""
+    """Runs on the same images that read their pixels from other files: kind, version of the recipe, or content."""
     names, read = places_of(runs), defaultdict[tuple[object, ...], dict[str, list[str]]](lambda: defaultdict(list))
     for run in runs:
-        data, pixels, recipe = run.config.get("data.name"), run.status.get("pixels"), run.status.get("recipe") or {}
+        pixels, recipe = run.status.get("pixels"), run.status.get("recipe") or {}
         if not pixels:
             continue
-        labels: dict[tuple[object, ...], str] = {(data,): pixels}
-        if "version" in recipe:
-            labels[data, "version"] = f"version {recipe['version']} of the recipe"
+        labels: dict[tuple[object, ...], str] = {}
+        for split in run.status.get("split_fingerprint") or {}:
+            labels[split, run.fingerprint(split)] = pixels
+            if "version" in recipe:
+                labels[split, run.fingerprint(split), "version"] = f"version {recipe['version']} of the recipe"
         made_by = json.dumps(recipe, sort_keys=True) if pixels == "prepared" else ""
         for split, digest in (run.status.get("pixel_digests") or {}).items():
-            labels[data, pixels, made_by, split, run.fingerprint(split)] = f"{pixels} of {split} with digest {digest}"
+            labels[split, run.fingerprint(split), pixels, made_by] = f"{pixels} of {split} with digest {digest}"
         for key, label in labels.items():
             read[key][label].append(names[run.folder.path])
     texts: dict[object, str] = {}
-    for (data, *_), places in read.items():
+    for places in read.values():
         if len(places) > 1:
             sources = "; ".join(f"{label} ({_listed(some, 'runs')})" for label, some in sorted(places.items()))
-            texts.setdefault(data, f"{data}: the runs read their images from different files: {sources}")
+            some_runs = frozenset(name for some in places.values() for name in some)
+            texts.setdefault(some_runs, f"the runs read the same images from different files: {sources}")
     for text in texts.values():
         yield Finding("mixed pixels", text)
 
