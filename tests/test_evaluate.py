@@ -436,11 +436,12 @@ def test_predict_writes_no_file_of_a_run(make_run, photographs: Path, tmp_path: 
     assert "is in the run folder" in refusal(predict.command, created)
     run.update_status(state="done")
     (tmp_path / "config.yaml").touch()
-    (tmp_path / "metrics.csv").symlink_to(run.metrics_file)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "metrics.csv").symlink_to(run.metrics_file)
     link.symlink_to(run.path)
     before = contents(run.path)
     files = ["metrics.csv", "predictions_val.csv", "new.csv", "checkpoints/best.ckpt", "tensorboard/a/b.csv"]
-    for out in (*(run.path / file for file in files), link / "metrics.csv", tmp_path / "metrics.csv"):
+    for out in (*(run.path / file for file in files), link / "metrics.csv", tmp_path / "b" / "metrics.csv"):
         words = [str(tmp_path / "no model"), str(photographs), f"out={out}", "overwrite=true"]
         assert f"is in the run folder {run.path}" in refusal(predict.command, words).replace(str(link), str(run.path))
     assert contents(run.path) == before

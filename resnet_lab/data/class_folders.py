@@ -107,11 +107,12 @@ def _refuse_splits_below(class_folder: Path, listing: Listing) -> None:
             children.setdefault(path.parent, set()).add(path.name)
     for parent, names in children.items():
         found = _splits(names)
-        if set(found) - {"train"} or any(parent / name in children for name in found.get("train", ())):
-            raise UserError(
-                f"{class_folder / parent} is no class, as it holds a folder per split; set data.root to it, "
-                f"or put the splits above the classes (train/{class_folder.name})"
+        too_high = any(parent / name in children for split in found.values() for name in split)
+        if too_high or set(found) - {"train"}:
+            remedy = (
+                "set data.root to it" if too_high else f"put the splits above the classes (train/{class_folder.name})"
             )
+            raise UserError(f"{class_folder / parent} is no class, as it holds a folder per split; {remedy}")
 
 
 def _words(name: str) -> set[str]:
