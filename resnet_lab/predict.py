@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -15,7 +16,7 @@ from resnet_lab.data.photographs import Photographs
 from resnet_lab.errors import UserError
 from resnet_lab.evaluate import SEEING, answer, load, override
 from resnet_lab.outputs import write_predictions
-from resnet_lab.run_folder import refuse_unwritable
+from resnet_lab.run_folder import RunFolder, refuse_unwritable
 
 log = logging.getLogger("resnet_lab")
 
@@ -38,6 +39,17 @@ def photographs(config: dict[str, Any], root: str, class_names: list[str]) -> di
     return config | {"data": data}
 
 
+def refuse_inside_run(out: Path) -> None:
+    """Stop where `out` lies in a run folder, whose files are its job's; evaluations in it are not."""
+    for place in (Path(os.path.abspath(out)), out.resolve()):  # noqa: PTH100 - a link in a run is a file of it, too
+        for folder in place.parents:
+            run = RunFolder(folder)
+            sure = folder == place.parent or run.checkpoints.is_dir()  # another program's config.yaml may lie above
+            inside = run.status_file.exists() or (run.config_file.exists() and sure)
+            if inside and not place.relative_to(folder).parts[0].startswith("evaluation_"):
+                raise UserError(f"out={out} is in the run folder {folder}, and only its job writes there; name another")
+
+
 def command(arguments: list[str]) -> None:
     """Write `image,patient,prediction,p_0…` for one image, or for every image below a folder."""
     (source, root), options, overrides = split_arguments(
@@ -50,6 +62,7 @@ def command(arguments: list[str]) -> None:
     out, overwrite = Path(options["out"]).expanduser(), switched_on("overwrite", options["overwrite"])
     if out.exists() and not out.is_file():
         raise UserError(f"out={out} is a folder or no regular file; name a CSV file")
+    refuse_inside_run(out)
     if out.exists() and not overwrite:
         raise UserError(f"out={out} exists; name another file, or set overwrite=true")
     for item in overrides:

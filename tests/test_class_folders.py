@@ -78,7 +78,8 @@ def test_class_that_train_lacks(root):
 
 def test_splits_without_train(root):
     message = refusal(class_folders(write_class_folders(root, {"test/a": 1})).read_table)
-    assert message == f"{root} holds no folder train; put the training classes into {root / 'train'}"
+    assert message.startswith(f"{root} holds no folder train; put the training classes into {root / 'train'}, or set ")
+    assert "data.all_images=test" in message
 
 
 @pytest.mark.parametrize("folders", [{}, {"a": 0, "b": 0}])
@@ -159,6 +160,85 @@ def test_a_root_one_level_too_high_is_refused(root):
     assert message == f"{root / 'data'} is no class, as it holds a folder per split; set data.root to it"
     write_class_folders(root.with_name("other"), {"vehicles/train": 1, "animals": 1})  # a class with such a sub-folder
     assert len(class_folders(root.with_name("other")).read_table()) == 2
+
+
+@pytest.mark.parametrize("deep", ["", "more/"])
+@pytest.mark.parametrize(
+    "names", [("train", "test"), ("Training", "Testing"), ("valid", "testing"), ("train_images", "val"), ("test",)]
+)
+def test_splits_below_a_class_are_refused(root, names, deep):
+    write_class_folders(root, {f"{name}/{deep}{split}": 1 for split in names for name in "ab"})
+    message = refusal(class_folders(root).read_table)
+    assert message.startswith(f"{root / 'a' / deep} is no class, as it holds a folder per split")
+    assert "(train/a)" in message
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("Training Set", "Testing Set"),
+        ("train_set", "test_set"),
+        ("train_images", "val_images", "test_images"),
+        ("a. Training Set", "b. Testing Set"),
+        ("TrainSet", "VALSET", "testset"),
+        ("1-train-data", "2-validation-data"),
+    ],
+)
+def test_split_folders_with_fillers_in_their_names(root, names):
+    write_class_folders(root, {f"{split}/{name}": 2 for split in names for name in "ab"})
+    data = class_folders(root)
+    counts = class_counts(data.read_table(), 2)
+    assert data.class_names == ["a", "b"]
+    assert len(counts) == len(names)
+    assert all(count == [2, 2] for count in counts.values())
+
+
+def test_a_plain_split_folder_goes_before_one_with_fillers(root, caplog):
+    write_class_folders(root, {"train/a": 1, "train/b": 1, "train_images": 3})
+    _, log = log_of(caplog, class_folders(root).read_table)
+    assert "left out 3 images outside the class folders: 3 in train_images" in log
+
+
+@pytest.mark.parametrize("names", [("kaggle_train", "kaggle_test"), ("my Training 1", "my val", "TEST of mine")])
+def test_splits_are_no_classes(root, names):
+    message = refusal(class_folders(write_class_folders(root, dict.fromkeys(names, 2))).read_table)
+    assert message.startswith(f"{root} holds {' and '.join(sorted(names))}, which are splits and no classes")
+
+
+@pytest.mark.parametrize("names", [("test negative", "test positive"), ("contest", "trainer"), ("bullet train", "car")])
+def test_classes_whose_names_hold_those_of_splits(root, names):
+    data = class_folders(write_class_folders(root, dict.fromkeys(names, 2)))
+    assert (len(data.read_table()), data.class_names) == (4, sorted(names))
+
+
+def test_subfolders_that_go_to_their_class_are_said_with_their_counts(root, caplog):
+    write_class_folders(root, {"dr/mild": 3, "dr/severe/old": 2, "healthy": 4})
+    table, log = log_of(caplog, class_folders(root).read_table)
+    assert class_counts(table, 2) == {"train": [5, 4]}
+    assert f"{root}: added 5 images of sub-folders to the class above them: 3 in dr/mild, 2 in dr/severe/old" in log
+
+
+def test_folders_without_an_image_are_no_classes(root, caplog):
+    folders = {"train/a": 1, "train/b": 1, "train/aa": 0, "train/__pycache__": 0, "test/aa": 0, "test/other": 0}
+    write_class_folders(root, folders | {"train/c": 0, "test/c": 1})
+    (root / "train" / "aa" / "notes.txt").touch()
+    data = class_folders(root)
+    table, log = log_of(caplog, data.read_table)
+    assert data.class_names == ["a", "b", "c"]
+    assert class_counts(table, 3) == {"train": [1, 1, 0], "test": [0, 0, 1]}
+    assert "left out 3 class folders without an image: 2 aa, 1 other" in log
+    caplog.clear()
+    given = class_folders(root, class_names=["a", "aa", "b", "c"])
+    _, log = log_of(caplog, given.read_table)
+    assert "left out 1 class folders without an image: 1 other" in log
+
+
+def test_a_link_to_a_parent_folder_adds_nothing(root):
+    write_class_folders(root, {"train/a": 2, "train/b": 2})
+    for place in (root / "train" / "a" / "up", root / "train" / "up", root / "up"):
+        place.symlink_to("..")
+    data = class_folders(root)
+    assert class_counts(data.read_table(), 2) == {"train": [2, 2]}
 
 
 def test_one_class_is_refused(root):

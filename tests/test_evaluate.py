@@ -432,6 +432,26 @@ def test_predict_does_not_overwrite_unless_told(trained: RunFolder, photographs:
     assert len(pd.read_csv(out)) == 64
 
 
+def test_predict_writes_no_file_of_a_run(make_run, photographs: Path, tmp_path: Path) -> None:
+    run, link = make_run("trainer.max_epochs=1"), tmp_path / "link"
+    created = [str(tmp_path / "no model"), str(photographs), f"out={run.config_file}", "overwrite=true"]
+    assert "is in the run folder" in refusal(predict.command, created)
+    run.update_status(state="done")
+    (tmp_path / "config.yaml").touch()
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "metrics.csv").symlink_to(run.metrics_file)
+    link.symlink_to(run.path)
+    before = contents(run.path)
+    files = ["metrics.csv", "predictions_val.csv", "new.csv", "checkpoints/best.ckpt", "tensorboard/a/b.csv"]
+    for out in (*(run.path / file for file in files), link / "metrics.csv", tmp_path / "b" / "metrics.csv"):
+        words = [str(tmp_path / "no model"), str(photographs), f"out={out}", "overwrite=true"]
+        assert f"is in the run folder {run.path}" in refusal(predict.command, words).replace(str(link), str(run.path))
+    assert contents(run.path) == before
+    (run.path / "evaluation_x").mkdir()
+    for out in (run.path / "evaluation_x" / "p.csv", run.path.parent / "p.csv"):
+        assert "no model" in refusal(predict.command, [str(tmp_path / "no model"), str(photographs), f"out={out}"])
+
+
 def test_classes_in_another_order_are_refused(trained: RunFolder) -> None:
     names = "data.class_names=[mild,no DR,moderate,severe,proliferative]"
     message = refusal(evaluate.command, [str(trained.path), names])

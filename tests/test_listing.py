@@ -55,6 +55,7 @@ def test_any_case_and_depth_in_the_order_of_folders(tmp_path):
 def test_junk_is_neither_listed_nor_counted(tmp_path):
     junk = ["._1.jpg", "__MACOSX/a/._1.jpg", "__MACOSX/1.jpg", ".DS_Store", "Thumbs.db", "desktop.ini", "@eaDir/1.jpg"]
     touch(tmp_path, "1.jpg", *junk, ".ipynb_checkpoints/1.jpg", ".hidden.png", "a/.cache/2.jpg")
+    touch(tmp_path, "__pycache__/1.jpg", "System Volume Information/1.jpg", "#recycle/1.jpg", "ehthumbs.db", "Icon\r")
     assert list_images(tmp_path) == (["1.jpg"], {})
     assert subfolders(tmp_path) == [tmp_path / "a"]
 
@@ -68,6 +69,21 @@ def test_links_are_followed_and_end(tmp_path):
     (data / "again").symlink_to(data / "a")
     assert list_images(data).images == ["a/1.jpg", "linked/2.jpg"]
     assert [folder.name for folder in subfolders(data)] == ["a", "again", "linked"]
+
+
+@pytest.mark.parametrize("target", ["..", "../..", "../../..", "."])
+def test_links_that_lead_upward_are_not_followed(tmp_path, target):
+    touch(tmp_path, "data/train/a/1.jpg", "data/train/b/2.jpg", "store/c/3.jpg")
+    train = tmp_path / "data" / "train"
+    (train / "a" / "up").symlink_to(target)
+    (train / "up").symlink_to(target)
+    (train / "c").symlink_to(tmp_path / "store" / "c")
+    (tmp_path / "store" / "c" / "up").symlink_to(train)  # the links lead up, the real folder does not
+    (tmp_path / "store" / "c" / "out").symlink_to(tmp_path / "store")
+    assert list_images(train / "a").images == ["1.jpg"]
+    assert list_images(train / "c").images == ["3.jpg"]
+    assert [folder.name for folder in subfolders(train)] == ["a", "b", "c"]
+    assert list_images(train).images == ["a/1.jpg", "b/2.jpg", "c/3.jpg"]
 
 
 def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):

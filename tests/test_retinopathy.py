@@ -19,6 +19,7 @@ from fake_data import (
 )
 from PIL import Image
 
+from resnet_lab.data.datamodule import DataModule
 from resnet_lab.data.table import class_counts, fingerprints
 
 
@@ -482,6 +483,36 @@ def test_all_images_of_one_csv_are_test(root):
     assert class_counts(table, 5) == {"test": [8] * 5}
     table, _ = retinopathy(root, all_images="train", train_csv="mine.csv", test_fraction=0.5, max_per_class=3).table()
     assert class_counts(table, 5) == {"train": [3] * 5}
+
+
+@pytest.mark.parametrize("keys", [{}, {"test_csv": "mine.csv"}, {"val_csv": "mine.csv"}])
+def test_the_remedy_of_data_without_train_is_all_images(root, keys):
+    write_kaggle(root)
+    (root / "trainLabels.csv").rename(root / "mine.csv")
+    message = refusal(retinopathy(root, **keys).read_table)
+    assert "data.train_csv, or set data.all_images=test" in message
+    if keys:
+        assert len(retinopathy(root, **keys, all_images="test").read_table()) == 40
+
+
+def test_all_images_of_files_found_by_name_without_train(root):
+    write_studies(root)
+    for name in ("train_img.csv", "train_label.csv"):
+        (root / name).unlink()
+    assert "set data.all_images=test" in refusal(retinopathy(root).read_table)
+    assert class_counts(retinopathy(root, all_images="test").table()[0], 5) == {"test": [2] * 5}
+    (root / "test_img.csv").unlink()
+    (root / "test_label.csv").unlink()
+    lines = ["image,level,Usage", *(f"{name},{level},Private" for name, level in TEST.items())]
+    (root / "retinopathy_solution.csv").write_text("\n".join(lines) + "\n")
+    assert class_counts(retinopathy(root, all_images="test").table()[0], 5) == {"test": [2] * 5}
+
+
+def test_the_remedy_of_a_missing_test_split_is_all_images(root):
+    datamodule = DataModule(retinopathy(write_kaggle(root), val_fraction=0), seed=0)
+    datamodule.read()
+    message = refusal(lambda: datamodule.rows("test"))
+    assert message.endswith("no split test; choose among train, or set data.all_images=test to evaluate on all images")
 
 
 def test_all_images_of_two_csvs_have_names_of_their_own(root):

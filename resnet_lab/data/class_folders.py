@@ -2,96 +2,152 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
 from resnet_lab.data.image_data import ImageData, existing_folder
-from resnet_lab.data.listing import SUFFIXES, list_images, say_left_out, subfolders
+from resnet_lab.data.listing import SUFFIXES, Listing, list_images, say_left_out, subfolders
 from resnet_lab.errors import UserError
 
 NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+WORD = re.compile(r"[A-Z]?[a-z]{2,}|[A-Z]{2,}")  # not the letter of `a. Training Set`
+FILLERS = {"set", "split", "data", "dataset", "image", "images", "imgs", "img", "photo", "photos", "original", ""}
 
 
 @dataclass(kw_only=True)
 class ClassFolders(ImageData):
     """`root/<split>/<class>/<image>` or `root/<class>/<image>` (all of it train); classes in order of their names.
 
-    Images count in sub-folders of a class, too. The splits have the folders of NAMES, in whatever case.
+    Images count in sub-folders of a class, too. A split's folder has a name of NAMES in any case,
+    alone or with FILLERS (`a. Training Set`, `train_images`).
     """
 
     def read_table(self) -> pd.DataFrame:
         """Rows of all splits; sets `class_names` from the folders of train where the configuration gives none.
 
         Raises:
-            UserError: there is no image, a split has two folders, or a class has a folder that train does not have.
+            UserError: there is no image, a split has two folders, a class has a folder that train does not have, or
+                the folders of classes are or hold those of splits.
         """
         root = existing_folder(self.root)
         folders = _split_folders(root) or {"train": root}
+        listings = {split: {path: list_images(path) for path in subfolders(folders[split])} for split in folders}
+        filled = {path.name for found in listings.values() for path, listing in found.items() if listing.images}
         if self.class_names is None:
-            self.class_names = self._found_classes(root, folders)
-        self._others: Counter[str] = Counter()
-        rows = [row for split, folder in folders.items() for row in self._rows(folder, split, root)]
+            self.class_names = self._found_classes(root, listings, filled)
+        rows = [row for split, found in listings.items() for row in self._rows(found, split, root)]
         if not rows:
             raise UserError(f"{root} holds no images ({' '.join(SUFFIXES[:4])} …) in a folder per class")
-        self._say_left_out(root, folders)
+        self._say_left_out(root, folders, listings)
         return pd.DataFrame(rows)
 
-    def _found_classes(self, root: Path, folders: dict[str, Path]) -> list[str]:
+    def _found_classes(self, root: Path, listings: dict[str, dict[Path, Listing]], filled: set[str]) -> list[str]:
         """The classes of train; where all images are one split and there is no train, those of any split."""
-        if "train" not in folders and self.all_images is None:
-            raise UserError(f"{root} holds no folder train; put the training classes into {root / 'train'}")
-        found = [folders["train"]] if "train" in folders else folders.values()
-        return sorted({folder.name for split in found for folder in subfolders(split)})
+        if "train" not in listings and self.all_images is None:
+            raise UserError(
+                f"{root} holds no folder train; put the training classes into {root / 'train'}, "
+                "or set data.all_images=test to evaluate on all images"
+            )
+        found = [listings["train"]] if "train" in listings else listings.values()
+        names = sorted({folder.name for split in found for folder in split} & filled)
+        _refuse_splits_as_classes(root, names)
+        return names
 
-    def _rows(self, folder: Path, split: str, root: Path) -> list[dict[str, str | int]]:
+    def _rows(self, found: dict[Path, Listing], split: str, root: Path) -> list[dict[str, str | int]]:
         assert self.class_names is not None
         rows: list[dict[str, str | int]] = []
-        for class_folder in subfolders(folder):
+        for class_folder, listing in found.items():
+            if not listing.images:
+                continue
             if class_folder.name not in self.class_names:
                 raise UserError(
                     f"{class_folder}: no class of that name among {', '.join(self.class_names)}; "
                     "rename the folder, or set data.class_names"
                 )
-            inner = _split_folders(class_folder).get("train")
-            if inner is not None and subfolders(inner):
-                raise UserError(f"{class_folder} is no class, as it holds a folder per split; set data.root to it")
-            target, listing = self.class_names.index(class_folder.name), list_images(class_folder)
-            self._others += listing.others
-            below = class_folder.relative_to(root).as_posix()
+            _refuse_splits_below(class_folder, listing)
+            below, target = class_folder.relative_to(root).as_posix(), self.class_names.index(class_folder.name)
             rows += [
                 {"image": f"{below}/{name}", "target": target, "split": split, "path": f"{class_folder}/{name}"}
                 for name in listing.images
             ]
         return rows
 
-    def _say_left_out(self, root: Path, folders: dict[str, Path]) -> None:
-        """Log what lies in no class folder of a split, and what is no image."""
-        outside: Counter[str] = Counter()
+    def _say_left_out(self, root: Path, folders: dict[str, Path], listings: dict[str, dict[Path, Listing]]) -> None:
+        """Log which folders are no class, what lies in no class folder of a split, and what is no image."""
+        assert self.class_names is not None
+        outside, others, inner, empty = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
+        for folder, listing in ((path, listing) for found in listings.values() for path, listing in found.items()):
+            others += listing.others
+            below = [name.rpartition("/")[0] for name in listing.images if "/" in name]
+            inner.update(f"in {(folder / part).relative_to(root).as_posix()}" for part in below)
+            empty[folder.name] += not listing.images and folder.name not in self.class_names
         for folder in {root, *folders.values()}:
             listing = list_images(folder, deep=False)
             outside[f"in {folder.name}"] = len(listing.images)
-            self._others += listing.others
+            others += listing.others
         if root not in folders.values():
             for folder in set(subfolders(root)) - set(folders.values()):
                 outside[f"in {folder.name}"] = len(list_images(folder).images)
+        say_left_out(root, "class folders without an image", +empty)
+        say_left_out(root, "images of sub-folders to the class above them", inner, "added")
         say_left_out(root, "images outside the class folders", +outside)
-        say_left_out(root, "files that are no images by their suffix", self._others)
+        say_left_out(root, "files that are no images by their suffix", others)
+
+
+def _refuse_splits_below(class_folder: Path, listing: Listing) -> None:
+    """Stop where a folder at any depth of a class holds splits; `train` alone is one if it holds folders itself."""
+    children: dict[PurePosixPath, set[str]] = {}
+    for part in {name.rpartition("/")[0] for name in listing.images} - {""}:
+        for path in (PurePosixPath(part), *PurePosixPath(part).parents[:-1]):
+            children.setdefault(path.parent, set()).add(path.name)
+    for parent, names in children.items():
+        found = _splits(names)
+        too_high = any(parent / name in children for split in found.values() for name in split)
+        if too_high or set(found) - {"train"}:
+            remedy = (
+                "set data.root to it" if too_high else f"put the splits above the classes (train/{class_folder.name})"
+            )
+            raise UserError(f"{class_folder / parent} is no class, as it holds a folder per split; {remedy}")
+
+
+def _words(name: str) -> set[str]:
+    return {word.lower().removesuffix("set") for word in WORD.findall(name)} - FILLERS
+
+
+def _splits(names: Iterable[str]) -> dict[str, list[str]]:
+    """Split → its names, those without fillers before others; none where they are classes (`valid`, `invalid`)."""
+    names, found = sorted(names), {}
+    for split, own in NAMES.items():
+        exact = [name for name in names if name.lower() in own]
+        found[split] = exact or [name for name in names if _words(name) and _words(name) <= {*own}]
+    if not found["train"] and not found["test"] and not any("val" in _words(name) for name in found["val"]):
+        return {}
+    return {split: chosen for split, chosen in found.items() if chosen}
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
-    """Split → its folder; none where the folders are classes (`valid` and `invalid` alone are).
+    """Split → its folder; none where the folders are classes.
 
     Raises:
         UserError: two folders are of one split.
     """
-    found = {split: [path for path in subfolders(root) if path.name.lower() in names] for split, names in NAMES.items()}
-    if not found["train"] and not found["test"] and not any(path.name.lower() == "val" for path in found["val"]):
-        return {}
-    for split, paths in found.items():
-        if len(paths) > 1:
-            names = " and ".join(path.name for path in paths)
-            raise UserError(f"{root} holds {names}, which are both {split}; put their images into one folder")
-    return {split: paths[0] for split, paths in found.items() if paths}
+    found = _splits(path.name for path in subfolders(root))
+    for split, names in found.items():
+        if len(names) > 1:
+            both = " and ".join(names)
+            raise UserError(f"{root} holds {both}, which are both {split}; put their images into one folder")
+    return {split: root / names[0] for split, names in found.items()}
+
+
+def _refuse_splits_as_classes(root: Path, names: list[str]) -> None:
+    """Stop where every class is named after a split, and they are not all the same one (`my_train`, `my_test`)."""
+    named = [frozenset(split for split, own in NAMES.items() if _words(name) & {*own}) for name in names]
+    if all(named) and len({*named}) > 1:
+        raise UserError(
+            f"{root} holds {' and '.join(names)}, which are splits and no classes; rename them to train, val and test"
+        )

@@ -164,8 +164,11 @@ class DataModule(LightningDataModule):
         assert self.table is not None
         rows = self.table[self.table["split"] == split]
         if rows.empty:
-            reason = f" (data.all_images={self.data.all_images})" if self.data.all_images else ""
-            raise UserError(f"{self.data.name} has no split {split}; choose among {', '.join(self.splits)}{reason}")
+            chosen = self.data.all_images
+            hint = f" (data.all_images={chosen})" if chosen else ""
+            if split == "test" and not chosen:
+                hint = ", or set data.all_images=test to evaluate on all images"
+            raise UserError(f"{self.data.name} has no split {split}; choose among {', '.join(self.splits)}{hint}")
         return rows.reset_index(drop=True)
 
     @property

@@ -17,7 +17,10 @@ SUFFIXES = (
     *(".jpeg", ".jpg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".jpe", ".jfif", ".mpo", ".dib", ".avif"),
     *(".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".pcx"),
 )
-JUNK = ("__macosx", "@eadir", "thumbs.db", "desktop.ini", "$recycle.bin", "lost+found")
+JUNK = (
+    *("__macosx", "icon\r", "@eadir", "@recycle", "#recycle", "#snapshot", "lost+found", "__pycache__"),
+    *("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information"),
+)
 KINDS = 5  # suffixes and folders that a line names, at most
 
 
@@ -42,7 +45,7 @@ def list_images(folder: Path, deep: bool = True) -> Listing:
     """The images at and below a folder, junk aside; a folder that links lead to twice is listed once.
 
     Args:
-        folder: where to look; links to folders are followed.
+        folder: where to look; links to folders are followed, except upward.
         deep: false leaves sub-folders alone.
 
     Raises:
@@ -59,8 +62,10 @@ def list_images(folder: Path, deep: bool = True) -> Listing:
         seen.add((stat.st_dev, stat.st_ino))
         for entry in _entries(folder / below):
             name = below + entry.name
-            if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():  # noqa: PTH112 - a link to itself
-                (links if entry.is_symlink() else folders).append(f"{name}/")
+            if entry.is_symlink() and os.path.isdir(entry.path):  # noqa: PTH112 - a link to itself
+                links += [] if _leads_up(entry.path, folder) else [f"{name}/"]
+            elif not entry.is_symlink() and entry.is_dir():
+                folders.append(f"{name}/")
             elif is_image(name):
                 images.append(name)
             else:
@@ -71,8 +76,16 @@ def list_images(folder: Path, deep: bool = True) -> Listing:
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The folders in a folder in the order of their names, junk aside."""
-    return sorted(folder / entry.name for entry in _entries(folder) if os.path.isdir(entry.path))  # noqa: PTH112
+    """The folders in a folder in the order of their names; without junk and without links that lead upward."""
+    found = [entry for entry in _entries(folder) if os.path.isdir(entry.path)]  # noqa: PTH112
+    return sorted(folder / entry.name for entry in found if not (entry.is_symlink() and _leads_up(entry.path, folder)))
+
+
+def _leads_up(link: str, folder: Path) -> bool:
+    """Whether a link leads to a folder that contains the link or `folder`; its images are not of the folder's class."""
+    start = folder.absolute()
+    below = {start, start.resolve(), Path(link).parent.resolve()}
+    return any(Path(link).samefile(parent) for place in below for parent in (place, *place.parents))
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
@@ -83,14 +96,15 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         raise UserError(f"{folder} cannot be listed: {error.strerror}; make it readable") from error
 
 
-def say_left_out(place: Path, what: str, counts: Counter[str]) -> None:
+def say_left_out(place: Path, what: str, counts: Counter[str], done: str = "left out") -> None:
     """Log in one line how many files are left out, the most frequent kinds or folders first; nothing where none is.
 
     Args:
         place: the folder of the data set.
         what: what the files are, as `files that are no images`.
         counts: kind or folder → files.
+        done: what happened to them.
     """
     if total := counts.total():
         named = ", ".join(f"{number} {kind or 'without suffix'}" for kind, number in counts.most_common(KINDS))
-        log.info("%s: left out %d %s: %s%s", place, total, what, named, ", …" if len(counts) > KINDS else "")
+        log.info("%s: %s %d %s: %s%s", place, done, total, what, named, ", …" if len(counts) > KINDS else "")

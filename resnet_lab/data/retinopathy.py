@@ -72,11 +72,12 @@ class Retinopathy(ImageData):
             return pair
         found = [name for name in LABEL_FILES if (root / name).is_file()]
         if self.train_csv is None and not found:
-            if self.all_images and (self.val_csv or self.test_csv or self.solution_csv):
+            others = any((root / name).is_file() for name in ("test_img.csv", "test_label.csv", SOLUTION))
+            if self.all_images and (self.val_csv or self.test_csv or self.solution_csv or others):
                 return None
             raise UserError(
                 f"{root} holds neither train_img.csv with train_label.csv nor {' nor '.join(LABEL_FILES)}; "
-                "name your file in data.train_csv"
+                "name your file in data.train_csv, or set data.all_images=test to evaluate on data without a train CSV"
             )
         return self._named(root, self.train_csv or found[0])
 
