@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 SCHEMA_VERSION = 2  # of a run folder; raise it when a default changes (`CHANGED`)
 
-RETINOPATHY = ("resnet_lab.data.retinopathy.Retinopathy", "resnet_lab.data.synthetic.Synthetic")
+CLASS_FOLDERS = ("resnet_lab.data.class_folders.ClassFolders",)
 
 
 class Added(NamedTuple):
@@ -34,6 +34,7 @@ ADDED: dict[str, Added] = {
     "data.max_per_class": Added(None),
     "trainer.sync_batchnorm": Added(False),
     "data.all_images": Added(None),
+    "data.all_kinds": Added(False, CLASS_FOLDERS),
 }
 
 # dotted key → the keys that took its place; each gets its value, unless the configuration has it already

@@ -1,11 +1,14 @@
 """A folder per class, with and without splits."""
 
 import logging
+import shutil
+from pathlib import Path
 
 import pytest
 from fake_data import class_folders, pixels, refusal, write_class_folders, write_photographs
 from PIL import Image
 
+from resnet_lab.compatibility import upgraded
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.data.table import class_counts
 
@@ -275,3 +278,20 @@ def test_all_images_of_no_split(root):
 def test_all_images_leaves_nothing_to_train_on(root):
     datamodule = DataModule(class_folders(write_class_folders(root, SPLITS), all_images="test"), seed=0)
     assert "has no split train; choose among test (data.all_images=test)" in refusal(datamodule.setup)
+
+
+def test_an_older_run_lists_what_it_listed(tmp_path: Path) -> None:
+    root = write_class_folders(tmp_path / "data", {"train/cat": 2, "train/dog": 2, "test/cat": 1, "valid/dog": 1})
+    source = next((root / "train" / "cat").iterdir())
+    for name in ("x.webp", "y.Jpeg", "sub/z.png"):
+        (root / "train" / "cat" / name).parent.mkdir(exist_ok=True)
+        shutil.copy(source, root / "train" / "cat" / name)
+    (root / "train" / "__MACOSX").mkdir()  # class 0
+    older = upgraded({"data": {"_target_": "resnet_lab.data.class_folders.ClassFolders"}})["data"]
+    data = class_folders(root, all_kinds=older["all_kinds"])
+    table = data.read_table()
+    assert data.class_names == ["__MACOSX", "cat", "dog"]
+    assert table.groupby("split").size().to_dict() == {"train": 4, "test": 1}
+    assert sorted(table.query("split == 'train'")["target"]) == [1, 1, 2, 2]
+    new = class_folders(root).read_table()
+    assert new.groupby("split").size().to_dict() == {"train": 7, "test": 1, "val": 1}

@@ -15,6 +15,7 @@ from resnet_lab.data.listing import SUFFIXES, Listing, list_images, say_left_out
 from resnet_lab.errors import UserError
 
 NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+OLDER_SUFFIXES = {kind for one in (".jpeg", ".jpg", ".png", ".tif", ".tiff") for kind in (one, one.upper())}
 WORD = re.compile(r"[A-Z]?[a-z]{2,}|[A-Z]{2,}")  # not the letter of `a. Training Set`
 FILLERS = {"set", "split", "data", "dataset", "image", "images", "imgs", "img", "photo", "photos", "original", ""}
 
@@ -27,6 +28,8 @@ class ClassFolders(ImageData):
     alone or with FILLERS (`a. Training Set`, `train_images`).
     """
 
+    all_kinds: bool  # every kind of image, in sub-folders too; false: as versions before 2 listed them
+
     def read_table(self) -> pd.DataFrame:
         """Rows of all splits; sets `class_names` from the folders of train where the configuration gives none.
 
@@ -35,6 +38,8 @@ class ClassFolders(ImageData):
                 the folders of classes are or hold those of splits.
         """
         root = existing_folder(self.root)
+        if not self.all_kinds:
+            return self._older_table(root)
         folders = _split_folders(root) or {"train": root}
         listings = {split: {path: list_images(path) for path in subfolders(folders[split])} for split in folders}
         filled = {path.name for found in listings.values() for path, listing in found.items() if listing.images}
@@ -45,6 +50,24 @@ class ClassFolders(ImageData):
             raise UserError(f"{root} holds no images ({' '.join(SUFFIXES[:4])} …) in a folder per class")
         self._say_left_out(root, folders, listings)
         return pd.DataFrame(rows)
+
+    def _older_table(self, root: Path) -> pd.DataFrame:
+        """What versions before 2 listed, so that their runs go on: files of few kinds directly in a class folder."""
+        folders = {split: root / split for split in NAMES if (root / split).is_dir()} or {"train": root}
+        classes = {
+            split: [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+            for split, folder in folders.items()
+        }
+        if self.class_names is None:
+            self.class_names = [path.name for path in classes.get("train", [])]
+        names = self.class_names
+        return pd.DataFrame(
+            {"image": str(file.relative_to(root)), "target": names.index(path.name), "split": split, "path": str(file)}
+            for split, found in classes.items()
+            for path in found
+            for file in sorted(path.iterdir())
+            if file.suffix in OLDER_SUFFIXES
+        )
 
     def _found_classes(self, root: Path, listings: dict[str, dict[Path, Listing]], filled: set[str]) -> list[str]:
         """The classes of train; where all images are one split and there is no train, those of any split."""
