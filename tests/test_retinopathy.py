@@ -432,6 +432,21 @@ def test_validation_images_come_from_their_own_folder_or_none(root):
     assert f"'IDRiD_001' lies in {root / 'test'} and in {root / 'train_images'}" in message
 
 
+@pytest.mark.parametrize("link", ["train", "test", "test_images"])
+def test_validation_images_of_linked_folders_are_one(root, link):
+    write_aptos(root)
+    lines = (root / "train.csv").read_text().splitlines()
+    (root / "train.csv").write_text("\n".join(lines[:16]) + "\n")
+    (root / "val.csv").write_text("\n".join([lines[0], *lines[16:]]) + "\n")
+    (root / link).symlink_to("train_images")
+    table = retinopathy(root, val_csv="val.csv").read_table()
+    assert class_counts(table, 5) == {"train": [3] * 5, "val": [1] * 5}
+    (root / link).unlink()
+    write_photographs(root / link, [lines[-1].split(",")[0]], ".png", "another")
+    message = refusal(retinopathy(root, val_csv="val.csv").read_table)
+    assert f"lies in {root / link} and in {root / 'train_images'}; " in message
+
+
 def test_suffixes_of_every_kind_and_case_are_found(root):
     labels = {"a": 0, "b": 1, "c.d": 2, "e": 3, "f.webp": 4}
     write_labels(root / "train.csv", labels, "image,level")
@@ -451,6 +466,20 @@ def test_of_two_suffixes_the_first_is_taken_and_the_other_said(root, caplog):
         table = retinopathy(root).read_table()
     assert [path.split("/")[-1] for path in table["path"]] == ["a.png", "b.jpeg"]
     assert f"{root}: left out 4 images that no CSV lists: 3 in images, 1 in images/sub" in caplog.text
+
+
+def test_whole_folders_that_no_csv_lists_are_said(root, caplog):
+    data = retinopathy(write_kaggle(root), cache_dir=str(root / "cache"))
+    write_photographs(root / "test", ["1", "2", "sub/3"])
+    write_photographs(root / "other" / "deep", ["4"], ".png")
+    write_photographs(root, ["5", "6"])
+    write_photographs(root / "cache" / "prepared", ["7"])
+    (root / "train_images").symlink_to("train")
+    (root / "test" / "again").symlink_to(root / "other")
+    with caplog.at_level(logging.INFO):
+        data.read_table()
+    said = "left out 6 images that no CSV lists: 2 in ., 2 in test, 1 in other/deep, 1 in test/sub"
+    assert f"{root}: {said}" in caplog.text
 
 
 def test_nothing_is_said_where_all_images_are_listed(root, caplog):

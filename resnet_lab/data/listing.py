@@ -83,9 +83,9 @@ def subfolders(folder: Path) -> list[Path]:
 
 def _leads_up(link: str, folder: Path) -> bool:
     """Whether a link leads to a folder that contains the link or `folder`; its images are not of the folder's class."""
-    start = folder.absolute()
-    below = {start, start.resolve(), Path(link).parent.resolve()}
-    return any(Path(link).samefile(parent) for place in below for parent in (place, *place.parents))
+    places = {Path(os.path.abspath(folder)), folder.resolve(), Path(link).parent.resolve()}  # noqa: PTH100
+    above = {os.path.realpath(parent) for place in places for parent in (place, *place.parents)}
+    return os.path.realpath(link) in above
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

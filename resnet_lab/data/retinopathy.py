@@ -64,7 +64,7 @@ class Retinopathy(ImageData):
             raise UserError(
                 f"{root}: the CSVs list {len(twice)} image files twice (first {twice.iloc[0]!r}); keep one row of each"
             )
-        say_unlisted(table, root)
+        say_unlisted(table, root, self.prepared_set.cache_dir)
         return table
 
     def _train(self, root: Path) -> pd.DataFrame | None:

@@ -8,8 +8,9 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
@@ -19,7 +20,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedKFold
 
-from resnet_lab.data.listing import SUFFIXES, is_image, list_images, say_left_out
+from resnet_lab.data.listing import SUFFIXES, is_image, list_images, say_left_out, subfolders
 from resnet_lab.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -159,7 +160,8 @@ def find_images(table: pd.DataFrame, folders: Sequence[Path], borrowed: Collecti
     Args:
         table: rows with `image`.
         folders: where to look.
-        borrowed: those of `folders` that belong to other splits; a name that two of them have is no one's.
+        borrowed: those of `folders` that belong to other splits; a name that two of them have is no one's
+            unless both are one file, as where one folder is a link to the other.
 
     Raises:
         UserError: a listed image is missing (how many, the first names), or two borrowed folders have it.
@@ -169,13 +171,19 @@ def find_images(table: pd.DataFrame, folders: Sequence[Path], borrowed: Collecti
 
     def locate(name: str) -> str | None:
         pure = PurePosixPath(name)
-        found = [(folder, file) for folder, files in listing if (file := files[str(pure.parent)].get(pure.name))]
-        if len(found) > 1 and found[0][0] in borrowed:
-            places = " and in ".join(str(folder) for folder, _ in found)
+        files = [(folder, names[str(pure.parent)].get(pure.name)) for folder, names in listing]
+        found = [(folder, folder / pure.parent / file) for folder, file in files if file]
+        if not found:
+            return None
+        chosen, path = found[0]
+        rest = found[1:] if chosen in borrowed else []
+        others = [folder for folder, other in rest if os.path.realpath(other) != os.path.realpath(path)]
+        if others:
+            places = " and in ".join(map(str, (chosen, *others)))
             raise UserError(
                 f"image {name!r} lies in {places}; give the split a folder of its own (val), or set data.images"
             )
-        return str(found[0][0] / pure.parent / found[0][1]) if found else None
+        return str(path)
 
     paths = table["image"].map(locate)
     missing = table.loc[paths.isna(), "image"]
@@ -195,23 +203,37 @@ def _by_name(files: Iterable[str]) -> dict[str, str]:
     return {stem: file for stem, _, file in reversed(images)} | {file: file for file in files}
 
 
-def say_unlisted(table: pd.DataFrame, root: Path) -> None:
-    """Log how many images lie beside listed ones, or in sub-folders there, without being listed themselves.
+def say_unlisted(table: pd.DataFrame, root: Path, cache_dir: Path) -> None:
+    """Log how many images of `root`, or of folders of listed images elsewhere, are not listed themselves.
 
     Args:
         table: rows with `path`, of all splits.
         root: folder of the data set.
+        cache_dir: a folder to leave alone.
     """
-    listed = set(table["path"])
-    folders = {os.path.dirname(path) for path in listed}  # noqa: PTH120 - ten times faster than Path objects
-    unlisted = Counter[str]()
-    for folder in folders:
-        if not any(str(parent) in folders for parent in Path(folder).parents):
-            with suppress(UserError):  # a folder beside them that cannot be read matters to no one
-                images = [f"{folder}/{name}" for name in list_images(Path(folder)).images]
-                unlisted.update(os.path.dirname(image) for image in images if image not in listed)  # noqa: PTH120
+    real = cache(os.path.realpath)
+    listed = {(real(os.path.dirname(path)), os.path.basename(path)) for path in table["path"]}  # noqa: PTH119, PTH120
+    unlisted, apart = Counter[str](), os.path.realpath(cache_dir)
+    for folder, names in _images_around(table, root):
+        for part, name in map(os.path.split, names):
+            place = f"{folder}/{part}" if part else folder
+            if (real(place), name) not in listed and not f"{real(place)}/".startswith(f"{apart}/"):
+                listed.add((real(place), name))
+                unlisted[place] += 1
     counts = {f"in {os.path.relpath(folder, root)}": number for folder, number in unlisted.items()}
     say_left_out(root, "images that no CSV lists", Counter(counts))
+
+
+def _images_around(table: pd.DataFrame, root: Path) -> Iterator[tuple[str, list[str]]]:
+    """Folders and the images at and below each: those of `root` and of listed images; of `root` itself, beside it."""
+    folders = {os.path.dirname(path) for path in table["path"]}  # noqa: PTH120 - ten times faster than Path objects
+    with suppress(UserError):
+        yield str(root), list_images(root, deep=False).images
+        folders |= {str(folder) for folder in subfolders(root)}
+    for folder in sorted(folders):
+        if not any(str(parent) in folders for parent in Path(folder).parents):
+            with suppress(UserError):  # a folder beside them that cannot be read matters to no one
+                yield folder, list_images(Path(folder)).images
 
 
 def _list(folder: Path) -> set[str]:
