@@ -177,15 +177,20 @@ def test_early_stopping_is_not_forgotten(make_run: MakeRun, monkeypatch: pytest.
     assert broken.metrics_file.read_text() == whole.metrics_file.read_text()
 
 
-def test_where_the_monitor_is_undefined_the_last_epoch_is_kept(
-    make_run: MakeRun, photographs: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def one_class(photographs: Path) -> list[str]:
+    """Keys of a data set whose validation images are of one class."""
     grades = {f"{patient}_left": patient % 5 for patient in range(20)}
     write_labels(photographs / "train.csv", grades, "image,level")
     write_labels(photographs / "val.csv", dict.fromkeys(("30_left", "31_left"), 0), "image,level")
     write_photographs(photographs / "images", [*grades, "30_left", "31_left"])
-    csvs = ["data.train_csv=train.csv", "data.val_csv=val.csv"]
-    run = make_run(*csvs, "monitor=val/auroc", "trainer.max_epochs=3", "trainer.early_stopping=3")
+    return ["data.train_csv=train.csv", "data.val_csv=val.csv"]
+
+
+def test_where_the_monitor_is_undefined_the_last_epoch_is_kept(
+    make_run: MakeRun, one_class: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(*one_class, "monitor=val/auroc", "trainer.max_epochs=3", "trainer.early_stopping=3")
     assert guarded(run) == 0
     text = run.status_file.read_text()
     status = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
@@ -197,13 +202,9 @@ def test_where_the_monitor_is_undefined_the_last_epoch_is_kept(
 
 
 def test_a_validation_of_one_class_selects_no_epoch_by_kappa(
-    make_run: MakeRun, photographs: Path, capsys: pytest.CaptureFixture[str]
+    make_run: MakeRun, one_class: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    grades = {f"{patient}_left": patient % 5 for patient in range(20)}
-    write_labels(photographs / "train.csv", grades, "image,level")
-    write_labels(photographs / "val.csv", dict.fromkeys(("30_left", "31_left"), 0), "image,level")
-    write_photographs(photographs / "images", [*grades, "30_left", "31_left"])
-    run = make_run("data.train_csv=train.csv", "data.val_csv=val.csv")
+    run = make_run(*one_class)
     values, compute = iter([0.0]), SplitMetrics.compute
 
     def with_kappa(self: SplitMetrics) -> dict[str, torch.Tensor]:  # a wrong prediction gives 0, right ones alone NaN
