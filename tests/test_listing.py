@@ -73,7 +73,7 @@ def test_links_are_followed_and_end(tmp_path):
 
 @pytest.mark.parametrize("target", ["..", "../..", "../../..", "."])
 def test_links_that_lead_upward_are_not_followed(tmp_path, target):
-    touch(tmp_path, "data/train/a/1.jpg", "data/train/b/2.jpg", "store/c/3.jpg")
+    touch(tmp_path, "data/train/a/1.jpg", "data/train/b/2.jpg", "store/c/3.jpg", "store/d/4.jpg")
     train = tmp_path / "data" / "train"
     (train / "a" / "up").symlink_to(target)
     (train / "up").symlink_to(target)

@@ -108,7 +108,7 @@ class ClassFolders(ImageData):
             others += listing.others
             below = [name.rpartition("/")[0] for name in listing.images if "/" in name]
             inner.update(f"in {(folder / part).relative_to(root).as_posix()}" for part in below)
-            empty[folder.name] += not listing.images and folder.name not in self.class_names
+            empty[folder.name] += folder.name not in self.class_names
         for folder in {root, *folders.values()}:
             listing = list_images(folder, deep=False)
             outside[f"in {folder.name}"] = len(listing.images)
