@@ -499,7 +499,9 @@ def test_the_log_names_the_patients_once(root, caplog):
     with caplog.at_level(logging.INFO):
         retinopathy(root, patient_regex=r"(\d+_\w)\w+").table()
     assert [
-        line for line in caplog.messages if "may be one patient's" in line and "set data.patient_regex=_l/_r" in line
+        line
+        for line in caplog.messages
+        if "may be one patient's" in line and "set data.patient_regex=_left/_right" in line
     ]
 
 

@@ -208,8 +208,11 @@ def _doubt(stems: Sequence[str], setting: str, pattern: str | None, matched: boo
     better, alike = _alike(labels)
     takes = f"{REGEX}={setting}" + ("" if matched else " takes no form" if setting == AUTO else " matches no name")
     if alike:
+        forms = (form for form, each in FORMS.items() if 2 * len(list(_fullmatches(stems, each))) > len(stems))
         fits = better in FORMS or not matched  # else it fits the patients, and not the names
-        fits = fits and any(_matches(stems, FORMS.get(better, better)))
+        if not any(_matches(stems, FORMS.get(better, better))):
+            better = next(forms, "")
+            fits = better != ""
         quoted = f"{REGEX}={better}" if better in FORMS else f"\"{REGEX}='{better}'\""  # for the shell, and for Hydra
         remedy = f"set {quoted}" if fits else f"set {REGEX} to a pattern whose first group is the patient"
         return (
