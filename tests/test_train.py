@@ -141,7 +141,7 @@ def test_a_sweep_survives_a_failing_job(tmp_path: Path, photographs: Path) -> No
 
 @pytest.mark.slow
 def test_a_killed_job_is_recognisable_and_goes_on(tmp_path: Path, photographs: Path) -> None:
-    own = [f"data.root={photographs}", f"data.cache_dir={tmp_path / 'cache'}", "trainer.max_epochs=200"]
+    own = [f"data.root={photographs}", f"data.cache_dir={tmp_path / 'cache'}", "trainer.max_epochs=2000"]
     command = [sys.executable, "-m", "resnet_lab.train", *QUICK, *own, "sweep_dir=run"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     run = RunFolder(tmp_path / "run")
@@ -161,7 +161,7 @@ def test_a_killed_job_is_recognisable_and_goes_on(tmp_path: Path, photographs: P
     assert run.read_status()["state"] == "failed"
     assert "killed (SIGKILL), mostly for want of memory" in run.read_status()["error"]
     config, reached = run.config_file.read_text(), run.read_status()["epoch"]
-    run.config_file.write_text(config.replace("max_epochs: 200", f"max_epochs: {reached + 3}"))
+    run.config_file.write_text(config.replace("max_epochs: 2000", f"max_epochs: {reached + 3}"))
     assert lab("job", "run", cwd=tmp_path).returncode == 0
     assert run.read_status()["state"] == "done"
     assert "going on" in run.log_file.read_text()
