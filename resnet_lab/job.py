@@ -116,7 +116,7 @@ def checked_config(run: RunFolder) -> dict[str, Any]:
     if run.read_status().get("schema_version", 1) < 2:
         config, unknown = without_unknown(config)
         if unknown:
-            log.warning("%s: nothing reads %s, now or before", run.config_file, ", ".join(unknown))
+            log.warning("%s: these keys have no effect: %s", run.config_file, ", ".join(unknown))
     try:
         check(OmegaConf.create(config))
     except UserError as error:

@@ -122,10 +122,10 @@ class Estimates:
             weight = found**2 / (found**2 + added * variance)
             cost = weight * variance * (found + added * self.cost) / found**2
         cost *= self._student(share, influence, weight)
-        centre = (share + Z**2 * cost / 2) / (1 + Z**2 * cost)  # of Wilson's interval, which is never at the edge
+        center = (share + Z**2 * cost / 2) / (1 + Z**2 * cost)  # of Wilson's interval, which is never at the edge
         seeds = max(self.seeds.spread[group] - self.seeds.chance[group], 0) / (1 - self.lower) ** 2
         by_seeds = self._square_by_seeds(np.eye(len(self.values))[group], (1 + CONFIDENCE) / 2) / Z**2
-        return cost + seeds * by_seeds / (centre * (1 - centre))
+        return cost + seeds * by_seeds / (center * (1 - center))
 
     def _influence(self, contrast: np.ndarray) -> np.ndarray:
         """What each patient adds to a contrast (G,) of the groups, (P,), as a share of the metric's range."""
@@ -235,9 +235,9 @@ class Estimates:
 
 def wilson(share: float, size: float) -> Interval:
     """Wilson's score interval (1927) of a share of `size` independent images, which need not be a whole number."""
-    centre = (share + Z**2 / (2 * size)) / (1 + Z**2 / size)
+    center = (share + Z**2 / (2 * size)) / (1 + Z**2 / size)
     reach = Z / (1 + Z**2 / size) * np.sqrt(share * (1 - share) / size + Z**2 / (4 * size**2))
-    return Interval(max(float(centre - reach), 0.0), min(float(centre + reach), 1.0))
+    return Interval(max(float(center - reach), 0.0), min(float(center + reach), 1.0))
 
 
 def _with_few_errors(share: float, size: float) -> Interval:
