@@ -166,7 +166,7 @@ def override(origin: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     return {str(key): value for key, value in container.items()}
 
 
-def own_folder(file: Path, split: str, overrides: list[str], root: str) -> RunFolder:
+def own_folder(file: Path, split: str, overrides: list[str], root: str, pixels: str = "") -> RunFolder:
     """A folder of this evaluation alone, in the run of the checkpoint or beside it; other inputs give another name.
 
     Args:
@@ -174,11 +174,12 @@ def own_folder(file: Path, split: str, overrides: list[str], root: str) -> RunFo
         split: of the data.
         overrides: of the command line.
         root: `data.root`.
+        pixels: their source, where it is another than that of training.
     """
     file = file.resolve()
     run = file.parent.parent if file.parent.name == "checkpoints" else file.parent
     name = re.sub(r"[^\w.+-]+", "-", f"evaluation_{file.name.removesuffix('.ckpt')}_{split}")
-    changes = sorted(overrides)
+    changes = sorted(overrides) + [f"pixels={pixels}"] * bool(pixels)
     if changes:
         name += f"_{job_name(','.join(changes))}"
     if changes or len(name) > LONGEST:
@@ -211,12 +212,15 @@ def command(arguments: list[str]) -> None:
     split, out, overwrite = options["split"], options["out"], switched_on("overwrite", options["overwrite"])
     model = load(source)
     config = override(model.origin, overrides)
-    own = own_folder(model.file, split, overrides, config["data"]["root"])
-    run = chosen_folder(out, split, overwrite) if out else own
+    inputs = (model.file, split, overrides, config["data"]["root"])
+    run = chosen_folder(out, split, overwrite) if out else own_folder(*inputs)
     refuse_unwritable(run.path)
     trainer, module, datamodule = answer(model, config, split)
     if not trainer.is_global_zero:
         return
+    assert datamodule.pixels is not None
+    if not out and datamodule.pixels != model.origin.get("pixels", datamodule.pixels):
+        run = own_folder(*inputs, datamodule.pixels)
     probabilities, matrix = module.predictions[split].numpy(), module.confusion[split].cpu().numpy()
     write_split(run, split, datamodule.rows(split), probabilities, matrix, datamodule.class_names)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}

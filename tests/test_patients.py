@@ -46,6 +46,8 @@ def eyes(pattern, sides, fields=("",)):
         ("OD_/OS_", eyes("{side}_{p}", ("OD", "OS"))),
         ("_OD/_OS", eyes("{p}_{side}_{f}", ("OD", "OS"), ("macula", "disc"))),
         ("_left/_right", eyes("{p}_{side}_{f}", ("left", "right"), ("600x600",))),
+        ("folder", eyes("{p}/{side}{f}.jpg", ("left", "right"), ("", "_2"))),
+        ("folder", eyes("train/mild/{p}/{side}.PNG", ("OD", "OS"))),
     ],
 )
 def test_forms(form, names):
@@ -82,7 +84,7 @@ NO_PATIENTS = {
     "counted words": [f"retina_{side}_{n:03d}" for side in ("left", "right") for n in N],
     "classes and sides": [f"{name}_{side}_{n}" for name in ("mild", "no") for side in ("left", "right") for n in N[:8]],
     "releases": [f"r{release}_Im{n:03d}" for release in (1, 2) for n in N],
-    "folder each": [f"P{n:03d}/{side}_1" for n in N[:5] for side in ("OD", "OS")],
+    "one side a class": [f"{grade}/left_{n}.jpg" for grade in range(5) for n in N],
 }
 
 
@@ -126,6 +128,12 @@ def test_the_proposed_patterns_join_what_they_are_proposed_for(pattern):
     names = eyes("P{p}-{f}", " ", (1, 2)) if "." in pattern[4:] else eyes("{p}{f}", " ", "ab")
     patients, how = found(names, pattern)
     assert (len(set(patients)), how.form, how.doubt) == (40, "data.patient_regex", "")
+
+
+def test_a_pattern_with_a_slash_sees_the_folder():
+    names = [f"P{p}/{view}.jpg" for p in N for view in ("first", "second")]
+    assert found(names)[1].form is None
+    assert found(names, "(.+)/.*")[0] == [f"P{p}" for p in N for _ in range(2)]
 
 
 def test_null_is_taken_at_its_word():

@@ -132,7 +132,15 @@ def test_a_run_that_began_with_a_prepared_set_waits_for_it(
     assert "other image files" not in warned()
     other_jpeg(target, "images/test0_left.jpeg")
     assert "trained on other image files: a prepared set of test with digest" in warned()
+    evaluate.command([str(whole.path)])
     shutil.rmtree(target.folder)
+    evaluate.command([str(whole.path)])
+    folders = sorted(whole.path.glob("evaluation_*"))
+    assert [folder.name.partition("~")[0] for folder in folders] == [
+        "evaluation_best_test",
+        "evaluation_best_test_pixels-originals",
+    ]
+    assert len({(folder / "predictions_test.csv").read_bytes() for folder in folders}) == 2
     assert "trained on other image files: a prepared set then, the originals now" in warned()
 
 

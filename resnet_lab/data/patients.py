@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pandas as pd
 
@@ -38,6 +38,8 @@ FORMS = {
     f"{one}_/{other}_": rf"(?P<side>{sides})\d?[_\-. ](?P<patient>\d+(?=[_\-. ]\d\d?$)|.+)(?:[_\-. ]\d\d?)?"
     for (one, other), sides in SIDES.items()
 }
+# a folder for each patient, whose photographs are named after their side alone (P001/left.jpg, P001/OD_2.jpg)
+FORMS["folder"] = rf"(?P<patient>[^/]+)/(?P<side>{'|'.join(SIDES.values())})(?:[_\-. ]?\d\d?)?(?:[_\-. ]\w{{1,12}})?"
 # pattern to propose → names that it may be meant for: a start with a digit, then a short end (7_1, P12-macula, 7a)
 STARTS = {  # not IDRiD_001, image_00001 or 20051019_38557_0100_PP
     r"(.+)[-_. ][^-_. ]+": r"(?P<patient>[^\d]*\d.*)[-_. ](?=\D*\d{0,3}\D*$)[^-_. ]+",
@@ -69,42 +71,43 @@ def find_patients(
 
     Args:
         table: rows with `image` and `path`.
-        setting: `data.patient_regex`: `auto`, a form's name, a regular expression, or None.
+        setting: `data.patient_regex`: `auto`, a form's name, a regular expression (see `add_patients`), or None.
         root: folder of the data set, for images of the same name.
         shared: as in `find_form`.
     """
-    stems = [stem_of(name) for name in table["image"]]
+    names = names_of(table)
     splits = table["split"] if "split" in table else pd.Series("train", table.index)
-    form = find_form(pd.Series(stems, table.index), splits, shared) if setting == AUTO else setting
+    form = find_form(pd.Series(names, table.index), splits, shared) if setting == AUTO else setting
     pattern = FORMS.get(form, form) if form else None
     table = add_patients(table, pattern, root)
     if setting is None:
         return table, EACH_IMAGE
-    matched = pattern is not None and any(_matches(stems, pattern))
-    doubt = _doubt(stems, setting, pattern, matched)
+    matched = pattern is not None and any(_matches(names, pattern))
+    doubt = _doubt(names, setting, pattern, matched)
     if not matched:
-        none = f"none found in file names such as {stems[0]} ({REGEX}=auto): each image counts as a patient; {REMEDY}"
+        shown = f"file names such as {_without_folder(names[0])} ({REGEX}=auto)"
+        none = f"none found in {shown}: each image counts as a patient; {REMEDY}"
         return table, Patients(None, "" if doubt else none, doubt)
     by = f"the form {form} of the file names" if form in FORMS else REGEX
     return table, Patients(form if form in FORMS else REGEX, summary(table, by), doubt)
 
 
-def find_form(stems: pd.Series, splits: pd.Series, shared: bool = True) -> str | None:
+def find_form(names: pd.Series, splits: pd.Series, shared: bool = True) -> str | None:
     """The form of FORMS that at least SHARE of the names match, and by which two images share a patient.
 
     The names of one split suffice: another data set's photographs to test on leave the patients of train what they are.
-    Where names repeat in the folders of a split (P1/OD_1, P2/OD_1) no name stands for a patient.
+    Where names repeat in the folders of a split (P1/OD_1, P2/OD_1) only a form with a folder stands for a patient.
 
     Args:
-        stems: names without folder and suffix, (N,).
+        names: as of `names_of`, (N,).
         splits: of the images, (N,).
         shared: false takes a form of which no two images share a patient, too.
     """
-    parts = [list(part) for _, part in stems.groupby(splits)]
-    if any(len(set(part)) < SHARE * len(part) for part in parts):
-        return None
+    parts = [list(part) for _, part in names.groupby(splits)]
     for form, pattern in FORMS.items():
-        for part in (list(stems), *parts):
+        if any(len({_seen_by(pattern, name) for name in part}) < SHARE * len(part) for part in parts):
+            continue
+        for part in (list(names), *parts):
             groups = _groups(part, pattern)
             matched = sum(map(len, groups))
             if matched >= SHARE * len(part) and (len(groups) < matched or not shared) and _are_eyes(pattern, groups):
@@ -112,11 +115,27 @@ def find_form(stems: pd.Series, splits: pd.Series, shared: bool = True) -> str |
     return None
 
 
-def _groups(stems: Iterable[str], pattern: str) -> list[list[str]]:
-    """The stems that match a pattern, a list for each patient."""
+def names_of(table: pd.DataFrame) -> list[str]:
+    """The names of images without suffix, each behind the folder that it lies in: `P001/left`."""
+    files = table["path"] if "path" in table else table["image"]
+    folders = (PurePath(file).parent.name for file in files)
+    return [f"{folder}/{stem_of(name)}" for folder, name in zip(folders, table["image"], strict=True)]
+
+
+def _without_folder(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def _seen_by(pattern: str, name: str) -> str:
+    """What of a name a pattern has to match: the folder too where the pattern has one."""
+    return name if "/" in pattern else _without_folder(name)
+
+
+def _groups(names: Iterable[str], pattern: str) -> list[list[str]]:
+    """The names that match a pattern, a list for each patient."""
     groups: dict[str, list[str]] = {}
-    for stem, match in _fullmatches(stems, pattern):
-        groups.setdefault(match["patient"], []).append(stem)
+    for name, match in _fullmatches(names, pattern):
+        groups.setdefault(match["patient"], []).append(name)
     return list(groups.values())
 
 
@@ -128,16 +147,17 @@ def _are_eyes(pattern: str, groups: Sequence[list[str]]) -> bool:
     return few and (not pattern.startswith("(?P<side>") or 2 * len(both) >= len(several))
 
 
-def _fullmatches(stems: Iterable[str], pattern: str) -> Iterator[tuple[str, re.Match[str]]]:
+def _fullmatches(names: Iterable[str], pattern: str) -> Iterator[tuple[str, re.Match[str]]]:
     expression = re.compile(pattern, re.IGNORECASE)
-    return ((stem, match) for stem in stems if (match := expression.fullmatch(stem)))
+    return ((name, match) for name in names if (match := expression.fullmatch(_seen_by(pattern, name))))
 
 
 def add_patients(table: pd.DataFrame, pattern: str | None, root: Path | None = None) -> pd.DataFrame:
     """Add `patient`: the first group of `pattern` in a name; an image that does not match is a patient of its own.
 
-    The folder and the suffix of a name do not count: the eyes of a patient may lie in two folders, of a split or a
-    class each. An image that does not match is named by its name, or by its path where two files have that name.
+    The suffix of a name does not count, and its folder only for a pattern with a slash, `(.+)/.*`: the eyes of a
+    patient may lie in two folders, of a split or a class each. An image that does not match is named by its name, or by
+    its path where two files have that name.
 
     Args:
         table: rows with `image`, and `path` where `root` is given.
@@ -148,8 +168,7 @@ def add_patients(table: pd.DataFrame, pattern: str | None, root: Path | None = N
         UserError: the pattern is no regular expression with a group.
     """
     own = table["image"] if root is None else distinct_names(table, root)
-    stems = map(stem_of, table["image"])
-    found = pd.Series(_matches(stems, pattern) if pattern else None, index=table.index, dtype=object)
+    found = pd.Series(_matches(names_of(table), pattern) if pattern else None, index=table.index, dtype=object)
     return table.assign(patient=found.where(found.notna(), own))
 
 
@@ -174,8 +193,8 @@ def stem_of(name: str) -> str:
     return name.rsplit(".", 1)[0] if is_image(name) else name
 
 
-def _matches(stems: Iterable[str], pattern: str) -> list[str | None]:
-    """The patient of each stem, None where the pattern does not match."""
+def _matches(names: Iterable[str], pattern: str) -> list[str | None]:
+    """The patient of each name, None where the pattern does not match."""
     try:
         expression = re.compile(pattern, re.IGNORECASE)
     except re.error as error:
@@ -186,7 +205,7 @@ def _matches(stems: Iterable[str], pattern: str) -> list[str | None]:
             f"{AUTO}, {', '.join(FORMS)}"
         )
     group = "patient" if "patient" in expression.groupindex else 1
-    found = map(expression.fullmatch, stems)
+    found = (expression.fullmatch(_seen_by(pattern, name)) for name in names)
     return [match[group] or None if match else None for match in found]
 
 
@@ -201,16 +220,16 @@ def summary(table: pd.DataFrame, by: str) -> str:
     return f"{len(groups)} in {len(table)} images, by {by}{examples}"
 
 
-def _doubt(stems: Sequence[str], setting: str, pattern: str | None, matched: bool) -> str:
+def _doubt(names: Sequence[str], setting: str, pattern: str | None, matched: bool) -> str:
     """What the pattern may not see, and what to set; empty where there is no reason for doubt."""
-    found = _matches(stems, pattern) if pattern else [None] * len(stems)
-    labels = sorted({patient or stem for patient, stem in zip(found, stems, strict=True)})
+    found = _matches(names, pattern) if pattern else [None] * len(names)
+    labels = sorted({patient or _without_folder(name) for patient, name in zip(found, names, strict=True)})
     better, alike = _alike(labels)
     takes = f"{REGEX}={setting}" + ("" if matched else " takes no form" if setting == AUTO else " matches no name")
     if alike:
-        forms = (form for form, each in FORMS.items() if 2 * len(list(_fullmatches(stems, each))) > len(stems))
+        forms = (form for form, each in FORMS.items() if 2 * len(list(_fullmatches(names, each))) > len(names))
         fits = better in FORMS or not matched  # else it fits the patients, and not the names
-        if not any(_matches(stems, FORMS.get(better, better))):
+        if not any(_matches(names, FORMS.get(better, better))):
             better = next(forms, "")
             fits = better != ""
         quoted = f"{REGEX}={better}" if better in FORMS else f"\"{REGEX}='{better}'\""  # for the shell, and for Hydra
@@ -221,7 +240,7 @@ def _doubt(stems: Sequence[str], setting: str, pattern: str | None, matched: boo
         )
     if matched or setting == AUTO:
         return ""
-    return f"{takes} (names such as {stems[0]}), so each image counts as a patient; {REMEDY}"
+    return f"{takes} (names such as {_without_folder(names[0])}), so each image counts as a patient; {REMEDY}"
 
 
 def _alike(labels: Sequence[str]) -> tuple[str, list[str]]:
