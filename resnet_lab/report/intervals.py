@@ -39,11 +39,11 @@ SHARES = ("accuracy", "recall_weighted")  # have Wilson's limits as they are; th
 BY_CLASS = ("balanced_accuracy", "precision_macro", "recall_macro", "f1_macro")  # every class counts alike
 # errors that are added to those that were found: the more, the more errors differ in what they cost
 PSEUDO = 0.5
-PSEUDO_OF = {"qwk": 2.0, **dict.fromkeys(BY_CLASS, 2.0), "auroc": 1.0, "referable_auroc": 1.0}
-ONE_SIDED = 0.09  # how often a limit may miss on its side where few errors were found
-LEAST_FREEDOM = 4
+PSEUDO_OF = {"qwk": 1.5, **dict.fromkeys(BY_CLASS, 2.0), "auroc": 1.0, "referable_auroc": 1.0}
+ONE_SIDED = 0.13  # how often a limit may miss on its side where few errors were found
+LEAST_FREEDOM = 12
 FEW_OF_A_CLASS = f"a class has fewer than {FEWEST} images"
-AREA = 0.3  # what an error of a ranking takes off, were each kind of image one alone
+AREA = 0.15  # what an error of a ranking takes off, were each kind of image one alone
 
 
 class Interval(NamedTuple):
@@ -202,7 +202,9 @@ class Estimates:
         reach = np.array([self._reach(contrast, special.ndtr(critical)) for contrast in contrasts])
         with np.errstate(invalid="ignore", divide="ignore"):
             ratios = np.where(reach > 0, critical * np.abs(values) / reach, np.where(values == 0, 0, np.inf))
-        p = np.array([max(float(np.mean(largest >= ratio)), 2 * special.ndtr(-ratio)) for ratio in ratios])
+        # a p-value of draws counts what was found as one of them (Phipson and Smyth 2010)
+        beyond = [(np.sum(largest >= ratio) + 1) / (len(largest) + 1) for ratio in ratios]
+        p = np.maximum(beyond, 2 * special.ndtr(-ratios))
         largest_difference = (2 if self.metric == "qwk" else 1) * np.abs(contrasts).sum(axis=1) / 2
         low, high = (np.clip(values + side * reach, -largest_difference, largest_difference) for side in (-1, 1))
         return Comparisons(values, low, high, p)
@@ -271,7 +273,8 @@ def costs_of_errors(answers: Answers, patient: np.ndarray) -> dict[str, float]:
         "accuracy": of_all,
         "balanced_accuracy": of_class,
         "qwk": alike / images,
-        "auroc": alike * float(np.mean(_cost_of_pairs(present, images - present))) / len(present),
+        # the areas of two classes are one and the same
+        "auroc": alike * float(np.mean(_cost_of_pairs(present, images - present))) / max(len(present) - 1, 1),
         "referable_auroc": alike * float(_cost_of_pairs(referred, images - referred)),
         **{f"{name}_weighted": of_all for name in ("precision", "recall", "f1")},
         **{f"{name}_macro": of_class for name in ("precision", "recall", "f1")},
