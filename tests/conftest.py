@@ -112,6 +112,12 @@ def idrid_fullsize(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return unpacked("idrid_fullsize", tmp_path_factory.mktemp("real"))
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports without pictures, which take longest."""
+    monkeypatch.setattr("resnet_lab.report.page.pictures", lambda *_: {})
+
+
 @pytest.fixture(autouse=True)
 def _restore_logging() -> Iterator[None]:
     """A job sets up logging for its whole process; here the process goes on."""

@@ -129,6 +129,7 @@ def test_smoke_run_fills_every_row(tmp_path, name):
         assert low > 0 or line["unit"] in ("grey levels", "QWK")
 
 
+@pytest.mark.slow
 def test_a_report_is_timed():
     command = [sys.executable, str(BENCHMARKS / "report_speed.py"), "runs=2", "images=40", "seeds=2"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -326,13 +326,15 @@ def test_seeds_unknown_everywhere_add_nothing():
     assert not any(np.any(each) for each in found.seeds)
 
 
-def misses(sweeps: int, patients: int, groups: int, runs: int, draws: int = 2, **settings) -> tuple[dict, dict]:
+def misses(
+    sweeps: int, patients: int, groups: int, runs: int, draws: int = 2, networks: int = 200, **settings
+) -> tuple[dict, dict]:
     """Shares, by metric: of intervals of a first group that miss the truth; of sweeps in which some group is not tied.
 
     Only sweeps with an interval count.
     """
     world = World(np.random.default_rng(2024), **settings)
-    truth = world.truth(networks=200 if world.seed_spread else 30)
+    truth = world.truth(networks=networks if world.seed_spread else 30)
     outside, apart, counted = (dict.fromkeys(truth, 0.0) for _ in range(3))
     for _ in range(sweeps):
         targets, patient, hard = world.patients(patients)
@@ -344,14 +346,17 @@ def misses(sweeps: int, patients: int, groups: int, runs: int, draws: int = 2, *
             counted[metric] += 1
             outside[metric] += not low <= truth[metric] <= high
             apart[metric] += bool((found.against_best()[1].p <= 0.05).any()) if groups > 1 else False
-    shares = ({metric: count / counted[metric] for metric, count in counts.items()} for counts in (outside, apart))
+    shares = (
+        {metric: count / counted[metric] for metric, count in counts.items() if counted[metric]}
+        for counts in (outside, apart)
+    )
     return tuple(shares)
 
 
 def test_a_short_simulation_finds_no_gross_error():
-    outside, apart = misses(150, patients=100, groups=3, runs=2, draws=400, seed_spread=0.15)
-    assert max(outside.values()) < 0.11
-    assert max(apart.values()) < 0.11
+    outside, apart = misses(80, patients=150, groups=3, runs=2, draws=200, networks=50, seed_spread=0.15)
+    assert max(outside.values()) < 0.15
+    assert max(apart.values()) < 0.15
 
 
 def judge(shares: dict, least: float, most: float) -> None:

@@ -116,8 +116,15 @@ def test_a_done_run_is_left_alone(make_run: MakeRun) -> None:
     assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.name != "train.log"} == before
 
 
-@pytest.mark.parametrize("moment", ["first epoch", "within an epoch", "validation", "after the last epoch"])
-@pytest.mark.parametrize(("schedule", "workers"), [("cosine", 0), ("plateau", 1)])
+MOMENTS = ("first epoch", "within an epoch", "validation", "after the last epoch")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "workers", "moment"),
+    [("cosine", 0, moment) for moment in MOMENTS]
+    + [("plateau", 1, "within an epoch")]
+    + [pytest.param("plateau", 1, moment, marks=pytest.mark.slow) for moment in MOMENTS if moment != "within an epoch"],
+)
 def test_an_interrupted_run_ends_as_one_that_was_not(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, moment: str, schedule: str, workers: int
 ) -> None:

@@ -21,12 +21,6 @@ from resnet_lab.report.runs import read_run
 from resnet_lab.run_folder import find_runs
 
 
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Without pictures, which take longest."""
-    monkeypatch.setattr(page, "pictures", lambda *_: {})
-
-
 def page_of(folder, *options) -> str:
     report.command([str(folder), *options])
     return (folder / "report.html").read_text()
@@ -117,7 +111,7 @@ def test_another_metric_ranks_and_one_that_nobody_logged_is_named(tmp_path, undr
         report.command([str(tmp_path / "birds"), "metric=qwk"])
 
 
-def test_half_written_files_of_a_killed_run_leave_the_others_whole(tmp_path):
+def test_half_written_files_of_a_killed_run_leave_the_others_whole(tmp_path, undrawn):
     write_run(tmp_path / "fine")
     killed = write_run(tmp_path / "killed", 50, state="running")
     hurt = write_run(tmp_path / "hurt", 34)
@@ -160,7 +154,7 @@ def test_different_class_names_are_never_ranked_together(tmp_path, undrawn):
     assert "badge" not in re.sub(r"<style>.*?</style>", "", text, flags=re.DOTALL)  # nobody is best, nobody tied
 
 
-def test_a_class_that_the_test_split_lacks_is_a_dash(tmp_path):
+def test_a_class_that_the_test_split_lacks_is_a_dash(tmp_path, undrawn):
     run = write_run(tmp_path / "run")
     edit_predictions(run, lambda frame: frame[frame["target"] != 3])
     text = page_of(tmp_path)
@@ -169,7 +163,7 @@ def test_a_class_that_the_test_split_lacks_is_a_dash(tmp_path):
     assert re.search(r"severe 0 (–|0\.\d\d 0\.\d\d to \S+) – –", words(text))
 
 
-def test_one_run_is_a_page_without_comparisons(tmp_path):
+def test_one_run_is_a_page_without_comparisons(tmp_path, undrawn):
     text = page_of(write_run(tmp_path / "run"))
     assert "Report on 1 run<" in text
     for absent in ("What each setting changes", "Difference of any two", "nan", "None"):
@@ -185,7 +179,7 @@ def test_one_seed_has_no_deviation_and_says_so(tmp_path, undrawn):
     assert "nan" not in text
 
 
-def test_html_in_names_and_paths_is_text(tmp_path):
+def test_html_in_names_and_paths_is_text(tmp_path, undrawn):
     bad = "<img src=x onerror=alert(1)>"
     for seed in (0, 1):
         write_run(tmp_path / f"<b>&'\"{seed}", seed=seed, class_names=[bad, "</script><script>alert(2)", "c", "d", "e"])

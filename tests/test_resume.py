@@ -83,6 +83,7 @@ def test_the_same_command_runs_nothing_again_and_a_larger_grid_adds(sweep: Sweep
     assert list(jobs().values()) == ["done"] * 4
 
 
+@pytest.mark.slow
 def test_a_failed_job_is_repeated_left_or_stops_the_sweep(
     sweep: Sweep, started: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -113,6 +114,7 @@ def test_a_failed_job_is_repeated_left_or_stops_the_sweep(
     assert set(jobs().values()) == {"done"}
 
 
+@pytest.mark.slow
 def test_a_sweep_reads_its_pixels_from_one_source(sweep: Sweep) -> None:
     assert sweep("seed=0") == 0
     prepare.command(["data=retinopathy", "data.root=photographs", "data.cache_dir=cache", "data.image_size=24"])

@@ -115,7 +115,7 @@ def test_half_a_row_of_metrics_is_left_out_and_a_repeated_epoch_counts_once(tmp_
         {"leaks": "some"},
     ],
 )
-def test_entries_of_another_kind_are_named_and_leave_the_other_runs_whole(tmp_path, damage):
+def test_entries_of_another_kind_are_named_and_leave_the_other_runs_whole(tmp_path, undrawn, damage):
     write_run(tmp_path / "fine", seed=0)
     change_status(write_run(tmp_path / "hurt", seed=1), **damage)
     assert report([str(tmp_path)], tmp_path / "out").count("depth=18") == 1

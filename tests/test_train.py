@@ -86,8 +86,7 @@ def test_help_and_verbs(tmp_path: Path) -> None:
         "usage: resnet-lab evaluate RUN_OR_CKPT"
     )
     assert "no verb 'tarin'" in one_error(lab("__main__", "tarin", cwd=tmp_path))
-    assert "usage" in one_error(lab("evaluate", cwd=tmp_path))
-    assert "nowhere" in one_error(lab("evaluate", "nowhere", cwd=tmp_path))
+    assert "nowhere" in one_error(lab("__main__", "evaluate", "nowhere", cwd=tmp_path))
     assert "is not a run folder" in one_error(lab("job", str(tmp_path), cwd=tmp_path))
 
 
