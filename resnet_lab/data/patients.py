@@ -10,11 +10,12 @@ from pathlib import Path, PurePath
 
 import pandas as pd
 
+from resnet_lab.compatibility import CHANGED
 from resnet_lab.data.listing import is_image
 from resnet_lab.errors import UserError
 
 AUTO = "auto"
-DEFAULTS = (AUTO, "(.+)_(?:left|right)")  # of patient_regex, today's and the one before
+DEFAULTS = CHANGED["data.patient_regex"][1:]  # of versions before, and of this one
 COLUMN = "data.patient_column"
 REGEX = "data.patient_regex"
 REMEDY = f"if a patient has several images, set {REGEX}, or {COLUMN} of a CSV"

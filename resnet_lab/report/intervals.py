@@ -19,7 +19,7 @@ benchmarks/intervals.py and tests/test_intervals.py simulate how often all this 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -286,13 +286,13 @@ def _cost_of_pairs(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
     return AREA * (1 / np.maximum(positives, 1) + 1 / np.maximum(negatives, 1))
 
 
-def reasons_of(answers: Answers, patient: np.ndarray) -> dict[str, str]:
+def reasons_of(answers: Answers, patient: np.ndarray, metrics: Iterable[str]) -> dict[str, str]:
     """Why a metric has no interval; those that have one are left out."""
     counts = np.bincount(answers.targets, minlength=answers.probabilities.shape[1])
     present, images = counts[counts > 0], counts.sum()
     referred = counts[REFERABLE:].sum()
     if not patient.any():
-        return dict.fromkeys(costs_of_errors(answers, patient), "all images are of one patient")
+        return dict.fromkeys(metrics, "all images are of one patient")
     reasons: dict[str, str] = {}
     if min(referred, images - referred) < FEWEST:
         reasons["referable_auroc"] = f"fewer than {FEWEST} images are referable, or fewer than {FEWEST} are not"
@@ -311,7 +311,8 @@ def estimate(groups: Sequence[Sequence[Answers]], patient: np.ndarray, draws: in
     """
     counts = counts_of_patients(int(patient.max()) + 1, draws)
     parts = [[_resample(sums_by_patient(answers, patient), counts) for answers in runs] for runs in groups]
-    costs, reasons = costs_of_errors(groups[0][0], patient), reasons_of(groups[0][0], patient)
+    costs = costs_of_errors(groups[0][0], patient)
+    reasons = reasons_of(groups[0][0], patient, costs)
     return {metric: _pool(metric, parts, costs[metric], reasons.get(metric, "")) for metric in parts[0][0][0]}
 
 
