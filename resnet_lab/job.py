@@ -419,7 +419,7 @@ def guarded(run: RunFolder) -> int:
             raise Stopped(signal.SIGTERM) from error
         fail(run, error, rank())
         if rank() == 0 and status["state"] == "done":  # only its predictions are missing, still
-            run.update_status(state="done", error=None)
+            run.update_status(state="done")
         return 1
     return 0
 

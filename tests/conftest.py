@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import logging
 import tarfile
 from collections.abc import Callable, Iterator
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 from fake_data import write_studies
 from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from resnet_lab.config import check, conf_dir, register
@@ -19,6 +22,7 @@ from resnet_lab.train import lay
 
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
 
+PLACEHOLDER = "a-path-of-the-test"
 TINY = (  # a network of 20,000 parameters on 24 px
     "model=resnet_cifar",
     "model.depth=8",
@@ -63,17 +67,27 @@ def photographs(tmp_path: Path) -> Path:
     return root
 
 
+@functools.cache
+def composed(overrides: tuple[str, ...]) -> DictConfig:
+    """The tiny configuration with these overrides; many tests have the same ones."""
+    register()
+    own = (f"{key}={PLACEHOLDER}" for key in ("data.root", "data.cache_dir", "sweep_dir"))
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return compose("config", [*TINY, *own, *overrides])
+
+
 @pytest.fixture
 def make_run(tmp_path: Path, photographs: Path) -> Callable[..., RunFolder]:
     """Lay a run folder with the tiny network on the tiny data; keyword `name` is its folder."""
 
     def make(*overrides: str, name: str = "run") -> RunFolder:
-        register()
         folder = tmp_path / "runs" / name
         folder.mkdir(parents=True, exist_ok=True)
-        own = (f"data.root={photographs}", f"data.cache_dir={tmp_path / 'cache'}", f"sweep_dir={folder}")
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            config = compose("config", [*TINY, *own, *overrides])
+        config = copy.deepcopy(composed(overrides))
+        own = {"data.root": photographs, "data.cache_dir": tmp_path / "cache", "sweep_dir": folder}
+        for key, path in own.items():
+            if OmegaConf.select(config, key) == PLACEHOLDER:
+                OmegaConf.update(config, key, str(path))
         check(config)
         lay(RunFolder(folder), config)
         return RunFolder(folder)
