@@ -39,7 +39,7 @@ SHARES = ("accuracy", "recall_weighted")  # have Wilson's limits as they are; th
 BY_CLASS = ("balanced_accuracy", "precision_macro", "recall_macro", "f1_macro")  # every class counts alike
 # errors that are added to those that were found: the more, the more errors differ in what they cost
 PSEUDO = 0.5
-PSEUDO_OF = {"qwk": 1.5, **dict.fromkeys(BY_CLASS, 2.0), "auroc": 1.0, "referable_auroc": 1.0}
+PSEUDO_OF = dict.fromkeys(BY_CLASS, 2.0) | dict.fromkeys(("qwk", "auroc", "referable_auroc"), 1.0)
 ONE_SIDED = 0.13  # how often a limit may miss on its side where few errors were found
 LEAST_FREEDOM = 12
 FEW_OF_A_CLASS = f"a class has fewer than {FEWEST} images"
