@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from fake_data import write_studies
 from hydra import compose, initialize_config_dir
+from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
+from resnet_lab import plots
 from resnet_lab.config import check, conf_dir, register
 from resnet_lab.run_folder import RunFolder
 from resnet_lab.train import lay
@@ -77,8 +79,16 @@ def composed(overrides: tuple[str, ...]) -> DictConfig:
 
 
 @pytest.fixture
-def make_run(tmp_path: Path, photographs: Path) -> Callable[..., RunFolder]:
-    """Lay a run folder with the tiny network on the tiny data; keyword `name` is its folder."""
+def make_run(
+    tmp_path: Path, photographs: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., RunFolder]:
+    """Lay a run folder with the tiny network on the tiny data; keyword `name` is its folder.
+
+    Its jobs draw empty pictures, as drawing takes a third of their time, except in tests marked `pictures`.
+    """
+    if request.node.get_closest_marker("pictures") is None:
+        for name in ("confusion_matrix", "images"):
+            monkeypatch.setattr(plots, name, lambda *_, **__: Figure(figsize=(0.1, 0.1)))
 
     def make(*overrides: str, name: str = "run") -> RunFolder:
         folder = tmp_path / "runs" / name

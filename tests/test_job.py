@@ -42,6 +42,7 @@ def assert_same_weights(one: RunFolder, other: RunFolder, name: str = "last.ckpt
         assert torch.equal(tensor, second[key]), key
 
 
+@pytest.mark.pictures
 def test_a_run_folder_holds_exactly_its_files(make_run: MakeRun) -> None:
     run = make_run()
     assert guarded(run) == 0

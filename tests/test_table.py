@@ -196,6 +196,7 @@ def test_repeated_name(file):
     assert "image 'b' of image row 4: image names must not repeat" in refusal(parse_file, file("a,0\nb,1\nc,1\nb,1\n"))
 
 
+@pytest.mark.slow
 def test_hundred_thousand_rows(file, monkeypatch, tmp_path):
     names = [f"{n // 2}_{'left' if n % 2 else 'right'}" for n in range(100_000)]
     path = file("".join(f"{name},{n % 5}\n" for n, name in enumerate(names)))

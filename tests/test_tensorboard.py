@@ -14,6 +14,7 @@ from resnet_lab.job import guarded
 from resnet_lab.run_folder import RunFolder
 
 MakeRun = Callable[..., RunFolder]
+pytestmark = pytest.mark.pictures
 
 
 def events_of(run: RunFolder) -> EventAccumulator:

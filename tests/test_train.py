@@ -87,7 +87,6 @@ def test_help_and_verbs(tmp_path: Path) -> None:
     )
     assert "no verb 'tarin'" in one_error(lab("__main__", "tarin", cwd=tmp_path))
     assert "nowhere" in one_error(lab("__main__", "evaluate", "nowhere", cwd=tmp_path))
-    assert "is not a run folder" in one_error(lab("job", str(tmp_path), cwd=tmp_path))
 
 
 @pytest.mark.parametrize(("module", "shown"), [("joblib.externals.loky", True), ("submitit.core", True), ("os", False)])
