@@ -28,7 +28,7 @@ demo: $(INSTALLED)  ## depth × pretraining on drawn photographs, then the compa
 	@echo "look at runs/demo/sweep/report.html, or: $(BIN)/tensorboard --logdir runs"
 
 test: $(INSTALLED)  ## the quick tests: under 3 minutes on two cores, no network, no GPU
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "$(QUICK)"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "$(QUICK)"
 
 test-slow: $(INSTALLED)  ## the slow tests and those on real photographs (../shared/data)
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m "slow or realdata"

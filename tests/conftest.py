@@ -142,6 +142,12 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("resnet_lab.report.page.pictures", lambda *_: {})
 
 
+@pytest.fixture
+def as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports with the pictures that are asked for by name alone."""
+    monkeypatch.setattr("resnet_lab.report.page.OF_SECTIONS", ())
+
+
 @pytest.fixture(autouse=True)
 def _restore_logging() -> Iterator[None]:
     """A job sets up logging for its whole process; here the process goes on."""

@@ -253,7 +253,7 @@ def test_every_picture_is_drawn_or_left_out(name, tmp_path):
     assert figures.picture(name, table_of(tmp_path / "alone")) is None
 
 
-def test_runs_say_what_is_drawn_of_them_and_the_command_line_wins(tmp_path, capsys):
+def test_runs_say_what_is_drawn_of_them_and_the_command_line_wins(tmp_path, as_asked, capsys):
     run = write_run(tmp_path / "run", config={"figures": ["loss", "class_counts"]})
     report.command([str(run)])
     assert sorted(file.name for file in (run / "report_figures").iterdir()) == ["class_counts.png", "loss.png"]

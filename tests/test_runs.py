@@ -126,7 +126,7 @@ def test_entries_of_another_kind_are_named_and_leave_the_other_runs_whole(tmp_pa
     assert "train the run again" in hurt.problem
 
 
-def test_a_seed_that_is_none_and_pictures_that_are_one_text_stop_no_report(tmp_path):
+def test_a_seed_that_is_none_and_pictures_that_are_one_text_stop_no_report(tmp_path, as_asked):
     write_run(tmp_path / "fine", seed=0, config={"figures": "scores,recall"})
     write_run(tmp_path / "hurt", config={"seed": [1, 2]})
     report([str(tmp_path)], tmp_path / "out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Iterable, Sequence
@@ -227,6 +228,7 @@ def _difference(table: Table) -> dict[str, Any]:
 def pictures(table: Table, names: Sequence[str], folder: Path, suffix: str) -> dict[str, dict[str, Any]]:
     """The table's pictures by name, with each figure in base64; those in `names` are saved as files, too."""
     shown = {}
+    once = functools.cache(png)  # of a figure that is a file, too
     for name in dict.fromkeys([*names, *OF_SECTIONS]):
         as_text = name == "confusion_matrices" and not _many_classes(table)  # the page has them as tables
         drawn = None if as_text and name not in names else picture(name, table)
@@ -235,9 +237,9 @@ def pictures(table: Table, names: Sequence[str], folder: Path, suffix: str) -> d
         files = drawn.files or [drawing.wide for drawing in drawn.shown]
         for number, figure in enumerate(files if name in names else (), start=1):
             place = f"_{number}" if len(files) > 1 else ""
-            (folder / f"{name}{place}{suffix}.png").write_bytes(png(figure))
+            (folder / f"{name}{place}{suffix}.png").write_bytes(once(figure))
         seen = [] if as_text else drawn.shown
-        figures = [[base64_of(png(figure)) for figure in drawing if figure] for drawing in seen]
+        figures = [[base64_of(once(figure)) for figure in drawing if figure] for drawing in seen]
         shown[name] = {"name": name, "title": drawn.title, "note": drawn.note, "figures": figures}
     return shown
 
