@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from resnet_lab.data.check import check_files, drop_defects
+from resnet_lab.data.listing import refuse_undecodable
 from resnet_lab.data.patients import DEFAULTS, EACH_IMAGE, distinct_names, find_patients, patients_of_column
 from resnet_lab.data.prepared import PreparedSet
 from resnet_lab.data.reader import Recipe, read_image
@@ -23,7 +24,6 @@ from resnet_lab.data.table import (
     join_patients,
     limit_classes,
     limit_rows,
-    refuse_undecodable,
     remap_splits,
     resolve_leaks,
 )

@@ -8,7 +8,8 @@ from pathlib import Path
 import pandas as pd
 
 from resnet_lab.data.image_data import ImageData, existing_folder
-from resnet_lab.data.table import find_images, parse, read_labels, read_pair, say_unlisted
+from resnet_lab.data.label_files import parse, read_labels, read_pair
+from resnet_lab.data.listing import find_images, say_unlisted
 from resnet_lab.errors import UserError
 
 SOURCE = (  # where the data can be had

@@ -1,0 +1,200 @@
+"""Label files, and the images that they name: text in, tables out."""
+
+import pandas as pd
+import pytest
+from fake_data import refusal
+
+from resnet_lab.data import listing
+from resnet_lab.data.label_files import parse, read_labels, read_pair
+from resnet_lab.data.listing import find_images, refuse_undecodable
+from resnet_lab.data.patients import add_patients
+from resnet_lab.data.table import class_counts, cut_split
+
+EYES = r"(.+)_(?:left|right)"
+
+
+@pytest.fixture
+def file(tmp_path):
+    def write(text, name="labels.csv"):
+        path = tmp_path / name
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    return write
+
+
+def cells(frame):
+    return [tuple(row) for row in frame.itertuples(index=False)]
+
+
+def parse_file(path):
+    return parse(read_labels(path, None, None), path, path, 5)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "001,0\nNA,4\nnull,2\n",
+        "image,level\n001,0\nNA,4\nnull,2\n",
+        "id_code,diagnosis\n001,0\nNA,4\nnull,2",
+        "\ufeffimage,level\r\n001,0\r\nNA,4\r\nnull,2\r\n\r\n",
+        "eye,label,age,image\nleft,0,51,001\nleft,4,,NA\nright, 2 ,7, null\n",
+    ],
+)
+def test_header_is_optional_and_names_stay_text(file, text):
+    assert cells(parse_file(file(text))) == [("001", 0), ("NA", 4), ("null", 2)]
+
+
+def test_named_columns_win_over_known_ones(file):
+    path = file("image,level,file,grade\na,0,x,1\nb,0,y,2\n")
+    assert cells(read_labels(path, "file", "grade")) == [("x", "1"), ("y", "2")]
+    assert cells(read_labels(path, None, "grade")) == [("a", "1"), ("b", "2")]
+
+
+@pytest.mark.parametrize("header", [("", ""), ("image\n", "level\n"), ("0\n", "x\n")])
+def test_pair_keeps_its_first_row_with_and_without_header(file, header):
+    images, labels = file(f"{header[0]}007\n10_left\n", "train_img.csv"), file(f"{header[1]}3\n0\n", "train_label.csv")
+    assert cells(read_pair(images, labels)) == [("007", "3"), ("10_left", "0")]
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "seen"),
+    [
+        ("a\nb\nc\n", "0\n1\n", "train_img.csv has 3 rows but train_label.csv has 2"),
+        ("a\nb\n", "level\n0\n1\n", "train_img.csv has 1 rows but train_label.csv has 2"),
+        ("image\na\nb\n", "0\n1\n", "train_img.csv has 3 rows but train_label.csv has 2"),
+    ],
+)
+def test_pair_of_unequal_length(file, images, labels, seen):
+    message = refusal(read_pair, file(images, "train_img.csv"), file(labels, "train_label.csv"))
+    assert seen in message
+    assert "both with or both without a header" in message
+
+
+def test_blank_line_in_a_pair_does_not_shift_the_rows(file):
+    images, labels = file("a\nb\n\nc\n", "train_img.csv"), file("0\n\n1\n2\n", "train_label.csv")
+    message = refusal(parse, read_pair(images, labels), images, labels, 5)
+    assert f"{labels}: label '' of image row 2: labels must be whole numbers" in message
+
+
+@pytest.mark.parametrize("first", ["1.5", "-", ""])
+def test_bad_first_label_of_a_pair_is_no_header(file, first):
+    images, labels = file("a\nb\nc\n", "train_img.csv"), file(f'"{first}"\n1\n2\n', "train_label.csv")
+    assert "image row 1" in refusal(parse, read_pair(images, labels), images, labels, 5)
+
+
+@pytest.mark.parametrize("text", ["", "\n", "  \n\n"])
+def test_empty_file(file, text):
+    path = file(text)
+    assert refusal(read_labels, path, None, None) == f"{path} is empty; it has to list one image per row"
+
+
+def test_header_without_rows(file):
+    assert "labels.csv lists no image" in refusal(read_labels, file("image,level\n"), None, None)
+    pair = file("image\n", "train_img.csv"), file("level\n", "train_label.csv")
+    assert "train_img.csv lists no image" in refusal(read_pair, *pair)
+
+
+def test_missing_file_names_itself_and_the_key(tmp_path):
+    message = refusal(read_labels, tmp_path / "none.csv", None, None)
+    assert f"{tmp_path / 'none.csv'} does not exist" in message
+    assert "data.train_csv" in message
+
+
+@pytest.mark.parametrize("text", [b"\xff\xfe\x00a", 'a,0\nb,1,2,"3\n', "a,0\nb,1,2,3\n"])
+def test_no_csv(file, text):
+    assert "labels.csv is not a comma-separated file in UTF-8: " in refusal(read_labels, file(text), None, None)
+
+
+def test_folder_in_place_of_a_file(tmp_path):
+    assert "is not a comma-separated file" in refusal(read_labels, tmp_path, None, None)
+
+
+@pytest.mark.parametrize(
+    ("columns", "seen"),
+    [
+        ((None, None), "no column image or id_code; its columns are name, level; set data.image_column"),
+        (("name", "grade"), "no column grade; its columns are name, level; set data.label_column"),
+        (("Name", None), "no column Name; its columns are name, level; set data.image_column"),
+    ],
+)
+def test_missing_column(file, columns, seen):
+    path = file("name,level\na,0\n")
+    assert refusal(read_labels, path, *columns) == f"{path} has {seen}"
+
+
+# parsing
+
+
+@pytest.mark.parametrize("header", ["", "image,level\n"])
+@pytest.mark.parametrize(
+    ("cell", "seen", "rule"),
+    [
+        ("1.5", "'1.5'", "labels must be whole numbers"),
+        ("x", "'x'", "labels must be whole numbers"),
+        ("", "''", "labels must be whole numbers"),
+        ("nan", "'nan'", "labels must be whole numbers"),
+        ("5", "'5'", "labels run from 0 to 4"),
+        ("-1", "'-1'", "labels run from 0 to 4"),
+        ("99999999999999999999", "'99999999999999999999'", "labels run from 0 to 4"),
+    ],
+)
+def test_bad_label_is_named_by_its_row_of_images(file, header, cell, seen, rule):
+    path = file(f"{header}a,0\nb,4\nc,{cell}\nd,1\n")
+    assert refusal(parse_file, path) == f"{path}: label {seen} of image row 3: {rule}"
+
+
+def test_more_bad_labels_are_counted(file):
+    message = refusal(parse_file, file("a,0\nb,7\nc,8\nd,9\n"))
+    assert "label '7' of image row 2 (and 2 more rows)" in message
+
+
+@pytest.mark.parametrize("name", ["../a", "x/../../a", "/etc/a", ""])
+def test_names_stay_inside_the_folder(file, name):
+    images, labels = file(f'ok\n"{name}"\n', "train_img.csv"), file("0\n1\n", "train_label.csv")
+    message = refusal(parse, read_pair(images, labels), images, labels, 5)
+    assert message.startswith(f"{images}: image {name!r} of image row 2: names must be relative paths")
+
+
+def test_names_may_hold_dots_and_folders(file):
+    assert cells(parse_file(file("a..b,0\nx/c.d,1\n"))) == [("a..b", 0), ("x/c.d", 1)]
+
+
+def test_repeated_name(file):
+    assert "image 'b' of image row 4: image names must not repeat" in refusal(parse_file, file("a,0\nb,1\nc,1\nb,1\n"))
+
+
+@pytest.mark.slow
+def test_hundred_thousand_rows(file, monkeypatch, tmp_path):
+    names = [f"{n // 2}_{'left' if n % 2 else 'right'}" for n in range(100_000)]
+    path = file("".join(f"{name},{n % 5}\n" for n, name in enumerate(names)))
+    monkeypatch.setattr(listing, "_list", lambda folder: {f"{name}.jpeg" for name in names})
+    rows = add_patients(find_images(parse_file(path), [tmp_path]).assign(split="train"), EYES)
+    assert class_counts(rows, 5) == {"train": [20_000] * 5}
+    last = rows.iloc[-1]
+    assert (last["image"], last["target"], last["patient"]) == ("49999_left", 4, "49999")
+    assert last["path"] == str(tmp_path / "49999_left.jpeg")
+    assert cut_split(rows, "val", 0.1, 0, "data.val_fraction")["split"].eq("val").sum() == 10_000
+
+
+def test_suffix_is_found(tmp_path):
+    for name in ("1_left.jpeg", "2.PNG", "a.b.tif", "sub/3.jpg", "4.TIFF"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    table = pd.DataFrame({"image": ["1_left", "1_left.jpeg", "2", "a.b", "sub/3", "4"], "target": 0})
+    found = [str(tmp_path / name) for name in ("1_left.jpeg", "1_left.jpeg", "2.PNG", "a.b.tif", "sub/3.jpg", "4.TIFF")]
+    assert find_images(table, [tmp_path])["path"].tolist() == found
+
+
+def test_missing_images_are_counted_and_named(tmp_path):
+    (tmp_path / "c.jpeg").touch()
+    message = refusal(find_images, pd.DataFrame({"image": ["a", "sub/b", "c", "d", "e"]}), [tmp_path])
+    assert message.startswith(f"{tmp_path}: 4 of 5 listed images are missing (a, sub/b, d, …)")
+    assert "check data.root and data.images" in message
+    assert "(a)" in refusal(find_images, pd.DataFrame({"image": ["a", "c"]}), [tmp_path])
+
+
+def test_names_that_are_not_utf_8_are_refused():
+    refuse_undecodable(["/data/眼.jpeg", "/data/é.jpeg"])
+    message = refusal(refuse_undecodable, ["/data/a.jpeg", "/data/caf\udce9.jpeg"])
+    assert message.startswith("/data/caf\\udce9.jpeg: the name is not UTF-8; rename the file")
