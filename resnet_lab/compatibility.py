@@ -10,8 +10,9 @@ import copy
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
-SCHEMA_VERSION = 2  # of a run folder; raise it when a default changes (`CHANGED`)
+SCHEMA_VERSION = 3  # of a run folder; raise it when a default changes (`CHANGED`)
 
+RETINOPATHY = ("resnet_lab.data.retinopathy.Retinopathy",)
 CLASS_FOLDERS = ("resnet_lab.data.class_folders.ClassFolders",)
 
 
@@ -35,6 +36,13 @@ ADDED: dict[str, Added] = {
     "trainer.sync_batchnorm": Added(False),
     "data.all_images": Added(None),
     "data.all_kinds": Added(False, CLASS_FOLDERS),
+    "data.find_csvs": Added(False, RETINOPATHY),
+    "data.train_images": Added(None, RETINOPATHY),
+    "data.val_images": Added(None, RETINOPATHY),
+    "data.test_images": Added(None, RETINOPATHY),
+    "data.labels": Added(None, RETINOPATHY),
+    "data.first_label": Added(0, RETINOPATHY),
+    "data.on_bad_label": Added("error", RETINOPATHY),
 }
 
 # dotted key → the keys that took its place; each gets its value, unless the configuration has it already
@@ -42,9 +50,12 @@ RENAMED: dict[str, tuple[str, ...]] = {
     "data.color_jitter": ("data.brightness", "data.contrast", "data.saturation", "data.hue"),
 }
 
-# dotted key → version in which its default changed, the default before, and the default since
+# dotted key → version in which its default changed, the default before, and the default since; a key that was added
+# with another value than the one above stands here, too
 CHANGED: dict[str, tuple[int, Any, Any]] = {
     "data.patient_regex": (2, "(.+)_(?:left|right)", "auto"),
+    "data.all_kinds": (2, False, True),
+    "data.find_csvs": (3, False, True),
 }
 
 

@@ -60,7 +60,7 @@ def test_val_is_cut_from_train(root: Path) -> None:
     table, dropped = cifar10(root, val_fraction=0.2).table()
     assert table["split"].value_counts().to_dict() == {"train": 16, "val": 4, "test": 4}
     assert table.loc[table["split"] == "val", "target"].sort_values().tolist() == [0, 1, 2, 3]
-    assert dropped == {"skipped_images": 0, "leaks": 0}
+    assert dropped == {"skipped_images": 0, "skipped_labels": 0, "leaks": 0}
 
 
 def test_study_d(root: Path) -> None:

@@ -31,7 +31,7 @@ def test_split_folders(root):
     table, dropped = data.table()
     assert data.class_names == ["ant", "cat"]
     assert class_counts(table, 2) == {"train": [3, 2], "val": [1, 1], "test": [0, 2]}
-    assert dropped == {"skipped_images": 0, "leaks": 0}
+    assert dropped == {"skipped_images": 0, "skipped_labels": 0, "leaks": 0}
     first = table.iloc[0]
     assert (first["image"], first["target"], first["patient"]) == ("train/ant/000.jpeg", 0, "train/ant/000.jpeg")
     assert first["path"] == str(root / "train/ant/000.jpeg")

@@ -9,9 +9,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
 from resnet_lab import compatibility, evaluate, predict, train
-from resnet_lab.compatibility import ADDED, Added, upgraded, with_older_defaults
+from resnet_lab.compatibility import ADDED, CHANGED, Added, upgraded, with_older_defaults
+from resnet_lab.config import compose_config
 from resnet_lab.job import guarded
 from resnet_lab.run_folder import RunFolder, find_runs
 
@@ -107,3 +109,13 @@ def test_an_older_folder_keeps_its_pattern_of_patients_and_its_splits() -> None:
     assert upgraded(older)["data"]["patient_regex"] == "(.+)_(?:left|right)"
     assert upgraded(older)["data"]["all_images"] is None
     assert with_older_defaults({"data": {"patient_regex": "auto"}}, older, 1, ())["data"] == older["data"]
+
+
+def test_keys_that_began_with_another_value_have_it_in_commands_of_older_sweeps() -> None:
+    """The composed default of an added key is what older runs did, or the table of changes says when it became so."""
+    for key, added in ADDED.items():
+        for name in ("synthetic", "retinopathy", "class_folders"):
+            default = OmegaConf.select(compose_config([f"data={name}", "data.root=x"]), key, default=added.value)
+            default = OmegaConf.to_container(default) if OmegaConf.is_config(default) else default
+            if added.targets and default != added.value:
+                assert CHANGED[key][1:] == (added.value, default)

@@ -60,7 +60,7 @@ def test_splits_and_what_setup_knows(build):
     assert (datamodule.val_splits, datamodule.test_splits) == (["val"], ["val", "test"])
     assert datamodule.class_counts == {"train": [6] * 5, "val": [2] * 5, "test": [2] * 5}
     assert set(datamodule.fingerprints) == {"train", "val", "test"}
-    assert datamodule.dropped == {"skipped_images": 0, "leaks": 0}
+    assert datamodule.dropped == {"skipped_images": 0, "skipped_labels": 0, "leaks": 0}
     assert datamodule.class_names == ["no DR", "mild", "moderate", "severe", "proliferative"]
     assert dict(datamodule.rows("test")[["image", "target"]].to_numpy()) == TEST
 

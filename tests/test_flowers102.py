@@ -51,7 +51,7 @@ def test_study_b_swaps_the_splits(root: Path, network: list[str]) -> None:
     numbers = {split: rows["image"].str[6:11].astype(int).tolist() for split, rows in table.groupby("split")}
     assert numbers == {"train": [4, 6, 7, 8, 9], "val": [1, 3], "test": [2, 5]}
     assert class_counts(table, 102)["train"] == [2] + [0] * 100 + [3]
-    assert dropped == {"skipped_images": 0, "leaks": 0}
+    assert dropped == {"skipped_images": 0, "skipped_labels": 0, "leaks": 0}
     assert table.iloc[0]["path"] == str(root / "flowers-102" / "jpg" / table.iloc[0]["image"])
     assert network == []
 
@@ -154,5 +154,9 @@ def test_the_real_flowers(tmp_path: Path) -> None:
     assert (min(counts), max(counts)) == (20, 238)
     table, dropped = data.table()
     assert table["split"].value_counts().to_dict() == {"train": 6148, "val": 1020}
-    assert dropped == {"skipped_images": 0, "leaks": 1}  # image_08067 of official test is image_08077 of val
+    assert dropped == {
+        "skipped_images": 0,
+        "skipped_labels": 0,
+        "leaks": 1,
+    }  # image_08067 of official test is image_08077 of val
     assert "image_08067.jpg" not in set(table["image"])

@@ -5,7 +5,7 @@ import pytest
 from fake_data import refusal
 
 from resnet_lab.data import listing
-from resnet_lab.data.label_files import parse, read_labels, read_pair
+from resnet_lab.data.label_files import Grades, parse, read_labels, read_pair
 from resnet_lab.data.listing import find_images, refuse_undecodable
 from resnet_lab.data.patients import add_patients
 from resnet_lab.data.table import class_counts, cut_split
@@ -27,8 +27,15 @@ def cells(frame):
     return [tuple(row) for row in frame.itertuples(index=False)]
 
 
-def parse_file(path):
-    return parse(read_labels(path, None, None), path, path, 5)
+GRADES = Grades(["no DR", "mild", "moderate", "severe", "proliferative"])
+
+
+def parse_file(path, grades=GRADES, **more):
+    return parse(read_labels(path, None, None, grades), path, path, grades, **more)
+
+
+def located(table, folder, split="train"):
+    return find_images(table.assign(target=0), [folder], [], (folder, folder), split)
 
 
 @pytest.mark.parametrize(
@@ -47,8 +54,8 @@ def test_header_is_optional_and_names_stay_text(file, text):
 
 def test_named_columns_win_over_known_ones(file):
     path = file("image,level,file,grade\na,0,x,1\nb,0,y,2\n")
-    assert cells(read_labels(path, "file", "grade")) == [("x", "1"), ("y", "2")]
-    assert cells(read_labels(path, None, "grade")) == [("a", "1"), ("b", "2")]
+    assert cells(read_labels(path, "file", "grade", GRADES)) == [("x", "1"), ("y", "2")]
+    assert cells(read_labels(path, None, "grade", GRADES)) == [("a", "1"), ("b", "2")]
 
 
 @pytest.mark.parametrize("header", [("", ""), ("image\n", "level\n"), ("0\n", "x\n")])
@@ -73,54 +80,57 @@ def test_pair_of_unequal_length(file, images, labels, seen):
 
 def test_blank_line_in_a_pair_does_not_shift_the_rows(file):
     images, labels = file("a\nb\n\nc\n", "train_img.csv"), file("0\n\n1\n2\n", "train_label.csv")
-    message = refusal(parse, read_pair(images, labels), images, labels, 5)
+    message = refusal(parse, read_pair(images, labels), images, labels, GRADES)
     assert f"{labels}: label '' of image row 2: labels must be whole numbers" in message
 
 
 @pytest.mark.parametrize("first", ["1.5", "-", ""])
 def test_bad_first_label_of_a_pair_is_no_header(file, first):
     images, labels = file("a\nb\nc\n", "train_img.csv"), file(f'"{first}"\n1\n2\n', "train_label.csv")
-    assert "image row 1" in refusal(parse, read_pair(images, labels), images, labels, 5)
+    assert "image row 1" in refusal(parse, read_pair(images, labels), images, labels, GRADES)
 
 
 @pytest.mark.parametrize("text", ["", "\n", "  \n\n"])
 def test_empty_file(file, text):
     path = file(text)
-    assert refusal(read_labels, path, None, None) == f"{path} is empty; it has to list one image per row"
+    assert refusal(read_labels, path, None, None, GRADES) == f"{path} is empty; it has to list one image per row"
 
 
 def test_header_without_rows(file):
-    assert "labels.csv lists no image" in refusal(read_labels, file("image,level\n"), None, None)
+    assert "labels.csv lists no image" in refusal(read_labels, file("image,level\n"), None, None, GRADES)
     pair = file("image\n", "train_img.csv"), file("level\n", "train_label.csv")
     assert "train_img.csv lists no image" in refusal(read_pair, *pair)
 
 
 def test_missing_file_names_itself_and_the_key(tmp_path):
-    message = refusal(read_labels, tmp_path / "none.csv", None, None)
+    message = refusal(read_labels, tmp_path / "none.csv", None, None, GRADES)
     assert f"{tmp_path / 'none.csv'} does not exist" in message
     assert "data.train_csv" in message
 
 
 @pytest.mark.parametrize("text", [b"\xff\xfe\x00a", 'a,0\nb,1,2,"3\n', "a,0\nb,1,2,3\n"])
 def test_no_csv(file, text):
-    assert "labels.csv is not a comma-separated file in UTF-8: " in refusal(read_labels, file(text), None, None)
+    assert "labels.csv is not a comma-separated file in UTF-8: " in refusal(read_labels, file(text), None, None, GRADES)
 
 
 def test_folder_in_place_of_a_file(tmp_path):
-    assert "is not a comma-separated file" in refusal(read_labels, tmp_path, None, None)
+    assert "is not a comma-separated file" in refusal(read_labels, tmp_path, None, None, GRADES)
 
 
 @pytest.mark.parametrize(
     ("columns", "seen"),
     [
-        ((None, None), "no column image or id_code; its columns are name, level; set data.image_column"),
-        (("name", "grade"), "no column grade; its columns are name, level; set data.label_column"),
-        (("Name", None), "no column Name; its columns are name, level; set data.image_column"),
+        (
+            (None, None),
+            "no column image or id_code or image_id or …; its columns are photo, level; set data.image_",
+        ),
+        (("photo", "grade"), "no column grade; its columns are photo, level; set data.label_column"),
+        (("Names", None), "no column Names; its columns are photo, level; set data.image_column"),
     ],
 )
 def test_missing_column(file, columns, seen):
-    path = file("name,level\na,0\n")
-    assert refusal(read_labels, path, *columns) == f"{path} has {seen}"
+    path = file("photo,level\na,0\n")
+    assert refusal(read_labels, path, *columns, GRADES).startswith(f"{path} has {seen}")
 
 
 # parsing
@@ -141,7 +151,9 @@ def test_missing_column(file, columns, seen):
 )
 def test_bad_label_is_named_by_its_row_of_images(file, header, cell, seen, rule):
     path = file(f"{header}a,0\nb,4\nc,{cell}\nd,1\n")
-    assert refusal(parse_file, path) == f"{path}: label {seen} of image row 3: {rule}"
+    message = refusal(parse_file, path)
+    assert message.startswith(f"{path}: label {seen} of image row 3: {rule}")
+    assert "data.on_bad_label=drop" in message
 
 
 def test_more_bad_labels_are_counted(file):
@@ -152,7 +164,7 @@ def test_more_bad_labels_are_counted(file):
 @pytest.mark.parametrize("name", ["../a", "x/../../a", "/etc/a", ""])
 def test_names_stay_inside_the_folder(file, name):
     images, labels = file(f'ok\n"{name}"\n', "train_img.csv"), file("0\n1\n", "train_label.csv")
-    message = refusal(parse, read_pair(images, labels), images, labels, 5)
+    message = refusal(parse, read_pair(images, labels), images, labels, GRADES)
     assert message.startswith(f"{images}: image {name!r} of image row 2: names must be relative paths")
 
 
@@ -169,7 +181,7 @@ def test_hundred_thousand_rows(file, monkeypatch, tmp_path):
     names = [f"{n // 2}_{'left' if n % 2 else 'right'}" for n in range(100_000)]
     path = file("".join(f"{name},{n % 5}\n" for n, name in enumerate(names)))
     monkeypatch.setattr(listing, "_list", lambda folder: {f"{name}.jpeg" for name in names})
-    rows = add_patients(find_images(parse_file(path), [tmp_path]).assign(split="train"), EYES)
+    rows = add_patients(located(parse_file(path), tmp_path).assign(split="train"), EYES)
     assert class_counts(rows, 5) == {"train": [20_000] * 5}
     last = rows.iloc[-1]
     assert (last["image"], last["target"], last["patient"]) == ("49999_left", 4, "49999")
@@ -183,15 +195,15 @@ def test_suffix_is_found(tmp_path):
         (tmp_path / name).touch()
     table = pd.DataFrame({"image": ["1_left", "1_left.jpeg", "2", "a.b", "sub/3", "4"], "target": 0})
     found = [str(tmp_path / name) for name in ("1_left.jpeg", "1_left.jpeg", "2.PNG", "a.b.tif", "sub/3.jpg", "4.TIFF")]
-    assert find_images(table, [tmp_path])["path"].tolist() == found
+    assert located(table, tmp_path)["path"].tolist() == found
 
 
 def test_missing_images_are_counted_and_named(tmp_path):
     (tmp_path / "c.jpeg").touch()
-    message = refusal(find_images, pd.DataFrame({"image": ["a", "sub/b", "c", "d", "e"]}), [tmp_path])
+    message = refusal(located, pd.DataFrame({"image": ["a", "sub/b", "c", "d", "e"]}), tmp_path)
     assert message.startswith(f"{tmp_path}: 4 of 5 listed images are missing (a, sub/b, d, …)")
-    assert "check data.root and data.images" in message
-    assert "(a)" in refusal(find_images, pd.DataFrame({"image": ["a", "c"]}), [tmp_path])
+    assert "check data.root, and data.images" in message
+    assert "(a)" in refusal(located, pd.DataFrame({"image": ["a", "c"]}), tmp_path)
 
 
 def test_names_that_are_not_utf_8_are_refused():

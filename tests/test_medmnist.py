@@ -72,7 +72,7 @@ def test_the_splits_are_its_own(root: Path) -> None:
     data = medmnist(root)
     table, dropped = data.table()
     assert class_counts(table, 3) == {"train": [3, 3, 2], "val": [1, 1, 1], "test": [1, 2, 1]}
-    assert dropped == {"skipped_images": 0, "leaks": 0}
+    assert dropped == {"skipped_images": 0, "skipped_labels": 0, "leaks": 0}
     assert data.class_names == ["0", "1", "2"]
     last = table.iloc[-1]
     assert last["image"] == last["path"] == last["patient"] == "test/00003"
@@ -154,7 +154,7 @@ def test_identical_images_leave_train(root: Path) -> None:
     arrays["train_images"][5] = arrays["test_images"][1]
     np.savez(root / "bloodmnist.npz", **arrays)
     table, dropped = medmnist(root).table()
-    assert dropped == {"skipped_images": 0, "leaks": 1}
+    assert dropped == {"skipped_images": 0, "skipped_labels": 0, "leaks": 1}
     assert "train/00005" not in set(table["path"])
     assert table["split"].value_counts().to_dict() == {"train": 7, "test": 4, "val": 3}
 
@@ -291,7 +291,7 @@ def test_retinamnist() -> None:
     table, dropped = data.table()
     assert (data.class_names, data.ordered) == (["no DR", "mild", "moderate", "severe", "proliferative"], True)
     assert class_counts(table, 5) == {"train": [486, 128, 206, 194, 66], "val": [54, 12, 28, 20, 6]}
-    assert dropped == {"skipped_images": 0, "leaks": 0}
+    assert dropped == {"skipped_images": 0, "skipped_labels": 0, "leaks": 0}
     assert np.array_equal(data.read("val/00119"), np.load(file)["val_images"][119])
 
 

@@ -18,7 +18,7 @@ def test_all_images_below_a_folder(root):
     assert table["image"].tolist() == ["001.jpeg", "b.jpeg", "sub/a.jpeg", "sub/deep/NA_left.jpeg"]
     assert table["path"].tolist() == [str(root / name) for name in table["image"]]
     assert set(table["split"]) == {"test"}
-    assert dropped == {"skipped_images": 0, "leaks": 0}
+    assert dropped == {"skipped_images": 0, "skipped_labels": 0, "leaks": 0}
 
 
 def test_every_kind_below_a_folder_and_no_junk(root, caplog):

@@ -118,7 +118,7 @@ def test_missing_root(root):
 def test_root_without_csv(root):
     root.mkdir()
     message = refusal(retinopathy(root).read_table)
-    assert message.startswith(f"{root} holds neither train_img.csv with train_label.csv nor trainLabels.csv")
+    assert message.startswith(f"{root} holds neither train_img.csv with train_label.csv, nor trainLabels.csv")
     assert "data.train_csv" in message
 
 
@@ -173,7 +173,7 @@ def test_no_class_names(root):
 
 def test_table_by_default(root):
     table, dropped = retinopathy(write_studies(root)).table()
-    assert dropped == {"skipped_images": 0, "leaks": 0}
+    assert dropped == {"skipped_images": 0, "skipped_labels": 0, "leaks": 0}
     found = ["defect", "digest", "decoded", "prepared", "pixels"]
     assert table.columns.tolist() == ["image", "target", "path", "split", "patient", *found]
     # of four patients of each grade 0.15 are 0.6, so one each
@@ -296,7 +296,7 @@ def test_leaks_between_the_files(root):
     assert message.startswith("2 images of train or val are of 2 patients who also stand in another split, by")
     for on_leak, training in (("drop", 36), ("ignore", 38)):
         table, dropped = retinopathy(root, on_leak=on_leak, val_fraction=0).table()
-        assert dropped == {"skipped_images": 0, "leaks": 2}
+        assert dropped == {"skipped_images": 0, "skipped_labels": 0, "leaks": 2}
         assert (table["split"] == "train").sum() == training
         assert list(listed(table, "test")) == ["1_left", "2_left", "99_left"]
         assert {"1_right", "2_right"}.isdisjoint(listed(table, "train")) == (on_leak == "drop")
@@ -343,7 +343,7 @@ def test_bad_images_leave_before_splits_are_cut(root, tmp_path):
     for name in bad:
         truncate(root / "images" / f"{name}.jpeg")
     table, dropped = retinopathy(root, on_bad_image="drop").table()
-    assert dropped == {"skipped_images": 3, "leaks": 0}
+    assert dropped == {"skipped_images": 3, "skipped_labels": 0, "leaks": 0}
     assert sorted(table["image"]) == sorted({*TRAIN, *TEST} - set(bad))
     # the same rows without the bad ones from the start give the same splits
     clean = tmp_path / "clean"
@@ -356,7 +356,7 @@ def test_bad_test_image_is_no_leak(root):
     write_studies(root, {"1_left": 0, "2_left": 1}, {"1_right": 0, "3_left": 1})
     truncate(root / "images" / "1_right.jpeg")
     table, dropped = retinopathy(root, on_bad_image="drop", val_fraction=0).table()
-    assert dropped == {"skipped_images": 1, "leaks": 0}
+    assert dropped == {"skipped_images": 1, "skipped_labels": 0, "leaks": 0}
     assert table["image"].tolist() == ["1_left", "2_left", "3_left"]
 
 
@@ -398,7 +398,7 @@ def write_two_folders(root, train=("train", "train_images"), test=("test", "test
 def test_the_same_names_in_a_folder_of_each_split_are_no_leak(root, regex):
     data = retinopathy(write_two_folders(root), test_csv="test.csv", patient_regex=regex, val_fraction=0)
     table, dropped = data.table()
-    assert dropped == {"skipped_images": 0, "leaks": 0}
+    assert dropped == {"skipped_images": 0, "skipped_labels": 0, "leaks": 0}
     assert class_counts(table, 5) == {"train": [2] * 5, "test": [1] * 5}
     folders = table["split"].map({"train": "train_images", "test": "test_images"})
     assert table["path"].tolist() == (f"{root}/" + folders + "/" + table["image"] + ".jpeg").tolist()
@@ -516,13 +516,14 @@ def test_all_images_of_one_csv_are_test(root):
     assert class_counts(table, 5) == {"train": [3] * 5}
 
 
-@pytest.mark.parametrize("keys", [{}, {"test_csv": "mine.csv"}, {"val_csv": "mine.csv"}])
+@pytest.mark.parametrize("keys", [{"find_csvs": False}, {"test_csv": "mine.csv"}, {"val_csv": "mine.csv"}])
 def test_the_remedy_of_data_without_train_is_all_images(root, keys):
     write_kaggle(root)
     (root / "trainLabels.csv").rename(root / "mine.csv")
     message = refusal(retinopathy(root, **keys).read_table)
-    assert "data.train_csv, or set data.all_images=test" in message
-    if keys:
+    assert "name yours in data.train_csv" in message
+    assert "set data.all_images=test" in message
+    if "find_csvs" not in keys:
         assert len(retinopathy(root, **keys, all_images="test").read_table()) == 40
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,12 +10,19 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 
 from resnet_lab.data.image_data import ImageData, existing_folder
-from resnet_lab.data.listing import SUFFIXES, Listing, list_images, say_left_out, subfolders
+from resnet_lab.data.listing import (
+    SPLIT_NAMES,
+    SUFFIXES,
+    Listing,
+    list_images,
+    say_left_out,
+    splits_of,
+    subfolders,
+    words_of,
+)
 from resnet_lab.errors import UserError
 
-NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 OLDER_SUFFIXES = {kind for one in (".jpeg", ".jpg", ".png", ".tif", ".tiff") for kind in (one, one.upper())}
-WORD = re.compile(r"[A-Z]?[a-z]{2,}|[A-Z]{2,}")  # not the letter of `a. Training Set`
 FILLERS = {"set", "split", "data", "dataset", "image", "images", "imgs", "img", "photo", "photos", "original", ""}
 
 
@@ -24,7 +30,7 @@ FILLERS = {"set", "split", "data", "dataset", "image", "images", "imgs", "img", 
 class ClassFolders(ImageData):
     """`root/<split>/<class>/<image>` or `root/<class>/<image>` (all of it train); classes in order of their names.
 
-    Images count in sub-folders of a class, too. A split's folder has a name of NAMES in any case,
+    Images count in sub-folders of a class, too. A split's folder has a name of SPLIT_NAMES in any case,
     alone or with FILLERS (`a. Training Set`, `train_images`).
     """
 
@@ -53,7 +59,7 @@ class ClassFolders(ImageData):
 
     def _older_table(self, root: Path) -> pd.DataFrame:
         """What versions before 2 listed, so that their runs go on: files of few kinds directly in a class folder."""
-        folders = {split: root / split for split in NAMES if (root / split).is_dir()} or {"train": root}
+        folders = {split: root / split for split in SPLIT_NAMES if (root / split).is_dir()} or {"train": root}
         classes = {
             split: [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
             for split, folder in folders.items()
@@ -139,13 +145,13 @@ def _refuse_splits_below(class_folder: Path, listing: Listing) -> None:
 
 
 def _words(name: str) -> set[str]:
-    return {word.lower().removesuffix("set") for word in WORD.findall(name)} - FILLERS
+    return {word.removesuffix("set") for word in words_of(name)} - FILLERS
 
 
 def _splits(names: Iterable[str]) -> dict[str, list[str]]:
     """Split → its names, those without fillers before others; none where they are classes (`valid`, `invalid`)."""
     names, found = sorted(names), {}
-    for split, own in NAMES.items():
+    for split, own in SPLIT_NAMES.items():
         exact = [name for name in names if name.lower() in own]
         found[split] = exact or [name for name in names if _words(name) and _words(name) <= {*own}]
     if not found["train"] and not found["test"] and not any("val" in _words(name) for name in found["val"]):
@@ -169,7 +175,7 @@ def _split_folders(root: Path) -> dict[str, Path]:
 
 def _refuse_splits_as_classes(root: Path, names: list[str]) -> None:
     """Stop where every class is named after a split, and they are not all the same one (`my_train`, `my_test`)."""
-    named = [frozenset(split for split, own in NAMES.items() if _words(name) & {*own}) for name in names]
+    named = [frozenset(splits_of(name)) for name in names]
     if all(named) and len({*named}) > 1:
         raise UserError(
             f"{root} holds {' and '.join(names)}, which are splits and no classes; rename them to train, val and test"

@@ -122,6 +122,7 @@ class ImageData(ABC):
 
     def __post_init__(self) -> None:
         """Refuse, by key, what is of another type or makes no sense."""
+        self.bad_labels = 0  # rows that were left out for want of a label
         self.patients = EACH_IMAGE  # how they were found, from listing the rows on
         hints = get_type_hints(type(self))
         for field in fields(self):
@@ -224,12 +225,12 @@ class ImageData(ABC):
             pixels: see `check`.
 
         Returns:
-            Columns `image, target, split, path, patient` and those of `check`; and `skipped_images` and
-            `leaks`, which are numbers of rows.
+            Columns `image, target, split, path, patient` and those of `check`; and `skipped_images`,
+            `skipped_labels` and `leaks`, which are numbers of rows.
         """
         rows, skipped = drop_defects(self.check(self.listed(), pixels), self.on_bad_image)
         rows, leaks = resolve_leaks(join_patients(rows), self.on_leak)
-        return self.cut(rows), {"skipped_images": skipped, "leaks": leaks}
+        return self.cut(rows), {"skipped_images": skipped, "skipped_labels": self.bad_labels, "leaks": leaks}
 
     def cut(self, rows: pd.DataFrame) -> pd.DataFrame:
         """Cut the splits that the data set does not have: a fold, or a share of the training patients."""

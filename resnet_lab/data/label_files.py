@@ -1,61 +1,230 @@
-"""Label files: names and grades, in the CSVs that people have."""
+"""Label files: finds those of a data set, and reads names and grades as people write them."""
 
 from __future__ import annotations
 
+import csv
 import io
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
+from resnet_lab.data.listing import is_image, is_junk, splits_of
 from resnet_lab.errors import UserError
 
-WHOLE_NUMBER = re.compile(r"\s*[+-]?\d{1,100}\s*")
+WHOLE_NUMBER = re.compile(r"\s*([+-]?\d{1,100})(?:[.,]0*)?\s*")  # 2, 2.0 or 2,0
+SEPARATORS = ",;\t"
+LAST_SPACE = r"\s+(?=\S+\s*$)"  # before the last word: `photo 1.jpg 0`
+SUFFIXES = (".csv", ".tsv", ".txt")
+DEEPEST = 3  # folders below the root in which label files are looked for
+# in the order of preference, as `plain` writes them
+IMAGE_COLUMNS = (
+    *("image", "id_code", "image_id", "image_name", "img_name", "filename", "file_name", "img", "imageid", "name"),
+    *("file", "id", "image_path", "img_path", "path"),
+)
+LABEL_COLUMNS = (
+    *("level", "diagnosis", "label", "retinopathy_grade", "dr_grade", "adjudicated_dr_grade", "dr_level", "grade"),
+    *("dr_grading", "retinopathy"),
+)
+EYES = ("left_eye_dr_level", "right_eye_dr_level")  # of DeepDRiD: each photograph has a grade in that of its eye
+RIGHT = r"(?i)(?:.*[_\-. \d])?r(?:ight)?(?:\d*|[_\-. ].*)"  # 3_r1, right_4
+BAD = -1  # the target of a row whose label is none
 
 
-def read_text(path: Path) -> pd.DataFrame:
+@dataclass(frozen=True)
+class Grades:
+    """What the labels of a file may be: numbers, the names of classes, or the words of a mapping."""
+
+    class_names: Sequence[str]
+    labels: Mapping[str, int] | None = None  # text → class, in whatever case; nothing else is a label then
+    first: int = 0  # the number of the first class
+
+    def __post_init__(self) -> None:
+        """Refuse a mapping to classes that there are not."""
+        for text, target in (self.labels or {}).items():
+            if not 0 <= target < len(self.class_names):
+                raise UserError(f"data.labels: {text!r} is class {target}; classes run from 0 to {self._last(0)}")
+
+    def _last(self, first: int) -> int:
+        return first + len(self.class_names) - 1
+
+    def targets(self, labels: pd.Series) -> pd.Series:
+        """The class of each label, or BAD."""
+        known = {label: self._target(label) for label in labels.unique()}
+        return labels.map(known).astype(int)
+
+    def _target(self, label: str) -> int:
+        whole = WHOLE_NUMBER.fullmatch(label)
+        number = str(int(whole[1])) if whole else plain(label)
+        if self.labels is not None:
+            words = {plain(text): target for text, target in self.labels.items()}
+            return words.get(plain(label), words.get(number, BAD))
+        names = [plain(name) for name in self.class_names]
+        if plain(label) in names:
+            return names.index(plain(label))
+        return int(number) - self.first if whole and self.first <= int(number) <= self._last(self.first) else BAD
+
+    def rule(self, label: str) -> str:
+        """Why a label is none."""
+        if self.labels is not None:
+            return f"data.labels has no such label; it has {', '.join(map(str, self.labels))}"
+        if is_whole(label):
+            return f"labels run from {self.first} to {self._last(self.first)}"
+        return f"labels must be whole numbers, or names of classes ({', '.join(self.class_names)})"
+
+
+def plain(text: str) -> str:
+    """A name as it is compared: lower case, `_` for spaces and hyphens."""
+    return re.sub(r"[\s_-]+", "_", text.strip().lower())
+
+
+def label_files(root: Path, columns: tuple[str | None, str | None], grades: Grades) -> dict[str, list[Path]]:
+    """The label files at and below a folder by the split that their name speaks of, or else that of their folder.
+
+    Args:
+        root: the folder.
+        columns: `data.image_column` and `data.label_column`.
+        grades: what a label may be, for files without header.
+
+    Returns:
+        Split, or "" for none → files; those directly in `root` come first.
+    """
+    found: dict[str, list[Path]] = {}
+    for path in _tables(root):
+        parts = path.relative_to(root).with_suffix("").parts
+        named = next((splits for part in reversed(parts) if (splits := splits_of(part))), {""})
+        if len(named) == 1 and _lists_labels(path, columns, grades):
+            found.setdefault(named.pop(), []).append(path)
+    return found
+
+
+def _tables(root: Path) -> Iterator[Path]:
+    for folder, below, names in os.walk(root):
+        depth = len(Path(folder).relative_to(root).parts)
+        below[:] = sorted(name for name in below if not is_junk(name)) if depth < DEEPEST else []
+        for name in sorted(names):
+            if name.lower().endswith(SUFFIXES) and not is_junk(name) and "submission" not in name.lower():
+                yield Path(folder) / name
+
+
+def _lists_labels(path: Path, columns: tuple[str | None, str | None], grades: Grades) -> bool:
+    """Whether the first lines of a file are names and labels, with a header or without."""
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            cells = _cells("".join(line for line, _ in zip(file, range(3), strict=False)).strip())
+    except (OSError, ValueError, pd.errors.EmptyDataError, pd.errors.ParserError):
+        return False
+    if cells.shape[1] < 2:
+        return False
+    if columns == (None, None) and _starts_with_data(cells, grades):
+        return path.suffix.lower() != ".txt" or is_image(str(cells.iloc[0, 0]))  # prose may end in a number
+    header = list(cells.iloc[0])
+    label = _place(header, columns[1], LABEL_COLUMNS) is not None or _eyes(header) is not None
+    return len(cells) > 1 and label and _place(header, columns[0], IMAGE_COLUMNS) is not None
+
+
+def read_text(path: Path, separators: str = SEPARATORS) -> pd.DataFrame:
     """The cells of a CSV as text, first row included; names such as `001` or `NA` stay what they are.
+
+    Args:
+        path: the file.
+        separators: that may stand between columns, and spaces where there are several.
 
     Raises:
         UserError: the file is missing, empty, not UTF-8 or not a CSV.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig").strip()
-        # a blank line is a row whose label is missing: skipping it would shift the rows of one file of a pair
-        cells = pd.read_csv(io.StringIO(text), header=None, dtype=str, keep_default_na=False, skip_blank_lines=False)
+        return _cells(path.read_text(encoding="utf-8-sig").strip(), separators)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; check data.root, or name the file in data.train_csv") from None
     except pd.errors.EmptyDataError:
         raise UserError(f"{path} is empty; it has to list one image per row") from None
     except (pd.errors.ParserError, UnicodeDecodeError, IsADirectoryError) as error:
         raise UserError(f"{path} is not a comma-separated file in UTF-8: {' '.join(str(error).split())}") from None
-    return cells.apply(lambda column: column.str.strip())
+
+
+def _cells(text: str, separators: str = SEPARATORS) -> pd.DataFrame:
+    head = text.splitlines()[:20]
+    separator = _separator(head, separators)
+    if len(separator) == 1:
+        text = _as_wide_as_its_rows(text, separator)
+    # a blank line is a row whose label is missing: skipping it would shift the rows of one file of a pair
+    cells = pd.read_csv(
+        io.StringIO(text), sep=separator, header=None, dtype=str, keep_default_na=False, skip_blank_lines=False,
+        engine="c" if len(separator) == 1 else "python",
+    )  # fmt: skip
+    return cells.fillna("").apply(lambda column: column.str.strip())
+
+
+def _separator(head: Sequence[str], separators: str) -> str:
+    """What stands most often in the first line; the last space where that holds none and every line has one."""
+    first = re.sub(r'"[^"]*"', "", head[0]) if head else ""
+    most = max(separators, key=first.count)
+    if (
+        first
+        and first.count(most) == 0
+        and len(separators) > 1
+        and all(re.search(LAST_SPACE, line.strip()) for line in head)
+    ):
+        return LAST_SPACE
+    return most
+
+
+def _as_wide_as_its_rows(text: str, separator: str) -> str:
+    """The text with an empty cell more in its header, where rows have one more: an index without a name, or a comma."""
+    header, row = [*csv.reader(text.splitlines()[:2], delimiter=separator), [], []][:2]
+    if len(row) != len(header) + 1:
+        return text
+    return text.replace("\n", f"{separator}\n", 1) if row[-1] == "" else separator + text
 
 
 def read_labels(
-    path: Path, image_column: str | None, label_column: str | None, more: Mapping[str, tuple[str, str]] | None = None
+    path: Path,
+    image_column: str | None,
+    label_column: str | None,
+    grades: Grades,
+    more: Mapping[str, tuple[str, str]] | None = None,
 ) -> pd.DataFrame:
     """One CSV of names and labels → columns `image`, `label` and those of `more`, all text.
 
-    Without column names these are the known ones (`image,level`, `id_code,diagnosis`), or the first two columns of
-    a file without header; the first row is data when its label cell is a whole number.
+    Without column names these are known ones (IMAGE_COLUMNS, LABEL_COLUMNS) in whatever case, or the first two columns
+    of a file without header; the first row is data when its second cell is a label.
 
     Args:
         path: the CSV.
         image_column: of the header; None: a known one.
         label_column: of the header; None: a known one.
+        grades: what a label may be.
         more: name of a further column → its name in the header, and the configuration key that says so.
     """
     cells = read_text(path)
-    if image_column is None and label_column is None and not more and _starts_with_data(cells):
+    if image_column is None and label_column is None and not more and _starts_with_data(cells, grades):
         return cells.iloc[:, :2].set_axis(["image", "label"], axis=1)
     header, rows = list(cells.iloc[0]), cells.iloc[1:]
-    image = _find_column(path, header, image_column, ("image", "id_code"), "data.image_column")
-    label = _find_column(path, header, label_column, ("level", "diagnosis", "label"), "data.label_column")
-    found = {name: _find_column(path, header, column, (), key) for name, (column, key) in (more or {}).items()}
-    columns = {"image": image, "label": label} | found
-    return _not_empty(path, pd.DataFrame({name: rows[column] for name, column in columns.items()}))
+    image = rows[_find_column(path, header, image_column, IMAGE_COLUMNS, "data.image_column")]
+    eyes = _eyes(header) if label_column is None else None
+    if eyes is not None and _place(header, None, LABEL_COLUMNS) is None:
+        label = _of_its_eye(image, rows[eyes[0]], rows[eyes[1]])
+    else:
+        label = rows[_find_column(path, header, label_column, LABEL_COLUMNS, "data.label_column")]
+    further = {name: rows[_find_column(path, header, column, (), key)] for name, (column, key) in (more or {}).items()}
+    return _not_empty(path, pd.DataFrame({"image": image, "label": label} | further))
+
+
+def _eyes(header: Sequence[str]) -> tuple[int, int] | None:
+    """The places of the columns EYES."""
+    names = [plain(name) for name in header]
+    return (names.index(EYES[0]), names.index(EYES[1])) if {*EYES} <= {*names} else None
+
+
+def _of_its_eye(image: pd.Series, left: pd.Series, right: pd.Series) -> pd.Series:
+    """The grade of the eye that a name speaks of, or the only one that a row has."""
+    is_right = image.str.replace(r"\.\w+$", "", regex=True).str.fullmatch(RIGHT)
+    own, other = right.where(is_right, left), left.where(is_right, right)
+    return own.where(own != "", other)
 
 
 def read_pair(image_csv: Path, label_csv: Path) -> pd.DataFrame:
@@ -66,7 +235,7 @@ def read_pair(image_csv: Path, label_csv: Path) -> pd.DataFrame:
     Raises:
         UserError: the two files differ in their number of rows, or hold no row.
     """
-    image_cells, label_cells = read_text(image_csv), read_text(label_csv)
+    image_cells, label_cells = read_text(image_csv, ","), read_text(label_csv, ",")
     first = 1 if str(label_cells.iloc[0, 0])[:1].isalpha() else 0  # `1.5` or nothing is a bad label, not a header
     images, labels = image_cells.iloc[first:, 0], label_cells.iloc[first:, 0]
     if len(images) != len(labels):
@@ -77,8 +246,9 @@ def read_pair(image_csv: Path, label_csv: Path) -> pd.DataFrame:
     return _not_empty(image_csv, pd.DataFrame({"image": images.to_numpy(), "label": labels.to_numpy()}))
 
 
-def _starts_with_data(cells: pd.DataFrame) -> bool:
-    return cells.shape[1] >= 2 and is_whole(cells.iloc[0, 1])
+def _starts_with_data(cells: pd.DataFrame, grades: Grades) -> bool:
+    """Whether there is no header: the second cell is a number, good or not, or another label."""
+    return cells.shape[1] >= 2 and (is_whole(cells.iloc[0, 1]) or grades.targets(cells.iloc[:1, 1]).iloc[0] != BAD)
 
 
 def is_whole(cell: object) -> bool:
@@ -86,12 +256,25 @@ def is_whole(cell: object) -> bool:
     return WHOLE_NUMBER.fullmatch(str(cell)) is not None
 
 
-def _find_column(path: Path, header: list[str], wanted: str | None, known: Sequence[str], key: str) -> int:
-    candidates = [wanted] if wanted is not None else known
-    for name in candidates:
+def _place(header: Sequence[str], wanted: str | None, known: Sequence[str]) -> int | None:
+    """The place of a column, by its name as it is or else as it is compared."""
+    names = [plain(name) for name in header]
+    for name in [wanted] if wanted is not None else known:
         if name in header:
             return header.index(name)
-    raise UserError(f"{path} has no column {' or '.join(candidates)}; its columns are {', '.join(header)}; set {key}")
+        if names.count(plain(name)) == 1 or (wanted is None and plain(name) in names):
+            return names.index(plain(name))
+    return None
+
+
+def _find_column(path: Path, header: Sequence[str], wanted: str | None, known: Sequence[str], key: str) -> int:
+    place = _place(header, wanted, known)
+    if place is None:
+        candidates = [wanted] if wanted is not None else [*known[:3], "…"]
+        raise UserError(
+            f"{path} has no column {' or '.join(candidates)}; its columns are {', '.join(header)}; set {key}"
+        )
+    return place
 
 
 def _not_empty(path: Path, labels: pd.DataFrame) -> pd.DataFrame:
@@ -100,32 +283,33 @@ def _not_empty(path: Path, labels: pd.DataFrame) -> pd.DataFrame:
     return labels.reset_index(drop=True)
 
 
-def parse(labels: pd.DataFrame, image_csv: Path, label_csv: Path, num_classes: int) -> pd.DataFrame:
+def parse(labels: pd.DataFrame, image_csv: Path, label_csv: Path, grades: Grades, drop: bool = False) -> pd.DataFrame:
     """Text columns `image`, `label` → `image`, `target` (int), checked row by row; further columns stay.
 
     Args:
         labels: as `read_labels` and `read_pair` give them.
         image_csv: the file to name in errors of names.
         label_csv: the file to name in errors of labels.
-        num_classes: labels must be 0 to `num_classes - 1`.
+        grades: what a label may be.
+        drop: give rows whose label is none the target BAD, in place of an error.
 
     Raises:
-        UserError: a label is not a whole number or out of range, a name is empty, repeated, absolute or holds `..`.
+        UserError: a label is none; a name is empty, repeated, absolute or holds `..`.
     """
-    whole = labels["label"].map(is_whole)
-    _refuse(label_csv, labels[~whole], "label", "labels must be whole numbers")
-    targets = labels["label"].map(int)
-    _refuse(
-        label_csv,
-        labels[(targets < 0) | (targets >= num_classes)],
-        "label",
-        f"labels run from 0 to {num_classes - 1}",
-    )
-    unsafe = labels["image"].map(
-        lambda name: name == "" or PurePosixPath(name).is_absolute() or ".." in Path(name).parts
-    )
+    targets = grades.targets(labels["label"])
+    bad = labels[targets == BAD]
+    if len(bad) and not drop:
+        rule = grades.rule(bad["label"].iloc[0])
+        _refuse(label_csv, bad, "label", f"{rule}; data.on_bad_label=drop leaves such rows out")
+    if len(bad) == len(labels):
+        raise UserError(f"{label_csv}: no row has a label; {grades.rule(bad['label'].iloc[0])}")
+    names = labels["image"]
+    windows = names.str.contains("\\", regex=False)  # paths of Windows; one that begins with `\` is below the folder
+    names = names.mask(windows, names.str.replace("\\", "/", regex=False).str.lstrip("/"))
+    labels = labels.assign(image=names)
+    unsafe = names.map(lambda name: name == "" or PurePosixPath(name).is_absolute() or ".." in Path(name).parts)
     _refuse(image_csv, labels[unsafe], "image", "names must be relative paths without '..' inside the image folder")
-    _refuse(image_csv, labels[labels["image"].duplicated()], "image", "image names must not repeat")
+    _refuse(image_csv, labels[names.duplicated()], "image", "image names must not repeat")
     if "patient" in labels:
         _refuse(image_csv, labels[labels["patient"] == ""], "patient", "data.patient_column must name one in every row")
     return labels.drop(columns="label").assign(target=targets)

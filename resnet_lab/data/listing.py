@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -22,6 +24,8 @@ SUFFIXES = (
     *(".jpeg", ".jpg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".jpe", ".jfif", ".mpo", ".dib", ".avif"),
     *(".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".pcx"),
 )
+SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+WORD = re.compile(r"[A-Z]?[a-z]{2,}|[A-Z]{2,}")  # not the letter of `a. Training Set`
 JUNK = (
     *("__macosx", "icon\r", "@eadir", "@recycle", "#recycle", "#snapshot", "lost+found", "__pycache__"),
     *("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information"),
@@ -44,6 +48,23 @@ def is_image(name: str) -> bool:
 def is_junk(name: str) -> bool:
     """Whether a file or folder is hidden, or left behind by an operating system (`._1.jpg`, `__MACOSX`)."""
     return name.startswith(".") or name.lower() in JUNK
+
+
+def words_of(name: str) -> list[str]:
+    """The words of a name in lower case: `train` and `images` of `trainImages_2`."""
+    return [word.lower() for word in WORD.findall(name)]
+
+
+def splits_of(name: str) -> set[str]:
+    """The splits that a name speaks of, as `Training Set` or `validset` do."""
+    words = {word.removesuffix("set") for word in words_of(name)}
+    return {split for split, own in SPLIT_NAMES.items() if words & {*own}}
+
+
+def stem_of(name: str) -> str:
+    """A name without its folders and without the suffix of an image."""
+    name = name.rsplit("/", 1)[-1]
+    return name.rsplit(".", 1)[0] if is_image(name) else name
 
 
 def list_images(folder: Path, deep: bool = True) -> Listing:
@@ -115,17 +136,23 @@ def say_left_out(place: Path, what: str, counts: Counter[str], done: str = "left
         log.info("%s: %s %d %s: %s%s", place, done, total, what, named, ", …" if len(counts) > KINDS else "")
 
 
-def find_images(table: pd.DataFrame, folders: Sequence[Path], borrowed: Collection[Path] = ()) -> pd.DataFrame:
+def find_images(
+    table: pd.DataFrame, folders: Sequence[Path], borrowed: Collection[Path], places: Sequence[Path], split: str
+) -> pd.DataFrame:
     """Add `path`: the file of each name below the first folder that has it, its suffix found where the CSV gives none.
 
+    Names that are in none of the folders are looked for at any depth, in any case and with any suffix of an image.
+
     Args:
-        table: rows with `image`.
-        folders: where to look.
+        table: rows with `image`, and `target`, which is negative in rows whose image need not be there.
+        folders: where to look first.
         borrowed: those of `folders` that belong to other splits; a name that two of them have is no one's
             unless both are one file, as where one folder is a link to the other.
+        places: a folder with all that is looked at in depth, and then the one to be near to.
+        split: of the table; images in folders of other splits are no one's where it has folders of its own.
 
     Raises:
-        UserError: a listed image is missing (how many, the first names), or two borrowed folders have it.
+        UserError: a listed image is missing (how many, the first names), or two folders have it.
     """
     parents = {str(PurePosixPath(name).parent) for name in table["image"]}
     listing = [(folder, {parent: _by_name(_list(folder / parent)) for parent in parents}) for folder in folders]
@@ -137,24 +164,86 @@ def find_images(table: pd.DataFrame, folders: Sequence[Path], borrowed: Collecti
         if not found:
             return None
         chosen, path = found[0]
-        rest = found[1:] if chosen in borrowed else []
-        others = [folder for folder, other in rest if os.path.realpath(other) != os.path.realpath(path)]
-        if others:
-            places = " and in ".join(map(str, (chosen, *others)))
-            raise UserError(
-                f"image {name!r} lies in {places}; give the split a folder of its own (val), or set data.images"
-            )
+        others = [other for _, other in found[1:]] if chosen in borrowed else []
+        _refuse_two_places(name, [path, *others])
         return str(path)
 
     paths = table["image"].map(locate)
-    missing = table.loc[paths.isna(), "image"]
+    if paths.isna().any():
+        paths = paths.fillna(_in_depth(table.loc[paths.isna(), "image"], places, split))
+    missing = table.loc[paths.isna() & (table["target"] >= 0), "image"]
     if len(missing):
         names = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
         raise UserError(
             f"{' and '.join(map(str, folders))}: {len(missing)} of {len(table)} listed images are missing ({names}); "
-            f"looked for them without and with the suffixes {' '.join(SUFFIXES[:4])} …; check data.root and data.images"
+            f"looked for them there and below {places[0]}, in any case, without and with the suffixes "
+            f"{' '.join(SUFFIXES[:4])} …; check data.root, and data.images or data.{split}_images"
         )
     return table.assign(path=paths)
+
+
+def _in_depth(names: pd.Series, places: Sequence[Path], split: str) -> pd.Series:
+    """The files of names at any depth, of the split's own folders and near the label file before others.
+
+    Says in one line how many differ from their files in case or suffix.
+    """
+    top, near = places
+    files: dict[str, list[PurePosixPath]] = {}
+    for file in map(PurePosixPath, list_images(top).images):
+        files.setdefault(stem_of(file.name).lower(), []).append(file)
+    folders = {file.parent for each in files.values() for file in each}
+    ranks = {folder: _rank(folder, split) for folder in folders}
+    most = 1 if 0 in ranks.values() else 2
+    beside = near.relative_to(top).parts if near.is_relative_to(top) else ()
+
+    def locate(name: str) -> str | None:
+        pure = PurePosixPath(name)
+        below = [part.lower() for part in pure.parent.parts]
+        fitting = [
+            file
+            for file in files.get(stem_of(pure.name).lower(), [])
+            if [part.lower() for part in file.parent.parts[len(file.parent.parts) - len(below) :]] == below
+            and ranks[file.parent] <= most
+        ]
+        if not fitting:
+            return None
+        best = min(map(order := lambda file: (ranks[file.parent], -_shared(file.parts, beside)), fitting))
+        closest = [file for file in fitting if order(file) == best]
+        chosen = min(closest, key=lambda file: (file.name != pure.name, SUFFIXES.index(file.suffix.lower()), file.name))
+        _refuse_two_places(name, [top / chosen, *(top / file for file in closest if file.parent != chosen.parent)])
+        return str(top / chosen)
+
+    found = names.map(locate)
+    other = [
+        f"{PurePosixPath(name).name} is {Path(path).name}"
+        for name, path in zip(names, found, strict=True)
+        if isinstance(path, str) and PurePosixPath(name).name not in (Path(path).name, stem_of(Path(path).name))
+    ]
+    if other:
+        log.info("%s: %d names have another case or suffix than their files (%s)", near, len(other), other[0])
+    return found
+
+
+def _rank(folder: PurePosixPath, split: str) -> int:
+    """0 for a folder of the split, 1 for one of no split, 2 for one of others, by the innermost name that tells."""
+    spoken = next((splits for part in reversed(folder.parts) if (splits := splits_of(part))), {split, ""})
+    return 1 if "" in spoken else 0 if split in spoken else 2
+
+
+def _shared(parts: Sequence[str], others: Sequence[str]) -> int:
+    """How many folders two paths share from the top on."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(parts, others, strict=False)))
+
+
+def _refuse_two_places(name: str, paths: Sequence[Path]) -> None:
+    real = os.path.realpath(paths[0])
+    others = [path for path in paths[1:] if os.path.realpath(path) != real]
+    if others:
+        folders = " and in ".join(str(path.parent) for path in (paths[0], *others))
+        raise UserError(
+            f"image {name!r} lies in {folders}; give the split a folder of its own (val), or set data.images or "
+            "data.train_images, data.val_images, data.test_images"
+        )
 
 
 def _by_name(files: Iterable[str]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 import pandas as pd
 
 from resnet_lab.compatibility import CHANGED
-from resnet_lab.data.listing import is_image
+from resnet_lab.data.listing import stem_of
 from resnet_lab.errors import UserError
 
 AUTO = "auto"
@@ -186,12 +186,6 @@ def distinct_names(table: pd.DataFrame, root: Path) -> pd.Series:
     base = os.path.abspath(root)  # noqa: PTH100 - links stay: the paths have them, too
     inside = os.path.commonpath([base, shared]) == base
     return names.mask(several, paths.map(lambda path: os.path.relpath(path, base if inside else shared)))
-
-
-def stem_of(name: str) -> str:
-    """A name without its folders and without the suffix of an image."""
-    name = name.rsplit("/", 1)[-1]
-    return name.rsplit(".", 1)[0] if is_image(name) else name
 
 
 def _matches(names: Iterable[str], pattern: str) -> list[str | None]:

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from resnet_lab.data.image_data import ImageData, existing_folder
-from resnet_lab.data.label_files import parse, read_labels, read_pair
+from resnet_lab.data.label_files import BAD, Grades, label_files, parse, read_labels, read_pair
 from resnet_lab.data.listing import find_images, say_unlisted
+from resnet_lab.data.table import SPLITS
 from resnet_lab.errors import UserError
+
+log = logging.getLogger(__name__)
 
 SOURCE = (  # where the data can be had
     "EyePACS: kaggle.com/c/diabetic-retinopathy-detection, APTOS: kaggle.com/c/aptos2019-blindness-detection, "
     "IDRiD: doi.org/10.3390/data3030025"
 )
-LABEL_FILES = ("trainLabels.csv", "train.csv")  # the 2015 competition's, APTOS 2019's
+LABEL_FILES = {  # the 2015 competition's, APTOS 2019's; those that win over others
+    "train": ("trainLabels.csv", "train.csv"),
+    "val": ("val.csv", "valid.csv", "validation.csv"),
+    "test": ("test.csv", "testing.csv"),
+}
 SOLUTION = "retinopathy_solution.csv"  # the 2015 competition's, published after it
 USAGES = {"Public": "val", "Private": "test"}  # the community's protocol
 IMAGE_FOLDERS = {
@@ -28,77 +36,131 @@ IMAGE_FOLDERS = {
 BORROWED = {"train": (), "val": ("test", "test_images", "train", "train_images"), "test": ()}  # of other splits
 
 
+Labels = tuple[pd.DataFrame, Path]  # rows with `image` and `target`, and the file that they stand in
+
+
 @dataclass(kw_only=True)
 class Retinopathy(ImageData):
     """A folder of photographs and its CSVs; a key that is None is found by the names that users have."""
 
-    train_csv: str | None  # below root; None: train_img.csv with train_label.csv, trainLabels.csv or train.csv
-    val_csv: str | None  # None: cut from train (val_fraction)
-    test_csv: str | None  # None: test_img.csv with test_label.csv, or cut from train (test_fraction)
+    train_csv: str | None  # below root; None: train_img.csv with train_label.csv, trainLabels.csv, train.csv …
+    val_csv: str | None  # None: found where no CSV is named, or else cut from train (val_fraction)
+    test_csv: str | None  # None: found where no CSV is named, or else cut from train (test_fraction)
     solution_csv: str | None  # None: retinopathy_solution.csv where root has it and no CSV is named
-    images: str | None  # folder below root; None: those of IMAGE_FOLDERS, or root itself
-    image_column: str | None  # None: image or id_code
-    label_column: str | None  # None: level, diagnosis or label
+    find_csvs: bool  # look for label files by what they hold, at any depth; false: as versions before did
+    images: str | None  # folder below root; None: those of IMAGE_FOLDERS, or root, and what is below them
+    train_images: str | None  # of the split alone; None: as images
+    val_images: str | None
+    test_images: str | None
+    image_column: str | None  # None: a known one (label_files.IMAGE_COLUMNS)
+    label_column: str | None  # None: a known one (label_files.LABEL_COLUMNS)
     patient_column: str | None  # None: the patient is in the name (patient_regex)
+    labels: dict[str, int] | None  # text of a label → class; None: numbers, and names of classes
+    first_label: int  # number of the first class
+    on_bad_label: str  # error | drop: a row whose label is empty, out of range or unknown
 
     def read_table(self) -> pd.DataFrame:
-        """Rows of all splits that have a file.
+        """Rows of all splits that have a file, without those whose label is none; sets `bad_labels`, their number.
 
         Raises:
             UserError: a folder, file, column, label, name or image is wrong; the message says which.
         """
         root = existing_folder(self.root, source=SOURCE)
-        if self.solution_csv and (self.val_csv or self.test_csv):
-            raise UserError("data.solution_csv names both val and test; leave out data.val_csv and data.test_csv")
-        splits = {"train": self._train(root), "val": self._named(root, self.val_csv), "test": self._test(root)}
-        splits |= self._solution(root)
-        rows = [
-            find_images(labels, self._image_folders(root, split), [root / name for name in BORROWED[split]]).assign(
-                split=split
-            )
-            for split, labels in splits.items()
-            if labels is not None
-        ]
-        table = pd.concat(rows, ignore_index=True)
-        twice = table.loc[table["path"].duplicated(), "image"]  # not the names: `1` and `1.jpeg` are one file
+        if self.on_bad_label not in ("error", "drop"):
+            raise UserError(f"data.on_bad_label={self.on_bad_label}: choose error or drop")
+        labels = self._labels(root)
+        for split in SPLITS:
+            if getattr(self, f"{split}_images") and split not in labels:
+                raise UserError(f"data.{split}_images: {split} has no label file; name it in data.{split}_csv")
+        located = [self._located(root, split, *rows) for split, rows in labels.items()]
+        table = pd.concat(located, ignore_index=True)
+        here = table.dropna(subset="path")  # images of rows without a good label may be missing
+        twice = here.loc[here["path"].duplicated(), "image"]  # not the names: `1` and `1.jpeg` are one file
         if len(twice):
             raise UserError(
                 f"{root}: the CSVs list {len(twice)} image files twice (first {twice.iloc[0]!r}); keep one row of each"
             )
-        say_unlisted(table, root, self.prepared_set.cache_dir)
-        return table
+        say_unlisted(here, root, self.prepared_set.cache_dir)
+        bad = table["target"] == BAD
+        self.bad_labels = int(bad.sum())
+        if self.bad_labels:
+            rows, first = f"{self.bad_labels} row{'s' * (self.bad_labels > 1)}", table.loc[bad, "image"].iloc[0]
+            log.warning("%s: left out %s without a good label (first %s)", root, rows, first)
+        return table[~bad].reset_index(drop=True)
 
-    def _train(self, root: Path) -> pd.DataFrame | None:
-        if self.train_csv is None and (pair := self._pair(root, "train")) is not None:
-            return pair
-        found = [name for name in LABEL_FILES if (root / name).is_file()]
-        if self.train_csv is None and not found:
-            others = any((root / name).is_file() for name in ("test_img.csv", "test_label.csv", SOLUTION))
-            if self.all_images and (self.val_csv or self.test_csv or self.solution_csv or others):
-                return None
+    def _labels(self, root: Path) -> dict[str, Labels]:
+        """Split → its rows and their file: those that keys name, the studies' pairs, or what is found.
+
+        Raises:
+            UserError: there is no train, which `all_images` alone does without.
+        """
+        if self.solution_csv and (self.val_csv or self.test_csv):
+            raise UserError("data.solution_csv names both val and test; leave out data.val_csv and data.test_csv")
+        named = {"train": self.train_csv, "val": self.val_csv, "test": self.test_csv}
+        labels = {split: self._read(root / name) for split, name in named.items() if name is not None}
+        if self.train_csv is None:
+            pairs = {split: self._pair(root, split) for split in ("train", "test") if split not in labels}
+            labels |= {split: pair for split, pair in pairs.items() if pair is not None}
+        if self.solution_csv or (not any(named.values()) and (root / SOLUTION).is_file()):
+            labels |= self._solution(root / (self.solution_csv or SOLUTION))
+        labels |= {split: self._read(path) for split, path in self._found(root, labels).items()}
+        if "train" not in labels and not (self.all_images and labels):
             raise UserError(
-                f"{root} holds neither train_img.csv with train_label.csv nor {' nor '.join(LABEL_FILES)}; "
-                "name your file in data.train_csv, or set data.all_images=test to evaluate on data without a train CSV"
+                f"{root} holds neither train_img.csv with train_label.csv, nor {' nor '.join(LABEL_FILES['train'])}, "
+                "nor another file with names and grades for train; name yours in data.train_csv (and its columns in "
+                "data.image_column and data.label_column), or set data.all_images=test to evaluate without a train CSV"
             )
-        return self._named(root, self.train_csv or found[0])
+        return {split: labels[split] for split in SPLITS if split in labels}
 
-    def _test(self, root: Path) -> pd.DataFrame | None:
-        if self.test_csv is None and self.train_csv is None:
-            return self._pair(root, "test")
-        return self._named(root, self.test_csv)
+    def _found(self, root: Path, labels: dict[str, Labels]) -> dict[str, Path]:
+        """Split → its label file below root, of splits without one; of train alone where a key names a file.
 
-    def _solution(self, root: Path) -> dict[str, pd.DataFrame | None]:
-        """The competition's public rows as val and its private rows as test, where there is such a file."""
-        named = any((self.train_csv, self.val_csv, self.test_csv))
-        name = self.solution_csv or (SOLUTION if not named and (root / SOLUTION).is_file() else None)
-        rows = self._named(root, name, {"usage": ("Usage", "data.solution_csv")})
-        if rows is None:
-            return {}
+        Raises:
+            UserError: a split has several.
+        """
+        keys = (self.train_csv, self.val_csv, self.test_csv, self.solution_csv)
+        wanted = [split for split in (("train",) if any(keys) else SPLITS) if split not in labels]
+        usual = {split: [root / name for name in LABEL_FILES[split] if (root / name).is_file()] for split in wanted}
+        if "train" in labels or not self.find_csvs:
+            return {split: files[0] for split, files in usual.items() if split == "train" and files}
+        files = label_files(root, (self.image_column, self.label_column), self._grades)
+        known = [root / name for name in (*keys, SOLUTION) if name]
+        files = {split: [file for file in found if file not in known] for split, found in files.items()}
+        usual |= {split: [file for file in usual[split] if file in files.get(split, [])] for split in wanted[1:]}
+        found = {split: usual[split][:1] or files.get(split, []) for split in wanted}
+        if "train" in wanted and not found["train"]:
+            found["train"] = files.get("", [])
+        for split, several in found.items():
+            if len(several) > 1:
+                names = " and ".join(str(file.relative_to(root)) for file in several)
+                raise UserError(f"{root}: {names} may each list the images of {split}; name one in data.{split}_csv")
+        taken = {split: one for split, several in found.items() for one in several}
+        left = [file for several in files.values() for file in several if file not in taken.values()]
+        said = [f"{split} from {file.relative_to(root)}" for split, file in taken.items()]
+        more = f"; left out {', '.join(str(file.relative_to(root)) for file in left)}" if left else ""
+        log.info("%s: %s%s", root, ", ".join(said) or "no label files", more)
+        return taken
+
+    def _located(self, root: Path, split: str, labels: pd.DataFrame, source: Path) -> pd.DataFrame:
+        """The rows of a split with the paths of their images."""
+        own = getattr(self, f"{split}_images")
+        if own is None and self.images is None:
+            top, folders = root, [root / name for name in IMAGE_FOLDERS[split] if (root / name).is_dir()] or [root]
+        else:
+            key = "data.images" if own is None else f"data.{split}_images"
+            top = existing_folder(str(root / (own or str(self.images))), key)
+            folders = [top]
+        borrowed = [root / name for name in BORROWED[split]]
+        return find_images(labels, folders, borrowed, (top, source.parent), split).assign(split=split)
+
+    def _solution(self, path: Path) -> dict[str, Labels]:
+        """The competition's public rows as val and its private rows as test."""
+        rows, _ = self._read(path, {"usage": ("Usage", "data.solution_csv")})
         if unknown := set(rows["usage"]) - set(USAGES):
-            raise UserError(f"{root / str(name)}: Usage {sorted(unknown)[0]!r}: it has to be {' or '.join(USAGES)}")
-        return {split: rows[rows["usage"] == usage].drop(columns="usage") for usage, split in USAGES.items()}
+            raise UserError(f"{path}: Usage {sorted(unknown)[0]!r}: it has to be {' or '.join(USAGES)}")
+        return {split: (rows[rows["usage"] == usage].drop(columns="usage"), path) for usage, split in USAGES.items()}
 
-    def _pair(self, root: Path, split: str) -> pd.DataFrame | None:
+    def _pair(self, root: Path, split: str) -> Labels | None:
         images, labels = root / f"{split}_img.csv", root / f"{split}_label.csv"
         if not images.is_file() and not labels.is_file():
             return None
@@ -106,25 +168,17 @@ class Retinopathy(ImageData):
             raise UserError(
                 f"data.patient_column={self.patient_column}: {images} has one column; name a CSV that has it"
             )
-        return parse(read_pair(images, labels), images, labels, self._num_classes)
+        return parse(read_pair(images, labels), images, labels, self._grades, self.on_bad_label == "drop"), images
 
-    def _named(
-        self, root: Path, name: str | None, more: dict[str, tuple[str, str]] | None = None
-    ) -> pd.DataFrame | None:
-        if name is None:
-            return None
-        path, more = root / name, dict(more or {})
+    def _read(self, path: Path, more: dict[str, tuple[str, str]] | None = None) -> Labels:
+        more = dict(more or {})
         if self.patient_column is not None:
             more["patient"] = (self.patient_column, "data.patient_column")
-        return parse(read_labels(path, self.image_column, self.label_column, more), path, path, self._num_classes)
+        labels = read_labels(path, self.image_column, self.label_column, self._grades, more)
+        return parse(labels, path, path, self._grades, self.on_bad_label == "drop"), path
 
     @property
-    def _num_classes(self) -> int:
+    def _grades(self) -> Grades:
         if not self.class_names:
             raise UserError("data.class_names is empty; list one name per grade")
-        return len(self.class_names)
-
-    def _image_folders(self, root: Path, split: str) -> list[Path]:
-        if self.images is not None:
-            return [existing_folder(str(root / self.images), "data.images")]
-        return [root / name for name in IMAGE_FOLDERS[split] if (root / name).is_dir()] or [root]
+        return Grades(self.class_names, self.labels, self.first_label)

@@ -158,6 +158,8 @@ def _data_notes(runs: Sequence[Run]) -> Iterator[Finding]:
             )
         if skipped:
             notes["skipped images", f"{skipped} images could not be read"].append(run)
+        if rows := run.status.get("skipped_labels") or 0:
+            notes["skipped labels", f"{rows} rows without a good label were left out"].append(run)
     for (kind, text), some in notes.items():
         yield Finding(kind, f"{text} {_which(some, runs)}")
 

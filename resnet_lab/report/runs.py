@@ -28,6 +28,7 @@ SHAPES: dict[str, Any] = {  # what a job writes into status.json; [int] is a lis
     "class_names": [object],
     "leaks": int,
     "skipped_images": int,
+    "skipped_labels": int,
 }
 SUM_TOLERANCE = 1e-3  # probabilities of an image are rounded
 

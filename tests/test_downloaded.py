@@ -1,0 +1,229 @@
+"""Public data sets of retinopathy as they are downloaded: which keys each needs, and what is read."""
+
+import logging
+from pathlib import Path
+
+import pytest
+from fake_data import refusal, retinopathy, write_photographs
+
+
+def write(file: Path, header: str, rows) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(f"{line}\n" for line in [*([header] if header else []), *rows]))
+
+
+def read(root, **keys):
+    """Split → {name: (target, path below root)}."""
+    data = retinopathy(root, **keys)
+    table = data.read_table()
+    return {
+        split: {
+            name: (target, str(Path(path).relative_to(root)))
+            for name, target, path in zip(rows["image"], rows["target"], rows["path"], strict=True)
+        }
+        for split, rows in table.groupby("split")
+    }, data
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tmp_path / "data"
+
+
+def write_idrid(root):
+    """IDRiD's zip `B. Disease Grading`, beside the localization part, which holds the same photographs."""
+    for part in ("B. Disease Grading", "C. Localization"):
+        for split, n in (("a. Training Set", 8), ("b. Testing Set", 4)):
+            names = [f"IDRiD_{k:03d}" for k in range(1, n + 1)]
+            write_photographs(root / part / "1. Original Images" / split, names, ".jpg", content=part + split)
+    truth = root / "B. Disease Grading" / "2. Groundtruths"
+    head = "Image name,Retinopathy grade,Risk of macular edema ,,,,,,,,,"
+    for name, n in (("a. IDRiD_Disease Grading_Training Labels", 8), ("b. IDRiD_Disease Grading_Testing Labels", 4)):
+        write(truth / f"{name}.csv", head, [f"IDRiD_{k:03d},{k % 5},{k % 3},,,,,,,,," for k in range(1, n + 1)])
+    write(root / "C. Localization" / "2. Groundtruths" / "a. IDRiD_Fovea_Center_Training Set_Markups.csv",
+          "Image No,X- Coordinate,Y - Coordinate", ["IDRiD_001,10,20"])  # fmt: skip
+
+
+def test_idrid_needs_no_key(root):
+    write_idrid(root)
+    found, _ = read(root)
+    images = "B. Disease Grading/1. Original Images"
+    assert found["train"] == {
+        f"IDRiD_{k:03d}": (k % 5, f"{images}/a. Training Set/IDRiD_{k:03d}.jpg") for k in range(1, 9)
+    }
+    assert found["test"] == {
+        f"IDRiD_{k:03d}": (k % 5, f"{images}/b. Testing Set/IDRiD_{k:03d}.jpg") for k in range(1, 5)
+    }
+    patients = retinopathy(root / "B. Disease Grading").listed()["patient"]
+    assert patients.nunique() == 12  # IDRiD_001 of each split is another person
+
+
+def test_aptos_of_the_competition_needs_no_key(root):
+    codes = [f"{n:012x}" for n in range(30)]
+    write(root / "train.csv", "id_code,diagnosis", [f"{code},{n % 5}" for n, code in enumerate(codes[:20])])
+    write(root / "test.csv", "id_code", codes[20:])
+    write(root / "sample_submission.csv", "id_code,diagnosis", [f"{code},0" for code in codes[20:]])
+    write_photographs(root / "train_images", codes[:20], ".png")
+    write_photographs(root / "test_images", codes[20:], ".png")
+    found, _ = read(root)
+    assert found == {"train": {code: (n % 5, f"train_images/{code}.png") for n, code in enumerate(codes[:20])}}
+
+
+def test_kaggles_copy_of_aptos_needs_no_key(root, caplog):
+    for file, folder, first, n in (("train_1", "train", 0, 20), ("valid", "val", 100, 6), ("test", "test", 200, 6)):
+        codes = [f"{first + k:012x}" for k in range(n)]
+        write(root / f"{file}.csv", "id_code,diagnosis", [f"{code},{k % 5}" for k, code in enumerate(codes)])
+        write_photographs(root / f"{folder}_images" / f"{folder}_images", codes, ".png")
+    with caplog.at_level(logging.INFO):
+        found, _ = read(root)
+    assert {split: len(rows) for split, rows in found.items()} == {"train": 20, "val": 6, "test": 6}
+    assert found["val"][f"{103:012x}"] == (3, f"val_images/val_images/{103:012x}.png")
+    assert "train from train_1.csv, val from valid.csv, test from test.csv" in caplog.text
+    named = {"train_csv": "train_1.csv", "train_images": "train_images/train_images"}
+    assert read(root, **named)[0] == {"train": found["train"]}  # files that keys name are all there are
+
+
+def test_rfmid_needs_the_column_and_its_classes(root):
+    """The numbers of its images begin anew in each split."""
+    for folder, inner, word, n in (
+        ("Training_Set", "Training", "Training", 9),
+        ("Evaluation_Set", "Validation", "Validation", 4),
+        ("Test_Set", "Test", "Testing", 4),
+    ):
+        place = root / folder / folder
+        names = [str(k) for k in range(1, n + 1)]
+        write_photographs(place / inner, names, ".png", content=folder)
+        write(place / f"RFMiD_{word}_Labels.csv", "ID,Disease_Risk,DR,ARMD", [f"{k},1,{int(k) % 2},0" for k in names])
+    keys = {"label_column": "DR", "class_names": ["no DR", "DR"]}
+    found, _ = read(root, **keys)
+    assert {split: len(rows) for split, rows in found.items()} == {"train": 9, "val": 4, "test": 4}
+    assert found["train"]["3"] == (1, "Training_Set/Training_Set/Training/3.png")
+    assert found["val"]["3"] == (1, "Evaluation_Set/Evaluation_Set/Validation/3.png")
+    assert found["test"]["4"] == (0, "Test_Set/Test_Set/Test/4.png")
+    assert retinopathy(root, **keys).listed()["patient"].nunique() == 17
+    (root / "Training_Set/Training_Set/Training/3.png").unlink()  # not that of another split
+    assert "1 of 9 listed images are missing (3)" in refusal(retinopathy(root, **keys).read_table)
+
+
+def test_ddr_needs_the_rule_for_ungradable_photographs(root):
+    for split, n in (("train", 18), ("valid", 6), ("test", 6)):
+        names = [f"007-{k + 1000 * n + 100 * len(split)}-100" for k in range(n)]
+        write_photographs(root / split, names, ".jpg")
+        write(root / f"{split}.txt", "", [f"{name}.jpg {k % 6}" for k, name in enumerate(names)])
+    message = refusal(retinopathy(root).read_table)
+    assert "label '5' of image row 6 (and 2 more rows): labels run from 0 to 4" in message
+    assert "train.txt" in message
+    found, data = read(root, on_bad_label="drop")
+    assert {split: len(rows) for split, rows in found.items()} == {"train": 15, "val": 5, "test": 5}
+    assert found["train"]["007-18502-100.jpg"] == (2, "train/007-18502-100.jpg")
+    assert data.bad_labels == 5
+    assert data.table()[1]["skipped_labels"] == 5
+
+
+def test_messidor_2_needs_the_rule_for_ungradable_photographs(root, caplog):
+    names = [f"20051020_{43808 + k}_0100_PP" for k in range(6)] + [f"IM{k:06d}" for k in range(6)]
+    write_photographs(root / "IMAGES", names[:6], ".png")
+    write_photographs(root / "IMAGES", names[6:], ".jpg")
+    rows = [f"{name}.{'png' if k < 6 else 'JPG'},{k % 5 if k != 3 else ''},0,{int(k != 3)}"
+            for k, name in enumerate(names)]  # fmt: skip
+    head = "image_id,adjudicated_dr_grade,adjudicated_dme,adjudicated_gradable"
+    write(root / "messidor_data.csv", head, rows)
+    assert "label '' of image row 4" in refusal(retinopathy(root).read_table)
+    with caplog.at_level(logging.INFO):
+        found, data = read(root, on_bad_label="drop")
+    assert found["train"]["IM000002.JPG"] == (3, "IMAGES/IM000002.jpg")
+    assert (len(found["train"]), data.bad_labels) == (11, 1)
+    assert "6 names have another case or suffix than their files (IM000000.JPG is IM000000.jpg)" in caplog.text
+    assert "images that no CSV lists" not in caplog.text
+    assert set(retinopathy(root, on_bad_label="drop", all_images="test").listed()["split"]) == {"test"}
+
+
+def write_deepdrid(root):
+    """The folder `regular_fundus_images`: two fields of each eye, graded in the column of the eye, paths of Windows."""
+    for split, patients in (("training", (1, 2)), ("validation", (265,))):
+        place = root / f"regular-fundus-{split}"
+        rows = []
+        for patient in patients:
+            for eye in ("l1", "l2", "r1", "r2"):
+                name = f"{patient}_{eye}"
+                write_photographs(place / "Images" / str(patient), [name], ".jpg")
+                grades = f"{patient % 5},," if eye[0] == "l" else f",{patient % 5 + 1},"
+                rows.append(f"{patient},{name},\\{place.name}\\{patient}\\{name}.jpg,1,{grades}{patient % 5 + 1}")
+        head = "patient_id,image_id,image_path,Overall quality,left_eye_DR_Level,right_eye_DR_Level,patient_DR_Level"
+        write(place / f"regular-fundus-{split}.csv", head, rows)
+
+
+def test_deepdrid_needs_no_key(root):
+    write_deepdrid(root)
+    found, data = read(root)
+    assert {split: len(rows) for split, rows in found.items()} == {"train": 8, "val": 4}
+    assert found["train"]["2_l1"] == (2, "regular-fundus-training/Images/2/2_l1.jpg")
+    assert found["train"]["2_r2"] == (3, "regular-fundus-training/Images/2/2_r2.jpg")
+    assert found["val"]["265_r1"] == (1, "regular-fundus-validation/Images/265/265_r1.jpg")
+    assert set(data.listed()["patient"]) == {"1", "2", "265"}
+
+
+def test_both_eyes_graded_in_every_row(root):
+    write_photographs(root / "images", ["3_l1", "3_r1", "left_4", "right_4"], ".jpg")
+    write(root / "train.csv", "image_id,left_eye_DR_Level,right_eye_DR_Level",
+          ["3_l1,0,4", "3_r1,0,4", "left_4,1,2", "right_4,1,2"])  # fmt: skip
+    found, _ = read(root)
+    assert {name: target for name, (target, _) in found["train"].items()} == {
+        "3_l1": 0, "3_r1": 4, "left_4": 1, "right_4": 2,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("keys", "target"), [({}, 3), ({"label_column": "quality", "class_names": ["good", "usable", "reject"]}, 1)]
+)
+def test_eyeq_needs_no_key_for_grades(root, keys, target):
+    for split, patients in (("train", range(10, 20)), ("test", range(30, 34))):
+        names = [f"{patient}_{eye}" for patient in patients for eye in ("left", "right")]
+        write_photographs(root / split, names)
+        rows = [f"{k},{name}.jpeg,{k % 3},{k % 5}" for k, name in enumerate(names)]
+        write(root / f"Label_EyeQ_{split}.csv", ",image,quality,DR_grade", rows)
+    found, _ = read(root, **keys)
+    assert {split: len(rows) for split, rows in found.items()} == {"train": 20, "test": 8}
+    assert found["train"]["11_right.jpeg" if not keys else "12_left.jpeg"][0] == target
+
+
+# what is refused, and what older runs do
+
+
+def test_two_files_for_a_split_are_named(root):
+    write_photographs(root / "images", ["a", "b"])
+    for name in ("train_1.csv", "train_2.csv"):
+        write(root / name, "image,level", ["a,0", "b,1"])
+    message = refusal(retinopathy(root).read_table)
+    assert "train_1.csv and train_2.csv may each list the images of train; name one in data.train_csv" in message
+    assert len(read(root, train_csv="train_2.csv")[0]["train"]) == 2
+
+
+def test_a_name_in_two_places_is_no_ones(root):
+    for folder in ("left camera", "right camera"):
+        write_photographs(root / "photographs" / folder, ["a", "b"], content=folder)
+    write(root / "labels.csv", "image,level", ["a,0", "b,1"])
+    message = refusal(retinopathy(root).read_table)
+    assert "image 'a' lies in " in message
+    assert "data.train_images" in message
+    found, _ = read(root, images="photographs/right camera")
+    assert found["train"]["a"] == (0, "photographs/right camera/a.jpeg")
+
+
+def test_folders_of_splits_by_key(root):
+    for split in ("x", "y"):
+        write_photographs(root / split, ["a", "b"], content=split)
+        write(root / f"{split}.csv", "image,level", ["a,0", "b,1"])
+    found, _ = read(root, train_csv="x.csv", test_csv="y.csv", train_images="x", test_images="y")
+    assert (found["train"]["a"], found["test"]["a"]) == ((0, "x/a.jpeg"), (0, "y/a.jpeg"))
+    assert "data.test_images" in refusal(retinopathy(root, train_csv="x.csv", images="x", test_images="y").read_table)
+    keys = {"train_csv": "x.csv", "test_csv": "y.csv", "images": "x", "test_images": "z"}
+    assert "set data.test_images to" in refusal(retinopathy(root, **keys).read_table)
+
+
+def test_older_runs_look_for_no_further_file(root):
+    write_photographs(root / "images", ["a", "b", "c"])
+    write(root / "train.csv", "image,level", ["a,0", "b,1"])
+    write(root / "valid.csv", "image,level", ["c,0"])
+    assert set(read(root)[0]) == {"train", "val"}
+    assert set(read(root, find_csvs=False)[0]) == {"train"}
