@@ -1,14 +1,17 @@
 """Label files, and the images that they name: text in, tables out."""
 
+import logging
+
 import pandas as pd
 import pytest
 from fake_data import refusal
 
 from resnet_lab.data import listing
-from resnet_lab.data.label_files import Grades, parse, read_labels, read_pair
+from resnet_lab.data.label_files import BAD, Grades, parse, read_labels, read_pair
 from resnet_lab.data.listing import find_images, refuse_undecodable
 from resnet_lab.data.patients import add_patients
 from resnet_lab.data.table import class_counts, cut_split
+from resnet_lab.errors import UserError
 
 EYES = r"(.+)_(?:left|right)"
 
@@ -187,6 +190,86 @@ def test_hundred_thousand_rows(file, monkeypatch, tmp_path):
     assert (last["image"], last["target"], last["patient"]) == ("49999_left", 4, "49999")
     assert last["path"] == str(tmp_path / "49999_left.jpeg")
     assert cut_split(rows, "val", 0.1, 0, "data.val_fraction")["split"].eq("val").sum() == 10_000
+
+
+# habits
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "image,level\nx 1.jpg,0\nb.jpg,2\n",
+        "image;level\nx 1.jpg;0\nb.jpg;2\n",
+        "image\tlevel\nx 1.jpg\t0\nb.jpg\t2\n",
+        "x 1.jpg 0\nb.jpg 2\n",
+        "x 1.jpg   0  \nb.jpg\t2\n",
+        "x 1.jpg;0\nb.jpg;2\n",
+        ",image,level\n0,x 1.jpg,0\n1,b.jpg,2\n",
+        "image,level\n0,x 1.jpg,0\n1,b.jpg,2\n",  # R's write.table: its index has no cell in the header
+        "image,level\nx 1.jpg,0,\nb.jpg,2,\n",
+        '\ufeff"image","level"\r\n"x 1.jpg","0"\r\n"b.jpg","2"\r\n',
+        "IMAGE , Level\nx 1.jpg,0.0\nb.jpg,2.0\n",
+        "Image name;DR grade\nx 1.jpg;0,0\nb.jpg;2,0\n",
+        "id-code,Retinopathy_grade\nx 1.jpg,No DR\nb.jpg,MODERATE\n",
+        "x 1.jpg,no_dr\nb.jpg,moderate\n",
+    ],
+)
+def test_separators_headers_numbers_and_words(file, text):
+    assert cells(parse_file(file(text))) == [("x 1.jpg", 0), ("b.jpg", 2)]
+
+
+@pytest.mark.parametrize(
+    ("grades", "given", "expected"),
+    [
+        (Grades(["a", "b"], {"none": 0, "R1": 1, "R2": 1}), "None,r1,R2", [0, 1, 1]),
+        (Grades(["healthy", "ill"], {"0": 0, "1": 0, "2": 1, "3": 1, "4": 1}), "0,1.0,2,4,3", [0, 0, 1, 1, 1]),
+        (Grades(["a", "b", "c"], first=1), "1,2,3.0,b", [0, 1, 2, 1]),
+    ],
+)
+def test_labels_by_a_mapping_or_from_another_number_on(file, grades, given, expected):
+    path = file("image,level\n" + "".join(f"{n},{label}\n" for n, label in enumerate(given.split(","))))
+    assert parse_file(path, grades)["target"].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("grades", "label", "rule"),
+    [
+        (Grades(["a", "b"], {"none": 0, "R1": 1}), "1", "data.labels has no such label; it has none, R1"),
+        (Grades(["a", "b"], first=1), "0", "labels run from 1 to 2"),
+        (Grades(["a", "b"]), "c", "labels must be whole numbers, or names of classes (a, b)"),
+        (Grades(["a", "b"]), "1.5", "labels must be whole numbers"),
+    ],
+)
+def test_other_labels_are_refused_or_dropped(file, grades, label, rule):
+    first = "none" if grades.labels else str(grades.first)
+    path = file(f"image,level\nx,{first}\ny,{label}\nz,\n")
+    assert f"label {label!r} of image row 2 (and 1 more rows): {rule}" in refusal(parse_file, path, grades)
+    assert parse_file(path, grades, drop=True)["target"].tolist() == [0, BAD, BAD]
+    none = file(f"image,level\ny,{label}\n")
+    with pytest.raises(UserError, match="no row has a label"):
+        parse_file(none, grades, drop=True)
+
+
+def test_a_mapping_to_a_class_that_there_is_not():
+    assert "data.labels: 'x' is class 2; classes run from 0 to 1" in refusal(Grades, ["a", "b"], {"x": 2})
+
+
+def test_names_in_another_case_or_suffix_are_found_and_said(tmp_path, caplog):
+    for name in ("IM1.jpg", "im2.PNG", "3.tif", "deep/er/4.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    with caplog.at_level(logging.INFO):
+        found = located(pd.DataFrame({"image": ["IM1.JPG", "IM2", "3.jpeg", "4", "er/4.JPG"]}), tmp_path)
+    names = ["IM1.jpg", "im2.PNG", "3.tif", "deep/er/4.jpg", "deep/er/4.jpg"]
+    assert found["path"].tolist() == [str(tmp_path / name) for name in names]
+    (line,) = (line for line in caplog.messages if "another case or suffix" in line)
+    assert "4 names" in line
+    assert "IM1.JPG is IM1.jpg" in line
+
+
+def test_paths_of_windows_lie_below_the_folder(file):
+    assert cells(parse_file(file("image_path,level\n\\a\\b.jpg,1\nc\\d.jpg,0\n"))) == [("a/b.jpg", 1), ("c/d.jpg", 0)]
+    assert "without '..'" in refusal(parse_file, file("image_path,level\n..\\b.jpg,1\n"))
 
 
 def test_suffix_is_found(tmp_path):
