@@ -59,7 +59,9 @@ def build_module(
             else "to train on another one name it, as in data.splits={train: val}"
         )
         raise UserError(f"{datamodule.data.name} has no split train, but {' and '.join(datamodule.splits)}; {remedy}")
-    model_config = config["model"] if pretrained else config["model"] | {"pretrained": "none"}
+    model_config = dict(config["model"])
+    if not pretrained and model_config.get("pretrained"):  # a model from outside need not have the key
+        model_config["pretrained"] = False if model_config["pretrained"] is True else "none"
     origin = {
         "schema_version": SCHEMA_VERSION,
         "config": config,

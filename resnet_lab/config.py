@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import importlib.util
 import json
+import os
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -142,12 +143,30 @@ def one_line(error: Exception) -> str:
     return "; ".join([*kept, "resnet-lab train --cfg job shows all keys"])
 
 
-def job_name(overrides: str) -> str:
+def job_name(overrides: str, sweep_dir: str | None = None) -> str:
     """The folder of a sweep's job, from `key=value,key=value`: readable, and usable as a value of an override.
 
     `model.depth=18,seed=0` → `depth-18_seed-0`. A value that is no plain word is cut to its end, with a hash.
+    However `data.root` is typed, the name is the same.
+
+    Args:
+        overrides: of the job.
+        sweep_dir: a folder; where it holds one with the name that older versions gave, the name is that.
     """
     pairs = [item.partition("=")[::2] for item in re.split(r",(?=[\w.@/+~]+=)", overrides) if item]
+    older = _name_of(pairs)
+    if sweep_dir is not None and Path(sweep_dir, older).is_dir():
+        return older
+    return _name_of([(key, _as_from_here(value) if key == "data.root" else value) for key, value in pairs])
+
+
+def _as_from_here(path: str) -> str:
+    """A path relative to the working directory where it is below it, else absolute."""
+    whole, here = os.path.abspath(Path(path).expanduser()), Path.cwd()  # noqa: PTH100 - links stay
+    return os.path.relpath(whole, here) if Path(whole).is_relative_to(here) else whole
+
+
+def _name_of(pairs: Sequence[tuple[str, str]]) -> str:
     last = [key.split(".")[-1] for key, _ in pairs]
     names = [
         f"{short if last.count(short) == 1 else key}-{_plain(value)}"
@@ -351,9 +370,15 @@ def config_hash(config: dict[str, Any]) -> str:
 def differences(before: dict[str, Any], asked: dict[str, Any], most: int = 5) -> list[str]:
     """The keys in which two configurations differ, paths and bookkeeping aside, with both values; at most `most`."""
     old, new = _comparable(before), _comparable(asked)
-    keys = [key for key in {**old, **new} if old.get(key, ABSENT) != new.get(key, ABSENT)]
+    keys = [key for key in {**old, **new} if key in changed_keys(before, asked)]
     told = [f"{key} is {old.get(key, ABSENT)} there, {new.get(key, ABSENT)} here" for key in keys[:most]]
     return told + ([f"and {len(keys) - most} more keys"] if len(keys) > most else [])
+
+
+def changed_keys(before: dict[str, Any], asked: dict[str, Any]) -> set[str]:
+    """The dotted keys in which two configurations differ, paths and bookkeeping aside."""
+    old, new = _comparable(before), _comparable(asked)
+    return {key for key in {**old, **new} if old.get(key, ABSENT) != new.get(key, ABSENT)}
 
 
 def _comparable(config: dict[str, Any]) -> dict[str, Any]:

@@ -122,16 +122,16 @@ class ListJobs(Callback):
             overrides = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
             jobs = _grid(overrides, hydra.sweeper.params or {}, seeds=True)
             excluded = hydra.job.config.override_dirname.exclude_keys
-            names = [_folder_name(job, excluded) for job in jobs]
+            names = [_folder_name(job, excluded, hydra.sweep.dir) for job in jobs]
         try:
             list_jobs(Path(hydra.sweep.dir), names)
         except OSError as error:  # Hydra would go on without a word of ours
             print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
 
 
-def _folder_name(job: Sequence[str], excluded: Sequence[str]) -> str:
+def _folder_name(job: Sequence[str], excluded: Sequence[str], sweep_dir: str) -> str:
     """As `hydra.sweep.subdir` makes it."""
-    return job_name(",".join(sorted(item for item in job if item.partition("=")[0] not in excluded)))
+    return job_name(",".join(sorted(item for item in job if item.partition("=")[0] not in excluded)), sweep_dir)
 
 
 def _composed(overrides: Sequence[str]) -> dict[str, Any]:

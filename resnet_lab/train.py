@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from resnet_lab.compatibility import SCHEMA_VERSION, with_older_defaults
 from resnet_lab.config import (
+    changed_keys,
     check,
     check_overrides,
     conf_dir,
@@ -49,6 +50,7 @@ class JobFailed(UserError):
     """A job that ended with an error which it has shown itself."""
 
 
+UNENDING = ("resnet_lab.optim.constant", "resnet_lab.optim.plateau")  # schedules that do not depend on max_epochs
 LAUNCHERS = ("joblib", "submitit")  # packages whose errors mean that a worker died
 FAILED: list[RunFolder] = []  # the single run of this process, where it failed
 
@@ -118,16 +120,17 @@ def lay(run: RunFolder, config: DictConfig, asked: Sequence[str] = ()) -> None:
     if older:
         given = {item.partition("=")[0].lstrip("+~") for item in asked}
         plain = with_older_defaults(plain, older.read_config(), version, given)
+    mended: dict[str, Any] = {}
     if run.config_file.is_file():
-        _refuse_another(run, plain)
-        if run.read_status()["state"] == "done" or run.is_locked():  # what it is done with stays written
+        mended = _accepted(run, plain)
+        if not mended and (run.read_status()["state"] == "done" or run.is_locked()):  # that stays written
             return
     first = {"schema_version": version, "state": "created", "error": None}
     first |= {"seed": plain["seed"], "config_hash": config_hash(plain)}
     try:
         with run.lock(PATIENCE):  # paths and bookkeeping may have changed
             run.write_config(plain)
-            run.update_status(**({} if run.status_file.is_file() else first), asked=list(asked))
+            run.update_status(**(mended if run.status_file.is_file() else first), asked=list(asked))
     except OSError as error:
         raise UserError(one_line(error)) from error
 
@@ -142,16 +145,66 @@ def _older(run: RunFolder) -> RunFolder | None:
     return next((job for job in jobs if job.read_status().get("schema_version", 1) < SCHEMA_VERSION), None)
 
 
-def _refuse_another(run: RunFolder, plain: dict[str, Any]) -> None:
-    before = run.read_config()
-    if run.read_status().get("schema_version", 1) < SCHEMA_VERSION:
+def _accepted(run: RunFolder, plain: dict[str, Any]) -> dict[str, Any]:
+    """The changes of status.json where a folder takes another configuration; empty where it has this very one.
+
+    A folder without an epoch takes any; one with epochs takes more of them, where its schedule is the same up to there.
+
+    Raises:
+        UserError: the configuration is another one.
+    """
+    before, status = run.read_config(), run.read_status()
+    if status.get("schema_version", 1) < SCHEMA_VERSION:
         before = without_unknown(before)[0]
-    if different := differences(before, plain):
-        raise UserError(
-            f"{run.path} holds a run of another configuration: {'; '.join(different)}; choose another sweep_dir"
+    different = "; ".join(differences(before, plain))
+    roots = [config["data"].get("root") for config in (before, plain)]
+    if not different:
+        if status["state"] == "done" and len({_place(root) for root in roots}) > 1:
+            raise UserError(f"{run.path} is done with data.root={roots[0]}; choose another sweep_dir")
+        return {}
+    mended = {"state": "created", "error": None, "config_hash": config_hash(plain), "seed": plain["seed"]}
+    trained = run.last_checkpoint.is_file() or run.best_checkpoint.is_file() or status["state"] == "done"
+    if not trained and not run.is_locked():
+        print(f"{run.path} holds no epoch yet, and takes the new configuration ({different})", flush=True)
+        return mended
+    if changed_keys(before, plain) == {"trainer.max_epochs"}:
+        _refuse_epochs(run, before, plain)
+        old, new = (config["trainer"]["max_epochs"] for config in (before, plain))
+        if status["state"] == "done" and status["epoch"] + 1 < old:
+            print(f"{run.path} stopped early, after {status['epoch'] + 1} epochs; {new} change nothing", flush=True)
+            return mended | {"state": "done"}
+        return mended | {"state": "interrupted"}
+    raise UserError(f"{run.path} holds a run of another configuration: {different}; choose another sweep_dir")
+
+
+def _place(root: str | None) -> str | None:
+    """A folder, however it is typed."""
+    return None if root is None else os.path.realpath(Path(str(root)).expanduser())
+
+
+def _refuse_epochs(run: RunFolder, before: dict[str, Any], plain: dict[str, Any]) -> None:
+    """Stop where a run cannot go on to another number of epochs.
+
+    Raises:
+        UserError: there are fewer of them, the schedule is another one from the start, or its last checkpoint is gone.
+    """
+    old, new = (config["trainer"]["max_epochs"] for config in (before, plain))
+    schedule = plain["schedule"]["_target_"]
+    if run.is_locked():
+        reason = "a process is at work in it; wait for it"
+    elif new < old:
+        reason = f"trainer.max_epochs is {old} there, {new} here; choose another sweep_dir"
+    elif schedule not in UNENDING:
+        name = schedule.rpartition(".")[2]
+        reason = (
+            f"{name} over {new} epochs is another schedule than over {old}, from the first step on; "
+            f"train anew in another sweep_dir, or go on from its weights with model.pretrained={run.path}"
         )
-    if before["data"].get("root") != plain["data"].get("root") and run.read_status()["state"] == "done":
-        raise UserError(f"{run.path} is done with data.root={before['data']['root']}; choose another sweep_dir")
+    elif not run.last_checkpoint.is_file():
+        reason = f"last.ckpt is gone (keep_last=false); go on from its weights with model.pretrained={run.path}"
+    else:
+        return
+    raise UserError(f"{run.path}: {reason}")
 
 
 def _may_start(run: RunFolder, on_failed: str, sweep: bool) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from fake_data import TRAIN, refusal, write_class_folders, write_kaggle, write_labels, write_medmnist
+from fake_data import TRAIN, refusal, write_class_folders, write_kaggle, write_labels, write_medmnist, write_studies
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
@@ -546,3 +546,11 @@ def test_prediction_refuses_keys_that_would_do_nothing(trained: RunFolder, photo
     message = refusal(predict.command, [str(trained.path), str(photographs), "out=unused.csv", key])
     assert key in message
     assert not Path("unused.csv").exists()
+
+
+def test_leaks_inside_another_data_set_do_not_stop_an_evaluation(trained: RunFolder, tmp_path: Path) -> None:
+    root = write_studies(tmp_path / "leaking", {**TRAIN, "30_right": 2}, {"31_left": 0, "30_left": 2})
+    evaluate.command([str(trained.path), f"data.root={root}", f"out={tmp_path / 'out'}"])
+    assert len(pd.read_csv(tmp_path / "out" / "predictions_test.csv")) == 2
+    words = [str(trained.path), f"data.root={root}", "data.on_leak=error", f"out={tmp_path / 'other'}"]
+    assert "also stand in another split" in refusal(evaluate.command, words)

@@ -7,7 +7,7 @@ import pytest
 from fake_data import refusal
 
 from resnet_lab.data import listing
-from resnet_lab.data.label_files import BAD, Grades, parse, read_labels, read_pair
+from resnet_lab.data.label_files import BAD, Grades, label_files, parse, read_labels, read_pair
 from resnet_lab.data.listing import find_images, refuse_undecodable
 from resnet_lab.data.patients import add_patients
 from resnet_lab.data.table import class_counts, cut_split
@@ -293,3 +293,12 @@ def test_names_that_are_not_utf_8_are_refused():
     refuse_undecodable(["/data/眼.jpeg", "/data/é.jpeg"])
     message = refusal(refuse_undecodable, ["/data/a.jpeg", "/data/caf\udce9.jpeg"])
     assert message.startswith("/data/caf\\udce9.jpeg: the name is not UTF-8; rename the file")
+
+
+def test_tables_of_an_evaluation_are_no_label_files(tmp_path):
+    (tmp_path / "confusion_matrix_test.csv").write_text("true,no DR,mild\nno DR,3,1\nmild,0,2\n")
+    (tmp_path / "predictions_test.csv").write_text("image,target,prediction\na,0,1\n")
+    (tmp_path / "notes_train.txt").write_text("photographs of 2019\nand of 2020\n")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "training.tsv").write_text("a\t0\nb\t1\n")
+    assert label_files(tmp_path, (None, None), GRADES) == {"train": [tmp_path / "labels" / "training.tsv"]}

@@ -144,9 +144,9 @@ def test_a_full_disk_is_said_for_each_job(
 
 
 def test_a_refused_command_changes_nothing_of_what_was_asked(sweep: Sweep) -> None:
-    assert sweep("optim.lr=0.1", "start=false", multirun=False) == 0
+    assert sweep("optim.lr=0.1", "trainer.max_epochs=1", multirun=False) == 0
     assert sweep("optim.lr=0.2", "schedule=cosine", multirun=False) == 1
-    asked = {"experiment": "tiny", "optim.lr": "0.1"}
+    asked = {"experiment": "tiny", "optim.lr": "0.1", "trainer.max_epochs": "1"}
     assert RunFolder(Path("sweep")).asked() == asked
 
 
@@ -168,12 +168,87 @@ def test_a_job_that_another_process_runs_is_left_to_it(
 def test_a_folder_of_another_configuration_is_refused_by_its_keys(
     sweep: Sweep, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert sweep("start=false", multirun=False) == 0
-    assert sweep("optim.lr=0.3", "data.image_size=32", "start=false", multirun=False) == 1
+    assert sweep("trainer.max_epochs=1", multirun=False) == 0
+    more = ("trainer.max_epochs=1", "start=false")
+    assert sweep("optim.lr=0.3", "data.image_size=32", *more, multirun=False) == 1
     error = capsys.readouterr().err
     assert "data.image_size is 24 there, 32 here; optim.lr is 0.05 there, 0.3 here; choose another sweep_dir" in error
+
+
+def test_a_folder_without_an_epoch_takes_a_mended_configuration(
+    sweep: Sweep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep("start=false", multirun=False) == 0
+    before = RunFolder(Path("sweep")).read_status()["config_hash"]
     assert sweep("data.num_workers=0", "keep_last=false", "start=false", multirun=False) == 0
     assert RunFolder(Path("sweep")).read_config()["keep_last"] is False
+    capsys.readouterr()
+    assert sweep("data.image_size=32", "start=false", multirun=False) == 0
+    assert "takes the new configuration (data.image_size is 24 there, 32 here)" in capsys.readouterr().out
+    assert RunFolder(Path("sweep")).read_config()["data"]["image_size"] == 32
+    assert RunFolder(Path("sweep")).read_status()["config_hash"] != before
+
+
+@pytest.mark.parametrize("schedule", ["constant", "plateau"])
+def test_more_epochs_go_on_as_if_they_had_been_asked_for(sweep: Sweep, started: list[str], schedule: str) -> None:
+    own = (f"schedule={schedule}", "optim.lr=0.02")
+    assert sweep(*own, "trainer.max_epochs=4", "sweep_dir=whole", multirun=False) == 0
+    assert sweep(*own, "trainer.max_epochs=2", multirun=False) == 0
+    assert sweep(*own, "trainer.max_epochs=4", multirun=False) == 0
+    whole, longer = RunFolder(Path("whole")), RunFolder(Path("sweep"))
+    assert longer.read_status()["state"] == "done"
+    for file in ("metrics.csv", "predictions_test.csv", "predictions_val.csv"):
+        assert (longer.path / file).read_text() == (whole.path / file).read_text()
+    assert longer.read_status()["config_hash"] == whole.read_status()["config_hash"]
+    started.clear()
+    assert sweep(*own, "trainer.max_epochs=4", multirun=False) == 0
+    assert started == []
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "said"),
+    [
+        (("schedule=cosine",), ("schedule=cosine", "trainer.max_epochs=3"), "cosine over 3 epochs is another schedule"),
+        (
+            ("schedule=multistep",),
+            ("schedule=multistep", "trainer.max_epochs=3"),
+            "go on from its weights with model.pre",
+        ),
+        (("schedule=constant",), ("schedule=constant", "trainer.max_epochs=1"), "max_epochs is 2 there, 1 here"),
+        (("schedule=constant", "keep_last=false"), ("schedule=constant", "trainer.max_epochs=3"), "last.ckpt is gone"),
+    ],
+)
+def test_other_numbers_of_epochs_are_refused_with_a_remedy(
+    sweep: Sweep, capsys: pytest.CaptureFixture[str], first: tuple[str, ...], then: tuple[str, ...], said: str
+) -> None:
+    assert sweep(*first, multirun=False) == 0
+    before = RunFolder(Path("sweep")).read_status()
+    assert sweep(*then, multirun=False) == 1
+    assert said in capsys.readouterr().err
+    assert RunFolder(Path("sweep")).read_status() == before
+
+
+def test_a_run_that_stopped_early_is_done_with_more_epochs_too(
+    sweep: Sweep, started: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = ("schedule=constant", "optim.lr=0.0", "trainer.early_stopping=1")
+    assert sweep(*own, "trainer.max_epochs=4", multirun=False) == 0
+    assert RunFolder(Path("sweep")).read_status()["epoch"] < 3
+    started.clear()
+    assert sweep(*own, "trainer.max_epochs=9", multirun=False) == 0
+    assert "stopped early" in capsys.readouterr().out
+    assert started == []
+    assert RunFolder(Path("sweep")).read_config()["trainer"]["max_epochs"] == 9
+
+
+def test_the_root_of_the_data_may_be_typed_otherwise(sweep: Sweep, started: list[str]) -> None:
+    assert sweep("data.root=photographs", "trainer.max_epochs=1") == 0
+    (name,) = started
+    started.clear()
+    for root in ("photographs/", "./photographs", str(Path("photographs").absolute()), "x/../photographs"):
+        assert sweep(f"data.root={root}", "trainer.max_epochs=1") == 0
+    assert started == []
+    assert sorted(list_jobs(Path("sweep"))) == [name]
 
 
 def test_differences_name_a_few_keys() -> None:

@@ -120,7 +120,8 @@ def _lists_labels(path: Path, columns: tuple[str | None, str | None], grades: Gr
     if cells.shape[1] < 2:
         return False
     if columns == (None, None) and _starts_with_data(cells, grades):
-        return path.suffix.lower() != ".txt" or is_image(str(cells.iloc[0, 0]))  # prose may end in a number
+        # prose may end in a number, and a confusion matrix has names of classes in its header
+        return cells.shape[1] == 2 and (path.suffix.lower() != ".txt" or is_image(str(cells.iloc[0, 0])))
     header = list(cells.iloc[0])
     label = _place(header, columns[1], LABEL_COLUMNS) is not None or _eyes(header) is not None
     return len(cells) > 1 and label and _place(header, columns[0], IMAGE_COLUMNS) is not None
