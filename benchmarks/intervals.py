@@ -57,7 +57,8 @@ difficulty). Images of a patient share 30 % of the variance of difficulty and 60
 - A cell has {repeats} test sets, with 5,000 images {fewer}, with 102 classes {fewest}. The standard error
   of 95 % is then {error:.1f}, {larger:.1f} and {largest:.1f} points.
 - Where less than 92 % of the intervals of a metric hold the score, or less than half of the test sets have one, other
-  test sets replace the first ones of that cell, four times as many intervals. Means are those of the first ones.
+  test sets replace the first ones of that cell: four times as many intervals, of at most twelve times as many sets.
+  Means are those of the first ones.
 - For accuracy of independent images the exact coverage of Wilson's interval stands in brackets.
 - Equal groups: the share of sweeps in per cent in which some group is called behind the best, at most 5 by design;
   {sweeps} sweeps a cell. Where more are found, four times as many other sweeps replace them.
@@ -218,7 +219,7 @@ def measure(task: tuple[Cell, int]) -> tuple[Counts, Counts]:
     if not any(n and (held < AGAIN * n or n < own / 2) for n, held, _ in counts):
         return first, first
     rarest = min(n for n, _, _ in counts if n)
-    return first, coverage(cell, min(4 * own * own // rarest, 40 * own), seed=1)
+    return first, coverage(cell, min(4 * own * own // rarest, 12 * own), seed=1)
 
 
 def measure_null(task: tuple[Cell, int, int]) -> dict[str, tuple[int, int]]:

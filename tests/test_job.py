@@ -516,3 +516,34 @@ def test_a_value_of_another_type_in_a_configuration_by_hand_is_named(
     said = capsys.readouterr().out
     assert key in run.read_status()["error"]
     assert "Traceback" not in said
+
+
+OWN_NETWORK = """from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, width, 3, 2), nn.BatchNorm2d(width), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+        self.head = nn.Linear(width, num_classes)
+
+    def forward(self, x):
+        return self.head(self.body(x).flatten(1))
+"""
+
+
+def test_a_network_from_outside_without_pretraining_is_resumed(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_network.py").write_text(OWN_NETWORK)
+    monkeypatch.syspath_prepend(tmp_path)
+    whole, broken = make_run(name="whole"), make_run(name="broken")
+    for run in (whole, broken):
+        run.write_config(run.read_config() | {"model": {"_target_": "own_network.Net", "width": 4}})
+    guarded(whole)
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "on_test_epoch_end", lambda self: (_ for _ in ()).throw(Killed()))
+        with pytest.raises(Killed):
+            guarded(broken)
+    assert guarded(broken) == 0
+    assert_same_weights(whole, broken)
