@@ -204,6 +204,9 @@ def test_hundred_thousand_rows(file, monkeypatch, tmp_path):
         "x 1.jpg 0\nb.jpg 2\n",
         "x 1.jpg   0  \nb.jpg\t2\n",
         "x 1.jpg;0\nb.jpg;2\n",
+        "sep=;\r\nimage;level\r\nx 1.jpg;0\r\nb.jpg;2\r\n",
+        "image|level\nx 1.jpg|0\nb.jpg|2\n",
+        "image,level,,\nx 1.jpg,0,,\n,,,\n\nb.jpg,2,,\n,,,\n",
         ",image,level\n0,x 1.jpg,0\n1,b.jpg,2\n",
         "image,level\n0,x 1.jpg,0\n1,b.jpg,2\n",  # R's write.table: its index has no cell in the header
         "image,level\nx 1.jpg,0,\nb.jpg,2,\n",

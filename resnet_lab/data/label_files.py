@@ -16,7 +16,8 @@ from resnet_lab.data.listing import is_image, is_junk, splits_of
 from resnet_lab.errors import UserError
 
 WHOLE_NUMBER = re.compile(r"\s*([+-]?\d{1,100})(?:[.,]0*)?\s*")  # 2, 2.0 or 2,0
-SEPARATORS = ",;\t"
+SEPARATORS = ",;\t|"
+EXCEL = re.compile(r"sep=(.)\s*\n")  # a first line by which Excel tells the separator
 LAST_SPACE = r"\s+(?=\S+\s*$)"  # before the last word: `photo 1.jpg 0`
 SUFFIXES = (".csv", ".tsv", ".txt")
 DEEPEST = 3  # folders below the root in which label files are looked for
@@ -148,8 +149,9 @@ def read_text(path: Path, separators: str = SEPARATORS) -> pd.DataFrame:
 
 
 def _cells(text: str, separators: str = SEPARATORS) -> pd.DataFrame:
-    head = text.splitlines()[:20]
-    separator = _separator(head, separators)
+    told = EXCEL.match(text)
+    text = text[told.end() :] if told else text
+    separator = told[1] if told else _separator(text.splitlines()[:20], separators)
     if len(separator) == 1:
         text = _as_wide_as_its_rows(text, separator)
     # a blank line is a row whose label is missing: skipping it would shift the rows of one file of a pair
@@ -202,6 +204,7 @@ def read_labels(
         more: name of a further column → its name in the header, and the configuration key that says so.
     """
     cells = read_text(path)
+    cells = cells[(cells != "").any(axis=1)]
     if image_column is None and label_column is None and not more and _starts_with_data(cells, grades):
         return cells.iloc[:, :2].set_axis(["image", "label"], axis=1)
     header, rows = list(cells.iloc[0]), cells.iloc[1:]
