@@ -35,6 +35,7 @@ ADDED: dict[str, Added] = {
     "trainer.sync_batchnorm": Added(False),
     "data.all_images": Added(None),
     "data.all_kinds": Added(False, CLASS_FOLDERS),
+    "data.natural_order": Added(False, CLASS_FOLDERS),
 }
 
 # dotted key → the keys that took its place; each gets its value, unless the configuration has it already

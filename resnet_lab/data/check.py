@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import struct
-import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image, ImageOps
 
+from resnet_lab.data.progress import with_progress
 from resnet_lab.errors import UserError
 from resnet_lab.run_folder import write_atomically
 
@@ -132,15 +132,8 @@ def _known(cache_file: Path) -> dict[str, Verdict]:
 
 def _examine_all(paths: list[str]) -> list[Verdict]:
     log.info("checking %d image files (once)", len(paths))
-    verdicts, start = [], time.monotonic()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for verdict in pool.map(examine, paths):
-            verdicts.append(verdict)
-            if len(verdicts) % 5000 == 0:
-                rate = len(verdicts) / (time.monotonic() - start)
-                left = (len(paths) - len(verdicts)) / rate
-                log.info("checked %d of %d, %.0f s left", len(verdicts), len(paths), left)
-    return verdicts
+        return list(with_progress(pool.map(examine, paths), len(paths), "checked"))
 
 
 def drop_defects(table: pd.DataFrame, on_bad_image: str) -> tuple[pd.DataFrame, int]:

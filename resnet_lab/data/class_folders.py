@@ -29,6 +29,7 @@ class ClassFolders(ImageData):
     """
 
     all_kinds: bool  # every kind of image, in sub-folders too; false: as versions before 2 listed them
+    natural_order: bool  # class 2 before class 10 where `ordered`, or where all names begin with a number; false: never
 
     def read_table(self) -> pd.DataFrame:
         """Rows of all splits; sets `class_names` from the folders of train where the configuration gives none.
@@ -59,7 +60,7 @@ class ClassFolders(ImageData):
             for split, folder in folders.items()
         }
         if self.class_names is None:
-            self.class_names = [path.name for path in classes.get("train", [])]
+            self.class_names = self._in_order(path.name for path in classes.get("train", []))
         names = self.class_names
         return pd.DataFrame(
             {"image": str(file.relative_to(root)), "target": names.index(path.name), "split": split, "path": str(file)}
@@ -77,9 +78,15 @@ class ClassFolders(ImageData):
                 "or set data.all_images=test to evaluate on all images"
             )
         found = [listings["train"]] if "train" in listings else listings.values()
-        names = sorted({folder.name for split in found for folder in split} & filled)
+        names = self._in_order({folder.name for split in found for folder in split} & filled)
         _refuse_splits_as_classes(root, names)
         return names
+
+    def _in_order(self, names: Iterable[str]) -> list[str]:
+        """The class names by their numbers (`2 - moderate`, `10 - other`), or else as strings."""
+        names = sorted(names)
+        by_number = self.natural_order and (self.ordered or all(name[:1].isdecimal() for name in names))
+        return sorted(names, key=_by_number) if by_number else names
 
     def _rows(self, found: dict[Path, Listing], split: str, root: Path) -> list[dict[str, str | int]]:
         assert self.class_names is not None
@@ -136,6 +143,11 @@ def _refuse_splits_below(class_folder: Path, listing: Listing) -> None:
                 "set data.root to it" if too_high else f"put the splits above the classes (train/{class_folder.name})"
             )
             raise UserError(f"{class_folder / parent} is no class, as it holds a folder per split; {remedy}")
+
+
+def _by_number(name: str) -> list[str | int]:
+    """Text and numbers in turn, so that names compare number by number."""
+    return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", name))]
 
 
 def _words(name: str) -> set[str]:
