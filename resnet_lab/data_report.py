@@ -278,9 +278,10 @@ def duplicate_pairs(
     good: pd.DataFrame, duplicates: pd.DataFrame, class_names: Sequence[str]
 ) -> list[tuple[list[str], list[Picture]]]:
     """The first ROWS pairs: what is to be said of each, and its two pictures."""
-    rows = {(row.image, row.split): row for row in good.itertuples()}
-    shown = []
-    for pair in duplicates.head(ROWS).to_dict("records"):
+    pairs, shown = duplicates.head(ROWS), []
+    named = good["image"].isin([*pairs["image_a"], *pairs["image_b"]])
+    rows = {(row.image, row.split): row for row in good[named].itertuples()}
+    for pair in pairs.to_dict("records"):
         words = [WORDS[pair["kind"]]] + ["across splits"] * (pair["split_a"] != pair["split_b"])
         words += ["different labels"] * (pair["label_a"] != pair["label_b"])
         sides = [(pair[f"image_{side}"], pair[f"split_{side}"], pair[f"label_{side}"]) for side in "ab"]

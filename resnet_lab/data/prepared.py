@@ -7,7 +7,7 @@ import json
 import logging
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -37,7 +37,7 @@ CHUNK = 8  # photographs that a process takes at a time
 FACTS = ("brightness", "dark", "bright", *(f"{kind}_{color}" for kind in ("mean", "square") for color in "rgb"))
 COLUMNS = ("image", "bytes", "changed", "digest", "width", "height", "defect", "prepared", *FACTS, "decoded")
 TEXT = dict.fromkeys(("image", "digest", "prepared", "decoded"), str)  # a hash may look like a number
-Entry = dict[str, Any]  # a line of the index: see `PreparedSet`
+Entry = dict[Hashable, Any]  # a line of the index: see `PreparedSet`
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,7 @@ class PreparedSet:
             try:
                 frame = pd.read_csv(self.index_file, dtype=TEXT, keep_default_na=False)
                 frame = frame.assign(decoded=frame.get("decoded", ""))[list(COLUMNS)]  # sets of older versions lack it
-                rows = {
-                    row["image"]: {str(key): value for key, value in row.items()} for row in frame.to_dict("records")
-                }
+                rows = dict(zip(frame["image"], frame.to_dict("records"), strict=True))
             except (ValueError, KeyError):  # damaged: as if it had not been written
                 log.warning("%s is damaged; resnet-lab prepare makes it again", self.index_file)
         if self.journal_file.is_file():
@@ -198,14 +196,15 @@ def prepare(target: PreparedSet, paths: Sequence[str], processes: int) -> pd.Dat
     Raises:
         UserError: two photographs would share a file, the folder cannot be written, or a process died.
     """
-    if len({target.file(path) for path in paths}) < len(set(paths)):
+    names = {path: target.name(path) for path in paths}
+    if len({name.removesuffix(".jpeg") for name in names.values()}) < len(names):
         raise UserError(f"{target.root}: two photographs differ in their suffix alone; rename one of them")
     try:
         target.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(target.folder / "recipe.json", json.dumps({"root": str(target.root), **asdict(target.recipe)}))
         remove_unfinished(target.folder)
         entries = target.entries()
-        found = (_is_whole(target, entries.get(target.name(path)), path) for path in paths)
+        found = (_is_whole(target, entries.get(names[path]), path) for path in paths)
         whole = list(with_progress(found, len(paths), "looked for"))
         missing = [path for path, there in zip(paths, whole, strict=True) if not there]
         log.info("%s: %d of %d photographs to prepare", target.folder, len(missing), len(paths))
