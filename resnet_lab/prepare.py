@@ -88,7 +88,7 @@ def kept_near_pairs(target: PreparedSet, good: pd.DataFrame) -> list[Sequence[in
 def thumbnails(files: list[str]) -> np.ndarray:
     """Of prepared photographs, (N, SIDE, SIDE) uint8, on all cores."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(lambda file: thumbnail(read_prepared(file)), files)
+        found = pool.map(lambda file: thumbnail(read_prepared(file, gray=True)), files)
         pictures = list(with_progress(found, len(files), "loaded"))
     return np.array(pictures, np.uint8).reshape(len(pictures), SIDE, SIDE)
 

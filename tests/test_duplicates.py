@@ -51,6 +51,10 @@ def test_an_edited_copy_is_near_and_another_eye_is_not(eyes, edit):
     assert pairs == [(f"copy{k:02}", f"eye{k:02}") for k in range(EYES)]
 
 
+def test_a_gray_picture_has_the_same_thumbnail(eyes):
+    np.testing.assert_array_equal(thumbnail(cv2.cvtColor(eyes[0], cv2.COLOR_RGB2GRAY)), thumbnail(eyes[0]))
+
+
 def test_the_same_bytes_are_exact_and_not_near_as_well(eyes):
     table = found([eyes[0], eyes[1], eyes[0]], rows_of(["a", "b", "c"], digests=["x", "y", "x"]))
     assert table.to_numpy().tolist() == [["a", "train", 0, "c", "train", 0, "exact"]]

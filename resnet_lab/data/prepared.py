@@ -205,7 +205,7 @@ def prepare(target: PreparedSet, paths: Sequence[str], processes: int) -> pd.Dat
         remove_unfinished(target.folder)
         entries = target.entries()
         found = (_is_whole(target, entries.get(names[path]), path) for path in paths)
-        whole = list(with_progress(found, len(paths), "looked for"))
+        whole = list(with_progress(found, len(paths), "looked up"))
         missing = [path for path, there in zip(paths, whole, strict=True) if not there]
         log.info("%s: %d of %d photographs to prepare", target.folder, len(missing), len(paths))
         with target.journal_file.open("a", encoding="utf-8") as journal:
@@ -278,12 +278,13 @@ def prepare_photograph(target: PreparedSet, path: str) -> Entry:
     return row | {"prepared": digest_of(encoded.tobytes())} | _facts(image)
 
 
-def read_prepared(file: str) -> np.ndarray:
-    """A photograph of a prepared set as it was stored, uint8 (H, W, 3), RGB."""
-    image = cv2.imdecode(np.frombuffer(Path(file).read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+def read_prepared(file: str, gray: bool = False) -> np.ndarray:
+    """A photograph of a prepared set as it was stored, uint8 (H, W, 3), RGB; or (H, W), in a third of the time."""
+    data = np.frombuffer(Path(file).read_bytes(), np.uint8)
+    image = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR)
     if image is None:
         raise OSError(f"{file} was altered while it was in use")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return image if gray else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def _facts(image: np.ndarray) -> dict[str, float]:
