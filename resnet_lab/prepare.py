@@ -24,7 +24,7 @@ from resnet_lab.data.prepared import PreparedSet, prepare, read_prepared
 from resnet_lab.data.progress import with_progress
 from resnet_lab.data.table import join_patients, leaking
 from resnet_lab.data_report import DataSummary, write_data_report
-from resnet_lab.errors import UserError
+from resnet_lab.errors import UserError, count
 from resnet_lab.run_folder import write_atomically
 
 log = logging.getLogger("resnet_lab")
@@ -76,7 +76,7 @@ def kept_near_pairs(target: PreparedSet, good: pd.DataFrame) -> list[Sequence[in
         kept = json.loads(target.near_file.read_text(encoding="utf-8"))
         if kept["jpegs"] == jpegs:
             return list(kept["pairs"])
-    log.info("searching for duplicates among %d photographs", len(distinct))
+    log.info("searching for duplicates among %s", count(len(distinct), "photograph"))
     pairs = near_pairs(thumbnails(list(distinct["prepared"])))
     try:
         write_atomically(target.near_file, json.dumps({"jpegs": jpegs, "pairs": pairs}))

@@ -61,7 +61,7 @@ def test_pair_keeps_its_first_row_with_and_without_header(file, header):
     ("images", "labels", "seen"),
     [
         ("a\nb\nc\n", "0\n1\n", "train_img.csv has 3 rows but train_label.csv has 2"),
-        ("a\nb\n", "level\n0\n1\n", "train_img.csv has 1 rows but train_label.csv has 2"),
+        ("a\nb\n", "level\n0\n1\n", "train_img.csv has 1 row but train_label.csv has 2"),
         ("image\na\nb\n", "0\n1\n", "train_img.csv has 3 rows but train_label.csv has 2"),
     ],
 )

@@ -16,7 +16,7 @@ import pandas as pd
 from PIL import Image, ImageOps
 
 from resnet_lab.data.progress import with_progress
-from resnet_lab.errors import UserError
+from resnet_lab.errors import UserError, count
 from resnet_lab.run_folder import write_atomically
 
 log = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ def _known(cache_file: Path) -> dict[str, Verdict]:
 
 
 def _examine_all(paths: list[str]) -> list[Verdict]:
-    log.info("checking %d image files (once)", len(paths))
+    log.info("checking %s (once)", count(len(paths), "image file"))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(with_progress(pool.map(examine, paths), len(paths), "checked"))
 
@@ -158,7 +158,9 @@ def drop_defects(table: pd.DataFrame, on_bad_image: str) -> tuple[pd.DataFrame, 
             "mend them, or set data.on_bad_image=drop to go on without them"
         )
     if len(bad) == len(table) > 0:
-        raise UserError(f"{bad.iloc[0]['path']}: {bad.iloc[0]['defect']}; none of the {len(bad)} images can be read")
+        raise UserError(
+            f"{bad.iloc[0]['path']}: {bad.iloc[0]['defect']}; none of the {count(len(bad), 'image')} can be read"
+        )
     for path, reason in zip(bad["path"][:10], bad["defect"], strict=False):
         log.warning("dropped %s: %s", path, reason)
     return table[table["defect"] == ""].reset_index(drop=True), len(bad)

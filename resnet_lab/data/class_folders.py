@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 
 from resnet_lab.data.image_data import ImageData, existing_folder
-from resnet_lab.data.listing import SUFFIXES, Listing, list_images, say_left_out, subfolders
+from resnet_lab.data.listing import NO_IMAGES, SUFFIXES, Listing, list_images, say_left_out, subfolders
 from resnet_lab.errors import UserError
 
 NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
@@ -22,7 +22,7 @@ FILLERS = {"set", "split", "data", "dataset", "image", "images", "imgs", "img", 
 
 @dataclass(kw_only=True)
 class ClassFolders(ImageData):
-    """`root/<split>/<class>/<image>` or `root/<class>/<image>` (all of it train); classes in order of their names.
+    """`root/<split>/<class>/<image>` or `root/<class>/<image>` (all of it train); classes in the order of their names.
 
     Images count in sub-folders of a class, too. A split's folder has a name of NAMES in any case,
     alone or with FILLERS (`a. Training Set`, `train_images`).
@@ -123,10 +123,11 @@ class ClassFolders(ImageData):
         if root not in folders.values():
             for folder in set(subfolders(root)) - set(folders.values()):
                 outside[f"in {folder.name}"] = len(list_images(folder).images)
-        say_left_out(root, "class folders without an image", +empty)
-        say_left_out(root, "images of sub-folders to the class above them", inner, "added")
-        say_left_out(root, "images outside the class folders", +outside)
-        say_left_out(root, "files that are no images by their suffix", others)
+        say_left_out(root, "class folder without an image", "class folders without an image", +empty)
+        to_class = "to the class above them"
+        say_left_out(root, f"image of sub-folders {to_class}", f"images of sub-folders {to_class}", inner, "added")
+        say_left_out(root, "image outside the class folders", "images outside the class folders", +outside)
+        say_left_out(root, *NO_IMAGES, others)
 
 
 def _refuse_splits_below(class_folder: Path, listing: Listing) -> None:

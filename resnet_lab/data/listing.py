@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from resnet_lab.errors import UserError
+from resnet_lab.errors import UserError, count
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +26,7 @@ JUNK = (
     *("__macosx", "icon\r", "@eadir", "@recycle", "#recycle", "#snapshot", "lost+found", "__pycache__"),
     *("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information"),
 )
+NO_IMAGES = ("file that is no image by its suffix", "files that are no images by their suffix")
 KINDS = 5  # suffixes and folders that a line names, at most
 
 
@@ -101,18 +102,20 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         raise UserError(f"{folder} cannot be listed: {error.strerror}; make it readable") from error
 
 
-def say_left_out(place: Path, what: str, counts: Counter[str], done: str = "left out") -> None:
+def say_left_out(place: Path, one: str, several: str, counts: Counter[str], done: str = "left out") -> None:
     """Log in one line how many files are left out, the most frequent kinds or folders first; nothing where none is.
 
     Args:
         place: the folder of the data set.
-        what: what the files are, as `files that are no images`.
+        one: what a file is, as `file that is no image`.
+        several: what the files are, as `files that are no images`.
         counts: kind or folder → files.
         done: what happened to them.
     """
     if total := counts.total():
         named = ", ".join(f"{number} {kind or 'without suffix'}" for kind, number in counts.most_common(KINDS))
-        log.info("%s: %s %d %s: %s%s", place, done, total, what, named, ", …" if len(counts) > KINDS else "")
+        what = count(total, one, several)
+        log.info("%s: %s %s: %s%s", place, done, what, named, ", …" if len(counts) > KINDS else "")
 
 
 def find_images(table: pd.DataFrame, folders: Sequence[Path], borrowed: Collection[Path] = ()) -> pd.DataFrame:
@@ -151,7 +154,8 @@ def find_images(table: pd.DataFrame, folders: Sequence[Path], borrowed: Collecti
     if len(missing):
         names = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
         raise UserError(
-            f"{' and '.join(map(str, folders))}: {len(missing)} of {len(table)} listed images are missing ({names}); "
+            f"{' and '.join(map(str, folders))}: {len(missing)} of {count(len(table), 'listed image')} "
+            f"{'is' if len(missing) == 1 else 'are'} missing ({names}); "
             f"looked for them without and with the suffixes {' '.join(SUFFIXES[:4])} …; check data.root and data.images"
         )
     return table.assign(path=paths)
@@ -182,7 +186,7 @@ def say_unlisted(table: pd.DataFrame, root: Path, cache_dir: Path) -> None:
                 listed.add((real(place), name))
                 unlisted[place] += 1
     counts = {f"in {os.path.relpath(folder, root)}": number for folder, number in unlisted.items()}
-    say_left_out(root, "images that no CSV lists", Counter(counts))
+    say_left_out(root, "image that no CSV lists", "images that no CSV lists", Counter(counts))
 
 
 def _images_around(table: pd.DataFrame, root: Path) -> Iterator[tuple[str, list[str]]]:

@@ -24,7 +24,7 @@ from PIL import Image
 from resnet_lab.data.check import check_files, digest_of, examine
 from resnet_lab.data.progress import with_progress
 from resnet_lab.data.reader import Recipe, read_image
-from resnet_lab.errors import UserError
+from resnet_lab.errors import UserError, count
 from resnet_lab.run_folder import remove_unfinished, write_atomically
 
 log = logging.getLogger(__name__)
@@ -141,12 +141,13 @@ class PreparedSet:
         )
         if lacking and needed:
             raise UserError(
-                f"the images were read from a prepared set so far, and {self.folder} lacks {lacking} of {len(rows)} "
-                "photographs; run resnet-lab prepare with the same keys, or choose another sweep_dir"
+                f"the images were read from a prepared set so far, and {self.folder} lacks {lacking} of "
+                f"{count(len(rows), 'photograph')}; run resnet-lab prepare with the same keys, or choose another "
+                "sweep_dir"
             )
         if lacking:
-            text = "%s lacks %d of %d photographs, so the originals are read; go on with resnet-lab prepare"
-            log.warning(text, self.folder, lacking, len(rows))
+            text = "%s lacks %d of %s, so the originals are read; go on with resnet-lab prepare"
+            log.warning(text, self.folder, lacking, count(len(rows), "photograph"))
             return None
         index = pd.DataFrame(found, index=rows.index)[["defect", "digest", "decoded", "prepared"]]
         unknown = rows.loc[(index["decoded"] == "") & (index["defect"] == ""), "path"]
@@ -207,7 +208,7 @@ def prepare(target: PreparedSet, paths: Sequence[str], processes: int) -> pd.Dat
         found = (_is_whole(target, entries.get(names[path]), path) for path in paths)
         whole = list(with_progress(found, len(paths), "looked up"))
         missing = [path for path, there in zip(paths, whole, strict=True) if not there]
-        log.info("%s: %d of %d photographs to prepare", target.folder, len(missing), len(paths))
+        log.info("%s: %d of %s to prepare", target.folder, len(missing), count(len(paths), "photograph"))
         with target.journal_file.open("a", encoding="utf-8") as journal:
             for entry in with_progress(_prepare_all(target, missing, processes), len(missing), "prepared"):
                 entries[entry["image"]] = entry

@@ -10,7 +10,7 @@ import pandas as pd
 from resnet_lab.data.image_data import ImageData, existing_folder
 from resnet_lab.data.label_files import parse, read_labels, read_pair
 from resnet_lab.data.listing import find_images, say_unlisted
-from resnet_lab.errors import UserError
+from resnet_lab.errors import UserError, count
 
 SOURCE = (  # where the data can be had
     "EyePACS: kaggle.com/c/diabetic-retinopathy-detection, APTOS: kaggle.com/c/aptos2019-blindness-detection, "
@@ -63,7 +63,8 @@ class Retinopathy(ImageData):
         twice = table.loc[table["path"].duplicated(), "image"]  # not the names: `1` and `1.jpeg` are one file
         if len(twice):
             raise UserError(
-                f"{root}: the CSVs list {len(twice)} image files twice (first {twice.iloc[0]!r}); keep one row of each"
+                f"{root}: the CSVs list {count(len(twice), 'image file')} twice (first {twice.iloc[0]!r}); "
+                "keep one row of each"
             )
         say_unlisted(table, root, self.prepared_set.cache_dir)
         return table
