@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from sklearn.model_selection import StratifiedKFold
 
 from resnet_lab.errors import UserError, count
 
@@ -111,6 +110,8 @@ def cut_fold(table: pd.DataFrame, name: str, folds: int, fold: int, seed: int) -
             f"data.folds={folds}: class {fewest.idxmin()} has only {count(fewest.min(), 'patient')} "
             "(by their worst grade); each fold needs one, so take fewer folds"
         )
+    from sklearn.model_selection import StratifiedKFold  # takes half a second, which every command would pay
+
     parts = StratifiedKFold(folds, shuffle=True, random_state=seed).split(worst, worst)
     chosen = worst.index[next(islice((held for _, held in parts), fold, None))]
     moved = (table["split"] == "train") & table["patient"].isin(chosen)
