@@ -167,5 +167,6 @@ def set_up_logging(file: Path | None = None) -> None:
         ".*sync_dist=True.*",  # torchmetrics has summed over the ranks
         ".*all_gather.* is deprecated.*",
         ".*Total length of `list` across ranks is zero.*",  # no validation split
+        *([] if "SLURM_JOB_ID" in os.environ else [".*`srun` command is available on your system but is not used.*"]),
     ):
         warnings.filterwarnings("ignore", message)

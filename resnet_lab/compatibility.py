@@ -43,6 +43,7 @@ ADDED: dict[str, Added] = {
     "data.labels": Added(None, RETINOPATHY),
     "data.first_label": Added(0, RETINOPATHY),
     "data.on_bad_label": Added("error", RETINOPATHY),
+    "data.natural_order": Added(False, CLASS_FOLDERS),
 }
 
 # dotted key → the keys that took its place; each gets its value, unless the configuration has it already
@@ -56,6 +57,7 @@ CHANGED: dict[str, tuple[int, Any, Any]] = {
     "data.patient_regex": (2, "(.+)_(?:left|right)", "auto"),
     "data.all_kinds": (2, False, True),
     "data.find_csvs": (3, False, True),
+    "data.natural_order": (3, False, True),
 }
 
 

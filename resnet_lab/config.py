@@ -25,7 +25,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from resnet_lab.compatibility import RENAMED
-from resnet_lab.errors import NO_ROOM, UserError
+from resnet_lab.errors import NO_ROOM, UserError, count
 from resnet_lab.run_folder import BOOKKEEPING, flat
 
 
@@ -372,7 +372,7 @@ def differences(before: dict[str, Any], asked: dict[str, Any], most: int = 5) ->
     old, new = _comparable(before), _comparable(asked)
     keys = [key for key in {**old, **new} if key in changed_keys(before, asked)]
     told = [f"{key} is {old.get(key, ABSENT)} there, {new.get(key, ABSENT)} here" for key in keys[:most]]
-    return told + ([f"and {len(keys) - most} more keys"] if len(keys) > most else [])
+    return told + ([f"and {count(len(keys) - most, 'more key')}"] if len(keys) > most else [])
 
 
 def changed_keys(before: dict[str, Any], asked: dict[str, Any]) -> set[str]:

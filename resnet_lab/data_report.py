@@ -15,7 +15,7 @@ from resnet_lab import plots
 from resnet_lab.data.patients import EACH_IMAGE, Patients
 from resnet_lab.data.prepared import read_prepared
 from resnet_lab.data.table import NO_TEST, SPLITS, leaking
-from resnet_lab.errors import UserError
+from resnet_lab.errors import UserError, count
 from resnet_lab.rendering import base64_of, png, render
 from resnet_lab.report.findings import Finding
 from resnet_lab.run_folder import write_atomically
@@ -149,18 +149,10 @@ def findings_of(facts: pd.DataFrame, tables: Mapping[str, pd.DataFrame], summary
     yield from _class_findings(tables["class_counts"])
     for problem, rows in tables["exposure"].groupby("problem"):
         kind = {"near-black": "nearly black", "overexposed": "overexposed"}[str(problem)]
-        text = f"{count(len(rows), 'photograph')} {_are(len(rows))} {kind}, such as {rows['image'].iloc[0]}"
+        are = count(len(rows), "photograph is", "photographs are")
+        text = f"{are} {kind}, such as {rows['image'].iloc[0]}"
         yield Finding("exposure", text)
     yield from _size_findings(tables["sizes"], summary.recipe.get("image_size"))
-
-
-def count(number: int, thing: str) -> str:
-    """`1 file`, `2 files`."""
-    return f"{number} {thing}" + ("" if number == 1 else "s")
-
-
-def _are(number: int) -> str:
-    return "is" if number == 1 else "are"
 
 
 def share(part: int, whole: int) -> str:
@@ -196,7 +188,7 @@ def _class_findings(counts: pd.DataFrame) -> Iterator[Finding]:
         absent = counts.loc[counts[split] == 0, "class"].tolist()
         if absent:
             names = ", ".join(absent[:3]) + (", …" if len(absent) > 3 else "")
-            missing = "1 class has" if len(absent) == 1 else f"{len(absent)} classes have"
+            missing = count(len(absent), "class has", "classes have")
             yield Finding("classes", f"{missing} no image in {split}: {names}")
 
 
@@ -205,8 +197,8 @@ def _size_findings(sizes: pd.DataFrame, image_size: int | None) -> Iterator[Find
         return
     small = int(sizes.loc[sizes[["width", "height"]].min(axis=1) < image_size, "count"].sum())
     if small:
-        text = f"{count(small, 'photograph')} {_are(small)} smaller than the {image_size} pixels that training sees"
-        yield Finding("sizes", text)
+        are = count(small, "photograph is", "photographs are")
+        yield Finding("sizes", f"{are} smaller than the {image_size} pixels that training sees")
 
 
 def page(
@@ -219,9 +211,9 @@ def page(
         "data_report.html.j2",
         summary=summary,
         findings=findings,
-        listed=len(facts),
+        listed=count(len(facts), "listed photograph"),
         read=len(good),
-        patients=good["patient"].nunique(),
+        patients=count(good["patient"].nunique(), "patient"),
         counts=class_rows(by_split, summary.class_names),
         splits=list(by_split),
         bars=base64_of(png(plots.class_counts(by_split, summary.class_names))) if by_split else "",
@@ -278,9 +270,10 @@ def duplicate_pairs(
     good: pd.DataFrame, duplicates: pd.DataFrame, class_names: Sequence[str]
 ) -> list[tuple[list[str], list[Picture]]]:
     """The first ROWS pairs: what is to be said of each, and its two pictures."""
-    rows = {(row.image, row.split): row for row in good.itertuples()}
-    shown = []
-    for pair in duplicates.head(ROWS).to_dict("records"):
+    pairs, shown = duplicates.head(ROWS), []
+    named = good["image"].isin([*pairs["image_a"], *pairs["image_b"]])
+    rows = {(row.image, row.split): row for row in good[named].itertuples()}
+    for pair in pairs.to_dict("records"):
         words = [WORDS[pair["kind"]]] + ["across splits"] * (pair["split_a"] != pair["split_b"])
         words += ["different labels"] * (pair["label_a"] != pair["label_b"])
         sides = [(pair[f"image_{side}"], pair[f"split_{side}"], pair[f"label_{side}"]) for side in "ab"]

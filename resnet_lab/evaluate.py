@@ -22,7 +22,7 @@ from resnet_lab.command_line import run_command, split_arguments, switched_on
 from resnet_lab.config import check, compose_config, job_name, one_line
 from resnet_lab.data.check import HASH_DIGITS
 from resnet_lab.data.datamodule import DataModule
-from resnet_lab.errors import UserError
+from resnet_lab.errors import UserError, count
 from resnet_lab.models.pretrained import find_file, read, refuse_nan_weights
 from resnet_lab.module import TRAIN_IMAGES, Classifier
 from resnet_lab.outputs import refuse_undefined, score_table, write_split
@@ -89,8 +89,8 @@ def answer(model: Model, config: dict[str, Any], split: str) -> tuple[Trainer, C
         log.warning("the model was trained on other image files: %s", different)
     if len(datamodule.class_names) != len(names):
         raise UserError(
-            f"{datamodule.data.name} has {len(datamodule.class_names)} classes but {model.file} was trained for "
-            f"{len(names)} ({', '.join(names)}); evaluate on data of the same classes"
+            f"{datamodule.data.name} has {count(len(datamodule.class_names), 'class', 'classes')} but {model.file} was "
+            f"trained for {len(names)} ({', '.join(names)}); evaluate on data of the same classes"
         )
     if list(datamodule.class_names) != list(names):
         if sorted(datamodule.class_names) == sorted(names):
@@ -126,8 +126,8 @@ def count_training_images(model: Model, rows: pd.DataFrame) -> None:
     hashes = {known[start : start + HASH_DIGITS] for start in range(0, len(known), HASH_DIGITS)}
     found = int(rows["decoded"].isin(hashes).sum())
     if found:
-        text = "%d of the %d images are training images of %s (their pixels are equal)"
-        log.warning(text, found, len(rows), model.file)
+        are = "image is a training image" if found == 1 else "images are training images"
+        log.warning("%d of the %d %s of %s (their pixels are equal)", found, len(rows), are, model.file)
 
 
 def override(origin: dict[str, Any], overrides: list[str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from resnet_lab import plots, statistics
-from resnet_lab.errors import UserError
+from resnet_lab.errors import UserError, count
 from resnet_lab.run_folder import RunFolder, new_folder, write_atomically
 
 TABLE = ("accuracy", "balanced_accuracy", "qwk", "auroc", "f1_weighted", "f1_macro")
@@ -118,7 +118,8 @@ def score_table(
     for split, images in counts.items():
         targets = np.repeat(np.arange(len(images)), images)
         baseline = statistics.majority_baseline(targets, majority, len(images))
-        lines.append(f"{f'{split} ({len(targets)} images)':{LABEL}}" + _cells(metrics, split, columns))
+        title = f"{split} ({count(len(targets), 'image')})"
+        lines.append(f"{title:{LABEL}}" + _cells(metrics, split, columns))
         lines.append(f"{always:{LABEL}}" + _cells({f"{split}/{k}": v for k, v in baseline.items()}, split, columns))
     return "\n".join(lines)
 

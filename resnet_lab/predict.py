@@ -13,7 +13,7 @@ from resnet_lab.build import set_up_logging
 from resnet_lab.command_line import run_command, split_arguments, switched_on
 from resnet_lab.data.image_data import ImageData
 from resnet_lab.data.photographs import Photographs
-from resnet_lab.errors import UserError
+from resnet_lab.errors import UserError, count
 from resnet_lab.evaluate import SEEING, answer, load, override
 from resnet_lab.outputs import write_predictions
 from resnet_lab.run_folder import RunFolder, refuse_unwritable
@@ -79,7 +79,7 @@ def command(arguments: list[str]) -> None:
     probabilities = module.predictions["test"].numpy()
     write_predictions(out, datamodule.rows("test").drop(columns="target"), probabilities)
     shares = ", ".join(f"{name}: {int((probabilities.argmax(1) == k).sum())}" for k, name in enumerate(names))
-    log.info("%d images → %s (%s)", len(probabilities), out, shares)
+    log.info("%s → %s (%s)", count(len(probabilities), "image"), out, shares)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,12 +17,15 @@ import pandas as pd
 
 from resnet_lab.command_line import run_command, split_arguments
 from resnet_lab.config import build, check, compose_config
-from resnet_lab.data.duplicates import SIDE, find_duplicates, thumbnail
+from resnet_lab.data.check import digest_of
+from resnet_lab.data.duplicates import SIDE, VERSION, find_duplicates, near_pairs, thumbnail
 from resnet_lab.data.image_data import ImageData
 from resnet_lab.data.prepared import PreparedSet, prepare, read_prepared
+from resnet_lab.data.progress import with_progress
 from resnet_lab.data.table import join_patients, leaking
 from resnet_lab.data_report import DataSummary, write_data_report
-from resnet_lab.errors import UserError
+from resnet_lab.errors import UserError, count
+from resnet_lab.run_folder import write_atomically
 
 log = logging.getLogger("resnet_lab")
 
@@ -30,7 +36,7 @@ def facts_of(data: ImageData, target: PreparedSet, rows: pd.DataFrame, index: pd
     Returns:
         The facts; and why the splits cannot be cut, in which case they are those of the data set itself.
     """
-    index = index.set_index("image").drop(columns=["prepared", "bytes", "changed", "decoded"])
+    index = index.set_index("image").drop(columns=["bytes", "changed", "decoded"]).rename(columns={"prepared": "jpeg"})
     facts = rows.assign(key=rows["path"].map(target.name)).join(index, on="key").drop(columns="key")
     files = facts["path"].map(lambda path: str(target.file(path)))
     facts["prepared"] = files.where(facts["defect"] == "", "")
@@ -57,10 +63,33 @@ def statistics(facts: pd.DataFrame) -> tuple[list[float], list[float]] | None:
     return mean.tolist(), np.sqrt(square - mean**2).tolist()
 
 
+def kept_near_pairs(target: PreparedSet, good: pd.DataFrame) -> list[Sequence[int]]:
+    """The `near_pairs` of the distinct files; the set keeps them, as the search takes minutes, until its JPEGs change.
+
+    Args:
+        target: the set.
+        good: rows with `digest`, `prepared` (a JPEG) and `jpeg` (its digest).
+    """
+    distinct = good.drop_duplicates("digest")
+    jpegs = digest_of(f"{VERSION} {' '.join(distinct['jpeg'])}".encode())
+    with suppress(OSError, ValueError, TypeError, KeyError):  # not searched yet, or damaged
+        kept = json.loads(target.near_file.read_text(encoding="utf-8"))
+        if kept["jpegs"] == jpegs:
+            return list(kept["pairs"])
+    log.info("searching for duplicates among %s", count(len(distinct), "photograph"))
+    pairs = near_pairs(thumbnails(list(distinct["prepared"])))
+    try:
+        write_atomically(target.near_file, json.dumps({"jpegs": jpegs, "pairs": pairs}))
+    except OSError as error:
+        log.warning("cannot keep the pairs of near duplicates: %s", error)
+    return list(pairs)
+
+
 def thumbnails(files: list[str]) -> np.ndarray:
     """Of prepared photographs, (N, SIDE, SIDE) uint8, on all cores."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        pictures = list(pool.map(lambda file: thumbnail(read_prepared(file)), files))
+        found = pool.map(lambda file: thumbnail(read_prepared(file, gray=True)), files)
+        pictures = list(with_progress(found, len(files), "loaded"))
     return np.array(pictures, np.uint8).reshape(len(pictures), SIDE, SIDE)
 
 
@@ -80,7 +109,8 @@ def command(arguments: list[str]) -> None:
     index = prepare(target, list(rows["path"]), int(options["processes"]))
     facts, problem = facts_of(data, target, rows, index)
     good = facts[facts["defect"] == ""]
-    duplicates = find_duplicates(good, thumbnails(list(good["prepared"])))
+    duplicates = find_duplicates(good, kept_near_pairs(target, good))
+    log.info("writing the report")
     out = Path(options["out"] or target.folder / "report")
     assert data.class_names is not None
     summary = DataSummary(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from resnet_lab.command_line import run_command
-from resnet_lab.errors import UserError
+from resnet_lab.errors import UserError, count
 from resnet_lab.run_folder import RunFolder, find_runs, jobs_file, list_jobs
 
 USAGE = "usage: resnet-lab status DIR …"
@@ -84,7 +84,7 @@ def table(jobs: Sequence[JobState]) -> str:
     lines = [f"{job.state:<{width}}  {job.name:<{longest}}  {job.note}".rstrip() for job in jobs]
     counts = Counter(job.state for job in jobs)
     ordered = sorted(counts, key=lambda state: STATES.index(state) if state in STATES else len(STATES))
-    total = f"{len(jobs)} job{'s' * (len(jobs) != 1)}"
+    total = count(len(jobs), "job")
     return "\n".join([*lines, f"{total}: {', '.join(f'{counts[state]} {state}' for state in ordered) or 'none'}"])
 
 

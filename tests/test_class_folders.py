@@ -62,7 +62,7 @@ def test_eyes_of_a_patient_are_found_across_folders(root):
     write_photographs(root / "train" / "0", ["1_left", "2_left"])
     write_photographs(root / "train" / "1", ["1_right"])
     write_photographs(root / "test" / "0", ["2_right", "3_left"])
-    assert refusal(class_folders(root).table).startswith("1 images of train or val are of 1 patients")
+    assert refusal(class_folders(root).table).startswith("1 image of train or val is of 1 patient who also stands in")
     table, dropped = class_folders(root, on_leak="drop", val_fraction=0).table()
     assert dropped["leaks"] == 1
     assert table["image"].tolist() == [
@@ -233,7 +233,7 @@ def test_folders_without_an_image_are_no_classes(root, caplog):
     caplog.clear()
     given = class_folders(root, class_names=["a", "aa", "b", "c"])
     _, log = log_of(caplog, given.read_table)
-    assert "left out 1 class folders without an image: 1 other" in log
+    assert "left out 1 class folder without an image: 1 other" in log
 
 
 def test_a_link_to_a_parent_folder_adds_nothing(root):
@@ -295,3 +295,38 @@ def test_an_older_run_lists_what_it_listed(tmp_path: Path) -> None:
     assert sorted(table.query("split == 'train'")["target"]) == [1, 1, 2, 2]
     new = class_folders(root).read_table()
     assert new.groupby("split").size().to_dict() == {"train": 7, "test": 1, "val": 1}
+
+
+# order of the classes
+
+NUMBERED = ["10 - other", "1 - No DR", "2 - mild", "0 - none"]
+GRADES = ["grade 10", "grade 2", "grade 1", "Grade 3"]
+
+
+@pytest.mark.parametrize(
+    ("names", "ordered", "expected"),
+    [
+        (NUMBERED, True, ["0 - none", "1 - No DR", "2 - mild", "10 - other"]),
+        (NUMBERED, False, ["0 - none", "1 - No DR", "2 - mild", "10 - other"]),
+        (["10", "9", "09", "010"], False, ["09", "9", "010", "10"]),
+        (GRADES, True, ["Grade 3", "grade 1", "grade 2", "grade 10"]),
+        (GRADES, False, sorted(GRADES)),
+        ([*NUMBERED, "ungradable"], False, sorted([*NUMBERED, "ungradable"])),
+        ([*NUMBERED, "ungradable"], True, ["0 - none", "1 - No DR", "2 - mild", "10 - other", "ungradable"]),
+    ],
+)
+def test_classes_are_in_the_order_of_their_numbers(root, names, ordered, expected):
+    data = class_folders(write_class_folders(root, dict.fromkeys(names, 1)), ordered=ordered)
+    table = data.read_table()
+    assert data.class_names == expected
+    folders = table["image"].str.partition("/")[0]
+    assert [expected[target] for target in table["target"]] == folders.tolist()
+
+
+def test_an_older_run_keeps_the_order_of_its_classes(root):
+    write_class_folders(root, dict.fromkeys(NUMBERED, 1))
+    older = upgraded({"data": {"_target_": "resnet_lab.data.class_folders.ClassFolders", "all_kinds": True}})["data"]
+    for all_kinds in (True, False):
+        data = class_folders(root, ordered=True, all_kinds=all_kinds, natural_order=older["natural_order"])
+        data.read_table()
+        assert data.class_names == ["0 - none", "1 - No DR", "10 - other", "2 - mild"]

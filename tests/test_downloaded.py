@@ -133,7 +133,7 @@ def test_messidor_2_needs_the_rule_for_ungradable_photographs(root, caplog):
         found, data = read(root, on_bad_label="drop")
     assert found["train"]["IM000002.JPG"] == (3, "IMAGES/IM000002.jpg")
     assert (len(found["train"]), data.bad_labels) == (11, 1)
-    assert "6 names have another case or suffix than their files (IM000000.JPG is IM000000.jpg)" in caplog.text
+    assert "6 names in another case or with another suffix than the file (IM000000.JPG is IM000000.jpg)" in caplog.text
     assert "images that no CSV lists" not in caplog.text
     assert set(retinopathy(root, on_bad_label="drop", all_images="test").listed()["split"]) == {"test"}
 

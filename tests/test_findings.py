@@ -48,19 +48,19 @@ def test_a_copied_run_is_suspicious_and_two_collapsed_ones_are_not(tmp_path):
 
 def test_selection_on_test_is_found_by_its_metric_or_by_its_images(tmp_path):
     write_run(tmp_path / "a" / "run", monitor="test/accuracy")
-    assert found(tmp_path / "a")["selected on test"] == "the epoch was chosen by a test metric (1 of 1 runs)"
+    assert found(tmp_path / "a")["selected on test"] == "the epoch was chosen by a test metric (1 of 1 run)"
     run = write_run(tmp_path / "b" / "run", monitor="val/qwk")
     status = json.loads((run / "status.json").read_text())
     status["split_fingerprint"]["val"] = status["split_fingerprint"]["test"]
     (run / "status.json").write_text(json.dumps(status))
-    assert found(tmp_path / "b")["selected on test"] == "validation and test images are the same (1 of 1 runs)"
+    assert found(tmp_path / "b")["selected on test"] == "validation and test images are the same (1 of 1 run)"
 
 
 def test_training_images_that_are_tested_are_a_leak(tmp_path):
     run = write_run(tmp_path / "run")
     fingerprints = json.loads((run / "status.json").read_text())["split_fingerprint"]
     change_status(run, split_fingerprint=fingerprints | {"train": fingerprints["test"]})
-    assert found(tmp_path)["leaking"] == "training and test images are the same (1 of 1 runs)"
+    assert found(tmp_path)["leaking"] == "training and test images are the same (1 of 1 run)"
 
 
 def test_thresholds_are_not_chosen_on_a_copy_of_the_test_predictions(tmp_path):

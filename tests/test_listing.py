@@ -9,7 +9,7 @@ from PIL import Image
 
 from resnet_lab.data import listing as module
 from resnet_lab.data.check import examine
-from resnet_lab.data.listing import SUFFIXES, is_image, list_images, say_left_out, subfolders
+from resnet_lab.data.listing import NO_IMAGES, SUFFIXES, is_image, list_images, say_left_out, subfolders
 from resnet_lab.data.reader import Recipe, read_image
 
 FORMATS = {".jpx": "JPEG2000", ".jpf": "JPEG2000", ".jpc": "JPEG2000", ".mpo": "JPEG"}  # Pillow does not know to write
@@ -97,10 +97,12 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
 def test_one_line_counts_what_is_left_out(tmp_path, caplog):
     touch(tmp_path, *(f"{n}.txt" for n in range(10)), "a.xml", "b.xml", "c.csv", "d.e", "f.g", "h.i", "j")
     with caplog.at_level(logging.INFO):
-        say_left_out(tmp_path, "files", list_images(tmp_path).others)
-        say_left_out(
-            tmp_path, "nothing", list_images(write_photographs(tmp_path / "x", ["1"]) or tmp_path / "x").others
-        )
-    (line,) = caplog.messages
+        say_left_out(tmp_path, "file", "files", list_images(tmp_path).others)
+        write_photographs(tmp_path / "x", ["1"])
+        say_left_out(tmp_path, "thing", "nothing", list_images(tmp_path / "x").others)
+        touch(tmp_path / "x", "k.txt")
+        say_left_out(tmp_path, *NO_IMAGES, list_images(tmp_path / "x").others)
+    line, last = caplog.messages
+    assert last == f"{tmp_path}: left out 1 file that is no image by its suffix: 1 .txt"
     assert line.startswith(f"{tmp_path}: left out 17 files: 10 .txt, 2 .xml, ")
     assert line.endswith(", …")

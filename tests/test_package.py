@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 
@@ -49,3 +51,10 @@ def test_a_wheel_works_anywhere(tmp_path: Path) -> None:
         cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert Path(where.stdout.strip()) == target / "resnet_lab" / "conf"
+
+
+def test_hydra_stays_below_the_version_that_breaks_every_command() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (hydra,) = [Requirement(text) for text in project["dependencies"] if text.startswith("hydra-core")]
+    found = {text: hydra.specifier.contains(text, prereleases=True) for text in ("1.3.8", "1.4.0rc3", "1.4.0")}
+    assert found == {"1.3.8": True, "1.4.0rc3": False, "1.4.0": False}

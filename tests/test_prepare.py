@@ -19,7 +19,10 @@ from fake_data import (
     write_photographs,
     write_studies,
 )
+from PIL import Image
 
+from resnet_lab import prepare as module
+from resnet_lab.data.duplicates import near_pairs
 from resnet_lab.data.prepared import read_prepared
 from resnet_lab.prepare import command, statistics
 
@@ -111,6 +114,55 @@ def test_the_log_says_what_is_wrong_and_where_to_look(root, caplog):
         out = prepare(root)
     assert "leak: " in caplog.text
     assert f"report: {out / 'data_report.html'}" in caplog.text
+
+
+@pytest.fixture
+def searched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of thumbnails of each search for near duplicates."""
+    sizes: list[int] = []
+    monkeypatch.setattr(module, "near_pairs", lambda pictures: sizes.append(len(pictures)) or near_pairs(pictures))
+    return sizes
+
+
+def copy_of(root: Path, name: str, source: str) -> None:
+    """A photograph saved anew, so that the two are near duplicates."""
+    Image.open(root / "images" / f"{source}.jpeg").save(root / "images" / f"{name}.jpeg", quality=90)
+
+
+def test_near_duplicates_are_searched_once_for_the_same_photographs(root, searched):
+    write_pair(root, "train", TRAIN | {"41_left": 3, "42_left": 0})
+    for name in ("41_left", "42_left"):
+        copy_of(root, name, "2_left")
+    (root / "images" / "42_left.jpeg").write_bytes((root / "images" / "41_left.jpeg").read_bytes())
+    keys = ("data.eye_crop=false", "data.image_size=64")
+    before = rows(prepare(root, *keys), "duplicates")
+    near = [(row["image_a"], row["image_b"]) for row in before if row["kind"] == "near"]
+    assert {("2_left", "41_left"), ("2_left", "42_left")} <= set(near)
+    assert rows(prepare(root, *keys), "duplicates") == before
+    assert searched == [51]  # of 52, two are one file
+    write_pair(root, "train", TRAIN | {"41_left": 1, "42_left": 0})  # labels are no matter of the search
+    labels = {row["image_b"]: row["label_b"] for row in rows(prepare(root, *keys), "duplicates")}
+    assert (labels["41_left"], searched) == ("1", [51])
+
+
+@pytest.mark.parametrize("damage", ["", "[]", "{}", "half {"])
+def test_near_duplicates_are_searched_again_where_a_photograph_or_the_file_changed(root, searched, damage):
+    prepare(root)
+    copy_of(root, "2_left", "3_left")
+    prepare(root)
+    (folder,) = (root.parent / "cache" / "prepared").iterdir()
+    (folder / "near_duplicates.json").write_text(damage)
+    prepare(root)
+    assert searched == [50, 50, 50]
+
+
+def test_each_phase_has_its_line(root, caplog):
+    with caplog.at_level(logging.INFO):
+        prepare(root)
+    phases = ["looked up 50 of 50", "50 of 50 photographs to prepare", "prepared 50 of 50", "searching for duplicates"]
+    phases += ["loaded 50 of 50", "compared 50 of 50", "writing the report"]
+    found = [next(k for k, line in enumerate(caplog.messages) if phase in line) for phase in phases]
+    assert found == sorted(found)
 
 
 def test_mean_and_std_are_those_of_the_prepared_training_images(root):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +122,30 @@ def test_started_again_it_makes_only_what_is_missing_or_altered(target, paths, m
     prepare(target, paths, processes=1)
     assert made == [paths[3], paths[5]]
     assert contents(target) == before
+
+
+def test_paths_are_built_once_a_folder(target, paths, monkeypatch):
+    prepare(target, paths, processes=1)
+    again, calls = PreparedSet(target.root, RECIPE, target.cache_dir), Counter()
+    for place, name in ((os.path, "relpath"), (module.hashlib, "sha256")):
+        once = getattr(place, name)
+        monkeypatch.setattr(place, name, lambda *args, name=name, once=once: calls.update([name]) or once(*args))
+    module._place.cache_clear()
+    assert len(prepare(again, paths, processes=1)) == len(paths) == 50
+    assert calls == {"relpath": 1, "sha256": 1}
+
+
+def test_names_are_paths_below_the_root_wherever_the_command_runs(root, target, tmp_path, monkeypatch):
+    names = ["images/1_left.jpeg", "x.jpeg", "a/b/c.png"]
+    assert [target.name(str(root / name)) for name in names] == names
+    assert [target.name(f"{root}/images/../{name}") for name in names] == names
+    for folder in (tmp_path, root):  # relative paths, of which one means another file each time
+        monkeypatch.chdir(folder)
+        assert [target.name(os.path.relpath(root / name)) for name in names] == names
+    outside = {target.name(f"{tmp_path / folder}/x.jpeg") for folder in ("other", "more", "other/")}
+    assert len(outside) == 2
+    assert all(name.startswith("elsewhere_") and name.endswith("/x.jpeg") for name in outside)
+    assert target.name("/x.jpeg") != target.name("x.jpeg")
 
 
 def test_another_recipe_or_source_is_another_folder(target, root, tmp_path):

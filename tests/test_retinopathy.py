@@ -161,7 +161,7 @@ def test_image_in_two_splits(root, name):
     write_studies(root)
     write_pair(root, "test", {**TEST, name: 3})
     message = refusal(retinopathy(root, on_leak="ignore").read_table)
-    assert message == f"{root}: the CSVs list 1 image files twice (first {name!r}); keep one row of each"
+    assert message == f"{root}: the CSVs list 1 image file twice (first {name!r}); keep one row of each"
 
 
 def test_no_class_names(root):
@@ -271,7 +271,7 @@ def test_identical_images_in_two_splits_are_a_leak(root):
     write_studies(root)
     twin = root / "images" / "21_left.jpeg"  # of test
     twin.write_bytes((root / "images" / "3_right.jpeg").read_bytes())  # of train
-    assert refusal(retinopathy(root).table).startswith("2 images of train or val are of 1 patients")
+    assert refusal(retinopathy(root).table).startswith("2 images of train or val are of 1 patient who also stands in")
     table, dropped = retinopathy(root, on_leak="drop", val_fraction=0).table()
     assert dropped["leaks"] == 2
     assert {"3_left", "3_right"}.isdisjoint(table["image"])
@@ -414,7 +414,7 @@ def test_the_same_names_leak_where_pattern_column_or_bytes_say_so(root):
     assert refusal(same_name.table).startswith("5 images of train or val are of 5 patients")
     (root / "test_images" / "IDRiD_001.jpeg").write_bytes((root / "train_images" / "IDRiD_007.jpeg").read_bytes())
     assert refusal(retinopathy(root, test_csv="test.csv").table).startswith(
-        "1 images of train or val are of 1 patients"
+        "1 image of train or val is of 1 patient who also stands in"
     )
     for name in ("train", "test"):
         rows = (root / f"{name}.csv").read_text().splitlines()

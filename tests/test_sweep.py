@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY
-from fake_data import refusal, web
+from fake_data import refusal, web, write_studies
 
 from resnet_lab import preflight as command
 from resnet_lab.config import register
@@ -102,6 +102,21 @@ def test_weights_of_a_run_that_is_not_there_stop_the_sweep(
     monkeypatch.chdir(tmp_path)
     needs(monkeypatch, *DATA[:1], f"data.root={photographs}", "model.pretrained=none,runs/source")
     assert "runs/source: no such file" in refusal(command.command, [])
+
+
+def test_a_leak_stops_the_sweep_before_its_first_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_studies(tmp_path / "data")
+    (root / "images" / "1_left.jpeg").write_bytes((root / "images" / "21_left.jpeg").read_bytes())  # of test
+    cache = f"data.cache_dir={tmp_path / 'cache'}"
+    needs(monkeypatch, *TINY, "data=retinopathy", f"data.root={root}", cache, "model.depth=18,34")
+    message = refusal(command.command, [])
+    assert message.startswith("2 images of train or val are of 1 patient who also stands in another split")
+    assert "data.on_leak=drop" in message
+    needs(monkeypatch, *TINY, "data=retinopathy", f"data.root={root}", cache, "data.on_leak=drop,ignore")
+    command.command([])
+    (root / "images" / "2_left.jpeg").write_bytes(b"x")
+    needs(monkeypatch, *TINY, "data=retinopathy", f"data.root={root}", cache, "data.on_leak=drop,ignore")
+    assert "2_left.jpeg: no image of a known format" in refusal(command.command, [])
 
 
 def test_what_is_there_is_enough(photographs: Path, make_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

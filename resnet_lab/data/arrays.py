@@ -12,7 +12,7 @@ import pandas as pd
 from resnet_lab.data.check import digest_of, image_hash
 from resnet_lab.data.image_data import ImageData
 from resnet_lab.data.reader import fit
-from resnet_lab.errors import UserError
+from resnet_lab.errors import UserError, count
 
 
 @dataclass(kw_only=True)
@@ -51,7 +51,8 @@ class ArrayData(ImageData):
         if most >= len(self.class_names):
             raise UserError(
                 f"{self.source}: {rows.sort_values('target')['split'].iloc[-1]}_labels goes up to {most}, but there "
-                f"are {len(self.class_names)} classes ({', '.join(self.class_names)}); set data.class_names"
+                f"{'is' if len(self.class_names) == 1 else 'are'} {count(len(self.class_names), 'class', 'classes')} "
+                f"({', '.join(self.class_names)}); set data.class_names"
             )
         return rows
 
@@ -63,8 +64,9 @@ class ArrayData(ImageData):
                 "2D images are needed, uint8 (N, H, W) or (N, H, W, 3)"
             )
         if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1] or min(labels, default=-1) < 0:
+            need = count(len(images), "image needs", "images need")
             raise UserError(
-                f"{self.source}: {split}_labels is {labels.dtype} {labels.shape}; {len(images)} images need one whole "
+                f"{self.source}: {split}_labels is {labels.dtype} {labels.shape}; {need} one whole "
                 "number from 0 each (several labels an image cannot be trained on)"
             )
         names = [f"{split}/{index:05d}" for index in range(len(labels))]

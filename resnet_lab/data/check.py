@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import struct
-import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +15,8 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image, ImageOps
 
-from resnet_lab.errors import UserError
+from resnet_lab.data.progress import with_progress
+from resnet_lab.errors import UserError, count
 from resnet_lab.run_folder import write_atomically
 
 log = logging.getLogger(__name__)
@@ -131,16 +131,9 @@ def _known(cache_file: Path) -> dict[str, Verdict]:
 
 
 def _examine_all(paths: list[str]) -> list[Verdict]:
-    log.info("checking %d image files (once)", len(paths))
-    verdicts, start = [], time.monotonic()
+    log.info("checking %s (once)", count(len(paths), "image file"))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for verdict in pool.map(examine, paths):
-            verdicts.append(verdict)
-            if len(verdicts) % 5000 == 0:
-                rate = len(verdicts) / (time.monotonic() - start)
-                left = (len(paths) - len(verdicts)) / rate
-                log.info("checked %d of %d, %.0f s left", len(verdicts), len(paths), left)
-    return verdicts
+        return list(with_progress(pool.map(examine, paths), len(paths), "checked"))
 
 
 def drop_defects(table: pd.DataFrame, on_bad_image: str) -> tuple[pd.DataFrame, int]:
@@ -165,7 +158,9 @@ def drop_defects(table: pd.DataFrame, on_bad_image: str) -> tuple[pd.DataFrame, 
             "mend them, or set data.on_bad_image=drop to go on without them"
         )
     if len(bad) == len(table) > 0:
-        raise UserError(f"{bad.iloc[0]['path']}: {bad.iloc[0]['defect']}; none of the {len(bad)} images can be read")
+        raise UserError(
+            f"{bad.iloc[0]['path']}: {bad.iloc[0]['defect']}; none of the {count(len(bad), 'image')} can be read"
+        )
     for path, reason in zip(bad["path"][:10], bad["defect"], strict=False):
         log.warning("dropped %s: %s", path, reason)
     return table[table["defect"] == ""].reset_index(drop=True), len(bad)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import pandas as pd
 
 from resnet_lab.data.image_data import ImageData, existing_folder
 from resnet_lab.data.listing import (
+    NO_IMAGES,
     SPLIT_NAMES,
     SUFFIXES,
     Listing,
@@ -28,13 +30,14 @@ FILLERS = {"set", "split", "data", "dataset", "image", "images", "imgs", "img", 
 
 @dataclass(kw_only=True)
 class ClassFolders(ImageData):
-    """`root/<split>/<class>/<image>` or `root/<class>/<image>` (all of it train); classes in order of their names.
+    """`root/<split>/<class>/<image>` or `root/<class>/<image>` (all of it train); classes in the order of their names.
 
     Images count in sub-folders of a class, too. A split's folder has a name of SPLIT_NAMES in any case,
     alone or with FILLERS (`a. Training Set`, `train_images`).
     """
 
     all_kinds: bool  # every kind of image, in sub-folders too; false: as versions before 2 listed them
+    natural_order: bool  # class 2 before class 10 where `ordered`, or where all names begin with a number; false: never
 
     def read_table(self) -> pd.DataFrame:
         """Rows of all splits; sets `class_names` from the folders of train where the configuration gives none.
@@ -65,7 +68,7 @@ class ClassFolders(ImageData):
             for split, folder in folders.items()
         }
         if self.class_names is None:
-            self.class_names = [path.name for path in classes.get("train", [])]
+            self.class_names = self._in_order(path.name for path in classes.get("train", []))
         names = self.class_names
         return pd.DataFrame(
             {"image": str(file.relative_to(root)), "target": names.index(path.name), "split": split, "path": str(file)}
@@ -83,9 +86,15 @@ class ClassFolders(ImageData):
                 "or set data.all_images=test to evaluate on all images"
             )
         found = [listings["train"]] if "train" in listings else listings.values()
-        names = sorted({folder.name for split in found for folder in split} & filled)
+        names = self._in_order({folder.name for split in found for folder in split} & filled)
         _refuse_splits_as_classes(root, names)
         return names
+
+    def _in_order(self, names: Iterable[str]) -> list[str]:
+        """The class names by their numbers (`2 - moderate`, `10 - other`), or else as strings."""
+        names = sorted(names)
+        by_number = self.natural_order and (self.ordered or all(name[:1].isdecimal() for name in names))
+        return sorted(names, key=_by_number) if by_number else names
 
     def _rows(self, found: dict[Path, Listing], split: str, root: Path) -> list[dict[str, str | int]]:
         assert self.class_names is not None
@@ -122,10 +131,11 @@ class ClassFolders(ImageData):
         if root not in folders.values():
             for folder in set(subfolders(root)) - set(folders.values()):
                 outside[f"in {folder.name}"] = len(list_images(folder).images)
-        say_left_out(root, "class folders without an image", +empty)
-        say_left_out(root, "images of sub-folders to the class above them", inner, "added")
-        say_left_out(root, "images outside the class folders", +outside)
-        say_left_out(root, "files that are no images by their suffix", others)
+        say_left_out(root, "class folder without an image", "class folders without an image", +empty)
+        to_class = "to the class above them"
+        say_left_out(root, f"image of sub-folders {to_class}", f"images of sub-folders {to_class}", inner, "added")
+        say_left_out(root, "image outside the class folders", "images outside the class folders", +outside)
+        say_left_out(root, *NO_IMAGES, others)
 
 
 def _refuse_splits_below(class_folder: Path, listing: Listing) -> None:
@@ -142,6 +152,11 @@ def _refuse_splits_below(class_folder: Path, listing: Listing) -> None:
                 "set data.root to it" if too_high else f"put the splits above the classes (train/{class_folder.name})"
             )
             raise UserError(f"{class_folder / parent} is no class, as it holds a folder per split; {remedy}")
+
+
+def _by_number(name: str) -> list[str | int]:
+    """Text and numbers in turn, so that names compare number by number."""
+    return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", name))]
 
 
 def _words(name: str) -> set[str]:

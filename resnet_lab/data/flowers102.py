@@ -12,7 +12,7 @@ from torchvision.datasets import Flowers102 as Torchvision
 
 from resnet_lab.data.image_data import ImageData
 from resnet_lab.data.table import SPLITS
-from resnet_lab.errors import UserError
+from resnet_lab.errors import UserError, count
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +58,8 @@ def _present(listed: pd.DataFrame, folder: Path) -> pd.DataFrame:
     if len(missing):
         names = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
         raise UserError(
-            f"{folder}: {len(missing)} images are missing ({names}); unpack 102flowers.tgz again, from "
-            f"{Torchvision._download_url_prefix}"
+            f"{folder}: {count(len(missing), 'image is', 'images are')} missing ({names}); unpack 102flowers.tgz "
+            f"again, from {Torchvision._download_url_prefix}"
         )
     if absent := [split for split in SPLITS if split not in found]:
         log.warning("%s has no image of the official split %s, left out", folder, " and ".join(absent))

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 
 from resnet_lab.data.listing import is_image, is_junk, splits_of
-from resnet_lab.errors import UserError
+from resnet_lab.errors import UserError, count
 
 WHOLE_NUMBER = re.compile(r"\s*([+-]?\d{1,100})(?:[.,]0*)?\s*")  # 2, 2.0 or 2,0
 SEPARATORS = ",;\t|"
@@ -244,7 +244,7 @@ def read_pair(image_csv: Path, label_csv: Path) -> pd.DataFrame:
     images, labels = image_cells.iloc[first:, 0], label_cells.iloc[first:, 0]
     if len(images) != len(labels):
         raise UserError(
-            f"{image_csv} has {len(images)} rows but {label_csv.name} has {len(labels)}; "
+            f"{image_csv} has {count(len(images), 'row')} but {label_csv.name} has {len(labels)}; "
             "they must be aligned row by row, both with or both without a header"
         )
     return _not_empty(image_csv, pd.DataFrame({"image": images.to_numpy(), "label": labels.to_numpy()}))
@@ -322,5 +322,5 @@ def parse(labels: pd.DataFrame, image_csv: Path, label_csv: Path, grades: Grades
 def _refuse(source: Path, rows: pd.DataFrame, column: str, rule: str) -> None:
     if len(rows):
         row, cell = rows.index[0], rows.iloc[0][column]
-        more = f" (and {len(rows) - 1} more rows)" if len(rows) > 1 else ""
+        more = f" (and {count(len(rows) - 1, 'more row')})" if len(rows) > 1 else ""
         raise UserError(f"{source}: {column} {cell!r} of image row {row + 1}{more}: {rule}")

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from resnet_lab.errors import UserError
+from resnet_lab.errors import UserError, count
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +30,7 @@ JUNK = (
     *("__macosx", "icon\r", "@eadir", "@recycle", "#recycle", "#snapshot", "lost+found", "__pycache__"),
     *("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information"),
 )
+NO_IMAGES = ("file that is no image by its suffix", "files that are no images by their suffix")
 KINDS = 5  # suffixes and folders that a line names, at most
 
 
@@ -122,18 +123,20 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         raise UserError(f"{folder} cannot be listed: {error.strerror}; make it readable") from error
 
 
-def say_left_out(place: Path, what: str, counts: Counter[str], done: str = "left out") -> None:
+def say_left_out(place: Path, one: str, several: str, counts: Counter[str], done: str = "left out") -> None:
     """Log in one line how many files are left out, the most frequent kinds or folders first; nothing where none is.
 
     Args:
         place: the folder of the data set.
-        what: what the files are, as `files that are no images`.
+        one: what a file is, as `file that is no image`.
+        several: what the files are, as `files that are no images`.
         counts: kind or folder → files.
         done: what happened to them.
     """
     if total := counts.total():
         named = ", ".join(f"{number} {kind or 'without suffix'}" for kind, number in counts.most_common(KINDS))
-        log.info("%s: %s %d %s: %s%s", place, done, total, what, named, ", …" if len(counts) > KINDS else "")
+        what = count(total, one, several)
+        log.info("%s: %s %s: %s%s", place, done, what, named, ", …" if len(counts) > KINDS else "")
 
 
 def find_images(
@@ -175,9 +178,10 @@ def find_images(
     if len(missing):
         names = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
         raise UserError(
-            f"{' and '.join(map(str, folders))}: {len(missing)} of {len(table)} listed images are missing ({names}); "
-            f"looked for them there and below {places[0]}, in any case, without and with the suffixes "
-            f"{' '.join(SUFFIXES[:4])} …; check data.root, and data.images or data.{split}_images"
+            f"{' and '.join(map(str, folders))}: {len(missing)} of {count(len(table), 'listed image')} "
+            f"{'is' if len(missing) == 1 else 'are'} missing ({names}); looked for them there and below {places[0]}, in "
+            f"any case, without and with the suffixes {' '.join(SUFFIXES[:4])} …; check data.root, and data.images or "
+            f"data.{split}_images"
         )
     return table.assign(path=paths)
 
@@ -220,7 +224,12 @@ def _in_depth(names: pd.Series, places: Sequence[Path], split: str) -> pd.Series
         if isinstance(path, str) and PurePosixPath(name).name not in (Path(path).name, stem_of(Path(path).name))
     ]
     if other:
-        log.info("%s: %d names have another case or suffix than their files (%s)", near, len(other), other[0])
+        log.info(
+            "%s: %s in another case or with another suffix than the file (%s)",
+            near,
+            count(len(other), "name"),
+            other[0],
+        )
     return found
 
 
@@ -271,7 +280,7 @@ def say_unlisted(table: pd.DataFrame, root: Path, cache_dir: Path) -> None:
                 listed.add((real(place), name))
                 unlisted[place] += 1
     counts = {f"in {os.path.relpath(folder, root)}": number for folder, number in unlisted.items()}
-    say_left_out(root, "images that no CSV lists", Counter(counts))
+    say_left_out(root, "image that no CSV lists", "images that no CSV lists", Counter(counts))
 
 
 def _images_around(table: pd.DataFrame, root: Path) -> Iterator[tuple[str, list[str]]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from resnet_lab.data.image_data import ImageData
-from resnet_lab.data.listing import SUFFIXES, list_images, say_left_out
+from resnet_lab.data.listing import NO_IMAGES, SUFFIXES, list_images, say_left_out
 from resnet_lab.data.patients import find_patients
 from resnet_lab.errors import UserError
 
@@ -38,5 +38,5 @@ class Photographs(ImageData):
         listing = list_images(root)
         if not listing.images:
             raise UserError(f"{root} holds no image ({' '.join(SUFFIXES[:4])} …)")
-        say_left_out(root, "files that are no images by their suffix", listing.others)
+        say_left_out(root, *NO_IMAGES, listing.others)
         return listing.images

@@ -7,12 +7,11 @@ import json
 import logging
 import multiprocessing
 import os
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,9 @@ import pandas as pd
 from PIL import Image
 
 from resnet_lab.data.check import check_files, digest_of, examine
+from resnet_lab.data.progress import with_progress
 from resnet_lab.data.reader import Recipe, read_image
-from resnet_lab.errors import UserError
+from resnet_lab.errors import UserError, count
 from resnet_lab.run_folder import remove_unfinished, write_atomically
 
 log = logging.getLogger(__name__)
@@ -34,11 +34,10 @@ VERSION = 2  # raise it when the same recipe gives other pixels
 # decodes in two thirds of the time of 95, which costs 0.9 and 72 KB
 JPEG = (cv2.IMWRITE_JPEG_QUALITY, 90, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
 CHUNK = 8  # photographs that a process takes at a time
-SAY_EVERY = 10.0  # seconds between two lines of progress
 FACTS = ("brightness", "dark", "bright", *(f"{kind}_{color}" for kind in ("mean", "square") for color in "rgb"))
 COLUMNS = ("image", "bytes", "changed", "digest", "width", "height", "defect", "prepared", *FACTS, "decoded")
 TEXT = dict.fromkeys(("image", "digest", "prepared", "decoded"), str)  # a hash may look like a number
-Entry = dict[str, Any]  # a line of the index: see `PreparedSet`
+Entry = dict[Hashable, Any]  # a line of the index: see `PreparedSet`
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class PreparedSet:
     recipe: Recipe
     cache_dir: Path
 
-    @property
+    @cached_property
     def folder(self) -> Path:
         """Named by the source and a hash of recipe and source, so that a changed recipe never mixes with old files."""
         text = json.dumps({"version": VERSION, "jpeg": JPEG, "root": str(self.root), **asdict(self.recipe)})
@@ -77,18 +76,24 @@ class PreparedSet:
         """The rows of an index that is not whole yet, as they come."""
         return self.folder / "journal.jsonl"
 
+    @property
+    def near_file(self) -> Path:
+        """The pairs of photographs that are nearly identical, as `resnet-lab prepare` found them."""
+        return self.folder / "near_duplicates.json"
+
     def name(self, path: str) -> str:
         """Of a source photograph in the index: its path below the root; of one elsewhere, a folder of its own."""
-        file = Path(path).absolute()
-        name = os.path.relpath(file, self.root)
-        if Path(name).parts[0] != os.pardir:
-            return name
-        return f"elsewhere_{hashlib.sha256(str(file.parent).encode()).hexdigest()[:12]}/{file.name}"
+        folder, name = os.path.split(path)
+        return _place(self.root, os.path.join(os.getcwd(), folder)) + name  # noqa: PTH109, PTH118 - a tenth of the time
 
     def file(self, path: str) -> Path:
         """The JPEG of a source photograph."""
         name = self.name(path)
-        return self.folder / "images" / (name if name.endswith(".jpeg") else f"{name}.jpeg")
+        return self._images / (name if name.endswith(".jpeg") else f"{name}.jpeg")
+
+    @cached_property
+    def _images(self) -> Path:
+        return self.folder / "images"
 
     def entries(self) -> dict[str, Entry]:
         """The rows of index and journal by name; none where nothing was prepared."""
@@ -97,9 +102,7 @@ class PreparedSet:
             try:
                 frame = pd.read_csv(self.index_file, dtype=TEXT, keep_default_na=False)
                 frame = frame.assign(decoded=frame.get("decoded", ""))[list(COLUMNS)]  # sets of older versions lack it
-                rows = {
-                    row["image"]: {str(key): value for key, value in row.items()} for row in frame.to_dict("records")
-                }
+                rows = dict(zip(frame["image"], frame.to_dict("records"), strict=True))
             except (ValueError, KeyError):  # damaged: as if it had not been written
                 log.warning("%s is damaged; resnet-lab prepare makes it again", self.index_file)
         if self.journal_file.is_file():
@@ -138,12 +141,13 @@ class PreparedSet:
         )
         if lacking and needed:
             raise UserError(
-                f"the images were read from a prepared set so far, and {self.folder} lacks {lacking} of {len(rows)} "
-                "photographs; run resnet-lab prepare with the same keys, or choose another sweep_dir"
+                f"the images were read from a prepared set so far, and {self.folder} lacks {lacking} of "
+                f"{count(len(rows), 'photograph')}; run resnet-lab prepare with the same keys, or choose another "
+                "sweep_dir"
             )
         if lacking:
-            text = "%s lacks %d of %d photographs, so the originals are read; go on with resnet-lab prepare"
-            log.warning(text, self.folder, lacking, len(rows))
+            text = "%s lacks %d of %s, so the originals are read; go on with resnet-lab prepare"
+            log.warning(text, self.folder, lacking, count(len(rows), "photograph"))
             return None
         index = pd.DataFrame(found, index=rows.index)[["defect", "digest", "decoded", "prepared"]]
         unknown = rows.loc[(index["decoded"] == "") & (index["defect"] == ""), "path"]
@@ -159,9 +163,18 @@ class PreparedSet:
         return rows.join(index.assign(pixels=index["prepared"], prepared=files))
 
 
+@cache
+def _place(root: Path, folder: str) -> str:
+    """What the names of a folder's photographs begin with: its path below the root, or a hash of its path."""
+    place = os.path.relpath(folder, root)
+    if Path(place).parts[:1] == (os.pardir,):
+        return f"elsewhere_{hashlib.sha256(str(Path(folder)).encode()).hexdigest()[:12]}/"
+    return "" if place == os.curdir else f"{place}/"
+
+
 def _same_source(entry: Entry, path: str) -> bool:
     try:
-        stat = Path(path).stat()
+        stat = os.stat(path)  # noqa: PTH116 - a third of the time of a Path
     except OSError:  # as a dangling link; its row is from such a time, too
         return not entry["changed"] and bool(entry["defect"])
     return (entry["bytes"], entry["changed"]) == (stat.st_size, stat.st_mtime_ns)
@@ -184,17 +197,20 @@ def prepare(target: PreparedSet, paths: Sequence[str], processes: int) -> pd.Dat
     Raises:
         UserError: two photographs would share a file, the folder cannot be written, or a process died.
     """
-    if len({target.file(path) for path in paths}) < len(set(paths)):
+    names = {path: target.name(path) for path in paths}
+    if len({name.removesuffix(".jpeg") for name in names.values()}) < len(names):
         raise UserError(f"{target.root}: two photographs differ in their suffix alone; rename one of them")
     try:
         target.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(target.folder / "recipe.json", json.dumps({"root": str(target.root), **asdict(target.recipe)}))
         remove_unfinished(target.folder)
         entries = target.entries()
-        missing = [path for path in paths if not _is_whole(target, entries.get(target.name(path)), path)]
-        log.info("%s: %d of %d photographs to prepare", target.folder, len(missing), len(paths))
+        found = (_is_whole(target, entries.get(names[path]), path) for path in paths)
+        whole = list(with_progress(found, len(paths), "looked up"))
+        missing = [path for path, there in zip(paths, whole, strict=True) if not there]
+        log.info("%s: %d of %s to prepare", target.folder, len(missing), count(len(paths), "photograph"))
         with target.journal_file.open("a", encoding="utf-8") as journal:
-            for entry in _with_progress(_prepare_all(target, missing, processes), len(missing)):
+            for entry in with_progress(_prepare_all(target, missing, processes), len(missing), "prepared"):
                 entries[entry["image"]] = entry
                 journal.write(json.dumps(entry, ensure_ascii=False) + "\n")
                 journal.flush()
@@ -263,12 +279,13 @@ def prepare_photograph(target: PreparedSet, path: str) -> Entry:
     return row | {"prepared": digest_of(encoded.tobytes())} | _facts(image)
 
 
-def read_prepared(file: str) -> np.ndarray:
-    """A photograph of a prepared set as it was stored, uint8 (H, W, 3), RGB."""
-    image = cv2.imdecode(np.frombuffer(Path(file).read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+def read_prepared(file: str, gray: bool = False) -> np.ndarray:
+    """A photograph of a prepared set as it was stored, uint8 (H, W, 3), RGB; or (H, W), in a third of the time."""
+    data = np.frombuffer(Path(file).read_bytes(), np.uint8)
+    image = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR)
     if image is None:
         raise OSError(f"{file} was altered while it was in use")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return image if gray else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def _facts(image: np.ndarray) -> dict[str, float]:
@@ -281,14 +298,3 @@ def _facts(image: np.ndarray) -> dict[str, float]:
     mean, std = (values.ravel()[:3] / 255 for values in cv2.meanStdDev(image))
     values = (eye.mean(), (eye < 20).mean(), (eye > 235).mean(), *mean, *(mean**2 + std**2))
     return {name: round(float(value), 6) for name, value in zip(FACTS, values, strict=True)}
-
-
-def _with_progress(entries: Iterator[Entry], total: int) -> Iterator[Entry]:
-    """Hand the rows on, and say every few seconds how many there were, how fast, and how long it will take."""
-    start = said = time.monotonic()
-    for number, entry in enumerate(entries, 1):
-        yield entry
-        now = time.monotonic()
-        if now - said > SAY_EVERY or number == total:
-            rate, said = number / (now - start), now
-            log.info("prepared %d of %d, %.1f images/s, %.0f s left", number, total, rate, (total - number) / rate)

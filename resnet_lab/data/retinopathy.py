@@ -12,7 +12,7 @@ from resnet_lab.data.image_data import ImageData, existing_folder
 from resnet_lab.data.label_files import BAD, Grades, label_files, parse, read_labels, read_pair
 from resnet_lab.data.listing import find_images, say_unlisted
 from resnet_lab.data.table import SPLITS
-from resnet_lab.errors import UserError
+from resnet_lab.errors import UserError, count
 
 log = logging.getLogger(__name__)
 
@@ -78,14 +78,15 @@ class Retinopathy(ImageData):
         twice = here.loc[here["path"].duplicated(), "image"]  # not the names: `1` and `1.jpeg` are one file
         if len(twice):
             raise UserError(
-                f"{root}: the CSVs list {len(twice)} image files twice (first {twice.iloc[0]!r}); keep one row of each"
+                f"{root}: the CSVs list {count(len(twice), 'image file')} twice (first {twice.iloc[0]!r}); "
+                "keep one row of each"
             )
         say_unlisted(here, root, self.prepared_set.cache_dir)
         bad = table["target"] == BAD
         self.bad_labels = int(bad.sum())
         if self.bad_labels:
-            rows, first = f"{self.bad_labels} row{'s' * (self.bad_labels > 1)}", table.loc[bad, "image"].iloc[0]
-            log.warning("%s: left out %s without a good label (first %s)", root, rows, first)
+            first = table.loc[bad, "image"].iloc[0]
+            log.warning("%s: left out %s without a good label (first %s)", root, count(self.bad_labels, "row"), first)
         return table[~bad].reset_index(drop=True)
 
     def _labels(self, root: Path) -> dict[str, Labels]:

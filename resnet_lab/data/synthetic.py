@@ -21,7 +21,7 @@ from numpy.random import Generator, default_rng
 
 from resnet_lab.data.fundus import DRAWING_VERSION, EYES, draw_fundus
 from resnet_lab.data.retinopathy import Retinopathy
-from resnet_lab.errors import UserError
+from resnet_lab.errors import UserError, count
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ def _allocate(total: int, shares: tuple[int, ...]) -> np.ndarray:
 
 def _draw_all(photographs: list[Photograph], recipe: dict[str, Any], processes: int | None) -> None:
     """Draw and write every photograph, in a pool where that pays."""
-    logger.info("drawing %d synthetic photographs", len(photographs))
+    logger.info("drawing %s", count(len(photographs), "synthetic photograph"))
     write = partial(_write_photograph, seed=recipe["seed"], size=recipe["size"])
     if processes is None:
         processes = os.cpu_count() or 1 if len(photographs) > 200 else 1

@@ -11,9 +11,8 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from sklearn.model_selection import StratifiedKFold
 
-from resnet_lab.errors import UserError
+from resnet_lab.errors import UserError, count
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +84,8 @@ def cut_split(table: pd.DataFrame, name: str, fraction: float, seed: int, key: s
         chosen = worst.sample(frac=fraction, random_state=seed).index
     if not len(chosen) or len(chosen) == len(worst):
         raise UserError(
-            f"{key}={fraction} of {len(worst)} training patients (or images) leaves a split empty; use another share"
+            f"{key}={fraction} of {count(len(worst), 'training patient')} (or images) leaves a split empty; "
+            "use another share"
         )
     moved = (table["split"] == "train") & table["patient"].isin(chosen)
     return table.assign(split=table["split"].mask(moved, name))
@@ -106,11 +106,12 @@ def cut_fold(table: pd.DataFrame, name: str, folds: int, fold: int, seed: int) -
         raise UserError(f"data.folds={folds}: there is no training image to cut folds from")
     fewest = worst.value_counts()
     if fewest.min() < folds:
-        patients = f"{fewest.min()} patient{'s' if fewest.min() > 1 else ''}"
         raise UserError(
-            f"data.folds={folds}: class {fewest.idxmin()} has only {patients} (by their worst grade); "
-            "each fold needs one, so take fewer folds"
+            f"data.folds={folds}: class {fewest.idxmin()} has only {count(fewest.min(), 'patient')} "
+            "(by their worst grade); each fold needs one, so take fewer folds"
         )
+    from sklearn.model_selection import StratifiedKFold  # takes half a second, which every command would pay
+
     parts = StratifiedKFold(folds, shuffle=True, random_state=seed).split(worst, worst)
     chosen = worst.index[next(islice((held for _, held in parts), fold, None))]
     moved = (table["split"] == "train") & table["patient"].isin(chosen)
@@ -141,17 +142,19 @@ def resolve_leaks(table: pd.DataFrame, on_leak: str) -> tuple[pd.DataFrame, int]
     if on_leak not in ("error", "drop", "ignore"):
         raise UserError(f"data.on_leak={on_leak}: choose error, drop or ignore")
     leaks = leaking(table)
-    count = int(leaks.sum())
-    if count and on_leak == "error":
+    number = int(leaks.sum())
+    if number and on_leak == "error":
         patients = table.loc[leaks, "patient"].unique()
         raise UserError(
-            f"{count} images of train or val are of {len(patients)} patients who also stand in another split, by name "
+            f"{count(number, 'image of train or val is', 'images of train or val are')} of "
+            f"{count(len(patients), 'patient who also stands', 'patients who also stand')} in another split, by name "
             f"or by an identical image ({', '.join(patients[:3])}{', …' if len(patients) > 3 else ''}); set "
             "data.on_leak=drop to remove them there, or ignore to train on them knowingly"
         )
-    if count:
-        log.warning("%d images of train or val share a patient with a later split: %s", count, on_leak)
-    return (table[~leaks] if on_leak == "drop" else table).reset_index(drop=True), count
+    if number:
+        share = count(number, "image of train or val shares", "images of train or val share")
+        log.warning("%s a patient with a later split: %s", share, on_leak)
+    return (table[~leaks] if on_leak == "drop" else table).reset_index(drop=True), number
 
 
 def limit_rows(table: pd.DataFrame, most: int | None, seed: int) -> pd.DataFrame:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from resnet_lab.errors import count
 from resnet_lab.report.intervals import Comparisons, Estimates, estimate
 from resnet_lab.report.resampling import Answers
 from resnet_lab.report.runs import Run
@@ -185,7 +186,7 @@ class Table:
         data = config.get("data.name", "data")
         if config.get("data.folds"):
             data += f", fold {config.get('data.fold')} of {config['data.folds']}"
-        return f"{data}, {split} split: {images} images, {len(names)} classes" + (
+        return f"{data}, {split} split: {count(images, 'image')}, {len(names)} classes" + (
             f" (fingerprint {fingerprint[:8]})" if fingerprint else ""
         )
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from resnet_lab.errors import count
 from resnet_lab.report.comparison import ABSENT, METRICS, Table, places_of
 from resnet_lab.report.intervals import FEW_OF_A_CLASS, FEWEST
 from resnet_lab.report.leaderboard import AREA
@@ -50,8 +51,8 @@ def _problems(runs: Sequence[Run]) -> Iterator[Finding]:
         if run.problem:
             alike["no result" if run.state == "done" else run.state, run.problem].append(names[run.folder.path])
     for (kind, problem), places in alike.items():
-        count = f"{len(places)} runs ({_listed(places, 'runs')})" if len(places) > 1 else places[0]
-        yield Finding(kind, f"{count}: {problem}")
+        where = f"{len(places)} runs ({_listed(places, 'runs')})" if len(places) > 1 else places[0]
+        yield Finding(kind, f"{where}: {problem}")
 
 
 def _validation(runs: Sequence[Run]) -> Iterator[Finding]:
@@ -145,7 +146,7 @@ def _which(some: Sequence[Run], runs: Sequence[Run]) -> str:
     """How many of the runs, and which."""
     names = places_of(runs)
     told = "" if len(some) == len(runs) else f": {_listed([names[run.folder.path] for run in some], 'runs')}"
-    return f"({len(some)} of {len(runs)} runs{told})"
+    return f"({len(some)} of {count(len(runs), 'run')}{told})"
 
 
 def _data_notes(runs: Sequence[Run]) -> Iterator[Finding]:
@@ -153,13 +154,12 @@ def _data_notes(runs: Sequence[Run]) -> Iterator[Finding]:
     for run in runs:
         leaks, skipped = (run.status.get(key) or 0 for key in ("leaks", "skipped_images"))
         if leaks and run.config.get("data.on_leak") != "drop":
-            notes["leaking", f"{leaks} images of train or val share a patient or picture with a later split"].append(
-                run
-            )
+            share = count(leaks, "image of train or val shares", "images of train or val share")
+            notes["leaking", f"{share} a patient or picture with a later split"].append(run)
         if skipped:
-            notes["skipped images", f"{skipped} images could not be read"].append(run)
+            notes["skipped images", f"{count(skipped, 'image')} could not be read"].append(run)
         if rows := run.status.get("skipped_labels") or 0:
-            notes["skipped labels", f"{rows} rows without a good label were left out"].append(run)
+            notes["skipped labels", f"{count(rows, 'row')} without a good label left out"].append(run)
     for (kind, text), some in notes.items():
         yield Finding(kind, f"{text} {_which(some, runs)}")
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from resnet_lab import statistics
-from resnet_lab.errors import UserError
+from resnet_lab.errors import UserError, count
 from resnet_lab.report.comparison import places_of
 from resnet_lab.report.resampling import Answers
 from resnet_lab.report.runs import Predictions, Run, read_metrics, read_predictions
@@ -136,7 +136,7 @@ def _tables(run: Run, split: str, answers: Answers) -> Iterator[str]:
     """The predicted class of each row, and the two tables beside the predictions, where they are kept."""
     changed = int(np.sum(answers.probabilities.argmax(axis=1) != answers.predictions))
     if changed:
-        yield f"predictions of {split}: in {changed} rows the prediction is not the most probable class"
+        yield f"predictions of {split}: in {count(changed, 'row')} the prediction is not the most probable class"
     counts = statistics.confusion_matrix(answers.targets, answers.predictions, answers.probabilities.shape[1])
     scores = np.vstack([np.nan_to_num(statistics.class_scores(counts)), counts.sum(1)]).T
     _, matrix, report = _files(run, split)

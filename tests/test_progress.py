@@ -1,0 +1,40 @@
+"""The lines of a long phase: every few seconds and at its end, with what is left."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from resnet_lab.data import progress
+from resnet_lab.data.progress import with_progress
+
+
+@pytest.fixture
+def lines(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    """The lines of a phase whose items take 4 seconds each."""
+    clock = iter(range(0, 1000, 4))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
+
+    def of(items, total: int, *more) -> list[str]:
+        with caplog.at_level(logging.INFO):
+            assert list(with_progress(items, total, "prepared", *more)) == list(items)
+        return caplog.messages
+
+    return of
+
+
+def test_a_line_every_ten_seconds_and_one_at_the_end(lines) -> None:
+    assert lines("abcdefg", 7) == [
+        "prepared 3 of 7, 0.2 images/s, 16 s left",
+        "prepared 6 of 7, 0.2 images/s, 4 s left",
+        "prepared 7 of 7, 0.2 images/s, 0 s left",
+    ]
+
+
+def test_an_item_may_stand_for_several_images(lines) -> None:
+    assert lines("abc", 250, 100) == ["prepared 250 of 250, 20.8 images/s, 0 s left"]
+
+
+def test_nothing_to_do_has_no_line(lines) -> None:
+    assert lines("", 0) == []
