@@ -102,7 +102,7 @@ def test_rfmid_needs_the_column_and_its_classes(root):
     assert found["test"]["4"] == (0, "Test_Set/Test_Set/Test/4.png")
     assert retinopathy(root, **keys).listed()["patient"].nunique() == 17
     (root / "Training_Set/Training_Set/Training/3.png").unlink()  # not that of another split
-    assert "1 of 9 listed images are missing (3)" in refusal(retinopathy(root, **keys).read_table)
+    assert "1 of 9 listed images is missing (3)" in refusal(retinopathy(root, **keys).read_table)
 
 
 def test_ddr_needs_the_rule_for_ungradable_photographs(root):

@@ -246,7 +246,7 @@ def test_labels_by_a_mapping_or_from_another_number_on(file, grades, given, expe
 def test_other_labels_are_refused_or_dropped(file, grades, label, rule):
     first = "none" if grades.labels else str(grades.first)
     path = file(f"image,level\nx,{first}\ny,{label}\nz,\n")
-    assert f"label {label!r} of image row 2 (and 1 more rows): {rule}" in refusal(parse_file, path, grades)
+    assert f"label {label!r} of image row 2 (and 1 more row): {rule}" in refusal(parse_file, path, grades)
     assert parse_file(path, grades, drop=True)["target"].tolist() == [0, BAD, BAD]
     none = file(f"image,level\ny,{label}\n")
     with pytest.raises(UserError, match="no row has a label"):

@@ -179,8 +179,8 @@ def find_images(
         names = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
         raise UserError(
             f"{' and '.join(map(str, folders))}: {len(missing)} of {count(len(table), 'listed image')} "
-            f"{'is' if len(missing) == 1 else 'are'} missing ({names}); looked for them there and below {places[0]}, in "
-            f"any case, without and with the suffixes {' '.join(SUFFIXES[:4])} …; check data.root, and data.images or "
+            f"{'is' if len(missing) == 1 else 'are'} missing ({names}); looked there and below {places[0]}, in any case, "
+            f"without and with the suffixes {' '.join(SUFFIXES[:4])} …; check data.root, and data.images or "
             f"data.{split}_images"
         )
     return table.assign(path=paths)
@@ -224,12 +224,8 @@ def _in_depth(names: pd.Series, places: Sequence[Path], split: str) -> pd.Series
         if isinstance(path, str) and PurePosixPath(name).name not in (Path(path).name, stem_of(Path(path).name))
     ]
     if other:
-        log.info(
-            "%s: %s in another case or with another suffix than the file (%s)",
-            near,
-            count(len(other), "name"),
-            other[0],
-        )
+        number = count(len(other), "name")
+        log.info("%s: %s in another case or with another suffix than the file (%s)", near, number, other[0])
     return found
 
 
