@@ -4,20 +4,35 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any
+
+import torch
 
 from resnet_lab.command_line import run_command
 from resnet_lab.config import build
-from resnet_lab.models.pretrained import contents
+from resnet_lab.models.pretrained import contents, depth_of, fitting
 
 
 def command(arguments: list[str]) -> None:
-    """List every data set, and see that every file of weights is there."""
+    """List every data set, and see that every file of weights is there and fits its network."""
     for text in json.load(sys.stdin):
         need = json.loads(text)
         if "data" in need:
             build(need["data"]).listed()
         else:
-            contents(str(need["model"]["pretrained"]), need["model"].get("depth"))
+            check_weights(need["model"])
+
+
+def check_weights(model: dict[str, Any]) -> None:
+    """Read the weights of a network, and compare their names and shapes with those of the network.
+
+    Raises:
+        UserError: as for `load_pretrained`.
+    """
+    with torch.device("meta"):  # no values, so no time and no memory; the head may have any number of classes
+        own = build(model | {"pretrained": "none"}, num_classes=2).state_dict()
+    content, source = contents(str(model["pretrained"]), depth_of(own))
+    fitting(content, own, source)
 
 
 if __name__ == "__main__":
