@@ -7,12 +7,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import TINY
 from fake_data import refusal, web
 
 from resnet_lab import preflight as command
 from resnet_lab.config import register
 from resnet_lab.errors import UserError
+from resnet_lab.models.resnet import resnet
 from resnet_lab.run_folder import RunFolder
 from resnet_lab.sweep import jobs_of
 from resnet_lab.train import main
@@ -102,6 +104,19 @@ def test_weights_of_a_run_that_is_not_there_stop_the_sweep(
     monkeypatch.chdir(tmp_path)
     needs(monkeypatch, *DATA[:1], f"data.root={photographs}", "model.pretrained=none,runs/source")
     assert "runs/source: no such file" in refusal(command.command, [])
+
+
+def test_a_folder_of_weights_that_lacks_a_depth_stops_the_sweep(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(resnet(8, 5, form="cifar", widths=[8, 8, 16]).state_dict(), tmp_path / "resnet8.pth")
+    settings = [*TINY, f"data.root={photographs}", f"model.pretrained={tmp_path}"]
+    needs(monkeypatch, *settings, "model.depth=8,14")
+    assert "one file with depth 14 in its name" in refusal(command.command, [])
+    needs(monkeypatch, *settings, "model.activation=ReLU,SiLU")
+    command.command([])
+    needs(monkeypatch, *settings, "model.shortcut=projection,zero_pad")
+    assert "missing: layer2.0.downsample.0.weight" in refusal(command.command, [])
 
 
 def test_what_is_there_is_enough(photographs: Path, make_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
