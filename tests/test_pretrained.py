@@ -251,7 +251,7 @@ def trained_by(script):
         "timm": {"state_dict": state(), "optimizer": optimizer, "args": args, "arch": "resnet18", "metric": 81.0},
         "tutorial": {"model_state_dict": state(), "optimizer_state_dict": optimizer, "loss": 1.0},
         "numbers of numpy": {"net": prefixed("module."), **scalars},
-        "beside the tensors": {**state(), **scalars},
+        "beside the tensors": {**state(), **scalars, "optimizer": optimizer},
         "moco": {"state_dict": moco, "arch": "resnet50"},
         "another word": {"network_weights": state(), "history": [0.1, 0.2]},
         "two levels": {"checkpoint": {"model": prefixed("module.net.")}},

@@ -261,12 +261,13 @@ def find_network(content: Mapping[str, Any], own: Mapping[str, Tensor], source: 
     Raises:
         UserError: the file holds no tensors, or several networks.
     """
-    tensors = {name: value for name, value in flat(dict(content)).items() if isinstance(value, Tensor)}
+    networks = {key: value for key, value in content.items() if "optim" not in str(key)}
+    tensors = {name: value for name, value in flat(networks).items() if isinstance(value, Tensor)}
     if not tensors:
         held = ", ".join(f"{key} ({type(value).__name__})" for key, value in list(content.items())[:5]) or "nothing"
         raise UserError(f"model.pretrained={source}: there are no tensors in it, but {held}; {SOURCES}")
     place = place_of_network(tensors, own, source)
-    beside = [name for name in tensors if not name.startswith(place) and "optim" not in name]
+    beside = [name for name in tensors if not name.startswith(place)]
     if beside:
         text = "model.pretrained=%s: the weights are %s*; %d other tensors are not used: %s%s"
         logger.info(text, source, place, len(beside), ", ".join(beside[:3]), ", …" if beside[3:] else "")
