@@ -80,6 +80,9 @@ class Ending(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         stop_on_signals()  # not earlier, as Lightning takes them after on_fit_start
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        stop_on_signals()
+
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         stop_on_signals()
 
@@ -96,7 +99,7 @@ class Ending(Callback):
 class SamePixels(Callback):
     """Stops a job whose ranks read different image files, as where `prepare` ends while they start."""
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         datamodule: DataModule = trainer.datamodule  # type: ignore[attr-defined]
         first = trainer.strategy.broadcast(datamodule.noted)
         if first != datamodule.noted:

@@ -6,6 +6,7 @@ import io
 import logging
 import time
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from resnet_lab import environment
-from resnet_lab.run_folder import RunFolder, write_atomically
+from resnet_lab.run_folder import UNTRAINED, RunFolder, write_atomically
 
 SHOWN = ("lr", "loss", "accuracy", "balanced_accuracy", "qwk")  # in the log line of an epoch
 
@@ -80,11 +81,13 @@ class EpochRows(Callback):
             lr = trainer.optimizers[0].param_groups[0]["lr"]
             self.rows.append({"epoch": trainer.current_epoch, "lr": lr, **metrics})
 
-    def write(self, file: Path) -> None:
-        """Write the file, and say the last row."""
-        columns = list(self.rows[0])
+    def write(self, file: Path, metrics: Iterable[str] = ()) -> None:
+        """Write the file, and say the last row; without rows a header with these metrics."""
+        columns = list(self.rows[0]) if self.rows else ["epoch", "lr", *sorted(metrics)]
         lines = [",".join(columns), *(",".join(repr(row[name]) for name in columns) for row in self.rows)]
         write_atomically(file, "\n".join(lines) + "\n", durable=True)
+        if not self.rows:
+            return
         shown = {name: value for name, value in self.rows[-1].items() if name.split("/")[-1] in SHOWN}
         text = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
         log.info("epoch %d  %s", self.rows[-1]["epoch"], text)
@@ -153,6 +156,12 @@ class RunCheckpoint(ModelCheckpoint):
             current is not None and current == self.best_model_score
         )
 
+    def keep_untrained(self, trainer: Trainer) -> None:
+        """Save the weights that a trainer of no epoch has validated."""
+        self.best_model_path = str(self.run.checkpoints / f"{self.filename}.ckpt")
+        self.best_model_score = self._monitor_candidates(trainer).get(self.monitor) if self.monitor else None
+        trainer.save_checkpoint(self.best_model_path)
+
     @property
     def saved(self) -> str | None:
         """The file relative to the run folder, once there is one."""
@@ -192,10 +201,22 @@ class LastCheckpoint(RunCheckpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_epoch_end(trainer, pl_module)
+        self._note(trainer, trainer.current_epoch)
+
+    def keep_untrained(self, trainer: Trainer) -> None:
+        super().keep_untrained(trainer)
+        self._note(trainer, UNTRAINED)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.max_epochs == 0:
+            checkpoint["epoch"] = UNTRAINED
+
+    def _note(self, trainer: Trainer, epoch: int) -> None:
+        """Write metrics.csv, and into status.json how far the job is."""
         cost = self.cost(trainer)
         if trainer.is_global_zero:
-            self.rows.write(self.run.metrics_file)
-            self.run.update_status(epoch=trainer.current_epoch, **cost, **self.selection())
+            self.rows.write(self.run.metrics_file, (name for name in trainer.callback_metrics if "/" in name))
+            self.run.update_status(epoch=epoch, **cost, **self.selection())
 
     def cost(self, trainer: Trainer) -> dict[str, float]:
         """What the job took so far, in all its starts: seconds, and core seconds of all ranks (asked on each)."""

@@ -195,6 +195,8 @@ def check(config: DictConfig) -> None:
         raise UserError(f"{missing[0]} is not set; give {missing[0]}=… on the command line")
     _check_names(config, Config)
     _check_names(config.trainer, TrainerConfig, "trainer.")
+    if (epochs := config.trainer.max_epochs) < 0:
+        raise UserError(f"trainer.max_epochs={epochs}: give a number from 0 (0 evaluates the weights as they are)")
     for group, provided in PROVIDED.items():
         node = config[group]
         target = node.get("_target_") if isinstance(node, DictConfig) else None

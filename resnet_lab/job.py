@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -84,9 +85,13 @@ def run_job(run: RunFolder) -> None:
     describe(run, trainer, datamodule, module, monitor)
 
     log.info("%s in %s", "going on" if resume_from else "starting", run.path)
-    trainer.fit(module, datamodule=datamodule, ckpt_path=resume_from, weights_only=True)
+    trains = config["trainer"]["max_epochs"] > 0
+    if trains:
+        trainer.fit(module, datamodule=datamodule, ckpt_path=resume_from, weights_only=True)
+    else:
+        keep_untrained(config, trainer, module, datamodule, resume_from, [*filter(None, [best]), last])
     kept = last.selection()
-    if best and kept["best_value"] is None and not undefined:
+    if trains and best and kept["best_value"] is None and not undefined:
         log.warning("%s is undefined in every epoch, so the last epoch is kept and tested; see monitor=", monitor)
     chosen = run.path / (kept["best_checkpoint"] or kept["last_checkpoint"])
     if datamodule.test_splits:
@@ -99,6 +104,26 @@ def run_job(run: RunFolder) -> None:
         if dropped:  # not before the job is done, as a repeated one would start from nothing
             run.last_checkpoint.unlink(missing_ok=True)
     trainer.strategy.barrier()
+
+
+def keep_untrained(
+    config: dict[str, Any],
+    trainer: Trainer,
+    module: Classifier,
+    datamodule: DataModule,
+    resume_from: Path | None,
+    checkpoints: Sequence[RunCheckpoint],
+) -> None:
+    """Validate the weights as they are and write the checkpoints, where `trainer.max_epochs` is 0.
+
+    (Without an epoch Lightning's fit neither validates nor saves; an epoch at learning rate 0 changes batch norm.)
+    """
+    log.info("trainer.max_epochs=0: nothing is trained, the weights are evaluated as they are")
+    if str(config["model"].get("pretrained", "none")) == "none":
+        log.warning("model.pretrained=none: these weights are random initial values")
+    trainer.validate(module, datamodule=datamodule, ckpt_path=resume_from, weights_only=True, verbose=False)
+    for checkpoint in checkpoints:
+        checkpoint.keep_untrained(trainer)
 
 
 def checked_config(run: RunFolder) -> dict[str, Any]:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from typing import Any
+
+import torch
 
 from resnet_lab.command_line import run_command
 from resnet_lab.config import build
 from resnet_lab.data import progress
-from resnet_lab.models.pretrained import contents
+from resnet_lab.models.pretrained import contents, depth_of, fitting
 
 
 def command(arguments: list[str]) -> None:
-    """Read the table of every data set, so that leaks and bad images show, and see that all weights are there."""
+    """Read the table of every data set, so that leaks and bad images show, and see that all weights are there and fit."""
     handler = logging.StreamHandler(sys.stdout)
     handler.addFilter(logging.Filter(progress.__name__))  # the jobs log the rest
     logging.basicConfig(level=logging.INFO, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S", handlers=[handler])
@@ -22,7 +25,19 @@ def command(arguments: list[str]) -> None:
         if "data" in need:
             build(need["data"]).table()
         else:
-            contents(str(need["model"]["pretrained"]), need["model"].get("depth"))
+            check_weights(need["model"])
+
+
+def check_weights(model: dict[str, Any]) -> None:
+    """Read the weights of a network, and compare their names and shapes with those of the network.
+
+    Raises:
+        UserError: as for `load_pretrained`.
+    """
+    with torch.device("meta"):  # no values, so no time and no memory; the head may have any number of classes
+        own = build(model | {"pretrained": "none"}, num_classes=2).state_dict()
+    content, source = contents(str(model["pretrained"]), depth_of(own))
+    fitting(content, own, source)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from resnet_lab.compatibility import SCHEMA_VERSION, upgraded, upgraded_status
 from resnet_lab.errors import UserError
 
 PATIENCE = 10.0  # seconds to wait for a process in a run folder that is about to end
+UNTRAINED = -1  # the `epoch` of a run without any (trainer.max_epochs=0)
 REMEDY = "remove its folder and train the run again"
 # configuration keys, dotted, that runs may differ in and still be the same experiment
 BOOKKEEPING = (

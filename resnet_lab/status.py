@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from resnet_lab.command_line import run_command
 from resnet_lab.errors import UserError, count
-from resnet_lab.run_folder import RunFolder, find_runs, jobs_file, list_jobs
+from resnet_lab.run_folder import UNTRAINED, RunFolder, find_runs, jobs_file, list_jobs
 
 USAGE = "usage: resnet-lab status DIR …"
 STATES = ("done", "running", "interrupted", "failed", "created", "missing", "unreadable")
@@ -43,6 +43,8 @@ def _note(status: dict[str, Any], config: dict[str, Any]) -> str:
         return "not started"
     if "epoch" not in status:
         return "in its first epoch" if status["state"] == "running" else "before the end of its first epoch"
+    if status["epoch"] == UNTRAINED:
+        return "trains no epoch"
     finished, epochs = status["epoch"] + 1, config["trainer"]["max_epochs"]
     note = f"epoch {finished} of {epochs}"
     if status["state"] == "running":

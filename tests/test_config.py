@@ -107,6 +107,12 @@ def test_partial_stands_where_it_belongs(override: str) -> None:
         check(composed(override))
 
 
+def test_a_negative_number_of_epochs_is_refused() -> None:
+    check(composed("data.root=x", "trainer.max_epochs=0"))
+    with pytest.raises(UserError, match=r"trainer\.max_epochs=-1: give a number from 0"):
+        check(composed("data.root=x", "trainer.max_epochs=-1"))
+
+
 def test_a_top_level_key_that_is_taken_out_is_named() -> None:
     with pytest.raises(UserError, match="seed is missing"):
         check(composed("~seed"))

@@ -253,6 +253,15 @@ def test_every_picture_is_drawn_or_left_out(name, tmp_path):
     assert figures.picture(name, table_of(tmp_path / "alone")) is None
 
 
+@pytest.mark.parametrize("name", [*figures.CURVES, "gap"])
+def test_runs_without_epochs_have_no_curve(name, tmp_path):
+    write_run(tmp_path / "untrained", pretrained="weights.pth", epochs=0)
+    assert figures.picture(name, table_of(tmp_path)) is None
+    write_run(tmp_path / "trained")
+    drawn = figures.picture(name, table_of(tmp_path))
+    assert all(png(figure) for drawing in drawn.shown for figure in drawing if figure)
+
+
 def test_runs_say_what_is_drawn_of_them_and_the_command_line_wins(tmp_path, as_asked, capsys):
     run = write_run(tmp_path / "run", config={"figures": ["loss", "class_counts"]})
     report.command([str(run)])

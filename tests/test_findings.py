@@ -96,6 +96,8 @@ def test_validation_images_that_chose_nothing_are_not_said_to_have(tmp_path):
     assert "(7) in validation: no interval" in found(tmp_path / "a")["few images"]
     write_run(tmp_path / "b" / "run", split="val", monitor="val/qwk")
     assert found(tmp_path / "b")["no test split"].endswith("which also chose the checkpoint")
+    write_run(tmp_path / "c" / "run", split="val", monitor="val/qwk", epochs=0)
+    assert found(tmp_path / "c")["no test split"] == "numbers are of the validation images"
 
 
 def test_of_several_tables_each_is_named(tmp_path):

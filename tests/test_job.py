@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 from collections.abc import Callable
@@ -12,12 +13,14 @@ import pandas as pd
 import pytest
 import torch
 from fake_data import write_labels, write_photographs
+from lightning import Trainer
 from PIL import Image
 from sklearn.metrics import cohen_kappa_score
 
 from resnet_lab import build
 from resnet_lab.job import guarded
 from resnet_lab.metrics import SplitMetrics
+from resnet_lab.models.resnet import resnet
 from resnet_lab.module import Classifier
 from resnet_lab.report.findings import findings_of
 from resnet_lab.report.runs import read_run
@@ -345,6 +348,86 @@ def test_pretraining_from_a_run_starts_at_its_weights(make_run: MakeRun) -> None
     run = make_run(f"model.pretrained={source.path}", "optim.lr=0", "trainer.max_epochs=1", name="fine")
     guarded(run)
     assert torch.equal(state_of(run)["model.fc.weight"], state_of(source, "best.ckpt")["model.fc.weight"])
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    """Weights of the tiny network as others publish them, with statistics that no image here has."""
+    torch.manual_seed(5)
+    network = resnet(8, 5, form="cifar", widths=[8, 8, 16])
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(std=0.1)  # type: ignore[union-attr]
+            module.num_batches_tracked.fill_(700)  # type: ignore[union-attr]
+    torch.save({"model": network.state_dict(), "args": argparse.Namespace(lr=0.1)}, tmp_path / "published.pth")
+    return tmp_path / "published.pth"
+
+
+def untrained(make_run: MakeRun, *overrides: str, name: str = "run") -> RunFolder:
+    run = make_run("trainer.max_epochs=0", *overrides, name=name)
+    assert guarded(run) == 0, run.read_status()["error"]
+    return run
+
+
+def test_without_epochs_the_weights_are_evaluated_as_they_are(
+    make_run: MakeRun, published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trainer, "fit", None)
+    run = untrained(make_run, f"model.pretrained={published}", "schedule=cosine", "schedule.warmup_epochs=1")
+    given = torch.load(published, weights_only=False)["model"]
+    for name in ("best.ckpt", "last.ckpt"):
+        assert torch.load(run.checkpoints / name, weights_only=True)["epoch"] == -1
+        kept = {key.removeprefix("model."): value for key, value in state_of(run, name).items()}
+        assert kept.keys() == given.keys()
+        assert all(torch.equal(value, given[key]) for key, value in kept.items())
+    (header,) = run.metrics_file.read_text().splitlines()
+    assert header.startswith("epoch,lr,val/accuracy,")
+    status = run.read_status()
+    assert (status["state"], status["epoch"], status["images_per_second"]) == ("done", -1, None)
+    assert (status["best_checkpoint"], status["last_checkpoint"]) == ("checkpoints/best.ckpt", "checkpoints/last.ckpt")
+    assert status["best_value"] == pytest.approx(status["metrics"]["val/qwk"], abs=1e-6)
+    assert len(pd.read_csv(run.predictions_file("test"))) == 16
+    assert len(pd.read_csv(run.predictions_file("val"))) == 16
+
+
+def test_the_report_finds_nothing_wrong_with_a_run_without_epochs(make_run: MakeRun, published: Path) -> None:
+    run = read_run(untrained(make_run, f"model.pretrained={published}"))
+    assert run.scores
+    assert not run.trained
+    assert differences_of([run]) == []
+    run.status["best_value"] = None
+    assert "undefined monitor" not in {finding.kind for finding in findings_of([run], [])}
+
+
+def test_a_run_without_epochs_is_done_once_and_tests_again(make_run: MakeRun, published: Path) -> None:
+    run = untrained(make_run, f"model.pretrained={published}")
+    before = run.status_file.read_bytes()
+    assert guarded(run) == 0
+    assert run.status_file.read_bytes() == before
+    predictions = run.predictions_file("test").read_bytes()
+    run.predictions_file("test").unlink()
+    published.unlink()
+    weights = state_of(run)
+    assert guarded(run) == 0
+    assert run.predictions_file("test").read_bytes() == predictions
+    assert run.read_status()["epoch"] == -1
+    assert all(torch.equal(value, weights[key]) for key, value in state_of(run).items())
+    assert "random initial values" not in run.log_file.read_text()
+
+
+def test_initial_values_that_are_evaluated_are_named(make_run: MakeRun) -> None:
+    run = untrained(make_run, "data.val_fraction=0", "monitor=val/accuracy")
+    assert "model.pretrained=none: these weights are random initial values" in run.log_file.read_text()
+    assert run.metrics_file.read_text() == "epoch,lr\n"
+    assert [file.name for file in run.checkpoints.iterdir()] == ["last.ckpt"]
+    assert run.read_status()["best_checkpoint"] is None
+    assert differences_of([read_run(run)]) == []
+
+
+def test_a_monitor_without_a_value_selects_nothing_without_epochs(make_run: MakeRun, one_class: list[str]) -> None:
+    run = untrained(make_run, *one_class)
+    assert run.read_status()["best_value"] is None
+    assert (run.checkpoints / "best.ckpt").is_file()
 
 
 def test_a_collapsed_run_is_marked(make_run: MakeRun, caplog: pytest.LogCaptureFixture) -> None:

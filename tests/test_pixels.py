@@ -376,7 +376,7 @@ def test_ranks_that_read_different_files_stop() -> None:
     def start(first: str, own: str) -> None:
         strategy = SimpleNamespace(broadcast=lambda _: {"pixels": first})
         trainer = SimpleNamespace(strategy=strategy, datamodule=SimpleNamespace(noted={"pixels": own}))
-        SamePixels().on_fit_start(trainer, None)  # type: ignore[arg-type]
+        SamePixels().setup(trainer, None, "fit")  # type: ignore[arg-type]
 
     start("originals", "originals")
     assert "different files" in refusal(start, "originals", "prepared")

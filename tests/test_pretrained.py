@@ -1,10 +1,15 @@
 """Weights in: every source, what does not load said by key, and nothing but tensors unpickled."""
 
+import argparse
+import hashlib
+import io
 import logging
 import pickle
+from email.message import Message
 from pathlib import Path
 from urllib.error import URLError
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -14,6 +19,7 @@ from torch.nn import functional as F
 
 from resnet_lab.errors import UserError
 from resnet_lab.models.resnet import resnet
+from resnet_lab.preflight import check_weights
 
 NARROW = (4, 8, 16, 32)
 BOTTLENECKS = {"depth": 50, "widths": NARROW}
@@ -22,6 +28,9 @@ BOTTLENECKS = {"depth": 50, "widths": NARROW}
 @pytest.fixture(autouse=True)
 def _log_everything(caplog):
     caplog.set_level(logging.INFO)
+
+
+WEIGHTS18 = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
 
 
 @pytest.fixture
@@ -44,8 +53,23 @@ def torchvision18():
     return torchvision.models.resnet18().eval()
 
 
-def cached(cache, model, weights):
-    torch.save(model.state_dict(), cache / Path(weights.url).name)
+@pytest.fixture
+def cached18(cache, torchvision18, monkeypatch):
+    """The cached file of torchvision's weights for depth 18, and what its name promises of its hash."""
+    buffer = io.BytesIO()
+    torch.save(torchvision18.state_dict(), buffer)
+    digits = hashlib.sha256(buffer.getvalue()).hexdigest()[:8]
+    monkeypatch.setattr(WEIGHTS18.value, "url", f"https://download.pytorch.org/models/resnet18-{digits}.pth")
+    file = cache / f"resnet18-{digits}.pth"
+    file.write_bytes(buffer.getvalue())
+    return file
+
+
+def serve(monkeypatch, content):
+    """Answer each download with this content."""
+    answer = io.BytesIO(content)
+    answer.info = Message  # type: ignore[attr-defined]
+    monkeypatch.setattr(torch.hub, "urlopen", lambda *arguments, **options: answer)
 
 
 def small(**choices):
@@ -78,8 +102,7 @@ def refusal(source, **choices):
 # ---- torchvision's weights ----
 
 
-def test_imagenet_changes_initial_values_and_nothing_else(cache, torchvision18, caplog):
-    cached(cache, torchvision18, torchvision.models.ResNet18_Weights.IMAGENET1K_V1)
+def test_imagenet_changes_initial_values_and_nothing_else(cached18, torchvision18, caplog):
     torch.manual_seed(0)
     scratch = resnet(18, num_classes=5)
     torch.manual_seed(0)
@@ -96,26 +119,52 @@ def test_imagenet_changes_initial_values_and_nothing_else(cache, torchvision18, 
 
 
 @pytest.mark.parametrize("name", ["IMAGENET1K_V1", "ResNet18_Weights.IMAGENET1K_V1", "DEFAULT"])
-def test_an_enums_name_loads_the_head_too(name, cache, torchvision18):
-    cached(cache, torchvision18, torchvision.models.ResNet18_Weights.IMAGENET1K_V1)
+def test_an_enums_name_loads_the_head_too(name, cached18, torchvision18):
     model = resnet(18, num_classes=1000, pretrained=name).eval()
     images = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(model(images), torchvision18(images), rtol=0, atol=1e-4)
 
 
-def test_the_hidden_head_keeps_imagenets_layer(cache, torchvision18, caplog):
-    cached(cache, torchvision18, torchvision.models.ResNet18_Weights.IMAGENET1K_V1)
+def test_the_hidden_head_keeps_imagenets_layer(cached18, torchvision18, caplog):
     model = resnet(18, hidden_head=True, pretrained="imagenet")
     assert torch.equal(model.fc[0].weight, torchvision18.fc.weight)
     assert torch.equal(model.fc[0].bias, torchvision18.fc.bias)
     assert "left as initialised: fc.2.weight, fc.2.bias; in the weights but not used: none" in caplog.text
 
 
-def test_weights_that_cannot_be_fetched_name_the_remedy(cache):
+def test_weights_that_cannot_be_fetched_name_the_file_and_its_folder(cache):
     message = refusal("imagenet", form="imagenet", depth=18)
-    assert "resnet18-f37072fd.pth" in message
+    assert "https://download.pytorch.org/models/resnet18-f37072fd.pth" in message
     assert "Name or service not known" in message
+    assert f"copy it to {cache / 'resnet18-f37072fd.pth'}" in message
     assert "model.pretrained=PATH" in message
+
+
+def test_a_download_is_kept_and_a_damaged_one_is_not(cached18, torchvision18, monkeypatch):
+    content = cached18.read_bytes()
+    cached18.unlink()
+    serve(monkeypatch, content[:-1])
+    message = refusal("imagenet", form="imagenet", depth=18)
+    assert "invalid hash value" in message
+    assert not cached18.exists()
+    serve(monkeypatch, content)
+    assert torch.equal(resnet(18, pretrained="imagenet").conv1.weight, torchvision18.conv1.weight)
+    assert cached18.read_bytes() == content
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "other weights", "folder"])
+def test_a_damaged_copy_in_the_cache_is_to_be_deleted(damage, cached18, torchvision18):
+    content = cached18.read_bytes()
+    cached18.unlink()
+    if damage == "folder":
+        cached18.mkdir()
+    elif damage == "other weights":
+        torch.save({name: 2 * value for name, value in torchvision18.state_dict().items()}, cached18)
+    else:
+        cached18.write_bytes(content[: len(content) // 2 if damage == "truncated" else 0])
+    message = refusal("imagenet", form="imagenet", depth=18)
+    assert message.startswith("model.pretrained=imagenet")
+    assert f"delete {cached18}" in message
 
 
 @pytest.mark.parametrize(
@@ -178,6 +227,174 @@ def test_half_precision_files_leave_the_network_in_float32(tmp_path):
     model = resnet(8, 10, form="cifar", pretrained=source)
     assert model.conv1.weight.dtype == torch.float32
     torch.testing.assert_close(model.conv1.weight, small().conv1.weight, rtol=1e-3, atol=1e-3)
+
+
+# ---- files of the usual scripts ----
+
+
+def state(**choices):
+    return small(**choices).state_dict()
+
+
+def prefixed(prefix, **choices):
+    return {f"{prefix}{name}": value for name, value in state(**choices).items()}
+
+
+def trained_by(script):
+    """What a training script writes, with the weights of `small()` in it."""
+    args = argparse.Namespace(lr=0.1, model="resnet18", milestones=[30, 60], resume=None)
+    optimizer = {"state": {0: {"momentum_buffer": torch.ones(3)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
+    scalars = {"epoch": np.int64(3), "best": np.float64(0.5), "loss": np.float32(1.5), "improved": np.bool_(True)}
+    moco = {**prefixed("module.encoder_q."), **prefixed("module.encoder_k.", bias=True), "module.queue": torch.ones(2)}
+    return {
+        "torchvision references": {"model": state(), "optimizer": optimizer, "epoch": 3, "args": args},
+        "timm": {"state_dict": state(), "optimizer": optimizer, "args": args, "arch": "resnet18", "metric": 81.0},
+        "tutorial": {"model_state_dict": state(), "optimizer_state_dict": optimizer, "loss": 1.0},
+        "numbers of numpy": {"net": prefixed("module."), **scalars},
+        "beside the tensors": {**state(), **scalars, "optimizer": optimizer},
+        "moco": {"state_dict": moco, "arch": "resnet50"},
+        "another word": {"network_weights": state(), "history": [0.1, 0.2]},
+        "two levels": {"checkpoint": {"model": prefixed("module.net.")}},
+    }[script]
+
+
+SCRIPTS = ["torchvision references", "timm", "tutorial", "numbers of numpy", "beside the tensors", "moco"]
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("script", [*SCRIPTS, "another word", "two levels"])
+def test_files_of_the_usual_scripts(script, legacy, tmp_path):
+    (save_legacy if legacy else save_zip)(trained_by(script), tmp_path / "weights.pth.tar")
+    assert equal(resnet(8, 10, form="cifar", pretrained=str(tmp_path / "weights.pth.tar")), small())
+
+
+def test_numbers_that_numpy_1_has_written(tmp_path, monkeypatch):
+    scalar = np.float64(0).__reduce__()[0]
+    source = saved({"model": state(), "best": np.float64(0.5)}, tmp_path / "weights.pth")
+    written = (tmp_path / "weights.pth").read_bytes()
+    monkeypatch.setattr(scalar, "__module__", "numpy.core.multiarray")
+    saved({"model": state(), "best": np.float64(0.5)}, tmp_path / "weights.pth")
+    assert b"numpy.core.multiarray" in (tmp_path / "weights.pth").read_bytes()
+    assert b"numpy._core.multiarray" in written
+    assert equal(resnet(8, 10, form="cifar", pretrained=source), small())
+
+
+PREFIXES = [
+    "net.",
+    "backbone.",
+    "encoder.",
+    "model.",
+    "module.",
+    "module.encoder_q.",
+    "module.net.",
+    "_orig_mod.",
+    "a.b.",
+]
+
+
+@pytest.mark.parametrize("nested", [True, False])
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_what_precedes_the_names_does_not_matter(prefix, nested, tmp_path, caplog):
+    content = {**prefixed(prefix), "criterion.weight": torch.ones(10)}
+    source = saved({"state_dict": content} if nested else content, tmp_path / "weights.pt")
+    assert equal(resnet(8, 10, form="cifar", pretrained=source), small())
+    place = f"state_dict.{prefix}" if nested else prefix
+    assert f"the weights are {place}*; 1 other tensors are not used: " in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("plain", "average"),
+    [
+        ("state_dict.", "state_dict_ema."),
+        ("model.", "model_ema.module."),
+        ("net.", "net_ema."),
+        ("q.", "momentum_encoder."),
+    ],
+)
+def test_a_running_average_is_named_and_not_taken(plain, average, tmp_path, caplog):
+    content = {}
+    for place, factor in ((average, 2), (plain, 1)):
+        inner = {name: factor * value for name, value in state().items()}
+        key, _, rest = place.partition(".")
+        content[key] = {f"{rest}{name}": value for name, value in inner.items()}
+    source = saved(content, tmp_path / "weights.pt")
+    assert equal(resnet(8, 10, form="cifar", pretrained=source), small())
+    assert f"{plain}* is taken, not the running average {average}*" in caplog.text
+    del content[plain.partition(".")[0]]
+    averaged = resnet(8, 10, form="cifar", pretrained=saved(content, tmp_path / "weights.pt"))
+    assert torch.equal(averaged.conv1.weight, 2 * small().conv1.weight)
+
+
+def test_one_of_several_networks_is_not_guessed(tmp_path):
+    content = {"student": prefixed("module."), "teacher": prefixed("")}
+    message = refusal(saved(content, tmp_path / "weights.pt"))
+    assert "it holds 2 networks (student.module.*, teacher.*)" in message
+
+
+def test_nan_in_what_is_not_taken_does_not_matter(tmp_path):
+    content = {"model": state(), "optimizer": {"state": {0: torch.tensor([float("nan")])}}}
+    assert equal(resnet(8, 10, form="cifar", pretrained=saved(content, tmp_path / "weights.pt")), small())
+
+
+# ---- a folder with a file for each depth ----
+
+
+def folder_of(tmp_path, files):
+    """Files of weights, by name with their depth."""
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    for name, depth in files.items():
+        torch.save(state(depth=depth), folder / name)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("resnet8.pth", "resnet14.pth"),
+        ("resnet8-5c14de8a.pth", "resnet14-8f8b8c88.pth"),
+        ("ResNet-8_epoch_14.pt", "ResNet-14_epoch_8.pt"),
+        ("moco_r8_800ep.pth.tar", "moco_r14_800ep.pth.tar"),
+        ("depth-8,seed-14.ckpt", "depth-14,seed-8.ckpt"),
+        ("depth=8.ckpt", "depth=14.ckpt"),
+        ("cifar10_resnet_8.th", "cifar10_resnet_14.th"),
+        ("8.pth", "14.pth"),
+        ("resnet8.pth", "resnet14_lr8.pth"),
+        ("resnet8.pth", "resnet80_14.pth"),
+        ("resnet8.pth", "resnet18_14.pth"),
+    ],
+)
+def test_a_folder_gives_the_file_with_the_depth_in_its_name(name, other, tmp_path):
+    folder = folder_of(tmp_path, {name: 8, other: 14})
+    (folder / "README.md").write_text("resnet8")
+    assert equal(resnet(8, 10, form="cifar", pretrained=str(folder)), small())
+    if "80_14" not in other and "18_14" not in other:
+        assert equal(resnet(14, 10, form="cifar", pretrained=str(folder)), small(depth=14))
+
+
+def test_a_folder_without_exactly_one_file_of_the_depth_lists_what_is_there(tmp_path):
+    folder = folder_of(tmp_path, {"resnet8-a.pth": 8, "r8.pth": 8, "resnet18.pth": 8})
+    assert "found r8.pth, resnet8-a.pth; name the file itself" in refusal(folder)
+    message = refusal(folder, depth=14)
+    assert "one file with depth 14 in its name (as resnet14.pth) is needed" in message
+    assert "found none among r8.pth, resnet18.pth, resnet8-a.pth" in message
+    for file in folder.iterdir():
+        file.rename(file.with_suffix(".npz"))
+    message = refusal(folder)
+    assert message.startswith(f"model.pretrained={folder}: it holds neither runs nor weights")
+    assert message.endswith("but r8.npz, resnet18.npz, resnet8-a.npz")
+
+
+def test_the_check_before_a_sweep_compares_shapes(tmp_path):
+    folder = folder_of(tmp_path, {"resnet8.pth": 8, "resnet14.pth": 14})
+    model = {"_target_": "resnet_lab.models.resnet.resnet", "form": "cifar", "depth": 8, "pretrained": str(folder)}
+    check_weights(model)
+    check_weights(model | {"depth": 14})
+    with pytest.raises(UserError, match=r"of another shape: conv1\.weight"):
+        check_weights(model | {"widths": [8, 16, 32]})
+    (folder / "resnet14.pth").replace(folder / "resnet8.pth")
+    with pytest.raises(UserError, match=r"weights \(resnet8\.pth\): weights of depth 14, but model\.depth=8"):
+        check_weights(model)
 
 
 # ---- runs of this project ----
@@ -297,10 +514,10 @@ def test_another_architecture_is_one_clear_error(theirs, ours, words, tmp_path):
     ("content", "words"),
     [
         ([1, 2], "holds a list, no state dict"),
-        ({"epoch": 3}, "epoch is a int, not a tensor"),
+        ({"epoch": 3, "args": {"lr": 0.1}}, "no tensors in it, but epoch (int), args (dict)"),
         ({"features.0.weight": torch.ones(3)}, "these are no weights of a ResNet"),
         ({"fc.weight": torch.ones(10, 64)}, "these are no weights of a ResNet"),
-        ({}, "these are no weights of a ResNet"),
+        ({}, "no tensors in it, but nothing"),
     ],
 )
 def test_files_without_a_network(content, words, tmp_path):
@@ -359,15 +576,15 @@ def test_a_malicious_pickle_is_refused_unread(name, save, tmp_path):
     assert not created.exists()
     assert "not readable as plain tensors" in message
     if save is save_zip and "safetensors" not in name:
-        assert "it asks for " in message
+        assert "(it holds getattr)" in message
     pickle.loads(pickle.dumps(Malice(created)))
     assert created.exists(), "the pickle was harmless, so the test showed nothing"
 
 
 def test_a_poisoned_cache_is_refused_unread(cache, tmp_path):
-    url = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url
-    save_zip({"conv1.weight": Malice(tmp_path / "created")}, cache / Path(url).name)
-    assert "model.pretrained=PATH" in refusal("imagenet", form="imagenet", depth=18)
+    file = cache / Path(WEIGHTS18.url).name
+    save_zip({"conv1.weight": Malice(tmp_path / "created")}, file)
+    assert f"delete {file}" in refusal("imagenet", form="imagenet", depth=18)
     assert not (tmp_path / "created").exists()
 
 

@@ -36,6 +36,9 @@ def test_every_state_has_its_line(run: RunFolder) -> None:
         run.update_status(epoch=3, seconds=200.0)
         assert state_of(run) == ("depth-18", "running", "epoch 4 of 10, 50 s an epoch, about 5 min left")
     assert state_of(run) == ("depth-18", "interrupted", "epoch 4 of 10")
+    run.update_status(state="running", epoch=-1)
+    with run.lock():
+        assert state_of(run) == ("depth-18", "running", "trains no epoch")
     run.update_status(state="failed", error="no such file\nmore")
     assert state_of(run) == ("depth-18", "failed", "no such file")
     run.update_status(state="done", seconds=9000.0)

@@ -7,12 +7,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import TINY
 from fake_data import refusal, web, write_studies
 
 from resnet_lab import preflight as command
 from resnet_lab.config import register
 from resnet_lab.errors import UserError
+from resnet_lab.models.resnet import resnet
 from resnet_lab.run_folder import RunFolder
 from resnet_lab.sweep import jobs_of
 from resnet_lab.train import main
@@ -117,6 +119,19 @@ def test_a_leak_stops_the_sweep_before_its_first_job(tmp_path: Path, monkeypatch
     (root / "images" / "2_left.jpeg").write_bytes(b"x")
     needs(monkeypatch, *TINY, "data=retinopathy", f"data.root={root}", cache, "data.on_leak=drop,ignore")
     assert "2_left.jpeg: no image of a known format" in refusal(command.command, [])
+
+
+def test_a_folder_of_weights_that_lacks_a_depth_stops_the_sweep(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(resnet(8, 5, form="cifar", widths=[8, 8, 16]).state_dict(), tmp_path / "resnet8.pth")
+    settings = [*TINY, f"data.root={photographs}", f"model.pretrained={tmp_path}"]
+    needs(monkeypatch, *settings, "model.depth=8,14")
+    assert "one file with depth 14 in its name" in refusal(command.command, [])
+    needs(monkeypatch, *settings, "model.activation=ReLU,SiLU")
+    command.command([])
+    needs(monkeypatch, *settings, "model.shortcut=projection,zero_pad")
+    assert "missing: layer2.0.downsample.0.weight" in refusal(command.command, [])
 
 
 def test_what_is_there_is_enough(photographs: Path, make_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

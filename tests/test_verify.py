@@ -204,6 +204,16 @@ def test_what_cannot_be_checked_is_no_success(tmp_path, capsys):
     assert f"{failed.name}: test/accuracy is stored as 0.990000" in shown
 
 
+def test_a_run_without_epochs_has_no_row_to_be_checked(tmp_path):
+    run = read_run(RunFolder(write_run(tmp_path / "run", epochs=0)))
+    derived = metrics_of(run.predictions.answers, run.config, run.class_counts("train"))
+    change_status(tmp_path / "run", metrics={f"test/{name}": value for name, value in derived.items()})
+    change_status(tmp_path / "run", monitor="val/accuracy", best_value=0.5)
+    assert lines(tmp_path / "run") == []
+    change_status(tmp_path / "run", epoch=2)
+    assert len(lines(tmp_path / "run")) == 2
+
+
 def test_a_loss_of_another_kind_passes_unchecked(tmp_path):
     folder = run_with_metrics(tmp_path / "run", **{"loss._target_": "somewhere.focal"})
     metrics = json.loads((folder / "status.json").read_text())["metrics"]

@@ -179,8 +179,8 @@ def find_images(
         names = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
         raise UserError(
             f"{' and '.join(map(str, folders))}: {len(missing)} of {count(len(table), 'listed image')} "
-            f"{'is' if len(missing) == 1 else 'are'} missing ({names}); looked there and below {places[0]}, in any case, "
-            f"without and with the suffixes {' '.join(SUFFIXES[:4])} …; check data.root, and data.images or "
+            f"{'is' if len(missing) == 1 else 'are'} missing ({names}); looked there and below {places[0]}, in any "
+            f"case, without and with the suffixes {' '.join(SUFFIXES[:4])} …; check data.root, and data.images or "
             f"data.{split}_images"
         )
     return table.assign(path=paths)

@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
+import argparse
+import hashlib
 import logging
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torchvision.models import get_model_weights, list_models
 
 from resnet_lab.errors import UserError
-from resnet_lab.run_folder import RunFolder, find_runs
+from resnet_lab.run_folder import RunFolder, find_runs, flat
 
 logger = logging.getLogger(__name__)
 
-SOURCES = "give none, imagenet, IMAGENET1K_V2, or the path of a state dict, a checkpoint, a run or a folder of runs"
+SOURCES = (
+    "give none, imagenet, IMAGENET1K_V2, or the path of a state dict, a checkpoint, a run, or a folder with one run or "
+    "one file of weights for each depth"
+)
+SUFFIXES = (".pth", ".pt", ".th", ".ckpt", ".tar", ".bin", ".pkl", ".safetensors")  # of files of weights
+
+_scalar = np.float64(0).__reduce__()[0]  # rebuilds a number of numpy; its module has another name since numpy 2
+# what training scripts keep beside the tensors: the arguments of argparse, and numbers of numpy
+HARMLESS: list[Any] = [
+    argparse.Namespace,
+    np.dtype,
+    *{type(np.dtype(code)) for code in "?bBhHiIlLqQefd"},
+    *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+]
+COPIES = re.compile(r"(^|[._])(ema|encoder_k|momentum|target)(?![a-z])", re.IGNORECASE)  # running averages of another
 
 
 def load_pretrained(model: nn.Module, source: str) -> None:
-    """Replace the initial values of a ResNet in place, and log by key what was not replaced.
+    """Replace the initial values of a network in place, and log by key what was not replaced.
 
     A head (`fc`) of another shape (another number of classes) keeps its initial values; all else must fit.
 
@@ -30,17 +47,27 @@ def load_pretrained(model: nn.Module, source: str) -> None:
         model: a network with the parameter names of torchvision's ResNet.
         source: `imagenet` (torchvision's IMAGENET1K_V1), a name from torchvision's weight enum for this
             depth, or the path of a state dict (torch or safetensors), of a checkpoint or run folder of ours, or
-            of a folder of runs of which one has this depth.
+            of a folder with runs or files of weights, of which one has this depth.
 
     Raises:
         UserError: the weights are not there, cannot be fetched, are more than plain tensors, are NaN or infinite, or do
             not fit.
     """
-    content = contents(source, depth_of(model.state_dict()))
-    state, own_run = find_state_dict(content, source), "pytorch-lightning_version" in content
-    refuse_nan_weights(state, f"model.pretrained={source}")
-    insert(model, rename(state, model.state_dict()), source)
-    if not own_run and strides_on_first(model):
+    own = model.state_dict()
+    content, source = contents(source, depth_of(own))
+    state = fitting(content, own, source)
+    fits = {name: value for name, value in state.items() if name in own and value.shape == own[name].shape}
+    model.load_state_dict(own | fits)
+    kept = [name for name in own if name not in fits and not name.endswith("num_batches_tracked")]
+    unused = [f"{name} {list(value.shape)}" for name, value in state.items() if name not in fits]
+    logger.info(
+        "model.pretrained=%s: loaded %d tensors; left as initialised: %s; in the weights but not used: %s",
+        source,
+        len(fits),
+        ", ".join(kept) or "none",
+        ", ".join(unused) or "none",
+    )
+    if "pytorch-lightning_version" not in content and strides_on_first(model):
         logger.warning(
             "model.pretrained=%s: weights trained with the stride on the 3×3 (all of torchvision's) compute "
             "another function with the stride on the first 1×1; set model.stride_on=3x3 for them",
@@ -48,19 +75,43 @@ def load_pretrained(model: nn.Module, source: str) -> None:
         )
 
 
-def contents(source: str, depth: int) -> dict[str, Any]:
+def fitting(content: Mapping[str, Any], own: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """The tensors of a file under the names of a network, all of which fit, except for the head.
+
+    Args:
+        content: of the file.
+        own: the network's state dict; its values may be without data (device `meta`).
+        source: for errors.
+
+    Raises:
+        UserError: they are none of such a network, NaN or infinite, or of another architecture.
+    """
+    state = rename(find_network(content, own, source), own)
+    refuse_nan_weights(state, f"model.pretrained={source}")
+    names = [name for name in own if not name.endswith("num_batches_tracked")]  # which old files lack
+    shapes = {name: value.shape for name, value in own.items()}
+    body = [name for name in dict.fromkeys([*names, *state]) if not name.startswith("fc.")]
+    misfits = [name for name in body if name not in state or shapes.get(name) != state[name].shape]
+    if misfits:
+        raise UserError(f"model.pretrained={source}: {explain(misfits, own, state)}")
+    return state
+
+
+def contents(source: str, depth: int) -> tuple[dict[str, Any], str]:
     """What `source` names, for a network of `depth` layers: a state dict, or a checkpoint with one in it.
+
+    Beside it the source for messages, with the file where that is in a folder.
 
     Raises:
         UserError: as for `load_pretrained`.
     """
     if re.fullmatch(r"imagenet|DEFAULT|IMAGENET\w*|\w+_Weights\.\w+", source):
-        return fetch(source, depth)
+        return fetch(source, depth), source
     try:
         file = find_file(source, depth)
     except UserError as error:
         raise UserError(f"model.pretrained={error}") from None
-    return read(file)
+    return read(file), source if file == Path(source).expanduser() else f"{source} ({file.name})"
 
 
 def depth_of(names: Collection[str]) -> int:
@@ -76,25 +127,50 @@ def fetch(source: str, depth: int) -> dict[str, Tensor]:
     if weights is None or enum not in ("", f"ResNet{depth}_Weights"):
         names = ", ".join(known) or "none"
         raise UserError(f"model.pretrained={source}: torchvision's for model.depth={depth} are: {names}")
+    file = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
+    refuse_damaged(file, source)
     try:
         # torchvision's default would unpickle whatever a poisoned cache holds
         return weights.get_state_dict(check_hash=True, progress=True, map_location="cpu", weights_only=True)
-    except Exception as error:  # network, disk, hash, a broken file in the cache: each raises its own
+    except Exception as error:  # network, disk, hash: each raises its own
         raise UserError(
-            f"model.pretrained={source}: cannot fetch {weights.url} or read its copy in "
-            f"{torch.hub.get_dir()} ({reason(error)}); give a local file through model.pretrained=PATH"
+            f"model.pretrained={source}: cannot fetch {weights.url} ({reason(error)}); fetch it elsewhere and copy it "
+            f"to {file}, or give another file through model.pretrained=PATH"
         ) from error
+
+
+def refuse_damaged(file: Path, source: str) -> None:
+    """Stop at a copy in torch's cache that is not what its name promises; torch checks that while it downloads only.
+
+    Raises:
+        UserError: the hash of the file does not begin with the digits in its name.
+    """
+    promised = file.stem.rpartition("-")[2]
+    try:
+        with file.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(
+            f"model.pretrained={source}: {file} cannot be read ({error.strerror}); delete {file}"
+        ) from error
+    if not found.startswith(promised):
+        raise UserError(
+            f"model.pretrained={source}: {file} is damaged (its SHA-256 begins with {found[: len(promised)]}, not with "
+            f"{promised}); delete {file}, and the next start fetches it again, or copy a complete one there"
+        )
 
 
 def find_file(source: str, depth: int | None = None) -> Path:
     """The file itself, or the checkpoint of a run folder that its job tested.
 
     Args:
-        source: a file, a run folder, or a folder of runs of which one has this depth (a sweep over depths).
-        depth: of the network that wants the weights; None where only a run or a file will do.
+        source: a file, a run folder, or a folder with files of weights or with runs, of which one has this depth.
+        depth: of the network that takes the weights; None where only a run or a file will do.
 
     Raises:
-        UserError: there is no such file, not exactly one such run, or the run has lost its checkpoint.
+        UserError: there is no such file, not exactly one of this depth, or the run has lost its checkpoint.
     """
     path = Path(source).expanduser()
     if path.is_file():
@@ -103,6 +179,8 @@ def find_file(source: str, depth: int | None = None) -> Path:
         raise UserError(f"{source}: no such file, folder or name; {SOURCES}")
     run = RunFolder(path)
     if depth is not None and not run.config_file.is_file() and not run.checkpoints.is_dir():
+        if files := sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file()):
+            return file_of_depth(path, files, depth)
         run = find_run(path, depth)
     file = run.last_checkpoint if selects_nothing(run) else run.best_checkpoint
     if not file.is_file():
@@ -119,9 +197,31 @@ def selects_nothing(run: RunFolder) -> bool:
         return False
 
 
+def file_of_depth(folder: Path, files: Iterable[Path], depth: int) -> Path:
+    """The one file that has this depth in its name, as in resnet18-f37072fd.pth, ResNet-18.pt, r18.ckpt or 18.pth.
+
+    A number counts only behind such a word, as a name may also hold a hash, an epoch or an image size.
+    """
+    word = r"(?:resnet|(?<![a-z])(?:res|rn|r|depth)|^(?=\d+\.))"
+    pattern = re.compile(rf"{word}(?:[-_=. ]*){depth}(?!\d)", re.IGNORECASE)
+    found = [file for file in files if pattern.search(file.name)]
+    if len(found) != 1:
+        matches = ", ".join(file.name for file in found) or f"none among {', '.join(file.name for file in files)}"
+        raise UserError(
+            f"{folder}: one file with depth {depth} in its name (as resnet{depth}.pth) is needed, found {matches}; "
+            "name the file itself"
+        )
+    return found[0]
+
+
 def find_run(folder: Path, depth: int) -> RunFolder:
     """The one run at or below `folder` whose network has this depth."""
-    runs = [run for run in find_runs([folder]) if run.read_config().get("model", {}).get("depth") == depth]
+    try:
+        runs = find_runs([folder])
+    except UserError:
+        there = ", ".join(sorted(each.name for each in folder.iterdir())[:8]) or "nothing"
+        raise UserError(f"{folder}: it holds neither runs nor weights ({' '.join(SUFFIXES)}), but {there}") from None
+    runs = [run for run in runs if run.read_config().get("model", {}).get("depth") == depth]
     if len(runs) != 1:
         found = ", ".join(str(run.path) for run in runs) or "none"
         raise UserError(f"{folder}: one run of depth {depth} is needed, found {found}; name the run itself")
@@ -129,11 +229,12 @@ def find_run(folder: Path, depth: int) -> RunFolder:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The content of a weight file; a pickle with more in it than tensors and plain values is refused."""
+    """The content of a weight file; a pickle with more in it than tensors, plain values and `HARMLESS` is refused."""
     try:
         if path.suffix == ".safetensors":
             return dict(safetensors.torch.load_file(path))
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(HARMLESS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a forbidden object raises UnpicklingError, a damaged file nearly anything
         remedy = "save the weights again with torch.save(model.state_dict(), PATH)"
         last = path.with_name("last.ckpt")
@@ -149,19 +250,48 @@ def reason(error: Exception) -> str:
     """One line of an error; of torch's paragraphs about a forbidden object only the object's name."""
     forbidden = re.search(r"GLOBAL (\S+)", str(error))
     if forbidden:
-        return f"it asks for {forbidden[1]}"
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        return f"it holds {forbidden[1]}"
+    text = str(error).rpartition("WeightsUnpickler error:")[2]  # before it torch advises to unpickle anything
+    return " ".join(f"{type(error).__name__}: {text}".split())[:200]
 
 
-def find_state_dict(content: dict[str, Any], source: str) -> dict[str, Tensor]:
-    """The tensors by name: the content itself, or what training scripts keep in it beside other things."""
-    nested = (content[key] for key in ("state_dict", "model", "net") if isinstance(content.get(key), dict))
-    state = next(nested, content)
-    for name, value in state.items():
-        if not isinstance(value, Tensor):
-            kind = type(value).__name__
-            raise UserError(f"model.pretrained={source}: {name} is a {kind}, not a tensor; {SOURCES}")
-    return state
+def find_network(content: Mapping[str, Any], own: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """The tensors of the network in a file, wherever a training script nests it, without what precedes their names.
+
+    Raises:
+        UserError: the file holds no tensors, or several networks.
+    """
+    networks = {key: value for key, value in content.items() if "optim" not in str(key)}
+    tensors = {name: value for name, value in flat(networks).items() if isinstance(value, Tensor)}
+    if not tensors:
+        held = ", ".join(f"{key} ({type(value).__name__})" for key, value in list(content.items())[:5]) or "nothing"
+        raise UserError(f"model.pretrained={source}: there are no tensors in it, but {held}; {SOURCES}")
+    place = place_of_network(tensors, own, source)
+    beside = [name for name in tensors if not name.startswith(place)]
+    if beside:
+        text = "model.pretrained=%s: the weights are %s*; %d other tensors are not used: %s%s"
+        logger.info(text, source, place, len(beside), ", ".join(beside[:3]), ", …" if beside[3:] else "")
+    return {name.removeprefix(place): value for name, value in tensors.items() if name.startswith(place)}
+
+
+def place_of_network(tensors: Collection[str], own: Mapping[str, Tensor], source: str) -> str:
+    """What precedes the names of a network's tensors in a file (`state_dict.module.`): its first two layers tell.
+
+    Raises:
+        UserError: there are several networks, and not all but one are running averages.
+    """
+    first, second = [name for name, value in own.items() if value.ndim > 1][:2]
+    places = [name.removesuffix(first) for name in tensors if f".{name}".endswith(f".{first}")]
+    places = [place for place in places if place + second in tensors]
+    chosen = [place for place in places if not COPIES.search(place)] or places or [""]
+    if len(chosen) > 1:
+        found = ", ".join(f"{place}*" for place in chosen)
+        raise UserError(f"model.pretrained={source}: it holds {len(chosen)} networks ({found}); save one of them alone")
+    if len(places) > 1:
+        averages = ", ".join(f"{place}*" for place in places if place != chosen[0])
+        text = "model.pretrained=%s: %s* is taken, not the running average %s; save that alone to take it"
+        logger.warning(text, source, chosen[0], averages)
+    return chosen[0]
 
 
 def refuse_nan_weights(state: Mapping[str, Any], source: str) -> None:
@@ -179,37 +309,15 @@ def refuse_nan_weights(state: Mapping[str, Any], source: str) -> None:
         )
 
 
-def rename(state: dict[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
-    """Undo the prefixes of Lightning, DataParallel and torch.compile, and other authors' names of layers."""
-    # a LightningModule may hold tensors beside its network, such as the class weights of its loss
-    state = {name: value for name, value in state.items() if name.startswith("model.")} or state
+def rename(state: Mapping[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
+    """Undo other authors' names of layers."""
     renamed = {}
     for name, value in state.items():
-        name = re.sub(r"^((model|module|_orig_mod)\.)+", "", name)
         name = re.sub(r"^linear\.", "fc.", name).replace(".shortcut.", ".downsample.")
         if "fc.0.weight" in own:
             name = re.sub(r"^fc\.(weight|bias)$", r"fc.0.\1", name)
         renamed[name] = value
     return renamed
-
-
-def insert(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Load what fits; the rest may only belong to the head, or be a count of batches that old files lack."""
-    own = model.state_dict()
-    fits = {name: value for name, value in state.items() if name in own and value.shape == own[name].shape}
-    kept = [name for name in own if name not in fits and not name.endswith("num_batches_tracked")]
-    unused = [name for name in state if name not in fits]
-    misfits = [name for name in dict.fromkeys(kept + unused) if not name.startswith("fc.")]
-    if misfits:
-        raise UserError(f"model.pretrained={source}: {explain(misfits, own, state)}")
-    model.load_state_dict(own | fits)
-    logger.info(
-        "model.pretrained=%s: loaded %d tensors; left as initialised: %s; in the weights but not used: %s",
-        source,
-        len(fits),
-        ", ".join(kept) or "none",
-        ", ".join(f"{name} {list(state[name].shape)}" for name in unused) or "none",
-    )
 
 
 def explain(misfits: list[str], own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:

@@ -83,7 +83,7 @@ def _doubts(table: Table) -> Iterator[Finding]:
         text = "runs disagree on which images are of one patient; the one that knows of the fewest patients is believed"
         yield Finding("different patients", text)
     if table.scored and table.scored[0].split == "val":
-        chose = any(str(run.status.get("monitor")).startswith("val/") for run in table.scored)
+        chose = any(str(run.status.get("monitor")).startswith("val/") for run in table.scored if run.trained)
         text = "numbers are of the validation images" + (", which also chose the checkpoint" if chose else "")
         yield Finding("no test split", text)
     yield from _against_baseline(table)
@@ -208,7 +208,12 @@ def _undefined(runs: Sequence[Run]) -> Iterator[Finding]:
     undefined = defaultdict(list)
     for run in runs:
         value = run.status.get("best_value")
-        if run.scores and run.status.get("best_checkpoint") and (value is None or not np.isfinite(value)):
+        if (
+            run.scores
+            and run.trained
+            and run.status.get("best_checkpoint")
+            and (value is None or not np.isfinite(value))
+        ):
             undefined[run.status.get("monitor")].append(run)
     for monitor, some in undefined.items():
         text = f"{monitor} is undefined in every epoch, so no epoch was selected by it {_which(some, runs)}"

@@ -16,7 +16,7 @@ import pandas as pd
 
 from resnet_lab.errors import UserError
 from resnet_lab.report.resampling import Answers
-from resnet_lab.run_folder import REMEDY, RunFolder, flat
+from resnet_lab.run_folder import REMEDY, UNTRAINED, RunFolder, flat
 from resnet_lab.statistics import COLLAPSED, confusion_matrix, majority_baseline, summary_of
 
 SHAPES: dict[str, Any] = {  # what a job writes into status.json; [int] is a list of them, {"": str} texts by name
@@ -68,6 +68,11 @@ class Run:
     def state(self) -> str:
         """The state of the job; `unreadable` where its files are damaged."""
         return str(self.status.get("state", "unreadable"))
+
+    @property
+    def trained(self) -> bool:
+        """Whether the job trained its weights; False where it evaluated them as they were (trainer.max_epochs=0)."""
+        return self.status.get("epoch") != UNTRAINED
 
     @property
     def collapsed(self) -> bool:

@@ -70,6 +70,8 @@ def _curves(run: Run, found: dict[str, Split]) -> Iterator[str]:
     """The row of metrics.csv whose weights made the predictions: that of the best epoch, or the last one."""
     rows = read_metrics(run.folder.kept_metrics)
     monitor, best = run.status.get("monitor"), run.status.get("best_value")
+    if not run.trained:  # only a header
+        return
     if rows.empty:
         yield "metrics.csv is missing, or has no whole row"
     elif monitor is None or best is None:  # nothing selects, or the metric is undefined in every epoch
@@ -177,7 +179,7 @@ def _status(run: Run, found: dict[str, Split]) -> Iterator[str]:
     best, monitor = run.status.get("best_value"), str(run.status.get("monitor"))
     if isinstance(best, int | float):
         rows = read_metrics(run.folder.kept_metrics)
-        if monitor in rows and not np.isclose(rows[monitor], best, atol=TOLERANCE).any():
+        if run.trained and monitor in rows and not np.isclose(rows[monitor], best, atol=TOLERANCE).any():
             yield f"best_value is stored as {best:.6f}, which is {monitor} of no epoch in metrics.csv"
         split, _, name = monitor.partition("/")
         if split in found:
