@@ -16,7 +16,7 @@ from resnet_lab.models.pretrained import contents, depth_of, fitting
 
 
 def command(arguments: list[str]) -> None:
-    """Read the table of every data set, so that leaks and bad images show, and see that all weights are there and fit."""
+    """Read the table of every data set, so that leaks and bad images show, and see that all weights fit."""
     handler = logging.StreamHandler(sys.stdout)
     handler.addFilter(logging.Filter(progress.__name__))  # the jobs log the rest
     logging.basicConfig(level=logging.INFO, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S", handlers=[handler])

@@ -194,6 +194,8 @@ def _refuse_epochs(run: RunFolder, before: dict[str, Any], plain: dict[str, Any]
         reason = "a process is at work in it; wait for it"
     elif new < old:
         reason = f"trainer.max_epochs is {old} there, {new} here; choose another sweep_dir"
+    elif old == 0:
+        reason = "it holds weights as they were (trainer.max_epochs=0); train in another sweep_dir"
     elif schedule not in UNENDING:
         name = schedule.rpartition(".")[2]
         reason = (

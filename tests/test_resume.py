@@ -215,6 +215,7 @@ def test_more_epochs_go_on_as_if_they_had_been_asked_for(sweep: Sweep, started: 
             "go on from its weights with model.pre",
         ),
         (("schedule=constant",), ("schedule=constant", "trainer.max_epochs=1"), "max_epochs is 2 there, 1 here"),
+        (("schedule=constant", "trainer.max_epochs=0"), ("schedule=constant",), "weights as they were"),
         (("schedule=constant", "keep_last=false"), ("schedule=constant", "trainer.max_epochs=3"), "last.ckpt is gone"),
     ],
 )
