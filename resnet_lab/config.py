@@ -147,23 +147,27 @@ def job_name(overrides: str, sweep_dir: str | None = None) -> str:
     """The folder of a sweep's job, from `key=value,key=value`: readable, and usable as a value of an override.
 
     `model.depth=18,seed=0` → `depth-18_seed-0`. A value that is no plain word is cut to its end, with a hash.
-    However `data.root` is typed, the name is the same.
 
     Args:
         overrides: of the job.
-        sweep_dir: a folder; where it holds one with the name that older versions gave, the name is that.
+        sweep_dir: a folder; where it holds a job with the same `data.root`, typed otherwise, the name is that one's.
     """
     pairs = [item.partition("=")[::2] for item in re.split(r",(?=[\w.@/+~]+=)", overrides) if item]
-    older = _name_of(pairs)
-    if sweep_dir is not None and Path(sweep_dir, older).is_dir():
-        return older
-    return _name_of([(key, _as_from_here(value) if key == "data.root" else value) for key, value in pairs])
+    root = next((value for key, value in pairs if key == "data.root"), None)
+    names = [
+        _name_of([(key, typed if key == "data.root" else value) for key, value in pairs]) for typed in _typed(root)
+    ]
+    there = (name for name in names if sweep_dir is not None and Path(sweep_dir, name).is_dir())
+    return next(there, names[min(1, len(names) - 1)])
 
 
-def _as_from_here(path: str) -> str:
-    """A path relative to the working directory where it is below it, else absolute."""
-    whole, here = os.path.abspath(Path(path).expanduser()), Path.cwd()  # noqa: PTH100 - links stay
-    return os.path.relpath(whole, here) if Path(whole).is_relative_to(here) else whole
+def _typed(path: str | None) -> list[str]:
+    """The ways to type a path: as it is, without detours, from here, and from the root."""
+    if path is None:
+        return [""]
+    plain = path.strip("'\"")
+    whole = os.path.abspath(Path(plain).expanduser())  # noqa: PTH100 - links stay
+    return [path, os.path.normpath(plain), os.path.relpath(whole), whole]
 
 
 def _name_of(pairs: Sequence[tuple[str, str]]) -> str:

@@ -158,12 +158,12 @@ def _accepted(run: RunFolder, plain: dict[str, Any]) -> dict[str, Any]:
         before = without_unknown(before)[0]
     different = "; ".join(differences(before, plain))
     roots = [config["data"].get("root") for config in (before, plain)]
+    trained = run.last_checkpoint.is_file() or run.best_checkpoint.is_file() or status["state"] == "done"
+    if trained and status["state"] == "done" and len({_place(root) for root in roots}) > 1:
+        raise UserError(f"{run.path} is done with data.root={roots[0]}; choose another sweep_dir")
     if not different:
-        if status["state"] == "done" and len({_place(root) for root in roots}) > 1:
-            raise UserError(f"{run.path} is done with data.root={roots[0]}; choose another sweep_dir")
         return {}
     mended = {"state": "created", "error": None, "config_hash": config_hash(plain), "seed": plain["seed"]}
-    trained = run.last_checkpoint.is_file() or run.best_checkpoint.is_file() or status["state"] == "done"
     if not trained and not run.is_locked():
         print(f"{run.path} holds no epoch yet, and takes the new configuration ({different})", flush=True)
         return mended

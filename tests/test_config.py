@@ -186,3 +186,17 @@ def test_the_launcher_of_slurm_queues_a_job_again_and_again() -> None:
         launcher = compose("config", ["hydra/launcher=slurm"], return_hydra_config=True).hydra.launcher
     assert launcher._target_.endswith("SlurmLauncher")
     assert (launcher.tasks_per_node, launcher.max_num_timeout, launcher.timeout_min) == (1, 100, 1440)
+
+
+def test_the_name_of_a_job_does_not_depend_on_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = f"data.root={tmp_path / 'eyes'},seed=0"
+    monkeypatch.chdir(tmp_path)
+    here = job_name(overrides)
+    monkeypatch.chdir("/")
+    assert job_name(overrides) == here
+    monkeypatch.chdir(tmp_path)
+    assert job_name("data.root=eyes/,seed=0") == job_name("data.root='eyes',seed=0") == "root-eyes_seed-0"
+    (tmp_path / "sweep" / here).mkdir(parents=True)
+    assert job_name("data.root=./eyes,seed=0", str(tmp_path / "sweep")) == here

@@ -227,3 +227,78 @@ def test_older_runs_look_for_no_further_file(root):
     write(root / "valid.csv", "image,level", ["c,0"])
     assert set(read(root)[0]) == {"train", "val"}
     assert set(read(root, find_csvs=False)[0]) == {"train"}
+
+
+# the right image, or none
+
+
+def pictures(root, *places):
+    for place in places:
+        path = root / place
+        write_photographs(path.parent, [path.stem], path.suffix, content=str(place))
+
+
+def test_the_name_as_it_is_comes_before_the_folder_of_the_split(root):
+    pictures(root, "photos/a.jpg", "photos/b.jpg", "train_masks/a.png", "train_masks/b.png")
+    write(root / "labels.csv", "image,level", ["a.jpg,0", "b.jpg,1"])
+    assert read(root)[0]["train"]["b.jpg"] == (1, "photos/b.jpg")
+    write(root / "labels.csv", "image,level", ["a,0", "b,1"])  # now both fit
+    assert "image 'a' lies in" in refusal(retinopathy(root).read_table)
+
+
+def test_photographs_near_the_label_file_come_before_those_of_another_data_set(root):
+    pictures(root, *(f"mine/photos/{n}.jpg" for n in (1, 2, 3)), *(f"other/Training/{n}.png" for n in (1, 2, 3)))
+    write(root / "mine" / "labels.csv", "image,level", ["1,0", "2,1", "3,2"])
+    assert read(root)[0]["train"]["2"] == (1, "mine/photos/2.jpg")
+    (root / "mine" / "photos" / "2.jpg").unlink()  # not that of the other set
+    assert "1 of 3 listed images is missing (2)" in refusal(retinopathy(root).read_table)
+
+
+@pytest.mark.parametrize("own", ["test/test", "Test", "Testing Set"])
+def test_a_split_with_a_folder_of_its_own_takes_no_image_of_another(root, own):
+    pictures(root, *(f"train/{n}.png" for n in range(1, 6)), f"{own}/4.png", f"{own}/5.png")
+    write(root / "train.csv", "image,level", ["1,0", "2,1", "3,2"])
+    write(root / "test.csv", "image,level", ["4,0", "5,1"])
+    assert read(root)[0]["test"] == {"4": (0, f"{own}/4.png"), "5": (1, f"{own}/5.png")}
+    (root / own / "5.png").unlink()
+    assert "1 of 2 listed images is missing (5)" in refusal(retinopathy(root).read_table)
+
+
+def test_a_folder_of_another_split_serves_no_one(root):
+    pictures(root, "photos/test/3.jpg")
+    write(root / "train.csv", "image,level", ["3,0"])
+    assert "1 of 1 listed image is missing" in refusal(retinopathy(root).read_table)
+
+
+def test_the_suffix_in_another_case_is_the_same_suffix(root):
+    pictures(root, "images/x.png", "images/x.jpg", "images/y.jpg", "images/y.png")
+    write(root / "train.csv", "image,level", ["x.PNG,0"])
+    assert read(root)[0]["train"]["x.PNG"] == (0, "images/x.png")
+    write(root / "train.csv", "image,level", ["y.tif,0"])
+    assert "holds y.jpg and y.png; name one" in refusal(retinopathy(root).read_table)
+
+
+def test_a_folder_called_like_an_image_is_none(root):
+    pictures(root, "images/1/1.png", "images/2/2.png")
+    write(root / "train.csv", "image,level", ["1,0", "2,1"])
+    assert read(root)[0]["train"]["2"] == (1, "images/2/2.png")
+
+
+def test_label_files_behind_links_are_found_and_answers_are_none(root, tmp_path):
+    write(tmp_path / "store" / "valid.csv", "image,level", ["v,1"])
+    pictures(tmp_path / "store", "valid/v.jpg")
+    pictures(root, "images/a.jpg")
+    write(root / "train.csv", "image,level", ["a,0"])
+    write(root / "preds_test.csv", "image,level", ["a,0"])
+    (root / "more").symlink_to(tmp_path / "store")
+    (root / "loop").symlink_to(root)
+    assert {split: list(rows) for split, rows in read(root)[0].items()} == {"train": ["a"], "val": ["v"]}
+
+
+def test_eyes_by_od_and_os_or_by_no_name(root):
+    pictures(root, "images/1_OD.jpg", "images/1_OS.jpg", "images/x.jpg", "images/y.jpg")
+    rows = ["1_OD,0,4", "1_OS,0,4", "x,2,2", "y,1,3"]
+    write(root / "train.csv", "image_id,left_eye_DR_Level,right_eye_DR_Level", rows)
+    assert "label '' of image row 4" in refusal(retinopathy(root).read_table)
+    found = read(root, on_bad_label="drop")[0]["train"]
+    assert {name: target for name, (target, _) in found.items()} == {"1_OD": 4, "1_OS": 0, "x": 2}

@@ -64,7 +64,7 @@ def test_named_columns_win_over_known_ones(file):
 @pytest.mark.parametrize("header", [("", ""), ("image\n", "level\n"), ("0\n", "x\n")])
 def test_pair_keeps_its_first_row_with_and_without_header(file, header):
     images, labels = file(f"{header[0]}007\n10_left\n", "train_img.csv"), file(f"{header[1]}3\n0\n", "train_label.csv")
-    assert cells(read_pair(images, labels)) == [("007", "3"), ("10_left", "0")]
+    assert cells(read_pair(images, labels, GRADES)) == [("007", "3"), ("10_left", "0")]
 
 
 @pytest.mark.parametrize(
@@ -76,21 +76,21 @@ def test_pair_keeps_its_first_row_with_and_without_header(file, header):
     ],
 )
 def test_pair_of_unequal_length(file, images, labels, seen):
-    message = refusal(read_pair, file(images, "train_img.csv"), file(labels, "train_label.csv"))
+    message = refusal(read_pair, file(images, "train_img.csv"), file(labels, "train_label.csv"), GRADES)
     assert seen in message
     assert "both with or both without a header" in message
 
 
 def test_blank_line_in_a_pair_does_not_shift_the_rows(file):
     images, labels = file("a\nb\n\nc\n", "train_img.csv"), file("0\n\n1\n2\n", "train_label.csv")
-    message = refusal(parse, read_pair(images, labels), images, labels, GRADES)
+    message = refusal(parse, read_pair(images, labels, GRADES), images, labels, GRADES)
     assert f"{labels}: label '' of image row 2: labels must be whole numbers" in message
 
 
 @pytest.mark.parametrize("first", ["1.5", "-", ""])
 def test_bad_first_label_of_a_pair_is_no_header(file, first):
     images, labels = file("a\nb\nc\n", "train_img.csv"), file(f'"{first}"\n1\n2\n', "train_label.csv")
-    assert "image row 1" in refusal(parse, read_pair(images, labels), images, labels, GRADES)
+    assert "image row 1" in refusal(parse, read_pair(images, labels, GRADES), images, labels, GRADES)
 
 
 @pytest.mark.parametrize("text", ["", "\n", "  \n\n"])
@@ -102,7 +102,7 @@ def test_empty_file(file, text):
 def test_header_without_rows(file):
     assert "labels.csv lists no image" in refusal(read_labels, file("image,level\n"), None, None, GRADES)
     pair = file("image\n", "train_img.csv"), file("level\n", "train_label.csv")
-    assert "train_img.csv lists no image" in refusal(read_pair, *pair)
+    assert "train_img.csv lists no image" in refusal(read_pair, *pair, GRADES)
 
 
 def test_missing_file_names_itself_and_the_key(tmp_path):
@@ -167,7 +167,7 @@ def test_more_bad_labels_are_counted(file):
 @pytest.mark.parametrize("name", ["../a", "x/../../a", "/etc/a", ""])
 def test_names_stay_inside_the_folder(file, name):
     images, labels = file(f'ok\n"{name}"\n', "train_img.csv"), file("0\n1\n", "train_label.csv")
-    message = refusal(parse, read_pair(images, labels), images, labels, GRADES)
+    message = refusal(parse, read_pair(images, labels, GRADES), images, labels, GRADES)
     assert message.startswith(f"{images}: image {name!r} of image row 2: names must be relative paths")
 
 
@@ -305,3 +305,40 @@ def test_tables_of_an_evaluation_are_no_label_files(tmp_path):
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "training.tsv").write_text("a\t0\nb\t1\n")
     assert label_files(tmp_path, (None, None), GRADES) == {"train": [tmp_path / "labels" / "training.tsv"]}
+
+
+def test_numbers_are_numbers_even_where_classes_are_called_so(file):
+    names = Grades(["1", "2", "3"], first=1)
+    assert parse_file(file("image,level\na,1\nb,2.0\nc,3\n"), names)["target"].tolist() == [0, 1, 2]
+    assert "labels run from 0 to 2" in refusal(parse_file, file("image,level\na,1\nb,3\n"), Grades(["1", "2", "3"]))
+
+
+def test_labels_that_compare_equal_are_refused():
+    assert "several labels read 'm_1'" in refusal(Grades, ["a", "b"], {"M-1": 0, "m 1": 1})
+
+
+def test_a_label_in_words_is_no_header_of_a_pair(file):
+    images, labels = file("a\nb\n", "train_img.csv"), file("mild\nno DR\n", "train_label.csv")
+    assert cells(read_pair(images, labels, GRADES)) == [("a", "mild"), ("b", "no DR")]
+
+
+def test_a_column_called_like_a_class_is_a_header(file):
+    grades = Grades(["no DR", "DR"])
+    found = parse(read_labels(file("image,DR\nx,1\n"), None, "DR", grades), "x", "x", grades)
+    assert cells(found) == [("x", 1)]
+
+
+def test_rows_wider_than_the_header_are_read_where_they_tell_the_index(file):
+    assert cells(parse_file(file("image,level\n1,x,0\n2,y,1\n"))) == [("x", 0), ("y", 1)]
+    assert "is not a comma-separated file" in refusal(parse_file, file("image,level\n2,1,0\n1,2,0\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("image;grade (0,1,2);level\nx;0;1\ny;1;2\n", [("x", 1), ("y", 2)]),
+        ("a;b;c,0\nd;e;f,1\n", [("a;b;c", 0), ("d;e;f", 1)]),
+    ],
+)
+def test_the_separator_is_what_every_line_has_as_often(file, text, expected):
+    assert cells(parse_file(file(text))) == expected

@@ -304,3 +304,12 @@ def test_the_death_of_a_waiting_process_is_not_that_of_the_job(sweep: Sweep, mon
     with pytest.raises(UserError, match="mostly for want of memory"):
         train.start(run)
     assert run.read_status()["state"] == "failed"
+
+
+def test_more_epochs_on_other_data_leave_a_done_run_alone(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep("schedule=constant", "trainer.max_epochs=1", multirun=False) == 0
+    before = RunFolder(Path("sweep")).config_file.read_bytes()
+    assert sweep("schedule=constant", "trainer.max_epochs=2", "data.root=elsewhere", multirun=False) == 1
+    assert "is done with data.root=" in capsys.readouterr().err
+    assert RunFolder(Path("sweep")).config_file.read_bytes() == before
+    assert RunFolder(Path("sweep")).read_status()["state"] == "done"

@@ -20,6 +20,7 @@ SEPARATORS = ",;\t|"
 EXCEL = re.compile(r"sep=(.)\s*\n")  # a first line by which Excel tells the separator
 LAST_SPACE = r"\s+(?=\S+\s*$)"  # before the last word: `photo 1.jpg 0`
 SUFFIXES = (".csv", ".tsv", ".txt")
+ANSWERS = re.compile(r"submission|pred", re.IGNORECASE)  # of files with labels that are a model's
 DEEPEST = 3  # folders below the root in which label files are looked for
 # in the order of preference, as `plain` writes them
 IMAGE_COLUMNS = (
@@ -31,7 +32,8 @@ LABEL_COLUMNS = (
     *("dr_grading", "retinopathy"),
 )
 EYES = ("left_eye_dr_level", "right_eye_dr_level")  # of DeepDRiD: each photograph has a grade in that of its eye
-RIGHT = r"(?i)(?:.*[_\-. \d])?r(?:ight)?(?:\d*|[_\-. ].*)"  # 3_r1, right_4
+# 3_r1, right_4, 5_OD
+LEFT, RIGHT = (rf"(?i)(?:.*[_\-. \d])?(?:{eye})(?:\d*|[_\-. ].*)" for eye in ("l|left|os|oi|le", "r|right|od|re"))
 BAD = -1  # the target of a row whose label is none
 
 
@@ -48,6 +50,9 @@ class Grades:
         for text, target in (self.labels or {}).items():
             if not 0 <= target < len(self.class_names):
                 raise UserError(f"data.labels: {text!r} is class {target}; classes run from 0 to {self._last(0)}")
+        words = [plain(text) for text in self.labels or {}]
+        if alike := [word for word in words if words.count(word) > 1]:
+            raise UserError(f"data.labels: several labels read {alike[0]!r} in lower case; keep one of them")
 
     def _last(self, first: int) -> int:
         return first + len(self.class_names) - 1
@@ -63,10 +68,10 @@ class Grades:
         if self.labels is not None:
             words = {plain(text): target for text, target in self.labels.items()}
             return words.get(plain(label), words.get(number, BAD))
+        if whole:  # a number is one, even where classes are called by numbers
+            return int(number) - self.first if self.first <= int(number) <= self._last(self.first) else BAD
         names = [plain(name) for name in self.class_names]
-        if plain(label) in names:
-            return names.index(plain(label))
-        return int(number) - self.first if whole and self.first <= int(number) <= self._last(self.first) else BAD
+        return names.index(plain(label)) if plain(label) in names else BAD
 
     def rule(self, label: str) -> str:
         """Why a label is none."""
@@ -103,11 +108,15 @@ def label_files(root: Path, columns: tuple[str | None, str | None], grades: Grad
 
 
 def _tables(root: Path) -> Iterator[Path]:
-    for folder, below, names in os.walk(root):
+    seen = set[str]()
+    for folder, below, names in os.walk(root, followlinks=True):
         depth = len(Path(folder).relative_to(root).parts)
         below[:] = sorted(name for name in below if not is_junk(name)) if depth < DEEPEST else []
+        if os.path.realpath(folder) in seen:  # by another link
+            below[:], names = [], []
+        seen.add(os.path.realpath(folder))
         for name in sorted(names):
-            if name.lower().endswith(SUFFIXES) and not is_junk(name) and "submission" not in name.lower():
+            if name.lower().endswith(SUFFIXES) and not is_junk(name) and not ANSWERS.search(name):
                 yield Path(folder) / name
 
 
@@ -163,8 +172,12 @@ def _cells(text: str, separators: str = SEPARATORS) -> pd.DataFrame:
 
 
 def _separator(head: Sequence[str], separators: str) -> str:
-    """What stands most often in the first line; the last space where that holds none and every line has one."""
-    first = re.sub(r'"[^"]*"', "", head[0]) if head else ""
+    """What every line has equally often, or else the first one most; the last space where the first line has none."""
+    lines = [re.sub(r'"[^"]*"', "", line) for line in head if line.strip()]
+    first = lines[0] if lines else ""
+    even = [each for each in separators if len({line.count(each) for line in lines}) == 1 and first.count(each)]
+    if even:
+        return even[0]
     most = max(separators, key=first.count)
     if (
         first
@@ -181,7 +194,9 @@ def _as_wide_as_its_rows(text: str, separator: str) -> str:
     header, row = [*csv.reader(text.splitlines()[:2], delimiter=separator), [], []][:2]
     if len(row) != len(header) + 1:
         return text
-    return text.replace("\n", f"{separator}\n", 1) if row[-1] == "" else separator + text
+    if row[-1] == "":
+        return text.replace("\n", f"{separator}\n", 1)
+    return text if is_whole(row[1]) and is_whole(row[-1]) else separator + text  # which one is the index is not told
 
 
 def read_labels(
@@ -225,22 +240,25 @@ def _eyes(header: Sequence[str]) -> tuple[int, int] | None:
 
 
 def _of_its_eye(image: pd.Series, left: pd.Series, right: pd.Series) -> pd.Series:
-    """The grade of the eye that a name speaks of, or the only one that a row has."""
-    is_right = image.str.replace(r"\.\w+$", "", regex=True).str.fullmatch(RIGHT)
-    own, other = right.where(is_right, left), left.where(is_right, right)
-    return own.where(own != "", other)
+    """The grade of the eye that a name speaks of, or the only one that a row has; empty where neither tells."""
+    names = image.str.replace(r"\.\w+$", "", regex=True)
+    is_left, is_right = names.str.fullmatch(LEFT), names.str.fullmatch(RIGHT)
+    own = right.where(is_right & ~is_left, left.where(is_left & ~is_right, ""))
+    only = left.where(right == "", right.where((left == "") | (left == right), ""))
+    return own.where(own != "", only)
 
 
-def read_pair(image_csv: Path, label_csv: Path) -> pd.DataFrame:
+def read_pair(image_csv: Path, label_csv: Path, grades: Grades) -> pd.DataFrame:
     """The studies' layout, two single-column files aligned row by row → columns `image`, `label`, both text.
 
-    The header is optional: the first row is one when its label cell starts with a letter.
+    The header is optional: the first row is one when its label cell starts with a letter and is no label.
 
     Raises:
         UserError: the two files differ in their number of rows, or hold no row.
     """
     image_cells, label_cells = read_text(image_csv, ","), read_text(label_csv, ",")
-    first = 1 if str(label_cells.iloc[0, 0])[:1].isalpha() else 0  # `1.5` or nothing is a bad label, not a header
+    word = str(label_cells.iloc[0, 0])  # `1.5` or nothing is a bad label, not a header
+    first = 1 if word[:1].isalpha() and grades.targets(pd.Series([word])).iloc[0] == BAD else 0
     images, labels = image_cells.iloc[first:, 0], label_cells.iloc[first:, 0]
     if len(images) != len(labels):
         raise UserError(
@@ -252,7 +270,9 @@ def read_pair(image_csv: Path, label_csv: Path) -> pd.DataFrame:
 
 def _starts_with_data(cells: pd.DataFrame, grades: Grades) -> bool:
     """Whether there is no header: the second cell is a number, good or not, or another label."""
-    return cells.shape[1] >= 2 and (is_whole(cells.iloc[0, 1]) or grades.targets(cells.iloc[:1, 1]).iloc[0] != BAD)
+    if cells.shape[1] < 2 or plain(str(cells.iloc[0, 0])) in IMAGE_COLUMNS:
+        return False
+    return is_whole(cells.iloc[0, 1]) or grades.targets(cells.iloc[:1, 1]).iloc[0] != BAD
 
 
 def is_whole(cell: object) -> bool:

@@ -186,47 +186,66 @@ def find_images(
     return table.assign(path=paths)
 
 
-def _in_depth(names: pd.Series, places: Sequence[Path], split: str) -> pd.Series:
-    """The files of names at any depth, of the split's own folders and near the label file before others.
+def has_own(top: Path, split: str) -> bool:
+    """Whether images lie in a folder, at any depth, whose name speaks of the split."""
+    return any(_rank(PurePosixPath(image).parent, split) == 0 for image in list_images(top).images)
 
-    Says in one line how many differ from their files in case or suffix.
+
+def _in_depth(names: pd.Series, places: Sequence[Path], split: str) -> pd.Series:
+    """The files of names at any depth: by the name as it is before others, then near the label file.
+
+    Folders of other splits do not count, and no image may come from farther away than most of them. Says in one line
+    how many names differ from their files in case or suffix.
+
+    Raises:
+        UserError: two folders have a file that fits equally well, or one has two kinds of it.
     """
     top, near = places
     files: dict[str, list[PurePosixPath]] = {}
     for file in map(PurePosixPath, list_images(top).images):
         files.setdefault(stem_of(file.name).lower(), []).append(file)
-    folders = {file.parent for each in files.values() for file in each}
-    ranks = {folder: _rank(folder, split) for folder in folders}
-    most = 1 if 0 in ranks.values() else 2
+    ranks = {folder: _rank(folder, split) for folder in {file.parent for each in files.values() for file in each}}
     beside = near.relative_to(top).parts if near.is_relative_to(top) else ()
 
-    def locate(name: str) -> str | None:
+    def locate(name: str) -> tuple[int, PurePosixPath] | None:
         pure = PurePosixPath(name)
         below = [part.lower() for part in pure.parent.parts]
         fitting = [
             file
             for file in files.get(stem_of(pure.name).lower(), [])
             if [part.lower() for part in file.parent.parts[len(file.parent.parts) - len(below) :]] == below
-            and ranks[file.parent] <= most
+            and ranks[file.parent] < 2
         ]
         if not fitting:
             return None
-        best = min(map(order := lambda file: (ranks[file.parent], -_shared(file.parts, beside)), fitting))
+        best = min(map(order := lambda file: (_otherness(pure.name, file.name), -_shared(file.parts, beside)), fitting))
         closest = [file for file in fitting if order(file) == best]
-        chosen = min(closest, key=lambda file: (file.name != pure.name, SUFFIXES.index(file.suffix.lower()), file.name))
-        _refuse_two_places(name, [top / chosen, *(top / file for file in closest if file.parent != chosen.parent)])
-        return str(top / chosen)
+        _refuse_two_places(name, [top / file for file in {file.parent: file for file in closest}.values()])
+        if len(closest) > 1 and is_image(pure.name):
+            kinds = " and ".join(file.name for file in closest)
+            raise UserError(f"image {name!r}: {top / closest[0].parent} holds {kinds}; name one of them in the CSV")
+        chosen = min(closest, key=lambda file: (SUFFIXES.index(file.suffix.lower()), file.name))
+        return _shared(chosen.parts, beside), chosen
 
-    found = names.map(locate)
-    other = [
-        f"{PurePosixPath(name).name} is {Path(path).name}"
-        for name, path in zip(names, found, strict=True)
-        if isinstance(path, str) and PurePosixPath(name).name not in (Path(path).name, stem_of(Path(path).name))
-    ]
+    found = {name: place for name in names if (place := locate(name)) is not None}
+    usual = Counter(shared for shared, _ in found.values()).most_common(1)[0][0] if found else 0
+    paths = {name: file for name, (shared, file) in found.items() if shared >= usual}
+    other = [f"{PurePosixPath(name).name} is {file.name}" for name, file in paths.items() if _differs(name, file)]
     if other:
         number = count(len(other), "name")
         log.info("%s: %s in another case or with another suffix than the file (%s)", near, number, other[0])
-    return found
+    return pd.Series([str(top / paths[name]) if name in paths else None for name in names], names.index, dtype=object)
+
+
+def _otherness(name: str, file: str) -> int:
+    """How far the name of a file is from a name: 0 as it is or without suffix, 1 in case, 2 in its suffix."""
+    if name in (file, stem_of(file)):
+        return 0
+    return 1 if name.lower() in (file.lower(), stem_of(file).lower()) else 2
+
+
+def _differs(name: str, file: PurePosixPath) -> bool:
+    return _otherness(PurePosixPath(name).name, file.name) > 0
 
 
 def _rank(folder: PurePosixPath, split: str) -> int:
@@ -292,8 +311,10 @@ def _images_around(table: pd.DataFrame, root: Path) -> Iterator[tuple[str, list[
 
 
 def _list(folder: Path) -> set[str]:
+    """The names in a folder, without folders that are not called like an image; nothing where it is not there."""
     try:
-        return set(os.listdir(folder))  # noqa: PTH208 - names alone are ten times faster than Path objects
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if is_image(entry.name) or not entry.is_dir()}
     except (FileNotFoundError, NotADirectoryError):
         return set()
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from resnet_lab.data.image_data import ImageData, existing_folder
 from resnet_lab.data.label_files import BAD, Grades, label_files, parse, read_labels, read_pair
-from resnet_lab.data.listing import find_images, say_unlisted
+from resnet_lab.data.listing import find_images, has_own, say_unlisted, splits_of
 from resnet_lab.data.table import SPLITS
 from resnet_lab.errors import UserError, count
 
@@ -27,6 +27,7 @@ LABEL_FILES = {  # the 2015 competition's, APTOS 2019's; those that win over oth
 }
 SOLUTION = "retinopathy_solution.csv"  # the 2015 competition's, published after it
 USAGES = {"Public": "val", "Private": "test"}  # the community's protocol
+OLDER_VAL = ("images", "test", "test_images", "train", "train_images")  # where versions before 2 looked for val
 IMAGE_FOLDERS = {
     "train": ("images", "train", "train_images"),
     # the competition's validation images are among its test images
@@ -34,6 +35,10 @@ IMAGE_FOLDERS = {
     "test": ("images", "test", "test_images", "train", "train_images"),
 }
 BORROWED = {"train": (), "val": ("test", "test_images", "train", "train_images"), "test": ()}  # of other splits
+
+
+def _speaks_of_others(folder: Path, split: str) -> bool:
+    return bool(splits_of(folder.name)) and split not in splits_of(folder.name)
 
 
 Labels = tuple[pd.DataFrame, Path]  # rows with `image` and `target`, and the file that they stand in
@@ -127,7 +132,10 @@ class Retinopathy(ImageData):
         files = label_files(root, (self.image_column, self.label_column), self._grades)
         known = [root / name for name in (*keys, SOLUTION) if name]
         files = {split: [file for file in found if file not in known] for split, found in files.items()}
-        usual |= {split: [file for file in usual[split] if file in files.get(split, [])] for split in wanted[1:]}
+        fitting = {split: [file for file in usual[split] if file in files.get(split, [])] for split in wanted}
+        if fitting["train"] or files.get("train") or files.get(""):  # else the error is about the usual one
+            usual["train"] = fitting["train"]
+        usual |= {split: fitting[split] for split in wanted[1:]}
         found = {split: usual[split][:1] or files.get(split, []) for split in wanted}
         if "train" in wanted and not found["train"]:
             found["train"] = files.get("", [])
@@ -146,7 +154,11 @@ class Retinopathy(ImageData):
         """The rows of a split with the paths of their images."""
         own = getattr(self, f"{split}_images")
         if own is None and self.images is None:
-            top, folders = root, [root / name for name in IMAGE_FOLDERS[split] if (root / name).is_dir()] or [root]
+            top, names = root, IMAGE_FOLDERS[split] if self.find_csvs or split != "val" else OLDER_VAL
+            folders = [root / name for name in names if (root / name).is_dir()]
+            if self.find_csvs and any(_speaks_of_others(folder, split) for folder in folders) and has_own(root, split):
+                folders = [folder for folder in folders if not _speaks_of_others(folder, split)]
+            folders = folders or [root]
         else:
             key = "data.images" if own is None else f"data.{split}_images"
             top = existing_folder(str(root / (own or str(self.images))), key)
@@ -169,7 +181,9 @@ class Retinopathy(ImageData):
             raise UserError(
                 f"data.patient_column={self.patient_column}: {images} has one column; name a CSV that has it"
             )
-        return parse(read_pair(images, labels), images, labels, self._grades, self.on_bad_label == "drop"), images
+        return parse(
+            read_pair(images, labels, self._grades), images, labels, self._grades, self.on_bad_label == "drop"
+        ), images
 
     def _read(self, path: Path, more: dict[str, tuple[str, str]] | None = None) -> Labels:
         more = dict(more or {})
