@@ -38,7 +38,8 @@ def parse_file(path, grades=GRADES, **more):
 
 
 def located(table, folder, split="train"):
-    return find_images(table.assign(target=0), [folder], [], (folder, folder), split)
+    table = table if "target" in table else table.assign(target=0)
+    return find_images(table, [folder], [], (folder, folder), split)
 
 
 @pytest.mark.parametrize(
