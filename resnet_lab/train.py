@@ -159,7 +159,7 @@ def _accepted(run: RunFolder, plain: dict[str, Any]) -> dict[str, Any]:
     different = "; ".join(differences(before, plain))
     roots = [config["data"].get("root") for config in (before, plain)]
     trained = run.last_checkpoint.is_file() or run.best_checkpoint.is_file() or status["state"] == "done"
-    if trained and status["state"] == "done" and len({_place(root) for root in roots}) > 1:
+    if status["state"] == "done" and len({_place(root) for root in roots}) > 1:
         raise UserError(f"{run.path} is done with data.root={roots[0]}; choose another sweep_dir")
     if not different:
         return {}

@@ -151,7 +151,7 @@ def test_what_is_left_out_is_said_in_one_line_of_a_kind(root, caplog):
         (root / name).touch()
     _, log = log_of(caplog, class_folders(root).read_table)
     assert f"{root}: left out 6 images outside the class folders: 3 in extra, 2 in data, 1 in train" in log
-    assert "left out 3 files that are no images by their suffix: 2 .txt, 1 .csv" in log
+    assert "left out 3 files without the suffix of an image: 2 .txt, 1 .csv" in log
     caplog.clear()
     _, log = log_of(caplog, class_folders(write_class_folders(root.with_name("clean"), {"a": 2, "b": 2})).read_table)
     assert "left out" not in log

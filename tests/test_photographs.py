@@ -30,7 +30,7 @@ def test_every_kind_below_a_folder_and_no_junk(root, caplog):
     with caplog.at_level(logging.INFO):
         table, _ = photographs(root, val_fraction=0).table()
     assert table["image"].tolist() == ["a.Jpeg", "sub/b.webp"]
-    assert f"{root}: left out 2 files that are no images by their suffix: 1 .csv, 1 .txt" in caplog.text
+    assert f"{root}: left out 2 files without the suffix of an image: 1 .csv, 1 .txt" in caplog.text
     assert "patients" not in caplog.text  # nothing is split
 
 

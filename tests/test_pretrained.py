@@ -113,7 +113,7 @@ def test_imagenet_changes_initial_values_and_nothing_else(cached18, torchvision1
         expected = scratch if name.startswith("fc.") else torchvision18
         assert torch.equal(value, expected.state_dict()[name]), name
     assert caplog.messages == [
-        "model.pretrained=imagenet: loaded 120 tensors; left as initialised: fc.weight, fc.bias; "
+        "model.pretrained=imagenet: loaded 120 tensors; left as initialized: fc.weight, fc.bias; "
         "in the weights but not used: fc.weight [1000, 512], fc.bias [1000]"
     ]
 
@@ -129,7 +129,7 @@ def test_the_hidden_head_keeps_imagenets_layer(cached18, torchvision18, caplog):
     model = resnet(18, hidden_head=True, pretrained="imagenet")
     assert torch.equal(model.fc[0].weight, torchvision18.fc.weight)
     assert torch.equal(model.fc[0].bias, torchvision18.fc.bias)
-    assert "left as initialised: fc.2.weight, fc.2.bias; in the weights but not used: none" in caplog.text
+    assert "left as initialized: fc.2.weight, fc.2.bias; in the weights but not used: none" in caplog.text
 
 
 def test_weights_that_cannot_be_fetched_name_the_file_and_its_folder(cache):
@@ -456,7 +456,7 @@ def test_another_number_of_classes_leaves_only_the_head(tmp_path, caplog):
     model = resnet(8, 5, form="cifar", pretrained=source)
     assert torch.equal(model.fc.weight, scratch.fc.weight)
     assert torch.equal(model.layer3[0].bn2.running_var, small().layer3[0].bn2.running_var)
-    assert "left as initialised: fc.weight, fc.bias; in the weights but not used: fc.weight [10, 64]" in caplog.text
+    assert "left as initialized: fc.weight, fc.bias; in the weights but not used: fc.weight [10, 64]" in caplog.text
 
 
 # ---- the stride ----

@@ -30,7 +30,7 @@ MANY = 20  # copies of one file up to which all pairs are listed
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
-    """The grey picture (SIDE, SIDE), uint8, by which `near_pairs` knows an image, uint8 (H, W, 3) RGB or (H, W)."""
+    """The gray picture (SIDE, SIDE), uint8, by which `near_pairs` knows an image, uint8 (H, W, 3) RGB or (H, W)."""
     gray = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     return cv2.resize(gray, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
 

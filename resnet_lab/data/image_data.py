@@ -122,7 +122,7 @@ class ImageData(ABC):
 
     def __post_init__(self) -> None:
         """Refuse, by key, what is of another type or makes no sense."""
-        self.bad_labels = 0  # rows that were left out for want of a label
+        self.bad_labels = 0  # rows that were left out, as their label is empty, out of range or unknown
         self.patients = EACH_IMAGE  # how they were found, from listing the rows on
         hints = get_type_hints(type(self))
         for field in fields(self):

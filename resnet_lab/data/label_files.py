@@ -49,13 +49,17 @@ class Grades:
         """Refuse a mapping to classes that there are not."""
         for text, target in (self.labels or {}).items():
             if not 0 <= target < len(self.class_names):
-                raise UserError(f"data.labels: {text!r} is class {target}; classes run from 0 to {self._last(0)}")
+                raise UserError(
+                    f"data.labels: {text!r} is class {target}; classes run from 0 to {len(self.class_names) - 1}"
+                )
         words = [plain(text) for text in self.labels or {}]
         if alike := [word for word in words if words.count(word) > 1]:
             raise UserError(f"data.labels: several labels read {alike[0]!r} in lower case; keep one of them")
 
-    def _last(self, first: int) -> int:
-        return first + len(self.class_names) - 1
+    @property
+    def last(self) -> int:
+        """The number of the last class."""
+        return self.first + len(self.class_names) - 1
 
     def targets(self, labels: pd.Series) -> pd.Series:
         """The class of each label, or BAD."""
@@ -69,7 +73,7 @@ class Grades:
             words = {plain(text): target for text, target in self.labels.items()}
             return words.get(plain(label), words.get(number, BAD))
         if whole:  # a number is one, even where classes are called by numbers
-            return int(number) - self.first if self.first <= int(number) <= self._last(self.first) else BAD
+            return int(number) - self.first if self.first <= int(number) <= self.last else BAD
         names = [plain(name) for name in self.class_names]
         return names.index(plain(label)) if plain(label) in names else BAD
 
@@ -78,7 +82,7 @@ class Grades:
         if self.labels is not None:
             return f"data.labels has no such label; it has {', '.join(map(str, self.labels))}"
         if is_whole(label):
-            return f"labels run from {self.first} to {self._last(self.first)}"
+            return f"labels run from {self.first} to {self.last}"
         return f"labels must be whole numbers, or names of classes ({', '.join(self.class_names)})"
 
 

@@ -30,7 +30,7 @@ JUNK = (
     *("__macosx", "icon\r", "@eadir", "@recycle", "#recycle", "#snapshot", "lost+found", "__pycache__"),
     *("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information"),
 )
-NO_IMAGES = ("file that is no image by its suffix", "files that are no images by their suffix")
+NO_IMAGES = ("file without the suffix of an image", "files without the suffix of an image")
 KINDS = 5  # suffixes and folders that a line names, at most
 
 
@@ -128,8 +128,8 @@ def say_left_out(place: Path, one: str, several: str, counts: Counter[str], done
 
     Args:
         place: the folder of the data set.
-        one: what a file is, as `file that is no image`.
-        several: what the files are, as `files that are no images`.
+        one: what a file is, as `image that no CSV lists`.
+        several: what the files are, as `images that no CSV lists`.
         counts: kind or folder → files.
         done: what happened to them.
     """
@@ -230,7 +230,11 @@ def _in_depth(names: pd.Series, places: Sequence[Path], split: str) -> pd.Series
     found = {name: place for name in names if (place := locate(name)) is not None}
     usual = Counter(shared for shared, _ in found.values()).most_common(1)[0][0] if found else 0
     paths = {name: file for name, (shared, file) in found.items() if shared >= usual}
-    other = [f"{PurePosixPath(name).name} is {file.name}" for name, file in paths.items() if _differs(name, file)]
+    other = [
+        f"{PurePosixPath(name).name} is {file.name}"
+        for name, file in paths.items()
+        if _otherness(PurePosixPath(name).name, file.name)
+    ]
     if other:
         number = count(len(other), "name")
         log.info("%s: %s in another case or with another suffix than the file (%s)", near, number, other[0])
@@ -242,10 +246,6 @@ def _otherness(name: str, file: str) -> int:
     if name in (file, stem_of(file)):
         return 0
     return 1 if name.lower() in (file.lower(), stem_of(file).lower()) else 2
-
-
-def _differs(name: str, file: PurePosixPath) -> bool:
-    return _otherness(PurePosixPath(name).name, file.name) > 0
 
 
 def _rank(folder: PurePosixPath, split: str) -> int:

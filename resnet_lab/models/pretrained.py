@@ -61,7 +61,7 @@ def load_pretrained(model: nn.Module, source: str) -> None:
     kept = [name for name in own if name not in fits and not name.endswith("num_batches_tracked")]
     unused = [f"{name} {list(value.shape)}" for name, value in state.items() if name not in fits]
     logger.info(
-        "model.pretrained=%s: loaded %d tensors; left as initialised: %s; in the weights but not used: %s",
+        "model.pretrained=%s: loaded %d tensors; left as initialized: %s; in the weights but not used: %s",
         source,
         len(fits),
         ", ".join(kept) or "none",
