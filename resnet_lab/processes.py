@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ class Stopped(BaseException):
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
+        self.signum = signum
         self.code = 128 + signum  # what a shell calls it
 
 
@@ -32,12 +34,25 @@ def stop_on_signals() -> None:
     """From now on Ctrl-C and SIGTERM raise `Stopped` in the main thread, once."""
     for signum in SIGNALS:
         signal.signal(signum, _stop)
+    sys.unraisablehook = _stop_all_the_same
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
     for each in SIGNALS:
         signal.signal(each, signal.SIG_IGN)  # the way out is not to be disturbed
     raise Stopped(signum)
+
+
+def _stop_all_the_same(unraisable: sys.UnraisableHookArgs) -> None:
+    """Stop where the signal came during a finalizer, in which Python swallows every exception."""
+    if not isinstance(unraisable.exc_value, Stopped):
+        sys.__unraisablehook__(unraisable)
+        return
+    stop_on_signals()
+    # soon, as an exception in this hook is lost, too
+    again = threading.Timer(0.1, os.kill, (os.getpid(), unraisable.exc_value.signum))
+    again.daemon = True
+    again.start()
 
 
 def run_tied(command: Sequence[str]) -> int:

@@ -35,6 +35,7 @@ except Stopped as stopped:
     sys.exit(stopped.code)
 """
 SLEEP = "time.sleep(60)"
+FINALIZER = "import signal; type('Dying', (), {{'__del__': lambda self: signal.raise_signal({})}})(); time.sleep(60)"
 HANG = "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]); time.sleep(60)"
 
 
@@ -97,3 +98,11 @@ def test_a_job_started_by_hand_has_no_parent_to_follow(tmp_path: Path) -> None:
     assert shown.stdout == b"ready\n"
     assert time.monotonic() - begun > 1.2  # its starter has long been gone
     assert not (tmp_path / "stopped").exists()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_a_finalizer_is_not_lost(tmp_path: Path, signum: signal.Signals) -> None:
+    child = CHILD.format(work=FINALIZER.format(signum), grace=30)
+    process = subprocess.run([sys.executable, "-c", child], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stderr) == (128 + signum, "")
+    assert (tmp_path / "stopped").read_text() == signum.name
