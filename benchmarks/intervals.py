@@ -28,7 +28,7 @@ SCORES = (0.5, 0.8, 0.95, 0.99, 0.999)
 NULL_SCORES = (0.9, 0.99, 0.999)
 IMAGES = (16, 60, 400, 5000)
 AGAIN = 0.92  # a coverage below which a cell is drawn again
-FEWEST_GIVEN = 20  # test sets with an interval, below which a cell is left out
+FEWEST_GIVEN = 40  # test sets with an interval, below which a cell is left out
 SHARES = {
     2: np.array([0.6, 0.4]),
     5: np.array([0.45, 0.12, 0.22, 0.12, 0.09]),
@@ -52,7 +52,7 @@ difficulty). Images of a patient share 30 % of the variance of difficulty and 60
   balanced accuracy.
 - QWK, AUROC and the AUROC of referable grades come from networks with exactly that score.
 - Two classes hold 60 and 40 % of the images, five hold 45, 12, 22, 12 and 9 %, 102 hold the same share each.
-- Only test sets with an interval count. A dash marks a cell in which fewer than 20 of them have one. With 16 images of
+- Only test sets with an interval count. A dash marks a cell in which fewer than 40 of them have one. With 16 images of
   two classes about one in six has eight of each.
 - A cell has {repeats} test sets, with 5,000 images {fewer}, with 102 classes {fewest}. The standard error
   of 95 % is then {error:.1f}, {larger:.1f} and {largest:.1f} points.
@@ -61,7 +61,7 @@ difficulty). Images of a patient share 30 % of the variance of difficulty and 60
   Means are those of the first ones.
 - For accuracy of independent images the exact coverage of Wilson's interval stands in brackets.
 - Equal groups: the share of sweeps in per cent in which some group is called behind the best, at most 5 by design;
-  {sweeps} sweeps a cell. Where more are found, four times as many other sweeps replace them.
+  {sweeps} sweeps a cell. Where more are found, sixteen times as many other sweeps replace them.
 """
 
 
@@ -223,11 +223,11 @@ def measure(task: tuple[Cell, int]) -> tuple[Counts, Counts]:
 
 
 def measure_null(task: tuple[Cell, int, int]) -> dict[str, tuple[int, int]]:
-    """The sweeps of a cell in which a group is called behind; where too many are, of four times as many others."""
+    """The sweeps of a cell in which a group is called behind; where too many are, of sixteen times as many others."""
     cell, groups, repeats = task
     found = apart(cell, groups, 2 * repeats)
     if any(behind > 0.05 * n for n, behind in found.values()):
-        found = apart(cell, groups, 8 * repeats, seed=1)
+        found = apart(cell, groups, 32 * repeats, seed=1)
     return found
 
 

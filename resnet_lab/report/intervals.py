@@ -39,8 +39,8 @@ SHARES = ("accuracy", "recall_weighted")  # have Wilson's limits as they are; th
 BY_CLASS = ("balanced_accuracy", "precision_macro", "recall_macro", "f1_macro")  # every class counts alike
 # errors that are added to those that were found: the more, the more errors differ in what they cost
 PSEUDO = 0.5
-PSEUDO_OF = dict.fromkeys(BY_CLASS, 2.0) | dict.fromkeys(("qwk", "auroc", "referable_auroc"), 1.0)
-ONE_SIDED = 0.13  # how often a limit may miss on its side where few errors were found
+PSEUDO_OF = dict.fromkeys(BY_CLASS, 2.0) | {"qwk": 1.5, "auroc": 1.0, "referable_auroc": 1.0}
+ONE_SIDED = 0.14  # how often a limit may miss on its side where few errors were found
 LEAST_FREEDOM = 12
 FEW_OF_A_CLASS = f"a class has fewer than {FEWEST} images"
 AREA = 0.15  # what an error of a ranking takes off, were each kind of image one alone
@@ -108,7 +108,8 @@ class Estimates:
     def _cost_of_error(self, group: int, share: float) -> float:
         """What an error takes off the share were all errors alike: one part in the effective number of images.
 
-        The variance over patients has its own (t / z)² and that over seeds another (Korn and Graubard 1998).
+        The variance over patients has its own (t / z)² and that over seeds another (Korn and Graubard 1998). Seeds
+        scatter less the nearer the score is to its end: their variance on the logit scale is taken over to the center.
         """
         influence = self._influence(np.eye(len(self.values))[group])
         variance = float(influence @ influence)
@@ -125,7 +126,7 @@ class Estimates:
         center = (share + Z**2 * cost / 2) / (1 + Z**2 * cost)  # of Wilson's interval, which is never at the edge
         seeds = max(self.seeds.spread[group] - self.seeds.chance[group], 0) / (1 - self.lower) ** 2
         by_seeds = self._square_by_seeds(np.eye(len(self.values))[group], (1 + CONFIDENCE) / 2) / Z**2
-        return cost + seeds * by_seeds / (center * (1 - center))
+        return cost + seeds * by_seeds * center * (1 - center) / (found**2 or np.inf)
 
     def _influence(self, contrast: np.ndarray) -> np.ndarray:
         """What each patient adds to a contrast (G,) of the groups, (P,), as a share of the metric's range."""
