@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -295,8 +295,8 @@ def jobs_file(sweep_dir: Path) -> Path:
     return sweep_dir / "jobs.txt"
 
 
-def list_jobs(sweep_dir: Path, names: Iterable[str] | None = None) -> list[str]:
-    """The names of a sweep's jobs in the order asked for, after adding `names` to them."""
+def list_jobs(sweep_dir: Path, names: Iterable[str] | None = None, gone: Collection[str] = ()) -> list[str]:
+    """The names of a sweep's jobs in the order asked for, after adding `names` to them and removing those in `gone`."""
     if names is None and not jobs_file(sweep_dir).is_file():
         return []
     sweep_dir.mkdir(parents=True, exist_ok=True)
@@ -305,9 +305,13 @@ def list_jobs(sweep_dir: Path, names: Iterable[str] | None = None) -> list[str]:
             fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         known = file.read().splitlines()
-        new = [name for name in dict.fromkeys(names or ()) if name not in known]
+        kept = [name for name in known if name not in gone]
+        new = [name for name in dict.fromkeys(names or ()) if name not in kept]
+        if len(kept) < len(known):
+            file.truncate(0)
+            file.writelines(f"{name}\n" for name in kept)
         file.writelines(f"{name}\n" for name in new)
-    return known + new
+    return kept + new
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

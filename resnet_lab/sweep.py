@@ -18,8 +18,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from resnet_lab.config import check, conf_dir, job_name, one_line
+from resnet_lab.continuation import EPOCHS, epochs_by_job, goes_on_to
 from resnet_lab.errors import UserError
-from resnet_lab.run_folder import list_jobs
+from resnet_lab.run_folder import RunFolder, list_jobs
 
 NOT_RUN = ("-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info", "-v", "--version")
 
@@ -117,16 +118,52 @@ class ListJobs(Callback):
     """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        hydra, names = config.hydra, []
+        hydra, names, renamed = config.hydra, [], list[str]()
         if hydra.runtime.choices["hydra/sweeper"] == "basic":
             overrides = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
             jobs = _grid(overrides, hydra.sweeper.params or {}, seeds=True)
             excluded = hydra.job.config.override_dirname.exclude_keys
             names = [_folder_name(job, excluded, hydra.sweep.dir) for job in jobs]
+            renamed = _lengthened(dict(zip(names, jobs, strict=True)), excluded, Path(hydra.sweep.dir))
         try:
-            list_jobs(Path(hydra.sweep.dir), names)
+            list_jobs(Path(hydra.sweep.dir), names, renamed)
         except OSError as error:  # Hydra would go on without a word of ours
             print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
+
+
+def _lengthened(jobs: Mapping[str, Sequence[str]], excluded: Sequence[str], sweep_dir: Path) -> list[str]:
+    """Give jobs with fewer epochs the names of those that are asked for, so that they go on; their old names.
+
+    Not where several numbers of epochs are asked for: they are an axis then.
+
+    Args:
+        jobs: folder name → overrides.
+        excluded: keys that are no part of a name.
+        sweep_dir: the folder of the sweep.
+    """
+    asked = {item for job in jobs.values() for item in job if item.partition("=")[0] == EPOCHS}
+    if len(asked) != 1 or not (most := asked.pop().partition("=")[2]).isdecimal():
+        return []
+    renamed, there = [], epochs_by_job(sweep_dir)
+    for name, job in jobs.items():
+        others = [item for item in job if item.partition("=")[0] != EPOCHS]
+        fewer = [
+            other
+            for other, epochs in there.items()
+            if epochs < int(most) and other == _folder_name([*others, f"{EPOCHS}={epochs}"], excluded, str(sweep_dir))
+        ]
+        if name in there or len(fewer) != 1:
+            continue
+        try:
+            if not goes_on_to(RunFolder(sweep_dir / fewer[0]), _composed(job)):
+                continue
+            (sweep_dir / fewer[0]).rename(sweep_dir / name)
+        except UserError as error:
+            print(f"{name} is trained from its first epoch on. {error}", flush=True)
+        else:
+            renamed += fewer
+            print(f"{fewer[0]} goes on as {name}", flush=True)
+    return renamed
 
 
 def _folder_name(job: Sequence[str], excluded: Sequence[str], sweep_dir: str) -> str:

@@ -30,6 +30,7 @@ from resnet_lab.config import (
     register,
     without_unknown,
 )
+from resnet_lab.continuation import EPOCHS, refuse_epochs
 from resnet_lab.errors import UserError
 from resnet_lab.processes import (
     BUSY,
@@ -50,7 +51,6 @@ class JobFailed(UserError):
     """A job that ended with an error which it has shown itself."""
 
 
-UNENDING = ("resnet_lab.optim.constant", "resnet_lab.optim.plateau")  # schedules that do not depend on max_epochs
 LAUNCHERS = ("joblib", "submitit")  # packages whose errors mean that a worker died
 FAILED: list[RunFolder] = []  # the single run of this process, where it failed
 
@@ -167,8 +167,8 @@ def _accepted(run: RunFolder, plain: dict[str, Any]) -> dict[str, Any]:
     if not trained and not run.is_locked():
         print(f"{run.path} holds no epoch yet, and takes the new configuration ({different})", flush=True)
         return mended
-    if changed_keys(before, plain) == {"trainer.max_epochs"}:
-        _refuse_epochs(run, before, plain)
+    if changed_keys(before, plain) == {EPOCHS}:
+        refuse_epochs(run, before, plain)
         old, new = (config["trainer"]["max_epochs"] for config in (before, plain))
         if status["state"] == "done" and status["epoch"] + 1 < old:
             print(f"{run.path} stopped early, after {status['epoch'] + 1} epochs; {new} change nothing", flush=True)
@@ -180,33 +180,6 @@ def _accepted(run: RunFolder, plain: dict[str, Any]) -> dict[str, Any]:
 def _place(root: str | None) -> str | None:
     """A folder, however it is typed."""
     return None if root is None else os.path.realpath(Path(str(root)).expanduser())
-
-
-def _refuse_epochs(run: RunFolder, before: dict[str, Any], plain: dict[str, Any]) -> None:
-    """Stop where a run cannot go on to another number of epochs.
-
-    Raises:
-        UserError: there are fewer of them, the schedule is another one from the start, or its last checkpoint is gone.
-    """
-    old, new = (config["trainer"]["max_epochs"] for config in (before, plain))
-    schedule = plain["schedule"]["_target_"]
-    if run.is_locked():
-        reason = "a process is at work in it; wait for it"
-    elif new < old:
-        reason = f"trainer.max_epochs is {old} there, {new} here; choose another sweep_dir"
-    elif old == 0:
-        reason = "it holds weights as they were (trainer.max_epochs=0); train in another sweep_dir"
-    elif schedule not in UNENDING:
-        name = schedule.rpartition(".")[2]
-        reason = (
-            f"{name} over {new} epochs is another schedule than over {old}, from the first step on; "
-            f"train anew in another sweep_dir, or go on from its weights with model.pretrained={run.path}"
-        )
-    elif not run.last_checkpoint.is_file():
-        reason = f"last.ckpt is gone (keep_last=false); go on from its weights with model.pretrained={run.path}"
-    else:
-        return
-    raise UserError(f"{run.path}: {reason}")
 
 
 def _may_start(run: RunFolder, on_failed: str, sweep: bool) -> bool:
