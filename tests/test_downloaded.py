@@ -302,3 +302,47 @@ def test_eyes_by_od_and_os_or_by_no_name(root):
     assert "label '' of image row 4" in refusal(retinopathy(root).read_table)
     found = read(root, on_bad_label="drop")[0]["train"]
     assert {name: target for name, (target, _) in found.items()} == {"1_OD": 4, "1_OS": 0, "x": 2}
+
+
+def test_files_that_are_left_out_are_said(root, caplog):
+    pictures(root, "images/a.jpg", "images/b.jpg")
+    write(root / "train.csv", "image,level", ["a,0"])
+    write(root / "valid.csv", "image,quality", ["b,1"])
+    write(root / "train_and_val_labels.csv", "image,level", ["b,1"])
+    with caplog.at_level(logging.INFO):
+        assert list(read(root)[0]) == ["train"]
+    assert "train from train.csv; left out train_and_val_labels.csv, valid.csv" in caplog.text
+    (root / "valid.csv").write_bytes("image,level\nb,1\n".encode("utf-16"))
+    assert f"{root / 'valid.csv'} is not a comma-separated file in UTF-8" in refusal(retinopathy(root).read_table)
+
+
+@pytest.mark.parametrize("name", ["grades.xlsx", "labels.csv"])
+def test_tables_that_cannot_be_read_are_named(root, name):
+    pictures(root, "images/a.jpg")
+    (root / "tables").mkdir()
+    (root / "tables" / name).write_bytes("image,level\na,0\n".encode("utf-16"))
+    assert f"save tables/{name} as CSV in UTF-8" in refusal(retinopathy(root).read_table)
+
+
+def test_the_solution_counts_where_it_has_the_column(root):
+    write_photographs(root / "train", [f"{n}_left" for n in range(4)], ".jpeg")
+    write(root / "retinopathy_solution.csv", "image,level,Usage", ["9_left,0,Public"])
+    write(root / "Label_EyeQ_train.csv", "image,quality,DR_grade", [f"{n}_left,{n % 3},0" for n in range(4)])
+    found, _ = read(root, label_column="quality")
+    assert {name: target for name, (target, _) in found["train"].items()} == {f"{n}_left": n % 3 for n in range(4)}
+    assert list(found) == ["train"]
+
+
+def test_photographs_in_the_cache_are_not_found(root):
+    pictures(root, "photos/a.jpg", "cache/prepared/x/a.jpg")
+    write(root / "train.csv", "image,level", ["a,0"])
+    assert read(root, cache_dir=str(root / "cache"))[0]["train"]["a"] == (0, "photos/a.jpg")
+
+
+def test_rows_without_a_good_label_need_neither_name_nor_patient(root):
+    pictures(root, "images/a.jpg", "images/b.jpg")
+    write(root / "train.csv", "image,level,patient", ["a,0,p", "b,1,q", "a,9,p", "b.jpg,,", ",7,r", "../c,8,s", "b,x,"])
+    found, data = read(root, on_bad_label="drop", patient_column="patient")
+    assert found == {"train": {"a": (0, "images/a.jpg"), "b": (1, "images/b.jpg")}}
+    assert data.bad_labels == 5
+    assert "label '9' of image row 3 (and 4 more rows)" in refusal(retinopathy(root).read_table)

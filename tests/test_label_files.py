@@ -343,3 +343,24 @@ def test_rows_wider_than_the_header_are_read_where_they_tell_the_index(file):
 )
 def test_the_separator_is_what_every_line_has_as_often(file, text, expected):
     assert cells(parse_file(file(text))) == expected
+
+
+@pytest.mark.parametrize("text", ["a,\nb,1\n", "a.jpg,unknown\nb,1\n"])
+def test_a_bad_first_label_is_no_header(file, text):
+    assert list(parse_file(file(text), drop=True)["target"]) == [BAD, 1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "targets"),
+    [
+        ("\n1\n2\n", [BAD, 1, 2]),
+        ("0\n1\n\n", [0, 1, BAD]),
+        ("level\n0\n1\n\n\n", [0, 1, BAD]),
+        ("0\n1\n2\n\n\n", [0, 1, 2]),
+        ("\n\n0\n1\n2\n", [0, 1, 2]),
+    ],
+)
+def test_blank_lines_around_a_pair_count_where_rows_are_missing(file, labels, targets):
+    header = "image\n" if labels.startswith("level") else ""
+    images, labels = file(f"{header}a\nb\nc\n", "train_img.csv"), file(labels, "train_label.csv")
+    assert list(parse(read_pair(images, labels, GRADES), images, labels, GRADES, drop=True)["target"]) == targets

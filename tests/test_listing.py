@@ -9,7 +9,7 @@ from PIL import Image
 
 from resnet_lab.data import listing as module
 from resnet_lab.data.check import examine
-from resnet_lab.data.listing import NO_IMAGES, SUFFIXES, is_image, list_images, say_left_out, subfolders
+from resnet_lab.data.listing import NO_IMAGES, SUFFIXES, is_image, list_images, say_left_out, splits_of, subfolders
 from resnet_lab.data.reader import Recipe, read_image
 
 FORMATS = {".jpx": "JPEG2000", ".jpf": "JPEG2000", ".jpc": "JPEG2000", ".mpo": "JPEG"}  # Pillow does not know to write
@@ -106,3 +106,20 @@ def test_one_line_counts_what_is_left_out(tmp_path, caplog):
     assert last == f"{tmp_path}: left out 1 file without the suffix of an image: 1 .txt"
     assert line.startswith(f"{tmp_path}: left out 17 files: 10 .txt, 2 .xml, ")
     assert line.endswith(", …")
+
+
+@pytest.mark.parametrize(
+    ("name", "splits"),
+    [
+        ("a. Training Set", {"train"}),
+        ("TRAINImages", {"train"}),
+        ("trainImages_2", {"train"}),
+        ("VALID", {"val"}),
+        ("testset", {"test"}),
+        ("train_and_val_labels", {"train", "val"}),
+        ("IDRiD", set()),
+        ("contest", set()),
+    ],
+)
+def test_splits_that_a_name_speaks_of(name, splits):
+    assert splits_of(name) == splits

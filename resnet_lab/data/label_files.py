@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import pandas as pd
 
@@ -20,6 +20,8 @@ SEPARATORS = ",;\t|"
 EXCEL = re.compile(r"sep=(.)\s*\n")  # a first line by which Excel tells the separator
 LAST_SPACE = r"\s+(?=\S+\s*$)"  # before the last word: `photo 1.jpg 0`
 SUFFIXES = (".csv", ".tsv", ".txt")
+SHEETS = (".xlsx", ".xls", ".ods")  # which nothing here reads
+SEVERAL = "several"  # in place of a split: a name that speaks of two, as `train_and_val_labels.csv` does
 ANSWERS = re.compile(r"submission|pred", re.IGNORECASE)  # of files with labels that are a model's
 DEEPEST = 3  # folders below the root in which label files are looked for
 # in the order of preference, as `plain` writes them
@@ -100,18 +102,32 @@ def label_files(root: Path, columns: tuple[str | None, str | None], grades: Grad
         grades: what a label may be, for files without header.
 
     Returns:
-        Split, or "" for none → files; those directly in `root` come first.
+        Split, "" for none, or SEVERAL → files; those directly in `root` come first.
     """
     found: dict[str, list[Path]] = {}
     for path in _tables(root):
         parts = path.relative_to(root).with_suffix("").parts
         named = next((splits for part in reversed(parts) if (splits := splits_of(part))), {""})
-        if len(named) == 1 and _lists_labels(path, columns, grades):
-            found.setdefault(named.pop(), []).append(path)
+        if lists_labels(path, columns, grades):
+            found.setdefault(named.pop() if len(named) == 1 else SEVERAL, []).append(path)
     return found
 
 
-def _tables(root: Path) -> Iterator[Path]:
+def unreadable(root: Path) -> list[Path]:
+    """The tables at and below a folder that are no text in UTF-8, as those of Excel."""
+    return [path for path in _tables(root, (*SUFFIXES, *SHEETS)) if not is_text(path)]
+
+
+def is_text(path: Path) -> bool:
+    """Whether a file holds text in UTF-8."""
+    try:
+        path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError):
+        return False
+    return True
+
+
+def _tables(root: Path, suffixes: tuple[str, ...] = SUFFIXES) -> Iterator[Path]:
     seen = set[str]()
     for folder, below, names in os.walk(root, followlinks=True):
         depth = len(Path(folder).relative_to(root).parts)
@@ -120,11 +136,11 @@ def _tables(root: Path) -> Iterator[Path]:
             below[:], names = [], []
         seen.add(os.path.realpath(folder))
         for name in sorted(names):
-            if name.lower().endswith(SUFFIXES) and not is_junk(name) and not ANSWERS.search(name):
+            if name.lower().endswith(suffixes) and not is_junk(name) and not ANSWERS.search(name):
                 yield Path(folder) / name
 
 
-def _lists_labels(path: Path, columns: tuple[str | None, str | None], grades: Grades) -> bool:
+def lists_labels(path: Path, columns: tuple[str | None, str | None], grades: Grades) -> bool:
     """Whether the first lines of a file are names and labels, with a header or without."""
     try:
         with path.open(encoding="utf-8-sig") as file:
@@ -255,12 +271,14 @@ def _of_its_eye(image: pd.Series, left: pd.Series, right: pd.Series) -> pd.Serie
 def read_pair(image_csv: Path, label_csv: Path, grades: Grades) -> pd.DataFrame:
     """The studies' layout, two single-column files aligned row by row → columns `image`, `label`, both text.
 
-    The header is optional: the first row is one when its label cell starts with a letter and is no label.
+    The header is optional: the first row is one when its label cell starts with a letter and is no label. A blank line
+    of the labels is a row whose label is missing; at the end or the beginning only where there are too many lines.
 
     Raises:
         UserError: the two files differ in their number of rows, or hold no row.
     """
-    image_cells, label_cells = read_text(image_csv, ","), read_text(label_csv, ",")
+    image_cells = read_text(image_csv, ",")
+    label_cells = _with_blank_lines(label_csv, read_text(label_csv, ","), len(image_cells))
     word = str(label_cells.iloc[0, 0])  # `1.5` or nothing is a bad label, not a header
     first = 1 if word[:1].isalpha() and grades.targets(pd.Series([word])).iloc[0] == BAD else 0
     images, labels = image_cells.iloc[first:, 0], label_cells.iloc[first:, 0]
@@ -272,11 +290,23 @@ def read_pair(image_csv: Path, label_csv: Path, grades: Grades) -> pd.DataFrame:
     return _not_empty(image_csv, pd.DataFrame({"image": images.to_numpy(), "label": labels.to_numpy()}))
 
 
+def _with_blank_lines(path: Path, cells: pd.DataFrame, rows: int) -> pd.DataFrame:
+    """The cells with as many of the blank lines at the end, and then at the beginning, as there are rows too few."""
+    text = path.read_text(encoding="utf-8-sig")
+    before, after = (text[: len(text) - len(text.lstrip())], text[len(text.rstrip()) :])
+    last = min(max(rows - len(cells), 0), max(after.count("\n") - 1, 0))
+    first = min(max(rows - len(cells) - last, 0), before.count("\n"))
+    return cells.reindex(range(-first, len(cells) + last), fill_value="").reset_index(drop=True)
+
+
 def _starts_with_data(cells: pd.DataFrame, grades: Grades) -> bool:
-    """Whether there is no header: the second cell is a number, good or not, or another label."""
+    """Whether there is no header: the first cell names a file, or the second is a number, another label, or empty."""
     if cells.shape[1] < 2 or plain(str(cells.iloc[0, 0])) in IMAGE_COLUMNS:
         return False
-    return is_whole(cells.iloc[0, 1]) or grades.targets(cells.iloc[:1, 1]).iloc[0] != BAD
+    name, label = map(str, cells.iloc[0, :2])
+    return (
+        is_image(name) or is_whole(label) or (name != "" and label == "") or grades.targets(cells.iloc[:1, 1])[0] != BAD
+    )
 
 
 def is_whole(cell: object) -> bool:
@@ -331,15 +361,17 @@ def parse(labels: pd.DataFrame, image_csv: Path, label_csv: Path, grades: Grades
         _refuse(label_csv, bad, "label", f"{rule}; data.on_bad_label=drop leaves such rows out")
     if len(bad) == len(labels):
         raise UserError(f"{label_csv}: no row has a label; {grades.rule(bad['label'].iloc[0])}")
-    names = labels["image"]
+    good, names = targets != BAD, labels["image"]
     windows = names.str.contains("\\", regex=False)  # paths of Windows; one that begins with `\` is below the folder
     names = names.mask(windows, names.str.replace("\\", "/", regex=False).str.lstrip("/"))
-    labels = labels.assign(image=names)
-    unsafe = names.map(lambda name: name == "" or PurePosixPath(name).is_absolute() or ".." in Path(name).parts)
-    _refuse(image_csv, labels[unsafe], "image", "names must be relative paths without '..' inside the image folder")
-    _refuse(image_csv, labels[names.duplicated()], "image", "image names must not repeat")
-    if "patient" in labels:
-        _refuse(image_csv, labels[labels["patient"] == ""], "patient", "data.patient_column must name one in every row")
+    unsafe = names.map(lambda name: name == "" or name.startswith("/") or ".." in name.split("/"))
+    labels = labels.assign(image=names.mask(unsafe & ~good, ""))  # no one looks for these
+    used = labels[good]
+    rule = "names must be relative paths without '..' inside the image folder"
+    _refuse(image_csv, used[unsafe[good]], "image", rule)
+    _refuse(image_csv, used[used["image"].duplicated()], "image", "image names must not repeat")
+    if "patient" in used:
+        _refuse(image_csv, used[used["patient"] == ""], "patient", "data.patient_column must name one in every row")
     return labels.drop(columns="label").assign(target=targets)
 
 

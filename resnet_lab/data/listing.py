@@ -6,7 +6,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache
 from itertools import takewhile
@@ -25,7 +25,7 @@ SUFFIXES = (
     *(".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".pcx"),
 )
 SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
-WORD = re.compile(r"[A-Z]?[a-z]{2,}|[A-Z]{2,}")  # not the letter of `a. Training Set`
+WORD = re.compile(r"[A-Z]{2,}(?=[A-Z][a-z])|[A-Z]?[a-z]{2,}|[A-Z]{2,}")  # not the letter of `a. Training Set`
 JUNK = (
     *("__macosx", "icon\r", "@eadir", "@recycle", "#recycle", "#snapshot", "lost+found", "__pycache__"),
     *("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information"),
@@ -68,12 +68,13 @@ def stem_of(name: str) -> str:
     return name.rsplit(".", 1)[0] if is_image(name) else name
 
 
-def list_images(folder: Path, deep: bool = True) -> Listing:
+def list_images(folder: Path, deep: bool = True, apart: Path | None = None) -> Listing:
     """The images at and below a folder, junk aside; a folder that links lead to twice is listed once.
 
     Args:
         folder: where to look; links to folders are followed, except upward.
         deep: false leaves sub-folders alone.
+        apart: a folder to leave alone.
 
     Raises:
         UserError: a folder cannot be read.
@@ -81,6 +82,8 @@ def list_images(folder: Path, deep: bool = True) -> Listing:
     images: list[str] = []
     others: Counter[str] = Counter()
     seen, folders, links = set(), [""], list[str]()
+    if apart is not None and apart.is_dir():
+        seen.add((apart.stat().st_dev, apart.stat().st_ino))
     while folders or links:
         below = (folders or links).pop()
         stat = (folder / below).stat()
@@ -140,7 +143,12 @@ def say_left_out(place: Path, one: str, several: str, counts: Counter[str], done
 
 
 def find_images(
-    table: pd.DataFrame, folders: Sequence[Path], borrowed: Collection[Path], places: Sequence[Path], split: str
+    table: pd.DataFrame,
+    folders: Sequence[Path],
+    borrowed: Collection[Path],
+    places: Sequence[Path],
+    split: str,
+    below: Callable[[Path], Sequence[str]] = lambda top: list_images(top).images,
 ) -> pd.DataFrame:
     """Add `path`: the file of each name below the first folder that has it, its suffix found where the CSV gives none.
 
@@ -153,6 +161,7 @@ def find_images(
             unless both are one file, as where one folder is a link to the other.
         places: a folder with all that is looked at in depth, and then the one to be near to.
         split: of the table; images in folders of other splits are no one's where it has folders of its own.
+        below: the images at any depth of a folder, as paths below it.
 
     Raises:
         UserError: a listed image is missing (how many, the first names), or two folders have it.
@@ -173,7 +182,7 @@ def find_images(
 
     paths = table["image"].map(locate)
     if paths.isna().any():
-        paths = paths.fillna(_in_depth(table.loc[paths.isna(), "image"], places, split))
+        paths = paths.fillna(_in_depth(table.loc[paths.isna(), "image"], places, split, below(places[0])))
     missing = table.loc[paths.isna() & (table["target"] >= 0), "image"]
     if len(missing):
         names = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
@@ -186,12 +195,12 @@ def find_images(
     return table.assign(path=paths)
 
 
-def has_own(top: Path, split: str) -> bool:
-    """Whether images lie in a folder, at any depth, whose name speaks of the split."""
-    return any(_rank(PurePosixPath(image).parent, split) == 0 for image in list_images(top).images)
+def has_own(images: Iterable[str], split: str) -> bool:
+    """Whether some images, by their paths, lie in a folder whose name speaks of the split."""
+    return any(_rank(PurePosixPath(folder), split) == 0 for folder in {os.path.dirname(image) for image in images})  # noqa: PTH120
 
 
-def _in_depth(names: pd.Series, places: Sequence[Path], split: str) -> pd.Series:
+def _in_depth(names: pd.Series, places: Sequence[Path], split: str, images: Iterable[str]) -> pd.Series:
     """The files of names at any depth: by the name as it is before others, then near the label file.
 
     Folders of other splits do not count, and no image may come from farther away than most of them. Says in one line
@@ -202,7 +211,7 @@ def _in_depth(names: pd.Series, places: Sequence[Path], split: str) -> pd.Series
     """
     top, near = places
     files: dict[str, list[PurePosixPath]] = {}
-    for file in map(PurePosixPath, list_images(top).images):
+    for file in map(PurePosixPath, images):
         files.setdefault(stem_of(file.name).lower(), []).append(file)
     ranks = {folder: _rank(folder, split) for folder in {file.parent for each in files.values() for file in each}}
     beside = near.relative_to(top).parts if near.is_relative_to(top) else ()

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
 
 from resnet_lab.data.image_data import ImageData, existing_folder
-from resnet_lab.data.label_files import BAD, Grades, label_files, parse, read_labels, read_pair
-from resnet_lab.data.listing import find_images, has_own, say_unlisted, splits_of
+from resnet_lab.data.label_files import (
+    BAD,
+    Grades,
+    is_text,
+    label_files,
+    lists_labels,
+    parse,
+    read_labels,
+    read_pair,
+    unreadable,
+)
+from resnet_lab.data.listing import find_images, has_own, list_images, say_unlisted, splits_of
 from resnet_lab.data.table import SPLITS
 from resnet_lab.errors import UserError, count
 
@@ -77,10 +89,12 @@ class Retinopathy(ImageData):
         for split in SPLITS:
             if getattr(self, f"{split}_images") and split not in labels:
                 raise UserError(f"data.{split}_images: {split} has no label file; name it in data.{split}_csv")
-        located = [self._located(root, split, *rows) for split, rows in labels.items()]
+        below = cache(lambda top: list_images(top, apart=self.prepared_set.cache_dir).images)
+        located = [self._located(root, split, *rows, below) for split, rows in labels.items()]
         table = pd.concat(located, ignore_index=True)
         here = table.dropna(subset="path")  # images of rows without a good label may be missing
-        twice = here.loc[here["path"].duplicated(), "image"]  # not the names: `1` and `1.jpeg` are one file
+        good = here[here["target"] != BAD]
+        twice = good.loc[good["path"].duplicated(), "image"]  # not the names: `1` and `1.jpeg` are one file
         if len(twice):
             raise UserError(
                 f"{root}: the CSVs list {count(len(twice), 'image file')} twice (first {twice.iloc[0]!r}); "
@@ -107,16 +121,23 @@ class Retinopathy(ImageData):
         if self.train_csv is None:
             pairs = {split: self._pair(root, split) for split in ("train", "test") if split not in labels}
             labels |= {split: pair for split, pair in pairs.items() if pair is not None}
-        if self.solution_csv or (not any(named.values()) and (root / SOLUTION).is_file()):
+        if self.solution_csv or (not any(named.values()) and self._has_solution(root)):
             labels |= self._solution(root / (self.solution_csv or SOLUTION))
         labels |= {split: self._read(path) for split, path in self._found(root, labels).items()}
         if "train" not in labels and not (self.all_images and labels):
+            broken = ", ".join(str(path.relative_to(root)) for path in unreadable(root)[:3]) if self.find_csvs else ""
             raise UserError(
-                f"{root} holds neither train_img.csv with train_label.csv, nor {' nor '.join(LABEL_FILES['train'])}, "
+                (f"{root}: save {broken} as CSV in UTF-8; so far it " if broken else f"{root} ")
+                + f"holds neither train_img.csv with train_label.csv, nor {' nor '.join(LABEL_FILES['train'])}, "
                 "nor another file with names and grades for train; name yours in data.train_csv (and its columns in "
                 "data.image_column and data.label_column), or set data.all_images=test to evaluate without a train CSV"
             )
         return {split: labels[split] for split in SPLITS if split in labels}
+
+    def _has_solution(self, root: Path) -> bool:
+        """Whether the competition's solution is there, with the columns that are asked for."""
+        file = root / SOLUTION
+        return file.is_file() and (not self.find_csvs or lists_labels(file, self._columns, self._grades))
 
     def _found(self, root: Path, labels: dict[str, Labels]) -> dict[str, Path]:
         """Split → its label file below root, of splits without one; of train alone where a key names a file.
@@ -129,10 +150,14 @@ class Retinopathy(ImageData):
         usual = {split: [root / name for name in LABEL_FILES[split] if (root / name).is_file()] for split in wanted}
         if "train" in labels or not self.find_csvs:
             return {split: files[0] for split, files in usual.items() if split == "train" and files}
-        files = label_files(root, (self.image_column, self.label_column), self._grades)
+        files = label_files(root, self._columns, self._grades)
         known = [root / name for name in (*keys, SOLUTION) if name]
         files = {split: [file for file in found if file not in known] for split, found in files.items()}
-        fitting = {split: [file for file in usual[split] if file in files.get(split, [])] for split in wanted}
+        fitting = {  # one that cannot be read is, so that the error says so
+            split: [file for file in usual[split] if file in files.get(split, []) or not is_text(file)]
+            for split in wanted
+        }
+        without = [file for split in wanted for file in usual[split] if file not in fitting[split]]
         if fitting["train"] or files.get("train") or files.get(""):  # else the error is about the usual one
             usual["train"] = fitting["train"]
         usual |= {split: fitting[split] for split in wanted[1:]}
@@ -144,27 +169,30 @@ class Retinopathy(ImageData):
                 names = " and ".join(str(file.relative_to(root)) for file in several)
                 raise UserError(f"{root}: {names} may each list the images of {split}; name one in data.{split}_csv")
         taken = {split: one for split, several in found.items() for one in several}
-        left = [file for several in files.values() for file in several if file not in taken.values()]
+        left = [file for several in (*files.values(), without) for file in several if file not in taken.values()]
         said = [f"{split} from {file.relative_to(root)}" for split, file in taken.items()]
         more = f"; left out {', '.join(str(file.relative_to(root)) for file in left)}" if left else ""
         log.info("%s: %s%s", root, ", ".join(said) or "no label files", more)
         return taken
 
-    def _located(self, root: Path, split: str, labels: pd.DataFrame, source: Path) -> pd.DataFrame:
-        """The rows of a split with the paths of their images."""
+    def _located(
+        self, root: Path, split: str, labels: pd.DataFrame, source: Path, below: Callable[[Path], list[str]]
+    ) -> pd.DataFrame:
+        """The rows of a split with the paths of their images; `below` lists those of a folder."""
         own = getattr(self, f"{split}_images")
         if own is None and self.images is None:
             top, names = root, IMAGE_FOLDERS[split] if self.find_csvs or split != "val" else OLDER_VAL
             folders = [root / name for name in names if (root / name).is_dir()]
-            if self.find_csvs and any(_speaks_of_others(folder, split) for folder in folders) and has_own(root, split):
-                folders = [folder for folder in folders if not _speaks_of_others(folder, split)]
+            others = [folder for folder in folders if _speaks_of_others(folder, split)]
+            if self.find_csvs and others and has_own(below(root), split):
+                folders = [folder for folder in folders if folder not in others]
             folders = folders or [root]
         else:
             key = "data.images" if own is None else f"data.{split}_images"
             top = existing_folder(str(root / (own or str(self.images))), key)
             folders = [top]
         borrowed = [root / name for name in BORROWED[split]]
-        return find_images(labels, folders, borrowed, (top, source.parent), split).assign(split=split)
+        return find_images(labels, folders, borrowed, (top, source.parent), split, below).assign(split=split)
 
     def _solution(self, path: Path) -> dict[str, Labels]:
         """The competition's public rows as val and its private rows as test."""
@@ -191,6 +219,10 @@ class Retinopathy(ImageData):
             more["patient"] = (self.patient_column, "data.patient_column")
         labels = read_labels(path, self.image_column, self.label_column, self._grades, more)
         return parse(labels, path, path, self._grades, self.on_bad_label == "drop"), path
+
+    @property
+    def _columns(self) -> tuple[str | None, str | None]:
+        return self.image_column, self.label_column
 
     @property
     def _grades(self) -> Grades:
