@@ -133,3 +133,8 @@ def test_a_seed_that_is_none_and_pictures_that_are_one_text_stop_no_report(tmp_p
     assert (tmp_path / "out" / "report_figures" / "scores.png").is_file()
     problems = [run.problem for run in map(read_run, find_runs([tmp_path]))]
     assert problems == ["", "config.yaml: seed holds [1, 2], not a number; mend it, or remove the folder"]
+
+
+def test_an_interrupted_run_without_an_epoch_says_so(tmp_path):
+    write_run(tmp_path / "run", state="interrupted", epoch=-1)
+    assert read_run(RunFolder(tmp_path / "run")).problem == "no result, last epoch: none"

@@ -131,7 +131,8 @@ def read_run(folder: RunFolder) -> Run:
         if run.state == "done":
             _score(run)
         else:
-            reached = f"no result, last epoch: {run.status.get('epoch', 'none')}"
+            epoch = run.status.get("epoch", UNTRAINED)
+            reached = f"no result, last epoch: {'none' if epoch == UNTRAINED else epoch}"
             run.problem = _first_line(run.status.get("error") or reached)
     except UserError as error:
         run.problem = _first_line(error).replace(f"{folder.path}/", "")
