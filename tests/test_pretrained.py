@@ -302,6 +302,23 @@ def test_what_precedes_the_names_does_not_matter(prefix, nested, tmp_path, caplo
     assert f"the weights are {place}*; 1 other tensors are not used: " in caplog.text
 
 
+def body_of(model):
+    return nn.Sequential(*list(model.children())[:-1])
+
+
+@pytest.mark.parametrize("cut", [1, 2, None])
+@pytest.mark.parametrize("prefix", ["", "backbone.", "state_dict.module.features."])
+def test_layers_by_their_number_have_their_names_again(prefix, cut, tmp_path):
+    model = resnet(18, 10, form="imagenet", widths=[4, 8, 16, 32])
+    body = nn.Sequential(*list(model.children())[: cut and -cut])
+    head = {"projection_head.layers.0.weight": torch.ones(2, 2), "projection_head.layers.2.weight": torch.ones(2, 2)}
+    content = {f"{prefix}{name}": value for name, value in body.state_dict().items()} | (head if prefix else {})
+    source = saved(content, tmp_path / "weights.pt")
+    found = resnet(18, 10, form="imagenet", widths=[4, 8, 16, 32], pretrained=source)
+    assert "4.0.conv1.weight" in body.state_dict()
+    assert equal(found if cut is None else body_of(found), model if cut is None else body_of(model))
+
+
 @pytest.mark.parametrize(
     ("plain", "average"),
     [

@@ -262,7 +262,7 @@ def find_network(content: Mapping[str, Any], own: Mapping[str, Tensor], source: 
         UserError: the file holds no tensors, or several networks.
     """
     networks = {key: value for key, value in content.items() if "optim" not in str(key)}
-    tensors = {name: value for name, value in flat(networks).items() if isinstance(value, Tensor)}
+    tensors = with_names({name: value for name, value in flat(networks).items() if isinstance(value, Tensor)})
     if not tensors:
         held = ", ".join(f"{key} ({type(value).__name__})" for key, value in list(content.items())[:5]) or "nothing"
         raise UserError(f"model.pretrained={source}: there are no tensors in it, but {held}; {SOURCES}")
@@ -272,6 +272,25 @@ def find_network(content: Mapping[str, Any], own: Mapping[str, Tensor], source: 
         text = "model.pretrained=%s: the weights are %s*; %d other tensors are not used: %s%s"
         logger.info(text, source, place, len(beside), ", ".join(beside[:3]), ", …" if beside[3:] else "")
     return {name.removeprefix(place): value for name, value in tensors.items() if name.startswith(place)}
+
+
+def with_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with the names of layers in place of numbers: 4.0.conv1.weight → layer1.0.conv1.weight.
+
+    `nn.Sequential(*list(resnet.children())[:-1])` numbers layers so, which is how scripts cut off the head.
+    """
+    blocks = [re.fullmatch(r"((?:.*?\.)?)(\d+)\.\d+\.conv1\.weight", name) for name in tensors]
+    stages = {(block[1], int(block[2])) for block in blocks if block and f"{block[1]}0.weight" in tensors}
+    for place in {place for place, _ in stages}:
+        numbers = sorted(number for each, number in stages if each == place)
+        layers = {0: "conv1", 1: "bn1"} | {number: f"layer{k}" for k, number in enumerate(numbers, start=1)}
+        of_layer = re.compile(rf"{re.escape(place)}(\d+)\.(.+)")
+        found = {name: of_layer.fullmatch(name) for name in tensors}
+        tensors = {
+            f"{place}{layers.get(int(layer[1]), 'fc')}.{layer[2]}" if (layer := found[name]) else name: value
+            for name, value in tensors.items()
+        }
+    return tensors
 
 
 def place_of_network(tensors: Collection[str], own: Mapping[str, Tensor], source: str) -> str:
