@@ -38,7 +38,7 @@ def facts_of(data: ImageData, target: PreparedSet, rows: pd.DataFrame, index: pd
     """
     index = index.set_index("image").drop(columns=["bytes", "changed", "decoded"]).rename(columns={"prepared": "jpeg"})
     facts = rows.assign(key=rows["path"].map(target.name)).join(index, on="key").drop(columns="key")
-    files = facts["path"].map(lambda path: str(target.file(path)))
+    files = facts["path"].map(target.file_name)
     facts["prepared"] = files.where(facts["defect"] == "", "")
     good = join_patients(facts[facts["defect"] == ""])
     facts.loc[good.index, "patient"] = good["patient"]

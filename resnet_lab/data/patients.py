@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import pandas as pd
 
@@ -80,7 +80,7 @@ def find_patients(
     splits = table["split"] if "split" in table else pd.Series("train", table.index)
     form = find_form(pd.Series(names, table.index), splits, shared) if setting == AUTO else setting
     pattern = FORMS.get(form, form) if form else None
-    table = add_patients(table, pattern, root)
+    table = add_patients(table, pattern, root, names)
     if setting is None:
         return table, EACH_IMAGE
     matched = pattern is not None and any(_matches(names, pattern))
@@ -119,7 +119,7 @@ def find_form(names: pd.Series, splits: pd.Series, shared: bool = True) -> str |
 def names_of(table: pd.DataFrame) -> list[str]:
     """The names of images without suffix, each behind the folder that it lies in: `P001/left`."""
     files = table["path"] if "path" in table else table["image"]
-    folders = (PurePath(file).parent.name for file in files)
+    folders = (os.path.basename(os.path.dirname(file)) for file in files)  # noqa: PTH119, PTH120 - a fifth of the time
     return [f"{folder}/{stem_of(name)}" for folder, name in zip(folders, table["image"], strict=True)]
 
 
@@ -153,7 +153,9 @@ def _fullmatches(names: Iterable[str], pattern: str) -> Iterator[tuple[str, re.M
     return ((name, match) for name in names if (match := expression.fullmatch(_seen_by(pattern, name))))
 
 
-def add_patients(table: pd.DataFrame, pattern: str | None, root: Path | None = None) -> pd.DataFrame:
+def add_patients(
+    table: pd.DataFrame, pattern: str | None, root: Path | None = None, names: Sequence[str] | None = None
+) -> pd.DataFrame:
     """Add `patient`: the first group of `pattern` in a name; an image that does not match is a patient of its own.
 
     The suffix of a name does not count, and its folder only for a pattern with a slash, `(.+)/.*`: the eyes of a
@@ -164,12 +166,13 @@ def add_patients(table: pd.DataFrame, pattern: str | None, root: Path | None = N
         table: rows with `image`, and `path` where `root` is given.
         pattern: regular expression that the whole name has to match, in whatever case; None: each image its own.
         root: folder of the data set, which paths begin below.
+        names: those of `names_of`, where they are known.
 
     Raises:
         UserError: the pattern is no regular expression with a group.
     """
     own = table["image"] if root is None else distinct_names(table, root)
-    found = pd.Series(_matches(names_of(table), pattern) if pattern else None, index=table.index, dtype=object)
+    found = pd.Series(_matches(names or names_of(table), pattern) if pattern else None, index=table.index, dtype=object)
     return table.assign(patient=found.where(found.notna(), own))
 
 

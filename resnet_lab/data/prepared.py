@@ -84,16 +84,22 @@ class PreparedSet:
     def name(self, path: str) -> str:
         """Of a source photograph in the index: its path below the root; of one elsewhere, a folder of its own."""
         folder, name = os.path.split(path)
-        return _place(self.root, os.path.join(os.getcwd(), folder)) + name  # noqa: PTH109, PTH118 - a tenth of the time
+        if not folder.startswith("/"):
+            folder = os.path.join(os.getcwd(), folder)  # noqa: PTH109, PTH118 - a tenth of the time
+        return _place(self.root, folder) + name
 
     def file(self, path: str) -> Path:
         """The JPEG of a source photograph."""
+        return Path(self.file_name(path))
+
+    def file_name(self, path: str) -> str:
+        """Its whole name, at a third of the cost."""
         name = self.name(path)
-        return self._images / (name if name.endswith(".jpeg") else f"{name}.jpeg")
+        return f"{self._images}/{name}" if name.endswith(".jpeg") else f"{self._images}/{name}.jpeg"
 
     @cached_property
-    def _images(self) -> Path:
-        return self.folder / "images"
+    def _images(self) -> str:
+        return str(self.folder / "images")
 
     def entries(self) -> dict[str, Entry]:
         """The rows of index and journal by name; none where nothing was prepared."""
@@ -154,7 +160,7 @@ class PreparedSet:
         if len(unknown):  # prepared by an older version
             index.loc[unknown.index, "decoded"] = unknown.map(check_files(unknown, self.cache_dir)["decoded"])
         files = [
-            str(self.file(path)) if good else "" for path, good in zip(rows["path"], index["defect"] == "", strict=True)
+            self.file_name(path) if good else "" for path, good in zip(rows["path"], index["defect"] == "", strict=True)
         ]
         seen = check_files([file for file in files if file], self.cache_dir)["digest"]
         for file, digest in zip(files, index["prepared"], strict=True):
@@ -233,7 +239,10 @@ def _is_whole(target: PreparedSet, entry: Entry | None, path: str) -> bool:
     if entry is None or not _same_source(entry, path):
         return False
     try:
-        return bool(entry["defect"]) or digest_of(target.file(path).read_bytes()) == entry["prepared"]
+        if entry["defect"]:
+            return True
+        with open(target.file_name(path), "rb") as file:  # noqa: PTH123
+            return digest_of(file.read()) == entry["prepared"]
     except OSError:
         return False
 
