@@ -142,7 +142,7 @@ def loading_rows(paths: Sequence[str], folder: Path, size: int, repetitions: int
     prepare(target, paths, processes=1)
     stored = [str(target.file(path)) for path in paths]
     keys = [f"data.root={target.root}", f"data.image_size={size}", "data.eye_crop=true", f"data.cache_dir={folder}"]
-    data = build(compose_config(["data=retinopathy", *keys]).data)
+    data = build("data", compose_config(["data=retinopathy", *keys]).data)
     dataset = ImageDataset(pd.DataFrame({"path": paths, "prepared": stored, "target": 0}), data, True, 0, None)
     batch = [(0, index, 0) for index in range(len(paths))]
     mean_, std = torch.tensor(MEAN), torch.tensor(STD)

@@ -93,8 +93,8 @@ def bare_speed(overrides: Sequence[str], images: int, num_classes: int) -> float
     settings, size, batch = config["trainer"], config["data"]["image_size"], config["data"]["batch_size"]
     precision, channels_last = environment.resolve_precision(settings["precision"], settings["channels_last"], "cpu")
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    model = build(config["model"], num_classes=num_classes).to(memory_format=layout)
-    optimizer = build(config["optim"])(model.parameters())
+    model = build("model", config["model"], num_classes=num_classes).to(memory_format=layout)
+    optimizer = build("optim", config["optim"])(model.parameters())
     criterion = torch.nn.CrossEntropyLoss()
     inputs = torch.randn(images, 3, size, size).to(memory_format=layout).split(batch)
     targets = torch.randint(num_classes, (images,)).split(batch)

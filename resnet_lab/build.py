@@ -20,10 +20,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from resnet_lab import environment
 from resnet_lab.checkpoints import AtomicCheckpointIO
 from resnet_lab.compatibility import SCHEMA_VERSION, upgraded
-from resnet_lab.config import build, without_unknown
+from resnet_lab.config import build, refuse_foreign_targets, without_unknown
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.errors import UserError
 from resnet_lab.module import CHECKPOINT_KEY, TRAIN_IMAGES, Classifier
+from resnet_lab.run_folder import refuse_odd
 
 
 def build_datamodule(
@@ -35,7 +36,7 @@ def build_datamodule(
 
     `pixels`: see `DataModule`.
     """
-    datamodule = DataModule(build(config["data"]), config["seed"], config["follow_test"], statistics, pixels)
+    datamodule = DataModule(build("data", config["data"]), config["seed"], config["follow_test"], statistics, pixels)
     datamodule.setup()
     return datamodule
 
@@ -75,10 +76,10 @@ def build_module(
         **datamodule.noted,
     }
     return Classifier(
-        model=build(model_config, num_classes=len(datamodule.class_names)),
-        loss=build(config["loss"], class_counts=class_counts or datamodule.class_counts["train"]),
-        optimizer=build(config["optim"]),
-        schedule=build(config["schedule"]),
+        model=build("model", model_config, num_classes=len(datamodule.class_names)),
+        loss=build("loss", config["loss"], class_counts=class_counts or datamodule.class_counts["train"]),
+        optimizer=build("optim", config["optim"]),
+        schedule=build("schedule", config["schedule"]),
         class_names=datamodule.class_names,
         ordered=datamodule.data.ordered,
         val_splits=datamodule.val_splits,
@@ -133,10 +134,11 @@ def origin_of(checkpoint: dict[str, Any], file: Path) -> dict[str, Any]:
     if CHECKPOINT_KEY not in checkpoint:
         raise UserError(f"{file} is no checkpoint of resnet_lab; give a run folder, its best.ckpt or its last.ckpt")
     origin: dict[str, Any] = checkpoint[CHECKPOINT_KEY]
-    for group, node in origin["config"].items():
-        target = node.get("_target_", "resnet_lab.") if isinstance(node, dict) else "resnet_lab."
-        if not str(target).startswith("resnet_lab."):  # a checkpoint may come from anywhere, and it names what we call
-            raise UserError(f"{file}: its {group}._target_ {target} is not of resnet_lab; it is not called")
+    try:  # a checkpoint may come from anywhere, and it names what we call
+        refuse_foreign_targets(origin["config"])
+        refuse_odd(origin)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
     config = upgraded(origin["config"])
     return origin | {"config": config if "schema_version" in origin else without_unknown(config)[0]}
 

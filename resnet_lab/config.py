@@ -9,9 +9,10 @@ import importlib.util
 import json
 import os
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -27,6 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from resnet_lab.compatibility import RENAMED
 from resnet_lab.errors import NO_ROOM, UserError, count
 from resnet_lab.run_folder import BOOKKEEPING, flat
+from resnet_lab.trust import foreign_words, refuse_foreign
 
 
 class OnFailed(Enum):
@@ -94,6 +96,7 @@ PROVIDED = {
     "optim": {"params"},
     "schedule": {"optimizer", "steps_per_epoch", "max_epochs"},
 }
+PHOTOGRAPHS = "resnet_lab.data.photographs.Photographs"  # what `predict` puts in the place of the data
 PARTIAL = ("optim", "schedule")  # the groups that are called with more arguments later
 CHOSEN = (*PROVIDED, "trainer", "experiment", "scale")  # the groups that conf/config.yaml chooses from
 
@@ -206,6 +209,7 @@ def check(config: DictConfig) -> None:
         target = node.get("_target_") if isinstance(node, DictConfig) else None
         if target is None:
             raise UserError(f"{group} has no _target_; choose one with {group}=…, see conf/{group}/")
+        refuse_foreign(group, OmegaConf.to_container(node), {target})  # special keys in other places
         required, optional = signature(target)
         if node.get("_partial_", False) is not (group in PARTIAL):
             raise UserError(f"{group}._partial_={node.get('_partial_')}: it has to be {group in PARTIAL}".lower())
@@ -358,8 +362,36 @@ def _class_arguments(node: ast.ClassDef, module: str, tree: ast.Module) -> tuple
     return required - optional, optional
 
 
-def build(node: dict[str, Any], **arguments: Any) -> Any:
-    """What a node's `_target_` makes; a UserError raised in it comes out as it is. The one call of `instantiate()`."""
+@cache
+def named_in_conf(group: str) -> frozenset[str]:
+    """The exact names that our own conf/ has as `_target_` of a group, and what `predict` puts there."""
+    files = (conf_dir() / group).glob("*.yaml")
+    targets = {yaml.safe_load(file.read_text(encoding="utf-8")).get("_target_") for file in files}
+    return frozenset(targets - {None}) | ({PHOTOGRAPHS} if group == "data" else set())
+
+
+def refuse_foreign_targets(config: Mapping[str, Any]) -> None:
+    """Stop at a group of a given configuration that names what is not to be called (see `trust`).
+
+    Raises:
+        UserError: there is one.
+    """
+    for group in PROVIDED:
+        refuse_foreign(group, config.get(group), named_in_conf(group))
+
+
+def words_of_trust(config: Mapping[str, Any]) -> list[str]:
+    """What a configuration that the user composed names beside what conf/ does: `GROUP:dotted.name`."""
+    return foreign_words(config, {group: named_in_conf(group) for group in PROVIDED})
+
+
+def build(group: str, node: dict[str, Any], **arguments: Any) -> Any:
+    """What a group's `_target_` makes; a UserError raised in it comes out as it is. The one call of `instantiate()`.
+
+    Raises:
+        UserError: nothing in conf/, and no word of trust, has its name.
+    """
+    refuse_foreign(group, node, named_in_conf(group))
     try:
         return instantiate(node, **arguments, _convert_="all", _recursive_=False)
     except InstantiationException as error:

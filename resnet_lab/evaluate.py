@@ -27,6 +27,7 @@ from resnet_lab.models.pretrained import find_file, read, refuse_nan_weights
 from resnet_lab.module import TRAIN_IMAGES, Classifier
 from resnet_lab.outputs import refuse_undefined, score_table, write_split
 from resnet_lab.run_folder import RunFolder, refuse_unwritable
+from resnet_lab.trust import trust, without_trust
 
 log = logging.getLogger("resnet_lab")
 
@@ -160,6 +161,7 @@ def override(origin: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
         raise UserError(one_line(error)) from error
     except yaml.YAMLError as error:
         raise UserError(f"{' '.join(keys)}: {' '.join(str(error).split())}") from error
+    trust(f"data:{item.partition('=')[2]}" for item in keys if item.startswith("data._target_="))
     check(merged)
     container = OmegaConf.to_container(merged, resolve=True)
     assert isinstance(container, dict)
@@ -208,6 +210,8 @@ def chosen_folder(out: str, split: str, overwrite: bool) -> RunFolder:
 
 def command(arguments: list[str]) -> None:
     """Evaluate, write the files of the split, and show the scores beside the majority baseline."""
+    arguments, trusted = without_trust(arguments)
+    trust(trusted)
     (source,), options, overrides = split_arguments(
         arguments, ["RUN_OR_CKPT"], {"split": "test", "out": "", "overwrite": "false"}, "resnet-lab evaluate"
     )

@@ -26,7 +26,7 @@ from resnet_lab import environment
 from resnet_lab.build import build_module, build_trainer, rank, set_up_logging
 from resnet_lab.callbacks import Ending, EpochSeed, FiniteLoss, Observer, ResumableEarlyStopping, SamePixels
 from resnet_lab.checkpoints import EpochRows, LastCheckpoint, RunCheckpoint, resume_point
-from resnet_lab.config import Config, build, check, without_unknown
+from resnet_lab.config import Config, build, check, refuse_foreign_targets, without_unknown
 from resnet_lab.data.arrays import ArrayData
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.data.table import NO_TEST
@@ -40,6 +40,7 @@ from resnet_lab.module import Classifier
 from resnet_lab.outputs import refuse_undefined, score_table, write_split
 from resnet_lab.processes import BUSY, GRACE, Stopped, stop_on_signals, stop_with_parent
 from resnet_lab.run_folder import BOOKKEEPING, PATIENCE, Busy, RunFolder, flat, remove_unfinished
+from resnet_lab.trust import spoken, trust, without_trust
 
 log = logging.getLogger("resnet_lab")
 
@@ -143,6 +144,7 @@ def checked_config(run: RunFolder) -> dict[str, Any]:
         if unknown:
             log.warning("%s: these keys have no effect: %s", run.config_file, ", ".join(unknown))
     try:
+        refuse_foreign_targets(config)
         check(OmegaConf.create(config))
     except UserError as error:
         raise UserError(f"{run.config_file}: {error}") from None
@@ -162,7 +164,7 @@ def read_data(run: RunFolder, config: dict[str, Any], resumes: bool) -> DataModu
         follows = resumes or (rank() > 0 and bool(own.get("pixels")))
         before = {"the job": own} if follows else begun_jobs(run, config["data"])
         pixels = next((status.get("pixels") for status in before.values()), None)
-        datamodule = DataModule(build(config["data"]), config["seed"], config["follow_test"], pixels=pixels)
+        datamodule = DataModule(build("data", config["data"]), config["seed"], config["follow_test"], pixels=pixels)
         datamodule.read()
         if resumes:
             same_images(run, datamodule)
@@ -349,15 +351,17 @@ def log_hyperparameters(trainer: Trainer, run: RunFolder, metrics: dict[str, flo
 
 def main() -> int:
     """Take the run folder's lock, run its job, and leave a status that says what became of it."""
-    if len(sys.argv) not in (2, 3) or not all(word.isdecimal() for word in sys.argv[2:]):
-        print("usage: python -m resnet_lab.job RUN_DIR", file=sys.stderr)
+    words, trusted = without_trust(sys.argv[1:])
+    if len(words) not in (1, 2) or not all(word.isdecimal() for word in words[1:]):
+        print("usage: python -m resnet_lab.job RUN_DIR [trust=PACKAGE]", file=sys.stderr)
         return 2
     # a launcher tells how often the job had begun when it decided to start it
-    seen = int(sys.argv[2]) if len(sys.argv) == 3 else None
-    run = RunFolder(Path(sys.argv[1]).resolve())
+    seen = int(words[1]) if len(words) == 2 else None
+    run = RunFolder(Path(words[0]).resolve())
     stop_on_signals()
     stop_with_parent(GRACE if rank() == 0 else GRACE / 6)
     try:
+        trust(trusted)
         run.read_config()
         stop_with_the_ranks(run)
         if rank() > 0:  # the first rank holds the lock
@@ -436,11 +440,11 @@ def guarded(run: RunFolder) -> int:
     try:
         run_job(run)
     except Stopped as stopped:
-        log.info("stopped by %s; python -m resnet_lab.job %s goes on", stopped, run.path)
+        log.info("stopped by %s; python -m resnet_lab.job %s%s goes on", stopped, run.path, spoken())
         raise
     except Exception as error:
         if stopped_elsewhere(run, error):
-            log.info("another rank was told to stop; python -m resnet_lab.job %s goes on", run.path)
+            log.info("another rank was told to stop; python -m resnet_lab.job %s%s goes on", run.path, spoken())
             raise Stopped(signal.SIGTERM) from error
         fail(run, error, rank())
         if rank() == 0 and status["state"] == "done":  # only its predictions are missing, still

@@ -17,6 +17,7 @@ from resnet_lab.errors import UserError, count
 from resnet_lab.evaluate import SEEING, answer, load, override
 from resnet_lab.outputs import write_predictions
 from resnet_lab.run_folder import RunFolder, refuse_unwritable
+from resnet_lab.trust import trust, without_trust
 
 log = logging.getLogger("resnet_lab")
 
@@ -52,6 +53,8 @@ def refuse_inside_run(out: Path) -> None:
 
 def command(arguments: list[str]) -> None:
     """Write `image,patient,prediction,p_0…` for one image, or for every image below a folder."""
+    arguments, trusted = without_trust(arguments)
+    trust(trusted)
     (source, root), options, overrides = split_arguments(
         arguments,
         ["RUN_OR_CKPT", "IMAGE_OR_FOLDER"],

@@ -13,6 +13,7 @@ from resnet_lab.command_line import run_command
 from resnet_lab.config import build
 from resnet_lab.data import progress
 from resnet_lab.models.pretrained import contents, depth_of, fitting
+from resnet_lab.trust import trust, without_trust
 
 
 def command(arguments: list[str]) -> None:
@@ -20,10 +21,11 @@ def command(arguments: list[str]) -> None:
     handler = logging.StreamHandler(sys.stdout)
     handler.addFilter(logging.Filter(progress.__name__))  # the jobs log the rest
     logging.basicConfig(level=logging.INFO, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S", handlers=[handler])
+    trust(without_trust(arguments)[1])
     for text in json.load(sys.stdin):
         need = json.loads(text)
         if "data" in need:
-            build(need["data"]).table()
+            build("data", need["data"]).table()
         else:
             check_weights(need["model"])
 
@@ -35,7 +37,7 @@ def check_weights(model: dict[str, Any]) -> None:
         UserError: as for `load_pretrained`.
     """
     with torch.device("meta"):  # no values, so no time and no memory; the head may have any number of classes
-        own = build(model | {"pretrained": "none"}, num_classes=2).state_dict()
+        own = build("model", model | {"pretrained": "none"}, num_classes=2).state_dict()
     content, source = contents(str(model["pretrained"]), depth_of(own))
     fitting(content, own, source)
 

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from resnet_lab.command_line import run_command, split_arguments
-from resnet_lab.config import build, check, compose_config
+from resnet_lab.config import build, check, compose_config, words_of_trust
 from resnet_lab.data.check import digest_of
 from resnet_lab.data.duplicates import SIDE, VERSION, find_duplicates, near_pairs, thumbnail
 from resnet_lab.data.image_data import ImageData
@@ -26,6 +26,7 @@ from resnet_lab.data.table import join_patients, leaking
 from resnet_lab.data_report import DataSummary, write_data_report
 from resnet_lab.errors import UserError, count
 from resnet_lab.run_folder import write_atomically
+from resnet_lab.trust import trust
 
 log = logging.getLogger("resnet_lab")
 
@@ -102,7 +103,8 @@ def command(arguments: list[str]) -> None:
         raise UserError(f"processes={options['processes']}: give a number from 1")
     config = compose_config(overrides)
     check(config)
-    data: ImageData = build(config["data"])
+    trust(words_of_trust(config))  # the command itself names them
+    data: ImageData = build("data", config["data"])
     rows, target = data.listed(), data.prepared_set
     if not rows["path"].map(os.path.exists).any():
         raise UserError(f"data={data.name} has no image files; there is nothing to prepare")

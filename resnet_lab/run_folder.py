@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,8 @@ from resnet_lab.errors import UserError
 
 PATIENCE = 10.0  # seconds to wait for a process in a run folder that is about to end
 UNTRAINED = -1  # the `epoch` of a run without any (trainer.max_epochs=0)
+LARGEST = 1 << 24  # bytes of a config.yaml or status.json
+DEEPEST, MOST = 12, 100_000  # levels and values of a configuration
 REMEDY = "remove its folder and train the run again"
 # configuration keys, dotted, that runs may differ in and still be the same experiment
 BOOKKEEPING = (
@@ -127,7 +129,12 @@ class RunFolder:
         """The resolved configuration as plain dictionaries and lists; one of an older version with today's keys."""
         if not self.config_file.is_file():
             raise UserError(f"{self.path} is not a run folder: it holds no {self.config_file.name}")
-        return upgraded(_parse(self.config_file, _safe_load))
+        config = _parse(self.config_file, _safe_load)
+        try:
+            refuse_odd(config)
+        except UserError as error:
+            raise UserError(f"{self.config_file}: {error}") from None
+        return upgraded(config)
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Write the resolved configuration."""
@@ -209,12 +216,34 @@ def _safe_load(text: str) -> Any:
 def _parse(file: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     """The keys in a file, or what is wrong with it, by name."""
     try:
+        if file.stat().st_size > LARGEST:
+            raise UserError(f"{file} has more than {LARGEST >> 20} MB, and is none of resnet_lab's; {REMEDY}")
         content = parse(file.read_text(encoding="utf-8"))
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{file} is damaged ({str(error).partition(chr(10))[0]}); {REMEDY}") from error
     if not isinstance(content, dict):
         raise UserError(f"{file} holds {type(content).__name__}, not keys; {REMEDY}")
     return content
+
+
+def refuse_odd(values: Mapping[str, Any]) -> None:
+    """Stop at what no file of ours holds: deep nesting, millions of values by aliases, and `${…}`, which is resolved.
+
+    Raises:
+        UserError: there is such a thing.
+    """
+    seen, rest = 0, [("", values, 0)]
+    while rest:
+        place, value, depth = rest.pop()
+        seen += 1
+        if depth > DEEPEST or seen > MOST:
+            raise UserError(f"{place[:80].strip('.')}: nested too deeply, or too many values; {REMEDY}")
+        if isinstance(value, str) and "${" in value:
+            raise UserError(f"{place.strip('.')}: it holds ${{…}}, which nothing resolves here; write the value itself")
+        if isinstance(value, Mapping):
+            rest += [(f"{place}.{key}", each, depth + 1) for key, each in value.items()]
+        elif isinstance(value, list | tuple):
+            rest += [(place, each, depth + 1) for each in value]
 
 
 def _plain(value: Any) -> Any:

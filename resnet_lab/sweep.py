@@ -17,10 +17,11 @@ from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from resnet_lab.config import check, conf_dir, job_name, one_line
+from resnet_lab.config import check, conf_dir, job_name, one_line, words_of_trust
 from resnet_lab.continuation import EPOCHS, epochs_by_job, goes_on_to
 from resnet_lab.errors import UserError
 from resnet_lab.run_folder import RunFolder, list_jobs
+from resnet_lab.trust import OPTION
 
 NOT_RUN = ("-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info", "-v", "--version")
 
@@ -34,11 +35,13 @@ def preflight(arguments: Sequence[str]) -> bool:
     Raises:
         UserError: a key is wrong.
     """
-    needs = {json.dumps(need, sort_keys=True) for job in jobs_of(arguments) for need in _needs(job)}
+    jobs = jobs_of(arguments)
+    needs = {json.dumps(need, sort_keys=True) for job in jobs for need in _needs(job)}
+    words = {f"{OPTION}{word}" for job in jobs for word in words_of_trust(job)}
     if not needs:
         return True
     # in a process of its own, so that this one stays light
-    command = [sys.executable, "-m", "resnet_lab.preflight"]
+    command = [sys.executable, "-m", "resnet_lab.preflight", *sorted(words)]
     return subprocess.run(command, input=json.dumps(sorted(needs)), text=True, check=False).returncode == 0
 
 

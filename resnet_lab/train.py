@@ -29,6 +29,7 @@ from resnet_lab.config import (
     one_line,
     register,
     without_unknown,
+    words_of_trust,
 )
 from resnet_lab.continuation import EPOCHS, refuse_epochs
 from resnet_lab.errors import UserError
@@ -45,6 +46,7 @@ from resnet_lab.processes import (
 from resnet_lab.run_folder import PATIENCE, Busy, RunFolder, find_runs, jobs_file
 from resnet_lab.status import state_of
 from resnet_lab.sweep import preflight
+from resnet_lab.trust import OPTION, trust, without_trust
 
 
 class JobFailed(UserError):
@@ -53,6 +55,7 @@ class JobFailed(UserError):
 
 LAUNCHERS = ("joblib", "submitit")  # packages whose errors mean that a worker died
 FAILED: list[RunFolder] = []  # the single run of this process, where it failed
+TRUSTED: list[str] = []  # words of trust that the command line gave beside what it names itself
 
 register()
 
@@ -72,7 +75,8 @@ def train(config: DictConfig) -> float | None:
         _refuse_mixture(run, sweep)
         lay(run, config, list(hydra_config.overrides.task))
         if config.start and _may_start(run, config.on_failed.value, sweep):
-            start(run)
+            plain: Any = OmegaConf.to_container(config, resolve=True)
+            start(run, [*words_of_trust(plain), *TRUSTED])
     except Busy as busy:
         if not sweep:
             FAILED.append(run)
@@ -203,8 +207,12 @@ def _may_start(run: RunFolder, on_failed: str, sweep: bool) -> bool:
     return True
 
 
-def start(run: RunFolder) -> None:
+def start(run: RunFolder, trusted: Sequence[str] = ()) -> None:
     """Run the job in a process of its own, so that its memory and its crashes stay its own.
+
+    Args:
+        run: its folder.
+        trusted: words of trust (see `resnet_lab.trust`).
 
     Raises:
         JobFailed: it failed, and has shown why.
@@ -212,24 +220,28 @@ def start(run: RunFolder) -> None:
         UserError: it died without a word, or was stopped.
     """
     starts = run.read_status().get("starts", 0)
-    code = run_tied([sys.executable, "-m", "resnet_lab.job", str(run.path), str(starts)])
+    words = [f"{OPTION}{word}" for word in trusted]
+    by_hand = " ".join(["python -m resnet_lab.job", str(run.path), *words])
+    code = run_tied([sys.executable, "-m", "resnet_lab.job", str(run.path), str(starts), *words])
     if not code:
         return
     if code == BUSY:
         raise Busy(f"{run.path} is run by another process, and left to it")
     if code > 128 or -code in SIGNALS:
-        raise UserError(f"stopped by a signal; go on with python -m resnet_lab.job {run.path}")
+        raise UserError(f"stopped by a signal; go on with {by_hand}")
     with run.lock(PATIENCE):  # or it is at work elsewhere, and what died had only waited for it
         status = run.read_status()
         if status["state"] == "failed":
             raise JobFailed(status["error"])
         run.update_status(state="failed", error=describe_death(code))
-    raise UserError(f"{describe_death(code)}; go on with python -m resnet_lab.job {run.path}")
+    raise UserError(f"{describe_death(code)}; go on with {by_hand}")
 
 
 def checked() -> bool:
     """Whether a sweep may start; if not, it says why."""
     try:
+        sys.argv[1:], TRUSTED[:] = without_trust(sys.argv[1:])
+        trust(TRUSTED)
         check_overrides(sys.argv[1:])
         return preflight(sys.argv[1:])
     except UserError as error:

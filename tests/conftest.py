@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from resnet_lab import plots
+from resnet_lab import plots, trust
 from resnet_lab.config import check, conf_dir, register
 from resnet_lab.run_folder import RunFolder
 from resnet_lab.train import lay
@@ -47,6 +47,11 @@ data: {image_size: 24, batch_size: 16, val_fraction: 0.25, root: photographs, ca
 trainer: {max_epochs: 2, progress_bar: false}
 optim: {lr: 0.05}
 """
+
+
+@pytest.fixture(autouse=True)
+def _no_trust_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trust, "_trusted", set())
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ def test_bare_loop_counts_what_follows_the_first_batch(speed, monkeypatch):
     network.register_forward_hook(lambda module, inputs, logits: seen.append(len(logits)))
     monkeypatch.setattr(speed, "configuration", lambda overrides: config)
     monkeypatch.setattr(
-        speed, "build", lambda node, **arguments: network if "_target_" in node else lambda p: torch.optim.SGD(p, 0.1)
+        speed, "build", lambda group, node, **_: network if group == "model" else lambda p: torch.optim.SGD(p, 0.1)
     )
     monkeypatch.setattr(speed.time, "perf_counter", lambda: next(ticks))
     before = network[1].weight.clone()

@@ -157,14 +157,13 @@ def test_a_checkpoint_calls_nothing_foreign(trained: RunFolder, tmp_path: Path) 
     target = {"_target_": "pathlib.Path.touch", "self": str(tmp_path / "proof")}
     checkpoint["resnet_lab"]["config"]["loss"] = target
     torch.save(checkpoint, foreign)
-    assert "loss._target_ pathlib.Path.touch is not of resnet_lab" in refusal(evaluate.command, [str(foreign)])
+    assert "loss._target_ pathlib.Path.touch is none of resnet_lab's" in refusal(evaluate.command, [str(foreign)])
     checkpoint["resnet_lab"]["config"]["loss"] = {
         "_target_": "resnet_lab.optim.cross_entropy",
         "label_smoothing": {"_target_": "builtins.open", "file": str(tmp_path / "proof"), "mode": "w"},
     }
     torch.save(checkpoint, nested)
-    with pytest.raises(Exception, match=r".+"):
-        evaluate.command([str(nested)])
+    assert "loss.label_smoothing._target_: " in refusal(evaluate.command, [str(nested)])
     assert not (tmp_path / "proof").exists()
 
 
@@ -188,7 +187,7 @@ def test_an_output_that_cannot_be_written_is_found_first(trained: RunFolder, pho
 
 def test_raw_photographs_are_seen_as_the_prepared_ones_were(make_run, photographs: Path, tmp_path: Path) -> None:
     run = make_run("trainer.max_epochs=1", "data.eye_crop=true", "data.local_mean=true")
-    data = build(run.read_config()["data"])
+    data = build("data", run.read_config()["data"])
     paths = sorted(map(str, (photographs / "images").iterdir()))
     prepare(data.prepared_set, paths, processes=1)
     assert guarded(run) == 0

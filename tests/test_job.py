@@ -26,6 +26,7 @@ from resnet_lab.report.findings import findings_of
 from resnet_lab.report.runs import read_run
 from resnet_lab.report.verify import differences_of
 from resnet_lab.run_folder import RunFolder
+from resnet_lab.trust import trust
 
 MakeRun = Callable[..., RunFolder]
 
@@ -620,6 +621,7 @@ def test_a_network_from_outside_without_pretraining_is_resumed(
 ) -> None:
     (tmp_path / "own_network.py").write_text(OWN_NETWORK)
     monkeypatch.syspath_prepend(tmp_path)
+    trust(["model:own_network.Net"])
     whole, broken = make_run(name="whole"), make_run(name="broken")
     for run in (whole, broken):
         run.write_config(run.read_config() | {"model": {"_target_": "own_network.Net", "width": 4}})

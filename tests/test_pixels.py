@@ -35,7 +35,7 @@ class Killed(BaseException):
 
 def prepared(run: RunFolder) -> PreparedSet:
     """Prepare the photographs of a run, with its keys."""
-    data: ImageData = build(run.read_config()["data"])
+    data: ImageData = build("data", run.read_config()["data"])
     prepare(data.prepared_set, list(data.listed()["path"]), processes=1)
     return data.prepared_set
 

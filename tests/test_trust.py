@@ -1,0 +1,209 @@
+"""Given files call nothing but what conf/ names, or what the command line trusts."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from fake_data import refusal
+
+import resnet_lab
+from resnet_lab import evaluate, job, predict, preflight, trust
+from resnet_lab.config import PROVIDED, build, named_in_conf, words_of_trust
+from resnet_lab.job import guarded
+from resnet_lab.run_folder import RunFolder
+
+OUTSIDE = ("os", "subprocess", "builtins", "shutil", "runpy", "torch.hub", "torch.utils", "numpy", "pandas")
+PREFIXES = (
+    "torch.nn.parallel.distributed.os.system",
+    "torchvision.models._api.importlib.import_module",
+    "resnet_lab.processes.run_tied",
+    "resnet_lab.prepare.command",
+    "resnet_lab.job.os.system",
+    "resnet_lab.models.resnet.resnet.__call__",
+    "resnet_lab.models.resnet.nn.Linear",
+    " resnet_lab.models.resnet.resnet",
+    "resnet_lab.optim.sgd.",
+    "torch.utils.collect_env.run",
+    "numpy.testing.runstring",
+    "numpy.savetxt",
+    "pandas.read_pickle",
+)
+
+
+def callables(module) -> Iterator[str]:
+    return (f"{module.__name__}.{name}" for name in dir(module) if callable(getattr(module, name, None)))
+
+
+def modules() -> Iterator[str]:
+    """Of the package, those that run when they are imported aside; and OUTSIDE."""
+    found = (module.name for module in pkgutil.walk_packages(resnet_lab.__path__, "resnet_lab."))
+    yield from (name for name in found if "__main__" not in name)
+    yield from OUTSIDE
+
+
+def test_of_all_callables_a_file_may_name_those_of_conf_alone(monkeypatch):
+    called = []
+    monkeypatch.setattr("resnet_lab.config.instantiate", lambda node, **_: called.append(node["_target_"]))
+    names = {name for module in modules() for name in callables(importlib.import_module(module))} | {*PREFIXES}
+    assert len(names) > 1500
+    for group in PROVIDED:
+        for name in names - named_in_conf(group):
+            message = refusal(build, group, {"_target_": name})
+            assert message.startswith(f"{group}._target_ {name} is none of resnet_lab's")
+        for name in named_in_conf(group):
+            build(group, {"_target_": name})
+    assert len(called) == sum(len(named_in_conf(group)) for group in PROVIDED)
+
+
+def test_the_names_of_conf_are_exact_and_by_group():
+    assert named_in_conf("loss") == {"resnet_lab.optim.cross_entropy"}
+    assert named_in_conf("model") == {"resnet_lab.models.resnet.resnet", "resnet_lab.models.example_cnn.example_cnn"}
+    assert "resnet_lab.optim.sgd" in named_in_conf("optim")
+    assert "resnet_lab.optim.sgd is none of" in refusal(build, "loss", {"_target_": "resnet_lab.optim.sgd"})
+
+
+@pytest.mark.parametrize(
+    ("node", "key"),
+    [
+        ({"label_smoothing": {"_target_": "os.system"}}, "loss.label_smoothing._target_"),
+        ({"class_weights": [{"_target_": "os.system"}]}, "loss.class_weights[0]._target_"),
+        ({"_args_": ["x"]}, "loss._args_"),
+        ({"_recursive_": True}, "loss._recursive_"),
+        ({"_convert_": "none"}, "loss._convert_"),
+        ({"a": {"b": {"_partial_": True}}}, "loss.a.b._partial_"),
+        ({"_partial_": "yes"}, "loss._partial_=yes"),
+    ],
+)
+def test_special_keys_stand_at_the_top_alone(node, key):
+    assert refusal(build, "loss", {"_target_": "resnet_lab.optim.cross_entropy"} | node).startswith(f"{key}")
+
+
+@pytest.mark.parametrize("target", [None, 5, ["os.system"], {"_target_": "os.system"}, True, ""])
+def test_a_target_that_is_no_name_is_refused_or_nothing(target):
+    with pytest.raises(Exception, match=r".+"):
+        build("model", {"_target_": target}, num_classes=2)
+
+
+def test_words_of_trust(monkeypatch):
+    monkeypatch.setattr("resnet_lab.config.instantiate", lambda node, **_: node["_target_"])
+    trust.trust(["model:lab.Net,optim:lab.Adam", "own.package"])
+    assert build("model", {"_target_": "lab.Net"}) == "lab.Net"
+    assert build("optim", {"_target_": "lab.Adam"}) == "lab.Adam"
+    assert build("data", {"_target_": "own.package.deep.Data"}) == "own.package.deep.Data"
+    for word in ("loss:lab.Net", "model:lab.Net2", "model:own.packages.Net", "model:own.Net"):
+        group, name = word.split(":")
+        assert f"add trust={word} to the command" in refusal(build, group, {"_target_": name})
+
+
+@pytest.mark.parametrize("word", ["", "a b", "model:", "a..b", "x:y:z", "os;system", "../a", "1a"])
+def test_words_that_trust_nothing(word):
+    assert refusal(trust.trust, [word]).startswith(f"trust={word}: give a package")
+
+
+def test_what_a_composed_configuration_names_is_told_exactly():
+    config = {"model": {"_target_": "lab.Net"}, "optim": {"_target_": "resnet_lab.optim.sgd"}, "seed": 0}
+    assert words_of_trust(config) == ["model:lab.Net"]
+    assert trust.without_trust(["a=1", "trust=lab", "-m"]) == (["a=1", "-m"], ["lab"])
+
+
+# ---- every verb ----
+
+WRITES = """import pathlib
+def net(path, num_classes=2):
+    pathlib.Path(path).touch()
+"""
+
+
+@pytest.fixture
+def proof(tmp_path, monkeypatch) -> Path:
+    imports = f"import pathlib; pathlib.Path({str(tmp_path / 'imported')!r}).touch()\n"
+    (tmp_path / "hostile.py").write_text(imports + WRITES)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "hostile", raising=False)
+    return tmp_path / "proof"
+
+
+HOSTILE = {
+    "data": {"_target_": "torch.utils.collect_env.run", "command": "touch PROOF"},
+    "model": {"_target_": "hostile.net", "path": "PROOF"},
+    "optim": {"_target_": "resnet_lab.processes.run_tied", "command": ["touch", "PROOF"]},
+    "loss": {"_target_": "numpy.savetxt", "fname": "PROOF", "X": [1]},
+    "schedule": {"_target_": "resnet_lab.prepare.command", "arguments": ["out=PROOF"], "_partial_": True},
+}
+
+
+def hostile(group: str, proof: Path) -> dict:
+    return json.loads(json.dumps(HOSTILE[group]).replace("PROOF", str(proof)))
+
+
+@pytest.mark.parametrize("group", HOSTILE)
+def test_a_given_run_folder_and_its_checkpoint_call_nothing(group, make_run, proof, tmp_path, monkeypatch, capsys):
+    run = make_run()
+    config = run.read_config()
+    run.write_config(config | {group: hostile(group, proof)})
+    assert guarded(run) == 1
+    assert f"{group}._target_ {HOSTILE[group]['_target_']} is none of" in run.read_status()["error"]
+    origin = {"config": config | {group: hostile(group, proof)}, "class_names": ["a", "b"]}
+    torch.save({"resnet_lab": origin, "state_dict": {"w": torch.ones(1)}}, tmp_path / "given.ckpt")
+    for command in (evaluate.command, predict.command):
+        arguments = [str(tmp_path / "given.ckpt"), *([str(tmp_path)] if command is predict.command else [])]
+        assert f"{group}._target_" in refusal(command, arguments)
+    assert not proof.exists()
+    assert not (tmp_path / "imported").exists()
+
+
+def test_a_command_trusts_what_it_names_and_a_folder_does_not(make_run, proof, tmp_path, monkeypatch):
+    run = make_run()
+    run.write_config(run.read_config() | {"model": hostile("model", proof)})
+    for name in ("stop_on_signals", "stop_with_parent"):
+        monkeypatch.setattr(job, name, lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["job", str(run.path), "0"])
+    assert job.main() == 1
+    assert not (tmp_path / "imported").exists()
+    monkeypatch.setattr(sys, "argv", ["job", str(run.path), "1", "trust=model:hostile.net"])
+    job.main()  # it fails, as this is no network, but it is called
+    assert proof.exists()
+
+
+def test_the_check_before_a_sweep_takes_the_words_of_its_command(proof, monkeypatch, tmp_path):
+    need = [json.dumps({"model": hostile("model", proof) | {"pretrained": "x"}})]
+    (tmp_path / "stdin").write_text(json.dumps(need))
+    with (tmp_path / "stdin").open() as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert "model._target_ hostile.net is none of" in refusal(preflight.command, [])
+
+
+def test_secrets_of_the_environment_are_not_read(make_run, monkeypatch, tmp_path):
+    monkeypatch.setenv("SECRET", "s3cr3t")
+    run = make_run()
+    config = run.read_config()
+    run.config_file.write_text(yaml.safe_dump(config | {"data": config["data"] | {"name": "${oc.env:SECRET}"}}))
+    assert guarded(run) == 1
+    assert "data.name: it holds ${…}" in run.read_status()["error"]
+    for origin in ({"class_names": ["${oc.env:SECRET}", "b"]}, {"config": config | {"name": "x ${oc.env:SECRET}"}}):
+        whole = {"config": config, "class_names": ["a", "b"]} | origin
+        torch.save({"resnet_lab": whole, "state_dict": {"w": torch.ones(1)}}, tmp_path / "given.ckpt")
+        assert "it holds ${…}" in refusal(evaluate.command, [str(tmp_path / "given.ckpt")])
+    assert not any(b"s3cr3t" in file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
+
+
+def test_given_configurations_that_explode_or_nest_are_refused(tmp_path):
+    aliases = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+        f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)
+    )
+    deep = f"a: {'[' * 40}{']' * 40}\n"
+    for text in (aliases, deep, "a: &a {b: *a}\n", "[" * 20_000, "a: 1\n" * 4_000_000):
+        (tmp_path / "config.yaml").write_text(text)
+        message = refusal(RunFolder(tmp_path).read_config)
+        assert message.startswith(str(tmp_path / "config.yaml"))
+        assert len(message) < 400
+    (tmp_path / "status.json").write_text('{"a":' + "[" * 100_000)
+    assert "status.json is damaged" in refusal(RunFolder(tmp_path).read_status)
