@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from resnet_lab import environment
 from resnet_lab.checkpoints import AtomicCheckpointIO
+from resnet_lab.command_line import log_to
 from resnet_lab.compatibility import SCHEMA_VERSION, upgraded
 from resnet_lab.config import build, refuse_foreign_targets, without_unknown
 from resnet_lab.data.datamodule import DataModule
@@ -154,9 +155,7 @@ def set_up_logging(file: Path | None = None) -> None:
     if rank() == 0 and file is not None:
         handlers.append(logging.FileHandler(file, encoding="utf-8"))
     level = logging.INFO if rank() == 0 else logging.WARNING
-    logging.basicConfig(
-        level=level, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S", handlers=handlers, force=True
-    )
+    log_to(handlers, level, alone=True)
     logging.captureWarnings(True)
     logging.raiseExceptions = False  # a full disk is to end in one line, not in one for every line of the log
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)

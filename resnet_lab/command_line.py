@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
 
-from resnet_lab.errors import UserError
+from resnet_lab.errors import UserError, one_line_of, printable
 
 
 def split_arguments(
@@ -40,6 +41,24 @@ def switched_on(key: str, value: str) -> bool:
     return value == "true"
 
 
+class PrintableFormatter(logging.Formatter):
+    """Lines with the time, in which no name from a file steers the terminal."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s  %(message)s", "%H:%M:%S")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        return printable(super().format(record))
+
+
+def log_to(handlers: Sequence[logging.Handler], level: int = logging.INFO, alone: bool = False) -> None:
+    """Send the log to these handlers; `alone` takes those of before away."""
+    for handler in handlers:
+        handler.setFormatter(PrintableFormatter())
+    logging.basicConfig(level=level, handlers=handlers, force=alone)
+
+
 def run_command(command: Callable[[list[str]], None]) -> int:
     """Run a verb; what the user got wrong is one line and exit code 2."""
     try:
@@ -48,6 +67,6 @@ def run_command(command: Callable[[list[str]], None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python says it again at its end
         return 0
     except (UserError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line_of(error)}", file=sys.stderr)
         return 2
     return 0

@@ -1,6 +1,7 @@
 """The one exception that means: the input is wrong, and here is what to do; and numbers of things in messages."""
 
 import errno
+import unicodedata
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk says
 
@@ -10,6 +11,24 @@ class UserError(Exception):
 
     The command line prints the message alone; any other exception is a defect and shows its traceback.
     """
+
+
+def printable(text: str) -> str:
+    """A text for a terminal: characters that would steer it, as a name from a file may hold, are escaped (`\\x1b`)."""
+    if text.isprintable():
+        return text
+    steering = ("Cc", "Cf", "Cs", "Zl", "Zp")
+    kept = (each if each in "\n\t" or unicodedata.category(each) not in steering else _escaped(each) for each in text)
+    return "".join(kept)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode()
+
+
+def one_line_of(error: BaseException) -> str:
+    """The message of an error as one line for a terminal."""
+    return printable(" ".join(str(error).split()))
 
 
 def count(number: int, one: str, several: str = "") -> str:

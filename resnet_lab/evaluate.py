@@ -221,6 +221,8 @@ def command(arguments: list[str]) -> None:
     config = override(model.origin, overrides)
     inputs = (model.file, split, overrides, config["data"]["root"])
     run = chosen_folder(out, split, overwrite) if out else own_folder(*inputs)
+    if not out and run.path.is_symlink():
+        raise UserError(f"{run.path} is a link; remove it, or name a folder with out=")
     refuse_unwritable(run.path)
     trainer, module, datamodule = answer(model, config, split)
     if not trainer.is_global_zero:

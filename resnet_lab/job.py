@@ -30,7 +30,7 @@ from resnet_lab.config import Config, build, check, refuse_foreign_targets, with
 from resnet_lab.data.arrays import ArrayData
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.data.table import NO_TEST
-from resnet_lab.errors import UserError
+from resnet_lab.errors import UserError, one_line_of
 from resnet_lab.failures import fail, stopped_elsewhere
 from resnet_lab.layers import LayerStatistics
 from resnet_lab.metrics import NEEDS_TWO_CLASSES, is_collapsed, monitored
@@ -377,7 +377,7 @@ def main() -> int:
     except Stopped as stopped:
         return stopped.code
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line_of(error)}", file=sys.stderr)
         return BUSY if isinstance(error, Busy) else 1
     except OSError as error:  # the lock, the log or the status; what happens in the job itself ends in its status
         print(

@@ -37,20 +37,31 @@ def refuse_undefined(rows: pd.DataFrame, probabilities: np.ndarray, source: str 
         )
 
 
-def write_predictions(file: Path, rows: pd.DataFrame, probabilities: np.ndarray) -> None:
+def for_spreadsheets(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with `'` before texts that a spreadsheet would compute (those with = + - @, tab or return in front)."""
+
+    def marked(cell: object) -> object:
+        return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
+
+    return table.map(marked).rename(columns=marked)
+
+
+def write_predictions(file: Path, rows: pd.DataFrame, probabilities: np.ndarray, exact: bool = True) -> None:
     """`image,patient,target,prediction,p_0…p_{K-1}`; `patient` and `target` only where `rows` has them.
 
     Args:
         file: CSV to write.
         rows: N rows in the order of `probabilities`.
         probabilities: (N, K).
+        exact: false marks names that a spreadsheet would compute (see `for_spreadsheets`).
 
     Raises:
         UserError: a probability is NaN or infinite; nothing is written.
     """
     refuse_undefined(rows, probabilities)
     known = [column for column in ("image", "patient", "target") if column in rows]
-    table = rows[known].reset_index(drop=True).assign(prediction=probabilities.argmax(1))
+    names = rows[known].reset_index(drop=True)
+    table = (names if exact else for_spreadsheets(names)).assign(prediction=probabilities.argmax(1))
     columns = pd.DataFrame(probabilities, columns=[f"p_{k}" for k in range(probabilities.shape[1])])
     text = pd.concat([table, columns], axis=1).to_csv(index=False, float_format="%.8g")
     with new_folder(file.parent):

@@ -80,7 +80,7 @@ def command(arguments: list[str]) -> None:
     if not trainer.is_global_zero:
         return
     probabilities = module.predictions["test"].numpy()
-    write_predictions(out, datamodule.rows("test").drop(columns="target"), probabilities)
+    write_predictions(out, datamodule.rows("test").drop(columns="target"), probabilities, exact=False)
     shares = ", ".join(f"{name}: {int((probabilities.argmax(1) == k).sum())}" for k, name in enumerate(names))
     log.info("%s → %s (%s)", count(len(probabilities), "image"), out, shares)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from resnet_lab.command_line import run_command
+from resnet_lab.command_line import log_to, run_command
 from resnet_lab.config import build
 from resnet_lab.data import progress
 from resnet_lab.models.pretrained import contents, depth_of, fitting
@@ -20,7 +20,7 @@ def command(arguments: list[str]) -> None:
     """Read the table of every data set, so that leaks and bad images show, and see that all weights fit."""
     handler = logging.StreamHandler(sys.stdout)
     handler.addFilter(logging.Filter(progress.__name__))  # the jobs log the rest
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S", handlers=[handler])
+    log_to([handler])
     trust(without_trust(arguments)[1])
     for text in json.load(sys.stdin):
         need = json.loads(text)

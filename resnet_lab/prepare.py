@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from resnet_lab.command_line import run_command, split_arguments
+from resnet_lab.command_line import log_to, run_command, split_arguments
 from resnet_lab.config import build, check, compose_config, words_of_trust
 from resnet_lab.data.check import digest_of
 from resnet_lab.data.duplicates import SIDE, VERSION, find_duplicates, near_pairs, thumbnail
@@ -98,7 +98,7 @@ def command(arguments: list[str]) -> None:
     """Prepare what the data set of the configuration lists, and report on it; what is wrong there stops nothing."""
     options = {"processes": str(os.cpu_count()), "out": ""}
     _, options, overrides = split_arguments(arguments, [], options, "resnet-lab prepare")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
+    log_to([logging.StreamHandler(sys.stdout)])
     if not options["processes"].isdigit() or int(options["processes"]) < 1:
         raise UserError(f"processes={options['processes']}: give a number from 1")
     config = compose_config(overrides)

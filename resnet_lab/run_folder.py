@@ -6,6 +6,7 @@ import fcntl
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -174,6 +175,7 @@ class RunFolder:
         Raises:
             Busy: another process is at work in this folder.
         """
+        self.refuse_links()
         deadline = time.monotonic() + patience
         with self.lock_file.open("a") as file:  # NFS locks only what may be written
             os.register_at_fork(after_in_child=file.close)  # a loader's worker that outlives us holds no lock
@@ -199,6 +201,24 @@ class RunFolder:
             return []
         folders = (file.parent for file in sorted(self.path.parent.glob("*/status.json")))
         return [RunFolder(folder) for folder in folders if folder.name != self.path.name]
+
+    def refuse_links(self) -> None:
+        """Stop where a file that a job writes is a link, as a given folder may hold, to a file somewhere else.
+
+        (A linked `checkpoints` or `tensorboard`, on a scratch disk, is a folder.)
+
+        Raises:
+            UserError: there is one.
+        """
+        ours = re.compile(
+            r"config\.yaml|(job\.lock|train\.log|status\.json|(metrics|layers)\.csv)|"
+            r"(predictions|confusion_matrix|class_report)_\w+\.(csv|png)(\.gz)?"
+        )
+        for file in sorted(self.path.iterdir()) if self.path.is_dir() else ():
+            if file.is_symlink() and ours.fullmatch(file.name):
+                raise UserError(
+                    f"{file} is a link to {file.readlink()}; a job writes no link: remove it, or copy the file"
+                )
 
     def is_locked(self) -> bool:
         """Whether a process is at work in this folder."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from resnet_lab.command_line import run_command
-from resnet_lab.errors import UserError, count
+from resnet_lab.errors import UserError, count, printable
 from resnet_lab.run_folder import UNTRAINED, RunFolder, find_runs, jobs_file, list_jobs
 
 USAGE = "usage: resnet-lab status DIR …"
@@ -95,7 +95,7 @@ def command(arguments: Sequence[str]) -> None:
     if not arguments or any(argument.startswith("-") for argument in arguments):
         raise UserError(USAGE)
     for argument in arguments:
-        print(table(states_of(Path(argument))))
+        print(printable(table(states_of(Path(argument)))))
 
 
 if __name__ == "__main__":

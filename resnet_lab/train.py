@@ -32,7 +32,7 @@ from resnet_lab.config import (
     words_of_trust,
 )
 from resnet_lab.continuation import EPOCHS, refuse_epochs
-from resnet_lab.errors import UserError
+from resnet_lab.errors import UserError, one_line_of, printable
 from resnet_lab.processes import (
     BUSY,
     SIGNALS,
@@ -85,7 +85,7 @@ def train(config: DictConfig) -> float | None:
     except UserError as error:
         # at once: Hydra would show the first failed job only, and that at the end
         if not isinstance(error, JobFailed):
-            print(f"error: {f'{run.path.name}: ' if sweep else ''}{error}", file=sys.stderr, flush=True)
+            print(f"error: {f'{run.path.name}: ' if sweep else ''}{one_line_of(error)}", file=sys.stderr, flush=True)
         if sweep:
             raise
         FAILED.append(run)
@@ -202,7 +202,7 @@ def _may_start(run: RunFolder, on_failed: str, sweep: bool) -> bool:
                 failed = "it" if other.path == run.path else other.path.name
                 raise UserError(f"not started, as {failed} failed; mend it, and go on with on_failed=retry")
     if on_failed == "skip" and status["state"] == "failed":
-        print(f"{run.path.name}: left as it is (on_failed=skip): {status['error']}", flush=True)
+        print(f"{run.path.name}: left as it is (on_failed=skip): {printable(str(status['error']))}", flush=True)
         return False
     return True
 
@@ -245,7 +245,7 @@ def checked() -> bool:
         check_overrides(sys.argv[1:])
         return preflight(sys.argv[1:])
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line_of(error)}", file=sys.stderr)
         return False
 
 

@@ -1,10 +1,13 @@
-"""Numbers of things in messages."""
+"""Numbers of things in messages, and names in them that would steer a terminal."""
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 
-from resnet_lab.errors import count
+from resnet_lab.command_line import PrintableFormatter
+from resnet_lab.errors import count, one_line_of, printable
 
 
 @pytest.mark.parametrize(
@@ -19,3 +22,24 @@ from resnet_lab.errors import count
 )
 def test_one_is_singular(words, expected: str) -> None:
     assert count(*words) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("no DR 99.5 %, 5,000 images – done\n\tnext", "no DR 99.5 %, 5,000 images – done\n\tnext"),
+        ("a\x1b[2Jb.png", "a\\x1b[2Jb.png"),
+        ("back\rover\x08\x00\x7f", "back\\rover\\x08\\x00\\x7f"),
+        ("left\u202eright", "left\\u202eright"),
+        ("\udcff.png", "\\udcff.png"),
+        ("ä 眼 é", "ä 眼 é"),
+    ],
+)
+def test_no_name_steers_the_terminal(text: str, shown: str) -> None:
+    assert printable(text) == shown
+    record = logging.LogRecord("x", logging.INFO, "", 0, "%s", (text,), None)
+    assert PrintableFormatter().format(record).endswith(f"  {shown}")
+
+
+def test_an_error_is_one_line() -> None:
+    assert one_line_of(ValueError("a\nb\x1b  c")) == "a b\\x1b c"

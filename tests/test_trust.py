@@ -1,4 +1,4 @@
-"""Given files call nothing but what conf/ names, or what the command line trusts."""
+"""Given files call nothing but what conf/ names, or the command line trusts; nothing is written behind a link."""
 
 from __future__ import annotations
 
@@ -9,15 +9,21 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
 from fake_data import refusal
+from fake_runs import write_run
 
 import resnet_lab
 from resnet_lab import evaluate, job, predict, preflight, trust
 from resnet_lab.config import PROVIDED, build, named_in_conf, words_of_trust
+from resnet_lab.errors import UserError
 from resnet_lab.job import guarded
+from resnet_lab.outputs import for_spreadsheets, write_predictions
+from resnet_lab.report.__main__ import report
 from resnet_lab.run_folder import RunFolder
 
 OUTSIDE = ("os", "subprocess", "builtins", "shutil", "runpy", "torch.hub", "torch.utils", "numpy", "pandas")
@@ -207,3 +213,42 @@ def test_given_configurations_that_explode_or_nest_are_refused(tmp_path):
         assert len(message) < 400
     (tmp_path / "status.json").write_text('{"a":' + "[" * 100_000)
     assert "status.json is damaged" in refusal(RunFolder(tmp_path).read_status)
+
+
+# ---- links, and cells that a spreadsheet would compute ----
+
+
+@pytest.mark.parametrize("name", ["train.log", "predictions_test.csv", "job.lock", "status.json", "metrics.csv"])
+def test_a_job_writes_through_no_link(name, make_run, tmp_path):
+    run, elsewhere = make_run(), tmp_path / "precious"
+    elsewhere.write_text("{}")
+    (run.path / name).unlink(missing_ok=True)
+    (run.path / name).symlink_to(elsewhere)
+    with pytest.raises(UserError, match=f"{name} is a link to .*precious"), run.lock():
+        pass
+    assert elsewhere.read_text() == "{}"
+
+
+def test_an_evaluation_and_a_report_write_behind_no_link(tmp_path):
+    run, elsewhere = RunFolder(write_run(tmp_path / "run")), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "cost.png").touch()
+    (run.path / "report_figures").symlink_to(elsewhere)
+    assert "report_figures is a link" in refusal(report, [str(run.path)], run.path)
+    (run.path / "report_figures").unlink()
+    (run.path / "summary.csv").symlink_to(elsewhere / "summary.csv")
+    report([str(run.path)], run.path)
+    assert [file.name for file in elsewhere.iterdir()] == ["cost.png"]
+    assert not (run.path / "summary.csv").is_symlink()
+
+
+def test_cells_of_a_spreadsheet_compute_nothing(tmp_path):
+    cells = ["=1+1", "+1", "-x", "@x", "\tx", "\rx", "a=1", "", "'x"]
+    table = for_spreadsheets(pd.DataFrame({"=name": cells, "number": np.arange(9) - 4.5}))
+    assert list(table.columns) == ["'=name", "number"]
+    assert list(table["'=name"]) == ["'=1+1", "'+1", "'-x", "'@x", "'\tx", "'\rx", "a=1", "", "'x"]
+    assert list(table["number"]) == list(np.arange(9) - 4.5)
+    rows, probabilities = pd.DataFrame({"image": ["=cmd()", "-1"], "target": [0, 1]}), np.eye(2)
+    for exact, names in ((True, ["=cmd()", "-1"]), (False, ["'=cmd()", "'-1"])):
+        write_predictions(tmp_path / "p.csv", rows, probabilities, exact=exact)
+        assert list(pd.read_csv(tmp_path / "p.csv", dtype=str)["image"]) == names

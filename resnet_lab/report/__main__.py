@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from resnet_lab.command_line import run_command
-from resnet_lab.errors import UserError
+from resnet_lab.errors import UserError, printable
+from resnet_lab.outputs import for_spreadsheets
 from resnet_lab.report.comparison import METRICS, Table, tables_of
 from resnet_lab.report.figures import CURVES, PICTURES
 from resnet_lab.report.findings import Finding, findings_of
@@ -92,12 +94,15 @@ def _write(
     out: Path, runs: Sequence[Run], tables: Sequence[Table], findings: Sequence[Finding], figures: Sequence[str]
 ) -> None:
     folder = out / "report_figures"
+    if folder.is_symlink():
+        raise UserError(f"{folder} is a link, and the report would write behind it; remove it, or name another out=")
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (*CURVES, *PICTURES):
-        for stale in folder.glob(f"{name}*.png"):
+    ours = re.compile(rf"({'|'.join((*CURVES, *PICTURES))})(_\d{{1,2}})?(_table\d{{1,2}})?\.png")
+    for stale in folder.glob("*.png"):
+        if ours.fullmatch(stale.name):
             stale.unlink(missing_ok=True)
     write_atomically(out / "report.html", page(runs, tables, findings, out, figures))
-    write_atomically(out / "summary.csv", summary(tables).to_csv(index=False))
+    write_atomically(out / "summary.csv", for_spreadsheets(summary(tables)).to_csv(index=False))
     write_atomically(out / "summary.md", markdown(tables, findings))
 
 
@@ -111,7 +116,7 @@ def check(folders: Sequence[str]) -> None:
     runs = _read(folders, closed)
     lines = [*differences_of(runs), *(f"{folder}: cannot be checked: no permission to read it" for folder in closed)]
     done = sum(run.state == "done" for run in runs)
-    print("\n".join(lines) or f"all stored metrics of {done} finished runs follow from their predictions")
+    print(printable("\n".join(lines)) or f"all stored metrics of {done} finished runs follow from their predictions")
     if lines:
         sys.exit(1)
 
@@ -131,7 +136,7 @@ def command(arguments: Sequence[str]) -> None:
         check(folders)
         return
     figures = [name for name in options.get("figures", "").split(",") if name]
-    print(report(folders, Path(options.get("out", folders[0])), figures, options.get("metric", "")))
+    print(printable(report(folders, Path(options.get("out", folders[0])), figures, options.get("metric", ""))))
 
 
 if __name__ == "__main__":

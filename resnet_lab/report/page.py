@@ -22,6 +22,7 @@ from resnet_lab.report.leaderboard import interval_text, referable_rows_of, rows
 from resnet_lab.report.runs import Run
 from resnet_lab.report.sharing import unshared_of
 from resnet_lab.report.summaries import headline, titles_of
+from resnet_lab.run_folder import write_atomically
 from resnet_lab.statistics import MANY_CLASSES, REFERABLE
 
 FIGURES = ("accuracy", "confusion_matrices")  # of runs whose configuration names none
@@ -237,7 +238,7 @@ def pictures(table: Table, names: Sequence[str], folder: Path, suffix: str) -> d
         files = drawn.files or [drawing.wide for drawing in drawn.shown]
         for number, figure in enumerate(files if name in names else (), start=1):
             place = f"_{number}" if len(files) > 1 else ""
-            (folder / f"{name}{place}{suffix}.png").write_bytes(once(figure))
+            write_atomically(folder / f"{name}{place}{suffix}.png", once(figure))
         seen = [] if as_text else drawn.shown
         figures = [[base64_of(once(figure)) for figure in drawing if figure] for drawing in seen]
         shown[name] = {"name": name, "title": drawn.title, "note": drawn.note, "figures": figures}
