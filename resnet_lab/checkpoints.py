@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import time
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,26 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from resnet_lab import environment
+from resnet_lab.errors import UserError
+from resnet_lab.module import CHECKPOINT_KEY
 from resnet_lab.run_folder import UNTRAINED, RunFolder, write_atomically
 
 SHOWN = ("lr", "loss", "accuracy", "balanced_accuracy", "qwk")  # in the log line of an epoch
 
 log = logging.getLogger(__name__)
+
+_damaged: set[Path] = set()  # files that are moved aside before another one takes their name
+
+
+def real(file: Path) -> Path:
+    """The file, by whatever way its folder is named."""
+    return file.parent.resolve() / file.name
+
+
+def free_name(file: Path) -> Path:
+    """Where a damaged file is moved: `last.ckpt.damaged`, or the first such name with a number that is free."""
+    names = (file.with_name(f"{file.name}.damaged{number or ''}") for number in count(0))
+    return next(name for name in names if not name.exists())
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -35,34 +52,82 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
+        if real(Path(path)) in _damaged:  # someone may save something of it
+            _damaged.discard(real(Path(path)))
+            Path(path).replace(free_name(Path(path)))
         write_atomically(Path(path), buffer.getbuffer(), durable=True)
 
 
-def resume_point(run: RunFolder, on_corrupt: str) -> Path | None:
-    """The checkpoint that a job goes on from; None: it starts. Damaged ones are said and left out.
+def resume_point(run: RunFolder, on_corrupt: str, misfits: Collection[Path] = ()) -> Path | None:
+    """The checkpoint that a job goes on from; None: it starts. Damaged ones are said, left out, and kept aside.
 
     Args:
         run: the folder.
         on_corrupt: where `last.ckpt` is damaged: `best` goes on from `best.ckpt` if there is one, `start` starts.
+        misfits: files that turned out not to be of this job's network.
+
+    Raises:
+        UserError: a file cannot be read now, which says nothing about its content.
     """
-    if not run.last_checkpoint.is_file():
+
+    def usable(file: Path) -> bool:
+        whole = file not in misfits and is_whole(file)
+        if not whole and file.exists():
+            _damaged.add(real(file))
+        return whole
+
+    if not run.last_checkpoint.exists():
         return None
-    if is_whole(run.last_checkpoint):
+    if usable(run.last_checkpoint):
         return run.last_checkpoint
-    best = run.best_checkpoint if on_corrupt == "best" and is_whole(run.best_checkpoint) else None
+    best = run.best_checkpoint if on_corrupt == "best" and usable(run.best_checkpoint) else None
     log.warning("last.ckpt is damaged; going on from %s", best.name if best else "the start")
     return best
 
 
 def is_whole(file: Path) -> bool:
-    """Whether a checkpoint is there, every part of it has its checksum, and it can be loaded."""
+    """Whether a checkpoint is there, every part of it has its checksum, and it holds what a job goes on from.
+
+    Raises:
+        UserError: it cannot be read now, for want of permission or by a fault of the disk.
+        MemoryError: there is no room to look.
+    """
     try:
         with zipfile.ZipFile(file) as archive:
             whole = archive.testzip() is None
-        torch.load(file, map_location="cpu", weights_only=True, mmap=True)  # headers and names have no checksum
-    except Exception:  # damage has many faces
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)  # names have no checksum
+    except MemoryError:
+        raise
+    except OSError as error:
+        if error.errno in (None, errno.ENOENT, errno.EISDIR, errno.EINVAL):  # the last is zipfile's word for nonsense
+            return False
+        raise UserError(
+            f"{file} cannot be read ({error.strerror}) and may be whole; make it readable, and the same command goes on"
+        ) from error
+    except Exception as error:  # damage has many faces
+        if "allocate memory" in str(error):
+            raise MemoryError(str(error)) from error
         return False
-    return whole
+    return whole and _is_of_a_job(content)
+
+
+PARTS = {"epoch": int, "global_step": int, "state_dict": dict, "optimizer_states": list, "lr_schedulers": list}
+PARTS |= {"loops": dict, "callbacks": dict, "pytorch-lightning_version": str, CHECKPOINT_KEY: dict}
+
+
+def _is_of_a_job(content: object) -> bool:
+    """Whether a checkpoint has all the parts that a job writes."""
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), kind) for key, kind in PARTS.items()):
+        return False
+    return bool(content["callbacks"]) and all(isinstance(each, Tensor) for each in content["state_dict"].values())
+
+
+def fits(file: Path, module: LightningModule) -> bool:
+    """Whether a whole checkpoint has the names and shapes of a network."""
+    state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    return {name: each.shape for name, each in state.items()} == {
+        name: each.shape for name, each in module.state_dict().items()
+    }
 
 
 class EpochRows(Callback):
@@ -171,6 +236,7 @@ class RunCheckpoint(ModelCheckpoint):
         """Take over the state, with the paths as they are now; a best checkpoint that is damaged is forgotten."""
         best = self._moved(state_dict["best_model_path"])
         if self.monitor and best and not is_whole(Path(best)):
+            _damaged.add(real(Path(best)))
             log.warning("%s is damaged; the best of the epochs from here on takes its place", Path(best).name)
             return
         state = {**state_dict, "dirpath": self.dirpath}

@@ -27,7 +27,9 @@ def _escaped(character: str) -> str:
 
 
 def one_line_of(error: BaseException) -> str:
-    """The message of an error as one line for a terminal."""
+    """The message of an error as one line for a terminal; of the operating system's with the file in front."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return printable(f"{error.filename}: {error.strerror}")
     return printable(" ".join(str(error).split()))
 
 

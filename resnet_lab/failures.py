@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import traceback
 
@@ -69,4 +70,7 @@ def explained(error: Exception) -> str:
         return "another rank died without a word, mostly for want of memory: lower data.batch_size or data.image_size"
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         return f"{error.filename or 'disk'}: {error.strerror}; make room, and the same command goes on: no file is cut"
+    if isinstance(error, OSError) and error.filename:
+        remedy = "; make it readable and writable" if error.errno in (errno.EACCES, errno.EPERM) else ""
+        return f"{error.filename}: {error.strerror}{remedy}; the same command goes on"
     return plain(error)

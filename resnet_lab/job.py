@@ -25,7 +25,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from resnet_lab import environment
 from resnet_lab.build import build_module, build_trainer, rank, set_up_logging
 from resnet_lab.callbacks import Ending, EpochSeed, FiniteLoss, Observer, ResumableEarlyStopping, SamePixels
-from resnet_lab.checkpoints import EpochRows, LastCheckpoint, RunCheckpoint, resume_point
+from resnet_lab.checkpoints import EpochRows, LastCheckpoint, RunCheckpoint, fits, resume_point
 from resnet_lab.config import Config, build, check, refuse_foreign_targets, without_unknown
 from resnet_lab.data.arrays import ArrayData
 from resnet_lab.data.datamodule import DataModule
@@ -45,17 +45,24 @@ from resnet_lab.trust import spoken, trust, without_trust
 log = logging.getLogger("resnet_lab")
 
 
-def run_job(run: RunFolder) -> None:
+def run_job(run: RunFolder, misfits: frozenset[Path] = frozenset()) -> None:
     """Train, select, test, write: the whole of one job.
+
+    Args:
+        run: the folder.
+        misfits: checkpoints in it that are of another network.
 
     Raises:
         UserError: the configuration, the data or the weights are wrong.
     """
     config = checked_config(run)
-    resume_from = resume_point(run, config["on_corrupt"])
+    resume_from = resume_point(run, config["on_corrupt"], misfits)
     seed_everything(config["seed"], verbose=False)
     datamodule = read_data(run, config, resumes=resume_from is not None)
     module = build_module(config, datamodule, pretrained=resume_from is None)
+    if resume_from is not None and not fits(resume_from, module):
+        run_job(run, misfits | {resume_from})
+        return
     monitor, mode = selection(config, datamodule)
     balances_twice = config["data"]["sampling"] != "none" and config["loss"].get("class_weights", "none") != "none"
     if balances_twice and rank() == 0:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from resnet_lab import checkpoints, job
-from resnet_lab.checkpoints import is_whole
+from resnet_lab.checkpoints import is_whole, resume_point
 from resnet_lab.job import guarded
 from resnet_lab.module import Classifier
 from resnet_lab.run_folder import RunFolder, write_atomically
@@ -177,7 +177,14 @@ def _first(trainer: Any) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("damage", "choice"), [("cut", "best"), ("flipped", "best"), ("cut", "start"), ("all", "best")]
+    ("damage", "choice"),
+    [
+        ("cut", "best"),
+        ("flipped", "best"),
+        ("cut", "start"),
+        ("all", "best"),
+        ("another network", "best"),
+    ],
 )
 def test_a_damaged_last_checkpoint_is_said_and_another_start_taken(
     make_run: MakeRun, halfway: RunFolder, damage: str, choice: str
@@ -187,7 +194,13 @@ def test_a_damaged_last_checkpoint_is_said_and_another_start_taken(
     data = halfway.last_checkpoint.read_bytes()
     middle = len(data) // 2
     flipped = data[:middle] + bytes([data[middle] ^ 255]) + data[middle + 1 :]
-    halfway.last_checkpoint.write_bytes(flipped if damage == "flipped" else data[:middle])
+    if damage == "another network":
+        content = torch.load(halfway.last_checkpoint, weights_only=True)
+        content["state_dict"]["model.fc.bias"] = torch.ones(7)
+        torch.save(content, halfway.last_checkpoint)
+    else:
+        halfway.last_checkpoint.write_bytes(flipped if damage == "flipped" else data[:middle])
+    kept = halfway.last_checkpoint.read_bytes()
     if damage == "all":
         (halfway.checkpoints / "best.ckpt").write_bytes(b"")
     config = halfway.read_config()
@@ -196,6 +209,60 @@ def test_a_damaged_last_checkpoint_is_said_and_another_start_taken(
     source = "best.ckpt" if choice == "best" and damage != "all" else "the start"
     assert f"last.ckpt is damaged; going on from {source}" in halfway.log_file.read_text()
     assert same_end(whole, halfway)  # whichever it went on from
+    assert (halfway.checkpoints / "last.ckpt.damaged").read_bytes() == kept
+
+
+PARTS = {"epoch": 1, "global_step": 2, "state_dict": {"w": torch.ones(1)}, "optimizer_states": [], "lr_schedulers": []}
+PARTS |= {"loops": {}, "callbacks": {"a": {}}, "pytorch-lightning_version": "2.5", "resnet_lab": {}}
+
+
+def keep(run: RunFolder, **parts: Any) -> RunFolder:
+    """Checkpoints in a folder that was never trained; `parts` replace some of last.ckpt, None takes one out."""
+    run.checkpoints.mkdir(parents=True)
+    torch.save(PARTS, run.best_checkpoint)
+    content = {key: value for key, value in (PARTS | parts).items() if value is not None}
+    torch.save(content, run.last_checkpoint)
+    return run
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [{"callbacks": None}, {"callbacks": {}}, {"callbacks": []}, {"state_dict": {"w": 1}}, {"state_dict": []}]
+    + [{key: None} for key in PARTS],
+)
+def test_a_checkpoint_without_its_parts_is_damaged(tmp_path: Path, parts: dict[str, Any]) -> None:
+    assert resume_point(keep(RunFolder(tmp_path), **parts), "best") == tmp_path / "checkpoints" / "best.ckpt"
+    assert resume_point(RunFolder(tmp_path), "start") is None
+
+
+@pytest.mark.parametrize("content", [[PARTS], {"a": 1}, torch.ones(2), "text", None])
+def test_what_is_no_checkpoint_is_moved_aside_before_another_takes_its_name(tmp_path: Path, content: Any) -> None:
+    run = keep(RunFolder(tmp_path))
+    assert resume_point(run, "best") == run.last_checkpoint
+    run.last_checkpoint.unlink()
+    run.last_checkpoint.mkdir() if content is None else torch.save(content, run.last_checkpoint)
+    for suffix in ("", "1"):
+        assert resume_point(run, "best") == run.best_checkpoint
+        checkpoints.AtomicCheckpointIO().save_checkpoint({"b": suffix}, str(run.last_checkpoint))
+        aside = run.checkpoints / f"last.ckpt.damaged{suffix}"
+        assert aside.is_dir() if content is None and not suffix else aside.is_file()
+    checkpoints.AtomicCheckpointIO().save_checkpoint(PARTS, str(run.last_checkpoint))
+    assert resume_point(run, "best") == run.last_checkpoint
+    assert not (run.checkpoints / "last.ckpt.damaged2").exists()
+
+
+@pytest.mark.parametrize("fault", [errno.EACCES, errno.EIO, errno.ESTALE, errno.EMFILE, None])
+def test_a_checkpoint_that_cannot_be_read_now_stays_as_it_is(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, fault: int | None
+) -> None:
+    run = keep(make_run())
+    before = {file.name: file.read_bytes() for file in run.checkpoints.iterdir()}
+    error = OSError(fault, os.strerror(fault), "last.ckpt") if fault else MemoryError()
+    monkeypatch.setattr(checkpoints.zipfile, "ZipFile", raising(error, 0, len))
+    assert guarded(run) == 1
+    assert ("last.ckpt cannot be read" if fault else "out of memory") in run.read_status()["error"]
+    assert "Traceback" not in run.log_file.read_text()
+    assert {file.name: file.read_bytes() for file in run.checkpoints.iterdir()} == before
 
 
 def test_a_damaged_best_checkpoint_is_said_and_another_takes_its_place(halfway: RunFolder) -> None:

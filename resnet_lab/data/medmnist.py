@@ -37,7 +37,9 @@ class MedMNIST(ArrayData):
         """The splits of the file; classes that the configuration does not name are named by the medmnist package."""
         if not self.source.exists():
             self._download()
-        if not zipfile.is_zipfile(self.source):
+        with self.source.open("rb") as stream:  # a file that cannot be read is no damaged one
+            whole = zipfile.is_zipfile(stream)
+        if not whole:
             raise UserError(f"{self.source} is no npz, or only part of one; delete it, and get it again from {WEB}")
         try:
             with self.source.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
