@@ -97,6 +97,10 @@ PROVIDED = {
     "schedule": {"optimizer", "steps_per_epoch", "max_epochs"},
 }
 PHOTOGRAPHS = "resnet_lab.data.photographs.Photographs"  # what `predict` puts in the place of the data
+FIGURES = (  # the pictures of resnet_lab/report/figures.py, which is not imported here
+    *("accuracy", "loss", "train_loss", "error", "error_by_depth", "scores", "confusion_matrices", "recall", "gap"),
+    *("class_counts", "class_scores", "score_bands", "layers", "roc", "precision_recall", "reliability", "cost"),
+)
 PARTIAL = ("optim", "schedule")  # the groups that are called with more arguments later
 CHOSEN = (*PROVIDED, "trainer", "experiment", "scale")  # the groups that conf/config.yaml chooses from
 
@@ -204,6 +208,10 @@ def check(config: DictConfig) -> None:
     _check_names(config.trainer, TrainerConfig, "trainer.")
     if (epochs := config.trainer.max_epochs) < 0:
         raise UserError(f"trainer.max_epochs={epochs}: give a number from 0 (0 evaluates the weights as they are)")
+    if unknown := [name for name in config.figures if name not in FIGURES]:
+        close = difflib.get_close_matches(str(unknown[0]), FIGURES, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"choose among {', '.join(FIGURES)}"
+        raise UserError(f"figures: there is none called {unknown[0]}; {hint}")
     for group, provided in PROVIDED.items():
         node = config[group]
         target = node.get("_target_") if isinstance(node, DictConfig) else None

@@ -349,7 +349,7 @@ def list_jobs(sweep_dir: Path, names: Iterable[str] | None = None, gone: Collect
     if names is None and not jobs_file(sweep_dir).is_file():
         return []
     sweep_dir.mkdir(parents=True, exist_ok=True)
-    with jobs_file(sweep_dir).open("r" if names is None else "a+", encoding="utf-8") as file:
+    with jobs_file(sweep_dir).open("r" if names is None else "a+", encoding="utf-8", errors="replace") as file:
         if names is not None:
             fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)

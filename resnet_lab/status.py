@@ -29,8 +29,12 @@ def state_of(run: RunFolder) -> JobState:
     name = run.path.name
     try:
         status, config = run.read_status(), run.read_config()
+        if status["state"] not in STATES:
+            raise ValueError(
+                f"status.json: state holds {str(status['state'])[:40]!r}, and not one of {', '.join(STATES)}"
+            )
         return JobState(name, status["state"], _note(status, config))
-    except (UserError, OSError, KeyError, TypeError) as error:
+    except (UserError, OSError, KeyError, TypeError, ValueError, ArithmeticError) as error:  # of one job, not of all
         return JobState(name, "unreadable", str(error).partition("\n")[0].replace(f"{run.path}/", ""))
 
 

@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 
 from resnet_lab.config import (
+    FIGURES,
     check,
     check_overrides,
     compose_config,
@@ -21,6 +22,7 @@ from resnet_lab.config import (
     signature,
 )
 from resnet_lab.errors import UserError
+from resnet_lab.report.figures import CURVES, PICTURES
 
 CONF = conf_dir()
 GROUPS = [
@@ -200,3 +202,10 @@ def test_the_name_of_a_job_does_not_depend_on_the_working_directory(
     assert job_name("data.root=eyes/,seed=0") == job_name("data.root='eyes',seed=0") == "root-eyes_seed-0"
     (tmp_path / "sweep" / here).mkdir(parents=True)
     assert job_name("data.root=./eyes,seed=0", str(tmp_path / "sweep")) == here
+
+
+def test_pictures_are_known_before_the_first_job() -> None:
+    assert (*CURVES, *PICTURES) == FIGURES
+    config = compose_config(["figures=[recal]"])
+    with pytest.raises(UserError, match="figures: there is none called recal; did you mean recall"):
+        check(config)

@@ -5,10 +5,12 @@ import shutil
 
 import numpy as np
 import pandas as pd
+import pytest
 from fake_runs import GRADES, change_status, edit_predictions, write_run
 
 from resnet_lab.report.comparison import tables_of
 from resnet_lab.report.findings import findings_of
+from resnet_lab.report.page import figures_of
 from resnet_lab.report.runs import read_run
 from resnet_lab.run_folder import find_runs
 
@@ -244,3 +246,23 @@ def test_pixels_of_other_versions_of_the_recipe_are_a_finding(tmp_path):
     for seed in (2, 3):
         write_run(tmp_path / str(seed), seed=seed, pixels="originals", recipe={"version": seed})
     assert found(tmp_path)["mixed pixels"].endswith("version 2 of the recipe (2); version 3 of the recipe (3)")
+
+
+@pytest.mark.parametrize("figures", [5, ["recal"], [["accuracy"]], "recal,accuracy", None])
+def test_pictures_that_there_are_not_are_a_finding_and_no_error(tmp_path, figures):
+    write_run(tmp_path / "fine", seed=0, config={"figures": ["accuracy"]})
+    write_run(tmp_path / "odd", seed=1, config={"figures": figures})
+    text = found(tmp_path).get("unknown figure", "")
+    assert text.endswith("cost") if figures else text == ""
+    assert "(1 of 2 runs: odd)" in text if figures else True
+    (group,) = tables_of([read_run(run) for run in find_runs([tmp_path])])
+    assert "recal" not in figures_of(group)
+
+
+def test_epochs_that_metrics_csv_lost_are_a_finding(tmp_path):
+    run = write_run(tmp_path / "run", epochs=6)
+    assert "epochs lost" not in found(tmp_path)
+    text = (run / "metrics.csv").read_text()
+    for left, lines in ((3, 4), (0, 0)):
+        (run / "metrics.csv").write_text("".join(text.splitlines(keepends=True)[:lines]))
+        assert found(tmp_path)["epochs lost"].startswith(f"run: metrics.csv has {left} of 6 epochs; ")

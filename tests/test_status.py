@@ -116,3 +116,22 @@ def test_the_verb_prints_them(run: RunFolder) -> None:
     command = [sys.executable, "-m", "resnet_lab", "status", str(run.path.parent)]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert shown.splitlines() == ["failed  depth-18  out of memory", "1 job: 1 failed"]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    ['"state": 5', '"state": null', '"state": {"a": []}', '"state": "finished"']
+    + [f'"state": "done", "seconds": {value}' for value in ("NaN", "Infinity", "null", '"x"', "[]", "{}")],
+)
+def test_an_odd_status_is_that_of_one_job_and_the_others_are_shown(tmp_path: Path, odd: str) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text("trainer: {max_epochs: 1}\n")
+        (tmp_path / name / "status.json").write_text('{"state": "done", "seconds": 5}')
+    (tmp_path / "b" / "status.json").write_text(f"{{{odd}}}")
+    (tmp_path / "jobs.txt").write_bytes(b"a\nb\n\xff\xfe\n")
+    good, bad, *missing = states_of(tmp_path)
+    assert good == ("a", "done", "5 s")
+    assert bad.state == "unreadable"
+    assert [job.state for job in missing] == ["missing"]
+    assert table([good, bad, *missing]).endswith("3 jobs: 1 done, 1 missing, 1 unreadable")

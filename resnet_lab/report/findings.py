@@ -12,9 +12,10 @@ import numpy as np
 
 from resnet_lab.errors import count
 from resnet_lab.report.comparison import ABSENT, METRICS, Table, places_of
+from resnet_lab.report.figures import CURVES, PICTURES
 from resnet_lab.report.intervals import FEW_OF_A_CLASS, FEWEST
 from resnet_lab.report.leaderboard import AREA
-from resnet_lab.report.runs import Run
+from resnet_lab.report.runs import Run, read_metrics
 
 ALIKE = 6  # digits of a probability in which two trainings differ somewhere
 MANY = 8  # so many classes or runs are named, the others counted
@@ -40,7 +41,7 @@ def findings_of(runs: Sequence[Run], tables: Sequence[Table]) -> list[Finding]:
     for table in tables:
         about = f"{table.title}: " if several else ""
         found += [finding._replace(text=about + finding.text) for finding in (*_doubts(table), *_classes(table))]
-    found += [*_validation(runs), *_single_seeds(tables)]
+    found += [*_validation(runs), *_single_seeds(tables), *_unknown_figures(runs), *_lost_epochs(runs)]
     return sorted(found, key=lambda finding: not finding.grave)
 
 
@@ -61,6 +62,25 @@ def _validation(runs: Sequence[Run]) -> Iterator[Finding]:
         if run.validation_problem:
             text = f"{names[run.folder.path]}: {run.validation_problem}; no threshold or temperature is chosen for it"
             yield Finding("validation damaged", text)
+
+
+def _unknown_figures(runs: Sequence[Run]) -> Iterator[Finding]:
+    known = (*CURVES, *PICTURES)
+    if unknown := sorted({name for run in runs for name in run.figures if name not in known}):
+        asking = [run for run in runs if {*run.figures} & {*unknown}]
+        text = f"there is no picture called {_listed(unknown, 'names')} {_which(asking, runs)}"
+        yield Finding("unknown figure", f"{text}; there are {', '.join(known)}", False)
+
+
+def _lost_epochs(runs: Sequence[Run]) -> Iterator[Finding]:
+    names = places_of(runs)
+    for run in runs:
+        epoch, file = run.status.get("epoch"), run.folder.kept_metrics
+        if run.state != "done" or not isinstance(epoch, int) or not file.is_file():
+            continue
+        if (found := len(read_metrics(file))) < epoch + 1:
+            text = f"{names[run.folder.path]}: {file.name} has {found} of {count(epoch + 1, 'epoch')}"
+            yield Finding("epochs lost", f"{text}; its curves are incomplete, its scores are not", False)
 
 
 def _collapsed(table: Table) -> Iterator[Finding]:

@@ -16,7 +16,7 @@ from resnet_lab.report import costs, thresholds
 from resnet_lab.report.by_class import Share, class_rows, confusions_of, shares_by_distance
 from resnet_lab.report.comparison import ABSENT, METRICS, Group, Table, places_of, sweeps_of
 from resnet_lab.report.effects import confounded_of, effects_of
-from resnet_lab.report.figures import picture
+from resnet_lab.report.figures import CURVES, PICTURES, picture
 from resnet_lab.report.findings import Finding
 from resnet_lab.report.leaderboard import interval_text, referable_rows_of, rows_of
 from resnet_lab.report.runs import Run
@@ -252,7 +252,5 @@ def _many_classes(table: Table) -> bool:
 def figures_of(table: Table) -> list[str]:
     """The names of the pictures that the runs of a table ask for, each once."""
     runs = [run for group in table.groups for run in group.runs]
-    asked = [run.config.get("figures") or FIGURES for run in runs]
-    return list(
-        dict.fromkeys(name for names in asked for name in (names.split(",") if isinstance(names, str) else names))
-    )
+    asked = [run.figures or FIGURES for run in runs]
+    return [name for name in dict.fromkeys(name for names in asked for name in names) if name in (*CURVES, *PICTURES)]

@@ -117,6 +117,13 @@ class Run:
         """What the job noted as the fingerprint of a split's rows; empty where it did not get so far."""
         return str((self.status.get("split_fingerprint") or {}).get(split, ""))
 
+    @property
+    def figures(self) -> list[str]:
+        """The names of the pictures that its configuration asks for."""
+        asked = self.config.get("figures") or []
+        names = asked.split(",") if isinstance(asked, str) else asked if isinstance(asked, list) else [asked]
+        return list(map(str, names))
+
     def class_counts(self, split: str) -> list[int]:
         """Images of a split by class; empty where the job did not get so far."""
         return (self.status.get("class_counts") or {}).get(split) or []
