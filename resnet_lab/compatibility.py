@@ -44,6 +44,7 @@ ADDED: dict[str, Added] = {
     "data.first_label": Added(0, RETINOPATHY),
     "data.on_bad_label": Added("error", RETINOPATHY),
     "data.natural_order": Added(False, CLASS_FOLDERS),
+    "data.max_pixels": Added(178_956_970),  # Pillow's own limit
 }
 
 # dotted key → the keys that took its place; each gets its value, unless the configuration has it already
@@ -58,6 +59,7 @@ CHANGED: dict[str, tuple[int, Any, Any]] = {
     "data.all_kinds": (2, False, True),
     "data.find_csvs": (3, False, True),
     "data.natural_order": (3, False, True),
+    "data.max_pixels": (3, 178_956_970, 100_000_000),
 }
 
 

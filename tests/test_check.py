@@ -4,6 +4,9 @@ import io
 import json
 import logging
 import os
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,8 @@ from fake_data import encoded, refusal
 from PIL import ExifTags, Image
 
 from resnet_lab.data import check
-from resnet_lab.data.check import HASH_DIGITS, check_files, digest_of, drop_defects, examine
+from resnet_lab.data.check import HASH_DIGITS, PixelBudget, check_files, digest_of, drop_defects, examine
+from resnet_lab.data.prepared import PreparedSet, prepare_photograph
 from resnet_lab.data.reader import Recipe, read_image
 
 
@@ -86,9 +90,9 @@ def checked(monkeypatch):
     """The paths that were decoded since it was last cleared."""
     paths = []
 
-    def count(path):
+    def count(path, **limit):
         paths.append(path)
-        return examine(path)
+        return examine(path, **limit)
 
     monkeypatch.setattr(check, "examine", count)
     return paths
@@ -243,3 +247,63 @@ def test_a_cache_of_an_older_version_is_not_taken(save, tmp_path, checked):
     checked.clear()
     assert check_files([path], cache)["decoded"].tolist() == [pixels(path)]
     assert checked == [path]
+
+
+# ---- what never ends, and what unpacks to more than memory has ----
+
+
+def bomb(file: Path, side: int = 13_300) -> str:
+    """A PNG of some KB with many pixels of one bit."""
+    Image.new("1", (side, side)).save(file)
+    return str(file)
+
+
+def test_only_regular_files_are_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    (tmp_path / "folder.png").mkdir()
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.relpath(tmp_path / "socket.png"))
+        names = [str(tmp_path / f"{name}.png") for name in ("pipe", "zero", "folder", "socket")]
+        assert list(check_files(names, tmp_path / "cache")["defect"]) == [
+            "not a regular file",
+            "not a regular file",
+            "Is a directory",
+            "not a regular file",
+        ]
+        for name in (names[0], names[1], names[3]):
+            with pytest.raises(OSError, match="not a regular file"):
+                read_image(name, Recipe(8, "square", False, False))
+
+
+def test_an_image_with_too_many_pixels_is_not_decoded(tmp_path, monkeypatch):
+    path, decoded = bomb(tmp_path / "bomb.png"), []
+    monkeypatch.setattr(Image.Image, "convert", lambda *_: decoded.append(1))
+    assert examine(path)[0] == "13300×13300 pixels, more than data.max_pixels=100000000"
+    assert prepare_photograph(PreparedSet(tmp_path, Recipe(8, "square", False, False), tmp_path), path)["defect"] == (
+        "13300×13300 pixels, more than data.max_pixels=100000000"
+    )
+    assert decoded == []
+
+
+def test_the_limit_of_pixels_is_a_key_and_part_of_the_verdict(tmp_path):
+    path = bomb(tmp_path / "image.png", 20)
+    for most, defect in ((400, ""), (399, "20×20 pixels, more than data.max_pixels=399"), (400, "")):
+        assert list(check_files([path], tmp_path / "cache", most)["defect"]) == [defect]
+
+
+def test_threads_decode_no_more_pixels_at_once_than_there_is_room_for():
+    budget, running, most = PixelBudget(10), [], []
+
+    def decode(pixels):
+        with budget.of(pixels):
+            running.append(pixels)
+            most.append(sum(running))
+            time.sleep(0.002)
+            running.remove(pixels)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(decode, [4, 5, 6, 25, 3, 3, 4, 9, 1] * 3))
+    assert budget.used == 0
+    assert max(each for each in most if each != 25) <= 10
+    assert 25 in most  # a larger one alone

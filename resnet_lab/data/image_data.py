@@ -53,6 +53,7 @@ LIMITS: dict[str, tuple[Any, float, float]] = {  # type, least, most
     "val_fraction": ((int, float), 0, 1),
     "test_fraction": ((int, float), 0, 1),
     "split_seed": (int, 0, 2**32 - 1),
+    "max_pixels": (int, 1, 10_000_000_000),
     "max_images": (int, 1, math.inf),
     "max_per_class": (int, 1, math.inf),
     "batch_size": (int, 1, math.inf),
@@ -108,6 +109,7 @@ class ImageData(ABC):
     patient_regex: str | None  # auto, a form of file names, or a pattern whose first group is the patient; None: none
     on_leak: str  # error | drop | ignore: a patient, or an identical image, in train and in another split
     on_bad_image: str  # error | drop: an image that cannot be read
+    max_pixels: int  # of an image file; one with more is bad, and never decoded
     max_images: int | None  # at most so many of each split
     max_per_class: int | None  # at most so many training images of each class; the others are left out
 
@@ -166,7 +168,7 @@ class ImageData(ABC):
 
     def read(self, path: str) -> np.ndarray:
         """The image of a row before augmentation, uint8 (H, W, 3)."""
-        return read_image(path, self.recipe)
+        return read_image(path, self.recipe, max_pixels=self.max_pixels)
 
     def check(self, rows: pd.DataFrame, pixels: str | None = None) -> pd.DataFrame:
         """Add `defect`, `digest`, `decoded`, `prepared` and `pixels`.
@@ -183,14 +185,14 @@ class ImageData(ABC):
             found = self.prepared_set.lookup(rows, needed=pixels == "prepared")
             if found is not None:
                 return found
-        checked = rows.join(check_files(rows["path"], self.prepared_set.cache_dir), on="path")
+        checked = rows.join(check_files(rows["path"], self.prepared_set.cache_dir, self.max_pixels), on="path")
         return checked.assign(prepared="", pixels=checked["digest"])
 
     @property
     def prepared_set(self) -> PreparedSet:
         """Where the photographs are prepared, or would be."""
         root = Path(self.root).expanduser().absolute()  # links stay: the rows' paths have them, too
-        return PreparedSet(root, self.recipe, Path(self.cache_dir).expanduser())
+        return PreparedSet(root, self.recipe, Path(self.cache_dir).expanduser(), self.max_pixels)
 
     def listed(self) -> pd.DataFrame:
         """The rows that the data set lists, with their patients, in the splits that are asked for."""

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from resnet_lab.data.check import check_files, digest_of, examine
+from resnet_lab.data.check import MAX_PIXELS, check_files, digest_of, examine
 from resnet_lab.data.progress import with_progress
 from resnet_lab.data.reader import Recipe, read_image
 from resnet_lab.errors import UserError, count
@@ -54,11 +54,13 @@ class PreparedSet:
         root: folder of the source.
         recipe: how its photographs are read.
         cache_dir: where prepared sets are kept.
+        max_pixels: of a photograph; one with more is not decoded.
     """
 
     root: Path
     recipe: Recipe
     cache_dir: Path
+    max_pixels: int = MAX_PIXELS
 
     @cached_property
     def folder(self) -> Path:
@@ -276,8 +278,10 @@ def prepare_photograph(target: PreparedSet, path: str) -> Entry:
     try:
         stat = Path(path).stat()
         row |= {"bytes": stat.st_size, "changed": stat.st_mtime_ns}
-        _, row["digest"], row["decoded"] = examine(path)
-        image = read_image(path, target.recipe)
+        defect, row["digest"], row["decoded"] = examine(path, target.max_pixels)
+        if defect:
+            return row | {"defect": defect}
+        image = read_image(path, target.recipe, max_pixels=target.max_pixels)
         with Image.open(path) as file:
             row["width"], row["height"] = file.size
     except (OSError, ValueError) as error:

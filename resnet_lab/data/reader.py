@@ -6,13 +6,12 @@ import io
 import math
 import struct
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from resnet_lab.data.check import TRUNCATED, lacks_end
+from resnet_lab.data.check import MAX_PIXELS, TRUNCATED, lacks_end, read_file, too_many
 from resnet_lab.data.eye import Disc, crop, disc_box, find_disc, shrink, subtract_local_mean
 
 JPEG_SCALES = {
@@ -40,13 +39,14 @@ class Recipe:
     local_mean: bool
 
 
-def read_image(path: str, recipe: Recipe, scaled: bool = True) -> np.ndarray:
+def read_image(path: str, recipe: Recipe, scaled: bool = True, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Read one image, decoded at the smallest JPEG scale that suffices.
 
     Args:
         path: an image of any kind that `listing.SUFFIXES` names and of any size, with 8 bits a channel.
         recipe: what becomes of it.
         scaled: false decodes every pixel of a JPEG, to measure what the smaller scales change.
+        max_pixels: of the file; one with more is not decoded.
 
     Returns:
         uint8, (H, W, 3), RGB.
@@ -55,12 +55,12 @@ def read_image(path: str, recipe: Recipe, scaled: bool = True) -> np.ndarray:
         OSError: the file cannot be read, is truncated, or no image.
         ValueError: it holds what this program does not take: more than 8 bits a channel, or too many pixels.
     """
-    data, size = Path(path).read_bytes(), recipe.image_size
+    data, size = read_file(path), recipe.image_size
     try:
-        image, scale = decode(data, size if scaled else math.inf)
+        image, scale = decode(data, size if scaled else math.inf, max_pixels)
         disc = find_disc(image) if recipe.eye_crop else None
         if disc is not None and scale > 1 and 2 * disc.radius < size:  # a small disc in a large picture
-            image, scale = decode(data, min(image.shape[:2]) * size / (2 * disc.radius))
+            image, scale = decode(data, min(image.shape[:2]) * size / (2 * disc.radius), max_pixels)
             disc = find_disc(image)
     except OSError as error:
         raise OSError(f"{path}: {error}") from error
@@ -69,7 +69,7 @@ def read_image(path: str, recipe: Recipe, scaled: bool = True) -> np.ndarray:
     return _fit(image, recipe, disc, scale)
 
 
-def decode(data: bytes, shorter: float) -> tuple[np.ndarray, int]:
+def decode(data: bytes, shorter: float, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, int]:
     """Decode the bytes of an image file, upright as its EXIF entry says.
 
     A JPEG (not CMYK) is decoded at 1/8, 1/4 or 1/2 where its shorter side stays at least `shorter` pixels, 5 to 10
@@ -85,6 +85,8 @@ def decode(data: bytes, shorter: float) -> tuple[np.ndarray, int]:
         with io.BytesIO(data) as stream, Image.open(stream) as file:  # reads no more than the header
             if file.mode[0] in "IF":
                 raise ValueError(f"mode {file.mode}, which has more than 8 bits a pixel; convert it to 8 bits")
+            if reason := too_many(file.size, max_pixels):
+                raise ValueError(reason)
             if file.format != "JPEG" or file.mode not in ("RGB", "L"):
                 return np.array(ImageOps.exif_transpose(file).convert("RGB")), 1
             scale, scan = _jpeg_scale(min(file.size), shorter), stream.tell()
@@ -93,8 +95,6 @@ def decode(data: bytes, shorter: float) -> tuple[np.ndarray, int]:
         raise OSError("no image of a known format" if data else "the file is empty") from None
     except (SyntaxError, struct.error) as error:
         raise OSError(f"damaged header: {error}") from error
-    except Image.DecompressionBombError as error:
-        raise ValueError(str(error)) from error
 
 
 def _jpeg_scale(side: float, least: float) -> int:
