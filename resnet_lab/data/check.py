@@ -48,7 +48,9 @@ def image_hash(size: tuple[int, int], data: bytes) -> str:
         size: width and height.
         data: the pixels, RGB, row by row.
     """
-    return hashlib.blake2b(repr(size).encode() + data, digest_size=HASH_DIGITS // 2).hexdigest()
+    found = hashlib.blake2b(repr(size).encode(), digest_size=HASH_DIGITS // 2)
+    found.update(data)
+    return found.hexdigest()
 
 
 def read_file(path: str) -> bytes:
@@ -90,6 +92,7 @@ class PixelBudget:
 
 
 AT_ONCE = PixelBudget(200_000_000)  # some 2 GB
+os.register_at_fork(after_in_child=lambda: AT_ONCE.__init__(AT_ONCE.most))  # type: ignore[misc]
 
 
 def too_many(size: tuple[int, int], most: int) -> str:

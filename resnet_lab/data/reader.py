@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from resnet_lab.data.check import MAX_PIXELS, TRUNCATED, lacks_end, read_file, too_many
+from resnet_lab.data.check import AT_ONCE, MAX_PIXELS, TRUNCATED, lacks_end, read_file, too_many
 from resnet_lab.data.eye import Disc, crop, disc_box, find_disc, shrink, subtract_local_mean
 
 JPEG_SCALES = {
@@ -88,9 +88,11 @@ def decode(data: bytes, shorter: float, max_pixels: int = MAX_PIXELS) -> tuple[n
             if reason := too_many(file.size, max_pixels):
                 raise ValueError(reason)
             if file.format != "JPEG" or file.mode not in ("RGB", "L"):
-                return np.array(ImageOps.exif_transpose(file).convert("RGB")), 1
+                with AT_ONCE.of(file.width * file.height):
+                    return np.array(ImageOps.exif_transpose(file).convert("RGB")), 1
             scale, scan = _jpeg_scale(min(file.size), shorter), stream.tell()
-            return _upright(_decode_jpeg(data, scan, scale), file.getexif().get(ExifTags.Base.Orientation)), scale
+            with AT_ONCE.of(file.width * file.height // scale**2):
+                return _upright(_decode_jpeg(data, scan, scale), file.getexif().get(ExifTags.Base.Orientation)), scale
     except Image.UnidentifiedImageError:
         raise OSError("no image of a known format" if data else "the file is empty") from None
     except (SyntaxError, struct.error) as error:
