@@ -99,11 +99,14 @@ def build_trainer(
     module.memory_format = torch.channels_last if channels_last else torch.contiguous_format
     module.model.to(memory_format=module.memory_format)
     show_progress = settings["progress_bar"] and sys.stdout.isatty()
+    accelerator = settings["accelerator"]
+    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available() and not torch.backends.mps.is_available():
+        raise UserError(f"trainer.accelerator={accelerator}: PyTorch sees no GPU here; set trainer.accelerator=auto")
     devices = settings["devices"]
     if not isinstance(devices, (int, list)) and devices != "auto":
         raise UserError(f"trainer.devices={devices}: choose auto, a number or a list of numbers")
     return Trainer(
-        accelerator=settings["accelerator"],
+        accelerator=accelerator,
         devices=devices,
         num_nodes=settings["num_nodes"],
         strategy=settings["strategy"],

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -25,10 +25,12 @@ from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from resnet_lab import values
 from resnet_lab.compatibility import RENAMED
 from resnet_lab.errors import NO_ROOM, UserError, count
 from resnet_lab.run_folder import BOOKKEEPING, flat
 from resnet_lab.trust import foreign_words, refuse_foreign
+from resnet_lab.values import Count, FromOne, Seed, Within, conform
 
 
 class OnFailed(Enum):
@@ -46,18 +48,34 @@ class OnCorrupt(Enum):
     start = "start"
 
 
+def _key(hint: Any) -> Any:
+    """A mandatory key whose values have to be as the hint says."""
+    return field(default=MISSING, metadata={"hint": hint})
+
+
 @dataclass
 class TrainerConfig:
     """The keys of conf/trainer; their meaning stands there."""
 
-    accelerator: str = MISSING
-    devices: Any = MISSING
-    num_nodes: int = MISSING
-    strategy: str = MISSING
-    precision: str = MISSING
-    channels_last: Any = MISSING
-    max_epochs: int = MISSING
-    early_stopping: int | None = MISSING
+    accelerator: str = _key(Literal["auto", "cpu", "gpu", "cuda", "mps"])
+    devices: Any = _key(Literal["auto"] | FromOne | list[Count])  # noqa: RUF009 - it is field()
+    num_nodes: int = _key(FromOne)
+    strategy: str = _key(
+        Literal[
+            "auto",
+            "ddp",
+            "ddp_find_unused_parameters_true",
+            "ddp_find_unused_parameters_false",
+            "ddp_spawn",
+            "ddp_fork",
+            "ddp_notebook",
+            "fsdp",
+        ]
+    )
+    precision: str = _key(Literal["auto", "32-true", "32", "64-true", "64", "16-mixed", "bf16-mixed", "bf16-true"])
+    channels_last: Any = _key(bool | Literal["auto"])  # noqa: RUF009
+    max_epochs: int = _key(Annotated[int, Within(0)])
+    early_stopping: int | None = _key(FromOne | None)
     sync_batchnorm: bool = MISSING
     deterministic: bool = MISSING
     progress_bar: bool = MISSING
@@ -68,7 +86,7 @@ class Config:
     """The top level of the configuration; what a group holds is checked against its `_target_`."""
 
     name: str = MISSING
-    seed: int = MISSING
+    seed: int = _key(Seed)
     monitor: str = MISSING
     follow_test: bool = MISSING
     follow_layers: bool = MISSING
@@ -206,8 +224,8 @@ def check(config: DictConfig) -> None:
         raise UserError(f"{missing[0]} is not set; give {missing[0]}=… on the command line")
     _check_names(config, Config)
     _check_names(config.trainer, TrainerConfig, "trainer.")
-    if (epochs := config.trainer.max_epochs) < 0:
-        raise UserError(f"trainer.max_epochs={epochs}: give a number from 0 (0 evaluates the weights as they are)")
+    _check_values(config, Config)
+    _check_values(config.trainer, TrainerConfig, "trainer.")
     if unknown := [name for name in config.figures if name not in FIGURES]:
         close = difflib.get_close_matches(str(unknown[0]), FIGURES, n=1)
         hint = f"did you mean {close[0]}?" if close else f"choose among {', '.join(FIGURES)}"
@@ -231,6 +249,24 @@ def check(config: DictConfig) -> None:
             raise UserError(f"{group}.{key}: {target} takes no such argument; {hint}")
         if lacking := sorted(required - provided - keys):
             raise UserError(f"{group}.{lacking[0]} is missing; {target} needs it")
+        if group != "data":  # which checks its own, with what belongs together
+            plain = OmegaConf.to_container(node, resolve=True)
+            assert isinstance(plain, dict)
+            for key, hint in hints_of(target).items():
+                if key in keys:
+                    conform(f"{group}.{key}", plain[key], hint)
+
+
+def _check_values(node: DictConfig, schema: type, prefix: str = "") -> None:
+    """Refuse the value of a key that is not as its hint in the schema says."""
+    plain = OmegaConf.to_container(node, resolve=True, enum_to_str=True)
+    assert isinstance(plain, dict)
+    for each in fields(schema):
+        if "hint" in each.metadata:
+            conform(f"{prefix}{each.name}", plain[each.name], each.metadata["hint"])
+    devices = plain.get("devices")
+    if isinstance(devices, list) and len({*devices}) < max(len(devices), 1):
+        raise UserError(f"{prefix}devices={devices}: give auto, a number, or different numbers of devices")
 
 
 def _check_names(node: DictConfig, schema: type, prefix: str = "") -> None:
@@ -337,6 +373,27 @@ def signature(target: str) -> tuple[set[str], set[str]]:
         if isinstance(node, ast.ClassDef) and node.name == name:
             return _class_arguments(node, module, tree)
     raise UserError(f"_target_ {target}: {module} defines no {name}")
+
+
+@cache
+def hints_of(target: str) -> dict[str, Any]:
+    """What the annotations of our own function or dataclass say of its arguments, as far as `values` knows the types.
+
+    Args:
+        target: dotted name, as in `_target_`; nothing is known of a name outside this package.
+    """
+    if not target.startswith("resnet_lab."):
+        return {}
+    module, _, name = target.rpartition(".")
+    tree = ast.parse(Path(str(getattr(importlib.util.find_spec(module), "origin", ""))).read_text(encoding="utf-8"))
+    node = next((each for each in tree.body if isinstance(each, ast.FunctionDef) and each.name == name), None)
+    known = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "None": None, **vars(values)}
+    found = {}
+    for argument in (*node.args.args, *node.args.kwonlyargs) if node else ():
+        names = {each.id for each in ast.walk(argument) if isinstance(each, ast.Name)}
+        if argument.annotation is not None and names <= {*known}:
+            found[argument.arg] = eval(ast.unparse(argument.annotation), known)
+    return found
 
 
 def _arguments(arguments: ast.arguments) -> tuple[set[str], set[str]]:

@@ -19,11 +19,11 @@ from torch.optim.lr_scheduler import (
 
 from resnet_lab.errors import UserError
 from resnet_lab.metrics import mode_of
-from resnet_lab.values import conform
+from resnet_lab.values import BelowOne, Count, Factor, NotNegative, Positive, Share, conform
 
 
 def cross_entropy(
-    label_smoothing: float, class_weights: str | Sequence[float], class_counts: Sequence[int]
+    label_smoothing: Share, class_weights: str | Sequence[float], class_counts: Sequence[int]
 ) -> nn.Module:
     """Softmax cross-entropy by sample, (B, K) logits and (B,) targets → (B,) losses; the step takes the plain mean.
 
@@ -56,17 +56,25 @@ def _class_weights(class_weights: str | Sequence[float], class_counts: Sequence[
     return [float(weight) for weight in given]
 
 
-def sgd(params: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float, nesterov: bool) -> SGD:
-    """Stochastic gradient descent; weight decay is L2."""
+def sgd(
+    params: Iterable[nn.Parameter], lr: NotNegative, momentum: BelowOne, weight_decay: NotNegative, nesterov: bool
+) -> SGD:
+    """Stochastic gradient descent; weight decay is L2.
+
+    Raises:
+        UserError: `nesterov` without momentum.
+    """
+    if nesterov and not momentum:
+        raise UserError("optim.nesterov=true needs optim.momentum above 0; set one of the two")
     return SGD(params, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
 
 
-def adamw(params: Iterable[nn.Parameter], lr: float, weight_decay: float) -> AdamW:
+def adamw(params: Iterable[nn.Parameter], lr: NotNegative, weight_decay: NotNegative) -> AdamW:
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
     return AdamW(params, lr=lr, weight_decay=weight_decay)
 
 
-def nadam(params: Iterable[nn.Parameter], lr: float, weight_decay: float) -> NAdam:
+def nadam(params: Iterable[nn.Parameter], lr: NotNegative, weight_decay: NotNegative) -> NAdam:
     """Adam with Nesterov momentum (Dozat 2016); weight decay is L2, as in study B."""
     return NAdam(params, lr=lr, weight_decay=weight_decay)
 
@@ -87,22 +95,27 @@ def multistep(
     optimizer: Optimizer,
     steps_per_epoch: int,
     max_epochs: int,
-    milestones: list[float],
-    gamma: float,
-    warmup_epochs: float,
-    warmup_factor: float,
+    milestones: list[Share],
+    gamma: Positive,
+    warmup_epochs: NotNegative,
+    warmup_factor: Share,
 ) -> LRScheduler:
     """Multiply the rate by `gamma` at each milestone, a share of the training (so that it shortens along).
 
     The paper's CIFAR schedule is 0.1 at 0.5 and 0.75 of 64k steps. Warm-up is linear from `warmup_factor`.
+
+    Raises:
+        UserError: a milestone is before the one before it.
     """
+    if milestones != sorted(milestones):
+        raise UserError(f"schedule.milestones={milestones}: they are shares of the training, the smaller ones first")
     total, warmup = steps_per_epoch * max_epochs, round(warmup_epochs * steps_per_epoch)
     steps = [round(share * total) - warmup for share in milestones]
     return _after_warmup(optimizer, MultiStepLR(optimizer, steps, gamma), warmup_factor, warmup)
 
 
 def cosine(
-    optimizer: Optimizer, steps_per_epoch: int, max_epochs: int, warmup_epochs: float, warmup_factor: float
+    optimizer: Optimizer, steps_per_epoch: int, max_epochs: int, warmup_epochs: NotNegative, warmup_factor: Share
 ) -> LRScheduler:
     """Linear warm-up from `warmup_factor`, then half a cosine down to 0 at the last step (Loshchilov & Hutter 2017)."""
     total, warmup = steps_per_epoch * max_epochs, round(warmup_epochs * steps_per_epoch)
@@ -110,7 +123,7 @@ def cosine(
 
 
 def plateau(
-    optimizer: Optimizer, steps_per_epoch: int, max_epochs: int, monitor: str, factor: float, patience: int
+    optimizer: Optimizer, steps_per_epoch: int, max_epochs: int, monitor: str, factor: Factor, patience: Count
 ) -> ReduceLROnPlateau:
     """Multiply the rate by `factor` after `patience` epochs in which `monitor` did not improve (study B)."""
     return ReduceLROnPlateau(optimizer, mode=mode_of(monitor), factor=factor, patience=patience)

@@ -3,12 +3,44 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from resnet_lab.errors import UserError
 
 WORDS = {str: "text", bool: "true or false", int: "a whole number", float: "a number", NoneType: "null"}
+
+
+@dataclass(frozen=True)
+class Within:
+    """The numbers that an annotated type allows."""
+
+    least: float = -math.inf
+    most: float = math.inf
+    without_least: bool = False
+    without_most: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        """Whether a number is allowed."""
+        above = value > self.least if self.without_least else value >= self.least
+        return above and (value < self.most if self.without_most else value <= self.most)
+
+    def __str__(self) -> str:
+        """As it follows `a number`."""
+        least = "" if self.least == -math.inf else f"{'above' if self.without_least else 'from'} {self.least:g}"
+        most = "" if self.most == math.inf else f"{'below' if self.without_most else 'to'} {self.most:g}"
+        return " ".join(filter(None, (least, most)))
+
+
+NotNegative = Annotated[float, Within(0)]
+Positive = Annotated[float, Within(0, without_least=True)]
+Share = Annotated[float, Within(0, 1)]
+BelowOne = Annotated[float, Within(0, 1, without_most=True)]
+Factor = Annotated[float, Within(0, 1, without_least=True, without_most=True)]
+Count = Annotated[int, Within(0)]
+FromOne = Annotated[int, Within(1)]
+Seed = Annotated[int, Within(0, 2**32 - 1)]
 
 
 def conform(key: str, value: Any, hint: Any) -> Any:
@@ -17,7 +49,8 @@ def conform(key: str, value: Any, hint: Any) -> Any:
     Args:
         key: dotted, for errors.
         value: as YAML gives it.
-        hint: one of str, bool, int, float, None, a list or dict of them, or a union.
+        hint: one of str, bool, int, float, None, a list or dict of them, a union, a number `Within` limits, or a
+            `Literal` of words.
 
     Raises:
         UserError: it is something else.
@@ -32,6 +65,13 @@ def _convert(value: Any, hint: Any) -> Any:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         return _first(value, arguments)
+    if origin is Annotated:
+        converted = _convert(value, arguments[0])
+        if converted not in arguments[1]:
+            raise TypeError
+        return converted
+    if origin is Literal and value in arguments and not isinstance(value, bool):
+        return value
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if origin is list and isinstance(value, list | tuple):
         return [_convert(item, arguments[0]) for item in value]
@@ -59,6 +99,10 @@ def _words(hint: Any) -> str:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         return " or ".join(map(_words, arguments))
+    if origin is Annotated:
+        return f"{_words(arguments[0])} {arguments[1]}"
+    if origin is Literal:
+        return ", ".join(map(str, arguments))
     if origin is list:
         return f"a list [{_words(arguments[0])}, …]"
     if origin is dict:

@@ -111,7 +111,7 @@ def test_partial_stands_where_it_belongs(override: str) -> None:
 
 def test_a_negative_number_of_epochs_is_refused() -> None:
     check(composed("data.root=x", "trainer.max_epochs=0"))
-    with pytest.raises(UserError, match=r"trainer\.max_epochs=-1: give a number from 0"):
+    with pytest.raises(UserError, match=r"trainer\.max_epochs=-1: must be a whole number from 0"):
         check(composed("data.root=x", "trainer.max_epochs=-1"))
 
 

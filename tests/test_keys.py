@@ -1,0 +1,127 @@
+"""Every key at odd values is refused in one line that names it, before anything heavy is loaded, or means something."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import yaml
+from conftest import composed
+from fake_data import refusal
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from resnet_lab.config import check, compose_config, hints_of, one_line
+from resnet_lab.errors import UserError
+from resnet_lab.values import NotNegative, Share, conform
+
+ODD = ("-1", "0.5", "nan", "inf", "-inf", "1e400", "null", "abc", "[1,2]", "{a:1}", "true")
+FINE = {  # key → those of ODD that mean something
+    "seed": (),
+    "trainer.accelerator": (),
+    "trainer.devices": ("[1,2]",),
+    "trainer.num_nodes": (),
+    "trainer.strategy": (),
+    "trainer.precision": (),
+    "trainer.channels_last": ("true",),
+    "trainer.max_epochs": (),
+    "trainer.early_stopping": ("null",),
+    "trainer.sync_batchnorm": ("true", "-1"),
+    "trainer.deterministic": ("true", "-1"),
+    "trainer.progress_bar": ("true", "-1"),
+    "follow_test": ("true", "-1"),
+    "figures": (),
+    "on_failed": (),
+    "optim.lr": ("0.5",),
+    "optim.momentum": ("0.5",),
+    "optim.weight_decay": ("0.5",),
+    "optim.nesterov": ("true",),
+    "loss.label_smoothing": ("0.5",),
+    "model.depth": ("-1",),
+    "model.hidden_head": ("true",),
+}
+
+
+def outcome(key: str, value: str) -> str:
+    """The line by which a value is refused; empty where it means something."""
+    config = copy.deepcopy(composed(()))
+    try:
+        OmegaConf.update(config, key, yaml.safe_load(value.replace("nan", ".nan").replace("inf", ".inf")))
+        check(config)
+    except (UserError, OmegaConfBaseException) as error:
+        return one_line(error)
+    return ""
+
+
+@pytest.mark.parametrize("key", FINE)
+def test_odd_values_are_refused_by_key_or_mean_something(key: str) -> None:
+    said = {value: outcome(key, value) for value in ODD}
+    assert {value for value, line in said.items() if not line} == {*FINE[key]}
+    assert all("\n" not in line for line in said.values())
+    assert all(key in line or "full_key" not in line for line in said.values())
+
+
+@pytest.mark.parametrize("key", ["seed", "trainer.devices", "optim.lr", "loss.label_smoothing", "trainer.max_epochs"])
+def test_the_command_line_says_the_key(key: str) -> None:
+    assert key in refusal(lambda: check(compose_config([f"{key}=abc"])))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=4294967296",
+        "trainer.devices=0",
+        "trainer.devices=[0,0]",
+        "trainer.devices=[]",
+        "trainer.precision=16-true",
+        "trainer.accelerator=foo",
+        "trainer.strategy=foo",
+        "trainer.early_stopping=0",
+        "optim.momentum=2",
+        "optim.momentum=1",
+        "loss.label_smoothing=2",
+        "figures=[recal]",
+    ],
+)
+def test_known_slips_are_refused_by_key(override: str) -> None:
+    assert override.partition("=")[0] in refusal(lambda: check(compose_config([override])))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "override"),
+    [
+        ("cosine", "warmup_epochs=nan"),
+        ("cosine", "warmup_epochs=-1"),
+        ("multistep", "milestones=[0.5,1.5]"),
+        ("multistep", "milestones=0.5"),
+        ("multistep", "gamma=0"),
+        ("plateau", "factor=2"),
+        ("plateau", "factor=1"),
+        ("plateau", "patience=-1"),
+        ("plateau", "patience=0.5"),
+    ],
+)
+def test_schedules_refuse_by_key(schedule: str, override: str) -> None:
+    key = override.partition("=")[0]
+    message = refusal(lambda: check(compose_config([f"schedule={schedule}", f"schedule.{override}"])))
+    assert message.startswith(f"schedule.{key}=")
+
+
+def test_hints_come_from_the_annotations() -> None:
+    assert hints_of("resnet_lab.optim.sgd")["lr"] == NotNegative
+    assert hints_of("resnet_lab.optim.multistep")["milestones"] == list[Share]
+    assert "class_weights" not in hints_of("resnet_lab.optim.cross_entropy")  # it has a check of its own
+    assert hints_of("own.package.Net") == {}
+
+
+@pytest.mark.parametrize(
+    ("hint", "value", "words"),
+    [
+        (NotNegative, -0.1, "a number from 0"),
+        (Share, 1.01, "a number from 0 to 1"),
+        (Share, float("nan"), "a number from 0 to 1"),
+        (Share, True, "a number from 0 to 1"),
+    ],
+)
+def test_limits_in_words(hint: object, value: object, words: str) -> None:
+    assert refusal(conform, "a.b", value, hint) == f"a.b={value}: must be {words}"
