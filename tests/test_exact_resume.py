@@ -88,7 +88,7 @@ def make(make_run: MakeRun) -> MakeRun:
     return lay
 
 
-@pytest.mark.parametrize(("first", "then"), [(2, 0), (0, 1)])
+@pytest.mark.parametrize(("first", "then"), [pytest.param(2, 0, marks=pytest.mark.slow), (0, 1)])
 def test_a_run_goes_on_with_another_number_of_workers(
     make: MakeRun, monkeypatch: pytest.MonkeyPatch, first: int, then: int
 ) -> None:

@@ -113,7 +113,14 @@ def test_want_of_memory_is_one_line_with_advice(
     assert "Traceback" not in run.log_file.read_text()
 
 
-@pytest.mark.parametrize("file", ["last.ckpt", "best.ckpt", "metrics.csv"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "last.ckpt",
+        pytest.param("best.ckpt", marks=pytest.mark.slow),
+        pytest.param("metrics.csv", marks=pytest.mark.slow),
+    ],
+)
 def test_a_full_disk_cuts_no_file_and_the_job_goes_on_when_there_is_room(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, file: str
 ) -> None:
@@ -180,9 +187,9 @@ def _first(trainer: Any) -> bool:
     ("damage", "choice"),
     [
         ("cut", "best"),
-        ("flipped", "best"),
-        ("cut", "start"),
-        ("all", "best"),
+        pytest.param("flipped", "best", marks=pytest.mark.slow),
+        pytest.param("cut", "start", marks=pytest.mark.slow),
+        pytest.param("all", "best", marks=pytest.mark.slow),
         ("another network", "best"),
     ],
 )

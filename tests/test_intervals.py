@@ -353,6 +353,7 @@ def misses(
     return tuple(shares)
 
 
+@pytest.mark.slow
 def test_a_short_simulation_finds_no_gross_error():
     outside, apart = misses(80, patients=150, groups=3, runs=2, draws=200, networks=50, seed_spread=0.15)
     assert max(outside.values()) < 0.15

@@ -127,8 +127,7 @@ MOMENTS = ("first epoch", "within an epoch", "validation", "after the last epoch
 @pytest.mark.parametrize(
     ("schedule", "workers", "moment"),
     [("cosine", 0, moment) for moment in MOMENTS]
-    + [("plateau", 1, "within an epoch")]
-    + [pytest.param("plateau", 1, moment, marks=pytest.mark.slow) for moment in MOMENTS if moment != "within an epoch"],
+    + [pytest.param("plateau", 1, moment, marks=pytest.mark.slow) for moment in MOMENTS],
 )
 def test_an_interrupted_run_ends_as_one_that_was_not(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, moment: str, schedule: str, workers: int

@@ -278,6 +278,7 @@ def test_a_browser_shows_it_all_without_a_word_on_the_console(tmp_path, width):
     assert "CONSOLE" not in done.stderr
 
 
+@pytest.mark.slow
 def test_of_many_classes_the_confusions_are_listed_and_the_single_classes_folded(tmp_path):
     write_run(tmp_path / "run", class_names=[f"flower {k}" for k in range(22)])
     text = page_of(tmp_path).replace("<wbr>", "")

@@ -40,6 +40,7 @@ def test_a_draw_has_the_scores_of_its_images(seed):
         assert scores["qwk"][draw] == pytest.approx(kappa)
 
 
+@pytest.mark.slow
 def test_the_area_of_a_draw_is_close_to_scikit_learns():
     answers, patient = world(4, patients=300)
     counts = counts_of_patients(300, 200)

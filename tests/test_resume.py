@@ -189,7 +189,7 @@ def test_a_folder_without_an_epoch_takes_a_mended_configuration(
     assert RunFolder(Path("sweep")).read_status()["config_hash"] != before
 
 
-@pytest.mark.parametrize("schedule", ["constant", "plateau"])
+@pytest.mark.parametrize("schedule", ["constant", pytest.param("plateau", marks=pytest.mark.slow)])
 def test_more_epochs_go_on_as_if_they_had_been_asked_for(sweep: Sweep, started: list[str], schedule: str) -> None:
     own = (f"schedule={schedule}", "optim.lr=0.02")
     assert sweep(*own, "trainer.max_epochs=4", "sweep_dir=whole", multirun=False) == 0
@@ -223,6 +223,7 @@ def test_the_jobs_of_a_sweep_go_on_to_more_epochs(
     assert len(find_runs([Path("sweep")])) == 3
 
 
+@pytest.mark.slow
 def test_a_job_whose_schedule_is_another_one_is_trained_anew(
     sweep: Sweep, started: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

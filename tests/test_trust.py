@@ -229,7 +229,7 @@ def test_a_job_writes_through_no_link(name, make_run, tmp_path):
     assert elsewhere.read_text() == "{}"
 
 
-def test_an_evaluation_and_a_report_write_behind_no_link(tmp_path):
+def test_an_evaluation_and_a_report_write_behind_no_link(tmp_path, undrawn):
     run, elsewhere = RunFolder(write_run(tmp_path / "run")), tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "cost.png").touch()
