@@ -364,8 +364,10 @@ def signature(target: str) -> tuple[set[str], set[str]]:
         spec = importlib.util.find_spec(module)
     except (ImportError, ValueError):
         spec = None
-    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-        raise UserError(f"_target_ {target}: there is no module {module}")
+    if spec is None or not module:
+        raise UserError(f"_target_ {target}: there is no module {module or target}")
+    if spec.origin is None or not spec.origin.endswith(".py"):
+        raise UserError(f"_target_ {target}: {module} is no file of Python code, whose arguments could be read")
     tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name == name:

@@ -40,6 +40,11 @@ def resolve_precision(precision: str, channels_last: Any, accelerator: str) -> t
     return chosen, (on_gpu or "bf16" in chosen) if channels_last == "auto" else bool(channels_last)
 
 
+def cores() -> int:
+    """Cores that this process may use; macOS does not tell which, only how many there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def versions() -> dict[str, str]:
     """Of Python and of the packages that a result depends on."""
     found = {"python": platform.python_version()}

@@ -375,8 +375,19 @@ def remove_unfinished(folder: Path) -> None:
     """Remove what processes left that died while they wrote (`write_atomically` names such files by the process)."""
     for file in folder.rglob(".*.*"):
         number = file.name.rpartition(".")[2]
-        if number.isdigit() and not Path(f"/proc/{number}").exists():
+        if number.isdigit() and not _lives(int(number)):
             file.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    """Whether there is a process with this number (not by /proc, which macOS lacks)."""
+    try:
+        os.kill(process, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
 
 
 def _is_run(config_file: Path) -> bool:

@@ -368,13 +368,13 @@ def test_statistics_that_make_no_sense(build, key, value):
 
 
 def test_automatic_memory_and_workers(build, monkeypatch):
-    monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: set(range(5)))
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(5)))
     small = build(num_workers="auto")
     assert (small.in_memory, small.num_workers) == (True, 0)
     monkeypatch.setattr(module, "MEMORY", 50 * 12 * 12 * 3)  # less than all images at 1.5 times their square
     large = build(num_workers="auto")
     assert (large.in_memory, large.num_workers) == (False, 5)
-    monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: set(range(64)))
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)))
     assert build(num_workers="auto").num_workers == 8
     assert (build(in_memory=True).in_memory, build(num_workers=1).num_workers) == (True, 1)
 

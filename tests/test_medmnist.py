@@ -331,3 +331,12 @@ def test_places_in_arrays_are_no_patients_and_nothing_is_said_of_them(root, capl
 def test_all_images_are_one_split(root):
     write_medmnist(root / "bloodmnist.npz", LABELS)
     assert set(medmnist(root, all_images="test").table()[0]["split"]) == {"test"}
+
+
+def test_a_label_without_sense_is_named_before_a_billion_classes_are(root: Path) -> None:
+    labels = np.zeros(40, np.int64)
+    labels[7] = 10**9
+    root.mkdir(exist_ok=True)
+    np.savez(root / "big.npz", train_images=np.zeros((40, 28, 28, 3), np.uint8), train_labels=labels)
+    message = refusal(medmnist(root, file="big.npz").read_table)
+    assert f"{root / 'big.npz'}: the label of train/00007 is 1000000000" in message

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -330,3 +331,11 @@ def test_hashes_that_look_like_numbers_stay_text(target, paths):
     frame.assign(**numbers).to_csv(target.index_file, index=False)
     (row,) = target.entries().values()
     assert {key: row[key] for key in numbers} == numbers
+
+
+def test_two_that_prepare_at_once_take_turns(target, paths, caplog):
+    with caplog.at_level(logging.INFO), ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(lambda _: prepare(target, paths, processes=1), range(2))
+    pd.testing.assert_frame_equal(one.astype(str), other.astype(str))
+    assert "another process prepares this set; waiting for it" in caplog.text
+    assert not target.journal_file.exists()

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from resnet_lab.checkpoints import AtomicCheckpointIO
-from resnet_lab.run_folder import RunFolder, write_atomically
+from resnet_lab.run_folder import RunFolder, remove_unfinished, write_atomically
 
 
 def write_config(run: RunFolder, value: int) -> Path:
@@ -88,3 +88,11 @@ def test_a_durable_file_is_on_the_disk_before_it_gets_its_name(
     write_atomically(file, "new", durable=durable)
     assert seen == ([(b"new", "old")] if durable else [])
     assert file.read_text() == "new"
+
+
+def test_what_a_living_process_writes_stays_without_proc(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "exists", lambda *_: False)  # as /proc on macOS
+    for number in (os.getpid(), 1, 4194305):
+        (tmp_path / f".a.csv.{number}").touch()
+    remove_unfinished(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([f".a.csv.{os.getpid()}", ".a.csv.1"])

@@ -14,6 +14,8 @@ from resnet_lab.data.image_data import ImageData
 from resnet_lab.data.reader import fit
 from resnet_lab.errors import UserError, count
 
+MANY = 1000  # classes that a small file may number
+
 
 @dataclass(kw_only=True)
 class ArrayData(ImageData):
@@ -46,6 +48,12 @@ class ArrayData(ImageData):
         rows = pd.concat([self._rows(split, *arrays) for split, arrays in splits.items()], ignore_index=True)
         self.arrays = {split: images for split, (images, _) in splits.items()}
         most = int(rows["target"].max())
+        if self.class_names is None and most >= max(len(rows), MANY):
+            worst = rows["image"].iloc[int(rows["target"].argmax())]
+            raise UserError(
+                f"{self.source}: the label of {worst} is {most}, and {count(len(rows), 'image')} cannot have so many "
+                "classes; mend it, or set data.class_names"
+            )
         if self.class_names is None:
             self.class_names = [str(number) for number in range(most + 1)]
         if most >= len(self.class_names):

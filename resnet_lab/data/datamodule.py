@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -16,6 +15,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from resnet_lab import environment
 from resnet_lab.data.image_data import ImageData
 from resnet_lab.data.prepared import read_prepared
 from resnet_lab.data.sampler import EvaluationSampler, Sampling, TrainSampler
@@ -66,7 +66,7 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
 
     def read_all(self) -> list[np.ndarray]:
         """All images before augmentation, read on all cores (decoding happens outside the interpreter's lock)."""
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(environment.cores()) as pool:
             return list(pool.map(self.read, range(len(self))))
 
     def __getitems__(self, keys: Sequence[int | tuple[int, int, int]]) -> dict[str, Tensor]:
@@ -274,7 +274,7 @@ class DataModule(LightningDataModule):
 
     def advice(self) -> str:
         """What makes the images come faster, for a training that waits for them."""
-        cores = len(os.sched_getaffinity(0))
+        cores = environment.cores()
         if not self.in_memory and self.pixels == "originals":
             return "run resnet-lab prepare with the same keys once, and train in another sweep_dir"
         if self.num_workers < cores and not (self.in_memory and cores == 1):
@@ -283,7 +283,7 @@ class DataModule(LightningDataModule):
 
     def _workers(self) -> int:
         if self.data.num_workers == "auto":
-            return 0 if self.in_memory else min(8, len(os.sched_getaffinity(0)))
+            return 0 if self.in_memory else min(8, environment.cores())
         return int(self.data.num_workers)
 
     def _fits_memory(self, table: pd.DataFrame) -> bool:

@@ -62,7 +62,7 @@ class MedMNIST(ArrayData):
             if not isinstance(array, np.ndarray):
                 raise ValueError("it is no array")
             return array
-        except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except (KeyError, ValueError, OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
             raise UserError(f"{self.source}: cannot read {name}: {error}; get the file from {WEB}") from None
 
     def _download(self) -> None:

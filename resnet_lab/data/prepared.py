@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import logging
@@ -10,6 +11,7 @@ import os
 from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property, partial
 from itertools import islice
@@ -210,21 +212,8 @@ def prepare(target: PreparedSet, paths: Sequence[str], processes: int) -> pd.Dat
         raise UserError(f"{target.root}: two photographs differ in their suffix alone; rename one of them")
     try:
         target.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(target.folder / "recipe.json", json.dumps({"root": str(target.root), **asdict(target.recipe)}))
-        remove_unfinished(target.folder)
-        entries = target.entries()
-        found = (_is_whole(target, entries.get(names[path]), path) for path in paths)
-        whole = list(with_progress(found, len(paths), "looked up"))
-        missing = [path for path, there in zip(paths, whole, strict=True) if not there]
-        log.info("%s: %d of %s to prepare", target.folder, len(missing), count(len(paths), "photograph"))
-        with target.journal_file.open("a", encoding="utf-8") as journal:
-            for entry in with_progress(_prepare_all(target, missing, processes), len(missing), "prepared"):
-                entries[entry["image"]] = entry
-                journal.write(json.dumps(entry, ensure_ascii=False) + "\n")
-                journal.flush()
-        index = pd.DataFrame([entries[name] for name in sorted(entries)])
-        write_atomically(target.index_file, index.to_csv(index=False))
-        target.journal_file.unlink()
+        with _turn(target.folder):
+            return _prepare_missing(target, names, processes)
     except BrokenProcessPool:
         raise UserError(
             "a process died, for want of memory perhaps; the same command goes on, with processes=1 if need be"
@@ -234,6 +223,37 @@ def prepare(target: PreparedSet, paths: Sequence[str], processes: int) -> pd.Dat
             f"{error.filename or target.folder}: {error.strerror or error}; what is prepared stays: make room, and run "
             "the same command again to go on"
         ) from error
+
+
+@contextmanager
+def _turn(folder: Path) -> Iterator[None]:
+    """Wait until no other process prepares the same set."""
+    with folder.with_name(f"{folder.name}.lock").open("a") as file:  # beside it, so that a set holds its files alone
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("%s: another process prepares this set; waiting for it", folder)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _prepare_missing(target: PreparedSet, names: dict[str, str], processes: int) -> pd.DataFrame:
+    """Prepare what is missing of the photographs with these names in the index, and write the index."""
+    write_atomically(target.folder / "recipe.json", json.dumps({"root": str(target.root), **asdict(target.recipe)}))
+    remove_unfinished(target.folder)
+    entries = target.entries()
+    found = (_is_whole(target, entries.get(name), path) for path, name in names.items())
+    whole = list(with_progress(found, len(names), "looked up"))
+    missing = [path for path, there in zip(names, whole, strict=True) if not there]
+    log.info("%s: %d of %s to prepare", target.folder, len(missing), count(len(names), "photograph"))
+    with target.journal_file.open("a", encoding="utf-8") as journal:
+        for entry in with_progress(_prepare_all(target, missing, processes), len(missing), "prepared"):
+            entries[entry["image"]] = entry
+            journal.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            journal.flush()
+    index = pd.DataFrame([entries[name] for name in sorted(entries)])
+    write_atomically(target.index_file, index.to_csv(index=False))
+    target.journal_file.unlink()
     return index
 
 

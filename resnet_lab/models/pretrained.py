@@ -176,7 +176,8 @@ def find_file(source: str, depth: int | None = None) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise UserError(f"{source}: no such file, folder or name; {SOURCES}")
+        remedy = "give a run folder or a checkpoint" if depth is None else SOURCES
+        raise UserError(f"{source}: no such file{'' if depth is None else ', folder or name'}; {remedy}")
     run = RunFolder(path)
     if depth is not None and not run.config_file.is_file() and not run.checkpoints.is_dir():
         if files := sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file()):

@@ -68,6 +68,8 @@ def closed_folders(folders: Sequence[str]) -> list[str]:
 
 def _read(folders: Sequence[str], closed: Sequence[str]) -> list[Run]:
     for folder in folders:
+        if Path(folder).is_file():
+            raise UserError(f"{folder} is a file; give the run folder, or a folder that holds several")
         if folder in closed:
             raise UserError(f"{folder}: no permission to read it")
     try:
