@@ -228,12 +228,13 @@ def prepare(target: PreparedSet, paths: Sequence[str], processes: int) -> pd.Dat
 @contextmanager
 def _turn(folder: Path) -> Iterator[None]:
     """Wait until no other process prepares the same set."""
-    with folder.with_name(f"{folder.name}.lock").open("a") as file:  # beside it, so that a set holds its files alone
+    file = folder.parents[1] / f"{folder.name}.lock"  # elsewhere, so that a set holds its files alone
+    with file.open("a") as lock:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             log.info("%s: another process prepares this set; waiting for it", folder)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
