@@ -102,12 +102,9 @@ def build_trainer(
     accelerator = settings["accelerator"]
     if accelerator in ("gpu", "cuda") and not torch.cuda.is_available() and not torch.backends.mps.is_available():
         raise UserError(f"trainer.accelerator={accelerator}: PyTorch sees no GPU here; set trainer.accelerator=auto")
-    devices = settings["devices"]
-    if not isinstance(devices, (int, list)) and devices != "auto":
-        raise UserError(f"trainer.devices={devices}: choose auto, a number or a list of numbers")
     return Trainer(
         accelerator=accelerator,
-        devices=devices,
+        devices=settings["devices"],
         num_nodes=settings["num_nodes"],
         strategy=settings["strategy"],
         precision=precision,
@@ -139,8 +136,8 @@ def origin_of(checkpoint: dict[str, Any], file: Path) -> dict[str, Any]:
         raise UserError(f"{file} is no checkpoint of resnet_lab; give a run folder, its best.ckpt or its last.ckpt")
     origin: dict[str, Any] = checkpoint[CHECKPOINT_KEY]
     try:  # a checkpoint may come from anywhere, and it names what we call
+        refuse_odd(origin)  # before what follows walks through it
         refuse_foreign_targets(origin["config"])
-        refuse_odd(origin)
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
     config = upgraded(origin["config"])

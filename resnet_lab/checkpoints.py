@@ -27,6 +27,10 @@ SHOWN = ("lr", "loss", "accuracy", "balanced_accuracy", "qwk")  # in the log lin
 
 log = logging.getLogger(__name__)
 
+# what a job writes into a checkpoint
+PARTS = {"epoch": int, "global_step": int, "state_dict": dict, "optimizer_states": list, "lr_schedulers": list}
+PARTS |= {"loops": dict, "callbacks": dict, "pytorch-lightning_version": str, CHECKPOINT_KEY: dict}
+
 _damaged: set[Path] = set()  # files that are moved aside before another one takes their name
 
 
@@ -89,8 +93,8 @@ def is_whole(file: Path) -> bool:
     """Whether a checkpoint is there, every part of it has its checksum, and it holds what a job goes on from.
 
     Raises:
-        UserError: it cannot be read now, for want of permission or by a fault of the disk.
-        MemoryError: there is no room to look.
+        UserError: permission is missing, or the disk fails.
+        MemoryError: the file does not fit into memory.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -109,10 +113,6 @@ def is_whole(file: Path) -> bool:
             raise MemoryError(str(error)) from error
         return False
     return whole and _is_of_a_job(content)
-
-
-PARTS = {"epoch": int, "global_step": int, "state_dict": dict, "optimizer_states": list, "lr_schedulers": list}
-PARTS |= {"loops": dict, "callbacks": dict, "pytorch-lightning_version": str, CHECKPOINT_KEY: dict}
 
 
 def _is_of_a_job(content: object) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -30,7 +30,7 @@ from resnet_lab.compatibility import RENAMED
 from resnet_lab.errors import NO_ROOM, UserError, count
 from resnet_lab.run_folder import BOOKKEEPING, flat
 from resnet_lab.trust import foreign_words, refuse_foreign
-from resnet_lab.values import Count, FromOne, Seed, Within, conform
+from resnet_lab.values import Count, FromOne, Seed, conform
 
 
 class OnFailed(Enum):
@@ -74,7 +74,7 @@ class TrainerConfig:
     )
     precision: str = _key(Literal["auto", "32-true", "32", "64-true", "64", "16-mixed", "bf16-mixed", "bf16-true"])
     channels_last: Any = _key(bool | Literal["auto"])  # noqa: RUF009
-    max_epochs: int = _key(Annotated[int, Within(0)])
+    max_epochs: int = _key(Count)
     early_stopping: int | None = _key(FromOne | None)
     sync_batchnorm: bool = MISSING
     deterministic: bool = MISSING

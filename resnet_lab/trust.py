@@ -56,17 +56,17 @@ def refuse_foreign(group: str, node: object, known: Collection[str]) -> None:
         if key.endswith("._partial_") and not isinstance(value, bool):
             raise UserError(f"{key}={value}: it has to be true or false")
     target = node.get("_target_") if isinstance(node, Mapping) else None
-    if target is None or target in known:
+    if target is None or (isinstance(target, str) and target in known):
         return
     word = f"{group}:{target}"
-    if not isinstance(target, str) or not (word in _trusted or target.partition(".")[0] in _trusted or _below(target)):
+    if not isinstance(target, str) or not (word in _trusted or _in_a_trusted_package(target)):
         raise UserError(
             f"{group}._target_ {target} is none of resnet_lab's ({', '.join(sorted(known))}), and is not called; if "
             f"you know what it does, add {OPTION}{word} to the command"
         )
 
 
-def _below(target: str) -> bool:
+def _in_a_trusted_package(target: str) -> bool:
     return any(target.startswith(f"{word}.") for word in _trusted if ":" not in word)
 
 
