@@ -1,4 +1,4 @@
-"""Templates and figures in, one self-contained HTML page out."""
+"""Templates, figures and findings in, one self-contained HTML page out."""
 
 from __future__ import annotations
 
@@ -6,11 +6,19 @@ import base64
 import io
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
+
+
+class Finding(NamedTuple):
+    """One thing to know before believing a page; what is not `grave` limits what can be concluded, and is no fault."""
+
+    kind: str
+    text: str
+    grave: bool = True
 
 
 def png(figure: Figure) -> bytes:

@@ -6,6 +6,8 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import islice
 from pathlib import Path
 
 import pandas as pd
@@ -106,7 +108,7 @@ def find_form(names: pd.Series, splits: pd.Series, shared: bool = True) -> str |
     """
     parts = [list(part) for _, part in names.groupby(splits)]
     for form, pattern in FORMS.items():
-        if any(len({_seen_by(pattern, name) for name in part}) < SHARE * len(part) for part in parts):
+        if any(len(set(_seen_by(pattern, part))) < SHARE * len(part) for part in parts):
             continue
         for part in (list(names), *parts):
             groups = _groups(part, pattern)
@@ -118,21 +120,23 @@ def find_form(names: pd.Series, splits: pd.Series, shared: bool = True) -> str |
 
 def names_of(table: pd.DataFrame) -> list[str]:
     """The names of images without suffix, each behind the folder that it lies in: `P001/left`."""
-    files = table["path"] if "path" in table else table["image"]
-    folders = (os.path.basename(os.path.dirname(file)) for file in files)  # noqa: PTH119, PTH120 - a fifth of the time
-    return [f"{folder}/{stem_of(name)}" for folder, name in zip(folders, table["image"], strict=True)]
+    names = table["image"].tolist()
+    files = table["path"].tolist() if "path" in table else names
+    folder_of = cache(os.path.basename)
+    folders = (folder_of(os.path.dirname(file)) for file in files)  # noqa: PTH120 - a fifth of the time
+    return [f"{folder}/{stem_of(name)}" for folder, name in zip(folders, names, strict=True)]
 
 
 def _without_folder(name: str) -> str:
     return name.rpartition("/")[2]
 
 
-def _seen_by(pattern: str, name: str) -> str:
-    """What of a name a pattern has to match: the folder too where the pattern has one."""
-    return name if "/" in pattern else _without_folder(name)
+def _seen_by(pattern: str, names: Iterable[str]) -> Iterator[str]:
+    """What of each name a pattern has to match: the folder too where the pattern has one."""
+    return iter(names) if "/" in pattern else (name.rpartition("/")[2] for name in names)
 
 
-def _groups(names: Iterable[str], pattern: str) -> list[list[str]]:
+def _groups(names: Sequence[str], pattern: str) -> list[list[str]]:
     """The names that match a pattern, a list for each patient."""
     groups: dict[str, list[str]] = {}
     for name, match in _fullmatches(names, pattern):
@@ -148,9 +152,9 @@ def _are_eyes(pattern: str, groups: Sequence[list[str]]) -> bool:
     return few and (not pattern.startswith("(?P<side>") or 2 * len(both) >= len(several))
 
 
-def _fullmatches(names: Iterable[str], pattern: str) -> Iterator[tuple[str, re.Match[str]]]:
-    expression = re.compile(pattern, re.IGNORECASE)
-    return ((name, match) for name in names if (match := expression.fullmatch(_seen_by(pattern, name))))
+def _fullmatches(names: Sequence[str], pattern: str) -> Iterator[tuple[str, re.Match[str]]]:
+    matches = map(re.compile(pattern, re.IGNORECASE).fullmatch, _seen_by(pattern, names))
+    return ((name, match) for name, match in zip(names, matches, strict=True) if match)
 
 
 def add_patients(
@@ -203,17 +207,17 @@ def _matches(names: Iterable[str], pattern: str) -> list[str | None]:
             f"{AUTO}, {', '.join(FORMS)}"
         )
     group = "patient" if "patient" in expression.groupindex else 1
-    found = (expression.fullmatch(_seen_by(pattern, name)) for name in names)
+    found = map(expression.fullmatch, _seen_by(pattern, names))
     return [match[group] or None if match else None for match in found]
 
 
 def summary(table: pd.DataFrame, by: str) -> str:
     """How many patients a table has, how they were found, and a few who have several images."""
-    groups = table.groupby("patient", sort=False)["image"].agg(list)
-    shown = [
-        f"{patient} ({', '.join(images[:4])}{', …' if len(images) > 4 else ''})"
-        for patient, images in groups[groups.map(len) > 1].head(EXAMPLES).items()
-    ]
+    groups: dict[str, list[str]] = {}  # by hand: groupby takes a second for 35,000 images
+    for patient, image in zip(table["patient"].tolist(), table["image"].tolist(), strict=True):
+        groups.setdefault(patient, []).append(image)
+    several = islice(((patient, images) for patient, images in groups.items() if len(images) > 1), EXAMPLES)
+    shown = [f"{patient} ({', '.join(images[:4])}{', …' if len(images) > 4 else ''})" for patient, images in several]
     examples = f", such as {'; '.join(shown)}" if shown else ""
     return f"{len(groups)} in {len(table)} images, by {by}{examples}"
 

@@ -247,6 +247,8 @@ def _prepare_missing(target: PreparedSet, names: dict[str, str], processes: int)
     whole = list(with_progress(found, len(names), "looked up"))
     missing = [path for path, there in zip(names, whole, strict=True) if not there]
     log.info("%s: %d of %s to prepare", target.folder, len(missing), count(len(names), "photograph"))
+    if not missing and target.index_file.is_file() and not target.journal_file.exists():
+        return pd.DataFrame([entries[name] for name in sorted(entries)])  # as the file has it
     with target.journal_file.open("a", encoding="utf-8") as journal:
         for entry in with_progress(_prepare_all(target, missing, processes), len(missing), "prepared"):
             entries[entry["image"]] = entry

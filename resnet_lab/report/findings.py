@@ -6,11 +6,11 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import combinations
-from typing import NamedTuple
 
 import numpy as np
 
 from resnet_lab.errors import count
+from resnet_lab.rendering import Finding
 from resnet_lab.report.comparison import ABSENT, METRICS, Table, places_of
 from resnet_lab.report.figures import CURVES, PICTURES
 from resnet_lab.report.intervals import FEW_OF_A_CLASS, FEWEST
@@ -21,14 +21,6 @@ ALIKE = 6  # digits of a probability in which two trainings differ somewhere
 MANY = 8  # so many classes or runs are named, the others counted
 SETS = 3  # and so many sets of runs
 WORDS = {"train": "training", "val": "validation", "test": "test"}
-
-
-class Finding(NamedTuple):
-    """One thing to know; what is not `grave` is no fault of the runs, but limits what they can tell."""
-
-    kind: str
-    text: str
-    grave: bool = True
 
 
 def findings_of(runs: Sequence[Run], tables: Sequence[Table]) -> list[Finding]:

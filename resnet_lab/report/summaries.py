@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
+from resnet_lab.rendering import Finding
 from resnet_lab.report.comparison import ABSENT, METRICS, Group, Table
-from resnet_lab.report.findings import Finding
 from resnet_lab.report.leaderboard import Row, interval_of, interval_text, rows_of
 
 MARKS = {
