@@ -165,6 +165,7 @@ def set_up_logging(file: Path | None = None) -> None:
         ".*smaller than the logging interval.*",
         ".*does not have many workers.*",
         ".*exists and is not empty.*",  # a resumed run
+        ".*your dataloader is not resumable.*",  # its sampler leaves out what was drawn before
         ".*sync_dist=True.*",  # torchmetrics has summed over the ranks
         ".*all_gather.* is deprecated.*",
         ".*Total length of `list` across ranks is zero.*",  # no validation split

@@ -47,20 +47,20 @@ class ResumableEarlyStopping(EarlyStopping):
             trainer.should_stop = True
 
 
-class EpochSeed(Callback):
-    """Seeds the global generators at the start of each epoch, so that a resumed run draws the same numbers.
+class StepSeed(Callback):
+    """Seeds the global generators before each step, so that a resumed run draws the same numbers.
 
     Dropout draws from them; order and augmentation have generators of their own.
 
     Args:
-        seed: of the run, which is combined with the epoch and the rank.
+        seed: of the run, which is combined with epoch, batch and rank.
     """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        sequence = np.random.SeedSequence([self.seed, trainer.current_epoch, trainer.global_rank])
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        sequence = np.random.SeedSequence([self.seed, trainer.current_epoch, batch_idx, trainer.global_rank])
         seed_everything(int(sequence.generate_state(1)[0]), verbose=False)
 
 
@@ -123,10 +123,12 @@ class FiniteLoss(Callback):
         if looks:
             self._check("the loss", outputs["loss"], trainer)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if not trainer.training:
+            return
         for name, value in pl_module.named_buffers():
             self._check(name, value, trainer)
-        for name, value in pl_module.named_parameters():  # the last step of an epoch has no loss after it
+        for name, value in pl_module.named_parameters():  # the last step before has no loss after it
             weights = value.detach()
             self._check(name, weights.masked_fill(weights.abs() > EXPLODED, torch.inf), trainer)
 
@@ -151,7 +153,8 @@ class Observer(Callback):
         self.class_names = class_names
         self.speeds: list[float] = []  # images per second, by epoch, from the end of the first batch on
         self.waits: list[float] = []  # share of that time in which the loop waited for data
-        self._start, self._end, self._waited, self._images = 0.0, 0.0, 0.0, 0  # of the epoch
+        self._start: float | None = None  # of the epoch, after its first batch
+        self._end, self._waited, self._images = 0.0, 0.0, 0
         self._all_waited, self._all_seconds, self._said = 0.0, 0.0, False  # of all epochs so far
 
     @property
@@ -175,20 +178,21 @@ class Observer(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if batch_idx == 0:  # warm-up: first kernels, first workers
+        if self._start is None:  # warm-up: first kernels, first workers
             self._start, self._waited, self._images = time.perf_counter(), 0.0, 0
         else:
             self._images += len(batch["target"]) * trainer.world_size
-        if batch_idx > 0 and trainer.is_last_batch:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            self._measure(trainer)
+        if trainer.is_last_batch:
+            if self._images:
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+                self._measure(trainer, time.perf_counter() - self._start)
+            self._start = None
         self._end = time.perf_counter()
 
-    def _measure(self, trainer: Trainer) -> None:
+    def _measure(self, trainer: Trainer, seconds: float) -> None:
         """Note the epoch's speed, and say it once when the loop waits for data."""
         datamodule: DataModule = trainer.datamodule  # type: ignore[attr-defined]
-        seconds = time.perf_counter() - self._start
         self.speeds.append(self._images / seconds)
         self.waits.append(self._waited / seconds)
         if trainer.logger is not None:

@@ -256,17 +256,35 @@ class LastCheckpoint(RunCheckpoint):
         run: the folder.
         rows: of metrics.csv so far.
         best: what keeps `best.ckpt`; None where nothing selects.
+        minutes: after which `last.ckpt` is saved inside an epoch, too; None: never.
     """
 
-    def __init__(self, run: RunFolder, rows: EpochRows, best: RunCheckpoint | None) -> None:
+    def __init__(
+        self, run: RunFolder, rows: EpochRows, best: RunCheckpoint | None, minutes: float | None = None
+    ) -> None:
         super().__init__(run, rows, "last")
-        self.best = best
+        self.best, self.minutes = best, minutes
         status = run.read_status()
         self.before = {name: status.get(name, 0) for name in ("seconds", "core_seconds")}  # earlier starts
-        self.started = time.monotonic()
+        self.started = self.saved_at = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.minutes is None or trainer.is_last_batch:  # which the end of the epoch follows
+            return
+        due = time.monotonic() - self.saved_at >= 60 * self.minutes
+        if trainer.world_size > 1:  # all ranks save or none
+            due = trainer.strategy.reduce_boolean_decision(due, all=False)
+        if due:
+            trainer.save_checkpoint(self.run.last_checkpoint)
+            self.saved_at = time.monotonic()
+            text = "saved in epoch %d after batch %d of %d"
+            log.info(text, trainer.current_epoch, batch_idx + 1, trainer.num_training_batches)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_epoch_end(trainer, pl_module)
+        self.saved_at = time.monotonic()
         self._note(trainer, trainer.current_epoch)
 
     def keep_untrained(self, trainer: Trainer) -> None:

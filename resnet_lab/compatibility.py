@@ -34,6 +34,7 @@ ADDED: dict[str, Added] = {
     "data.splits": Added(None),
     "data.max_per_class": Added(None),
     "trainer.sync_batchnorm": Added(False),
+    "trainer.checkpoint_minutes": Added(None),
     "data.all_images": Added(None),
     "data.all_kinds": Added(False, CLASS_FOLDERS),
     "data.find_csvs": Added(False, RETINOPATHY),

@@ -30,7 +30,7 @@ from resnet_lab.compatibility import RENAMED
 from resnet_lab.errors import NO_ROOM, UserError, count
 from resnet_lab.run_folder import BOOKKEEPING, flat
 from resnet_lab.trust import foreign_words, refuse_foreign
-from resnet_lab.values import Count, FromOne, Seed, conform
+from resnet_lab.values import Count, FromOne, Positive, Seed, conform
 
 
 class OnFailed(Enum):
@@ -76,6 +76,7 @@ class TrainerConfig:
     channels_last: Any = _key(bool | Literal["auto"])  # noqa: RUF009
     max_epochs: int = _key(Count)
     early_stopping: int | None = _key(FromOne | None)
+    checkpoint_minutes: float | None = _key(Positive | None)
     sync_batchnorm: bool = MISSING
     deterministic: bool = MISSING
     progress_bar: bool = MISSING

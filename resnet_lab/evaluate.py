@@ -37,7 +37,7 @@ SEEING = ("image_size", "resize", "eye_crop", "local_mean", "crop", "padding", "
 
 
 # what means something in training alone
-IDLE = {"trainer.max_epochs", "trainer.early_stopping", "trainer.sync_batchnorm"} | {
+IDLE = {f"trainer.{key}" for key in ("max_epochs", "early_stopping", "checkpoint_minutes", "sync_batchnorm")} | {
     f"data.{key}"
     for key in (
         *("horizontal_flip", "vertical_flip", "rotation", "scale", "translate", "augment_classes"),

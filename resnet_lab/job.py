@@ -24,7 +24,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from resnet_lab import environment
 from resnet_lab.build import build_module, build_trainer, rank, set_up_logging
-from resnet_lab.callbacks import Ending, EpochSeed, FiniteLoss, Observer, ResumableEarlyStopping, SamePixels
+from resnet_lab.callbacks import Ending, FiniteLoss, Observer, ResumableEarlyStopping, SamePixels, StepSeed
 from resnet_lab.checkpoints import EpochRows, LastCheckpoint, RunCheckpoint, fits, resume_point
 from resnet_lab.config import Config, build, check, refuse_foreign_targets, without_unknown
 from resnet_lab.data.arrays import ArrayData
@@ -72,10 +72,10 @@ def run_job(run: RunFolder, misfits: frozenset[Path] = frozenset()) -> None:
     if undefined and rank() == 0:
         log.warning("%s is undefined, as validation holds one class: the last epoch is kept; see monitor=", monitor)
     best = RunCheckpoint(run, rows, "best", monitor, mode, undefined) if monitor else None
-    last = LastCheckpoint(run, rows, best)
+    last = LastCheckpoint(run, rows, best, config["trainer"]["checkpoint_minutes"])
     callbacks = [
         Ending(run),
-        EpochSeed(config["seed"]),
+        StepSeed(config["seed"]),
         SamePixels(),
         FiniteLoss(),
         rows,

@@ -88,10 +88,11 @@ class LayerStatistics(Callback):
                 trainer.logger.experiment.add_figure("train/layers", figure, epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows}
+        return {"rows": self.rows, "sums": self._sums, "counts": dict(self._counts)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows = list(state_dict["rows"])
+        self.rows, self._sums = list(state_dict["rows"]), dict(state_dict.get("sums", {}))  # of older versions
+        self._counts.update(state_dict.get("counts", {}))
 
 
 def is_activation(name: str, layer: nn.Module) -> bool:

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from resnet_lab.metrics import SplitMetrics
 
 CHECKPOINT_KEY = "resnet_lab"  # where a checkpoint keeps what is needed to use it without its run folder
+EPOCH_KEY = "resnet_lab_epoch"  # losses, logits and targets of the epoch in which it was saved, of all ranks
 TRAIN_IMAGES = "train_images"  # there: the hashes of the training images' pixels, concatenated
 
 
@@ -55,6 +56,7 @@ class Classifier(LightningModule):
             {f"{split}_metrics": SplitMetrics(split, len(class_names), ordered, complete[split]) for split in complete}
         )
         self.memory_format = torch.contiguous_format
+        self._begun: list[Tensor] | None = None  # the rows of the epoch that a resumed run goes on with
         self.outputs: dict[str, list[tuple[Tensor, Tensor]]] = {}  # split → (index (B,), probabilities (B, K))
         self.confusion: dict[str, Tensor] = {}  # split → counts (K, K) of the last epoch
         self.predictions: dict[str, Tensor] = {}  # split → probabilities (N, K) of the last test
@@ -133,3 +135,21 @@ class Classifier(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[CHECKPOINT_KEY] = self.origin
+        if rows := self.split_metrics("train").rows:
+            checkpoint[EPOCH_KEY] = [self._all_ranks(torch.cat(column)) for column in zip(*rows, strict=True)]
+
+    def _all_ranks(self, values: Tensor) -> Tensor:
+        """(n, …) of each rank → (n · ranks, …), of which `[rank::ranks]` are this rank's."""
+        ranks = self.all_gather(values)
+        assert isinstance(ranks, Tensor)
+        return ranks.reshape(-1, *values.shape).transpose(0, 1).flatten(0, 1).cpu()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._begun = checkpoint.get(EPOCH_KEY)
+
+    def on_train_start(self) -> None:
+        if self._begun is not None:
+            own = slice(self.global_rank, None, self.trainer.world_size)
+            losses, logits, targets = (column[own].to(self.device) for column in self._begun)
+            self.split_metrics("train").rows.append((losses, logits, targets))
+            self._begun = None

@@ -38,7 +38,8 @@ def facts_of(data: ImageData, target: PreparedSet, rows: pd.DataFrame, index: pd
         The facts; and why the splits cannot be cut, in which case they are those of the data set itself.
     """
     index = index.set_index("image").drop(columns=["bytes", "changed", "decoded"]).rename(columns={"prepared": "jpeg"})
-    facts = rows.assign(key=[target.name(path) for path in rows["path"].tolist()]).join(index, on="key").drop(columns="key")
+    keys = [target.name(path) for path in rows["path"].tolist()]
+    facts = rows.assign(key=keys).join(index, on="key").drop(columns="key")
     files = pd.Series([target.file_name(path) for path in facts["path"].tolist()], facts.index, dtype=object)
     facts["prepared"] = files.where(facts["defect"] == "", "")
     good = join_patients(facts[facts["defect"] == ""])

@@ -37,6 +37,7 @@ BOOKKEEPING = (
     "data.cache_dir",
     "data.num_workers",
     "trainer.progress_bar",
+    "trainer.checkpoint_minutes",
 )
 
 

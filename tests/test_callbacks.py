@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from resnet_lab import callbacks
-from resnet_lab.callbacks import EpochSeed, Observer
+from resnet_lab.callbacks import Observer, StepSeed
 from resnet_lab.data.datamodule import DataModule
 
 
@@ -95,7 +95,7 @@ def test_advice_is_what_is_left_to_do(monkeypatch, in_memory, pixels, workers, a
 def test_the_global_generators_depend_on_seed_epoch_and_rank_alone():
     def drawn(seed, epoch, rank):
         trainer = SimpleNamespace(current_epoch=epoch, global_rank=rank)
-        EpochSeed(seed).on_train_epoch_start(trainer, None)
+        StepSeed(seed).on_train_batch_start(trainer, None, None, 0)
         return random.random(), np.random.random(), torch.rand(1).item()
 
     first = drawn(0, 3, 1)

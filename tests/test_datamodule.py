@@ -33,9 +33,11 @@ def build(root):
     return make
 
 
-def trainer_of(rank, world_size, epoch=0):
-    progress = SimpleNamespace(current=SimpleNamespace(processed=epoch))
-    fit_loop = SimpleNamespace(epoch_progress=progress)
+def trainer_of(rank, world_size, epoch=0, batches=0):
+    """A trainer that goes on with an epoch of which some batches were trained on."""
+    epochs = SimpleNamespace(current=SimpleNamespace(ready=epoch + (batches > 0), processed=epoch))
+    inside = SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(ready=batches or 4)))
+    fit_loop = SimpleNamespace(epoch_progress=epochs, epoch_loop=inside)
     return SimpleNamespace(global_rank=rank, world_size=world_size, fit_loop=fit_loop)
 
 
@@ -210,6 +212,22 @@ def test_a_resumed_loader_begins_at_its_epoch_before_the_sampler_is_told(build, 
     batches = list(batches)
     for key, value in zip(("index", "target", "image"), expected, strict=True):
         np.testing.assert_array_equal(torch.cat([batch[key] for batch in batches]), value)
+
+
+def test_a_loader_leaves_out_what_an_earlier_start_drew_in_that_epoch_alone(build):
+    datamodule = build(**AUGMENTED, batch_size=8, mean=None, std=None)
+    datamodule.trainer = trainer_of(1, 2, epoch=3, batches=2)
+    loader, whole = datamodule.train_dataloader(), build(**AUGMENTED, batch_size=8, mean=None, std=None)
+    whole.trainer = trainer_of(1, 2, epoch=3)
+    for number, left in ((3, 2), (4, 0)):
+        loader.sampler.set_epoch(number)
+        full = whole.train_dataloader()
+        full.sampler.set_epoch(number)
+        batches, expected = list(loader), list(full)[left:]
+        assert len(batches) == len(expected) > 0
+        for one, other in zip(batches, expected, strict=True):
+            assert one["index"].tolist() == other["index"].tolist()
+            np.testing.assert_array_equal(one["image"], other["image"])
 
 
 @pytest.mark.parametrize("kind", ["none", "balanced", "undersample", "progressive"])

@@ -69,6 +69,20 @@ def end_of(run: RunFolder) -> tuple[str, str, dict[str, torch.Tensor]]:
     return run.metrics_file.read_text(), run.predictions_file("test").read_text(), weights
 
 
+def trained_batches(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Run the job; the (epoch, batch) of its training steps."""
+    seen, original = [], Classifier.training_step
+
+    def steps(self: Classifier, batch: Any, batch_idx: int) -> Any:
+        seen.append((self.current_epoch, batch_idx))
+        return original(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "training_step", steps)
+        assert guarded(run) == 0
+    return seen
+
+
 def same_end(run: RunFolder, other: RunFolder) -> bool:
     *files, weights = end_of(run)
     *other_files, other_weights = end_of(other)
@@ -103,6 +117,47 @@ def test_a_run_goes_on_with_another_number_of_workers(
     assert guarded(broken) == 0
     assert "going on" in broken.log_file.read_text()
     assert same_end(whole, broken)
+
+
+INSIDE = ("data.batch_size=8", "trainer.checkpoint_minutes=1e-9", "follow_layers=true")  # saves after every batch
+
+
+def test_a_run_goes_on_inside_an_epoch(make: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    # small batches, so that LayerStatistics measures before and after the kill
+    whole = make("dropout", "whole", *INSIDE, "trainer.checkpoint_minutes=null", "trainer.max_epochs=2")
+    broken = make("dropout", "broken", *INSIDE, "trainer.max_epochs=2")
+    guarded(whole)
+    with monkeypatch.context() as patch:
+        monkeypatch.setitem(MOMENTS, "inside", ("training_step", 1, 2))
+        dying(patch, "inside")
+        with pytest.raises(Killed):
+            guarded(broken)
+    assert trained_batches(broken, monkeypatch) == [(1, 2), (1, 3)]
+    assert same_end(whole, broken)
+    assert whole.layers_file.read_text() == broken.layers_file.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(("workers", "memory", "persistent"), LOADERS)
+def test_killed_inside_any_epoch(
+    make: MakeRun, monkeypatch: pytest.MonkeyPatch, network: str, workers: int, memory: bool, persistent: bool
+) -> None:
+    whole = make(network, "whole", "data.batch_size=8", "data.num_workers=0")
+    guarded(whole)
+    loading(monkeypatch, persistent)
+    differ = []
+    for epoch, batch in itertools.product((0, 2, 3), (1, 2, 3)):
+        name = f"epoch {epoch}, batch {batch}"
+        broken = make(network, name, *INSIDE, f"data.num_workers={workers}", f"data.in_memory={memory}")
+        with monkeypatch.context() as patch:
+            monkeypatch.setitem(MOMENTS, name, ("training_step", epoch, batch))
+            dying(patch, name)
+            with pytest.raises(Killed):
+                guarded(broken)
+        if trained_batches(broken, monkeypatch)[0] != (epoch, batch) or not same_end(whole, broken):
+            differ.append(name)
+    assert differ == []
 
 
 @pytest.mark.slow

@@ -26,6 +26,7 @@ FINE = {  # key → those of ODD that mean something
     "trainer.channels_last": ("true",),
     "trainer.max_epochs": (),
     "trainer.early_stopping": ("null",),
+    "trainer.checkpoint_minutes": ("0.5", "null"),
     "trainer.sync_batchnorm": ("true", "-1"),
     "trainer.deterministic": ("true", "-1"),
     "trainer.progress_bar": ("true", "-1"),

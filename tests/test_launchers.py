@@ -327,11 +327,15 @@ KILLED = """def on_train_batch_start(self, batch, batch_idx):
     Classifier.on_train_batch_start = on_train_batch_start"""
 
 
-@pytest.mark.parametrize(("workers", "epochs"), [(0, (1,)), (2, (0, 1, 3))])
+@pytest.mark.parametrize(
+    ("workers", "epochs", "minutes"),
+    [(0, (1,), "null"), (2, (0, 1, 3), "null"), (0, (0,), "1e-9"), (2, (0, 3), "1e-9")],
+)
 def test_ranks_that_are_killed_end_as_those_that_were_not(
-    tmp_path: Path, lab: Lab, workers: int, epochs: tuple[int, ...]
+    tmp_path: Path, lab: Lab, workers: int, epochs: tuple[int, ...], minutes: str
 ) -> None:
     own = [*DDP, "trainer.max_epochs=4", "data.rotation=20", "data.in_memory=false"]
+    own.append(f"trainer.checkpoint_minutes={minutes}")
 
     def job(name: str, workers: int, patch: str = "") -> int:
         flags = ["--config-dir", "conf", "experiment=tiny", f"sweep_dir={name}", f"data.num_workers={workers}"]
@@ -344,6 +348,7 @@ def test_ranks_that_are_killed_end_as_those_that_were_not(
         assert job(broken.path.name, workers, KILLED.format(epoch=epoch)) == 1
         assert job(broken.path.name, workers) == 0
         assert starts(broken) == 2
+        assert ("going on in" in broken.log_file.read_text()) == (epoch > 0 or minutes != "null")
         assert broken.metrics_file.read_text() == whole.metrics_file.read_text()
         weights, others = (torch.load(run.last_checkpoint, weights_only=True)["state_dict"] for run in (whole, broken))
         assert all(torch.equal(weights[key], others[key]) for key in weights)

@@ -190,8 +190,17 @@ class DataModule(LightningDataModule):
         sampling = Sampling(dataset.targets, data.sampling, data.sampling_decay, data.sampling_final)
         sampler = TrainSampler(sampling, self.seed, *self._rank())
         if self.trainer:  # workers fetch the first batches before Lightning sets the epoch of the sampler
-            sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
+            sampler.go_on(*self._begun())
         return self._loader(dataset, sampler)
+
+    def _begun(self) -> tuple[int, int]:
+        """The epoch that training goes on with, and how many of its images this rank has trained on."""
+        assert self.trainer is not None
+        loop = self.trainer.fit_loop
+        epochs: Any = loop.epoch_progress.current
+        inside = epochs.ready > epochs.processed  # the checkpoint was saved before the epoch's end
+        batches = loop.epoch_loop.batch_progress.current.ready if inside else 0
+        return epochs.processed, batches * self.batch_size_per_rank(self._rank()[1])
 
     def steps_per_epoch(self) -> int:
         """Batches of one epoch on each rank.

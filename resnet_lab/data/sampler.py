@@ -86,15 +86,21 @@ class TrainSampler(Sampler[tuple[int, int, int]]):
         self.sampling, self.seed, self.rank, self.world_size = sampling, seed, rank, world_size
         self.length = int(sampling.counts(0).sum())
         self.epoch = 0
+        self.begun = (0, 0)  # an epoch, and how many of its indices an earlier start has drawn on this rank
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch."""
         self.epoch = epoch
 
+    def go_on(self, epoch: int, drawn: int) -> None:
+        """Begin with this epoch, without its first `drawn` indices."""
+        self.epoch, self.begun = epoch, (epoch, drawn)
+
     def __iter__(self) -> Iterator[tuple[int, int, int]]:
         order = self.sampling.draw(self.seed, self.epoch)
         order = np.resize(order, len(self) * self.world_size)  # repeats from the start
-        mine = slice(self.rank, None, self.world_size)
+        drawn = self.begun[1] if self.epoch == self.begun[0] else 0
+        mine = slice(self.rank + drawn * self.world_size, None, self.world_size)
         pairs = zip(order[mine].tolist(), _repeats(order)[mine].tolist(), strict=True)
         return ((self.epoch, index, repeat) for index, repeat in pairs)
 
