@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -43,6 +44,12 @@ def resolve_precision(precision: str, channels_last: Any, accelerator: str) -> t
 def cores() -> int:
     """Cores that this process may use; macOS does not tell which, only how many there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def shared_memory() -> int | None:
+    """Free bytes of shared memory, through which workers pass batches; None where it has no limit of its own."""
+    folder = Path("/dev/shm")
+    return shutil.disk_usage(folder).free if folder.is_dir() else None
 
 
 def versions() -> dict[str, str]:

@@ -14,6 +14,7 @@ from resnet_lab.processes import Stopped
 from resnet_lab.run_folder import RunFolder
 
 OUT_OF_MEMORY = ("can't allocate memory", "Cannot allocate memory", "is killed by signal: Killed")
+NO_BATCH = ("DataLoader timed out", "is killed by signal: Bus error", "unable to write to file </torch_")
 LOST = ("Connection closed by peer", "Connection reset by peer")  # gloo's words for a rank that is gone
 STOPPED = "stopped by "
 
@@ -66,6 +67,11 @@ def explained(error: Exception) -> str:
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in text for sign in OUT_OF_MEMORY):
         first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
         return f"out of memory ({first}): lower data.batch_size, data.image_size or data.num_workers"
+    if any(sign in text for sign in NO_BATCH):
+        return (
+            f"the workers deliver no images ({text.strip().splitlines()[0]}): the disk hangs, or shared memory "
+            "is full (docker run --shm-size=1g); data.num_workers=0 needs none"
+        )
     if any(sign in text for sign in LOST):
         return "another rank died without a word, mostly for want of memory: lower data.batch_size or data.image_size"
     if isinstance(error, OSError) and error.errno in NO_ROOM:

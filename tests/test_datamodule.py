@@ -397,6 +397,22 @@ def test_automatic_memory_and_workers(build, monkeypatch):
     assert (build(in_memory=True).in_memory, build(num_workers=1).num_workers) == (True, 1)
 
 
+def test_workers_prefetch_no_more_than_shared_memory_holds(build, monkeypatch, caplog):
+    batch = 8 * 3 * 12 * 12  # bytes; a worker has 2 of them waiting, and 2 are in use
+    monkeypatch.setattr("resnet_lab.environment.shared_memory", lambda: 9 * batch)
+    keys = {"in_memory": False}
+    assert build(num_workers=3, **keys).num_workers == 3
+    assert "set data.num_workers=3, or start" in refusal(lambda: build(num_workers=4, **keys))
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(5)))
+    assert build(num_workers="auto", **keys).num_workers == 3
+    assert "5 workers need 0 MB of shared memory" in caplog.text
+    monkeypatch.setattr("resnet_lab.environment.shared_memory", lambda: 1)
+    assert build(num_workers="auto", **keys).num_workers == 0
+    assert build(num_workers=0, **keys).num_workers == 0
+    monkeypatch.setattr("resnet_lab.environment.shared_memory", lambda: None)  # as on macOS
+    assert build(num_workers=64, **keys).num_workers == 64
+
+
 def test_photographs_need_the_statistics_of_a_training(root):
     data = photographs(root / "images", val_fraction=0, class_names=["a", "b"])
     assert refusal(DataModule(data, 0).setup) == "photographs has no split train; choose among test"

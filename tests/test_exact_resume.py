@@ -138,16 +138,16 @@ def test_a_run_goes_on_inside_an_epoch(make: MakeRun, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize(("workers", "memory", "persistent"), LOADERS)
 def test_killed_inside_any_epoch(
-    make: MakeRun, monkeypatch: pytest.MonkeyPatch, network: str, workers: int, memory: bool, persistent: bool
+    make: MakeRun, monkeypatch: pytest.MonkeyPatch, workers: int, memory: bool, persistent: bool
 ) -> None:
+    network = "dropout" if memory else "resnet"
     whole = make(network, "whole", "data.batch_size=8", "data.num_workers=0")
     guarded(whole)
     loading(monkeypatch, persistent)
     differ = []
-    for epoch, batch in itertools.product((0, 2, 3), (1, 2, 3)):
+    for epoch, batch in ((0, 1), (2, 2), (3, 3)):
         name = f"epoch {epoch}, batch {batch}"
         broken = make(network, name, *INSIDE, f"data.num_workers={workers}", f"data.in_memory={memory}")
         with monkeypatch.context() as patch:

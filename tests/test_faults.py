@@ -15,6 +15,8 @@ import torch
 
 from resnet_lab import checkpoints, job
 from resnet_lab.checkpoints import is_whole, resume_point
+from resnet_lab.data import datamodule
+from resnet_lab.data.datamodule import ImageDataset
 from resnet_lab.job import guarded
 from resnet_lab.module import Classifier
 from resnet_lab.run_folder import RunFolder, write_atomically
@@ -110,6 +112,19 @@ def test_want_of_memory_is_one_line_with_advice(
     assert guarded(run) == 1
     assert run.read_status()["error"].startswith("out of memory (")
     assert run.read_status()["error"].endswith("lower data.batch_size, data.image_size or data.num_workers")
+    assert "Traceback" not in run.log_file.read_text()
+
+
+@pytest.mark.slow
+def test_workers_that_deliver_nothing_end_the_job_in_one_line(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datamodule, "TIMEOUT", 2.0)
+    monkeypatch.setattr(ImageDataset, "__getitems__", lambda self, keys: time.sleep(60))
+    run = make_run("data.num_workers=1")
+    assert guarded(run) == 1
+    assert "DataLoader timed out after 2" in run.read_status()["error"]
+    assert "--shm-size" in run.read_status()["error"]
     assert "Traceback" not in run.log_file.read_text()
 
 

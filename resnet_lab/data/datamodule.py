@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 
 MEMORY = 2e9  # bytes of decoded images that data.in_memory=auto keeps
 SOURCES = {"originals": "the originals", "prepared": "a prepared set"}  # what pixels are read from, in words
+PREFETCH = 2  # batches of each worker that wait in shared memory …
+IN_USE = 2  # … and those that are on their way to the device
+TIMEOUT = 600.0  # seconds without a batch from the workers, after which the job fails
 STATISTICS_IMAGES = 2000  # mean and std of a training split that is not in memory come from so many, evenly spaced
 
 
@@ -239,6 +242,8 @@ class DataModule(LightningDataModule):
             drop_last=isinstance(sampler, TrainSampler) and len(sampler) % batch_size == 1,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            prefetch_factor=PREFETCH if self.num_workers else None,
+            timeout=TIMEOUT if self.num_workers else 0,
             generator=torch.Generator(),  # each pass draws a number, which may not come from dropout's generator
             pin_memory=torch.cuda.is_available(),
         )
@@ -291,9 +296,26 @@ class DataModule(LightningDataModule):
         return "take smaller images (data.image_size), or more cores"
 
     def _workers(self) -> int:
-        if self.data.num_workers == "auto":
-            return 0 if self.in_memory else min(8, environment.cores())
-        return int(self.data.num_workers)
+        """As many as are set, or as `auto` finds useful and shared memory has room for.
+
+        Raises:
+            UserError: shared memory has no room for what the ranks of a machine prefetch together.
+        """
+        chosen, free = self.data.num_workers, environment.shared_memory()
+        workers = (0 if self.in_memory else min(8, environment.cores())) if chosen == "auto" else int(chosen)
+        batch = self.data.batch_size * 3 * (self.data.crop or self.data.image_size) ** 2
+        fitting = workers if free is None else max(0, (free // batch - IN_USE) // PREFETCH)
+        if workers <= fitting:
+            return workers
+        need = f"{workers} workers need {(workers * PREFETCH + IN_USE) * batch / 1e6:.0f} MB of shared memory"
+        text = f"{need}, and /dev/shm has {(free or 0) / 1e6:.0f} MB free"
+        if chosen != "auto":
+            raise UserError(
+                f"data.num_workers={workers}: {text}; set data.num_workers={fitting}, or start the container with "
+                "more (docker run --shm-size=1g)"
+            )
+        log.warning("%s: taking %d; start the container with more (docker run --shm-size=1g)", text, fitting)
+        return fitting
 
     def _fits_memory(self, table: pd.DataFrame) -> bool:
         # a photograph whose shorter side is image_size is seldom longer than 1.5 of that
