@@ -10,7 +10,7 @@ import copy
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
-SCHEMA_VERSION = 3  # of a run folder; raise it when a default changes (`CHANGED`)
+SCHEMA_VERSION = 4  # of a run folder; raise it when a default changes (`CHANGED`)
 
 RETINOPATHY = ("resnet_lab.data.retinopathy.Retinopathy",)
 CLASS_FOLDERS = ("resnet_lab.data.class_folders.ClassFolders",)
@@ -46,6 +46,7 @@ ADDED: dict[str, Added] = {
     "data.on_bad_label": Added("error", RETINOPATHY),
     "data.natural_order": Added(False, CLASS_FOLDERS),
     "data.max_pixels": Added(178_956_970),  # Pillow's own limit
+    "data.strict_jpeg": Added(False),
 }
 
 # dotted key → the keys that took its place; each gets its value, unless the configuration has it already
@@ -61,6 +62,7 @@ CHANGED: dict[str, tuple[int, Any, Any]] = {
     "data.find_csvs": (3, False, True),
     "data.natural_order": (3, False, True),
     "data.max_pixels": (3, 178_956_970, 100_000_000),
+    "data.strict_jpeg": (4, False, True),
 }
 
 

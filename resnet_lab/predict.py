@@ -22,7 +22,7 @@ from resnet_lab.trust import trust, without_trust
 log = logging.getLogger("resnet_lab")
 
 # the keys of data that mean something for photographs without labels
-TAKEN = {*SEEING, "in_memory", "num_workers", "cache_dir", "on_bad_image", "max_pixels", "patient_regex"}
+TAKEN = {*SEEING, "in_memory", "num_workers", "cache_dir", "on_bad_image", "max_pixels", "strict_jpeg", "patient_regex"}
 
 
 def photographs(config: dict[str, Any], root: str, class_names: list[str]) -> dict[str, Any]:

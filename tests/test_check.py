@@ -16,7 +16,7 @@ from fake_data import encoded, refusal
 from PIL import ExifTags, Image
 
 from resnet_lab.data import check
-from resnet_lab.data.check import HASH_DIGITS, PixelBudget, check_files, digest_of, drop_defects, examine
+from resnet_lab.data.check import HASH_DIGITS, PixelBudget, Rules, check_files, digest_of, drop_defects, examine
 from resnet_lab.data.prepared import PreparedSet, prepare_photograph
 from resnet_lab.data.reader import Recipe, read_image
 
@@ -188,6 +188,38 @@ def test_the_check_refuses_what_the_reader_refuses(tmp_path):
         read_image(str(path), Recipe(16, "square", False, False))
 
 
+def photograph(**options):
+    """A JPEG of 64 × 64 pixels, as bytes."""
+    file = io.BytesIO()
+    mode = options.pop("mode", "RGB")
+    colors = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(colors).convert(mode).save(file, "JPEG", quality=95, **options)
+    return file.getvalue()
+
+
+def zeroed(data):
+    """A JPEG with 60 bytes of its compressed data set to 0."""
+    middle = (data.index(b"\xff\xda") + len(data)) // 2
+    return data[:middle] + bytes(60) + data[middle + 60 :]
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"mode": "L"}, {"subsampling": 0}])
+def test_a_jpeg_of_which_the_decoder_warns_is_damaged(tmp_path, options):
+    (tmp_path / "image.jpeg").write_bytes(zeroed(photograph(**options)))
+    path, cache = str(tmp_path / "image.jpeg"), tmp_path / "cache"
+    (found,) = check_files([path], cache)["defect"]
+    assert found.startswith("damaged JPEG (Corrupt JPEG data")
+    assert "\n" not in found
+    assert list(check_files([path], cache, Rules(strict=False))["defect"]) == [""]
+    assert list(check_files([path], cache)["defect"]) == [found]
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"mode": "L"}, {"mode": "CMYK"}, {"optimize": True}])
+@pytest.mark.parametrize("trailer", [b"", bytes(200), b"SEFT" * 50])
+def test_what_cameras_write_is_no_damage(options, trailer):
+    assert check.decode(photograph(**options) + trailer)[0] == ""
+
+
 def test_nothing_but_bad_images(tmp_path):
     table = pd.DataFrame({"path": ["a", "b"], "defect": ["the file is empty", "truncated"]})
     assert refusal(drop_defects, table, "drop") == "a: the file is empty; none of the 2 images can be read"
@@ -289,7 +321,7 @@ def test_an_image_with_too_many_pixels_is_not_decoded(tmp_path, monkeypatch):
 def test_the_limit_of_pixels_is_a_key_and_part_of_the_verdict(tmp_path):
     path = bomb(tmp_path / "image.png", 20)
     for most, defect in ((400, ""), (399, "20×20 pixels, more than data.max_pixels=399"), (400, "")):
-        assert list(check_files([path], tmp_path / "cache", most)["defect"]) == [defect]
+        assert list(check_files([path], tmp_path / "cache", Rules(most))["defect"]) == [defect]
 
 
 def test_threads_decode_no_more_pixels_at_once_than_there_is_room_for():

@@ -12,11 +12,13 @@ import struct
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
+import simplejpeg
 from PIL import Image, ImageOps
 
 from resnet_lab.data.progress import with_progress
@@ -30,6 +32,21 @@ Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit; ours is looked at before an
 log = logging.getLogger(__name__)
 
 TRUNCATED = "image file is truncated: it has no end-of-image marker"
+
+
+class Rules(NamedTuple):
+    """What counts as damage.
+
+    Args:
+        max_pixels: of an image; one with more is not decoded.
+        strict: whether a JPEG of which the decoder warns is damaged, although it yields an image.
+    """
+
+    max_pixels: int = MAX_PIXELS
+    strict: bool = True
+
+
+RULES = Rules()
 
 Verdict = tuple[str, str, str]  # what is wrong with a file, or nothing; the hashes of its bytes and of its pixels
 HASH_DIGITS = 16  # hexadecimal digits of the hash of an image's pixels
@@ -101,13 +118,13 @@ def too_many(size: tuple[int, int], most: int) -> str:
     return f"{width}×{height} pixels, more than data.max_pixels={most}" if width * height > most else ""
 
 
-def examine(path: str, max_pixels: int = MAX_PIXELS) -> Verdict:
+def examine(path: str, rules: Rules = RULES) -> Verdict:
     """What is wrong with an image file, or nothing, and the hashes of its bytes and pixels; the file is read once."""
     try:
         data = read_file(path)
     except OSError as error:
         return error.strerror or str(error) or type(error).__name__, "", ""
-    defect, decoded = decode(data, max_pixels)
+    defect, decoded = decode(data, rules)
     return defect, digest_of(data), decoded
 
 
@@ -120,7 +137,23 @@ def lacks_end(data: bytes, scan: int) -> bool:
     return data.rfind(b"\xff\xd9", scan) < 0
 
 
-def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[str, str]:
+def warning_of(data: bytes) -> str:
+    """What libjpeg-turbo warns of in a gray or color JPEG, such as a wrong number of blocks; empty where of nothing.
+
+    Pillow is silent about it, and OpenCV writes it to the terminal without the file. A decoder cannot find damage that
+    leaves the number of blocks as it was.
+    """
+    gray = partial(simplejpeg.decode_jpeg, data, "GRAY", fastdct=True, fastupsample=True, min_factor=8)
+    try:
+        gray(strict=True)
+    except ValueError as warning:
+        with suppress(ValueError):  # an error, of a kind of JPEG that it cannot decode, says nothing of damage
+            gray(strict=False)
+            return " ".join(str(warning).split())
+    return ""
+
+
+def decode(data: bytes, rules: Rules = RULES) -> tuple[str, str]:
     """What is wrong with the bytes of an image, or nothing, and the hash of its pixels.
 
     A JPEG is decoded at 1/8 scale where that leaves `SMALLEST` pixels, which also finds truncated ones. The pixels are
@@ -130,12 +163,14 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[str, str]:
         with Image.open(io.BytesIO(data)) as file:
             if file.mode[0] in "IF":
                 return f"mode {file.mode}, which has more than 8 bits a pixel; convert it to 8 bits", ""
-            if reason := too_many(file.size, max_pixels):
+            if reason := too_many(file.size, rules.max_pixels):
                 return reason, ""
             if file.format == "JPEG" and lacks_end(data, file.fp.tell()):  # type: ignore[union-attr]
                 return TRUNCATED, ""
             file.draft("RGB", (max(SMALLEST, file.width // 8), max(SMALLEST, file.height // 8)))
             with AT_ONCE.of(file.width * file.height):
+                if rules.strict and file.format == "JPEG" and file.mode in ("L", "RGB") and (text := warning_of(data)):
+                    return f"damaged JPEG ({text}); data.strict_jpeg=false takes it as it is", ""
                 image = file.convert("RGB")
                 ImageOps.exif_transpose(file)
                 return "", image_hash(image.size, image.tobytes())
@@ -145,26 +180,26 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[str, str]:
         return " ".join(str(error).split()) or type(error).__name__, ""
 
 
-def check_files(paths: Iterable[str], cache_dir: Path, max_pixels: int = MAX_PIXELS) -> pd.DataFrame:
+def check_files(paths: Iterable[str], cache_dir: Path, rules: Rules = RULES) -> pd.DataFrame:
     """Check every file once; the verdicts are kept by path, size and time of change.
 
     Args:
         paths: image files.
         cache_dir: where the verdicts are kept; a folder that cannot be written costs only the repetition.
-        max_pixels: of an image; one with more is not decoded.
+        rules: what counts as damage.
 
     Returns:
         One row per path, its index: `defect` (empty where the file can be read), `digest` (of its bytes) and `decoded`
         (the hash of its decoded pixels; empty where it cannot be read).
     """
-    limit = "" if max_pixels == MAX_PIXELS else f"|{max_pixels}"
-    keys = {path: _key(path, limit) for path in paths}
+    limit = "" if rules.max_pixels == MAX_PIXELS else f"|{rules.max_pixels}"
+    keys = {path: _key(path, limit + "|strict" * rules.strict) for path in paths}
     folders = "\n".join(sorted({str(Path(path).parent) for path in keys}))
     cache_file = cache_dir / f"checked_{hashlib.sha256(folders.encode()).hexdigest()[:16]}.json"
     known = _known(cache_file)
     new = [path for path, key in keys.items() if key not in known or key == path]
     if new:
-        known |= dict(zip((keys[path] for path in new), _examine_all(new, max_pixels), strict=True))
+        known |= dict(zip((keys[path] for path in new), _examine_all(new, rules), strict=True))
         try:
             cache_dir.mkdir(parents=True, exist_ok=True)
             write_atomically(cache_file, json.dumps(known, ensure_ascii=False))
@@ -175,13 +210,13 @@ def check_files(paths: Iterable[str], cache_dir: Path, max_pixels: int = MAX_PIX
     )
 
 
-def _key(path: str, limit: str) -> str:
-    """Path, size, time of change, and a limit of pixels; of a dangling link the path alone."""
+def _key(path: str, rules: str) -> str:
+    """Path, size, time of change, and rules other than those of the first version; of a dangling link the path."""
     try:
         status = os.stat(path)  # noqa: PTH116
     except OSError:
         return path
-    return f"{path}|{status.st_size}|{status.st_mtime_ns}{limit}"
+    return f"{path}|{status.st_size}|{status.st_mtime_ns}{rules}"
 
 
 def _known(cache_file: Path) -> dict[str, Verdict]:
@@ -193,10 +228,10 @@ def _known(cache_file: Path) -> dict[str, Verdict]:
     return known if isinstance(known, dict) else {}
 
 
-def _examine_all(paths: list[str], max_pixels: int) -> list[Verdict]:
+def _examine_all(paths: list[str], rules: Rules) -> list[Verdict]:
     log.info("checking %s (once)", count(len(paths), "image file"))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(with_progress(pool.map(partial(examine, max_pixels=max_pixels), paths), len(paths), "checked"))
+        return list(with_progress(pool.map(partial(examine, rules=rules), paths), len(paths), "checked"))
 
 
 def drop_defects(table: pd.DataFrame, on_bad_image: str) -> tuple[pd.DataFrame, int]:

@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 import numpy as np
 import pandas as pd
 
-from resnet_lab.data.check import check_files, drop_defects
+from resnet_lab.data.check import Rules, check_files, drop_defects
 from resnet_lab.data.listing import refuse_undecodable
 from resnet_lab.data.patients import DEFAULTS, EACH_IMAGE, distinct_names, find_patients, patients_of_column
 from resnet_lab.data.prepared import PreparedSet
@@ -110,6 +110,7 @@ class ImageData(ABC):
     on_leak: str  # error | drop | ignore: a patient, or an identical image, in train and in another split
     on_bad_image: str  # error | drop: an image that cannot be read
     max_pixels: int  # of an image file; one with more is bad, and never decoded
+    strict_jpeg: bool  # a JPEG of which the decoder warns is bad
     max_images: int | None  # at most so many of each split
     max_per_class: int | None  # at most so many training images of each class; the others are left out
 
@@ -162,6 +163,11 @@ class ImageData(ABC):
         """How a file becomes an image, before augmentation."""
         return Recipe(self.image_size, self.resize, self.eye_crop, self.local_mean)
 
+    @property
+    def rules(self) -> Rules:
+        """What counts as damage of an image file."""
+        return Rules(self.max_pixels, self.strict_jpeg)
+
     @abstractmethod
     def read_table(self) -> pd.DataFrame:
         """The rows that the files of the data set list: `image, target, split, path`, and `patient` where known."""
@@ -185,14 +191,14 @@ class ImageData(ABC):
             found = self.prepared_set.lookup(rows, needed=pixels == "prepared")
             if found is not None:
                 return found
-        checked = rows.join(check_files(rows["path"], self.prepared_set.cache_dir, self.max_pixels), on="path")
+        checked = rows.join(check_files(rows["path"], self.prepared_set.cache_dir, self.rules), on="path")
         return checked.assign(prepared="", pixels=checked["digest"])
 
     @property
     def prepared_set(self) -> PreparedSet:
         """Where the photographs are prepared, or would be."""
         root = Path(self.root).expanduser().absolute()  # links stay: the rows' paths have them, too
-        return PreparedSet(root, self.recipe, Path(self.cache_dir).expanduser(), self.max_pixels)
+        return PreparedSet(root, self.recipe, Path(self.cache_dir).expanduser(), self.rules)
 
     def listed(self) -> pd.DataFrame:
         """The rows that the data set lists, with their patients, in the splits that are asked for."""

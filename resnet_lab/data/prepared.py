@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from resnet_lab.data.check import MAX_PIXELS, check_files, digest_of, examine
+from resnet_lab.data.check import RULES, Rules, check_files, digest_of, examine
 from resnet_lab.data.progress import with_progress
 from resnet_lab.data.reader import Recipe, read_image
 from resnet_lab.errors import UserError, count
@@ -35,6 +35,7 @@ VERSION = 2  # raise it when the same recipe gives other pixels
 # whole colour resolution: a microaneurysm is a few red pixels. At 512 px quality 90 costs 1.0 grey levels and 47 KB and
 # decodes in two thirds of the time of 95, which costs 0.9 and 72 KB
 JPEG = (cv2.IMWRITE_JPEG_QUALITY, 90, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
+AS_THEY_ARE = Rules(strict=False)  # for files that were examined when they were prepared
 CHUNK = 8  # photographs that a process takes at a time
 FACTS = ("brightness", "dark", "bright", *(f"{kind}_{color}" for kind in ("mean", "square") for color in "rgb"))
 COLUMNS = ("image", "bytes", "changed", "digest", "width", "height", "defect", "prepared", *FACTS, "decoded")
@@ -56,13 +57,13 @@ class PreparedSet:
         root: folder of the source.
         recipe: how its photographs are read.
         cache_dir: where prepared sets are kept.
-        max_pixels: of a photograph; one with more is not decoded.
+        rules: what counts as damage.
     """
 
     root: Path
     recipe: Recipe
     cache_dir: Path
-    max_pixels: int = MAX_PIXELS
+    rules: Rules = RULES
 
     @cached_property
     def folder(self) -> Path:
@@ -162,11 +163,13 @@ class PreparedSet:
         index = pd.DataFrame(found, index=rows.index)[["defect", "digest", "decoded", "prepared"]]
         unknown = rows.loc[(index["decoded"] == "") & (index["defect"] == ""), "path"]
         if len(unknown):  # prepared by an older version
-            index.loc[unknown.index, "decoded"] = unknown.map(check_files(unknown, self.cache_dir)["decoded"])
+            index.loc[unknown.index, "decoded"] = unknown.map(
+                check_files(unknown, self.cache_dir, AS_THEY_ARE)["decoded"]
+            )
         files = [
             self.file_name(path) if good else "" for path, good in zip(rows["path"], index["defect"] == "", strict=True)
         ]
-        seen = check_files([file for file in files if file], self.cache_dir)["digest"]
+        seen = check_files([file for file in files if file], self.cache_dir, AS_THEY_ARE)["digest"]
         for file, digest in zip(files, index["prepared"], strict=True):
             if file and seen[file] != digest:
                 raise UserError(f"{file} is missing or was altered; run resnet-lab prepare again with the same keys")
@@ -301,10 +304,10 @@ def prepare_photograph(target: PreparedSet, path: str) -> Entry:
     try:
         stat = Path(path).stat()
         row |= {"bytes": stat.st_size, "changed": stat.st_mtime_ns}
-        defect, row["digest"], row["decoded"] = examine(path, target.max_pixels)
+        defect, row["digest"], row["decoded"] = examine(path, target.rules)
         if defect:
             return row | {"defect": defect}
-        image = read_image(path, target.recipe, max_pixels=target.max_pixels)
+        image = read_image(path, target.recipe, max_pixels=target.rules.max_pixels)
         with Image.open(path) as file:
             row["width"], row["height"] = file.size
     except (OSError, ValueError) as error:
