@@ -27,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from resnet_lab import values
 from resnet_lab.compatibility import RENAMED
+from resnet_lab.data.settings import refuse_contradictions
 from resnet_lab.errors import NO_ROOM, UserError, count
 from resnet_lab.run_folder import BOOKKEEPING, flat
 from resnet_lab.trust import foreign_words, refuse_foreign
@@ -250,12 +251,13 @@ def check(config: DictConfig) -> None:
             raise UserError(f"{group}.{key}: {target} takes no such argument; {hint}")
         if lacking := sorted(required - provided - keys):
             raise UserError(f"{group}.{lacking[0]} is missing; {target} needs it")
-        if group != "data":  # which checks its own, with what belongs together
-            plain = OmegaConf.to_container(node, resolve=True)
-            assert isinstance(plain, dict)
-            for key, hint in hints_of(target).items():
-                if key in keys:
-                    conform(f"{group}.{key}", plain[key], hint)
+        plain = OmegaConf.to_container(node, resolve=True)
+        assert isinstance(plain, dict)
+        for key, hint in hints_of(target).items():
+            if key in keys:
+                plain[key] = conform(f"{group}.{key}", plain[key], hint)
+        if group == "data" and target.startswith("resnet_lab."):
+            refuse_contradictions({str(key): value for key, value in plain.items()})
 
 
 def _check_values(node: DictConfig, schema: type, prefix: str = "") -> None:
@@ -389,13 +391,28 @@ def hints_of(target: str) -> dict[str, Any]:
         return {}
     module, _, name = target.rpartition(".")
     tree = ast.parse(Path(str(getattr(importlib.util.find_spec(module), "origin", ""))).read_text(encoding="utf-8"))
-    node = next((each for each in tree.body if isinstance(each, ast.FunctionDef) and each.name == name), None)
-    known = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "None": None, **vars(values)}
+    known = {each.__name__: each for each in (str, int, float, bool, list, dict)} | vars(values)
+    found: dict[str, Any] = {}
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            return _hints({each.arg: each.annotation for each in (*node.args.args, *node.args.kwonlyargs)}, known)
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            for base in _bases(node, module, tree):
+                found |= hints_of(base)
+            own = (each for each in node.body if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name))
+            return found | _hints({ast.unparse(each.target): each.annotation for each in own}, known)
+        if isinstance(node, ast.Assign):  # a type of the module's own
+            known |= {ast.unparse(node.targets[0]): hint for hint in _hints({"": node.value}, known).values()}
+    return found
+
+
+def _hints(annotations: Mapping[str, ast.expr | None], known: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the annotations that consist of known types."""
     found = {}
-    for argument in (*node.args.args, *node.args.kwonlyargs) if node else ():
-        names = {each.id for each in ast.walk(argument) if isinstance(each, ast.Name)}
-        if argument.annotation is not None and names <= {*known}:
-            found[argument.arg] = eval(ast.unparse(argument.annotation), known)
+    for argument, annotation in annotations.items():
+        names = {each.id for each in ast.walk(annotation) if isinstance(each, ast.Name)} if annotation else {""}
+        if annotation is not None and names <= {*known} - {"Any"}:
+            found[argument] = eval(ast.unparse(annotation), dict(known))
     return found
 
 
@@ -408,20 +425,25 @@ def _arguments(arguments: ast.arguments) -> tuple[set[str], set[str]]:
     return set(positional) - with_default - {"self"}, with_default
 
 
-def _class_arguments(node: ast.ClassDef, module: str, tree: ast.Module) -> tuple[set[str], set[str]]:
-    """Of `__init__`, or of the fields of a dataclass and its bases."""
-    required: set[str] = set()
-    optional: set[str] = set()
+def _bases(node: ast.ClassDef, module: str, tree: ast.Module) -> list[str]:
+    """The dotted names of the classes that a class of this module derives from."""
     imported = {
         alias.asname or alias.name: f"{statement.module}.{alias.name}"
         for statement in tree.body
         if isinstance(statement, ast.ImportFrom)
         for alias in statement.names
     }
-    for base in node.bases:
-        if isinstance(base, ast.Name) and base.id != "ABC":
-            more = signature(imported.get(base.id, f"{module}.{base.id}"))
-            required, optional = required | more[0], optional | more[1]
+    names = [base.id for base in node.bases if isinstance(base, ast.Name) and base.id != "ABC"]
+    return [imported.get(name, f"{module}.{name}") for name in names]
+
+
+def _class_arguments(node: ast.ClassDef, module: str, tree: ast.Module) -> tuple[set[str], set[str]]:
+    """Of `__init__`, or of the fields of a dataclass and its bases."""
+    required: set[str] = set()
+    optional: set[str] = set()
+    for base in _bases(node, module, tree):
+        more = signature(base)
+        required, optional = required | more[0], optional | more[1]
     for statement in node.body:
         if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
             return _arguments(statement.args)

@@ -96,13 +96,22 @@ def _first(value: Any, hints: tuple[Any, ...]) -> Any:
 
 
 def _words(hint: Any) -> str:
+    """As it follows `must be`: `train, val, test or null`."""
+    *others, last = _choices(hint)
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _choices(hint: Any) -> list[str]:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
-        return " or ".join(map(_words, arguments))
+        return [choice for argument in arguments for choice in _choices(argument)]
+    return [str(word) for word in arguments] if origin is Literal else [_kind(hint)]
+
+
+def _kind(hint: Any) -> str:
+    origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return f"{_words(arguments[0])} {arguments[1]}"
-    if origin is Literal:
-        return ", ".join(map(str, arguments))
     if origin is list:
         return f"a list [{_words(arguments[0])}, …]"
     if origin is dict:

@@ -164,11 +164,6 @@ def test_good_images_stay(half_bad, tmp_path, on_bad_image):
     assert (kept["image"].tolist(), count) == (["good.png"], 0)
 
 
-def test_unknown_rule(half_bad, tmp_path):
-    message = refusal(drop_defects, half_bad, "skip")
-    assert message == "data.on_bad_image=skip: choose error or drop"
-
-
 def test_a_dangling_link_is_a_defect_and_a_damaged_cache_costs_only_time(tmp_path):
     link = tmp_path / "gone.jpeg"
     link.symlink_to(tmp_path / "nothing.jpeg")

@@ -272,7 +272,7 @@ def test_all_images_against_other_splits(root, key, value):
 
 def test_all_images_of_no_split(root):
     message = refusal(lambda: class_folders(root, all_images="dev"))
-    assert message == "data.all_images=dev: choose null, train, val, test"
+    assert message == "data.all_images=dev: must be train, val, test or null"
 
 
 def test_all_images_leaves_nothing_to_train_on(root):

@@ -269,7 +269,7 @@ def test_all_classes_or_none_are_augmented(build, root, chosen):
 
 def test_unknown_class_to_augment(build):
     assert refusal(lambda: build(augment_classes="mild")) == (
-        "data.augment_classes=mild: choose all, none or a list of classes"
+        "data.augment_classes=mild: must be all, none or a list [a whole number from 0, …]"
     )
     assert refusal(lambda: build(augment_classes=[0, 5])) == (
         "data.augment_classes: there is no class 5; classes run from 0 to 4"
@@ -377,7 +377,7 @@ def test_given_statistics(build):
     assert (elsewhere.mean.tolist(), elsewhere.std.tolist()) == (pytest.approx([0.1, 0.2, 0.3]), [1.0, 2.0, 3.0])
 
 
-@pytest.mark.parametrize(("key", "value"), [("mean", "imagenet"), ("mean", [0.5]), ("std", [0.5, 0.5])])
+@pytest.mark.parametrize(("key", "value"), [("mean", [0.5]), ("std", [0.5, 0.5])])
 def test_statistics_that_make_no_sense(build, key, value):
     assert refusal(lambda: build(**{key: value})) == f"data.{key}={value}: give three numbers, train or null"
 
@@ -420,11 +420,6 @@ def test_photographs_need_the_statistics_of_a_training(root):
     datamodule.setup()
     assert datamodule.test_splits == ["test"]
     assert next(iter(datamodule.test_dataloader()[0]))["image"].shape == (50, 12, 12, 3)
-
-
-def test_unknown_keys_stop_before_any_worker_starts(build):
-    assert refusal(build(resize="longer", mean=None, std=None).train_dataloader).startswith("data.resize=longer")
-    assert refusal(build(interpolation="cubic", mean=None, std=None).train_dataloader).startswith("data.interpolation")
 
 
 @pytest.mark.parametrize(("batch_size", "batches"), [(13, 3), (12, 4), (20, 2)])

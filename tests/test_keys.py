@@ -40,6 +40,40 @@ FINE = {  # key → those of ODD that mean something
     "loss.label_smoothing": ("0.5",),
     "model.depth": ("-1",),
     "model.hidden_head": ("true",),
+    "data.class_names": ("[1,2]", "null"),
+    "data.ordered": ("true",),
+    "data.image_size": (),
+    "data.resize": (),
+    "data.crop": ("null",),
+    "data.padding": (),
+    "data.horizontal_flip": ("0.5",),
+    "data.rotation": ("0.5",),
+    "data.scale": ("[1,2]",),
+    "data.translate": ("0.5",),
+    "data.brightness": ("0.5",),
+    "data.hue": ("0.5",),
+    "data.augment_classes": ("[1,2]",),
+    "data.interpolation": (),
+    "data.mean": ("null",),
+    "data.std": ("null",),
+    "data.splits": ("null",),
+    "data.all_images": ("null",),
+    "data.val_fraction": ("0.5",),
+    "data.folds": ("null",),
+    "data.fold": (),
+    "data.split_seed": (),
+    "data.on_leak": (),
+    "data.on_bad_image": (),
+    "data.strict_jpeg": ("true",),
+    "data.max_images": ("null",),
+    "data.sampling": (),
+    "data.sampling_decay": ("0.5",),
+    "data.sampling_final": ("0.5",),
+    "data.batch_size": (),
+    "data.num_workers": (),
+    "data.in_memory": ("true",),
+    "data.first_label": (),
+    "data.on_bad_label": (),
 }
 
 
@@ -106,6 +140,27 @@ def test_schedules_refuse_by_key(schedule: str, override: str) -> None:
     key = override.partition("=")[0]
     message = refusal(lambda: check(compose_config([f"schedule={schedule}", f"schedule.{override}"])))
     assert message.startswith(f"schedule.{key}=")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "remedy"),
+    [
+        ("class_names", "[a,a,b]", "a name of its own"),
+        ("class_names", "[a]", "at least two"),
+        ("crop", "9999", "set a smaller crop"),
+        ("padding", "9999", "set it below"),
+        ("scale", "[2,1]", "the smaller one first"),
+        ("mean", "[0.5]", "three numbers"),
+        ("std", "[1,1,0]", "above 0"),
+        ("fold", "3", "set data.folds"),
+    ],
+)
+def test_keys_of_the_data_that_contradict_each_other_stop_before_anything_is_read(
+    key: str, value: str, remedy: str
+) -> None:
+    message = outcome(f"data.{key}", value)
+    assert message.startswith(f"data.{key}=")
+    assert remedy in message
 
 
 def test_hints_come_from_the_annotations() -> None:

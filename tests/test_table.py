@@ -204,10 +204,6 @@ def test_no_leak(leaking, on_leak):
     assert (list(kept["image"]), count) == (["3_left", "4_left"], 0)
 
 
-def test_unknown_leak_rule(leaking):
-    assert refusal(resolve_leaks, leaking, "yes") == "data.on_leak=yes: choose error, drop or ignore"
-
-
 # limits, counts, fingerprints
 
 

@@ -245,10 +245,8 @@ def drop_defects(table: pd.DataFrame, on_bad_image: str) -> tuple[pd.DataFrame, 
         The table without them, and how many they were.
 
     Raises:
-        UserError: there are some and `on_bad_image` is `error`, or all are bad, or `on_bad_image` is neither.
+        UserError: there are some and `on_bad_image` is `error`, or all are bad.
     """
-    if on_bad_image not in ("error", "drop"):
-        raise UserError(f"data.on_bad_image={on_bad_image}: choose error or drop")
     bad = table[table["defect"] != ""]
     if len(bad) and on_bad_image == "error":
         raise UserError(

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Annotated, Literal, get_type_hints
 
 import numpy as np
 import pandas as pd
@@ -17,8 +16,8 @@ from resnet_lab.data.listing import refuse_undecodable
 from resnet_lab.data.patients import DEFAULTS, EACH_IMAGE, distinct_names, find_patients, patients_of_column
 from resnet_lab.data.prepared import PreparedSet
 from resnet_lab.data.reader import Recipe, read_image
+from resnet_lab.data.settings import refuse_contradictions
 from resnet_lab.data.table import (
-    SPLITS,
     cut_fold,
     cut_split,
     join_patients,
@@ -28,38 +27,11 @@ from resnet_lab.data.table import (
     resolve_leaks,
 )
 from resnet_lab.errors import UserError
-from resnet_lab.values import conform
+from resnet_lab.values import BelowOne, Count, FromOne, NotNegative, Seed, Share, Within, conform
 
 log = logging.getLogger(__name__)
 
-SAMPLING = ("none", "balanced", "undersample", "progressive")
-LIMITS: dict[str, tuple[Any, float, float]] = {  # type, least, most
-    "image_size": (int, 1, 10_000),
-    "crop": (int, 1, 10_000),
-    "padding": (int, 0, 10_000),
-    "horizontal_flip": ((int, float), 0, 1),
-    "vertical_flip": ((int, float), 0, 1),
-    "rotation": ((int, float), 0, 360),
-    "translate": ((int, float), 0, 1),
-    "brightness": ((int, float), 0, 1),
-    "contrast": ((int, float), 0, 1),
-    "saturation": ((int, float), 0, 1),
-    "hue": ((int, float), 0, 0.5),
-    "random_grayscale": ((int, float), 0, 1),
-    "sampling_decay": ((int, float), 0, 1),
-    "sampling_final": ((int, float), 0, math.inf),
-    "folds": (int, 2, 1_000),
-    "fold": (int, 0, 1_000),
-    "val_fraction": ((int, float), 0, 1),
-    "test_fraction": ((int, float), 0, 1),
-    "split_seed": (int, 0, 2**32 - 1),
-    "max_pixels": (int, 1, 10_000_000_000),
-    "max_images": (int, 1, math.inf),
-    "max_per_class": (int, 1, math.inf),
-    "batch_size": (int, 1, math.inf),
-    "num_workers": (int, 0, 1_000),
-}
-UNSET = {"crop": None, "folds": None, "max_images": None, "max_per_class": None, "num_workers": "auto"}
+Side = Annotated[int, Within(1, 10_000)]
 
 
 @dataclass(kw_only=True)
@@ -76,87 +48,60 @@ class ImageData(ABC):
     class_names: list[str] | None  # None: found in the data
     ordered: bool  # whether the classes are grades, so that QWK means something
 
-    image_size: int  # pixels
-    resize: str  # square | shorter: both sides become image_size, or the shorter one does
+    image_size: Side  # pixels
+    resize: Literal["square", "shorter"]  # square | shorter: both sides become image_size, or the shorter one does
     eye_crop: bool  # cut out the eye's disc before resizing
     local_mean: bool  # subtract the local mean colour (1st place, Kaggle 2015)
-    crop: int | None  # pixels: a random crop in training, the centre in evaluation; None: image_size
-    padding: int  # pixels of black around the image before a random crop
-    horizontal_flip: float  # probability
-    vertical_flip: float  # probability
-    rotation: float  # degrees: uniform in ± this
+    crop: Side | None  # pixels: a random crop in training, the centre in evaluation; None: image_size
+    padding: Annotated[int, Within(0, 10_000)]  # pixels of black around the image before a random crop
+    horizontal_flip: Share  # probability
+    vertical_flip: Share  # probability
+    rotation: Annotated[float, Within(0, 360)]  # degrees: uniform in ± this
     scale: list[float]  # uniform between these two factors
-    translate: float  # of the image's side: uniform in ± this
-    brightness: float  # factor: uniform in 1 ± this
-    contrast: float  # likewise, around the mean gray of the image
-    saturation: float  # likewise, around the gray of each pixel
-    hue: float  # turns of the color wheel: uniform in ± this
-    random_grayscale: float  # probability
-    augment_classes: str | list[int]  # only images of these classes are augmented: all, none, or a list (study C)
-    interpolation: str  # bilinear | nearest: of rotation and scale
-    mean: str | list[float] | None  # train: computed from the training split; None: images stay in [0, 1]
-    std: str | list[float] | None
+    translate: Share  # of the image's side: uniform in ± this
+    brightness: Share  # factor: uniform in 1 ± this
+    contrast: Share  # likewise, around the mean gray of the image
+    saturation: Share  # likewise, around the gray of each pixel
+    hue: Annotated[float, Within(0, 0.5)]  # turns of the color wheel: uniform in ± this
+    random_grayscale: Share  # probability
+    augment_classes: Literal["all", "none"] | list[Count]  # of which classes images are augmented (study C)
+    interpolation: Literal["bilinear", "nearest"]  # of rotation and scale
+    mean: Literal["train"] | list[float] | None  # train: computed from the training split; None: images stay in [0, 1]
+    std: Literal["train"] | list[float] | None
 
-    splits: (
-        dict[str, str] | None
-    )  # {train: test, val: val, test: train}: ours from the data set's own; None: as they are
-    all_images: str | None  # train | val | test: every listed image is in that split, and none is cut; None: as listed
-    val_fraction: float  # share of the training patients; 0: train on everything, keep the last epoch
-    test_fraction: float  # share of the training patients, for data without a test split of its own
-    folds: int | None  # cross-validation: so many parts of the training patients …
-    fold: int  # … of which this one is the test split, or the validation split where there is a test split
-    split_seed: int  # of the splits, so that sweeping `seed` leaves them alone
+    splits: dict[str, str] | None  # {train: test, val: val, test: train}: ours from its own; None: as they are
+    all_images: Literal["train", "val", "test"] | None  # the split of all images; None: as listed
+    val_fraction: BelowOne  # share of the training patients; 0: train on everything, keep the last epoch
+    test_fraction: BelowOne  # share of the training patients, for data without a test split of its own
+    folds: Annotated[int, Within(2, 1_000)] | None  # cross-validation: so many parts of the training patients …
+    fold: Count  # … of which this one is the test split, or the validation split where there is a test split
+    split_seed: Seed  # of the splits, so that sweeping `seed` leaves them alone
     patient_regex: str | None  # auto, a form of file names, or a pattern whose first group is the patient; None: none
-    on_leak: str  # error | drop | ignore: a patient, or an identical image, in train and in another split
-    on_bad_image: str  # error | drop: an image that cannot be read
-    max_pixels: int  # of an image file; one with more is bad, and never decoded
+    on_leak: Literal["error", "drop", "ignore"]  # a patient, or identical images, in train and elsewhere
+    on_bad_image: Literal["error", "drop"]  # an image that cannot be read
+    max_pixels: Annotated[int, Within(1, 10_000_000_000)]  # of an image file; one with more is bad, and never decoded
     strict_jpeg: bool  # a JPEG of which the decoder warns is bad
-    max_images: int | None  # at most so many of each split
-    max_per_class: int | None  # at most so many training images of each class; the others are left out
+    max_images: FromOne | None  # at most so many of each split
+    max_per_class: FromOne | None  # at most so many training images of each class; the others are left out
 
-    sampling: str  # none | balanced | undersample | progressive: how often an epoch draws each class
-    sampling_decay: float  # of progressive: share of the balancing that an epoch keeps of the one before
-    sampling_final: float  # of progressive: weight, in the end, of all classes but the largest
+    # how often an epoch draws each class
+    sampling: Literal["none", "balanced", "undersample", "progressive"]
+    sampling_decay: Share  # of progressive: share of the balancing that an epoch keeps of the one before
+    sampling_final: NotNegative  # of progressive: weight, in the end, of all classes but the largest
 
-    batch_size: int  # of one optimiser step, shared among the ranks
-    num_workers: int | str  # auto: none where the images are in memory, else one a core
-    in_memory: bool | str  # auto: keep decoded images in memory where all take less than 2 GB
+    batch_size: FromOne  # of one optimiser step, shared among the ranks
+    num_workers: Literal["auto"] | Annotated[int, Within(0, 1_000)]  # auto: none in memory, else one a core
+    in_memory: bool | Literal["auto"]  # auto: keep decoded images in memory where all take less than 2 GB
     cache_dir: str  # where the check of the image files is kept
 
     def __post_init__(self) -> None:
         """Refuse, by key, what is of another type or makes no sense."""
         self.bad_labels = 0  # rows that were left out, as their label is empty, out of range or unknown
         self.patients = EACH_IMAGE  # how they were found, from listing the rows on
-        hints = get_type_hints(type(self))
+        hints = get_type_hints(type(self), include_extras=True)
         for field in fields(self):
-            if field.name not in LIMITS:
-                setattr(self, field.name, conform(f"data.{field.name}", getattr(self, field.name), hints[field.name]))
-        for key, (kind, least, most) in LIMITS.items():
-            value = getattr(self, key)
-            if key in UNSET and value == UNSET[key]:
-                continue
-            if not isinstance(value, kind) or isinstance(value, bool) or not least <= value <= most:
-                whole = "a whole number" if kind is int else "a number"
-                raise UserError(f"data.{key}={value}: must be {whole} from {least} to {most}")
-        if self.in_memory not in (True, False, "auto"):
-            raise UserError(f"data.in_memory={self.in_memory}: choose true, false or auto")
-        if isinstance(self.augment_classes, str) and self.augment_classes not in ("all", "none"):
-            raise UserError(f"data.augment_classes={self.augment_classes}: choose all, none or a list of classes")
-        if self.sampling not in SAMPLING:
-            raise UserError(f"data.sampling={self.sampling}: choose {', '.join(SAMPLING)}")
-        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]:
-            raise UserError(f"data.scale={self.scale}: give two factors above 0, the smaller one first, as [0.9,1.1]")
-        self._check_all_images()
-
-    def _check_all_images(self) -> None:
-        if self.all_images not in (None, *SPLITS):
-            raise UserError(f"data.all_images={self.all_images}: choose null, {', '.join(SPLITS)}")
-        for key in ("splits", "folds"):
-            if self.all_images is not None and getattr(self, key) is not None:
-                raise UserError(
-                    f"data.all_images={self.all_images} puts every image into one split, which data.{key} contradicts; "
-                    f"set data.{key}=null"
-                )
+            setattr(self, field.name, conform(f"data.{field.name}", getattr(self, field.name), hints[field.name]))
+        refuse_contradictions(vars(self))
 
     @property
     def recipe(self) -> Recipe:

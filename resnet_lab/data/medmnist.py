@@ -14,6 +14,7 @@ import numpy as np
 from resnet_lab.data.arrays import ArrayData
 from resnet_lab.data.table import SPLITS
 from resnet_lab.errors import UserError
+from resnet_lab.values import FromOne
 
 SIZES = (28, 64, 128, 224)
 WEB = "https://zenodo.org/records/10519652"
@@ -24,7 +25,7 @@ class MedMNIST(ArrayData):
     """Arrays `<split>_images` and `<split>_labels`, the latter (N, 1) or (N,); the file may lack a split."""
 
     flag: str  # MedMNIST's name of the set
-    size: int  # pixels of the images in the file
+    size: FromOne  # pixels of the images in the file
     file: str | None  # the npz, below root or absolute; None: under MedMNIST's name, downloaded where it is absent
 
     @property

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 
@@ -25,6 +26,7 @@ from resnet_lab.data.label_files import (
 from resnet_lab.data.listing import find_images, has_own, list_images, say_unlisted, splits_of
 from resnet_lab.data.table import SPLITS
 from resnet_lab.errors import UserError, count
+from resnet_lab.values import Count
 
 log = logging.getLogger(__name__)
 
@@ -72,9 +74,9 @@ class Retinopathy(ImageData):
     image_column: str | None  # None: a known one (label_files.IMAGE_COLUMNS)
     label_column: str | None  # None: a known one (label_files.LABEL_COLUMNS)
     patient_column: str | None  # None: the patient is in the name (patient_regex)
-    labels: dict[str, int] | None  # text of a label → class; None: numbers, and names of classes
-    first_label: int  # number of the first class
-    on_bad_label: str  # error | drop: a row whose label is empty, out of range or unknown
+    labels: dict[str, Count] | None  # text of a label → class; None: numbers, and names of classes
+    first_label: Count  # number of the first class
+    on_bad_label: Literal["error", "drop"]  # a row whose label is empty, out of range or unknown
 
     def read_table(self) -> pd.DataFrame:
         """Rows of all splits that have a file, without those whose label is none; sets `bad_labels`, their number.
@@ -83,8 +85,6 @@ class Retinopathy(ImageData):
             UserError: a folder, file, column, label, name or image is wrong; the message says which.
         """
         root = existing_folder(self.root, source=SOURCE)
-        if self.on_bad_label not in ("error", "drop"):
-            raise UserError(f"data.on_bad_label={self.on_bad_label}: choose error or drop")
         labels = self._labels(root)
         for split in SPLITS:
             if getattr(self, f"{split}_images") and split not in labels:

@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import cv2
 import numpy as np
@@ -22,6 +22,7 @@ from numpy.random import Generator, default_rng
 from resnet_lab.data.fundus import DRAWING_VERSION, EYES, draw_fundus
 from resnet_lab.data.retinopathy import Retinopathy
 from resnet_lab.errors import UserError, count
+from resnet_lab.values import Count, FromOne, Seed, Within
 
 logger = logging.getLogger(__name__)
 
@@ -35,11 +36,11 @@ UNEQUAL_EYES = 0.3  # patients whose eyes differ, as a share of the rarer of two
 class Synthetic(Retinopathy):
     """Drawn at `root` when they are not there yet; from then on a retinopathy data set like any other."""
 
-    draw_seed: int
-    train_patients: int  # two photographs each
-    test_patients: int
-    draw_size: int  # height in pixels
-    balance: str  # studies: their class shares | balanced: equal ones
+    draw_seed: Seed
+    train_patients: FromOne  # two photographs each
+    test_patients: Count
+    draw_size: Annotated[int, Within(1, 10_000)]  # height in pixels
+    balance: Literal["studies", "balanced"]  # studies: their class shares | balanced: equal ones
 
     def read_table(self) -> pd.DataFrame:
         """Draw what is missing, and read it back."""

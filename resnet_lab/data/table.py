@@ -137,10 +137,8 @@ def resolve_leaks(table: pd.DataFrame, on_leak: str) -> tuple[pd.DataFrame, int]
         The table, and the number of rows that leak or leaked from train or val into a later split.
 
     Raises:
-        UserError: there are such rows and `on_leak` is `error`, or `on_leak` is none of the three.
+        UserError: there are such rows and `on_leak` is `error`.
     """
-    if on_leak not in ("error", "drop", "ignore"):
-        raise UserError(f"data.on_leak={on_leak}: choose error, drop or ignore")
     leaks = leaking(table)
     number = int(leaks.sum())
     if number and on_leak == "error":

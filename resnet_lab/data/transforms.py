@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from resnet_lab.data.image_data import ImageData
-from resnet_lab.errors import UserError
 
 INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "nearest": cv2.INTER_NEAREST}
 GEOMETRY = ("horizontal_flip", "vertical_flip", "rotation", "scale", "crop_x", "crop_y", "translate_x", "translate_y")
@@ -34,10 +33,6 @@ class Geometry:
     """
 
     def __init__(self, data: ImageData) -> None:
-        if data.interpolation not in INTERPOLATIONS:
-            raise UserError(f"data.interpolation={data.interpolation}: choose {' or '.join(INTERPOLATIONS)}")
-        if data.resize not in ("square", "shorter"):
-            raise UserError(f"data.resize={data.resize}: choose square or shorter")
         self.data, self.size = data, data.crop or data.image_size
 
     def __call__(self, images: Sequence[np.ndarray], u: np.ndarray, augment: np.ndarray) -> np.ndarray:

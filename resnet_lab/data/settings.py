@@ -1,0 +1,44 @@
+"""What settings of a data set contradict each other (imports nothing heavy, as the launching process calls it)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from resnet_lab.errors import UserError
+
+
+def refuse_contradictions(data: Mapping[str, Any]) -> None:
+    """Stop at values that make no sense together, each of which has the right type.
+
+    Args:
+        data: the keys of `ImageData`, of the types that its fields have.
+
+    Raises:
+        UserError: the message names the keys and the remedy.
+    """
+    names, side, padding = data["class_names"], data["crop"] or data["image_size"], data["padding"]
+    if names and len(set(names)) < len(names):
+        raise UserError(f"data.class_names={names}: each class needs a name of its own")
+    if names and len(names) < 2:
+        raise UserError(f"data.class_names={names}: at least two classes are needed")
+    if side > data["image_size"]:
+        raise UserError(f"data.crop={side}: data.image_size={data['image_size']} is smaller; set a smaller crop")
+    if padding >= side:
+        raise UserError(f"data.padding={padding}: a crop could miss the image; set it below {side}")
+    if len(data["scale"]) != 2 or not 0 < data["scale"][0] <= data["scale"][1]:
+        raise UserError(f"data.scale={data['scale']}: give two factors above 0, the smaller one first, as [0.9,1.1]")
+    for key in ("mean", "std"):
+        if isinstance(data[key], list) and len(data[key]) != 3:
+            raise UserError(f"data.{key}={data[key]}: give three numbers, train or null")
+    if isinstance(data["std"], list) and min(data["std"]) <= 0:
+        raise UserError(f"data.std={data['std']}: give three numbers above 0, train or null")
+    if data["fold"] >= (data["folds"] or 1):
+        remedy = f"data.folds={data['folds']} has folds 0 to {data['folds'] - 1}" if data["folds"] else "set data.folds"
+        raise UserError(f"data.fold={data['fold']}: {remedy}")
+    for key in ("splits", "folds"):
+        if data["all_images"] is not None and data[key] is not None:
+            raise UserError(
+                f"data.all_images={data['all_images']} puts every image into one split, which data.{key} contradicts; "
+                f"set data.{key}=null"
+            )
