@@ -29,8 +29,8 @@ from resnet_lab.data.prepared import JPEG, PreparedSet, prepare, prepare_photogr
 from resnet_lab.data.reader import Recipe, read_image
 from resnet_lab.data.synthetic import write_synthetic
 from resnet_lab.data.transforms import normalise
-from resnet_lab.job import run_job
 from resnet_lab.run_folder import RunFolder
+from resnet_lab.training import run_job
 
 CAMERA = Path(__file__).resolve().parents[2] / "shared" / "data" / "idrid_fullsize.tar"  # 25 photographs, 4288 × 2848
 MEAN, STD = (0.3749, 0.2601, 0.1856), (0.2526, 0.1780, 0.1291)  # study A

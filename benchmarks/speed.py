@@ -25,8 +25,8 @@ from resnet_lab import environment
 from resnet_lab.build import build_datamodule
 from resnet_lab.config import build, compose_config
 from resnet_lab.data.synthetic import write_synthetic
-from resnet_lab.job import run_job
 from resnet_lab.run_folder import RunFolder
+from resnet_lab.training import run_job
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 from fake_runs import write_run

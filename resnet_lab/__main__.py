@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
+from resnet_lab.command_line import begin
+
 VERBS = {
     "train": "[-m] key=value …            one run, or with -m a sweep, each job in its own process and folder",
     "evaluate": "RUN_OR_CKPT [split=test] [key=value …]   score a trained model on a split or another data set",
@@ -28,6 +30,7 @@ USAGE = "\n".join(
 
 def main() -> int:
     """Replace this process by the verb's own, so that Hydra and DDP's children see a plain `python -m`."""
+    begin()
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help", "help"):
         print(USAGE)
         return 0

@@ -25,6 +25,7 @@ from resnet_lab.config import build, refuse_foreign_targets, without_unknown
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.errors import UserError
 from resnet_lab.module import CHECKPOINT_KEY, TRAIN_IMAGES, Classifier
+from resnet_lab.processes import slurm_tasks
 from resnet_lab.run_folder import refuse_odd
 
 
@@ -124,10 +125,10 @@ def build_trainer(
 
 def plugins() -> list[Any]:
     """How checkpoints are written, and who starts the ranks: Lightning, unless SLURM or torchrun started several."""
-    alone = os.environ.get("SLURM_NTASKS") == "1" and not TorchElasticEnvironment.detect()
-    several = SLURMEnvironment.detect() and not alone
-    cluster = [SLURMEnvironment(auto_requeue=False)] if several else [LightningEnvironment()] if alone else []
-    return [AtomicCheckpointIO(), *cluster]
+    if "SLURM_NTASKS" not in os.environ or TorchElasticEnvironment.detect():
+        return [AtomicCheckpointIO()]
+    several = SLURMEnvironment.detect() and slurm_tasks() > 1
+    return [AtomicCheckpointIO(), SLURMEnvironment(auto_requeue=False) if several else LightningEnvironment()]
 
 
 def origin_of(checkpoint: dict[str, Any], file: Path) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 
 from resnet_lab.errors import UserError, one_line_of, printable
@@ -59,8 +61,21 @@ def log_to(handlers: Sequence[logging.Handler], level: int = logging.INFO, alone
     logging.basicConfig(level=level, handlers=handlers, force=alone)
 
 
+def begin() -> None:
+    """Make up for what this process lacks: characters in the terminal's encoding (shown as `?`), and a home folder."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    if os.path.expanduser("~") == "~":  # noqa: PTH111 - Path raises an error
+        home = os.path.join(tempfile.gettempdir(), f"resnet_lab_{os.getuid()}")  # noqa: PTH118
+        os.makedirs(home, mode=0o700, exist_ok=True)  # noqa: PTH103
+        os.environ["HOME"] = home
+        print(f"this user has no home folder (HOME is not set); caches go to {home}", file=sys.stderr)
+
+
 def run_command(command: Callable[[list[str]], None]) -> int:
     """Run a verb; what the user got wrong is one line and exit code 2."""
+    begin()
     try:
         command(sys.argv[1:])
     except BrokenPipeError:  # `| head`

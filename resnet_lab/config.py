@@ -297,13 +297,16 @@ def check_overrides(arguments: Sequence[str]) -> None:
     """Refuse what Hydra would add to the configuration although nothing reads it.
 
     Args:
-        arguments: of a command line; only those that begin with `+` are looked at.
+        arguments: of a command line.
 
     Raises:
-        UserError: a group is added that has been chosen already, or a key that Hydra does not have.
+        UserError: a group is added that has been chosen already, or set to nothing, or a key that Hydra does not have.
     """
     for argument in arguments:
         key, _, value = argument.lstrip("+").partition("=")
+        if key in CHOSEN and value in ("null", "None", ""):
+            remedy = "leave it out" if key in ("experiment", "scale") else f"choose a file of conf/{key}"
+            raise UserError(f"{argument}: {remedy}")
         if not argument.startswith("+"):
             continue
         if key in CHOSEN:

@@ -15,6 +15,7 @@ from resnet_lab.run_folder import RunFolder
 
 OUT_OF_MEMORY = ("can't allocate memory", "Cannot allocate memory", "is killed by signal: Killed")
 NO_BATCH = ("DataLoader timed out", "is killed by signal: Bus error", "unable to write to file </torch_")
+ONE_VALUE = "Expected more than 1 value per channel when training"
 LOST = ("Connection closed by peer", "Connection reset by peer")  # gloo's words for a rank that is gone
 STOPPED = "stopped by "
 
@@ -67,6 +68,11 @@ def explained(error: Exception) -> str:
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in text for sign in OUT_OF_MEMORY):
         first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
         return f"out of memory ({first}): lower data.batch_size, data.image_size or data.num_workers"
+    if ONE_VALUE in text:
+        return (
+            "batch norm gets one value per channel: set data.batch_size to at least 2 on each rank, or enlarge "
+            "data.image_size"
+        )
     if any(sign in text for sign in NO_BATCH):
         return (
             f"the workers deliver no images ({text.strip().splitlines()[0]}): the disk hangs, or shared memory "

@@ -2,362 +2,22 @@
 
 from __future__ import annotations
 
-import logging
-import math
 import os
-import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
 
-import torch
-from lightning import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import LearningRateMonitor
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from omegaconf import OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
-
-from resnet_lab import environment
-from resnet_lab.build import build_module, build_trainer, rank, set_up_logging
-from resnet_lab.callbacks import Ending, FiniteLoss, Observer, ResumableEarlyStopping, SamePixels, StepSeed
-from resnet_lab.checkpoints import EpochRows, LastCheckpoint, RunCheckpoint, fits, resume_point
-from resnet_lab.config import Config, build, check, refuse_foreign_targets, without_unknown
-from resnet_lab.data.arrays import ArrayData
-from resnet_lab.data.datamodule import DataModule
-from resnet_lab.data.table import NO_TEST
+from resnet_lab.command_line import begin
 from resnet_lab.errors import UserError, one_line_of
-from resnet_lab.failures import fail, stopped_elsewhere
-from resnet_lab.layers import LayerStatistics
-from resnet_lab.metrics import NEEDS_TWO_CLASSES, is_collapsed, monitored
-from resnet_lab.models.pretrained import read, refuse_nan_weights
-from resnet_lab.models.resnet import multiply_adds, parameter_count
-from resnet_lab.module import Classifier
-from resnet_lab.outputs import refuse_undefined, score_table, write_split
-from resnet_lab.processes import BUSY, GRACE, Stopped, stop_on_signals, stop_with_parent
-from resnet_lab.run_folder import BOOKKEEPING, PATIENCE, Busy, RunFolder, flat, remove_unfinished
-from resnet_lab.trust import spoken, trust, without_trust
-
-log = logging.getLogger("resnet_lab")
-
-
-def run_job(run: RunFolder, misfits: frozenset[Path] = frozenset()) -> None:
-    """Train, select, test, write: the whole of one job.
-
-    Args:
-        run: the folder.
-        misfits: checkpoints in it that are of another network.
-
-    Raises:
-        UserError: the configuration, the data or the weights are wrong.
-    """
-    config = checked_config(run)
-    resume_from = resume_point(run, config["on_corrupt"], misfits)
-    seed_everything(config["seed"], verbose=False)
-    datamodule = read_data(run, config, resumes=resume_from is not None)
-    module = build_module(config, datamodule, pretrained=resume_from is None)
-    if resume_from is not None and not fits(resume_from, module):
-        run_job(run, misfits | {resume_from})
-        return
-    monitor, mode = selection(config, datamodule)
-    balances_twice = config["data"]["sampling"] != "none" and config["loss"].get("class_weights", "none") != "none"
-    if balances_twice and rank() == 0:
-        log.warning("data.sampling and loss.class_weights both balance the classes: rare ones count twice over")
-    rows, observer = EpochRows(), Observer(datamodule.class_names)
-    undefined = monitor in NEEDS_TWO_CLASSES and sum(count > 0 for count in datamodule.class_counts["val"]) < 2
-    if undefined and rank() == 0:
-        log.warning("%s is undefined, as validation holds one class: the last epoch is kept; see monitor=", monitor)
-    best = RunCheckpoint(run, rows, "best", monitor, mode, undefined) if monitor else None
-    last = LastCheckpoint(run, rows, best, config["trainer"]["checkpoint_minutes"])
-    callbacks = [
-        Ending(run),
-        StepSeed(config["seed"]),
-        SamePixels(),
-        FiniteLoss(),
-        rows,
-        observer,
-        *([LayerStatistics(run)] if config["follow_layers"] else []),
-        LearningRateMonitor("epoch"),
-        *early_stopping(config, monitor, mode),
-        *filter(None, [best]),
-        last,
-    ]
-    logger = TensorBoardLogger(run.path, name="", version="tensorboard", default_hp_metric=False)
-    trainer = build_trainer(config["trainer"], module, logger, callbacks)
-    datamodule.batch_size_per_rank(trainer.world_size)  # refused now, before anything runs
-    synchronizable(config["trainer"], trainer)
-    describe(run, trainer, datamodule, module, monitor)
-
-    log.info("%s in %s", "going on" if resume_from else "starting", run.path)
-    trains = config["trainer"]["max_epochs"] > 0
-    if trains:
-        trainer.fit(module, datamodule=datamodule, ckpt_path=resume_from, weights_only=True)
-    else:
-        keep_untrained(config, trainer, module, datamodule, resume_from, [*filter(None, [best]), last])
-    kept = last.selection()
-    if trains and best and kept["best_value"] is None and not undefined:
-        log.warning("%s is undefined in every epoch, so the last epoch is kept and tested; see monitor=", monitor)
-    chosen = run.path / (kept["best_checkpoint"] or kept["last_checkpoint"])
-    if datamodule.test_splits:
-        refuse_nan_weights(read(chosen).get("state_dict", {}), str(chosen))
-        trainer.test(module, datamodule=datamodule, ckpt_path=chosen, weights_only=True, verbose=False)
-    cost = last.cost(trainer)
-    if trainer.is_global_zero:
-        dropped = {} if best is None or config["keep_last"] else {"last_checkpoint": None}
-        finish(run, trainer, module, datamodule, kept | dropped, observer, cost)
-        if dropped:  # not before the job is done, as a repeated one would start from nothing
-            run.last_checkpoint.unlink(missing_ok=True)
-    trainer.strategy.barrier()
-
-
-def keep_untrained(
-    config: dict[str, Any],
-    trainer: Trainer,
-    module: Classifier,
-    datamodule: DataModule,
-    resume_from: Path | None,
-    checkpoints: Sequence[RunCheckpoint],
-) -> None:
-    """Validate the weights as they are and write the checkpoints, where `trainer.max_epochs` is 0.
-
-    (Without an epoch Lightning's fit neither validates nor saves; an epoch at learning rate 0 changes batch norm.)
-    """
-    log.info("trainer.max_epochs=0: nothing is trained, the weights are evaluated as they are")
-    if str(config["model"].get("pretrained", "none")) == "none":
-        log.warning("model.pretrained=none: these weights are random initial values")
-    trainer.validate(module, datamodule=datamodule, ckpt_path=resume_from, weights_only=True, verbose=False)
-    for checkpoint in checkpoints:
-        checkpoint.keep_untrained(trainer)
-
-
-def checked_config(run: RunFolder) -> dict[str, Any]:
-    """The configuration of a run folder, which may have been written by hand.
-
-    Raises:
-        UserError: a key does not exist, or is missing.
-    """
-    config = run.read_config()
-    try:
-        OmegaConf.merge(OmegaConf.structured(Config), config)  # knows the types of the keys that are in no group
-    except OmegaConfBaseException as error:
-        if not isinstance(error, ConfigKeyError):  # unknown keys are named below
-            raise UserError(f"{run.config_file}: {error.full_key}: {str(error).splitlines()[0]}") from None
-    if run.read_status().get("schema_version", 1) < 2:
-        config, unknown = without_unknown(config)
-        if unknown:
-            log.warning("%s: these keys have no effect: %s", run.config_file, ", ".join(unknown))
-    try:
-        refuse_foreign_targets(config)
-        check(OmegaConf.create(config))
-    except UserError as error:
-        raise UserError(f"{run.config_file}: {error}") from None
-    return config
-
-
-def read_data(run: RunFolder, config: dict[str, Any], resumes: bool) -> DataModule:
-    """The data of a job, with the pixels that it began with, or else those that another job of its sweep began with.
-
-    Jobs of a sweep take turns, so that the first one decides for all; ranks follow what the first rank has noted.
-
-    Raises:
-        UserError: the images, or the files that their pixels came from, are not there any more, or are others now.
-    """
-    with run.turn() if rank() == 0 else nullcontext():
-        own = run.read_status()
-        follows = resumes or (rank() > 0 and bool(own.get("pixels")))
-        before = {"the job": own} if follows else begun_jobs(run, config["data"])
-        pixels = next((status.get("pixels") for status in before.values()), None)
-        datamodule = DataModule(build("data", config["data"]), config["seed"], config["follow_test"], pixels=pixels)
-        datamodule.read()
-        if resumes:
-            same_images(run, datamodule)
-        for name, status in before.items():
-            if different := datamodule.difference(status):
-                raise UserError(
-                    f"{name} began with other image files ({different}); bring those back, or choose another sweep_dir"
-                )
-        if rank() == 0:
-            run.update_status(**datamodule.noted, split_fingerprint=datamodule.fingerprints)
-            say_source(datamodule, next(iter(before), ""))
-    datamodule.setup()
-    return datamodule
-
-
-def begun_jobs(run: RunFolder, data: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Name → status of the other jobs of the sweep that train on the same data set and have an epoch to show, or run.
-
-    A job that was stopped before the end of its first epoch does not count: it may decide anew itself.
-    """
-    found = {}
-    for job in run.siblings():
-        with suppress(UserError):  # damaged, which `status` and `report` say
-            status = job.read_status()
-            begun = status["state"] in ("running", "done") or job.last_checkpoint.is_file()
-            other = job.read_config()["data"]
-            same = all(other.get(key) == data.get(key) for key in ("_target_", "root"))  # the name is free
-            if begun and status.get("pixels") and same:
-                found[job.path.name] = status
-    return found
-
-
-def say_source(datamodule: DataModule, decided_by: str) -> None:
-    """One line, where there are image files; `decided_by` names the job that began with the same source."""
-    if isinstance(datamodule.data, ArrayData):
-        return
-    digests = ", ".join(f"{split} {digest}" for split, digest in datamodule.pixel_digests.items())
-    source = "the originals" if datamodule.pixels == "originals" else f"the prepared set ({digests})"
-    log.info("images are read from %s%s", source, f", as {decided_by} began with them" if decided_by else "")
-
-
-def same_images(run: RunFolder, datamodule: DataModule) -> None:
-    """Refuse to go on with images other than those that the job began with.
-
-    Raises:
-        UserError: a split holds other images or targets.
-    """
-    before = run.read_status().get("split_fingerprint", {})
-    for split, now in datamodule.fingerprints.items():
-        if before.get(split, now) != now:
-            raise UserError(
-                f"the job began with other images or labels in {split} ({before[split]} then, {now} in "
-                f"{datamodule.data.root} now); give it those of then, or choose another sweep_dir"
-            )
-
-
-def synchronizable(settings: dict[str, Any], trainer: Trainer) -> None:
-    """Refuse batch norm over all ranks where torch has none.
-
-    Raises:
-        UserError: several ranks train on the CPU with `trainer.sync_batchnorm`.
-    """
-    if settings["sync_batchnorm"] and trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
-        raise UserError(
-            f"trainer.sync_batchnorm=true with {trainer.world_size} ranks on the CPU: SyncBatchNorm needs GPUs; "
-            "set trainer.sync_batchnorm=false or trainer.accelerator=gpu"
-        )
-
-
-def selection(config: dict[str, Any], datamodule: DataModule) -> tuple[str | None, str]:
-    """The metric that selects the best epoch and its mode; None without a validation split, where nothing selects."""
-    num_classes, ordered = len(datamodule.class_names), datamodule.data.ordered
-    monitor, mode = monitored(config["monitor"], num_classes, ordered)
-    validates = "val" in datamodule.splits
-    if "monitor" in config["schedule"]:
-        monitored(config["schedule"]["monitor"], num_classes, ordered, key="schedule.monitor")
-        if not validates:
-            raise UserError("schedule=plateau needs a validation split; set data.val_fraction or data.val_csv")
-    return (monitor if validates else None), mode
-
-
-def early_stopping(config: dict[str, Any], monitor: str | None, mode: str) -> list[Callback]:
-    """The callback where it is asked for."""
-    patience = config["trainer"]["early_stopping"]
-    if patience is None:
-        return []
-    if monitor is None:
-        raise UserError("trainer.early_stopping needs a validation split; set data.val_fraction or data.val_csv")
-    return [ResumableEarlyStopping(monitor, patience=patience, mode=mode)]
-
-
-@rank_zero_only
-def describe(run: RunFolder, trainer: Trainer, datamodule: DataModule, module: Classifier, monitor: str | None) -> None:
-    """Everything about the run that is known before it trains, for status.json and the log."""
-    facts = {
-        "monitor": monitor,
-        "precision": trainer.precision,
-        "channels_last": module.memory_format == torch.channels_last,
-        "mean": datamodule.mean.tolist(),
-        "std": datamodule.std.tolist(),
-        "num_workers": datamodule.num_workers,
-        "in_memory": datamodule.in_memory,
-        "class_names": list(datamodule.class_names),
-        "ordered": datamodule.data.ordered,
-        "class_counts": datamodule.class_counts,
-        **datamodule.dropped,
-        "patients": datamodule.patients,
-        "parameters": parameter_count(module.model),
-        "multiply_adds": multiply_adds(module.model, datamodule.data.crop or datamodule.data.image_size),
-        "versions": environment.versions(),
-        "commit": environment.commit(),
-        "hardware": environment.hardware(),
-    }
-    run.update_status(**facts)
-    log.info(
-        "%s: images %s",
-        datamodule.data.name,
-        "  ".join(f"{k} {v}" for k, v in datamodule.class_counts.items()),
-    )
-    if "test" not in datamodule.splits:
-        log.warning(NO_TEST)
-    log.info(
-        "%s parameters, %.3g multiply-adds an image; %s%s; selecting by %s",
-        f"{facts['parameters']:,}",
-        facts["multiply_adds"],
-        trainer.precision,
-        " channels-last" if facts["channels_last"] else "",
-        monitor or "nothing (no validation split): the last epoch is kept",
-    )
-
-
-def finish(
-    run: RunFolder,
-    trainer: Trainer,
-    module: Classifier,
-    datamodule: DataModule,
-    kept: dict[str, Any],
-    observer: Observer,
-    cost: dict[str, float],
-) -> None:
-    """Write the files of every evaluated split, the final TensorBoard entry and the last status."""
-    for split in datamodule.test_splits:  # before anything is written
-        refuse_undefined(datamodule.rows(split), module.predictions[split].numpy())
-    for split in datamodule.test_splits:
-        probabilities, counts = module.predictions[split].numpy(), module.confusion[split].cpu().numpy()
-        write_split(run, split, datamodule.rows(split), probabilities, counts, datamodule.class_names)
-    metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items()) if "/" in name}
-    tested = {name: value for name, value in metrics.items() if name.split("/")[0] in datamodule.test_splits}
-    metrics = {name: value for name, value in tested.items() if not math.isnan(value)}  # recall of an absent class
-    judged = "val" if "val" in module.confusion else "test"
-    collapsed = judged in module.confusion and is_collapsed(module.confusion[judged])
-    log_hyperparameters(trainer, run, metrics)
-    run.update_status(
-        state="done",
-        **kept,
-        collapsed=collapsed,
-        metrics=metrics,
-        **cost,
-        images_per_second=observer.images_per_second,
-        data_wait=observer.data_wait,
-        peak_memory_mb=round(environment.peak_memory_mb()),
-    )
-    images = {split: datamodule.class_counts[split] for split in datamodule.test_splits}
-    table = score_table(metrics, images, datamodule.class_counts["train"], datamodule.class_names)
-    log.info("done\n%s", table)
-    log.info("files in %s", run.path)
-
-
-def log_hyperparameters(trainer: Trainer, run: RunFolder, metrics: dict[str, float]) -> None:
-    """Flat scalars and final metrics together, or TensorBoard's HPARAMS tab stays empty.
-
-    Of a run that a command line laid, what that gave: it holds the axes of a sweep, which nobody finds among 80 keys.
-    """
-    assert isinstance(trainer.logger, TensorBoardLogger)
-    scalars = {key: value for key, value in flat(run.read_config()).items() if isinstance(value, int | float | str)}
-    asked = run.asked()
-    shown = {key: scalars.get(key, value) for key, value in asked.items()} or {
-        key: value for key, value in scalars.items() if key not in BOOKKEEPING and not key.endswith("_")
-    }
-    final = {f"final/{name}": value for name, value in metrics.items()}
-    trainer.logger.log_hyperparams({"seed": scalars["seed"], **shown}, final)
-    trainer.logger.finalize("success")
+from resnet_lab.processes import BUSY, GRACE, Stopped, slurm_tasks, stop_on_signals, stop_with_parent
+from resnet_lab.run_folder import PATIENCE, Busy, RunFolder
+from resnet_lab.trust import trust, without_trust
 
 
 def main() -> int:
     """Take the run folder's lock, run its job, and leave a status that says what became of it."""
+    begin()
     words, trusted = without_trust(sys.argv[1:])
     if len(words) not in (1, 2) or not all(word.isdecimal() for word in words[1:]):
         print("usage: python -m resnet_lab.job RUN_DIR [trust=PACKAGE]", file=sys.stderr)
@@ -366,10 +26,15 @@ def main() -> int:
     seen = int(words[1]) if len(words) == 2 else None
     run = RunFolder(Path(words[0]).resolve())
     stop_on_signals()
-    stop_with_parent(GRACE if rank() == 0 else GRACE / 6)
     try:
         trust(trusted)
         run.read_config()
+        try:
+            from resnet_lab.build import rank, set_up_logging
+            from resnet_lab.training import guarded
+        except Exception as error:  # memory is short, or a package is broken
+            return not_imported(run, error)
+        stop_with_parent(GRACE if rank() == 0 else GRACE / 6)
         stop_with_the_ranks(run)
         if rank() > 0:  # the first rank holds the lock
             set_up_logging()
@@ -393,12 +58,21 @@ def main() -> int:
         return 1
 
 
+def not_imported(run: RunFolder, error: Exception) -> int:
+    """Say, and note unless another process is at the job, that the packages it needs cannot be imported."""
+    message = f"cannot import what a job needs ({type(error).__name__}: {one_line_of(error)}); see memory (ulimit -v)"
+    if not run.is_locked():
+        run.update_status(state="failed", error=message)
+    print(f"error: {message}", file=sys.stderr)
+    return 1
+
+
 def stop_with_the_ranks(run: RunFolder) -> None:
     """Where SLURM or torchrun starts the ranks: stop when another one failed before they all met.
 
     Later a lost connection tells; Lightning's own launcher ends the others itself.
     """
-    if int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1) > 1:
+    if int(os.environ.get("WORLD_SIZE") or slurm_tasks()) > 1:
         status = run.read_status()
         before = status["state"], status.get("starts", 0)
         threading.Thread(target=_watch, args=(run, before), daemon=True).start()
@@ -421,43 +95,6 @@ def _insist(run: RunFolder) -> None:
         if seen and run.read_status()["state"] == "running":
             run.update_status(state="failed", error=error)
         time.sleep(0.5)
-
-
-def has_lost_predictions(run: RunFolder, status: dict[str, Any]) -> bool:
-    """Whether a done job lacks the predictions of a split, and has the checkpoint to test again without training."""
-    splits = [split for split in ("val", "test") if split in (status.get("class_counts") or {})]
-    return run.last_checkpoint.is_file() and not all(run.kept_predictions(split).is_file() for split in splits)
-
-
-def guarded(run: RunFolder) -> int:
-    """Run the job unless it is done; a failure ends in status.json and one line, or a traceback for a defect."""
-    if rank() == 0:
-        set_up_logging(run.log_file)
-        remove_unfinished(run.path)
-    status = run.read_status()
-    if status["state"] == "done":
-        if not has_lost_predictions(run, status):
-            log.info("%s is done", run.path)
-            return 0
-        log.info("predictions are missing; testing again")
-    if rank() == 0:
-        # without a checkpoint the job decides anew, and no other one may follow its older note meanwhile
-        undecided = {} if run.last_checkpoint.is_file() else {"pixels": None}
-        run.update_status(state="running", error=None, starts=status.get("starts", 0) + 1, **undecided)
-    try:
-        run_job(run)
-    except Stopped as stopped:
-        log.info("stopped by %s; python -m resnet_lab.job %s%s goes on", stopped, run.path, spoken())
-        raise
-    except Exception as error:
-        if stopped_elsewhere(run, error):
-            log.info("another rank was told to stop; python -m resnet_lab.job %s%s goes on", run.path, spoken())
-            raise Stopped(signal.SIGTERM) from error
-        fail(run, error, rank())
-        if rank() == 0 and status["state"] == "done":  # only its predictions are missing, still
-            run.update_status(state="done")
-        return 1
-    return 0
 
 
 if __name__ == "__main__":

@@ -314,7 +314,7 @@ def write_atomically(path: Path, content: str | bytes | memoryview, durable: boo
         raise
 
 
-def refuse_unwritable(folder: Path) -> None:
+def refuse_unwritable(folder: Path, remedy: str = "name another place with out=") -> None:
     """Stop before the work whose files could not be written; creates nothing.
 
     Raises:
@@ -323,7 +323,7 @@ def refuse_unwritable(folder: Path) -> None:
     path = folder.absolute()
     there = next(each for each in (path, *path.parents) if each.exists() or each.is_symlink())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"{there} is not a folder, or cannot be written; name another place with out=")
+        raise UserError(f"{there} is not a folder, or cannot be written; {remedy}")
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from resnet_lab.command_line import begin
 from resnet_lab.compatibility import SCHEMA_VERSION, with_older_defaults
 from resnet_lab.config import (
     changed_keys,
@@ -255,6 +256,7 @@ def main() -> int:
     Hydra would print several lines for some errors and a traceback for others; with HYDRA_FULL_ERROR it hands them
     over instead.
     """
+    begin()
     os.environ["HYDRA_FULL_ERROR"] = "1"
     stop_on_signals()
     this_is_the_command()

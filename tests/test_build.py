@@ -1,15 +1,16 @@
-"""What Lightning says about itself stays out of the log, unless it matters."""
+"""Which environment starts the ranks, and what Lightning says about itself stays out of the log unless it matters."""
 
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from pathlib import Path
 
 import pytest
-from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
 
-from resnet_lab.build import set_up_logging
+from resnet_lab.build import plugins, set_up_logging
 
 
 @pytest.mark.parametrize(("job", "hints"), [(None, 0), ("17", 1)])
@@ -26,3 +27,24 @@ def test_srun_is_hinted_at_in_slurm_jobs_alone(tmp_path: Path, monkeypatch: pyte
         logging.captureWarnings(False)
         SLURMEnvironment._validate_srun_used()
     assert sum("`srun` command is available" in str(warning.message) for warning in caught) == hints
+
+
+@pytest.mark.parametrize(
+    ("values", "environment"),
+    [
+        ({}, None),  # Lightning chooses
+        ({"SLURM_NTASKS": "1"}, LightningEnvironment),
+        ({"SLURM_NTASKS": "4"}, LightningEnvironment),  # a process of a batch script, which is alone
+        ({"SLURM_NTASKS": "4", "SLURM_STEP_ID": "0"}, SLURMEnvironment),
+        ({"SLURM_NTASKS": "1", "SLURM_STEP_ID": "0"}, LightningEnvironment),
+    ],
+)
+def test_ranks_are_slurm_s_where_srun_started_them(
+    monkeypatch: pytest.MonkeyPatch, values: dict[str, str], environment: type | None
+) -> None:
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    found = [each for each in plugins() if isinstance(each, ClusterEnvironment)]
+    assert [type(each) for each in found] == ([environment] if environment else [])

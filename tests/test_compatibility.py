@@ -14,8 +14,8 @@ from omegaconf import OmegaConf
 from resnet_lab import compatibility, evaluate, predict, train
 from resnet_lab.compatibility import ADDED, CHANGED, Added, upgraded, with_older_defaults
 from resnet_lab.config import compose_config
-from resnet_lab.job import guarded
 from resnet_lab.run_folder import RunFolder, find_runs
+from resnet_lab.training import guarded
 
 OLDER = Path(__file__).with_name("older")
 EXPERIMENT = """# @package _global_

@@ -21,9 +21,9 @@ from resnet_lab.command_line import run_command
 from resnet_lab.config import build, compose_config
 from resnet_lab.data import datamodule as datamodule_module
 from resnet_lab.data.prepared import prepare
-from resnet_lab.job import guarded
 from resnet_lab.module import Classifier
 from resnet_lab.run_folder import RunFolder
+from resnet_lab.training import guarded
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from resnet_lab.data import datamodule
-from resnet_lab.job import guarded
 from resnet_lab.module import Classifier
 from resnet_lab.run_folder import RunFolder
+from resnet_lab.training import guarded
 
 MakeRun = Callable[..., RunFolder]
 

@@ -13,13 +13,13 @@ import pandas as pd
 import pytest
 import torch
 
-from resnet_lab import checkpoints, job
+from resnet_lab import checkpoints, job, training
 from resnet_lab.checkpoints import is_whole, resume_point
 from resnet_lab.data import datamodule
 from resnet_lab.data.datamodule import ImageDataset
-from resnet_lab.job import guarded
 from resnet_lab.module import Classifier
 from resnet_lab.run_folder import RunFolder, write_atomically
+from resnet_lab.training import guarded
 
 MakeRun = Callable[..., RunFolder]
 HOURS = 3600.0
@@ -113,6 +113,28 @@ def test_want_of_memory_is_one_line_with_advice(
     assert run.read_status()["error"].startswith("out of memory (")
     assert run.read_status()["error"].endswith("lower data.batch_size, data.image_size or data.num_workers")
     assert "Traceback" not in run.log_file.read_text()
+
+
+def test_batch_norm_of_one_value_is_one_line_with_advice(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    def step(self: Classifier, *args: Any) -> None:
+        torch.nn.BatchNorm2d(1)(torch.zeros(1, 1, 1, 1))
+
+    monkeypatch.setattr(Classifier, "training_step", step)
+    run = make_run()
+    assert guarded(run) == 1
+    assert "data.batch_size to at least 2" in run.read_status()["error"]
+    assert "Traceback" not in run.log_file.read_text()
+
+
+def test_a_job_whose_packages_cannot_be_imported_has_failed(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run()
+    error = ImportError("libtorch_cpu.so: failed to map segment\nfrom shared object")
+    assert job.not_imported(run, error) == 1
+    assert run.read_status()["state"] == "failed"
+    assert "libtorch_cpu.so" in run.read_status()["error"]
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 @pytest.mark.slow
@@ -324,7 +346,7 @@ def test_last_checkpoints_are_dropped_on_demand(make_run: MakeRun) -> None:
 def test_a_fault_after_training_costs_no_training(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run("keep_last=false", "trainer.max_epochs=2")
     with monkeypatch.context() as patch:
-        patch.setattr(job, "log_hyperparameters", raising(OSError(errno.ENOSPC, "No space left"), 0, len))
+        patch.setattr(training, "log_hyperparameters", raising(OSError(errno.ENOSPC, "No space left"), 0, len))
         assert guarded(run) == 1
     assert is_whole(run.last_checkpoint)
     assert guarded(run) == 0

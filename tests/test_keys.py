@@ -11,7 +11,7 @@ from fake_data import refusal
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from resnet_lab.config import check, compose_config, hints_of, one_line
+from resnet_lab.config import check, check_overrides, compose_config, hints_of, one_line
 from resnet_lab.errors import UserError
 from resnet_lab.values import NotNegative, Share, conform
 
@@ -181,3 +181,13 @@ def test_hints_come_from_the_annotations() -> None:
 )
 def test_limits_in_words(hint: object, value: object, words: str) -> None:
     assert refusal(conform, "a.b", value, hint) == f"a.b={value}: must be {words}"
+
+
+@pytest.mark.parametrize(
+    ("argument", "remedy"),
+    [("experiment=null", "leave it out"), ("scale=null", "leave it out"), ("data=", "conf/data")],
+)
+def test_a_group_that_is_set_to_nothing_is_refused_by_name(argument: str, remedy: str) -> None:
+    message = refusal(check_overrides, [argument])
+    assert message.startswith(f"{argument}: ")
+    assert remedy in message

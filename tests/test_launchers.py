@@ -250,7 +250,14 @@ def test_two_nodes_by_torchrun(tmp_path: Path, lab: Lab) -> None:
 
 def slurm(task: int, tasks: int, nodes: int, port: int) -> dict[str, str]:
     """What `srun` sets for a task."""
-    values = {"JOB_ID": 1, "JOB_NAME": "tiny", "NTASKS": tasks, "NTASKS_PER_NODE": tasks // nodes, "NNODES": nodes}
+    values = {
+        "JOB_ID": 1,
+        "STEP_ID": 0,
+        "JOB_NAME": "tiny",
+        "NTASKS": tasks,
+        "NTASKS_PER_NODE": tasks // nodes,
+        "NNODES": nodes,
+    }
     values |= {"PROCID": task, "LOCALID": task % (tasks // nodes), "NODEID": task * nodes // tasks}
     names = {f"SLURM_{name}": str(value) for name, value in values.items()}
     return names | {"SLURM_NODELIST": "127.0.0.1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from resnet_lab.job import guarded
 from resnet_lab.layers import LayerStatistics, is_activation
 from resnet_lab.models.resnet import resnet
 from resnet_lab.report.runs import profile_of, read_layers
 from resnet_lab.run_folder import RunFolder
+from resnet_lab.training import guarded
 
 
 @pytest.fixture

@@ -14,17 +14,17 @@ import pandas as pd
 import pytest
 from fake_data import encoded, refusal, write_medmnist
 
-from resnet_lab import evaluate, job
+from resnet_lab import evaluate, training
 from resnet_lab.callbacks import SamePixels
 from resnet_lab.config import build
 from resnet_lab.data.check import digest_of
 from resnet_lab.data.image_data import ImageData
 from resnet_lab.data.prepared import PreparedSet, prepare
 from resnet_lab.errors import UserError
-from resnet_lab.job import guarded, read_data
 from resnet_lab.module import Classifier
 from resnet_lab.run_folder import RunFolder, jobs_file, list_jobs
 from resnet_lab.sweep import ListJobs
+from resnet_lab.training import guarded, read_data
 
 MakeRun = Callable[..., RunFolder]
 
@@ -332,7 +332,7 @@ def test_the_note_of_a_job_that_has_yet_to_decide_anew_does_not_count(
         raise UserError("as far as this")
 
     begin(first)
-    monkeypatch.setattr(job, "read_data", stops)
+    monkeypatch.setattr(training, "read_data", stops)
     guarded(first)
     first.last_checkpoint.unlink()
     guarded(first)

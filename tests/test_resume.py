@@ -16,11 +16,11 @@ from hydra.core.global_hydra import GlobalHydra
 from resnet_lab import prepare, train
 from resnet_lab.config import conf_dir, differences
 from resnet_lab.errors import UserError
-from resnet_lab.job import guarded
 from resnet_lab.module import Classifier
 from resnet_lab.processes import BUSY, PARENT
 from resnet_lab.run_folder import BOOKKEEPING, Busy, RunFolder, find_runs, list_jobs
 from resnet_lab.status import states_of
+from resnet_lab.training import guarded
 
 Sweep = Callable[..., int]
 

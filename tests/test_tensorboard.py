@@ -10,8 +10,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from resnet_lab.job import guarded
 from resnet_lab.run_folder import RunFolder
+from resnet_lab.training import guarded
 
 MakeRun = Callable[..., RunFolder]
 pytestmark = pytest.mark.pictures

@@ -1,0 +1,39 @@
+"""What a process makes up for before it runs a verb."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from resnet_lab.command_line import begin
+
+
+def test_characters_that_a_terminal_lacks_are_question_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="latin-1"))
+    begin()
+    print("“é” ✓", flush=True)
+    assert written.getvalue() == "?é? ?\n".encode("latin-1")
+
+
+def test_without_a_home_folder_caches_go_to_a_folder_of_the_user_s_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])  # no passwd entry
+    monkeypatch.delenv("HOME")
+    begin()
+    home = tmp_path / f"resnet_lab_{os.getuid()}"
+    assert home.stat().st_mode & 0o777 == 0o700
+    assert Path("~/x").expanduser() == home / "x"
+    assert str(home) in capsys.readouterr().err
+
+
+def test_a_home_folder_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    begin()
+    assert os.environ["HOME"] == str(tmp_path)
