@@ -127,8 +127,11 @@ def plugins() -> list[Any]:
     """How checkpoints are written, and who starts the ranks: Lightning, unless SLURM or torchrun started several."""
     if "SLURM_NTASKS" not in os.environ or TorchElasticEnvironment.detect():
         return [AtomicCheckpointIO()]
-    several = SLURMEnvironment.detect() and slurm_tasks() > 1
-    return [AtomicCheckpointIO(), SLURMEnvironment(auto_requeue=False) if several else LightningEnvironment()]
+    try:
+        several = slurm_tasks() > 1 and SLURMEnvironment.detect()  # which is false in an interactive shell
+        return [AtomicCheckpointIO(), SLURMEnvironment(auto_requeue=False) if several else LightningEnvironment()]
+    except RuntimeError as error:
+        raise UserError(" ".join(str(error).split())) from None
 
 
 def origin_of(checkpoint: dict[str, Any], file: Path) -> dict[str, Any]:

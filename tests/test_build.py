@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from fake_data import refusal
 from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
 
 from resnet_lab.build import plugins, set_up_logging
@@ -35,7 +36,7 @@ def test_srun_is_hinted_at_in_slurm_jobs_alone(tmp_path: Path, monkeypatch: pyte
         ({}, None),  # Lightning chooses
         ({"SLURM_NTASKS": "1"}, LightningEnvironment),
         ({"SLURM_NTASKS": "4"}, LightningEnvironment),  # a process of a batch script, which is alone
-        ({"SLURM_NTASKS": "4", "SLURM_STEP_ID": "0"}, SLURMEnvironment),
+        ({"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "4", "SLURM_STEP_ID": "0"}, SLURMEnvironment),
         ({"SLURM_NTASKS": "1", "SLURM_STEP_ID": "0"}, LightningEnvironment),
     ],
 )
@@ -48,3 +49,10 @@ def test_ranks_are_slurm_s_where_srun_started_them(
         monkeypatch.setenv(name, value)
     found = [each for each in plugins() if isinstance(each, ClusterEnvironment)]
     assert [type(each) for each in found] == ([environment] if environment else [])
+
+
+def test_tasks_that_lightning_cannot_place_are_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"SLURM_NTASKS": "4", "SLURM_STEP_ID": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("SLURM_NTASKS_PER_NODE", raising=False)
+    assert "--ntasks-per-node=4" in refusal(plugins)
