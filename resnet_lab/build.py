@@ -65,6 +65,7 @@ def build_module(
     model_config = dict(config["model"])
     if not pretrained and model_config.get("pretrained"):  # a model from outside need not have the key
         model_config["pretrained"] = False if model_config["pretrained"] is True else "none"
+    loss = build("loss", config["loss"], class_counts=class_counts or datamodule.class_counts["train"])
     origin = {
         "schema_version": SCHEMA_VERSION,
         "config": config,
@@ -72,14 +73,15 @@ def build_module(
         "ordered": datamodule.data.ordered,
         "mean": datamodule.mean.tolist(),
         "std": datamodule.std.tolist(),
+        "decision": loss.decision,
         "class_counts": datamodule.class_counts,
         "split_fingerprint": datamodule.fingerprints,
         TRAIN_IMAGES: datamodule.train_images,
         **datamodule.noted,
     }
     return Classifier(
-        model=build("model", model_config, num_classes=len(datamodule.class_names)),
-        loss=build("loss", config["loss"], class_counts=class_counts or datamodule.class_counts["train"]),
+        model=build("model", model_config, num_classes=loss.num_outputs),
+        loss=loss,
         optimizer=build("optim", config["optim"]),
         schedule=build("schedule", config["schedule"]),
         class_names=datamodule.class_names,
@@ -141,10 +143,10 @@ def origin_of(checkpoint: dict[str, Any], file: Path) -> dict[str, Any]:
     origin: dict[str, Any] = checkpoint[CHECKPOINT_KEY]
     try:  # a checkpoint may come from anywhere, and it names what we call
         refuse_odd(origin)  # before what follows walks through it
-        refuse_foreign_targets(origin["config"])
+        config = upgraded(origin["config"])
+        refuse_foreign_targets(config)
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
-    config = upgraded(origin["config"])
     return origin | {"config": config if "schema_version" in origin else without_unknown(config)[0]}
 
 

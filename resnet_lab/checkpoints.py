@@ -20,7 +20,7 @@ from torch import Tensor
 
 from resnet_lab import environment
 from resnet_lab.errors import UserError
-from resnet_lab.module import CHECKPOINT_KEY
+from resnet_lab.module import CHECKPOINT_KEY, Classifier
 from resnet_lab.run_folder import UNTRAINED, RunFolder, write_atomically
 
 SHOWN = ("lr", "loss", "accuracy", "balanced_accuracy", "qwk")  # in the log line of an epoch
@@ -128,6 +128,13 @@ def fits(file: Path, module: LightningModule) -> bool:
     return {name: each.shape for name, each in state.items()} == {
         name: each.shape for name, each in module.state_dict().items()
     }
+
+
+def put_objective(file: Path, module: Classifier) -> None:
+    """Replace what a checkpoint holds of the objective by what was fitted with its weights."""
+    content = torch.load(file, map_location="cpu", weights_only=True)
+    fitted = {name: value.cpu() for name, value in module.state_dict().items() if name.startswith("loss.")}
+    AtomicCheckpointIO().save_checkpoint(content | {"state_dict": content["state_dict"] | fitted}, file)
 
 
 class EpochRows(Callback):

@@ -54,6 +54,9 @@ RENAMED: dict[str, tuple[str, ...]] = {
     "data.color_jitter": ("data.brightness", "data.contrast", "data.saturation", "data.hue"),
 }
 
+# `_target_` of older versions → its name now
+MOVED = {"resnet_lab.optim.cross_entropy": "resnet_lab.objectives.cross_entropy"}
+
 # dotted key → version in which its default changed, the default before, and the default since; a key that was added
 # with another value than the one above stands here, too
 CHANGED: dict[str, tuple[int, Any, Any]] = {
@@ -78,6 +81,9 @@ def upgraded(older: Mapping[str, Any]) -> dict[str, Any]:
             target, name = _place(config, key)
             if target is not None:
                 target.setdefault(name, copy.deepcopy(value))
+    for group in config.values():
+        if isinstance(group, dict) and isinstance(target := group.get("_target_"), str):
+            group["_target_"] = MOVED.get(target, target)
     for key, added in ADDED.items():
         group, name = _place(config, key)
         if group is not None and (not added.targets or group.get("_target_") in added.targets):

@@ -71,7 +71,7 @@ def load(source: str) -> Model:
 
 
 def answer(model: Model, config: dict[str, Any], split: str) -> tuple[Trainer, Classifier, DataModule]:
-    """Run a model over one split; `module.predictions[split]` (N, K) and `module.confusion[split]` (K, K) hold it.
+    """Run a model over one split; `module.predictions[split]` and `module.confusion[split]` (K, K) hold it.
 
     Args:
         model: as loaded.
@@ -111,7 +111,7 @@ def answer(model: Model, config: dict[str, Any], split: str) -> tuple[Trainer, C
     trainer = build_trainer(config["trainer"], module)
     datamodule.batch_size_per_rank(trainer.world_size)  # refused now, before anything runs
     trainer.test(module, datamodule=datamodule, verbose=False)
-    refuse_undefined(datamodule.rows(split), module.predictions[split].numpy(), str(model.file))
+    refuse_undefined(datamodule.rows(split), module.predictions[split].probabilities, str(model.file))
     return trainer, module, datamodule
 
 
@@ -230,8 +230,9 @@ def command(arguments: list[str]) -> None:
     assert datamodule.pixels is not None
     if not out and datamodule.pixels != model.origin.get("pixels", datamodule.pixels):
         run = own_folder(*inputs, datamodule.pixels)
-    probabilities, matrix = module.predictions[split].numpy(), module.confusion[split].cpu().numpy()
-    write_split(run, split, datamodule.rows(split), probabilities, matrix, datamodule.class_names)
+    probabilities, classes = module.predictions[split]
+    matrix = module.confusion[split].cpu().numpy()
+    write_split(run, split, datamodule.rows(split), classes, probabilities, matrix, datamodule.class_names)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     counts = {split: datamodule.class_counts[split]}
     table = score_table(metrics, counts, model.origin["class_counts"]["train"], model.origin["class_names"])

@@ -19,6 +19,7 @@ from torchmetrics.classification import (
 )
 
 from resnet_lab.errors import UserError
+from resnet_lab.objectives import Objective
 from resnet_lab.statistics import COLLAPSED, MANY_CLASSES
 
 NEEDS_TWO_CLASSES = ("val/qwk", "val/auroc")  # which mean nothing where all images are of one class
@@ -61,7 +62,6 @@ def _counting_metrics(num_classes: int, ordered: bool) -> dict[str, Metric | Met
 def _evaluation_metrics(num_classes: int) -> dict[str, Metric | MetricCollection]:
     k = num_classes
     return {
-        "auroc": MacroAUROC(k, average=None),
         "precision_weighted": MulticlassPrecision(k, average="weighted"),
         "precision_macro": MulticlassPrecision(k, average="macro"),
         "recall_weighted": MulticlassRecall(k, average="weighted"),
@@ -87,26 +87,31 @@ class SplitMetrics(nn.Module):
             metrics |= _evaluation_metrics(num_classes)
         self.loss = MeanMetric(nan_strategy="disable")  # which keeps NaN; by default it would drop out of the mean
         self.loss.set_dtype(torch.float64)  # so that the order of the batches leaves no trace
-        self.scores = MetricCollection(metrics, prefix=f"{split}/")
+        self.scores = MetricCollection(metrics, prefix=f"{split}/")  # of classes; the other is of probabilities
+        self.auroc: MacroAUROC | None = MacroAUROC(num_classes, average=None) if complete else None
         self.confusion = MulticlassConfusionMatrix(num_classes)
         self.split = split
         self.rows: list[tuple[Tensor, Tensor, Tensor]] = []  # of the epoch so far
 
-    def update(self, losses: Tensor, logits: Tensor, targets: Tensor) -> None:
-        """Add a batch: losses (B,), logits (B, K), targets (B,); counted at the end, as many small counts take long."""
-        self.rows.append((losses.detach(), logits.detach(), targets))
+    def update(self, losses: Tensor, outputs: Tensor, targets: Tensor) -> None:
+        """Add losses (B,), outputs (B, M), targets (B,); counted at the end, as many small counts take long."""
+        self.rows.append((losses.detach(), outputs.detach(), targets))
 
-    def compute(self) -> dict[str, Tensor]:
+    def compute(self, objective: Objective) -> dict[str, Tensor]:
         """`<split>/<metric>` → scalar, over all ranks; `confusion` has the epoch's counts from then on."""
         if any(len(targets) for _, _, targets in self.rows):  # a rank may have had nothing but padding
-            losses, logits, targets = (torch.cat(columns) for columns in zip(*self.rows, strict=True))
-            probabilities = logits.float().softmax(1)
+            losses, outputs, targets = (torch.cat(columns) for columns in zip(*self.rows, strict=True))
+            classes = objective.decide(outputs)
             self.loss.update(losses.double())
-            self.scores.update(probabilities, targets)
-            self.confusion.update(probabilities, targets)
+            self.scores.update(classes, targets)
+            self.confusion.update(classes, targets)
+            if self.auroc is not None:
+                self.auroc.update(objective.probabilities(outputs), targets)
         self.rows.clear()
         loss = self.loss.compute().float()
         values = {f"{self.split}/loss": loss, **self.scores.compute()}
+        if self.auroc is not None:
+            values[f"{self.split}/auroc"] = self.auroc.compute()
         if loss.isnan():  # the largest of NaNs is the first class, which would look like a score
             values = {name: torch.full_like(value, torch.nan, dtype=torch.float) for name, value in values.items()}
         return values | {f"{self.split}/{name}": value for name, value in self._recalls().items()}
@@ -123,11 +128,13 @@ class SplitMetrics(nn.Module):
         self.rows.clear()
         for metric in (self.loss, self.scores, self.confusion):
             metric.reset()
+        if self.auroc is not None:
+            self.auroc.reset()
 
 
 def metric_names(num_classes: int, ordered: bool) -> list[str]:
     """What can be monitored on a split other than train, without its prefix."""
-    return ["loss", *_counting_metrics(num_classes, ordered), *_evaluation_metrics(num_classes)]
+    return ["loss", *_counting_metrics(num_classes, ordered), "auroc", *_evaluation_metrics(num_classes)]
 
 
 def monitored(monitor: str, num_classes: int, ordered: bool, key: str = "monitor") -> tuple[str, Literal["min", "max"]]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
@@ -13,18 +14,26 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from resnet_lab.metrics import SplitMetrics
+from resnet_lab.objectives import Objective
 
 CHECKPOINT_KEY = "resnet_lab"  # where a checkpoint keeps what is needed to use it without its run folder
 EPOCH_KEY = "resnet_lab_epoch"  # losses, logits and targets of the epoch in which it was saved, of all ranks
 TRAIN_IMAGES = "train_images"  # there: the hashes of the training images' pixels, concatenated
 
 
+class Predictions(NamedTuple):
+    """What a model predicts for N images."""
+
+    probabilities: np.ndarray  # (N, K)
+    classes: np.ndarray  # (N,)
+
+
 class Classifier(LightningModule):
-    """A network, its loss, its optimiser and its metrics.
+    """A network, what its outputs mean, its optimizer and its metrics.
 
     Args:
-        model: images (B, 3, H, W) → logits (B, K).
-        loss: logits (B, K), targets (B,) → losses (B,).
+        model: images (B, 3, H, W) → outputs (B, M).
+        loss: the meaning of the outputs.
         optimizer: parameters → optimiser.
         schedule: optimiser, steps_per_epoch, max_epochs → scheduler.
         class_names: K names.
@@ -32,12 +41,16 @@ class Classifier(LightningModule):
         val_splits: what each validation loader holds (`val`, and `test` where it is followed).
         test_splits: what each test loader holds.
         origin: plain values that a checkpoint carries along: configuration, class names, mean and std.
+
+    Attributes:
+        fit_split: the split on which the objective is fitted after each epoch and, with the chosen checkpoint, before
+            the test; None: it stays as it was loaded.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        loss: nn.Module,
+        loss: Objective,
         optimizer: Callable[..., Optimizer],
         schedule: functools.partial[Any],
         class_names: Sequence[str],
@@ -57,22 +70,26 @@ class Classifier(LightningModule):
         )
         self.memory_format = torch.contiguous_format
         self._begun: list[Tensor] | None = None  # the rows of the epoch that a resumed run goes on with
-        self.outputs: dict[str, list[tuple[Tensor, Tensor]]] = {}  # split → (index (B,), probabilities (B, K))
+        self.fit_split: str | None = None
+        self.outputs: dict[str, list[tuple[Tensor, ...]]] = {}  # split → index (B,), outputs (B, M), targets (B,)
         self.confusion: dict[str, Tensor] = {}  # split → counts (K, K) of the last epoch
-        self.predictions: dict[str, Tensor] = {}  # split → probabilities (N, K) of the last test
+        self.predictions: dict[str, Predictions] = {}  # split → those of the last test
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, K) of images (B, 3, H, W)."""
+        """Outputs (B, M) of images (B, 3, H, W)."""
         return self.model(images.contiguous(memory_format=self.memory_format))
 
     def _step(self, batch: dict[str, Any], split: str) -> tuple[Tensor, Tensor]:
-        """The mean loss over the rows that count, and all logits (B, K); updates the metrics of `split`."""
-        logits, targets = self(batch["image"]), batch["target"]
+        """The mean loss over the rows that count, and all outputs (B, M); updates the metrics of `split`."""
+        outputs, targets = self(batch["image"]), batch["target"]
         # in training every row counts; a mask would only make a GPU wait
         rows = slice(None) if split == "train" else batch["index"] >= 0
-        losses = self.loss(logits[rows].float(), targets[rows])
-        self.split_metrics(split).update(losses, logits[rows], targets[rows])
-        return losses.mean(), logits
+        losses = self.loss.losses(outputs[rows].float(), targets[rows])
+        self.split_metrics(split).update(losses, outputs[rows], targets[rows])
+        return losses.mean(), outputs
+
+    def _keep(self, batch: dict[str, Any], split: str, outputs: Tensor) -> None:
+        self.outputs.setdefault(split, []).append((batch["index"], outputs.float(), batch["target"]))
 
     def split_metrics(self, split: str) -> SplitMetrics:
         """The metrics of one split."""
@@ -83,7 +100,8 @@ class Classifier(LightningModule):
     def _end_epoch(self, split: str) -> None:
         metrics = self.split_metrics(split)
         # the chosen checkpoint's values at the end are no point of the curves by epoch; HPARAMS has them
-        self.log_dict(metrics.compute(), prog_bar=split == "val", logger=not self.trainer.testing, sync_dist=False)
+        values = metrics.compute(self.loss)
+        self.log_dict(values, prog_bar=split == "val", logger=not self.trainer.testing, sync_dist=False)
         self.confusion[split] = metrics.confusion.compute()
         metrics.reset()
 
@@ -91,35 +109,45 @@ class Classifier(LightningModule):
         return self._step(batch, "train")[0]
 
     def on_train_epoch_end(self) -> None:
+        rows = self.split_metrics("train").rows
+        if self.fit_split == "train" and self.loss.fitted:
+            _, outputs, targets = (self._all_ranks(torch.cat(column)) for column in zip(*rows, strict=True))
+            self.loss.fit(outputs.double(), targets)
         self._end_epoch("train")
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._step(batch, self.val_splits[dataloader_idx])
+        split = self.val_splits[dataloader_idx]
+        _, outputs = self._step(batch, split)
+        if split == self.fit_split and self.loss.fitted:
+            self._keep(batch, split, outputs)
 
     def on_validation_epoch_end(self) -> None:
+        if self.fit_split in self.outputs:
+            _, outputs, targets = self._gather(self.outputs.pop(self.fit_split))
+            self.loss.fit(outputs.double(), targets)
         for split in self.val_splits:
             self._end_epoch(split)
 
     def test_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         split = self.test_splits[dataloader_idx]
-        _, logits = self._step(batch, split)
-        self.outputs.setdefault(split, []).append((batch["index"], logits.float().softmax(1)))
+        _, outputs = self._step(batch, split)
+        self._keep(batch, split, outputs)
 
     def on_test_epoch_end(self) -> None:
-        for split in self.test_splits:
+        found = {split: self._gather(self.outputs.pop(split)) for split in self.test_splits}
+        if self.fit_split in found and self.loss.fitted:
+            _, outputs, targets = found[self.fit_split]
+            self.loss.fit(outputs.double(), targets)
+        for split, (_, outputs, _) in found.items():
             self._end_epoch(split)
-            self.predictions[split] = self._gather(self.outputs.pop(split))
+            probabilities, classes = self.loss.probabilities(outputs), self.loss.decide(outputs)
+            self.predictions[split] = Predictions(probabilities.cpu().numpy(), classes.cpu().numpy())
 
-    def _gather(self, outputs: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """Probabilities (N, K) of all ranks in the order of the table; every rank gives equally many rows."""
-        index, probabilities = (torch.cat(tensors) for tensors in zip(*outputs, strict=True))
-        ranks = self.all_gather({"index": index, "probabilities": probabilities})
-        assert isinstance(ranks, dict)
-        index, probabilities = ranks["index"].reshape(-1), ranks["probabilities"].flatten(0, -2)
-        counted = index >= 0
-        ordered = torch.empty_like(probabilities[counted])
-        ordered[index[counted]] = probabilities[counted]
-        return ordered.cpu()
+    def _gather(self, kept: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """Index, outputs and targets of all ranks in the order of the table; every rank gives equally many rows."""
+        columns = [self._all_ranks(torch.cat(column)) for column in zip(*kept, strict=True)]
+        order = columns[0].argsort()[int((columns[0] < 0).sum()) :]  # without the padding
+        return tuple(column[order] for column in columns)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer_factory(self.parameters())
@@ -136,13 +164,13 @@ class Classifier(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[CHECKPOINT_KEY] = self.origin
         if rows := self.split_metrics("train").rows:
-            checkpoint[EPOCH_KEY] = [self._all_ranks(torch.cat(column)) for column in zip(*rows, strict=True)]
+            checkpoint[EPOCH_KEY] = [self._all_ranks(torch.cat(column)).cpu() for column in zip(*rows, strict=True)]
 
     def _all_ranks(self, values: Tensor) -> Tensor:
         """(n, …) of each rank → (n · ranks, …), of which `[rank::ranks]` are this rank's."""
         ranks = self.all_gather(values)
         assert isinstance(ranks, Tensor)
-        return ranks.reshape(-1, *values.shape).transpose(0, 1).flatten(0, 1).cpu()
+        return ranks.reshape(-1, *values.shape).transpose(0, 1).flatten(0, 1)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._begun = checkpoint.get(EPOCH_KEY)

@@ -1,10 +1,9 @@
-"""Losses, optimisers and learning-rate schedules: strict constructors over torch's own."""
+"""Optimizers and learning-rate schedules: strict constructors over torch's own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-import torch
 from torch import nn
 from torch.optim import SGD, AdamW, NAdam, Optimizer
 from torch.optim.lr_scheduler import (
@@ -19,41 +18,7 @@ from torch.optim.lr_scheduler import (
 
 from resnet_lab.errors import UserError
 from resnet_lab.metrics import mode_of
-from resnet_lab.values import BelowOne, Count, Factor, NotNegative, Positive, Share, conform
-
-
-def cross_entropy(
-    label_smoothing: Share, class_weights: str | Sequence[float], class_counts: Sequence[int]
-) -> nn.Module:
-    """Softmax cross-entropy by sample, (B, K) logits and (B,) targets → (B,) losses; the step takes the plain mean.
-
-    Args:
-        label_smoothing: share of the target that all classes divide among themselves.
-        class_weights: `none`, `balanced` (N / (K n_k), as scikit-learn's: 1 on average over the training images), or K
-            numbers. The mean is not divided by the weights of the batch, as torch's is, so that it depends on neither
-            batch nor rank.
-        class_counts: training images of each class, n_k.
-
-    Raises:
-        UserError: the weights are neither, not K, or negative; or balanced, where a class has no image.
-    """
-    weights = None if class_weights == "none" else torch.tensor(_class_weights(class_weights, class_counts))
-    return nn.CrossEntropyLoss(weights, label_smoothing=label_smoothing, reduction="none")
-
-
-def _class_weights(class_weights: str | Sequence[float], class_counts: Sequence[int]) -> list[float]:
-    num_classes = len(class_counts)
-    if class_weights == "balanced":
-        if 0 in class_counts:
-            raise UserError(
-                f"loss.class_weights=balanced: class {list(class_counts).index(0)} has no training image; "
-                "give one number for each class"
-            )
-        return [sum(class_counts) / (num_classes * count) for count in class_counts]
-    given = [] if isinstance(class_weights, str) else conform("loss.class_weights", class_weights, list[float])
-    if len(given) != num_classes or min(given) < 0 or max(given) == 0:
-        raise UserError(f"loss.class_weights={class_weights}: choose none, balanced or {num_classes} numbers from 0")
-    return [float(weight) for weight in given]
+from resnet_lab.values import BelowOne, Count, Factor, NotNegative, Positive, Share
 
 
 def sgd(

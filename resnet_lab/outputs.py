@@ -46,12 +46,15 @@ def for_spreadsheets(table: pd.DataFrame) -> pd.DataFrame:
     return table.map(marked).rename(columns=marked)
 
 
-def write_predictions(file: Path, rows: pd.DataFrame, probabilities: np.ndarray, exact: bool = True) -> None:
+def write_predictions(
+    file: Path, rows: pd.DataFrame, classes: np.ndarray, probabilities: np.ndarray, exact: bool = True
+) -> None:
     """`image,patient,target,prediction,p_0…p_{K-1}`; `patient` and `target` only where `rows` has them.
 
     Args:
         file: CSV to write.
-        rows: N rows in the order of `probabilities`.
+        rows: N rows in the order of the predictions.
+        classes: those predicted, (N,).
         probabilities: (N, K).
         exact: false marks names that a spreadsheet would compute (see `for_spreadsheets`).
 
@@ -61,7 +64,7 @@ def write_predictions(file: Path, rows: pd.DataFrame, probabilities: np.ndarray,
     refuse_undefined(rows, probabilities)
     known = [column for column in ("image", "patient", "target") if column in rows]
     names = rows[known].reset_index(drop=True)
-    table = (names if exact else for_spreadsheets(names)).assign(prediction=probabilities.argmax(1))
+    table = (names if exact else for_spreadsheets(names)).assign(prediction=classes)
     columns = pd.DataFrame(probabilities, columns=[f"p_{k}" for k in range(probabilities.shape[1])])
     text = pd.concat([table, columns], axis=1).to_csv(index=False, float_format="%.8g")
     with new_folder(file.parent):
@@ -72,6 +75,7 @@ def write_split(
     run: RunFolder,
     split: str,
     rows: pd.DataFrame,
+    classes: np.ndarray,
     probabilities: np.ndarray,
     counts: np.ndarray,
     class_names: Sequence[str],
@@ -81,12 +85,13 @@ def write_split(
     Args:
         run: the folder.
         split: name in the files' names.
-        rows: N rows of the table, in the order of `probabilities`.
+        rows: N rows of the table, in the order of the predictions.
+        classes: those predicted, (N,).
         probabilities: (N, K).
         counts: (K, K), rows true.
         class_names: K names.
     """
-    write_predictions(run.predictions_file(split), rows, probabilities)
+    write_predictions(run.predictions_file(split), rows, classes, probabilities)
     names = list(class_names)
     matrix = pd.DataFrame(counts, index=pd.Index(names, name="true"), columns=names).to_csv()
     write_atomically(run.confusion_matrix_file(split), matrix, durable=True)

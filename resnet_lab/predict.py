@@ -79,10 +79,10 @@ def command(arguments: list[str]) -> None:
     trainer, module, datamodule = answer(model, config, "test")
     if not trainer.is_global_zero:
         return
-    probabilities = module.predictions["test"].numpy()
-    write_predictions(out, datamodule.rows("test").drop(columns="target"), probabilities, exact=False)
-    shares = ", ".join(f"{name}: {int((probabilities.argmax(1) == k).sum())}" for k, name in enumerate(names))
-    log.info("%s → %s (%s)", count(len(probabilities), "image"), out, shares)
+    probabilities, classes = module.predictions["test"]
+    write_predictions(out, datamodule.rows("test").drop(columns="target"), classes, probabilities, exact=False)
+    shares = ", ".join(f"{name}: {int((classes == k).sum())}" for k, name in enumerate(names))
+    log.info("%s → %s (%s)", count(len(classes), "image"), out, shares)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
+DECISIONS = {"argmax": "the most probable class", "median": "the median class"}  # rule → what it chooses
 COLLAPSED = 0.98  # share of predictions in one class from which a model is called collapsed
 REFERABLE = 2  # grades from here on are referred (moderate and worse)
 MANY_CLASSES = 20  # above which classes are not looked at one by one
+
+
+def decisions(probabilities: np.ndarray, rule: str) -> np.ndarray:
+    """The classes (N,) that a rule of `DECISIONS` chooses by probabilities (N, K)."""
+    if rule == "median":
+        return (probabilities.cumsum(axis=1)[:, :-1] < 0.5).sum(axis=1)
+    return probabilities.argmax(axis=1)
 
 
 def confusion_matrix(targets: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:

@@ -21,7 +21,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from resnet_lab import environment
 from resnet_lab.build import build_module, build_trainer, rank, set_up_logging
 from resnet_lab.callbacks import Ending, FiniteLoss, Observer, ResumableEarlyStopping, SamePixels, StepSeed
-from resnet_lab.checkpoints import EpochRows, LastCheckpoint, RunCheckpoint, fits, resume_point
+from resnet_lab.checkpoints import EpochRows, LastCheckpoint, RunCheckpoint, fits, put_objective, resume_point
 from resnet_lab.config import Config, build, check, refuse_foreign_targets, without_unknown
 from resnet_lab.data.arrays import ArrayData
 from resnet_lab.data.datamodule import DataModule
@@ -59,6 +59,7 @@ def run_job(run: RunFolder, misfits: frozenset[Path] = frozenset()) -> None:
     if resume_from is not None and not fits(resume_from, module):
         run_job(run, misfits | {resume_from})
         return
+    module.fit_split = "val" if "val" in datamodule.splits else "train"
     monitor, mode = selection(config, datamodule)
     balances_twice = config["data"]["sampling"] != "none" and config["loss"].get("class_weights", "none") != "none"
     if balances_twice and rank() == 0:
@@ -103,6 +104,8 @@ def run_job(run: RunFolder, misfits: frozenset[Path] = frozenset()) -> None:
     if datamodule.test_splits:
         refuse_nan_weights(read(chosen).get("state_dict", {}), str(chosen))
         trainer.test(module, datamodule=datamodule, ckpt_path=chosen, weights_only=True, verbose=False)
+        if module.loss.fitted and trainer.is_global_zero:
+            put_objective(chosen, module)
     cost = last.cost(trainer)
     if trainer.is_global_zero:
         dropped = {} if best is None or config["keep_last"] else {"last_checkpoint": None}
@@ -275,6 +278,7 @@ def describe(run: RunFolder, trainer: Trainer, datamodule: DataModule, module: C
         "in_memory": datamodule.in_memory,
         "class_names": list(datamodule.class_names),
         "ordered": datamodule.data.ordered,
+        "decision": module.loss.decision,
         "class_counts": datamodule.class_counts,
         **datamodule.dropped,
         "patients": datamodule.patients,
@@ -313,10 +317,11 @@ def finish(
 ) -> None:
     """Write the files of every evaluated split, the final TensorBoard entry and the last status."""
     for split in datamodule.test_splits:  # before anything is written
-        refuse_undefined(datamodule.rows(split), module.predictions[split].numpy())
+        refuse_undefined(datamodule.rows(split), module.predictions[split].probabilities)
     for split in datamodule.test_splits:
-        probabilities, counts = module.predictions[split].numpy(), module.confusion[split].cpu().numpy()
-        write_split(run, split, datamodule.rows(split), probabilities, counts, datamodule.class_names)
+        probabilities, classes = module.predictions[split]
+        counts = module.confusion[split].cpu().numpy()
+        write_split(run, split, datamodule.rows(split), classes, probabilities, counts, datamodule.class_names)
     metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items()) if "/" in name}
     tested = {name: value for name, value in metrics.items() if name.split("/")[0] in datamodule.test_splits}
     metrics = {name: value for name, value in tested.items() if not math.isnan(value)}  # recall of an absent class

@@ -159,7 +159,7 @@ def test_a_checkpoint_calls_nothing_foreign(trained: RunFolder, tmp_path: Path) 
     torch.save(checkpoint, foreign)
     assert "loss._target_ pathlib.Path.touch is none of resnet_lab's" in refusal(evaluate.command, [str(foreign)])
     checkpoint["resnet_lab"]["config"]["loss"] = {
-        "_target_": "resnet_lab.optim.cross_entropy",
+        "_target_": "resnet_lab.objectives.cross_entropy",
         "label_smoothing": {"_target_": "builtins.open", "file": str(tmp_path / "proof"), "mode": "w"},
     }
     torch.save(checkpoint, nested)
@@ -225,7 +225,7 @@ def test_every_split_is_scored_by_all_metrics(trained: RunFolder) -> None:
     trainer, module, datamodule = evaluate.answer(model, evaluate.override(model.origin, []), "train")
     of_test = {name.split("/")[1] for name in trained.read_status()["metrics"] if name.startswith("test/")}
     assert {name.split("/")[1] for name in trainer.callback_metrics} == of_test
-    rows, probabilities = datamodule.rows("train"), module.predictions["train"].numpy()
+    rows, probabilities = datamodule.rows("train"), module.predictions["train"].probabilities
     expected = sum(roc_auc_score(rows["target"] == k, probabilities[:, k]) for k in range(5)) / 5
     assert float(trainer.callback_metrics["train/auroc"]) == pytest.approx(expected, abs=1e-5)
 

@@ -21,6 +21,7 @@ from resnet_lab import build
 from resnet_lab.metrics import SplitMetrics
 from resnet_lab.models.resnet import resnet
 from resnet_lab.module import Classifier
+from resnet_lab.objectives import Objective
 from resnet_lab.report.findings import findings_of
 from resnet_lab.report.runs import read_run
 from resnet_lab.report.verify import differences_of
@@ -218,8 +219,12 @@ def test_a_validation_of_one_class_selects_no_epoch_by_kappa(
     run = make_run(*one_class)
     values, compute = iter([0.0]), SplitMetrics.compute
 
-    def with_kappa(self: SplitMetrics) -> dict[str, torch.Tensor]:  # a wrong prediction gives 0, right ones alone NaN
-        return compute(self) | ({"val/qwk": torch.tensor(next(values, torch.nan))} if self.split == "val" else {})
+    def with_kappa(
+        self: SplitMetrics, objective: Objective
+    ) -> dict[str, torch.Tensor]:  # a wrong prediction gives 0, right ones alone NaN
+        return compute(self, objective) | (
+            {"val/qwk": torch.tensor(next(values, torch.nan))} if self.split == "val" else {}
+        )
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SplitMetrics, "compute", with_kappa)
@@ -233,8 +238,8 @@ def test_an_epoch_with_a_value_is_better_than_undefined_ones(make_run: MakeRun) 
     run = make_run("trainer.max_epochs=4")
     values, compute = iter([torch.nan, 0.2, torch.nan, 0.1, 0.2]), SplitMetrics.compute
 
-    def with_kappa(self: SplitMetrics) -> dict[str, torch.Tensor]:
-        return compute(self) | ({"val/qwk": torch.tensor(next(values))} if self.split == "val" else {})
+    def with_kappa(self: SplitMetrics, objective: Objective) -> dict[str, torch.Tensor]:
+        return compute(self, objective) | ({"val/qwk": torch.tensor(next(values))} if self.split == "val" else {})
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SplitMetrics, "compute", with_kappa)

@@ -166,7 +166,7 @@ def test_keys_of_the_data_that_contradict_each_other_stop_before_anything_is_rea
 def test_hints_come_from_the_annotations() -> None:
     assert hints_of("resnet_lab.optim.sgd")["lr"] == NotNegative
     assert hints_of("resnet_lab.optim.multistep")["milestones"] == list[Share]
-    assert "class_weights" not in hints_of("resnet_lab.optim.cross_entropy")  # it has a check of its own
+    assert "class_weights" not in hints_of("resnet_lab.objectives.cross_entropy")  # it has a check of its own
     assert hints_of("own.package.Net") == {}
 
 

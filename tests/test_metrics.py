@@ -9,6 +9,9 @@ from sklearn import metrics as sk
 
 from resnet_lab.errors import UserError
 from resnet_lab.metrics import SplitMetrics, is_collapsed, mode_of, monitored
+from resnet_lab.objectives import Softmax
+
+SOFTMAX = Softmax(5, None, 0.0)
 
 
 def batches(num_classes: int = 5, n: int = 203, absent: int | None = None, seed: int = 0):
@@ -25,7 +28,7 @@ def scored(logits: torch.Tensor, targets: torch.Tensor, split: str = "val") -> t
     losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
     for rows in torch.arange(len(targets)).split(32):
         metrics.update(losses[rows], logits[rows], targets[rows])
-    return metrics, {name: float(value) for name, value in metrics.compute().items()}
+    return metrics, {name: float(value) for name, value in metrics.compute(SOFTMAX).items()}
 
 
 @pytest.mark.parametrize("absent", [None, 3])
@@ -83,10 +86,10 @@ def test_an_empty_batch_counts_for_nothing_and_reset_forgets() -> None:
     logits, targets = batches()
     metrics, values = scored(logits, targets)
     metrics.update(torch.zeros(0), torch.zeros(0, 5), torch.zeros(0, dtype=torch.long))
-    assert {name: float(value) for name, value in metrics.compute().items()} == values
+    assert {name: float(value) for name, value in metrics.compute(SOFTMAX).items()} == values
     metrics.reset()
     metrics.update(torch.ones(1), logits[:1], targets[:1])
-    metrics.compute()
+    metrics.compute(SOFTMAX)
     assert metrics.confusion.compute().sum() == 1
 
 
@@ -124,10 +127,10 @@ def test_recall_of_each_class_is_known_by_epoch() -> None:
     targets = torch.tensor([0, 0, 0, 1, 1])
     logits = torch.eye(3)[[0, 0, 1, 1, 1]]
     metrics.update(torch.zeros(5), logits, targets)
-    values = metrics.compute()
+    values = metrics.compute(SOFTMAX)
     assert values["val/recall_0"] == pytest.approx(2 / 3)
     assert values["val/recall_1"] == 1
     assert torch.isnan(values["val/recall_2"])  # no such image
     many = SplitMetrics("val", 102, ordered=False)
     many.update(torch.zeros(5), torch.rand(5, 102), targets)
-    assert not [name for name in many.compute() if "recall_" in name and name.split("_")[-1].isdigit()]
+    assert not [name for name in many.compute(SOFTMAX) if "recall_" in name and name.split("_")[-1].isdigit()]

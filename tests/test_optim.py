@@ -11,7 +11,7 @@ from fake_data import refusal
 from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 
-from resnet_lab import optim
+from resnet_lab import objectives, optim
 
 
 def rates(scheduler, optimizer, steps: int) -> list[float]:
@@ -70,7 +70,7 @@ def test_plateau_knows_that_kappa_is_to_rise(optimizer) -> None:
 
 def test_cross_entropy_is_by_sample() -> None:
     logits, targets = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 0, 1])
-    losses = optim.cross_entropy(0.0, "none", [1] * 4)(logits, targets)
+    losses = objectives.cross_entropy(0.0, "none", [1] * 4).losses(logits, targets)
     assert losses.shape == (6,)
     assert losses.mean() == pytest.approx(nn.functional.cross_entropy(logits, targets).item())
 
@@ -78,25 +78,25 @@ def test_cross_entropy_is_by_sample() -> None:
 def test_class_weights_against_scikit_learn() -> None:
     counts, targets = [60, 5, 12, 3], np.repeat(range(4), [60, 5, 12, 3])
     logits = torch.randn(80, 4)
-    losses = optim.cross_entropy(0.0, "balanced", counts)(logits, torch.from_numpy(targets))
+    losses = objectives.cross_entropy(0.0, "balanced", counts).losses(logits, torch.from_numpy(targets))
     weights = compute_class_weight("balanced", classes=np.arange(4), y=targets)
     plain = nn.functional.cross_entropy(logits, torch.from_numpy(targets), reduction="none")
     torch.testing.assert_close(losses, plain * torch.tensor(weights[targets]).float())
     assert weights[targets].mean() == pytest.approx(1)
-    given = optim.cross_entropy(0.0, [1, 2, 0, 0.5], counts)(logits, torch.from_numpy(targets))
+    given = objectives.cross_entropy(0.0, [1, 2, 0, 0.5], counts).losses(logits, torch.from_numpy(targets))
     torch.testing.assert_close(given, plain * torch.tensor([1, 2, 0, 0.5])[targets])
 
 
 @pytest.mark.parametrize("weights", ["balance", [1.0], [1.0, 1.0, 1.0, -1.0], [0.0, 0.0, 0.0, 0.0]])
 def test_class_weights_that_make_no_sense(weights: str | list[float]) -> None:
-    message = refusal(optim.cross_entropy, 0.0, weights, [60, 5, 12, 3])
+    message = refusal(objectives.cross_entropy, 0.0, weights, [60, 5, 12, 3])
     assert message == f"loss.class_weights={weights}: choose none, balanced or 4 numbers from 0"
-    assert "class 1 has no training image" in refusal(optim.cross_entropy, 0.0, "balanced", [60, 0, 12, 3])
+    assert "class 1 has no training image" in refusal(objectives.cross_entropy, 0.0, "balanced", [60, 0, 12, 3])
 
 
 @pytest.mark.parametrize("weights", [None, 2, True, ["a", "b", "c", "d"], [1, 2, 3, None], [float("inf"), 1, 1, 1]])
 def test_class_weights_of_another_type(weights) -> None:
-    message = refusal(optim.cross_entropy, 0.0, weights, [1, 2, 3, 4])
+    message = refusal(objectives.cross_entropy, 0.0, weights, [1, 2, 3, 4])
     assert message == f"loss.class_weights={weights}: must be a list [a number, …]"
 
 

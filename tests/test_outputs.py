@@ -18,10 +18,11 @@ NAMES = ["healthy", "mild", "severe"]
 COUNTS = np.array([[5, 3, 0], [1, 2, 4], [0, 0, 6]])  # far from symmetric
 
 
-def rows_and_probabilities(images: int = 6) -> tuple[pd.DataFrame, np.ndarray]:
+def rows_and_predictions(images: int = 6) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
     generator = np.random.default_rng(images)
     rows = pd.DataFrame({"image": [f"{n:02d}" for n in range(images)], "target": np.arange(images) % 3})
-    return rows, generator.dirichlet(np.ones(3), images)
+    probabilities = generator.dirichlet(np.ones(3), images)
+    return rows, probabilities.argmax(axis=1), probabilities
 
 
 def test_precision_and_recall_are_scikit_learns() -> None:
@@ -38,12 +39,12 @@ def test_precision_and_recall_are_scikit_learns() -> None:
 
 def test_files_are_replaced_and_never_rewritten_in_place(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
-    write_split(run, "test", *rows_and_probabilities(6), COUNTS, NAMES)
+    write_split(run, "test", *rows_and_predictions(6), COUNTS, NAMES)
     before = {file: file.read_bytes() for file in run.path.iterdir()}
     assert len(before) == 4
     for file in before:
         os.link(file, tmp_path / file.name)  # another name of the same bytes
-    write_split(run, "test", *rows_and_probabilities(9), COUNTS.T, NAMES)
+    write_split(run, "test", *rows_and_predictions(9), COUNTS.T, NAMES)
     for file, content in before.items():
         assert file.read_bytes() != content, file.name
         assert (tmp_path / file.name).read_bytes() == content, file.name
@@ -55,7 +56,7 @@ def test_a_full_disk_names_the_file_and_leaves_each_one_complete(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
     run, room, write_bytes = RunFolder(tmp_path / "run"), [after], Path.write_bytes
-    write_split(run, "test", *rows_and_probabilities(6), COUNTS, NAMES)
+    write_split(run, "test", *rows_and_predictions(6), COUNTS, NAMES)
     before = {file: file.read_bytes() for file in run.path.iterdir()}
 
     def write(path: Path, data: bytes) -> int:
@@ -67,7 +68,7 @@ def test_a_full_disk_names_the_file_and_leaves_each_one_complete(
 
     monkeypatch.setattr(Path, "write_bytes", write)
     with pytest.raises(OSError, match=rf"No space left on device: '{run.path}/\w+_test.\w+'"):
-        write_split(run, "test", *rows_and_probabilities(9), COUNTS.T, NAMES)
+        write_split(run, "test", *rows_and_predictions(9), COUNTS.T, NAMES)
     now = {file: file.read_bytes() for file in run.path.iterdir()}
     assert set(now) == set(before)
     assert sum(now[file] != before[file] for file in before) == after
@@ -75,19 +76,19 @@ def test_a_full_disk_names_the_file_and_leaves_each_one_complete(
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_undefined_probabilities_are_named_and_not_written(tmp_path: Path, value: float) -> None:
-    rows, probabilities = rows_and_probabilities(6)
+    rows, classes, probabilities = rows_and_predictions(6)
     probabilities[[1, 4], 0] = value
-    message = refusal(write_predictions, tmp_path / "new" / "predictions.csv", rows, probabilities)
+    message = refusal(write_predictions, tmp_path / "new" / "predictions.csv", rows, classes, probabilities)
     assert message.startswith("the probabilities of 2 of 6 images are NaN or infinite (01, 04)")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_predictions_keep_the_order_of_the_rows(tmp_path: Path) -> None:
-    rows, probabilities = rows_and_probabilities(6)
-    write_predictions(tmp_path / "predictions.csv", rows, probabilities)
+    rows, classes, probabilities = rows_and_predictions(6)
+    write_predictions(tmp_path / "predictions.csv", rows, 2 - classes, probabilities)
     stored = pd.read_csv(tmp_path / "predictions.csv", dtype={"image": str})
     assert stored["image"].tolist() == rows["image"].tolist()
-    assert stored["prediction"].tolist() == probabilities.argmax(axis=1).tolist()
+    assert stored["prediction"].tolist() == (2 - classes).tolist()  # whatever the objective chose
     assert stored[["p_0", "p_1", "p_2"]].to_numpy() == pytest.approx(probabilities, abs=1e-7)
 
 

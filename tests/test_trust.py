@@ -70,7 +70,7 @@ def test_of_all_callables_a_file_may_name_those_of_conf_alone(monkeypatch):
 
 
 def test_the_names_of_conf_are_exact_and_by_group():
-    assert named_in_conf("loss") == {"resnet_lab.optim.cross_entropy"}
+    assert named_in_conf("loss") == {"resnet_lab.objectives.cross_entropy", "resnet_lab.objectives.mse"}
     assert named_in_conf("model") == {"resnet_lab.models.resnet.resnet", "resnet_lab.models.example_cnn.example_cnn"}
     assert "resnet_lab.optim.sgd" in named_in_conf("optim")
     assert "resnet_lab.optim.sgd is none of" in refusal(build, "loss", {"_target_": "resnet_lab.optim.sgd"})
@@ -89,7 +89,7 @@ def test_the_names_of_conf_are_exact_and_by_group():
     ],
 )
 def test_special_keys_stand_at_the_top_alone(node, key):
-    assert refusal(build, "loss", {"_target_": "resnet_lab.optim.cross_entropy"} | node).startswith(f"{key}")
+    assert refusal(build, "loss", {"_target_": "resnet_lab.objectives.cross_entropy"} | node).startswith(f"{key}")
 
 
 @pytest.mark.parametrize("target", [5, ["os.system"], {"_target_": "os.system"}, True, ""])
@@ -249,5 +249,5 @@ def test_cells_of_a_spreadsheet_compute_nothing(tmp_path):
     assert list(table["number"]) == list(np.arange(9) - 4.5)
     rows, probabilities = pd.DataFrame({"image": ["=cmd()", "-1"], "target": [0, 1]}), np.eye(2)
     for exact, names in ((True, ["=cmd()", "-1"]), (False, ["'=cmd()", "'-1"])):
-        write_predictions(tmp_path / "p.csv", rows, probabilities, exact=exact)
+        write_predictions(tmp_path / "p.csv", rows, np.arange(2), probabilities, exact=exact)
         assert list(pd.read_csv(tmp_path / "p.csv", dtype=str)["image"]) == names

@@ -9,6 +9,7 @@ import torch
 from fake_runs import change_status, edit_predictions, write_run
 
 from resnet_lab.metrics import SplitMetrics
+from resnet_lab.objectives import Softmax
 from resnet_lab.report import __main__ as report
 from resnet_lab.report.resampling import Answers
 from resnet_lab.report.runs import read_run
@@ -37,7 +38,7 @@ def test_the_metrics_are_those_that_a_job_computes(tmp_path, classes):
     targets = torch.tensor(answers.targets)
     job = SplitMetrics("test", 5, ordered=True)
     job.update(torch.nn.functional.cross_entropy(logits, targets, reduction="none"), logits, targets)
-    stored = {name.removeprefix("test/"): float(value) for name, value in job.compute().items()}
+    stored = {name.removeprefix("test/"): float(value) for name, value in job.compute(Softmax(5, None, 0.0)).items()}
     derived = metrics_of(answers, run.config, run.class_counts("train"))
     assert set(stored) == set(derived)
     for name, value in stored.items():

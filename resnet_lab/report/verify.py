@@ -17,9 +17,11 @@ from resnet_lab.report.comparison import places_of
 from resnet_lab.report.resampling import Answers
 from resnet_lab.report.runs import Predictions, Run, read_metrics, read_predictions
 
+CROSS_ENTROPY = "resnet_lab.objectives.cross_entropy"
 TOLERANCE = 1e-5  # stored metrics are of float32 probabilities, the predictions have eight digits
 BEST_TOLERANCE = 2e-3  # the best epoch was scored while it trained, perhaps in other batches or on another machine
 SPLITS = ("train", "val", "test")
+EDGE = 1e-6  # of a cumulative probability, which the digits of the file leave open
 STATES = ("created", "running", "interrupted", "failed", "done")  # of a status.json that can be read
 LOSS_TOLERANCE = 1e-4  # relative; a logarithm makes more of the last digit
 
@@ -136,9 +138,12 @@ def _difference(name: str, stored: Any, derived: float | None) -> Iterator[str]:
 
 def _tables(run: Run, split: str, answers: Answers) -> Iterator[str]:
     """The predicted class of each row, and the two tables beside the predictions, where they are kept."""
-    changed = int(np.sum(answers.probabilities.argmax(axis=1) != answers.predictions))
-    if changed:
-        yield f"predictions of {split}: in {count(changed, 'row')} the prediction is not the most probable class"
+    rule = run.status.get("decision", "argmax")
+    if rule not in statistics.DECISIONS:
+        yield f"predictions of {split} cannot be checked: the decision {rule!r} is unknown here"
+    elif changed := int(np.sum(_undecided(answers, rule))):
+        what = statistics.DECISIONS[rule]
+        yield f"predictions of {split}: in {count(changed, 'row')} the prediction is not {what}"
     counts = statistics.confusion_matrix(answers.targets, answers.predictions, answers.probabilities.shape[1])
     scores = np.vstack([np.nan_to_num(statistics.class_scores(counts)), counts.sum(1)]).T
     _, matrix, report = _files(run, split)
@@ -159,6 +164,14 @@ def _tables(run: Run, split: str, answers: Answers) -> Iterator[str]:
             yield f"{file.name} does not follow from the predictions"
         elif [str(name) for name in frame.index] != names or [str(name) for name in frame.columns] != columns:
             yield f"{file.name} names other classes or columns than status.json, or in another order"
+
+
+def _undecided(answers: Answers, rule: str) -> np.ndarray:
+    """Which of the predictions do not follow from the probabilities, (N,); those at the edge of two classes do."""
+    wrong = statistics.decisions(answers.probabilities, rule) != answers.predictions
+    if rule == "median":
+        wrong &= np.abs(answers.probabilities.cumsum(axis=1) - 0.5).min(axis=1) > EDGE
+    return wrong
 
 
 def _status(run: Run, found: dict[str, Split]) -> Iterator[str]:
@@ -206,9 +219,9 @@ def metrics_of(answers: Answers, config: dict[str, Any], train_counts: Sequence[
 
 
 def _loss(answers: Answers, config: dict[str, Any], train_counts: Sequence[int]) -> float | None:
-    """Mean cross-entropy with smoothing and weights as in `optim.cross_entropy`; None where it is something else."""
+    """Mean cross-entropy with smoothing and weights as in `objectives.cross_entropy`; None for another loss."""
     smoothing, weights = config.get("loss.label_smoothing", 0.0), config.get("loss.class_weights", "none")
-    if config.get("loss._target_", "resnet_lab.optim.cross_entropy") != "resnet_lab.optim.cross_entropy":
+    if config.get("loss._target_", CROSS_ENTROPY) != CROSS_ENTROPY:
         return None
     classes, rows = answers.probabilities.shape[1], np.arange(len(answers.targets))
     if weights == "none":
