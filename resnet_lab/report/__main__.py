@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from resnet_lab.command_line import run_command
-from resnet_lab.errors import UserError, printable
+from resnet_lab.errors import UserError, count, printable
 from resnet_lab.outputs import for_spreadsheets
 from resnet_lab.rendering import Finding
 from resnet_lab.report.comparison import METRICS, Table, tables_of
@@ -118,8 +118,8 @@ def check(folders: Sequence[str]) -> None:
     closed = closed_folders(folders)
     runs = _read(folders, closed)
     lines = [*differences_of(runs), *(f"{folder}: cannot be checked: no permission to read it" for folder in closed)]
-    done = sum(run.state == "done" for run in runs)
-    print(printable("\n".join(lines)) or f"all stored metrics of {done} finished runs follow from their predictions")
+    done = count(sum(run.state == "done" for run in runs), "finished run")
+    print(printable("\n".join(lines)) or f"all stored metrics of {done} follow from their predictions")
     if lines:
         sys.exit(1)
 
