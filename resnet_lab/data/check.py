@@ -18,7 +18,9 @@ from pathlib import Path
 
 import pandas as pd
 from PIL import Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
 
+from resnet_lab.data.jpeg import LEFT_OVER, look_inside
 from resnet_lab.data.progress import with_progress
 from resnet_lab.errors import UserError, count
 from resnet_lab.run_folder import write_atomically
@@ -28,8 +30,6 @@ LARGEST = 1 << 30  # bytes of an image file
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit; ours is looked at before anything is decoded
 
 log = logging.getLogger(__name__)
-
-TRUNCATED = "image file is truncated: it has no end-of-image marker"
 
 Verdict = tuple[str, str, str]  # what is wrong with a file, or nothing; the hashes of its bytes and of its pixels
 HASH_DIGITS = 16  # hexadecimal digits of the hash of an image's pixels
@@ -111,32 +111,28 @@ def examine(path: str, max_pixels: int = MAX_PIXELS) -> Verdict:
     return defect, digest_of(data), decoded
 
 
-def lacks_end(data: bytes, scan: int) -> bool:
-    """Whether a JPEG, whose first scan begins at byte `scan`, is cut.
-
-    Compressed data never holds FF D9, the end-of-image marker, so it is missing when the end is (a thumbnail before
-    the scan has its own); after it cameras may write what they like.
-    """
-    return data.rfind(b"\xff\xd9", scan) < 0
-
-
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[str, str]:
     """What is wrong with the bytes of an image, or nothing, and the hash of its pixels.
 
-    A JPEG is decoded at 1/8 scale where that leaves `SMALLEST` pixels, which also finds truncated ones. The pixels are
+    A JPEG is decoded at 1/8 scale where that leaves `SMALLEST` pixels, which also finds damaged ones (`jpeg.py`). The pixels are
     those that are stored, whatever the EXIF orientation says, as tools that strip EXIF leave them alone.
     """
     try:
-        with Image.open(io.BytesIO(data)) as file:
+        with io.BytesIO(data) as stream, Image.open(stream) as file:
             if file.mode[0] in "IF":
                 return f"mode {file.mode}, which has more than 8 bits a pixel; convert it to 8 bits", ""
             if reason := too_many(file.size, max_pixels):
                 return reason, ""
-            if file.format == "JPEG" and lacks_end(data, file.fp.tell()):  # type: ignore[union-attr]
-                return TRUNCATED, ""
+            last = 0
+            if isinstance(file, JpegImageFile) and file.format == "JPEG":
+                damage, last = look_inside(file, stream, data)
+                if damage:
+                    return damage, ""
             file.draft("RGB", (max(SMALLEST, file.width // 8), max(SMALLEST, file.height // 8)))
             with AT_ONCE.of(file.width * file.height):
                 image = file.convert("RGB")
+                if stream.tell() <= last:
+                    return LEFT_OVER, ""
                 ImageOps.exif_transpose(file)
                 return "", image_hash(image.size, image.tobytes())
     except Image.UnidentifiedImageError:
