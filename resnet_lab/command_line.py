@@ -6,8 +6,10 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from copy import copy
+from pathlib import Path
 
-from resnet_lab.errors import UserError, one_line_of, printable
+from resnet_lab.errors import UserError, on_one_line, one_line_of, printable
 
 
 def split_arguments(
@@ -42,13 +44,18 @@ def switched_on(key: str, value: str) -> bool:
 
 
 class PrintableFormatter(logging.Formatter):
-    """Lines with the time, in which no name from a file steers the terminal."""
+    """Lines with the time, in which no name from a file steers the terminal or breaks the line."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s  %(message)s", "%H:%M:%S")
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
+        """The line; of several lines are only messages that hold them without arguments, as tables and tracebacks."""
+        if isinstance(record.args, tuple):
+            record = copy(record)
+            record.args = tuple(
+                on_one_line(str(each)) if isinstance(each, str | Path) else each for each in record.args
+            )
         return printable(super().format(record))
 
 
