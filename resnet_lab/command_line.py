@@ -51,12 +51,11 @@ class PrintableFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line; of several lines are only messages that hold them without arguments, as tables and tracebacks."""
+        shown = copy(record)
         if isinstance(record.args, tuple):
-            record = copy(record)
-            record.args = tuple(
-                on_one_line(str(each)) if isinstance(each, str | Path) else each for each in record.args
-            )
-        return printable(super().format(record))
+            texts = (on_one_line(str(each)) if isinstance(each, str | Path) else each for each in record.args)
+            shown.args = tuple(texts)
+        return printable(super().format(shown))
 
 
 def log_to(handlers: Sequence[logging.Handler], level: int = logging.INFO, alone: bool = False) -> None:

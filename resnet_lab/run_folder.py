@@ -349,16 +349,18 @@ def list_jobs(sweep_dir: Path, names: Iterable[str] | None = None, gone: Collect
     if names is None and not jobs_file(sweep_dir).is_file():
         return []
     sweep_dir.mkdir(parents=True, exist_ok=True)
-    with jobs_file(sweep_dir).open("r" if names is None else "a+", encoding="utf-8", errors="replace") as file:
+    if names is not None:
+        jobs_file(sweep_dir).touch()
+    with jobs_file(sweep_dir).open("r" if names is None else "r+", encoding="utf-8", errors="replace") as file:
         if names is not None:
             fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0)
         known = file.read().splitlines()
         kept = [name for name in known if name not in gone]
         new = [name for name in dict.fromkeys(names or ()) if name not in kept]
         if len(kept) < len(known):
-            file.truncate(0)
+            file.seek(0)
             file.writelines(f"{name}\n" for name in kept)
+            file.truncate()  # afterwards, as a full disk has room for what stood here
         file.writelines(f"{name}\n" for name in new)
     return kept + new
 

@@ -114,8 +114,8 @@ def examine(path: str, max_pixels: int = MAX_PIXELS) -> Verdict:
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[str, str]:
     """What is wrong with the bytes of an image, or nothing, and the hash of its pixels.
 
-    A JPEG is decoded at 1/8 scale where that leaves `SMALLEST` pixels, which also finds damage (`jpeg.py`). The pixels are
-    those that are stored, whatever the EXIF orientation says, as tools that strip EXIF leave them alone.
+    A JPEG is decoded at 1/8 scale where that leaves `SMALLEST` pixels, which also finds damage (`jpeg.py`). The pixels
+    are those that are stored, whatever the EXIF orientation says, as tools that strip EXIF leave them alone.
     """
     try:
         with io.BytesIO(data) as stream, Image.open(stream) as file:
