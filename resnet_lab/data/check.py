@@ -142,7 +142,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[str, str]:
 
 
 def check_files(paths: Iterable[str], cache_dir: Path, max_pixels: int = MAX_PIXELS) -> pd.DataFrame:
-    """Check every file once; the verdicts are kept by path, size and time of change.
+    """Check every file once; the verdicts are kept by path, size and time of change, except of files not read at all.
 
     Args:
         paths: image files.
@@ -158,12 +158,12 @@ def check_files(paths: Iterable[str], cache_dir: Path, max_pixels: int = MAX_PIX
     folders = "\n".join(sorted({str(Path(path).parent) for path in keys}))
     cache_file = cache_dir / f"checked_{hashlib.sha256(folders.encode()).hexdigest()[:16]}.json"
     known = _known(cache_file)
-    new = [path for path, key in keys.items() if key not in known or key == path]
+    new = [path for path, key in keys.items() if key not in known]
     if new:
         known |= dict(zip((keys[path] for path in new), _examine_all(new, max_pixels), strict=True))
         try:
             cache_dir.mkdir(parents=True, exist_ok=True)
-            write_atomically(cache_file, json.dumps(known, ensure_ascii=False))
+            write_atomically(cache_file, json.dumps(_of_content(known), ensure_ascii=False))
         except OSError as error:
             log.warning("cannot keep the check of the images: %s", error)
     return pd.DataFrame(
@@ -172,7 +172,7 @@ def check_files(paths: Iterable[str], cache_dir: Path, max_pixels: int = MAX_PIX
 
 
 def _key(path: str, limit: str) -> str:
-    """Path, size, time of change, and a limit of pixels; of a dangling link the path alone."""
+    """Path, size, time of change, and a limit of pixels; of a file that is not there the path alone."""
     try:
         status = os.stat(path)  # noqa: PTH116
     except OSError:
@@ -186,7 +186,12 @@ def _known(cache_file: Path) -> dict[str, Verdict]:
         known = json.loads(cache_file.read_text("utf-8"))
     except (OSError, ValueError):
         return {}
-    return known if isinstance(known, dict) else {}
+    return _of_content(known) if isinstance(known, dict) else {}
+
+
+def _of_content(verdicts: dict[str, Verdict]) -> dict[str, Verdict]:
+    """The verdicts on what files hold; a permission or a disk may be mended without a change of the file."""
+    return {key: verdict for key, verdict in verdicts.items() if verdict[1]}
 
 
 def _examine_all(paths: list[str], max_pixels: int) -> list[Verdict]:
