@@ -17,38 +17,39 @@ WRITERS = (
 )
 FRAMES = ("to_csv", "to_json", "to_html", "to_parquet", "to_pickle", "to_excel")  # of pandas: a text without a path
 APPENDED = {
-    "build.py set_up_logging": "train.log alone grows by lines",
-    "job.py run_job": "TensorBoard's events, which its writer appends",
-    "data/prepared.py _prepare_missing": "the journal: a line for each photograph, and a cut line is done again",
-    "run_folder.py list_jobs": "jobs.txt: names of jobs, read and changed under a lock on the file itself",
+    "build.py set_up_logging FileHandler": "train.log alone grows by lines",
+    "job.py run_job TensorBoardLogger": "TensorBoard's events, which its writer appends",
+    "data/prepared.py _prepare_missing open": "the journal: a line for each photograph, and a cut line is done again",
+    "run_folder.py list_jobs open": "jobs.txt: names of jobs, read and changed under a lock on the file itself",
+    "run_folder.py list_jobs touch": "likewise",
 }
 HELD = {  # nothing is written to them
-    "run_folder.py RunFolder.lock": "a lock",
-    "run_folder.py RunFolder.turn": "a lock",
-    "data/prepared.py _turn": "a lock",
+    "run_folder.py RunFolder.lock open": "a lock",
+    "run_folder.py RunFolder.turn open": "a lock",
+    "data/prepared.py _turn open": "a lock",
 }
 BESIDE = {
-    "run_folder.py write_atomically": "this is it",
-    "data/synthetic.py write_synthetic": "below a folder that is renamed when it is complete",
-    "data/synthetic.py _write_tables": "likewise",
-    "data/synthetic.py _write_photograph": "likewise",
+    "run_folder.py write_atomically write_bytes": "this is it",
+    "data/synthetic.py write_synthetic write_text": "below a folder that is renamed when it is complete",
+    "data/synthetic.py _write_tables write_text": "likewise",
+    "data/synthetic.py _write_photograph write_bytes": "likewise",
 }
 NOT_TO_DISK = {
-    "checkpoints.py AtomicCheckpointIO.save_checkpoint": "to memory, and then through write_atomically",
-    "outputs.py write_split": "likewise",
-    "rendering.py png": "likewise",
-    "command_line.py run_command": "/dev/null",
+    "checkpoints.py AtomicCheckpointIO.save_checkpoint save": "to memory, and then through write_atomically",
+    "outputs.py write_split savefig": "likewise",
+    "rendering.py png savefig": "likewise",
+    "command_line.py run_command open": "/dev/null",
 }
 
 
 def writers(source: str) -> Iterator[str]:
-    """The functions, by their dotted names, that open a file for writing."""
+    """The functions, by their dotted names, that open a file for writing, each with the name that it calls."""
 
     def visit(node: ast.AST, place: tuple[str, ...]) -> Iterator[str]:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             place = (*place, node.name)
         if isinstance(node, ast.Call) and writes(node):
-            yield ".".join(place)
+            yield f"{'.'.join(place)} {ast.unparse(node.func).rpartition('.')[2]}"
         for child in ast.iter_child_nodes(node):
             yield from visit(child, place)
 
@@ -83,7 +84,8 @@ def writes(call: ast.Call) -> bool:
     ],
 )  # fmt: skip
 def test_what_counts_as_writing(source: str, found: bool) -> None:
-    assert list(writers(f"class A:\n    def b(self):\n        {source}")) == ["A.b"] * found
+    places = list(writers(f"class A:\n    def b(self):\n        {source}"))
+    assert [place.partition(" ")[0] for place in places] == ["A.b"] * found
 
 
 def test_every_writer_writes_beside_and_renames_or_is_listed_with_its_reason() -> None:
