@@ -397,6 +397,15 @@ def _is_run(config_file: Path) -> bool:
     return config_file.parent.name != ".hydra" and config_file.with_name("status.json").is_file()
 
 
+def closed_folders(folders: Iterable[str]) -> list[str]:
+    """The folders at or below `folders` that we may not read, whose runs are therefore missing."""
+    closed: list[str] = []
+    for folder in folders:
+        for _, inner, _ in os.walk(folder, onerror=lambda error: closed.append(str(error.filename))):
+            inner[:] = [name for name in inner if name not in ("checkpoints", "tensorboard")]
+    return [folder for folder in dict.fromkeys(closed) if Path(folder).exists()]
+
+
 def find_runs(folders: Iterable[str | Path]) -> list[RunFolder]:
     """All run folders at or below `folders`, each once, in the order of their paths.
 

@@ -25,12 +25,19 @@ from fake_data import (
     write_medmnist,
     write_studies,
 )
+from fake_runs import write_run
 
 from resnet_lab.data.check import check_files
 from resnet_lab.data.prepared import prepare
 from resnet_lab.errors import UserError, one_line_of
 from resnet_lab.failures import explained
 from resnet_lab.models.pretrained import read
+from resnet_lab.report.comparison import tables_of
+from resnet_lab.report.findings import findings_of
+from resnet_lab.report.runs import read_run
+from resnet_lab.report.verify import differences_of
+from resnet_lab.run_folder import RunFolder, list_jobs
+from resnet_lab.status import states_of
 
 Close = Callable[[Path], None]
 
@@ -115,6 +122,29 @@ def test_weights_that_may_not_be_read_are_named(tmp_path: Path, close: Close) ->
     close(file)
     with pytest.raises(UserError, match=f"^{file}: Permission denied; make it readable$"):
         read(file)
+
+
+def test_check_and_report_name_the_permission_of_the_metrics(tmp_path: Path, close: Close) -> None:
+    run = read_run(RunFolder(write_run(tmp_path / "run")))
+    close(run.folder.kept_metrics)
+    assert "run: metrics.csv cannot be read (Permission denied)" in differences_of([run])
+    assert "metrics.csv cannot be read (Permission denied); its curves" in "".join(
+        finding.text for finding in findings_of([run], tables_of([run]))
+    )
+
+
+def test_status_names_folders_that_may_not_be_read(tmp_path: Path, close: Close) -> None:
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b")
+    list_jobs(tmp_path, ["a", "b", "c"])
+    close(tmp_path / "b")
+    assert [(job.name, job.state) for job in states_of(tmp_path)] == [
+        ("a", "done"),
+        ("c", "missing"),
+        ("b", "unreadable"),
+    ]
+    with pytest.raises(UserError, match="b: no permission to read it"):
+        states_of(tmp_path / "b")
 
 
 def test_a_permission_that_is_given_back_is_seen(tmp_path: Path, close: Close, monkeypatch: pytest.MonkeyPatch) -> None:
