@@ -8,8 +8,10 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from copy import copy
+from pathlib import Path
 
-from resnet_lab.errors import UserError, one_line_of, printable
+from resnet_lab.errors import UserError, on_one_line, one_line_of, printable
 
 
 def split_arguments(
@@ -44,14 +46,18 @@ def switched_on(key: str, value: str) -> bool:
 
 
 class PrintableFormatter(logging.Formatter):
-    """Lines with the time, in which no name from a file steers the terminal."""
+    """Lines with the time, in which no name from a file steers the terminal or breaks the line."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s  %(message)s", "%H:%M:%S")
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
-        return printable(super().format(record))
+        """The line; of several lines are only messages that hold them without arguments, as tables and tracebacks."""
+        shown = copy(record)
+        if isinstance(record.args, tuple):
+            texts = (on_one_line(str(each)) if isinstance(each, str | Path) else each for each in record.args)
+            shown.args = tuple(texts)
+        return printable(super().format(shown))
 
 
 def log_to(handlers: Sequence[logging.Handler], level: int = logging.INFO, alone: bool = False) -> None:

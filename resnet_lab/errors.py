@@ -26,11 +26,17 @@ def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
+def on_one_line(text: str) -> str:
+    """A text with its line breaks escaped, as a name from a CSV may hold them (`\\n`)."""
+    return text.replace("\n", "\\n")
+
+
 def one_line_of(error: BaseException) -> str:
     """The message of an error as one line for a terminal; of the operating system's with the file in front."""
     if isinstance(error, OSError) and error.filename and error.strerror:
-        return printable(f"{error.filename}: {error.strerror}")
-    return printable(" ".join(str(error).split()))
+        return printable(on_one_line(f"{error.filename}: {error.strerror}"))
+    text = on_one_line(str(error)) if isinstance(error, UserError) else str(error)
+    return printable(" ".join(text.split()))
 
 
 def count(number: int, one: str, several: str = "") -> str:

@@ -236,7 +236,7 @@ def command(arguments: list[str]) -> None:
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     counts = {split: datamodule.class_counts[split]}
     table = score_table(metrics, counts, model.origin["class_counts"]["train"], model.origin["class_names"])
-    log.info("%s\nfiles in %s", table, run.path)
+    log.info(f"{table}\nfiles in {run.path}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from resnet_lab import plots, statistics
-from resnet_lab.errors import UserError, count
+from resnet_lab.errors import UserError, count, on_one_line
 from resnet_lab.run_folder import RunFolder, new_folder, write_atomically
 
 TABLE = ("accuracy", "balanced_accuracy", "qwk", "auroc", "f1_weighted", "f1_macro")
@@ -128,7 +128,7 @@ def score_table(
     """
     columns = [name for name in TABLE if any(f"{split}/{name}" in metrics for split in counts)]
     majority = int(np.argmax(train_counts))
-    always = f"  always “{names[majority]}”"
+    always = f"  always “{on_one_line(names[majority])}”"
     always = always if len(always) <= LABEL else f"{always[: LABEL - 2]}…”"
     lines = [" " * LABEL + "".join(f"{name:>19}" for name in columns)]
     for split, images in counts.items():

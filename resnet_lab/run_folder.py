@@ -350,16 +350,18 @@ def list_jobs(sweep_dir: Path, names: Iterable[str] | None = None, gone: Collect
     if names is None and not jobs_file(sweep_dir).is_file():
         return []
     sweep_dir.mkdir(parents=True, exist_ok=True)
-    with jobs_file(sweep_dir).open("r" if names is None else "a+", encoding="utf-8", errors="replace") as file:
+    if names is not None:
+        jobs_file(sweep_dir).touch()
+    with jobs_file(sweep_dir).open("r" if names is None else "r+", encoding="utf-8", errors="replace") as file:
         if names is not None:
             fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0)
         known = file.read().splitlines()
         kept = [name for name in known if name not in gone]
         new = [name for name in dict.fromkeys(names or ()) if name not in kept]
         if len(kept) < len(known):
-            file.truncate(0)
+            file.seek(0)
             file.writelines(f"{name}\n" for name in kept)
+            file.truncate()  # afterwards, as a full disk has room for what stood here
         file.writelines(f"{name}\n" for name in new)
     return kept + new
 
@@ -394,6 +396,15 @@ def _lives(process: int) -> bool:
 def _is_run(config_file: Path) -> bool:
     """A job has a status from the start; Hydra's own copies and a project's conf/ have none."""
     return config_file.parent.name != ".hydra" and config_file.with_name("status.json").is_file()
+
+
+def closed_folders(folders: Iterable[str]) -> list[str]:
+    """The folders at or below `folders` that we may not read, whose runs are therefore missing."""
+    closed: list[str] = []
+    for folder in folders:
+        for _, inner, _ in os.walk(folder, onerror=lambda error: closed.append(str(error.filename))):
+            inner[:] = [name for name in inner if name not in ("checkpoints", "tensorboard")]
+    return [folder for folder in dict.fromkeys(closed) if Path(folder).exists()]
 
 
 def find_runs(folders: Iterable[str | Path]) -> list[RunFolder]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from resnet_lab.command_line import run_command
 from resnet_lab.errors import UserError, count, printable
-from resnet_lab.run_folder import UNTRAINED, RunFolder, find_runs, jobs_file, list_jobs
+from resnet_lab.run_folder import UNTRAINED, RunFolder, closed_folders, find_runs, jobs_file, list_jobs
 
 USAGE = "usage: resnet-lab status DIR …"
 STATES = ("done", "running", "interrupted", "failed", "created", "missing", "unreadable")
@@ -69,18 +69,24 @@ def states_of(folder: Path) -> list[JobState]:
     """All jobs at or below a folder, with those that a sweep there was asked for and has not begun.
 
     Raises:
-        UserError: the folder does not exist or holds neither a run nor a sweep.
+        UserError: the folder does not exist, may not be read, or holds neither a run nor a sweep.
     """
+    closed = closed_folders([str(folder)])
+    if str(folder) in closed:
+        raise UserError(f"{folder}: no permission to read it")
     sweeps = {file.parent: list_jobs(file.parent) for file in sorted(folder.rglob(jobs_file(folder).name))}
     try:
         runs = find_runs([folder])
     except UserError:
-        if not sweeps:
+        if not sweeps and not closed:
             raise
         runs = []
     begun = {run.path for run in runs}
     missing = [name for place, names in sweeps.items() for name in names if (place / name).resolve() not in begun]
-    return [state_of(run) for run in runs] + [JobState(name, "missing") for name in missing]
+    hidden = [Path(each).name for each in closed if Path(each).resolve() not in begun]
+    unread = [JobState(name, "unreadable", "no permission to read it") for name in hidden]
+    missing = [name for name in missing if name not in hidden]
+    return [state_of(run) for run in runs] + [JobState(name, "missing") for name in missing] + unread
 
 
 def table(jobs: Sequence[JobState]) -> str:

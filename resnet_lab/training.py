@@ -340,7 +340,7 @@ def finish(
     )
     images = {split: datamodule.class_counts[split] for split in datamodule.test_splits}
     table = score_table(metrics, images, datamodule.class_counts["train"], datamodule.class_names)
-    log.info("done\n%s", table)
+    log.info(f"done\n{table}")
     log.info("files in %s", run.path)
 
 

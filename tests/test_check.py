@@ -203,7 +203,7 @@ def test_a_jpeg_of_which_the_decoder_warns_is_damaged(tmp_path, options):
     (tmp_path / "image.jpeg").write_bytes(zeroed(photograph(**options)))
     path, cache = str(tmp_path / "image.jpeg"), tmp_path / "cache"
     (found,) = check_files([path], cache)["defect"]
-    assert found.startswith("damaged JPEG (Corrupt JPEG data")
+    assert found.startswith("damaged JPEG (")
     assert "\n" not in found
     assert list(check_files([path], cache, Rules(strict=False))["defect"]) == [""]
     assert list(check_files([path], cache)["defect"]) == [found]

@@ -323,6 +323,20 @@ def test_classes_are_in_the_order_of_their_numbers(root, names, ordered, expecte
     assert [expected[target] for target in table["target"]] == folders.tolist()
 
 
+@pytest.mark.parametrize(
+    ("names", "keys", "said"),
+    [
+        (["Mild", "No DR"], {"ordered": True}, True),
+        (["Mild", "No DR"], {"ordered": True, "class_names": ["No DR", "Mild"]}, False),
+        (["Mild", "No DR"], {}, False),
+        (["1 Mild", "0 No DR"], {"ordered": True}, False),
+    ],
+)
+def test_grades_in_alphabetical_order_are_pointed_out(root, caplog, names, keys, said):
+    class_folders(write_class_folders(root, dict.fromkeys(names, 1)), **keys).read_table()
+    assert ("grades in alphabetical order (Mild, No DR); data.class_names=[…] gives another" in caplog.text) is said
+
+
 def test_an_older_run_keeps_the_order_of_its_classes(root):
     write_class_folders(root, dict.fromkeys(NUMBERED, 1))
     older = upgraded({"data": {"_target_": "resnet_lab.data.class_folders.ClassFolders", "all_kinds": True}})["data"]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
 
 from resnet_lab.command_line import PrintableFormatter
-from resnet_lab.errors import count, one_line_of, printable
+from resnet_lab.errors import UserError, count, one_line_of, printable
 
 
 @pytest.mark.parametrize(
@@ -38,8 +39,23 @@ def test_one_is_singular(words, expected: str) -> None:
 def test_no_name_steers_the_terminal(text: str, shown: str) -> None:
     assert printable(text) == shown
     record = logging.LogRecord("x", logging.INFO, "", 0, "%s", (text,), None)
+    assert PrintableFormatter().format(record).endswith("  " + shown.replace("\n", "\\n"))
+
+
+@pytest.mark.parametrize(
+    ("message", "names", "shown"),
+    [
+        ("%s %s %d", ("a\nb", Path("c\nd.jpg"), 3), "a\\nb c\\nd.jpg 3"),
+        ("100 %\ntable", (), "100 %\ntable"),
+    ],
+)
+def test_a_name_breaks_no_line_of_the_log(message: str, names: tuple[object, ...], shown: str) -> None:
+    record = logging.LogRecord("x", logging.INFO, "", 0, message, names, None)
     assert PrintableFormatter().format(record).endswith(f"  {shown}")
+    assert record.args == names
 
 
 def test_an_error_is_one_line() -> None:
+    assert one_line_of(UserError("1 image is missing (a\nb)")) == "1 image is missing (a\\nb)"
+    assert one_line_of(FileNotFoundError(2, "No such file", "a\nb")) == "a\\nb: No such file"
     assert one_line_of(ValueError("a\nb\x1b  c")) == "a b\\x1b c"

@@ -240,7 +240,7 @@ def test_labels_by_a_mapping_or_from_another_number_on(file, grades, given, expe
     [
         (Grades(["a", "b"], {"none": 0, "R1": 1}), "1", "data.labels has no such label; it has none, R1"),
         (Grades(["a", "b"], first=1), "0", "labels run from 1 to 2"),
-        (Grades(["a", "b"]), "c", "labels must be whole numbers, or names of classes (a, b)"),
+        (Grades(["a", "b"]), "c", "labels must be whole numbers, names of classes (a, b) or words of data.labels"),
         (Grades(["a", "b"]), "1.5", "labels must be whole numbers"),
     ],
 )
@@ -252,6 +252,27 @@ def test_other_labels_are_refused_or_dropped(file, grades, label, rule):
     none = file(f"image,level\ny,{label}\n")
     with pytest.raises(UserError, match="no row has a label"):
         parse_file(none, grades, drop=True)
+
+
+@pytest.mark.parametrize(
+    ("grades", "given", "said"),
+    [
+        (Grades(["a", "b"]), "1,2", True),
+        (Grades(["a", "b"]), "1.0,2.0,", True),
+        (Grades(["a", "b"]), "0,1,2", False),
+        (Grades(["a", "b"]), "1,1", False),
+        (Grades(["a", "b"]), "1,3", False),
+        (Grades(["a", "b"], first=1), "1,2", False),
+        (Grades(["a", "b"], {"1": 0, "2": 1}), "1,2", False),
+    ],
+)
+def test_grades_from_1_on_are_pointed_out(file, caplog, grades, given, said):
+    path = file("image,level\n" + "".join(f"{n},{label}\n" for n, label in enumerate(given.split(","))))
+    hint = "no label is 0; set data.first_label=1 if classes run from 1 to 2"
+    parse_file(path, grades, drop=True)
+    assert (hint in caplog.text) is said
+    if said:
+        assert hint in refusal(parse_file, path, grades)
 
 
 def test_a_mapping_to_a_class_that_there_is_not():

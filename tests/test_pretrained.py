@@ -6,7 +6,7 @@ import io
 import logging
 import pickle
 from email.message import Message
-from pathlib import Path
+from pathlib import Path, PosixPath
 from urllib.error import URLError
 
 import numpy as np
@@ -217,9 +217,10 @@ def test_other_authors_projections_are_called_shortcut(tmp_path):
     assert equal(resnet(8, 10, form="cifar", shortcut="projection", pretrained=source), theirs)
 
 
-def test_safetensors(tmp_path):
-    safetensors.torch.save_file(small().state_dict(), tmp_path / "small.safetensors")
-    assert equal(resnet(8, 10, form="cifar", pretrained=str(tmp_path / "small.safetensors")), small())
+@pytest.mark.parametrize("name", ["a.safetensors", "pytorch_model.bin", "A.SAFETENSORS"])
+def test_safetensors(tmp_path, name):
+    safetensors.torch.save_file(small().state_dict(), tmp_path / name)
+    assert equal(resnet(8, 10, form="cifar", pretrained=str(tmp_path / name)), small())
 
 
 def test_half_precision_files_leave_the_network_in_float32(tmp_path):
@@ -255,6 +256,14 @@ def trained_by(script):
         "moco": {"state_dict": moco, "arch": "resnet50"},
         "another word": {"network_weights": state(), "history": [0.1, 0.2]},
         "two levels": {"checkpoint": {"model": prefixed("module.net.")}},
+        "arrays and paths": {
+            "model": state(),
+            "args": argparse.Namespace(data=PosixPath("/data")),
+            "losses": np.arange(3.0),
+            "names": np.array(["a", "b"]),
+            "best": np.str_("b"),
+        },
+        "without data": {"model": state(), "shape": torch.ones(2, device="meta")},
     }[script]
 
 
@@ -262,7 +271,7 @@ SCRIPTS = ["torchvision references", "timm", "tutorial", "numbers of numpy", "be
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-@pytest.mark.parametrize("script", [*SCRIPTS, "another word", "two levels"])
+@pytest.mark.parametrize("script", [*SCRIPTS, "another word", "two levels", "arrays and paths", "without data"])
 def test_files_of_the_usual_scripts(script, legacy, tmp_path):
     (save_legacy if legacy else save_zip)(trained_by(script), tmp_path / "weights.pth.tar")
     assert equal(resnet(8, 10, form="cifar", pretrained=str(tmp_path / "weights.pth.tar")), small())
@@ -299,7 +308,7 @@ def test_what_precedes_the_names_does_not_matter(prefix, nested, tmp_path, caplo
     source = saved({"state_dict": content} if nested else content, tmp_path / "weights.pt")
     assert equal(resnet(8, 10, form="cifar", pretrained=source), small())
     place = f"state_dict.{prefix}" if nested else prefix
-    assert f"the weights are {place}*; 1 other tensors are not used: " in caplog.text
+    assert f"the weights are {place}*; 1 other tensor is not used: " in caplog.text
 
 
 def body_of(model):
@@ -556,6 +565,15 @@ def test_damaged_files(suffix, tmp_path):
     torch.save(small().state_dict(), path)
     path.write_bytes(path.read_bytes()[:5000])
     assert "not readable as plain tensors" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"", "it is empty"), (b"<!DOCTYPE html><html>", "it begins with b'<!DOCTYPE html><'"), (b"\x89HDF", "HDF")],
+)
+def test_files_of_another_kind_show_how_they_begin(content, words, tmp_path):
+    (tmp_path / "weights.pth").write_bytes(content)
+    assert words in refusal(tmp_path / "weights.pth")
 
 
 # ---- nothing is run ----

@@ -76,7 +76,7 @@ def test_what_follows_from_the_predictions_passes(tmp_path, capsys):
     run_with_metrics(tmp_path / "run")
     write_run(tmp_path / "failed", state="failed", error="boom")
     report.command([str(tmp_path), "--check"])
-    assert capsys.readouterr().out == "all stored metrics of 1 finished runs follow from their predictions\n"
+    assert capsys.readouterr().out == "all stored metrics of 1 finished run follow from their predictions\n"
     assert not (tmp_path / "report.html").exists()
 
 

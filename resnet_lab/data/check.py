@@ -12,15 +12,16 @@ import struct
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
-import simplejpeg
 from PIL import Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
 
+from resnet_lab.data.jpeg import TRUNCATED, damage_of, lacks_end
 from resnet_lab.data.progress import with_progress
 from resnet_lab.errors import UserError, count
 from resnet_lab.run_folder import write_atomically
@@ -30,8 +31,6 @@ LARGEST = 1 << 30  # bytes of an image file
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit; ours is looked at before anything is decoded
 
 log = logging.getLogger(__name__)
-
-TRUNCATED = "image file is truncated: it has no end-of-image marker"
 
 
 class Rules(NamedTuple):
@@ -128,31 +127,6 @@ def examine(path: str, rules: Rules = RULES) -> Verdict:
     return defect, digest_of(data), decoded
 
 
-def lacks_end(data: bytes, scan: int) -> bool:
-    """Whether a JPEG, whose first scan begins at byte `scan`, is cut.
-
-    Compressed data never holds FF D9, the end-of-image marker, so it is missing when the end is (a thumbnail before
-    the scan has its own); after it cameras may write what they like.
-    """
-    return data.rfind(b"\xff\xd9", scan) < 0
-
-
-def warning_of(data: bytes) -> str:
-    """What libjpeg-turbo warns of in a gray or color JPEG, such as a wrong number of blocks; empty where of nothing.
-
-    Pillow is silent about it, and OpenCV writes it to the terminal without the file. A decoder cannot find damage that
-    leaves the number of blocks as it was.
-    """
-    gray = partial(simplejpeg.decode_jpeg, data, "GRAY", fastdct=True, fastupsample=True, min_factor=8)
-    try:
-        gray(strict=True)
-    except ValueError as warning:
-        with suppress(ValueError):  # an error, of a kind of JPEG that it cannot decode, says nothing of damage
-            gray(strict=False)
-            return " ".join(str(warning).split())
-    return ""
-
-
 def decode(data: bytes, rules: Rules = RULES) -> tuple[str, str]:
     """What is wrong with the bytes of an image, or nothing, and the hash of its pixels.
 
@@ -160,17 +134,19 @@ def decode(data: bytes, rules: Rules = RULES) -> tuple[str, str]:
     those that are stored, whatever the EXIF orientation says, as tools that strip EXIF leave them alone.
     """
     try:
-        with Image.open(io.BytesIO(data)) as file:
+        with io.BytesIO(data) as stream, Image.open(stream) as file:
             if file.mode[0] in "IF":
                 return f"mode {file.mode}, which has more than 8 bits a pixel; convert it to 8 bits", ""
             if reason := too_many(file.size, rules.max_pixels):
                 return reason, ""
-            if file.format == "JPEG" and lacks_end(data, file.fp.tell()):  # type: ignore[union-attr]
+            scan = stream.tell()
+            if file.format == "JPEG" and lacks_end(data, scan):
                 return TRUNCATED, ""
             file.draft("RGB", (max(SMALLEST, file.width // 8), max(SMALLEST, file.height // 8)))
             with AT_ONCE.of(file.width * file.height):
-                if rules.strict and file.format == "JPEG" and file.mode in ("L", "RGB") and (text := warning_of(data)):
-                    return f"damaged JPEG ({text}); data.strict_jpeg=false takes it as it is", ""
+                judged = isinstance(file, JpegImageFile) and rules.strict and file.mode in ("L", "RGB")
+                if damage := damage_of(file, data, scan) if judged else "":
+                    return f"{damage}; data.strict_jpeg=false takes it as it is", ""
                 image = file.convert("RGB")
                 ImageOps.exif_transpose(file)
                 return "", image_hash(image.size, image.tobytes())
@@ -181,7 +157,7 @@ def decode(data: bytes, rules: Rules = RULES) -> tuple[str, str]:
 
 
 def check_files(paths: Iterable[str], cache_dir: Path, rules: Rules = RULES) -> pd.DataFrame:
-    """Check every file once; the verdicts are kept by path, size and time of change.
+    """Check every file once; the verdicts are kept by path, size and time of change, except of files not read at all.
 
     Args:
         paths: image files.
@@ -197,12 +173,12 @@ def check_files(paths: Iterable[str], cache_dir: Path, rules: Rules = RULES) -> 
     folders = "\n".join(sorted({str(Path(path).parent) for path in keys}))
     cache_file = cache_dir / f"checked_{hashlib.sha256(folders.encode()).hexdigest()[:16]}.json"
     known = _known(cache_file)
-    new = [path for path, key in keys.items() if key not in known or key == path]
+    new = [path for path, key in keys.items() if key not in known]
     if new:
         known |= dict(zip((keys[path] for path in new), _examine_all(new, rules), strict=True))
         try:
             cache_dir.mkdir(parents=True, exist_ok=True)
-            write_atomically(cache_file, json.dumps(known, ensure_ascii=False))
+            write_atomically(cache_file, json.dumps(_of_content(known), ensure_ascii=False))
         except OSError as error:
             log.warning("cannot keep the check of the images: %s", error)
     return pd.DataFrame(
@@ -225,7 +201,12 @@ def _known(cache_file: Path) -> dict[str, Verdict]:
         known = json.loads(cache_file.read_text("utf-8"))
     except (OSError, ValueError):
         return {}
-    return known if isinstance(known, dict) else {}
+    return _of_content(known) if isinstance(known, dict) else {}
+
+
+def _of_content(verdicts: dict[str, Verdict]) -> dict[str, Verdict]:
+    """The verdicts on what files hold; a permission or a disk may be mended without a change of the file."""
+    return {key: verdict for key, verdict in verdicts.items() if verdict[1]}
 
 
 def _examine_all(paths: list[str], rules: Rules) -> list[Verdict]:

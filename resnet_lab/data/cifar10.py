@@ -8,6 +8,7 @@ import numpy as np
 from torchvision.datasets import CIFAR10 as Torchvision
 
 from resnet_lab.data.arrays import ArrayData
+from resnet_lab.data.listing import refuse_closed
 from resnet_lab.errors import UserError
 
 
@@ -26,8 +27,11 @@ class CIFAR10(ArrayData):
         return {split: (loaded.data, np.array(loaded.targets)) for split, loaded in splits.items()}
 
     def _load(self, train: bool) -> Torchvision:
+        refuse_closed(self.source, self.source / Torchvision.base_folder)
         try:
             return Torchvision(self.source, train, download=True)
+        except PermissionError:
+            raise
         except (OSError, RuntimeError) as error:
             raise UserError(
                 f"{self.source / Torchvision.base_folder} is absent or damaged, and cannot be downloaded ({error}); "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -23,6 +24,8 @@ from resnet_lab.data.listing import (
     words_of,
 )
 from resnet_lab.errors import UserError
+
+log = logging.getLogger(__name__)
 
 OLDER_SUFFIXES = {kind for one in (".jpeg", ".jpg", ".png", ".tif", ".tiff") for kind in (one, one.upper())}
 FILLERS = {"set", "split", "data", "dataset", "image", "images", "imgs", "img", "photo", "photos", "original", ""}
@@ -88,6 +91,9 @@ class ClassFolders(ImageData):
         found = [listings["train"]] if "train" in listings else listings.values()
         names = self._in_order({folder.name for split in found for folder in split} & filled)
         _refuse_splits_as_classes(root, names)
+        if self.ordered and not all(re.search(r"\d", name) for name in names):
+            order = ", ".join(names)
+            log.warning("%s: grades in alphabetical order (%s); data.class_names=[…] gives another", root, order)
         return names
 
     def _in_order(self, names: Iterable[str]) -> list[str]:

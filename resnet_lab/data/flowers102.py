@@ -11,6 +11,7 @@ import pandas as pd
 from torchvision.datasets import Flowers102 as Torchvision
 
 from resnet_lab.data.image_data import ImageData
+from resnet_lab.data.listing import refuse_closed
 from resnet_lab.data.table import SPLITS
 from resnet_lab.errors import UserError, count
 
@@ -37,8 +38,11 @@ class Flowers102(ImageData):
 
     def _split(self, folder: Path, split: str) -> pd.DataFrame:
         """The rows of one official split, whether or not the images are there."""
+        refuse_closed(folder.parent, folder, folder / "jpg")
         try:
             flowers = Torchvision(folder.parent, split, download=True)
+        except PermissionError:
+            raise
         except (OSError, RuntimeError) as error:
             raise UserError(
                 f"{folder} is absent or incomplete, and cannot be downloaded ({error}); set data.root to the folder "

@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 from numpy.random import Generator, default_rng
 
+from resnet_lab.run_folder import write_atomically
+
 Colour = np.ndarray | tuple[float, ...]
 
 GRADES = ("no DR", "mild", "moderate", "severe", "proliferative")
@@ -273,7 +275,7 @@ def write_grades(file: Path) -> None:
         columns.append(np.vstack((image, caption)))
     _, encoded = cv2.imencode(".png", np.hstack(columns)[..., ::-1])
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(encoded.tobytes())
+    write_atomically(file, encoded.tobytes())
 
 
 if __name__ == "__main__":

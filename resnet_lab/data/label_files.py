@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,8 @@ import pandas as pd
 
 from resnet_lab.data.listing import is_image, is_junk, splits_of
 from resnet_lab.errors import UserError, count
+
+log = logging.getLogger(__name__)
 
 WHOLE_NUMBER = re.compile(r"\s*([+-]?\d{1,100})(?:[.,]0*)?\s*")  # 2, 2.0 or 2,0
 SEPARATORS = ",;\t|"
@@ -85,7 +88,17 @@ class Grades:
             return f"data.labels has no such label; it has {', '.join(map(str, self.labels))}"
         if is_whole(label):
             return f"labels run from {self.first} to {self.last}"
-        return f"labels must be whole numbers, or names of classes ({', '.join(self.class_names)})"
+        return (
+            f"labels must be whole numbers, names of classes ({', '.join(self.class_names)}) or words of data.labels, "
+            "as data.labels={none: 0, R1: 1}"
+        )
+
+    def shift(self, labels: pd.Series) -> str:
+        """What to set where the numbers run from 1 to the number of classes; empty where they do not."""
+        found = {int(whole[1]) for label in labels.unique() if (whole := WHOLE_NUMBER.fullmatch(label))}
+        if self.labels is not None or self.first != 0 or self.last + 1 not in found or 0 in found:
+            return ""
+        return f"no label is 0; set data.first_label=1 if classes run from 1 to {self.last + 1}"
 
 
 def plain(text: str) -> str:
@@ -355,10 +368,12 @@ def parse(labels: pd.DataFrame, image_csv: Path, label_csv: Path, grades: Grades
         UserError: a label is none; a name is empty, repeated, absolute or holds `..`.
     """
     targets = grades.targets(labels["label"])
-    bad = labels[targets == BAD]
+    bad, shift = labels[targets == BAD], grades.shift(labels["label"])
     if len(bad) and not drop:
-        rule = grades.rule(bad["label"].iloc[0])
+        rule = "; ".join(filter(None, (grades.rule(bad["label"].iloc[0]), shift)))
         _refuse(label_csv, bad, "label", f"{rule}; data.on_bad_label=drop leaves such rows out")
+    if shift:
+        log.warning("%s: %s", label_csv, shift)
     if len(bad) == len(labels):
         raise UserError(f"{label_csv}: no row has a label; {grades.rule(bad['label'].iloc[0])}")
     good, names = targets != BAD, labels["image"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -124,6 +125,17 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
             return sorted((entry for entry in entries if not is_junk(entry.name)), key=lambda entry: entry.name)
     except OSError as error:
         raise UserError(f"{folder} cannot be listed: {error.strerror}; make it readable") from error
+
+
+def refuse_closed(*folders: Path) -> None:
+    """Stop at a folder that is there and may not be read, as others take it for an absent one.
+
+    Raises:
+        UserError: there is one.
+    """
+    for folder in folders:
+        if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
+            raise UserError(f"{folder} cannot be listed: {os.strerror(errno.EACCES)}; make it readable")
 
 
 def say_left_out(place: Path, one: str, several: str, counts: Counter[str], done: str = "left out") -> None:

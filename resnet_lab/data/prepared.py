@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -190,6 +191,8 @@ def _same_source(entry: Entry, path: str) -> bool:
         stat = os.stat(path)  # noqa: PTH116 - a third of the time of a Path
     except OSError:  # as a dangling link; its row is from such a time, too
         return not entry["changed"] and bool(entry["defect"])
+    if entry["defect"] == os.strerror(errno.EACCES) and os.access(path, os.R_OK):
+        return False
     return (entry["bytes"], entry["changed"]) == (stat.st_size, stat.st_mtime_ns)
 
 

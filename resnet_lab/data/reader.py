@@ -11,8 +11,9 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from resnet_lab.data.check import AT_ONCE, MAX_PIXELS, TRUNCATED, lacks_end, read_file, too_many
+from resnet_lab.data.check import AT_ONCE, MAX_PIXELS, read_file, too_many
 from resnet_lab.data.eye import Disc, crop, disc_box, find_disc, shrink, subtract_local_mean
+from resnet_lab.data.jpeg import TRUNCATED, lacks_end
 
 JPEG_SCALES = {
     8: cv2.IMREAD_REDUCED_COLOR_8,

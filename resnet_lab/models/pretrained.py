@@ -7,7 +7,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Collection, Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PosixPath
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import get_model_weights, list_models
 
-from resnet_lab.errors import UserError
+from resnet_lab.errors import UserError, count
 from resnet_lab.run_folder import RunFolder, find_runs, flat
 
 logger = logging.getLogger(__name__)
@@ -27,13 +27,17 @@ SOURCES = (
 )
 SUFFIXES = (".pth", ".pt", ".th", ".ckpt", ".tar", ".bin", ".pkl", ".safetensors")  # of files of weights
 
-_scalar = np.float64(0).__reduce__()[0]  # rebuilds a number of numpy; its module has another name since numpy 2
-# what training scripts keep beside the tensors: the arguments of argparse, and numbers of numpy
+# rebuild a number and an array of numpy; their module has another name since numpy 2
+_scalar, _array = np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]
+# what training scripts keep beside the tensors: the arguments of argparse, paths, and numbers and arrays of numpy
 HARMLESS: list[Any] = [
     argparse.Namespace,
+    *((PosixPath, f"pathlib{module}.PosixPath") for module in ("", "._local")),
     np.dtype,
-    *{type(np.dtype(code)) for code in "?bBhHiIlLqQefd"},
+    np.ndarray,
+    *{type(np.dtype(code)) for code in "?bBhHiIlLqQefdU"},
     *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *((_array, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
 ]
 COPIES = re.compile(r"(^|[._])(ema|encoder_k|momentum|target)(?![a-z])", re.IGNORECASE)  # running averages of another
 
@@ -232,7 +236,12 @@ def find_run(folder: Path, depth: int) -> RunFolder:
 def read(path: Path) -> dict[str, Any]:
     """The content of a weight file; a pickle with more in it than tensors, plain values and `HARMLESS` is refused."""
     try:
-        if path.suffix == ".safetensors":
+        with path.open("rb") as stream:
+            start = stream.read(16)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; make it readable") from error
+    try:
+        if is_safetensors(start):
             return dict(safetensors.torch.load_file(path))
         with torch.serialization.safe_globals(HARMLESS):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -241,10 +250,21 @@ def read(path: Path) -> dict[str, Any]:
         last = path.with_name("last.ckpt")
         if path.name == "best.ckpt" and last.is_file():
             remedy = f"to take the last epoch, name {last}"
-        raise UserError(f"{path}: not readable as plain tensors ({reason(error)}); {remedy}") from error
+        why = reason(error) if is_pickle(start) else f"it begins with {start!r}" if start else "it is empty"
+        raise UserError(f"{path}: not readable as plain tensors ({why}); {remedy}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, no state dict; save model.state_dict()")
     return content
+
+
+def is_safetensors(start: bytes) -> bool:
+    """Whether a file begins as one of safetensors does, whatever its suffix: with the length of a JSON object."""
+    return start[8:9] == b"{" and not is_pickle(start)
+
+
+def is_pickle(start: bytes) -> bool:
+    """Whether a file begins as one of `torch.save` does: a zip archive, or a pickle in older versions."""
+    return start.startswith((b"PK", b"\x80"))
 
 
 def reason(error: Exception) -> str:
@@ -253,6 +273,7 @@ def reason(error: Exception) -> str:
     if forbidden:
         return f"it holds {forbidden[1]}"
     text = str(error).rpartition("WeightsUnpickler error:")[2]  # before it torch advises to unpickle anything
+    text = text.partition("Check the documentation")[0].partition("In PyTorch 2.6")[0]
     return " ".join(f"{type(error).__name__}: {text}".split())[:200]
 
 
@@ -263,16 +284,22 @@ def find_network(content: Mapping[str, Any], own: Mapping[str, Tensor], source: 
         UserError: the file holds no tensors, or several networks.
     """
     networks = {key: value for key, value in content.items() if "optim" not in str(key)}
-    tensors = with_names({name: value for name, value in flat(networks).items() if isinstance(value, Tensor)})
+    tensors = with_names({name: value for name, value in flat(networks).items() if is_dense(value)})
     if not tensors:
         held = ", ".join(f"{key} ({type(value).__name__})" for key, value in list(content.items())[:5]) or "nothing"
         raise UserError(f"model.pretrained={source}: there are no tensors in it, but {held}; {SOURCES}")
     place = place_of_network(tensors, own, source)
     beside = [name for name in tensors if not name.startswith(place)]
     if beside:
-        text = "model.pretrained=%s: the weights are %s*; %d other tensors are not used: %s%s"
-        logger.info(text, source, place, len(beside), ", ".join(beside[:3]), ", …" if beside[3:] else "")
+        others = count(len(beside), "other tensor is", "other tensors are")
+        text = "model.pretrained=%s: the weights are %s*; %s not used: %s%s"
+        logger.info(text, source, place, others, ", ".join(beside[:3]), ", …" if beside[3:] else "")
     return {name.removeprefix(place): value for name, value in tensors.items() if name.startswith(place)}
+
+
+def is_dense(value: object) -> bool:
+    """Whether something is a tensor with a number in each place: not sparse, quantized or without data."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_quantized or value.is_meta)
 
 
 def with_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

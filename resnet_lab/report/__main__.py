@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from resnet_lab.command_line import run_command
-from resnet_lab.errors import UserError, printable
+from resnet_lab.errors import UserError, count, printable
 from resnet_lab.outputs import for_spreadsheets
 from resnet_lab.rendering import Finding
 from resnet_lab.report.comparison import METRICS, Table, tables_of
@@ -19,7 +18,7 @@ from resnet_lab.report.page import page
 from resnet_lab.report.runs import Run, read_run
 from resnet_lab.report.summaries import markdown, summary, text_table
 from resnet_lab.report.verify import differences_of
-from resnet_lab.run_folder import find_runs, write_atomically
+from resnet_lab.run_folder import closed_folders, find_runs, write_atomically
 
 USAGE = """usage: resnet-lab report DIR… [metric=NAME] [out=DIR] [figures=NAME,…]   (run folders, or folders of sweeps)
        resnet-lab report DIR… --check    derive the stored metrics again from the predictions; exit 1 if one differs"""
@@ -56,15 +55,6 @@ def report(folders: Sequence[str], out: Path, figures: Sequence[str] = (), metri
     lines += [f"\n{text_table(table)}" for table in tables]
     files = [out / name for name in ("report.html", "summary.csv", "summary.md")]
     return "\n".join([*lines, "", *map(str, [*files, *sorted((out / "report_figures").glob("*.png"))])])
-
-
-def closed_folders(folders: Sequence[str]) -> list[str]:
-    """The folders at or below `folders` that we may not read, whose runs are therefore missing."""
-    closed: list[str] = []
-    for folder in folders:
-        for _, inner, _ in os.walk(folder, onerror=lambda error: closed.append(str(error.filename))):
-            inner[:] = [name for name in inner if name not in ("checkpoints", "tensorboard")]
-    return [folder for folder in dict.fromkeys(closed) if Path(folder).exists()]
 
 
 def _read(folders: Sequence[str], closed: Sequence[str]) -> list[Run]:
@@ -118,8 +108,8 @@ def check(folders: Sequence[str]) -> None:
     closed = closed_folders(folders)
     runs = _read(folders, closed)
     lines = [*differences_of(runs), *(f"{folder}: cannot be checked: no permission to read it" for folder in closed)]
-    done = sum(run.state == "done" for run in runs)
-    print(printable("\n".join(lines)) or f"all stored metrics of {done} finished runs follow from their predictions")
+    done = count(sum(run.state == "done" for run in runs), "finished run")
+    print(printable("\n".join(lines)) or f"all stored metrics of {done} follow from their predictions")
     if lines:
         sys.exit(1)
 

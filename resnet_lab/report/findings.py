@@ -15,7 +15,7 @@ from resnet_lab.report.comparison import ABSENT, METRICS, Table, places_of
 from resnet_lab.report.figures import CURVES, PICTURES
 from resnet_lab.report.intervals import FEW_OF_A_CLASS, FEWEST
 from resnet_lab.report.leaderboard import AREA
-from resnet_lab.report.runs import Run, read_metrics
+from resnet_lab.report.runs import Run, may_not_be_read, read_metrics
 
 ALIKE = 6  # digits of a probability in which two trainings differ somewhere
 MANY = 8  # so many classes or runs are named, the others counted
@@ -71,7 +71,9 @@ def _lost_epochs(runs: Sequence[Run]) -> Iterator[Finding]:
         if run.state != "done" or not isinstance(epoch, int) or not file.is_file():
             continue
         if (found := len(read_metrics(file))) < epoch + 1:
-            text = f"{names[run.folder.path]}: {file.name} has {found} of {count(epoch + 1, 'epoch')}"
+            has = f"has {found} of {count(epoch + 1, 'epoch')}"
+            seen = "cannot be read (Permission denied)" if may_not_be_read(file) else has
+            text = f"{names[run.folder.path]}: {file.name} {seen}"
             yield Finding("epochs lost", f"{text}; its curves are incomplete, its scores are not", False)
 
 

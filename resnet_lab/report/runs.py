@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import os
 import zlib
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -239,6 +240,11 @@ def read_predictions(file: Path) -> Predictions:
     patients = frame["patient"].to_numpy(str) if "patient" in frame else images
     answers = Answers(classes[:, 0].astype(int), classes[:, 1].astype(int), probabilities)
     return Predictions(images, np.where(patients == "", images, patients), answers)
+
+
+def may_not_be_read(file: Path) -> bool:
+    """Whether a file is there and we lack the permission, which is neither damage nor loss."""
+    return file.is_file() and not os.access(file, os.R_OK)
 
 
 def read_metrics(file: Path) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from resnet_lab import statistics
 from resnet_lab.errors import UserError, count
 from resnet_lab.report.comparison import places_of
 from resnet_lab.report.resampling import Answers
-from resnet_lab.report.runs import Predictions, Run, read_metrics, read_predictions
+from resnet_lab.report.runs import Predictions, Run, may_not_be_read, read_metrics, read_predictions
 
 CROSS_ENTROPY = "resnet_lab.objectives.cross_entropy"
 TOLERANCE = 1e-5  # stored metrics are of float32 probabilities, the predictions have eight digits
@@ -74,7 +74,9 @@ def _curves(run: Run, found: dict[str, Split]) -> Iterator[str]:
     monitor, best = run.status.get("monitor"), run.status.get("best_value")
     if not run.trained:  # only a header
         return
-    if rows.empty:
+    if may_not_be_read(run.folder.kept_metrics):
+        yield "metrics.csv cannot be read (Permission denied)"
+    elif rows.empty:
         yield "metrics.csv is missing, or has no whole row"
     elif monitor is None or best is None:  # nothing selects, or the metric is undefined in every epoch
         yield from _row_differences(run, found, rows.tail(1))

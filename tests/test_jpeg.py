@@ -1,0 +1,85 @@
+"""Damage inside a JPEG's compressed data, and that no good file is taken for a damaged one."""
+
+import io
+import itertools
+
+import numpy as np
+import pytest
+from fake_data import photographs, refusal, retinopathy, write_kaggle
+from PIL import Image
+
+from resnet_lab.data.check import decode, image_hash
+from resnet_lab.data.prepared import prepare_photograph
+
+PLAIN = {"quality": 90}
+REMEDY = "data.strict_jpeg=false takes it as it is"
+
+
+def photograph(size=(160, 200), seed=0):
+    """An eye before black, with noise."""
+    rows, columns = np.mgrid[: size[0], : size[1]] - np.array(size)[:, None, None] / 2
+    noise = np.random.default_rng(seed).normal(110, 20, (*size, 3))
+    return np.where(np.hypot(rows, columns)[..., None] < 0.45 * min(size), noise, 0).clip(0, 255).astype(np.uint8)
+
+
+def jpeg(pixels, mode="RGB", **options):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(buffer, "JPEG", **{**PLAIN, **options})
+    return buffer.getvalue()
+
+
+def zeroed(data, place, length=60):
+    """With zeros at a share of the compressed data."""
+    first = data.index(b"\xff\xda") + 14
+    start = first + int(place * (len(data) - 2 - length - first))
+    return data[:start] + bytes(length) + data[start + length :]
+
+
+PLACES = [0.0, 0.2, 0.37, 0.5, 0.71, 0.9, 1.0]
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(("mode", "options"), [("RGB", {}), ("L", {}), ("RGB", {"restart_marker_rows": 1})])
+def test_zeros_in_the_compressed_data_are_damage(place, mode, options):
+    data = jpeg(photograph(), mode, **options)
+    assert decode(data)[0] == ""
+    assert decode(zeroed(data, place)) == (f"damaged JPEG (zeros in place of compressed data); {REMEDY}", "")
+
+
+@pytest.mark.parametrize("lost", [30, 300])
+def test_bytes_that_are_missing_or_too_many_are_damage(lost):
+    data = jpeg(photograph())
+    middle = len(data) // 2
+    assert decode(data[:middle] + data[middle + lost :])[0].startswith("damaged JPEG (")
+    assert decode(data[:middle] + data[middle - lost : middle] + data[middle:])[0].startswith("damaged JPEG (")
+
+
+OPTIONS = [
+    {}, {"quality": 5}, {"quality": 100}, {"optimize": True}, {"progressive": True}, {"subsampling": 0},
+    {"restart_marker_blocks": 3}, {"comment": b"eye"},
+]  # fmt: skip
+SIZES = [(1, 1), (8, 8), (17, 33), (64, 50), (160, 200)]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_good_files_are_no_damage(mode, options):
+    for size, pixels in itertools.product(SIZES, (photograph, lambda size: np.zeros((*size, 3), np.uint8))):
+        data = jpeg(pixels(size), mode, **options)
+        with Image.open(io.BytesIO(data)) as file:
+            file.draft("RGB", (max(64, file.width // 8), max(64, file.height // 8)))
+            image = file.convert("RGB")
+        for after in (b"", bytes(100), b"\xff\xd9\xff\xd8trailer"):  # what cameras write after the image
+            assert decode(data + after) == ("", image_hash(image.size, image.tobytes())), (size, after)
+
+
+def test_train_prepare_and_predict_find_it(tmp_path):
+    root = write_kaggle(tmp_path / "data")
+    file = root / "train" / "7_left.jpeg"
+    file.write_bytes(zeroed(jpeg(photograph()), 0.4))
+    words = f"7_left.jpeg: damaged JPEG (zeros in place of compressed data); {REMEDY}; "
+    assert words in refusal(retinopathy(root).table)
+    assert words in refusal(photographs(root / "train").table)
+    dropping = retinopathy(root, on_bad_image="drop")
+    assert dropping.table()[1]["skipped_images"] == 1
+    assert "zeros in place" in prepare_photograph(dropping.prepared_set, str(file))["defect"]
