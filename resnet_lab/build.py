@@ -105,6 +105,8 @@ def build_trainer(
     accelerator = settings["accelerator"]
     if accelerator in ("gpu", "cuda") and not torch.cuda.is_available() and not torch.backends.mps.is_available():
         raise UserError(f"trainer.accelerator={accelerator}: PyTorch sees no GPU here; set trainer.accelerator=auto")
+    if isinstance(settings["devices"], list) and (accelerator == "cpu" or not torch.cuda.is_available()):
+        raise UserError(f"trainer.devices={settings['devices']}: a list names GPUs; give the number of processes")
     return Trainer(
         accelerator=accelerator,
         devices=settings["devices"],
@@ -159,7 +161,7 @@ def set_up_logging(file: Path | None = None) -> None:
     """Log lines and warnings to the terminal and, from the first rank, to `file`."""
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
     if rank() == 0 and file is not None:
-        handlers.append(logging.FileHandler(file, encoding="utf-8"))
+        handlers.append(logging.FileHandler(file, encoding="utf-8", errors="backslashreplace"))
     level = logging.INFO if rank() == 0 else logging.WARNING
     log_to(handlers, level, alone=True)
     logging.captureWarnings(True)

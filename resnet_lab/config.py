@@ -14,12 +14,13 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.conf import HydraConf
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -31,7 +32,7 @@ from resnet_lab.data.settings import refuse_contradictions
 from resnet_lab.errors import NO_ROOM, UserError, count
 from resnet_lab.run_folder import BOOKKEEPING, flat
 from resnet_lab.trust import foreign_words, refuse_foreign
-from resnet_lab.values import Count, FromOne, Positive, Seed, conform
+from resnet_lab.values import Count, FromOne, Positive, Seed, Text, Within, conform
 
 
 class OnFailed(Enum):
@@ -59,21 +60,12 @@ class TrainerConfig:
     """The keys of conf/trainer; their meaning stands there."""
 
     accelerator: str = _key(Literal["auto", "cpu", "gpu", "cuda", "mps"])
-    devices: Any = _key(Literal["auto"] | FromOne | list[Count])  # noqa: RUF009 - it is field()
+    devices: Any = _key(Literal["auto"] | Annotated[int, Within(1, 128)] | list[Count])  # noqa: RUF009 - it is field()
     num_nodes: int = _key(FromOne)
-    strategy: str = _key(
-        Literal[
-            "auto",
-            "ddp",
-            "ddp_find_unused_parameters_true",
-            "ddp_find_unused_parameters_false",
-            "ddp_spawn",
-            "ddp_fork",
-            "ddp_notebook",
-            "fsdp",
-        ]
-    )
-    precision: str = _key(Literal["auto", "32-true", "32", "64-true", "64", "16-mixed", "bf16-mixed", "bf16-true"])
+    # those that fork or spawn leave their results in the child; FSDP shards what checkpoints need in one piece
+    strategy: str = _key(Literal["auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false"])
+    # images become float32 on the device, so weights of another type cannot read them
+    precision: str = _key(Literal["auto", "32-true", "32", "16-mixed", "bf16-mixed"])
     channels_last: Any = _key(bool | Literal["auto"])  # noqa: RUF009
     max_epochs: int = _key(Count)
     early_stopping: int | None = _key(FromOne | None)
@@ -87,13 +79,13 @@ class TrainerConfig:
 class Config:
     """The top level of the configuration; what a group holds is checked against its `_target_`."""
 
-    name: str = MISSING
+    name: str = _key(Text)
     seed: int = _key(Seed)
-    monitor: str = MISSING
+    monitor: str = _key(Text)
     follow_test: bool = MISSING
     follow_layers: bool = MISSING
     figures: list[str] = MISSING
-    sweep_dir: str = MISSING
+    sweep_dir: str = _key(Text)
     start: bool = MISSING
     on_failed: OnFailed = MISSING
     on_corrupt: OnCorrupt = MISSING
@@ -237,6 +229,8 @@ def check(config: DictConfig) -> None:
         target = node.get("_target_") if isinstance(node, DictConfig) else None
         if target is None:
             raise UserError(f"{group} has no _target_; choose one with {group}=…, see conf/{group}/")
+        if not isinstance(target, str):
+            raise UserError(f"{group}._target_={target}: must be text, the dotted name of a function or class")
         refuse_foreign(group, OmegaConf.to_container(node), {target})  # special keys in other places
         required, optional = signature(target)
         if node.get("_partial_", False) is not (group in PARTIAL):
@@ -304,15 +298,26 @@ def check_overrides(arguments: Sequence[str]) -> None:
     """
     for argument in arguments:
         key, _, value = argument.lstrip("+").partition("=")
-        if key in CHOSEN and value in ("null", "None", ""):
-            remedy = "leave it out" if key in ("experiment", "scale") else f"choose a file of conf/{key}"
-            raise UserError(f"{argument}: {remedy}")
+        if key in CHOSEN:
+            _refuse_no_names(argument, key)
         if not argument.startswith("+"):
             continue
         if key in CHOSEN:
             raise UserError(f"{argument}: {key} has a default already; write {key}={value}")
         if key.startswith("hydra."):
             _check_hydra(key)
+
+
+def _refuse_no_names(argument: str, group: str) -> None:
+    """Stop where a group is chosen by null, a number or a mapping, which Hydra takes for a defect."""
+    try:
+        override = OverridesParser.create().parse_override(argument)
+        chosen = list(override.sweep_iterator()) if override.is_choice_sweep() else [override.value()]
+    except HydraException:  # composing says it
+        return
+    if not all(isinstance(each, str | list) and each for each in chosen):
+        remedy = ", or leave it out" if group in ("experiment", "scale") else ""
+        raise UserError(f"{argument}: name a file of conf/{group}/{remedy}")
 
 
 def _check_hydra(key: str) -> None:

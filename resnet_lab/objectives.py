@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from resnet_lab.errors import UserError
-from resnet_lab.values import Share, conform
+from resnet_lab.values import NotNegative, Share
 
 LEAST_WIDTH = 1e-3  # grades, so that a network without an error on validation has probabilities, too
 
@@ -104,7 +105,11 @@ class SquaredError(Objective):
         self.width.copy_(error.clamp(min=LEAST_WIDTH))
 
 
-def cross_entropy(label_smoothing: Share, class_weights: str | Sequence[float], class_counts: Sequence[int]) -> Softmax:
+def cross_entropy(
+    label_smoothing: Share,
+    class_weights: Literal["none", "balanced"] | list[NotNegative],
+    class_counts: Sequence[int],
+) -> Softmax:
     """Softmax cross-entropy.
 
     Args:
@@ -115,7 +120,7 @@ def cross_entropy(label_smoothing: Share, class_weights: str | Sequence[float], 
         class_counts: training images of each class, n_k.
 
     Raises:
-        UserError: the weights are neither, not K, or negative; or balanced, where a class has no image.
+        UserError: the weights are neither, not K, or all 0; or balanced, where a class has no image.
     """
     weights = None if class_weights == "none" else _class_weights(class_weights, class_counts)
     return Softmax(len(class_counts), weights, label_smoothing)
@@ -130,10 +135,9 @@ def _class_weights(class_weights: str | Sequence[float], class_counts: Sequence[
                 "give one number for each class"
             )
         return [sum(class_counts) / (num_classes * count) for count in class_counts]
-    given = [] if isinstance(class_weights, str) else conform("loss.class_weights", class_weights, list[float])
-    if len(given) != num_classes or min(given) < 0 or max(given) == 0:
+    if isinstance(class_weights, str) or len(class_weights) != num_classes or not any(class_weights):
         raise UserError(f"loss.class_weights={class_weights}: choose none, balanced or {num_classes} numbers from 0")
-    return [float(weight) for weight in given]
+    return [float(weight) for weight in class_weights]
 
 
 def mse(class_counts: Sequence[int]) -> SquaredError:

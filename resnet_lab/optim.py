@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Annotated
 
 from torch import nn
 from torch.optim import SGD, AdamW, NAdam, Optimizer
@@ -18,7 +19,7 @@ from torch.optim.lr_scheduler import (
 
 from resnet_lab.errors import UserError
 from resnet_lab.metrics import mode_of
-from resnet_lab.values import BelowOne, Count, Factor, NotNegative, Positive, Share
+from resnet_lab.values import BelowOne, Count, Factor, Items, NotNegative, Positive, Share
 
 
 def sgd(
@@ -60,7 +61,7 @@ def multistep(
     optimizer: Optimizer,
     steps_per_epoch: int,
     max_epochs: int,
-    milestones: list[Share],
+    milestones: Annotated[list[Share], Items(rising=True)],
     gamma: Positive,
     warmup_epochs: NotNegative,
     warmup_factor: Share,
@@ -68,12 +69,7 @@ def multistep(
     """Multiply the rate by `gamma` at each milestone, a share of the training (so that it shortens along).
 
     The paper's CIFAR schedule is 0.1 at 0.5 and 0.75 of 64k steps. Warm-up is linear from `warmup_factor`.
-
-    Raises:
-        UserError: a milestone is before the one before it.
     """
-    if milestones != sorted(milestones):
-        raise UserError(f"schedule.milestones={milestones}: they are shares of the training, the smaller ones first")
     total, warmup = steps_per_epoch * max_epochs, round(warmup_epochs * steps_per_epoch)
     steps = [round(share * total) - warmup for share in milestones]
     return _after_warmup(optimizer, MultiStepLR(optimizer, steps, gamma), warmup_factor, warmup)

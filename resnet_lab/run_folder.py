@@ -24,6 +24,10 @@ UNTRAINED = -1  # the `epoch` of a run without any (trainer.max_epochs=0)
 LARGEST = 1 << 24  # bytes of a config.yaml or status.json
 DEEPEST, MOST = 12, 100_000  # levels and values of a configuration
 REMEDY = "remove its folder and train the run again"
+OURS = re.compile(  # the files that a job writes
+    r"config\.yaml|job\.lock|train\.log|status\.json|(metrics|layers)\.csv|"
+    r"(predictions|confusion_matrix|class_report)_\w+\.(csv|png)(\.gz)?"
+)
 # configuration keys, dotted, that runs may differ in and still be the same experiment
 BOOKKEEPING = (
     "name",
@@ -176,7 +180,7 @@ class RunFolder:
         Raises:
             Busy: another process is at work in this folder.
         """
-        self.refuse_links()
+        self.refuse_odd_files()
         deadline = time.monotonic() + patience
         with self.lock_file.open("a") as file:  # NFS locks only what may be written
             os.register_at_fork(after_in_child=file.close)  # a loader's worker that outlives us holds no lock
@@ -203,23 +207,24 @@ class RunFolder:
         folders = (file.parent for file in sorted(self.path.parent.glob("*/status.json")))
         return [RunFolder(folder) for folder in folders if folder.name != self.path.name]
 
-    def refuse_links(self) -> None:
-        """Stop where a file that a job writes is a link, as a given folder may hold, to a file somewhere else.
+    def refuse_odd_files(self) -> None:
+        """Stop where a job could not write: a link to a file somewhere else, a folder or file in the other's place.
 
         (A linked `checkpoints` or `tensorboard`, on a scratch disk, is a folder.)
 
         Raises:
-            UserError: there is one.
+            UserError: there is such a thing.
         """
-        ours = re.compile(
-            r"config\.yaml|(job\.lock|train\.log|status\.json|(metrics|layers)\.csv)|"
-            r"(predictions|confusion_matrix|class_report)_\w+\.(csv|png)(\.gz)?"
-        )
         for file in sorted(self.path.iterdir()) if self.path.is_dir() else ():
-            if file.is_symlink() and ours.fullmatch(file.name):
+            if OURS.fullmatch(file.name) and file.is_symlink():
                 raise UserError(
                     f"{file} is a link to {file.readlink()}; a job writes no link: remove it, or copy the file"
                 )
+            if OURS.fullmatch(file.name) and not file.is_file():
+                raise UserError(f"{file} is a folder or no regular file, and a job writes a file there; move it away")
+        for folder in (self.checkpoints, self.tensorboard):
+            if folder.exists() and not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+                raise UserError(f"{folder} is not a folder, or cannot be written; make it writable, or move it away")
 
     def is_locked(self) -> bool:
         """Whether a process is at work in this folder."""

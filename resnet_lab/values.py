@@ -33,6 +33,22 @@ class Within:
         return " ".join(filter(None, (least, most)))
 
 
+@dataclass(frozen=True)
+class Items:
+    """The lists and texts that an annotated type allows."""
+
+    least: int = 0  # items or characters
+    rising: bool = False  # no item is below the one before
+
+    def __contains__(self, value: list[Any] | str) -> bool:
+        """Whether a list or text is allowed."""
+        return len(value) >= self.least and not (self.rising and list(value) != sorted(value))
+
+    def __str__(self) -> str:
+        """As it follows `a list […]`."""
+        return ", ".join(filter(None, ("that is not empty" * bool(self.least), "the smaller ones first" * self.rising)))
+
+
 NotNegative = Annotated[float, Within(0)]
 Positive = Annotated[float, Within(0, without_least=True)]
 Share = Annotated[float, Within(0, 1)]
@@ -41,6 +57,8 @@ Factor = Annotated[float, Within(0, 1, without_least=True, without_most=True)]
 Count = Annotated[int, Within(0)]
 FromOne = Annotated[int, Within(1)]
 Seed = Annotated[int, Within(0, 2**32 - 1)]
+Text = Annotated[str, Items(1)]
+Widths = Annotated[list[Annotated[int, Within(1, 65_536)]], Items(1)]
 
 
 def conform(key: str, value: Any, hint: Any) -> Any:
@@ -49,15 +67,15 @@ def conform(key: str, value: Any, hint: Any) -> Any:
     Args:
         key: dotted, for errors.
         value: as YAML gives it.
-        hint: one of str, bool, int, float, None, a list or dict of them, a union, a number `Within` limits, or a
-            `Literal` of words.
+        hint: one of str, bool, int, float, None, a list or dict of them, a union, a number `Within` limits, a list
+            or text of `Items`, or a `Literal` of words.
 
     Raises:
         UserError: it is something else.
     """
     try:
         return _convert(value, hint)
-    except TypeError:
+    except (TypeError, OverflowError):  # the latter for numbers above every float
         raise UserError(f"{key}={value}: must be {_words(hint)}") from None
 
 
@@ -90,7 +108,7 @@ def _first(value: Any, hints: tuple[Any, ...]) -> Any:
     for hint in hints:
         try:
             return _convert(value, hint)
-        except TypeError:
+        except (TypeError, OverflowError):
             continue
     raise TypeError
 

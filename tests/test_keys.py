@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Annotated
 
 import pytest
 import yaml
@@ -13,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from resnet_lab.config import check, check_overrides, compose_config, hints_of, one_line
 from resnet_lab.errors import UserError
-from resnet_lab.values import NotNegative, Share, conform
+from resnet_lab.values import NotNegative, Positive, Share, Within, conform
 
 ODD = ("-1", "0.5", "nan", "inf", "-inf", "1e400", "null", "abc", "[1,2]", "{a:1}", "true")
 FINE = {  # key → those of ODD that mean something
@@ -38,7 +39,10 @@ FINE = {  # key → those of ODD that mean something
     "optim.weight_decay": ("0.5",),
     "optim.nesterov": ("true",),
     "loss.label_smoothing": ("0.5",),
-    "model.depth": ("-1",),
+    "loss.class_weights": ("[1,2]",),
+    "model.depth": (),
+    "model.widths": ("null", "[1,2]"),
+    "model.stem": ("null",),
     "model.hidden_head": ("true",),
     "data.class_names": ("[1,2]", "null"),
     "data.ordered": ("true",),
@@ -109,6 +113,18 @@ def test_the_command_line_says_the_key(key: str) -> None:
         "trainer.devices=[0,0]",
         "trainer.devices=[]",
         "trainer.precision=16-true",
+        "trainer.precision=64-true",
+        "trainer.precision=bf16-true",
+        "trainer.devices=129",
+        "trainer.strategy=fsdp",
+        "trainer.strategy=ddp_spawn",
+        "data._target_=1",
+        "data._target_=[a]",
+        "name=''",
+        "sweep_dir=''",
+        "monitor=''",
+        "model.depth=10000000",
+        "loss.class_weights=[1,-1]",
         "trainer.accelerator=foo",
         "trainer.strategy=foo",
         "trainer.early_stopping=0",
@@ -129,6 +145,7 @@ def test_known_slips_are_refused_by_key(override: str) -> None:
         ("cosine", "warmup_epochs=-1"),
         ("multistep", "milestones=[0.5,1.5]"),
         ("multistep", "milestones=0.5"),
+        ("multistep", "milestones=[0.75,0.5]"),
         ("multistep", "gamma=0"),
         ("plateau", "factor=2"),
         ("plateau", "factor=1"),
@@ -165,8 +182,10 @@ def test_keys_of_the_data_that_contradict_each_other_stop_before_anything_is_rea
 
 def test_hints_come_from_the_annotations() -> None:
     assert hints_of("resnet_lab.optim.sgd")["lr"] == NotNegative
-    assert hints_of("resnet_lab.optim.multistep")["milestones"] == list[Share]
-    assert "class_weights" not in hints_of("resnet_lab.objectives.cross_entropy")  # it has a check of its own
+    assert hints_of("resnet_lab.optim.multistep")["gamma"] == Positive
+    assert "class_counts" not in hints_of("resnet_lab.objectives.cross_entropy")  # `values` knows no Sequence
+    assert hints_of("resnet_lab.data.synthetic.Synthetic")["rotation"] == Annotated[float, Within(0, 360)]
+    assert hints_of("resnet_lab.data.synthetic.Synthetic")["image_size"] == Annotated[int, Within(1, 10_000)]
     assert hints_of("own.package.Net") == {}
 
 
@@ -185,7 +204,14 @@ def test_limits_in_words(hint: object, value: object, words: str) -> None:
 
 @pytest.mark.parametrize(
     ("argument", "remedy"),
-    [("experiment=null", "leave it out"), ("scale=null", "leave it out"), ("data=", "conf/data")],
+    [
+        ("experiment=null", "leave it out"),
+        ("experiment=null,demo", "leave it out"),
+        ("scale=0.5", "leave it out"),
+        ("data=", "conf/data"),
+        ("data={a: 1}", "conf/data"),
+        ("data=nan", "conf/data"),
+    ],
 )
 def test_a_group_that_is_set_to_nothing_is_refused_by_name(argument: str, remedy: str) -> None:
     message = refusal(check_overrides, [argument])

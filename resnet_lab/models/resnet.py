@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from resnet_lab.errors import UserError
 from resnet_lab.models.pretrained import load_pretrained
+from resnet_lab.values import Text, Widths, Within
 
 Choice = TypeVar("Choice")
 Activation = Callable[[], nn.Module]
@@ -229,18 +230,18 @@ NOT_ELEMENTWISE = {"GLU", "LogSoftmax", "MultiheadAttention", "Softmax", "Softma
 
 
 def resnet(
-    depth: int = 50,
+    depth: Annotated[int, Within(1, 10_000)] = 50,
     num_classes: int = 5,
-    form: str = "imagenet",
-    shortcut: str | None = None,
-    stem: str | None = None,
-    widths: Sequence[int] | None = None,
-    activation: str = "ReLU",
+    form: Literal["imagenet", "cifar", "wide"] = "imagenet",
+    shortcut: Literal["projection", "zero_pad", "none"] | None = None,
+    stem: Literal["7x7", "3x3"] | None = None,
+    widths: Widths | None = None,
+    activation: Text = "ReLU",
     last_activation: bool = True,
-    stride_on: str = "3x3",
+    stride_on: Literal["3x3", "1x1"] = "3x3",
     bias: bool | None = None,
     hidden_head: bool = False,
-    pretrained: str = "none",
+    pretrained: Text = "none",
 ) -> ResNet:
     """Build a network of the family; `shortcut`, `stem`, `widths` and `bias` are the form's own where None.
 
@@ -263,7 +264,7 @@ def resnet(
     """
     family = pick("form", form, FORMS)
     block, layers = find_layers(form, depth)
-    widths = check_widths(family.widths if widths is None else widths, form, len(layers))
+    filters = check_widths(family.widths if widths is None else widths, form, len(layers))
     bias = family.bias if bias is None else bias
     for name, flag in {"last_activation": last_activation, "bias": bias, "hidden_head": hidden_head}.items():
         pick(name, flag, {True: True, False: False})
@@ -282,7 +283,7 @@ def resnet(
         bias=bias,
     )
     stem_part = pick("stem", family.stem if stem is None else stem, STEMS)
-    model = ResNet(block, layers, widths, stem_part, parts, num_classes, hidden_head)
+    model = ResNet(block, layers, filters, stem_part, parts, num_classes, hidden_head)
     if pretrained != "none":
         load_pretrained(model, str(pretrained))
     return model
