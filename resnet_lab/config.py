@@ -359,6 +359,7 @@ def known_keys() -> set[str]:
     return keys
 
 
+@cache
 def signature(target: str) -> tuple[set[str], set[str]]:
     """The required and the optional arguments of a function or dataclass, read from its source.
 

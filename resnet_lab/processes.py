@@ -115,4 +115,6 @@ def describe_death(code: int) -> str:
 
 def slurm_tasks() -> int:
     """How many processes `srun` started as this one; 1 for a process of a batch script, whatever `--ntasks` is."""
-    return int(os.environ.get("SLURM_NTASKS", 1)) if "SLURM_STEP_ID" in os.environ else 1
+    if "SLURM_STEP_ID" not in os.environ:
+        return 1
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS") or os.environ.get("SLURM_NTASKS") or 1)

@@ -37,16 +37,18 @@ class Within:
 class Items:
     """The lists and texts that an annotated type allows."""
 
-    least: int = 0  # items or characters
+    least: int = 0  # items or characters: any number of them, at least 1, or exactly `most`
+    most: float = math.inf
     rising: bool = False  # no item is below the one before
 
     def __contains__(self, value: list[Any] | str) -> bool:
         """Whether a list or text is allowed."""
-        return len(value) >= self.least and not (self.rising and list(value) != sorted(value))
+        return self.least <= len(value) <= self.most and not (self.rising and list(value) != sorted(value))
 
     def __str__(self) -> str:
         """As it follows `a list […]`."""
-        return ", ".join(filter(None, ("that is not empty" * bool(self.least), "the smaller ones first" * self.rising)))
+        number = f"of {self.least}" if self.least == self.most else "that is not empty" if self.least else ""
+        return ", ".join(filter(None, (number, "the smaller ones first" * self.rising)))
 
 
 NotNegative = Annotated[float, Within(0)]

@@ -6,12 +6,14 @@ import logging
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_data import refusal
 from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
 
-from resnet_lab.build import plugins, set_up_logging
+from resnet_lab.build import origin_of, plugins, set_up_logging
+from resnet_lab.models.pretrained import refuse_nan_weights
 
 
 @pytest.mark.parametrize(("job", "hints"), [(None, 0), ("17", 1)])
@@ -56,3 +58,30 @@ def test_tasks_that_lightning_cannot_place_are_refused_in_one_line(monkeypatch: 
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("SLURM_NTASKS_PER_NODE", raising=False)
     assert "--ntasks-per-node=4" in refusal(plugins)
+
+
+ORIGIN: dict[str, Any] = {"config": {"data": {}}, "class_names": ["a", "b"], "ordered": False, "schema_version": 2}
+ORIGIN |= {"mean": [0.5] * 3, "std": [0.2] * 3, "class_counts": {"train": [3, 4]}, "pixels": None}
+
+
+@pytest.mark.parametrize("key", ["config", "class_names", "ordered", "mean", "std", "class_counts"])
+@pytest.mark.parametrize("value", [..., None, 5, "x", [], [[1]], float("nan")])
+def test_what_a_checkpoint_carries_is_checked_by_key(key: str, value: object) -> None:
+    origin = {name: each for name, each in (ORIGIN | {key: value}).items() if each is not ...}
+    assert f"resnet_lab.{key}" in refusal(origin_of, {"resnet_lab": origin}, Path("odd.ckpt"))
+
+
+@pytest.mark.parametrize(("key", "value"), [("pixels", 5), ("recipe", "x"), ("pixel_digests", [1]), ("std", [0.1])])
+def test_what_only_some_checkpoints_carry_is_checked_where_it_is(key: str, value: object) -> None:
+    assert origin_of({"resnet_lab": ORIGIN}, Path("good.ckpt"))["class_names"] == ["a", "b"]
+    assert f"odd.ckpt: resnet_lab.{key}=" in refusal(origin_of, {"resnet_lab": ORIGIN | {key: value}}, Path("odd.ckpt"))
+
+
+@pytest.mark.parametrize("origin", [None, 5, "x", [], {}])
+def test_a_checkpoint_that_carries_nothing(origin: object) -> None:
+    assert "odd.ckpt: resnet_lab.config is missing" in refusal(origin_of, {"resnet_lab": origin}, Path("odd.ckpt"))
+
+
+@pytest.mark.parametrize("state", [None, 5, "x", []])
+def test_weights_that_are_no_tensors_by_name(state: Any) -> None:
+    assert "odd.ckpt: state_dict holds" in refusal(refuse_nan_weights, state, "odd.ckpt")

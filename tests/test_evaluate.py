@@ -344,11 +344,11 @@ def undefined_third() -> Iterator[None]:
     """Every model has NaN for the third image of the last split that is tested."""
     gather = Classifier._gather
 
-    def undefined(self: Classifier, outputs: list) -> torch.Tensor:
-        probabilities = gather(self, outputs)
+    def undefined(self: Classifier, kept: list) -> tuple[torch.Tensor, ...]:
+        index, outputs, targets = gather(self, kept)
         if not self.outputs:
-            probabilities[2] = float("nan")
-        return probabilities
+            outputs[2] = float("nan")
+        return index, outputs, targets
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Classifier, "_gather", undefined)

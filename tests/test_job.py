@@ -123,12 +123,16 @@ def test_a_done_run_is_left_alone(make_run: MakeRun) -> None:
 
 
 MOMENTS = ("first epoch", "within an epoch", "validation", "after the last epoch")
+QUICK = ((0, "within an epoch"), (0, "after the last epoch"))
 
 
 @pytest.mark.parametrize(
     ("schedule", "workers", "moment"),
-    [("cosine", 0, moment) for moment in MOMENTS]
-    + [pytest.param("plateau", 1, moment, marks=pytest.mark.slow) for moment in MOMENTS],
+    [
+        pytest.param(schedule, workers, moment, marks=() if (workers, moment) in QUICK else pytest.mark.slow)
+        for schedule, workers in (("cosine", 0), ("plateau", 1))
+        for moment in MOMENTS
+    ],
 )
 def test_an_interrupted_run_ends_as_one_that_was_not(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, moment: str, schedule: str, workers: int

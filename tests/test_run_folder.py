@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from resnet_lab.checkpoints import AtomicCheckpointIO
+from resnet_lab.errors import UserError
 from resnet_lab.run_folder import RunFolder, remove_unfinished, write_atomically
 
 
@@ -96,3 +97,33 @@ def test_what_a_living_process_writes_stays_without_proc(tmp_path, monkeypatch):
         (tmp_path / f".a.csv.{number}").touch()
     remove_unfinished(tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted([f".a.csv.{os.getpid()}", ".a.csv.1"])
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "predictions_test.csv", "train.log", "job.lock"])
+def test_a_folder_in_the_place_of_a_file_is_named_before_the_job(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=f"{name} is a folder"), RunFolder(tmp_path).lock():
+        pass
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "tensorboard"])
+def test_a_file_in_the_place_of_a_folder_is_named_before_the_job(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with RunFolder(tmp_path).lock():
+        pass
+    (tmp_path / name).rmdir()
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match=f"{name} is not a folder"), RunFolder(tmp_path).lock():
+        pass
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tensorboard").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    with (
+        pytest.raises(UserError, match="tensorboard is not a folder, or cannot be written"),
+        RunFolder(tmp_path).lock(),
+    ):
+        pass

@@ -86,7 +86,7 @@ def test_help_and_verbs(tmp_path: Path) -> None:
         "usage: resnet-lab evaluate RUN_OR_CKPT"
     )
     assert "no verb 'tarin'" in one_error(lab("__main__", "tarin", cwd=tmp_path))
-    assert "nowhere" in one_error(lab("__main__", "evaluate", "nowhere", cwd=tmp_path))
+    assert "nowhere" in one_error(lab("__main__", "status", "nowhere", cwd=tmp_path))
 
 
 @pytest.mark.parametrize(("module", "shown"), [("joblib.externals.loky", True), ("submitit.core", True), ("os", False)])

@@ -345,8 +345,12 @@ def refuse_nan_weights(state: Mapping[str, Any], source: str) -> None:
     """Stop at weights or buffers that are NaN or infinite: argmax of NaN is class 0 for every image.
 
     Raises:
-        UserError: there are some; the message names the source and the first tensor.
+        UserError: there are some; the message names the source and the first tensor. Or there are no weights at all.
     """
+    if not isinstance(state, Mapping):
+        raise UserError(
+            f"{source}: state_dict holds {type(state).__name__}, not tensors by name; give another checkpoint"
+        )
     floating = {name: each for name, each in state.items() if isinstance(each, Tensor) and each.is_floating_point()}
     undefined = [name for name, each in floating.items() if not torch.isfinite(each.double()).all()]
     if undefined:
