@@ -70,9 +70,9 @@ class TrainerConfig:
     max_epochs: int = _key(Count)
     early_stopping: int | None = _key(FromOne | None)
     checkpoint_minutes: float | None = _key(Positive | None)
-    sync_batchnorm: bool = MISSING
-    deterministic: bool = MISSING
-    progress_bar: bool = MISSING
+    sync_batchnorm: bool = _key(bool)
+    deterministic: bool = _key(bool)
+    progress_bar: bool = _key(bool)
 
 
 @dataclass
@@ -82,14 +82,14 @@ class Config:
     name: str = _key(Text)
     seed: int = _key(Seed)
     monitor: str = _key(Text)
-    follow_test: bool = MISSING
-    follow_layers: bool = MISSING
-    figures: list[str] = MISSING
+    follow_test: bool = _key(bool)
+    follow_layers: bool = _key(bool)
+    figures: list[str] = _key(list[str])  # noqa: RUF009 - it is field()
     sweep_dir: str = _key(Text)
-    start: bool = MISSING
+    start: bool = _key(bool)
     on_failed: OnFailed = MISSING
     on_corrupt: OnCorrupt = MISSING
-    keep_last: bool = MISSING
+    keep_last: bool = _key(bool)
     data: Any = MISSING
     model: Any = MISSING
     loss: Any = MISSING
@@ -217,6 +217,8 @@ def check(config: DictConfig) -> None:
     if missing := sorted(OmegaConf.missing_keys(config)):
         raise UserError(f"{missing[0]} is not set; give {missing[0]}=… on the command line")
     _check_names(config, Config)
+    if not isinstance(config.trainer, DictConfig):
+        raise UserError(f"trainer={config.trainer}: it has to be a group of keys; choose one with trainer=…")
     _check_names(config.trainer, TrainerConfig, "trainer.")
     _check_values(config, Config)
     _check_values(config.trainer, TrainerConfig, "trainer.")
