@@ -111,6 +111,7 @@ def test_an_older_folder_keeps_its_pattern_of_patients_and_its_splits() -> None:
     assert with_older_defaults({"data": {"patient_regex": "auto"}}, older, 1, ())["data"] == older["data"]
 
 
+@pytest.mark.slow
 def test_keys_that_began_with_another_value_have_it_in_commands_of_older_sweeps() -> None:
     """The composed default of an added key is what older runs did, or the table of changes says when it became so."""
     for key, added in ADDED.items():
