@@ -23,6 +23,7 @@ from resnet_lab.statistics import COLLAPSED, confusion_matrix, majority_baseline
 SHAPES: dict[str, Any] = {  # what a job writes into status.json; [int] is a list of them, {"": str} texts by name
     "split_fingerprint": {"": str},
     "pixels": str,
+    "decision": str,
     "recipe": {"": object},
     "pixel_digests": {"": str},
     "class_counts": {"": [int]},
