@@ -140,7 +140,7 @@ def _difference(name: str, stored: Any, derived: float | None) -> Iterator[str]:
 
 def _tables(run: Run, split: str, answers: Answers) -> Iterator[str]:
     """The predicted class of each row, and the two tables beside the predictions, where they are kept."""
-    rule = run.status.get("decision", "argmax")
+    rule = run.status.get("decision") or "argmax"
     if rule not in statistics.DECISIONS:
         yield f"predictions of {split} cannot be checked: the decision {rule!r} is unknown here"
     elif changed := int(np.sum(_undecided(answers, rule))):
