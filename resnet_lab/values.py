@@ -28,8 +28,8 @@ class Within:
 
     def __str__(self) -> str:
         """As it follows `a number`."""
-        least = "" if self.least == -math.inf else f"{'above' if self.without_least else 'from'} {self.least:g}"
-        most = "" if self.most == math.inf else f"{'below' if self.without_most else 'to'} {self.most:g}"
+        least = "" if self.least == -math.inf else f"{'above' if self.without_least else 'from'} {self.least}"
+        most = "" if self.most == math.inf else f"{'below' if self.without_most else 'to'} {self.most}"
         return " ".join(filter(None, (least, most)))
 
 
