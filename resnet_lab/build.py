@@ -168,6 +168,8 @@ def origin_of(checkpoint: dict[str, Any], file: Path) -> dict[str, Any]:
         refuse_foreign_targets(config)
         for key, hint in (ORIGIN | {key: ORIGIN_OPTIONAL[key] for key in {*ORIGIN_OPTIONAL} & {*origin}}).items():
             conform(f"{CHECKPOINT_KEY}.{key}", origin.get(key), hint)
+        if "train" not in origin["class_counts"]:
+            raise UserError(f"{CHECKPOINT_KEY}.class_counts.train is missing; give a checkpoint as a job wrote it")
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
     return origin | {"config": config if "schema_version" in origin else without_unknown(config)[0]}

@@ -77,6 +77,11 @@ def test_what_only_some_checkpoints_carry_is_checked_where_it_is(key: str, value
     assert f"odd.ckpt: resnet_lab.{key}=" in refusal(origin_of, {"resnet_lab": ORIGIN | {key: value}}, Path("odd.ckpt"))
 
 
+def test_a_checkpoint_without_the_class_counts_of_train() -> None:
+    message = refusal(origin_of, {"resnet_lab": ORIGIN | {"class_counts": {"val": [1, 2]}}}, Path("odd.ckpt"))
+    assert "resnet_lab.class_counts.train is missing" in message
+
+
 @pytest.mark.parametrize("origin", [None, 5, "x", [], {}])
 def test_a_checkpoint_that_carries_nothing(origin: object) -> None:
     assert "odd.ckpt: resnet_lab.config is missing" in refusal(origin_of, {"resnet_lab": origin}, Path("odd.ckpt"))
