@@ -61,7 +61,7 @@ def main() -> int:
 def not_imported(run: RunFolder, error: Exception) -> int:
     """Say, and note unless another process is at the job, that the packages it needs cannot be imported."""
     message = f"cannot import what a job needs ({type(error).__name__}: {one_line_of(error)}); see memory (ulimit -v)"
-    if not run.is_locked():
+    if not run.is_locked() and run.read_status()["state"] != "done":
         run.update_status(state="failed", error=message)
     print(f"error: {message}", file=sys.stderr)
     return 1

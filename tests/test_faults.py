@@ -135,6 +135,9 @@ def test_a_job_whose_packages_cannot_be_imported_has_failed(
     assert run.read_status()["state"] == "failed"
     assert "libtorch_cpu.so" in run.read_status()["error"]
     assert capsys.readouterr().err.count("\n") == 1
+    run.update_status(state="done")
+    job.not_imported(run, error)
+    assert run.read_status()["state"] == "done"  # a result is not lost
 
 
 @pytest.mark.slow

@@ -52,7 +52,7 @@ class ImageData(ABC):
     resize: Literal["square", "shorter"]  # square | shorter: both sides become image_size, or the shorter one does
     eye_crop: bool  # cut out the eye's disc before resizing
     local_mean: bool  # subtract the local mean colour (1st place, Kaggle 2015)
-    crop: Side | None  # pixels: a random crop in training, the centre in evaluation; None: image_size
+    crop: Side | None  # pixels: a random crop in training, the center in evaluation; None: image_size
     padding: Annotated[int, Within(0, 10_000)]  # pixels of black around the image before a random crop
     horizontal_flip: Share  # probability
     vertical_flip: Share  # probability
@@ -89,7 +89,7 @@ class ImageData(ABC):
     sampling_decay: Share  # of progressive: share of the balancing that an epoch keeps of the one before
     sampling_final: NotNegative  # of progressive: weight, in the end, of all classes but the largest
 
-    batch_size: FromOne  # of one optimiser step, shared among the ranks
+    batch_size: FromOne  # of one optimizer step, shared among the ranks
     num_workers: Literal["auto"] | Annotated[int, Within(0, 1_000)]  # auto: none in memory, else one a core
     in_memory: bool | Literal["auto"]  # auto: keep decoded images in memory where all take less than 2 GB
     cache_dir: str  # where the check of the image files is kept

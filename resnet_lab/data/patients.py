@@ -133,7 +133,7 @@ def _without_folder(name: str) -> str:
 
 def _seen_by(pattern: str, names: Iterable[str]) -> Iterator[str]:
     """What of each name a pattern has to match: the folder too where the pattern has one."""
-    return iter(names) if "/" in pattern else (name.rpartition("/")[2] for name in names)
+    return iter(names) if "/" in pattern else map(_without_folder, names)
 
 
 def _groups(names: Sequence[str], pattern: str) -> list[list[str]]:
