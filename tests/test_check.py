@@ -170,8 +170,9 @@ def test_a_dangling_link_is_a_defect_and_a_damaged_cache_costs_only_time(tmp_pat
     cache = tmp_path / "cache"
     assert set(defects([str(link)], cache)) == {str(link)}
     (cache_file,) = cache.iterdir()
-    cache_file.write_text('{"a')
-    assert set(defects([str(link)], cache)) == {str(link)}
+    for damaged in ('{"a', '{"a": null}', '{"a": [1]}'):
+        cache_file.write_text(damaged)
+        assert set(defects([str(link)], cache)) == {str(link)}
 
 
 def test_the_check_refuses_what_the_reader_refuses(tmp_path):

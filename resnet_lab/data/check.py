@@ -206,7 +206,9 @@ def _known(cache_file: Path) -> dict[str, Verdict]:
 
 def _of_content(verdicts: dict[str, Verdict]) -> dict[str, Verdict]:
     """The verdicts on what files hold; a permission or a disk may be mended without a change of the file."""
-    return {key: verdict for key, verdict in verdicts.items() if verdict[1]}
+    return {
+        key: each for key, each in verdicts.items() if isinstance(each, list | tuple) and len(each) == 3 and each[1]
+    }
 
 
 def _examine_all(paths: list[str], rules: Rules) -> list[Verdict]:
