@@ -1,5 +1,6 @@
 """From files to normalised batches: the same for any number of workers and ranks, in memory or not."""
 
+import sys
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -319,6 +320,16 @@ def test_ranks_that_do_not_divide_evaluate_each_image_once(build):
     targets = torch.cat([batch["target"] for batch in batches])[indices >= 0]
     assert targets.tolist() == [list(TEST.values())[index] for index in indices[indices >= 0].tolist()]
     assert len({len(loader) for loader in loaders}) == 1
+
+
+@pytest.mark.parametrize(
+    ("version", "ranks", "method"), [((3, 11), 2, "forkserver"), ((3, 11), 1, None), ((3, 12), 2, None)]
+)
+def test_before_python_3_12_several_ranks_fork_no_workers(build, monkeypatch, version, ranks, method):
+    datamodule = build(ranks=(0, ranks), num_workers=1, in_memory=False)
+    monkeypatch.setattr(sys, "version_info", version)
+    context = datamodule.train_dataloader().multiprocessing_context
+    assert (context and context.get_start_method()) == method
 
 
 def test_batch_that_ranks_cannot_share(build):

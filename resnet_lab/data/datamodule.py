@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from multiprocessing.context import BaseContext
 from typing import Any
 
 import numpy as np
@@ -241,6 +244,7 @@ class DataModule(LightningDataModule):
             # batch norm cannot normalise a single value per channel, which small images come down to
             drop_last=isinstance(sampler, TrainSampler) and len(sampler) % batch_size == 1,
             num_workers=self.num_workers,
+            multiprocessing_context=self._context() if self.num_workers else None,
             persistent_workers=self.num_workers > 0,
             prefetch_factor=PREFETCH if self.num_workers else None,
             timeout=TIMEOUT if self.num_workers else 0,
@@ -316,6 +320,18 @@ class DataModule(LightningDataModule):
             )
         log.warning("%s: taking %d; start the container with more (docker run --shm-size=1g)", text, fitting)
         return fitting
+
+    def _context(self) -> BaseContext | None:
+        """How workers start; None: as torch starts them.
+
+        Before Python 3.12 a forked process can hang from its first moment where a thread of torch.distributed enters
+        Python just then (python/cpython#112275).
+        """
+        if sys.version_info >= (3, 12) or self._rank()[1] == 1:
+            return None
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])  # so that the workers need not import it one by one
+        return context
 
     def _fits_memory(self, table: pd.DataFrame) -> bool:
         # a photograph whose shorter side is image_size is seldom longer than 1.5 of that
