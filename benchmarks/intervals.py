@@ -21,7 +21,8 @@ import scipy
 from scipy import optimize, special, stats
 
 from resnet_lab.report.intervals import estimate, wilson
-from resnet_lab.report.resampling import Answers, scores_of, sums_by_patient
+from resnet_lab.report.resampling import scores_of, sums_by_patient
+from resnet_lab.scores import Answers
 from resnet_lab.statistics import REFERABLE
 
 SCORES = (0.5, 0.8, 0.95, 0.99, 0.999)
@@ -39,6 +40,7 @@ PATIENT, IMAGE, RUN = np.sqrt([0.3, 0.4, 0.3])  # what makes an image difficult:
 NEARER = 0.4  # how much rarer an error by one more grade is
 # of labels alone; recall is accuracy (weighted) or balanced accuracy (macro)
 LABELS = ("accuracy", "balanced_accuracy", "precision_macro", "precision_weighted", "f1_macro", "f1_weighted")
+LABELS += ("specificity_macro", "matthews")
 WORLDS = {"recall": LABELS, "qwk": ("qwk",), "auroc": ("auroc",), "referable_auroc": ("referable_auroc",)}
 
 TITLE = "# How often intervals hold the true score\n"

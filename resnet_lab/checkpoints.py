@@ -22,8 +22,9 @@ from resnet_lab import environment
 from resnet_lab.errors import UserError
 from resnet_lab.module import CHECKPOINT_KEY, Classifier
 from resnet_lab.run_folder import UNTRAINED, RunFolder, write_atomically
+from resnet_lab.scores import SCORES
 
-SHOWN = ("lr", "loss", "accuracy", "balanced_accuracy", "qwk")  # in the log line of an epoch
+SHOWN = {"lr", "loss", *(name for name, score in SCORES.items() if "log" in score.shown)}  # in the line of an epoch
 
 log = logging.getLogger(__name__)
 

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, Metric, MetricCollection
-from torchmetrics.classification import (
-    MulticlassAccuracy,
-    MulticlassAUROC,
-    MulticlassCohenKappa,
-    MulticlassConfusionMatrix,
-    MulticlassF1Score,
-    MulticlassPrecision,
-    MulticlassRecall,
-)
+from torchmetrics import MeanMetric, Metric, MetricCollection, classification
+from torchmetrics.classification import MulticlassAUROC, MulticlassConfusionMatrix
+from torchmetrics.utilities import dim_zero_cat
 
 from resnet_lab.errors import UserError
 from resnet_lab.objectives import Objective
+from resnet_lab.scores import SCORES, Answers, Score, stored_scores
 from resnet_lab.statistics import COLLAPSED, MANY_CLASSES
-
-NEEDS_TWO_CLASSES = ("val/qwk", "val/auroc")  # which mean nothing where all images are of one class
 
 
 class BalancedAccuracy(MulticlassConfusionMatrix):
@@ -47,27 +40,53 @@ class MacroAUROC(MulticlassAUROC):
         return by_class[present].mean() if len(present) > 1 else torch.tensor(torch.nan)
 
 
-def _counting_metrics(num_classes: int, ordered: bool) -> dict[str, Metric | MetricCollection]:
-    k = num_classes
-    metrics: dict[str, Metric | MetricCollection] = {
-        "accuracy": MulticlassAccuracy(k, average="micro"),
-        "balanced_accuracy": BalancedAccuracy(k),
-        "f1_weighted": MulticlassF1Score(k, average="weighted"),
-    }
-    if ordered:
-        metrics["qwk"] = MulticlassCohenKappa(k, weights="quadratic")
-    return metrics
+class OfCounts(MulticlassConfusionMatrix):
+    """A score whose formula needs the confusion matrix alone."""
+
+    def __init__(self, num_classes: int, score: Score) -> None:
+        super().__init__(num_classes)
+        self.score = score
+
+    def compute(self) -> Tensor:
+        """Scalar."""
+        counts = super().compute()
+        return torch.tensor(self.score.of_counts(counts.cpu().numpy()), device=counts.device)
 
 
-def _evaluation_metrics(num_classes: int) -> dict[str, Metric | MetricCollection]:
-    k = num_classes
-    return {
-        "precision_weighted": MulticlassPrecision(k, average="weighted"),
-        "precision_macro": MulticlassPrecision(k, average="macro"),
-        "recall_weighted": MulticlassRecall(k, average="weighted"),
-        "recall_macro": MulticlassRecall(k, average="macro"),
-        "f1_macro": MulticlassF1Score(k, average="macro"),
-    }
+class OfAnswers(Metric):
+    """A score whose formula needs every prediction, which are kept until the end of the epoch."""
+
+    target: list[Tensor]
+    predictions: list[Tensor]
+    preds: list[Tensor]
+
+    def __init__(self, score: Score) -> None:
+        super().__init__()
+        self.score = score
+        for name in ("target", "predictions", "preds"):
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    def update(self, preds: Tensor, target: Tensor, predictions: Tensor) -> None:
+        """Add probabilities (B, K), targets (B,), predicted classes (B,)."""
+        self.preds.append(preds)
+        self.target.append(target)
+        self.predictions.append(predictions)
+
+    def compute(self) -> Tensor:
+        """Scalar."""
+        states = (self.target, self.predictions, self.preds)
+        answers = Answers(*(dim_zero_cat(state).cpu().numpy() for state in states))
+        return torch.tensor(self.score.of(answers), device=self.device)
+
+
+def metric_of(score: Score, num_classes: int) -> Metric:
+    """The metric that computes a score over batches and ranks."""
+    if score.torchmetric:
+        own = {"BalancedAccuracy": BalancedAccuracy, "MacroAUROC": MacroAUROC}
+        known: Mapping[str, Any] = vars(classification) | own
+        metric: Metric = known[score.torchmetric](num_classes, **score.options)
+        return metric
+    return OfAnswers(score) if score.keeps_answers else OfCounts(num_classes, score)
 
 
 class SplitMetrics(nn.Module):
@@ -82,13 +101,15 @@ class SplitMetrics(nn.Module):
 
     def __init__(self, split: str, num_classes: int, ordered: bool, complete: bool = True) -> None:
         super().__init__()
-        metrics = _counting_metrics(num_classes, ordered)
-        if complete:
-            metrics |= _evaluation_metrics(num_classes)
+        of_classes: dict[str, Metric | MetricCollection] = {}
+        of_probabilities: dict[str, Metric | MetricCollection] = {}
+        for name, score in stored_scores(num_classes, ordered).items():
+            if complete or score.each_epoch:
+                (of_probabilities if score.keeps_answers else of_classes)[name] = metric_of(score, num_classes)
         self.loss = MeanMetric(nan_strategy="disable")  # which keeps NaN; by default it would drop out of the mean
         self.loss.set_dtype(torch.float64)  # so that the order of the batches leaves no trace
-        self.scores = MetricCollection(metrics, prefix=f"{split}/")  # of classes; the other is of probabilities
-        self.auroc: MacroAUROC | None = MacroAUROC(num_classes, average=None) if complete else None
+        self.of_classes = MetricCollection(of_classes, prefix=f"{split}/")
+        self.of_probabilities = MetricCollection(of_probabilities, prefix=f"{split}/", compute_groups=False)
         self.confusion = MulticlassConfusionMatrix(num_classes)
         self.split = split
         self.rows: list[tuple[Tensor, Tensor, Tensor]] = []  # of the epoch so far
@@ -103,15 +124,14 @@ class SplitMetrics(nn.Module):
             losses, outputs, targets = (torch.cat(columns) for columns in zip(*self.rows, strict=True))
             classes = objective.decide(outputs)
             self.loss.update(losses.double())
-            self.scores.update(classes, targets)
+            self.of_classes.update(classes, targets)
             self.confusion.update(classes, targets)
-            if self.auroc is not None:
-                self.auroc.update(objective.probabilities(outputs), targets)
+            if self.of_probabilities:
+                probabilities = objective.probabilities(outputs)
+                self.of_probabilities.update(preds=probabilities, target=targets, predictions=classes)
         self.rows.clear()
         loss = self.loss.compute().float()
-        values = {f"{self.split}/loss": loss, **self.scores.compute()}
-        if self.auroc is not None:
-            values[f"{self.split}/auroc"] = self.auroc.compute()
+        values = {f"{self.split}/loss": loss, **self.of_classes.compute(), **self.of_probabilities.compute()}
         if loss.isnan():  # the largest of NaNs is the first class, which would look like a score
             values = {name: torch.full_like(value, torch.nan, dtype=torch.float) for name, value in values.items()}
         return values | {f"{self.split}/{name}": value for name, value in self._recalls().items()}
@@ -126,15 +146,13 @@ class SplitMetrics(nn.Module):
     def reset(self) -> None:
         """Forget the epoch."""
         self.rows.clear()
-        for metric in (self.loss, self.scores, self.confusion):
+        for metric in (self.loss, self.of_classes, self.of_probabilities, self.confusion):
             metric.reset()
-        if self.auroc is not None:
-            self.auroc.reset()
 
 
 def metric_names(num_classes: int, ordered: bool) -> list[str]:
     """What can be monitored on a split other than train, without its prefix."""
-    return ["loss", *_counting_metrics(num_classes, ordered), "auroc", *_evaluation_metrics(num_classes)]
+    return ["loss", *stored_scores(num_classes, ordered)]
 
 
 def monitored(monitor: str, num_classes: int, ordered: bool, key: str = "monitor") -> tuple[str, Literal["min", "max"]]:
@@ -157,8 +175,9 @@ def monitored(monitor: str, num_classes: int, ordered: bool, key: str = "monitor
 
 
 def mode_of(metric: str) -> Literal["min", "max"]:
-    """Losses are to fall, everything else is to rise."""
-    return "min" if metric.endswith("/loss") else "max"
+    """Whether a smaller value is better (`min`), such as a loss, or a larger one."""
+    name = metric.rpartition("/")[2]
+    return "min" if name == "loss" or (name in SCORES and SCORES[name].falls) else "max"
 
 
 def is_collapsed(confusion: Tensor) -> bool:

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from resnet_lab import plots, statistics
+from resnet_lab import plots
 from resnet_lab.errors import UserError, count, on_one_line
 from resnet_lab.run_folder import RunFolder, new_folder, write_atomically
+from resnet_lab.scores import SCORES, majority_baseline
 
-TABLE = ("accuracy", "balanced_accuracy", "qwk", "auroc", "f1_weighted", "f1_macro")
-LABEL = 26  # characters of its first column
+LABEL = 26  # characters of the first column of the table of scores
 
 
 def refuse_undefined(rows: pd.DataFrame, probabilities: np.ndarray, source: str = "the model") -> None:
@@ -126,14 +126,15 @@ def score_table(
         train_counts: images of each class that the model was trained on, whatever the data it is scored on.
         names: of the classes.
     """
-    columns = [name for name in TABLE if any(f"{split}/{name}" in metrics for split in counts)]
+    terminal = [name for name, score in SCORES.items() if "terminal" in score.shown]
+    columns = [name for name in terminal if any(f"{split}/{name}" in metrics for split in counts)]
     majority = int(np.argmax(train_counts))
     always = f"  always “{on_one_line(names[majority])}”"
     always = always if len(always) <= LABEL else f"{always[: LABEL - 2]}…”"
     lines = [" " * LABEL + "".join(f"{name:>19}" for name in columns)]
     for split, images in counts.items():
         targets = np.repeat(np.arange(len(images)), images)
-        baseline = statistics.majority_baseline(targets, majority, len(images))
+        baseline = majority_baseline(targets, majority, len(images))
         title = f"{split} ({count(len(targets), 'image')})"
         lines.append(f"{title:{LABEL}}" + _cells(metrics, split, columns))
         lines.append(f"{always:{LABEL}}" + _cells({f"{split}/{k}": v for k, v in baseline.items()}, split, columns))

@@ -101,56 +101,6 @@ def placements(positives: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, n
     return above, below
 
 
-def averages_of(found: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> dict[str, np.ndarray]:
-    """Precision, recall and F1, averaged over classes as torchmetrics does, each (…,), by the names of metrics.py.
-
-    A score that divides by nothing counts as 0; the macro mean leaves out classes that neither occur nor are answered.
-
-    Args:
-        found: images of a class that were given it (…, K).
-        true: images of a class (…, K).
-        predicted: images that were given a class (…, K).
-    """
-    with np.errstate(invalid="ignore", divide="ignore"):
-        scores = {"precision": found / predicted, "recall": found / true, "f1": 2 * found / (true + predicted)}
-        averages = {}
-        for name, values in scores.items():
-            known = np.nan_to_num(values)
-            averages[f"{name}_weighted"] = (known * true).sum(axis=-1) / true.sum(axis=-1)
-            averages[f"{name}_macro"] = known.sum(axis=-1) / np.count_nonzero(true + predicted, axis=-1)
-    return averages
-
-
-def summary_of(targets: np.ndarray, predictions: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """The numbers that stand beside a run, by the names that its metrics have.
-
-    Args:
-        targets: true classes (N,), integers from 0 to K - 1.
-        predictions: predicted classes (N,).
-        probabilities: probability of each class (N, K).
-    """
-    counts = confusion_matrix(targets, predictions, probabilities.shape[1])
-    averages = averages_of(counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0))
-    return {
-        "accuracy": accuracy(targets, predictions),
-        "balanced_accuracy": balanced_accuracy(targets, predictions),
-        "qwk": quadratic_weighted_kappa(targets, predictions),
-        "auroc": auroc(targets, probabilities),
-        "referable_auroc": referable_auroc(targets, probabilities),
-        **{name: float(value) for name, value in averages.items()},
-    }
-
-
-def majority_baseline(targets: np.ndarray, majority: int, num_classes: int) -> dict[str, float]:
-    """What `summary_of` says of a model that answers the class `majority` to every one of the targets (N,).
-
-    `majority` has to be the largest class of the training images: the largest one of `targets` is not known
-    to a model.
-    """
-    constant = np.full_like(targets, majority)
-    return summary_of(targets, constant, np.eye(num_classes)[constant])
-
-
 def class_scores(counts: np.ndarray) -> np.ndarray:
     """Precision, recall and F1 of each class (3, K) from a confusion matrix (K, K), rows true.
 

@@ -29,13 +29,14 @@ from resnet_lab.data.table import NO_TEST
 from resnet_lab.errors import UserError
 from resnet_lab.failures import fail, stopped_elsewhere
 from resnet_lab.layers import LayerStatistics
-from resnet_lab.metrics import NEEDS_TWO_CLASSES, is_collapsed, monitored
+from resnet_lab.metrics import is_collapsed, monitored
 from resnet_lab.models.pretrained import read, refuse_nan_weights
 from resnet_lab.models.resnet import multiply_adds, parameter_count
 from resnet_lab.module import Classifier
 from resnet_lab.outputs import refuse_undefined, score_table, write_split
 from resnet_lab.processes import Stopped
 from resnet_lab.run_folder import BOOKKEEPING, RunFolder, flat, refuse_unwritable, remove_unfinished
+from resnet_lab.scores import SCORES
 from resnet_lab.trust import spoken
 
 log = logging.getLogger("resnet_lab")
@@ -65,7 +66,8 @@ def run_job(run: RunFolder, misfits: frozenset[Path] = frozenset()) -> None:
     if balances_twice and rank() == 0:
         log.warning("data.sampling and loss.class_weights both balance the classes: rare ones count twice over")
     rows, observer = EpochRows(), Observer(datamodule.class_names)
-    undefined = monitor in NEEDS_TWO_CLASSES and sum(count > 0 for count in datamodule.class_counts["val"]) < 2
+    needs_two = monitor is not None and (score := SCORES.get(monitor.partition("/")[2])) and score.two_classes
+    undefined = bool(needs_two) and sum(count > 0 for count in datamodule.class_counts["val"]) < 2
     if undefined and rank() == 0:
         log.warning("%s is undefined, as validation holds one class: the last epoch is kept; see monitor=", monitor)
     best = RunCheckpoint(run, rows, "best", monitor, mode, undefined) if monitor else None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import ndtri
 
-from resnet_lab.report.resampling import Answers, scores_of, sums_by_patient
+from resnet_lab.report.resampling import scores_of, sums_by_patient
+from resnet_lab.scores import Answers
 
 SHARES = np.array([0.735, 0.07, 0.15, 0.025, 0.02])
 

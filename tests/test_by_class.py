@@ -15,7 +15,7 @@ from resnet_lab.report.by_class import (
     shares_by_distance,
     wilson,
 )
-from resnet_lab.report.resampling import Answers
+from resnet_lab.scores import Answers
 from resnet_lab.statistics import MANY_CLASSES
 
 NAMES = ["no DR", "mild", "moderate", "severe", "proliferative"]

@@ -7,7 +7,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import confusion_matrix, log_loss
 
 from resnet_lab.report import calibration
-from resnet_lab.report.resampling import Answers
+from resnet_lab.scores import Answers
 
 
 def made(seed: int = 0, patients: int = 400) -> Answers:

@@ -237,7 +237,7 @@ def test_the_baseline_is_the_majority_that_the_model_was_trained_on(
     keys = ["data=retinopathy", f"data.root={root}", "data.val_fraction=0"]
     evaluate.command([str(trained.path), "split=train", *keys])
     line = next(line for line in capsys.readouterr().out.splitlines() if "always" in line)
-    assert line.split()[:4] == ["always", "“no", "DR”", "0.3000"]  # 0.7000 would be that of the foreign set
+    assert line.split()[:5] == ["always", "“no", "DR”", "0.0000", "0.3000"]  # 0.7000 would be that of the foreign set
 
 
 def copies(source: Path, folder: Path, names: list[str]) -> Path:

@@ -4,10 +4,10 @@ import pytest
 import yaml
 from fake_runs import write_run
 
-from resnet_lab.report.comparison import METRICS
 from resnet_lab.report.references import FILE, WORDS, Reference, protocol_of, references_for
 from resnet_lab.report.runs import read_run
 from resnet_lab.run_folder import RunFolder
+from resnet_lab.scores import SCORES
 
 ROWS = yaml.safe_load(FILE.read_text(encoding="utf-8"))
 
@@ -15,7 +15,7 @@ ROWS = yaml.safe_load(FILE.read_text(encoding="utf-8"))
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["what"])
 def test_every_row_is_complete(row):
     reference = Reference(**row)
-    assert set(reference.scores) <= set(METRICS)
+    assert set(reference.scores) <= set(SCORES)
     assert all(0 < value < 1 for value in (*reference.scores.values(), *reference.spread.values()))
     assert set(reference.protocol) == set(WORDS)
     assert reference.read in ("original", "abstract", "copy")

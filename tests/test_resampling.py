@@ -6,7 +6,8 @@ from fake_answers import World
 from sklearn import metrics
 
 from resnet_lab import statistics
-from resnet_lab.report.resampling import Answers, class_sums, counts_of_patients, scores_of, sums_by_patient
+from resnet_lab.report.resampling import counts_of_patients, scores_of, sums_by_patient, sums_of
+from resnet_lab.scores import Answers, summary_of
 
 
 def world(seed: int, patients: int = 60, shares=(0.5, 0.1, 0.2, 0.1, 0.1)):
@@ -19,7 +20,7 @@ def world(seed: int, patients: int = 60, shares=(0.5, 0.1, 0.2, 0.1, 0.1)):
 def test_the_whole_test_set_has_the_scores_of_the_summary(seed):
     answers, patient = world(seed)
     scores = scores_of(sums_by_patient(answers, patient).sum(axis=0))
-    assert scores == pytest.approx(statistics.summary_of(*answers), abs=1e-12)
+    assert scores == pytest.approx(summary_of(answers), abs=1e-12)
     assert 0.5 < scores["referable_auroc"] < 1
 
 
@@ -72,9 +73,10 @@ def test_sums_are_those_of_each_patients_images_in_whatever_order():
     shuffled = np.random.default_rng(0).permutation(len(patient))
     mixed = Answers(*(column[shuffled] for column in answers))
     np.testing.assert_allclose(sums_by_patient(mixed, patient[shuffled]), sums_by_patient(answers, patient))
-    found, true, predicted = class_sums(sums_by_patient(answers, patient).sum(axis=0))
+    sums = sums_of(sums_by_patient(answers, patient).sum(axis=0))
     matrix = metrics.confusion_matrix(answers.targets, answers.predictions, labels=range(5))
-    np.testing.assert_array_equal((found, true, predicted), (matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)))
+    expected = (matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0))
+    np.testing.assert_array_equal((sums.found, sums.true, sums.predicted), expected)
 
 
 def test_a_class_that_a_draw_lacks_does_not_count_in_it():

@@ -5,6 +5,7 @@ import pytest
 from sklearn import metrics
 
 from resnet_lab import statistics
+from resnet_lab.scores import Answers, majority_baseline, summary_of
 
 
 def random_case(seed: int, num_classes: int = 5, size: int = 200, absent: tuple[int, ...] = ()):
@@ -25,6 +26,11 @@ def averages(targets, predictions) -> dict[str, float]:
     return found
 
 
+def specificity(targets, predictions) -> float:
+    """Recall of the images of other classes, as scikit-learn has it, by the mean over the classes that play a part."""
+    return np.mean([metrics.recall_score(targets != k, predictions != k) for k in np.union1d(targets, predictions)])
+
+
 def referable_area(targets, probabilities) -> float:
     if probabilities.shape[1] < 3:
         return np.nan
@@ -35,12 +41,14 @@ def referable_area(targets, probabilities) -> float:
 @pytest.mark.parametrize("num_classes", [2, 5, 10])
 def test_the_summary_agrees_with_scikit_learn(seed, num_classes):
     targets, predictions, probabilities = random_case(seed, num_classes)
-    assert statistics.summary_of(targets, predictions, probabilities) == pytest.approx(
+    assert summary_of(Answers(targets, predictions, probabilities)) == pytest.approx(
         {
             "accuracy": metrics.accuracy_score(targets, predictions),
             "balanced_accuracy": metrics.balanced_accuracy_score(targets, predictions),
             "qwk": metrics.cohen_kappa_score(targets, predictions, weights="quadratic"),
             "auroc": np.mean([metrics.roc_auc_score(targets == k, probabilities[:, k]) for k in set(targets)]),
+            "matthews": metrics.matthews_corrcoef(targets, predictions),
+            "specificity_macro": specificity(targets, predictions),
             "referable_auroc": referable_area(targets, probabilities),
             **averages(targets, predictions),
         },
@@ -64,7 +72,7 @@ def test_absent_classes_count_nowhere():
 
 def test_averages_count_what_divides_by_nothing_as_0():
     targets, predictions = np.array([0, 0, 1, 1, 3]), np.array([0, 0, 0, 4, 3])  # 1 not answered, 2 nowhere, 4 no image
-    summary = statistics.summary_of(targets, predictions, np.eye(5)[predictions])
+    summary = summary_of(Answers(targets, predictions, np.eye(5)[predictions]))
     assert averages(targets, predictions) == pytest.approx({name: summary[name] for name in averages([0], [0])})
     assert summary["recall_macro"] == pytest.approx((1 + 0 + 1 + 0) / 4)
 
@@ -82,14 +90,14 @@ def test_ties_count_for_a_half():
 
 def test_a_constant_predictor_has_no_skill():
     targets = np.repeat([0, 1, 2, 4], [730, 70, 150, 50])
-    baseline = statistics.majority_baseline(targets, majority=0, num_classes=5)
+    baseline = majority_baseline(targets, majority=0, num_classes=5)
     expected = {"accuracy": 0.73, "balanced_accuracy": 0.25, "qwk": 0.0, "auroc": 0.5}
     assert {name: baseline[name] for name in expected} == pytest.approx(expected, abs=1e-12)
 
 
 def test_the_baseline_answers_the_class_of_the_training_images():
     targets = np.array([0, 0, 0, 1])
-    assert statistics.majority_baseline(targets, majority=1, num_classes=2)["accuracy"] == 0.25
+    assert majority_baseline(targets, majority=1, num_classes=2)["accuracy"] == 0.25
 
 
 def test_kappa_grows_with_nearness_and_turns_negative_when_reversed():

@@ -11,10 +11,10 @@ from fake_runs import change_status, edit_predictions, write_run
 from resnet_lab.metrics import SplitMetrics
 from resnet_lab.objectives import Softmax
 from resnet_lab.report import __main__ as report
-from resnet_lab.report.resampling import Answers
 from resnet_lab.report.runs import read_run
 from resnet_lab.report.verify import differences_of, metrics_of
 from resnet_lab.run_folder import RunFolder
+from resnet_lab.scores import Answers
 
 
 def run_with_metrics(folder, **config):

@@ -11,7 +11,7 @@ from resnet_lab.command_line import run_command
 from resnet_lab.errors import UserError, count, printable
 from resnet_lab.outputs import for_spreadsheets
 from resnet_lab.rendering import Finding
-from resnet_lab.report.comparison import METRICS, Table, tables_of
+from resnet_lab.report.comparison import Table, tables_of
 from resnet_lab.report.figures import CURVES, PICTURES
 from resnet_lab.report.findings import findings_of
 from resnet_lab.report.page import page
@@ -19,6 +19,7 @@ from resnet_lab.report.runs import Run, read_run
 from resnet_lab.report.summaries import markdown, summary, text_table
 from resnet_lab.report.verify import differences_of
 from resnet_lab.run_folder import closed_folders, find_runs, write_atomically
+from resnet_lab.scores import NEEDS, SCORES
 
 USAGE = """usage: resnet-lab report DIR… [metric=NAME] [out=DIR] [figures=NAME,…]   (run folders, or folders of sweeps)
        resnet-lab report DIR… --check    derive the stored metrics again from the predictions; exit 1 if one differs"""
@@ -74,12 +75,12 @@ def _read(folders: Sequence[str], closed: Sequence[str]) -> list[Run]:
 
 def _check_metric(metric: str, tables: Sequence[Table]) -> None:
     """A metric that ranks nothing is named, not replaced."""
-    known = [name for name in METRICS if any(name in table.possible for table in tables)]
+    known = [name for name in SCORES if any(name in table.possible for table in tables)]
     if metric and metric not in known:
         runs = [run for table in tables for run in table.scored]
         logged = {name.partition("/")[2] for run in runs for name in run.status.get("metrics") or {}}
         other = "cannot rank" if metric in logged else "is in no run"
-        why = "needs classes with an order" if metric in METRICS else other
+        why = NEEDS[SCORES[metric].needs] if metric in SCORES else other
         raise UserError(f"metric={metric} {why}; choose among {', '.join(known)}")
 
 

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from resnet_lab.report.intervals import Interval, wilson
-from resnet_lab.report.resampling import Answers, class_sums, sums_by_patient
+from resnet_lab.report.resampling import sums_by_patient, sums_of
+from resnet_lab.scores import Answers
 from resnet_lab.statistics import MANY_CLASSES
 
 DISTANCES = ("right", "one grade off", "two grades off", "three or more")
@@ -46,7 +47,8 @@ def class_rows(runs: Sequence[Answers], patient: np.ndarray, class_names: Sequen
         class_names: K names.
     """
     # (P, K) each: means over the runs
-    found, true, predicted = class_sums(np.mean([sums_by_patient(answers, patient) for answers in runs], axis=0))
+    sums = sums_of(np.mean([sums_by_patient(answers, patient) for answers in runs], axis=0))
+    found, true, predicted = sums.found, sums.true, sums.predicted
     rows = []
     for k, name in enumerate(class_names):
         jaccard = share_of(found[:, k], true[:, k] + predicted[:, k] - found[:, k])

@@ -9,7 +9,7 @@ from scipy import optimize
 from sklearn.metrics import roc_curve
 
 from resnet_lab import statistics
-from resnet_lab.report.resampling import Answers
+from resnet_lab.scores import Answers
 
 BINS = 10
 TARGETS = {"high sensitivity": 0.975, "high specificity": 0.981}  # Gulshan et al. 2016 chose theirs so

@@ -8,57 +8,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from resnet_lab.errors import count
 from resnet_lab.report.intervals import Comparisons, Estimates, estimate
-from resnet_lab.report.resampling import Answers
 from resnet_lab.report.runs import Run
 from resnet_lab.run_folder import BOOKKEEPING
-from resnet_lab.statistics import REFERABLE
+from resnet_lab.scores import ABSENT, SCORES, Answers
 
-MINUS = "\N{MINUS SIGN}"
-
-
-class Metric(NamedTuple):
-    """How a metric is shown."""
-
-    title: str
-    factor: int
-    digits: int
-    unit: str  # of a difference
-
-    def text(self, value: float, std: float = math.nan) -> str:
-        """A value, and its standard deviation where there is one."""
-        if math.isnan(value):
-            return ABSENT
-        shown = round(self.factor * value, self.digits) + 0.0  # no -0.000
-        return f"{shown:.{self.digits}f}".replace("-", MINUS) + (
-            "" if math.isnan(std) else f" ± {self.factor * std:.{self.digits}f}"
-        )
-
-    def difference(self, value: float) -> str:
-        """With its sign."""
-        return f"{self.factor * value + 0.0:+.{self.digits}f}".replace("-", MINUS)
-
-
-METRICS = {
-    "qwk": Metric("QWK", 1, 3, ""),
-    "accuracy": Metric("accuracy %", 100, 2, " points"),
-    "balanced_accuracy": Metric("balanced acc. %", 100, 2, " points"),
-    "auroc": Metric("AUROC", 1, 3, ""),
-    "f1_macro": Metric("F1, macro", 1, 3, ""),
-    "f1_weighted": Metric("F1, weighted", 1, 3, ""),
-    "precision_macro": Metric("precision, macro", 1, 3, ""),
-    "precision_weighted": Metric("precision, weighted", 1, 3, ""),
-    "recall_macro": Metric("recall, macro", 1, 3, ""),
-    "recall_weighted": Metric("recall, weighted", 1, 3, ""),
-    "referable_auroc": Metric("AUROC, referable", 1, 3, ""),
-}
-ALWAYS = ("qwk", "accuracy", "balanced_accuracy", "auroc")  # the others only where asked for
-ABSENT = "–"
 MANY_BOUND = 4  # keys that differ between sweeps alone, from which on their names would bury those of the groups
 
 
@@ -119,13 +78,13 @@ class Table:
     @property
     def metrics(self) -> list[str]:
         """The metrics that are shown, of those that mean something here."""
-        return [metric for metric in METRICS if metric in self.possible and metric in (*ALWAYS, self.wanted)]
+        return [name for name in self.possible if "leaderboard" in SCORES[name].shown or name == self.wanted]
 
     @property
     def possible(self) -> list[str]:
         """The metrics that mean something here."""
-        meaning = {"qwk": self.ordered, "referable_auroc": self.referable}
-        return [metric for metric in METRICS if meaning.get(metric, True)]
+        classes = len(self.scored[0].class_names) if self.scored else 0
+        return [name for name, score in SCORES.items() if score.means_something(self.ordered, classes)]
 
     @property
     def ordered(self) -> bool:
@@ -135,7 +94,7 @@ class Table:
     @property
     def referable(self) -> bool:
         """Whether they are, and some of them are referred."""
-        return self.ordered and bool(self.scored) and len(self.scored[0].class_names) > REFERABLE
+        return "referable_auroc" in self.possible
 
     @property
     def metric(self) -> str:
@@ -145,7 +104,7 @@ class Table:
     @property
     def title_of_metric(self) -> str:
         """Its name in a sentence."""
-        return METRICS[self.metric].title.removesuffix(" %")
+        return SCORES[self.metric].label
 
     @cached_property
     def estimates(self) -> dict[str, Estimates]:
@@ -174,7 +133,8 @@ class Table:
     @property
     def ranked(self) -> list[Group]:
         """The groups from the best to the worst, and then those without a result."""
-        return sorted(self.groups, key=lambda group: _last_if_unknown(group.mean_and_std(self.metric)[0]))
+        sign = 1 if SCORES[self.metric].falls else -1
+        return sorted(self.groups, key=lambda group: _last_if_unknown(sign * group.mean_and_std(self.metric)[0]))
 
     @property
     def title(self) -> str:
@@ -192,7 +152,7 @@ class Table:
 
 
 def _last_if_unknown(value: float) -> float:
-    return math.inf if math.isnan(value) else -value
+    return math.inf if math.isnan(value) else value
 
 
 def tables_of(runs: Iterable[Run], metric: str = "") -> list[Table]:

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from resnet_lab.report.charts import Cost
-from resnet_lab.report.comparison import ABSENT, METRICS, Table
+from resnet_lab.report.comparison import Table
 from resnet_lab.report.leaderboard import interval_of
+from resnet_lab.scores import ABSENT, SCORES
 
 
 class Resource(NamedTuple):
@@ -34,7 +35,7 @@ RESOURCES = {  # key of status.json → how it is shown
 def costs_of(table: Table) -> list[Cost]:
     """Means over the runs of each group that has a result, best first; only resources that all groups know."""
     groups = [group for group in table.ranked if group.scored]
-    shown = METRICS[table.metric]
+    shown = SCORES[table.metric]
     means = [
         {
             key: float(np.mean([_number(run.status.get(key)) for run in group.scored])) * each.factor

@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from resnet_lab.report.comparison import METRICS, Group, Table, order_of
+from resnet_lab.report.comparison import Group, Table, order_of
 from resnet_lab.report.intervals import CONFIDENCE, Comparisons
 from resnet_lab.report.leaderboard import limits_text
+from resnet_lab.scores import SCORES
 
 SETTINGS = 4  # as many are listed one by one
 
@@ -101,7 +102,7 @@ def _same_but(one: Group, other: Group, axis: str) -> bool:
 
 def _sentence(table: Table, pairing: Pairing, settings: tuple[float, ...], found: Comparisons) -> str:
     """What can be concluded of one difference, and what cannot."""
-    metric = METRICS[table.metric]
+    metric = SCORES[table.metric]
     value, low, high, p = (float(column[0]) for column in found)
     name, over = table.title_of_metric, f" over {len(settings)} settings of the rest" if len(settings) > 1 else ""
     if math.isnan(low):
@@ -130,7 +131,7 @@ def _uneven(table: Table, pairing: Pairing, settings: tuple[float, ...]) -> str:
         " ".join(text for key, text in groups[first].shown.items() if key != pairing.axis) for first, _ in pairing.pairs
     ]
     parts = [
-        f"{METRICS[table.metric].difference(value)} at {where}" for value, where in zip(settings, rest, strict=True)
+        f"{SCORES[table.metric].difference(value)} at {where}" for value, where in zip(settings, rest, strict=True)
     ]
     order = np.argsort(settings)
     shown = parts if len(parts) <= SETTINGS else [parts[order[0]], parts[order[-1]]]

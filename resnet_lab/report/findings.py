@@ -11,11 +11,12 @@ import numpy as np
 
 from resnet_lab.errors import count
 from resnet_lab.rendering import Finding
-from resnet_lab.report.comparison import ABSENT, METRICS, Table, places_of
+from resnet_lab.report.comparison import Table, places_of
 from resnet_lab.report.figures import CURVES, PICTURES
 from resnet_lab.report.intervals import FEW_OF_A_CLASS, FEWEST
 from resnet_lab.report.leaderboard import AREA
 from resnet_lab.report.runs import Run, may_not_be_read, read_metrics
+from resnet_lab.scores import ABSENT, SCORES
 
 ALIKE = 6  # digits of a probability in which two trainings differ somewhere
 MANY = 8  # so many classes or runs are named, the others counted
@@ -147,7 +148,7 @@ def _without_interval(table: Table) -> dict[str, list[str]]:
     found = defaultdict(list)
     for metric in dict.fromkeys((*table.metrics, *[AREA] * table.referable)):
         if reason := table.estimates[metric].withheld:
-            found[reason].append(METRICS[metric].title.removesuffix(" %"))
+            found[reason].append(SCORES[metric].label)
     return found
 
 

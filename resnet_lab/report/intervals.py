@@ -19,14 +19,15 @@ benchmarks/intervals.py and tests/test_intervals.py simulate how often all this 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from scipy import optimize, special
 
-from resnet_lab.report.resampling import Answers, counts_of_patients, scores_of, sums_by_patient
+from resnet_lab.report.resampling import counts_of_patients, drawn_answers, scores_of, sums_by_patient
+from resnet_lab.scores import SCORES, Answers, Score
 from resnet_lab.statistics import REFERABLE
 
 DRAWS = 2000
@@ -35,15 +36,10 @@ SMALLEST = 1e-4  # of the pooled variance: what stands for none at all before it
 CONFIDENCE = 0.95
 Z = float(special.ndtri((1 + CONFIDENCE) / 2))
 FEWEST = 8  # images of a class, or positives or negatives of a curve, below which there is no interval
-SHARES = ("accuracy", "recall_weighted")  # have Wilson's limits as they are; those of other metrics are a little wider
-BY_CLASS = ("balanced_accuracy", "precision_macro", "recall_macro", "f1_macro")  # every class counts alike
-# errors that are added to those that were found: the more, the more errors differ in what they cost
-PSEUDO = 0.5
-PSEUDO_OF = dict.fromkeys(BY_CLASS, 2.0) | {"qwk": 1.3, "auroc": 1.0, "referable_auroc": 1.0}
+PSEUDO = 0.5  # errors that are added to those of each of the compared groups
 ONE_SIDED = 0.146  # how often a limit may miss on its side where few errors were found
 LEAST_FREEDOM = 12
 FEW_OF_A_CLASS = f"a class has fewer than {FEWEST} images"
-AREA = 0.15  # what an error of a ranking takes off, were each kind of image one alone
 
 
 class Interval(NamedTuple):
@@ -89,21 +85,23 @@ class Estimates:
         return self.left_out.shape[1]
 
     @property
-    def lower(self) -> float:
-        """The smallest value that the metric can have; the largest is 1."""
-        return -1.0 if self.metric == "qwk" else 0.0
+    def score(self) -> Score:
+        """The record of the metric."""
+        return SCORES[self.metric]
 
     def interval(self, group: int) -> Interval:
         """95 % interval of one group's mean."""
-        value = self.values[group]
+        value, lower, reach = self.values[group], self.score.lower, self.score.range
         if self.withheld or not np.isfinite(value):
             return Interval(np.nan, np.nan)
-        reach = 1 - self.lower
-        share = float(np.clip((value - self.lower) / reach, 0, 1))
+        if np.isinf(self.score.upper):
+            apart = self._reach(np.eye(len(self.values))[group], (1 + CONFIDENCE) / 2)
+            return Interval(max(float(value - apart), lower), float(value + apart))
+        share = float(np.clip((value - lower) / reach, 0, 1))
         cost = self._cost_of_error(group, share)
         size = 1 / cost if cost else np.inf  # a constant score, such as the recall of a model with one answer
-        limits = wilson(share, size) if self.metric in SHARES else _with_few_errors(share, size)
-        return Interval(*(self.lower + reach * limit for limit in limits))
+        limits = wilson(share, size) if self.score.share else _with_few_errors(share, size)
+        return Interval(*(lower + reach * limit for limit in limits))
 
     def _cost_of_error(self, group: int, share: float) -> float:
         """What an error takes off the share were all errors alike: one part in the effective number of images.
@@ -113,10 +111,10 @@ class Estimates:
         """
         influence = self._influence(np.eye(len(self.values))[group])
         variance = float(influence @ influence)
-        if self.metric not in SHARES:
+        if not self.score.share:
             variance *= self.patients / (self.patients - 1)
         found = share * (1 - share)
-        added = PSEUDO_OF.get(self.metric, PSEUDO)
+        added = self.score.pseudo
         cost, weight = self.cost, 0.0
         if found:
             # the share of those that were found, found² / variance, among all errors
@@ -124,14 +122,14 @@ class Estimates:
             cost = weight * variance * (found + added * self.cost) / found**2
         cost *= self._student(share, influence, weight)
         center = (share + Z**2 * cost / 2) / (1 + Z**2 * cost)  # of Wilson's interval, which is never at the edge
-        seeds = max(self.seeds.spread[group] - self.seeds.chance[group], 0) / (1 - self.lower) ** 2
+        seeds = max(self.seeds.spread[group] - self.seeds.chance[group], 0) / self.score.range**2
         by_seeds = self._square_by_seeds(np.eye(len(self.values))[group], (1 + CONFIDENCE) / 2) / Z**2
         return cost + seeds * by_seeds * center * (1 - center) / (found**2 or np.inf)
 
     def _influence(self, contrast: np.ndarray) -> np.ndarray:
         """What each patient adds to a contrast (G,) of the groups, (P,), as a share of the metric's range."""
         left_out = contrast @ self.left_out
-        return (left_out.mean() - left_out) * (1 - 1 / self.patients) / (1 - self.lower)
+        return (left_out.mean() - left_out) * (1 - 1 / self.patients) / self.score.range
 
     @staticmethod
     def _student(share: float, influence: np.ndarray, weight: float) -> float:
@@ -158,7 +156,7 @@ class Estimates:
         squares = influence @ influence
         # the variance of a variance; large where few patients make it up
         excess = np.sum(influence**4) - squares**2 / self.patients
-        squares += self._pseudo(contrast) / (1 - self.lower) ** 2
+        squares += self._pseudo(contrast) / self.score.range**2
         few = max(2 * squares**2 / excess, 2) if excess > 0 else np.inf
         return float(special.stdtrit(min(few, self.patients - 1), level) ** 2)
 
@@ -174,7 +172,7 @@ class Estimates:
 
     def _pseudo(self, contrast: np.ndarray) -> float:
         """What the errors that are added, `PSEUDO` a group, add to the variance of a contrast."""
-        return float(PSEUDO * np.sum(contrast**2) * (self.cost * (1 - self.lower)) ** 2)
+        return float(PSEUDO * np.sum(contrast**2) * (self.cost * self.score.range) ** 2)
 
     def _reach(self, contrast: np.ndarray, level: float) -> float:
         """How far the limits of a contrast (G,) are from it at a one-sided level.
@@ -206,7 +204,7 @@ class Estimates:
         # a p-value of draws counts what was found as one of them (Phipson and Smyth 2010)
         beyond = [(np.sum(largest >= ratio) + 1) / (len(largest) + 1) for ratio in ratios]
         p = np.maximum(beyond, 2 * special.ndtr(-ratios))
-        largest_difference = (2 if self.metric == "qwk" else 1) * np.abs(contrasts).sum(axis=1) / 2
+        largest_difference = (self.score.upper - self.score.lower) * np.abs(contrasts).sum(axis=1) / 2
         low, high = (np.clip(values + side * reach, -largest_difference, largest_difference) for side in (-1, 1))
         return Comparisons(values, low, high, p)
 
@@ -220,11 +218,12 @@ class Estimates:
         return (differences / np.where(errors > 0, errors, np.inf)[:, None]).max(axis=0)
 
     def against_best(self) -> tuple[int, Comparisons]:
-        """The group with the largest value, and by how much each group falls short of it, (G,) each.
+        """The group with the best value, and by how much each group falls short of it, (G,) each.
 
         Corrected for all pairs, since the best is chosen by looking (Tukey's range, not Dunnett's control).
         """
-        groups, best = len(self.values), int(np.nanargmax(self.values))
+        best = int(np.nanargmin(self.values) if self.score.falls else np.nanargmax(self.values))
+        groups = len(self.values)
         others = [group for group in range(groups) if group != best]
         pairs = [(group, best) for group in others]
         pairs += [(one, other) for one in others for other in others if one < other]
@@ -258,47 +257,34 @@ def _with_few_errors(share: float, size: float) -> Interval:
 
 
 def costs_of_errors(answers: Answers, patient: np.ndarray) -> dict[str, float]:
-    """What a typical error takes off each metric, as a share of its range.
+    """What a typical error takes off each metric, as a share of its range; 0 where that has no end.
 
-    One image of all where images count alike; where classes do, one of its class, by the mean over the classes. All
-    images of a patient are taken to be wrong together where images count alike. Elsewhere half of them are, as more
+    All images of a patient are taken to be wrong together where images count alike. Elsewhere half of them are, as more
     errors of this size are added there, and the simulated intervals are else too wide.
     """
     counts = np.bincount(answers.targets, minlength=answers.probabilities.shape[1])
-    present, images = counts[counts > 0], counts.sum()
-    referred = counts[REFERABLE:].sum()
-    alike = float(np.sum(np.bincount(patient) ** 2.0) / images)  # images of the patient of an image
-    of_all, alike = alike / images, (1 + alike) / 2
-    of_class = alike * float(np.mean(1 / present)) / len(present)
+    together = float(np.sum(np.bincount(patient) ** 2.0) / counts.sum())  # images of the patient of an image
     return {
-        "accuracy": of_all,
-        "balanced_accuracy": of_class,
-        "qwk": alike / images,
-        # the areas of two classes are one and the same
-        "auroc": alike * float(np.mean(_cost_of_pairs(present, images - present))) / max(len(present) - 1, 1),
-        "referable_auroc": alike * float(_cost_of_pairs(referred, images - referred)),
-        **{f"{name}_weighted": of_all for name in ("precision", "recall", "f1")},
-        **{f"{name}_macro": of_class for name in ("precision", "recall", "f1")},
+        name: (together if score.pseudo == PSEUDO else (1 + together) / 2) * score.error(counts)
+        if np.isfinite(score.upper)
+        else 0.0
+        for name, score in SCORES.items()
     }
 
 
-def _cost_of_pairs(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
-    """Of an error of a ranking; about what Hanley and McNeil's (1982) variance of an area comes to."""
-    return AREA * (1 / np.maximum(positives, 1) + 1 / np.maximum(negatives, 1))
-
-
-def reasons_of(answers: Answers, patient: np.ndarray, metrics: Iterable[str]) -> dict[str, str]:
+def reasons_of(answers: Answers, patient: np.ndarray) -> dict[str, str]:
     """Why a metric has no interval; those that have one are left out."""
     counts = np.bincount(answers.targets, minlength=answers.probabilities.shape[1])
     present, images = counts[counts > 0], counts.sum()
     referred = counts[REFERABLE:].sum()
     if not patient.any():
-        return dict.fromkeys(metrics, "all images are of one patient")
+        return dict.fromkeys(SCORES, "all images are of one patient")
     reasons: dict[str, str] = {}
     if min(referred, images - referred) < FEWEST:
-        reasons["referable_auroc"] = f"fewer than {FEWEST} images are referable, or fewer than {FEWEST} are not"
+        few = f"fewer than {FEWEST} images are referable, or fewer than {FEWEST} are not"
+        reasons = {name: few for name, score in SCORES.items() if score.needs == "referable"}
     if present.min() < FEWEST:
-        reasons |= dict.fromkeys((*BY_CLASS, "auroc"), FEW_OF_A_CLASS)
+        reasons |= {name: FEW_OF_A_CLASS for name, score in SCORES.items() if score.by_class}
     return reasons
 
 
@@ -311,19 +297,26 @@ def estimate(groups: Sequence[Sequence[Answers]], patient: np.ndarray, draws: in
         draws: R.
     """
     counts = counts_of_patients(int(patient.max()) + 1, draws)
-    parts = [[_resample(sums_by_patient(answers, patient), counts) for answers in runs] for runs in groups]
+    parts = [[_resample(answers, patient, counts) for answers in runs] for runs in groups]
     costs = costs_of_errors(groups[0][0], patient)
-    reasons = reasons_of(groups[0][0], patient, costs)
-    return {metric: _pool(metric, parts, costs[metric], reasons.get(metric, "")) for metric in parts[0][0][0]}
+    reasons = reasons_of(groups[0][0], patient)
+    return {metric: _pool(metric, parts, costs[metric], reasons.get(metric, "")) for metric in SCORES}
 
 
 Resampled = tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]
 
 
-def _resample(sums: np.ndarray, counts: np.ndarray) -> Resampled:
+def _resample(answers: Answers, patient: np.ndarray, counts: np.ndarray) -> Resampled:
     """Scores of one run: as they are (), of the draws (R,), and with each patient left out (P,)."""
+    sums = sums_by_patient(answers, patient)
     total = sums.sum(axis=0)
-    return scores_of(total), scores_of((counts @ sums.astype(np.float32)).astype(float)), scores_of(total - sums)
+    found = scores_of(total), scores_of((counts @ sums.astype(np.float32)).astype(float)), scores_of(total - sums)
+    for name, score in SCORES.items():
+        if score.from_sums is None:
+            found[0][name] = np.array(score.of(answers))
+            found[1][name] = np.array([score.of(drawn) for drawn in drawn_answers(answers, patient, counts)])
+            found[2][name] = np.array([score.of(answers.of(patient != one)) for one in range(len(sums))])
+    return found
 
 
 def _pool(metric: str, parts: Sequence[Sequence[Resampled]], cost: float = 0.0, reason: str = "") -> Estimates:

@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from resnet_lab.report.comparison import ABSENT, METRICS, Group, Table
+from resnet_lab.report.comparison import Group, Table
 from resnet_lab.report.intervals import CONFIDENCE, Interval
 from resnet_lab.report.references import references_for
+from resnet_lab.scores import ABSENT, SCORES
 
 NOTHING = Interval(math.nan, math.nan)
 AREA = "referable_auroc"
@@ -35,7 +36,7 @@ def rows_of(table: Table) -> list[Row]:
     marks, shortfalls = _against_best(table)
     rows = [_row(table, group, marks.get(id(group), ""), shortfalls.get(id(group), "")) for group in table.ranked]
     for run in {run.majority: run for run in table.scored}.values():
-        cells = [METRICS[metric].text(run.baseline[metric]) for metric in table.metrics]
+        cells = [SCORES[metric].text(run.baseline[metric]) for metric in table.metrics]
         label = f"majority baseline: always “{run.class_names[run.majority]}”"
         rows.append(Row(label, "", "", cells, "baseline", value=run.baseline[table.metric]))
     return rows + _published(table, table.metrics, table.metric)
@@ -50,7 +51,7 @@ def referable_rows_of(table: Table) -> list[Row]:
         return []
     rows = []
     for group in (group for group in table.ranked if group.scored):
-        area = METRICS[AREA].text(*group.mean_and_std(AREA))
+        area = SCORES[AREA].text(*group.mean_and_std(AREA))
         limits = interval_text(AREA, interval_of(table, group, AREA))
         rows.append(Row(group.label, "", str(len(group.scored)), [area, limits]))
     return rows + [row._replace(cells=[*row.cells, ""]) for row in _published(table, [AREA], AREA)]
@@ -63,7 +64,7 @@ def _published(table: Table, metrics: Sequence[str], ranking: str) -> list[Row]:
         scores, spread = reference.scores, reference.spread
         if not scores.keys() & set(metrics):
             continue
-        cells = [METRICS[metric].text(scores.get(metric, math.nan), spread.get(metric, math.nan)) for metric in metrics]
+        cells = [SCORES[metric].text(scores.get(metric, math.nan), spread.get(metric, math.nan)) for metric in metrics]
         origin = f"{reference.source}" + ("" if reference.read == "original" else f" ({reference.read})")
         remark = f"{origin}. {reference.verdict(table.scored)}"
         rows.append(Row(reference.what, remark, "", cells, "reference", value=scores.get(ranking, math.nan)))
@@ -73,7 +74,7 @@ def _published(table: Table, metrics: Sequence[str], ranking: str) -> list[Row]:
 def _row(table: Table, group: Group, mark: str, shortfall: str) -> Row:
     lost, collapsed = len(group.runs) - len(group.scored), len(group.collapsed)
     remark = ", ".join([f"{lost} without result"] * bool(lost) + [f"{collapsed} collapsed"] * bool(collapsed))
-    cells = [METRICS[metric].text(*group.mean_and_std(metric)) for metric in table.metrics]
+    cells = [SCORES[metric].text(*group.mean_and_std(metric)) for metric in table.metrics]
     value = group.mean_and_std(table.metric)[0]
     return Row(
         group.label,
@@ -116,12 +117,12 @@ def _against_best(table: Table) -> tuple[dict[int, str], dict[int, str]]:
 
 def limits_text(metric: str, value: float, low: float, high: float) -> str:
     """A difference and its limits, `−0.12 [−0.20, −0.04]`."""
-    shown = METRICS[metric]
+    shown = SCORES[metric]
     limits = "" if math.isnan(low) else f" [{shown.difference(low)}, {shown.difference(high)}]"
     return shown.difference(value) + limits
 
 
 def interval_text(metric: str, interval: Interval) -> str:
     """`0.31 to 0.48`; a dash where nothing is known."""
-    shown = METRICS[metric]
+    shown = SCORES[metric]
     return ABSENT if math.isnan(interval.low) else f"{shown.text(interval.low)} to {shown.text(interval.high)}"

@@ -14,7 +14,7 @@ import numpy as np
 from resnet_lab.rendering import Finding, base64_of, png, render
 from resnet_lab.report import costs, thresholds
 from resnet_lab.report.by_class import Share, class_rows, confusions_of, shares_by_distance
-from resnet_lab.report.comparison import ABSENT, METRICS, Group, Table, places_of, sweeps_of
+from resnet_lab.report.comparison import Group, Table, places_of, sweeps_of
 from resnet_lab.report.effects import confounded_of, effects_of
 from resnet_lab.report.figures import CURVES, PICTURES, picture
 from resnet_lab.report.leaderboard import interval_text, referable_rows_of, rows_of
@@ -22,6 +22,7 @@ from resnet_lab.report.runs import Run
 from resnet_lab.report.sharing import unshared_of
 from resnet_lab.report.summaries import headline, titles_of
 from resnet_lab.run_folder import write_atomically
+from resnet_lab.scores import ABSENT, SCORES
 from resnet_lab.statistics import MANY_CLASSES, REFERABLE
 
 FIGURES = ("accuracy", "confusion_matrices")  # of runs whose configuration names none
@@ -48,7 +49,7 @@ def page(
         suffix = f"_table{number}" if len(tables) > 1 else ""
         drawn = pictures(table, figures or figures_of(table), out / "report_figures", suffix)
         parts.append({"id": f"t{number}", **_section(table, drawn)})
-    metrics = [metric for metric in METRICS if any(metric in table.metrics for table in tables)]
+    metrics = [metric for metric in SCORES if any(metric in table.metrics for table in tables)]
     sweeps = sweeps_of(runs)
     unshared = unshared_of(sweeps) if len(sweeps) > 1 else []
     return render(
@@ -68,7 +69,7 @@ def _listing(runs: Sequence[Run], metrics: Sequence[str], out: Path) -> list[dic
             "run": run,
             "place": place,
             "link": os.path.relpath(run.folder.path, out.resolve()),
-            "cells": [METRICS[metric].text(run.scores.get(metric, math.nan)) for metric in metrics],
+            "cells": [SCORES[metric].text(run.scores.get(metric, math.nan)) for metric in metrics],
         }
         for run, place in zip(runs, places_of(runs).values(), strict=True)
     ]
@@ -103,7 +104,7 @@ def _section(table: Table, drawn: dict[str, dict[str, Any]]) -> dict[str, Any]:
     part |= {"first_referred": part["names"][REFERABLE] if table.referable else ""}
     part |= {"calibration": thresholds.calibration_rows(table)}
     part["costs"] = [
-        (cost, costs.cost_cells(cost), METRICS[table.metric].text(cost.quality / METRICS[table.metric].factor))
+        (cost, costs.cost_cells(cost), SCORES[table.metric].text(cost.quality / SCORES[table.metric].factor))
         for cost in costs.costs_of(table)
     ]
     return part

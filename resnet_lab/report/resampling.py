@@ -6,29 +6,14 @@ function of sums over images, so a draw costs one row of a matrix product: count
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
 
 import numpy as np
 
-from resnet_lab.statistics import REFERABLE, averages_of, placements, referable
+from resnet_lab.scores import SCORES, Answers, Sums
+from resnet_lab.statistics import placements, referable
 
 MOMENTS = 9  # sums that do not depend on the number of classes: images, hits, t, t², p, p², (t - p)², referable areas
-
-
-class Answers(NamedTuple):
-    """What one model answered on N images."""
-
-    targets: np.ndarray  # (N,)
-    predictions: np.ndarray  # (N,)
-    probabilities: np.ndarray  # (N, K)
-
-
-class ClassSums(NamedTuple):
-    """Sums by class, each (…, K), of which precision, recall and F1 are made."""
-
-    found: np.ndarray
-    true: np.ndarray
-    predicted: np.ndarray
 
 
 def counts_of_patients(patients: int, draws: int, seed: int = 0) -> np.ndarray:
@@ -39,7 +24,7 @@ def counts_of_patients(patients: int, draws: int, seed: int = 0) -> np.ndarray:
 
 
 def sums_by_patient(answers: Answers, patient: np.ndarray) -> np.ndarray:
-    """The sums (P, F) that `scores_of` and `class_sums` need, F = 9 + 5 K.
+    """The sums (P, F) that `sums_of` names, F = 9 + 5 K.
 
     Args:
         answers: of N images.
@@ -62,38 +47,33 @@ def _terms(answers: Answers) -> np.ndarray:
     return np.hstack([moments, *areas, true, true & predicted, predicted, *by_class])
 
 
-def scores_of(sums: np.ndarray) -> dict[str, np.ndarray]:
-    """Every score of `statistics.summary_of`, each (…,), from totals (…, F) over the patients of a draw.
+def sums_of(totals: np.ndarray) -> Sums:
+    """Totals (…, F) over the patients of a draw, by name."""
+    moments = tuple(np.moveaxis(totals[..., :MOMENTS], -1, 0))
+    by_class = tuple(np.split(totals[..., MOMENTS:], 5, axis=-1))
+    return Sums(*moments[:7], *by_class[:3], *moments[7:], *by_class[3:])
 
-    On the whole test set they are the same, exactly. In a resample AUROC is its first-order
+
+def scores_of(totals: np.ndarray) -> dict[str, np.ndarray]:
+    """Every score that has a formula of sums, each (…,), from totals (…, F) over the patients of a draw.
+
+    On the whole test set they are those of `scores.summary_of`, exactly. In a resample areas are their first-order
     expansion in the weights (the placements of DeLong et al. 1988), the others are exact. A class of which a draw holds
     no image does not count in it.
     """
-    count, hits, t, tt, p, pp, squared, upper, lower = np.moveaxis(sums[..., :MOMENTS], -1, 0)
-    found, true, predicted = class_sums(sums)
-    above, below = np.split(sums[..., MOMENTS:], 5, axis=-1)[3:]
+    sums = sums_of(totals)
     with np.errstate(invalid="ignore", divide="ignore"):
-        expected = tt / count - (t / count) ** 2 + pp / count - (p / count) ** 2 + ((t - p) / count) ** 2
-        areas = above / true + below / (count[..., None] - true)
-        referred = true[..., REFERABLE:].sum(axis=-1)
-        return {
-            "accuracy": hits / count,
-            "balanced_accuracy": _mean(found / true),
-            "qwk": 1 - squared / count / np.where(expected > 0, expected, np.nan),
-            "auroc": _mean(areas),
-            "referable_auroc": upper / referred + lower / (count - referred),
-            **averages_of(found, true, predicted),
-        }
+        return {name: score.from_sums(sums) for name, score in SCORES.items() if score.from_sums}
 
 
-def _mean(values: np.ndarray) -> np.ndarray:
-    """Mean over the last axis without what is undefined; NaN where all is."""
-    defined = np.isfinite(values)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(defined, values, 0).sum(axis=-1) / defined.sum(axis=-1)
+def drawn_answers(answers: Answers, patient: np.ndarray, counts: np.ndarray) -> Iterator[Answers]:
+    """The answers of each draw, for scores that have no formula of sums.
 
-
-def class_sums(sums: np.ndarray) -> ClassSums:
-    """Images found, true and predicted by class from totals (…, F)."""
-    true, found, predicted = np.split(sums[..., MOMENTS:], 5, axis=-1)[:3]
-    return ClassSums(found, true, predicted)
+    Args:
+        answers: of N images.
+        patient: the patient of each image (N,).
+        counts: how often each patient is in each draw (R, P).
+    """
+    for row in counts:
+        images = np.repeat(np.arange(len(patient)), row[patient].astype(int))
+        yield answers.of(images)

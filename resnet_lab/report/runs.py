@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 
 from resnet_lab.errors import UserError
-from resnet_lab.report.resampling import Answers
 from resnet_lab.run_folder import REMEDY, UNTRAINED, RunFolder, flat
-from resnet_lab.statistics import COLLAPSED, confusion_matrix, majority_baseline, summary_of
+from resnet_lab.scores import Answers, majority_baseline, summary_of
+from resnet_lab.statistics import COLLAPSED, confusion_matrix
 
 SHAPES: dict[str, Any] = {  # what a job writes into status.json; [int] is a list of them, {"": str} texts by name
     "split_fingerprint": {"": str},
@@ -204,7 +204,7 @@ def _score(run: Run) -> None:
     run.predictions = found
     run.majority = int(np.argmax(train_counts))
     run.counts = confusion_matrix(targets, predictions, num_classes)
-    run.scores = summary_of(targets, predictions, probabilities)
+    run.scores = summary_of(found.answers)
     run.baseline = majority_baseline(targets, run.majority, num_classes)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from resnet_lab.report import calibration, charts, costs, thresholds
-from resnet_lab.report.comparison import METRICS, Table
+from resnet_lab.report.comparison import Table
 from resnet_lab.report.drawing import Drawing, Picture
+from resnet_lab.scores import SCORES
 
 RELIABLE = 3  # groups whose reliability is drawn, the best ones
 
@@ -71,6 +72,6 @@ def cost(table: Table) -> Picture | None:
     if not titles:
         return None
     found = [replace(each, resources={title: each.resources[title] for title in titles}) for each in found]
-    wide, narrow = (charts.cost(found, METRICS[table.metric].title, columns) for columns in (3, 1))
+    wide, narrow = (charts.cost(found, SCORES[table.metric].title, columns) for columns in (3, 1))
     note = "Lines: 95 % intervals. Above and to the left is better; of images a second, above and to the right."
     return Picture("Quality and cost", note, [Drawing(wide, narrow)])

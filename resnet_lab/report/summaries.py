@@ -10,8 +10,9 @@ from typing import Any
 import pandas as pd
 
 from resnet_lab.rendering import Finding
-from resnet_lab.report.comparison import ABSENT, METRICS, Group, Table
+from resnet_lab.report.comparison import Group, Table
 from resnet_lab.report.leaderboard import Row, interval_of, interval_text, rows_of
+from resnet_lab.scores import ABSENT, SCORES
 
 MARKS = {
     "best": "best",
@@ -23,7 +24,7 @@ MARKS = {
 
 def titles_of(metrics: Sequence[str]) -> list[str]:
     """The headings of columns."""
-    return [METRICS[metric].title for metric in metrics]
+    return [SCORES[metric].title for metric in metrics]
 
 
 def headline(table: Table) -> str:
@@ -32,7 +33,8 @@ def headline(table: Table) -> str:
     rows = [row for row in every if row.kind == "group" and row.n != "0"]
     if not rows:
         return ""
-    shown, best = METRICS[table.metric], rows[0]
+    shown, best = SCORES[table.metric], rows[0]
+    most = "lowest" if shown.falls else "highest"
     limits = interval_text(table.metric, best.interval)
     percent = " %" if shown.title.endswith(" %") else ""
     value = f"{shown.text(best.value)}{percent}" + (f" (95 %: {limits})" if limits != ABSENT else "")
@@ -43,7 +45,7 @@ def headline(table: Table) -> str:
     marks = [row.mark for row in rows]
     if "untested" in marks:
         reason = table.estimates[table.metric].withheld
-        text = f"Of {len(rows)} groups {best.label} has the highest {table.title_of_metric}: {value}. "
+        text = f"Of {len(rows)} groups {best.label} has the {most} {table.title_of_metric}: {value}. "
         return f"{text}No difference between groups is tested, since {reason}. {against}"
     if "best" not in marks:
         return f"All {len(rows)} groups have {table.title_of_metric} {value}. {against}"
@@ -54,7 +56,7 @@ def headline(table: Table) -> str:
         told = "none of the others can be told from it"
     else:
         told = f"{tied} of the other {others} cannot be told from it" if tied else "all others are behind it"
-    text = f"Of {len(rows)} groups {best.label} has the highest {table.title_of_metric}: {value}; {told}"
+    text = f"Of {len(rows)} groups {best.label} has the {most} {table.title_of_metric}: {value}; {told}"
     return text + (f", {behind} {'is' if behind == 1 else 'are'} behind. " if tied and behind else ". ") + against
 
 

@@ -14,8 +14,8 @@ import pandas as pd
 from resnet_lab import statistics
 from resnet_lab.errors import UserError, count
 from resnet_lab.report.comparison import places_of
-from resnet_lab.report.resampling import Answers
 from resnet_lab.report.runs import Predictions, Run, may_not_be_read, read_metrics, read_predictions
+from resnet_lab.scores import SCORES, Answers
 
 CROSS_ENTROPY = "resnet_lab.objectives.cross_entropy"
 TOLERANCE = 1e-5  # stored metrics are of float32 probabilities, the predictions have eight digits
@@ -107,10 +107,15 @@ def _files(run: Run, split: str) -> tuple[Path, Path, Path]:
 
 def _metrics(run: Run, split: str, stored: dict[str, Any], answered: Split) -> Iterator[str]:
     answers, derived = answered.predictions.answers, answered.metrics
+    # an older version had fewer scores: those that no other split and no epoch has either
+    columns = [*(run.status.get("metrics") or {}), *read_metrics(run.folder.kept_metrics).columns]
+    computed = {name.partition("/")[2] for name in map(str, columns)}
     for name in dict.fromkeys([*stored, *derived]):
         if name not in stored:
-            of_class = re.fullmatch(r"recall_\d+", name) and "recall_0" not in stored  # of many classes none is stored
-            optional = of_class or (name == "qwk" and not run.status.get("ordered"))
+            of_class = re.fullmatch(r"recall_\d+", name)
+            absent = "recall_0" not in stored if of_class else name not in computed  # of many classes none is stored
+            needs = SCORES[name].needs if name in SCORES else ""
+            optional = absent or (needs and not run.status.get("ordered"))
             if run.state == "done" and not optional and not math.isnan(derived[name]):
                 yield f"{split}/{name} is not stored, the predictions give {derived[name]:.6f}"
         elif name == "loss" and (name not in derived or _underflow(answers, stored[name], derived[name])):
@@ -212,8 +217,7 @@ def metrics_of(answers: Answers, config: dict[str, Any], train_counts: Sequence[
         train_counts: training images by class.
     """
     counts = statistics.confusion_matrix(answers.targets, answers.predictions, answers.probabilities.shape[1])
-    derived = statistics.summary_of(*answers)
-    del derived["referable_auroc"]  # no job stores it
+    derived = {name: score.of(answers) for name, score in SCORES.items() if score.stored}
     with np.errstate(invalid="ignore"):
         derived |= {f"recall_{k}": float(share) for k, share in enumerate(counts.diagonal() / counts.sum(axis=1))}
     loss = _loss(answers, config, train_counts)

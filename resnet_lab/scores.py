@@ -1,0 +1,393 @@
+"""The scores of a model, one record each: its name, how it is shown, and how it is computed (numpy only).
+
+A new score is one record in `SCORES`. Jobs, TensorBoard, metrics.csv, the terminal, the report with its intervals,
+`report --check` and summary.csv follow from it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from resnet_lab import statistics
+from resnet_lab.statistics import REFERABLE
+
+ABSENT = "–"
+MINUS = "\N{MINUS SIGN}"
+AREA = 0.15  # what an error of a ranking takes off, were each kind of image one alone
+NEEDS = {
+    "": "",
+    "order": "needs classes with an order",
+    "referable": f"needs classes with an order, and more than {REFERABLE} of them",
+}
+
+
+class Answers(NamedTuple):
+    """What one model answered on N images."""
+
+    targets: np.ndarray  # (N,)
+    predictions: np.ndarray  # (N,)
+    probabilities: np.ndarray  # (N, K)
+
+    def of(self, images: np.ndarray) -> Answers:
+        """Those on some images, by number or by a mask (N,)."""
+        return Answers(*(column[images] for column in self))
+
+
+class Sums(NamedTuple):
+    """Sums over images, (…,) each, those by class (…, K); t is the target, p the prediction."""
+
+    images: np.ndarray
+    hits: np.ndarray
+    t: np.ndarray
+    tt: np.ndarray
+    p: np.ndarray
+    pp: np.ndarray
+    squared: np.ndarray  # (t - p)²
+    true: np.ndarray  # images of a class …
+    found: np.ndarray  # … those of them that were given it …
+    predicted: np.ndarray  # … and all that were given it
+    # placements (see `statistics.placements`); NaN where only classes are known
+    referable_above: np.ndarray = np.array(np.nan)
+    referable_below: np.ndarray = np.array(np.nan)
+    above: np.ndarray = np.array(np.nan)
+    below: np.ndarray = np.array(np.nan)
+
+
+def sums_of_counts(counts: np.ndarray) -> Sums:
+    """The sums that a confusion matrix (K, K), rows true, tells."""
+    counts = counts.astype(float)
+    classes, true, predicted = np.arange(len(counts)), counts.sum(axis=1), counts.sum(axis=0)
+    squared = np.sum(counts * np.subtract.outer(classes, classes) ** 2)
+    by_target = (true @ classes, true @ classes**2, predicted @ classes, predicted @ classes**2)
+    return Sums(counts.sum(), counts.trace(), *by_target, squared, true, counts.diagonal(), predicted)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One score.
+
+    `from_sums` or `from_answers` has to be given. With `from_sums` thousands of resampled test sets cost one
+    matrix product; without it each of them is scored by itself, which is slower. Both are given where `from_sums` is
+    an approximation, or rounds otherwise than what was published before.
+
+    Attributes:
+        title: heading of its column.
+        from_sums: sums (…,) or (…, K) → scores (…,).
+        from_answers: answers on N images → score.
+        torchmetric: class of torchmetrics.classification, or of `resnet_lab.metrics`, that a job computes it with;
+            empty: the job uses the functions above.
+        options: arguments of that class, besides the number of classes.
+        of_probabilities: whether that class is updated with probabilities, not with predicted classes.
+        stored: whether jobs compute it; otherwise the report alone does.
+        each_epoch: whether a job computes it of train, too, in each epoch.
+        shown: where it stands without being requested: `leaderboard`, `log` (the line of an epoch), `terminal` (the
+            table at the end of a job).
+        percent: whether it is shown in percent.
+        lower: the smallest value that it can have.
+        upper: the largest one; infinite: intervals are symmetric.
+        falls: whether smaller is better.
+        needs: `order`, where the classes have to be grades; `referable`, where some of these have to be referred.
+        two_classes: whether it means nothing on images of one class.
+        by_class: whether few images of a class leave it without an interval.
+        share: whether it is a share of the images, of which Wilson's interval holds as it is.
+        error: counts of images by class (K,) → what a typical error takes off, as a share of the range.
+        pseudo: errors that are added to those that were found: the more, the more errors differ in what they cost.
+    """
+
+    title: str
+    from_sums: Callable[[Sums], np.ndarray] | None = None
+    from_answers: Callable[[Answers], float] | None = None
+    torchmetric: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    of_probabilities: bool = False
+    stored: bool = True
+    each_epoch: bool = False
+    shown: tuple[str, ...] = ()
+    percent: bool = False
+    lower: float = 0.0
+    upper: float = 1.0
+    falls: bool = False
+    needs: Literal["", "order", "referable"] = ""
+    two_classes: bool = False
+    by_class: bool = False
+    share: bool = False
+    error: Callable[[np.ndarray], float] = lambda counts: 1 / float(counts.sum())
+    pseudo: float = 0.5
+
+    @property
+    def label(self) -> str:
+        """Its title in a sentence."""
+        return self.title.removesuffix(" %")
+
+    @property
+    def factor(self) -> int:
+        """What a value is multiplied with where it is shown."""
+        return 100 if self.percent else 1
+
+    @property
+    def digits(self) -> int:
+        """Decimals that are shown."""
+        return 2 if self.percent else 3
+
+    @property
+    def unit(self) -> str:
+        """Of a difference."""
+        return " points" if self.percent else ""
+
+    @property
+    def range(self) -> float:
+        """From the smallest value to the largest; 1 where there is no largest."""
+        return self.upper - self.lower if math.isfinite(self.upper - self.lower) else 1.0
+
+    @property
+    def keeps_answers(self) -> bool:
+        """Whether a job has to keep every answer for it."""
+        return self.of_probabilities or (not self.torchmetric and self.from_sums is None)
+
+    def means_something(self, ordered: bool, num_classes: int) -> bool:
+        """Whether classes are of the kind that it needs."""
+        return not self.needs or (ordered and (self.needs == "order" or num_classes > REFERABLE))
+
+    def of(self, answers: Answers) -> float:
+        """The score of a model's answers."""
+        if self.from_answers is not None:
+            return float(self.from_answers(answers))
+        return self.of_counts(
+            statistics.confusion_matrix(answers.targets, answers.predictions, answers.probabilities.shape[1])
+        )
+
+    def of_counts(self, counts: np.ndarray) -> float:
+        """The score that a confusion matrix (K, K) tells, rows true."""
+        assert self.from_sums is not None
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return float(self.from_sums(sums_of_counts(counts)))
+
+    def text(self, value: float, std: float = math.nan) -> str:
+        """A value, and its standard deviation where there is one."""
+        if math.isnan(value):
+            return ABSENT
+        shown = round(self.factor * value, self.digits) + 0.0  # no -0.000
+        return f"{shown:.{self.digits}f}".replace("-", MINUS) + (
+            "" if math.isnan(std) else f" ± {self.factor * std:.{self.digits}f}"
+        )
+
+    def difference(self, value: float) -> str:
+        """With its sign."""
+        return f"{self.factor * value + 0.0:+.{self.digits}f}".replace("-", MINUS)
+
+
+# by class, (…, K) each; a score that divides by nothing counts as 0, as in torchmetrics
+
+
+def _precision(sums: Sums) -> np.ndarray:
+    return np.nan_to_num(sums.found / sums.predicted)
+
+
+def _recall(sums: Sums) -> np.ndarray:
+    return np.nan_to_num(sums.found / sums.true)
+
+
+def _f1(sums: Sums) -> np.ndarray:
+    return np.nan_to_num(2 * sums.found / (sums.true + sums.predicted))
+
+
+def _macro(by_class: Callable[[Sums], np.ndarray]) -> Callable[[Sums], np.ndarray]:
+    """The mean over the classes that occur or are answered."""
+    return lambda sums: by_class(sums).sum(axis=-1) / np.count_nonzero(sums.true + sums.predicted, axis=-1)
+
+
+def _weighted(by_class: Callable[[Sums], np.ndarray]) -> Callable[[Sums], np.ndarray]:
+    """The mean over the classes, weighted by their images."""
+    return lambda sums: (by_class(sums) * sums.true).sum(axis=-1) / sums.true.sum(axis=-1)
+
+
+def mean(values: np.ndarray) -> np.ndarray:
+    """Mean over the last axis without what is undefined; NaN where all is."""
+    defined = np.isfinite(values)
+    return np.where(defined, values, 0).sum(axis=-1) / defined.sum(axis=-1)
+
+
+def _specificity(sums: Sums) -> np.ndarray:
+    """Of the images of other classes, those that were not given the class; NaN of a class that plays no part."""
+    others = sums.images[..., None] - sums.true
+    share = (others - sums.predicted + sums.found) / others
+    return np.where(sums.true + sums.predicted > 0, share, np.nan)
+
+
+def _kappa(sums: Sums) -> np.ndarray:
+    """As `statistics.quadratic_weighted_kappa`."""
+    n, t, p = sums.images, sums.t / sums.images, sums.p / sums.images
+    expected = sums.tt / n - t**2 + sums.pp / n - p**2 + (t - p) ** 2
+    return 1 - sums.squared / n / np.where(expected > 0, expected, np.nan)
+
+
+def _matthews(sums: Sums) -> np.ndarray:
+    """The correlation of targets and predictions, of K classes (Gorodkin 2004); 0 for a constant predictor.
+
+    NaN where all images are of one class.
+    """
+    together = sums.hits * sums.images - (sums.true * sums.predicted).sum(axis=-1)
+    targets, predictions = (sums.images**2 - (each**2).sum(axis=-1) for each in (sums.true, sums.predicted))
+    of_one_answer = np.where(targets > 0, 0.0, np.nan)
+    return np.where(predictions > 0, together / np.sqrt(targets * predictions), of_one_answer)
+
+
+def _referable_area(sums: Sums) -> np.ndarray:
+    referred = sums.true[..., REFERABLE:].sum(axis=-1)
+    return sums.referable_above / referred + sums.referable_below / (sums.images - referred)
+
+
+# what an error takes off, from the images of each class (K,)
+
+
+def _of_its_class(counts: np.ndarray) -> float:
+    """One image of its class, by the mean over the classes."""
+    present = counts[counts > 0]
+    return float(np.mean(1 / present)) / len(present)
+
+
+def _of_other_classes(counts: np.ndarray) -> float:
+    """One image of all but a class, by the mean over the classes."""
+    present = counts[counts > 0]
+    return float(np.mean(1 / np.maximum(counts.sum() - present, 1))) / len(present)
+
+
+def _of_pairs(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
+    """One place in a ranking; about what Hanley and McNeil's (1982) variance of an area comes to."""
+    return AREA * (1 / np.maximum(positives, 1) + 1 / np.maximum(negatives, 1))
+
+
+def _of_areas(counts: np.ndarray) -> float:
+    present, images = counts[counts > 0], counts.sum()
+    # the areas of two classes are one and the same
+    return float(np.mean(_of_pairs(present, images - present))) / max(len(present) - 1, 1)
+
+
+def _of_referable_area(counts: np.ndarray) -> float:
+    referred = counts[REFERABLE:].sum()
+    return float(_of_pairs(referred, counts.sum() - referred))
+
+
+def _averages(name: str, title: str, by_class: Callable[[Sums], np.ndarray], torchmetric: str) -> dict[str, Score]:
+    """The macro and the weighted mean of a score by class."""
+    return {
+        f"{name}_macro": Score(
+            title=f"{title}, macro",
+            from_sums=_macro(by_class),
+            torchmetric=torchmetric,
+            options={"average": "macro"},
+            shown=("terminal",) * (name == "f1"),
+            by_class=True,
+            error=_of_its_class,
+            pseudo=2.0,
+        ),
+        f"{name}_weighted": Score(
+            title=f"{title}, weighted",
+            from_sums=_weighted(by_class),
+            torchmetric=torchmetric,
+            options={"average": "weighted"},
+            each_epoch=name == "f1",
+            shown=("terminal",) * (name == "f1"),
+            share=name == "recall",  # of which the weighted mean is accuracy
+        ),
+    }
+
+
+# in the order of the leaderboard's columns
+SCORES: dict[str, Score] = {
+    "qwk": Score(
+        title="QWK",
+        from_sums=_kappa,
+        from_answers=lambda answers: statistics.quadratic_weighted_kappa(answers.targets, answers.predictions),
+        torchmetric="MulticlassCohenKappa",
+        options={"weights": "quadratic"},
+        each_epoch=True,
+        shown=("leaderboard", "log", "terminal"),
+        lower=-1.0,
+        needs="order",
+        two_classes=True,
+        pseudo=1.3,
+    ),
+    "accuracy": Score(
+        title="accuracy %",
+        from_sums=lambda sums: sums.hits / sums.images,
+        from_answers=lambda answers: statistics.accuracy(answers.targets, answers.predictions),
+        torchmetric="MulticlassAccuracy",
+        options={"average": "micro"},
+        each_epoch=True,
+        shown=("leaderboard", "log", "terminal"),
+        percent=True,
+        share=True,
+    ),
+    "balanced_accuracy": Score(
+        title="balanced acc. %",
+        from_sums=lambda sums: mean(sums.found / sums.true),
+        from_answers=lambda answers: statistics.balanced_accuracy(answers.targets, answers.predictions),
+        torchmetric="BalancedAccuracy",
+        each_epoch=True,
+        shown=("leaderboard", "log", "terminal"),
+        percent=True,
+        by_class=True,
+        error=_of_its_class,
+        pseudo=2.0,
+    ),
+    "auroc": Score(
+        title="AUROC",
+        # exact on the whole test set; in a resample the first-order expansion in the weights (DeLong et al. 1988)
+        from_sums=lambda sums: mean(sums.above / sums.true + sums.below / (sums.images[..., None] - sums.true)),
+        from_answers=lambda answers: statistics.auroc(answers.targets, answers.probabilities),
+        torchmetric="MacroAUROC",
+        options={"average": None},
+        of_probabilities=True,
+        shown=("leaderboard", "terminal"),
+        two_classes=True,
+        by_class=True,
+        error=_of_areas,
+        pseudo=1.0,
+    ),
+    **_averages("f1", "F1", _f1, "MulticlassF1Score"),
+    **_averages("precision", "precision", _precision, "MulticlassPrecision"),
+    **_averages("recall", "recall", _recall, "MulticlassRecall"),
+    "specificity_macro": Score(
+        title="specificity, macro",
+        from_sums=lambda sums: mean(_specificity(sums)),
+        error=_of_other_classes,
+    ),
+    "matthews": Score(title="Matthews corr.", from_sums=_matthews, lower=-1.0, two_classes=True, pseudo=1.3),
+    "referable_auroc": Score(
+        title="AUROC, referable",
+        from_sums=_referable_area,
+        from_answers=lambda answers: statistics.referable_auroc(answers.targets, answers.probabilities),
+        stored=False,
+        needs="referable",
+        error=_of_referable_area,
+        pseudo=1.0,
+    ),
+}
+
+
+def stored_scores(num_classes: int, ordered: bool) -> dict[str, Score]:
+    """Those that a job computes of such classes."""
+    return {
+        name: score for name, score in SCORES.items() if score.stored and score.means_something(ordered, num_classes)
+    }
+
+
+def summary_of(answers: Answers) -> dict[str, float]:
+    """Every score of a model's answers."""
+    return {name: score.of(answers) for name, score in SCORES.items()}
+
+
+def majority_baseline(targets: np.ndarray, majority: int, num_classes: int) -> dict[str, float]:
+    """What `summary_of` says of a model that answers the class `majority` to every one of the targets (N,).
+
+    `majority` has to be the largest class of the training images: the largest one of `targets` is not known
+    to a model.
+    """
+    constant = np.full_like(targets, majority)
+    return summary_of(Answers(targets, constant, np.eye(num_classes)[constant]))
