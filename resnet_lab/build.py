@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
 from lightning import Callback, Trainer
@@ -20,30 +20,13 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from resnet_lab import environment
 from resnet_lab.checkpoints import AtomicCheckpointIO
 from resnet_lab.command_line import log_to
-from resnet_lab.compatibility import SCHEMA_VERSION, upgraded
-from resnet_lab.config import build, refuse_foreign_targets, without_unknown
+from resnet_lab.compatibility import SCHEMA_VERSION
+from resnet_lab.config import build
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.errors import UserError
-from resnet_lab.module import CHECKPOINT_KEY, TRAIN_IMAGES, Classifier
+from resnet_lab.module import Classifier
+from resnet_lab.origin import TRAIN_IMAGES
 from resnet_lab.processes import slurm_tasks
-from resnet_lab.run_folder import refuse_odd
-from resnet_lab.values import Count, Items, conform
-
-Channels = Annotated[list[float], Items(3, 3)]
-ORIGIN: dict[str, Any] = {  # what a checkpoint has to carry along to be used elsewhere
-    "class_names": Annotated[list[str], Items(1)],
-    "ordered": bool,
-    "mean": Channels,
-    "std": Channels,
-    "class_counts": dict[str, Annotated[list[Count], Items(1)]],
-}
-ORIGIN_OPTIONAL: dict[str, Any] = {  # older versions have not all of them
-    "decision": str,
-    "split_fingerprint": dict[str, str],
-    "pixels": Literal["originals", "prepared"] | None,
-    "pixel_digests": dict[str, str] | None,
-    "recipe": dict[str, int | bool | str | list[int] | None] | None,
-}
 
 
 def build_datamodule(
@@ -153,26 +136,6 @@ def plugins() -> list[Any]:
         return [AtomicCheckpointIO(), SLURMEnvironment(auto_requeue=False) if several else LightningEnvironment()]
     except RuntimeError as error:
         raise UserError(" ".join(str(error).split())) from None
-
-
-def origin_of(checkpoint: dict[str, Any], file: Path) -> dict[str, Any]:
-    """What a checkpoint of this project carries along: `config`, `class_names`, `mean`, `std`, `class_counts`, …"""
-    if CHECKPOINT_KEY not in checkpoint:
-        raise UserError(f"{file} is no checkpoint of resnet_lab; give a run folder, its best.ckpt or its last.ckpt")
-    origin: dict[str, Any] = checkpoint[CHECKPOINT_KEY]
-    try:  # a checkpoint may come from anywhere, and it names what we call
-        if not isinstance(origin, dict) or not isinstance(origin.get("config"), dict):
-            raise UserError(f"{CHECKPOINT_KEY}.config is missing; give a checkpoint as a job wrote it")
-        refuse_odd(origin)  # before what follows walks through it
-        config = upgraded(origin["config"])
-        refuse_foreign_targets(config)
-        for key, hint in (ORIGIN | {key: ORIGIN_OPTIONAL[key] for key in {*ORIGIN_OPTIONAL} & {*origin}}).items():
-            conform(f"{CHECKPOINT_KEY}.{key}", origin.get(key), hint)
-        if "train" not in origin["class_counts"]:
-            raise UserError(f"{CHECKPOINT_KEY}.class_counts.train is missing; give a checkpoint as a job wrote it")
-    except UserError as error:
-        raise UserError(f"{file}: {error}") from None
-    return origin | {"config": config if "schema_version" in origin else without_unknown(config)[0]}
 
 
 def rank() -> int:

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from resnet_lab import environment
 from resnet_lab.errors import UserError
-from resnet_lab.module import CHECKPOINT_KEY, Classifier
+from resnet_lab.module import Classifier
+from resnet_lab.origin import CHECKPOINT_KEY
 from resnet_lab.run_folder import UNTRAINED, RunFolder, write_atomically
 from resnet_lab.scores import SCORES
 

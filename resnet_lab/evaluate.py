@@ -17,14 +17,15 @@ from lightning import Trainer
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from resnet_lab.build import build_datamodule, build_module, build_trainer, origin_of, rank, set_up_logging
+from resnet_lab.build import build_datamodule, build_module, build_trainer, rank, set_up_logging
 from resnet_lab.command_line import run_command, split_arguments, switched_on
 from resnet_lab.config import check, compose_config, job_name, one_line
 from resnet_lab.data.check import HASH_DIGITS
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.errors import UserError, count
 from resnet_lab.models.pretrained import find_file, read, refuse_nan_weights
-from resnet_lab.module import TRAIN_IMAGES, Classifier
+from resnet_lab.module import Classifier
+from resnet_lab.origin import TRAIN_IMAGES, origin_of
 from resnet_lab.outputs import refuse_undefined, score_table, write_split
 from resnet_lab.run_folder import RunFolder, refuse_unwritable
 from resnet_lab.trust import trust, without_trust

@@ -15,10 +15,9 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from resnet_lab.metrics import SplitMetrics
 from resnet_lab.objectives import Objective
+from resnet_lab.origin import CHECKPOINT_KEY
 
-CHECKPOINT_KEY = "resnet_lab"  # where a checkpoint keeps what is needed to use it without its run folder
 EPOCH_KEY = "resnet_lab_epoch"  # losses, logits and targets of the epoch in which it was saved, of all ranks
-TRAIN_IMAGES = "train_images"  # there: the hashes of the training images' pixels, concatenated
 
 
 class Predictions(NamedTuple):

@@ -221,8 +221,8 @@ def _specificity(sums: Sums) -> np.ndarray:
 
 def _kappa(sums: Sums) -> np.ndarray:
     """As `statistics.quadratic_weighted_kappa`."""
-    n, t, p = sums.images, sums.t / sums.images, sums.p / sums.images
-    expected = sums.tt / n - t**2 + sums.pp / n - p**2 + (t - p) ** 2
+    n, t, p = sums.images, sums.t, sums.p
+    expected = sums.tt / n - (t / n) ** 2 + sums.pp / n - (p / n) ** 2 + ((t - p) / n) ** 2
     return 1 - sums.squared / n / np.where(expected > 0, expected, np.nan)
 
 

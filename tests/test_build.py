@@ -12,8 +12,9 @@ import pytest
 from fake_data import refusal
 from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
 
-from resnet_lab.build import origin_of, plugins, set_up_logging
+from resnet_lab.build import plugins, set_up_logging
 from resnet_lab.models.pretrained import refuse_nan_weights
+from resnet_lab.origin import origin_of
 
 
 @pytest.mark.parametrize(("job", "hints"), [(None, 0), ("17", 1)])
