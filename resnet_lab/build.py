@@ -27,6 +27,7 @@ from resnet_lab.errors import UserError
 from resnet_lab.module import Classifier
 from resnet_lab.origin import TRAIN_IMAGES
 from resnet_lab.processes import slurm_tasks
+from resnet_lab.trained import without_weights
 
 
 def build_datamodule(
@@ -43,18 +44,15 @@ def build_datamodule(
     return datamodule
 
 
-def build_module(
-    config: dict[str, Any], datamodule: DataModule, pretrained: bool, class_counts: Sequence[int] | None = None
-) -> Classifier:
+def build_module(config: dict[str, Any], datamodule: DataModule, pretrained: bool) -> Classifier:
     """The network with its initial values, wrapped.
 
     Args:
         config: the configuration of a run.
         datamodule: its data, set up.
         pretrained: False where a checkpoint will replace the initial values.
-        class_counts: images of each class that the network was trained on; None: those of `datamodule`.
     """
-    if class_counts is None and "train" not in datamodule.splits:
+    if "train" not in datamodule.splits:
         one = datamodule.data.all_images
         remedy = (
             f"data.all_images={one}; set it to null to train"
@@ -62,10 +60,8 @@ def build_module(
             else "to train on another one name it, as in data.splits={train: val}"
         )
         raise UserError(f"{datamodule.data.name} has no split train, but {' and '.join(datamodule.splits)}; {remedy}")
-    model_config = dict(config["model"])
-    if not pretrained and model_config.get("pretrained"):  # a model from outside need not have the key
-        model_config["pretrained"] = False if model_config["pretrained"] is True else "none"
-    loss = build("loss", config["loss"], class_counts=class_counts or datamodule.class_counts["train"])
+    model = config["model"] if pretrained else without_weights(config["model"])
+    loss = build("loss", config["loss"], class_counts=datamodule.class_counts["train"])
     origin = {
         "schema_version": SCHEMA_VERSION,
         "config": config,
@@ -80,7 +76,7 @@ def build_module(
         **datamodule.noted,
     }
     return Classifier(
-        model=build("model", model_config, num_classes=loss.num_outputs),
+        model=build("model", model, num_classes=loss.num_outputs),
         loss=loss,
         optimizer=build("optim", config["optim"]),
         schedule=build("schedule", config["schedule"]),

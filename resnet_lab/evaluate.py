@@ -7,7 +7,6 @@ import hashlib
 import logging
 import re
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,17 @@ from lightning import Trainer
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from resnet_lab.build import build_datamodule, build_module, build_trainer, rank, set_up_logging
+from resnet_lab.build import build_datamodule, build_trainer, rank, set_up_logging
 from resnet_lab.command_line import run_command, split_arguments, switched_on
 from resnet_lab.config import check, compose_config, job_name, one_line
 from resnet_lab.data.check import HASH_DIGITS
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.errors import UserError, count
-from resnet_lab.models.pretrained import find_file, read, refuse_nan_weights
 from resnet_lab.module import Classifier
-from resnet_lab.origin import TRAIN_IMAGES, origin_of
+from resnet_lab.origin import TRAIN_IMAGES
 from resnet_lab.outputs import refuse_undefined, score_table, write_split
 from resnet_lab.run_folder import RunFolder, refuse_unwritable
+from resnet_lab.trained import Trained, load
 from resnet_lab.trust import trust, without_trust
 
 log = logging.getLogger("resnet_lab")
@@ -48,30 +47,7 @@ IDLE = {f"trainer.{key}" for key in ("max_epochs", "early_stopping", "checkpoint
 }
 
 
-@dataclass
-class Model:
-    """A trained model, before it is built: the weights, and what its checkpoint carries along."""
-
-    file: Path
-    state_dict: dict[str, Any]
-    origin: dict[str, Any]
-
-
-def load(source: str) -> Model:
-    """Read the checkpoint that a run's job tested, or the one that is named.
-
-    Raises:
-        UserError: there is none, it holds more than plain values, it is none of this project's, or its weights are NaN
-            or infinite.
-    """
-    file = find_file(source)
-    checkpoint = read(file)
-    model = Model(file, checkpoint.get("state_dict", {}), origin_of(checkpoint, file))
-    refuse_nan_weights(model.state_dict, str(file))
-    return model
-
-
-def answer(model: Model, config: dict[str, Any], split: str) -> tuple[Trainer, Classifier, DataModule]:
+def answer(model: Trained, config: dict[str, Any], split: str) -> tuple[Trainer, Classifier, DataModule]:
     """Run a model over one split; `module.predictions[split]` and `module.confusion[split]` (K, K) hold it.
 
     Args:
@@ -103,12 +79,7 @@ def answer(model: Model, config: dict[str, Any], split: str) -> tuple[Trainer, C
         log.warning("classes are taken by their order: %s for %s", ", ".join(datamodule.class_names), ", ".join(names))
     count_training_images(model, datamodule.rows(split))
     datamodule.test_splits = [split]
-    module = build_module(config, datamodule, pretrained=False, class_counts=model.origin["class_counts"]["train"])
-    try:
-        module.load_state_dict(model.state_dict)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{model.file}: its weights are not of the network that it names; {reason}") from error
+    module = Classifier.of(model, test_splits=[split])
     trainer = build_trainer(config["trainer"], module)
     datamodule.batch_size_per_rank(trainer.world_size)  # refused now, before anything runs
     trainer.test(module, datamodule=datamodule, verbose=False)
@@ -116,7 +87,7 @@ def answer(model: Model, config: dict[str, Any], split: str) -> tuple[Trainer, C
     return trainer, module, datamodule
 
 
-def count_training_images(model: Model, rows: pd.DataFrame) -> None:
+def count_training_images(model: Trained, rows: pd.DataFrame) -> None:
     """Warn of the images that the model was trained on, found by equal pixels: its scores on them are too good."""
     known = model.origin.get(TRAIN_IMAGES)
     if rank() > 0:

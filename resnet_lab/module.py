@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,9 +14,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from resnet_lab.config import build
 from resnet_lab.metrics import SplitMetrics
 from resnet_lab.objectives import Objective
 from resnet_lab.origin import CHECKPOINT_KEY
+from resnet_lab.trained import Trained, load
 
 EPOCH_KEY = "resnet_lab_epoch"  # losses, logits and targets of the epoch in which it was saved, of all ranks
 
@@ -33,13 +36,13 @@ class Classifier(LightningModule):
     Args:
         model: images (B, 3, H, W) → outputs (B, M).
         loss: the meaning of the outputs.
-        optimizer: parameters → optimiser.
-        schedule: optimiser, steps_per_epoch, max_epochs → scheduler.
+        optimizer: parameters → optimizer; None where nothing is trained.
+        schedule: optimizer, steps_per_epoch, max_epochs → scheduler; likewise.
         class_names: K names.
         ordered: whether the classes are grades.
         val_splits: what each validation loader holds (`val`, and `test` where it is followed).
         test_splits: what each test loader holds.
-        origin: plain values that a checkpoint carries along: configuration, class names, mean and std.
+        origin: plain values that a checkpoint carries along (see `resnet_lab.origin`).
 
     Attributes:
         fit_split: the split on which the objective is fitted after each epoch and, with the chosen checkpoint, before
@@ -50,8 +53,8 @@ class Classifier(LightningModule):
         self,
         model: nn.Module,
         loss: Objective,
-        optimizer: Callable[..., Optimizer],
-        schedule: functools.partial[Any],
+        optimizer: Callable[..., Optimizer] | None,
+        schedule: functools.partial[Any] | None,
         class_names: Sequence[str],
         ordered: bool,
         val_splits: Sequence[str] = (),
@@ -139,16 +142,62 @@ class Classifier(LightningModule):
             self.loss.fit(outputs.double(), targets)
         for split, (_, outputs, _) in found.items():
             self._end_epoch(split)
-            probabilities, classes = self.loss.probabilities(outputs), self.loss.decide(outputs)
-            self.predictions[split] = Predictions(probabilities.cpu().numpy(), classes.cpu().numpy())
+            self.predictions[split] = self._predictions(outputs)
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        outputs: Tensor = self(batch["image"]).float()
+        self.outputs.setdefault("predict", []).append((batch["index"], outputs))
+        return outputs
+
+    def on_predict_epoch_end(self) -> None:
+        _, outputs = self._gather(self.outputs.pop("predict"))
+        self.predictions["predict"] = self._predictions(outputs)
+
+    def _predictions(self, outputs: Tensor) -> Predictions:
+        """Of outputs (N, M)."""
+        probabilities, classes = self.loss.probabilities(outputs), self.loss.decide(outputs)
+        return Predictions(probabilities.cpu().numpy(), classes.cpu().numpy())
 
     def _gather(self, kept: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """Index, outputs and targets of all ranks in the order of the table; every rank gives equally many rows."""
+        """What is kept of all ranks, the index first, in the order of the table; ranks give equally many rows."""
         columns = [self._all_ranks(torch.cat(column)) for column in zip(*kept, strict=True)]
         order = columns[0].argsort()[int((columns[0] < 0).sum()) :]  # without the padding
         return tuple(column[order] for column in columns)
 
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: str | Path, map_location: Any = None, trust: Sequence[str] = (), **_: Any
+    ) -> Classifier:
+        """The module of a checkpoint or run folder, which can be evaluated, and trained on.
+
+        Args:
+            checkpoint_path: see `resnet_lab.trained.load`, also for the errors.
+            map_location: the device of the weights; None: the CPU.
+            trust: see `resnet_lab.trained.load`.
+        """
+        trained = load(checkpoint_path, trust)
+        config = trained.origin["config"]
+        optimizer, schedule = build("optim", config["optim"]), build("schedule", config["schedule"])
+        module = cls.of(trained, optimizer, schedule)
+        module.val_splits, module.test_splits = ["val"], ["test"]
+        return module.to(map_location) if map_location is not None else module
+
+    @classmethod
+    def of(
+        cls,
+        trained: Trained,
+        optimizer: Callable[..., Optimizer] | None = None,
+        schedule: functools.partial[Any] | None = None,
+        test_splits: Sequence[str] = (),
+    ) -> Classifier:
+        """The module around a trained network."""
+        origin = trained.origin
+        splits: dict[str, Any] = {"test_splits": test_splits, "origin": origin}
+        names = origin["class_names"]
+        return cls(trained.network, trained.objective, optimizer, schedule, names, origin["ordered"], **splits)
+
     def configure_optimizers(self) -> Any:
+        assert self.optimizer_factory is not None and self.schedule_factory is not None  # noqa: PT018
         optimizer = self.optimizer_factory(self.parameters())
         max_epochs = self.trainer.max_epochs
         steps = max(1, self.trainer.datamodule.steps_per_epoch())  # type: ignore[attr-defined]

@@ -5,39 +5,22 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
-from resnet_lab.build import set_up_logging
+from resnet_lab.build import build_datamodule, build_trainer, set_up_logging
 from resnet_lab.command_line import run_command, split_arguments, switched_on
-from resnet_lab.data.image_data import ImageData
-from resnet_lab.data.photographs import Photographs
 from resnet_lab.errors import UserError, count
-from resnet_lab.evaluate import SEEING, answer, load, override
-from resnet_lab.outputs import write_predictions
+from resnet_lab.evaluate import SEEING, count_training_images, override
+from resnet_lab.module import Classifier
+from resnet_lab.outputs import refuse_undefined, write_predictions
 from resnet_lab.run_folder import RunFolder, refuse_unwritable
+from resnet_lab.trained import load, photographs
 from resnet_lab.trust import trust, without_trust
 
 log = logging.getLogger("resnet_lab")
 
 # the keys of data that mean something for photographs without labels
 TAKEN = {*SEEING, "in_memory", "num_workers", "cache_dir", "on_bad_image", "max_pixels", "strict_jpeg", "patient_regex"}
-
-
-def photographs(config: dict[str, Any], root: str, class_names: list[str]) -> dict[str, Any]:
-    """The configuration of a run with the photographs at `root` in place of its data, seen in the same way."""
-    shared = {field.name: config["data"][field.name] for field in fields(ImageData)}
-    data = shared | {
-        "_target_": f"{Photographs.__module__}.{Photographs.__name__}",
-        "name": root,
-        "root": root,
-        "class_names": class_names,
-        **dict.fromkeys(("splits", "folds", "all_images", "max_images", "max_per_class")),  # None: nothing is left out
-        "val_fraction": 0.0,
-        "test_fraction": 0.0,
-    }
-    return config | {"data": data}
 
 
 def refuse_inside_run(out: Path) -> None:
@@ -76,11 +59,17 @@ def command(arguments: list[str]) -> None:
     model = load(source)
     names = model.origin["class_names"]
     config = photographs(override(model.origin, overrides), root, names)
-    trainer, module, datamodule = answer(model, config, "test")
+    datamodule = build_datamodule(config, (model.origin["mean"], model.origin["std"]))
+    rows, module = datamodule.rows("test"), Classifier.of(model)
+    count_training_images(model, rows)
+    trainer = build_trainer(config["trainer"], module)
+    datamodule.batch_size_per_rank(trainer.world_size)  # refused now, before anything runs
+    trainer.predict(module, datamodule=datamodule, return_predictions=False)
     if not trainer.is_global_zero:
         return
-    probabilities, classes = module.predictions["test"]
-    write_predictions(out, datamodule.rows("test").drop(columns="target"), classes, probabilities, exact=False)
+    probabilities, classes = module.predictions["predict"]
+    refuse_undefined(rows, probabilities, str(model.file))
+    write_predictions(out, rows, classes, probabilities, exact=False)
     shares = ", ".join(f"{name}: {int((classes == k).sum())}" for k, name in enumerate(names))
     log.info("%s → %s (%s)", count(len(classes), "image"), out, shares)
 

@@ -23,6 +23,7 @@ from resnet_lab.data import datamodule as datamodule_module
 from resnet_lab.data.prepared import prepare
 from resnet_lab.module import Classifier
 from resnet_lab.run_folder import RunFolder
+from resnet_lab.trained import load
 from resnet_lab.training import guarded
 
 
@@ -83,10 +84,10 @@ def test_another_data_set_is_seen_as_the_model_was_taught(trained: RunFolder, tm
     )
     rows = pd.read_csv(RunFolder(out).predictions_file("train"), dtype={"image": str})
     assert sorted(rows["image"]) == sorted(TRAIN)
-    origin = evaluate.load(str(trained.path)).origin
+    origin = load(str(trained.path)).origin
     config = evaluate.override(origin, ["data=retinopathy", f"data.root={root}"])
     assert config["data"]["image_size"] == 24  # conf/data/retinopathy.yaml says 224
-    _, _, datamodule = evaluate.answer(evaluate.load(str(trained.path)), config, "train")
+    _, _, datamodule = evaluate.answer(load(str(trained.path)), config, "train")
     assert datamodule.mean.tolist() == pytest.approx(origin["mean"])
 
 
@@ -221,7 +222,7 @@ def test_data_without_a_train_split_can_be_evaluated_on(make_run, tmp_path: Path
 
 
 def test_every_split_is_scored_by_all_metrics(trained: RunFolder) -> None:
-    model = evaluate.load(str(trained.path))
+    model = load(str(trained.path))
     trainer, module, datamodule = evaluate.answer(model, evaluate.override(model.origin, []), "train")
     of_test = {name.split("/")[1] for name in trained.read_status()["metrics"] if name.startswith("test/")}
     assert {name.split("/")[1] for name in trainer.callback_metrics} == of_test
@@ -255,7 +256,7 @@ def copies(source: Path, folder: Path, names: list[str]) -> Path:
 def test_images_that_the_model_was_trained_on_are_counted(
     trained: RunFolder, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = evaluate.load(str(trained.path))
+    model = load(str(trained.path))
     data = evaluate.answer(model, evaluate.override(model.origin, []), "val")[2]
     trained_on, held_out = (data.rows(split)["image"].tolist() for split in ("train", "val"))
     assert "training images" not in capsys.readouterr().out
@@ -345,10 +346,10 @@ def undefined_third() -> Iterator[None]:
     gather = Classifier._gather
 
     def undefined(self: Classifier, kept: list) -> tuple[torch.Tensor, ...]:
-        index, outputs, targets = gather(self, kept)
+        index, outputs, *targets = gather(self, kept)
         if not self.outputs:
             outputs[2] = float("nan")
-        return index, outputs, targets
+        return (index, outputs, *targets)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Classifier, "_gather", undefined)
@@ -474,7 +475,7 @@ def test_another_data_set_is_seen_with_every_key_of_the_run(make_run, photograph
     run = make_run("trainer.max_epochs=1", *(f"data.{key}={json.dumps(value)}" for key, value in SEEN.items()))
     assert guarded(run) == 0
     keys = ["data=retinopathy", f"data.root={photographs}", "data.val_fraction=0.25"]
-    config = evaluate.override(evaluate.load(str(run.path)).origin, keys)
+    config = evaluate.override(load(str(run.path)).origin, keys)
     assert {key: config["data"][key] for key in SEEN} == SEEN
     defaults = compose_config(["data=retinopathy"])["data"]
     assert [key for key, value in SEEN.items() if defaults[key] == value] == []

@@ -24,6 +24,7 @@ from resnet_lab.errors import UserError
 from resnet_lab.module import Classifier
 from resnet_lab.run_folder import RunFolder, jobs_file, list_jobs
 from resnet_lab.sweep import ListJobs
+from resnet_lab.trained import load
 from resnet_lab.training import guarded, read_data
 
 MakeRun = Callable[..., RunFolder]
@@ -126,7 +127,7 @@ def test_a_run_that_began_with_a_prepared_set_waits_for_it(
     def warned() -> str:
         logging.getLogger().addHandler(caplog.handler)  # a job takes the handlers away
         caplog.clear()
-        evaluate.answer(model := evaluate.load(str(whole.path)), model.origin["config"], "test")
+        evaluate.answer(model := load(str(whole.path)), model.origin["config"], "test")
         return caplog.text
 
     assert "other image files" not in warned()

@@ -42,8 +42,8 @@ Batches = DataLoader[dict[str, Tensor]]
 class ImageDataset(Dataset[dict[str, Tensor]]):
     """Images of one split, handed out by the batch: `image` (B, S, S, 3) uint8, `target` and `index` (B,).
 
-    `index` is -1 where a row counts for nothing. Where colours are augmented, `color` (B, 5) holds the factors, for
-    the device to apply.
+    There is no `target` where the rows have none. `index` is -1 where a row counts for nothing. Where colors are
+    augmented, `color` (B, 5) holds the factors, for the device to apply.
 
     Args:
         rows: the split's part of the table.
@@ -57,11 +57,12 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
         self, rows: pd.DataFrame, data: ImageData, augment: bool, seed: int, images: Sequence[np.ndarray] | None
     ) -> None:
         self.paths, self.prepared = list(rows["path"]), list(rows["prepared"])
-        self.targets = rows["target"].to_numpy(np.int64)
+        self.targets = rows["target"].to_numpy(np.int64) if "target" in rows else None
         self.data, self.seed, self.images, self.geometry = data, seed, images, Geometry(data)
         chosen = data.augment_classes
-        every = np.full(len(rows), chosen == "all")
-        self.augmented = augment & (every if isinstance(chosen, str) else np.isin(self.targets, chosen))
+        self.augmented = np.full(len(rows), augment and chosen == "all")
+        if augment and not isinstance(chosen, str) and self.targets is not None:
+            self.augmented = np.isin(self.targets, chosen)
         self.colors = augment and changes_color(data)
 
     def read(self, index: int) -> np.ndarray:
@@ -85,9 +86,10 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
             u[place] = draws(self.seed, epochs[place], rows[place], repeats[place])
         batch = {
             "image": torch.from_numpy(self.geometry([self.read(row) for row in rows], u, augment)),
-            "target": torch.from_numpy(self.targets[rows]),
             "index": torch.from_numpy(indices),
         }
+        if self.targets is not None:
+            batch["target"] = torch.from_numpy(self.targets[rows])
         if self.colors:
             batch["color"] = torch.from_numpy(color_factors(self.data, u[:, len(GEOMETRY) :], augment))
         return batch
@@ -141,8 +143,10 @@ class DataModule(LightningDataModule):
             raise UserError(f"{self.data.root} has one class, {self.class_names[0]}; at least two are needed")
         found = self.data.patients
         self.patients = {"number": int(table["patient"].nunique()), **asdict(found)}
-        self.fingerprints, self.pixel_digests = fingerprints(table), fingerprints(table, "pixels")
-        self.class_counts = class_counts(table, len(self.class_names))
+        labeled = "target" in table
+        self.fingerprints = fingerprints(table, "target" if labeled else "image")
+        self.pixel_digests = fingerprints(table, "pixels")
+        self.class_counts = class_counts(table, len(self.class_names)) if labeled else {}
         self.pixels = "prepared" if (table["prepared"] != "").any() else "originals"
         self.table = table
         self.splits = [split for split in ("train", "val", "test") if split in self.fingerprints]
@@ -193,6 +197,7 @@ class DataModule(LightningDataModule):
     def train_dataloader(self) -> Batches:
         """Batches of the global size divided by the number of ranks; a last batch of one image is left out."""
         dataset, data = self.dataset("train", augment=True), self.data
+        assert dataset.targets is not None
         sampling = Sampling(dataset.targets, data.sampling, data.sampling_decay, data.sampling_final)
         sampler = TrainSampler(sampling, self.seed, *self._rank())
         if self.trainer:  # workers fetch the first batches before Lightning sets the epoch of the sampler
@@ -222,6 +227,10 @@ class DataModule(LightningDataModule):
     def test_dataloader(self) -> list[Batches]:
         """One loader for each of `test_splits`."""
         return [self.evaluation_dataloader(split) for split in self.test_splits]
+
+    def predict_dataloader(self) -> Batches:
+        """The images without targets."""
+        return self.evaluation_dataloader("test")
 
     def evaluation_dataloader(self, split: str) -> Batches:
         """Every image of a split once, in the order of the table."""

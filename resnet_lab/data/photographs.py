@@ -15,7 +15,7 @@ from resnet_lab.errors import UserError
 
 @dataclass(kw_only=True)
 class Photographs(ImageData):
-    """Every image at or below `root`, as split `test`; the targets are 0 and mean nothing."""
+    """Every image at or below `root`, as split `test`, without targets."""
 
     def read_table(self) -> pd.DataFrame:
         """One row per file, in the order of the names.
@@ -28,7 +28,7 @@ class Photographs(ImageData):
             raise UserError(f"{root} does not exist; give an image or a folder of images")
         names, folder = ([root.name], root.parent) if root.is_file() else (self._list(root), root)
         files = [str(folder / name) for name in names]
-        return pd.DataFrame({"image": names, "path": files, "split": "test", "target": 0})
+        return pd.DataFrame({"image": names, "path": files, "split": "test"})
 
     def _with_patients(self, rows: pd.DataFrame) -> pd.DataFrame:
         """As for any data set, without a word, as nothing is split; one photograph alone has a patient, too."""

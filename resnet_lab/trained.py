@@ -1,0 +1,240 @@
+"""A trained network without its data set: `load("runs/x")`, and what it predicts for images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from resnet_lab import environment
+from resnet_lab import trust as trusting
+from resnet_lab.config import PHOTOGRAPHS, build
+from resnet_lab.data.image_data import ImageData
+from resnet_lab.data.listing import list_images
+from resnet_lab.data.reader import fit
+from resnet_lab.data.transforms import GEOMETRY, Geometry, normalise
+from resnet_lab.errors import UserError
+from resnet_lab.models.pretrained import find_file, read, refuse_nan_weights
+from resnet_lab.objectives import Objective
+from resnet_lab.origin import origin_of
+
+One: TypeAlias = str | Path | np.ndarray | Image.Image
+Images: TypeAlias = One | Sequence[One] | Tensor
+
+DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # what Lightning's precisions compute in
+
+
+class Trained:
+    """A trained network, what its outputs mean, and how it sees images.
+
+    Attributes:
+        file: the checkpoint.
+        network: normalized images (B, 3, S, S) → outputs (B, M), in evaluation mode.
+        objective: outputs (B, M) → probabilities (B, K) and classes (B,).
+        origin: what the checkpoint carries along: configuration, class names, mean and std.
+    """
+
+    def __init__(self, file: Path, network: nn.Module, objective: Objective, origin: dict[str, Any]) -> None:
+        self.file, self.network, self.objective, self.origin = file, network.eval(), objective, origin
+        config = photographs(origin["config"], str(file), self.class_names)
+        self._data: ImageData = build("data", config["data"])
+        self._geometry = Geometry(self._data)
+
+    @property
+    def class_names(self) -> list[str]:
+        """K names, in the order of the probabilities."""
+        names: list[str] = self.origin["class_names"]
+        return list(names)
+
+    @property
+    def size(self) -> int:
+        """S, the side in pixels of the images that the network takes."""
+        return self._geometry.size
+
+    def to(self, device: str | torch.device) -> Trained:
+        """Move network and objective to a device, in place."""
+        self.network.to(device)
+        self.objective.to(device)
+        return self
+
+    def __call__(self, images: Images) -> pd.DataFrame:
+        """Grade images.
+
+        Args:
+            images: a file, a folder (every image in and below it), an array (H, W, 3) uint8 RGB, an image of Pillow, or
+                a list of those; or a tensor (3, S, S) or (N, 3, S, S) of the network's size, uint8, or float in [0, 1].
+
+        Returns:
+            A row per image. Its index is the file or the place in the list; `prediction` is a class name; a column per
+            class name holds the probability.
+
+        Raises:
+            UserError: an image cannot be read, the network has no finite probabilities for it, or a tensor is of
+                another size or type.
+        """
+        names, batches = self._seen(images)
+        outputs = torch.cat([self._outputs(batch) for batch in batches])
+        probabilities = self.objective.probabilities(outputs).cpu().numpy()
+        if len(undefined := np.flatnonzero(~np.isfinite(probabilities).all(axis=1))):
+            raise UserError(f"{self.file} has no finite probabilities for {names[undefined[0]]}; train again")
+        classes = self.objective.decide(outputs).cpu().numpy()
+        table = pd.DataFrame(probabilities, index=pd.Index(names, name="image"), columns=self.class_names)
+        table.insert(0, "prediction", np.array(self.class_names)[classes], allow_duplicates=True)
+        return table
+
+    def features(self, images: Images) -> np.ndarray:
+        """What the last linear layer takes, (N, F) float32; for a ResNet the pooled features.
+
+        Args:
+            images: as for a call.
+
+        Raises:
+            UserError: as for a call; the network has no linear layer.
+        """
+        layers = [each for each in self.network.modules() if isinstance(each, nn.Linear)]
+        if not layers:
+            raise UserError(f"{self.file}: its network has no linear layer, whose input the features are")
+        found: list[Tensor] = []
+        hook = layers[-1].register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].float().cpu()))
+        try:
+            for batch in self._seen(images)[1]:
+                self._outputs(batch)
+        finally:
+            hook.remove()
+        features: np.ndarray = torch.cat(found).numpy()
+        return features
+
+    def _outputs(self, images: Tensor) -> Tensor:
+        """Outputs (B, M) float32 of normalized images (B, 3, S, S), computed as the run was evaluated."""
+        device = next(self.network.parameters()).device
+        trainer = self.origin["config"]["trainer"]
+        precision, _ = environment.resolve_precision(trainer["precision"], trainer["channels_last"], device.type)
+        lower = torch.autocast(device.type, DTYPES[precision]) if precision in DTYPES else nullcontext()
+        with torch.inference_mode(), lower:
+            outputs: Tensor = self.network(images.to(device))
+        return outputs.float()
+
+    def _seen(self, images: Images) -> tuple[list[str], Iterator[Tensor]]:
+        """The names of images, and batches of them as the network takes them."""
+        if isinstance(images, Tensor):
+            pixels = self._pixels(images)
+            return [str(number) for number in range(len(pixels))], self._normalized(pixels.split(self._batch_size))
+        names, sources = _listed(images)
+        chunks = (sources[start : start + self._batch_size] for start in range(0, len(sources), self._batch_size))
+        return names, self._normalized(self._decoded(chunk) for chunk in chunks)
+
+    @property
+    def _batch_size(self) -> int:
+        size: int = self.origin["config"]["data"]["batch_size"]
+        return size
+
+    def _pixels(self, images: Tensor) -> Tensor:
+        """A tensor of the network's size as uint8 (N, S, S, 3)."""
+        images = images[None] if images.ndim == 3 else images
+        if images.ndim != 4 or images.shape[1:] != (3, self.size, self.size):
+            raise UserError(
+                f"a tensor of shape {tuple(images.shape)}: give (N, 3, {self.size}, {self.size}), or arrays (H, W, 3) "
+                "of any size"
+            )
+        if images.is_floating_point():
+            if not (len(images) and float(images.min()) >= 0 and float(images.max()) <= 1):
+                raise UserError("a tensor of floats: give values in [0, 1], not normalized, of one image or more")
+            images = (images * 255).round()
+        elif images.dtype != torch.uint8:
+            raise UserError(f"a tensor of {images.dtype}: give uint8, or float in [0, 1]")
+        return images.to("cpu", torch.uint8).permute(0, 2, 3, 1)
+
+    def _decoded(self, sources: Sequence[One]) -> Tensor:
+        """Images of any kind as uint8 (B, S, S, 3)."""
+        with ThreadPoolExecutor(environment.cores()) as pool:
+            images = list(pool.map(self._read, sources))
+        nothing = np.zeros((len(images), len(GEOMETRY)))
+        return torch.from_numpy(self._geometry(images, nothing, np.zeros(len(images), bool)))
+
+    def _read(self, source: One) -> np.ndarray:
+        """One image before augmentation, uint8 (H, W, 3)."""
+        if isinstance(source, str | Path):
+            try:
+                return self._data.read(str(source))
+            except (OSError, ValueError) as error:
+                raise UserError(f"{source} cannot be read: {error}") from error
+        array = np.asarray(source.convert("RGB") if isinstance(source, Image.Image) else source)
+        if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
+            raise UserError(f"an array of {array.dtype} and shape {array.shape}: give uint8 (H, W, 3), RGB")
+        return fit(array, self._data.recipe)
+
+    def _normalized(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+        mean, std = torch.tensor(self.origin["mean"]), torch.tensor(self.origin["std"])
+        return (normalise(batch, mean, std) for batch in batches)
+
+
+def load(source: str | Path, trust: Sequence[str] = ()) -> Trained:
+    """Read a trained network.
+
+    Args:
+        source: a run folder, of which the checkpoint that its job tested is taken, or a checkpoint.
+        trust: packages, or `GROUP:dotted.name`, whose functions the checkpoint may have called (see README).
+
+    Raises:
+        UserError: there is no checkpoint, it holds more than plain values or none of this project's, it names functions
+            that are neither ours nor trusted, or its weights are NaN, infinite, or of another network.
+    """
+    trusting.trust(trust)
+    file = find_file(str(source))
+    checkpoint = read(file)
+    origin, state = origin_of(checkpoint, file), checkpoint.get("state_dict", {})
+    refuse_nan_weights(state, str(file))
+    config = origin["config"]
+    objective: Objective = build("loss", config["loss"], class_counts=origin["class_counts"]["train"])
+    network: nn.Module = build("model", without_weights(config["model"]), num_classes=objective.num_outputs)
+    try:
+        nn.ModuleDict({"model": network, "loss": objective}).load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{file}: its weights are not of the network that it names; {reason}") from error
+    return Trained(file, network, objective, origin)
+
+
+def without_weights(model: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a network whose initial values will be replaced; one from outside need not have `pretrained`."""
+    if not model.get("pretrained"):
+        return dict(model)
+    return model | {"pretrained": False if model["pretrained"] is True else "none"}
+
+
+def photographs(config: dict[str, Any], root: str, class_names: list[str]) -> dict[str, Any]:
+    """The configuration of a run with the photographs at `root` in place of its data, seen in the same way."""
+    shared = {field.name: config["data"][field.name] for field in fields(ImageData)}
+    data = shared | {
+        "_target_": PHOTOGRAPHS,
+        "name": root,
+        "root": root,
+        "class_names": class_names,
+        **dict.fromkeys(("splits", "folds", "all_images", "max_images", "max_per_class")),  # None: nothing is left out
+        "val_fraction": 0.0,
+        "test_fraction": 0.0,
+    }
+    return config | {"data": data}
+
+
+def _listed(images: One | Sequence[One]) -> tuple[list[str], list[One]]:
+    """The names of images and where to read them; a folder becomes the images in it."""
+    if isinstance(images, str | Path) and Path(images).expanduser().is_dir():
+        folder = Path(images).expanduser()
+        names = list_images(folder).images
+        sources: list[One] = [folder / name for name in names]
+    else:
+        sources = [images] if isinstance(images, str | Path | np.ndarray | Image.Image) else list(images)
+        names = [str(each) if isinstance(each, str | Path) else str(place) for place, each in enumerate(sources)]
+    if not sources:
+        raise UserError(f"{images} holds no image")
+    return names, [Path(each).expanduser() if isinstance(each, str) else each for each in sources]
