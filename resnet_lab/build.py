@@ -39,7 +39,7 @@ def build_datamodule(
 
     `pixels`: see `DataModule`.
     """
-    datamodule = DataModule(build("data", config["data"]), config["seed"], config["follow_test"], statistics, pixels)
+    datamodule = DataModule.from_config(config, statistics, pixels)
     datamodule.setup()
     return datamodule
 

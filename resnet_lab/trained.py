@@ -146,7 +146,7 @@ class Trained:
                 "of any size"
             )
         if images.is_floating_point():
-            if not (len(images) and float(images.min()) >= 0 and float(images.max()) <= 1):
+            if not (images.numel() and float(images.min()) >= 0 and float(images.max()) <= 1):
                 raise UserError("a tensor of floats: give values in [0, 1], not normalized, of one image or more")
             images = (images * 255).round()
         elif images.dtype != torch.uint8:
@@ -233,7 +233,10 @@ def _listed(images: One | Sequence[One]) -> tuple[list[str], list[One]]:
         names = list_images(folder).images
         sources: list[One] = [folder / name for name in names]
     else:
-        sources = [images] if isinstance(images, str | Path | np.ndarray | Image.Image) else list(images)
+        several = [images] if isinstance(images, str | Path | np.ndarray | Image.Image) else images
+        if not isinstance(several, list | tuple):
+            raise UserError(f"{type(images).__name__} is no image: give a file, a folder, an array, or a list of them")
+        sources = list(several)
         names = [str(each) if isinstance(each, str | Path) else str(place) for place, each in enumerate(sources)]
     if not sources:
         raise UserError(f"{images} holds no image")

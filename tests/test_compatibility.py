@@ -11,7 +11,8 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from resnet_lab import compatibility, evaluate, predict, train
+import resnet_lab.train as train
+from resnet_lab import compatibility, evaluate, launch, predict
 from resnet_lab.compatibility import ADDED, CHANGED, Added, upgraded, with_older_defaults
 from resnet_lab.config import compose_config
 from resnet_lab.run_folder import RunFolder, find_runs
@@ -53,7 +54,7 @@ def test_the_command_of_an_older_sweep_goes_on_with_it(sweep: Path, monkeypatch:
         with run.lock():
             return guarded(run)
 
-    monkeypatch.setattr(train, "run_tied", run_here)
+    monkeypatch.setattr(launch, "run_tied", run_here)
     monkeypatch.setattr(train, "preflight", lambda arguments: True)
     command = ["train", "--config-dir", "conf", "-m", "experiment=tiny", "seed=0,1,2", "sweep_dir=sweep"]
     monkeypatch.setattr(sys, "argv", command)

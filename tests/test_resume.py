@@ -13,7 +13,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from resnet_lab import prepare, train
+import resnet_lab.train as train
+from resnet_lab import launch, prepare
 from resnet_lab.config import conf_dir, differences
 from resnet_lab.errors import UserError
 from resnet_lab.module import Classifier
@@ -62,7 +63,7 @@ def sweep(tmp_path: Path, experiment: None, monkeypatch: pytest.MonkeyPatch, sta
         return train.main()
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "run_tied", run_here)
+    monkeypatch.setattr(launch, "run_tied", run_here)
     monkeypatch.setattr(train, "preflight", lambda arguments: True)
     return run
 
@@ -324,15 +325,15 @@ def test_a_broken_file_of_a_job_is_named(sweep: Sweep, capsys: pytest.CaptureFix
 def test_the_death_of_a_waiting_process_is_not_that_of_the_job(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sweep("seed=0", "start=false") == 0
     (run,) = find_runs(["sweep"])
-    monkeypatch.setattr(train, "run_tied", lambda command: -signal.SIGKILL)
-    monkeypatch.setattr(train, "PATIENCE", 0.1)
+    monkeypatch.setattr(launch, "run_tied", lambda command: -signal.SIGKILL)
+    monkeypatch.setattr(launch, "PATIENCE", 0.1)
     with run.lock():
         run.update_status(state="running")
         with pytest.raises(Busy):
-            train.start(run)
+            launch.start(run)
         assert run.read_status()["state"] == "running"
     with pytest.raises(UserError, match="mostly for want of memory"):
-        train.start(run)
+        launch.start(run)
     assert run.read_status()["state"] == "failed"
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import TINY
 
-from resnet_lab import train
+import resnet_lab.train as train
 from resnet_lab.data.sampler import Sampling
 from resnet_lab.run_folder import RunFolder, find_runs
 

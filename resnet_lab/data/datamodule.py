@@ -15,10 +15,12 @@ import numpy as np
 import pandas as pd
 import torch
 from lightning import LightningDataModule
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from resnet_lab import environment
+from resnet_lab.config import build
 from resnet_lab.data.image_data import ImageData
 from resnet_lab.data.prepared import read_prepared
 from resnet_lab.data.sampler import EvaluationSampler, Sampling, TrainSampler
@@ -131,6 +133,26 @@ class DataModule(LightningDataModule):
         self.table: pd.DataFrame | None = None
         self.images: dict[str, Sequence[np.ndarray]] = {}  # split → decoded images, where they are kept in memory
         self.test_splits: list[str] = []
+
+    @classmethod
+    def from_config(
+        cls,
+        config: Mapping[str, Any] | DictConfig,
+        statistics: tuple[Sequence[float], Sequence[float]] | None = None,
+        pixels: str | None = None,
+    ) -> DataModule:
+        """The data of a configuration, as `resnet_lab.compose` or a run folder has it.
+
+        Args:
+            config: with `data`, `seed` and `follow_test`.
+            statistics: see the class.
+            pixels: likewise.
+
+        Raises:
+            UserError: a key of data is wrong.
+        """
+        plain: Any = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
+        return cls(build("data", plain["data"]), plain["seed"], plain["follow_test"], statistics, pixels)
 
     def read(self) -> None:
         """Read and check the table, once."""

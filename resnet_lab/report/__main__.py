@@ -15,11 +15,10 @@ from resnet_lab.report.comparison import Table, tables_of
 from resnet_lab.report.figures import CURVES, PICTURES
 from resnet_lab.report.findings import findings_of
 from resnet_lab.report.page import page
-from resnet_lab.report.runs import Run, read_run
+from resnet_lab.report.runs import Run, read_runs
 from resnet_lab.report.summaries import markdown, summary, text_table
 from resnet_lab.report.verify import differences_of
-from resnet_lab.run_folder import closed_folders, find_runs, write_atomically
-from resnet_lab.scores import NEEDS, SCORES
+from resnet_lab.run_folder import closed_folders, write_atomically
 
 USAGE = """usage: resnet-lab report DIR… [metric=NAME] [out=DIR] [figures=NAME,…]   (run folders, or folders of sweeps)
        resnet-lab report DIR… --check    derive the stored metrics again from the predictions; exit 1 if one differs"""
@@ -40,9 +39,8 @@ def report(folders: Sequence[str], out: Path, figures: Sequence[str] = (), metri
             written.
     """
     closed = closed_folders(folders)
-    runs = _read(folders, closed)
+    runs = read_runs(folders, closed)
     tables = tables_of(runs, metric)
-    _check_metric(metric, tables)
     findings = [Finding("unreadable", f"{folder}: no permission to read it") for folder in closed]
     findings += findings_of(runs, tables)
     try:
@@ -56,32 +54,6 @@ def report(folders: Sequence[str], out: Path, figures: Sequence[str] = (), metri
     lines += [f"\n{text_table(table)}" for table in tables]
     files = [out / name for name in ("report.html", "summary.csv", "summary.md")]
     return "\n".join([*lines, "", *map(str, [*files, *sorted((out / "report_figures").glob("*.png"))])])
-
-
-def _read(folders: Sequence[str], closed: Sequence[str]) -> list[Run]:
-    for folder in folders:
-        if Path(folder).is_file():
-            raise UserError(f"{folder} is a file; give the run folder, or a folder that holds several")
-        if folder in closed:
-            raise UserError(f"{folder}: no permission to read it")
-    try:
-        return [read_run(folder) for folder in find_runs(folders)]
-    except PermissionError as error:
-        raise UserError(f"{error.filename}: no permission to read it; give the other folders by name") from error
-    except UserError as error:
-        note = f"; no permission to read {', '.join(closed)}" if closed else ""
-        raise UserError(f"{error}{note}") from error
-
-
-def _check_metric(metric: str, tables: Sequence[Table]) -> None:
-    """A metric that ranks nothing is named, not replaced."""
-    known = [name for name in SCORES if any(name in table.possible for table in tables)]
-    if metric and metric not in known:
-        runs = [run for table in tables for run in table.scored]
-        logged = {name.partition("/")[2] for run in runs for name in run.status.get("metrics") or {}}
-        other = "cannot rank" if metric in logged else "is in no run"
-        why = NEEDS[SCORES[metric].needs] if metric in SCORES else other
-        raise UserError(f"metric={metric} {why}; choose among {', '.join(known)}")
 
 
 def _write(
@@ -107,7 +79,7 @@ def check(folders: Sequence[str]) -> None:
         SystemExit: with code 1, where there is one.
     """
     closed = closed_folders(folders)
-    runs = _read(folders, closed)
+    runs = read_runs(folders, closed)
     lines = [*differences_of(runs), *(f"{folder}: cannot be checked: no permission to read it" for folder in closed)]
     done = count(sum(run.state == "done" for run in runs), "finished run")
     print(printable("\n".join(lines)) or f"all stored metrics of {done} follow from their predictions")

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from resnet_lab.errors import count
+from resnet_lab.errors import UserError, count
 from resnet_lab.report.intervals import Comparisons, Estimates, estimate
 from resnet_lab.report.runs import Run
 from resnet_lab.run_folder import BOOKKEEPING
-from resnet_lab.scores import ABSENT, SCORES, Answers
+from resnet_lab.scores import ABSENT, NEEDS, SCORES, Answers
 
 MANY_BOUND = 4  # keys that differ between sweeps alone, from which on their names would bury those of the groups
 
@@ -155,15 +155,26 @@ def _last_if_unknown(value: float) -> float:
     return math.inf if math.isnan(value) else value
 
 
-def tables_of(runs: Iterable[Run], metric: str = "") -> list[Table]:
-    """One table per set of test images, ranked by `metric`; a run without a result goes to the table of its data."""
+def tables_of(runs: Sequence[Run], metric: str = "") -> list[Table]:
+    """One table per set of test images, ranked by `metric`; a run without a result goes to the table of its data.
+
+    Raises:
+        UserError: the metric ranks no table.
+    """
     sets: dict[tuple[Any, ...], list[Run]] = {}
     for run in sorted(runs, key=lambda run: not run.scores):
         if run.scores:
             sets.setdefault(run.test_set, []).append(run)
         elif run.config:
             _home(run, sets).append(run)
-    return [Table(_groups(members), metric) for members in sets.values()]
+    tables = [Table(_groups(members), metric) for members in sets.values()]
+    known = [name for name in SCORES if any(name in table.possible for table in tables)]
+    if metric and metric not in known:
+        logged = {name.partition("/")[2] for run in runs for name in run.status.get("metrics") or {}}
+        other = "cannot rank" if metric in logged else "is in no run"
+        why = NEEDS[SCORES[metric].needs] if metric in SCORES else other
+        raise UserError(f"metric={metric} {why}; choose among {', '.join(known)}")
+    return tables
 
 
 def _home(run: Run, sets: dict[tuple[Any, ...], list[Run]]) -> list[Run]:

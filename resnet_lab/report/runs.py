@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from resnet_lab.errors import UserError
-from resnet_lab.run_folder import REMEDY, UNTRAINED, RunFolder, flat
+from resnet_lab.run_folder import REMEDY, UNTRAINED, RunFolder, find_runs, flat
 from resnet_lab.scores import Answers, majority_baseline, summary_of
 from resnet_lab.statistics import COLLAPSED, confusion_matrix
 
@@ -148,6 +149,30 @@ def read_run(folder: RunFolder) -> Run:
     except OSError as error:
         run.problem = f"{Path(str(error.filename)).name} cannot be read ({error.strerror}); see to its permissions"
     return run
+
+
+def read_runs(folders: Sequence[str], closed: Sequence[str] = ()) -> list[Run]:
+    """All runs at or below some folders.
+
+    Args:
+        folders: run folders, or folders that hold some.
+        closed: those in them that may not be read.
+
+    Raises:
+        UserError: a folder does not exist, holds no run, or may not be read.
+    """
+    for folder in folders:
+        if Path(folder).is_file():
+            raise UserError(f"{folder} is a file; give the run folder, or a folder that holds several")
+        if folder in closed:
+            raise UserError(f"{folder}: no permission to read it")
+    try:
+        return [read_run(folder) for folder in find_runs(folders)]
+    except PermissionError as error:
+        raise UserError(f"{error.filename}: no permission to read it; give the other folders by name") from error
+    except UserError as error:
+        note = f"; no permission to read {', '.join(closed)}" if closed else ""
+        raise UserError(f"{error}{note}") from error
 
 
 def _shapes(run: Run) -> None:

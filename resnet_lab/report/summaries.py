@@ -108,23 +108,21 @@ def _escaped(text: str) -> str:
     return html.escape(text, quote=False).replace("|", "\\|").replace("_", "\\_").replace("*", "\\*")
 
 
-def summary(tables: Sequence[Table]) -> pd.DataFrame:
+def summary(tables: Sequence[Table], ranked: bool = False) -> pd.DataFrame:
     """One row per group with unrounded numbers: axes, counts, mean, std and interval of each metric, baseline.
 
     `n_failed` counts the runs without a result, whatever the reason.
+
+    Args:
+        tables: each of one test set.
+        ranked: whether the best group of a table comes first; otherwise their order is that of the axes.
     """
-    return pd.DataFrame(
-        [
-            _summary_row(table, group, mark)
-            for table in tables
-            for group, mark in zip(table.groups, _marks(table), strict=True)
-        ]
-    )
-
-
-def _marks(table: Table) -> list[str]:
-    marks = {id(group): row.mark for group, row in zip(table.ranked, rows_of(table), strict=False)}
-    return [marks[id(group)] for group in table.groups]
+    rows = []
+    for table in tables:
+        marks = {id(group): row.mark for group, row in zip(table.ranked, rows_of(table), strict=False)}
+        groups = table.ranked if ranked else table.groups
+        rows += [_summary_row(table, group, marks[id(group)]) for group in groups]
+    return pd.DataFrame(rows)
 
 
 def _summary_row(table: Table, group: Group, mark: str) -> dict[str, Any]:

@@ -1,0 +1,115 @@
+"""The commands as functions, for scripts and notebooks: compose, train, read_run, compare, resnet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from omegaconf import DictConfig, OmegaConf
+
+from resnet_lab.config import build, check, compose_config, words_of_trust
+from resnet_lab.errors import UserError
+from resnet_lab.launch import run_in
+from resnet_lab.report import runs
+from resnet_lab.report.comparison import tables_of
+from resnet_lab.report.runs import Run
+from resnet_lab.report.summaries import summary
+from resnet_lab.run_folder import RunFolder
+from resnet_lab.trust import trust
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__version__ = version("resnet-lab")
+
+
+def compose(*overrides: str) -> DictConfig:
+    """The configuration that `resnet-lab train OVERRIDES` trains with; what it names is trusted from then on.
+
+    Args:
+        overrides: such as `model.depth=50` or `experiment=demo`.
+
+    Raises:
+        UserError: a key, group or value does not exist.
+    """
+    config = compose_config(overrides)
+    check(config)
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    trust(words_of_trust(plain))  # who composes it knows what it names
+    return config
+
+
+def train(*overrides: str) -> Run:
+    """Train one run, as `resnet-lab train OVERRIDES` does, in a process of its own.
+
+    The run folder is `sweep_dir`. With the same `sweep_dir` an interrupted run is resumed, and a finished one is only
+    read.
+
+    Args:
+        overrides: as for `compose`.
+
+    Raises:
+        UserError: a key is wrong, the folder holds a run of another configuration, or the training failed.
+    """
+    config = compose_config(overrides)
+    run = RunFolder(Path(config.sweep_dir).expanduser().absolute())
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    run_in(run, config, overrides, words_of_trust(plain))
+    return read_run(run.path)
+
+
+def read_run(folder: str | Path) -> Run:
+    """A run folder: its configuration, status, predictions and scores.
+
+    Raises:
+        UserError: it is no run folder.
+    """
+    run = RunFolder(Path(folder).expanduser().absolute())
+    if not run.config_file.is_file():
+        raise UserError(f"{folder} is no run folder: it has no config.yaml")
+    return runs.read_run(run)
+
+
+def compare(folders: str | Path | Sequence[str | Path], metric: str = "") -> pd.DataFrame:
+    """The leaderboard of the runs in and below some folders, as summary.csv of `resnet-lab report` has it.
+
+    Args:
+        folders: run folders, or folders that hold some.
+        metric: ranks the groups; QWK of grades and else accuracy where empty.
+
+    Returns:
+        A row per group of runs that differ in their seed alone, the best first within each test set.
+
+    Raises:
+        UserError: a folder does not exist or holds no run, or the metric is unknown.
+    """
+    places = [folders] if isinstance(folders, str | Path) else list(folders)
+    return summary(tables_of(runs.read_runs([str(place) for place in places]), metric), ranked=True)
+
+
+def resnet(depth: int, num_classes: int, form: str = "resnet", **keys: Any) -> nn.Module:
+    """A residual network with initial or pretrained weights.
+
+    Args:
+        depth: see conf/model.
+        num_classes: K, the length of its last layer.
+        form: the file of conf/model whose keys are taken where `keys` has none: `resnet`, `resnet_cifar` or
+            `resnet_wide`.
+        keys: of that file, such as `pretrained="imagenet"`.
+
+    Returns:
+        Images (B, 3, H, W) → logits (B, K), with torchvision's names of parameters.
+
+    Raises:
+        UserError: a key does not exist, or a value cannot be.
+    """
+    config = compose_config([f"model={form}"])
+    OmegaConf.set_struct(config, False)
+    config.model.update({"depth": depth, **keys})
+    check(config)
+    node: Any = OmegaConf.to_container(config.model, resolve=True)
+    network: nn.Module = build("model", node, num_classes=num_classes)
+    return network

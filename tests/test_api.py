@@ -1,0 +1,104 @@
+"""`import resnet_lab`: what it offers, and that it costs nothing before it is used."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import torchvision
+from fake_data import refusal, write_studies
+from fake_runs import write_run
+
+import resnet_lab
+from resnet_lab.run_folder import RunFolder
+
+README = Path(__file__).parents[1] / "README.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+EXAMPLES = [block for block in BLOCKS if block.startswith("import resnet_lab")]
+
+
+def test_importing_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, resnet_lab; print(sorted({'torch', 'numpy', 'pandas', 'hydra', 'lightning'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_every_name_is_there_and_no_other() -> None:
+    for name in resnet_lab.__all__:
+        assert getattr(resnet_lab, name) is not None
+    assert set(resnet_lab.__all__) <= set(dir(resnet_lab))
+    assert resnet_lab.__version__.count(".") == 2
+    assert callable(resnet_lab.train)
+    with pytest.raises(AttributeError, match="no attribute 'lod'"):
+        resnet_lab.lod  # noqa: B018
+    assert (Path(resnet_lab.__file__).parent / "py.typed").is_file()
+
+
+def test_compose_is_what_the_command_trains_with() -> None:
+    config = resnet_lab.compose("model.depth=34", "data=retinopathy", "data.root=photographs")
+    assert (config.model.depth, config.data.root) == (34, "photographs")
+    assert "model.dpeth" in refusal(resnet_lab.compose, "model.dpeth=34")
+
+
+def test_a_network_by_its_depth() -> None:
+    network = resnet_lab.resnet(18, num_classes=3)
+    own = torchvision.models.resnet18(num_classes=3)
+    own.load_state_dict(network.state_dict())
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(network.eval()(images), own.eval()(images))
+    small = resnet_lab.resnet(20, 10, "resnet_cifar")
+    assert sum(each.numel() for each in small.parameters()) == 269_722  # of He et al. (2016): 0.27 million
+    assert "model.depth" in refusal(resnet_lab.resnet, 19, 3)
+    assert "model.steem" in refusal(lambda: resnet_lab.resnet(18, 3, steem="3x3"))
+
+
+def test_compare_is_the_leaderboard_best_first(tmp_path: Path) -> None:
+    for depth, skill in ((18, 1.0), (34, 6.0)):
+        for seed in (0, 1):
+            write_run(tmp_path / "sweep" / f"{depth}_{seed}", depth=depth, skill=skill, seed=seed)
+    table = resnet_lab.compare(tmp_path / "sweep")
+    assert table["model.depth"].tolist() == [34, 18]
+    assert table["mark"].tolist() == ["best", "behind"]
+    one = resnet_lab.read_run(tmp_path / "sweep" / "34_0")
+    two = resnet_lab.read_run(tmp_path / "sweep" / "34_1")
+    assert table["qwk_mean"][0] == pytest.approx((one.scores["qwk"] + two.scores["qwk"]) / 2)
+    alone = resnet_lab.compare([tmp_path / "sweep" / "18_0"], metric="matthews")
+    assert alone["ranked_by"].tolist() == ["matthews"]
+    assert "metric=kappa is in no run" in refusal(resnet_lab.compare, tmp_path, "kappa")
+    assert "is no run folder" in refusal(resnet_lab.read_run, tmp_path)
+
+
+@pytest.mark.slow
+def test_train_runs_once_and_then_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = ("experiment=demo", "scale=smoke", "trainer=cpu", "trainer.max_epochs=1", "model.pretrained=none")
+    run = resnet_lab.train(*own, "sweep_dir=runs/one")
+    assert run.state == "done"
+    again = resnet_lab.train(*own, "sweep_dir=runs/one")
+    assert again.status["starts"] == 1
+    assert again.scores == run.scores
+    assert "another configuration" in refusal(resnet_lab.train, *own, "seed=5", "sweep_dir=runs/one")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_the_examples_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, example: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    train, test = ({f"{n}_left": n % 5 for n in numbers} for numbers in (range(20), range(30, 40)))
+    write_studies(tmp_path / "photographs", train, test)
+    names: dict[str, object] = {}
+    exec(example, names)
+    found = [value for value in names.values() if isinstance(value, pd.DataFrame)]
+    assert found
+    assert not any(table.empty for table in found)
+    assert RunFolder(tmp_path / "runs" / "one").read_status()["state"] == "done"
+
+
+def test_the_readme_has_an_example() -> None:
+    assert len(EXAMPLES) == 1

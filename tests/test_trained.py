@@ -1,0 +1,131 @@
+"""A trained network without its data set grades files, arrays and tensors as the commands do."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from fake_data import refusal
+from PIL import Image
+
+from resnet_lab import predict
+from resnet_lab.module import Classifier
+from resnet_lab.run_folder import RunFolder
+from resnet_lab.trained import Trained, load
+from resnet_lab.training import guarded
+
+
+@pytest.fixture
+def run(make_run) -> RunFolder:
+    run = make_run("trainer.max_epochs=1", "data.eye_crop=true")
+    assert guarded(run) == 0
+    return run
+
+
+@pytest.fixture
+def model(run: RunFolder) -> Trained:
+    return load(run.path)
+
+
+def test_a_folder_is_graded_as_by_predict(run: RunFolder, model: Trained, photographs: Path, tmp_path: Path) -> None:
+    predict.command([str(run.path), str(photographs / "images"), f"out={tmp_path / 'predictions.csv'}"])
+    expected = pd.read_csv(tmp_path / "predictions.csv")
+    found = model(photographs / "images")
+    assert found.index.tolist() == expected["image"].tolist()
+    assert list(found.columns) == ["prediction", *model.class_names]
+    assert found["prediction"].tolist() == [model.class_names[k] for k in expected["prediction"]]
+    np.testing.assert_allclose(found[model.class_names], expected.filter(like="p_"), atol=1e-6)
+
+
+def test_all_kinds_of_images_give_the_same(model: Trained, photographs: Path) -> None:
+    files = sorted((photographs / "images").iterdir())[:3]
+    expected = model(files)
+    assert expected.index.tolist() == [str(file) for file in files]
+    images = [Image.open(file).convert("RGB") for file in files]
+    arrays = [np.asarray(image) for image in images]
+    for kinds in ([str(file) for file in files], images, arrays):
+        np.testing.assert_allclose(model(kinds)[model.class_names], expected[model.class_names], atol=0.02)
+    assert model(arrays).index.tolist() == ["0", "1", "2"]
+    alone = model(str(files[1]))
+    assert alone.index.tolist() == [str(files[1])]
+    np.testing.assert_allclose(alone[model.class_names], expected[model.class_names][1:2], atol=1e-5)
+
+
+def test_a_tensor_is_taken_as_the_network_sees_it(model: Trained) -> None:
+    pixels = torch.randint(0, 256, (5, 3, model.size, model.size), dtype=torch.uint8)
+    found = model(pixels)
+    pd.testing.assert_frame_equal(found, model(pixels / 255))
+    assert len(model(pixels[0])) == 1
+    mean, std = (torch.tensor(model.origin[key]).view(3, 1, 1) for key in ("mean", "std"))
+    with torch.inference_mode():
+        expected = model.network((pixels / 255 - mean) / std).softmax(1)
+    np.testing.assert_allclose(
+        found[model.class_names], expected, atol=0.02
+    )  # the run computes in bf16 where it is fast
+
+
+def test_features_are_what_the_last_layer_takes(model: Trained) -> None:
+    pixels = torch.randint(0, 256, (40, 3, model.size, model.size), dtype=torch.uint8)  # several batches
+    features = model.features(pixels)
+    assert features.shape == (40, model.network.fc.in_features)
+    probabilities = torch.nn.functional.linear(
+        torch.from_numpy(features), model.network.fc.weight, model.network.fc.bias
+    ).softmax(1)
+    np.testing.assert_allclose(model(pixels)[model.class_names], probabilities.detach(), atol=0.02)
+    assert not model.network.fc._forward_pre_hooks
+
+
+@pytest.mark.parametrize(
+    ("images", "line"),
+    [
+        ([], "holds no image"),
+        ("nothing.jpeg", "nothing.jpeg cannot be read"),
+        (torch.zeros(2, 3, 7, 7), "shape (2, 3, 7, 7): give (N, 3, 24, 24)"),
+        (torch.full((1, 3, 24, 24), 7.0), "values in [0, 1]"),
+        (torch.full((1, 3, 24, 24), torch.nan), "values in [0, 1]"),
+        (torch.zeros(1, 3, 24, 24, dtype=torch.int64), "a tensor of torch.int64"),
+        (torch.zeros(0, 3, 24, 24), "one image or more"),
+        (np.zeros((24, 24), np.uint8), "shape (24, 24): give uint8 (H, W, 3)"),
+        (np.zeros((24, 24, 3), np.float32), "an array of float32"),
+        (7, "give a file"),
+    ],
+)
+def test_what_is_no_image_is_named(model: Trained, images: object, line: str) -> None:
+    assert line in refusal(model, images)
+
+
+def test_lightnings_own_way_in(run: RunFolder, model: Trained, photographs: Path) -> None:
+    module = Classifier.load_from_checkpoint(run.best_checkpoint)
+    state = model.network.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in module.model.state_dict().items())
+    optimizer = module.optimizer_factory(module.parameters())
+    assert optimizer.param_groups[0]["lr"] == 0.05
+    assert module.loss.decision == model.objective.decision
+
+
+def test_nothing_of_the_data_set_is_needed(model: Trained, run: RunFolder, photographs: Path) -> None:
+    image = photographs / "images" / "test0_left.jpeg"
+    expected = model(image)
+    for file in [*photographs.glob("*.csv"), *sorted((photographs / "images").iterdir())]:
+        if file != image:
+            file.unlink()
+    pd.testing.assert_frame_equal(load(run.best_checkpoint)(image), expected)
+
+
+def test_foreign_names_are_trusted_by_name_only(run: RunFolder, tmp_path: Path) -> None:
+    content = torch.load(run.best_checkpoint, weights_only=True)
+    foreign = copy.deepcopy(content)
+    foreign["resnet_lab"]["config"]["model"]["_target_"] = "pathlib.Path.touch"
+    torch.save(foreign, tmp_path / "foreign.ckpt")
+    assert "is none of resnet_lab's" in refusal(load, tmp_path / "foreign.ckpt")
+
+
+def test_loading_logs_nothing(run: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        load(run.path)
+    assert not caplog.records
