@@ -7,7 +7,7 @@ import logging
 import traceback
 
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from resnet_lab.errors import NO_ROOM, UserError
 from resnet_lab.processes import Stopped

@@ -79,7 +79,8 @@ class Classifier(LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Outputs (B, M) of images (B, 3, H, W)."""
-        return self.model(images.contiguous(memory_format=self.memory_format))
+        result: Tensor = self.model(images.contiguous(memory_format=self.memory_format))
+        return result
 
     def _step(self, batch: dict[str, Any], split: str) -> tuple[Tensor, Tensor]:
         """The mean loss over the rows that count, and all outputs (B, M); updates the metrics of `split`."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from resnet_lab import statistics
 from resnet_lab.statistics import REFERABLE
@@ -24,6 +25,9 @@ NEEDS = {
     "order": "needs classes with an order",
     "referable": f"needs classes with an order, and more than {REFERABLE} of them",
 }
+
+
+Floats: TypeAlias = NDArray[np.float64]
 
 
 class Answers(NamedTuple):
@@ -41,21 +45,21 @@ class Answers(NamedTuple):
 class Sums(NamedTuple):
     """Sums over images, (…,) each, those by class (…, K); t is the target, p the prediction."""
 
-    images: np.ndarray
-    hits: np.ndarray
-    t: np.ndarray
-    tt: np.ndarray
-    p: np.ndarray
-    pp: np.ndarray
-    squared: np.ndarray  # (t - p)²
-    true: np.ndarray  # images of a class …
-    found: np.ndarray  # … those of them that were given it …
-    predicted: np.ndarray  # … and all that were given it
+    images: Floats
+    hits: Floats
+    t: Floats
+    tt: Floats
+    p: Floats
+    pp: Floats
+    squared: Floats  # (t - p)²
+    true: Floats  # images of a class …
+    found: Floats  # … those of them that were given it …
+    predicted: Floats  # … and all that were given it
     # placements (see `statistics.placements`); NaN where only classes are known
-    referable_above: np.ndarray = np.array(np.nan)
-    referable_below: np.ndarray = np.array(np.nan)
-    above: np.ndarray = np.array(np.nan)
-    below: np.ndarray = np.array(np.nan)
+    referable_above: Floats = np.array(np.nan)
+    referable_below: Floats = np.array(np.nan)
+    above: Floats = np.array(np.nan)
+    below: Floats = np.array(np.nan)
 
 
 def sums_of_counts(counts: np.ndarray) -> Sums:
@@ -100,7 +104,7 @@ class Score:
     """
 
     title: str
-    from_sums: Callable[[Sums], np.ndarray] | None = None
+    from_sums: Callable[[Sums], Floats] | None = None
     from_answers: Callable[[Answers], float] | None = None
     torchmetric: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -116,7 +120,7 @@ class Score:
     two_classes: bool = False
     by_class: bool = False
     share: bool = False
-    error: Callable[[np.ndarray], float] = lambda counts: 1 / float(counts.sum())
+    error: Callable[[Floats], float] = lambda counts: 1 / float(counts.sum())
     pseudo: float = 0.5
 
     @property
@@ -184,49 +188,50 @@ class Score:
 # by class, (…, K) each; a score that divides by nothing counts as 0, as in torchmetrics
 
 
-def _precision(sums: Sums) -> np.ndarray:
+def _precision(sums: Sums) -> Floats:
     return np.nan_to_num(sums.found / sums.predicted)
 
 
-def _recall(sums: Sums) -> np.ndarray:
+def _recall(sums: Sums) -> Floats:
     return np.nan_to_num(sums.found / sums.true)
 
 
-def _f1(sums: Sums) -> np.ndarray:
+def _f1(sums: Sums) -> Floats:
     return np.nan_to_num(2 * sums.found / (sums.true + sums.predicted))
 
 
-def _macro(by_class: Callable[[Sums], np.ndarray]) -> Callable[[Sums], np.ndarray]:
+def _macro(by_class: Callable[[Sums], Floats]) -> Callable[[Sums], Floats]:
     """The mean over the classes that occur or are answered."""
     return lambda sums: by_class(sums).sum(axis=-1) / np.count_nonzero(sums.true + sums.predicted, axis=-1)
 
 
-def _weighted(by_class: Callable[[Sums], np.ndarray]) -> Callable[[Sums], np.ndarray]:
+def _weighted(by_class: Callable[[Sums], Floats]) -> Callable[[Sums], Floats]:
     """The mean over the classes, weighted by their images."""
     return lambda sums: (by_class(sums) * sums.true).sum(axis=-1) / sums.true.sum(axis=-1)
 
 
-def mean(values: np.ndarray) -> np.ndarray:
+def mean(values: Floats) -> Floats:
     """Mean over the last axis without what is undefined; NaN where all is."""
     defined = np.isfinite(values)
-    return np.where(defined, values, 0).sum(axis=-1) / defined.sum(axis=-1)
+    found: Floats = np.where(defined, values, 0).sum(axis=-1) / defined.sum(axis=-1)
+    return found
 
 
-def _specificity(sums: Sums) -> np.ndarray:
+def _specificity(sums: Sums) -> Floats:
     """Of the images of other classes, those that were not given the class; NaN of a class that plays no part."""
     others = sums.images[..., None] - sums.true
     share = (others - sums.predicted + sums.found) / others
     return np.where(sums.true + sums.predicted > 0, share, np.nan)
 
 
-def _kappa(sums: Sums) -> np.ndarray:
+def _kappa(sums: Sums) -> Floats:
     """As `statistics.quadratic_weighted_kappa`."""
     n, t, p = sums.images, sums.t, sums.p
     expected = sums.tt / n - (t / n) ** 2 + sums.pp / n - (p / n) ** 2 + ((t - p) / n) ** 2
     return 1 - sums.squared / n / np.where(expected > 0, expected, np.nan)
 
 
-def _matthews(sums: Sums) -> np.ndarray:
+def _matthews(sums: Sums) -> Floats:
     """The correlation of targets and predictions, of K classes (Gorodkin 2004); 0 for a constant predictor.
 
     NaN where all images are of one class.
@@ -237,9 +242,10 @@ def _matthews(sums: Sums) -> np.ndarray:
     return np.where(predictions > 0, together / np.sqrt(targets * predictions), of_one_answer)
 
 
-def _referable_area(sums: Sums) -> np.ndarray:
+def _referable_area(sums: Sums) -> Floats:
     referred = sums.true[..., REFERABLE:].sum(axis=-1)
-    return sums.referable_above / referred + sums.referable_below / (sums.images - referred)
+    values: Floats = sums.referable_above / referred + sums.referable_below / (sums.images - referred)
+    return values
 
 
 # what an error takes off, from the images of each class (K,)
@@ -257,7 +263,7 @@ def _of_other_classes(counts: np.ndarray) -> float:
     return float(np.mean(1 / np.maximum(counts.sum() - present, 1))) / len(present)
 
 
-def _of_pairs(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
+def _of_pairs(positives: Floats, negatives: Floats) -> Floats:
     """One place in a ranking; about what Hanley and McNeil's (1982) variance of an area comes to."""
     return AREA * (1 / np.maximum(positives, 1) + 1 / np.maximum(negatives, 1))
 
@@ -273,7 +279,7 @@ def _of_referable_area(counts: np.ndarray) -> float:
     return float(_of_pairs(referred, counts.sum() - referred))
 
 
-def _averages(name: str, title: str, by_class: Callable[[Sums], np.ndarray], torchmetric: str) -> dict[str, Score]:
+def _averages(name: str, title: str, by_class: Callable[[Sums], Floats], torchmetric: str) -> dict[str, Score]:
     """The macro and the weighted mean of a score by class."""
     return {
         f"{name}_macro": Score(

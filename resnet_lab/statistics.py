@@ -12,9 +12,10 @@ MANY_CLASSES = 20  # above which classes are not looked at one by one
 
 def decisions(probabilities: np.ndarray, rule: str) -> np.ndarray:
     """The classes (N,) that a rule of `DECISIONS` chooses by probabilities (N, K)."""
-    if rule == "median":
-        return (probabilities.cumsum(axis=1)[:, :-1] < 0.5).sum(axis=1)
-    return probabilities.argmax(axis=1)
+    median = rule == "median"
+    classes: np.ndarray
+    classes = (probabilities.cumsum(axis=1)[:, :-1] < 0.5).sum(axis=1) if median else probabilities.argmax(axis=1)
+    return classes
 
 
 def confusion_matrix(targets: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
@@ -70,7 +71,7 @@ def _area(positive: np.ndarray, scores: np.ndarray) -> float:
     """Share of the (positive, negative) pairs in the right order, ties for a half (Mann and Whitney 1947)."""
     mid_ranks = _mid_ranks(scores)
     positives, negatives = positive.sum(), (~positive).sum()
-    return (mid_ranks[positive].sum() - positives * (positives + 1) / 2) / (positives * negatives)
+    return float((mid_ranks[positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
 def _mid_ranks(scores: np.ndarray) -> np.ndarray:

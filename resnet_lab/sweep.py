@@ -178,4 +178,4 @@ def _composed(overrides: Sequence[str]) -> dict[str, Any]:
     config = compose("config", list(overrides))
     check(config)
     plain: Any = OmegaConf.to_container(config, resolve=True)
-    return plain
+    return dict(plain)

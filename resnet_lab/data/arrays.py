@@ -98,4 +98,5 @@ class ArrayData(ImageData):
 
     def _image(self, path: str) -> np.ndarray:
         split, index = path.split("/")
-        return self.arrays[split][int(index)]
+        values: np.ndarray = self.arrays[split][int(index)]
+        return values

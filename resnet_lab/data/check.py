@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from resnet_lab.data.jpeg import TRUNCATED, damage_of, lacks_end
@@ -150,7 +150,7 @@ def decode(data: bytes, rules: Rules = RULES) -> tuple[str, str]:
                 image = file.convert("RGB")
                 ImageOps.exif_transpose(file)
                 return "", image_hash(image.size, image.tobytes())
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         return ("the file is empty" if not data else "no image of a known format"), ""
     except (OSError, SyntaxError, ValueError, struct.error) as error:
         return " ".join(str(error).split()) or type(error).__name__, ""

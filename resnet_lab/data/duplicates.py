@@ -112,14 +112,16 @@ def _flattened(picture: np.ndarray) -> np.ndarray:
     reach, noise = 2, 2  # pixels, grey levels
     grey = picture.astype(np.float32)
     away = grey - cv2.GaussianBlur(grey, (0, 0), reach)
-    return away / (np.sqrt(cv2.GaussianBlur(away * away, (0, 0), reach)) + noise)
+    values: np.ndarray = away / (np.sqrt(cv2.GaussianBlur(away * away, (0, 0), reach)) + noise)
+    return values
 
 
 @cache
 def _disc(side: int) -> np.ndarray:
     """Where a picture (side, side) is compared, uint8: not near the rim of the eye, which looks alike in all."""
     away = (np.arange(side) - (side - 1) / 2) / (side / 2)
-    return (np.hypot(away[:, None], away) < 0.8).astype(np.uint8)
+    values: np.ndarray = (np.hypot(away[:, None], away) < 0.8).astype(np.uint8)
+    return values
 
 
 def _agreement(one: np.ndarray, other: np.ndarray) -> float:

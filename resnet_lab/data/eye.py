@@ -94,7 +94,8 @@ def _rim_level(grey: np.ndarray) -> float | None:
 def _largest_part(bright: np.ndarray) -> np.ndarray:
     """bool (H, W), the largest connected part of a mask that holds something."""
     _, labels, statistics, _ = cv2.connectedComponentsWithStats(bright.astype(np.uint8), connectivity=4)
-    return labels == 1 + np.argmax(statistics[1:, cv2.CC_STAT_AREA])
+    values: np.ndarray = labels == 1 + np.argmax(statistics[1:, cv2.CC_STAT_AREA])
+    return values
 
 
 def _outline(grey: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -201,7 +201,8 @@ def _cells(text: str, separators: str = SEPARATORS) -> pd.DataFrame:
         io.StringIO(text), sep=separator, header=None, dtype=str, keep_default_na=False, skip_blank_lines=False,
         engine="c" if len(separator) == 1 else "python",
     )  # fmt: skip
-    return cells.fillna("").apply(lambda column: column.str.strip())
+    frame: pd.DataFrame = cells.fillna("").apply(lambda column: column.str.strip())
+    return frame
 
 
 def _separator(head: Sequence[str], separators: str) -> str:

@@ -239,8 +239,8 @@ def _in_depth(names: pd.Series, places: Sequence[Path], split: str, images: Iter
         ]
         if not fitting:
             return None
-        best = min(map(order := lambda file: (_otherness(pure.name, file.name), -_shared(file.parts, beside)), fitting))
-        closest = [file for file in fitting if order(file) == best]
+        orders = [(_otherness(pure.name, file.name), -_shared(file.parts, beside)) for file in fitting]
+        closest = [file for file, order in zip(fitting, orders, strict=True) if order == min(orders)]
         _refuse_two_places(name, [top / file for file in {file.parent: file for file in closest}.values()])
         if len(closest) > 1 and is_image(pure.name):
             kinds = " and ".join(file.name for file in closest)

@@ -273,7 +273,7 @@ def _is_whole(target: PreparedSet, entry: Entry | None, path: str) -> bool:
         if entry["defect"]:
             return True
         with open(target.file_name(path), "rb") as file:  # noqa: PTH123
-            return digest_of(file.read()) == entry["prepared"]
+            return bool(digest_of(file.read()) == entry["prepared"])
     except OSError:
         return False
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from resnet_lab.data.check import AT_ONCE, MAX_PIXELS, read_file, too_many
 from resnet_lab.data.eye import Disc, crop, disc_box, find_disc, shrink, subtract_local_mean
@@ -94,7 +94,7 @@ def decode(data: bytes, shorter: float, max_pixels: int = MAX_PIXELS) -> tuple[n
             scale, scan = _jpeg_scale(min(file.size), shorter), stream.tell()
             with AT_ONCE.of(file.width * file.height // scale**2):
                 return _upright(_decode_jpeg(data, scan, scale), file.getexif().get(ExifTags.Base.Orientation)), scale
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise OSError("no image of a known format" if data else "the file is empty") from None
     except (SyntaxError, struct.error) as error:
         raise OSError(f"damaged header: {error}") from error

@@ -54,7 +54,7 @@ class Sampling:
 def _shares(total: int, weights: np.ndarray) -> np.ndarray:
     """Whole numbers in proportion to `weights` (K,) that add up to `total`, by largest remainder."""
     exact = total * weights / weights.sum()
-    counts = np.floor(exact).astype(int)
+    counts: np.ndarray = np.floor(exact).astype(int)
     counts[np.argsort(counts - exact, kind="stable")[: total - counts.sum()]] += 1
     return counts
 

@@ -110,7 +110,8 @@ def color_factors(data: ImageData, u: np.ndarray, augment: np.ndarray) -> np.nda
     margins = np.array([data.brightness, data.contrast, data.saturation, data.hue])
     jitter = margins * (2 * u[:, :4] - 1)
     grey = u[:, 4:5] < data.random_grayscale
-    return (neutral + augment[:, None] * np.concatenate([jitter, grey], 1)).astype(np.float32)
+    values: np.ndarray = (neutral + augment[:, None] * np.concatenate([jitter, grey], 1)).astype(np.float32)
+    return values
 
 
 def changes_color(data: ImageData) -> bool:

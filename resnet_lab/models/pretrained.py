@@ -135,7 +135,8 @@ def fetch(source: str, depth: int) -> dict[str, Tensor]:
     refuse_damaged(file, source)
     try:
         # torchvision's default would unpickle whatever a poisoned cache holds
-        return weights.get_state_dict(check_hash=True, progress=True, map_location="cpu", weights_only=True)
+        options = {"check_hash": True, "progress": True, "map_location": "cpu", "weights_only": True}
+        return dict(weights.get_state_dict(**options))
     except Exception as error:  # network, disk, hash: each raises its own
         raise UserError(
             f"model.pretrained={source}: cannot fetch {weights.url} ({reason(error)}); fetch it elsewhere and copy it "

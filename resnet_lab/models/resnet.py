@@ -95,7 +95,8 @@ class BasicBlock(nn.Module):
         out = self.bn2(self.conv2(out))
         if self.downsample is not None:
             out += self.downsample(x)
-        return self.last_activation(out)
+        outputs: Tensor = self.last_activation(out)
+        return outputs
 
 
 class Bottleneck(nn.Module):
@@ -124,7 +125,8 @@ class Bottleneck(nn.Module):
         out = self.bn3(self.conv3(out))
         if self.downsample is not None:
             out += self.downsample(x)
-        return self.last_activation(out)
+        outputs: Tensor = self.last_activation(out)
+        return outputs
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,8 @@ class ResNet(nn.Module):
         x = self.maxpool(self.activation(self.bn1(self.conv1(images))))
         for stage in range(1, self.stages + 1):
             x = getattr(self, f"layer{stage}")(x)
-        return self.fc(self.avgpool(x).flatten(1))
+        outputs: Tensor = self.fc(self.avgpool(x).flatten(1))
+        return outputs
 
 
 def make_head(features: int, num_classes: int, activation: Activation | None) -> nn.Module:
@@ -343,4 +346,4 @@ def multiply_adds(model: nn.Module, image_size: int) -> int:
     images = torch.empty(2, 3, image_size, image_size, device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         functional_call(model, tensors, (images,))
-    return counter.get_total_flops() // 4
+    return int(counter.get_total_flops() // 4)

@@ -61,7 +61,8 @@ def temperature(answers: Answers) -> float:
 
 def _logits(answers: Answers) -> np.ndarray:
     """Logits (N, K) up to a constant a row."""
-    return np.log(np.maximum(answers.probabilities, SMALLEST))
+    values: np.ndarray = np.log(np.maximum(answers.probabilities, SMALLEST))
+    return values
 
 
 def cooled(answers: Answers, temperature: float) -> Answers:

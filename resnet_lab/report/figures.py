@@ -260,7 +260,8 @@ def mean_class_scores(group: Group) -> np.ndarray:
     values = [
         np.where(run.counts.sum(axis=1) > 0, np.nan_to_num(class_scores(run.counts)), np.nan) for run in group.scored
     ]
-    return np.mean(values, axis=0)
+    result: np.ndarray = np.mean(values, axis=0)
+    return result
 
 
 def score_bands(table: Table) -> Picture | None:
@@ -277,7 +278,8 @@ def band_shares(values: np.ndarray) -> np.ndarray:
     """Share of the classes in each band, (3, K) → (3, B); an undefined score counts as 0."""
     edges = np.array(BANDS)
     edges[-1] += 1e-9  # the last band holds its upper edge
-    return np.array([np.histogram(np.nan_to_num(row), edges)[0] for row in values]) / values.shape[1]
+    result: np.ndarray = np.array([np.histogram(np.nan_to_num(row), edges)[0] for row in values]) / values.shape[1]
+    return result
 
 
 def layers(table: Table) -> Picture | None:

@@ -82,7 +82,7 @@ class Estimates:
     @property
     def patients(self) -> int:
         """P."""
-        return self.left_out.shape[1]
+        return int(self.left_out.shape[1])
 
     @property
     def score(self) -> Score:
@@ -124,12 +124,13 @@ class Estimates:
         center = (share + Z**2 * cost / 2) / (1 + Z**2 * cost)  # of Wilson's interval, which is never at the edge
         seeds = max(self.seeds.spread[group] - self.seeds.chance[group], 0) / self.score.range**2
         by_seeds = self._square_by_seeds(np.eye(len(self.values))[group], (1 + CONFIDENCE) / 2) / Z**2
-        return cost + seeds * by_seeds * center * (1 - center) / (found**2 or np.inf)
+        return float(cost + seeds * by_seeds * center * (1 - center) / (found**2 or np.inf))
 
     def _influence(self, contrast: np.ndarray) -> np.ndarray:
         """What each patient adds to a contrast (G,) of the groups, (P,), as a share of the metric's range."""
         left_out = contrast @ self.left_out
-        return (left_out.mean() - left_out) * (1 - 1 / self.patients) / self.score.range
+        result: np.ndarray = (left_out.mean() - left_out) * (1 - 1 / self.patients) / self.score.range
+        return result
 
     @staticmethod
     def _student(share: float, influence: np.ndarray, weight: float) -> float:
@@ -215,7 +216,8 @@ class Estimates:
         errors = np.sqrt((contrasts @ centred).var(axis=1, ddof=1) + contrasts**2 @ seeds)
         noise = np.random.default_rng(1).normal(size=centred.shape)
         differences = np.abs(contrasts @ (centred + np.sqrt(seeds)[:, None] * noise))
-        return (differences / np.where(errors > 0, errors, np.inf)[:, None]).max(axis=0)
+        result: np.ndarray = (differences / np.where(errors > 0, errors, np.inf)[:, None]).max(axis=0)
+        return result
 
     def against_best(self) -> tuple[int, Comparisons]:
         """The group with the best value, and by how much each group falls short of it, (G,) each.
@@ -262,7 +264,7 @@ def costs_of_errors(answers: Answers, patient: np.ndarray) -> dict[str, float]:
     All images of a patient are taken to be wrong together where images count alike. Elsewhere half of them are, as more
     errors of this size are added there, and the simulated intervals are else too wide.
     """
-    counts = np.bincount(answers.targets, minlength=answers.probabilities.shape[1])
+    counts = np.bincount(answers.targets, minlength=answers.probabilities.shape[1]).astype(float)
     together = float(np.sum(np.bincount(patient) ** 2.0) / counts.sum())  # images of the patient of an image
     return {
         name: (together if score.pseudo == PSEUDO else (1 + together) / 2) * score.error(counts)

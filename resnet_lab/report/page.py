@@ -178,7 +178,8 @@ def _matrices(table: Table) -> dict[str, Any]:
 
 
 def _counts(group: Group) -> np.ndarray:
-    return np.sum([run.counts for run in group.scored], axis=0)
+    values: np.ndarray = np.sum([run.counts for run in group.scored], axis=0)
+    return values
 
 
 def _matrix(group: Group) -> dict[str, Any]:

@@ -279,7 +279,8 @@ def read_metrics(file: Path) -> pd.DataFrame:
         stored = file.read_bytes() if file.is_file() else b""
         text = (gzip.decompress(stored) if file.suffix == ".gz" else stored).decode("utf-8", errors="replace")
         frame = pd.read_csv(io.StringIO(text[: text.rfind("\n") + 1])).apply(pd.to_numeric, errors="coerce")
-        return frame.dropna(subset="epoch").drop_duplicates("epoch", keep="last").set_index("epoch")
+        result: pd.DataFrame = frame.dropna(subset="epoch").drop_duplicates("epoch", keep="last").set_index("epoch")
+        return result
     except (OSError, ValueError, KeyError, EOFError, zlib.error):
         return pd.DataFrame()
 

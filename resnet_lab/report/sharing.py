@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from resnet_lab.report.comparison import ABSENT
 from resnet_lab.report.runs import Run
 from resnet_lab.run_folder import BOOKKEEPING
+from resnet_lab.scores import ABSENT
 
 NOTED = ("commit", "versions", "hardware", "precision", "split_fingerprint", "pixels", "class_names")  # of status.json
 SHOWN = 4  # values of a key that are listed

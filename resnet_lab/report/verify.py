@@ -175,7 +175,7 @@ def _tables(run: Run, split: str, answers: Answers) -> Iterator[str]:
 
 def _undecided(answers: Answers, rule: str) -> np.ndarray:
     """Which of the predictions do not follow from the probabilities, (N,); those at the edge of two classes do."""
-    wrong = statistics.decisions(answers.probabilities, rule) != answers.predictions
+    wrong: np.ndarray = statistics.decisions(answers.probabilities, rule) != answers.predictions
     if rule == "median":
         wrong &= np.abs(answers.probabilities.cumsum(axis=1) - 0.5).min(axis=1) > EDGE
     return wrong
