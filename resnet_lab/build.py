@@ -28,8 +28,8 @@ from resnet_lab.data.datamodule import DataModule
 from resnet_lab.errors import UserError
 from resnet_lab.module import Classifier
 from resnet_lab.origin import TRAIN_IMAGES
+from resnet_lab.parts import build_network, build_objective, refuse_misfit, without_weights
 from resnet_lab.processes import slurm_tasks
-from resnet_lab.trained import without_weights
 
 
 def build_datamodule(
@@ -62,8 +62,10 @@ def build_module(config: dict[str, Any], datamodule: DataModule, pretrained: boo
             else "to train on another one name it, as in data.splits={train: val}"
         )
         raise UserError(f"{datamodule.data.name} has no split train, but {' and '.join(datamodule.splits)}; {remedy}")
+    objective = build_objective(config["loss"], datamodule.class_counts["train"])
     model = config["model"] if pretrained else without_weights(config["model"])
-    loss = build("loss", config["loss"], class_counts=datamodule.class_counts["train"])
+    network, size = build_network(model, objective.num_outputs), datamodule.data.crop or datamodule.data.image_size
+    refuse_misfit(network, objective.num_outputs, size, str(model["_target_"]))
     origin = {
         "schema_version": SCHEMA_VERSION,
         "config": config,
@@ -71,15 +73,15 @@ def build_module(config: dict[str, Any], datamodule: DataModule, pretrained: boo
         "ordered": datamodule.data.ordered,
         "mean": datamodule.mean.tolist(),
         "std": datamodule.std.tolist(),
-        "decision": loss.decision,
+        "decision": objective.decision,
         "class_counts": datamodule.class_counts,
         "split_fingerprint": datamodule.fingerprints,
         TRAIN_IMAGES: datamodule.train_images,
         **datamodule.noted,
     }
     return Classifier(
-        model=build("model", model, num_classes=loss.num_outputs),
-        loss=loss,
+        model=network,
+        loss=objective,
         optimizer=build("optim", config["optim"]),
         schedule=build("schedule", config["schedule"]),
         class_names=datamodule.class_names,

@@ -31,6 +31,7 @@ ADDED: dict[str, Added] = {
     "on_corrupt": Added("best"),
     "keep_last": Added(True),
     "start": Added(True),
+    "callbacks": Added({}),
     "data.splits": Added(None),
     "data.max_per_class": Added(None),
     "trainer.sync_batchnorm": Added(False),

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
 import hashlib
-import importlib.util
 import json
 import os
 import re
@@ -26,12 +24,12 @@ from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from resnet_lab import values
 from resnet_lab.compatibility import RENAMED
 from resnet_lab.data.settings import refuse_contradictions
 from resnet_lab.errors import NO_ROOM, UserError, count
 from resnet_lab.run_folder import BOOKKEEPING, flat
-from resnet_lab.trust import foreign_words, refuse_foreign
+from resnet_lab.signatures import REQUIRED, Arguments, arguments_of, hints_of, is_ours, signature
+from resnet_lab.trust import WELL_KNOWN, foreign_words, refuse_foreign
 from resnet_lab.values import Count, FromOne, Positive, Seed, Text, Within, conform
 
 
@@ -96,25 +94,28 @@ class Config:
     optim: Any = MISSING
     schedule: Any = MISSING
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    callbacks: Any = MISSING
 
 
 ABSENT = "absent"
 
-# arguments that the job adds to those in the configuration
+# arguments that the job adds to those in the configuration, where they are taken
 PROVIDED = {
     "data": set(),
     "model": {"num_classes"},
-    "loss": {"class_counts"},
+    "loss": {"class_counts", "num_classes", "reduction"},
     "optim": {"params"},
-    "schedule": {"optimizer", "steps_per_epoch", "max_epochs"},
+    "schedule": {"optimizer", "steps_per_epoch", "max_epochs", "epochs", "total_steps"},
 }
+# keys that the job reads itself where a part from outside does not take them
+OF_THE_JOB = {"model": {"pretrained"}, "schedule": {"interval", "monitor"}}
 PHOTOGRAPHS = "resnet_lab.data.photographs.Photographs"  # what `predict` puts in the place of the data
 FIGURES = (  # the pictures of resnet_lab/report/figures.py, which is not imported here
     *("accuracy", "loss", "train_loss", "error", "error_by_depth", "scores", "confusion_matrices", "recall", "gap"),
     *("class_counts", "class_scores", "score_bands", "layers", "roc", "precision_recall", "reliability", "cost"),
 )
 PARTIAL = ("optim", "schedule")  # the groups that are called with more arguments later
-CHOSEN = (*PROVIDED, "trainer", "experiment", "scale")  # the groups that conf/config.yaml chooses from
+CHOSEN = (*PROVIDED, "trainer", "callbacks", "experiment", "scale")  # the groups that conf/config.yaml chooses from
 
 
 def register() -> None:
@@ -208,8 +209,12 @@ def _hash(text: str, length: int) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
-def check(config: DictConfig) -> None:
-    """Everything that can be wrong with a configuration before anything heavy is imported.
+def check(config: DictConfig, importing: bool = False) -> None:
+    """Everything that can be wrong with a configuration before anything is built.
+
+    Args:
+        config: composed.
+        importing: whether parts from outside are imported, and their arguments checked, too.
 
     Raises:
         UserError: a mandatory key is not set, or a group has a key that its `_target_` does not take, or lacks one.
@@ -226,34 +231,55 @@ def check(config: DictConfig) -> None:
         close = difflib.get_close_matches(str(unknown[0]), FIGURES, n=1)
         hint = f"did you mean {close[0]}?" if close else f"choose among {', '.join(FIGURES)}"
         raise UserError(f"figures: there is none called {unknown[0]}; {hint}")
-    for group, provided in PROVIDED.items():
+    for group in PROVIDED:
         node = config[group]
-        target = node.get("_target_") if isinstance(node, DictConfig) else None
-        if target is None:
+        if not isinstance(node, DictConfig) or node.get("_target_") is None:
             raise UserError(f"{group} has no _target_; choose one with {group}=…, see conf/{group}/")
-        if not isinstance(target, str):
-            raise UserError(f"{group}._target_={target}: must be text, the dotted name of a function or class")
-        refuse_foreign(group, OmegaConf.to_container(node), {target})  # special keys in other places
-        required, optional = signature(target)
+        _check_part(group, node, importing)
         if node.get("_partial_", False) is not (group in PARTIAL):
             raise UserError(f"{group}._partial_={node.get('_partial_')}: it has to be {group in PARTIAL}".lower())
-        keys = {str(key) for key in node} - {"_target_", "_partial_"}
-        taken = (required | optional) - provided
-        for key in sorted(keys - taken):
-            meant = suggestion(f"{group}.{key}", {f"{group}.{name}" for name in taken})
-            hint = meant or f"it takes {', '.join(sorted(taken))}"
-            if key in provided:
-                hint = "the job sets it"
-            raise UserError(f"{group}.{key}: {target} takes no such argument; {hint}")
-        if lacking := sorted(required - provided - keys):
-            raise UserError(f"{group}.{lacking[0]} is missing; {target} needs it")
-        plain = OmegaConf.to_container(node, resolve=True)
-        assert isinstance(plain, dict)
-        for key, hint in hints_of(target).items():
-            if key in keys:
-                plain[key] = conform(f"{group}.{key}", plain[key], hint)
-        if group == "data" and target.startswith("resnet_lab."):
-            refuse_contradictions({str(key): value for key, value in plain.items()})
+    if not isinstance(config.callbacks, DictConfig):
+        raise UserError(f"callbacks={config.callbacks}: it has to be a group of callbacks by name")
+    for key, node in config.callbacks.items():
+        name = str(key)
+        if not isinstance(node, DictConfig) or node.get("_target_") is None:
+            raise UserError(
+                f"callbacks.{name} has no _target_; set callbacks.{name}._target_ to the name of a callback"
+            )
+        _check_part(f"callbacks.{name}", node, importing)
+
+
+def _check_part(group: str, node: DictConfig, importing: bool) -> None:
+    """Refuse keys that a part does not take, and the lack of those that it needs."""
+    target = node["_target_"]
+    if not isinstance(target, str) or not target:
+        raise UserError(f"{group}._target_={target}: must be text, the dotted name of a function or class")
+    refuse_foreign(group, OmegaConf.to_container(node), {target})  # special keys in other places
+    if not is_ours(target) and not importing:
+        return
+    takes, keys = _arguments(group, target), {str(key) for key in node} - {"_target_", "_partial_"}
+    provided = PROVIDED.get(group, set()) & {*takes.defaults}
+    if not is_ours(target):
+        provided |= {*list(takes.defaults)[:1]} if group in PARTIAL else set()  # which comes by its place
+        keys -= {*_of_the_job(group, node, takes)}
+    taken = {*takes.defaults} - provided
+    for key in sorted(keys & provided if takes.others else keys - taken):
+        meant = suggestion(f"{group}.{key}", {f"{group}.{name}" for name in taken})
+        hint = meant or f"it takes {', '.join(sorted(taken)) or 'none'}"
+        if key in provided:
+            hint = "the job sets it"
+        raise UserError(f"{group}.{key}: {target} takes no such argument; {hint}")
+    if lacking := sorted(takes.required - provided - keys):
+        raise UserError(f"{group}.{lacking[0]} is missing; {target} needs it")
+    if not is_ours(target):
+        return
+    plain = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(plain, dict)
+    for key, hint in hints_of(target).items():
+        if key in keys:
+            plain[key] = conform(f"{group}.{key}", plain[key], hint)
+    if group == "data":
+        refuse_contradictions({str(key): value for key, value in plain.items()})
 
 
 def _check_values(node: DictConfig, schema: type, prefix: str = "") -> None:
@@ -361,114 +387,47 @@ def known_keys() -> set[str]:
     return keys
 
 
-@cache
-def signature(target: str) -> tuple[set[str], set[str]]:
-    """The required and the optional arguments of a function or dataclass, read from its source.
+def _arguments(group: str, target: str) -> Arguments:
+    if not is_ours(target):
+        return arguments_of(group, target)
+    required, optional = signature(target)
+    return Arguments(dict.fromkeys(required, REQUIRED) | dict.fromkeys(optional), others=False)
 
-    Reading spares the seconds and the memory of importing torch in the process that only launches jobs.
 
-    Args:
-        target: dotted name, as in `_target_`.
+def _of_the_job(group: str, node: Mapping[Any, Any], takes: Arguments) -> dict[str, Any]:
+    """The keys of a part from outside that the job reads itself, with their values.
+
+    Those that the part takes itself are its own, but for a name of weights where it takes a truth value only (timm).
+    """
+    found = {key: node[key] for key in OF_THE_JOB.get(group, ()) if key in node}
+    return {
+        key: value
+        for key, value in found.items()
+        if key not in takes.defaults or (isinstance(takes.defaults[key], bool) and isinstance(value, str))
+    }
+
+
+def of_the_job(group: str, node: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that the job reads itself, of a part that `check` has passed; empty of a part of ours.
 
     Raises:
-        UserError: there is no such module or name.
+        UserError: see `imported`.
     """
-    module, _, name = target.rpartition(".")
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
-        spec = None
-    if spec is None or not module:
-        raise UserError(f"_target_ {target}: there is no module {module or target}")
-    if spec.origin is None or not spec.origin.endswith(".py"):
-        raise UserError(f"_target_ {target}: {module} is no file of Python code, whose arguments could be read")
-    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and node.name == name:
-            return _arguments(node.args)
-        if isinstance(node, ast.ClassDef) and node.name == name:
-            return _class_arguments(node, module, tree)
-    raise UserError(f"_target_ {target}: {module} defines no {name}")
-
-
-@cache
-def hints_of(target: str) -> dict[str, Any]:
-    """What the annotations of our own function or dataclass say of its arguments, as far as `values` knows the types.
-
-    Args:
-        target: dotted name, as in `_target_`; nothing is known of a name outside this package.
-    """
-    if not target.startswith("resnet_lab."):
-        return {}
-    module, _, name = target.rpartition(".")
-    tree = ast.parse(Path(str(getattr(importlib.util.find_spec(module), "origin", ""))).read_text(encoding="utf-8"))
-    known = {each.__name__: each for each in (str, int, float, bool, list, dict)} | vars(values)
-    found: dict[str, Any] = {}
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and node.name == name:
-            return _hints({each.arg: each.annotation for each in (*node.args.args, *node.args.kwonlyargs)}, known)
-        if isinstance(node, ast.ClassDef) and node.name == name:
-            for base in _bases(node, module, tree):
-                found |= hints_of(base)
-            own = (each for each in node.body if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name))
-            return found | _hints({ast.unparse(each.target): each.annotation for each in own}, known)
-        if isinstance(node, ast.Assign):  # a type of the module's own
-            known |= {ast.unparse(node.targets[0]): hint for hint in _hints({"": node.value}, known).values()}
-    return found
-
-
-def _hints(annotations: Mapping[str, ast.expr | None], known: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the annotations that consist of known types."""
-    found = {}
-    for argument, annotation in annotations.items():
-        names = {each.id for each in ast.walk(annotation) if isinstance(each, ast.Name)} if annotation else {""}
-        if annotation is not None and names <= {*known} - {"Any"}:
-            found[argument] = eval(ast.unparse(annotation), dict(known))
-    return found
-
-
-def _arguments(arguments: ast.arguments) -> tuple[set[str], set[str]]:
-    positional = [argument.arg for argument in (*arguments.posonlyargs, *arguments.args)]
-    with_default = set(positional[len(positional) - len(arguments.defaults) :])
-    for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
-        positional.append(argument.arg)
-        with_default |= {argument.arg} if default is not None else set()
-    return set(positional) - with_default - {"self"}, with_default
-
-
-def _bases(node: ast.ClassDef, module: str, tree: ast.Module) -> list[str]:
-    """The dotted names of the classes that a class of this module derives from."""
-    imported = {
-        alias.asname or alias.name: f"{statement.module}.{alias.name}"
-        for statement in tree.body
-        if isinstance(statement, ast.ImportFrom)
-        for alias in statement.names
-    }
-    names = [base.id for base in node.bases if isinstance(base, ast.Name) and base.id != "ABC"]
-    return [imported.get(name, f"{module}.{name}") for name in names]
-
-
-def _class_arguments(node: ast.ClassDef, module: str, tree: ast.Module) -> tuple[set[str], set[str]]:
-    """Of `__init__`, or of the fields of a dataclass and its bases."""
-    required: set[str] = set()
-    optional: set[str] = set()
-    for base in _bases(node, module, tree):
-        more = signature(base)
-        required, optional = required | more[0], optional | more[1]
-    for statement in node.body:
-        if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
-            return _arguments(statement.args)
-        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-            (required if statement.value is None else optional).add(statement.target.id)
-    return required - optional, optional
+    target = str(node["_target_"])
+    return {} if is_ours(target) else _of_the_job(group, node, arguments_of(group, target))
 
 
 @cache
 def named_in_conf(group: str) -> frozenset[str]:
     """The exact names that our own conf/ has as `_target_` of a group, and what `predict` puts there."""
     files = (conf_dir() / group).glob("*.yaml")
-    targets = {yaml.safe_load(file.read_text(encoding="utf-8")).get("_target_") for file in files}
-    return frozenset(targets - {None}) | ({PHOTOGRAPHS} if group == "data" else set())
+    targets = {yaml.safe_load(file.read_text(encoding="utf-8")).get("_target_") for file in files} - {None, MISSING}
+    return frozenset(targets) | ({PHOTOGRAPHS} if group == "data" else set())
+
+
+def known_names(group: str) -> frozenset[str]:
+    """The exact names that a given file may have called: those of conf/, and well-known ones."""
+    return named_in_conf(group) | WELL_KNOWN.get(group, frozenset())
 
 
 def refuse_foreign_targets(config: Mapping[str, Any]) -> None:
@@ -478,27 +437,58 @@ def refuse_foreign_targets(config: Mapping[str, Any]) -> None:
         UserError: there is one.
     """
     for group in PROVIDED:
-        refuse_foreign(group, config.get(group), named_in_conf(group))
+        refuse_foreign(group, config.get(group), known_names(group))
+
+
+def callbacks_of(config: Mapping[str, Any]) -> list[Any]:
+    """The callbacks that a configuration names beside those of the job.
+
+    Raises:
+        UserError: one is not to be called (see `trust`), or cannot be built.
+    """
+    return [build("callbacks", node, place=f"callbacks.{name}") for name, node in config["callbacks"].items()]
 
 
 def words_of_trust(config: Mapping[str, Any]) -> list[str]:
     """What a configuration that the user composed names beside what conf/ does: `GROUP:dotted.name`."""
-    return foreign_words(config, {group: named_in_conf(group) for group in PROVIDED})
+    words = foreign_words(config, {group: known_names(group) for group in PROVIDED})
+    for node in (config.get("callbacks") or {}).values():
+        words += foreign_words({"callbacks": node}, {"callbacks": known_names("callbacks")})
+    return words
 
 
-def build(group: str, node: dict[str, Any], **arguments: Any) -> Any:
+def build(group: str, node: dict[str, Any], place: str = "", **arguments: Any) -> Any:
     """What a group's `_target_` makes; a UserError raised in it comes out as it is. The one call of `instantiate()`.
 
+    Args:
+        group: of the configuration.
+        node: what the group holds.
+        place: where it stands in the configuration; empty: at the group.
+        arguments: of the job; a part from outside is given those that it names, and `num_classes` where it takes all.
+
     Raises:
-        UserError: nothing in conf/, and no word of trust, has its name.
+        UserError: nothing in conf/, and no word of trust, has its name; or it is from outside and raises an error.
     """
-    refuse_foreign(group, node, named_in_conf(group))
+    refuse_foreign(group, node, known_names(group), place)
+    target, place = node["_target_"], place or group
+    if not is_ours(target):
+        takes = arguments_of(group, target)
+        node = {key: value for key, value in node.items() if key not in _of_the_job(group, node, takes)}
+        arguments = {
+            key: value
+            for key, value in arguments.items()
+            if key in takes.defaults or (takes.others and key == "num_classes")
+        }
     try:
         return instantiate(node, **arguments, _convert_="all", _recursive_=False)
     except InstantiationException as error:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
-        raise
+        if is_ours(target):
+            raise
+        cause = error.__cause__ or error
+        reason = " ".join(f"{type(cause).__name__}: {cause}".split())[:300]
+        raise UserError(f"{place}._target_ {target} cannot be built from its keys: {reason}") from error
 
 
 def config_hash(config: dict[str, Any]) -> str:

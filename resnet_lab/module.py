@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -200,14 +201,25 @@ class Classifier(LightningModule):
     def configure_optimizers(self) -> Any:
         assert self.optimizer_factory is not None and self.schedule_factory is not None  # noqa: PT018
         optimizer = self.optimizer_factory(self.parameters())
-        max_epochs = self.trainer.max_epochs
+        epochs = int(self.trainer.max_epochs or 0)
         steps = max(1, self.trainer.datamodule.steps_per_epoch())  # type: ignore[attr-defined]
-        scheduler = self.schedule_factory(optimizer, steps_per_epoch=steps, max_epochs=max_epochs)
+        known = {
+            "steps_per_epoch": steps,
+            "max_epochs": epochs,
+            "epochs": epochs,
+            "total_steps": steps * max(epochs, 1),
+        }
+        takes = inspect.signature(self.schedule_factory).parameters
+        given = {name: value for name, value in known.items() if name in takes}
+        scheduler = self.schedule_factory(optimizer, **given)
         # Lightning updates an epoch's plateau after the checkpoint is written, and a resumed run would lack it;
         # as the last step of the epoch it comes after validation and before the checkpoint
         config: dict[str, Any] = {"scheduler": scheduler, "interval": "step"}
+        chosen = self.origin["config"]["schedule"] if "config" in self.origin else self.schedule_factory.keywords
         if isinstance(scheduler, ReduceLROnPlateau):
-            config |= {"monitor": self.schedule_factory.keywords["monitor"], "frequency": steps}
+            config |= {"monitor": chosen["monitor"], "frequency": steps}
+        elif chosen.get("interval") == "epoch":
+            config |= {"frequency": steps}
         return {"optimizer": optimizer, "lr_scheduler": config}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

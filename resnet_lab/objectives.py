@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -65,6 +65,22 @@ class Softmax(Objective):
 
     def probabilities(self, outputs: Tensor) -> Tensor:
         return outputs.float().softmax(1)
+
+
+class Criterion(Softmax):
+    """Outputs are logits of the classes, and the loss is one from outside.
+
+    Args:
+        num_classes: K, also M.
+        criterion: logits (B, K) and classes (B,) → losses (B,).
+    """
+
+    def __init__(self, num_classes: int, criterion: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__(num_classes, None, 0.0)
+        self.criterion = criterion
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self.criterion(outputs, targets)
 
 
 class SquaredError(Objective):

@@ -8,11 +8,14 @@ import sys
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 
 from resnet_lab.command_line import log_to, run_command
-from resnet_lab.config import build
+from resnet_lab.config import build, check
 from resnet_lab.data import progress
 from resnet_lab.models.pretrained import contents, depth_of, fitting
+from resnet_lab.parts import build_network, build_objective, refuse_misfit
+from resnet_lab.training import own_callbacks
 from resnet_lab.trust import trust, without_trust
 
 
@@ -24,10 +27,28 @@ def command(arguments: list[str]) -> None:
     trust(without_trust(arguments)[1])
     for text in json.load(sys.stdin):
         need = json.loads(text)
-        if "data" in need:
+        if "parts" in need:
+            check_parts(need["parts"])
+        elif "data" in need:
             build("data", need["data"]).table()
         else:
             check_weights(need["model"])
+
+
+def check_parts(config: dict[str, Any]) -> None:
+    """Build the parts of a configuration that come from outside, and see that they fit each other.
+
+    Raises:
+        UserError: one cannot be imported or built, takes other arguments, or does not fit.
+    """
+    check(OmegaConf.create(config), importing=True)
+    data, model = config["data"], config["model"]
+    classes = len(data["class_names"]) if data.get("class_names") else 5  # of other data the job finds out
+    objective = build_objective(config["loss"], [1] * classes)
+    network = build_network(model, objective.num_outputs)
+    size = int(data.get("crop") or data["image_size"])
+    own_callbacks(config)
+    refuse_misfit(network, objective.num_outputs, size, str(model["_target_"]))
 
 
 def check_weights(model: dict[str, Any]) -> None:

@@ -17,10 +17,11 @@ from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from resnet_lab.config import check, conf_dir, job_name, one_line, words_of_trust
+from resnet_lab.config import PROVIDED, check, conf_dir, job_name, one_line, words_of_trust
 from resnet_lab.continuation import EPOCHS, epochs_by_job, goes_on_to
 from resnet_lab.errors import UserError
 from resnet_lab.run_folder import RunFolder, list_jobs
+from resnet_lab.signatures import is_ours
 from resnet_lab.trust import OPTION
 
 NOT_RUN = ("-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info", "-v", "--version")
@@ -30,13 +31,15 @@ def preflight(arguments: Sequence[str]) -> bool:
     """Whether all that the jobs of a sweep need is there; what is not, perhaps days later, is shown.
 
     Args:
-        arguments: of `resnet-lab train`; nothing is checked where they start no sweep.
+        arguments: of `resnet-lab train`; of a single run only parts from outside are checked.
 
     Raises:
         UserError: a key is wrong.
     """
-    jobs = jobs_of(arguments)
+    jobs, alone = jobs_of(arguments), _alone(arguments)
     needs = {json.dumps(need, sort_keys=True) for job in jobs for need in _needs(job)}
+    needs |= {json.dumps(need, sort_keys=True) for job in alone for need in _needs(job) if "parts" in need}
+    jobs += alone
     words = {f"{OPTION}{word}" for job in jobs for word in words_of_trust(job)}
     if not needs:
         return True
@@ -46,10 +49,23 @@ def preflight(arguments: Sequence[str]) -> bool:
 
 
 def _needs(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What a job needs from outside: its data set, and weights."""
+    """What a job needs from outside: parts of others, its data set, and weights."""
+    parts = [*(job[group] for group in PROVIDED), *job["callbacks"].values()]
+    if any(not is_ours(str(part["_target_"])) for part in parts):
+        yield {"parts": job | {"seed": 0}}
     yield {"data": job["data"]}
-    if str(job["model"].get("pretrained", "none")) != "none":
+    if is_ours(job["model"]["_target_"]) and str(job["model"].get("pretrained", "none")) != "none":
         yield {"model": job["model"]}
+
+
+def _alone(arguments: Sequence[str]) -> list[dict[str, Any]]:
+    """The configuration of a single run that may name parts from outside; otherwise none, as composing takes time."""
+    options, overrides, searchpath = _read(arguments)
+    names_parts = searchpath or any("_target_" in override for override in overrides)
+    if options.multirun or options.prints or not names_parts:
+        return []
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return [_composed([*overrides, *searchpath])]
 
 
 def jobs_of(arguments: Sequence[str]) -> list[dict[str, Any]]:
@@ -58,8 +74,8 @@ def jobs_of(arguments: Sequence[str]) -> list[dict[str, Any]]:
     Raises:
         UserError: a key is wrong.
     """
-    overrides, searchpath = _read(arguments)
-    if overrides is None:
+    options, overrides, searchpath = _read(arguments)
+    if not options.multirun or options.prints:
         return []
     parsed = OverridesParser.create().parse_overrides(overrides)
     fixed = [text for text, override in zip(overrides, parsed, strict=True) if not override.is_sweep_override()]
@@ -83,17 +99,16 @@ def _refuse_nameless(overrides: Sequence[Override], hydra: DictConfig) -> None:
             raise UserError(f"{key} cannot be swept, as it does not make another experiment; give it one value")
 
 
-def _read(arguments: Sequence[str]) -> tuple[list[str] | None, list[str]]:
-    """Overrides (None where no sweep is to start), and the override for `--config-dir`."""
+def _read(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str], list[str]]:
+    """Options (`prints`: whether nothing is to run), overrides, and the override for `--config-dir`."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("-m", "--multirun", action="store_true")
     parser.add_argument("-cd", "--config-dir")
     known, others = parser.parse_known_args(list(arguments))
-    if not known.multirun or any(flag.partition("=")[0] in NOT_RUN for flag in others):
-        return None, []
+    known.prints = any(flag.partition("=")[0] in NOT_RUN for flag in others)
     searchpath = [f"hydra.searchpath=[file://{known.config_dir}]"] if known.config_dir else []
-    return known.overrides, searchpath
+    return known, known.overrides, searchpath
 
 
 def _grid(overrides: Sequence[Override], params: Mapping[str, Any], seeds: bool = False) -> list[tuple[str, ...]]:
@@ -177,5 +192,5 @@ def _folder_name(job: Sequence[str], excluded: Sequence[str], sweep_dir: str) ->
 def _composed(overrides: Sequence[str]) -> dict[str, Any]:
     config = compose("config", list(overrides))
     check(config)
-    plain: Any = OmegaConf.to_container(config, resolve=True)
+    plain: Any = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
     return dict(plain)

@@ -26,6 +26,7 @@ from resnet_lab.errors import UserError
 from resnet_lab.models.pretrained import find_file, read, refuse_nan_weights
 from resnet_lab.objectives import Objective
 from resnet_lab.origin import origin_of
+from resnet_lab.parts import build_network, build_objective, without_weights
 
 One: TypeAlias = str | Path | np.ndarray | Image.Image
 Images: TypeAlias = One | Sequence[One] | Tensor
@@ -196,21 +197,14 @@ def load(source: str | Path, trust: Sequence[str] = ()) -> Trained:
     origin, state = origin_of(checkpoint, file), checkpoint.get("state_dict", {})
     refuse_nan_weights(state, str(file))
     config = origin["config"]
-    objective: Objective = build("loss", config["loss"], class_counts=origin["class_counts"]["train"])
-    network: nn.Module = build("model", without_weights(config["model"]), num_classes=objective.num_outputs)
+    objective = build_objective(config["loss"], origin["class_counts"]["train"])
+    network = build_network(without_weights(config["model"]), objective.num_outputs)
     try:
         nn.ModuleDict({"model": network, "loss": objective}).load_state_dict(state)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{file}: its weights are not of the network that it names; {reason}") from error
     return Trained(file, network, objective, origin)
-
-
-def without_weights(model: dict[str, Any]) -> dict[str, Any]:
-    """The keys of a network whose initial values will be replaced; one from outside need not have `pretrained`."""
-    if not model.get("pretrained"):
-        return dict(model)
-    return model | {"pretrained": False if model["pretrained"] is True else "none"}
 
 
 def photographs(config: dict[str, Any], root: str, class_names: list[str]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from resnet_lab import environment
 from resnet_lab.build import build_module, build_trainer, rank, set_up_logging
 from resnet_lab.callbacks import Ending, FiniteLoss, Observer, ResumableEarlyStopping, SamePixels, StepSeed
 from resnet_lab.checkpoints import EpochRows, LastCheckpoint, RunCheckpoint, fits, put_objective, resume_point
-from resnet_lab.config import Config, build, check, refuse_foreign_targets, without_unknown
+from resnet_lab.config import Config, callbacks_of, check, refuse_foreign_targets, without_unknown, words_of_trust
 from resnet_lab.data.arrays import ArrayData
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.data.table import NO_TEST
@@ -34,10 +34,11 @@ from resnet_lab.models.pretrained import read, refuse_nan_weights
 from resnet_lab.models.resnet import multiply_adds, parameter_count
 from resnet_lab.module import Classifier
 from resnet_lab.outputs import refuse_undefined, score_table, write_split
+from resnet_lab.parts import statistics_of
 from resnet_lab.processes import Stopped
 from resnet_lab.run_folder import BOOKKEEPING, RunFolder, flat, refuse_unwritable, remove_unfinished
 from resnet_lab.scores import SCORES
-from resnet_lab.trust import spoken
+from resnet_lab.trust import OPTION, spoken
 
 log = logging.getLogger("resnet_lab")
 
@@ -79,6 +80,7 @@ def run_job(run: RunFolder, misfits: frozenset[Path] = frozenset()) -> None:
         FiniteLoss(),
         rows,
         observer,
+        *own_callbacks(config),
         *([LayerStatistics(run)] if config["follow_layers"] else []),
         LearningRateMonitor("epoch"),
         *early_stopping(config, monitor, mode),
@@ -156,7 +158,7 @@ def checked_config(run: RunFolder) -> dict[str, Any]:
             log.warning("%s: these keys have no effect: %s", run.config_file, ", ".join(unknown))
     try:
         refuse_foreign_targets(config)
-        check(OmegaConf.create(config))
+        check(OmegaConf.create(config), importing=True)
     except UserError as error:
         raise UserError(f"{run.config_file}: {error}") from None
     return config
@@ -175,7 +177,7 @@ def read_data(run: RunFolder, config: dict[str, Any], resumes: bool) -> DataModu
         follows = resumes or (rank() > 0 and bool(own.get("pixels")))
         before = {"the job": own} if follows else begun_jobs(run, config["data"])
         pixels = next((status.get("pixels") for status in before.values()), None)
-        datamodule = DataModule(build("data", config["data"]), config["seed"], config["follow_test"], pixels=pixels)
+        datamodule = DataModule.from_config(config, statistics_of(config), pixels)
         datamodule.read()
         if resumes:
             same_images(run, datamodule)
@@ -250,11 +252,30 @@ def selection(config: dict[str, Any], datamodule: DataModule) -> tuple[str | Non
     num_classes, ordered = len(datamodule.class_names), datamodule.data.ordered
     monitor, mode = monitored(config["monitor"], num_classes, ordered)
     validates = "val" in datamodule.splits
-    if "monitor" in config["schedule"]:
-        monitored(config["schedule"]["monitor"], num_classes, ordered, key="schedule.monitor")
+    schedule = config["schedule"]
+    if schedule.get("monitor") is not None:
+        monitored(schedule["monitor"], num_classes, ordered, key="schedule.monitor")
         if not validates:
             raise UserError("schedule=plateau needs a validation split; set data.val_fraction or data.val_csv")
+    elif schedule["_target_"].endswith(".ReduceLROnPlateau"):
+        raise UserError("schedule.monitor is null: ReduceLROnPlateau needs a metric; set schedule.monitor=val/loss")
     return (monitor if validates else None), mode
+
+
+def own_callbacks(config: dict[str, Any]) -> list[Callback]:
+    """Those that the configuration names.
+
+    Raises:
+        UserError: one cannot be built, or is no callback of Lightning's.
+    """
+    found = callbacks_of(config)
+    for (name, node), each in zip(config["callbacks"].items(), found, strict=True):
+        if not isinstance(each, Callback):
+            target, kind = node["_target_"], type(each).__name__
+            raise UserError(
+                f"callbacks.{name}._target_ {target} gives a {kind}, no lightning.Callback; name a callback"
+            )
+    return found
 
 
 def early_stopping(config: dict[str, Any], monitor: str | None, mode: str) -> list[Callback]:
@@ -298,6 +319,8 @@ def describe(run: RunFolder, trainer: Trainer, datamodule: DataModule, module: C
     )
     if "test" not in datamodule.splits:
         log.warning(NO_TEST)
+    if words := [word for word in words_of_trust(module.origin["config"]) if not word.startswith("callbacks:")]:
+        log.info("evaluate and predict will need %s%s, as this run names code from outside", OPTION, ",".join(words))
     log.info(
         "%s parameters, %.3g multiply-adds an image; %s%s; selecting by %s",
         f"{facts['parameters']:,}",

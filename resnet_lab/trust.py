@@ -1,4 +1,4 @@
-"""What a file may have called by name: the names in conf/, and those that a command line trusts (imports nothing)."""
+"""What a file may have called by name: those of conf/, well-known ones, and what a command trusts (imports nothing)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,35 @@ from typing import Any
 from resnet_lab.errors import UserError
 
 OPTION = "trust="  # of a command line; no key of a configuration, so that no file can hold it
+_MODELS = """
+alexnet convnext_tiny convnext_small convnext_base convnext_large densenet121 densenet161 densenet169 densenet201
+efficientnet_b0 efficientnet_b1 efficientnet_b2 efficientnet_b3 efficientnet_b4 efficientnet_b5 efficientnet_b6
+efficientnet_b7 efficientnet_v2_s efficientnet_v2_m efficientnet_v2_l maxvit_t mnasnet0_5 mnasnet0_75 mnasnet1_0
+mnasnet1_3 mobilenet_v2 mobilenet_v3_large mobilenet_v3_small regnet_x_400mf regnet_x_800mf regnet_x_1_6gf
+regnet_x_3_2gf regnet_x_8gf regnet_x_16gf regnet_x_32gf regnet_y_400mf regnet_y_800mf regnet_y_1_6gf regnet_y_3_2gf
+regnet_y_8gf regnet_y_16gf regnet_y_32gf regnet_y_128gf resnet18 resnet34 resnet50 resnet101 resnet152 resnext50_32x4d
+resnext101_32x8d resnext101_64x4d shufflenet_v2_x0_5 shufflenet_v2_x1_0 shufflenet_v2_x1_5 shufflenet_v2_x2_0
+squeezenet1_0 squeezenet1_1 swin_t swin_s swin_b swin_v2_t swin_v2_s swin_v2_b vgg11 vgg11_bn vgg13 vgg13_bn vgg16
+vgg16_bn vgg19 vgg19_bn vit_b_16 vit_b_32 vit_l_16 vit_l_32 vit_h_14 wide_resnet50_2 wide_resnet101_2
+"""
+_OPTIMIZERS = "ASGD Adadelta Adafactor Adagrad Adam AdamW Adamax NAdam RAdam RMSprop Rprop SGD"
+_SCHEDULES = """
+ConstantLR CosineAnnealingLR CosineAnnealingWarmRestarts CyclicLR ExponentialLR LinearLR MultiStepLR OneCycleLR
+PolynomialLR ReduceLROnPlateau StepLR
+"""
+
+
+def _below(module: str, names: str) -> frozenset[str]:
+    return frozenset(f"{module}.{name}" for name in re.findall(r"\w+", names))
+
+
+# group → constructors of others that do no more than what their name says
+WELL_KNOWN = {
+    "model": _below("torchvision.models", _MODELS) | {"timm.create_model"},
+    "loss": _below("torch.nn", "CrossEntropyLoss MultiMarginLoss"),
+    "optim": _below("torch.optim", _OPTIMIZERS),
+    "schedule": _below("torch.optim.lr_scheduler", _SCHEDULES),
+}
 _trusted: set[str] = set()  # `GROUP:dotted.name`, or a package
 
 
@@ -39,29 +68,31 @@ def without_trust(arguments: Iterable[str]) -> tuple[list[str], list[str]]:
     return [word for word in words if not word.startswith(OPTION)], trusted
 
 
-def refuse_foreign(group: str, node: object, known: Collection[str]) -> None:
+def refuse_foreign(group: str, node: object, known: Collection[str], place: str = "") -> None:
     """Stop before anything is called, or imported, that neither conf/ names nor the command line trusts.
 
     Args:
-        group: of the configuration, for messages and exact words of trust.
+        group: of the configuration, for exact words of trust.
         node: what the group holds.
-        known: the names that conf/ has for the group.
+        known: the names that may be called anyway.
+        place: where the node stands in the configuration; empty: at the group.
 
     Raises:
         UserError: the name is foreign, or a special key of Hydra stands where it is not ours.
     """
-    for key, value in _special_keys(node, group):
-        if key not in (f"{group}._target_", f"{group}._partial_"):
-            raise UserError(f"{key}: _target_ and _partial_ stand at the top of {group} only; remove it")
+    place = place or group
+    for key, value in _special_keys(node, place):
+        if key not in (f"{place}._target_", f"{place}._partial_"):
+            raise UserError(f"{key}: _target_ and _partial_ stand at the top of {place} only; remove it")
         if key.endswith("._partial_") and not isinstance(value, bool):
             raise UserError(f"{key}={value}: it has to be true or false")
     target = node.get("_target_") if isinstance(node, Mapping) else None
     if target is None or (isinstance(target, str) and target in known):
         return
-    word = f"{group}:{target}"
+    word, ours = f"{group}:{target}", sorted(name for name in known if name.startswith("resnet_lab."))
     if not isinstance(target, str) or not (word in _trusted or _in_a_trusted_package(target)):
         raise UserError(
-            f"{group}._target_ {target} is none of resnet_lab's ({', '.join(sorted(known))}), and is not called; if "
+            f"{place}._target_ {target} is none of resnet_lab's ({', '.join(ours)}), and is not called; if "
             f"you know what it does, add {OPTION}{word} to the command"
         )
 

@@ -28,7 +28,7 @@ CONF = conf_dir()
 GROUPS = [
     f"{file.parent.name}={file.stem}"
     for file in sorted(CONF.glob("*/*.yaml"))
-    if not file.stem.startswith("_") and file.parent.name != "experiment"
+    if not file.stem.startswith("_") and file.stem != "own" and file.parent.name != "experiment"
 ]
 EXPERIMENTS = sorted(file.stem for file in CONF.glob("experiment/[!_]*.yaml"))
 

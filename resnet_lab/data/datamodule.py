@@ -373,6 +373,8 @@ class DataModule(LightningDataModule):
         mean, std = self.data.mean, self.data.std
         if mean is None:
             return [0.0] * 3, [1.0] * 3
+        if mean == "model":
+            raise UserError("data.mean=model: there is no network here; set data.mean=train, or three numbers")
         if "train" in (mean, std):
             computed = self._computed_statistics()
             mean, std = (given if given != "train" else own for given, own in zip((mean, std), computed, strict=True))

@@ -66,8 +66,9 @@ class ImageData(ABC):
     random_grayscale: Share  # probability
     augment_classes: Literal["all", "none"] | list[Count]  # of which classes images are augmented (study C)
     interpolation: Literal["bilinear", "nearest"]  # of rotation and scale
-    mean: Literal["train"] | list[float] | None  # train: computed from the training split; None: images stay in [0, 1]
-    std: Literal["train"] | list[float] | None
+    # train: computed from the training split; model: what the network names; None: images stay in [0, 1]
+    mean: Literal["train", "model"] | list[float] | None
+    std: Literal["train", "model"] | list[float] | None  # where mean is `model`, train means model, too
 
     splits: dict[str, str] | None  # {train: test, val: val, test: train}: ours from its own; None: as they are
     all_images: Literal["train", "val", "test"] | None  # the split of all images; None: as listed

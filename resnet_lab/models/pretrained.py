@@ -79,6 +79,42 @@ def load_pretrained(model: nn.Module, source: str) -> None:
         )
 
 
+def load_fitting(model: nn.Module, source: str) -> None:
+    """Load into a network from outside, in place, every tensor of a file whose name and shape fit, and log the others.
+
+    Args:
+        model: any network.
+        source: the path of a state dict (torch or safetensors), of a checkpoint or of a run folder.
+
+    Raises:
+        UserError: the weights are not there, are more than plain tensors, or NaN or infinite; or fewer than half of the
+            network's tensors are among them.
+    """
+    own = model.state_dict()
+    try:
+        content = read(find_file(source))
+    except UserError as error:
+        raise UserError(f"model.pretrained={error}") from None
+    state = find_network(content, own, source)
+    refuse_nan_weights(state, f"model.pretrained={source}")
+    fits = {name: value for name, value in state.items() if name in own and value.shape == own[name].shape}
+    names = [name for name in own if not name.endswith("num_batches_tracked")]
+    kept = [name for name in names if name not in fits]
+    if 2 * len(kept) > len(names):
+        others = [name for name in state if name not in fits]
+        raise UserError(
+            f"model.pretrained={source}: {len(names) - len(kept)} of {len(names)} tensors of the network fit by name "
+            f"and shape (it has {', '.join(kept[:3])} …; the file has {', '.join(others[:3]) or 'none'} …); give "
+            "weights of this network"
+        )
+    model.load_state_dict(own | fits)
+    unused = [f"{name} {list(value.shape)}" for name, value in state.items() if name not in fits]
+    text = "model.pretrained=%s: loaded %d of %d tensors; left as initialized: %s; in the weights but not used: %s"
+    logger.info(
+        text, source, len(names) - len(kept), len(names), ", ".join(kept) or "none", ", ".join(unused) or "none"
+    )
+
+
 def fitting(content: Mapping[str, Any], own: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     """The tensors of a file under the names of a network, all of which fit, except for the head.
 
@@ -125,10 +161,10 @@ def depth_of(names: Collection[str]) -> int:
 
 def fetch(source: str, depth: int) -> dict[str, Tensor]:
     """Torchvision's ImageNet weights for a ResNet of `depth`, through its own download and cache."""
-    resnet, (enum, _, name) = f"resnet{depth}", source.rpartition(".")
-    known = get_model_weights(resnet).__members__ if resnet in list_models() else {}
-    weights = known.get("IMAGENET1K_V1" if source == "imagenet" else name)
-    if weights is None or enum not in ("", f"ResNet{depth}_Weights"):
+    weights = weights_of_torchvision(source, depth)
+    if weights is None:
+        resnet = f"resnet{depth}"
+        known = get_model_weights(resnet).__members__ if resnet in list_models() else {}
         names = ", ".join(known) or "none"
         raise UserError(f"model.pretrained={source}: torchvision's for model.depth={depth} are: {names}")
     file = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
@@ -142,6 +178,14 @@ def fetch(source: str, depth: int) -> dict[str, Tensor]:
             f"model.pretrained={source}: cannot fetch {weights.url} ({reason(error)}); fetch it elsewhere and copy it "
             f"to {file}, or give another file through model.pretrained=PATH"
         ) from error
+
+
+def weights_of_torchvision(source: str, depth: int) -> Any:
+    """The member of torchvision's enumeration of weights that `model.pretrained` names; None: it names none."""
+    resnet, (enum, _, name) = f"resnet{depth}", source.rpartition(".")
+    known = get_model_weights(resnet).__members__ if resnet in list_models() else {}
+    weights = known.get("IMAGENET1K_V1" if source == "imagenet" else name)
+    return weights if enum in ("", f"ResNet{depth}_Weights") else None
 
 
 def refuse_damaged(file: Path, source: str) -> None:

@@ -1,0 +1,176 @@
+"""The arguments of what a `_target_` names: of our own functions by reading them, of others by importing them."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from resnet_lab import values
+from resnet_lab.errors import UserError
+
+REQUIRED = inspect.Parameter.empty
+
+
+class Arguments(NamedTuple):
+    """What a function or class takes."""
+
+    defaults: dict[str, Any]  # name → default, or REQUIRED, in their order
+    others: bool  # whether it takes other keywords, too (`**kwargs`)
+
+    @property
+    def required(self) -> set[str]:
+        """Those without a default."""
+        return {name for name, default in self.defaults.items() if default is REQUIRED}
+
+
+def is_ours(target: str) -> bool:
+    """Whether a dotted name is of this package."""
+    return target.startswith("resnet_lab.")
+
+
+def imported(group: str, target: str) -> Any:
+    """The function or class that a `_target_` names.
+
+    Raises:
+        UserError: there is none, its module raises an error, or it cannot be called.
+    """
+    module, _, name = target.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        lacking = error.name or module
+        if not f"{module}.".startswith(f"{lacking}."):
+            raise UserError(f"{group}._target_ {target}: {module} needs the module {lacking}; install it") from error
+        remedy = "install it, or start the command in the folder that holds it"
+        raise UserError(f"{group}._target_ {target}: there is no module {lacking}; {remedy}") from None
+    except AttributeError:
+        raise UserError(f"{group}._target_ {target}: {module} has no {name}") from None
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{group}._target_ {target}: importing {module} fails ({reason[:300]}); mend it") from error
+    if not callable(found):
+        raise UserError(f"{group}._target_ {target} is a {type(found).__name__}; name a function or class")
+    return found
+
+
+def arguments_of(group: str, target: str) -> Arguments:
+    """What the function or class takes that a `_target_` names, `self` aside.
+
+    Raises:
+        UserError: as for `imported`.
+    """
+    try:
+        parameters = inspect.signature(imported(group, target)).parameters
+    except (ValueError, TypeError):  # of C, without a signature
+        return Arguments({}, others=True)
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    defaults = {name: each.default for name, each in parameters.items() if each.kind not in several}
+    return Arguments(defaults, any(each.kind is several[1] for each in parameters.values()))
+
+
+@cache
+def signature(target: str) -> tuple[set[str], set[str]]:
+    """The required and the optional arguments of a function or dataclass of ours, read from its source.
+
+    Reading spares the seconds and the memory of importing torch in the process that only launches jobs.
+
+    Args:
+        target: dotted name, as in `_target_`.
+
+    Raises:
+        UserError: there is no such module or name.
+    """
+    module, _, name = target.rpartition(".")
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or not module:
+        raise UserError(f"_target_ {target}: there is no module {module or target}")
+    if spec.origin is None or not spec.origin.endswith(".py"):
+        raise UserError(f"_target_ {target}: {module} is no file of Python code, whose arguments could be read")
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            return _arguments(node.args)
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return _class_arguments(node, module, tree)
+    raise UserError(f"_target_ {target}: {module} defines no {name}")
+
+
+@cache
+def hints_of(target: str) -> dict[str, Any]:
+    """What the annotations of our own function or dataclass say of its arguments, as far as `values` knows the types.
+
+    Args:
+        target: dotted name, as in `_target_`; nothing is known of a name outside this package.
+    """
+    if not target.startswith("resnet_lab."):
+        return {}
+    module, _, name = target.rpartition(".")
+    tree = ast.parse(Path(str(getattr(importlib.util.find_spec(module), "origin", ""))).read_text(encoding="utf-8"))
+    known = {each.__name__: each for each in (str, int, float, bool, list, dict)} | vars(values)
+    found: dict[str, Any] = {}
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            return _hints({each.arg: each.annotation for each in (*node.args.args, *node.args.kwonlyargs)}, known)
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            for base in _bases(node, module, tree):
+                found |= hints_of(base)
+            own = (each for each in node.body if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name))
+            return found | _hints({ast.unparse(each.target): each.annotation for each in own}, known)
+        if isinstance(node, ast.Assign):  # a type of the module's own
+            known |= {ast.unparse(node.targets[0]): hint for hint in _hints({"": node.value}, known).values()}
+    return found
+
+
+def _hints(annotations: Mapping[str, ast.expr | None], known: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the annotations that consist of known types."""
+    found = {}
+    for argument, annotation in annotations.items():
+        names = {each.id for each in ast.walk(annotation) if isinstance(each, ast.Name)} if annotation else {""}
+        if annotation is not None and names <= {*known} - {"Any"}:
+            found[argument] = eval(ast.unparse(annotation), dict(known))
+    return found
+
+
+def _arguments(arguments: ast.arguments) -> tuple[set[str], set[str]]:
+    positional = [argument.arg for argument in (*arguments.posonlyargs, *arguments.args)]
+    with_default = set(positional[len(positional) - len(arguments.defaults) :])
+    for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
+        positional.append(argument.arg)
+        with_default |= {argument.arg} if default is not None else set()
+    return set(positional) - with_default - {"self"}, with_default
+
+
+def _bases(node: ast.ClassDef, module: str, tree: ast.Module) -> list[str]:
+    """The dotted names of the classes that a class of this module derives from."""
+    imported = {
+        alias.asname or alias.name: f"{statement.module}.{alias.name}"
+        for statement in tree.body
+        if isinstance(statement, ast.ImportFrom)
+        for alias in statement.names
+    }
+    names = [base.id for base in node.bases if isinstance(base, ast.Name) and base.id != "ABC"]
+    return [imported.get(name, f"{module}.{name}") for name in names]
+
+
+def _class_arguments(node: ast.ClassDef, module: str, tree: ast.Module) -> tuple[set[str], set[str]]:
+    """Of `__init__`, or of the fields of a dataclass and its bases."""
+    required: set[str] = set()
+    optional: set[str] = set()
+    for base in _bases(node, module, tree):
+        more = signature(base)
+        required, optional = required | more[0], optional | more[1]
+    for statement in node.body:
+        if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
+            return _arguments(statement.args)
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            (required if statement.value is None else optional).add(statement.target.id)
+    return required - optional, optional
