@@ -98,7 +98,9 @@ def jobs_alive(folder: Path) -> list[int]:
     alive = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if b"resnet_lab.job" in (process / "cmdline").read_bytes() and (process / "cwd").readlink() == folder:
+            command = (process / "cmdline").read_bytes()
+            ours = b"resnet_lab.job" in command or b"forkserver" in command  # which starts loader workers
+            if ours and (process / "cwd").readlink() == folder:
                 alive.append(int(process.name))
     return alive
 
@@ -353,6 +355,7 @@ def test_ranks_that_are_killed_end_as_those_that_were_not(
     for epoch in epochs:
         broken = RunFolder(tmp_path / f"killed_{epoch}")
         assert job(broken.path.name, workers, KILLED.format(epoch=epoch)) == 1
+        wait_for(lambda: not jobs_alive(tmp_path), 20)
         assert job(broken.path.name, workers) == 0
         assert starts(broken) == 2
         assert ("going on in" in broken.log_file.read_text()) == (epoch > 0 or minutes != "null")

@@ -24,6 +24,7 @@ from resnet_lab.errors import UserError
 from resnet_lab.outputs import for_spreadsheets, write_predictions
 from resnet_lab.report.__main__ import report
 from resnet_lab.run_folder import RunFolder
+from resnet_lab.signatures import Arguments
 from resnet_lab.training import guarded
 
 OUTSIDE = ("os", "subprocess", "builtins", "shutil", "runpy", "torch.hub", "torch.utils", "numpy", "pandas")
@@ -99,6 +100,7 @@ def test_a_target_that_is_no_name_is_refused(target):
 
 def test_words_of_trust(monkeypatch):
     monkeypatch.setattr("resnet_lab.config.instantiate", lambda node, **_: node["_target_"])
+    monkeypatch.setattr("resnet_lab.config.arguments_of", lambda *_: Arguments({}, others=True))
     trust.trust(["model:lab.Net,optim:lab.Adam", "own.package"])
     assert build("model", {"_target_": "lab.Net"}) == "lab.Net"
     assert build("optim", {"_target_": "lab.Adam"}) == "lab.Adam"

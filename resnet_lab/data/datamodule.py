@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -103,6 +105,21 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
 def whole(batch: Any) -> Any:
     """In place of DataLoader's collation: the data set has made the batch already."""
     return batch
+
+
+def end_with_rank(worker: int) -> None:
+    """In a worker that a fork server started: end when the rank dies.
+
+    (torch's workers look for their own parent, which is the server; and the server waits for its workers.)
+    """
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 class DataModule(LightningDataModule):
@@ -267,6 +284,7 @@ class DataModule(LightningDataModule):
 
     def _loader(self, dataset: ImageDataset, sampler: TrainSampler | EvaluationSampler) -> Batches:
         batch_size = self.batch_size_per_rank(self._rank()[1])
+        context = self._context() if self.num_workers else None
         return DataLoader(
             dataset,
             batch_size=batch_size,
@@ -275,7 +293,8 @@ class DataModule(LightningDataModule):
             # batch norm cannot normalise a single value per channel, which small images come down to
             drop_last=isinstance(sampler, TrainSampler) and len(sampler) % batch_size == 1,
             num_workers=self.num_workers,
-            multiprocessing_context=self._context() if self.num_workers else None,
+            multiprocessing_context=context,
+            worker_init_fn=end_with_rank if context else None,
             persistent_workers=self.num_workers > 0,
             prefetch_factor=PREFETCH if self.num_workers else None,
             timeout=TIMEOUT if self.num_workers else 0,

@@ -1,0 +1,330 @@
+"""What users bring: any network, loss, optimizer, schedule, data set and callback, by its dotted name."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import torchvision
+from fake_data import refusal
+from omegaconf import OmegaConf
+from safetensors.torch import save_file
+
+from resnet_lab import evaluate, predict, preflight, trust
+from resnet_lab.config import check, compose_config, known_names, named_in_conf
+from resnet_lab.models.pretrained import load_fitting
+from resnet_lab.parts import build_network, build_objective, statistics_of, without_weights
+from resnet_lab.report.runs import read_run
+from resnet_lab.report.verify import differences_of
+from resnet_lab.run_folder import RunFolder
+from resnet_lab.trained import load
+from resnet_lab.training import guarded
+
+MYLAB = """
+import dataclasses, pathlib
+import numpy as np
+import torch
+from lightning import Callback
+from torch import nn
+from resnet_lab.data.arrays import ArrayData
+from resnet_lab.objectives import Objective
+
+class Net(nn.Module):
+    def __init__(self, num_classes, width=4):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, width, 3, 2, 1), nn.BatchNorm2d(width), nn.ReLU())
+        self.dropout, self.head = nn.Dropout(0.2), nn.Linear(width, num_classes)
+    def forward(self, images):
+        return self.head(self.dropout(self.body(images).mean((2, 3))))
+
+class Fixed(Net):
+    def __init__(self):
+        super().__init__(5)
+
+class Seven(Net):
+    def __init__(self):
+        super().__init__(7)
+
+class Tuple(Net):
+    def forward(self, images):
+        return super().forward(images), None
+
+class Breaks(nn.Module):
+    def __init__(self, num_classes):
+        raise ValueError("two channels only")
+
+def number(num_classes):
+    return num_classes
+
+def focal(gamma=2.0):
+    def losses(logits, targets):
+        own = logits.log_softmax(1).gather(1, targets[:, None])[:, 0]
+        return -((1 - own.exp()) ** gamma) * own
+    return losses
+
+def scalar():
+    return lambda logits, targets: nn.functional.cross_entropy(logits, targets)
+
+class Counted(nn.Module):
+    def __init__(self, class_counts, num_classes):
+        super().__init__()
+        self.register_buffer("counts", torch.tensor(class_counts) + 0.0 * num_classes)
+    def forward(self, logits, targets):
+        return nn.functional.cross_entropy(logits, targets, reduction="none") / self.counts[targets].clamp(min=1)
+
+class Steps(Callback):
+    def __init__(self, stop):
+        self.count, self.stop = 0, pathlib.Path(stop)
+    def on_train_batch_end(self, trainer, *args):
+        self.count += 1
+        if self.stop.exists() and trainer.current_epoch == 1:
+            raise RuntimeError("stopped by a test")
+    def state_dict(self):
+        return {"count": self.count}
+    def load_state_dict(self, state):
+        self.count = state["count"]
+    def on_fit_end(self, *args):
+        self.stop.with_name("count").write_text(str(self.count))
+
+@dataclasses.dataclass(kw_only=True)
+class Spots(ArrayData):
+    bright: int
+    def read_arrays(self):
+        numbers = np.arange(60) % 3
+        images = np.random.default_rng(0).integers(0, 50, (60, 12, 12)).astype(np.uint8)
+        images[numbers == 1, :6] = images[numbers == 2, 6:] = self.bright
+        return {"train": (images, numbers)}
+"""
+
+
+@pytest.fixture
+def mylab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package of a user, which is trusted."""
+    (tmp_path / "mylab.py").write_text(MYLAB)
+    (tmp_path / "broken.py").write_text("raise RuntimeError('no licence')")
+    (tmp_path / "lacking.py").write_text("import a_module_that_is_not_there")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+    trust.trust(["mylab", "broken", "lacking"])
+    yield
+    for name in ("mylab", "broken", "lacking"):
+        sys.modules.pop(name, None)
+
+
+Make = Callable[..., RunFolder]
+NET = ("model=own", "model._target_=mylab.Net")
+EVERYTHING = (
+    *NET,
+    "+model.width=6",
+    "loss=own",
+    "loss._target_=mylab.focal",
+    "optim=own",
+    "optim._target_=torch.optim.Adam",
+    "+optim.lr=0.01",
+    "schedule=own",
+    "schedule._target_=torch.optim.lr_scheduler.OneCycleLR",
+    "+schedule.max_lr=0.02",
+    "+callbacks.steps._target_=mylab.Steps",
+    "+callbacks.steps.stop=stop",
+)
+
+
+def test_everything_from_outside_resumes_and_is_evaluated(
+    make_run: Make, mylab: None, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    whole, broken = (make_run(*EVERYTHING, name=name) for name in ("whole", "broken"))
+    assert guarded(whole) == 0
+    assert Path("count").read_text() == "6"
+    Path("stop").touch()
+    assert guarded(broken) == 1
+    assert "stopped by a test" in broken.read_status()["error"]
+    Path("stop").unlink()
+    Path("count").unlink()
+    assert guarded(broken) == 0
+    assert Path("count").read_text() == "6"  # three epochs of two batches
+    assert broken.metrics_file.read_bytes() == whole.metrics_file.read_bytes()
+    assert "going on in" in broken.log_file.read_text()
+    assert "evaluate and predict will need trust=model:mylab.Net,loss:mylab.focal" in whole.log_file.read_text()
+    rates = pd.read_csv(whole.metrics_file)["lr"]
+    assert rates.iloc[-1] < rates.iloc[0] < 0.02  # OneCycleLR was given the number of steps
+    assert differences_of([read_run(whole)]) == []
+
+    before = whole.read_status()["metrics"]["test/accuracy"]
+    evaluate.command([str(whole.path), "split=test", "out=evaluated"])
+    assert pd.read_csv("evaluated/predictions_test.csv").eval("target == prediction").mean() == pytest.approx(before)
+    predict.command([str(whole.path), str(photographs / "images"), "out=p.csv"])
+    assert len(pd.read_csv("p.csv")) == 64
+    trust._trusted.clear()
+    message = refusal(evaluate.command, [str(whole.path)])
+    assert message.endswith("add trust=model:mylab.Net to the command")
+
+
+@pytest.mark.parametrize(
+    ("parts", "word"),
+    [
+        pytest.param(("model=own", "model._target_=torchvision.models.resnet18"), "resnet18", marks=pytest.mark.slow),
+        pytest.param(
+            ("model=own", "model._target_=torchvision.models.efficientnet_b0", "data.image_size=32"),
+            "efficientnet_b0",
+            marks=pytest.mark.slow,
+        ),
+        (("model=own", "model._target_=mylab.Fixed"), "mylab.Fixed"),
+        (("loss=own", "loss._target_=torch.nn.CrossEntropyLoss", "+loss.weight=[1,2,3,4,5]"), "CrossEntropyLoss"),
+        (("loss=own", "loss._target_=mylab.Counted"), "mylab.Counted"),
+        (("optim=own", "optim._target_=torch.optim.SGD", "+optim.lr=0.05", "+optim.momentum=0.9"), "torch.optim.SGD"),
+        (("schedule=own", "schedule._target_=torch.optim.lr_scheduler.StepLR", "+schedule.step_size=4"), "StepLR"),
+        (
+            (
+                "schedule=own",
+                "schedule._target_=torch.optim.lr_scheduler.ReduceLROnPlateau",
+                "schedule.monitor=val/loss",
+            ),
+            "ReduceLROnPlateau",
+        ),
+    ],
+    ids=lambda each: each if isinstance(each, str) else "",
+)
+def test_each_part_alone_trains(make_run: Make, mylab: None, parts: tuple[str, ...], word: str) -> None:
+    run = make_run(*parts, "trainer.max_epochs=1")
+    assert guarded(run) == 0, run.log_file.read_text()
+    assert load(run.path).class_names == ["no DR", "mild", "moderate", "severe", "proliferative"]
+    assert differences_of([read_run(run)]) == []
+
+
+def test_a_schedule_may_step_by_epoch(make_run: Make) -> None:
+    schedule = ("schedule=own", "schedule._target_=torch.optim.lr_scheduler.ExponentialLR", "+schedule.gamma=0.5")
+    run = make_run(*schedule, "schedule.interval=epoch")
+    assert guarded(run) == 0
+    assert pd.read_csv(run.metrics_file)["lr"].tolist() == pytest.approx([0.025, 0.0125, 0.00625])  # after the epoch
+
+
+def test_a_data_set_from_outside(make_run: Make, mylab: None) -> None:
+    keys = ("data=own", "data._target_=mylab.Spots", "data.root=.", "+data.bright=200", "data.test_fraction=0.2")
+    run = make_run(*keys, "data.class_names=null", "trainer.max_epochs=1")
+    assert guarded(run) == 0
+    assert run.read_status()["class_names"] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (("model=own",), "model._target_ is not set"),
+        (("model=own", "model._target_=mylab.Nett"), "mylab.Nett: mylab has no Nett"),
+        (("model=own", "model._target_=mylabb.Net"), "there is no module mylabb"),
+        (("model=own", "model._target_=broken.Net"), "importing broken fails (RuntimeError: no licence)"),
+        (("model=own", "model._target_=lacking.Net"), "lacking needs the module a_module_that_is_not_there"),
+        (("model=own", "model._target_=mylab.MYLAB"), "mylab has no MYLAB"),
+        (("model=own", "model._target_=mylab.np"), "is a module; name a function or class"),
+        (("model=own", "model._target_=mylab.number"), "mylab.number gives a int, no network"),
+        (("model=own", "model._target_=mylab.Breaks"), "cannot be built from its keys: ValueError: two channels only"),
+        (
+            ("model=own", "model._target_=mylab.Seven"),
+            "mylab.Seven gives (2, 7) for two images in training, not (2, 5)",
+        ),
+        (("model=own", "model._target_=mylab.Tuple"), "mylab.Tuple gives tuple for two images"),
+        ((*NET, "+model.widht=3"), "model.widht: mylab.Net takes no such argument; did you mean model.width?"),
+        ((*NET, "+model.num_classes=3"), "model.num_classes: mylab.Net takes no such argument; the job sets it"),
+        ((*NET, "model.pretrained=nothing.pth"), "model.pretrained=nothing.pth: no such file"),
+        (("loss=own", "loss._target_=mylab.scalar"), "mylab.scalar gives () for two images"),
+        (("loss=own", "loss._target_=torch.nn.MSELoss"), "torch.nn.MSELoss cannot be computed of logits (2, 5)"),
+        (("loss=own", "loss._target_=mylab.number"), "gives a int; name one that gives a loss"),
+        (("optim=own", "optim._target_=torch.optim.SGD", "+optim.rate=1"), "optim.rate: torch.optim.SGD takes no"),
+        (("schedule=own", "schedule._target_=torch.optim.lr_scheduler.StepLR"), "schedule.step_size is missing"),
+        (("+callbacks.mine._target_=mylab.Net", "+callbacks.mine.num_classes=2"), "gives a Net, no lightning.Callback"),
+        (("+callbacks.mine._target_=mylab.Steps",), "callbacks.mine.stop is missing; mylab.Steps needs it"),
+        (("+callbacks.mine.stop=1",), "callbacks.mine has no _target_"),
+        (("callbacks=5",), "callbacks"),
+        (("data.mean=model",), "data.mean=model: resnet_lab.models.resnet.resnet names no mean"),
+        (("data.std=model",), "data.std=model: set data.mean=model"),
+    ],
+)
+def test_bad_parts_are_named_before_anything_is_trained(mylab: None, overrides: tuple[str, ...], line: str) -> None:
+    def look() -> None:
+        config = compose_config(["data=synthetic", "model=resnet_cifar", "data.image_size=32", *overrides])
+        check(config)
+        plain = OmegaConf.to_container(config, resolve=True)
+        trust.trust(["torch.nn"])
+        preflight.check_parts(plain)
+        statistics_of(plain)
+
+    assert line in refusal(look)
+
+
+def test_well_known_constructors_are_defined_where_their_names_say() -> None:
+    for group in ("model", "loss", "optim", "schedule"):
+        for target in known_names(group) - named_in_conf(group) - {"timm.create_model"}:
+            module, _, name = target.rpartition(".")
+            found = getattr(importlib.import_module(module), name)
+            assert found.__module__.startswith(f"{module}.") or found.__module__ == module, target
+            assert found.__name__ == name
+    own = {f"torchvision.models.{name}" for name in torchvision.models.list_models(module=torchvision.models)}
+    aside = {"torchvision.models.googlenet", "torchvision.models.inception_v3"}  # give several outputs in training
+    assert own - aside == {name for name in known_names("model") if name.startswith("torchvision")}
+
+
+def test_weights_that_fit_are_loaded_and_the_others_are_named(
+    tmp_path: Path, mylab: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    mylab_module = importlib.import_module("mylab")
+    source = mylab_module.Net(1000)
+    save_file(source.state_dict() | {"extra": torch.zeros(3)}, tmp_path / "weights.safetensors")
+    model = {"_target_": "mylab.Net", "width": 4, "pretrained": str(tmp_path / "weights.safetensors")}
+    with caplog.at_level("INFO"):
+        network = build_network(model, 5)
+    assert torch.equal(network.body[0].weight, source.body[0].weight)
+    assert network.head.out_features == 5
+    assert "left as initialized: head.weight, head.bias; in the weights but not used: " in caplog.text
+    assert "extra [3]" in caplog.text
+    other = mylab_module.Net(1000, width=9)
+    message = refusal(load_fitting, other, str(tmp_path / "weights.safetensors"))
+    assert "1 of 8 tensors of the network fit" in message
+
+
+def test_a_checkpoint_fetches_no_weights() -> None:
+    assert without_weights({"_target_": "torchvision.models.resnet18", "weights": "IMAGENET1K_V1"})["weights"] is None
+    timm = {"_target_": "timm.create_model", "model_name": "resnet18", "pretrained": True, "checkpoint_path": "x"}
+    assert without_weights(timm) == {**timm, "pretrained": False, "checkpoint_path": None}
+    ours = {"_target_": "resnet_lab.models.resnet.resnet", "depth": 18, "pretrained": "imagenet"}
+    assert without_weights(ours) == ours | {"pretrained": "none"}
+
+
+def test_statistics_of_torchvisions_weights() -> None:
+    data = {"mean": "model", "std": "train"}
+    ours = {"_target_": "resnet_lab.models.resnet.resnet", "depth": 18, "pretrained": "imagenet"}
+    theirs = {"_target_": "torchvision.models.resnet18", "weights": "IMAGENET1K_V1"}
+    for model in (ours, theirs):
+        mean, std = statistics_of({"data": data, "model": model})
+        assert mean == pytest.approx([0.485, 0.456, 0.406])
+        assert std == pytest.approx([0.229, 0.224, 0.225])
+    own = {"mean": "model", "std": [1.0, 1.0, 1.0]}
+    assert statistics_of({"data": own, "model": ours})[1] == [1.0, 1.0, 1.0]
+
+
+def test_reduction_is_set_by_the_job(mylab: None) -> None:
+    objective = build_objective({"_target_": "torch.nn.CrossEntropyLoss", "label_smoothing": 0.1}, [3, 4])
+    losses = objective.losses(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0]))
+    expected = torch.nn.functional.cross_entropy(
+        torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0]), label_smoothing=0.1, reduction="none"
+    )
+    torch.testing.assert_close(losses, expected)
+    assert objective.num_outputs == 2
+
+
+@pytest.mark.slow
+def test_timm(make_run: Make, tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    source = timm.create_model("resnet10t", num_classes=7)
+    save_file(source.state_dict(), tmp_path / "timm.safetensors")
+    model = ("model=own", "model._target_=timm.create_model", "+model.model_name=resnet10t", "data.mean=model")
+    run = make_run(*model, f"model.pretrained={tmp_path / 'timm.safetensors'}", "trainer.max_epochs=1")
+    assert guarded(run) == 0, run.log_file.read_text()
+    assert "left as initialized: fc.weight, fc.bias" in run.log_file.read_text()
+    assert run.read_status()["mean"] == pytest.approx(source.pretrained_cfg["mean"])
+    (tmp_path / "timm.safetensors").unlink()
+    assert load(run.best_checkpoint).network.num_classes == 5
