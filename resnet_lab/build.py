@@ -15,6 +15,7 @@ from lightning import Callback, Trainer
 from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from resnet_lab import environment
@@ -27,6 +28,7 @@ from resnet_lab.errors import UserError
 from resnet_lab.module import Classifier
 from resnet_lab.origin import TRAIN_IMAGES
 from resnet_lab.processes import slurm_tasks
+from resnet_lab.run_folder import RunFolder
 from resnet_lab.trained import without_weights
 
 
@@ -85,11 +87,16 @@ def build_module(config: dict[str, Any], datamodule: DataModule, pretrained: boo
         val_splits=datamodule.val_splits,
         test_splits=datamodule.test_splits,
         origin=origin,
+        backbone_lr_factor=config["optim"]["backbone_lr_factor"],
     )
 
 
 def build_trainer(
-    settings: dict[str, Any], module: Classifier, logger: Logger | bool = False, callbacks: Sequence[Callback] = ()
+    settings: dict[str, Any],
+    module: Classifier,
+    logger: Logger | bool = False,
+    callbacks: Sequence[Callback] = (),
+    profiler: Profiler | None = None,
 ) -> Trainer:
     """The Trainer of conf/trainer's keys; lays the model channels-last where that is faster."""
     precision, channels_last = environment.resolve_precision(
@@ -112,6 +119,12 @@ def build_trainer(
         max_epochs=settings["max_epochs"],
         sync_batchnorm=settings["sync_batchnorm"],  # Lightning converts the network for training only
         deterministic=settings["deterministic"],
+        gradient_clip_val=settings["gradient_clip_val"],
+        accumulate_grad_batches=settings["accumulate_grad_batches"],
+        limit_train_batches=settings["limit_train_batches"],
+        limit_val_batches=settings["limit_val_batches"],
+        log_every_n_steps=settings["log_every_n_steps"],
+        profiler=profiler,
         logger=logger,
         callbacks=[*callbacks, *([RichProgressBar()] if show_progress else [])],
         enable_checkpointing=bool(callbacks),
@@ -121,6 +134,40 @@ def build_trainer(
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # our samplers know their rank
     )
+
+
+def build_profiler(name: str | None, run: RunFolder) -> Profiler | None:
+    """The profiler that `trainer.profiler` names, which writes into the run folder."""
+    kinds = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
+    return None if name is None else kinds[name](dirpath=run.path, filename="profile")
+
+
+def compile_network(mode: bool | str, module: Classifier, device: torch.device) -> None:
+    """Let torch compile the network in place, so that its weights keep their names.
+
+    Every shape of batches is compiled by itself: a graph for all shapes would depend on which came first, and a resumed
+    run would compute other digits.
+
+    Args:
+        mode: `trainer.compile`.
+        module: of the network.
+        device: on which it is trained.
+
+    Raises:
+        UserError: torch cannot compile here.
+    """
+    if mode is False:
+        return
+    try:
+        torch.compile(torch.sin)(torch.zeros(2, device=device))
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"trainer.compile={str(mode).lower()}: torch cannot compile here ({reason}); install a C++ compiler, or "
+            "set trainer.compile=false"
+        ) from error
+    torch._dynamo.config.recompile_limit = 64  # shapes, frozen parts and splits; above it torch would not compile
+    module.model.compile(mode="default" if mode is True else mode, dynamic=False)
 
 
 def plugins() -> list[Any]:

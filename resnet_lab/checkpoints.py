@@ -139,6 +139,11 @@ def put_objective(file: Path, module: Classifier) -> None:
     AtomicCheckpointIO().save_checkpoint(content | {"state_dict": content["state_dict"] | fitted}, file)
 
 
+def ends_step(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether the optimizer steps after a batch, and does not wait for the gradients of the next one."""
+    return trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+
+
 class EpochRows(Callback):
     """The rows of metrics.csv, which live in the checkpoints.
 
@@ -281,6 +286,8 @@ class LastCheckpoint(RunCheckpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self.minutes is None or trainer.is_last_batch:  # which the end of the epoch follows
+            return
+        if not ends_step(trainer, batch_idx):  # a checkpoint holds no gradients
             return
         due = time.monotonic() - self.saved_at >= 60 * self.minutes
         if trainer.world_size > 1:  # all ranks save or none

@@ -55,6 +55,10 @@ def _key(hint: Any) -> Any:
     return field(default=MISSING, metadata={"hint": hint})
 
 
+Batches = FromOne | Annotated[float, Within(0, 1, without_least=True)] | None  # a number, a share, or all
+Compiled = bool | Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+
+
 @dataclass
 class TrainerConfig:
     """The keys of conf/trainer; their meaning stands there."""
@@ -69,10 +73,17 @@ class TrainerConfig:
     channels_last: Any = _key(bool | Literal["auto"])  # noqa: RUF009
     max_epochs: int = _key(Count)
     early_stopping: int | None = _key(FromOne | None)
+    gradient_clip_val: float | None = _key(Positive | None)
+    accumulate_grad_batches: int = _key(FromOne)
+    limit_train_batches: Any = _key(Batches)  # noqa: RUF009
+    limit_val_batches: Any = _key(Batches)  # noqa: RUF009
+    compile: Any = _key(Compiled)  # noqa: RUF009
     checkpoint_minutes: float | None = _key(Positive | None)
     sync_batchnorm: bool = _key(bool)
     deterministic: bool = _key(bool)
     progress_bar: bool = _key(bool)
+    log_every_n_steps: int = _key(FromOne)
+    profiler: str | None = _key(Literal["simple", "advanced", "pytorch"] | None)
 
 
 @dataclass
@@ -107,6 +118,11 @@ PROVIDED = {
     "loss": {"class_counts"},
     "optim": {"params"},
     "schedule": {"optimizer", "steps_per_epoch", "max_epochs"},
+}
+# keys that the job itself reads in a group, whatever its `_target_` is
+OF_JOB: dict[str, dict[str, Any]] = {
+    "model": {"freeze": Text | list[Text] | None, "unfreeze_at_epoch": FromOne | None},
+    "optim": {"backbone_lr_factor": Positive},
 }
 PHOTOGRAPHS = "resnet_lab.data.photographs.Photographs"  # what `predict` puts in the place of the data
 FIGURES = (  # the pictures of resnet_lab/report/figures.py, which is not imported here
@@ -222,6 +238,10 @@ def check(config: DictConfig) -> None:
     _check_names(config.trainer, TrainerConfig, "trainer.")
     _check_values(config, Config)
     _check_values(config.trainer, TrainerConfig, "trainer.")
+    if config.follow_layers and config.trainer.compile:
+        raise UserError(
+            "follow_layers=true with trainer.compile: a compiled network does not show its layers; set one to false"
+        )
     if unknown := [name for name in config.figures if name not in FIGURES]:
         close = difflib.get_close_matches(str(unknown[0]), FIGURES, n=1)
         hint = f"did you mean {close[0]}?" if close else f"choose among {', '.join(FIGURES)}"
@@ -234,22 +254,25 @@ def check(config: DictConfig) -> None:
         if not isinstance(target, str):
             raise UserError(f"{group}._target_={target}: must be text, the dotted name of a function or class")
         refuse_foreign(group, OmegaConf.to_container(node), {target})  # special keys in other places
+        own = OF_JOB.get(group, {})
         required, optional = signature(target)
         if node.get("_partial_", False) is not (group in PARTIAL):
             raise UserError(f"{group}._partial_={node.get('_partial_')}: it has to be {group in PARTIAL}".lower())
         keys = {str(key) for key in node} - {"_target_", "_partial_"}
-        taken = (required | optional) - provided
+        if shared := sorted({*own} & required):
+            raise UserError(f"{group}._target_={target}: the job uses the key {shared[0]}; rename that argument")
+        taken = (required | optional | {*own}) - provided
         for key in sorted(keys - taken):
             meant = suggestion(f"{group}.{key}", {f"{group}.{name}" for name in taken})
             hint = meant or f"it takes {', '.join(sorted(taken))}"
             if key in provided:
                 hint = "the job sets it"
             raise UserError(f"{group}.{key}: {target} takes no such argument; {hint}")
-        if lacking := sorted(required - provided - keys):
-            raise UserError(f"{group}.{lacking[0]} is missing; {target} needs it")
+        if lacking := sorted((required | {*own}) - provided - keys):
+            raise UserError(f"{group}.{lacking[0]} is missing; {'every run' if lacking[0] in own else target} needs it")
         plain = OmegaConf.to_container(node, resolve=True)
         assert isinstance(plain, dict)
-        for key, hint in hints_of(target).items():
+        for key, hint in (hints_of(target) | own).items():
             if key in keys:
                 plain[key] = conform(f"{group}.{key}", plain[key], hint)
         if group == "data" and target.startswith("resnet_lab."):
@@ -344,6 +367,8 @@ def suggestion(key: str, known: Collection[str]) -> str:
     """What a key that does not exist may have meant, of the dotted keys in `known`; empty where nothing is close."""
     if key in RENAMED:
         return f"it is now {', '.join(RENAMED[key])}"
+    if key.rpartition(".")[2] == "fast_dev_run":
+        return "scale=smoke runs every part of a job in seconds"
     group, _, own = key.rpartition(".")
     close = difflib.get_close_matches(own, {name.rpartition(".")[2] for name in known}, n=1, cutoff=0.7)
     meant = [name for name in known if name.rpartition(".")[2] in close]
@@ -355,6 +380,7 @@ def known_keys() -> set[str]:
     """The dotted keys of the schema and of the files in conf/."""
     keys = {each.name for each in fields(Config)} | {f"trainer.{each.name}" for each in fields(TrainerConfig)}
     for group in PROVIDED:
+        keys |= {f"{group}.{name}" for name in OF_JOB.get(group, ())}
         for file in (conf_dir() / group).glob("*.yaml"):
             names = yaml.safe_load(file.read_text(encoding="utf-8"))
             keys |= {f"{group}.{name}" for name in names if name not in ("defaults", "_target_", "_partial_")}
@@ -489,12 +515,15 @@ def words_of_trust(config: Mapping[str, Any]) -> list[str]:
 def build(group: str, node: dict[str, Any], **arguments: Any) -> Any:
     """What a group's `_target_` makes; a UserError raised in it comes out as it is. The one call of `instantiate()`.
 
+    The keys of the job itself (`OF_JOB`) are left out.
+
     Raises:
         UserError: nothing in conf/, and no word of trust, has its name.
     """
     refuse_foreign(group, node, named_in_conf(group))
+    of_target = {key: value for key, value in node.items() if key not in OF_JOB.get(group, ())}
     try:
-        return instantiate(node, **arguments, _convert_="all", _recursive_=False)
+        return instantiate(of_target, **arguments, _convert_="all", _recursive_=False)
     except InstantiationException as error:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None

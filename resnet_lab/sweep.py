@@ -46,9 +46,9 @@ def preflight(arguments: Sequence[str]) -> bool:
 
 
 def _needs(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What a job needs from outside: its data set, and weights."""
+    """What a job needs: its data set, weights, and parts of the network that it freezes."""
     yield {"data": job["data"]}
-    if str(job["model"].get("pretrained", "none")) != "none":
+    if str(job["model"].get("pretrained", "none")) != "none" or job["model"]["freeze"]:
         yield {"model": job["model"]}
 
 

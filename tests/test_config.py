@@ -75,7 +75,7 @@ def test_a_misspelt_key_in_an_experiment_file_is_named() -> None:
     ("override", "key", "meant"),
     [
         ("+trainer.max_epoch=50", "trainer.max_epoch", "trainer.max_epochs"),
-        ("++trainer.accumulate_grad_batches=4", "trainer.accumulate_grad_batches", "shows all keys"),
+        ("++trainer.anything=4", "trainer.anything", "shows all keys"),
         ("+anything=1", "anything", "shows all keys"),
         ("+sed=1", "sed", "seed"),
         ("+lr=0.1", "lr", "optim.lr"),

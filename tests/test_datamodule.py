@@ -237,7 +237,7 @@ def test_steps_are_the_batches_of_every_epoch(build, kind, ranks, batch_size):
     datamodule = build(sampling=kind, batch_size=batch_size, mean=None, std=None)
     for rank, start in product(range(ranks), (0, 7)):
         datamodule.trainer = trainer_of(rank, ranks, start)
-        assert datamodule.steps_per_epoch() == len(list(datamodule.train_dataloader()))
+        assert datamodule.batches_per_epoch() == len(list(datamodule.train_dataloader()))
 
 
 def test_loaders_leave_the_global_generator_alone(build):
