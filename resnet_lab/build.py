@@ -161,7 +161,7 @@ def compile_network(mode: bool | str, module: Classifier, device: torch.device) 
     try:
         torch.compile(torch.sin)(torch.zeros(2, device=device))
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = str(error).partition("\n")[0]
         raise UserError(
             f"trainer.compile={str(mode).lower()}: torch cannot compile here ({reason}); install a C++ compiler, or "
             "set trainer.compile=false"

@@ -144,6 +144,11 @@ def ends_step(trainer: Trainer, batch_idx: int) -> bool:
     return trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
 
 
+def of_split(name: str) -> bool:
+    """Whether a logged value is a metric of a split; learning rates of several groups (`lr-SGD/head`) are none."""
+    return name.partition("/")[0] in ("train", "val", "test")
+
+
 class EpochRows(Callback):
     """The rows of metrics.csv, which live in the checkpoints.
 
@@ -156,7 +161,7 @@ class EpochRows(Callback):
     def note(self, trainer: Trainer) -> None:
         """Add the row of this epoch, once; its metrics are complete when checkpoints are written, and not before."""
         if not self.rows or self.rows[-1]["epoch"] < trainer.current_epoch:
-            metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items()) if "/" in name}
+            metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items()) if of_split(name)}
             lr = trainer.optimizers[0].param_groups[0]["lr"]
             self.rows.append({"epoch": trainer.current_epoch, "lr": lr, **metrics})
 
@@ -315,7 +320,7 @@ class LastCheckpoint(RunCheckpoint):
         """Write metrics.csv, and into status.json how far the job is."""
         cost = self.cost(trainer)
         if trainer.is_global_zero:
-            self.rows.write(self.run.metrics_file, (name for name in trainer.callback_metrics if "/" in name))
+            self.rows.write(self.run.metrics_file, filter(of_split, trainer.callback_metrics))
             self.run.update_status(epoch=epoch, **cost, **self.selection())
 
     def cost(self, trainer: Trainer) -> dict[str, float]:

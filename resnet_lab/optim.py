@@ -63,7 +63,8 @@ def optimizer_of(
     head = head_of(network, f"optim.backbone_lr_factor={backbone_lr_factor}")
     backbone = {parameter for name, parameter in network.named_parameters() if not is_in(name, head)}
     others = [parameter for parameter in module.parameters() if parameter not in backbone]
-    optimizer = make([{"params": others}, {"params": [each for each in module.parameters() if each in backbone]}])
+    scaled = [parameter for parameter in module.parameters() if parameter in backbone]
+    optimizer = make([{"params": others, "name": "head"}, {"params": scaled, "name": "backbone"}])
     optimizer.param_groups[1]["lr"] *= backbone_lr_factor
     return optimizer
 

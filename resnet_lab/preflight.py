@@ -40,7 +40,7 @@ def check_weights(model: dict[str, Any]) -> None:
     """
     with torch.device("meta"):  # no values, so no time and no memory; the head may have any number of classes
         network = build("model", without_weights(model), num_classes=2)
-    Freezing(network, model["freeze"], model["unfreeze_at_epoch"])
+    Freezing(network, model.get("freeze"), until=None)
     if str(model.get("pretrained", "none")) == "none":
         return
     own = network.state_dict()

@@ -70,7 +70,8 @@ def _differences(run: Run) -> Iterator[str]:
 
 def validates_all(run: Run) -> bool:
     """Whether each epoch was validated on all images, as the predictions are."""
-    return run.config.get("trainer", {}).get("limit_val_batches") in (None, 1.0)
+    limit = run.config.get("trainer.limit_val_batches")
+    return limit is None or (isinstance(limit, float) and limit == 1)  # 1 is one batch, 1.0 all of them
 
 
 def _curves(run: Run, found: dict[str, Split]) -> Iterator[str]:
