@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,12 +16,8 @@ from lightning.fabric.plugins.environments import ClusterEnvironment, LightningE
 
 from resnet_lab.build import build_profiler, compile_network, plugins, set_up_logging
 from resnet_lab.models.pretrained import refuse_nan_weights
-from resnet_lab.module import Classifier
 from resnet_lab.origin import origin_of
 from resnet_lab.run_folder import RunFolder
-from resnet_lab.training import guarded
-
-MakeRun = Callable[..., RunFolder]
 
 
 @pytest.mark.parametrize(("job", "hints"), [(None, 0), ("17", 1)])
@@ -99,34 +94,6 @@ def test_a_checkpoint_that_carries_nothing(origin: object) -> None:
 @pytest.mark.parametrize("state", [None, 5, "x", []])
 def test_weights_that_are_no_tensors_by_name(state: Any) -> None:
     assert "odd.ckpt: state_dict holds" in refusal(refuse_nan_weights, state, "odd.ckpt")
-
-
-@pytest.mark.slow
-def test_a_compiled_network_keeps_its_names_and_resumes_exactly(
-    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    own = ["trainer.compile=true", "trainer.max_epochs=2", "trainer.precision=32-true", "model.freeze=[layer1]"]
-    plain = make_run("trainer.compile=false", *own[1:], name="plain")
-    whole, broken = (make_run(*own, name=name) for name in ("whole", "broken"))
-    assert [guarded(run) for run in (plain, whole)] == [0, 0]
-    original = Classifier.training_step
-
-    def stops(self: Classifier, batch: Any, batch_idx: int) -> Any:
-        if (self.current_epoch, batch_idx) == (1, 1):
-            raise KeyboardInterrupt
-        return original(self, batch, batch_idx)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Classifier, "training_step", stops)
-        with pytest.raises(KeyboardInterrupt):
-            guarded(broken)
-    torch._dynamo.reset()  # as in a new process, which has compiled nothing yet
-    assert guarded(broken) == 0
-    states = [torch.load(run.last_checkpoint, weights_only=True)["state_dict"] for run in (plain, whole, broken)]
-    assert [*states[0]] == [*states[1]]
-    torch.testing.assert_close(states[0], states[1], atol=1e-3, rtol=1e-3)
-    assert all(torch.equal(states[1][name], states[2][name]) for name in states[1])
-    assert whole.metrics_file.read_text() == broken.metrics_file.read_text()
 
 
 def test_where_torch_cannot_compile_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

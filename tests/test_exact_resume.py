@@ -154,6 +154,11 @@ KEYS = {
         [2, 3],
     ),
     "after the thaw": (["model.freeze=all_but_head", "model.unfreeze_at_epoch=1", "optim=nadam"], 0, [0, 1, 2, 3]),
+    "a compiled network": (
+        ["trainer.compile=true", "model.freeze=all_but_head", "model.unfreeze_at_epoch=1", "data.val_fraction=0.4"],
+        2,
+        [2],
+    ),
     "limits and clipping": (
         [
             *("trainer.limit_train_batches=0.75", "trainer.limit_val_batches=1", "trainer.gradient_clip_val=0.1"),
@@ -178,9 +183,11 @@ def test_every_key_of_the_trainer_resumes_exactly(make: MakeRun, monkeypatch: py
         dying(patch, "inside")
         with pytest.raises(Killed):
             guarded(broken)
+    torch._dynamo.reset()  # a new process has compiled nothing yet
     again = trained_batches(broken, monkeypatch)
     assert [batch for epoch, batch in again if epoch == 1] == goes_on_with
     assert same_end(whole, broken)
+    assert not any("_orig_mod" in name for name in end_of(whole)[-1])
     if whole.layers_file.exists():
         assert whole.layers_file.read_text() == broken.layers_file.read_text()
 
