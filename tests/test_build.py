@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import composed
 from fake_data import refusal
 from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
+from omegaconf import OmegaConf
 
-from resnet_lab.build import build_profiler, compile_network, plugins, set_up_logging
+from resnet_lab.build import build_profiler, build_trainer, compile_network, plugins, set_up_logging
 from resnet_lab.models.pretrained import refuse_nan_weights
 from resnet_lab.origin import origin_of
 from resnet_lab.run_folder import RunFolder
@@ -118,3 +120,13 @@ def test_a_profiler_writes_into_the_run_folder(tmp_path: Path, name: str) -> Non
         pass
     profiler.describe()
     assert "a step of the training" in (tmp_path / "fit-profile.txt").read_text()
+
+
+def test_the_trainer_gets_its_keys_and_tests_all_images() -> None:
+    given = {"gradient_clip_val": 0.5, "accumulate_grad_batches": 3, "log_every_n_steps": 7}
+    given |= {"limit_train_batches": 0.5, "limit_val_batches": 2}
+    config = composed(tuple(f"trainer.{key}={value}" for key, value in given.items()))
+    settings: Any = OmegaConf.to_container(config.trainer)
+    trainer: Any = build_trainer(settings, SimpleNamespace(model=torch.nn.Identity()))  # type: ignore[arg-type]
+    assert {key: getattr(trainer, key) for key in given} == given
+    assert trainer.limit_test_batches == 1.0

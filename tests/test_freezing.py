@@ -71,6 +71,8 @@ def test_the_head_is_the_last_linear_layer() -> None:
     left = {name for name, _ in hidden.named_parameters()} - names_in(hidden, "all_but_head")
     (layer,) = {name.rpartition(".")[0] for name in left}
     assert hidden.get_submodule(layer).out_features == 5
+    nested = nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.Dropout(), nn.Linear(3, 2)))
+    assert names_in(nested, "all_but_head") == {"0", "0.weight", "0.bias", "1.0"}
 
 
 def test_numbers_are_names_of_layers_too() -> None:
