@@ -18,6 +18,7 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 
 from resnet_lab import environment
 from resnet_lab.checkpoints import AtomicCheckpointIO
@@ -30,6 +31,7 @@ from resnet_lab.module import Classifier
 from resnet_lab.origin import TRAIN_IMAGES
 from resnet_lab.parts import build_network, build_objective, refuse_misfit, without_weights
 from resnet_lab.processes import slurm_tasks
+from resnet_lab.run_folder import RunFolder
 
 
 def build_datamodule(
@@ -89,11 +91,16 @@ def build_module(config: dict[str, Any], datamodule: DataModule, pretrained: boo
         val_splits=datamodule.val_splits,
         test_splits=datamodule.test_splits,
         origin=origin,
+        backbone_lr_factor=config["optim"]["backbone_lr_factor"],
     )
 
 
 def build_trainer(
-    settings: dict[str, Any], module: Classifier, logger: Logger | bool = False, callbacks: Sequence[Callback] = ()
+    settings: dict[str, Any],
+    module: Classifier,
+    logger: Logger | bool = False,
+    callbacks: Sequence[Callback] = (),
+    profiler: Profiler | None = None,
 ) -> Trainer:
     """The Trainer of conf/trainer's keys; lays the model channels-last where that is faster."""
     precision, channels_last = environment.resolve_precision(
@@ -116,6 +123,12 @@ def build_trainer(
         max_epochs=settings["max_epochs"],
         sync_batchnorm=settings["sync_batchnorm"],  # Lightning converts the network for training only
         deterministic=settings["deterministic"],
+        gradient_clip_val=settings["gradient_clip_val"],
+        accumulate_grad_batches=settings["accumulate_grad_batches"],
+        limit_train_batches=settings["limit_train_batches"],
+        limit_val_batches=settings["limit_val_batches"],
+        log_every_n_steps=settings["log_every_n_steps"],
+        profiler=profiler,
         logger=logger,
         callbacks=[*callbacks, *([RichProgressBar()] if show_progress else [])],
         enable_checkpointing=bool(callbacks),
@@ -125,6 +138,40 @@ def build_trainer(
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # our samplers know their rank
     )
+
+
+def build_profiler(name: str | None, run: RunFolder) -> Profiler | None:
+    """The profiler that `trainer.profiler` names, which writes into the run folder."""
+    kinds = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
+    return None if name is None else kinds[name](dirpath=run.path, filename="profile")
+
+
+def compile_network(mode: bool | str, module: Classifier, device: torch.device) -> None:
+    """Let torch compile the network in place, so that its weights keep their names.
+
+    Every shape of batches is compiled by itself: a graph for all shapes would depend on which came first, and a resumed
+    run would compute other digits.
+
+    Args:
+        mode: `trainer.compile`.
+        module: of the network.
+        device: on which it is trained.
+
+    Raises:
+        UserError: torch cannot compile here.
+    """
+    if mode is False:
+        return
+    try:
+        torch.compile(torch.sin)(torch.zeros(2, device=device))
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"trainer.compile={str(mode).lower()}: torch cannot compile here ({reason}); install a C++ compiler, or "
+            "set trainer.compile=false"
+        ) from error
+    torch._dynamo.config.recompile_limit = 64  # shapes, frozen parts and splits; above it torch would not compile
+    module.model.compile(mode="default" if mode is True else mode, dynamic=False)
 
 
 def plugins() -> list[Any]:

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from torch import Tensor
 
 from resnet_lab import plots
+from resnet_lab.checkpoints import ends_step
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.data.transforms import denormalise
 from resnet_lab.errors import UserError
@@ -182,6 +183,8 @@ class Observer(Callback):
             self._start, self._waited, self._images = time.perf_counter(), 0.0, 0
         else:
             self._images += len(batch["target"]) * trainer.world_size
+        if trainer.logger is not None:
+            self._log_loss(trainer, trainer.logger, outputs["loss"], batch_idx)
         if trainer.is_last_batch:
             if self._images:
                 if torch.cuda.is_available():
@@ -189,6 +192,12 @@ class Observer(Callback):
                 self._measure(trainer, time.perf_counter() - self._start)
             self._start = None
         self._end = time.perf_counter()
+
+    def _log_loss(self, trainer: Trainer, logger: Logger, loss: Tensor, batch_idx: int) -> None:
+        """The loss of the last batch of every n-th optimizer step, on the first rank."""
+        steps: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if ends_step(trainer, batch_idx) and trainer.global_step % steps == 0:
+            logger.log_metrics({"train/batch_loss": float(loss)}, trainer.global_step - 1)
 
     def _measure(self, trainer: Trainer, seconds: float) -> None:
         """Note the epoch's speed, and say it once when the loop waits for data."""

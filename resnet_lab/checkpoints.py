@@ -139,6 +139,16 @@ def put_objective(file: Path, module: Classifier) -> None:
     AtomicCheckpointIO().save_checkpoint(content | {"state_dict": content["state_dict"] | fitted}, file)
 
 
+def ends_step(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether the optimizer steps after a batch, and does not wait for the gradients of the next one."""
+    return trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+
+
+def of_split(name: str) -> bool:
+    """Whether a logged value is a metric of a split; learning rates of several groups (`lr-SGD/head`) are none."""
+    return name.partition("/")[0] in ("train", "val", "test")
+
+
 class EpochRows(Callback):
     """The rows of metrics.csv, which live in the checkpoints.
 
@@ -151,7 +161,7 @@ class EpochRows(Callback):
     def note(self, trainer: Trainer) -> None:
         """Add the row of this epoch, once; its metrics are complete when checkpoints are written, and not before."""
         if not self.rows or self.rows[-1]["epoch"] < trainer.current_epoch:
-            metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items()) if "/" in name}
+            metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items()) if of_split(name)}
             lr = trainer.optimizers[0].param_groups[0]["lr"]
             self.rows.append({"epoch": trainer.current_epoch, "lr": lr, **metrics})
 
@@ -282,6 +292,8 @@ class LastCheckpoint(RunCheckpoint):
     ) -> None:
         if self.minutes is None or trainer.is_last_batch:  # which the end of the epoch follows
             return
+        if not ends_step(trainer, batch_idx):  # a checkpoint holds no gradients
+            return
         due = time.monotonic() - self.saved_at >= 60 * self.minutes
         if trainer.world_size > 1:  # all ranks save or none
             due = trainer.strategy.reduce_boolean_decision(due, all=False)
@@ -308,7 +320,7 @@ class LastCheckpoint(RunCheckpoint):
         """Write metrics.csv, and into status.json how far the job is."""
         cost = self.cost(trainer)
         if trainer.is_global_zero:
-            self.rows.write(self.run.metrics_file, (name for name in trainer.callback_metrics if "/" in name))
+            self.rows.write(self.run.metrics_file, filter(of_split, trainer.callback_metrics))
             self.run.update_status(epoch=epoch, **cost, **self.selection())
 
     def cost(self, trainer: Trainer) -> dict[str, float]:

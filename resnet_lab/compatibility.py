@@ -48,6 +48,16 @@ ADDED: dict[str, Added] = {
     "data.natural_order": Added(False, CLASS_FOLDERS),
     "data.max_pixels": Added(178_956_970),  # Pillow's own limit
     "data.strict_jpeg": Added(False),
+    "model.freeze": Added(None),
+    "model.unfreeze_at_epoch": Added(None),
+    "optim.backbone_lr_factor": Added(1.0),
+    "trainer.gradient_clip_val": Added(None),
+    "trainer.accumulate_grad_batches": Added(1),
+    "trainer.limit_train_batches": Added(None),
+    "trainer.limit_val_batches": Added(None),
+    "trainer.compile": Added(False),
+    "trainer.log_every_n_steps": Added(50),
+    "trainer.profiler": Added(None),
 }
 
 # dotted key → the keys that took its place; each gets its value, unless the configuration has it already

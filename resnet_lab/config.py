@@ -53,6 +53,10 @@ def _key(hint: Any) -> Any:
     return field(default=MISSING, metadata={"hint": hint})
 
 
+Batches = FromOne | Annotated[float, Within(0, 1, without_least=True)] | None  # a number, a share, or all
+Compiled = bool | Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+
+
 @dataclass
 class TrainerConfig:
     """The keys of conf/trainer; their meaning stands there."""
@@ -67,10 +71,17 @@ class TrainerConfig:
     channels_last: Any = _key(bool | Literal["auto"])  # noqa: RUF009
     max_epochs: int = _key(Count)
     early_stopping: int | None = _key(FromOne | None)
+    gradient_clip_val: float | None = _key(Positive | None)
+    accumulate_grad_batches: int = _key(FromOne)
+    limit_train_batches: Any = _key(Batches)  # noqa: RUF009
+    limit_val_batches: Any = _key(Batches)  # noqa: RUF009
+    compile: Any = _key(Compiled)  # noqa: RUF009
     checkpoint_minutes: float | None = _key(Positive | None)
     sync_batchnorm: bool = _key(bool)
     deterministic: bool = _key(bool)
     progress_bar: bool = _key(bool)
+    log_every_n_steps: int = _key(FromOne)
+    profiler: str | None = _key(Literal["simple", "advanced", "pytorch"] | None)
 
 
 @dataclass
@@ -108,7 +119,12 @@ PROVIDED = {
     "schedule": {"optimizer", "steps_per_epoch", "max_epochs", "epochs", "total_steps"},
 }
 # keys that the job reads itself where a part from outside does not take them
-OF_THE_JOB = {"model": {"pretrained"}, "schedule": {"interval", "monitor"}}
+FOR_OTHERS = {"model": {"pretrained"}, "schedule": {"interval", "monitor"}}
+# keys that the job itself reads in a group, whatever its `_target_` is
+OF_JOB: dict[str, dict[str, Any]] = {
+    "model": {"freeze": Text | list[Text] | None, "unfreeze_at_epoch": FromOne | None},
+    "optim": {"backbone_lr_factor": Positive},
+}
 PHOTOGRAPHS = "resnet_lab.data.photographs.Photographs"  # what `predict` puts in the place of the data
 FIGURES = (  # the pictures of resnet_lab/report/figures.py, which is not imported here
     *("accuracy", "loss", "train_loss", "error", "error_by_depth", "scores", "confusion_matrices", "recall", "gap"),
@@ -227,6 +243,10 @@ def check(config: DictConfig, importing: bool = False) -> None:
     _check_names(config.trainer, TrainerConfig, "trainer.")
     _check_values(config, Config)
     _check_values(config.trainer, TrainerConfig, "trainer.")
+    if config.follow_layers and config.trainer.compile:
+        raise UserError(
+            "follow_layers=true with trainer.compile: a compiled network does not show its layers; set one to false"
+        )
     if unknown := [name for name in config.figures if name not in FIGURES]:
         close = difflib.get_close_matches(str(unknown[0]), FIGURES, n=1)
         hint = f"did you mean {close[0]}?" if close else f"choose among {', '.join(FIGURES)}"
@@ -258,27 +278,28 @@ def _check_part(group: str, node: DictConfig, importing: bool) -> None:
     if not is_ours(target) and not importing:
         return
     takes, keys = _arguments(group, target), {str(key) for key in node} - {"_target_", "_partial_"}
+    own = OF_JOB.get(group, {})
+    if shared := sorted({*own} & takes.required):
+        raise UserError(f"{group}._target_={target}: the job uses the key {shared[0]}; rename that argument")
     provided = PROVIDED.get(group, set()) & {*takes.defaults}
     if not is_ours(target):
         provided |= {*list(takes.defaults)[:1]} if group in PARTIAL else set()  # which comes by its place
         keys -= {*_of_the_job(group, node, takes)}
-    taken = {*takes.defaults} - provided
+    taken = {*takes.defaults, *own} - provided
     for key in sorted(keys & provided if takes.others else keys - taken):
         meant = suggestion(f"{group}.{key}", {f"{group}.{name}" for name in taken})
         hint = meant or f"it takes {', '.join(sorted(taken)) or 'none'}"
         if key in provided:
             hint = "the job sets it"
         raise UserError(f"{group}.{key}: {target} takes no such argument; {hint}")
-    if lacking := sorted(takes.required - provided - keys):
-        raise UserError(f"{group}.{lacking[0]} is missing; {target} needs it")
-    if not is_ours(target):
-        return
+    if lacking := sorted((takes.required | {*own}) - provided - keys):
+        raise UserError(f"{group}.{lacking[0]} is missing; {'every run' if lacking[0] in own else target} needs it")
     plain = OmegaConf.to_container(node, resolve=True)
     assert isinstance(plain, dict)
-    for key, hint in hints_of(target).items():
+    for key, hint in (hints_of(target) | own).items():
         if key in keys:
             plain[key] = conform(f"{group}.{key}", plain[key], hint)
-    if group == "data":
+    if group == "data" and is_ours(target):
         refuse_contradictions({str(key): value for key, value in plain.items()})
 
 
@@ -370,6 +391,8 @@ def suggestion(key: str, known: Collection[str]) -> str:
     """What a key that does not exist may have meant, of the dotted keys in `known`; empty where nothing is close."""
     if key in RENAMED:
         return f"it is now {', '.join(RENAMED[key])}"
+    if key.rpartition(".")[2] == "fast_dev_run":
+        return "scale=smoke runs every part of a job in seconds"
     group, _, own = key.rpartition(".")
     close = difflib.get_close_matches(own, {name.rpartition(".")[2] for name in known}, n=1, cutoff=0.7)
     meant = [name for name in known if name.rpartition(".")[2] in close]
@@ -381,6 +404,7 @@ def known_keys() -> set[str]:
     """The dotted keys of the schema and of the files in conf/."""
     keys = {each.name for each in fields(Config)} | {f"trainer.{each.name}" for each in fields(TrainerConfig)}
     for group in PROVIDED:
+        keys |= {f"{group}.{name}" for name in OF_JOB.get(group, ())}
         for file in (conf_dir() / group).glob("*.yaml"):
             names = yaml.safe_load(file.read_text(encoding="utf-8"))
             keys |= {f"{group}.{name}" for name in names if name not in ("defaults", "_target_", "_partial_")}
@@ -399,7 +423,7 @@ def _of_the_job(group: str, node: Mapping[Any, Any], takes: Arguments) -> dict[s
 
     Those that the part takes itself are its own, but for a name of weights where it takes a truth value only (timm).
     """
-    found = {key: node[key] for key in OF_THE_JOB.get(group, ()) if key in node}
+    found = {key: node[key] for key in FOR_OTHERS.get(group, ()) if key in node}
     return {
         key: value
         for key, value in found.items()
@@ -465,12 +489,14 @@ def build(group: str, node: dict[str, Any], place: str = "", **arguments: Any) -
         node: what the group holds.
         place: where it stands in the configuration; empty: at the group.
         arguments: of the job; a part from outside is given those that it names, and `num_classes` where it takes all.
+            The keys of the job itself (`OF_JOB`) are left out.
 
     Raises:
         UserError: nothing in conf/, and no word of trust, has its name; or it is from outside and raises an error.
     """
     refuse_foreign(group, node, known_names(group), place)
     target, place = node["_target_"], place or group
+    node = {key: value for key, value in node.items() if key not in OF_JOB.get(group, ())}
     if not is_ours(target):
         takes = arguments_of(group, target)
         node = {key: value for key, value in node.items() if key not in _of_the_job(group, node, takes)}

@@ -37,7 +37,11 @@ SEEING = ("image_size", "resize", "eye_crop", "local_mean", "crop", "padding", "
 
 
 # what means something in training alone
-IDLE = {f"trainer.{key}" for key in ("max_epochs", "early_stopping", "checkpoint_minutes", "sync_batchnorm")} | {
+OF_TRAINING = (
+    *("max_epochs", "early_stopping", "checkpoint_minutes", "sync_batchnorm", "gradient_clip_val", "profiler"),
+    *("accumulate_grad_batches", "limit_train_batches", "limit_val_batches", "compile", "log_every_n_steps"),
+)
+IDLE = {f"trainer.{key}" for key in OF_TRAINING} | {
     f"data.{key}"
     for key in (
         *("horizontal_flip", "vertical_flip", "rotation", "scale", "translate", "augment_classes"),

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import pandas as pd
+import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
@@ -25,10 +26,12 @@ class LayerStatistics(Callback):
 
     The quantities, each a mean over the measured batches:
 
-    - `gradient_norm`: of each convolution's or linear layer's weights (L2), before the optimiser's step;
+    - `gradient_norm`: of each convolution's or linear layer's weights (L2), before the optimizer's step and before
+      clipping; NaN for a layer without gradient, such as a frozen one;
     - `activation_variance`: over a batch of what follows each activation, and each place of one that is left out;
     - `dead_units`: share of its channels that are positive for no image and no pixel of the batch.
 
+    Where gradients are accumulated, a measurement goes on until the optimizer's step.
     Under DDP activations are those of the first rank's part of the batch; gradients are of the whole one.
 
     Args:
@@ -44,7 +47,7 @@ class LayerStatistics(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         step = max(1, int(trainer.num_training_batches) // BATCHES)
-        if batch_idx % step or batch_idx >= step * BATCHES:
+        if self._handles or batch_idx % step or batch_idx >= step * BATCHES:
             return
         assert isinstance(pl_module.model, nn.Module)
         for name, layer in pl_module.model.named_modules():
@@ -65,8 +68,10 @@ class LayerStatistics(Callback):
         self._handles.clear()
         assert isinstance(pl_module.model, nn.Module)
         for name, layer in pl_module.model.named_modules():
-            if isinstance(layer, nn.Conv2d | nn.Linear) and layer.weight.grad is not None:
-                self._add("gradient_norm", name, layer.weight.grad.norm())
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                gradient = layer.weight.grad
+                norm = torch.tensor(torch.nan) if gradient is None else gradient.norm()
+                self._add("gradient_norm", name, norm)
 
     def _add(self, quantity: str, layer: str, value: Tensor) -> None:
         key = (quantity, layer)

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from resnet_lab.config import build
 from resnet_lab.metrics import SplitMetrics
 from resnet_lab.objectives import Objective
+from resnet_lab.optim import optimizer_of, refuse_lost_factor
 from resnet_lab.origin import CHECKPOINT_KEY
 from resnet_lab.trained import Trained, load
 
@@ -44,6 +45,7 @@ class Classifier(LightningModule):
         val_splits: what each validation loader holds (`val`, and `test` where it is followed).
         test_splits: what each test loader holds.
         origin: plain values that a checkpoint carries along (see `resnet_lab.origin`).
+        backbone_lr_factor: see `resnet_lab.optim.optimizer_of`.
 
     Attributes:
         fit_split: the split on which the objective is fitted after each epoch and, with the chosen checkpoint, before
@@ -61,10 +63,12 @@ class Classifier(LightningModule):
         val_splits: Sequence[str] = (),
         test_splits: Sequence[str] = (),
         origin: dict[str, Any] | None = None,
+        backbone_lr_factor: float = 1.0,
     ) -> None:
         super().__init__()
         self.model, self.loss = model, loss
         self.optimizer_factory, self.schedule_factory = optimizer, schedule
+        self.backbone_lr_factor = backbone_lr_factor
         self.val_splits, self.test_splits, self.origin = list(val_splits), list(test_splits), origin or {}
         complete = {"train": "train" in self.test_splits, "val": True, "test": True}
         # ModuleDict has a method train, so no key may be called so
@@ -200,26 +204,25 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self) -> Any:
         assert self.optimizer_factory is not None and self.schedule_factory is not None  # noqa: PT018
-        optimizer = self.optimizer_factory(self.parameters())
+        optimizer = optimizer_of(self.optimizer_factory, self, self.model, self.backbone_lr_factor)
         epochs = int(self.trainer.max_epochs or 0)
-        steps = max(1, self.trainer.datamodule.steps_per_epoch())  # type: ignore[attr-defined]
-        known = {
-            "steps_per_epoch": steps,
-            "max_epochs": epochs,
-            "epochs": epochs,
-            "total_steps": steps * max(epochs, 1),
-        }
+        batches = max(1, self.trainer.datamodule.batches_per_epoch())  # type: ignore[attr-defined]
+        steps = -(-batches // self.trainer.accumulate_grad_batches)
+        known = {"steps_per_epoch": steps, "max_epochs": epochs, "epochs": epochs}
+        known["total_steps"] = steps * max(epochs, 1)
         takes = inspect.signature(self.schedule_factory).parameters
         given = {name: value for name, value in known.items() if name in takes}
         scheduler = self.schedule_factory(optimizer, **given)
+        refuse_lost_factor(optimizer, self.backbone_lr_factor)
         # Lightning updates an epoch's plateau after the checkpoint is written, and a resumed run would lack it;
         # as the last step of the epoch it comes after validation and before the checkpoint
         config: dict[str, Any] = {"scheduler": scheduler, "interval": "step"}
         chosen = self.origin["config"]["schedule"] if "config" in self.origin else self.schedule_factory.keywords
         if isinstance(scheduler, ReduceLROnPlateau):
-            config |= {"monitor": chosen["monitor"], "frequency": steps}
+            # Lightning counts the frequency in batches, also where it accumulates their gradients
+            config |= {"monitor": chosen["monitor"], "frequency": batches}
         elif chosen.get("interval") == "epoch":
-            config |= {"frequency": steps}
+            config |= {"frequency": batches}
         return {"optimizer": optimizer, "lr_scheduler": config}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 from typing import Annotated
 
 from torch import nn
@@ -18,6 +19,7 @@ from torch.optim.lr_scheduler import (
 )
 
 from resnet_lab.errors import UserError
+from resnet_lab.freezing import head_of, is_in
 from resnet_lab.metrics import mode_of
 from resnet_lab.values import BelowOne, Count, Factor, Items, NotNegative, Positive, Share
 
@@ -43,6 +45,42 @@ def adamw(params: Iterable[nn.Parameter], lr: NotNegative, weight_decay: NotNega
 def nadam(params: Iterable[nn.Parameter], lr: NotNegative, weight_decay: NotNegative) -> NAdam:
     """Adam with Nesterov momentum (Dozat 2016); weight decay is L2, as in study B."""
     return NAdam(params, lr=lr, weight_decay=weight_decay)
+
+
+def optimizer_of(
+    make: Callable[..., Optimizer], module: nn.Module, network: nn.Module, backbone_lr_factor: float
+) -> Optimizer:
+    """The optimizer of all parameters; those of the backbone, in a group of their own, have another learning rate.
+
+    Args:
+        make: parameters → optimizer.
+        module: whose parameters are trained.
+        network: the part of it with backbone and head.
+        backbone_lr_factor: of the learning rate, for everything before the head; 1: there is one group.
+    """
+    if backbone_lr_factor == 1:
+        return make(module.parameters())
+    head = head_of(network, f"optim.backbone_lr_factor={backbone_lr_factor}")
+    backbone = {parameter for name, parameter in network.named_parameters() if not is_in(name, head)}
+    others = [parameter for parameter in module.parameters() if parameter not in backbone]
+    scaled = [parameter for parameter in module.parameters() if parameter in backbone]
+    optimizer = make([{"params": others, "name": "head"}, {"params": scaled, "name": "backbone"}])
+    optimizer.param_groups[1]["lr"] *= backbone_lr_factor
+    return optimizer
+
+
+def refuse_lost_factor(optimizer: Optimizer, backbone_lr_factor: float) -> None:
+    """Stop where a schedule has set the learning rates of head and backbone itself.
+
+    Raises:
+        UserError: their ratio is not the factor.
+    """
+    head, backbone = (optimizer.param_groups[place]["lr"] for place in (0, -1))
+    if not math.isclose(backbone, backbone_lr_factor * head):
+        raise UserError(
+            f"optim.backbone_lr_factor={backbone_lr_factor}: the schedule sets a learning rate of {backbone} for the "
+            f"backbone and {head} for the head; take another schedule, or a factor of 1"
+        )
 
 
 def _after_warmup(optimizer: Optimizer, scheduler: LRScheduler, factor: float, steps: int) -> LRScheduler:

@@ -13,8 +13,9 @@ from omegaconf import OmegaConf
 from resnet_lab.command_line import log_to, run_command
 from resnet_lab.config import build, check
 from resnet_lab.data import progress
+from resnet_lab.freezing import Freezing
 from resnet_lab.models.pretrained import contents, depth_of, fitting
-from resnet_lab.parts import build_network, build_objective, refuse_misfit
+from resnet_lab.parts import build_network, build_objective, refuse_misfit, without_weights
 from resnet_lab.training import own_callbacks
 from resnet_lab.trust import trust, without_trust
 
@@ -48,17 +49,22 @@ def check_parts(config: dict[str, Any]) -> None:
     network = build_network(model, objective.num_outputs)
     size = int(data.get("crop") or data["image_size"])
     own_callbacks(config)
+    Freezing(network, model["freeze"], until=None)
     refuse_misfit(network, objective.num_outputs, size, str(model["_target_"]))
 
 
 def check_weights(model: dict[str, Any]) -> None:
-    """Read the weights of a network, and compare their names and shapes with those of the network.
+    """See that the network has the parts to freeze, and that its initial weights have its names and shapes.
 
     Raises:
-        UserError: as for `load_pretrained`.
+        UserError: as for `Freezing` and `load_pretrained`.
     """
     with torch.device("meta"):  # no values, so no time and no memory; the head may have any number of classes
-        own = build("model", model | {"pretrained": "none"}, num_classes=2).state_dict()
+        network = build("model", without_weights(model), num_classes=2)
+    Freezing(network, model.get("freeze"), until=None)
+    if str(model.get("pretrained", "none")) == "none":
+        return
+    own = network.state_dict()
     content, source = contents(str(model["pretrained"]), depth_of(own))
     fitting(content, own, source)
 

@@ -42,6 +42,8 @@ BOOKKEEPING = (
     "data.num_workers",
     "trainer.progress_bar",
     "trainer.checkpoint_minutes",
+    "trainer.log_every_n_steps",
+    "trainer.profiler",
 )
 
 

@@ -49,12 +49,13 @@ def preflight(arguments: Sequence[str]) -> bool:
 
 
 def _needs(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What a job needs from outside: parts of others, its data set, and weights."""
+    """What a job needs: parts from outside, its data set, weights, and parts of the network that it freezes."""
     parts = [*(job[group] for group in PROVIDED), *job["callbacks"].values()]
     if any(not is_ours(str(part["_target_"])) for part in parts):
         yield {"parts": job | {"seed": 0}}
     yield {"data": job["data"]}
-    if is_ours(job["model"]["_target_"]) and str(job["model"].get("pretrained", "none")) != "none":
+    model = job["model"]
+    if is_ours(model["_target_"]) and (str(model.get("pretrained", "none")) != "none" or model["freeze"]):
         yield {"model": job["model"]}
 
 

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from resnet_lab import environment
-from resnet_lab.build import build_module, build_trainer, rank, set_up_logging
+from resnet_lab.build import build_module, build_profiler, build_trainer, compile_network, rank, set_up_logging
 from resnet_lab.callbacks import Ending, FiniteLoss, Observer, ResumableEarlyStopping, SamePixels, StepSeed
 from resnet_lab.checkpoints import EpochRows, LastCheckpoint, RunCheckpoint, fits, put_objective, resume_point
 from resnet_lab.config import Config, callbacks_of, check, refuse_foreign_targets, without_unknown, words_of_trust
@@ -28,6 +28,7 @@ from resnet_lab.data.datamodule import DataModule
 from resnet_lab.data.table import NO_TEST
 from resnet_lab.errors import UserError
 from resnet_lab.failures import fail, stopped_elsewhere
+from resnet_lab.freezing import Freezing, idle_keys
 from resnet_lab.layers import LayerStatistics
 from resnet_lab.metrics import is_collapsed, monitored
 from resnet_lab.models.pretrained import read, refuse_nan_weights
@@ -61,6 +62,7 @@ def run_job(run: RunFolder, misfits: frozenset[Path] = frozenset()) -> None:
     if resume_from is not None and not fits(resume_from, module):
         run_job(run, misfits | {resume_from})
         return
+    freezing = Freezing(module.model, config["model"]["freeze"], config["model"]["unfreeze_at_epoch"])
     module.fit_split = "val" if "val" in datamodule.splits else "train"
     monitor, mode = selection(config, datamodule)
     balances_twice = config["data"]["sampling"] != "none" and config["loss"].get("class_weights", "none") != "none"
@@ -80,6 +82,7 @@ def run_job(run: RunFolder, misfits: frozenset[Path] = frozenset()) -> None:
         FiniteLoss(),
         rows,
         observer,
+        freezing,
         *own_callbacks(config),
         *([LayerStatistics(run)] if config["follow_layers"] else []),
         LearningRateMonitor("epoch"),
@@ -90,10 +93,15 @@ def run_job(run: RunFolder, misfits: frozenset[Path] = frozenset()) -> None:
     if rank() == 0:  # TensorBoard's writer would fail in a thread of its own
         refuse_unwritable(run.path / "tensorboard", "make it writable; the same command goes on")
     logger = TensorBoardLogger(run.path, name="", version="tensorboard", default_hp_metric=False)
-    trainer = build_trainer(config["trainer"], module, logger, callbacks)
+    profiler = build_profiler(config["trainer"]["profiler"], run)
+    trainer = build_trainer(config["trainer"], module, logger, callbacks, profiler)
     datamodule.batch_size_per_rank(trainer.world_size)  # refused now, before anything runs
     synchronizable(config["trainer"], trainer)
     describe(run, trainer, datamodule, module, monitor)
+    idle = idle_keys(config, freezing)
+    for text in idle if rank() == 0 else ():
+        log.warning(text)
+    compile_network(config["trainer"]["compile"], module, trainer.strategy.root_device)
 
     log.info("%s in %s", "going on" if resume_from else "starting", run.path)
     trains = config["trainer"]["max_epochs"] > 0
@@ -291,6 +299,8 @@ def early_stopping(config: dict[str, Any], monitor: str | None, mode: str) -> li
 @rank_zero_only
 def describe(run: RunFolder, trainer: Trainer, datamodule: DataModule, module: Classifier, monitor: str | None) -> None:
     """Everything about the run that is known before it trains, for status.json and the log."""
+    parameters = parameter_count(module.model)
+    trainable = sum(parameter.numel() for parameter in module.model.parameters() if parameter.requires_grad)
     facts = {
         "monitor": monitor,
         "precision": trainer.precision,
@@ -305,7 +315,8 @@ def describe(run: RunFolder, trainer: Trainer, datamodule: DataModule, module: C
         "class_counts": datamodule.class_counts,
         **datamodule.dropped,
         "patients": datamodule.patients,
-        "parameters": parameter_count(module.model),
+        "parameters": parameters,
+        "trainable_parameters": trainable,
         "multiply_adds": multiply_adds(module.model, datamodule.data.crop or datamodule.data.image_size),
         "versions": environment.versions(),
         "commit": environment.commit(),
@@ -322,8 +333,9 @@ def describe(run: RunFolder, trainer: Trainer, datamodule: DataModule, module: C
     if words := [word for word in words_of_trust(module.origin["config"]) if not word.startswith("callbacks:")]:
         log.info("evaluate and predict will need %s%s, as this run names code from outside", OPTION, ",".join(words))
     log.info(
-        "%s parameters, %.3g multiply-adds an image; %s%s; selecting by %s",
-        f"{facts['parameters']:,}",
+        "%s parameters%s, %.3g multiply-adds an image; %s%s; selecting by %s",
+        f"{parameters:,}",
+        f" ({trainable:,} trained)" if trainable < parameters else "",
         facts["multiply_adds"],
         trainer.precision,
         " channels-last" if facts["channels_last"] else "",

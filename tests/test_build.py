@@ -6,15 +6,20 @@ import logging
 import os
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from conftest import composed
 from fake_data import refusal
 from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
+from omegaconf import OmegaConf
 
-from resnet_lab.build import plugins, set_up_logging
+from resnet_lab.build import build_profiler, build_trainer, compile_network, plugins, set_up_logging
 from resnet_lab.models.pretrained import refuse_nan_weights
 from resnet_lab.origin import origin_of
+from resnet_lab.run_folder import RunFolder
 
 
 @pytest.mark.parametrize(("job", "hints"), [(None, 0), ("17", 1)])
@@ -91,3 +96,37 @@ def test_a_checkpoint_that_carries_nothing(origin: object) -> None:
 @pytest.mark.parametrize("state", [None, 5, "x", []])
 def test_weights_that_are_no_tensors_by_name(state: Any) -> None:
     assert "odd.ckpt: state_dict holds" in refusal(refuse_nan_weights, state, "odd.ckpt")
+
+
+def test_where_torch_cannot_compile_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> Any:
+        raise RuntimeError("InvalidCxxCompiler: none found\n  more lines")
+
+    monkeypatch.setattr(torch, "compile", lambda _: fails)
+    module, device = SimpleNamespace(model=torch.nn.Identity()), torch.device("cpu")
+    message = refusal(compile_network, "reduce-overhead", module, device)
+    assert message.startswith("trainer.compile=reduce-overhead: torch cannot compile here (InvalidCxxCompiler: none")
+    assert refusal(compile_network, True, module, device).startswith("trainer.compile=true: ")
+    compile_network(False, module, device)
+    assert module.model._compiled_call_impl is None
+
+
+@pytest.mark.parametrize("name", ["simple", "advanced"])
+def test_a_profiler_writes_into_the_run_folder(tmp_path: Path, name: str) -> None:
+    assert build_profiler(None, RunFolder(tmp_path)) is None
+    profiler = build_profiler(name, RunFolder(tmp_path))
+    profiler.setup("fit")
+    with profiler.profile("a step of the training"):
+        pass
+    profiler.describe()
+    assert "a step of the training" in (tmp_path / "fit-profile.txt").read_text()
+
+
+def test_the_trainer_gets_its_keys_and_tests_all_images() -> None:
+    given = {"gradient_clip_val": 0.5, "accumulate_grad_batches": 3, "log_every_n_steps": 7}
+    given |= {"limit_train_batches": 0.5, "limit_val_batches": 2}
+    config = composed(tuple(f"trainer.{key}={value}" for key, value in given.items()))
+    settings: Any = OmegaConf.to_container(config.trainer)
+    trainer: Any = build_trainer(settings, SimpleNamespace(model=torch.nn.Identity()))  # type: ignore[arg-type]
+    assert {key: getattr(trainer, key) for key in given} == given
+    assert trainer.limit_test_batches == 1.0

@@ -10,7 +10,9 @@ import torch
 
 from resnet_lab import callbacks
 from resnet_lab.callbacks import Observer, StepSeed
+from resnet_lab.checkpoints import EpochRows, LastCheckpoint
 from resnet_lab.data.datamodule import DataModule
+from resnet_lab.run_folder import RunFolder
 
 
 class Clock:
@@ -102,3 +104,20 @@ def test_the_global_generators_depend_on_seed_epoch_and_rank_alone():
     others = [drawn(1, 3, 1), drawn(0, 4, 1), drawn(0, 3, 0)]
     assert drawn(0, 3, 1) == first
     assert all(one != other for values in others for one, other in zip(first, values, strict=True))
+
+
+@pytest.mark.parametrize(("accumulate", "saved"), [(1, [0, 1, 2, 3, 4, 5]), (2, [1, 3, 5]), (3, [2, 5]), (9, [])])
+def test_a_checkpoint_inside_an_epoch_waits_for_the_optimizer_s_step(tmp_path, accumulate, saved):
+    found = []
+    last = LastCheckpoint(RunFolder(tmp_path), EpochRows(), None, minutes=0.0)
+    for number in range(7):
+        trainer = SimpleNamespace(
+            is_last_batch=number == 6,
+            accumulate_grad_batches=accumulate,
+            world_size=1,
+            current_epoch=0,
+            num_training_batches=7,
+            save_checkpoint=lambda _, number=number: found.append(number),
+        )
+        last.on_train_batch_end(trainer, None, None, None, number)
+    assert found == saved

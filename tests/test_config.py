@@ -5,13 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 
+from resnet_lab import trust
 from resnet_lab.config import (
     FIGURES,
+    build,
     check,
     check_overrides,
     compose_config,
@@ -75,13 +78,17 @@ def test_a_misspelt_key_in_an_experiment_file_is_named() -> None:
     ("override", "key", "meant"),
     [
         ("+trainer.max_epoch=50", "trainer.max_epoch", "trainer.max_epochs"),
-        ("++trainer.accumulate_grad_batches=4", "trainer.accumulate_grad_batches", "shows all keys"),
+        ("++trainer.anything=4", "trainer.anything", "shows all keys"),
         ("+anything=1", "anything", "shows all keys"),
         ("+sed=1", "sed", "seed"),
         ("+lr=0.1", "lr", "optim.lr"),
         ("+data.rotaton=1", "data.rotaton", "data.rotation"),
         ("+data.color_jitter=0.2", "data.color_jitter", "data.brightness, data.contrast, data.saturation, data.hue"),
         ("+model.num_classes=7", "model.num_classes", "the job sets it"),
+        ("+model.frezee=[fc]", "model.frezee", "model.freeze"),
+        ("+optim.backbone_lr_faktor=0.1", "optim.backbone_lr_faktor", "optim.backbone_lr_factor"),
+        ("+fast_dev_run=true", "fast_dev_run", "scale=smoke"),
+        ("+trainer.fast_dev_run=true", "trainer.fast_dev_run", "scale=smoke"),
     ],
 )
 def test_a_key_that_nothing_reads_is_refused(override: str, key: str, meant: str) -> None:
@@ -126,6 +133,36 @@ def test_a_lacking_key_is_named() -> None:
         del config.optim.lr
     with pytest.raises(UserError, match=r"optim\.lr is missing"):
         check(config)
+
+
+@pytest.mark.parametrize("key", ["model.freeze", "model.unfreeze_at_epoch", "optim.backbone_lr_factor"])
+def test_the_job_s_own_keys_of_a_group_are_there_for_every_target(key: str) -> None:
+    group, _, name = key.partition(".")
+    config = composed()
+    check(config)
+    with open_dict(config):
+        del config[group][name]
+    with pytest.raises(UserError, match=rf"{group}\.{name} is missing; every run needs it"):
+        check(config)
+
+
+def test_the_job_s_own_keys_do_not_reach_the_target(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "takes_freeze.py").write_text("def net(num_classes, freeze): ...")
+    config = composed("model=example_cnn", "model.freeze=[0]", "model.unfreeze_at_epoch=2")
+    model: Any = OmegaConf.to_container(config.model)
+    assert build("model", model, num_classes=3)[-1].out_features == 3
+    trust.trust(["model:takes_freeze.net"])
+    with open_dict(config):
+        config.model = {"_target_": "takes_freeze.net", "freeze": None, "unfreeze_at_epoch": None}
+    with pytest.raises(UserError, match=r"takes_freeze\.net: the job uses the key freeze; rename that argument"):
+        check(config, importing=True)
+
+
+def test_layers_are_not_followed_in_a_compiled_network() -> None:
+    check(composed("trainer.compile=max-autotune"))
+    with pytest.raises(UserError, match=r"^follow_layers=true with trainer\.compile"):
+        check(composed("trainer.compile=true", "follow_layers=true"))
 
 
 def test_a_mandatory_key_that_is_not_set_is_named() -> None:

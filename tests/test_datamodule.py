@@ -42,6 +42,21 @@ def trainer_of(rank, world_size, epoch=0, batches=0):
     return SimpleNamespace(global_rank=rank, world_size=world_size, fit_loop=fit_loop)
 
 
+@pytest.mark.parametrize(
+    ("limit", "batches"), [(1.0, 4), (3, 3), (100, 4), (1, 1), (0.5, 2), (0.25, 1), (0.24, None), (1e-9, None)]
+)
+def test_the_trainer_limits_the_batches_of_an_epoch(build, limit, batches):
+    datamodule = build(batch_size=8)
+    loader = datamodule.train_dataloader()
+    datamodule.trainer = SimpleNamespace(limit_train_batches=limit, limit_val_batches=limit)
+    assert len(loader) == 4
+    if batches is None:
+        message = refusal(datamodule._limited, "limit_val_batches", loader)
+        assert message.startswith(f"trainer.limit_val_batches={limit}: this share of 4 batches")
+    else:
+        assert datamodule._limited("limit_train_batches", loader) == batches
+
+
 def epoch(datamodule, number):
     """Indices (N,), targets (N,) and pixels (N, S, S, 3) of one epoch of training, in order."""
     loader = datamodule.train_dataloader()
@@ -237,7 +252,7 @@ def test_steps_are_the_batches_of_every_epoch(build, kind, ranks, batch_size):
     datamodule = build(sampling=kind, batch_size=batch_size, mean=None, std=None)
     for rank, start in product(range(ranks), (0, 7)):
         datamodule.trainer = trainer_of(rank, ranks, start)
-        assert datamodule.steps_per_epoch() == len(list(datamodule.train_dataloader()))
+        assert datamodule.batches_per_epoch() == len(list(datamodule.train_dataloader()))
 
 
 def test_loaders_leave_the_global_generator_alone(build):

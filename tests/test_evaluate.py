@@ -554,3 +554,8 @@ def test_leaks_inside_another_data_set_do_not_stop_an_evaluation(trained: RunFol
     assert len(pd.read_csv(tmp_path / "out" / "predictions_test.csv")) == 2
     words = [str(trained.path), f"data.root={root}", "data.on_leak=error", f"out={tmp_path / 'other'}"]
     assert "in another split" in refusal(evaluate.command, words)
+
+
+@pytest.mark.parametrize("key", evaluate.OF_TRAINING)
+def test_keys_of_training_alone_are_refused(key: str) -> None:
+    assert refusal(evaluate.override, {}, [f"trainer.{key}=1"]).startswith(f"trainer.{key}=1: it has no effect")

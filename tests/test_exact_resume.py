@@ -137,6 +137,61 @@ def test_a_run_goes_on_inside_an_epoch(make: MakeRun, monkeypatch: pytest.Monkey
     assert whole.layers_file.read_text() == broken.layers_file.read_text()
 
 
+# overrides; batch of the second epoch in which the job dies; batches that the resumed job trains on
+KEYS = {
+    "an accumulation that was not stepped is repeated": (["trainer.accumulate_grad_batches=3"], 2, [0, 1, 2, 3]),
+    "an accumulation that was stepped is kept": (["trainer.accumulate_grad_batches=3"], 3, [3]),
+    "accumulation with layers": (["trainer.accumulate_grad_batches=2", "follow_layers=true"], 3, [2, 3]),
+    "the plateau counts epochs": (
+        ["trainer.accumulate_grad_batches=3", "schedule=plateau", "schedule.patience=0", "optim.lr=0.5"],
+        3,
+        [3],
+    ),
+    "frozen throughout": (['model.freeze=["0"]', "follow_layers=true", "optim=adamw"], 2, [2, 3]),
+    "the epoch of the thaw": (
+        ["model.freeze=all_but_head", "model.unfreeze_at_epoch=1", "optim.backbone_lr_factor=0.1", "schedule=cosine"],
+        2,
+        [2, 3],
+    ),
+    "after the thaw": (["model.freeze=all_but_head", "model.unfreeze_at_epoch=1", "optim=nadam"], 0, [0, 1, 2, 3]),
+    "a compiled network": (
+        ["trainer.compile=true", "model.freeze=all_but_head", "model.unfreeze_at_epoch=1"],
+        3,  # a smaller batch, which the resumed job compiles first
+        [3],
+    ),
+    "limits and clipping": (
+        [
+            *("trainer.limit_train_batches=0.75", "trainer.limit_val_batches=1", "trainer.gradient_clip_val=0.1"),
+            *("schedule=cosine", "trainer.accumulate_grad_batches=2", "data.num_workers=1", "trainer.profiler=simple"),
+        ],
+        2,
+        [2],
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", KEYS)
+def test_every_key_of_the_trainer_resumes_exactly(make: MakeRun, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    overrides, dies_in, goes_on_with = KEYS[case]
+    common = ["data.batch_size=8", "trainer.max_epochs=3", *overrides]
+    whole = make("dropout", "whole", *common, "trainer.checkpoint_minutes=null")
+    broken = make("dropout", "broken", *common, "trainer.checkpoint_minutes=1e-9")
+    assert guarded(whole) == 0
+    with monkeypatch.context() as patch:
+        monkeypatch.setitem(MOMENTS, "inside", ("training_step", 1, dies_in))
+        dying(patch, "inside")
+        with pytest.raises(Killed):
+            guarded(broken)
+    torch._dynamo.reset()  # a new process has compiled nothing yet
+    again = trained_batches(broken, monkeypatch)
+    assert [batch for epoch, batch in again if epoch == 1] == goes_on_with
+    assert same_end(whole, broken)
+    assert not any("_orig_mod" in name for name in end_of(whole)[-1])
+    if whole.layers_file.exists():
+        assert whole.layers_file.read_text() == broken.layers_file.read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("workers", "memory", "persistent"), LOADERS)
 def test_killed_inside_any_epoch(

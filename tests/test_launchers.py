@@ -315,7 +315,17 @@ FROZEN = """import torch
     torch.nn.modules.batchnorm._BatchNorm.forward = frozen"""
 
 
-@pytest.mark.parametrize("choices", [(), ("loss.class_weights=balanced", "schedule=cosine", "follow_layers=true")])
+PARTS = ("model.freeze=[conv1,layer1]", "model.unfreeze_at_epoch=1", "optim.backbone_lr_factor=0.5")
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        (),
+        ("loss.class_weights=balanced", "schedule=cosine", "follow_layers=true"),
+        (*PARTS, "trainer.gradient_clip_val=0.5", "trainer.accumulate_grad_batches=2"),
+    ],
+)
 def test_ranks_train_as_one_process_but_for_batch_norm(tmp_path: Path, lab: Lab, choices: tuple[str, ...]) -> None:
     # 36 training images make three batches on one process and on two
     own = ["trainer.precision=32-true", "data.batch_size=12", "trainer.max_epochs=3", "optim.lr=0.01", *choices]
@@ -337,13 +347,19 @@ KILLED = """def on_train_batch_start(self, batch, batch_idx):
 
 
 @pytest.mark.parametrize(
-    ("workers", "epochs", "minutes"),
-    [(0, (1,), "null"), (2, (0, 1, 3), "null"), (0, (0,), "1e-9"), (2, (0, 3), "1e-9")],
+    ("workers", "epochs", "minutes", "choices"),
+    [
+        (0, (1,), "null", ()),
+        (2, (0, 1, 3), "null", ()),
+        (0, (0,), "1e-9", ()),
+        (2, (0, 3), "1e-9", ()),
+        (0, (1, 2), "1e-9", PARTS),
+    ],
 )
 def test_ranks_that_are_killed_end_as_those_that_were_not(
-    tmp_path: Path, lab: Lab, workers: int, epochs: tuple[int, ...], minutes: str
+    tmp_path: Path, lab: Lab, workers: int, epochs: tuple[int, ...], minutes: str, choices: tuple[str, ...]
 ) -> None:
-    own = [*DDP, "trainer.max_epochs=4", "data.rotation=20", "data.in_memory=false"]
+    own = [*choices, *DDP, "trainer.max_epochs=4", "data.rotation=20", "data.in_memory=false"]
     own.append(f"trainer.checkpoint_minutes={minutes}")
 
     def job(name: str, workers: int, patch: str = "") -> int:

@@ -61,6 +61,29 @@ def test_hooks_are_gone_after_each_measured_batch(run: RunFolder) -> None:
     assert not any(module._forward_hooks for module in model.modules())
 
 
+def test_a_frozen_layer_keeps_its_place_in_the_profile(run: RunFolder) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    model[1].requires_grad_(False)
+    norms = profile_of(trained(LayerStatistics(run), model, [torch.randn(2, 3)]), 0)["gradient_norm"]
+    assert np.isnan(norms).tolist() == [True, False]
+
+
+def test_an_accumulated_step_is_measured_once(run: RunFolder) -> None:
+    model, statistics = nn.Sequential(nn.Flatten(), nn.Linear(3, 2), nn.ReLU()), LayerStatistics(run)
+    trainer = SimpleNamespace(num_training_batches=2, current_epoch=0, is_global_zero=True, logger=None)
+    module = SimpleNamespace(model=model)
+    for number in (0, 1):
+        statistics.on_train_batch_start(trainer, module, None, number)
+        model(torch.randn(2, 3)).sum().backward()
+    statistics.on_before_optimizer_step(trainer, module, None)
+    assert {name: count for (name, _), count in statistics._counts.items()} == {
+        "activation_variance": 2,
+        "dead_units": 2,
+        "gradient_norm": 1,
+    }
+    assert not any(layer._forward_hooks for layer in model.modules())
+
+
 def test_a_left_out_last_activation_keeps_its_place() -> None:
     names = [
         [name for name, layer in resnet(18, last_activation=last).named_modules() if is_activation(name, layer)]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,25 @@ from resnet_lab.module import Classifier
 def classifier() -> Classifier:
     loss = objectives.cross_entropy(0.0, "none", [1, 1])
     return Classifier(nn.Identity(), loss, torch.optim.SGD, functools.partial(optim.constant), ["a", "b"], False)
+
+
+@pytest.mark.parametrize(("batches", "accumulate", "steps"), [(10, 1, 10), (10, 3, 4), (9, 3, 3), (2, 5, 1), (0, 1, 1)])
+def test_schedules_count_optimizer_steps_and_lightning_counts_batches(
+    classifier: Classifier, batches: int, accumulate: int, steps: int
+) -> None:
+    seen = []
+
+    def schedule(optimizer: torch.optim.Optimizer, steps_per_epoch: int, max_epochs: int, monitor: str) -> Any:
+        seen.append((steps_per_epoch, max_epochs))
+        return torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+
+    classifier.loss = nn.PReLU()  # which has a parameter
+    classifier.schedule_factory = functools.partial(schedule, monitor="val/loss")
+    datamodule = SimpleNamespace(batches_per_epoch=lambda: batches)
+    classifier._trainer = SimpleNamespace(max_epochs=7, accumulate_grad_batches=accumulate, datamodule=datamodule)
+    config = classifier.configure_optimizers()["lr_scheduler"]
+    assert seen == [(steps, 7)]
+    assert (config["interval"], config["frequency"]) == ("step", max(1, batches))
 
 
 @pytest.mark.parametrize("ranks", [[[3, 0, 4, 1, 2]], [[4, 0, 2], [3, -1, 1]]])  # -1 counts for nothing

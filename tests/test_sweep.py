@@ -87,6 +87,19 @@ def test_a_study_without_its_data_says_where_to_get_them(tmp_path: Path, monkeyp
     assert "kaggle.com/c/diabetic-retinopathy-detection" in message
 
 
+@pytest.mark.parametrize(
+    ("freeze", "part"), [("[layer1,layer9]", "layer9"), ("null,all_but_head,[layr1]", "layr1"), ("[fc,conv1]", "")]
+)
+def test_parts_that_do_not_exist_stop_the_sweep(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch, freeze: str, part: str
+) -> None:
+    needs(monkeypatch, *DATA[:1], f"data.root={photographs}", f"model.freeze={freeze}")
+    if part:
+        assert f"no part {part} with weights" in refusal(command.command, [])
+    else:
+        command.command([])
+
+
 def test_weights_that_cannot_be_fetched_stop_the_sweep(
     photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

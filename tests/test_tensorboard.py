@@ -38,7 +38,8 @@ def scalars(events: EventAccumulator, tag: str) -> list[float]:
 @pytest.fixture
 def runs(make_run: MakeRun) -> Iterator[list[RunFolder]]:
     """Two jobs of a sweep."""
-    folders = [make_run(f"optim.lr={lr}", "trainer.max_epochs=2", name=str(lr)) for lr in (0.05, 0.1)]
+    own = ("trainer.max_epochs=2", "trainer.log_every_n_steps=2")
+    folders = [make_run(f"optim.lr={lr}", *own, name=str(lr)) for lr in (0.05, 0.1)]
     for run in folders:
         assert guarded(run) == 0
     return folders
@@ -65,6 +66,7 @@ def test_scalars_and_pictures_by_epoch(runs: list[RunFolder]) -> None:
     events, metrics = events_of(runs[0]), pd.read_csv(runs[0].metrics_file)
     assert scalars(events, "val/loss") == pytest.approx(list(metrics["val/loss"]))
     assert scalars(events, "train/loss") == pytest.approx(list(metrics["train/loss"]))
+    assert [event.step for event in events.Scalars("train/batch_loss")] == [1, 3]  # of two batches an epoch
     assert scalars(events, "lr-SGD") == pytest.approx([0.05, 0.05])
     assert np.all(np.array(scalars(events, "train/images_per_second")) > 0)
     assert len(scalars(events, "train/images_per_second")) == 2

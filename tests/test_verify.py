@@ -191,6 +191,16 @@ def test_the_row_of_metrics_csv_that_made_the_predictions_is_checked(tmp_path, m
     assert "run: metrics.csv is missing, or has no whole row" in lines(folder)
 
 
+@pytest.mark.parametrize(("limit", "checked"), [(1.0, True), (1, False), (0.5, False)])
+def test_epochs_that_were_validated_in_part_are_not_compared_with_the_predictions(tmp_path, limit, checked):
+    folder = run_with_metrics(tmp_path / "run", **{"trainer.limit_val_batches": limit})
+    true = read_run(RunFolder(folder)).scores["accuracy"]
+    change_status(folder, monitor="test/accuracy", best_value=true - 0.1)
+    rows = pd.read_csv(folder / "metrics.csv").assign(**{"test/accuracy": true - 0.1})
+    rows.to_csv(folder / "metrics.csv", index=False)
+    assert len(lines(folder)) == (2 if checked else 0)
+
+
 def test_what_cannot_be_checked_is_no_success(tmp_path, capsys):
     folder = run_with_metrics(tmp_path / "cut")
     (folder / "status.json").write_text('{"state": "do')

@@ -28,7 +28,7 @@ from resnet_lab.data.prepared import read_prepared
 from resnet_lab.data.sampler import EvaluationSampler, Sampling, TrainSampler
 from resnet_lab.data.table import class_counts, fingerprints
 from resnet_lab.data.transforms import COLOR, GEOMETRY, Geometry, changes_color, color_factors, draws, normalise
-from resnet_lab.errors import UserError
+from resnet_lab.errors import UserError, count
 
 log = logging.getLogger(__name__)
 
@@ -252,16 +252,34 @@ class DataModule(LightningDataModule):
         batches = loop.epoch_loop.batch_progress.current.ready if inside else 0
         return epochs.processed, batches * self.batch_size_per_rank(self._rank()[1])
 
-    def steps_per_epoch(self) -> int:
+    def batches_per_epoch(self) -> int:
         """Batches of one epoch on each rank.
 
         (Lightning's `estimated_stepping_batches` starts the loader that it trains with, before the epoch is known.)
         """
-        return len(self.train_dataloader())
+        return self._limited("limit_train_batches", self.train_dataloader())
+
+    def _limited(self, key: str, loader: Batches) -> int:
+        """How many batches of a loader the Trainer takes in an epoch.
+
+        Raises:
+            UserError: there are some, and it takes none.
+        """
+        batches, limit = len(loader), getattr(self.trainer, key, 1.0)
+        taken = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        if batches and not taken:
+            raise UserError(
+                f"trainer.{key}={limit}: this share of {count(batches, 'batch', 'batches')} is less than one batch; "
+                "set a larger share, or a number of batches"
+            )
+        return taken
 
     def val_dataloader(self) -> list[Batches]:
         """One loader for each of `val_splits`."""
-        return [self.evaluation_dataloader(split) for split in self.val_splits]
+        loaders = [self.evaluation_dataloader(split) for split in self.val_splits]
+        for loader in loaders:
+            self._limited("limit_val_batches", loader)
+        return loaders
 
     def test_dataloader(self) -> list[Batches]:
         """One loader for each of `test_splits`."""

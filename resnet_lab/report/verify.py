@@ -64,8 +64,14 @@ def _differences(run: Run) -> Iterator[str]:
         yield from _metrics(run, split, stored[split], found[split])
         yield from _tables(run, split, predictions.answers)
     yield from _status(run, found)
-    if run.state == "done":
+    if run.state == "done" and validates_all(run):
         yield from _curves(run, found)
+
+
+def validates_all(run: Run) -> bool:
+    """Whether each epoch was validated on all images, as the predictions are."""
+    limit = run.config.get("trainer.limit_val_batches")
+    return limit is None or (isinstance(limit, float) and limit == 1)  # 1 is one batch, 1.0 all of them
 
 
 def _curves(run: Run, found: dict[str, Split]) -> Iterator[str]:
@@ -202,7 +208,7 @@ def _status(run: Run, found: dict[str, Split]) -> Iterator[str]:
         if run.trained and monitor in rows and not np.isclose(rows[monitor], best, atol=TOLERANCE).any():
             yield f"best_value is stored as {best:.6f}, which is {monitor} of no epoch in metrics.csv"
         split, _, name = monitor.partition("/")
-        if split in found:
+        if split in found and validates_all(run):
             derived = found[split].metrics.get(name, best)
             if not math.isclose(best, derived, abs_tol=BEST_TOLERANCE):
                 yield f"best_value is stored as {best:.6f}, the predictions of {split} give {derived:.6f}"
