@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from resnet_lab import plots
@@ -26,6 +27,7 @@ from resnet_lab.metrics import is_collapsed
 from resnet_lab.module import Classifier
 from resnet_lab.processes import Stopped, stop_on_signals
 from resnet_lab.run_folder import RunFolder
+from resnet_lab.values import BelowOne
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +107,22 @@ class SamePixels(Callback):
         first = trainer.strategy.broadcast(datamodule.noted)
         if first != datamodule.noted:
             raise UserError("this rank and the first one read their images from different files; start the job again")
+
+
+class AveragedWeights(EMAWeightAveraging):
+    """The exponential moving average of weights and buffers, which is validated, selected and tested.
+
+    Args:
+        decay: of the average, at each step of the optimizer.
+    """
+
+    def __init__(self, decay: BelowOne) -> None:
+        super().__init__(decay=decay)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        # Lightning's own puts the weights that were not averaged back in place before a test, too
+        if trainer.state.fn == TrainerFn.FITTING:
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
 
 class FiniteLoss(Callback):

@@ -444,8 +444,10 @@ def of_the_job(group: str, node: Mapping[str, Any]) -> dict[str, Any]:
 @cache
 def named_in_conf(group: str) -> frozenset[str]:
     """The exact names that our own conf/ has as `_target_` of a group, and what `predict` puts there."""
-    files = (conf_dir() / group).glob("*.yaml")
-    targets = {yaml.safe_load(file.read_text(encoding="utf-8")).get("_target_") for file in files} - {None, MISSING}
+    nodes = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in (conf_dir() / group).glob("*.yaml")]
+    if group == "callbacks":  # which stand in the group by name
+        nodes = [each for node in nodes for each in node.values()]
+    targets = {node.get("_target_") for node in nodes} - {None, MISSING}
     return frozenset(targets) | ({PHOTOGRAPHS} if group == "data" else set())
 
 

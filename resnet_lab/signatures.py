@@ -121,6 +121,8 @@ def hints_of(target: str) -> dict[str, Any]:
         if isinstance(node, ast.FunctionDef) and node.name == name:
             return _hints({each.arg: each.annotation for each in (*node.args.args, *node.args.kwonlyargs)}, known)
         if isinstance(node, ast.ClassDef) and node.name == name:
+            if (constructor := _constructor(node)) is not None:
+                return _hints({each.arg: each.annotation for each in constructor.args.args}, known)
             for base in _bases(node, module, tree):
                 found |= hints_of(base)
             own = (each for each in node.body if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name))
@@ -161,16 +163,21 @@ def _bases(node: ast.ClassDef, module: str, tree: ast.Module) -> list[str]:
     return [imported.get(name, f"{module}.{name}") for name in names]
 
 
+def _constructor(node: ast.ClassDef) -> ast.FunctionDef | None:
+    functions = (each for each in node.body if isinstance(each, ast.FunctionDef))
+    return next((each for each in functions if each.name == "__init__"), None)
+
+
 def _class_arguments(node: ast.ClassDef, module: str, tree: ast.Module) -> tuple[set[str], set[str]]:
     """Of `__init__`, or of the fields of a dataclass and its bases."""
+    if (constructor := _constructor(node)) is not None:
+        return _arguments(constructor.args)
     required: set[str] = set()
     optional: set[str] = set()
     for base in _bases(node, module, tree):
         more = signature(base)
         required, optional = required | more[0], optional | more[1]
     for statement in node.body:
-        if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
-            return _arguments(statement.args)
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
             (required if statement.value is None else optional).add(statement.target.id)
     return required - optional, optional

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from importlib.util import find_spec
 from typing import Any
 
 from resnet_lab.errors import UserError
 
+GROUPS = ("data", "model", "loss", "optim", "schedule", "callbacks")  # whose parts have names
 OPTION = "trust="  # of a command line; no key of a configuration, so that no file can hold it
 _MODELS = """
 alexnet convnext_tiny convnext_small convnext_base convnext_large densenet121 densenet161 densenet169 densenet201
@@ -48,11 +50,19 @@ def trust(words: Iterable[str]) -> None:
         words: `GROUP:dotted.name` for one name, or a package for all that it defines; several may share a word (`a,b`).
 
     Raises:
-        UserError: a word is neither.
+        UserError: a word is neither, its group has no parts, or there is no such module.
     """
     for word in (part for each in words for part in each.split(",")):
         if not re.fullmatch(r"([a-z]+:)?[^\W\d]\w*(\.[^\W\d]\w*)*", word):
             raise UserError(f"{OPTION}{word}: give a package ({OPTION}mylab) or one name ({OPTION}model:mylab.Net)")
+        group, _, name = word.rpartition(":")
+        if group and group not in GROUPS:
+            raise UserError(f"{OPTION}{word}: {group} is no group of parts; choose among {', '.join(GROUPS)}")
+        top = name.partition(".")[0]
+        if find_spec(top) is None:
+            raise UserError(
+                f"{OPTION}{word}: there is no module {top}; install it, or start the command in the folder that holds it"
+            )
         _trusted.add(word)
 
 

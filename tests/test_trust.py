@@ -101,6 +101,7 @@ def test_a_target_that_is_no_name_is_refused(target):
 def test_words_of_trust(monkeypatch):
     monkeypatch.setattr("resnet_lab.config.instantiate", lambda node, **_: node["_target_"])
     monkeypatch.setattr("resnet_lab.config.arguments_of", lambda *_: Arguments({}, others=True))
+    monkeypatch.setattr("resnet_lab.trust.find_spec", lambda name: name)
     trust.trust(["model:lab.Net,optim:lab.Adam", "own.package"])
     assert build("model", {"_target_": "lab.Net"}) == "lab.Net"
     assert build("optim", {"_target_": "lab.Adam"}) == "lab.Adam"
@@ -108,6 +109,18 @@ def test_words_of_trust(monkeypatch):
     for word in ("loss:lab.Net", "model:lab.Net2", "model:own.packages.Net", "model:own.Net"):
         group, name = word.split(":")
         assert f"add trust={word} to the command" in refusal(build, group, {"_target_": name})
+
+
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [
+        ("nolab", "there is no module nolab"),
+        ("model:nolab.Net", "there is no module nolab"),
+        ("modle:mylab.Net", "modle is no group of parts; choose among data, model"),
+    ],
+)
+def test_trust_in_what_is_not_there_is_refused(word, reason):
+    assert refusal(trust.trust, [word]).startswith(f"trust={word}: {reason}")
 
 
 @pytest.mark.parametrize("word", ["", "a b", "model:", "a..b", "x:y:z", "os;system", "../a", "1a"])
