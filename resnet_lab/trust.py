@@ -60,9 +60,7 @@ def trust(words: Iterable[str]) -> None:
             raise UserError(f"{OPTION}{word}: {group} is no group of parts; choose among {', '.join(GROUPS)}")
         top = name.partition(".")[0]
         if find_spec(top) is None:
-            raise UserError(
-                f"{OPTION}{word}: there is no module {top}; install it, or start the command in the folder that holds it"
-            )
+            raise UserError(f"{OPTION}{word}: there is no module {top}; install it, or start the command in its folder")
         _trusted.add(word)
 
 
