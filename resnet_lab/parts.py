@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
 from resnet_lab.config import build, of_the_job
+from resnet_lab.data.image_data import ImageData
 from resnet_lab.errors import UserError
 from resnet_lab.models.pretrained import load_fitting, weights_of_torchvision
 from resnet_lab.objectives import Criterion, Objective
@@ -74,7 +76,8 @@ def build_objective(loss: dict[str, Any], class_counts: Sequence[int]) -> Object
     criterion = Criterion(len(class_counts), made)
     targets = torch.arange(2) % len(class_counts)
     try:
-        losses = criterion.losses(torch.zeros(2, len(class_counts)), targets)
+        with warnings.catch_warnings(action="ignore"):
+            losses = criterion.losses(torch.zeros(2, len(class_counts)), targets)
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise UserError(
@@ -101,6 +104,20 @@ def _with_tensors(loss: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def refuse_no_data_set(data: object) -> None:
+    """Stop where a class from outside is none of ours, which brings all of the keys of a data set.
+
+    What is wrong with the group in other ways, `check` says.
+
+    Raises:
+        UserError: it is not, or cannot be imported.
+    """
+    target = data.get("_target_") if isinstance(data, dict) else None
+    found = imported("data", target) if isinstance(target, str) and not is_ours(target) else None
+    if isinstance(found, type) and not issubclass(found, ImageData):
+        raise UserError(f"data._target_ {target} is no data set: derive it from resnet_lab.data.image_data.ImageData")
+
+
 def refuse_misfit(network: nn.Module, num_outputs: int, size: int, target: str) -> None:
     """Stop where a network from outside does not give M outputs per image, in training and in evaluation.
 
@@ -119,7 +136,7 @@ def refuse_misfit(network: nn.Module, num_outputs: int, size: int, target: str) 
     for training in (True, False):
         trial = copy.deepcopy(network).train(training)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), warnings.catch_warnings(action="ignore"):
                 outputs = trial(images)
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -15,7 +15,7 @@ from resnet_lab.config import build, check
 from resnet_lab.data import progress
 from resnet_lab.freezing import Freezing
 from resnet_lab.models.pretrained import contents, depth_of, fitting
-from resnet_lab.parts import build_network, build_objective, refuse_misfit, without_weights
+from resnet_lab.parts import build_network, build_objective, refuse_misfit, refuse_no_data_set, without_weights
 from resnet_lab.training import own_callbacks
 from resnet_lab.trust import trust, without_trust
 
@@ -26,8 +26,8 @@ def command(arguments: list[str]) -> None:
     handler.addFilter(logging.Filter(progress.__name__))  # the jobs log the rest
     log_to([handler])
     trust(without_trust(arguments)[1])
-    for text in json.load(sys.stdin):
-        need = json.loads(text)
+    needs = [json.loads(text) for text in json.load(sys.stdin)]
+    for need in sorted(needs, key=lambda need: "parts" not in need):  # they take no time
         if "parts" in need:
             check_parts(need["parts"])
         elif "data" in need:
@@ -42,6 +42,7 @@ def check_parts(config: dict[str, Any]) -> None:
     Raises:
         UserError: one cannot be imported or built, takes other arguments, or does not fit.
     """
+    refuse_no_data_set(config["data"])
     check(OmegaConf.create(config), importing=True)
     data, model = config["data"], config["model"]
     classes = len(data["class_names"]) if data.get("class_names") else 5  # of other data the job finds out

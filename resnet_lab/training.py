@@ -35,7 +35,7 @@ from resnet_lab.models.pretrained import read, refuse_nan_weights
 from resnet_lab.models.resnet import multiply_adds, parameter_count
 from resnet_lab.module import Classifier
 from resnet_lab.outputs import refuse_undefined, score_table, write_split
-from resnet_lab.parts import statistics_of
+from resnet_lab.parts import refuse_no_data_set, statistics_of
 from resnet_lab.processes import Stopped
 from resnet_lab.run_folder import BOOKKEEPING, RunFolder, flat, refuse_unwritable, remove_unfinished
 from resnet_lab.scores import SCORES
@@ -166,6 +166,7 @@ def checked_config(run: RunFolder) -> dict[str, Any]:
             log.warning("%s: these keys have no effect: %s", run.config_file, ", ".join(unknown))
     try:
         refuse_foreign_targets(config)
+        refuse_no_data_set(config["data"])
         check(OmegaConf.create(config), importing=True)
     except UserError as error:
         raise UserError(f"{run.config_file}: {error}") from None

@@ -240,6 +240,7 @@ def test_a_data_set_from_outside(make_run: Make, mylab: None) -> None:
         (("+callbacks.mine._target_=mylab.Steps",), "callbacks.mine.stop is missing; mylab.Steps needs it"),
         (("+callbacks.mine.stop=1",), "callbacks.mine has no _target_"),
         (("callbacks=5",), "callbacks"),
+        (("data=own", "data._target_=mylab.Net", "data.root=."), "mylab.Net is no data set: derive it from"),
         (("data.mean=model",), "data.mean=model: resnet_lab.models.resnet.resnet names no mean"),
         (("data.std=model",), "data.std=model: set data.mean=model"),
     ],
