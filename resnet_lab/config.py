@@ -466,6 +466,17 @@ def refuse_foreign_targets(config: Mapping[str, Any]) -> None:
         refuse_foreign(group, config.get(group), known_names(group))
 
 
+def refuse_foreign_callbacks(config: Mapping[str, Any]) -> None:
+    """Likewise of its callbacks, which a training alone calls.
+
+    Raises:
+        UserError: there is one.
+    """
+    callbacks = config.get("callbacks")
+    for name, node in callbacks.items() if isinstance(callbacks, Mapping) else ():
+        refuse_foreign("callbacks", node, known_names("callbacks"), f"callbacks.{name}")
+
+
 def callbacks_of(config: Mapping[str, Any]) -> list[Any]:
     """The callbacks that a configuration names beside those of the job.
 
@@ -478,7 +489,8 @@ def callbacks_of(config: Mapping[str, Any]) -> list[Any]:
 def words_of_trust(config: Mapping[str, Any]) -> list[str]:
     """What a configuration that the user composed names beside what conf/ does: `GROUP:dotted.name`."""
     words = foreign_words(config, {group: known_names(group) for group in PROVIDED})
-    for node in (config.get("callbacks") or {}).values():
+    callbacks = config.get("callbacks")
+    for node in callbacks.values() if isinstance(callbacks, Mapping) else ():
         words += foreign_words({"callbacks": node}, {"callbacks": known_names("callbacks")})
     return words
 

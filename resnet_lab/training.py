@@ -22,7 +22,15 @@ from resnet_lab import environment
 from resnet_lab.build import build_module, build_profiler, build_trainer, compile_network, rank, set_up_logging
 from resnet_lab.callbacks import Ending, FiniteLoss, Observer, ResumableEarlyStopping, SamePixels, StepSeed
 from resnet_lab.checkpoints import EpochRows, LastCheckpoint, RunCheckpoint, fits, put_objective, resume_point
-from resnet_lab.config import Config, callbacks_of, check, refuse_foreign_targets, without_unknown, words_of_trust
+from resnet_lab.config import (
+    Config,
+    callbacks_of,
+    check,
+    refuse_foreign_callbacks,
+    refuse_foreign_targets,
+    without_unknown,
+    words_of_trust,
+)
 from resnet_lab.data.arrays import ArrayData
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.data.table import NO_TEST
@@ -166,6 +174,7 @@ def checked_config(run: RunFolder) -> dict[str, Any]:
             log.warning("%s: these keys have no effect: %s", run.config_file, ", ".join(unknown))
     try:
         refuse_foreign_targets(config)
+        refuse_foreign_callbacks(config)
         refuse_no_data_set(config["data"])
         check(OmegaConf.create(config), importing=True)
     except UserError as error:

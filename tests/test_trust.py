@@ -180,6 +180,26 @@ def test_a_given_run_folder_and_its_checkpoint_call_nothing(group, make_run, pro
     assert not (tmp_path / "imported").exists()
 
 
+@pytest.mark.parametrize("target", ["hostile.net", "os.system", "lightning.pytorch.callbacks.LambdaCallback"])
+def test_a_given_run_folder_brings_no_callback(make_run, proof, tmp_path, target):
+    run = make_run()
+    run.write_config(run.read_config() | {"callbacks": {"mine": {"_target_": target, "path": str(proof)}}})
+    assert guarded(run) == 1
+    assert f"callbacks.mine._target_ {target} is none of" in run.read_status()["error"]
+    assert f"add trust=callbacks:{target} to the command" in run.read_status()["error"]
+    assert not proof.exists()
+    assert not (tmp_path / "imported").exists()
+
+
+@pytest.mark.parametrize("callbacks", [None, 5, [1], {"mine": None}, {"mine": 3}, {"mine": {"_target_": 3}}])
+def test_odd_callbacks_of_a_given_run_folder_are_named(make_run, callbacks):
+    run = make_run()
+    run.write_config(run.read_config() | {"callbacks": callbacks})
+    assert guarded(run) == 1
+    assert "callbacks" in run.read_status()["error"]
+    assert "Traceback" not in run.read_status()["error"]
+
+
 def test_a_command_trusts_what_it_names_and_a_folder_does_not(make_run, proof, tmp_path, monkeypatch):
     run = make_run()
     run.write_config(run.read_config() | {"model": hostile("model", proof)})
