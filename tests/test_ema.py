@@ -54,6 +54,7 @@ def test_the_average_is_what_is_tested_and_loaded(
     assert differences_of([read_run(run)]) == []  # the stored metrics are those of the predictions
 
 
+@pytest.mark.slow
 def test_validation_selects_by_the_average(make_run: Make) -> None:
     plain, ema = make_run("trainer.precision=32-true", name="plain"), make_run(*EMA, name="ema")
     assert guarded(plain) == guarded(ema) == 0

@@ -175,7 +175,11 @@ def test_everything_from_outside_resumes_and_is_evaluated(
             marks=pytest.mark.slow,
         ),
         (("model=own", "model._target_=mylab.Fixed"), "mylab.Fixed"),
-        (("loss=own", "loss._target_=torch.nn.CrossEntropyLoss", "+loss.weight=[1,2,3,4,5]"), "CrossEntropyLoss"),
+        pytest.param(
+            ("loss=own", "loss._target_=torch.nn.CrossEntropyLoss", "+loss.weight=[1,2,3,4,5]"),
+            "CrossEntropyLoss",
+            marks=pytest.mark.slow,
+        ),
         (("loss=own", "loss._target_=mylab.Counted"), "mylab.Counted"),
         (("optim=own", "optim._target_=torch.optim.SGD", "+optim.lr=0.05", "+optim.momentum=0.9"), "torch.optim.SGD"),
         (("schedule=own", "schedule._target_=torch.optim.lr_scheduler.StepLR", "+schedule.step_size=4"), "StepLR"),

@@ -208,6 +208,7 @@ def test_more_epochs_go_on_as_if_they_had_been_asked_for(sweep: Sweep, started: 
     assert started == []
 
 
+@pytest.mark.slow
 def test_the_jobs_of_a_sweep_go_on_to_more_epochs(
     sweep: Sweep, started: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -273,6 +274,7 @@ def test_a_run_that_stopped_early_is_done_with_more_epochs_too(
     assert RunFolder(Path("sweep")).read_config()["trainer"]["max_epochs"] == 9
 
 
+@pytest.mark.slow
 def test_the_root_of_the_data_may_be_typed_otherwise(sweep: Sweep, started: list[str]) -> None:
     assert sweep("data.root=photographs", "trainer.max_epochs=1") == 0
     (name,) = started
