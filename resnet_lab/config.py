@@ -109,6 +109,22 @@ class Config:
 
 
 ABSENT = "absent"
+# what other programs call a key of ours
+SYNONYMS = {
+    **dict.fromkeys(("learning_rate", "base_lr", "init_lr"), "optim.lr"),
+    **dict.fromkeys(("epochs", "num_epochs", "n_epochs"), "trainer.max_epochs"),
+    **dict.fromkeys(("wd", "l2"), "optim.weight_decay"),
+    **dict.fromkeys(("bs", "batchsize"), "data.batch_size"),
+    **dict.fromkeys(("img_size", "input_size", "resolution"), "data.image_size"),
+    **dict.fromkeys(("workers", "n_workers"), "data.num_workers"),
+    **dict.fromkeys(("gpus", "num_gpus"), "trainer.devices"),
+    **dict.fromkeys(("arch", "network", "backbone"), "model"),
+    **dict.fromkeys(("scheduler", "lr_scheduler", "sched"), "schedule"),
+    **dict.fromkeys(("criterion", "objective"), "loss"),
+    **dict.fromkeys(("dataset", "datamodule"), "data"),
+    **dict.fromkeys(("opt", "optimiser", "optimizer"), "optim"),
+    "amp": "trainer.precision",
+}
 
 # arguments that the job adds to those in the configuration, where they are taken
 PROVIDED = {
@@ -287,7 +303,8 @@ def _check_part(group: str, node: DictConfig, importing: bool) -> None:
         keys -= {*_of_the_job(group, node, takes)}
     taken = {*takes.defaults, *own} - provided
     for key in sorted(keys & provided if takes.others else keys - taken):
-        meant = suggestion(f"{group}.{key}", {f"{group}.{name}" for name in taken})
+        typed = f"{group}.{key}"
+        meant = suggestion(typed, {f"{group}.{name}" for name in taken}) or suggestion(typed, known_keys())
         hint = meant or f"it takes {', '.join(sorted(taken)) or 'none'}"
         if key in provided:
             hint = "the job sets it"
@@ -394,6 +411,8 @@ def suggestion(key: str, known: Collection[str]) -> str:
     if key.rpartition(".")[2] == "fast_dev_run":
         return "scale=smoke runs every part of a job in seconds"
     group, _, own = key.rpartition(".")
+    if own in SYNONYMS:
+        return f"did you mean {SYNONYMS[own]}?"
     close = difflib.get_close_matches(own, {name.rpartition(".")[2] for name in known}, n=1, cutoff=0.7)
     meant = [name for name in known if name.rpartition(".")[2] in close]
     # of equal names in several groups, that of the same group

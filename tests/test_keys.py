@@ -12,7 +12,7 @@ from fake_data import refusal
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from resnet_lab.config import check, check_overrides, compose_config, hints_of, one_line
+from resnet_lab.config import CHOSEN, SYNONYMS, check, check_overrides, compose_config, hints_of, known_keys, one_line
 from resnet_lab.errors import UserError
 from resnet_lab.values import NotNegative, Positive, Share, Within, conform
 
@@ -239,3 +239,35 @@ def test_a_group_that_is_set_to_nothing_is_refused_by_name(argument: str, remedy
     message = refusal(check_overrides, [argument])
     assert message.startswith(f"{argument}: ")
     assert remedy in message
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("lr", "optim.lr"),
+        ("batch_size", "data.batch_size"),
+        ("optimizer", "optim"),
+        ("max_epochs", "trainer.max_epochs"),
+        ("learning_rate", "optim.lr"),
+        ("trainer.epochs", "trainer.max_epochs"),
+        ("trainer.gpus", "trainer.devices"),
+        ("arch", "model"),
+        ("scheduler", "schedule"),
+        ("criterion", "loss"),
+        ("dataset", "data"),
+        ("callback", "callbacks"),
+        ("model.lr", "optim.lr"),
+    ],
+)
+@pytest.mark.parametrize("sign", ["", "+"])
+def test_what_others_call_a_key_is_understood(typed: str, meant: str, sign: str) -> None:
+    def compose() -> None:
+        check(compose_config([f"{sign}{typed}=1"]))
+
+    assert f"did you mean {meant}?" in refusal(compose)
+
+
+def test_synonyms_name_keys_that_there_are() -> None:
+    names = known_keys() | {*CHOSEN}
+    assert set(SYNONYMS.values()) <= names
+    assert not set(SYNONYMS) & {name.rpartition(".")[2] for name in names}
