@@ -496,15 +496,6 @@ def refuse_foreign_callbacks(config: Mapping[str, Any]) -> None:
         refuse_foreign("callbacks", node, known_names("callbacks"), f"callbacks.{name}")
 
 
-def callbacks_of(config: Mapping[str, Any]) -> list[Any]:
-    """The callbacks that a configuration names beside those of the job.
-
-    Raises:
-        UserError: one is not to be called (see `trust`), or cannot be built.
-    """
-    return [build("callbacks", node, place=f"callbacks.{name}") for name, node in config["callbacks"].items()]
-
-
 def words_of_trust(config: Mapping[str, Any]) -> list[str]:
     """What a configuration that the user composed names beside what conf/ does: `GROUP:dotted.name`."""
     words = foreign_words(config, {group: known_names(group) for group in PROVIDED})

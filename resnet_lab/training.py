@@ -24,7 +24,7 @@ from resnet_lab.callbacks import Ending, FiniteLoss, Observer, ResumableEarlySto
 from resnet_lab.checkpoints import EpochRows, LastCheckpoint, RunCheckpoint, fits, put_objective, resume_point
 from resnet_lab.config import (
     Config,
-    callbacks_of,
+    build,
     check,
     refuse_foreign_callbacks,
     refuse_foreign_targets,
@@ -286,13 +286,15 @@ def own_callbacks(config: dict[str, Any]) -> list[Callback]:
     Raises:
         UserError: one cannot be built, or is no callback of Lightning's.
     """
-    found = callbacks_of(config)
-    for (name, node), each in zip(config["callbacks"].items(), found, strict=True):
+    found = []
+    for name, node in config["callbacks"].items():
+        each = build("callbacks", node, place=f"callbacks.{name}")
         if not isinstance(each, Callback):
             target, kind = node["_target_"], type(each).__name__
             raise UserError(
                 f"callbacks.{name}._target_ {target} gives a {kind}, no lightning.Callback; name a callback"
             )
+        found.append(each)
     return found
 
 
