@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from resnet_lab.compatibility import RENAMED
 from resnet_lab.data.settings import refuse_contradictions
-from resnet_lab.errors import NO_ROOM, UserError, count
+from resnet_lab.errors import NO_ROOM, UserError, count, reason_of
 from resnet_lab.run_folder import BOOKKEEPING, flat
 from resnet_lab.signatures import REQUIRED, Arguments, arguments_of, hints_of, is_ours, signature
 from resnet_lab.trust import WELL_KNOWN, foreign_words, refuse_foreign
@@ -537,7 +537,7 @@ def build(group: str, node: dict[str, Any], place: str = "", **arguments: Any) -
         if is_ours(target):
             raise
         cause = error.__cause__ or error
-        reason = " ".join(f"{type(cause).__name__}: {cause}".split())[:300]
+        reason = reason_of(cause)
         raise UserError(f"{place}._target_ {target} cannot be built from its keys: {reason}") from error
 
 

@@ -39,6 +39,11 @@ def one_line_of(error: BaseException) -> str:
     return printable(" ".join(text.split()))
 
 
+def reason_of(error: BaseException) -> str:
+    """The kind and the message of somebody else's error, on one line of at most 300 characters."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
 def count(number: int, one: str, several: str = "") -> str:
     """`1 file`, `2 files`; where more than an `s` changes, `several` says it: `1 class`, `2 classes`."""
     return f"{number} {one if number == 1 else several or f'{one}s'}"

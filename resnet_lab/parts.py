@@ -14,7 +14,7 @@ from torchvision.models import get_model_weights
 
 from resnet_lab.config import build, of_the_job
 from resnet_lab.data.image_data import ImageData
-from resnet_lab.errors import UserError
+from resnet_lab.errors import UserError, reason_of
 from resnet_lab.models.pretrained import load_fitting, weights_of_torchvision
 from resnet_lab.objectives import Criterion, Objective
 from resnet_lab.signatures import imported, is_ours
@@ -79,7 +79,7 @@ def build_objective(loss: dict[str, Any], class_counts: Sequence[int]) -> Object
         with warnings.catch_warnings(action="ignore"):
             losses = criterion.losses(torch.zeros(2, len(class_counts)), targets)
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        reason = reason_of(error)
         raise UserError(
             f"loss._target_ {target} cannot be computed of logits (2, {len(class_counts)}) and classes (2,): {reason}"
         ) from error
@@ -139,7 +139,7 @@ def refuse_misfit(network: nn.Module, num_outputs: int, size: int, target: str) 
             with torch.no_grad(), warnings.catch_warnings(action="ignore"):
                 outputs = trial(images)
         except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            reason = reason_of(error)
             raise UserError(
                 f"model._target_ {target} fails on images of shape {tuple(images.shape)}: {reason}"
             ) from error

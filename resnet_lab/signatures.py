@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from resnet_lab import values
-from resnet_lab.errors import UserError
+from resnet_lab.errors import UserError, reason_of
 
 REQUIRED = inspect.Parameter.empty
 
@@ -52,8 +52,8 @@ def imported(group: str, target: str) -> Any:
     except AttributeError:
         raise UserError(f"{group}._target_ {target}: {module} has no {name}") from None
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"{group}._target_ {target}: importing {module} fails ({reason[:300]}); mend it") from error
+        reason = reason_of(error)
+        raise UserError(f"{group}._target_ {target}: importing {module} fails ({reason}); mend it") from error
     if not callable(found):
         raise UserError(f"{group}._target_ {target} is a {type(found).__name__}; name a function or class")
     return found

@@ -128,9 +128,8 @@ class Trained:
         """The names of images, and batches of them as the network takes them."""
         if isinstance(images, Tensor):
             pixels = self._pixels(images)
-            return [str(number) for number in range(len(pixels))], self._normalized(
-                torch.split(pixels, self._batch_size)
-            )
+            names = [str(number) for number in range(len(pixels))]
+            return names, self._normalized(torch.split(pixels, self._batch_size))
         names, sources = _listed(images)
         chunks = (sources[start : start + self._batch_size] for start in range(0, len(sources), self._batch_size))
         return names, self._normalized(self._decoded(chunk) for chunk in chunks)
