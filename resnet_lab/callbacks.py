@@ -192,7 +192,7 @@ class Observer(Callback):
         if trainer.global_step == 0 and isinstance(logger, TensorBoardLogger) and isinstance(datamodule, DataModule):
             pixels = denormalise(batch["image"][:16], datamodule.mean, datamodule.std)
             names = [self.class_names[target] for target in batch["target"][:16].tolist()]
-            logger.experiment.add_figure("train/sample_batch", plots.images(pixels, names), 0)
+            logger.experiment.add_figure("train/sample_batch", plots.samples.images(pixels, names), 0)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -244,7 +244,7 @@ class Observer(Callback):
         for split in pl_module.val_splits:
             counts = pl_module.confusion[split]
             if isinstance(trainer.logger, TensorBoardLogger):
-                figure = plots.confusion_matrix(counts.cpu().numpy(), self.class_names)
+                figure = plots.matrices.confusion_matrix(counts.cpu().numpy(), self.class_names)
                 trainer.logger.experiment.add_figure(f"{split}/confusion_matrix", figure, trainer.current_epoch)
             if split == "val" and is_collapsed(counts):
                 name = self.class_names[int(counts.sum(0).argmax())]

@@ -89,7 +89,7 @@ class LayerStatistics(Callback):
             frame = pd.DataFrame(self.rows)
             write_atomically(self.run.layers_file, frame.to_csv(index=False))
             if isinstance(trainer.logger, TensorBoardLogger):
-                figure = plots.layers({f"epoch {epoch}": profile_of(frame, epoch)})
+                figure = plots.layers.by_depth({f"epoch {epoch}": profile_of(frame, epoch)})
                 trainer.logger.experiment.add_figure("train/layers", figure, epoch)
 
     def state_dict(self) -> dict[str, Any]:

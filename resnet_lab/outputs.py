@@ -97,7 +97,7 @@ def write_split(
     write_atomically(run.confusion_matrix_file(split), matrix, durable=True)
     write_atomically(run.class_report_file(split), class_report(counts, names).to_csv(index=False), durable=True)
     picture = io.BytesIO()
-    plots.confusion_matrix(counts, names, title=f"{run.path.name}: {split}").savefig(picture, dpi=120)
+    plots.matrices.confusion_matrix(counts, names, title=f"{run.path.name}: {split}").savefig(picture, dpi=120)
     write_atomically(run.confusion_matrix_file(split, "png"), picture.getbuffer(), durable=True)
 
 

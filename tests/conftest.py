@@ -98,8 +98,8 @@ def make_run(
     Its jobs draw empty pictures, as drawing takes a third of their time, except in tests marked `pictures`.
     """
     if request.node.get_closest_marker("pictures") is None:
-        for name in ("confusion_matrix", "images"):
-            monkeypatch.setattr(plots, name, lambda *_, **__: Figure(figsize=(0.1, 0.1)))
+        for module, name in ((plots.matrices, "confusion_matrix"), (plots.samples, "images")):
+            monkeypatch.setattr(module, name, lambda *_, **__: Figure(figsize=(0.1, 0.1)))
 
     def make(*overrides: str, name: str = "run") -> RunFolder:
         folder = tmp_path / "runs" / name

@@ -189,9 +189,9 @@ def test_classes_below_the_mark_are_named_or_where_they_are_most_the_others(tmp_
         (100, "100 of 102 below 0.7, all but flower 100, flower 101"),
     ):
         values = np.where(np.arange(102) < few, 0.1, 0.9) * np.ones((3, 1))
-        assert caption in texts(plots.class_scores(values, names, 0.7)).replace("\n", " ")
+        assert caption in texts(plots.classes.scores(values, names, 0.7)).replace("\n", " ")
     values = np.where(np.arange(102) < 50, 0.1, 0.9) * np.ones((3, 1))
-    assert "flower 19 and 30 more" in texts(plots.class_scores(values, names, 0.7)).replace("\n", " ")
+    assert "flower 19 and 30 more" in texts(plots.classes.scores(values, names, 0.7)).replace("\n", " ")
 
 
 def test_counts_that_differ_between_groups_are_all_shown(tmp_path):

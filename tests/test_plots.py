@@ -30,7 +30,7 @@ def cell_colours(figure: Figure) -> np.ndarray:
 
 
 def test_cells_show_count_and_share_of_the_true_class():
-    figure = drawn(plots.confusion_matrix(np.array([[30, 10], [0, 20]]), ["healthy", "ill"], "run 1"))
+    figure = drawn(plots.matrices.confusion_matrix(np.array([[30, 10], [0, 20]]), ["healthy", "ill"], "run 1"))
     expected = {(0, 0): "30\n75 %", (0, 1): "10\n25 %", (1, 0): "0", (1, 1): "20\n100 %"}
     assert cell_texts(figure) == expected
     axes = figure.axes[0]
@@ -40,20 +40,20 @@ def test_cells_show_count_and_share_of_the_true_class():
 
 
 def test_darker_is_the_larger_share_not_the_larger_count():
-    colours = cell_colours(plots.confusion_matrix(np.array([[600, 400], [1, 9]]), ["a", "b"]))
+    colours = cell_colours(plots.matrices.confusion_matrix(np.array([[600, 400], [1, 9]]), ["a", "b"]))
     brightness = colours[..., :3].sum(axis=-1)
     assert brightness[1, 1] < brightness[0, 0] < brightness[0, 1] < brightness[1, 0]
 
 
 def test_text_is_white_on_dark_cells_only():
-    figure = plots.confusion_matrix(np.array([[95, 5], [40, 60]]), ["a", "b"])
+    figure = plots.matrices.confusion_matrix(np.array([[95, 5], [40, 60]]), ["a", "b"])
     colours = {text.get_text(): to_hex(text.get_color()) for text in figure.axes[0].texts}
     assert colours["95\n95 %"] == "#ffffff"
     assert {colours[text] for text in ("5\n5 %", "40\n40 %", "60\n60 %")} == {"#1a1a1a"}
 
 
 def test_a_class_without_images_is_grey_with_a_dash():
-    figure = drawn(plots.confusion_matrix(np.array([[3, 1, 0], [0, 0, 0], [0, 0, 2]]), ["a", "b", "c"]))
+    figure = drawn(plots.matrices.confusion_matrix(np.array([[3, 1, 0], [0, 0, 0], [0, 0, 2]]), ["a", "b", "c"]))
     texts, colours = cell_texts(figure), cell_colours(figure)
     assert [texts[1, column] for column in range(3)] == ["–"] * 3
     assert {to_hex(colour) for colour in colours[1]} == {GREY}
@@ -63,7 +63,7 @@ def test_a_class_without_images_is_grey_with_a_dash():
 @pytest.mark.parametrize("num_classes", [5, 20])
 def test_every_cell_has_a_text_that_fits(num_classes):
     counts = np.full((num_classes, num_classes), 20655)
-    figure = drawn(plots.confusion_matrix(counts, [f"class {k}" for k in range(num_classes)]))
+    figure = drawn(plots.matrices.confusion_matrix(counts, [f"class {k}" for k in range(num_classes)]))
     box = figure.axes[0].get_window_extent()
     cells = [text.get_window_extent() for text in figure.axes[0].texts]
     assert len(cells) == num_classes**2
@@ -73,7 +73,7 @@ def test_every_cell_has_a_text_that_fits(num_classes):
 
 def test_102_classes_have_no_text_and_names_that_do_not_overlap():
     names = [f"flower number {k}" for k in range(102)]
-    figure = drawn(plots.confusion_matrix(np.eye(102, dtype=int), names))
+    figure = drawn(plots.matrices.confusion_matrix(np.eye(102, dtype=int), names))
     axes = figure.axes[0]
     assert not axes.texts
     shown = [label for label in axes.get_yticklabels() if label.get_text()]
@@ -85,7 +85,8 @@ def test_102_classes_have_no_text_and_names_that_do_not_overlap():
 
 @pytest.mark.parametrize("longest", ["ill", "proliferative", "a name that is longer than any name should be"])
 def test_nothing_is_cut_off_at_the_borders(longest):
-    figure = drawn(plots.confusion_matrix(np.ones((5, 5), int), ["a", "b", "c", "d", longest], "some title " * 5))
+    names = ["a", "b", "c", "d", longest]
+    figure = drawn(plots.matrices.confusion_matrix(np.ones((5, 5), int), names, "some title " * 5))
     inside = figure.axes[0].get_tightbbox()
     assert inside.x0 >= 0
     assert inside.y0 >= 0
@@ -94,15 +95,15 @@ def test_nothing_is_cut_off_at_the_borders(longest):
 
 
 def test_mathematics_in_names_is_text():
-    drawn(plots.confusion_matrix(np.eye(2, dtype=int), ["$\\frac{$", "<b>&"], "$x^$"))
-    series = [plots.Series("$\\a$", "$x^$", "val", np.arange(2), np.ones((1, 2)))]
-    drawn(plots.curves(series, "accuracy"))
-    drawn(plots.images(np.zeros((1, 4, 4, 3), np.uint8), ["$x^$"]))
+    drawn(plots.matrices.confusion_matrix(np.eye(2, dtype=int), ["$\\frac{$", "<b>&"], "$x^$"))
+    series = [plots.curves.Series("$\\a$", "$x^$", "val", np.arange(2), np.ones((1, 2)))]
+    drawn(plots.curves.by_epoch(series, "accuracy"))
+    drawn(plots.samples.images(np.zeros((1, 4, 4, 3), np.uint8), ["$x^$"]))
 
 
 def test_matrices_stand_side_by_side_in_equal_shares_of_the_picture():
     matrices = [(f"run {k}", (k + 1) * np.eye(2, dtype=int)) for k in range(5)]
-    figure = drawn(plots.confusion_matrices(matrices, ["a", "b"], columns=2))
+    figure = drawn(plots.matrices.confusion_matrices(matrices, ["a", "b"], columns=2))
     titles = [axes.get_title() for axes in figure.axes]
     assert titles == [f"run {k}" for k in range(5)]
     for place, axes in enumerate(figure.axes):
@@ -113,14 +114,14 @@ def test_matrices_stand_side_by_side_in_equal_shares_of_the_picture():
         assert (2 - row) * height <= box.y0 < box.y1 <= (3 - row) * height
 
 
-def curve(panel: str, label: str, split: str = "val", values: object = ((70, 80, 90),)) -> plots.Series:
+def curve(panel: str, label: str, split: str = "val", values: object = ((70, 80, 90),)) -> plots.curves.Series:
     array = np.array(values, dtype=float)
-    return plots.Series(panel, label, split, np.arange(array.shape[1]), array)
+    return plots.curves.Series(panel, label, split, np.arange(array.shape[1]), array)
 
 
 def test_one_panel_per_depth_and_one_colour_per_label():
     series = [curve(f"depth={d}", f"pretrained={p}", s) for d in (18, 50) for p in "ab" for s in ("train", "val")]
-    figure = drawn(plots.curves(series, "accuracy, %", baseline=("test", 73.5)))
+    figure = drawn(plots.curves.by_epoch(series, "accuracy, %", baseline=("test", 73.5)))
     assert [axes.get_title() for axes in figure.axes] == ["depth=18", "depth=50"]
     for axes in figure.axes:
         *lines, baseline = axes.get_lines()
@@ -134,7 +135,7 @@ def test_one_panel_per_depth_and_one_colour_per_label():
 
 
 def test_runs_are_thin_and_the_mean_stops_where_a_run_does():
-    figure = drawn(plots.curves([curve("p", "a", values=[[70, 80, 90], [72, 84, np.nan]])], "accuracy"))
+    figure = drawn(plots.curves.by_epoch([curve("p", "a", values=[[70, 80, 90], [72, 84, np.nan]])], "accuracy"))
     first, second, mean = figure.axes[0].get_lines()
     assert first.get_linewidth() < mean.get_linewidth()
     np.testing.assert_array_equal(second.get_ydata(), [72, 84, np.nan])
@@ -142,24 +143,24 @@ def test_runs_are_thin_and_the_mean_stops_where_a_run_does():
 
 
 def test_a_single_epoch_is_a_point():
-    (line,) = drawn(plots.curves([curve("p", "a", values=[[70]])], "accuracy")).axes[0].get_lines()
+    (line,) = drawn(plots.curves.by_epoch([curve("p", "a", values=[[70]])], "accuracy")).axes[0].get_lines()
     assert line.get_marker() == "o"
 
 
 def test_an_incomplete_row_of_panels_hides_its_gap():
-    figure = drawn(plots.curves([curve(f"depth={d}", "a") for d in (18, 34, 50)], "accuracy", columns=2))
+    figure = drawn(plots.curves.by_epoch([curve(f"depth={d}", "a") for d in (18, 34, 50)], "accuracy", columns=2))
     assert [axes.get_visible() for axes in figure.axes] == [True, True, True, False]
     assert [axes.get_xlabel() for axes in figure.axes[:3]] == ["", "epoch", "epoch"]
 
 
 def test_more_than_ten_labels_keep_their_colours_apart():
-    lines = drawn(plots.curves([curve("p", str(k)) for k in range(14)], "accuracy")).axes[0].get_lines()
+    lines = drawn(plots.curves.by_epoch([curve("p", str(k)) for k in range(14)], "accuracy")).axes[0].get_lines()
     assert len({to_hex(line.get_color()) for line in lines}) == 14
 
 
 def test_images_show_the_batch_with_its_labels():
     batch = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
-    (axes,) = drawn(plots.images(batch, ["no DR", "mild", "severe " * 8], columns=2)).axes
+    (axes,) = drawn(plots.samples.images(batch, ["no DR", "mild", "severe " * 8], columns=2)).axes
     (sheet,) = (picture.get_array() for picture in axes.get_images())
     assert [text.get_text() for text in axes.texts[:2]] == ["no DR", "mild"]
     assert axes.texts[2].get_text().split() == ["severe"] * 8
@@ -171,7 +172,8 @@ def test_images_show_the_batch_with_its_labels():
 
 def test_layers_are_logarithmic_and_dead_units_are_percent_from_0():
     profile = {"gradient_norm": np.array([1.0, 0.01]), "activation_variance": np.ones(2), "dead_units": np.zeros(2)}
-    figure = drawn(plots.layers({"depth=$20": profile, "depth=56": {key: value * 2 for key, value in profile.items()}}))
+    doubled = {key: value * 2 for key, value in profile.items()}
+    figure = drawn(plots.layers.by_depth({"depth=$20": profile, "depth=56": doubled}))
     assert [axes.get_yscale() for axes in figure.axes] == ["log", "log", "linear"]
     assert figure.axes[2].get_ylim() == pytest.approx((-0.3, 10))
     np.testing.assert_array_equal(figure.axes[0].get_lines()[1].get_ydata(), [2, 0.02])
@@ -180,10 +182,10 @@ def test_layers_are_logarithmic_and_dead_units_are_percent_from_0():
 
 def test_scores_show_each_run_their_mean_and_the_baseline():
     rows = [
-        plots.Scores("a", np.array([70.0, 74.0]), np.array([80.0])),
-        plots.Scores("b", np.array([60.0]), np.zeros(0)),
+        plots.groups.Scores("a", np.array([70.0, 74.0]), np.array([80.0])),
+        plots.groups.Scores("b", np.array([60.0]), np.zeros(0)),
     ]
-    axes = drawn(plots.scores(rows, "accuracy, %", ("test", 73.0))).axes[0]
+    axes = drawn(plots.groups.scores(rows, "accuracy, %", ("test", 73.0))).axes[0]
     lines = axes.get_lines()
     spread = np.std([70, 74], ddof=1)
     np.testing.assert_allclose(lines[0].get_xdata(), [72 - spread, 72 + spread])
@@ -195,10 +197,10 @@ def test_scores_show_each_run_their_mean_and_the_baseline():
 def test_a_crowded_panel_shows_bands_instead_of_runs():
     def lines_and_bands(labels):
         series = [
-            plots.Series("panel", label, "test", np.arange(3), np.array([[place, 2, 3], [place, 4, 6.0]]))
+            plots.curves.Series("panel", label, "test", np.arange(3), np.array([[place, 2, 3], [place, 4, 6.0]]))
             for place, label in enumerate(labels)
         ]
-        axes = drawn(plots.curves(series, "recall")).axes[0]
+        axes = drawn(plots.curves.by_epoch(series, "recall")).axes[0]
         return len(axes.get_lines()), len(axes.collections), {line.get_linestyle() for line in axes.get_lines()}
 
     assert lines_and_bands("abcd") == (4 * (1 + 2), 4, {"-"})  # one split only: its style would say nothing

@@ -13,7 +13,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from resnet_lab.plots import BLUE, GREY, RED, add_legend, colour
+from resnet_lab.plots.frame import BLUE, GREY, RED, add_legend, colour
 from resnet_lab.report.calibration import OperatingPoint, Reliability
 
 PLAQUE = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1}  # keeps text on curves readable

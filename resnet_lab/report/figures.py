@@ -58,7 +58,7 @@ def picture(name: str, table: Table) -> Picture | None:
     return PICTURES[name](table)
 
 
-def series_of(table: Table, curve: Curve = CURVES["accuracy"]) -> Iterator[plots.Series]:
+def series_of(table: Table, curve: Curve = CURVES["accuracy"]) -> Iterator[plots.curves.Series]:
     """A metric by epoch, one panel per depth where more than the depth differs.
 
     Of the runs that count; of all where none does, to show how far they came.
@@ -69,10 +69,11 @@ def series_of(table: Table, curve: Curve = CURVES["accuracy"]) -> Iterator[plots
         panel = shown.pop("model.depth", "") if panels else ""
         label = " ".join(shown.values()) or "all runs"
         frames = [read_metrics(run.folder.kept_metrics) for run in group.scored or group.runs]
-        splits = [split for split in plots.STYLES if split in curve.splits or split == _judged(frames, curve)]
+        splits = [split for split in plots.frame.STYLES if split in curve.splits or split == _judged(frames, curve)]
         for split in splits:
             if (values := _aligned(frames, split, curve.metric)) is not None:
-                yield plots.Series(panel, label, split, values.index.to_numpy(), curve.factor * values.to_numpy().T)
+                scaled = curve.factor * values.to_numpy().T
+                yield plots.curves.Series(panel, label, split, values.index.to_numpy(), scaled)
 
 
 def _judged(frames: Sequence[pd.DataFrame], curve: Curve) -> str | None:
@@ -103,13 +104,13 @@ def baseline_of(table: Table, splits: set[str]) -> tuple[str, float] | None:
 
 
 def _both(
-    series: Sequence[plots.Series],
+    series: Sequence[plots.curves.Series],
     ylabel: str,
     baseline: tuple[str, float] | None = None,
     logarithmic: bool = False,
 ) -> Drawing:
     """Panels beside each other on a desk, one below the other on a phone."""
-    wide, narrow = (plots.curves(series, ylabel, baseline, columns, logarithmic) for columns in (2, 1))
+    wide, narrow = (plots.curves.by_epoch(series, ylabel, baseline, columns, logarithmic) for columns in (2, 1))
     return Drawing(wide, narrow)
 
 
@@ -145,8 +146,8 @@ def confusion_matrices(table: Table) -> Picture | None:
         "Counts, summed over the runs of a group, and shares of the true class (rows); darker is larger. "
         "Grey rows: no image of that class."
     )
-    shown = [Drawing(plots.confusion_matrix(counts, names, title, BESIDE)) for title, counts in matrices]
-    return Picture("Confusion matrices", note, shown, [plots.confusion_matrices(matrices, names)])
+    shown = [Drawing(plots.matrices.confusion_matrix(counts, names, title, BESIDE)) for title, counts in matrices]
+    return Picture("Confusion matrices", note, shown, [plots.matrices.confusion_matrices(matrices, names)])
 
 
 def _runs_of(group: Group) -> str:
@@ -161,14 +162,14 @@ def scores(table: Table) -> Picture | None:
             best = [read_metrics(run.folder.kept_metrics).get(f"{run.split}/accuracy") for run in group.scored]
             values = [run.scores["accuracy"] for run in group.scored]
             followed = [100 * line.max() for line in best if line is not None and group.scored[0].split == "test"]
-            rows.append(plots.Scores(group.label, 100 * np.array(values), np.array(followed)))
+            rows.append(plots.groups.Scores(group.label, 100 * np.array(values), np.array(followed)))
     if not rows:
         return None
     baseline = baseline_of(table, {table.scored[0].split})
     note = "Dots are runs, bars mean ± standard deviation."
     if any(len(row.best) for row in rows):
         note += " Diamonds: the best epoch on test, as the studies report it; chosen by looking at test, it flatters."
-    return Picture("Accuracy", note, [Drawing(plots.scores(rows, "accuracy, %", baseline))])
+    return Picture("Accuracy", note, [Drawing(plots.groups.scores(rows, "accuracy, %", baseline))])
 
 
 def recall(table: Table) -> Picture | None:
@@ -182,7 +183,7 @@ def recall(table: Table) -> Picture | None:
             values = _aligned(frames, split or "train", f"recall_{k}")
             if values is not None:
                 line = 100 * values.to_numpy().T
-                series.append(plots.Series(group.label, name, split or "train", values.index.to_numpy(), line))
+                series.append(plots.curves.Series(group.label, name, split or "train", values.index.to_numpy(), line))
     if not series:
         return None
     note = "Share of each class that is found. A network that answers one class has it at 100 % and the others at 0."
@@ -198,7 +199,7 @@ def gap(table: Table) -> Picture | None:
         train, other = (_aligned(frames, part, "accuracy") if part else None for part in ("train", split))
         if train is not None and other is not None and split:
             ahead = 100 * (train.to_numpy() - other.reindex(train.index).to_numpy()).T
-            series.append(plots.Series("", group.label, split, train.index.to_numpy(), ahead))
+            series.append(plots.curves.Series("", group.label, split, train.index.to_numpy(), ahead))
     if not series:
         return None
     note = "Accuracy of train, with augmentation, less that of the split that is judged, in percentage points."
@@ -222,7 +223,7 @@ def class_counts(table: Table) -> Picture | None:
     for counts, groups in list(found.items())[:MOST_COUNTS]:
         images = {split: np.array(numbers) for split, numbers in counts}
         title = _shared(groups) if len(found) > 1 else ""
-        shown.append(Drawing(plots.class_counts(images, names, FEW if many else None, title)))
+        shown.append(Drawing(plots.classes.counts(images, names, FEW if many else None, title)))
     note = f"Dotted: {FEW} images of train." if many else ""
     if len(found) > len(shown):
         note += f" The first {len(shown)} of {len(found)} that the runs have."
@@ -230,7 +231,7 @@ def class_counts(table: Table) -> Picture | None:
 
 
 def _counts_of(run: Run) -> Counts:
-    return tuple((split, tuple(run.class_counts(split))) for split in plots.STYLES if run.class_counts(split))
+    return tuple((split, tuple(run.class_counts(split))) for split in plots.frame.STYLES if run.class_counts(split))
 
 
 def _shared(groups: Mapping[str, Group]) -> str:
@@ -247,7 +248,7 @@ def scores_by_class(table: Table) -> Picture | None:
     if not groups:
         return None
     names = table.scored[0].class_names
-    shown = [Drawing(plots.class_scores(mean_class_scores(group), names, PASS, _runs_of(group))) for group in groups]
+    shown = [Drawing(plots.classes.scores(mean_class_scores(group), names, PASS, _runs_of(group))) for group in groups]
     note = f"Means over the runs of a group; red: below {PASS}. A class that is never predicted has a precision of 0."
     return Picture("Precision, recall and F1 of each class", note, shown)
 
@@ -271,7 +272,7 @@ def score_bands(table: Table) -> Picture | None:
         return None
     shares = {group.label: band_shares(mean_class_scores(group)) for group in groups}
     note = "Share of the classes in each band; a class that is never predicted counts as 0."
-    return Picture("Classes by score", note, [Drawing(plots.score_bands(shares, BANDS))])
+    return Picture("Classes by score", note, [Drawing(plots.classes.bands(shares, BANDS))])
 
 
 def band_shares(values: np.ndarray) -> np.ndarray:
@@ -293,7 +294,7 @@ def layers(table: Table) -> Picture | None:
     shown = []
     for pick in ("min", "max"):
         profiles = {label: profile_of(frame, getattr(frame["epoch"], pick)()) for label, frame in frames.items()}
-        shown.append(Drawing(*(plots.layers(profiles, columns) for columns in (3, 1))))
+        shown.append(Drawing(*(plots.layers.by_depth(profiles, columns) for columns in (3, 1))))
     note = "Of the first run of each group: above in its first epoch, below in its last. 0 is the input's end."
     return Picture("Gradients and activations by layer", note, shown)
 

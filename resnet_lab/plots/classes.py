@@ -1,0 +1,113 @@
+"""Images and scores of each class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from textwrap import fill
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from resnet_lab.plots.frame import BLUE, GREY, RED, shown_names
+from resnet_lab.statistics import MANY_CLASSES
+
+
+def counts(
+    counts: Mapping[str, np.ndarray], class_names: Sequence[str], mark: float | None = None, title: str = ""
+) -> Figure:
+    """Images of each class as bars, one panel per split.
+
+    Args:
+        counts: images (K,) by split.
+        class_names: K names; above 20 classes every n-th is shown, and no number.
+        mark: a dotted line at so many images of train.
+        title: above the picture.
+    """
+    shown, names = shown_names(class_names)
+    figure = Figure(figsize=(6.5, 0.7 + 0.25 * min(len(class_names), 20)), layout="constrained")
+    grid = figure.subplots(1, len(counts), sharey=True, squeeze=False)[0]
+    for axes, (split, images) in zip(grid, counts.items(), strict=True):
+        bars = axes.barh(range(len(class_names)), images, height=0.75, color=BLUE)
+        if len(class_names) <= MANY_CLASSES:
+            axes.bar_label(bars, padding=2, fontsize=8)
+        if mark is not None and split == "train":
+            axes.axvline(mark, color=GREY, linestyle=":", linewidth=1.5)
+        axes.set_title(split, fontsize=10, parse_math=False)
+        axes.margins(x=0.25)
+        axes.spines[["top", "right", "bottom"]].set_visible(False)
+        axes.tick_params(length=0, labelsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
+    grid[0].set_yticks(shown, names, parse_math=False)
+    grid[0].set_ylim(len(class_names) - 0.4, -0.6)  # the first class on top, as in a table
+    if title:
+        figure.suptitle(fill(title, 70), fontsize=11, parse_math=False)
+    return figure
+
+
+SCORES = ("precision", "recall", "F1")
+
+
+def scores(values: np.ndarray, class_names: Sequence[str], pass_mark: float, title: str = "") -> Figure:
+    """Precision, recall and F1 of each class as bars, with the classes below the pass mark in red and by name.
+
+    Args:
+        values: (3, K), NaN where undefined.
+        class_names: K names.
+        pass_mark: of all three.
+        title: above the picture.
+    """
+    figure = Figure(figsize=(9, 6.2), layout="constrained")
+    panels = figure.subplots(3, 1, sharex=True)
+    for axes, score, row in zip(panels, SCORES, values, strict=True):
+        below = np.nan_to_num(row) < pass_mark
+        axes.bar(range(len(row)), np.nan_to_num(row), color=np.where(below, RED, BLUE), width=0.8)
+        axes.axhline(pass_mark, color=GREY, linestyle=":", linewidth=1.5)
+        axes.set_ylim(0, 1)
+        axes.set_ylabel(score, fontsize=9)
+        caption = fill(f"{below.sum()} of {len(row)} below {pass_mark}{_those(below, class_names)}", 150)
+        axes.set_title(caption, fontsize=8, loc="left", color=RED if below.any() else GREY, parse_math=False)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8)
+    shown, names = shown_names(class_names)
+    panels[-1].set_xticks(shown, names, rotation=90, fontsize=7, parse_math=False)
+    figure.suptitle(fill(title, 90), fontsize=11, parse_math=False)
+    return figure
+
+
+def _those(below: np.ndarray, class_names: Sequence[str]) -> str:
+    """The classes below the mark by name; where most are, the others."""
+    low, high = ([name for name, is_low in zip(class_names, below, strict=True) if is_low == side] for side in (1, 0))
+    listed, start = (low, ": ") if len(low) <= len(high) else (high, ", all but ")
+    more = f" and {len(listed) - MANY_CLASSES} more" if len(listed) > MANY_CLASSES else ""
+    return start + ", ".join(listed[:MANY_CLASSES]) + more if listed else ""
+
+
+def bands(shares: Mapping[str, np.ndarray], edges: Sequence[float]) -> Figure:
+    """Share of the classes in each band of precision, recall and F1, as stacked bars, one line a group.
+
+    Args:
+        shares: (3, B) by group, rows adding up to 1.
+        edges: B + 1 limits of the bands.
+    """
+    figure = Figure(figsize=(9, 1.1 + 0.42 * len(shares)), layout="constrained")
+    colours = matplotlib.colormaps["RdYlBu"](np.linspace(0.08, 0.92, len(edges) - 1))
+    panels = figure.subplots(1, 3, sharey=True)
+    for place, (axes, name) in enumerate(zip(panels, SCORES, strict=True)):
+        left = np.zeros(len(shares))
+        for band, colour in enumerate(colours):
+            widths = 100 * np.array([group[place, band] for group in shares.values()])
+            label = f"{edges[band]:g} to {edges[band + 1]:g}"
+            axes.barh(range(len(shares)), widths, left=left, color=colour, height=0.7, label=label)
+            left += widths
+        axes.set_title(name, fontsize=10)
+        axes.set_xlabel("classes, %", fontsize=9)
+        axes.set_xlim(0, 100)
+        axes.tick_params(length=0, labelsize=8)
+        axes.spines[:].set_visible(False)
+    panels[0].set_yticks(range(len(shares)), [fill(label, 30) for label in shares], fontsize=8, parse_math=False)
+    panels[0].set_ylim(len(shares) - 0.5, -0.5)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8, frameon=False)
+    return figure

@@ -1,0 +1,38 @@
+"""What every picture shares: colors, line styles, the legend, class names that fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from resnet_lab.statistics import MANY_CLASSES
+
+Style = Literal["--", "-", "-."]
+STYLES: dict[str, Style] = {"train": "--", "val": "-", "test": "-."}
+GREY, BLUE, RED = "0.45", "#2b6cb0", "#a4381c"
+
+
+def shown_names(class_names: Sequence[str]) -> tuple[range, list[str]]:
+    """Every n-th class, so that names do not overlap, and its name, cut where it is long."""
+    shown = range(0, len(class_names), math.ceil(len(class_names) / MANY_CLASSES))
+    # long ones often differ in their last letters
+    return shown, [name if len(name) <= 24 else f"{name[:13]}…{name[-10:]}" for name in (class_names[k] for k in shown)]
+
+
+def add_legend(figure: Figure, lines: Sequence[Line2D], columns: int) -> None:
+    """Below all panels; names are text, whatever they hold."""
+    box = figure.legend(handles=lines, loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
+    for text in box.get_texts():
+        text.set_parse_math(False)
+
+
+def colour(place: int, count: int) -> tuple[float, float, float, float]:
+    """The colour of one of so many lines: the same place has the same one in every picture."""
+    if count <= 10:
+        return matplotlib.colormaps["tab10"](place)
+    return matplotlib.colormaps["turbo"](place / (count - 1))

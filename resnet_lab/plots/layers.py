@@ -1,0 +1,51 @@
+"""Gradients, activations and dead units from the first layer to the last."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from textwrap import fill
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from resnet_lab.plots.frame import add_legend, colour
+
+QUANTITIES = {  # of layers.csv → title, factor
+    "gradient_norm": ("gradient norm of the weights", 1),
+    "activation_variance": ("variance of the activations", 1),
+    "dead_units": ("dead units, %", 100),
+}
+
+
+def by_depth(profiles: Mapping[str, Mapping[str, np.ndarray]], columns: int = 3) -> Figure:
+    """Gradient norm, activation variance and dead units from a network's first layer (0) to its last (1).
+
+    Args:
+        profiles: by label, and by the name of the quantity, one value a layer.
+        columns: panels in a row.
+    """
+    rows = math.ceil(len(QUANTITIES) / columns)
+    figure = Figure(figsize=(max(3.2 * columns, 5.5), 2.9 * rows + 0.22 * len(profiles)), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes, (quantity, (title, factor)) in zip(grid, QUANTITIES.items(), strict=True):
+        for place, profile in enumerate(profiles.values()):
+            values = factor * profile.get(quantity, np.zeros(0))
+            axes.plot(np.linspace(0, 1, len(values)), values, color=colour(place, len(profiles)), linewidth=1.5)
+        if factor == 1 and any(np.any(profile.get(quantity, 0) > 0) for profile in profiles.values()):
+            axes.set_yscale("log")
+        elif factor != 1:
+            top = max(10.0, 1.05 * axes.get_ylim()[1])
+            axes.set_ylim(-0.03 * top, top)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("place in the network", fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.grid(color="0.92")
+        axes.spines[["top", "right"]].set_visible(False)
+    lines = [
+        Line2D([], [], color=colour(place, len(profiles)), linewidth=1.8, label=fill(label, 60))
+        for place, label in enumerate(profiles)
+    ]
+    add_legend(figure, lines, min(columns, 2))
+    return figure
