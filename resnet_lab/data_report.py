@@ -14,7 +14,7 @@ import pandas as pd
 from resnet_lab import plots
 from resnet_lab.data.patients import EACH_IMAGE, Patients
 from resnet_lab.data.prepared import read_prepared
-from resnet_lab.data.table import NO_TEST, SPLITS, leaking
+from resnet_lab.data.splits import NO_TEST, SPLITS, leaking
 from resnet_lab.errors import UserError, count
 from resnet_lab.rendering import Finding, base64_of, png, render
 from resnet_lab.run_folder import write_atomically

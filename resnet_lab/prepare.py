@@ -22,7 +22,7 @@ from resnet_lab.data.duplicates import SIDE, VERSION, find_duplicates, near_pair
 from resnet_lab.data.image_data import ImageData
 from resnet_lab.data.prepared import PreparedSet, prepare, read_prepared
 from resnet_lab.data.progress import with_progress
-from resnet_lab.data.table import join_patients, leaking
+from resnet_lab.data.splits import join_patients, leaking
 from resnet_lab.data_report import DataSummary, write_data_report
 from resnet_lab.errors import UserError, count
 from resnet_lab.run_folder import write_atomically

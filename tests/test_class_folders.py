@@ -10,7 +10,7 @@ from PIL import Image
 
 from resnet_lab.compatibility import upgraded
 from resnet_lab.data.datamodule import DataModule
-from resnet_lab.data.table import class_counts
+from resnet_lab.data.splits import class_counts
 
 SPLITS = {"train/cat": 2, "train/ant": 3, "val/ant": 1, "val/cat": 1, "test/cat": 2}
 

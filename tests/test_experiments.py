@@ -18,7 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from resnet_lab.config import conf_dir, register
-from resnet_lab.data.table import class_counts, limit_classes, limit_rows
+from resnet_lab.data.splits import class_counts, limit_classes, limit_rows
 from resnet_lab.report import __main__ as report
 from resnet_lab.run_folder import RunFolder, find_runs
 

@@ -14,7 +14,7 @@ from conftest import REAL_DATA
 from fake_data import flowers102, refusal, web, write_flowers102
 
 from resnet_lab.data.datamodule import DataModule
-from resnet_lab.data.table import class_counts
+from resnet_lab.data.splits import class_counts
 
 SPLITS = {"trnid": {2: 1, 5: 102}, "valid": {1: 1, 3: 102}, "tstid": {4: 1, 6: 1, 7: 102, 8: 102, 9: 102}}
 

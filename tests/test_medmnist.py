@@ -17,7 +17,7 @@ from PIL import Image
 
 from resnet_lab.data.check import examine
 from resnet_lab.data.datamodule import DataModule
-from resnet_lab.data.table import class_counts
+from resnet_lab.data.splits import class_counts
 
 LABELS = {"train": [0, 1, 2, 0, 1, 2, 0, 1], "val": [2, 1, 0], "test": [1, 1, 0, 2]}
 

@@ -20,7 +20,7 @@ from fake_data import (
 from PIL import Image
 
 from resnet_lab.data.datamodule import DataModule
-from resnet_lab.data.table import class_counts, fingerprints
+from resnet_lab.data.splits import class_counts, fingerprints
 
 
 def listed(table, split):

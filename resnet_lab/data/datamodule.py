@@ -26,7 +26,7 @@ from resnet_lab.config import build
 from resnet_lab.data.image_data import ImageData
 from resnet_lab.data.prepared import read_prepared
 from resnet_lab.data.sampler import EvaluationSampler, Sampling, TrainSampler
-from resnet_lab.data.table import class_counts, fingerprints
+from resnet_lab.data.splits import class_counts, fingerprints
 from resnet_lab.data.transforms import COLOR, GEOMETRY, Geometry, changes_color, color_factors, draws, normalise
 from resnet_lab.errors import UserError, count
 

@@ -12,7 +12,7 @@ from torchvision.datasets import Flowers102 as Torchvision
 
 from resnet_lab.data.image_data import ImageData
 from resnet_lab.data.listing import refuse_closed
-from resnet_lab.data.table import SPLITS
+from resnet_lab.data.splits import SPLITS
 from resnet_lab.errors import UserError, count
 
 log = logging.getLogger(__name__)

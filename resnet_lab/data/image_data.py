@@ -17,7 +17,7 @@ from resnet_lab.data.patients import DEFAULTS, EACH_IMAGE, distinct_names, find_
 from resnet_lab.data.prepared import PreparedSet
 from resnet_lab.data.reader import Recipe, read_image
 from resnet_lab.data.settings import refuse_contradictions
-from resnet_lab.data.table import (
+from resnet_lab.data.splits import (
     cut_fold,
     cut_split,
     join_patients,

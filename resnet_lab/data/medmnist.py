@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from resnet_lab.data.arrays import ArrayData
-from resnet_lab.data.table import SPLITS
+from resnet_lab.data.splits import SPLITS
 from resnet_lab.errors import UserError
 from resnet_lab.values import FromOne
 

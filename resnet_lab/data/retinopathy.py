@@ -12,19 +12,10 @@ from typing import Literal
 import pandas as pd
 
 from resnet_lab.data.image_data import ImageData, existing_folder
-from resnet_lab.data.label_files import (
-    BAD,
-    Grades,
-    is_text,
-    label_files,
-    lists_labels,
-    parse,
-    read_labels,
-    read_pair,
-    unreadable,
-)
+from resnet_lab.data.label_files import is_text, label_files, unreadable
+from resnet_lab.data.labels import BAD, Grades, lists_labels, parse, read_labels, read_pair
 from resnet_lab.data.listing import find_images, has_own, list_images, say_unlisted, splits_of
-from resnet_lab.data.table import SPLITS
+from resnet_lab.data.splits import SPLITS
 from resnet_lab.errors import UserError, count
 from resnet_lab.values import Count
 

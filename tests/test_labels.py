@@ -7,10 +7,11 @@ import pytest
 from fake_data import refusal
 
 from resnet_lab.data import listing
-from resnet_lab.data.label_files import BAD, Grades, label_files, parse, read_labels, read_pair
+from resnet_lab.data.label_files import label_files
+from resnet_lab.data.labels import BAD, Grades, parse, read_labels, read_pair
 from resnet_lab.data.listing import find_images, refuse_undecodable
 from resnet_lab.data.patients import add_patients
-from resnet_lab.data.table import class_counts, cut_split
+from resnet_lab.data.splits import class_counts, cut_split
 from resnet_lab.errors import UserError
 
 EYES = r"(.+)_(?:left|right)"

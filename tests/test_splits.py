@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from fake_data import refusal
 
-from resnet_lab.data.table import (
+from resnet_lab.data.splits import (
     class_counts,
     cut_fold,
     cut_split,

@@ -1,0 +1,96 @@
+"""CSV text → cells: separators, blank lines, encodings."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from resnet_lab.errors import UserError
+
+WHOLE_NUMBER = re.compile(r"\s*([+-]?\d{1,100})(?:[.,]0*)?\s*")  # 2, 2.0 or 2,0
+SEPARATORS = ",;\t|"
+EXCEL = re.compile(r"sep=(.)\s*\n")  # a first line by which Excel tells the separator
+LAST_SPACE = r"\s+(?=\S+\s*$)"  # before the last word: `photo 1.jpg 0`
+
+
+def read_text(path: Path, separators: str = SEPARATORS) -> pd.DataFrame:
+    """The cells of a CSV as text, first row included; names such as `001` or `NA` stay what they are.
+
+    Args:
+        path: the file.
+        separators: that may stand between columns, and spaces where there are several.
+
+    Raises:
+        UserError: the file is missing, empty, not UTF-8 or not a CSV.
+    """
+    try:
+        return read_cells(path.read_text(encoding="utf-8-sig").strip(), separators)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; check data.root, or name the file in data.train_csv") from None
+    except pd.errors.EmptyDataError:
+        raise UserError(f"{path} is empty; it has to list one image per row") from None
+    except (pd.errors.ParserError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise UserError(f"{path} is not a comma-separated file in UTF-8: {' '.join(str(error).split())}") from None
+
+
+def read_cells(text: str, separators: str = SEPARATORS) -> pd.DataFrame:
+    """The cells of a text; blank lines are rows, and the text may begin with Excel's `sep=`."""
+    told = EXCEL.match(text)
+    text = text[told.end() :] if told else text
+    separator = told[1] if told else _separator(text.splitlines()[:20], separators)
+    if len(separator) == 1:
+        text = _as_wide_as_its_rows(text, separator)
+    # a blank line is a row whose label is missing: skipping it would shift the rows of one file of a pair
+    cells = pd.read_csv(
+        io.StringIO(text), sep=separator, header=None, dtype=str, keep_default_na=False, skip_blank_lines=False,
+        engine="c" if len(separator) == 1 else "python",
+    )  # fmt: skip
+    frame: pd.DataFrame = cells.fillna("").apply(lambda column: column.str.strip())
+    return frame
+
+
+def _separator(head: Sequence[str], separators: str) -> str:
+    """What every line has equally often, or else the first one most; the last space where the first line has none."""
+    lines = [re.sub(r'"[^"]*"', "", line) for line in head if line.strip()]
+    first = lines[0] if lines else ""
+    even = [each for each in separators if len({line.count(each) for line in lines}) == 1 and first.count(each)]
+    if even:
+        return even[0]
+    most = max(separators, key=first.count)
+    if (
+        first
+        and first.count(most) == 0
+        and len(separators) > 1
+        and all(re.search(LAST_SPACE, line.strip()) for line in head)
+    ):
+        return LAST_SPACE
+    return most
+
+
+def _as_wide_as_its_rows(text: str, separator: str) -> str:
+    """The text with an empty cell more in its header, where rows have one more: an index without a name, or a comma."""
+    header, row = [*csv.reader(text.splitlines()[:2], delimiter=separator), [], []][:2]
+    if len(row) != len(header) + 1:
+        return text
+    if row[-1] == "":
+        return text.replace("\n", f"{separator}\n", 1)
+    return text if is_whole(row[1]) and is_whole(row[-1]) else separator + text  # which one is the index is not told
+
+
+def with_blank_lines(path: Path, cells: pd.DataFrame, rows: int) -> pd.DataFrame:
+    """The cells with as many of the blank lines at the end, and then at the beginning, as there are rows too few."""
+    text = path.read_text(encoding="utf-8-sig")
+    before, after = (text[: len(text) - len(text.lstrip())], text[len(text.rstrip()) :])
+    last = min(max(rows - len(cells), 0), max(after.count("\n") - 1, 0))
+    first = min(max(rows - len(cells) - last, 0), before.count("\n"))
+    return cells.reindex(range(-first, len(cells) + last), fill_value="").reset_index(drop=True)
+
+
+def is_whole(cell: object) -> bool:
+    """Whether the text of a cell is a whole number."""
+    return WHOLE_NUMBER.fullmatch(str(cell)) is not None

@@ -1,0 +1,262 @@
+"""Image names and grades of a CSV, as people write them."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from resnet_lab.data.cells import WHOLE_NUMBER, is_whole, read_cells, read_text, with_blank_lines
+from resnet_lab.data.listing import is_image
+from resnet_lab.errors import UserError, count
+
+log = logging.getLogger(__name__)
+# in the order of preference, as `plain` writes them
+IMAGE_COLUMNS = (
+    *("image", "id_code", "image_id", "image_name", "img_name", "filename", "file_name", "img", "imageid", "name"),
+    *("file", "id", "image_path", "img_path", "path"),
+)
+LABEL_COLUMNS = (
+    *("level", "diagnosis", "label", "retinopathy_grade", "dr_grade", "adjudicated_dr_grade", "dr_level", "grade"),
+    *("dr_grading", "retinopathy"),
+)
+EYES = ("left_eye_dr_level", "right_eye_dr_level")  # of DeepDRiD: each photograph has a grade in that of its eye
+# 3_r1, right_4, 5_OD
+LEFT, RIGHT = (rf"(?i)(?:.*[_\-. \d])?(?:{eye})(?:\d*|[_\-. ].*)" for eye in ("l|left|os|oi|le", "r|right|od|re"))
+BAD = -1  # the target of a row whose label is none
+
+
+@dataclass(frozen=True)
+class Grades:
+    """What the labels of a file may be: numbers, the names of classes, or the words of a mapping."""
+
+    class_names: Sequence[str]
+    labels: Mapping[str, int] | None = None  # text → class, in whatever case; nothing else is a label then
+    first: int = 0  # the number of the first class
+
+    def __post_init__(self) -> None:
+        """Refuse a mapping to classes that there are not."""
+        for text, target in (self.labels or {}).items():
+            if not 0 <= target < len(self.class_names):
+                raise UserError(
+                    f"data.labels: {text!r} is class {target}; classes run from 0 to {len(self.class_names) - 1}"
+                )
+        words = [plain(text) for text in self.labels or {}]
+        if alike := [word for word in words if words.count(word) > 1]:
+            raise UserError(f"data.labels: several labels read {alike[0]!r} in lower case; keep one of them")
+
+    @property
+    def last(self) -> int:
+        """The number of the last class."""
+        return self.first + len(self.class_names) - 1
+
+    def targets(self, labels: pd.Series) -> pd.Series:
+        """The class of each label, or BAD."""
+        known = {label: self._target(label) for label in labels.unique()}
+        return labels.map(known).astype(int)
+
+    def _target(self, label: str) -> int:
+        whole = WHOLE_NUMBER.fullmatch(label)
+        number = str(int(whole[1])) if whole else plain(label)
+        if self.labels is not None:
+            words = {plain(text): target for text, target in self.labels.items()}
+            return words.get(plain(label), words.get(number, BAD))
+        if whole:  # a number is one, even where classes are called by numbers
+            return int(number) - self.first if self.first <= int(number) <= self.last else BAD
+        names = [plain(name) for name in self.class_names]
+        return names.index(plain(label)) if plain(label) in names else BAD
+
+    def rule(self, label: str) -> str:
+        """Why a label is none."""
+        if self.labels is not None:
+            return f"data.labels has no such label; it has {', '.join(map(str, self.labels))}"
+        if is_whole(label):
+            return f"labels run from {self.first} to {self.last}"
+        return (
+            f"labels must be whole numbers, names of classes ({', '.join(self.class_names)}) or words of data.labels, "
+            "as data.labels={none: 0, R1: 1}"
+        )
+
+    def shift(self, labels: pd.Series) -> str:
+        """What to set where the numbers run from 1 to the number of classes; empty where they do not."""
+        found = {int(whole[1]) for label in labels.unique() if (whole := WHOLE_NUMBER.fullmatch(label))}
+        if self.labels is not None or self.first != 0 or self.last + 1 not in found or 0 in found:
+            return ""
+        return f"no label is 0; set data.first_label=1 if classes run from 1 to {self.last + 1}"
+
+
+def plain(text: str) -> str:
+    """A name as it is compared: lower case, `_` for spaces and hyphens."""
+    return re.sub(r"[\s_-]+", "_", text.strip().lower())
+
+
+def lists_labels(path: Path, columns: tuple[str | None, str | None], grades: Grades) -> bool:
+    """Whether the first lines of a file are names and labels, with a header or without."""
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            cells = read_cells("".join(line for line, _ in zip(file, range(3), strict=False)).strip())
+    except (OSError, ValueError, pd.errors.EmptyDataError, pd.errors.ParserError):
+        return False
+    if cells.shape[1] < 2:
+        return False
+    if columns == (None, None) and _starts_with_data(cells, grades):
+        # prose may end in a number, and a confusion matrix has names of classes in its header
+        return cells.shape[1] == 2 and (path.suffix.lower() != ".txt" or is_image(str(cells.iloc[0, 0])))
+    header = list(cells.iloc[0])
+    label = _place(header, columns[1], LABEL_COLUMNS) is not None or _eyes(header) is not None
+    return len(cells) > 1 and label and _place(header, columns[0], IMAGE_COLUMNS) is not None
+
+
+def read_labels(
+    path: Path,
+    image_column: str | None,
+    label_column: str | None,
+    grades: Grades,
+    more: Mapping[str, tuple[str, str]] | None = None,
+) -> pd.DataFrame:
+    """One CSV of names and labels → columns `image`, `label` and those of `more`, all text.
+
+    Without column names these are known ones (IMAGE_COLUMNS, LABEL_COLUMNS) in whatever case, or the first two columns
+    of a file without header; the first row is data when its second cell is a label.
+
+    Args:
+        path: the CSV.
+        image_column: of the header; None: a known one.
+        label_column: of the header; None: a known one.
+        grades: what a label may be.
+        more: name of a further column → its name in the header, and the configuration key that says so.
+    """
+    cells = read_text(path)
+    cells = cells[(cells != "").any(axis=1)]
+    if image_column is None and label_column is None and not more and _starts_with_data(cells, grades):
+        return cells.iloc[:, :2].set_axis(["image", "label"], axis=1)
+    header, rows = list(cells.iloc[0]), cells.iloc[1:]
+    image = rows[_find_column(path, header, image_column, IMAGE_COLUMNS, "data.image_column")]
+    eyes = _eyes(header) if label_column is None else None
+    if eyes is not None and _place(header, None, LABEL_COLUMNS) is None:
+        label = _of_its_eye(image, rows[eyes[0]], rows[eyes[1]])
+    else:
+        label = rows[_find_column(path, header, label_column, LABEL_COLUMNS, "data.label_column")]
+    further = {name: rows[_find_column(path, header, column, (), key)] for name, (column, key) in (more or {}).items()}
+    return _not_empty(path, pd.DataFrame({"image": image, "label": label} | further))
+
+
+def _eyes(header: Sequence[str]) -> tuple[int, int] | None:
+    """The places of the columns EYES."""
+    names = [plain(name) for name in header]
+    return (names.index(EYES[0]), names.index(EYES[1])) if {*EYES} <= {*names} else None
+
+
+def _of_its_eye(image: pd.Series, left: pd.Series, right: pd.Series) -> pd.Series:
+    """The grade of the eye that a name speaks of, or the only one that a row has; empty where neither tells."""
+    names = image.str.replace(r"\.\w+$", "", regex=True)
+    is_left, is_right = names.str.fullmatch(LEFT), names.str.fullmatch(RIGHT)
+    own = right.where(is_right & ~is_left, left.where(is_left & ~is_right, ""))
+    only = left.where(right == "", right.where((left == "") | (left == right), ""))
+    return own.where(own != "", only)
+
+
+def read_pair(image_csv: Path, label_csv: Path, grades: Grades) -> pd.DataFrame:
+    """The studies' layout, two single-column files aligned row by row → columns `image`, `label`, both text.
+
+    The header is optional: the first row is one when its label cell starts with a letter and is no label. A blank line
+    of the labels is a row whose label is missing; at the end or the beginning only where there are too many lines.
+
+    Raises:
+        UserError: the two files differ in their number of rows, or hold no row.
+    """
+    image_cells = read_text(image_csv, ",")
+    label_cells = with_blank_lines(label_csv, read_text(label_csv, ","), len(image_cells))
+    word = str(label_cells.iloc[0, 0])  # `1.5` or nothing is a bad label, not a header
+    first = 1 if word[:1].isalpha() and grades.targets(pd.Series([word])).iloc[0] == BAD else 0
+    images, labels = image_cells.iloc[first:, 0], label_cells.iloc[first:, 0]
+    if len(images) != len(labels):
+        raise UserError(
+            f"{image_csv} has {count(len(images), 'row')} but {label_csv.name} has {len(labels)}; "
+            "they must be aligned row by row, both with or both without a header"
+        )
+    return _not_empty(image_csv, pd.DataFrame({"image": images.to_numpy(), "label": labels.to_numpy()}))
+
+
+def _starts_with_data(cells: pd.DataFrame, grades: Grades) -> bool:
+    """Whether there is no header: the first cell names a file, or the second is a number, another label, or empty."""
+    if cells.shape[1] < 2 or plain(str(cells.iloc[0, 0])) in IMAGE_COLUMNS:
+        return False
+    name, label = map(str, cells.iloc[0, :2])
+    return (
+        is_image(name) or is_whole(label) or (name != "" and label == "") or grades.targets(cells.iloc[:1, 1])[0] != BAD
+    )
+
+
+def _place(header: Sequence[str], wanted: str | None, known: Sequence[str]) -> int | None:
+    """The place of a column, by its name as it is or else as it is compared."""
+    names = [plain(name) for name in header]
+    for name in [wanted] if wanted is not None else known:
+        if name in header:
+            return header.index(name)
+        if names.count(plain(name)) == 1 or (wanted is None and plain(name) in names):
+            return names.index(plain(name))
+    return None
+
+
+def _find_column(path: Path, header: Sequence[str], wanted: str | None, known: Sequence[str], key: str) -> int:
+    place = _place(header, wanted, known)
+    if place is None:
+        candidates = [wanted] if wanted is not None else [*known[:3], "…"]
+        raise UserError(
+            f"{path} has no column {' or '.join(candidates)}; its columns are {', '.join(header)}; set {key}"
+        )
+    return place
+
+
+def _not_empty(path: Path, labels: pd.DataFrame) -> pd.DataFrame:
+    if labels.empty:
+        raise UserError(f"{path} lists no image; it has to hold one per row")
+    return labels.reset_index(drop=True)
+
+
+def parse(labels: pd.DataFrame, image_csv: Path, label_csv: Path, grades: Grades, drop: bool = False) -> pd.DataFrame:
+    """Text columns `image`, `label` → `image`, `target` (int), checked row by row; further columns stay.
+
+    Args:
+        labels: as `read_labels` and `read_pair` give them.
+        image_csv: the file to name in errors of names.
+        label_csv: the file to name in errors of labels.
+        grades: what a label may be.
+        drop: give rows whose label is none the target BAD, in place of an error.
+
+    Raises:
+        UserError: a label is none; a name is empty, repeated, absolute or holds `..`.
+    """
+    targets = grades.targets(labels["label"])
+    bad, shift = labels[targets == BAD], grades.shift(labels["label"])
+    if len(bad) and not drop:
+        rule = "; ".join(filter(None, (grades.rule(bad["label"].iloc[0]), shift)))
+        _refuse(label_csv, bad, "label", f"{rule}; data.on_bad_label=drop leaves such rows out")
+    if shift:
+        log.warning("%s: %s", label_csv, shift)
+    if len(bad) == len(labels):
+        raise UserError(f"{label_csv}: no row has a label; {grades.rule(bad['label'].iloc[0])}")
+    good, names = targets != BAD, labels["image"]
+    windows = names.str.contains("\\", regex=False)  # paths of Windows; one that begins with `\` is below the folder
+    names = names.mask(windows, names.str.replace("\\", "/", regex=False).str.lstrip("/"))
+    unsafe = names.map(lambda name: name == "" or name.startswith("/") or ".." in name.split("/"))
+    labels = labels.assign(image=names.mask(unsafe & ~good, ""))  # no one looks for these
+    used = labels[good]
+    rule = "names must be relative paths without '..' inside the image folder"
+    _refuse(image_csv, used[unsafe[good]], "image", rule)
+    _refuse(image_csv, used[used["image"].duplicated()], "image", "image names must not repeat")
+    if "patient" in used:
+        _refuse(image_csv, used[used["patient"] == ""], "patient", "data.patient_column must name one in every row")
+    return labels.drop(columns="label").assign(target=targets)
+
+
+def _refuse(source: Path, rows: pd.DataFrame, column: str, rule: str) -> None:
+    if len(rows):
+        row, cell = rows.index[0], rows.iloc[0][column]
+        more = f" (and {count(len(rows) - 1, 'more row')})" if len(rows) > 1 else ""
+        raise UserError(f"{source}: {column} {cell!r} of image row {row + 1}{more}: {rule}")

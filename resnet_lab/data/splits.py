@@ -1,0 +1,202 @@
+"""Which rows train, validate and test: splits cut by patient, folds, leaks, limits, fingerprints."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from itertools import islice
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from resnet_lab.errors import UserError, count
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("train", "val", "test")
+NO_TEST = "there is no test split; set data.test_fraction or data.folds, or add a test split to the data"
+
+
+def remap_splits(table: pd.DataFrame, splits: Mapping[str, str] | None) -> pd.DataFrame:
+    """Rename the splits of a data set: `{train: test, val: val}` trains on its test split; what is not named goes.
+
+    Raises:
+        UserError: a name is none of the three, is given twice, or train has no images.
+    """
+    if splits is None:
+        return table
+    if not set(splits) <= set(SPLITS) or len(set(splits.values())) < len(splits) or "train" not in splits:
+        raise UserError(
+            f"data.splits={dict(splits)}: give each of train, val, test at most once, as {{train: test, …}}"
+        )
+    known = sorted(table["split"].unique())
+    if splits["train"] not in known:
+        raise UserError(
+            f"data.splits: there is no split {splits['train']} to train on; the data has {', '.join(known)}"
+        )
+    for name in sorted(set(splits.values()) - set(known)):
+        log.warning("data.splits: the data has no split %s", name)
+    renamed = table["split"].map({source: name for name, source in splits.items()})
+    return table.assign(split=renamed)[renamed.notna()].reset_index(drop=True)
+
+
+def join_patients(table: pd.DataFrame) -> pd.DataFrame:
+    """Make patients who share an identical image one patient, so that no rule about patients tells them apart.
+
+    Args:
+        table: rows with `patient` and `digest`; the joined patient has the name that comes first in the table.
+    """
+    shared = table[table["digest"].duplicated(keep=False)]
+    if shared.groupby("digest")["patient"].nunique().le(1).all():
+        return table
+    patients, names = pd.factorize(table["patient"])
+    digests, _ = pd.factorize(table["digest"])
+    size = len(names) + digests.max() + 1
+    links = coo_array((np.ones(len(table)), (patients, len(names) + digests)), (size, size))
+    _, component = connected_components(links, directed=False)
+    joined = pd.Series(component[patients], index=table.index)
+    return table.assign(patient=table.groupby(joined)["patient"].transform("first"))
+
+
+def cut_split(table: pd.DataFrame, name: str, fraction: float, seed: int, key: str) -> pd.DataFrame:
+    """Move a share of the training patients to split `name`, stratified by a patient's worst grade.
+
+    Both eyes of a patient go together. Depends on the table and `seed` alone. (Not stratified where every class is too
+    small to give one.)
+
+    Args:
+        table: rows of every split; only rows of `train` move.
+        name: `val` or `test`.
+        fraction: share of the patients, in [0, 1); 0 changes nothing.
+        seed: of the split, not of the training.
+        key: the configuration key, for errors.
+    """
+    if not 0 <= fraction < 1:
+        raise UserError(f"{key}={fraction}: a share must be at least 0 and below 1")
+    if fraction == 0:
+        return table
+    worst = table[table["split"] == "train"].groupby("patient")["target"].max()
+    chosen = worst.groupby(worst).sample(frac=fraction, random_state=seed).index
+    if not len(chosen):  # no class alone is large enough
+        chosen = worst.sample(frac=fraction, random_state=seed).index
+    if not len(chosen) or len(chosen) == len(worst):
+        raise UserError(
+            f"{key}={fraction} of {count(len(worst), 'training patient')} (or images) leaves a split empty; "
+            "use another share"
+        )
+    moved = (table["split"] == "train") & table["patient"].isin(chosen)
+    return table.assign(split=table["split"].mask(moved, name))
+
+
+def cut_fold(table: pd.DataFrame, name: str, folds: int, fold: int, seed: int) -> pd.DataFrame:
+    """Move one of `folds` equal parts of the training patients to split `name`, stratified by a patient's worst grade.
+
+    The parts of `fold` 0, 1, … do not overlap and cover all training patients.
+
+    Raises:
+        UserError: there is no such fold, or a class has fewer patients than there are folds.
+    """
+    if not 0 <= fold < folds:
+        raise UserError(f"data.fold={fold}: data.folds={folds} has folds 0 to {folds - 1}")
+    worst = table[table["split"] == "train"].groupby("patient")["target"].max()
+    if worst.empty:
+        raise UserError(f"data.folds={folds}: there is no training image to cut folds from")
+    fewest = worst.value_counts()
+    if fewest.min() < folds:
+        raise UserError(
+            f"data.folds={folds}: class {fewest.idxmin()} has only {count(fewest.min(), 'patient')} "
+            "(by their worst grade); each fold needs one, so take fewer folds"
+        )
+    from sklearn.model_selection import StratifiedKFold  # takes half a second, which every command would pay
+
+    parts = StratifiedKFold(folds, shuffle=True, random_state=seed).split(worst, worst)
+    chosen = worst.index[next(islice((held for _, held in parts), fold, None))]
+    moved = (table["split"] == "train") & table["patient"].isin(chosen)
+    return table.assign(split=table["split"].mask(moved, name))
+
+
+def leaking(table: pd.DataFrame) -> pd.Series:
+    """Which rows are of train or val and of a patient who also stands in a later split, (N,) bool."""
+    order = table["split"].map({split: rank for rank, split in enumerate(SPLITS)})
+    return order < order.groupby(table["patient"]).transform("max")
+
+
+def resolve_leaks(table: pd.DataFrame, on_leak: str) -> tuple[pd.DataFrame, int]:
+    """Find patients who stand in two splits: in train and in val or test, or in val and test.
+
+    Whoever shares an identical image is one patient here (`join_patients`).
+
+    Args:
+        table: rows of every split.
+        on_leak: `error`, `drop` (removes the rows from train, or from val where the patient is in test) or `ignore`.
+
+    Returns:
+        The table, and the number of rows that leak or leaked from train or val into a later split.
+
+    Raises:
+        UserError: there are such rows and `on_leak` is `error`.
+    """
+    leaks = leaking(table)
+    number = int(leaks.sum())
+    if number and on_leak == "error":
+        patients = table.loc[leaks, "patient"].unique()
+        raise UserError(
+            f"{count(number, 'image of train or val is', 'images of train or val are')} of "
+            f"{count(len(patients), 'patient who also stands', 'patients who also stand')} in another split, by name "
+            f"or by an identical image ({', '.join(patients[:3])}{', …' if len(patients) > 3 else ''}); set "
+            "data.on_leak=drop to remove them there, or ignore to train on them knowingly"
+        )
+    if number:
+        share = count(number, "image of train or val shares", "images of train or val share")
+        log.warning("%s a patient with a later split: %s", share, on_leak)
+    return (table[~leaks] if on_leak == "drop" else table).reset_index(drop=True), number
+
+
+def limit_rows(table: pd.DataFrame, most: int | None, seed: int) -> pd.DataFrame:
+    """Keep at most `most` images of each split, the classes in proportion and each kept at least once.
+
+    What rare classes get beyond their proportion, the largest one gives.
+    """
+    if most is None:
+        return table
+    kept = []
+    for _, rows in table.groupby("split", sort=False):
+        share = min(1.0, most / len(rows))
+        sizes = rows["target"].value_counts().map(lambda n, share=share: max(1, int(n * share)))
+        sizes.iloc[0] = max(1, sizes.iloc[0] - max(0, sizes.sum() - most))
+        kept += [group.sample(n=sizes[target], random_state=seed) for target, group in rows.groupby("target")]
+    return pd.concat(kept).sort_index().reset_index(drop=True)
+
+
+def limit_classes(table: pd.DataFrame, most: int | None, seed: int) -> pd.DataFrame:
+    """Keep at most `most` training images of each class (study C left out healthy eyes)."""
+    if most is None:
+        return table
+    train = table[table["split"] == "train"]
+    kept = train.sample(frac=1, random_state=seed).groupby("target").head(most).index
+    return table.drop(index=train.index.difference(kept))
+
+
+def fingerprints(table: pd.DataFrame, column: str = "target") -> dict[str, str]:
+    """A hash of the images and targets of each split: equal where two runs saw the same split, in whatever order.
+
+    Args:
+        table: rows with `image` and `split`.
+        column: what is hashed beside the name of an image: its target, or another column.
+    """
+    prints = {}
+    for split, rows in table.groupby("split"):
+        lines = sorted(f"{image}\t{value}" for image, value in zip(rows["image"], rows[column], strict=True))
+        prints[str(split)] = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+    return prints
+
+
+def class_counts(table: pd.DataFrame, num_classes: int) -> dict[str, list[int]]:
+    """Images of each class, by split."""
+    return {
+        str(split): rows["target"].value_counts().reindex(range(num_classes), fill_value=0).tolist()
+        for split, rows in table.groupby("split")
+    }
