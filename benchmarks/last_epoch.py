@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import pandas as pd
 
-from resnet_lab.report.comparison import tables_of
+from resnet_lab.report.groups import tables_of
 from resnet_lab.report.runs import Run, read_layers, read_metrics, read_run
 from resnet_lab.run_folder import find_runs
 

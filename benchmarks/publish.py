@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from resnet_lab.report.comparison import tables_of
+from resnet_lab.report.groups import tables_of
 from resnet_lab.report.runs import Run, read_predictions, read_run
 from resnet_lab.report.verify import LOSS_TOLERANCE, TOLERANCE, metrics_of
 from resnet_lab.run_folder import RunFolder, find_runs

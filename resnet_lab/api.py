@@ -14,7 +14,7 @@ from resnet_lab.config import build, check, compose_config, words_of_trust
 from resnet_lab.errors import UserError
 from resnet_lab.launch import run_in
 from resnet_lab.report import runs
-from resnet_lab.report.comparison import tables_of
+from resnet_lab.report.groups import tables_of
 from resnet_lab.report.runs import Run
 from resnet_lab.report.summaries import summary
 from resnet_lab.run_folder import RunFolder

@@ -3,9 +3,9 @@
 import pytest
 from fake_runs import write_run
 
-from resnet_lab.report.comparison import tables_of
 from resnet_lab.report.costs import cost_cells, costs_of
 from resnet_lab.report.figures import picture
+from resnet_lab.report.groups import tables_of
 from resnet_lab.report.runs import read_run
 from resnet_lab.run_folder import find_runs
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from fake_runs import write_run, write_sweep
 
-from resnet_lab.report.comparison import tables_of
 from resnet_lab.report.effects import confounded_of, effects_of
+from resnet_lab.report.groups import tables_of
 from resnet_lab.report.runs import read_run
 from resnet_lab.run_folder import find_runs
 

@@ -13,7 +13,7 @@ from resnet_lab.errors import UserError
 from resnet_lab.rendering import png
 from resnet_lab.report import __main__ as report
 from resnet_lab.report import figures
-from resnet_lab.report.comparison import tables_of
+from resnet_lab.report.groups import tables_of
 from resnet_lab.report.page import FIGURES
 from resnet_lab.report.runs import read_run
 from resnet_lab.run_folder import find_runs

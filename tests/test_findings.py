@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from fake_runs import GRADES, change_status, edit_predictions, write_run
 
-from resnet_lab.report.comparison import tables_of
 from resnet_lab.report.findings import findings_of
+from resnet_lab.report.groups import tables_of
 from resnet_lab.report.page import figures_of
 from resnet_lab.report.runs import read_run
 from resnet_lab.run_folder import find_runs

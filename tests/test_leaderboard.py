@@ -7,7 +7,7 @@ import pytest
 from fake_runs import write_run, write_sweep
 from sklearn.metrics import roc_auc_score
 
-from resnet_lab.report.comparison import tables_of
+from resnet_lab.report.groups import tables_of
 from resnet_lab.report.intervals import Interval
 from resnet_lab.report.leaderboard import interval_of, interval_text, limits_text, referable_rows_of, rows_of
 from resnet_lab.report.runs import read_run

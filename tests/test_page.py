@@ -16,7 +16,7 @@ from fake_runs import edit_predictions, write_run, write_sweep
 from resnet_lab.errors import UserError
 from resnet_lab.report import __main__ as report
 from resnet_lab.report import page
-from resnet_lab.report.comparison import Group
+from resnet_lab.report.groups import Group
 from resnet_lab.report.runs import read_run
 from resnet_lab.run_folder import find_runs
 

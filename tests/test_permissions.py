@@ -32,8 +32,8 @@ from resnet_lab.data.prepared import prepare
 from resnet_lab.errors import UserError, one_line_of
 from resnet_lab.failures import explained
 from resnet_lab.models.pretrained import read
-from resnet_lab.report.comparison import tables_of
 from resnet_lab.report.findings import findings_of
+from resnet_lab.report.groups import tables_of
 from resnet_lab.report.runs import read_run
 from resnet_lab.report.verify import differences_of
 from resnet_lab.run_folder import RunFolder, list_jobs

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from fake_runs import edit_predictions, write_run
 
-from resnet_lab.report.comparison import tables_of
+from resnet_lab.report.groups import tables_of
 from resnet_lab.report.leaderboard import rows_of
 from resnet_lab.report.runs import read_layers, read_metrics, read_run
 from resnet_lab.run_folder import RunFolder, find_runs

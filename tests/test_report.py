@@ -14,7 +14,7 @@ from PIL import Image
 from resnet_lab.errors import UserError
 from resnet_lab.report import __main__ as report
 from resnet_lab.report import page
-from resnet_lab.report.comparison import tables_of
+from resnet_lab.report.groups import tables_of
 from resnet_lab.report.leaderboard import rows_of
 from resnet_lab.report.runs import read_run
 from resnet_lab.report.summaries import text_table

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from resnet_lab.metrics import metric_names, mode_of
 from resnet_lab.report import __main__ as report
-from resnet_lab.report.comparison import Table, tables_of
+from resnet_lab.report.groups import Table, tables_of
 from resnet_lab.report.intervals import estimate
 from resnet_lab.report.leaderboard import rows_of
 from resnet_lab.report.runs import read_predictions, read_run

@@ -2,7 +2,7 @@
 
 from fake_runs import write_run
 
-from resnet_lab.report.comparison import sweeps_of
+from resnet_lab.report.groups import sweeps_of
 from resnet_lab.report.runs import read_run
 from resnet_lab.report.sharing import unshared_of
 from resnet_lab.run_folder import find_runs

@@ -7,7 +7,7 @@ from fake_runs import edit_predictions, write_run
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from resnet_lab.report import calibration, figures
-from resnet_lab.report.comparison import tables_of
+from resnet_lab.report.groups import tables_of
 from resnet_lab.report.leaderboard import referable_rows_of
 from resnet_lab.report.runs import read_run
 from resnet_lab.report.thresholds import (

@@ -11,9 +11,9 @@ from resnet_lab.command_line import run_command
 from resnet_lab.errors import UserError, count, printable
 from resnet_lab.outputs import for_spreadsheets
 from resnet_lab.rendering import Finding
-from resnet_lab.report.comparison import Table, tables_of
 from resnet_lab.report.figures import CURVES, PICTURES
 from resnet_lab.report.findings import findings_of
+from resnet_lab.report.groups import Table, tables_of
 from resnet_lab.report.page import page
 from resnet_lab.report.runs import Run, read_runs
 from resnet_lab.report.summaries import markdown, summary, text_table

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from resnet_lab.report.charts import Cost
-from resnet_lab.report.comparison import Table
+from resnet_lab.report.groups import Table
 from resnet_lab.report.leaderboard import interval_of
 from resnet_lab.scores import ABSENT, SCORES
 

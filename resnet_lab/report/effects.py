@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from resnet_lab.report.comparison import Group, Table, order_of
+from resnet_lab.report.groups import Group, Table, order_of
 from resnet_lab.report.intervals import CONFIDENCE, Comparisons
 from resnet_lab.report.leaderboard import limits_text
 from resnet_lab.scores import SCORES

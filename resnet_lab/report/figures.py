@@ -11,8 +11,8 @@ import pandas as pd
 from resnet_lab import plots
 from resnet_lab.errors import UserError
 from resnet_lab.report import score_figures
-from resnet_lab.report.comparison import Group, Table
 from resnet_lab.report.drawing import Drawing, Picture
+from resnet_lab.report.groups import Group, Table
 from resnet_lab.report.runs import Run, profile_of, read_layers, read_metrics
 from resnet_lab.statistics import MANY_CLASSES, class_scores
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from resnet_lab.errors import count
 from resnet_lab.rendering import Finding
-from resnet_lab.report.comparison import Table, places_of
 from resnet_lab.report.figures import CURVES, PICTURES
+from resnet_lab.report.groups import Table, places_of
 from resnet_lab.report.intervals import FEW_OF_A_CLASS, FEWEST
 from resnet_lab.report.leaderboard import AREA
 from resnet_lab.report.runs import Run, may_not_be_read, read_metrics

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from resnet_lab.report.comparison import Group, Table
+from resnet_lab.report.groups import Group, Table
 from resnet_lab.report.intervals import CONFIDENCE, Interval
 from resnet_lab.report.references import references_for
 from resnet_lab.scores import ABSENT, SCORES

@@ -14,9 +14,9 @@ import numpy as np
 from resnet_lab.rendering import Finding, base64_of, png, render
 from resnet_lab.report import costs, thresholds
 from resnet_lab.report.by_class import Share, class_rows, confusions_of, shares_by_distance
-from resnet_lab.report.comparison import Group, Table, places_of, sweeps_of
 from resnet_lab.report.effects import confounded_of, effects_of
 from resnet_lab.report.figures import CURVES, PICTURES, picture
+from resnet_lab.report.groups import Group, Table, places_of, sweeps_of
 from resnet_lab.report.leaderboard import interval_text, referable_rows_of, rows_of
 from resnet_lab.report.runs import Run
 from resnet_lab.report.sharing import unshared_of

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from resnet_lab.report import calibration, charts, costs, thresholds
-from resnet_lab.report.comparison import Table
 from resnet_lab.report.drawing import Drawing, Picture
+from resnet_lab.report.groups import Table
 from resnet_lab.scores import SCORES
 
 RELIABLE = 3  # groups whose reliability is drawn, the best ones

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from resnet_lab.rendering import Finding
-from resnet_lab.report.comparison import Group, Table
+from resnet_lab.report.groups import Group, Table
 from resnet_lab.report.leaderboard import Row, interval_of, interval_text, rows_of
 from resnet_lab.scores import ABSENT, SCORES
 

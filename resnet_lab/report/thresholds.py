@@ -11,7 +11,7 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 
 from resnet_lab.report import calibration, charts
 from resnet_lab.report.by_class import NOTHING, Share, by_patient, share_of
-from resnet_lab.report.comparison import Group, Table
+from resnet_lab.report.groups import Group, Table
 from resnet_lab.scores import Answers
 from resnet_lab.statistics import REFERABLE
 

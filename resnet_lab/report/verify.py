@@ -13,7 +13,7 @@ import pandas as pd
 
 from resnet_lab import statistics
 from resnet_lab.errors import UserError, count
-from resnet_lab.report.comparison import places_of
+from resnet_lab.report.groups import places_of
 from resnet_lab.report.runs import Predictions, Run, may_not_be_read, read_metrics, read_predictions
 from resnet_lab.scores import SCORES, Answers
 

@@ -5,8 +5,8 @@ import pytest
 from fake_runs import write_run, write_sweep
 
 from resnet_lab.rendering import Finding
-from resnet_lab.report.comparison import places_of, tables_of
 from resnet_lab.report.findings import findings_of
+from resnet_lab.report.groups import places_of, tables_of
 from resnet_lab.report.runs import read_run
 from resnet_lab.run_folder import BOOKKEEPING, find_runs
 
