@@ -32,7 +32,7 @@ PICTURES = 120  # … and of all classes, at most
 EXTREMES = 8  # darkest photographs, and brightest
 SIDE = 180  # pixels of a picture on the page
 
-WORDS = {"exact": "identical files", "near": "nearly identical photographs"}
+KINDS = {"exact": "identical files", "near": "nearly identical photographs"}
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class DataSummary:
     split_problem: str = ""  # why the splits that training asks for cannot be cut
 
 
-class Picture(NamedTuple):
+class Thumbnail(NamedTuple):
     """One photograph on the page."""
 
     jpeg: str  # base64
@@ -59,7 +59,7 @@ class Picture(NamedTuple):
 
 
 def write_data_report(out: Path, facts: pd.DataFrame, duplicates: pd.DataFrame, summary: DataSummary) -> list[Finding]:
-    """Write `data_report.html` and the CSVs of `tables_of` into the folder `out`, and return what is wrong.
+    """Write `data_report.html` and the CSVs of `csv_tables` into the folder `out`, and return what is wrong.
 
     Args:
         out: is made if need be.
@@ -72,9 +72,9 @@ def write_data_report(out: Path, facts: pd.DataFrame, duplicates: pd.DataFrame, 
     Raises:
         UserError: `out` cannot be written.
     """
-    tables = tables_of(facts, duplicates, summary.class_names)
-    findings = list(findings_of(facts, tables, summary))
-    content = page(facts, tables, findings, summary)
+    tables = csv_tables(facts, duplicates, summary.class_names)
+    findings = list(data_findings(facts, tables, summary))
+    content = data_page(facts, tables, findings, summary)
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, table in tables.items():
@@ -85,7 +85,7 @@ def write_data_report(out: Path, facts: pd.DataFrame, duplicates: pd.DataFrame, 
     return findings
 
 
-def tables_of(facts: pd.DataFrame, duplicates: pd.DataFrame, class_names: Sequence[str]) -> dict[str, pd.DataFrame]:
+def csv_tables(facts: pd.DataFrame, duplicates: pd.DataFrame, class_names: Sequence[str]) -> dict[str, pd.DataFrame]:
     """The content of the CSVs by name; all but `unreadable` are about the images that can be read."""
     good = readable(facts)
     sizes = good.groupby(["width", "height"]).size().rename("count").reset_index()
@@ -131,7 +131,7 @@ def class_counts_of(good: pd.DataFrame, class_names: Sequence[str]) -> pd.DataFr
     return table[["target", "class", *splits]]
 
 
-def findings_of(facts: pd.DataFrame, tables: Mapping[str, pd.DataFrame], summary: DataSummary) -> Iterator[Finding]:
+def data_findings(facts: pd.DataFrame, tables: Mapping[str, pd.DataFrame], summary: DataSummary) -> Iterator[Finding]:
     """What is wrong with the data, the worst first."""
     if lost := len(tables["unreadable"]):
         first = tables["unreadable"].iloc[0]
@@ -165,7 +165,7 @@ def _duplicate_findings(duplicates: pd.DataFrame, class_names: Sequence[str]) ->
     conflicts = duplicates["label_a"] != duplicates["label_b"]
     for (across, labels, kind), pairs in duplicates.groupby([crosses, conflicts, "kind"], sort=False):
         where = "across the splits" if across else "in one split"
-        what = f"{count(len(pairs), 'pair')} of {WORDS[str(kind)]} {where}" + (
+        what = f"{count(len(pairs), 'pair')} of {KINDS[str(kind)]} {where}" + (
             ", with different labels" if labels else ""
         )
         first = pairs.iloc[0]
@@ -200,7 +200,7 @@ def _size_findings(sizes: pd.DataFrame, image_size: int | None) -> Iterator[Find
         yield Finding("sizes", f"{are} smaller than the {image_size} pixels that training sees")
 
 
-def page(
+def data_page(
     facts: pd.DataFrame, tables: Mapping[str, pd.DataFrame], findings: Sequence[Finding], summary: DataSummary
 ) -> str:
     """The report as one self-contained HTML page."""
@@ -213,7 +213,7 @@ def page(
         listed=count(len(facts), "listed photograph"),
         read=len(good),
         patients=count(good["patient"].nunique(), "patient"),
-        counts=class_rows(by_split, summary.class_names),
+        counts=class_table(by_split, summary.class_names),
         splits=list(by_split),
         bars=base64_of(png(plots.classes.counts(by_split, summary.class_names))) if by_split else "",
         contact=contact_sheet(good, summary.class_names),
@@ -226,7 +226,7 @@ def page(
     )
 
 
-def class_rows(counts: Mapping[str, np.ndarray], class_names: Sequence[str]) -> dict[str, Any]:
+def class_table(counts: Mapping[str, np.ndarray], class_names: Sequence[str]) -> dict[str, Any]:
     """The table of classes: at most CLASSES rows, the largest and the smallest; totals; what one answer would score."""
     totals = {split: int(images.sum()) for split, images in counts.items()}
     overall = np.sum([*counts.values()], axis=0) if counts else np.zeros(len(class_names))
@@ -243,50 +243,50 @@ def class_rows(counts: Mapping[str, np.ndarray], class_names: Sequence[str]) -> 
     }
 
 
-def picture(row: Any, text: str, alarm: bool = False) -> Picture:
+def thumbnail(row: Any, text: str, alarm: bool = False) -> Thumbnail:
     """A row of the facts (a named tuple) as a picture of at most SIDE pixels."""
     image = read_prepared(row.prepared)
     scale = min(1.0, SIDE / max(image.shape[:2]))
     size = (max(1, round(scale * image.shape[1])), max(1, round(scale * image.shape[0])))
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     _, jpeg = cv2.imencode(".jpeg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), (cv2.IMWRITE_JPEG_QUALITY, 80))
-    return Picture(base64_of(jpeg.tobytes()), row.image, text, alarm)
+    return Thumbnail(base64_of(jpeg.tobytes()), row.image, text, alarm)
 
 
-def contact_sheet(good: pd.DataFrame, class_names: Sequence[str]) -> list[tuple[str, int, list[Picture]]]:
+def contact_sheet(good: pd.DataFrame, class_names: Sequence[str]) -> list[tuple[str, int, list[Thumbnail]]]:
     """Class, its images, and some of them, spread evenly over the list; of the first PICTURES classes at most."""
     each = min(PER_CLASS, max(1, PICTURES // len(class_names)))
-    sheet: list[tuple[str, int, list[Picture]]] = []
+    sheet: list[tuple[str, int, list[Thumbnail]]] = []
     for target, rows in good.groupby("target"):
         if len(sheet) * each < PICTURES:
             chosen = rows.iloc[np.unique(np.linspace(0, len(rows) - 1, each).astype(int))]
-            pictures = [picture(row, str(row.split)) for row in chosen.itertuples()]
+            pictures = [thumbnail(row, str(row.split)) for row in chosen.itertuples()]
             sheet.append((class_names[int(str(target))], len(rows), pictures))
     return sheet
 
 
 def duplicate_pairs(
     good: pd.DataFrame, duplicates: pd.DataFrame, class_names: Sequence[str]
-) -> list[tuple[list[str], list[Picture]]]:
+) -> list[tuple[list[str], list[Thumbnail]]]:
     """The first ROWS pairs: what is to be said of each, and its two pictures."""
     pairs, shown = duplicates.head(ROWS), []
     named = good["image"].isin([*pairs["image_a"], *pairs["image_b"]])
     rows = {(row.image, row.split): row for row in good[named].itertuples()}
     for pair in pairs.to_dict("records"):
-        words = [WORDS[pair["kind"]]] + ["across splits"] * (pair["split_a"] != pair["split_b"])
+        words = [KINDS[pair["kind"]]] + ["across splits"] * (pair["split_a"] != pair["split_b"])
         words += ["different labels"] * (pair["label_a"] != pair["label_b"])
         sides = [(pair[f"image_{side}"], pair[f"split_{side}"], pair[f"label_{side}"]) for side in "ab"]
-        shown.append((words, [picture(rows[i, s], f"{s}, {class_names[k]}") for i, s, k in sides]))
+        shown.append((words, [thumbnail(rows[i, s], f"{s}, {class_names[k]}") for i, s, k in sides]))
     return shown
 
 
-def extremes(good: pd.DataFrame, exposure: pd.DataFrame) -> dict[str, list[Picture]]:
+def extremes(good: pd.DataFrame, exposure: pd.DataFrame) -> dict[str, list[Thumbnail]]:
     """The darkest and the brightest photographs; those of the table of exposure are marked."""
     marked = set(zip(exposure["image"], exposure["split"], strict=True))
     order = good.sort_values("brightness", kind="stable")
     chosen = {"The darkest": order.head(EXTREMES), "The brightest": order.tail(EXTREMES)[::-1]}
 
-    def shown(row: Any) -> Picture:
-        return picture(row, f"mean {row.brightness:.0f}", (row.image, row.split) in marked)
+    def shown(row: Any) -> Thumbnail:
+        return thumbnail(row, f"mean {row.brightness:.0f}", (row.image, row.split) in marked)
 
     return {title: [shown(row) for row in rows.itertuples()] for title, rows in chosen.items()}

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from resnet_lab import plots
-from resnet_lab.report.runs import profile_of
 from resnet_lab.run_folder import RunFolder, write_atomically
 
 BATCHES = 8  # of an epoch, evenly spread, that are measured
@@ -89,7 +88,7 @@ class LayerStatistics(Callback):
             frame = pd.DataFrame(self.rows)
             write_atomically(self.run.layers_file, frame.to_csv(index=False))
             if isinstance(trainer.logger, TensorBoardLogger):
-                figure = plots.layers.by_depth({f"epoch {epoch}": profile_of(frame, epoch)})
+                figure = plots.layers.by_depth({f"epoch {epoch}": plots.layers.profile_of(frame, epoch)})
                 trainer.logger.experiment.add_figure("train/layers", figure, epoch)
 
     def state_dict(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from fake_data import pixels, refusal
 
 from resnet_lab.data.duplicates import COLUMNS
 from resnet_lab.data.patients import Patients
-from resnet_lab.data_report import CLASSES, PICTURES, ROWS, DataSummary, findings_of, tables_of, write_data_report
+from resnet_lab.data_report import CLASSES, PICTURES, ROWS, DataSummary, csv_tables, data_findings, write_data_report
 
 NAMES = ("healthy", "ill")
 
@@ -44,7 +44,9 @@ def pairs_of(*rows: tuple) -> pd.DataFrame:
 
 
 def texts(facts, duplicates, summary) -> list[str]:
-    return [finding.text for finding in findings_of(facts, tables_of(facts, duplicates, summary.class_names), summary)]
+    return [
+        finding.text for finding in data_findings(facts, csv_tables(facts, duplicates, summary.class_names), summary)
+    ]
 
 
 class Page(HTMLParser):

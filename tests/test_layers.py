@@ -11,7 +11,8 @@ from torch import nn
 
 from resnet_lab.layers import LayerStatistics, is_activation
 from resnet_lab.models.resnet import resnet
-from resnet_lab.report.runs import profile_of, read_layers
+from resnet_lab.plots.layers import profile_of
+from resnet_lab.report.runs import read_layers
 from resnet_lab.run_folder import RunFolder
 from resnet_lab.training import guarded
 

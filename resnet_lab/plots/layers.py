@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from textwrap import fill
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -17,6 +18,12 @@ QUANTITIES = {  # of layers.csv → title, factor
     "activation_variance": ("variance of the activations", 1),
     "dead_units": ("dead units, %", 100),
 }
+
+
+def profile_of(rows: pd.DataFrame, epoch: int) -> dict[str, np.ndarray]:
+    """By quantity, the values of one epoch of layers.csv from the first layer to the last."""
+    rows = rows[rows["epoch"] == epoch]
+    return {str(quantity): part["value"].to_numpy() for quantity, part in rows.groupby("quantity", sort=False)}
 
 
 def by_depth(profiles: Mapping[str, Mapping[str, np.ndarray]], columns: int = 3) -> Figure:

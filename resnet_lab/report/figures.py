@@ -13,7 +13,7 @@ from resnet_lab.errors import UserError
 from resnet_lab.report import score_figures
 from resnet_lab.report.drawing import Drawing, Picture
 from resnet_lab.report.groups import Group, Table
-from resnet_lab.report.runs import Run, profile_of, read_layers, read_metrics
+from resnet_lab.report.runs import Run, read_layers, read_metrics
 from resnet_lab.statistics import MANY_CLASSES, class_scores
 
 BANDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # edges of the bands of `score_bands`
@@ -293,7 +293,9 @@ def layers(table: Table) -> Picture | None:
         return None
     shown = []
     for pick in ("min", "max"):
-        profiles = {label: profile_of(frame, getattr(frame["epoch"], pick)()) for label, frame in frames.items()}
+        profiles = {
+            label: plots.layers.profile_of(frame, getattr(frame["epoch"], pick)()) for label, frame in frames.items()
+        }
         shown.append(Drawing(*(plots.layers.by_depth(profiles, columns) for columns in (3, 1))))
     note = "Of the first run of each group: above in its first epoch, below in its last. 0 is the input's end."
     return Picture("Gradients and activations by layer", note, shown)

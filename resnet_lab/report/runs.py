@@ -292,9 +292,3 @@ def read_layers(file: Path) -> pd.DataFrame:
         return frame.astype({"epoch": int, "value": float})[["epoch", "quantity", "layer", "value"]]
     except (OSError, ValueError, KeyError, EOFError, zlib.error):
         return pd.DataFrame(columns=["epoch", "quantity", "layer", "value"])
-
-
-def profile_of(layers: pd.DataFrame, epoch: int) -> dict[str, np.ndarray]:
-    """By quantity, the values of one epoch from the first layer to the last."""
-    rows = layers[layers["epoch"] == epoch]
-    return {str(quantity): part["value"].to_numpy() for quantity, part in rows.groupby("quantity", sort=False)}
