@@ -30,7 +30,7 @@ from resnet_lab.errors import UserError
 from resnet_lab.module import Classifier
 from resnet_lab.origin import TRAIN_IMAGES
 from resnet_lab.parts import build_network, build_objective, refuse_misfit, without_weights
-from resnet_lab.processes import slurm_tasks
+from resnet_lab.ranks import slurm_tasks
 from resnet_lab.run_folder import RunFolder
 
 

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from resnet_lab import environment
 from resnet_lab.errors import UserError
+from resnet_lab.files import write_atomically
 from resnet_lab.module import Classifier
 from resnet_lab.origin import CHECKPOINT_KEY
-from resnet_lab.run_folder import UNTRAINED, RunFolder, write_atomically
+from resnet_lab.run_folder import UNTRAINED, RunFolder
 from resnet_lab.scores import SCORES
 
 SHOWN = {"lr", "loss", *(name for name, score in SCORES.items() if "log" in score.shown)}  # in the line of an epoch

@@ -16,8 +16,8 @@ from resnet_lab.data.patients import EACH_IMAGE, Patients
 from resnet_lab.data.prepared import read_prepared
 from resnet_lab.data.splits import NO_TEST, SPLITS, leaking
 from resnet_lab.errors import UserError, count
+from resnet_lab.files import write_atomically
 from resnet_lab.rendering import Finding, base64_of, png, render
-from resnet_lab.run_folder import write_atomically
 
 # Of the eye, in grey levels. IDRiD: mean 37 to 139, dark share at most 0.03, bright share at most 0.006. RetinaMNIST:
 # below 30 lie 6 of 1080, too dark to grade; above 0.05 (the optic disc takes 0.02) lie 5, all with a burnt-out rim

@@ -22,10 +22,11 @@ from resnet_lab.config import check, compose_config, job_name, one_line
 from resnet_lab.data.check import HASH_DIGITS
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.errors import UserError, count
+from resnet_lab.files import refuse_unwritable
 from resnet_lab.module import Classifier
 from resnet_lab.origin import TRAIN_IMAGES
 from resnet_lab.outputs import refuse_undefined, score_table, write_split
-from resnet_lab.run_folder import RunFolder, refuse_unwritable
+from resnet_lab.run_folder import RunFolder
 from resnet_lab.trained import Trained, load
 from resnet_lab.trust import trust, without_trust
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import threading
-import time
 from pathlib import Path
 
 from resnet_lab.command_line import begin
 from resnet_lab.errors import UserError, one_line_of
-from resnet_lab.processes import BUSY, GRACE, Stopped, slurm_tasks, stop_on_signals, stop_with_parent
+from resnet_lab.processes import BUSY, GRACE, Stopped, stop_on_signals, stop_with_parent
+from resnet_lab.ranks import repeat_failure, stop_with_ranks
 from resnet_lab.run_folder import PATIENCE, Busy, RunFolder
 from resnet_lab.trust import trust, without_trust
 
@@ -35,12 +33,12 @@ def main() -> int:
         except Exception as error:  # memory is short, or a package is broken
             return not_imported(run, error)
         stop_with_parent(GRACE if rank() == 0 else GRACE / 6)
-        stop_with_the_ranks(run)
+        stop_with_ranks(run)
         if rank() > 0:  # the first rank holds the lock
             set_up_logging()
             code = guarded(run)
             if code:
-                _insist(run)
+                repeat_failure(run)
             return code
         with run.lock(PATIENCE):
             if seen is not None and seen != run.read_status().get("starts", 0):
@@ -65,36 +63,6 @@ def not_imported(run: RunFolder, error: Exception) -> int:
         run.update_status(state="failed", error=message)
     print(f"error: {message}", file=sys.stderr)
     return 1
-
-
-def stop_with_the_ranks(run: RunFolder) -> None:
-    """Where SLURM or torchrun starts the ranks: stop when another one failed before they all met.
-
-    Later a lost connection tells; Lightning's own launcher ends the others itself.
-    """
-    if int(os.environ.get("WORLD_SIZE") or slurm_tasks()) > 1:
-        status = run.read_status()
-        before = status["state"], status.get("starts", 0)
-        threading.Thread(target=_watch, args=(run, before), daemon=True).start()
-
-
-def _watch(run: RunFolder, before: tuple[str, int]) -> None:
-    while True:
-        time.sleep(1)
-        status = run.read_status()
-        if status["state"] == "failed" and (status["state"], status.get("starts", 0)) != before:
-            time.sleep(GRACE / 6)  # the rank that failed is on its way out
-            os._exit(1)
-
-
-def _insist(run: RunFolder) -> None:
-    """Where this rank failed before the first one began, which notes that it runs, note the failure again."""
-    error, seen, deadline = run.read_status().get("error"), False, time.monotonic() + GRACE
-    while time.monotonic() < deadline and not (seen and not run.is_locked()):
-        seen = seen or run.is_locked()
-        if seen and run.read_status()["state"] == "running":
-            run.update_status(state="failed", error=error)
-        time.sleep(0.5)
 
 
 if __name__ == "__main__":

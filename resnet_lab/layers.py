@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from resnet_lab import plots
-from resnet_lab.run_folder import RunFolder, write_atomically
+from resnet_lab.files import write_atomically
+from resnet_lab.run_folder import RunFolder
 
 BATCHES = 8  # of an epoch, evenly spread, that are measured
 ACTIVATIONS = tuple(getattr(nn, name) for name in nn.modules.activation.__all__)

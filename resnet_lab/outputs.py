@@ -11,7 +11,8 @@ import pandas as pd
 
 from resnet_lab import plots
 from resnet_lab.errors import UserError, count, on_one_line
-from resnet_lab.run_folder import RunFolder, new_folder, write_atomically
+from resnet_lab.files import new_folder, write_atomically
+from resnet_lab.run_folder import RunFolder
 from resnet_lab.scores import SCORES, majority_baseline
 
 LABEL = 26  # characters of the first column of the table of scores

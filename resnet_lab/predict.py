@@ -11,9 +11,10 @@ from resnet_lab.build import build_datamodule, build_trainer, set_up_logging
 from resnet_lab.command_line import run_command, split_arguments, switched_on
 from resnet_lab.errors import UserError, count
 from resnet_lab.evaluate import SEEING, count_training_images, override
+from resnet_lab.files import refuse_unwritable
 from resnet_lab.module import Classifier
 from resnet_lab.outputs import refuse_undefined, write_predictions
-from resnet_lab.run_folder import RunFolder, refuse_unwritable
+from resnet_lab.run_folder import RunFolder
 from resnet_lab.trained import load, photographs
 from resnet_lab.trust import trust, without_trust
 

@@ -25,7 +25,7 @@ from resnet_lab.data.progress import with_progress
 from resnet_lab.data.splits import join_patients, leaking
 from resnet_lab.data_report import DataSummary, write_data_report
 from resnet_lab.errors import UserError, count
-from resnet_lab.run_folder import write_atomically
+from resnet_lab.files import write_atomically
 from resnet_lab.trust import trust
 
 log = logging.getLogger("resnet_lab")

@@ -111,10 +111,3 @@ def describe_death(code: int) -> str:
     if code == -signal.SIGKILL:
         return "killed (SIGKILL), mostly for want of memory: lower data.batch_size, data.image_size or data.num_workers"
     return f"died of {signal.Signals(-code).name}" if code < 0 else f"died with exit code {code}"
-
-
-def slurm_tasks() -> int:
-    """How many processes `srun` started as this one; 1 for a process of a batch script, whatever `--ntasks` is."""
-    if "SLURM_STEP_ID" not in os.environ:
-        return 1
-    return int(os.environ.get("SLURM_STEP_NUM_TASKS") or os.environ.get("SLURM_NTASKS") or 1)

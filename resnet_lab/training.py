@@ -36,6 +36,7 @@ from resnet_lab.data.datamodule import DataModule
 from resnet_lab.data.splits import NO_TEST
 from resnet_lab.errors import UserError
 from resnet_lab.failures import fail, stopped_elsewhere
+from resnet_lab.files import refuse_unwritable, remove_unfinished
 from resnet_lab.freezing import Freezing, idle_keys
 from resnet_lab.layers import LayerStatistics
 from resnet_lab.metrics import is_collapsed, monitored
@@ -45,7 +46,7 @@ from resnet_lab.module import Classifier
 from resnet_lab.outputs import refuse_undefined, score_table, write_split
 from resnet_lab.parts import refuse_no_data_set, statistics_of
 from resnet_lab.processes import Stopped
-from resnet_lab.run_folder import BOOKKEEPING, RunFolder, flat, refuse_unwritable, remove_unfinished
+from resnet_lab.run_folder import BOOKKEEPING, RunFolder, flat
 from resnet_lab.scores import SCORES
 from resnet_lab.trust import OPTION, spoken
 

@@ -17,8 +17,9 @@ from resnet_lab import checkpoints, job, training
 from resnet_lab.checkpoints import is_whole, resume_point
 from resnet_lab.data import datamodule
 from resnet_lab.data.datamodule import ImageDataset
+from resnet_lab.files import write_atomically
 from resnet_lab.module import Classifier
-from resnet_lab.run_folder import RunFolder, write_atomically
+from resnet_lab.run_folder import RunFolder
 from resnet_lab.training import guarded
 
 MakeRun = Callable[..., RunFolder]

@@ -12,7 +12,8 @@ import torch
 
 from resnet_lab.checkpoints import AtomicCheckpointIO
 from resnet_lab.errors import UserError
-from resnet_lab.run_folder import RunFolder, remove_unfinished, write_atomically
+from resnet_lab.files import remove_unfinished, write_atomically
+from resnet_lab.run_folder import RunFolder
 
 
 def write_config(run: RunFolder, value: int) -> Path:

@@ -29,7 +29,7 @@ HELD = {  # nothing is written to them
     "data/prepared.py _turn open": "a lock",
 }
 BESIDE = {
-    "run_folder.py write_atomically write_bytes": "this is it",
+    "files.py write_atomically write_bytes": "this is it",
     "data/synthetic.py write_synthetic write_text": "below a folder that is renamed when it is complete",
     "data/synthetic.py _write_tables write_text": "likewise",
     "data/synthetic.py _write_photograph write_bytes": "likewise",

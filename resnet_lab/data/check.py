@@ -24,7 +24,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from resnet_lab.data.jpeg import TRUNCATED, damage_of, lacks_end
 from resnet_lab.data.progress import with_progress
 from resnet_lab.errors import UserError, count
-from resnet_lab.run_folder import write_atomically
+from resnet_lab.files import write_atomically
 
 MAX_PIXELS = 100_000_000  # of an image, unless `data.max_pixels` says otherwise; more than any fundus camera has
 LARGEST = 1 << 30  # bytes of an image file

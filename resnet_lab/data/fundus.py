@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.random import Generator, default_rng
 
-from resnet_lab.run_folder import write_atomically
+from resnet_lab.files import write_atomically
 
 Colour = np.ndarray | tuple[float, ...]
 

@@ -28,7 +28,7 @@ from resnet_lab.data.check import RULES, Rules, check_files, digest_of, examine
 from resnet_lab.data.progress import with_progress
 from resnet_lab.data.reader import Recipe, read_image
 from resnet_lab.errors import UserError, count
-from resnet_lab.run_folder import remove_unfinished, write_atomically
+from resnet_lab.files import remove_unfinished, write_atomically
 
 log = logging.getLogger(__name__)
 

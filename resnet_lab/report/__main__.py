@@ -9,6 +9,7 @@ from pathlib import Path
 
 from resnet_lab.command_line import run_command
 from resnet_lab.errors import UserError, count, printable
+from resnet_lab.files import write_atomically
 from resnet_lab.outputs import for_spreadsheets
 from resnet_lab.rendering import Finding
 from resnet_lab.report.figures import CURVES, PICTURES
@@ -18,7 +19,7 @@ from resnet_lab.report.page import page
 from resnet_lab.report.runs import Run, read_runs
 from resnet_lab.report.summaries import markdown, summary, text_table
 from resnet_lab.report.verify import differences_of
-from resnet_lab.run_folder import closed_folders, write_atomically
+from resnet_lab.run_folder import closed_folders
 
 USAGE = """usage: resnet-lab report DIR… [metric=NAME] [out=DIR] [figures=NAME,…]   (run folders, or folders of sweeps)
        resnet-lab report DIR… --check    derive the stored metrics again from the predictions; exit 1 if one differs"""

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from resnet_lab.files import write_atomically
 from resnet_lab.rendering import Finding, base64_of, png, render
 from resnet_lab.report import costs, thresholds
 from resnet_lab.report.by_class import Share, class_rows, confusions_of, shares_by_distance
@@ -21,7 +22,6 @@ from resnet_lab.report.leaderboard import interval_text, referable_rows_of, rows
 from resnet_lab.report.runs import Run
 from resnet_lab.report.sharing import unshared_of
 from resnet_lab.report.summaries import headline, titles_of
-from resnet_lab.run_folder import write_atomically
 from resnet_lab.scores import ABSENT, SCORES
 from resnet_lab.statistics import MANY_CLASSES, REFERABLE
 
