@@ -1,4 +1,4 @@
-"""The processes of one distributed job: how many there are, and that none outlives another's failure (no torch here)."""
+"""The processes of a distributed job: how many there are, and that none outlives the failure of another (no torch)."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from resnet_lab.report.leaderboard import rows_of
 from resnet_lab.report.runs import read_layers, read_metrics, read_run
 from resnet_lab.run_folder import RunFolder, find_runs
 
-FILE = Path(__file__).resolve().parents[1] / "benchmarks" / "publish.py"
+FILE = Path(__file__).resolve().parents[1] / "docs" / "tools" / "publish.py"
 SPEC = importlib.util.spec_from_file_location("publish", FILE)
 publish = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(publish)

@@ -1,4 +1,4 @@
-"""Keeps the small files of a sweep beside its page: `python benchmarks/publish.py SWEEP docs/results/NAME [OLD=NEW …]`.
+"""Keeps the small files of a sweep beside its page: `python docs/tools/publish.py SWEEP docs/results/NAME [OLD=NEW …]`.
 
 Each finished run becomes a folder of its configuration, status and packed metrics and predictions, from which
 `resnet-lab report docs/results/NAME` makes every table and picture again. Probabilities keep the digits that the

@@ -1,4 +1,4 @@
-"""Tables of the pages in docs/results that predictions do not give: `python benchmarks/last_epoch.py DIR …`.
+"""Tables of the pages in docs/results that predictions do not give: `python docs/tools/last_epoch.py DIR …`.
 
 Of each group of runs: metrics.csv in its last epoch, when some levels were first reached (epochs from 0), the loss
 without its worst images, how far the best epoch on test lies above the last, what the layers did in the first epoch and
