@@ -52,7 +52,7 @@ IDLE = {f"trainer.{key}" for key in OF_TRAINING} | {
 }
 
 
-def answer(model: Trained, config: dict[str, Any], split: str) -> tuple[Trainer, Classifier, DataModule]:
+def evaluate_split(model: Trained, config: dict[str, Any], split: str) -> tuple[Trainer, Classifier, DataModule]:
     """Run a model over one split; `module.predictions[split]` and `module.confusion[split]` (K, K) hold it.
 
     Args:
@@ -201,7 +201,7 @@ def command(arguments: list[str]) -> None:
     if not out and run.path.is_symlink():
         raise UserError(f"{run.path} is a link; remove it, or name a folder with out=")
     refuse_unwritable(run.path)
-    trainer, module, datamodule = answer(model, config, split)
+    trainer, module, datamodule = evaluate_split(model, config, split)
     if not trainer.is_global_zero:
         return
     assert datamodule.pixels is not None

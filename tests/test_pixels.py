@@ -127,7 +127,7 @@ def test_a_run_that_began_with_a_prepared_set_waits_for_it(
     def warned() -> str:
         logging.getLogger().addHandler(caplog.handler)  # a job takes the handlers away
         caplog.clear()
-        evaluate.answer(model := load(str(whole.path)), model.origin["config"], "test")
+        evaluate.evaluate_split(model := load(str(whole.path)), model.origin["config"], "test")
         return caplog.text
 
     assert "other image files" not in warned()

@@ -36,7 +36,7 @@ def facts_of(run: Run) -> dict[str, float]:
             reached = metrics.index[metrics[name] >= level]
             facts[f"{name} of {level}, first epoch"] = float(reached[0]) if len(reached) else np.nan
     if run.predictions and "test/loss" in metrics:
-        targets, _, probabilities = run.predictions.answers
+        targets, _, probabilities = run.predictions.labeled
         losses = -np.log(np.maximum(probabilities[np.arange(len(targets)), targets], np.finfo(np.float32).tiny))
         facts[f"test/loss without the {WORST} worst images"] = float(np.sort(losses)[:-WORST].mean())
     if "test/accuracy" in metrics:

@@ -27,7 +27,7 @@ def scores(rows: Sequence[Scores], xlabel: str, baseline: tuple[str, float] | No
     Args:
         rows: the groups from top to bottom.
         xlabel: what the values are, with their unit.
-        baseline: a split, and what answering the majority class gives on it, in the same unit; a dotted line.
+        baseline: a split, and what always predicting the majority class gives on it, in the same unit; a dotted line.
     """
     figure = Figure(figsize=(6.5, 0.9 + 0.42 * len(rows)), layout="constrained")
     axes = figure.subplots()

@@ -91,7 +91,7 @@ def _square(axes: Axes, xlabel: str, ylabel: str, title: str) -> None:
 
 
 def reliability(panels: Sequence[tuple[str, Reliability, float]], columns: int) -> Figure:
-    """How often answers are right by how sure they are, beside the diagonal where both agree.
+    """How often predictions are right, by their confidence, beside the diagonal where both agree.
 
     Args:
         panels: title, bins, and expected calibration error.
@@ -112,7 +112,12 @@ def reliability(panels: Sequence[tuple[str, Reliability, float]], columns: int) 
             if share:
                 axes.plot([middle, middle], [right, sure], color=RED, linewidth=2.2, alpha=0.35 + 0.65 * share)
         axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1.2)
-        _square(axes, "probability of the answer", "share of answers that are right", f"{title}: ECE {error:.3f}")
+        _square(
+            axes,
+            "confidence (probability of the predicted class)",
+            "share of predictions that are right",
+            f"{title}: ECE {error:.3f}",
+        )
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     handles = [

@@ -186,7 +186,7 @@ def recall(table: Table) -> Picture | None:
                 series.append(plots.curves.Series(group.label, name, split or "train", values.index.to_numpy(), line))
     if not series:
         return None
-    note = "Share of each class that is found. A network that answers one class has it at 100 % and the others at 0."
+    note = "Share of each class that is found. A network that predicts one class has it at 100 % and the others at 0."
     return Picture("Recall of each class by epoch", note, [_both(series, "recall, %")])
 
 

@@ -83,7 +83,7 @@ def _collapsed(table: Table) -> Iterator[Finding]:
         if group.collapsed:
             seeds = ", ".join(str(run.config.get("seed", ABSENT)) for run in group.collapsed)
             share = f"{len(group.collapsed)} of {len(group.scored)}"
-            yield Finding("collapsed", f"{group.label}: {share} answer one class nearly always (seed {seeds})")
+            yield Finding("collapsed", f"{group.label}: {share} nearly always predict one class (seed {seeds})")
 
 
 def _doubts(table: Table) -> Iterator[Finding]:
@@ -194,12 +194,12 @@ def _test_sets(tables: Sequence[Table]) -> Iterator[Finding]:
 
 
 def _identical(runs: Sequence[Run]) -> Iterator[Finding]:
-    """Runs that differ in their configuration or seed cannot end with the very same answers, unless they collapsed."""
+    """Runs that differ in their configuration or seed cannot end with the same predictions, unless they collapsed."""
     names, same = places_of(runs), defaultdict(list)
     for run in runs:
         if run.predictions and not run.collapsed:
-            answers = run.predictions.answers
-            rounded = np.round(answers.probabilities, ALIKE)
+            predictions = run.predictions.labeled
+            rounded = np.round(predictions.probabilities, ALIKE)
             same[run.test_set, rounded.tobytes()].append(names[run.folder.path])
     copies = [_listed(places, "runs") for places in same.values() if len(places) > 1]
     if copies:

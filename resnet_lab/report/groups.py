@@ -16,7 +16,7 @@ from resnet_lab.errors import UserError, count
 from resnet_lab.report.intervals import Comparisons, Estimates, estimate
 from resnet_lab.report.runs import Run
 from resnet_lab.run_folder import BOOKKEEPING
-from resnet_lab.scores import ABSENT, NEEDS, SCORES, Answers
+from resnet_lab.scores import ABSENT, NEEDS, SCORES, Predictions
 
 MANY_BOUND = 4  # keys that differ between sweeps alone, from which on their names would bury those of the groups
 
@@ -35,9 +35,9 @@ class Group:
         return " ".join(self.shown.values()) or "all runs"
 
     @property
-    def answers(self) -> list[Answers]:
-        """What the runs that count answered."""
-        return [run.predictions.answers for run in self.scored if run.predictions]
+    def predictions(self) -> list[Predictions]:
+        """The predictions of the runs that count."""
+        return [run.predictions.labeled for run in self.scored if run.predictions]
 
     @property
     def scored(self) -> list[Run]:
@@ -109,7 +109,7 @@ class Table:
     @cached_property
     def estimates(self) -> dict[str, Estimates]:
         """By metric, what is known of `scored_groups`, in their order; empty where no run has a result."""
-        found = [group.answers for group in self.scored_groups]
+        found = [group.predictions for group in self.scored_groups]
         return estimate(found, self.patient) if found else {}
 
     @cached_property

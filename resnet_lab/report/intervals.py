@@ -26,8 +26,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import optimize, special
 
-from resnet_lab.report.resampling import counts_of_patients, drawn_answers, scores_of, sums_by_patient
-from resnet_lab.scores import SCORES, Answers, Score
+from resnet_lab.report.resampling import counts_of_patients, drawn_predictions, scores_of, sums_by_patient
+from resnet_lab.scores import SCORES, Predictions, Score
 from resnet_lab.statistics import REFERABLE
 
 DRAWS = 2000
@@ -99,7 +99,7 @@ class Estimates:
             return Interval(max(float(value - apart), lower), float(value + apart))
         share = float(np.clip((value - lower) / reach, 0, 1))
         cost = self._cost_of_error(group, share)
-        size = 1 / cost if cost else np.inf  # a constant score, such as the recall of a model with one answer
+        size = 1 / cost if cost else np.inf  # a constant score, such as the recall of a model that predicts one class
         limits = wilson(share, size) if self.score.share else _with_few_errors(share, size)
         return Interval(*(lower + reach * limit for limit in limits))
 
@@ -258,13 +258,13 @@ def _with_few_errors(share: float, size: float) -> Interval:
     return Interval(low, high)
 
 
-def costs_of_errors(answers: Answers, patient: np.ndarray) -> dict[str, float]:
+def costs_of_errors(predictions: Predictions, patient: np.ndarray) -> dict[str, float]:
     """What a typical error takes off each metric, as a share of its range; 0 where that has no end.
 
     All images of a patient are taken to be wrong together where images count alike. Elsewhere half of them are, as more
     errors of this size are added there, and the simulated intervals are else too wide.
     """
-    counts = np.bincount(answers.targets, minlength=answers.probabilities.shape[1]).astype(float)
+    counts = np.bincount(predictions.targets, minlength=predictions.probabilities.shape[1]).astype(float)
     together = float(np.sum(np.bincount(patient) ** 2.0) / counts.sum())  # images of the patient of an image
     return {
         name: (together if score.pseudo == PSEUDO else (1 + together) / 2) * score.error(counts)
@@ -274,9 +274,9 @@ def costs_of_errors(answers: Answers, patient: np.ndarray) -> dict[str, float]:
     }
 
 
-def reasons_of(answers: Answers, patient: np.ndarray) -> dict[str, str]:
+def reasons_of(predictions: Predictions, patient: np.ndarray) -> dict[str, str]:
     """Why a metric has no interval; those that have one are left out."""
-    counts = np.bincount(answers.targets, minlength=answers.probabilities.shape[1])
+    counts = np.bincount(predictions.targets, minlength=predictions.probabilities.shape[1])
     present, images = counts[counts > 0], counts.sum()
     referred = counts[REFERABLE:].sum()
     if not patient.any():
@@ -290,16 +290,16 @@ def reasons_of(answers: Answers, patient: np.ndarray) -> dict[str, str]:
     return reasons
 
 
-def estimate(groups: Sequence[Sequence[Answers]], patient: np.ndarray, draws: int = DRAWS) -> dict[str, Estimates]:
+def estimate(groups: Sequence[Sequence[Predictions]], patient: np.ndarray, draws: int = DRAWS) -> dict[str, Estimates]:
     """Every metric of groups of runs that differ in their seed, all on the same N images.
 
     Args:
-        groups: the answers of the runs of each group.
+        groups: the predictions of the runs of each group.
         patient: the patient of each image (N,), integers from 0 to P - 1, all of which occur.
         draws: R.
     """
     counts = counts_of_patients(int(patient.max()) + 1, draws)
-    parts = [[_resample(answers, patient, counts) for answers in runs] for runs in groups]
+    parts = [[_resample(predictions, patient, counts) for predictions in runs] for runs in groups]
     costs = costs_of_errors(groups[0][0], patient)
     reasons = reasons_of(groups[0][0], patient)
     return {metric: _pool(metric, parts, costs[metric], reasons.get(metric, "")) for metric in SCORES}
@@ -308,16 +308,16 @@ def estimate(groups: Sequence[Sequence[Answers]], patient: np.ndarray, draws: in
 Resampled = tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]
 
 
-def _resample(answers: Answers, patient: np.ndarray, counts: np.ndarray) -> Resampled:
+def _resample(predictions: Predictions, patient: np.ndarray, counts: np.ndarray) -> Resampled:
     """Scores of one run: as they are (), of the draws (R,), and with each patient left out (P,)."""
-    sums = sums_by_patient(answers, patient)
+    sums = sums_by_patient(predictions, patient)
     total = sums.sum(axis=0)
     found = scores_of(total), scores_of((counts @ sums.astype(np.float32)).astype(float)), scores_of(total - sums)
     for name, score in SCORES.items():
         if score.from_sums is None:
-            found[0][name] = np.array(score.of(answers))
-            found[1][name] = np.array([score.of(drawn) for drawn in drawn_answers(answers, patient, counts)])
-            found[2][name] = np.array([score.of(answers.of(patient != one)) for one in range(len(sums))])
+            found[0][name] = np.array(score.of(predictions))
+            found[1][name] = np.array([score.of(drawn) for drawn in drawn_predictions(predictions, patient, counts)])
+            found[2][name] = np.array([score.of(predictions.of(patient != one)) for one in range(len(sums))])
     return found
 
 

@@ -32,7 +32,7 @@ class Row(NamedTuple):
 
 
 def rows_of(table: Table) -> list[Row]:
-    """The groups from the best to the worst, what answering the training majority gives, and what others published."""
+    """The groups from the best to the worst, what predicting the training majority gives, and what others published."""
     marks, shortfalls = _against_best(table)
     rows = [_row(table, group, marks.get(id(group), ""), shortfalls.get(id(group), "")) for group in table.ranked]
     for run in {run.majority: run for run in table.scored}.values():

@@ -95,10 +95,11 @@ def _section(table: Table, drawn: dict[str, dict[str, Any]]) -> dict[str, Any]:
         [(group.label, confusions_of(_counts(group), part["names"])) for group in groups] if part["many"] else []
     )
     part["distances"] = [
-        (group.label, _cells(shares_by_distance(group.answers, table.patient))) for group in groups if table.ordered
+        (group.label, _cells(shares_by_distance(group.predictions, table.patient))) for group in groups if table.ordered
     ]
     part["classes"] = [
-        (group.label, len(group.scored), class_rows(group.answers, table.patient, part["names"])) for group in groups
+        (group.label, len(group.scored), class_rows(group.predictions, table.patient, part["names"]))
+        for group in groups
     ]
     part |= {"areas": referable_rows_of(table), "operating": thresholds.operating_rows(table)}
     part |= {"first_referred": part["names"][REFERABLE] if table.referable else ""}
