@@ -180,8 +180,8 @@ def chosen_folder(out: str, split: str, overwrite: bool) -> RunFolder:
     run = RunFolder(Path(out).expanduser())
     if run.config_file.exists() or run.status_file.exists() or run.checkpoints.is_dir():
         raise UserError(f"out={out} is a run folder, and only its job writes its files; name another folder")
-    if run.kept_predictions(split).exists() and not overwrite:
-        raise UserError(f"{run.kept_predictions(split)} exists; name another folder, or set overwrite=true")
+    if run.stored_predictions(split).exists() and not overwrite:
+        raise UserError(f"{run.stored_predictions(split)} exists; name another folder, or set overwrite=true")
     return run
 
 

@@ -236,10 +236,10 @@ def _matthews(sums: Sums) -> Floats:
 
     NaN where all images are of one class.
     """
-    together = sums.hits * sums.images - (sums.true * sums.predicted).sum(axis=-1)
+    covariance = sums.hits * sums.images - (sums.true * sums.predicted).sum(axis=-1)
     targets, predictions = (sums.images**2 - (each**2).sum(axis=-1) for each in (sums.true, sums.predicted))
     of_one_class = np.where(targets > 0, 0.0, np.nan)
-    return np.where(predictions > 0, together / np.sqrt(targets * predictions), of_one_class)
+    return np.where(predictions > 0, covariance / np.sqrt(targets * predictions), of_one_class)
 
 
 def _referable_area(sums: Sums) -> Floats:

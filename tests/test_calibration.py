@@ -41,9 +41,9 @@ def test_temperature_undoes_what_was_done_to_calibrated_answers():
     targets = (generator.random((20_000, 1)) > probabilities.cumsum(axis=1)).sum(axis=1)
     predictions = Predictions(targets, probabilities.argmax(axis=1), probabilities)
     assert calibration.temperature(predictions) == pytest.approx(1, abs=0.03)
-    sharp = calibration.cooled(predictions, 0.5)
+    sharp = calibration.temperature_scaled(predictions, 0.5)
     assert calibration.temperature(sharp) == pytest.approx(2, abs=0.06)
-    np.testing.assert_allclose(calibration.cooled(sharp, 2).probabilities, probabilities, atol=1e-9)
+    np.testing.assert_allclose(calibration.temperature_scaled(sharp, 2).probabilities, probabilities, atol=1e-9)
     assert calibration.calibration_error(sharp) > 0.1 > 0.02 > calibration.calibration_error(predictions)
 
 
@@ -51,7 +51,7 @@ def test_the_temperature_minimises_scikit_learns_log_loss():
     predictions = made()
     best = calibration.temperature(predictions)
     losses = [
-        log_loss(predictions.targets, calibration.cooled(predictions, best * factor).probabilities)
+        log_loss(predictions.targets, calibration.temperature_scaled(predictions, best * factor).probabilities)
         for factor in (0.97, 1, 1.03)
     ]
     assert losses[1] == min(losses)
@@ -61,7 +61,7 @@ def test_probabilities_of_0_and_1_do_no_harm():
     predictions = Predictions(np.array([0, 1, 1]), np.array([0, 1, 0]), np.array([[1.0, 0], [0, 1], [1, 0]]))
     temperature = calibration.temperature(predictions)
     assert 1 < temperature <= 20.01
-    assert np.isfinite(calibration.cooled(predictions, temperature).probabilities).all()
+    assert np.isfinite(calibration.temperature_scaled(predictions, temperature).probabilities).all()
 
 
 def test_operating_points_keep_their_promise_on_validation_only():

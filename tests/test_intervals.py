@@ -263,8 +263,8 @@ def test_seeds_that_scatter_alike_are_pooled_and_a_single_run_has_the_spread_of_
     still = [np.random.default_rng(0).normal(size=1000) * 0.001 + each[:, None] for each in runs]
     found = seeds_of(runs, still)
     pooled = (0.01**2 + 0.012**2) / 2
-    np.testing.assert_allclose(found.spread, [pooled, 0.012**2, pooled])  # none is lowered
-    np.testing.assert_allclose(found.freedom, [4, 4, 4])
+    np.testing.assert_allclose(found.between, [pooled, 0.012**2, pooled])  # none is lowered
+    np.testing.assert_allclose(found.degrees, [4, 4, 4])
     assert found.total == 4
 
 
@@ -317,8 +317,8 @@ def test_what_the_images_explain_is_not_counted_again():
     runs = [0.8 + 0.02 * generator.normal(size=3) for _ in range(200)]
     left_out = [run[:, None] + 0.02 / np.sqrt(299) * generator.normal(size=(3, 300)) for run in runs]
     found = seeds_of(runs, left_out)
-    assert found.spread.min() == pytest.approx(0.02**2, rel=0.15)  # the pooled one
-    assert found.chance.mean() == pytest.approx(0.02**2, rel=0.05)
+    assert found.between.min() == pytest.approx(0.02**2, rel=0.15)  # the pooled one
+    assert found.sampling.mean() == pytest.approx(0.02**2, rel=0.05)
 
 
 def test_seeds_unknown_everywhere_add_nothing():

@@ -120,7 +120,7 @@ def test_operating_rows_say_what_they_were_chosen_on_and_which_refer_nobody(tmp_
     )
     sensitive, specific = operating_rows(table_of(tmp_path))
     assert sensitive.chosen_on == specific.chosen_on == "15 (9)"
-    assert (sensitive.nobody, specific.nobody) == (0, 1)
+    assert (sensitive.refer_none, specific.refer_none) == (0, 1)
     assert specific.sensitivity.value == 0
 
 
@@ -144,7 +144,7 @@ def test_temperature_is_fitted_on_validation_and_tried_on_test(tmp_path, on_test
     assert row.temperature == pytest.approx(best)
     assert row.temperature == pytest.approx(on_val, rel=0.35)
     assert other == pytest.approx(on_test, rel=0.35)
-    scaled = calibration.cooled(run.predictions.labeled, best)
+    scaled = calibration.temperature_scaled(run.predictions.labeled, best)
     assert row.after == pytest.approx(calibration.calibration_error(scaled))
     assert row.before == pytest.approx(calibration.calibration_error(run.predictions.labeled))
 

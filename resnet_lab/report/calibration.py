@@ -46,17 +46,17 @@ def calibration_error(predictions: Predictions, bins: int = BINS) -> float:
 
 
 def temperature(predictions: Predictions) -> float:
-    """The T that makes softmax(log p / T) the least surprised by the targets (Guo et al. 2017); 1 changes nothing.
+    """The T that minimizes the negative log-likelihood of softmax(log p / T) (Guo et al. 2017); 1 changes nothing.
 
     Looked for between 0.05 and 20.
     """
     logits, rows = _logits(predictions), np.arange(len(predictions.targets))
 
-    def surprise(log_temperature: float) -> float:
+    def loss(log_temperature: float) -> float:
         scaled = logits / np.exp(log_temperature)
         return float(np.mean(np.logaddexp.reduce(scaled, axis=1) - scaled[rows, predictions.targets]))
 
-    return float(np.exp(optimize.minimize_scalar(surprise, bounds=(np.log(0.05), np.log(20)), method="bounded").x))
+    return float(np.exp(optimize.minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded").x))
 
 
 def _logits(predictions: Predictions) -> np.ndarray:
@@ -65,7 +65,7 @@ def _logits(predictions: Predictions) -> np.ndarray:
     return values
 
 
-def cooled(predictions: Predictions, temperature: float) -> Predictions:
+def temperature_scaled(predictions: Predictions, temperature: float) -> Predictions:
     """The same predictions with probabilities of another temperature; the predicted classes stay."""
     scaled = _logits(predictions) / temperature
     probabilities = np.exp(scaled - np.logaddexp.reduce(scaled, axis=1, keepdims=True))

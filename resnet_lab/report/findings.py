@@ -35,7 +35,7 @@ def findings_of(runs: Sequence[Run], tables: Sequence[Table]) -> list[Finding]:
         about = f"{table.title}: " if several else ""
         found += [finding._replace(text=about + finding.text) for finding in (*_doubts(table), *_classes(table))]
     found += [*_validation(runs), *_single_seeds(tables), *_unknown_figures(runs), *_lost_epochs(runs)]
-    return sorted(found, key=lambda finding: not finding.grave)
+    return sorted(found, key=lambda finding: not finding.is_fault)
 
 
 def _problems(runs: Sequence[Run]) -> Iterator[Finding]:
@@ -68,7 +68,7 @@ def _unknown_figures(runs: Sequence[Run]) -> Iterator[Finding]:
 def _lost_epochs(runs: Sequence[Run]) -> Iterator[Finding]:
     names = places_of(runs)
     for run in runs:
-        epoch, file = run.status.get("epoch"), run.folder.kept_metrics
+        epoch, file = run.status.get("epoch"), run.folder.stored_metrics
         if run.state != "done" or not isinstance(epoch, int) or not file.is_file():
             continue
         if (found := len(read_metrics(file))) < epoch + 1:
@@ -160,8 +160,8 @@ def _listed(names: Sequence[str], what: str = "classes", most: int = MANY, separ
 def _which(some: Sequence[Run], runs: Sequence[Run]) -> str:
     """How many of the runs, and which."""
     names = places_of(runs)
-    told = "" if len(some) == len(runs) else f": {_listed([names[run.folder.path] for run in some], 'runs')}"
-    return f"({len(some)} of {count(len(runs), 'run')}{told})"
+    names_of_some = "" if len(some) == len(runs) else f": {_listed([names[run.folder.path] for run in some], 'runs')}"
+    return f"({len(some)} of {count(len(runs), 'run')}{names_of_some})"
 
 
 def _data_notes(runs: Sequence[Run]) -> Iterator[Finding]:

@@ -166,7 +166,7 @@ def tables_of(runs: Sequence[Run], metric: str = "") -> list[Table]:
         if run.scores:
             sets.setdefault(run.test_set, []).append(run)
         elif run.config:
-            _home(run, sets).append(run)
+            _runs_with(run, sets).append(run)
     tables = [Table(_groups(members), metric) for members in sets.values()]
     known = [name for name in SCORES if any(name in table.possible for table in tables)]
     if metric and metric not in known:
@@ -177,12 +177,12 @@ def tables_of(runs: Sequence[Run], metric: str = "") -> list[Table]:
     return tables
 
 
-def _home(run: Run, sets: dict[tuple[Any, ...], list[Run]]) -> list[Run]:
+def _runs_with(run: Run, sets: dict[tuple[Any, ...], list[Run]]) -> list[Run]:
     same_images = [members for key, members in sets.items() if key[1] and run.fingerprint(key[0]) == key[1]]
     name = run.config.get("data.name")
     same_data = [members for members in sets.values() if members[0].config.get("data.name") == name]
-    homes = same_images or same_data
-    return homes[0] if homes else sets.setdefault(("", "", (), 0), [])
+    found = same_images or same_data
+    return found[0] if found else sets.setdefault(("", "", (), 0), [])
 
 
 def axes_of(runs: Sequence[Run]) -> list[str]:

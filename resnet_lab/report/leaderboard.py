@@ -61,10 +61,10 @@ def _published(table: Table, metrics: Sequence[str], ranking: str) -> list[Row]:
     """The published numbers that are about any of these metrics."""
     rows = []
     for reference in references_for(table.scored):
-        scores, spread = reference.scores, reference.spread
+        scores, std = reference.scores, reference.std
         if not scores.keys() & set(metrics):
             continue
-        cells = [SCORES[metric].text(scores.get(metric, math.nan), spread.get(metric, math.nan)) for metric in metrics]
+        cells = [SCORES[metric].text(scores.get(metric, math.nan), std.get(metric, math.nan)) for metric in metrics]
         origin = f"{reference.source}" + ("" if reference.read == "original" else f" ({reference.read})")
         remark = f"{origin}. {reference.verdict(table.scored)}"
         rows.append(Row(reference.what, remark, "", cells, "reference", value=scores.get(ranking, math.nan)))

@@ -102,7 +102,7 @@ class Run:
 
     @cached_property
     def _validation(self) -> StoredPredictions | str | None:
-        file = self.folder.kept_predictions("val")
+        file = self.folder.stored_predictions("val")
         if self.split != "test" or not file.is_file():
             return None
         try:
@@ -209,10 +209,10 @@ def _first_line(error: object) -> str:
 
 
 def _score(run: Run) -> None:
-    run.split = next((s for s in ("test", "val") if run.folder.kept_predictions(s).is_file()), "")
+    run.split = next((s for s in ("test", "val") if run.folder.stored_predictions(s).is_file()), "")
     if not run.split:
         raise UserError(f"no predictions_test.csv; {_remedy(run.folder.path)}")
-    found = read_predictions(run.folder.kept_predictions(run.split))
+    found = read_predictions(run.folder.stored_predictions(run.split))
     targets, classes, probabilities = found.labeled
     num_classes = probabilities.shape[1]
     run.class_names = tuple(map(str, run.status.get("class_names") or range(num_classes)))

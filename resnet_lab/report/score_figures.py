@@ -18,7 +18,7 @@ def roc(table: Table) -> Picture | None:
     if not panels:
         return None
     wide, narrow = (
-        charts.unit_curves(panels, "false positive rate", "sensitivity", columns, chance=True) for columns in (3, 1)
+        charts.unit_curves(panels, "false positive rate", "sensitivity", columns, diagonal=True) for columns in (3, 1)
     )
     note = f"{_which(table)} Dotted: guessing."
     if any(line.points for _, lines in panels for line in lines):
@@ -54,7 +54,7 @@ def reliability(table: Table) -> Picture | None:
             cases = [(", as trained", group.predictions), (", scaled", [predictions for _, predictions in scaled])]
         for suffix, predictions in cases:
             error = sum(map(calibration.calibration_error, predictions)) / len(predictions)
-            bins = calibration.reliability(thresholds.together(predictions))
+            bins = calibration.reliability(thresholds.concatenate(predictions))
             panels.append((group.label + suffix, bins, error))
     if not panels:
         return None

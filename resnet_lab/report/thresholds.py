@@ -97,7 +97,7 @@ class OperatingRow(NamedTuple):
     chosen_on: str = ""  # validation images, and how many of them are to be referred; of the runs
 
     @property
-    def nobody(self) -> int:
+    def refer_none(self) -> int:
         """Runs whose threshold is above all scores: they refer nobody."""
         return sum(math.isinf(cut) for cut in self.thresholds)
 
@@ -159,13 +159,13 @@ def calibration_rows(table: Table) -> list[CalibrationRow]:
     rows = []
     for group in (group for group in table.ranked if group.scored):
         before = float(np.mean([calibration.calibration_error(predictions) for predictions in group.predictions]))
-        cooled = scaled_predictions(group)
+        scaled = scaled_predictions(group)
         after = (
-            float(np.mean([calibration.calibration_error(predictions) for _, predictions in cooled]))
-            if cooled
+            float(np.mean([calibration.calibration_error(predictions) for _, predictions in scaled]))
+            if scaled
             else math.nan
         )
-        mean = float(np.exp(np.mean([np.log(each) for each, _ in cooled]))) if cooled else math.nan
+        mean = float(np.exp(np.mean([np.log(each) for each, _ in scaled]))) if scaled else math.nan
         rows.append(CalibrationRow(group.label, before, mean, after))
     return rows
 
@@ -177,10 +177,10 @@ def scaled_predictions(group: Group) -> list[tuple[float, Predictions]]:
         if run.validation is None:
             return []
         fitted = calibration.temperature(run.validation.labeled)
-        found.append((fitted, calibration.cooled(predictions, fitted)))
+        found.append((fitted, calibration.temperature_scaled(predictions, fitted)))
     return found
 
 
-def together(predictions: Sequence[Predictions]) -> Predictions:
+def concatenate(predictions: Sequence[Predictions]) -> Predictions:
     """The predictions of several runs as those of one."""
     return Predictions(*(np.concatenate(parts) for parts in zip(*predictions, strict=True)))

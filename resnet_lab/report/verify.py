@@ -48,14 +48,14 @@ def _differences(run: Run) -> Iterator[str]:
         yield f"status.json: metrics holds {type(metrics).__name__}, not numbers by name"
         return
     stored = {split: _of_split(metrics, split) for split in ("train", "val", "test")}
-    homeless = [name for name in metrics if name.partition("/")[0] not in SPLITS]
-    if homeless:
-        yield f"metrics of status.json that are of no split cannot be derived: {', '.join(homeless)}"
+    of_no_split = [name for name in metrics if name.partition("/")[0] not in SPLITS]
+    if of_no_split:
+        yield f"metrics of status.json that are of no split cannot be derived: {', '.join(of_no_split)}"
     splits = [split for split, values in stored.items() if values or any(file.is_file() for file in _files(run, split))]
     found = {}
     for split in splits:
         try:
-            stored_split = read_predictions(run.folder.kept_predictions(split))
+            stored_split = read_predictions(run.folder.stored_predictions(split))
         except UserError as error:
             yield f"the numbers of {split} cannot be checked: {error}"
             continue
@@ -76,11 +76,11 @@ def validates_all(run: Run) -> bool:
 
 def _curves(run: Run, found: dict[str, Split]) -> Iterator[str]:
     """The row of metrics.csv whose weights made the predictions: that of the best epoch, or the last one."""
-    rows = read_metrics(run.folder.kept_metrics)
+    rows = read_metrics(run.folder.stored_metrics)
     monitor, best = run.status.get("monitor"), run.status.get("best_value")
     if not run.trained:  # only a header
         return
-    if may_not_be_read(run.folder.kept_metrics):
+    if may_not_be_read(run.folder.stored_metrics):
         yield "metrics.csv cannot be read (Permission denied)"
     elif rows.empty:
         yield "metrics.csv is missing, or has no whole row"
@@ -108,13 +108,13 @@ def _of_split(metrics: dict[str, Any], split: str) -> dict[str, Any]:
 
 def _files(run: Run, split: str) -> tuple[Path, Path, Path]:
     folder = run.folder
-    return folder.kept_predictions(split), folder.confusion_matrix_file(split), folder.class_report_file(split)
+    return folder.stored_predictions(split), folder.confusion_matrix_file(split), folder.class_report_file(split)
 
 
 def _metrics(run: Run, split: str, stored: dict[str, Any], judged: Split) -> Iterator[str]:
     predictions, derived = judged.predictions.labeled, judged.metrics
     # an older version had fewer scores: those that no other split and no epoch has either
-    columns = [*(run.status.get("metrics") or {}), *read_metrics(run.folder.kept_metrics).columns]
+    columns = [*(run.status.get("metrics") or {}), *read_metrics(run.folder.stored_metrics).columns]
     computed = {name.partition("/")[2] for name in map(str, columns)}
     for name in dict.fromkeys([*stored, *derived]):
         if name not in stored:
@@ -204,7 +204,7 @@ def _status(run: Run, found: dict[str, Split]) -> Iterator[str]:
             yield f"collapsed is stored as {noted}, one class is predicted for {100 * share:.1f} % of the images"
     best, monitor = run.status.get("best_value"), str(run.status.get("monitor"))
     if isinstance(best, int | float):
-        rows = read_metrics(run.folder.kept_metrics)
+        rows = read_metrics(run.folder.stored_metrics)
         if run.trained and monitor in rows and not np.isclose(rows[monitor], best, atol=TOLERANCE).any():
             yield f"best_value is stored as {best:.6f}, which is {monitor} of no epoch in metrics.csv"
         split, _, name = monitor.partition("/")
@@ -242,5 +242,5 @@ def _loss(predictions: Predictions, config: dict[str, Any], train_counts: Sequen
         if not sum(train_counts):
             return None
         weights = np.sum(train_counts) / (classes * np.array(train_counts, float))
-    surprise = -np.log(np.maximum(predictions.probabilities, np.finfo(np.float32).tiny)) * np.asarray(weights)
-    return float(np.mean((1 - smoothing) * surprise[rows, predictions.targets] + smoothing * surprise.mean(axis=1)))
+    losses = -np.log(np.maximum(predictions.probabilities, np.finfo(np.float32).tiny)) * np.asarray(weights)
+    return float(np.mean((1 - smoothing) * losses[rows, predictions.targets] + smoothing * losses.mean(axis=1)))
