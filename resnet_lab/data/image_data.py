@@ -51,7 +51,7 @@ class ImageData(ABC):
     image_size: Side  # pixels
     resize: Literal["square", "shorter"]  # square | shorter: both sides become image_size, or the shorter one does
     eye_crop: bool  # cut out the eye's disc before resizing
-    local_mean: bool  # subtract the local mean colour (1st place, Kaggle 2015)
+    local_mean: bool  # subtract the local mean color (1st place, Kaggle 2015)
     crop: Side | None  # pixels: a random crop in training, the center in evaluation; None: image_size
     padding: Annotated[int, Within(0, 10_000)]  # pixels of black around the image before a random crop
     horizontal_flip: Share  # probability

@@ -14,7 +14,7 @@ from resnet_lab.statistics import MANY_CLASSES
 
 Style = Literal["--", "-", "-."]
 STYLES: dict[str, Style] = {"train": "--", "val": "-", "test": "-."}
-GREY, BLUE, RED = "0.45", "#2b6cb0", "#a4381c"
+GRAY, BLUE, RED = "0.45", "#2b6cb0", "#a4381c"
 
 
 def shown_names(class_names: Sequence[str]) -> tuple[range, list[str]]:
@@ -31,8 +31,8 @@ def add_legend(figure: Figure, lines: Sequence[Line2D], columns: int) -> None:
         text.set_parse_math(False)
 
 
-def colour(place: int, count: int) -> tuple[float, float, float, float]:
-    """The colour of one of so many lines: the same place has the same one in every picture."""
+def color(place: int, count: int) -> tuple[float, float, float, float]:
+    """The color of one of so many lines: the same place has the same one in every picture."""
     if count <= 10:
         return matplotlib.colormaps["tab10"](place)
     return matplotlib.colormaps["turbo"](place / (count - 1))

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from resnet_lab.plots.frame import add_legend, colour
+from resnet_lab.plots.frame import add_legend, color
 
 QUANTITIES = {  # of layers.csv → title, factor
     "gradient_norm": ("gradient norm of the weights", 1),
@@ -39,7 +39,7 @@ def by_depth(profiles: Mapping[str, Mapping[str, np.ndarray]], columns: int = 3)
     for axes, (quantity, (title, factor)) in zip(grid, QUANTITIES.items(), strict=True):
         for place, profile in enumerate(profiles.values()):
             values = factor * profile.get(quantity, np.zeros(0))
-            axes.plot(np.linspace(0, 1, len(values)), values, color=colour(place, len(profiles)), linewidth=1.5)
+            axes.plot(np.linspace(0, 1, len(values)), values, color=color(place, len(profiles)), linewidth=1.5)
         if factor == 1 and any(np.any(profile.get(quantity, 0) > 0) for profile in profiles.values()):
             axes.set_yscale("log")
         elif factor != 1:
@@ -51,7 +51,7 @@ def by_depth(profiles: Mapping[str, Mapping[str, np.ndarray]], columns: int = 3)
         axes.grid(color="0.92")
         axes.spines[["top", "right"]].set_visible(False)
     lines = [
-        Line2D([], [], color=colour(place, len(profiles)), linewidth=1.8, label=fill(label, 60))
+        Line2D([], [], color=color(place, len(profiles)), linewidth=1.8, label=fill(label, 60))
         for place, label in enumerate(profiles)
     ]
     add_legend(figure, lines, min(columns, 2))

@@ -13,7 +13,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from resnet_lab.plots.frame import BLUE, GREY, RED, add_legend, colour
+from resnet_lab.plots.frame import BLUE, GRAY, RED, add_legend, color
 from resnet_lab.report.calibration import OperatingPoint, Reliability
 
 PLAQUE = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1}  # keeps text on curves readable
@@ -52,15 +52,15 @@ def unit_curves(
         axes.set_visible(False)
     for axes, (title, lines) in zip(grid, panels, strict=False):
         if diagonal:
-            axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
+            axes.plot([0, 1], [0, 1], color=GRAY, linestyle=":", linewidth=1)
         for place, line in enumerate(lines):
-            _draw(axes, line, colour(place, len(lines)))
+            _draw(axes, line, color(place, len(lines)))
             side = {"x": 0.98, "ha": "right"} if diagonal else {"x": 0.03, "ha": "left"}
             height = 0.03 + 0.06 * (len(lines) - 1 - place)
-            axes.text(**side, y=height, s=line.score, color=colour(place, len(lines)), fontsize=9, bbox=PLAQUE)
+            axes.text(**side, y=height, s=line.score, color=color(place, len(lines)), fontsize=9, bbox=PLAQUE)
         _square(axes, xlabel, ylabel, title)
     handles = [
-        Line2D([], [], color=colour(place, len(names)), linewidth=1.8, label=fill(name, 60))
+        Line2D([], [], color=color(place, len(names)), linewidth=1.8, label=fill(name, 60))
         for place, name in enumerate(names)
     ]
     add_legend(figure, handles, 1 if columns == 1 else 2)
@@ -111,7 +111,7 @@ def reliability(panels: Sequence[tuple[str, Reliability, float]], columns: int) 
         for middle, sure, right, share in zip(middles, bins.confidence, bins.accuracy, weight, strict=True):
             if share:
                 axes.plot([middle, middle], [right, sure], color=RED, linewidth=2.2, alpha=0.35 + 0.65 * share)
-        axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1.2)
+        axes.plot([0, 1], [0, 1], color=GRAY, linestyle=":", linewidth=1.2)
         _square(
             axes,
             "confidence (probability of the predicted class)",
@@ -153,7 +153,7 @@ def cost(groups: Sequence[Cost], ylabel: str, columns: int = 2) -> Figure:
     for axes, name in zip(grid, names, strict=False):
         for place, group in enumerate(groups):
             # side by side where several take the same
-            shade, x = colour(place, len(groups)), group.resources[name] * 1.02 ** (place - (len(groups) - 1) / 2)
+            shade, x = color(place, len(groups)), group.resources[name] * 1.02 ** (place - (len(groups) - 1) / 2)
             axes.plot([x, x], group.limits, color=shade, linewidth=1.6, alpha=0.5)
             axes.plot(x, group.quality, "o", color=shade, markersize=6)
         _resource_axis(axes, name, [group.resources[name] for group in groups])
@@ -162,7 +162,7 @@ def cost(groups: Sequence[Cost], ylabel: str, columns: int = 2) -> Figure:
     for axes in grid[::columns]:
         axes.set_ylabel(ylabel, fontsize=9)
     handles = [
-        Line2D([], [], color=colour(place, len(groups)), marker="o", linestyle="none", label=fill(group.label, 60))
+        Line2D([], [], color=color(place, len(groups)), marker="o", linestyle="none", label=fill(group.label, 60))
         for place, group in enumerate(groups)
     ]
     add_legend(figure, handles, 1)

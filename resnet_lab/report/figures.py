@@ -144,7 +144,7 @@ def confusion_matrices(table: Table) -> Picture | None:
     matrices = [(_runs_of(group), np.sum([run.counts for run in group.scored], axis=0)) for group in groups]
     note = (
         "Counts, summed over the runs of a group, and shares of the true class (rows); darker is larger. "
-        "Grey rows: no image of that class."
+        "Gray rows: no image of that class."
     )
     shown = [Drawing(plots.matrices.confusion_matrix(counts, names, title, BESIDE)) for title, counts in matrices]
     return Picture("Confusion matrices", note, shown, [plots.matrices.confusion_matrices(matrices, names)])

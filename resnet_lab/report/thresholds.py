@@ -26,7 +26,7 @@ Curve = tuple[np.ndarray, float]  # values at PLACES, and the area under it
 def drawn_groups(table: Table) -> list[Group]:
     """The groups that pictures with a line each show: the best ones."""
     best = [group for group in table.ranked if group.scored][:LINES]
-    return [group for group in table.scored_groups if any(group is other for other in best)]  # colours as elsewhere
+    return [group for group in table.scored_groups if any(group is other for other in best)]  # colors as elsewhere
 
 
 def roc_of(binary: Binary) -> Curve:
