@@ -7,6 +7,7 @@ import math
 import signal
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -380,6 +381,7 @@ def finish(
     log_hyperparameters(trainer, run, metrics)
     run.update_status(
         state="done",
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
         **kept,
         collapsed=collapsed,
         metrics=metrics,

@@ -51,7 +51,7 @@ def report(folders: Sequence[str], out: Path, figures: Sequence[str] = (), metri
         if any(run.folder.path in file.parents for run in runs):
             raise UserError(f"{file} cannot be read ({error.strerror}); see to its permissions") from error
         raise UserError(f"out={out} cannot be written ({error.strerror}); choose another folder") from error
-    lines = [f"{finding.kind}: {finding.text}" for finding in findings]
+    lines = [f"{finding.kind}: {finding}" for finding in findings]
     lines += [f"\n{text_table(table)}" for table in tables]
     files = [out / name for name in ("report.html", "summary.csv", "summary.md")]
     return "\n".join([*lines, "", *map(str, [*files, *sorted((out / "report_figures").glob("*.png"))])])
