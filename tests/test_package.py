@@ -47,7 +47,7 @@ def test_a_wheel_works_anywhere(tmp_path: Path) -> None:
     )
     assert "depth: 34" in shown.stdout
     where = subprocess.run(
-        [sys.executable, "-c", "from resnet_lab.config import conf_dir; print(conf_dir())"],
+        [sys.executable, "-c", "from resnet_lab.schema import conf_dir; print(conf_dir())"],
         cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert Path(where.stdout.strip()) == target / "resnet_lab" / "conf"
