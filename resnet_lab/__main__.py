@@ -55,7 +55,7 @@ def command(words: list[str]) -> None:
         VERBS[verb]().read(others)  # what is wrong here shows before anything heavy is imported
         os.execv(sys.executable, [sys.executable, "-m", f"resnet_lab.{verb}", *others])
     else:
-        close = difflib.get_close_matches(verb, VERBS, n=1)
+        close = difflib.get_close_matches(verb, [*VERBS, "help", "--help", "--version"], n=1)
         meant = f"did you mean {close[0]}?" if close else f"choose {', '.join(VERBS)}"
         raise UserError(f"no verb {verb!r}; {meant} (see resnet-lab --help)")
 

@@ -7,6 +7,7 @@ import difflib
 import io
 import logging
 import os
+import re
 import sys
 import tempfile
 import textwrap
@@ -96,7 +97,7 @@ class Verb(argparse.ArgumentParser):
     def takes_keys(self, text: str) -> None:
         """Any other `KEY=VALUE` is one of `overrides`, of the configuration."""
         self.shape.append("[KEY=VALUE …]")
-        self.arguments.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=text)
+        self.arguments.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=text)
 
     def option(self, key: str, shape: str, text: str, default: Any = None, **keywords: Any) -> None:
         """An option that is typed as `key=SHAPE` (or `--key SHAPE`)."""
@@ -159,15 +160,10 @@ class Verb(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End the command: what argparse finds wrong is a user's error like any other."""
-        found = message.replace("the following arguments are required:", "missing")
-        raise UserError(f"{found} (see {self.prog} --help)")
-
-
-def switched_on(key: str, value: str) -> bool:
-    """An option that is `true` or `false`."""
-    if value not in ("true", "false"):
-        raise UserError(f"{key}={value}: choose true or false")
-    return value == "true"
+        text = re.sub(
+            "^argument [^ ]+: (?=[a-z]+=)", "", message.replace("the following arguments are required:", "missing")
+        )
+        raise UserError(f"{text} (see {self.prog} --help)")
 
 
 class PrintableFormatter(logging.Formatter):

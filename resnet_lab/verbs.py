@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import textwrap
-from argparse import SUPPRESS
+from argparse import SUPPRESS, ArgumentTypeError
 from collections.abc import Callable
-from functools import partial
 
-from resnet_lab.command_line import WIDTH, Show, Verb, switched_on
-from resnet_lab.errors import UserError
+from resnet_lab.command_line import WIDTH, Show, Verb
 from resnet_lab.keys import all_keys, as_text, choices_of, matching
 from resnet_lab.schema import CHOSEN, FIGURES
 
@@ -130,7 +128,13 @@ def predict() -> Verb:
 
 
 def _add_overwrite(verb: Verb, text: str) -> None:
-    verb.option("overwrite", "true", text, False, type=partial(switched_on, "overwrite"))
+    verb.option("overwrite", "true", text, False, type=_switch)
+
+
+def _switch(value: str) -> bool:
+    if value not in ("true", "false"):
+        raise ArgumentTypeError(f"overwrite={value}: choose true or false")
+    return value == "true"
 
 
 def prepare() -> Verb:
@@ -149,14 +153,14 @@ def prepare() -> Verb:
         ],
     )
     verb.option("out", "DIR", "folder of the report (default: report/ in the prepared set)")
-    verb.option("processes", "N", "number of processes", os.cpu_count(), type=partial(_from_one, "processes"))
+    verb.option("processes", "N", "number of processes", os.cpu_count(), type=_processes)
     verb.takes_keys("the keys of resnet-lab train, of which those of data count")
     return verb
 
 
-def _from_one(key: str, value: str) -> int:
+def _processes(value: str) -> int:
     if not value.isdecimal() or int(value) < 1:
-        raise UserError(f"{key}={value}: give a number from 1")
+        raise ArgumentTypeError(f"processes={value}: give a number from 1")
     return int(value)
 
 
@@ -216,7 +220,7 @@ def job() -> Verb:
 
 def _starts(value: str) -> int:
     if not value.isdecimal():
-        raise UserError(f"{value}: a command runs the job of one RUN_DIR (see python -m resnet_lab.job --help)")
+        raise ArgumentTypeError(f"{value}: a command runs the job of one RUN_DIR")
     return int(value)
 
 

@@ -227,6 +227,7 @@ def test_hints_come_from_the_annotations() -> None:
         (Share, 1.01, "a number from 0 to 1"),
         (Share, float("nan"), "a number from 0 to 1"),
         (Share, True, "a number from 0 to 1"),
+        (bool | Literal["auto"], 2, "true, false or auto"),
     ],
 )
 def test_limits_in_words(hint: object, value: object, words: str) -> None:

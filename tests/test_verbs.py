@@ -63,7 +63,9 @@ def test_the_examples_of_a_help_are_understood(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "words", "facts"),
     [
-        ("evaluate", [], ["missing RUN_OR_CKPT"]),
+        ("evaluate", [], ["missing RUN_OR_CKPT ("]),
+        ("evaluate", ["run", "overwrite=yes"], ["overwrite=yes: choose true or false"]),
+        ("prepare", ["processes=0"], ["processes=0", "from 1"]),
         ("evaluate", ["split=val"], ["missing RUN_OR_CKPT"]),
         ("evaluate", ["run", "split=val", "split=test"], ["split= is given twice"]),
         ("evaluate", ["run", "spilt=val"], ["spilt=val", "did you mean split=NAME?"]),
