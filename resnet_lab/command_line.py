@@ -160,9 +160,8 @@ class Verb(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End the command: what argparse finds wrong is a user's error like any other."""
-        text = re.sub(
-            "^argument [^ ]+: (?=[a-z]+=)", "", message.replace("the following arguments are required:", "missing")
-        )
+        text = message.replace("the following arguments are required:", "missing")
+        text = re.sub(r"^argument \S+ (?=\S*[=:])", "", text)
         raise UserError(f"{text} (see {self.prog} --help)")
 
 
