@@ -7,9 +7,9 @@ import os
 import sys
 import textwrap
 
-from resnet_lab.command_line import WIDTH, run_command, show, version
+from resnet_lab.command_line import run_command, show, version
 from resnet_lab.errors import UserError
-from resnet_lab.keys import as_text, matching
+from resnet_lab.keys import WIDTH, as_text, matching
 from resnet_lab.verbs import TASKS, VERBS
 
 ABOUT = "Train, compare and trust residual networks on retinopathy photographs."

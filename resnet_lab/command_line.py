@@ -17,9 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from resnet_lab.errors import UserError, on_one_line, one_line_of, printable
-from resnet_lab.keys import known_keys
-
-WIDTH = 80  # columns of a help text
+from resnet_lab.keys import WIDTH, known_keys
 
 
 def show(text: str) -> None:

@@ -35,7 +35,7 @@ SYNONYMS = {
 GROUPS = (*PROVIDED, "trainer", "callbacks")  # whose files have keys; those of scale and experiment only set them
 KEY = re.compile(r"(?P<indent> *)(?:- )?(?P<key>\w+):(?P<value>(?: +[^\s#]\S*)*)(?: *# (?P<comment>.+))?")
 COMMENT = re.compile(r"(?P<indent> *)# (?P<comment>.*)")
-WIDTH = 80
+WIDTH = 80  # columns of a text for a terminal
 
 
 @dataclass(frozen=True)
@@ -161,11 +161,10 @@ def matching(patterns: Sequence[str] = ()) -> list[Key]:
     Raises:
         UserError: there is none.
     """
-    found = [{key for key in all_keys() if _matches(key.name, pattern)} for pattern in patterns or ["*"]]
-    for pattern, keys in zip(patterns, found, strict=False):
-        if not keys:
+    for pattern in patterns:
+        if not any(_matches(key.name, pattern) for key in all_keys()):
             raise UserError(no_such_key(pattern))
-    return [key for key in all_keys() if key in set().union(*found)]
+    return [key for key in all_keys() if any(_matches(key.name, pattern) for pattern in patterns or "*")]
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -182,12 +181,8 @@ def described(keys: Sequence[Key]) -> Iterator[tuple[str, str, str, list[str]]]:
         places: dict[tuple[str, str], list[str]] = {}
         for key in same:
             places.setdefault((key.default, key.note), []).extend(key.choices)
-        yield (
-            name,
-            same[0].meaning,
-            "; ".join(each for each in values if not any(other.startswith(f"{each} ") for other in values)),
-            [_default(name, *each) for each in places.items()],
-        )
+        widest = [each for each in values if not any(other.startswith(f"{each} ") for other in values)]
+        yield name, same[0].meaning, "; ".join(widest), [_default(name, *each) for each in places.items()]
 
 
 def _default(name: str, default: tuple[str, str], choices: Sequence[str]) -> str:
@@ -197,14 +192,7 @@ def _default(name: str, default: tuple[str, str], choices: Sequence[str]) -> str
 
 
 def _wrapped(text: str, first: str, others: int) -> list[str]:
-    return textwrap.wrap(
-        text,
-        WIDTH,
-        initial_indent=first,
-        subsequent_indent=" " * others,
-        break_on_hyphens=False,
-        break_long_words=False,
-    )
+    return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=" " * others, break_on_hyphens=False)
 
 
 def as_text(keys: Sequence[Key]) -> str:

@@ -7,8 +7,8 @@ import textwrap
 from argparse import SUPPRESS, ArgumentTypeError
 from collections.abc import Callable
 
-from resnet_lab.command_line import WIDTH, Show, Verb
-from resnet_lab.keys import all_keys, as_text, choices_of, matching
+from resnet_lab.command_line import Show, Verb
+from resnet_lab.keys import WIDTH, all_keys, as_text, choices_of, matching
 from resnet_lab.schema import CHOSEN, FIGURES
 
 USUAL = (  # the keys that most commands set
@@ -16,7 +16,7 @@ USUAL = (  # the keys that most commands set
     *("trainer.max_epochs", "seed", "sweep_dir"),
 )
 MODEL = "run folder (its best checkpoint) or checkpoint file (.ckpt)"
-TRUST = "package or name that may be called: model:mylab.Net"
+TRUST = "your own code that may be called: mylab, or one name: model:mylab.Net"
 
 
 def train() -> Verb:
