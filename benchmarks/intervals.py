@@ -22,7 +22,7 @@ from scipy import optimize, special, stats
 
 from resnet_lab.report.intervals import estimate, wilson
 from resnet_lab.report.resampling import scores_of, sums_by_patient
-from resnet_lab.scores import Answers
+from resnet_lab.scores import Predictions
 from resnet_lab.statistics import REFERABLE
 
 SCORES = (0.5, 0.8, 0.95, 0.99, 0.999)
@@ -93,7 +93,7 @@ def confusion(skill: np.ndarray, classes: int) -> np.ndarray:
 @cache
 def _sums(classes: int) -> np.ndarray:
     true, predicted = np.divmod(np.arange(classes**2), classes)
-    return sums_by_patient(Answers(true, predicted, np.eye(classes)[predicted]), np.arange(classes**2))
+    return sums_by_patient(Predictions(true, predicted, np.eye(classes)[predicted]), np.arange(classes**2))
 
 
 def truth(skill: float, classes: int, deviation: float) -> dict[str, float]:
@@ -116,7 +116,7 @@ def calibrated(cell: Cell) -> tuple[float, dict[str, float]]:
     return skill, truth(skill, cell.classes, deviation)
 
 
-def draw(cell: Cell, generator: np.random.Generator, groups: int = 1) -> tuple[list[list[Answers]], np.ndarray]:
+def draw(cell: Cell, generator: np.random.Generator, groups: int = 1) -> tuple[list[list[Predictions]], np.ndarray]:
     """Groups of runs on one test set, and the patient of each image."""
     skill, _ = calibrated(cell)
     patient = np.arange(cell.images) // cell.per_patient
@@ -127,7 +127,7 @@ def draw(cell: Cell, generator: np.random.Generator, groups: int = 1) -> tuple[l
     size = (cell.images, columns)
     shared = PATIENT * generator.normal(size=size)[patient] + IMAGE * generator.normal(size=size)
 
-    def run() -> Answers:
+    def run() -> Predictions:
         hard = shared + RUN * generator.normal(size=size)
         own = skill + SEED_DEVIATION * (cell.seeds > 1) * generator.normal()
         kind = _scored if "auroc" in cell.world else _labelled
@@ -138,15 +138,17 @@ def draw(cell: Cell, generator: np.random.Generator, groups: int = 1) -> tuple[l
 
 def _labelled(
     cell: Cell, targets: np.ndarray, hard: np.ndarray, skill: float, generator: np.random.Generator
-) -> Answers:
+) -> Predictions:
     wrong = confusion(np.array(-np.inf), cell.classes)[targets]
     chances = (wrong / wrong.sum(axis=1, keepdims=True)).cumsum(axis=1)
     other = (generator.random((len(targets), 1)) > chances[:, :-1]).sum(axis=1)
     predictions = np.where(hard[:, 0] <= skill, targets, other)
-    return Answers(targets, predictions, np.zeros((len(targets), cell.classes)))
+    return Predictions(targets, predictions, np.zeros((len(targets), cell.classes)))
 
 
-def _scored(cell: Cell, targets: np.ndarray, hard: np.ndarray, skill: float, generator: np.random.Generator) -> Answers:
+def _scored(
+    cell: Cell, targets: np.ndarray, hard: np.ndarray, skill: float, generator: np.random.Generator
+) -> Predictions:
     scores = np.zeros((len(targets), cell.classes))
     if cell.world == "referable_auroc":
         scores[:, REFERABLE] = skill * (targets >= REFERABLE) + hard[:, 0]
@@ -155,7 +157,7 @@ def _scored(cell: Cell, targets: np.ndarray, hard: np.ndarray, skill: float, gen
         scores[:, 0] = -scores[:, 1]
     else:
         scores[:] = skill * (targets[:, None] == np.arange(cell.classes)) + hard
-    return Answers(targets, targets, scores)
+    return Predictions(targets, targets, scores)
 
 
 def coverage(cell: Cell, repeats: int, draws: int = 2, seed: int = 0) -> Counts:

@@ -29,7 +29,7 @@ from resnet_lab.keys import known_keys, no_such_key, suggestion
 from resnet_lab.run_folder import BOOKKEEPING, flat
 from resnet_lab.schema import CHOSEN, FIGURES, FOR_OTHERS, MISSING, OF_JOB, PROVIDED, Config, TrainerConfig, conf_dir
 from resnet_lab.signatures import REQUIRED, Arguments, arguments_of, hints_of, is_ours, signature
-from resnet_lab.trust import WELL_KNOWN, foreign_words, refuse_foreign
+from resnet_lab.trust import WELL_KNOWN, refuse_foreign, trust_words
 from resnet_lab.values import conform
 
 ABSENT = "absent"
@@ -346,10 +346,10 @@ def refuse_foreign_callbacks(config: Mapping[str, Any]) -> None:
 
 def words_of_trust(config: Mapping[str, Any]) -> list[str]:
     """What a configuration that the user composed names beside what conf/ does: `GROUP:dotted.name`."""
-    words = foreign_words(config, {group: known_names(group) for group in PROVIDED})
+    words = trust_words(config, {group: known_names(group) for group in PROVIDED})
     callbacks = config.get("callbacks")
     for node in callbacks.values() if isinstance(callbacks, Mapping) else ():
-        words += foreign_words({"callbacks": node}, {"callbacks": known_names("callbacks")})
+        words += trust_words({"callbacks": node}, {"callbacks": known_names("callbacks")})
     return words
 
 
@@ -394,17 +394,17 @@ def config_hash(config: dict[str, Any]) -> str:
     return _hash(json.dumps(_comparable(config), sort_keys=True), 16)
 
 
-def differences(before: dict[str, Any], asked: dict[str, Any], most: int = 5) -> list[str]:
+def differences(before: dict[str, Any], now: dict[str, Any], most: int = 5) -> list[str]:
     """The keys in which two configurations differ, paths and bookkeeping aside, with both values; at most `most`."""
-    old, new = _comparable(before), _comparable(asked)
-    keys = [key for key in {**old, **new} if key in changed_keys(before, asked)]
-    told = [f"{key} is {old.get(key, ABSENT)} there, {new.get(key, ABSENT)} here" for key in keys[:most]]
-    return told + ([f"and {count(len(keys) - most, 'more key')}"] if len(keys) > most else [])
+    old, new = _comparable(before), _comparable(now)
+    keys = [key for key in {**old, **new} if key in changed_keys(before, now)]
+    texts = [f"{key} is {old.get(key, ABSENT)} there, {new.get(key, ABSENT)} here" for key in keys[:most]]
+    return texts + ([f"and {count(len(keys) - most, 'more key')}"] if len(keys) > most else [])
 
 
-def changed_keys(before: dict[str, Any], asked: dict[str, Any]) -> set[str]:
+def changed_keys(before: dict[str, Any], now: dict[str, Any]) -> set[str]:
     """The dotted keys in which two configurations differ, paths and bookkeeping aside."""
-    old, new = _comparable(before), _comparable(asked)
+    old, new = _comparable(before), _comparable(now)
     return {key for key in {**old, **new} if old.get(key, ABSENT) != new.get(key, ABSENT)}
 
 

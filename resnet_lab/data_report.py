@@ -227,7 +227,7 @@ def data_page(
 
 
 def class_table(counts: Mapping[str, np.ndarray], class_names: Sequence[str]) -> dict[str, Any]:
-    """The table of classes: at most CLASSES rows, the largest and the smallest; totals; what one answer would score."""
+    """The table of classes: at most CLASSES rows, the largest and the smallest; totals; the majority baseline."""
     totals = {split: int(images.sum()) for split, images in counts.items()}
     overall = np.sum([*counts.values()], axis=0) if counts else np.zeros(len(class_names))
     order = np.argsort(-overall, kind="stable")

@@ -53,7 +53,7 @@ IDLE = {f"trainer.{key}" for key in OF_TRAINING} | {
 }
 
 
-def answer(model: Trained, config: dict[str, Any], split: str) -> tuple[Trainer, Classifier, DataModule]:
+def evaluate_split(model: Trained, config: dict[str, Any], split: str) -> tuple[Trainer, Classifier, DataModule]:
     """Run a model over one split; `module.predictions[split]` and `module.confusion[split]` (K, K) hold it.
 
     Args:
@@ -181,8 +181,8 @@ def chosen_folder(out: str, split: str, overwrite: bool) -> RunFolder:
     run = RunFolder(Path(out).expanduser())
     if run.config_file.exists() or run.status_file.exists() or run.checkpoints.is_dir():
         raise UserError(f"out={out} is a run folder, and only its job writes its files; name another folder")
-    if run.kept_predictions(split).exists() and not overwrite:
-        raise UserError(f"{run.kept_predictions(split)} exists; name another folder, or set overwrite=true")
+    if run.stored_predictions(split).exists() and not overwrite:
+        raise UserError(f"{run.stored_predictions(split)} exists; name another folder, or set overwrite=true")
     return run
 
 
@@ -199,7 +199,7 @@ def command(arguments: list[str]) -> None:
     if not out and run.path.is_symlink():
         raise UserError(f"{run.path} is a link; remove it, or name a folder with out=")
     refuse_unwritable(run.path)
-    trainer, module, datamodule = answer(model, config, split)
+    trainer, module, datamodule = evaluate_split(model, config, split)
     if not trainer.is_global_zero:
         return
     assert datamodule.pixels is not None

@@ -14,7 +14,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from resnet_lab.errors import UserError
 from resnet_lab.objectives import Objective
-from resnet_lab.scores import SCORES, Answers, Score, stored_scores
+from resnet_lab.scores import SCORES, Predictions, Score, stored_scores
 from resnet_lab.statistics import COLLAPSED, MANY_CLASSES
 
 
@@ -75,8 +75,8 @@ class OfAnswers(Metric):
     def compute(self) -> Tensor:
         """Scalar."""
         states = (self.target, self.predictions, self.preds)
-        answers = Answers(*(dim_zero_cat(state).cpu().numpy() for state in states))
-        return torch.tensor(self.score.of(answers), device=self.device)
+        predictions = Predictions(*(dim_zero_cat(state).cpu().numpy() for state in states))
+        return torch.tensor(self.score.of(predictions), device=self.device)
 
 
 def metric_of(score: Score, num_classes: int) -> Metric:
@@ -86,7 +86,7 @@ def metric_of(score: Score, num_classes: int) -> Metric:
         known: Mapping[str, Any] = vars(classification) | own
         metric: Metric = known[score.torchmetric](num_classes, **score.options)
         return metric
-    return OfAnswers(score) if score.keeps_answers else OfCounts(num_classes, score)
+    return OfAnswers(score) if score.keeps_predictions else OfCounts(num_classes, score)
 
 
 class SplitMetrics(nn.Module):
@@ -105,7 +105,7 @@ class SplitMetrics(nn.Module):
         of_probabilities: dict[str, Metric | MetricCollection] = {}
         for name, score in stored_scores(num_classes, ordered).items():
             if complete or score.each_epoch:
-                (of_probabilities if score.keeps_answers else of_classes)[name] = metric_of(score, num_classes)
+                (of_probabilities if score.keeps_predictions else of_classes)[name] = metric_of(score, num_classes)
         self.loss = MeanMetric(nan_strategy="disable")  # which keeps NaN; by default it would drop out of the mean
         self.loss.set_dtype(torch.float64)  # so that the order of the batches leaves no trace
         self.of_classes = MetricCollection(of_classes, prefix=f"{split}/")

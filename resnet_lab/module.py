@@ -25,7 +25,7 @@ from resnet_lab.trained import Trained, load
 EPOCH_KEY = "resnet_lab_epoch"  # losses, logits and targets of the epoch in which it was saved, of all ranks
 
 
-class Predictions(NamedTuple):
+class Outputs(NamedTuple):
     """What a model predicts for N images."""
 
     probabilities: np.ndarray  # (N, K)
@@ -80,7 +80,7 @@ class Classifier(LightningModule):
         self.fit_split: str | None = None
         self.outputs: dict[str, list[tuple[Tensor, ...]]] = {}  # split → index (B,), outputs (B, M), targets (B,)
         self.confusion: dict[str, Tensor] = {}  # split → counts (K, K) of the last epoch
-        self.predictions: dict[str, Predictions] = {}  # split → those of the last test
+        self.predictions: dict[str, Outputs] = {}  # split → those of the last test
 
     def forward(self, images: Tensor) -> Tensor:
         """Outputs (B, M) of images (B, 3, H, W)."""
@@ -159,10 +159,10 @@ class Classifier(LightningModule):
         _, outputs = self._gather(self.outputs.pop("predict"))
         self.predictions["predict"] = self._predictions(outputs)
 
-    def _predictions(self, outputs: Tensor) -> Predictions:
+    def _predictions(self, outputs: Tensor) -> Outputs:
         """Of outputs (N, M)."""
         probabilities, classes = self.loss.probabilities(outputs), self.loss.decide(outputs)
-        return Predictions(probabilities.cpu().numpy(), classes.cpu().numpy())
+        return Outputs(probabilities.cpu().numpy(), classes.cpu().numpy())
 
     def _gather(self, kept: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """What is kept of all ranks, the index first, in the order of the table; ranks give equally many rows."""

@@ -66,7 +66,7 @@ def statistics(facts: pd.DataFrame) -> tuple[list[float], list[float]] | None:
     return mean.tolist(), np.sqrt(square - mean**2).tolist()
 
 
-def kept_near_pairs(target: PreparedSet, good: pd.DataFrame) -> list[Sequence[int]]:
+def stored_near_pairs(target: PreparedSet, good: pd.DataFrame) -> list[Sequence[int]]:
     """The `near_pairs` of the distinct files; the set keeps them, as the search takes minutes, until its JPEGs change.
 
     Args:
@@ -110,7 +110,7 @@ def command(arguments: list[str]) -> None:
     index = prepare(target, list(rows["path"]), given.processes)
     facts, problem = facts_of(data, target, rows, index)
     good = facts[facts["defect"] == ""]
-    duplicates = find_duplicates(good, kept_near_pairs(target, good))
+    duplicates = find_duplicates(good, stored_near_pairs(target, good))
     log.info("writing the report")
     out = Path(given.out or target.folder / "report")
     assert data.class_names is not None

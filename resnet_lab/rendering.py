@@ -14,11 +14,11 @@ from matplotlib.figure import Figure
 
 
 class Finding(NamedTuple):
-    """One thing to know before believing a page; what is not `grave` limits what can be concluded, and is no fault."""
+    """One thing to know before believing a page: a fault, or else a limit to what can be concluded."""
 
     kind: str
     text: str
-    grave: bool = True
+    is_fault: bool = True
 
 
 def png(figure: Figure) -> bytes:

@@ -112,19 +112,19 @@ class RunFolder:
         """`image,patient,target,prediction,p_0…p_{K-1}`, one row per image of the split."""
         return self.path / f"predictions_{split}.csv"
 
-    def kept_predictions(self, split: str) -> Path:
+    def stored_predictions(self, split: str) -> Path:
         """The file to read them from: of a published run it is compressed."""
-        return _kept(self.predictions_file(split))
+        return _stored(self.predictions_file(split))
 
     @property
-    def kept_metrics(self) -> Path:
+    def stored_metrics(self) -> Path:
         """The file to read them from: of a published run it is compressed."""
-        return _kept(self.metrics_file)
+        return _stored(self.metrics_file)
 
     @property
-    def kept_layers(self) -> Path:
+    def stored_layers(self) -> Path:
         """The file to read them from: of a published run it is compressed."""
-        return _kept(self.layers_file)
+        return _stored(self.layers_file)
 
     def confusion_matrix_file(self, split: str, suffix: str = "csv") -> Path:
         """Counts with rows true (`csv`), or the picture of them (`png`)."""
@@ -284,7 +284,7 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _kept(file: Path) -> Path:
+def _stored(file: Path) -> Path:
     packed = file.with_name(f"{file.name}.gz")
     return packed if packed.is_file() and not file.is_file() else file
 

@@ -30,16 +30,16 @@ NEEDS = {
 Floats: TypeAlias = NDArray[np.float64]
 
 
-class Answers(NamedTuple):
-    """What one model answered on N images."""
+class Predictions(NamedTuple):
+    """What one model predicted on N images, beside their true classes."""
 
-    targets: np.ndarray  # (N,)
-    predictions: np.ndarray  # (N,)
+    targets: np.ndarray  # (N,) true classes
+    classes: np.ndarray  # (N,) predicted classes
     probabilities: np.ndarray  # (N, K)
 
-    def of(self, images: np.ndarray) -> Answers:
+    def of(self, images: np.ndarray) -> Predictions:
         """Those on some images, by number or by a mask (N,)."""
-        return Answers(*(column[images] for column in self))
+        return Predictions(*(column[images] for column in self))
 
 
 class Sums(NamedTuple):
@@ -75,14 +75,14 @@ def sums_of_counts(counts: np.ndarray) -> Sums:
 class Score:
     """One score.
 
-    `from_sums` or `from_answers` has to be given. With `from_sums` thousands of resampled test sets cost one
+    `from_sums` or `from_predictions` has to be given. With `from_sums` thousands of resampled test sets cost one
     matrix product; without it each of them is scored by itself, which is slower. Both are given where `from_sums` is
     an approximation, or rounds otherwise than what was published before.
 
     Attributes:
         title: heading of its column.
         from_sums: sums (…,) or (…, K) → scores (…,).
-        from_answers: answers on N images → score.
+        from_predictions: predictions on N images → score.
         torchmetric: class of torchmetrics.classification, or of `resnet_lab.metrics`, that a job computes it with;
             empty: the job uses the functions above.
         options: arguments of that class, besides the number of classes.
@@ -105,7 +105,7 @@ class Score:
 
     title: str
     from_sums: Callable[[Sums], Floats] | None = None
-    from_answers: Callable[[Answers], float] | None = None
+    from_predictions: Callable[[Predictions], float] | None = None
     torchmetric: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
     of_probabilities: bool = False
@@ -149,20 +149,20 @@ class Score:
         return self.upper - self.lower if math.isfinite(self.upper - self.lower) else 1.0
 
     @property
-    def keeps_answers(self) -> bool:
-        """Whether a job has to keep every answer for it."""
+    def keeps_predictions(self) -> bool:
+        """Whether a job has to keep every prediction for it."""
         return self.of_probabilities or (not self.torchmetric and self.from_sums is None)
 
     def means_something(self, ordered: bool, num_classes: int) -> bool:
         """Whether classes are of the kind that it needs."""
         return not self.needs or (ordered and (self.needs == "order" or num_classes > REFERABLE))
 
-    def of(self, answers: Answers) -> float:
-        """The score of a model's answers."""
-        if self.from_answers is not None:
-            return float(self.from_answers(answers))
+    def of(self, predictions: Predictions) -> float:
+        """The score of a model's predictions."""
+        if self.from_predictions is not None:
+            return float(self.from_predictions(predictions))
         return self.of_counts(
-            statistics.confusion_matrix(answers.targets, answers.predictions, answers.probabilities.shape[1])
+            statistics.confusion_matrix(predictions.targets, predictions.classes, predictions.probabilities.shape[1])
         )
 
     def of_counts(self, counts: np.ndarray) -> float:
@@ -201,7 +201,7 @@ def _f1(sums: Sums) -> Floats:
 
 
 def _macro(by_class: Callable[[Sums], Floats]) -> Callable[[Sums], Floats]:
-    """The mean over the classes that occur or are answered."""
+    """The mean over the classes that occur or are predicted."""
     return lambda sums: by_class(sums).sum(axis=-1) / np.count_nonzero(sums.true + sums.predicted, axis=-1)
 
 
@@ -236,10 +236,10 @@ def _matthews(sums: Sums) -> Floats:
 
     NaN where all images are of one class.
     """
-    together = sums.hits * sums.images - (sums.true * sums.predicted).sum(axis=-1)
+    covariance = sums.hits * sums.images - (sums.true * sums.predicted).sum(axis=-1)
     targets, predictions = (sums.images**2 - (each**2).sum(axis=-1) for each in (sums.true, sums.predicted))
-    of_one_answer = np.where(targets > 0, 0.0, np.nan)
-    return np.where(predictions > 0, together / np.sqrt(targets * predictions), of_one_answer)
+    of_one_class = np.where(targets > 0, 0.0, np.nan)
+    return np.where(predictions > 0, covariance / np.sqrt(targets * predictions), of_one_class)
 
 
 def _referable_area(sums: Sums) -> Floats:
@@ -309,7 +309,9 @@ SCORES: dict[str, Score] = {
     "qwk": Score(
         title="QWK",
         from_sums=_kappa,
-        from_answers=lambda answers: statistics.quadratic_weighted_kappa(answers.targets, answers.predictions),
+        from_predictions=lambda predictions: statistics.quadratic_weighted_kappa(
+            predictions.targets, predictions.classes
+        ),
         torchmetric="MulticlassCohenKappa",
         options={"weights": "quadratic"},
         each_epoch=True,
@@ -322,7 +324,7 @@ SCORES: dict[str, Score] = {
     "accuracy": Score(
         title="accuracy %",
         from_sums=lambda sums: sums.hits / sums.images,
-        from_answers=lambda answers: statistics.accuracy(answers.targets, answers.predictions),
+        from_predictions=lambda predictions: statistics.accuracy(predictions.targets, predictions.classes),
         torchmetric="MulticlassAccuracy",
         options={"average": "micro"},
         each_epoch=True,
@@ -333,7 +335,7 @@ SCORES: dict[str, Score] = {
     "balanced_accuracy": Score(
         title="balanced acc. %",
         from_sums=lambda sums: mean(sums.found / sums.true),
-        from_answers=lambda answers: statistics.balanced_accuracy(answers.targets, answers.predictions),
+        from_predictions=lambda predictions: statistics.balanced_accuracy(predictions.targets, predictions.classes),
         torchmetric="BalancedAccuracy",
         each_epoch=True,
         shown=("leaderboard", "log", "terminal"),
@@ -346,7 +348,7 @@ SCORES: dict[str, Score] = {
         title="AUROC",
         # exact on the whole test set; in a resample the first-order expansion in the weights (DeLong et al. 1988)
         from_sums=lambda sums: mean(sums.above / sums.true + sums.below / (sums.images[..., None] - sums.true)),
-        from_answers=lambda answers: statistics.auroc(answers.targets, answers.probabilities),
+        from_predictions=lambda predictions: statistics.auroc(predictions.targets, predictions.probabilities),
         torchmetric="MacroAUROC",
         options={"average": None},
         of_probabilities=True,
@@ -368,7 +370,7 @@ SCORES: dict[str, Score] = {
     "referable_auroc": Score(
         title="AUROC, referable",
         from_sums=_referable_area,
-        from_answers=lambda answers: statistics.referable_auroc(answers.targets, answers.probabilities),
+        from_predictions=lambda predictions: statistics.referable_auroc(predictions.targets, predictions.probabilities),
         stored=False,
         needs="referable",
         error=_of_referable_area,
@@ -384,16 +386,16 @@ def stored_scores(num_classes: int, ordered: bool) -> dict[str, Score]:
     }
 
 
-def summary_of(answers: Answers) -> dict[str, float]:
-    """Every score of a model's answers."""
-    return {name: score.of(answers) for name, score in SCORES.items()}
+def summary_of(predictions: Predictions) -> dict[str, float]:
+    """Every score of a model's predictions."""
+    return {name: score.of(predictions) for name, score in SCORES.items()}
 
 
 def majority_baseline(targets: np.ndarray, majority: int, num_classes: int) -> dict[str, float]:
-    """What `summary_of` says of a model that answers the class `majority` to every one of the targets (N,).
+    """What `summary_of` says of a model that predicts the class `majority` for every one of the targets (N,).
 
     `majority` has to be the largest class of the training images: the largest one of `targets` is not known
     to a model.
     """
     constant = np.full_like(targets, majority)
-    return summary_of(Answers(targets, constant, np.eye(num_classes)[constant]))
+    return summary_of(Predictions(targets, constant, np.eye(num_classes)[constant]))

@@ -48,7 +48,7 @@ from resnet_lab.processes import Stopped
 from resnet_lab.run_folder import BOOKKEEPING, RunFolder, flat
 from resnet_lab.schema import Config
 from resnet_lab.scores import SCORES
-from resnet_lab.trust import OPTION, spoken
+from resnet_lab.trust import OPTION, trust_option
 
 log = logging.getLogger("resnet_lab")
 
@@ -413,7 +413,7 @@ def log_hyperparameters(trainer: Trainer, run: RunFolder, metrics: dict[str, flo
 def has_lost_predictions(run: RunFolder, status: dict[str, Any]) -> bool:
     """Whether a done job lacks the predictions of a split, and has the checkpoint to test again without training."""
     splits = [split for split in ("val", "test") if split in (status.get("class_counts") or {})]
-    return run.last_checkpoint.is_file() and not all(run.kept_predictions(split).is_file() for split in splits)
+    return run.last_checkpoint.is_file() and not all(run.stored_predictions(split).is_file() for split in splits)
 
 
 def guarded(run: RunFolder) -> int:
@@ -434,11 +434,11 @@ def guarded(run: RunFolder) -> int:
     try:
         run_job(run)
     except Stopped as stopped:
-        log.info("stopped by %s; python -m resnet_lab.job %s%s goes on", stopped, run.path, spoken())
+        log.info("stopped by %s; python -m resnet_lab.job %s%s goes on", stopped, run.path, trust_option())
         raise
     except Exception as error:
         if stopped_elsewhere(run, error):
-            log.info("another rank was told to stop; python -m resnet_lab.job %s%s goes on", run.path, spoken())
+            log.info("another rank was told to stop; python -m resnet_lab.job %s%s goes on", run.path, trust_option())
             raise Stopped(signal.SIGTERM) from error
         fail(run, error, rank())
         if rank() == 0 and status["state"] == "done":  # only its predictions are missing, still

@@ -64,7 +64,7 @@ def trust(words: Iterable[str]) -> None:
         _trusted.add(word)
 
 
-def spoken() -> str:
+def trust_option() -> str:
     """The words of trust of this process, as they follow a command; empty where there are none."""
     return f" {OPTION}{','.join(sorted(_trusted))}" if _trusted else ""
 
@@ -121,7 +121,7 @@ def _special_keys(value: object, place: str) -> Iterator[tuple[str, object]]:
             yield from _special_keys(each, f"{place}[{number}]")
 
 
-def foreign_words(config: Mapping[str, Any], known: Mapping[str, Collection[str]]) -> list[str]:
+def trust_words(config: Mapping[str, Any], known: Mapping[str, Collection[str]]) -> list[str]:
     """The exact words of trust for what a user's own configuration names: `GROUP:dotted.name`.
 
     Args:

@@ -37,7 +37,7 @@ def write_run(
         depth: `model.depth`.
         pretrained: `model.pretrained`.
         seed: `seed`; also of the made-up numbers.
-        skill: how far the probabilities lean to the truth; 0 answers the majority class to everything.
+        skill: how far the probabilities lean to the truth; 0 always predicts the majority class.
         class_names: the retinopathy grades where None.
         images: rows of the predictions file.
         epochs: rows of metrics.csv.

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from fake_answers import World
+from fake_predictions import World
 from scipy import stats
 from sklearn.metrics import precision_recall_fscore_support
 
@@ -15,7 +15,7 @@ from resnet_lab.report.by_class import (
     shares_by_distance,
     wilson,
 )
-from resnet_lab.scores import Answers
+from resnet_lab.scores import Predictions
 from resnet_lab.statistics import MANY_CLASSES
 
 NAMES = ["no DR", "mild", "moderate", "severe", "proliferative"]
@@ -24,13 +24,13 @@ NAMES = ["no DR", "mild", "moderate", "severe", "proliferative"]
 def made(seed: int = 0, patients: int = 200, runs: int = 1):
     world = World(np.random.default_rng(seed))
     targets, patient, hard = world.patients(patients)
-    return [world.answers(targets, hard) for _ in range(runs)], patient
+    return [world.predictions(targets, hard) for _ in range(runs)], patient
 
 
 def test_one_run_has_scikit_learns_scores():
-    (answers,), patient = made()
-    rows = class_rows([answers], patient, NAMES)
-    precision, recall, f1, images = precision_recall_fscore_support(answers.targets, answers.predictions)
+    (predictions,), patient = made()
+    rows = class_rows([predictions], patient, NAMES)
+    precision, recall, f1, images = precision_recall_fscore_support(predictions.targets, predictions.classes)
     np.testing.assert_allclose([row.precision.value for row in rows], precision)
     np.testing.assert_allclose([row.recall.value for row in rows], recall)
     np.testing.assert_allclose([row.f1.value for row in rows], f1)
@@ -46,7 +46,7 @@ def test_of_many_classes_those_that_are_found_least_come_first():
     predictions = targets.copy()
     predictions[[7, 10, 11]] = 0  # of class 3 one image is found, of class 5 none
     names = [f"class {k}" for k in range(classes)]
-    rows = class_rows([Answers(targets, predictions, np.eye(classes)[predictions])], np.arange(len(targets)), names)
+    rows = class_rows([Predictions(targets, predictions, np.eye(classes)[predictions])], np.arange(len(targets)), names)
     assert [row.name for row in rows[:3]] == ["class 5", "class 3", "class 0"]
     assert rows[-1].name == "class 20"
     assert np.isnan(rows[-1].recall.value)
@@ -83,11 +83,11 @@ def test_a_share_of_nothing_is_unknown():
 
 
 def test_a_class_that_no_image_has_and_one_that_is_never_called():
-    (answers,), patient = made()
-    some = answers.targets != 4
-    predictions = np.where(answers.predictions == 1, 0, answers.predictions)[some]
-    fewer = answers._replace(targets=answers.targets[some], predictions=predictions)
-    fewer = fewer._replace(probabilities=answers.probabilities[some])
+    (predictions,), patient = made()
+    some = predictions.targets != 4
+    classes = np.where(predictions.classes == 1, 0, predictions.classes)[some]
+    fewer = predictions._replace(targets=predictions.targets[some], classes=classes)
+    fewer = fewer._replace(probabilities=predictions.probabilities[some])
     rows = class_rows([fewer], np.unique(patient[some], return_inverse=True)[1], NAMES)
     assert np.isnan([rows[4].recall.value, rows[4].f1.value]).all()
     assert np.isnan(rows[1].precision.value)
@@ -98,7 +98,7 @@ def test_a_class_that_no_image_has_and_one_that_is_never_called():
 def test_runs_of_a_group_count_as_their_mean():
     runs, patient = made(runs=3)
     together = class_rows(runs, patient, NAMES)[2]
-    alone = [class_rows([answers], patient, NAMES)[2] for answers in runs]
+    alone = [class_rows([predictions], patient, NAMES)[2] for predictions in runs]
     assert together.recall.value == pytest.approx(np.mean([row.recall.value for row in alone]))
     assert together.images == alone[0].images
 
@@ -107,7 +107,7 @@ def test_errors_are_counted_by_their_distance():
     runs, patient = made(runs=2)
     found = shares_by_distance(runs, patient)
     assert [name for name, _ in found] == ["right", "one grade off", "two grades off", "three or more"]
-    off = np.abs([answers.targets - answers.predictions for answers in runs])
+    off = np.abs([predictions.targets - predictions.classes for predictions in runs])
     expected = [np.mean(off == steps) for steps in range(3)] + [np.mean(off >= 3)]
     assert [share.value for _, share in found] == pytest.approx(expected)
     assert all(share.interval.low <= share.value <= share.interval.high for _, share in found)
@@ -130,4 +130,4 @@ def test_intervals_of_a_class_cover_its_recall():
 
 def _case(world, patients):
     targets, patient, hard = world.patients(patients)
-    return [world.answers(targets, hard)], patient
+    return [world.predictions(targets, hard)], patient

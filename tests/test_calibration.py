@@ -2,24 +2,24 @@
 
 import numpy as np
 import pytest
-from fake_answers import World
+from fake_predictions import World
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import confusion_matrix, log_loss
 
 from resnet_lab.report import calibration
-from resnet_lab.scores import Answers
+from resnet_lab.scores import Predictions
 
 
-def made(seed: int = 0, patients: int = 400) -> Answers:
+def made(seed: int = 0, patients: int = 400) -> Predictions:
     world = World(np.random.default_rng(seed))
     targets, _, hard = world.patients(patients)
-    return world.answers(targets, hard)
+    return world.predictions(targets, hard)
 
 
 def test_reliability_is_scikit_learns_calibration_curve():
-    answers = made()
-    found = calibration.reliability(answers)
-    confidence, right = answers.probabilities.max(axis=1), answers.predictions == answers.targets
+    predictions = made()
+    found = calibration.reliability(predictions)
+    confidence, right = predictions.probabilities.max(axis=1), predictions.classes == predictions.targets
     accuracy, mean = calibration_curve(right, confidence, n_bins=10)
     filled = found.images > 0
     np.testing.assert_allclose(found.accuracy[filled], accuracy)
@@ -30,38 +30,38 @@ def test_reliability_is_scikit_learns_calibration_curve():
 
 def test_the_error_is_the_mean_distance_over_images():
     probabilities = np.array([[0.95, 0.05], [0.91, 0.09], [0.35, 0.65], [0.4, 0.6]])
-    answers = Answers(np.array([0, 1, 1, 1]), probabilities.argmax(axis=1), probabilities)
+    predictions = Predictions(np.array([0, 1, 1, 1]), probabilities.argmax(axis=1), probabilities)
     # (0.9, 1]: sure 0.93, right 0.5; (0.6, 0.7]: 0.65, 1; (0.5, 0.6]: 0.6, 1
-    assert calibration.calibration_error(answers) == pytest.approx((2 * 0.43 + 0.35 + 0.4) / 4)
+    assert calibration.calibration_error(predictions) == pytest.approx((2 * 0.43 + 0.35 + 0.4) / 4)
 
 
 def test_temperature_undoes_what_was_done_to_calibrated_answers():
     generator = np.random.default_rng(0)
     probabilities = generator.dirichlet(np.ones(4), 20_000)
     targets = (generator.random((20_000, 1)) > probabilities.cumsum(axis=1)).sum(axis=1)
-    answers = Answers(targets, probabilities.argmax(axis=1), probabilities)
-    assert calibration.temperature(answers) == pytest.approx(1, abs=0.03)
-    sharp = calibration.cooled(answers, 0.5)
+    predictions = Predictions(targets, probabilities.argmax(axis=1), probabilities)
+    assert calibration.temperature(predictions) == pytest.approx(1, abs=0.03)
+    sharp = calibration.temperature_scaled(predictions, 0.5)
     assert calibration.temperature(sharp) == pytest.approx(2, abs=0.06)
-    np.testing.assert_allclose(calibration.cooled(sharp, 2).probabilities, probabilities, atol=1e-9)
-    assert calibration.calibration_error(sharp) > 0.1 > 0.02 > calibration.calibration_error(answers)
+    np.testing.assert_allclose(calibration.temperature_scaled(sharp, 2).probabilities, probabilities, atol=1e-9)
+    assert calibration.calibration_error(sharp) > 0.1 > 0.02 > calibration.calibration_error(predictions)
 
 
 def test_the_temperature_minimises_scikit_learns_log_loss():
-    answers = made()
-    best = calibration.temperature(answers)
+    predictions = made()
+    best = calibration.temperature(predictions)
     losses = [
-        log_loss(answers.targets, calibration.cooled(answers, best * factor).probabilities)
+        log_loss(predictions.targets, calibration.temperature_scaled(predictions, best * factor).probabilities)
         for factor in (0.97, 1, 1.03)
     ]
     assert losses[1] == min(losses)
 
 
 def test_probabilities_of_0_and_1_do_no_harm():
-    answers = Answers(np.array([0, 1, 1]), np.array([0, 1, 0]), np.array([[1.0, 0], [0, 1], [1, 0]]))
-    temperature = calibration.temperature(answers)
+    predictions = Predictions(np.array([0, 1, 1]), np.array([0, 1, 0]), np.array([[1.0, 0], [0, 1], [1, 0]]))
+    temperature = calibration.temperature(predictions)
     assert 1 < temperature <= 20.01
-    assert np.isfinite(calibration.cooled(answers, temperature).probabilities).all()
+    assert np.isfinite(calibration.temperature_scaled(predictions, temperature).probabilities).all()
 
 
 def test_operating_points_keep_their_promise_on_validation_only():
@@ -83,8 +83,8 @@ def test_operating_points_keep_their_promise_on_validation_only():
 
 
 def test_one_kind_alone_has_no_operating_point():
-    answers = made()
-    healthy = Answers(*(column[answers.targets < 2] for column in answers))
+    predictions = made()
+    healthy = Predictions(*(column[predictions.targets < 2] for column in predictions))
     assert calibration.thresholds(healthy) == {}
     found = calibration.operate(healthy, 0.5)
     assert np.isnan(found.sensitivity)

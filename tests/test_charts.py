@@ -24,7 +24,7 @@ def test_curves_are_means_with_bands_and_numbers_in_their_colour():
         charts.Line("$x^$", X, np.stack([X, X**0.5]), "AUC 0.600", points),
         charts.Line("<b>", X, X[None] ** 2, "AUC 0.333"),
     ]
-    axes = drawn(charts.unit_curves([("one", lines)], "rate", "found", 2, chance=True)).axes[0]
+    axes = drawn(charts.unit_curves([("one", lines)], "rate", "found", 2, diagonal=True)).axes[0]
     _, first, mark, second = axes.get_lines()
     np.testing.assert_allclose(first.get_ydata(), (X + X**0.5) / 2)
     np.testing.assert_allclose(second.get_ydata(), X**2)

@@ -87,7 +87,7 @@ def test_another_data_set_is_seen_as_the_model_was_taught(trained: RunFolder, tm
     origin = load(str(trained.path)).origin
     config = evaluate.override(origin, ["data=retinopathy", f"data.root={root}"])
     assert config["data"]["image_size"] == 24  # conf/data/retinopathy.yaml says 224
-    _, _, datamodule = evaluate.answer(load(str(trained.path)), config, "train")
+    _, _, datamodule = evaluate.evaluate_split(load(str(trained.path)), config, "train")
     assert datamodule.mean.tolist() == pytest.approx(origin["mean"])
 
 
@@ -223,7 +223,7 @@ def test_data_without_a_train_split_can_be_evaluated_on(make_run, tmp_path: Path
 
 def test_every_split_is_scored_by_all_metrics(trained: RunFolder) -> None:
     model = load(str(trained.path))
-    trainer, module, datamodule = evaluate.answer(model, evaluate.override(model.origin, []), "train")
+    trainer, module, datamodule = evaluate.evaluate_split(model, evaluate.override(model.origin, []), "train")
     of_test = {name.split("/")[1] for name in trained.read_status()["metrics"] if name.startswith("test/")}
     assert {name.split("/")[1] for name in trainer.callback_metrics} == of_test
     rows, probabilities = datamodule.rows("train"), module.predictions["train"].probabilities
@@ -257,7 +257,7 @@ def test_images_that_the_model_was_trained_on_are_counted(
     trained: RunFolder, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = load(str(trained.path))
-    data = evaluate.answer(model, evaluate.override(model.origin, []), "val")[2]
+    data = evaluate.evaluate_split(model, evaluate.override(model.origin, []), "val")[2]
     trained_on, held_out = (data.rows(split)["image"].tolist() for split in ("train", "val"))
     assert "training images" not in capsys.readouterr().out
     folder = copies(photographs / "images", tmp_path / "copies", trained_on[:3] + held_out[:2])

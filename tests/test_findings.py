@@ -20,20 +20,20 @@ def found(folder, metric="") -> dict[str, str]:
     return {finding.kind: finding.text for finding in findings_of(runs, tables_of(runs, metric))}
 
 
-def test_sound_runs_have_no_grave_finding(tmp_path):
+def test_sound_runs_have_no_fault(tmp_path):
     for seed in (0, 1):
         write_run(tmp_path / str(seed), seed=seed, skill=3.0, monitor="val/qwk")
     runs = [read_run(run) for run in find_runs([tmp_path])]
-    assert not [finding for finding in findings_of(runs, tables_of(runs)) if finding.grave]
+    assert not [finding for finding in findings_of(runs, tables_of(runs)) if finding.is_fault]
 
 
-def test_grave_findings_come_first(tmp_path):
+def test_faults_come_first(tmp_path):
     write_run(tmp_path / "fine")
     write_run(tmp_path / "flat", 50, seed=1, skill=0.0)
     runs = [read_run(run) for run in find_runs([tmp_path])]
-    graves = [finding.grave for finding in findings_of(runs, tables_of(runs))]
-    assert graves == sorted(graves, reverse=True)
-    assert set(graves) == {True, False}
+    faults = [finding.is_fault for finding in findings_of(runs, tables_of(runs))]
+    assert faults == sorted(faults, reverse=True)
+    assert set(faults) == {True, False}
 
 
 def test_a_copied_run_is_suspicious_and_two_collapsed_ones_are_not(tmp_path):

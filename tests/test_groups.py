@@ -37,7 +37,7 @@ def test_seeds_make_a_group_with_mean_and_sample_deviation(tmp_path):
     values = [run.scores["auroc"] for run in group.runs]
     assert group.mean_and_std("auroc") == pytest.approx((np.mean(values), np.std(values, ddof=1)))
     assert kinds(findings) == ["collapsed", "few images"]
-    text = "depth=18 pretrained=none: 3 of 3 answer one class nearly always (seed 0, 1, 2)"
+    text = "depth=18 pretrained=none: 3 of 3 nearly always predict one class (seed 0, 1, 2)"
     assert findings[0].text == text
 
 

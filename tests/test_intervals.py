@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_answers import SHARES, World
+from fake_predictions import SHARES, World
 from scipy import stats
 
 from resnet_lab.report import intervals
 from resnet_lab.report.intervals import Estimates, Seeds, estimate, moderated, seeds_of
-from resnet_lab.scores import SCORES, Answers
+from resnet_lab.scores import SCORES, Predictions
 
 BY_CLASSES = {"auroc", "balanced_accuracy", "f1_macro", "precision_macro", "recall_macro"}
 LEADERBOARD = [name for name, score in SCORES.items() if "leaderboard" in score.shown]
@@ -20,7 +20,7 @@ ORDINAL = (0.33, 0.05, 0.31, 0.185, 0.125)  # the test photographs of IDRiD
 def one_group(seed: int = 0, patients: int = 200, runs: int = 1, **settings):
     world = World(np.random.default_rng(seed), **settings)
     targets, patient, hard = world.patients(patients)
-    return [world.answers(targets, hard) for _ in range(runs)], patient
+    return [world.predictions(targets, hard) for _ in range(runs)], patient
 
 
 def normal_estimates(values, spread: float, groups: int = 3, draws: int = 4000, shared: float = 0.0) -> Estimates:
@@ -34,10 +34,10 @@ def normal_estimates(values, spread: float, groups: int = 3, draws: int = 4000, 
 
 
 def test_limits_lie_close_to_those_of_scipys_bootstrap():
-    (answers,), _ = one_group()
-    right = (answers.targets == answers.predictions).astype(float)
+    (predictions,), _ = one_group()
+    right = (predictions.targets == predictions.classes).astype(float)
     alone = np.arange(len(right))
-    found = estimate([[answers]], alone)["accuracy"].interval(0)
+    found = estimate([[predictions]], alone)["accuracy"].interval(0)
     expected = stats.bootstrap((right,), np.mean, method="BCa", rng=np.random.default_rng(0)).confidence_interval
     assert found == pytest.approx((expected.low, expected.high), abs=0.006)
     wilson = stats.binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
@@ -45,20 +45,20 @@ def test_limits_lie_close_to_those_of_scipys_bootstrap():
 
 
 def test_two_eyes_of_a_patient_count_for_less_than_two_patients():
-    answers, patient = one_group(patients=300)
-    double = Answers(*(np.repeat(column, 2, axis=0) for column in answers[0]))
+    predictions, patient = one_group(patients=300)
+    double = Predictions(*(np.repeat(column, 2, axis=0) for column in predictions[0]))
     wide = estimate([[double]], np.repeat(patient, 2))["qwk"].interval(0)
     narrow = estimate([[double]], np.arange(2 * len(patient)))["qwk"].interval(0)
-    once = estimate([answers], patient)["qwk"].interval(0)
+    once = estimate([predictions], patient)["qwk"].interval(0)
     assert wide == pytest.approx(once, abs=0.01)
     assert narrow.high - narrow.low < 0.8 * (wide.high - wide.low)
 
 
-def labelled(right: int, images: int, classes: int = 2) -> Answers:
-    """Answers of which so many are right; classes are of the same size where images allow."""
+def labelled(right: int, images: int, classes: int = 2) -> Predictions:
+    """Predictions of which so many are right; classes are of the same size where images allow."""
     targets = np.arange(images) % classes
     predictions = np.where(np.arange(images) < right, targets, (targets + 1) % classes)
-    return Answers(targets, predictions, np.eye(classes)[predictions])
+    return Predictions(targets, predictions, np.eye(classes)[predictions])
 
 
 def wilsons(right: float, images: float) -> tuple[float, float]:
@@ -90,9 +90,10 @@ def test_accuracy_of_one_run_on_independent_images_has_wilsons_limits(right, ima
 @pytest.mark.parametrize("right", [0, 1, 40, 97, 99, 100])
 def test_two_equal_images_of_each_patient_are_half_as_many(right):
     once = labelled(right, 100)
-    double = Answers(*(np.repeat(column, 2, axis=0) for column in once))
+    double = Predictions(*(np.repeat(column, 2, axis=0) for column in once))
     alone, twice = (
-        estimate([[answers]], np.repeat(np.arange(100), times), 10) for answers, times in ((once, 1), (double, 2))
+        estimate([[predictions]], np.repeat(np.arange(100), times), 10)
+        for predictions, times in ((once, 1), (double, 2))
     )
     for metric in ("accuracy", "recall_weighted", "f1_weighted"):
         assert twice[metric].interval(0) == pytest.approx(alone[metric].interval(0), abs=1e-9), metric
@@ -113,20 +114,20 @@ def test_the_design_effect_of_patients_is_that_of_their_errors():
     """Errors that come in pairs count once, those that do not count each; half an error is of a pair."""
     patient = np.repeat(np.arange(100), 2)
     for errors, effect in (([0, 1, 2, 3], 2.0), ([0, 2, 4, 6], 1.0)):
-        answers = labelled(200, 200)
-        answers.predictions[errors] = 1 - answers.targets[errors]
+        predictions = labelled(200, 200)
+        predictions.classes[errors] = 1 - predictions.targets[errors]
         weight = (0.98 * 4) / effect / (0.98 * 4 / effect + 0.5)
         assumed = weight * effect + (1 - weight) * 2
-        low, high = estimate([[answers]], patient, 10)["accuracy"].interval(0)
+        low, high = estimate([[predictions]], patient, 10)["accuracy"].interval(0)
         assert (low, high) == pytest.approx(wilsons(196 / assumed, 200 / assumed), abs=2e-3)
 
 
 def test_limits_do_not_jump_at_the_edge():
-    answers = labelled(400, 400, classes=4)
-    certain = estimate([[answers]], np.arange(400), 10)
-    answers.probabilities[0] = 0, 0, 1, 0  # an error
-    answers.predictions[0] = 2
-    nearly = estimate([[answers]], np.arange(400), 10)
+    predictions = labelled(400, 400, classes=4)
+    certain = estimate([[predictions]], np.arange(400), 10)
+    predictions.probabilities[0] = 0, 0, 1, 0  # an error
+    predictions.classes[0] = 2
+    nearly = estimate([[predictions]], np.arange(400), 10)
     for metric, found in certain.items():
         low, high = found.interval(0)
         assert high == pytest.approx(1), metric
@@ -148,8 +149,8 @@ def test_too_few_images_of_a_class_leave_some_metrics_without_an_interval(sizes,
     targets = np.repeat([0, 1, 2], sizes)
     generator = np.random.default_rng(0)
     probabilities = generator.dirichlet(np.ones(3), len(targets)) + np.eye(3)[targets]
-    answers = Answers(targets, probabilities.argmax(axis=1), probabilities)
-    found = estimate([[answers], [answers]], np.arange(len(targets)), 50)
+    predictions = Predictions(targets, probabilities.argmax(axis=1), probabilities)
+    found = estimate([[predictions], [predictions]], np.arange(len(targets)), 50)
     nothing = {metric for metric, each in found.items() if np.isnan(each.interval(0).low)}
     assert nothing == withheld
     assert {metric for metric, each in found.items() if each.withheld} == nothing
@@ -160,10 +161,10 @@ def test_too_few_images_of_a_class_leave_some_metrics_without_an_interval(sizes,
 
 
 def test_a_score_that_hangs_on_one_patient_has_no_interval():
-    answers = labelled(20, 20)
-    answers.targets[:] = np.arange(20) == 0
-    answers.predictions[:] = np.arange(20) == 0
-    found = estimate([[answers]], np.arange(20), 50)["qwk"]
+    predictions = labelled(20, 20)
+    predictions.targets[:] = np.arange(20) == 0
+    predictions.classes[:] = np.arange(20) == 0
+    found = estimate([[predictions]], np.arange(20), 50)["qwk"]
     assert found.values[0] == 1
     assert np.isnan(found.interval(0)).all()
     assert "undefined" in found.withheld
@@ -171,8 +172,8 @@ def test_a_score_that_hangs_on_one_patient_has_no_interval():
 
 def test_a_model_of_one_answer_has_a_score_without_chance():
     targets = np.arange(60) % 3
-    answers = Answers(targets, np.zeros(60, int), np.full((60, 3), 1 / 3))
-    found = estimate([[answers]], np.arange(60), 50)
+    predictions = Predictions(targets, np.zeros(60, int), np.full((60, 3), 1 / 3))
+    found = estimate([[predictions]], np.arange(60), 50)
     assert found["balanced_accuracy"].interval(0) == pytest.approx((1 / 3, 1 / 3))
     assert found["qwk"].interval(0) == (0, 0)
 
@@ -180,8 +181,8 @@ def test_a_model_of_one_answer_has_a_score_without_chance():
 def differing(only_first: int, only_second: int, images: int = 200) -> intervals.Comparisons:
     """Two groups of which each errs in so many images in which the other does not."""
     first, second = labelled(images, images), labelled(images, images)
-    second.predictions[:only_first] = 1 - second.targets[:only_first]
-    first.predictions[only_first : only_first + only_second] ^= 1
+    second.classes[:only_first] = 1 - second.targets[:only_first]
+    first.classes[only_first : only_first + only_second] ^= 1
     return estimate([[first], [second]], np.arange(images), 2000)["accuracy"].compare(np.array([[1.0, -1.0]]))
 
 
@@ -206,8 +207,8 @@ def test_groups_at_99_percent_have_sane_limits_of_their_difference():
 
 
 def test_one_patient_gives_no_interval_and_no_difference():
-    answers, patient = one_group(runs=2)
-    found = estimate([answers[:1], answers[1:]], np.zeros_like(patient))["accuracy"]
+    predictions, patient = one_group(runs=2)
+    found = estimate([predictions[:1], predictions[1:]], np.zeros_like(patient))["accuracy"]
     assert np.isnan(found.interval(0)).all()
     _, shortfall = found.against_best()
     assert shortfall.p.tolist() == [1, 1]
@@ -234,25 +235,25 @@ def test_all_pairs_are_compared_at_tukeys_critical_value():
 
 
 def test_identical_runs_are_tied_and_differences_are_paired():
-    answers, patient = one_group()
-    found = estimate([answers, answers], patient)["accuracy"]
+    predictions, patient = one_group()
+    found = estimate([predictions, predictions], patient)["accuracy"]
     _, shortfall = found.against_best()
     assert (shortfall.values.tolist(), shortfall.p.tolist()) == ([0, 0], [1, 1])
-    worse = answers[0].predictions.copy()
-    worse[np.flatnonzero(worse == answers[0].targets)[::30]] = 4  # 12 of 400 images, nothing else
-    found = estimate([answers, [answers[0]._replace(predictions=worse)]], patient)["accuracy"]
+    worse = predictions[0].classes.copy()
+    worse[np.flatnonzero(worse == predictions[0].targets)[::30]] = 4  # 12 of 400 images, nothing else
+    found = estimate([predictions, [predictions[0]._replace(classes=worse)]], patient)["accuracy"]
     _, shortfall = found.against_best()
     assert shortfall.p[1] < 0.02
     assert found.interval(0).low < found.values[1]  # though the intervals overlap
 
 
 def test_seeds_widen_what_patients_leave_open():
-    answers, patient = one_group(runs=4, seed_spread=1.0)
-    together = estimate([answers], patient)["accuracy"]
-    runs = [estimate([[run]], patient)["accuracy"].values[0] for run in answers]
+    predictions, patient = one_group(runs=4, seed_spread=1.0)
+    together = estimate([predictions], patient)["accuracy"]
+    runs = [estimate([[run]], patient)["accuracy"].values[0] for run in predictions]
     assert together.values[0] == pytest.approx(np.mean(runs))
     low, high = together.interval(0)
-    alone_low, alone_high = estimate([answers[:1]], patient)["accuracy"].interval(0)
+    alone_low, alone_high = estimate([predictions[:1]], patient)["accuracy"].interval(0)
     assert high - low > alone_high - alone_low
     assert high - low > 2 * 3.18 * np.std(runs, ddof=1) / np.sqrt(4) * 0.9  # t with 3 degrees of freedom
 
@@ -262,8 +263,8 @@ def test_seeds_that_scatter_alike_are_pooled_and_a_single_run_has_the_spread_of_
     still = [np.random.default_rng(0).normal(size=1000) * 0.001 + each[:, None] for each in runs]
     found = seeds_of(runs, still)
     pooled = (0.01**2 + 0.012**2) / 2
-    np.testing.assert_allclose(found.spread, [pooled, 0.012**2, pooled])  # none is lowered
-    np.testing.assert_allclose(found.freedom, [4, 4, 4])
+    np.testing.assert_allclose(found.between, [pooled, 0.012**2, pooled])  # none is lowered
+    np.testing.assert_allclose(found.degrees, [4, 4, 4])
     assert found.total == 4
 
 
@@ -291,7 +292,7 @@ def test_how_alike_spreads_are_is_found_again():
 def test_a_clear_winner_of_many_groups_is_found_with_two_seeds_each():
     world, better = (World(np.random.default_rng(1), skill=skill, seed_spread=0.1) for skill in (0.6, 1.8))
     targets, patient, hard = world.patients(400)
-    groups = [[network.answers(targets, hard) for _ in range(2)] for network in (better, *[world] * 17)]
+    groups = [[network.predictions(targets, hard) for _ in range(2)] for network in (better, *[world] * 17)]
     best, found = estimate(groups, patient, 800)["qwk"].against_best()
     assert best == 0
     assert (found.p[1:] <= 0.05).mean() > 0.6
@@ -316,13 +317,13 @@ def test_what_the_images_explain_is_not_counted_again():
     runs = [0.8 + 0.02 * generator.normal(size=3) for _ in range(200)]
     left_out = [run[:, None] + 0.02 / np.sqrt(299) * generator.normal(size=(3, 300)) for run in runs]
     found = seeds_of(runs, left_out)
-    assert found.spread.min() == pytest.approx(0.02**2, rel=0.15)  # the pooled one
-    assert found.chance.mean() == pytest.approx(0.02**2, rel=0.05)
+    assert found.between.min() == pytest.approx(0.02**2, rel=0.15)  # the pooled one
+    assert found.sampling.mean() == pytest.approx(0.02**2, rel=0.05)
 
 
 def test_seeds_unknown_everywhere_add_nothing():
-    answers, patient = one_group(runs=2)
-    found = estimate([answers[:1], answers[1:]], patient)["qwk"]
+    predictions, patient = one_group(runs=2)
+    found = estimate([predictions[:1], predictions[1:]], patient)["qwk"]
     assert not any(np.any(each) for each in found.seeds)
 
 
@@ -338,7 +339,7 @@ def misses(
     outside, apart, counted = (dict.fromkeys(truth, 0.0) for _ in range(3))
     for _ in range(sweeps):
         targets, patient, hard = world.patients(patients)
-        members = [[world.answers(targets, hard) for _ in range(runs)] for _ in range(groups)]
+        members = [[world.predictions(targets, hard) for _ in range(runs)] for _ in range(groups)]
         for metric, found in estimate(members, patient, draws).items():
             low, high = found.interval(0)
             if np.isnan(low):
@@ -444,7 +445,7 @@ def test_limits_of_a_difference_hold_the_true_one(runs, seed_spread):
     outside, judged = dict.fromkeys(LEADERBOARD, 0), dict.fromkeys(LEADERBOARD, 0)
     for _ in range(sweeps):
         targets, patient, hard = better.patients(200)
-        groups = [[world.answers(targets, hard) for _ in range(runs)] for world in (better, worse)]
+        groups = [[world.predictions(targets, hard) for _ in range(runs)] for world in (better, worse)]
         for metric, found in estimate(groups, patient, 600).items():
             if metric in outside and not found.withheld:
                 difference = found.compare(np.array([[1.0, -1.0]]))

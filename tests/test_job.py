@@ -446,7 +446,7 @@ def test_a_collapsed_run_is_marked(make_run: MakeRun, caplog: pytest.LogCaptureF
     one_class = counts.sum(0).max() >= 0.98 * counts.sum()
     assert run.read_status()["collapsed"] == one_class
     assert ("at least 98 % of the validation predictions" in run.log_file.read_text()) == one_class
-    assert one_class  # an untrained network answers one class everywhere
+    assert one_class  # an untrained network predicts one class everywhere
 
 
 @pytest.mark.parametrize(

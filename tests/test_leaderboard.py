@@ -53,8 +53,8 @@ def test_referable_grades_have_rows_of_their_own_and_the_numbers_published_on_th
     table = table_of(tmp_path)
     rows = referable_rows_of(table)
     assert [row.kind for row in rows] == ["group", "reference", "reference"]
-    answers = [run.predictions.answers for run in table.scored]
-    areas = [roc_auc_score(each.targets >= 2, each.probabilities[:, 2:].sum(axis=1)) for each in answers]
+    predictions = [run.predictions.labeled for run in table.scored]
+    areas = [roc_auc_score(each.targets >= 2, each.probabilities[:, 2:].sum(axis=1)) for each in predictions]
     interval = interval_of(table, table.groups[0], "referable_auroc")
     assert rows[0].cells == [
         f"{np.mean(areas):.3f} ± {np.std(areas, ddof=1):.3f}",

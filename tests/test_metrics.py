@@ -35,28 +35,28 @@ def scored(logits: torch.Tensor, targets: torch.Tensor, split: str = "val") -> t
 def test_scores_are_scikit_learns_also_where_a_class_is_absent(absent: int | None) -> None:
     logits, targets = batches(absent=absent)
     metrics, values = scored(logits, targets)
-    truth, answer, probabilities = targets.numpy(), logits.argmax(1).numpy(), logits.softmax(1).numpy()
+    truth, predicted, probabilities = targets.numpy(), logits.argmax(1).numpy(), logits.softmax(1).numpy()
     present = sorted(set(truth))
     by_class = [sk.roc_auc_score(truth == k, probabilities[:, k]) for k in present]
     expected = {
-        "val/accuracy": sk.accuracy_score(truth, answer),
-        "val/qwk": sk.cohen_kappa_score(truth, answer, weights="quadratic", labels=range(5)),
+        "val/accuracy": sk.accuracy_score(truth, predicted),
+        "val/qwk": sk.cohen_kappa_score(truth, predicted, weights="quadratic", labels=range(5)),
         "val/auroc": np.mean(by_class),
-        "val/f1_weighted": sk.f1_score(truth, answer, average="weighted"),
-        "val/precision_weighted": sk.precision_score(truth, answer, average="weighted", zero_division=0),
-        "val/recall_weighted": sk.recall_score(truth, answer, average="weighted", zero_division=0),
+        "val/f1_weighted": sk.f1_score(truth, predicted, average="weighted"),
+        "val/precision_weighted": sk.precision_score(truth, predicted, average="weighted", zero_division=0),
+        "val/recall_weighted": sk.recall_score(truth, predicted, average="weighted", zero_division=0),
         "val/loss": sk.log_loss(truth, probabilities, labels=range(5)),
     }
     if absent is None:
-        expected["val/balanced_accuracy"] = sk.balanced_accuracy_score(truth, answer)
-        expected["val/f1_macro"] = sk.f1_score(truth, answer, average="macro")
-        expected["val/precision_macro"] = sk.precision_score(truth, answer, average="macro")
-        expected["val/recall_macro"] = sk.recall_score(truth, answer, average="macro")
-    else:  # scikit-learn warns of the answers in a class that is not there
-        recalls = sk.recall_score(truth, answer, labels=present, average=None)
+        expected["val/balanced_accuracy"] = sk.balanced_accuracy_score(truth, predicted)
+        expected["val/f1_macro"] = sk.f1_score(truth, predicted, average="macro")
+        expected["val/precision_macro"] = sk.precision_score(truth, predicted, average="macro")
+        expected["val/recall_macro"] = sk.recall_score(truth, predicted, average="macro")
+    else:  # scikit-learn warns of the predictions in a class that is not there
+        recalls = sk.recall_score(truth, predicted, labels=present, average=None)
         expected["val/balanced_accuracy"] = recalls.mean()
     assert {name: values[name] for name in expected} == pytest.approx(expected, abs=1e-5)
-    assert (metrics.confusion.compute().numpy() == sk.confusion_matrix(truth, answer, labels=range(5))).all()
+    assert (metrics.confusion.compute().numpy() == sk.confusion_matrix(truth, predicted, labels=range(5))).all()
 
 
 def test_a_constant_model_scores_like_the_baseline() -> None:

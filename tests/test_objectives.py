@@ -12,7 +12,7 @@ import torch
 from scipy import stats
 
 from resnet_lab import statistics
-from resnet_lab.evaluate import answer, load
+from resnet_lab.evaluate import evaluate_split, load
 from resnet_lab.objectives import LEAST_WIDTH, SquaredError, mse
 from resnet_lab.report.runs import read_run
 from resnet_lab.report.verify import differences_of
@@ -83,7 +83,7 @@ def test_a_grade_as_a_number_is_trained_fitted_checked_and_evaluated(trained: Ru
     assert width == pytest.approx(rms_of(trained, "val"), abs=1e-4)
     assert differences_of([read_run(trained)]) == []
     model = load(str(trained.path))
-    _, module, _ = answer(model, model.origin["config"], "test")
+    _, module, _ = evaluate_split(model, model.origin["config"], "test")
     stored = pd.read_csv(trained.predictions_file("test"))
     assert module.predictions["test"].classes.tolist() == stored["prediction"].tolist()
     assert module.predictions["test"].probabilities == pytest.approx(stored.filter(like="p_").to_numpy(), abs=1e-6)
@@ -145,7 +145,7 @@ def test_an_objective_is_fitted_after_each_epoch_and_before_the_test(make_run: M
         patch.setattr(SquaredError, "fit", fit)
         assert guarded(run) == 0
         model = load(str(run.path))
-        answer(model, model.origin["config"], "val")  # another evaluation fits nothing
+        evaluate_split(model, model.origin["config"], "val")  # another evaluation fits nothing
     assert seen == [sum(run.read_status()["class_counts"]["val"])] * 3
 
 

@@ -126,7 +126,7 @@ def test_weights_that_may_not_be_read_are_named(tmp_path: Path, close: Close) ->
 
 def test_check_and_report_name_the_permission_of_the_metrics(tmp_path: Path, close: Close) -> None:
     run = read_run(RunFolder(write_run(tmp_path / "run")))
-    close(run.folder.kept_metrics)
+    close(run.folder.stored_metrics)
     assert "run: metrics.csv cannot be read (Permission denied)" in differences_of([run])
     assert "metrics.csv cannot be read (Permission denied); its curves" in "".join(
         finding.text for finding in findings_of([run], tables_of([run]))

@@ -127,7 +127,7 @@ def test_a_run_that_began_with_a_prepared_set_waits_for_it(
     def warned() -> str:
         logging.getLogger().addHandler(caplog.handler)  # a job takes the handlers away
         caplog.clear()
-        evaluate.answer(model := load(str(whole.path)), model.origin["config"], "test")
+        evaluate.evaluate_split(model := load(str(whole.path)), model.origin["config"], "test")
         return caplog.text
 
     assert "other image files" not in warned()
@@ -217,14 +217,14 @@ def test_a_done_run_that_cannot_be_tested_again_stays_done(make_run: MakeRun) ->
     assert guarded(run) == 0
     before = run.read_status()
     shutil.rmtree(target.folder)
-    run.kept_predictions("val").unlink()
+    run.stored_predictions("val").unlink()
     assert guarded(run) == 1
     after = run.read_status()
     assert (after["state"], after["metrics"]) == ("done", before["metrics"])
     assert "prepared" in after["error"]
     prepared(run)
     assert guarded(run) == 0
-    assert run.kept_predictions("val").is_file()
+    assert run.stored_predictions("val").is_file()
 
 
 def test_arrays_are_noted_and_nothing_is_said_of_files(

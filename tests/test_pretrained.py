@@ -67,9 +67,9 @@ def cached18(cache, torchvision18, monkeypatch):
 
 def serve(monkeypatch, content):
     """Answer each download with this content."""
-    answer = io.BytesIO(content)
-    answer.info = Message  # type: ignore[attr-defined]
-    monkeypatch.setattr(torch.hub, "urlopen", lambda *arguments, **options: answer)
+    response = io.BytesIO(content)
+    response.info = Message  # type: ignore[attr-defined]
+    monkeypatch.setattr(torch.hub, "urlopen", lambda *arguments, **options: response)
 
 
 def small(**choices):

@@ -80,10 +80,10 @@ def test_metrics_and_layers_are_packed_and_read_again(tmp_path):
     (run / "layers.csv").write_text("epoch,quantity,layer,value\n0,gradient_norm,conv1,0.5\n")
     (written,) = publish.publish(tmp_path / "sweep", tmp_path / "docs", {})
     pd.testing.assert_frame_equal(
-        read_metrics(RunFolder(written).kept_metrics), read_metrics(RunFolder(run).kept_metrics)
+        read_metrics(RunFolder(written).stored_metrics), read_metrics(RunFolder(run).stored_metrics)
     )
-    assert len(read_metrics(RunFolder(written).kept_metrics)) > 0
-    RunFolder(written).kept_metrics.write_bytes(RunFolder(written).kept_metrics.read_bytes()[:-20])
-    assert read_metrics(RunFolder(written).kept_metrics).empty
-    assert read_layers(RunFolder(written).kept_layers)["value"].tolist() == [0.5]
-    assert read_layers(RunFolder(run).kept_layers)["value"].tolist() == [0.5]
+    assert len(read_metrics(RunFolder(written).stored_metrics)) > 0
+    RunFolder(written).stored_metrics.write_bytes(RunFolder(written).stored_metrics.read_bytes()[:-20])
+    assert read_metrics(RunFolder(written).stored_metrics).empty
+    assert read_layers(RunFolder(written).stored_layers)["value"].tolist() == [0.5]
+    assert read_layers(RunFolder(run).stored_layers)["value"].tolist() == [0.5]

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 
 from resnet_lab.config import check, register
 from resnet_lab.launch import lay
-from resnet_lab.report import comparison, runs
+from resnet_lab.report import groups, runs
 from resnet_lab.report.__main__ import report
 from resnet_lab.run_folder import RunFolder
 from resnet_lab.schema import conf_dir
@@ -67,7 +67,7 @@ def test_depth_and_pretraining_on_idrid(data: Path, tmp_path: Path) -> None:
     assert len(pd.read_csv(RunFolder(sweep / "none_0").predictions_file("test"))) == 103
     shown = report([str(sweep)], sweep)
     assert "31.07" in shown  # always the training majority, grade 2
-    (table,) = comparison.tables_of([runs.read_run(RunFolder(sweep / name)) for name in ("none_0", "source_0")])
+    (table,) = groups.tables_of([runs.read_run(RunFolder(sweep / name)) for name in ("none_0", "source_0")])
     assert len(table.groups) == 2
     assert (sweep / "report.html").stat().st_size > 10_000
     summary = pd.read_csv(sweep / "summary.csv")

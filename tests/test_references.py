@@ -16,7 +16,7 @@ ROWS = yaml.safe_load(FILE.read_text(encoding="utf-8"))
 def test_every_row_is_complete(row):
     reference = Reference(**row)
     assert set(reference.scores) <= set(SCORES)
-    assert all(0 < value < 1 for value in (*reference.scores.values(), *reference.spread.values()))
+    assert all(0 < value < 1 for value in (*reference.scores.values(), *reference.std.values()))
     assert set(reference.protocol) == set(WORDS)
     assert reference.read in ("original", "abstract", "copy")
     assert reference.source

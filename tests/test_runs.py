@@ -85,7 +85,7 @@ def test_names_of_images_are_text(tmp_path):
     file.write_text("image,patient,target,prediction,p_0,p_1\nNA,007,0,1,.25,.75\nnull,,1,1,.5,.5\n")
     found = read_predictions(file)
     assert (found.images.tolist(), found.patients.tolist()) == (["NA", "null"], ["007", "null"])
-    targets, predictions, probabilities = found.answers
+    targets, predictions, probabilities = found.labeled
     assert (targets.tolist(), predictions.tolist()) == ([0, 1], [1, 1])
     assert probabilities.tolist() == [[0.25, 0.75], [0.5, 0.5]]
 

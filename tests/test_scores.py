@@ -20,17 +20,17 @@ from resnet_lab.report.leaderboard import rows_of
 from resnet_lab.report.runs import read_predictions, read_run
 from resnet_lab.report.verify import differences_of
 from resnet_lab.run_folder import RunFolder
-from resnet_lab.scores import SCORES, Answers, Score, summary_of
+from resnet_lab.scores import SCORES, Predictions, Score, summary_of
 from resnet_lab.training import guarded
 
 
-def answers_of(targets: list[int], predictions: list[int], classes: int) -> Answers:
-    return Answers(np.array(targets), np.array(predictions), np.eye(classes)[predictions])
+def predictions_of(targets: list[int], predictions: list[int], classes: int) -> Predictions:
+    return Predictions(np.array(targets), np.array(predictions), np.eye(classes)[predictions])
 
 
 def test_specificity_by_hand() -> None:
     # of two images of other classes class 0 is given to one, class 1 to one, class 2 to none
-    found = summary_of(answers_of([0, 1, 2], [1, 0, 2], 4))["specificity_macro"]
+    found = summary_of(predictions_of([0, 1, 2], [1, 0, 2], 4))["specificity_macro"]
     assert found == pytest.approx((1 / 2 + 1 / 2 + 1) / 3)
 
 
@@ -45,7 +45,7 @@ def test_specificity_by_hand() -> None:
     ],
 )
 def test_scores_at_the_edge(targets: list[int], predictions: list[int], matthews: float, specificity: float) -> None:
-    found = summary_of(answers_of(targets, predictions, 3))
+    found = summary_of(predictions_of(targets, predictions, 3))
     assert found["matthews"] == pytest.approx(matthews, nan_ok=True)
     assert found["specificity_macro"] == pytest.approx(specificity, nan_ok=True)
 
@@ -53,10 +53,10 @@ def test_scores_at_the_edge(targets: list[int], predictions: list[int], matthews
 def test_new_scores_go_all_the_way(make_run, tmp_path: Path, undrawn: None, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run("monitor=val/matthews", "optim.lr=0.02")
     assert guarded(run) == 0
-    answers = read_predictions(run.predictions_file("test")).answers
-    own = {k: (answers.targets != k, answers.predictions != k) for k in np.union1d(*answers[:2])}
+    predictions = read_predictions(run.predictions_file("test")).labeled
+    own = {k: (predictions.targets != k, predictions.classes != k) for k in np.union1d(*predictions[:2])}
     expected = {
-        "matthews": sk.matthews_corrcoef(answers.targets, answers.predictions),
+        "matthews": sk.matthews_corrcoef(predictions.targets, predictions.classes),
         "specificity_macro": np.mean([sk.recall_score(*each) for each in own.values()]),
     }
     status, epochs = run.read_status(), pd.read_csv(run.metrics_file)
@@ -79,7 +79,7 @@ def test_new_scores_go_all_the_way(make_run, tmp_path: Path, undrawn: None, caps
 
 def test_a_changed_score_is_found(tmp_path: Path) -> None:
     run = RunFolder(write_run(tmp_path / "run"))
-    derived = summary_of(read_run(run).predictions.answers)
+    derived = summary_of(read_run(run).predictions.labeled)
     status = json.loads(run.status_file.read_text())
     stored = {f"test/{name}": derived[name] for name in ("matthews", "specificity_macro")}
     run.status_file.write_text(json.dumps(status | {"metrics": stored | {"test/matthews": 0.9}}))
@@ -90,7 +90,7 @@ def test_a_changed_score_is_found(tmp_path: Path) -> None:
 
 def test_scores_that_a_version_did_not_have_are_not_missed(tmp_path: Path) -> None:
     run = RunFolder(write_run(tmp_path / "run"))
-    derived = summary_of(read_run(run).predictions.answers)
+    derived = summary_of(read_run(run).predictions.labeled)
     status = json.loads(run.status_file.read_text())
     run.status_file.write_text(json.dumps(status | {"metrics": {"test/accuracy": derived["accuracy"]}}))
     assert not any("matthews" in line for line in differences_of([read_run(run)]))
@@ -100,14 +100,14 @@ def test_scores_that_a_version_did_not_have_are_not_missed(tmp_path: Path) -> No
     assert any("test/matthews is not stored" in line for line in differences_of([read_run(run)]))
 
 
-def off_by(answers: Answers) -> float:
-    return float(np.mean(np.abs(answers.targets - answers.predictions)))
+def off_by(predictions: Predictions) -> float:
+    return float(np.mean(np.abs(predictions.targets - predictions.classes)))
 
 
 @pytest.fixture
 def distance(monkeypatch: pytest.MonkeyPatch) -> Score:
     """A score that a test brings: the smaller the better, without an upper end, and without a formula of sums."""
-    score = Score(title="distance", from_answers=off_by, needs="order", falls=True, upper=np.inf)
+    score = Score(title="distance", from_predictions=off_by, needs="order", falls=True, upper=np.inf)
     monkeypatch.setitem(SCORES, "distance", score)
     return score
 
@@ -117,7 +117,7 @@ def test_a_score_without_a_formula_of_sums_is_resampled_one_by_one(distance: Sco
     targets = generator.integers(0, 5, 150)
     near = np.clip(targets + generator.integers(-1, 2, 150), 0, 4)
     far = generator.integers(0, 5, 150)
-    groups = [[Answers(targets, each, np.eye(5)[each])] for each in (far, near)]
+    groups = [[Predictions(targets, each, np.eye(5)[each])] for each in (far, near)]
     found = estimate(groups, np.arange(150), 300)["distance"]
     errors = np.abs(targets - near)
     assert found.values == pytest.approx([np.abs(targets - far).mean(), errors.mean()])
@@ -133,9 +133,9 @@ def test_a_score_without_a_formula_of_sums_is_resampled_one_by_one(distance: Sco
 def test_a_record_from_outside_goes_all_the_way(make_run, tmp_path: Path, undrawn: None, distance: Score) -> None:
     run = make_run("monitor=val/distance", "trainer.max_epochs=2")
     assert guarded(run) == 0
-    answers = read_predictions(run.predictions_file("test")).answers
+    predictions = read_predictions(run.predictions_file("test")).labeled
     status, epochs = run.read_status(), pd.read_csv(run.metrics_file)
-    assert status["metrics"]["test/distance"] == pytest.approx(off_by(answers))
+    assert status["metrics"]["test/distance"] == pytest.approx(off_by(predictions))
     assert status["best_value"] == pytest.approx(epochs["val/distance"].min())
     assert mode_of("val/distance") == "min"
     assert "distance" in metric_names(5, ordered=True)

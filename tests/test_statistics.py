@@ -5,7 +5,7 @@ import pytest
 from sklearn import metrics
 
 from resnet_lab import statistics
-from resnet_lab.scores import Answers, majority_baseline, summary_of
+from resnet_lab.scores import Predictions, majority_baseline, summary_of
 
 
 def random_case(seed: int, num_classes: int = 5, size: int = 200, absent: tuple[int, ...] = ()):
@@ -41,7 +41,7 @@ def referable_area(targets, probabilities) -> float:
 @pytest.mark.parametrize("num_classes", [2, 5, 10])
 def test_the_summary_agrees_with_scikit_learn(seed, num_classes):
     targets, predictions, probabilities = random_case(seed, num_classes)
-    assert summary_of(Answers(targets, predictions, probabilities)) == pytest.approx(
+    assert summary_of(Predictions(targets, predictions, probabilities)) == pytest.approx(
         {
             "accuracy": metrics.accuracy_score(targets, predictions),
             "balanced_accuracy": metrics.balanced_accuracy_score(targets, predictions),
@@ -71,8 +71,11 @@ def test_absent_classes_count_nowhere():
 
 
 def test_averages_count_what_divides_by_nothing_as_0():
-    targets, predictions = np.array([0, 0, 1, 1, 3]), np.array([0, 0, 0, 4, 3])  # 1 not answered, 2 nowhere, 4 no image
-    summary = summary_of(Answers(targets, predictions, np.eye(5)[predictions]))
+    targets, predictions = (
+        np.array([0, 0, 1, 1, 3]),
+        np.array([0, 0, 0, 4, 3]),
+    )  # 1 not predicted, 2 nowhere, 4 no image
+    summary = summary_of(Predictions(targets, predictions, np.eye(5)[predictions]))
     assert averages(targets, predictions) == pytest.approx({name: summary[name] for name in averages([0], [0])})
     assert summary["recall_macro"] == pytest.approx((1 + 0 + 1 + 0) / 4)
 

@@ -69,7 +69,7 @@ def test_each_class_and_the_referable_grades_have_a_panel(tmp_path):
     panels = panels_of(table, roc_of, "AUC")
     assert [title for title, _ in panels] == ["referable (from moderate on)", *table.scored[0].class_names]
     (line,) = panels[0][1]
-    areas = [roc_auc_score(*calibration.referable(answers)) for answers in table.groups[0].answers]
+    areas = [roc_auc_score(*calibration.referable(predictions)) for predictions in table.groups[0].predictions]
     assert line.values.shape == (2, len(PLACES))
     assert line.score == f"AUC {np.mean(areas):.3f}"
 
@@ -86,11 +86,11 @@ def test_classes_without_order_or_without_images_have_no_panel(tmp_path):
 
 def test_operating_points_are_chosen_on_validation_and_frozen(tmp_path):
     run = read_run(find_runs([with_validation(tmp_path / "run")])[0])
-    chosen = calibration.thresholds(run.validation.answers)
+    chosen = calibration.thresholds(run.validation.labeled)
     rows = operating_rows(table_of(tmp_path))
     assert [(row.name, row.thresholds) for row in rows] == [(name, (cut,)) for name, cut in chosen.items()]
     for row in rows:
-        expected = calibration.operate(run.predictions.answers, row.thresholds[0])
+        expected = calibration.operate(run.predictions.labeled, row.thresholds[0])
         assert (row.sensitivity.value, row.specificity.value) == pytest.approx(expected[1:])
         assert row.sensitivity.interval.low < row.sensitivity.value < row.sensitivity.interval.high
     edit_predictions(run.folder.path, lambda frame: frame.iloc[:200])  # changes nothing in what was chosen
@@ -105,7 +105,7 @@ def test_without_validation_nothing_is_chosen_or_scaled(tmp_path):
     assert (row.name, row.thresholds) == ("not every run has validation predictions", ())
     (row,) = calibration_rows(table)
     assert np.isnan([row.temperature, row.after]).all()
-    errors = [calibration.calibration_error(answers) for answers in table.groups[0].answers]
+    errors = [calibration.calibration_error(predictions) for predictions in table.groups[0].predictions]
     assert row.before == pytest.approx(np.mean(errors))
 
 
@@ -120,7 +120,7 @@ def test_operating_rows_say_what_they_were_chosen_on_and_which_refer_nobody(tmp_
     )
     sensitive, specific = operating_rows(table_of(tmp_path))
     assert sensitive.chosen_on == specific.chosen_on == "15 (9)"
-    assert (sensitive.nobody, specific.nobody) == (0, 1)
+    assert (sensitive.refer_none, specific.refer_none) == (0, 1)
     assert specific.sensitivity.value == 0
 
 
@@ -140,13 +140,13 @@ def test_temperature_is_fitted_on_validation_and_tried_on_test(tmp_path, on_test
     sharpened(run, "val", on_val)
     (row,) = calibration_rows(table_of(tmp_path))
     (run,) = (read_run(folder) for folder in find_runs([tmp_path]))
-    best, other = (calibration.temperature(split.answers) for split in (run.validation, run.predictions))
+    best, other = (calibration.temperature(split.labeled) for split in (run.validation, run.predictions))
     assert row.temperature == pytest.approx(best)
     assert row.temperature == pytest.approx(on_val, rel=0.35)
     assert other == pytest.approx(on_test, rel=0.35)
-    scaled = calibration.cooled(run.predictions.answers, best)
+    scaled = calibration.temperature_scaled(run.predictions.labeled, best)
     assert row.after == pytest.approx(calibration.calibration_error(scaled))
-    assert row.before == pytest.approx(calibration.calibration_error(run.predictions.answers))
+    assert row.before == pytest.approx(calibration.calibration_error(run.predictions.labeled))
 
 
 def test_operating_points_are_marked_on_the_curve(tmp_path):

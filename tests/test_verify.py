@@ -14,13 +14,13 @@ from resnet_lab.report import __main__ as report
 from resnet_lab.report.runs import read_run
 from resnet_lab.report.verify import differences_of, metrics_of
 from resnet_lab.run_folder import RunFolder
-from resnet_lab.scores import Answers
+from resnet_lab.scores import Predictions
 
 
 def run_with_metrics(folder, **config):
     """A run that stores what its predictions give."""
     run = read_run(RunFolder(write_run(folder, config=config)))
-    derived = metrics_of(run.predictions.answers, run.config, run.class_counts("train"))
+    derived = metrics_of(run.predictions.labeled, run.config, run.class_counts("train"))
     change_status(folder, metrics={f"test/{name}": value for name, value in derived.items()})
     return folder
 
@@ -32,14 +32,14 @@ def lines(*folders) -> list[str]:
 @pytest.mark.parametrize("classes", [[0, 1, 2, 3, 4], [0, 2, 4], [2]])
 def test_the_metrics_are_those_that_a_job_computes(tmp_path, classes):
     run = read_run(RunFolder(write_run(tmp_path / "run")))
-    some = np.isin(run.predictions.answers.targets, classes)
-    answers = Answers(*(part[some] for part in run.predictions.answers))
-    logits = torch.log(torch.tensor(answers.probabilities, dtype=torch.float32))
-    targets = torch.tensor(answers.targets)
+    some = np.isin(run.predictions.labeled.targets, classes)
+    predictions = Predictions(*(part[some] for part in run.predictions.labeled))
+    logits = torch.log(torch.tensor(predictions.probabilities, dtype=torch.float32))
+    targets = torch.tensor(predictions.targets)
     job = SplitMetrics("test", 5, ordered=True)
     job.update(torch.nn.functional.cross_entropy(logits, targets, reduction="none"), logits, targets)
     stored = {name.removeprefix("test/"): float(value) for name, value in job.compute(Softmax(5, None, 0.0)).items()}
-    derived = metrics_of(answers, run.config, run.class_counts("train"))
+    derived = metrics_of(predictions, run.config, run.class_counts("train"))
     assert set(stored) == set(derived)
     for name, value in stored.items():
         assert derived[name] == pytest.approx(value, abs=1e-5, nan_ok=True), name
@@ -50,26 +50,26 @@ def test_the_metrics_are_those_that_a_job_computes(tmp_path, classes):
 )
 def test_the_loss_is_torchs(tmp_path, smoothing, weights):
     run = read_run(RunFolder(write_run(tmp_path / "run")))
-    answers, counts = run.predictions.answers, run.class_counts("train")
+    predictions, counts = run.predictions.labeled, run.class_counts("train")
     config = {"loss.label_smoothing": smoothing, "loss.class_weights": weights}
     balanced = np.sum(counts) / (5 * np.array(counts))
     values = (
         {"none": np.ones(5), "balanced": balanced}[weights] if isinstance(weights, str) else np.array(weights, float)
     )
     losses = torch.nn.functional.cross_entropy(
-        torch.log(torch.tensor(answers.probabilities)),
-        torch.tensor(answers.targets),
+        torch.log(torch.tensor(predictions.probabilities)),
+        torch.tensor(predictions.targets),
         weight=torch.tensor(values),
         label_smoothing=smoothing,
         reduction="none",
     )
-    assert metrics_of(answers, config, counts)["loss"] == pytest.approx(float(losses.mean()), rel=1e-6)
+    assert metrics_of(predictions, config, counts)["loss"] == pytest.approx(float(losses.mean()), rel=1e-6)
 
 
 def test_a_loss_of_another_kind_is_not_guessed(tmp_path):
     run = read_run(RunFolder(write_run(tmp_path / "run")))
     config = {"loss._target_": "somewhere.focal"}
-    assert "loss" not in metrics_of(run.predictions.answers, config, run.class_counts("train"))
+    assert "loss" not in metrics_of(run.predictions.labeled, config, run.class_counts("train"))
 
 
 def test_what_follows_from_the_predictions_passes(tmp_path, capsys):
@@ -156,7 +156,7 @@ def test_an_undefined_metric_agrees_only_with_an_undefined_one(tmp_path):
         ({"metrics": {"test/recall_0": 0.5}}, "test/recall_1 is not stored, the predictions give"),
         ({"metrics": []}, "status.json: metrics holds list, not numbers by name"),
         ({"metrics": {"test/accuracy": "high"}}, "test/accuracy is stored as 'high', which is no number"),
-        ({"collapsed": True}, "collapsed is stored as True, one class is the answer to "),
+        ({"collapsed": True}, "collapsed is stored as True, one class is predicted for "),
         ({"class_counts": {"test": [1, 2, 3, 4, 5]}}, "class_counts of test are stored as [1, 2, 3, 4, 5]"),
         (
             {"best_value": 0.99, "monitor": "val/accuracy"},
@@ -217,7 +217,7 @@ def test_what_cannot_be_checked_is_no_success(tmp_path, capsys):
 
 def test_a_run_without_epochs_has_no_row_to_be_checked(tmp_path):
     run = read_run(RunFolder(write_run(tmp_path / "run", epochs=0)))
-    derived = metrics_of(run.predictions.answers, run.config, run.class_counts("train"))
+    derived = metrics_of(run.predictions.labeled, run.config, run.class_counts("train"))
     change_status(tmp_path / "run", metrics={f"test/{name}": value for name, value in derived.items()})
     change_status(tmp_path / "run", monitor="val/accuracy", best_value=0.5)
     assert lines(tmp_path / "run") == []
@@ -241,7 +241,7 @@ def test_a_loss_beyond_what_probabilities_can_tell_is_known_from_below(tmp_path)
 
     edit_predictions(folder, sure)
     run = read_run(RunFolder(folder))
-    derived = metrics_of(run.predictions.answers, run.config, run.class_counts("train"))
+    derived = metrics_of(run.predictions.labeled, run.config, run.class_counts("train"))
     stored = {f"test/{name}": value for name, value in derived.items()}
     change_status(folder, metrics=stored | {"test/loss": derived["loss"] + 5})
     assert not [line for line in lines(folder) if "loss" in line]

@@ -27,7 +27,7 @@ WORST = 5  # images whose losses are left out
 
 def facts_of(run: Run) -> dict[str, float]:
     """The numbers of one run."""
-    metrics = read_metrics(run.folder.kept_metrics)
+    metrics = read_metrics(run.folder.stored_metrics)
     last = metrics.iloc[-1]
     facts = {name: float(last[name]) for name in last.index if name.split("/")[-1] in ("loss", "accuracy")}
     facts |= {name: float(last[name]) for name in last.index if name.startswith(("test/recall_", "train/recall_"))}
@@ -36,7 +36,7 @@ def facts_of(run: Run) -> dict[str, float]:
             reached = metrics.index[metrics[name] >= level]
             facts[f"{name} of {level}, first epoch"] = float(reached[0]) if len(reached) else np.nan
     if run.predictions and "test/loss" in metrics:
-        targets, _, probabilities = run.predictions.answers
+        targets, _, probabilities = run.predictions.labeled
         losses = -np.log(np.maximum(probabilities[np.arange(len(targets)), targets], np.finfo(np.float32).tiny))
         facts[f"test/loss without the {WORST} worst images"] = float(np.sort(losses)[:-WORST].mean())
     if "test/accuracy" in metrics:
@@ -46,7 +46,7 @@ def facts_of(run: Run) -> dict[str, float]:
             facts["train/accuracy - test/accuracy"] = float(last["train/accuracy"] - last["test/accuracy"])
         steps = metrics["test/accuracy"].diff().abs()
         facts |= {"test/accuracy, median step": float(steps.median()), "largest step": float(steps.max())}
-    layers = read_layers(run.folder.kept_layers)
+    layers = read_layers(run.folder.stored_layers)
     for epoch in sorted({layers["epoch"].min(), layers["epoch"].max()}) if len(layers) else ():
         values = layers[layers["epoch"] == epoch].set_index("quantity")["value"]
         facts[f"gradient of the first layer, epoch {epoch}"] = float(values["gradient_norm"].iloc[0])

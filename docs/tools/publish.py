@@ -74,7 +74,7 @@ def _short(probability: float, digits: tuple[int, int, int]) -> str:
 
 
 def _metrics(file: Path, run: Run) -> dict[str, float]:
-    return metrics_of(read_predictions(file).answers, run.config, run.class_counts("train"))
+    return metrics_of(read_predictions(file).labeled, run.config, run.class_counts("train"))
 
 
 def _same(exact: dict[str, float], rounded: dict[str, float]) -> bool:

@@ -40,9 +40,9 @@ def read_text(path: Path, separators: str = SEPARATORS) -> pd.DataFrame:
 
 def read_cells(text: str, separators: str = SEPARATORS) -> pd.DataFrame:
     """The cells of a text; blank lines are rows, and the text may begin with Excel's `sep=`."""
-    told = EXCEL.match(text)
-    text = text[told.end() :] if told else text
-    separator = told[1] if told else _separator(text.splitlines()[:20], separators)
+    declared = EXCEL.match(text)
+    text = text[declared.end() :] if declared else text
+    separator = declared[1] if declared else _separator(text.splitlines()[:20], separators)
     if len(separator) == 1:
         text = _as_wide_as_its_rows(text, separator)
     # a blank line is a row whose label is missing: skipping it would shift the rows of one file of a pair

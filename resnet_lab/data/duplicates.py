@@ -109,10 +109,10 @@ def _flattened(picture: np.ndarray) -> np.ndarray:
 
     Exposure and the camera's light cancel out; vessels count as much as the optic disc.
     """
-    reach, noise = 2, 2  # pixels, grey levels
+    sigma, noise = 2, 2  # pixels, grey levels
     grey = picture.astype(np.float32)
-    away = grey - cv2.GaussianBlur(grey, (0, 0), reach)
-    values: np.ndarray = away / (np.sqrt(cv2.GaussianBlur(away * away, (0, 0), reach)) + noise)
+    away = grey - cv2.GaussianBlur(grey, (0, 0), sigma)
+    values: np.ndarray = away / (np.sqrt(cv2.GaussianBlur(away * away, (0, 0), sigma)) + noise)
     return values
 
 

@@ -12,7 +12,7 @@ RIM = 0.1  # the eye begins where a pixel is this much of the way from the borde
 CONTRAST = 8  # grey levels between border and eye, below which there is nothing to see
 BLACK = 8  # grey level up to which a pixel shows nothing, being border or padding
 TRIALS = 120  # circles through three points; with half of the points off the circle 15 of them are good
-REACH = 3  # pixels of the thumbnail to either side of an edge
+MARGIN = 3  # pixels of the thumbnail to either side of an edge
 TOLERANCE = 1.0  # pixels of the thumbnail
 
 
@@ -110,16 +110,16 @@ def _outline(grey: np.ndarray, mask: np.ndarray) -> np.ndarray:
 def _first_edges(grey: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """float (N, 2), x and y where rows enter the mask, to a fraction of a pixel.
 
-    The step of grey within `REACH` pixels lies where a sharp one with the same mean would, however blurred it is
+    The step of grey within `MARGIN` pixels lies where a sharp one with the same mean would, however blurred it is
     (Tabatabai & Mitchell 1984), so neither the blur nor the mask's threshold move it.
     """
     column = mask.argmax(axis=1)
     row = np.flatnonzero(column)  # the mask begins inside the picture
-    around = column[row, None] + np.arange(-REACH, REACH + 1)
+    around = column[row, None] + np.arange(-MARGIN, MARGIN + 1)
     step = grey[row[:, None], around.clip(0, grey.shape[1] - 1)].astype(float)
     low, high = step[:, :1], step[:, -1:]
     share = ((step - low) / np.maximum(high - low, 1)).clip(0, 1).sum(axis=1)  # of the pixels around, how many are eye
-    return np.stack([column[row] + REACH + 1 - share, row + 0.5], axis=1)
+    return np.stack([column[row] + MARGIN + 1 - share, row + 0.5], axis=1)
 
 
 def _fit_circle(points: np.ndarray) -> Disc | None:

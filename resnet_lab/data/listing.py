@@ -271,8 +271,8 @@ def _otherness(name: str, file: str) -> int:
 
 def _rank(folder: PurePosixPath, split: str) -> int:
     """0 for a folder of the split, 1 for one of no split, 2 for one of others, by the innermost name that tells."""
-    spoken = next((splits for part in reversed(folder.parts) if (splits := splits_of(part))), {split, ""})
-    return 1 if "" in spoken else 0 if split in spoken else 2
+    named = next((splits for part in reversed(folder.parts) if (splits := splits_of(part))), {split, ""})
+    return 1 if "" in named else 0 if split in named else 2
 
 
 def _shared(parts: Sequence[str], others: Sequence[str]) -> int:

@@ -113,7 +113,7 @@ def cut_fold(table: pd.DataFrame, name: str, folds: int, fold: int, seed: int) -
     from sklearn.model_selection import StratifiedKFold  # takes half a second, which every command would pay
 
     parts = StratifiedKFold(folds, shuffle=True, random_state=seed).split(worst, worst)
-    chosen = worst.index[next(islice((held for _, held in parts), fold, None))]
+    chosen = worst.index[next(islice((held_out for _, held_out in parts), fold, None))]
     moved = (table["split"] == "train") & table["patient"].isin(chosen)
     return table.assign(split=table["split"].mask(moved, name))
 

@@ -331,8 +331,8 @@ def find_network(content: Mapping[str, Any], own: Mapping[str, Tensor], source: 
     networks = {key: value for key, value in content.items() if "optim" not in str(key)}
     tensors = with_names({name: value for name, value in flat(networks).items() if is_dense(value)})
     if not tensors:
-        held = ", ".join(f"{key} ({type(value).__name__})" for key, value in list(content.items())[:5]) or "nothing"
-        raise UserError(f"model.pretrained={source}: there are no tensors in it, but {held}; {SOURCES}")
+        kinds = ", ".join(f"{key} ({type(value).__name__})" for key, value in list(content.items())[:5]) or "nothing"
+        raise UserError(f"model.pretrained={source}: there are no tensors in it, but {kinds}; {SOURCES}")
     place = place_of_network(tensors, own, source)
     beside = [name for name in tensors if not name.startswith(place)]
     if beside:

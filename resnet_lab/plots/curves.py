@@ -44,7 +44,7 @@ def by_epoch(
     Args:
         series: the lines, in the order of panels and legend.
         ylabel: what the values are, with their unit.
-        baseline: a split, and what answering the majority class gives on it, in the same unit; a dotted line.
+        baseline: a split, and what always predicting the majority class gives on it, in the same unit; a dotted line.
         columns: panels in a row.
         logarithmic: whether the values' axis is, for values that are far apart.
     """

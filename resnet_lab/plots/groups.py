@@ -27,13 +27,13 @@ def scores(rows: Sequence[Scores], xlabel: str, baseline: tuple[str, float] | No
     Args:
         rows: the groups from top to bottom.
         xlabel: what the values are, with their unit.
-        baseline: a split, and what answering the majority class gives on it, in the same unit; a dotted line.
+        baseline: a split, and what always predicting the majority class gives on it, in the same unit; a dotted line.
     """
     figure = Figure(figsize=(6.5, 0.9 + 0.42 * len(rows)), layout="constrained")
     axes = figure.subplots()
     for place, row in enumerate(rows):
-        spread = row.values.std(ddof=1) if len(row.values) > 1 else 0
-        axes.plot([row.values.mean() - spread, row.values.mean() + spread], [place, place], color=BLUE, linewidth=2.5)
+        std = row.values.std(ddof=1) if len(row.values) > 1 else 0
+        axes.plot([row.values.mean() - std, row.values.mean() + std], [place, place], color=BLUE, linewidth=2.5)
         axes.plot(row.values.mean(), place, "|", color=BLUE, markersize=12)
         axes.plot(row.values, np.full(len(row.values), place), "o", color=BLUE, markersize=4)
         axes.plot(row.best, np.full(len(row.best), place), "D", color=GREY, markerfacecolor="none", markersize=5)

@@ -9,7 +9,7 @@ import numpy as np
 
 from resnet_lab.report.intervals import Interval, wilson
 from resnet_lab.report.resampling import sums_by_patient, sums_of
-from resnet_lab.scores import Answers
+from resnet_lab.scores import Predictions
 from resnet_lab.statistics import MANY_CLASSES
 
 DISTANCES = ("right", "one grade off", "two grades off", "three or more")
@@ -35,19 +35,19 @@ class ClassRow(NamedTuple):
     f1: Share
 
 
-def class_rows(runs: Sequence[Answers], patient: np.ndarray, class_names: Sequence[str]) -> list[ClassRow]:
+def class_rows(runs: Sequence[Predictions], patient: np.ndarray, class_names: Sequence[str]) -> list[ClassRow]:
     """Precision, recall and F1 of each class, from the sums over the runs of a group; of many, the worst found first.
 
     F1 is 2 J / (1 + J) of the Jaccard index J, a share of the images that are of the class or are called so, and takes
     its limits from J's.
 
     Args:
-        runs: answers on the same N images.
+        runs: predictions on the same N images.
         patient: the patient of each image (N,), integers from 0 to P - 1.
         class_names: K names.
     """
     # (P, K) each: means over the runs
-    sums = sums_of(np.mean([sums_by_patient(answers, patient) for answers in runs], axis=0))
+    sums = sums_of(np.mean([sums_by_patient(predictions, patient) for predictions in runs], axis=0))
     found, true, predicted = sums.found, sums.true, sums.predicted
     rows = []
     for k, name in enumerate(class_names):
@@ -102,15 +102,15 @@ def share_of(part: np.ndarray, whole: np.ndarray) -> Share:
     return Share(value, wilson(value, size))
 
 
-def shares_by_distance(runs: Sequence[Answers], patient: np.ndarray) -> list[tuple[str, Share]]:
+def shares_by_distance(runs: Sequence[Predictions], patient: np.ndarray) -> list[tuple[str, Share]]:
     """How many of the images are right, one class off, two, and further off; K classes have no more than K of these.
 
     Args:
-        runs: answers on the same N images.
+        runs: predictions on the same N images.
         patient: the patient of each image (N,), integers from 0 to P - 1.
     """
     classes = runs[0].probabilities.shape[1]
-    off = np.stack([np.minimum(np.abs(answers.targets - answers.predictions), 3) for answers in runs])
+    off = np.stack([np.minimum(np.abs(predictions.targets - predictions.classes), 3) for predictions in runs])
     whole = by_patient(np.ones_like(patient), patient)
     return [
         (name, share_of(by_patient((off == steps).mean(axis=0), patient), whole))

@@ -9,7 +9,7 @@ from scipy import optimize
 from sklearn.metrics import roc_curve
 
 from resnet_lab import statistics
-from resnet_lab.scores import Answers
+from resnet_lab.scores import Predictions
 
 BINS = 10
 TARGETS = {"high sensitivity": 0.975, "high specificity": 0.981}  # Gulshan et al. 2016 chose theirs so
@@ -17,20 +17,20 @@ SMALLEST = 1e-12  # of a stored probability, before its logarithm is taken
 
 
 class Reliability(NamedTuple):
-    """By bin of confidence: its mean, how often the answer is right, and the number of images; (B,) each."""
+    """By bin of confidence: its mean, how often the prediction is right, and the number of images; (B,) each."""
 
     confidence: np.ndarray
     accuracy: np.ndarray
     images: np.ndarray
 
 
-def reliability(answers: Answers, bins: int = BINS) -> Reliability:
-    """How often an answer is right by how sure it is (the largest probability), in bins of equal width.
+def reliability(predictions: Predictions, bins: int = BINS) -> Reliability:
+    """How often a prediction is right by its confidence (the largest probability), in bins of equal width.
 
     Empty bins have NaN.
     """
-    confidence = answers.probabilities.max(axis=1)
-    right = answers.probabilities.argmax(axis=1) == answers.targets
+    confidence = predictions.probabilities.max(axis=1)
+    right = predictions.probabilities.argmax(axis=1) == predictions.targets
     place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)  # (low, high], as Guo et al. 2017
     images = np.bincount(place, minlength=bins)
     with np.errstate(invalid="ignore"):
@@ -38,38 +38,38 @@ def reliability(answers: Answers, bins: int = BINS) -> Reliability:
     return Reliability(means[0], means[1], images)
 
 
-def calibration_error(answers: Answers, bins: int = BINS) -> float:
+def calibration_error(predictions: Predictions, bins: int = BINS) -> float:
     """Expected calibration error: the mean distance of confidence and accuracy over the images (Naeini et al. 2015)."""
-    found = reliability(answers, bins)
+    found = reliability(predictions, bins)
     gap = np.nan_to_num(np.abs(found.confidence - found.accuracy))
     return float(np.sum(found.images * gap) / found.images.sum())
 
 
-def temperature(answers: Answers) -> float:
-    """The T that makes softmax(log p / T) the least surprised by the targets (Guo et al. 2017); 1 changes nothing.
+def temperature(predictions: Predictions) -> float:
+    """The T that minimizes the negative log-likelihood of softmax(log p / T) (Guo et al. 2017); 1 changes nothing.
 
     Looked for between 0.05 and 20.
     """
-    logits, rows = _logits(answers), np.arange(len(answers.targets))
+    logits, rows = _logits(predictions), np.arange(len(predictions.targets))
 
-    def surprise(log_temperature: float) -> float:
+    def loss(log_temperature: float) -> float:
         scaled = logits / np.exp(log_temperature)
-        return float(np.mean(np.logaddexp.reduce(scaled, axis=1) - scaled[rows, answers.targets]))
+        return float(np.mean(np.logaddexp.reduce(scaled, axis=1) - scaled[rows, predictions.targets]))
 
-    return float(np.exp(optimize.minimize_scalar(surprise, bounds=(np.log(0.05), np.log(20)), method="bounded").x))
+    return float(np.exp(optimize.minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded").x))
 
 
-def _logits(answers: Answers) -> np.ndarray:
+def _logits(predictions: Predictions) -> np.ndarray:
     """Logits (N, K) up to a constant a row."""
-    values: np.ndarray = np.log(np.maximum(answers.probabilities, SMALLEST))
+    values: np.ndarray = np.log(np.maximum(predictions.probabilities, SMALLEST))
     return values
 
 
-def cooled(answers: Answers, temperature: float) -> Answers:
-    """The same answers with probabilities of another temperature; the predicted classes stay."""
-    scaled = _logits(answers) / temperature
+def temperature_scaled(predictions: Predictions, temperature: float) -> Predictions:
+    """The same predictions with probabilities of another temperature; the predicted classes stay."""
+    scaled = _logits(predictions) / temperature
     probabilities = np.exp(scaled - np.logaddexp.reduce(scaled, axis=1, keepdims=True))
-    return answers._replace(probabilities=probabilities)
+    return predictions._replace(probabilities=probabilities)
 
 
 class OperatingPoint(NamedTuple):
@@ -80,12 +80,12 @@ class OperatingPoint(NamedTuple):
     specificity: float
 
 
-def referable(answers: Answers) -> tuple[np.ndarray, np.ndarray]:
+def referable(predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
     """Whether each image is to be referred (N,), and the probability of that (N,)."""
-    return statistics.referable(answers.targets, answers.probabilities)
+    return statistics.referable(predictions.targets, predictions.probabilities)
 
 
-def thresholds(validation: Answers) -> dict[str, float]:
+def thresholds(validation: Predictions) -> dict[str, float]:
     """The threshold of each operating point, chosen on validation.
 
     High sensitivity is the highest threshold that still finds 97.5 % of those to be referred, high specificity the
@@ -100,9 +100,9 @@ def thresholds(validation: Answers) -> dict[str, float]:
     return dict(zip(TARGETS, map(float, (sensitive, specific)), strict=True))
 
 
-def operate(answers: Answers, threshold: float) -> OperatingPoint:
+def operate(predictions: Predictions, threshold: float) -> OperatingPoint:
     """What a threshold gives on these images; NaN where they hold none of a kind."""
-    positive, probability = referable(answers)
+    positive, probability = referable(predictions)
     called = probability >= threshold
     with np.errstate(invalid="ignore"):
         sensitivity = np.sum(called & positive) / np.sum(positive)

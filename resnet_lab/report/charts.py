@@ -31,7 +31,7 @@ class Line:
 
 
 def unit_curves(
-    panels: Sequence[tuple[str, Sequence[Line]]], xlabel: str, ylabel: str, columns: int, chance: bool = False
+    panels: Sequence[tuple[str, Sequence[Line]]], xlabel: str, ylabel: str, columns: int, diagonal: bool = False
 ) -> Figure:
     """Curves in the unit square, one panel a title: means as lines, the range over runs as bands.
 
@@ -40,7 +40,7 @@ def unit_curves(
         xlabel: of the first number.
         ylabel: of the second.
         columns: panels in a row.
-        chance: draw the diagonal, which guessing gives; the numbers then stand below it.
+        diagonal: draw the diagonal, which guessing gives; the numbers then stand below it.
     """
     columns = min(columns, len(panels))
     rows = math.ceil(len(panels) / columns)
@@ -51,11 +51,11 @@ def unit_curves(
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     for axes, (title, lines) in zip(grid, panels, strict=False):
-        if chance:
+        if diagonal:
             axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
         for place, line in enumerate(lines):
             _draw(axes, line, colour(place, len(lines)))
-            side = {"x": 0.98, "ha": "right"} if chance else {"x": 0.03, "ha": "left"}
+            side = {"x": 0.98, "ha": "right"} if diagonal else {"x": 0.03, "ha": "left"}
             height = 0.03 + 0.06 * (len(lines) - 1 - place)
             axes.text(**side, y=height, s=line.score, color=colour(place, len(lines)), fontsize=9, bbox=PLAQUE)
         _square(axes, xlabel, ylabel, title)
@@ -91,7 +91,7 @@ def _square(axes: Axes, xlabel: str, ylabel: str, title: str) -> None:
 
 
 def reliability(panels: Sequence[tuple[str, Reliability, float]], columns: int) -> Figure:
-    """How often answers are right by how sure they are, beside the diagonal where both agree.
+    """How often predictions are right, by their confidence, beside the diagonal where both agree.
 
     Args:
         panels: title, bins, and expected calibration error.
@@ -112,7 +112,12 @@ def reliability(panels: Sequence[tuple[str, Reliability, float]], columns: int) 
             if share:
                 axes.plot([middle, middle], [right, sure], color=RED, linewidth=2.2, alpha=0.35 + 0.65 * share)
         axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1.2)
-        _square(axes, "probability of the answer", "share of answers that are right", f"{title}: ECE {error:.3f}")
+        _square(
+            axes,
+            "confidence (probability of the predicted class)",
+            "share of predictions that are right",
+            f"{title}: ECE {error:.3f}",
+        )
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     handles = [

@@ -142,5 +142,5 @@ def _about_seeds(table: Table, pairing: Pairing) -> str:
     """With one seed a difference is between two trained networks."""
     groups = table.scored_groups
     single = all(len(groups[place].scored) == 1 for pair in pairing.pairs for place in pair)
-    unknown = not np.any(table.estimates[table.metric].seeds.freedom)
+    unknown = not np.any(table.estimates[table.metric].seeds.degrees)
     return " One seed each: this is about these networks, not about the setting." if single and unknown else ""

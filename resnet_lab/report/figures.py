@@ -68,7 +68,7 @@ def series_of(table: Table, curve: Curve = CURVES["accuracy"]) -> Iterator[plots
         shown = dict(group.shown)
         panel = shown.pop("model.depth", "") if panels else ""
         label = " ".join(shown.values()) or "all runs"
-        frames = [read_metrics(run.folder.kept_metrics) for run in group.scored or group.runs]
+        frames = [read_metrics(run.folder.stored_metrics) for run in group.scored or group.runs]
         splits = [split for split in plots.frame.STYLES if split in curve.splits or split == _judged(frames, curve)]
         for split in splits:
             if (values := _aligned(frames, split, curve.metric)) is not None:
@@ -159,7 +159,7 @@ def scores(table: Table) -> Picture | None:
     rows = []
     for group in table.groups:
         if group.scored:
-            best = [read_metrics(run.folder.kept_metrics).get(f"{run.split}/accuracy") for run in group.scored]
+            best = [read_metrics(run.folder.stored_metrics).get(f"{run.split}/accuracy") for run in group.scored]
             values = [run.scores["accuracy"] for run in group.scored]
             followed = [100 * line.max() for line in best if line is not None and group.scored[0].split == "test"]
             rows.append(plots.groups.Scores(group.label, 100 * np.array(values), np.array(followed)))
@@ -176,7 +176,7 @@ def recall(table: Table) -> Picture | None:
     """Recall of each class by epoch, one panel a group: a collapse, and the escape from it, show at once."""
     series = []
     for group in table.groups:
-        frames = [read_metrics(run.folder.kept_metrics) for run in group.scored or group.runs]
+        frames = [read_metrics(run.folder.stored_metrics) for run in group.scored or group.runs]
         names = next((run.class_names for run in group.scored), ())
         split = _judged(frames, CURVES["error"])
         for k, name in enumerate(names):
@@ -186,7 +186,7 @@ def recall(table: Table) -> Picture | None:
                 series.append(plots.curves.Series(group.label, name, split or "train", values.index.to_numpy(), line))
     if not series:
         return None
-    note = "Share of each class that is found. A network that answers one class has it at 100 % and the others at 0."
+    note = "Share of each class that is found. A network that predicts one class has it at 100 % and the others at 0."
     return Picture("Recall of each class by epoch", note, [_both(series, "recall, %")])
 
 
@@ -194,7 +194,7 @@ def gap(table: Table) -> Picture | None:
     """How far training accuracy runs ahead of the judged one."""
     series = []
     for group in table.groups:
-        frames = [read_metrics(run.folder.kept_metrics) for run in group.scored or group.runs]
+        frames = [read_metrics(run.folder.stored_metrics) for run in group.scored or group.runs]
         split = _judged(frames, CURVES["error"])
         train, other = (_aligned(frames, part, "accuracy") if part else None for part in ("train", split))
         if train is not None and other is not None and split:
@@ -287,7 +287,7 @@ def layers(table: Table) -> Picture | None:
     """Gradients, activations and dead units by layer, after the first epoch and after the last one."""
     frames: dict[str, pd.DataFrame] = {}
     for group in table.groups:
-        measured = [frame for run in group.runs if len(frame := read_layers(run.folder.kept_layers))]
+        measured = [frame for run in group.runs if len(frame := read_layers(run.folder.stored_layers))]
         frames |= {group.label: measured[0]} if measured else {}
     if not frames:
         return None

@@ -35,7 +35,7 @@ def findings_of(runs: Sequence[Run], tables: Sequence[Table]) -> list[Finding]:
         about = f"{table.title}: " if several else ""
         found += [finding._replace(text=about + finding.text) for finding in (*_doubts(table), *_classes(table))]
     found += [*_validation(runs), *_single_seeds(tables), *_unknown_figures(runs), *_lost_epochs(runs)]
-    return sorted(found, key=lambda finding: not finding.grave)
+    return sorted(found, key=lambda finding: not finding.is_fault)
 
 
 def _problems(runs: Sequence[Run]) -> Iterator[Finding]:
@@ -68,7 +68,7 @@ def _unknown_figures(runs: Sequence[Run]) -> Iterator[Finding]:
 def _lost_epochs(runs: Sequence[Run]) -> Iterator[Finding]:
     names = places_of(runs)
     for run in runs:
-        epoch, file = run.status.get("epoch"), run.folder.kept_metrics
+        epoch, file = run.status.get("epoch"), run.folder.stored_metrics
         if run.state != "done" or not isinstance(epoch, int) or not file.is_file():
             continue
         if (found := len(read_metrics(file))) < epoch + 1:
@@ -83,7 +83,7 @@ def _collapsed(table: Table) -> Iterator[Finding]:
         if group.collapsed:
             seeds = ", ".join(str(run.config.get("seed", ABSENT)) for run in group.collapsed)
             share = f"{len(group.collapsed)} of {len(group.scored)}"
-            yield Finding("collapsed", f"{group.label}: {share} answer one class nearly always (seed {seeds})")
+            yield Finding("collapsed", f"{group.label}: {share} nearly always predict one class (seed {seeds})")
 
 
 def _doubts(table: Table) -> Iterator[Finding]:
@@ -160,8 +160,8 @@ def _listed(names: Sequence[str], what: str = "classes", most: int = MANY, separ
 def _which(some: Sequence[Run], runs: Sequence[Run]) -> str:
     """How many of the runs, and which."""
     names = places_of(runs)
-    told = "" if len(some) == len(runs) else f": {_listed([names[run.folder.path] for run in some], 'runs')}"
-    return f"({len(some)} of {count(len(runs), 'run')}{told})"
+    names_of_some = "" if len(some) == len(runs) else f": {_listed([names[run.folder.path] for run in some], 'runs')}"
+    return f"({len(some)} of {count(len(runs), 'run')}{names_of_some})"
 
 
 def _data_notes(runs: Sequence[Run]) -> Iterator[Finding]:
@@ -194,12 +194,12 @@ def _test_sets(tables: Sequence[Table]) -> Iterator[Finding]:
 
 
 def _identical(runs: Sequence[Run]) -> Iterator[Finding]:
-    """Runs that differ in their configuration or seed cannot end with the very same answers, unless they collapsed."""
+    """Runs that differ in their configuration or seed cannot end with the same predictions, unless they collapsed."""
     names, same = places_of(runs), defaultdict(list)
     for run in runs:
         if run.predictions and not run.collapsed:
-            answers = run.predictions.answers
-            rounded = np.round(answers.probabilities, ALIKE)
+            predictions = run.predictions.labeled
+            rounded = np.round(predictions.probabilities, ALIKE)
             same[run.test_set, rounded.tobytes()].append(names[run.folder.path])
     copies = [_listed(places, "runs") for places in same.values() if len(places) > 1]
     if copies:

@@ -16,7 +16,7 @@ from resnet_lab.errors import UserError, count
 from resnet_lab.report.intervals import Comparisons, Estimates, estimate
 from resnet_lab.report.runs import Run
 from resnet_lab.run_folder import BOOKKEEPING
-from resnet_lab.scores import ABSENT, NEEDS, SCORES, Answers
+from resnet_lab.scores import ABSENT, NEEDS, SCORES, Predictions
 
 MANY_BOUND = 4  # keys that differ between sweeps alone, from which on their names would bury those of the groups
 
@@ -35,9 +35,9 @@ class Group:
         return " ".join(self.shown.values()) or "all runs"
 
     @property
-    def answers(self) -> list[Answers]:
-        """What the runs that count answered."""
-        return [run.predictions.answers for run in self.scored if run.predictions]
+    def predictions(self) -> list[Predictions]:
+        """The predictions of the runs that count."""
+        return [run.predictions.labeled for run in self.scored if run.predictions]
 
     @property
     def scored(self) -> list[Run]:
@@ -109,7 +109,7 @@ class Table:
     @cached_property
     def estimates(self) -> dict[str, Estimates]:
         """By metric, what is known of `scored_groups`, in their order; empty where no run has a result."""
-        found = [group.answers for group in self.scored_groups]
+        found = [group.predictions for group in self.scored_groups]
         return estimate(found, self.patient) if found else {}
 
     @cached_property
@@ -166,7 +166,7 @@ def tables_of(runs: Sequence[Run], metric: str = "") -> list[Table]:
         if run.scores:
             sets.setdefault(run.test_set, []).append(run)
         elif run.config:
-            _home(run, sets).append(run)
+            _runs_with(run, sets).append(run)
     tables = [Table(_groups(members), metric) for members in sets.values()]
     known = [name for name in SCORES if any(name in table.possible for table in tables)]
     if metric and metric not in known:
@@ -177,12 +177,12 @@ def tables_of(runs: Sequence[Run], metric: str = "") -> list[Table]:
     return tables
 
 
-def _home(run: Run, sets: dict[tuple[Any, ...], list[Run]]) -> list[Run]:
+def _runs_with(run: Run, sets: dict[tuple[Any, ...], list[Run]]) -> list[Run]:
     same_images = [members for key, members in sets.items() if key[1] and run.fingerprint(key[0]) == key[1]]
     name = run.config.get("data.name")
     same_data = [members for members in sets.values() if members[0].config.get("data.name") == name]
-    homes = same_images or same_data
-    return homes[0] if homes else sets.setdefault(("", "", (), 0), [])
+    found = same_images or same_data
+    return found[0] if found else sets.setdefault(("", "", (), 0), [])
 
 
 def axes_of(runs: Sequence[Run]) -> list[str]:

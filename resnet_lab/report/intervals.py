@@ -26,8 +26,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import optimize, special
 
-from resnet_lab.report.resampling import counts_of_patients, drawn_answers, scores_of, sums_by_patient
-from resnet_lab.scores import SCORES, Answers, Score
+from resnet_lab.report.resampling import counts_of_patients, drawn_predictions, scores_of, sums_by_patient
+from resnet_lab.scores import SCORES, Predictions, Score
 from resnet_lab.statistics import REFERABLE
 
 DRAWS = 2000
@@ -38,7 +38,7 @@ Z = float(special.ndtri((1 + CONFIDENCE) / 2))
 FEWEST = 8  # images of a class, or positives or negatives of a curve, below which there is no interval
 PSEUDO = 0.5  # errors that are added to those of each of the compared groups
 ONE_SIDED = 0.146  # how often a limit may miss on its side where few errors were found
-LEAST_FREEDOM = 12
+LEAST_DEGREES = 12
 FEW_OF_A_CLASS = f"a class has fewer than {FEWEST} images"
 
 
@@ -61,9 +61,9 @@ class Comparisons(NamedTuple):
 class Seeds(NamedTuple):
     """How runs of a group differ through their seed, (G,) each; 0 where nothing is known."""
 
-    spread: np.ndarray  # variance between runs
-    chance: np.ndarray  # the part of it that the draw of the images explains
-    freedom: np.ndarray  # degrees of freedom of the spread
+    between: np.ndarray  # variance between seeds
+    sampling: np.ndarray  # sampling variance: the part of it that the draw of the images explains
+    degrees: np.ndarray  # degrees of freedom of `between`
     total: float = 0.0  # those of all groups together, which no sum of spreads has more of
 
 
@@ -91,17 +91,17 @@ class Estimates:
 
     def interval(self, group: int) -> Interval:
         """95 % interval of one group's mean."""
-        value, lower, reach = self.values[group], self.score.lower, self.score.range
+        value, lower, width = self.values[group], self.score.lower, self.score.range
         if self.withheld or not np.isfinite(value):
             return Interval(np.nan, np.nan)
         if np.isinf(self.score.upper):
-            apart = self._reach(np.eye(len(self.values))[group], (1 + CONFIDENCE) / 2)
+            apart = self._half_width(np.eye(len(self.values))[group], (1 + CONFIDENCE) / 2)
             return Interval(max(float(value - apart), lower), float(value + apart))
-        share = float(np.clip((value - lower) / reach, 0, 1))
+        share = float(np.clip((value - lower) / width, 0, 1))
         cost = self._cost_of_error(group, share)
-        size = 1 / cost if cost else np.inf  # a constant score, such as the recall of a model with one answer
+        size = 1 / cost if cost else np.inf  # a constant score, such as the recall of a model that predicts one class
         limits = wilson(share, size) if self.score.share else _with_few_errors(share, size)
-        return Interval(*(lower + reach * limit for limit in limits))
+        return Interval(*(lower + width * limit for limit in limits))
 
     def _cost_of_error(self, group: int, share: float) -> float:
         """What an error takes off the share were all errors alike: one part in the effective number of images.
@@ -122,7 +122,7 @@ class Estimates:
             cost = weight * variance * (found + added * self.cost) / found**2
         cost *= self._student(share, influence, weight)
         center = (share + Z**2 * cost / 2) / (1 + Z**2 * cost)  # of Wilson's interval, which is never at the edge
-        seeds = max(self.seeds.spread[group] - self.seeds.chance[group], 0) / self.score.range**2
+        seeds = max(self.seeds.between[group] - self.seeds.sampling[group], 0) / self.score.range**2
         by_seeds = self._square_by_seeds(np.eye(len(self.values))[group], (1 + CONFIDENCE) / 2) / Z**2
         return float(cost + seeds * by_seeds * center * (1 - center) / (found**2 or np.inf))
 
@@ -148,8 +148,8 @@ class Estimates:
         if squares == 0 or not 0 < share < 1:
             return 1.0
         own = influence**2 / squares - 1 / len(influence) - (1 - 2 * share) / (share * (1 - share)) * influence
-        freedom = max(2 / max(weight**2 * float(own @ own), ROUNDING), LEAST_FREEDOM)
-        return float((special.stdtrit(freedom, (1 + CONFIDENCE) / 2) / Z) ** 2)
+        degrees = max(2 / max(weight**2 * float(own @ own), ROUNDING), LEAST_DEGREES)
+        return float((special.stdtrit(degrees, (1 + CONFIDENCE) / 2) / Z) ** 2)
 
     def _square_by_patients(self, contrast: np.ndarray, level: float) -> float:
         """Square of Student's t at a one-sided level for the variance over patients."""
@@ -163,11 +163,11 @@ class Estimates:
 
     def _square_by_seeds(self, contrast: np.ndarray, level: float) -> float:
         """The same for the variance over seeds."""
-        parts = contrast**2 * self.seeds.spread
+        parts = contrast**2 * self.seeds.between
         known = parts > 0
         several = 1.0
         if known.any():
-            sum_of_parts = parts[known].sum() ** 2 / np.sum(parts[known] ** 2 / self.seeds.freedom[known])
+            sum_of_parts = parts[known].sum() ** 2 / np.sum(parts[known] ** 2 / self.seeds.degrees[known])
             several = min(float(sum_of_parts), self.seeds.total)
         return float(special.stdtrit(several, level) ** 2)
 
@@ -175,7 +175,7 @@ class Estimates:
         """What the errors that are added, `PSEUDO` a group, add to the variance of a contrast."""
         return float(PSEUDO * np.sum(contrast**2) * (self.cost * self.score.range) ** 2)
 
-    def _reach(self, contrast: np.ndarray, level: float) -> float:
+    def _half_width(self, contrast: np.ndarray, level: float) -> float:
         """How far the limits of a contrast (G,) are from it at a one-sided level.
 
         Groups differ by little but their seeds where nothing is to be found, so the variance between the runs stands in
@@ -183,8 +183,8 @@ class Estimates:
         """
         patients = float(np.nanvar(contrast @ self.draws, ddof=1)) + self._pseudo(contrast)
         by_patients, by_seeds = self._square_by_patients(contrast, level), self._square_by_seeds(contrast, level)
-        spread, chance = contrast**2 @ self.seeds.spread, contrast**2 @ self.seeds.chance
-        both = max(patients - chance, 0) * by_patients + spread * by_seeds
+        between, sampling = contrast**2 @ self.seeds.between, contrast**2 @ self.seeds.sampling
+        both = max(patients - sampling, 0) * by_patients + between * by_seeds
         return float(np.sqrt(max(patients * by_patients, both)))
 
     def compare(self, contrasts: np.ndarray) -> Comparisons:
@@ -199,19 +199,19 @@ class Estimates:
             return Comparisons(values, nothing, nothing, np.ones(len(values)))
         largest = self._largest(contrasts)
         critical = max(float(np.quantile(largest, CONFIDENCE)), Z)  # few differing images leave the draws few values
-        reach = np.array([self._reach(contrast, special.ndtr(critical)) for contrast in contrasts])
+        half_width = np.array([self._half_width(contrast, special.ndtr(critical)) for contrast in contrasts])
         with np.errstate(invalid="ignore", divide="ignore"):
-            ratios = np.where(reach > 0, critical * np.abs(values) / reach, np.where(values == 0, 0, np.inf))
+            ratios = np.where(half_width > 0, critical * np.abs(values) / half_width, np.where(values == 0, 0, np.inf))
         # a p-value of draws counts what was found as one of them (Phipson and Smyth 2010)
         beyond = [(np.sum(largest >= ratio) + 1) / (len(largest) + 1) for ratio in ratios]
         p = np.maximum(beyond, 2 * special.ndtr(-ratios))
         largest_difference = (self.score.upper - self.score.lower) * np.abs(contrasts).sum(axis=1) / 2
-        low, high = (np.clip(values + side * reach, -largest_difference, largest_difference) for side in (-1, 1))
+        low, high = (np.clip(values + side * half_width, -largest_difference, largest_difference) for side in (-1, 1))
         return Comparisons(values, low, high, p)
 
     def _largest(self, contrasts: np.ndarray) -> np.ndarray:
         """Of each draw (R,), the largest of the contrasts in standard errors, were there no difference at all."""
-        seeds = np.maximum(self.seeds.spread - self.seeds.chance, 0)
+        seeds = np.maximum(self.seeds.between - self.seeds.sampling, 0)
         centred = np.nan_to_num(self.draws - np.nanmean(self.draws, axis=1, keepdims=True))
         errors = np.sqrt((contrasts @ centred).var(axis=1, ddof=1) + contrasts**2 @ seeds)
         noise = np.random.default_rng(1).normal(size=centred.shape)
@@ -240,8 +240,8 @@ class Estimates:
 def wilson(share: float, size: float) -> Interval:
     """Wilson's score interval (1927) of a share of `size` independent images, which need not be a whole number."""
     center = (share + Z**2 / (2 * size)) / (1 + Z**2 / size)
-    reach = Z / (1 + Z**2 / size) * np.sqrt(share * (1 - share) / size + Z**2 / (4 * size**2))
-    return Interval(max(float(center - reach), 0.0), min(float(center + reach), 1.0))
+    half_width = Z / (1 + Z**2 / size) * np.sqrt(share * (1 - share) / size + Z**2 / (4 * size**2))
+    return Interval(max(float(center - half_width), 0.0), min(float(center + half_width), 1.0))
 
 
 def _with_few_errors(share: float, size: float) -> Interval:
@@ -258,25 +258,25 @@ def _with_few_errors(share: float, size: float) -> Interval:
     return Interval(low, high)
 
 
-def costs_of_errors(answers: Answers, patient: np.ndarray) -> dict[str, float]:
+def costs_of_errors(predictions: Predictions, patient: np.ndarray) -> dict[str, float]:
     """What a typical error takes off each metric, as a share of its range; 0 where that has no end.
 
     All images of a patient are taken to be wrong together where images count alike. Elsewhere half of them are, as more
     errors of this size are added there, and the simulated intervals are else too wide.
     """
-    counts = np.bincount(answers.targets, minlength=answers.probabilities.shape[1]).astype(float)
-    together = float(np.sum(np.bincount(patient) ** 2.0) / counts.sum())  # images of the patient of an image
+    counts = np.bincount(predictions.targets, minlength=predictions.probabilities.shape[1]).astype(float)
+    clustered = float(np.sum(np.bincount(patient) ** 2.0) / counts.sum())  # images of the patient of an image
     return {
-        name: (together if score.pseudo == PSEUDO else (1 + together) / 2) * score.error(counts)
+        name: (clustered if score.pseudo == PSEUDO else (1 + clustered) / 2) * score.error(counts)
         if np.isfinite(score.upper)
         else 0.0
         for name, score in SCORES.items()
     }
 
 
-def reasons_of(answers: Answers, patient: np.ndarray) -> dict[str, str]:
+def reasons_of(predictions: Predictions, patient: np.ndarray) -> dict[str, str]:
     """Why a metric has no interval; those that have one are left out."""
-    counts = np.bincount(answers.targets, minlength=answers.probabilities.shape[1])
+    counts = np.bincount(predictions.targets, minlength=predictions.probabilities.shape[1])
     present, images = counts[counts > 0], counts.sum()
     referred = counts[REFERABLE:].sum()
     if not patient.any():
@@ -290,16 +290,16 @@ def reasons_of(answers: Answers, patient: np.ndarray) -> dict[str, str]:
     return reasons
 
 
-def estimate(groups: Sequence[Sequence[Answers]], patient: np.ndarray, draws: int = DRAWS) -> dict[str, Estimates]:
+def estimate(groups: Sequence[Sequence[Predictions]], patient: np.ndarray, draws: int = DRAWS) -> dict[str, Estimates]:
     """Every metric of groups of runs that differ in their seed, all on the same N images.
 
     Args:
-        groups: the answers of the runs of each group.
+        groups: the predictions of the runs of each group.
         patient: the patient of each image (N,), integers from 0 to P - 1, all of which occur.
         draws: R.
     """
     counts = counts_of_patients(int(patient.max()) + 1, draws)
-    parts = [[_resample(answers, patient, counts) for answers in runs] for runs in groups]
+    parts = [[_resample(predictions, patient, counts) for predictions in runs] for runs in groups]
     costs = costs_of_errors(groups[0][0], patient)
     reasons = reasons_of(groups[0][0], patient)
     return {metric: _pool(metric, parts, costs[metric], reasons.get(metric, "")) for metric in SCORES}
@@ -308,16 +308,16 @@ def estimate(groups: Sequence[Sequence[Answers]], patient: np.ndarray, draws: in
 Resampled = tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]
 
 
-def _resample(answers: Answers, patient: np.ndarray, counts: np.ndarray) -> Resampled:
+def _resample(predictions: Predictions, patient: np.ndarray, counts: np.ndarray) -> Resampled:
     """Scores of one run: as they are (), of the draws (R,), and with each patient left out (P,)."""
-    sums = sums_by_patient(answers, patient)
+    sums = sums_by_patient(predictions, patient)
     total = sums.sum(axis=0)
     found = scores_of(total), scores_of((counts @ sums.astype(np.float32)).astype(float)), scores_of(total - sums)
     for name, score in SCORES.items():
         if score.from_sums is None:
-            found[0][name] = np.array(score.of(answers))
-            found[1][name] = np.array([score.of(drawn) for drawn in drawn_answers(answers, patient, counts)])
-            found[2][name] = np.array([score.of(answers.of(patient != one)) for one in range(len(sums))])
+            found[0][name] = np.array(score.of(predictions))
+            found[1][name] = np.array([score.of(drawn) for drawn in drawn_predictions(predictions, patient, counts)])
+            found[2][name] = np.array([score.of(predictions.of(patient != one)) for one in range(len(sums))])
     return found
 
 
@@ -325,7 +325,7 @@ def _pool(metric: str, parts: Sequence[Sequence[Resampled]], cost: float = 0.0, 
     values = [np.array([run[0][metric] for run in runs]) for runs in parts]
     draws = [np.stack([run[1][metric] for run in runs]) for runs in parts]
     left_out = [np.stack([run[2][metric] for run in runs]) for runs in parts]
-    spread, chance, freedom, total = seeds_of(values, left_out)
+    between, sampling, degrees, total = seeds_of(values, left_out)
     if not reason and any(
         np.isfinite(runs).all() and not np.isfinite(left).all() for runs, left in zip(values, left_out, strict=True)
     ):
@@ -336,7 +336,7 @@ def _pool(metric: str, parts: Sequence[Sequence[Resampled]], cost: float = 0.0, 
         np.array([runs.mean() for runs in values]),
         np.stack([runs.mean(axis=0) for runs in draws]),
         np.stack([runs.mean(axis=0) for runs in left_out]),
-        Seeds(spread / sizes, chance / sizes, freedom, total),
+        Seeds(between / sizes, sampling / sizes, degrees, total),
         cost,
         reason,
     )
@@ -358,18 +358,18 @@ def seeds_of(values: Sequence[np.ndarray], left_out: Sequence[np.ndarray]) -> Se
     if not several.any():
         return found
     places = [group for group, known in enumerate(several) if known]
-    spread = np.array([values[group].var(ddof=1) for group in places])
-    chance = np.array([_chance(left_out[group]) for group in places])
-    freedom = np.array([len(values[group]) - 1.0 for group in places])
-    known, prior = moderated(spread, freedom)
-    found.spread[several], found.freedom[several] = known
-    found.spread[~several], found.freedom[~several] = prior
-    found.chance[several] = chance
-    found.chance[~several] = freedom @ chance / freedom.sum()
-    return found._replace(total=float(freedom.sum()))
+    between = np.array([values[group].var(ddof=1) for group in places])
+    sampling = np.array([sampling_variance(left_out[group]) for group in places])
+    degrees = np.array([len(values[group]) - 1.0 for group in places])
+    known, prior = moderated(between, degrees)
+    found.between[several], found.degrees[several] = known
+    found.between[~several], found.degrees[~several] = prior
+    found.sampling[several] = sampling
+    found.sampling[~several] = degrees @ sampling / degrees.sum()
+    return found._replace(total=float(degrees.sum()))
 
 
-def moderated(variances: np.ndarray, freedom: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], tuple[float, float]]:
+def moderated(variances: np.ndarray, degrees: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], tuple[float, float]]:
     """Variances raised to a common one by as much as they are alike: empirical Bayes of Smyth (2004, limma).
 
     The logarithms of sample variances scatter by themselves; what they scatter beyond that says how much each knows of
@@ -378,28 +378,28 @@ def moderated(variances: np.ndarray, freedom: np.ndarray) -> tuple[tuple[np.ndar
 
     Args:
         variances: of G groups (G,).
-        freedom: their degrees of freedom (G,).
+        degrees: their degrees of freedom (G,).
 
     Returns:
         Variances and degrees of freedom of the groups (G,), and the common ones.
     """
-    total = float(freedom.sum())
-    pooled = float(freedom @ variances) / total
+    total = float(degrees.sum())
+    pooled = float(degrees @ variances) / total
     if len(variances) < 2 or pooled == 0:
-        return (variances, freedom), (pooled, total)
-    logs = np.log(np.maximum(variances, SMALLEST * pooled)) - special.digamma(freedom / 2) + np.log(freedom / 2)
-    beyond = float(logs.var(ddof=1) - special.polygamma(1, freedom / 2).mean())
+        return (variances, degrees), (pooled, total)
+    logs = np.log(np.maximum(variances, SMALLEST * pooled)) - special.digamma(degrees / 2) + np.log(degrees / 2)
+    beyond = float(logs.var(ddof=1) - special.polygamma(1, degrees / 2).mean())
     if beyond <= 0:  # as alike as can be
         alike, common = np.inf, pooled
     else:
         alike = 2 * float(optimize.brentq(lambda half: special.polygamma(1, half) - beyond, 0.05, 1e8))
         common = float(np.exp(logs.mean() + special.digamma(alike / 2) - np.log(alike / 2)))
     weight = np.minimum(alike, 1e9)
-    drawn = np.maximum(variances, (weight * common + freedom * variances) / (weight + freedom))
-    return (drawn, np.minimum(weight + freedom, total)), (common, float(min(weight, total)))
+    drawn = np.maximum(variances, (weight * common + degrees * variances) / (weight + degrees))
+    return (drawn, np.minimum(weight + degrees, total)), (common, float(min(weight, total)))
 
 
-def _chance(left_out: np.ndarray) -> float:
+def sampling_variance(left_out: np.ndarray) -> float:
     """The variance between n runs that comes from the choice of the images, by scores without each patient (n, P)."""
     runs, patients = left_out.shape
     apart = left_out - left_out.mean(axis=0)

@@ -32,7 +32,7 @@ class Row(NamedTuple):
 
 
 def rows_of(table: Table) -> list[Row]:
-    """The groups from the best to the worst, what answering the training majority gives, and what others published."""
+    """The groups from the best to the worst, what predicting the training majority gives, and what others published."""
     marks, shortfalls = _against_best(table)
     rows = [_row(table, group, marks.get(id(group), ""), shortfalls.get(id(group), "")) for group in table.ranked]
     for run in {run.majority: run for run in table.scored}.values():
@@ -61,10 +61,10 @@ def _published(table: Table, metrics: Sequence[str], ranking: str) -> list[Row]:
     """The published numbers that are about any of these metrics."""
     rows = []
     for reference in references_for(table.scored):
-        scores, spread = reference.scores, reference.spread
+        scores, std = reference.scores, reference.std
         if not scores.keys() & set(metrics):
             continue
-        cells = [SCORES[metric].text(scores.get(metric, math.nan), spread.get(metric, math.nan)) for metric in metrics]
+        cells = [SCORES[metric].text(scores.get(metric, math.nan), std.get(metric, math.nan)) for metric in metrics]
         origin = f"{reference.source}" + ("" if reference.read == "original" else f" ({reference.read})")
         remark = f"{origin}. {reference.verdict(table.scored)}"
         rows.append(Row(reference.what, remark, "", cells, "reference", value=scores.get(ranking, math.nan)))

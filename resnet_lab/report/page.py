@@ -28,8 +28,8 @@ from resnet_lab.statistics import MANY_CLASSES, REFERABLE
 FIGURES = ("accuracy", "confusion_matrices")  # of runs whose configuration names none
 OF_SECTIONS = ("confusion_matrices", "roc", "precision_recall", "reliability", "cost")  # stand in a place of their own
 PAGE_WIDTH, NAMES_WIDTH, CELL_WIDTH, LETTER_WIDTH = 1110, 86, 36, 6.5  # pixels, of a confusion matrix and around it
-NO_REACH = (math.nan, math.nan, math.nan)
-FAR = 3  # times the reach of all intervals, from which on the baseline is not drawn beside them
+NO_LIMITS = (math.nan, math.nan, math.nan)
+FAR = 3  # times the range of all intervals, from which on the baseline is not drawn beside them
 
 
 def page(
@@ -95,10 +95,11 @@ def _section(table: Table, drawn: dict[str, dict[str, Any]]) -> dict[str, Any]:
         [(group.label, confusions_of(_counts(group), part["names"])) for group in groups] if part["many"] else []
     )
     part["distances"] = [
-        (group.label, _cells(shares_by_distance(group.answers, table.patient))) for group in groups if table.ordered
+        (group.label, _cells(shares_by_distance(group.predictions, table.patient))) for group in groups if table.ordered
     ]
     part["classes"] = [
-        (group.label, len(group.scored), class_rows(group.answers, table.patient, part["names"])) for group in groups
+        (group.label, len(group.scored), class_rows(group.predictions, table.patient, part["names"]))
+        for group in groups
     ]
     part |= {"areas": referable_rows_of(table), "operating": thresholds.operating_rows(table)}
     part |= {"first_referred": part["names"][REFERABLE] if table.referable else ""}
@@ -124,8 +125,8 @@ def _bars(rows: Sequence[tuple[float, float, float]], zero: bool = False, mark: 
     mark = 0.0 if zero else mark
     known = [value for value in (*np.ravel(rows), mark) if math.isfinite(value)]
     low, high = min(known, default=0.0), max(known, default=1.0)
-    reach = (high - low) or 1.0
-    return [Bar(*(3 + 94 * (value - low) / reach for value in (*row, mark))) for row in rows]
+    span = (high - low) or 1.0
+    return [Bar(*(3 + 94 * (value - low) / span for value in (*row, mark))) for row in rows]
 
 
 def _unit(table: Table) -> str:
@@ -137,10 +138,10 @@ def _board(table: Table) -> dict[str, Any]:
     every = rows_of(table)
     rows = [row for row in every if row.kind != "reference"]
     baseline = next((row.value for row in rows if row.kind == "baseline"), math.nan)
-    reaches = [(row.interval.low, row.value, row.interval.high) if row.kind == "group" else NO_REACH for row in rows]
-    known = [value for value in np.ravel(reaches) if math.isfinite(value)]
+    limits = [(row.interval.low, row.value, row.interval.high) if row.kind == "group" else NO_LIMITS for row in rows]
+    known = [value for value in np.ravel(limits) if math.isfinite(value)]
     near = bool(known) and baseline > min(known) - FAR * (max(known) - min(known))  # or it would squeeze the rest
-    bars = _bars(reaches, mark=baseline if near else math.nan)
+    bars = _bars(limits, mark=baseline if near else math.nan)
     board = [
         {
             "row": row,

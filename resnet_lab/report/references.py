@@ -39,7 +39,7 @@ class Reference:
     protocol: dict[str, Any]
     source: str
     read: str
-    spread: dict[str, float] = field(default_factory=dict)
+    std: dict[str, float] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
 
     def fits(self, runs: Sequence[Run]) -> bool:
@@ -79,8 +79,8 @@ def data_of(run: Run) -> str:
     """The data set of a run, by `data.name`, or by its size where that is the name of the reader."""
     name = str(run.config.get("data.name")).lower()
     images = sum(sum(run.class_counts(split)) for split in ("train", "val", "test"))
-    told = [data for data, (least, most) in SIZES.items() if least <= images <= most]
-    return told[0] if name == READER and told else name
+    fitting = [data for data, (least, most) in SIZES.items() if least <= images <= most]
+    return fitting[0] if name == READER and fitting else name
 
 
 @cache

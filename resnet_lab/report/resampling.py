@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from resnet_lab.scores import SCORES, Answers, Sums
+from resnet_lab.scores import SCORES, Predictions, Sums
 from resnet_lab.statistics import placements, referable
 
 MOMENTS = 9  # sums that do not depend on the number of classes: images, hits, t, t², p, p², (t - p)², referable areas
@@ -23,27 +23,27 @@ def counts_of_patients(patients: int, draws: int, seed: int = 0) -> np.ndarray:
     return np.bincount(chosen.ravel(), minlength=draws * patients).reshape(draws, patients).astype(np.float32)
 
 
-def sums_by_patient(answers: Answers, patient: np.ndarray) -> np.ndarray:
+def sums_by_patient(predictions: Predictions, patient: np.ndarray) -> np.ndarray:
     """The sums (P, F) that `sums_of` names, F = 9 + 5 K.
 
     Args:
-        answers: of N images.
+        predictions: of N images.
         patient: the patient of each image (N,), integers from 0 to P - 1, all of which occur.
     """
     order = np.argsort(patient, kind="stable")
     starts = np.flatnonzero(np.diff(patient[order], prepend=-1))
-    return np.add.reduceat(_terms(answers)[order], starts, axis=0)
+    return np.add.reduceat(_terms(predictions)[order], starts, axis=0)
 
 
-def _terms(answers: Answers) -> np.ndarray:
+def _terms(predictions: Predictions) -> np.ndarray:
     """What each image adds to the sums, (N, F)."""
-    t, p = answers.targets.astype(float), answers.predictions.astype(float)
-    classes = np.arange(answers.probabilities.shape[1])
-    true, predicted = answers.targets[:, None] == classes, answers.predictions[:, None] == classes
+    t, p = predictions.targets.astype(float), predictions.classes.astype(float)
+    classes = np.arange(predictions.probabilities.shape[1])
+    true, predicted = predictions.targets[:, None] == classes, predictions.classes[:, None] == classes
     moments = np.stack([np.ones_like(t), t == p, t, t**2, p, p**2, (t - p) ** 2], axis=1)
-    referred, probability = referable(answers.targets, answers.probabilities)
+    referred, probability = referable(predictions.targets, predictions.probabilities)
     areas = placements(referred[:, None], probability[:, None])
-    by_class = placements(true, answers.probabilities)
+    by_class = placements(true, predictions.probabilities)
     return np.hstack([moments, *areas, true, true & predicted, predicted, *by_class])
 
 
@@ -66,14 +66,14 @@ def scores_of(totals: np.ndarray) -> dict[str, np.ndarray]:
         return {name: score.from_sums(sums) for name, score in SCORES.items() if score.from_sums}
 
 
-def drawn_answers(answers: Answers, patient: np.ndarray, counts: np.ndarray) -> Iterator[Answers]:
-    """The answers of each draw, for scores that have no formula of sums.
+def drawn_predictions(predictions: Predictions, patient: np.ndarray, counts: np.ndarray) -> Iterator[Predictions]:
+    """The predictions of each draw, for scores that have no formula of sums.
 
     Args:
-        answers: of N images.
+        predictions: of N images.
         patient: the patient of each image (N,).
         counts: how often each patient is in each draw (R, P).
     """
     for row in counts:
         images = np.repeat(np.arange(len(patient)), row[patient].astype(int))
-        yield answers.of(images)
+        yield predictions.of(images)

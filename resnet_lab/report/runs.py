@@ -18,7 +18,7 @@ import pandas as pd
 
 from resnet_lab.errors import UserError
 from resnet_lab.run_folder import REMEDY, UNTRAINED, RunFolder, find_runs, flat
-from resnet_lab.scores import Answers, majority_baseline, summary_of
+from resnet_lab.scores import Predictions, majority_baseline, summary_of
 from resnet_lab.statistics import COLLAPSED, confusion_matrix
 
 SHAPES: dict[str, Any] = {  # what a job writes into status.json; [int] is a list of them, {"": str} texts by name
@@ -37,17 +37,17 @@ SUM_TOLERANCE = 1e-3  # probabilities of an image are rounded
 
 
 @dataclass
-class Predictions:
-    """What a run answered on the N images of a split, in the order of their names."""
+class StoredPredictions:
+    """What a run predicted on the N images of a split, in the order of their names."""
 
     images: np.ndarray  # (N,) names
     patients: np.ndarray  # (N,) names; an image without one is its own patient
-    answers: Answers
+    labeled: Predictions
 
     @property
     def fingerprint(self) -> str:
         """Equal where two files are about the same images with the same targets; as `table.fingerprints`."""
-        lines = sorted(f"{image}\t{target}" for image, target in zip(self.images, self.answers.targets, strict=True))
+        lines = sorted(f"{image}\t{target}" for image, target in zip(self.images, self.labeled.targets, strict=True))
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
@@ -60,7 +60,7 @@ class Run:
     status: dict[str, Any] = field(default_factory=dict)
     problem: str = ""
     split: str = ""
-    predictions: Predictions | None = None  # of `split`
+    predictions: StoredPredictions | None = None  # of `split`
     class_names: tuple[str, ...] = ()
     counts: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), int))  # (K, K), rows true
     scores: dict[str, float] = field(default_factory=dict)
@@ -79,7 +79,7 @@ class Run:
 
     @property
     def collapsed(self) -> bool:
-        """Whether the job says so of what it judged, or one class is the answer to nearly everything here."""
+        """Whether the job says so of what it judged, or one class is predicted for nearly all images here."""
         predicted = self.counts.sum(axis=0)
         return bool(self.status.get("collapsed") or (self.scores and predicted.max() >= COLLAPSED * predicted.sum()))
 
@@ -90,10 +90,10 @@ class Run:
         return self.split, scored, self.class_names, int(self.counts.sum())
 
     @property
-    def validation(self) -> Predictions | None:
-        """The answers on the validation split, where they are stored, whole, and not what is scored."""
+    def validation(self) -> StoredPredictions | None:
+        """The predictions on the validation split, where they are stored, whole, and not what is scored."""
         found = self._validation
-        return found if isinstance(found, Predictions) else None
+        return found if isinstance(found, StoredPredictions) else None
 
     @property
     def validation_problem(self) -> str:
@@ -101,8 +101,8 @@ class Run:
         return self._validation if isinstance(self._validation, str) else ""
 
     @cached_property
-    def _validation(self) -> Predictions | str | None:
-        file = self.folder.kept_predictions("val")
+    def _validation(self) -> StoredPredictions | str | None:
+        file = self.folder.stored_predictions("val")
         if self.split != "test" or not file.is_file():
             return None
         try:
@@ -110,7 +110,7 @@ class Run:
         except UserError as error:
             return str(error)
         noted = self.fingerprint("val")
-        if found.answers.probabilities.shape[1] != len(self.class_names) or (noted and noted != found.fingerprint):
+        if found.labeled.probabilities.shape[1] != len(self.class_names) or (noted and noted != found.fingerprint):
             return f"predictions_val.csv is of other images or classes than status.json says; {_remedy(file.parent)}"
         if self.predictions and found.fingerprint == self.predictions.fingerprint:
             return "predictions_val.csv is of the test images"
@@ -209,11 +209,11 @@ def _first_line(error: object) -> str:
 
 
 def _score(run: Run) -> None:
-    run.split = next((s for s in ("test", "val") if run.folder.kept_predictions(s).is_file()), "")
+    run.split = next((s for s in ("test", "val") if run.folder.stored_predictions(s).is_file()), "")
     if not run.split:
         raise UserError(f"no predictions_test.csv; {_remedy(run.folder.path)}")
-    found = read_predictions(run.folder.kept_predictions(run.split))
-    targets, predictions, probabilities = found.answers
+    found = read_predictions(run.folder.stored_predictions(run.split))
+    targets, classes, probabilities = found.labeled
     num_classes = probabilities.shape[1]
     run.class_names = tuple(map(str, run.status.get("class_names") or range(num_classes)))
     train_counts = run.class_counts("train") or np.bincount(targets)
@@ -228,12 +228,12 @@ def _score(run: Run) -> None:
         )
     run.predictions = found
     run.majority = int(np.argmax(train_counts))
-    run.counts = confusion_matrix(targets, predictions, num_classes)
-    run.scores = summary_of(found.answers)
+    run.counts = confusion_matrix(targets, classes, num_classes)
+    run.scores = summary_of(found.labeled)
     run.baseline = majority_baseline(targets, run.majority, num_classes)
 
 
-def read_predictions(file: Path) -> Predictions:
+def read_predictions(file: Path) -> StoredPredictions:
     """A predictions file.
 
     Raises:
@@ -264,8 +264,8 @@ def read_predictions(file: Path) -> Predictions:
         raise UserError(f"{file.name}: {where}; {_remedy(file.parent)}")
     images = frame["image"].to_numpy(str)
     patients = frame["patient"].to_numpy(str) if "patient" in frame else images
-    answers = Answers(classes[:, 0].astype(int), classes[:, 1].astype(int), probabilities)
-    return Predictions(images, np.where(patients == "", images, patients), answers)
+    predictions = Predictions(classes[:, 0].astype(int), classes[:, 1].astype(int), probabilities)
+    return StoredPredictions(images, np.where(patients == "", images, patients), predictions)
 
 
 def may_not_be_read(file: Path) -> bool:

@@ -18,7 +18,7 @@ def roc(table: Table) -> Picture | None:
     if not panels:
         return None
     wide, narrow = (
-        charts.unit_curves(panels, "false positive rate", "sensitivity", columns, chance=True) for columns in (3, 1)
+        charts.unit_curves(panels, "false positive rate", "sensitivity", columns, diagonal=True) for columns in (3, 1)
     )
     note = f"{_which(table)} Dotted: guessing."
     if any(line.points for _, lines in panels for line in lines):
@@ -46,15 +46,15 @@ def _which(table: Table) -> str:
 
 
 def reliability(table: Table) -> Picture | None:
-    """How often answers are right by how sure the networks are, before and after temperature scaling."""
+    """How often predictions are right, by their confidence, before and after temperature scaling."""
     panels = []
     for group in [group for group in table.ranked if group.scored][:RELIABLE]:
-        cases = [("", group.answers)]
-        if scaled := thresholds.scaled_answers(group):
-            cases = [(", as trained", group.answers), (", scaled", [answers for _, answers in scaled])]
-        for suffix, answers in cases:
-            error = sum(map(calibration.calibration_error, answers)) / len(answers)
-            bins = calibration.reliability(thresholds.together(answers))
+        cases = [("", group.predictions)]
+        if scaled := thresholds.scaled_predictions(group):
+            cases = [(", as trained", group.predictions), (", scaled", [predictions for _, predictions in scaled])]
+        for suffix, predictions in cases:
+            error = sum(map(calibration.calibration_error, predictions)) / len(predictions)
+            bins = calibration.reliability(thresholds.concatenate(predictions))
             panels.append((group.label + suffix, bins, error))
     if not panels:
         return None

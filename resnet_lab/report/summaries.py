@@ -51,12 +51,12 @@ def headline(table: Table) -> str:
         return f"All {len(rows)} groups have {table.title_of_metric} {value}. {against}"
     tied, behind, others = marks.count("tied"), marks.count("behind"), len(rows) - 1
     if others == 1:
-        told = f"the other one {'cannot be told from it' if tied else 'is behind it'}"
+        others_are = f"the other one {'cannot be told from it' if tied else 'is behind it'}"
     elif tied == others:
-        told = "none of the others can be told from it"
+        others_are = "none of the others can be told from it"
     else:
-        told = f"{tied} of the other {others} cannot be told from it" if tied else "all others are behind it"
-    text = f"Of {len(rows)} groups {best.label} has the {most} {table.title_of_metric}: {value}; {told}"
+        others_are = f"{tied} of the other {others} cannot be told from it" if tied else "all others are behind it"
+    text = f"Of {len(rows)} groups {best.label} has the {most} {table.title_of_metric}: {value}; {others_are}"
     return text + (f", {behind} {'is' if behind == 1 else 'are'} behind. " if tied and behind else ". ") + against
 
 

@@ -12,7 +12,7 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 from resnet_lab.report import calibration, charts
 from resnet_lab.report.by_class import NOTHING, Share, by_patient, share_of
 from resnet_lab.report.groups import Group, Table
-from resnet_lab.scores import Answers
+from resnet_lab.scores import Predictions
 from resnet_lab.statistics import REFERABLE
 
 PLACES = np.linspace(0, 1, 201)  # where the curves of several runs are averaged
@@ -47,7 +47,7 @@ def panels_of(table: Table, curve: Callable[[Binary], Curve], score: str) -> lis
     """One panel for the referable grades and one a class, each with a line a group."""
     if not table.scored:
         return []
-    panels: list[tuple[str, Callable[[Answers], Binary]]] = []
+    panels: list[tuple[str, Callable[[Predictions], Binary]]] = []
     if table.referable:
         panels.append((f"referable (from {table.scored[0].class_names[REFERABLE]} on)", calibration.referable))
     panels += [(table.scored[0].class_names[k], _against_the_rest(k)) for k in _drawn_classes(table)]
@@ -56,8 +56,8 @@ def panels_of(table: Table, curve: Callable[[Binary], Curve], score: str) -> lis
     return [(title, [line for line in lines if line]) for title, lines in found if any(lines)]
 
 
-def _against_the_rest(k: int) -> Callable[[Answers], Binary]:
-    return lambda answers: (answers.targets == k, answers.probabilities[:, k])
+def _against_the_rest(k: int) -> Callable[[Predictions], Binary]:
+    return lambda predictions: (predictions.targets == k, predictions.probabilities[:, k])
 
 
 def _drawn_classes(table: Table) -> list[int]:
@@ -71,9 +71,9 @@ def _drawn_classes(table: Table) -> list[int]:
 
 
 def _line(
-    group: Group, binary: Callable[[Answers], Binary], curve: Callable[[Binary], Curve], score: str
+    group: Group, binary: Callable[[Predictions], Binary], curve: Callable[[Binary], Curve], score: str
 ) -> charts.Line | None:
-    cases = [binary(answers) for answers in group.answers]
+    cases = [binary(predictions) for predictions in group.predictions]
     if not all(0 < positive.sum() < len(positive) for positive, _ in cases):
         return None
     values, areas = zip(*map(curve, cases), strict=True)
@@ -97,7 +97,7 @@ class OperatingRow(NamedTuple):
     chosen_on: str = ""  # validation images, and how many of them are to be referred; of the runs
 
     @property
-    def nobody(self) -> int:
+    def refer_none(self) -> int:
         """Runs whose threshold is above all scores: they refer nobody."""
         return sum(math.isinf(cut) for cut in self.thresholds)
 
@@ -118,26 +118,30 @@ def operating_rows(table: Table) -> list[OperatingRow]:
 
 def operating_rows_of(group: Group, patient: np.ndarray | None = None) -> Iterator[OperatingRow]:
     """The rows of one group; images are their own patients where `patient` (N,) is not given."""
-    chosen = [calibration.thresholds(run.validation.answers) if run.validation else {} for run in group.scored]
+    chosen = [calibration.thresholds(run.validation.labeled) if run.validation else {} for run in group.scored]
     if not all(chosen):
         if any(chosen):
             yield OperatingRow(group.label, "not every run has validation predictions", (), NOTHING, NOTHING)
         return
-    sizes = dict.fromkeys(_size_of(run.validation.answers) for run in group.scored if run.validation)
-    patient = np.arange(len(group.answers[0].targets)) if patient is None else patient
+    sizes = dict.fromkeys(_size_of(run.validation.labeled) for run in group.scored if run.validation)
+    patient = np.arange(len(group.predictions[0].targets)) if patient is None else patient
     for name in calibration.TARGETS:
         cuts = tuple(cut[name] for cut in chosen)
-        positive, _ = calibration.referable(group.answers[0])
+        positive, _ = calibration.referable(group.predictions[0])
         called = np.mean(
-            [calibration.referable(answers)[1] >= cut for answers, cut in zip(group.answers, cuts, strict=True)], axis=0
+            [
+                calibration.referable(predictions)[1] >= cut
+                for predictions, cut in zip(group.predictions, cuts, strict=True)
+            ],
+            axis=0,
         )
         sensitivity = share_of(by_patient(called * positive, patient), by_patient(positive, patient))
         specificity = share_of(by_patient((1 - called) * ~positive, patient), by_patient(~positive, patient))
         yield OperatingRow(group.label, name, cuts, sensitivity, specificity, "; ".join(sizes))
 
 
-def _size_of(answers: Answers) -> str:
-    positive, _ = calibration.referable(answers)
+def _size_of(predictions: Predictions) -> str:
+    positive, _ = calibration.referable(predictions)
     return f"{len(positive)} ({positive.sum()})"
 
 
@@ -154,27 +158,29 @@ def calibration_rows(table: Table) -> list[CalibrationRow]:
     """Each group before and after temperature scaling fitted on validation, best group first."""
     rows = []
     for group in (group for group in table.ranked if group.scored):
-        before = float(np.mean([calibration.calibration_error(answers) for answers in group.answers]))
-        cooled = scaled_answers(group)
+        before = float(np.mean([calibration.calibration_error(predictions) for predictions in group.predictions]))
+        scaled = scaled_predictions(group)
         after = (
-            float(np.mean([calibration.calibration_error(answers) for _, answers in cooled])) if cooled else math.nan
+            float(np.mean([calibration.calibration_error(predictions) for _, predictions in scaled]))
+            if scaled
+            else math.nan
         )
-        mean = float(np.exp(np.mean([np.log(each) for each, _ in cooled]))) if cooled else math.nan
+        mean = float(np.exp(np.mean([np.log(each) for each, _ in scaled]))) if scaled else math.nan
         rows.append(CalibrationRow(group.label, before, mean, after))
     return rows
 
 
-def scaled_answers(group: Group) -> list[tuple[float, Answers]]:
-    """Temperature fitted on validation, and the scaled test answers, of each run; empty where one has no validation."""
+def scaled_predictions(group: Group) -> list[tuple[float, Predictions]]:
+    """By run, the temperature fitted on validation and the scaled test predictions; empty without validation."""
     found = []
-    for run, answers in zip(group.scored, group.answers, strict=True):
+    for run, predictions in zip(group.scored, group.predictions, strict=True):
         if run.validation is None:
             return []
-        fitted = calibration.temperature(run.validation.answers)
-        found.append((fitted, calibration.cooled(answers, fitted)))
+        fitted = calibration.temperature(run.validation.labeled)
+        found.append((fitted, calibration.temperature_scaled(predictions, fitted)))
     return found
 
 
-def together(answers: Sequence[Answers]) -> Answers:
-    """The answers of several runs as those of one."""
-    return Answers(*(np.concatenate(parts) for parts in zip(*answers, strict=True)))
+def concatenate(predictions: Sequence[Predictions]) -> Predictions:
+    """The predictions of several runs as those of one."""
+    return Predictions(*(np.concatenate(parts) for parts in zip(*predictions, strict=True)))

@@ -14,8 +14,8 @@ import pandas as pd
 from resnet_lab import statistics
 from resnet_lab.errors import UserError, count
 from resnet_lab.report.groups import places_of
-from resnet_lab.report.runs import Predictions, Run, may_not_be_read, read_metrics, read_predictions
-from resnet_lab.scores import SCORES, Answers
+from resnet_lab.report.runs import Run, StoredPredictions, may_not_be_read, read_metrics, read_predictions
+from resnet_lab.scores import SCORES, Predictions
 
 CROSS_ENTROPY = "resnet_lab.objectives.cross_entropy"
 TOLERANCE = 1e-5  # stored metrics are of float32 probabilities, the predictions have eight digits
@@ -27,9 +27,9 @@ LOSS_TOLERANCE = 1e-4  # relative; a logarithm makes more of the last digit
 
 
 class Split(NamedTuple):
-    """What a run answered on a split, and the metrics that follow."""
+    """What a run predicted on a split, and the metrics that follow."""
 
-    predictions: Predictions
+    predictions: StoredPredictions
     metrics: dict[str, float]
 
 
@@ -48,21 +48,21 @@ def _differences(run: Run) -> Iterator[str]:
         yield f"status.json: metrics holds {type(metrics).__name__}, not numbers by name"
         return
     stored = {split: _of_split(metrics, split) for split in ("train", "val", "test")}
-    homeless = [name for name in metrics if name.partition("/")[0] not in SPLITS]
-    if homeless:
-        yield f"metrics of status.json that are of no split cannot be derived: {', '.join(homeless)}"
+    of_no_split = [name for name in metrics if name.partition("/")[0] not in SPLITS]
+    if of_no_split:
+        yield f"metrics of status.json that are of no split cannot be derived: {', '.join(of_no_split)}"
     splits = [split for split, values in stored.items() if values or any(file.is_file() for file in _files(run, split))]
     found = {}
     for split in splits:
         try:
-            predictions = read_predictions(run.folder.kept_predictions(split))
+            stored_split = read_predictions(run.folder.stored_predictions(split))
         except UserError as error:
             yield f"the numbers of {split} cannot be checked: {error}"
             continue
-        derived = metrics_of(predictions.answers, run.config, run.class_counts("train"))
-        found[split] = Split(predictions, derived)
+        derived = metrics_of(stored_split.labeled, run.config, run.class_counts("train"))
+        found[split] = Split(stored_split, derived)
         yield from _metrics(run, split, stored[split], found[split])
-        yield from _tables(run, split, predictions.answers)
+        yield from _tables(run, split, stored_split.labeled)
     yield from _status(run, found)
     if run.state == "done" and validates_all(run):
         yield from _curves(run, found)
@@ -76,11 +76,11 @@ def validates_all(run: Run) -> bool:
 
 def _curves(run: Run, found: dict[str, Split]) -> Iterator[str]:
     """The row of metrics.csv whose weights made the predictions: that of the best epoch, or the last one."""
-    rows = read_metrics(run.folder.kept_metrics)
+    rows = read_metrics(run.folder.stored_metrics)
     monitor, best = run.status.get("monitor"), run.status.get("best_value")
     if not run.trained:  # only a header
         return
-    if may_not_be_read(run.folder.kept_metrics):
+    if may_not_be_read(run.folder.stored_metrics):
         yield "metrics.csv cannot be read (Permission denied)"
     elif rows.empty:
         yield "metrics.csv is missing, or has no whole row"
@@ -108,13 +108,13 @@ def _of_split(metrics: dict[str, Any], split: str) -> dict[str, Any]:
 
 def _files(run: Run, split: str) -> tuple[Path, Path, Path]:
     folder = run.folder
-    return folder.kept_predictions(split), folder.confusion_matrix_file(split), folder.class_report_file(split)
+    return folder.stored_predictions(split), folder.confusion_matrix_file(split), folder.class_report_file(split)
 
 
-def _metrics(run: Run, split: str, stored: dict[str, Any], answered: Split) -> Iterator[str]:
-    answers, derived = answered.predictions.answers, answered.metrics
+def _metrics(run: Run, split: str, stored: dict[str, Any], judged: Split) -> Iterator[str]:
+    predictions, derived = judged.predictions.labeled, judged.metrics
     # an older version had fewer scores: those that no other split and no epoch has either
-    columns = [*(run.status.get("metrics") or {}), *read_metrics(run.folder.kept_metrics).columns]
+    columns = [*(run.status.get("metrics") or {}), *read_metrics(run.folder.stored_metrics).columns]
     computed = {name.partition("/")[2] for name in map(str, columns)}
     for name in dict.fromkeys([*stored, *derived]):
         if name not in stored:
@@ -124,15 +124,15 @@ def _metrics(run: Run, split: str, stored: dict[str, Any], answered: Split) -> I
             optional = absent or (needs and not run.status.get("ordered"))
             if run.state == "done" and not optional and not math.isnan(derived[name]):
                 yield f"{split}/{name} is not stored, the predictions give {derived[name]:.6f}"
-        elif name == "loss" and (name not in derived or _underflow(answers, stored[name], derived[name])):
+        elif name == "loss" and (name not in derived or _underflow(predictions, stored[name], derived[name])):
             continue  # of a kind that is not known here, or larger than probabilities can tell
         else:
             yield from _difference(f"{split}/{name}", stored[name], derived.get(name))
 
 
-def _underflow(answers: Answers, stored: Any, derived: float) -> bool:
+def _underflow(predictions: Predictions, stored: Any, derived: float) -> bool:
     """Whether a true class has a probability too small for its number, so that the loss is known from below only."""
-    true = answers.probabilities[np.arange(len(answers.targets)), answers.targets]
+    true = predictions.probabilities[np.arange(len(predictions.targets)), predictions.targets]
     larger = stored is None or (isinstance(stored, int | float) and stored >= derived)  # null: it is infinite
     return bool(larger and true.min() < np.finfo(np.float32).tiny)
 
@@ -149,15 +149,15 @@ def _difference(name: str, stored: Any, derived: float | None) -> Iterator[str]:
         yield f"{name} is stored as {stored:.6f}, the predictions give {derived:.6f}"
 
 
-def _tables(run: Run, split: str, answers: Answers) -> Iterator[str]:
+def _tables(run: Run, split: str, predictions: Predictions) -> Iterator[str]:
     """The predicted class of each row, and the two tables beside the predictions, where they are kept."""
     rule = run.status.get("decision") or "argmax"
     if rule not in statistics.DECISIONS:
         yield f"predictions of {split} cannot be checked: the decision {rule!r} is unknown here"
-    elif changed := int(np.sum(_undecided(answers, rule))):
+    elif changed := int(np.sum(_undecided(predictions, rule))):
         what = statistics.DECISIONS[rule]
         yield f"predictions of {split}: in {count(changed, 'row')} the prediction is not {what}"
-    counts = statistics.confusion_matrix(answers.targets, answers.predictions, answers.probabilities.shape[1])
+    counts = statistics.confusion_matrix(predictions.targets, predictions.classes, predictions.probabilities.shape[1])
     scores = np.vstack([np.nan_to_num(statistics.class_scores(counts)), counts.sum(1)]).T
     _, matrix, report = _files(run, split)
     names = list(run.class_names) or [str(name) for name in run.status.get("class_names", ())]
@@ -179,32 +179,32 @@ def _tables(run: Run, split: str, answers: Answers) -> Iterator[str]:
             yield f"{file.name} names other classes or columns than status.json, or in another order"
 
 
-def _undecided(answers: Answers, rule: str) -> np.ndarray:
+def _undecided(predictions: Predictions, rule: str) -> np.ndarray:
     """Which of the predictions do not follow from the probabilities, (N,); those at the edge of two classes do."""
-    wrong: np.ndarray = statistics.decisions(answers.probabilities, rule) != answers.predictions
+    wrong: np.ndarray = statistics.decisions(predictions.probabilities, rule) != predictions.classes
     if rule == "median":
-        wrong &= np.abs(answers.probabilities.cumsum(axis=1) - 0.5).min(axis=1) > EDGE
+        wrong &= np.abs(predictions.probabilities.cumsum(axis=1) - 0.5).min(axis=1) > EDGE
     return wrong
 
 
 def _status(run: Run, found: dict[str, Split]) -> Iterator[str]:
     """What else status.json says that follows from predictions or from metrics.csv."""
-    for split, (predictions, _) in found.items():
-        answers = predictions.answers
-        counts = np.bincount(answers.targets, minlength=answers.probabilities.shape[1]).tolist()
+    for split, (of_split, _) in found.items():
+        predictions = of_split.labeled
+        counts = np.bincount(predictions.targets, minlength=predictions.probabilities.shape[1]).tolist()
         if run.class_counts(split) and run.class_counts(split) != counts:
             yield f"class_counts of {split} are stored as {run.class_counts(split)}, the predictions give {counts}"
-        if run.fingerprint(split) and run.fingerprint(split) != predictions.fingerprint:
+        if run.fingerprint(split) and run.fingerprint(split) != of_split.fingerprint:
             yield f"predictions of {split} are of other images or targets than status.json notes"
     judged = found.get("val", found.get("test"))
     if judged is not None and isinstance(noted := run.status.get("collapsed"), bool):
-        answers = judged.predictions.answers
-        share = np.bincount(answers.predictions).max() / len(answers.predictions)
+        predictions = judged.predictions.labeled
+        share = np.bincount(predictions.classes).max() / len(predictions.classes)
         if noted != (share >= statistics.COLLAPSED):
-            yield f"collapsed is stored as {noted}, one class is the answer to {100 * share:.1f} % of the images"
+            yield f"collapsed is stored as {noted}, one class is predicted for {100 * share:.1f} % of the images"
     best, monitor = run.status.get("best_value"), str(run.status.get("monitor"))
     if isinstance(best, int | float):
-        rows = read_metrics(run.folder.kept_metrics)
+        rows = read_metrics(run.folder.stored_metrics)
         if run.trained and monitor in rows and not np.isclose(rows[monitor], best, atol=TOLERANCE).any():
             yield f"best_value is stored as {best:.6f}, which is {monitor} of no epoch in metrics.csv"
         split, _, name = monitor.partition("/")
@@ -214,33 +214,33 @@ def _status(run: Run, found: dict[str, Split]) -> Iterator[str]:
                 yield f"best_value is stored as {best:.6f}, the predictions of {split} give {derived:.6f}"
 
 
-def metrics_of(answers: Answers, config: dict[str, Any], train_counts: Sequence[int]) -> dict[str, float]:
+def metrics_of(predictions: Predictions, config: dict[str, Any], train_counts: Sequence[int]) -> dict[str, float]:
     """What a job stores of a split, by the same names and with its averages (metrics.py), with numpy alone.
 
     Args:
-        answers: on the split.
+        predictions: on the split.
         config: of the run, by dotted keys; says what the loss is.
         train_counts: training images by class.
     """
-    counts = statistics.confusion_matrix(answers.targets, answers.predictions, answers.probabilities.shape[1])
-    derived = {name: score.of(answers) for name, score in SCORES.items() if score.stored}
+    counts = statistics.confusion_matrix(predictions.targets, predictions.classes, predictions.probabilities.shape[1])
+    derived = {name: score.of(predictions) for name, score in SCORES.items() if score.stored}
     with np.errstate(invalid="ignore"):
         derived |= {f"recall_{k}": float(share) for k, share in enumerate(counts.diagonal() / counts.sum(axis=1))}
-    loss = _loss(answers, config, train_counts)
+    loss = _loss(predictions, config, train_counts)
     return derived | ({} if loss is None else {"loss": loss})
 
 
-def _loss(answers: Answers, config: dict[str, Any], train_counts: Sequence[int]) -> float | None:
+def _loss(predictions: Predictions, config: dict[str, Any], train_counts: Sequence[int]) -> float | None:
     """Mean cross-entropy with smoothing and weights as in `objectives.cross_entropy`; None for another loss."""
     smoothing, weights = config.get("loss.label_smoothing", 0.0), config.get("loss.class_weights", "none")
     if config.get("loss._target_", CROSS_ENTROPY) != CROSS_ENTROPY:
         return None
-    classes, rows = answers.probabilities.shape[1], np.arange(len(answers.targets))
+    classes, rows = predictions.probabilities.shape[1], np.arange(len(predictions.targets))
     if weights == "none":
         weights = np.ones(classes)
     elif weights == "balanced":
         if not sum(train_counts):
             return None
         weights = np.sum(train_counts) / (classes * np.array(train_counts, float))
-    surprise = -np.log(np.maximum(answers.probabilities, np.finfo(np.float32).tiny)) * np.asarray(weights)
-    return float(np.mean((1 - smoothing) * surprise[rows, answers.targets] + smoothing * surprise.mean(axis=1)))
+    losses = -np.log(np.maximum(predictions.probabilities, np.finfo(np.float32).tiny)) * np.asarray(weights)
+    return float(np.mean((1 - smoothing) * losses[rows, predictions.targets] + smoothing * losses.mean(axis=1)))

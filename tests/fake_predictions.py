@@ -1,4 +1,4 @@
-"""Made-up answers on made-up patients with two eyes, whose true scores a large sample tells."""
+"""Made-up predictions on made-up patients with two eyes, whose true scores a large sample tells."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 from scipy.special import ndtri
 
 from resnet_lab.report.resampling import scores_of, sums_by_patient
-from resnet_lab.scores import Answers
+from resnet_lab.scores import Predictions
 
 SHARES = np.array([0.735, 0.07, 0.15, 0.025, 0.02])
 
@@ -17,7 +17,7 @@ class World:
     Args:
         generator: of all that is random.
         shares: of the grades, (K,).
-        skill: how far answers lean to the truth.
+        skill: how far predictions lean to the truth.
         seed_spread: standard deviation of the skill over seeds.
     """
 
@@ -33,19 +33,19 @@ class World:
         hard = 0.5 * normal(size=(count, 1, classes)) + 0.7 * normal(size=(count, 2, classes))
         return targets, np.repeat(np.arange(count), 2), hard.reshape(-1, classes)
 
-    def answers(self, targets: np.ndarray, hard: np.ndarray) -> Answers:
+    def predictions(self, targets: np.ndarray, hard: np.ndarray) -> Predictions:
         """Of one more network."""
         skill = self.skill + self.seed_spread * self.generator.normal()
         scores = 0.7 * np.log(self.shares) + hard + 0.6 * self.generator.normal(size=hard.shape)
         scores -= 0.8 * skill * np.abs(np.arange(len(self.shares)) - targets[:, None])
         probabilities = np.exp(scores - scores.max(axis=1, keepdims=True))
         probabilities /= probabilities.sum(axis=1, keepdims=True)
-        return Answers(targets, probabilities.argmax(axis=1), probabilities)
+        return Predictions(targets, probabilities.argmax(axis=1), probabilities)
 
     def truth(self, networks: int, patients: int = 10_000) -> dict[str, float]:
         """The mean scores over many networks, each on patients of its own."""
         found = []
         for _ in range(networks):
             targets, patient, hard = self.patients(patients)
-            found.append(scores_of(sums_by_patient(self.answers(targets, hard), patient).sum(axis=0)))
+            found.append(scores_of(sums_by_patient(self.predictions(targets, hard), patient).sum(axis=0)))
         return {metric: float(np.mean([scores[metric] for scores in found])) for metric in found[0]}
