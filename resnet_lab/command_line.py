@@ -20,12 +20,17 @@ from resnet_lab.errors import UserError, on_one_line, one_line_of, printable
 from resnet_lab.keys import WIDTH, known_keys
 
 
+def stop_printing() -> None:
+    """Nobody reads the output any more, as after `| head`, and Python need not report it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def show(text: str) -> None:
-    """Print a text; that nobody reads on, as after `| head`, is no error."""
+    """Print a text, as far as somebody reads it."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python reports it at its end
+        stop_printing()
 
 
 def version() -> str:
@@ -202,8 +207,8 @@ def run_command(command: Callable[[list[str]], None]) -> int:
     begin()
     try:
         command(sys.argv[1:])
-    except BrokenPipeError:  # `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python says it again at its end
+    except BrokenPipeError:
+        stop_printing()
         return 0
     except (UserError, OSError) as error:
         print(f"error: {one_line_of(error)}", file=sys.stderr)
