@@ -28,7 +28,7 @@ from resnet_lab.data.fundus import draw_fundus
 from resnet_lab.data.prepared import JPEG, PreparedSet, prepare, prepare_photograph
 from resnet_lab.data.reader import Recipe, read_image
 from resnet_lab.data.synthetic import write_synthetic
-from resnet_lab.data.transforms import normalise
+from resnet_lab.data.transforms import normalize
 from resnet_lab.run_folder import RunFolder
 from resnet_lab.training import run_job
 
@@ -39,11 +39,11 @@ METHOD = """
   after one round that is not counted; a ratio is of two rounds of the same turn. Files are in the page cache.
 - Prepare: `resnet-lab prepare` with `data.eye_crop=true`, that is, decode, find the eye, crop, resize, save, index.
   Pillow: `Image.open(…).convert("RGB").resize(…).save(…, quality=95)`.
-- Loading, as study A does it: flips, rotation by ±30°, normalisation. The program: a batch of its `ImageDataset`,
-  bilinear, and `normalise`. The studies' own loader: Pillow, `Resize`, flips, `RandomRotation` (nearest), `ToTensor`,
+- Loading, as study A does it: flips, rotation by ±30°, normalization. The program: a batch of its `ImageDataset`,
+  bilinear, and `normalize`. The studies' own loader: Pillow, `Resize`, flips, `RandomRotation` (nearest), `ToTensor`,
   `Normalize`, on the originals. torchvision.transforms.v2 with bilinear rotation, on the prepared files, from
   `decode_image` tensors or PIL images.
-- Scaled against full decode: mean absolute difference of the prepared pixels, in grey levels, one value a photograph;
+- Scaled against full decode: mean absolute difference of the prepared pixels, in gray levels, one value a photograph;
   and the test QWK of ResNet-18 trained on drawn photographs prepared either way, one value a seed.
 - Peak memory: resident, of `resnet-lab prepare` and its largest child, on generated photographs.
 """
@@ -160,7 +160,7 @@ def loading_rows(paths: Sequence[str], folder: Path, size: int, repetitions: int
         ]
     )
     contestants = {
-        "the program": lambda: normalise(dataset.__getitems__(batch)["image"], mean_, std),
+        "the program": lambda: normalize(dataset.__getitems__(batch)["image"], mean_, std),
         "the studies' loader, originals": lambda: [studies(Image.open(path)) for path in paths],
         "transforms.v2, tensors": lambda: torch.stack([tensors(decode_image(file)) for file in stored]),
         "transforms.v2, PIL": lambda: torch.stack([pil(Image.open(file)) for file in stored]),
@@ -175,7 +175,7 @@ def loading_rows(paths: Sequence[str], folder: Path, size: int, repetitions: int
 
 
 def difference(path: str, size: int) -> float:
-    """Mean absolute difference, in grey levels, of a photograph read through scaled and through full decode."""
+    """Mean absolute difference, in gray levels, of a photograph read through scaled and through full decode."""
     scaled, full = (read_image(path, recipe(size), scaled=choice).astype(int) for choice in (True, False))
     return float(np.abs(scaled - full).mean())
 
@@ -255,7 +255,7 @@ def measure(folder: Path, quick: bool) -> list[Row]:
     rows = prepare_rows(paths, folder, size, repetitions) + loading_rows(paths, folder, size, repetitions)
     torch.set_num_threads(threads)
     rows.append(
-        Row("scaled / full decode: difference", "grey levels", [difference(path, size) for path in paths], "< 0.5")
+        Row("scaled / full decode: difference", "gray levels", [difference(path, size) for path in paths], "< 0.5")
     )
     return rows + training_rows(folder, quick, seeds=1 if quick else 3) + memory_rows(folder, quick)
 

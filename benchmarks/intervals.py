@@ -130,13 +130,13 @@ def draw(cell: Cell, generator: np.random.Generator, groups: int = 1) -> tuple[l
     def run() -> Predictions:
         hard = shared + RUN * generator.normal(size=size)
         own = skill + SEED_DEVIATION * (cell.seeds > 1) * generator.normal()
-        kind = _scored if "auroc" in cell.world else _labelled
+        kind = _scored if "auroc" in cell.world else _labeled
         return kind(cell, targets, hard, own, generator)
 
     return [[run() for _ in range(cell.seeds)] for _ in range(groups)], patient
 
 
-def _labelled(
+def _labeled(
     cell: Cell, targets: np.ndarray, hard: np.ndarray, skill: float, generator: np.random.Generator
 ) -> Predictions:
     wrong = confusion(np.array(-np.inf), cell.classes)[targets]

@@ -49,7 +49,7 @@ One job at a time, without workers, on drawn photographs of 64 px that were chec
 validation; two checkpoints of an epoch where it is the best so far, else one.
 
 - Start: from the start of the process to its first training step, imports included, which alone take most of it.
-- A checkpoint: serialise, write beside its place, wait for the disk, rename.
+- A checkpoint: serialize, write beside its place, wait for the disk, rename.
 - End: from the end of training to the end of the process: the chosen checkpoint tested on both splits, predictions,
   confusion matrices with their pictures, class reports.
 - A done job, started again: `resnet-lab train` on a done folder.

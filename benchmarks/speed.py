@@ -34,7 +34,7 @@ from fake_runs import write_run
 METHOD = """
 - Images per second: of an epoch from the end of its first batch to the end of its last, median over the epochs of a
   training. The program is all of `resnet_lab.job`: augmentation, metrics, callbacks, checkpoints, TensorBoard. The bare
-  loop has the same network, optimiser, batch size, precision and memory layout, and takes normalised float tensors from
+  loop has the same network, optimizer, batch size, precision and memory layout, and takes normalized float tensors from
   memory. All take turns in one process, after one training each that is not counted, in an order that reverses with
   each turn; a ratio is of two trainings of the same turn.
 - "Float32 NCHW" is `trainer.precision=32-true trainer.channels_last=false`; the program is otherwise at its defaults.
@@ -88,7 +88,7 @@ def program_speed(overrides: Sequence[str]) -> float:
 
 
 def bare_speed(overrides: Sequence[str], images: int, num_classes: int) -> float:
-    """Images per second of a plain loop over `images` random normalised images in memory."""
+    """Images per second of a plain loop over `images` random normalized images in memory."""
     config = configuration(overrides)
     settings, size, batch = config["trainer"], config["data"]["image_size"], config["data"]["batch_size"]
     precision, channels_last = environment.resolve_precision(settings["precision"], settings["channels_last"], "cpu")

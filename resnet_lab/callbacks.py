@@ -20,7 +20,7 @@ from torch import Tensor
 from resnet_lab import plots
 from resnet_lab.checkpoints import ends_step
 from resnet_lab.data.datamodule import DataModule
-from resnet_lab.data.transforms import denormalise
+from resnet_lab.data.transforms import denormalize
 from resnet_lab.errors import UserError
 from resnet_lab.failures import fail, note_stop
 from resnet_lab.metrics import is_collapsed
@@ -189,7 +189,7 @@ class Observer(Callback):
         self._waited += time.perf_counter() - self._end
         logger, datamodule = trainer.logger, trainer.datamodule  # type: ignore[attr-defined]
         if trainer.global_step == 0 and isinstance(logger, TensorBoardLogger) and isinstance(datamodule, DataModule):
-            pixels = denormalise(batch["image"][:16], datamodule.mean, datamodule.std)
+            pixels = denormalize(batch["image"][:16], datamodule.mean, datamodule.std)
             names = [self.class_names[target] for target in batch["target"][:16].tolist()]
             logger.experiment.add_figure("train/sample_batch", plots.samples.images(pixels, names), 0)
 

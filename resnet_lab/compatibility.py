@@ -105,8 +105,11 @@ def upgraded(older: Mapping[str, Any]) -> dict[str, Any]:
 def upgraded_status(status: dict[str, Any]) -> dict[str, Any]:
     """A status.json of any version with the keys of this one.
 
-    Older versions noted the path of the prepared set as `prepared`, and null where the originals were read.
+    Older versions noted the path of the prepared set as `prepared`, and null where the originals were read. They noted
+    the overrides of the command line as `asked`.
     """
+    if "asked" in status:
+        status.setdefault("overrides", status.pop("asked"))
     prepared = status.pop("prepared", None)
     if "split_fingerprint" in status:
         status.setdefault("pixels", "prepared" if prepared else "originals")

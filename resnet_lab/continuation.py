@@ -58,8 +58,8 @@ def goes_on_to(run: RunFolder, plain: dict[str, Any]) -> bool:
         UserError: it does, and cannot go on to more.
     """
     before, version = run.read_config(), run.read_status().get("schema_version", 1)
-    asked = with_older_defaults(plain, before, version, set()) if version < SCHEMA_VERSION else plain
-    if changed_keys(before, asked) != {EPOCHS}:
+    wanted = with_older_defaults(plain, before, version, set()) if version < SCHEMA_VERSION else plain
+    if changed_keys(before, wanted) != {EPOCHS}:
         return False
-    refuse_epochs(run, before, asked)
+    refuse_epochs(run, before, wanted)
     return True

@@ -19,7 +19,7 @@ from resnet_lab.errors import UserError, count
 from resnet_lab.files import write_atomically
 from resnet_lab.rendering import Finding, base64_of, png, render
 
-# Of the eye, in grey levels. IDRiD: mean 37 to 139, dark share at most 0.03, bright share at most 0.006. RetinaMNIST:
+# Of the eye, in gray levels. IDRiD: mean 37 to 139, dark share at most 0.03, bright share at most 0.006. RetinaMNIST:
 # below 30 lie 6 of 1080, too dark to grade; above 0.05 (the optic disc takes 0.02) lie 5, all with a burnt-out rim
 NEAR_BLACK = 30  # mean, below which a photograph is nearly black …
 HALF_BLACK = 0.5  # … or the share of pixels below 20, above which it is
@@ -64,7 +64,7 @@ def write_data_report(out: Path, facts: pd.DataFrame, duplicates: pd.DataFrame, 
     Args:
         out: is made if need be.
         facts: one row per listed image: `image, split, target, patient, path`, `prepared` (a JPEG), `width, height`
-            (pixels of the source), `defect` (empty, or why it cannot be read), `brightness` (mean grey of the eye, 0 to
+            (pixels of the source), `defect` (empty, or why it cannot be read), `brightness` (mean gray of the eye, 0 to
             255), `dark` and `bright` (shares of the eye's pixels below 20 and above 235).
         duplicates: as `find_duplicates` gives them.
         summary: everything else.

@@ -11,7 +11,7 @@ from resnet_lab.errors import UserError
 
 
 def write_atomically(path: Path, content: str | bytes | memoryview, durable: bool = False) -> None:
-    """Write to a neighbour of `path` first and rename it, so that no half file ever has its name.
+    """Write to a neighbor of `path` first and rename it, so that no half file ever has its name.
 
     Args:
         path: the file.

@@ -25,14 +25,14 @@ class JobFailed(UserError):
 
 
 def run_in(
-    run: RunFolder, config: DictConfig, asked: Sequence[str], trusted: Sequence[str], sweep: bool = False
+    run: RunFolder, config: DictConfig, overrides: Sequence[str], trusted: Sequence[str], sweep: bool = False
 ) -> None:
     """Create a run folder, or find it, and run its job unless it is done.
 
     Args:
         run: the folder.
         config: composed.
-        asked: the overrides that the user gave.
+        overrides: the overrides that the user gave.
         trusted: words of trust (see `resnet_lab.trust`).
         sweep: whether it is a job of a sweep.
 
@@ -42,7 +42,7 @@ def run_in(
     """
     check(config)
     _refuse_mixture(run, sweep)
-    lay(run, config, asked)
+    create_run(run, config, overrides)
     if config.start and _may_start(run, config.on_failed, sweep):
         start(run, trusted)
 
@@ -59,13 +59,13 @@ def _refuse_mixture(run: RunFolder, sweep: bool) -> None:
         raise UserError(f"{run.path} holds a sweep; choose another sweep_dir for a single run")
 
 
-def lay(run: RunFolder, config: DictConfig, asked: Sequence[str] = ()) -> None:
+def create_run(run: RunFolder, config: DictConfig, overrides: Sequence[str] = ()) -> None:
     """Write the resolved configuration and the first status, unless the folder holds this very configuration.
 
     Args:
         run: the folder.
         config: composed and checked.
-        asked: the overrides that the command line gave.
+        overrides: the overrides that the command line gave.
 
     Raises:
         UserError: it holds another one, or cannot be written.
@@ -75,7 +75,7 @@ def lay(run: RunFolder, config: DictConfig, asked: Sequence[str] = ()) -> None:
     older = _older(run)
     version = older.read_status().get("schema_version", 1) if older else SCHEMA_VERSION
     if older:
-        given = {item.partition("=")[0].lstrip("+~") for item in asked}
+        given = {item.partition("=")[0].lstrip("+~") for item in overrides}
         plain = with_older_defaults(plain, older.read_config(), version, given)
     mended: dict[str, Any] = {}
     if run.config_file.is_file():
@@ -88,7 +88,7 @@ def lay(run: RunFolder, config: DictConfig, asked: Sequence[str] = ()) -> None:
         run.path.mkdir(parents=True, exist_ok=True)
         with run.lock(PATIENCE):  # paths and bookkeeping may have changed
             run.write_config(plain)
-            run.update_status(**(mended if run.status_file.is_file() else first), asked=list(asked))
+            run.update_status(**(mended if run.status_file.is_file() else first), overrides=list(overrides))
     except OSError as error:
         raise UserError(one_line(error)) from error
 

@@ -149,12 +149,12 @@ class RunFolder:
         """Write the resolved configuration."""
         write_atomically(self.config_file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
-    def asked(self) -> dict[str, str]:
-        """The keys and groups that the command line gave, as text; empty where the job was not laid by one.
+    def overrides(self) -> dict[str, str]:
+        """The keys and groups that the command line gave, as text; empty where no command created the run.
 
         (Not from Hydra's own file, which a command that is refused overwrites.)
         """
-        items = self.read_status().get("asked", [])
+        items = self.read_status().get("overrides", [])
         given = {key.lstrip("+~"): value for key, _, value in (item.partition("=") for item in items)}
         return {key: value for key, value in given.items() if key not in BOOKKEEPING}
 

@@ -156,8 +156,8 @@ def _lengthened(jobs: Mapping[str, Sequence[str]], excluded: Sequence[str], swee
         excluded: keys that are no part of a name.
         sweep_dir: the folder of the sweep.
     """
-    asked = {item for job in jobs.values() for item in job if item.partition("=")[0] == EPOCHS}
-    if len(asked) != 1 or not (most := asked.pop().partition("=")[2]).isdecimal():
+    wanted = {item for job in jobs.values() for item in job if item.partition("=")[0] == EPOCHS}
+    if len(wanted) != 1 or not (most := wanted.pop().partition("=")[2]).isdecimal():
         return []
     renamed, there = [], epochs_by_job(sweep_dir)
     for name, job in jobs.items():

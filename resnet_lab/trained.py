@@ -21,7 +21,7 @@ from resnet_lab.config import PHOTOGRAPHS, build
 from resnet_lab.data.image_data import ImageData
 from resnet_lab.data.listing import list_images
 from resnet_lab.data.reader import fit
-from resnet_lab.data.transforms import GEOMETRY, Geometry, normalise
+from resnet_lab.data.transforms import GEOMETRY, Geometry, normalize
 from resnet_lab.errors import UserError
 from resnet_lab.models.pretrained import find_file, read, refuse_nan_weights
 from resnet_lab.objectives import Objective
@@ -176,7 +176,7 @@ class Trained:
 
     def _normalized(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
         mean, std = torch.tensor(self.origin["mean"]), torch.tensor(self.origin["std"])
-        return (normalise(batch, mean, std) for batch in batches)
+        return (normalize(batch, mean, std) for batch in batches)
 
 
 def load(source: str | Path, trust: Sequence[str] = ()) -> Trained:

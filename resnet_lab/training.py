@@ -397,12 +397,12 @@ def finish(
 def log_hyperparameters(trainer: Trainer, run: RunFolder, metrics: dict[str, float]) -> None:
     """Flat scalars and final metrics together, or TensorBoard's HPARAMS tab stays empty.
 
-    Of a run that a command line laid, what that gave: it holds the axes of a sweep, which nobody finds among 80 keys.
+    Log only the overrides of the command line where there are some: they contain the sweep's axes.
     """
     assert isinstance(trainer.logger, TensorBoardLogger)
     scalars = {key: value for key, value in flat(run.read_config()).items() if isinstance(value, int | float | str)}
-    asked = run.asked()
-    shown = {key: scalars.get(key, value) for key, value in asked.items()} or {
+    overrides = run.overrides()
+    shown = {key: scalars.get(key, value) for key, value in overrides.items()} or {
         key: value for key, value in scalars.items() if key not in BOOKKEEPING and not key.endswith("_")
     }
     final = {f"final/{name}": value for name, value in metrics.items()}

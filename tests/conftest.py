@@ -19,7 +19,7 @@ from PIL import Image
 
 from resnet_lab import plots, trust
 from resnet_lab.config import check, register
-from resnet_lab.launch import lay
+from resnet_lab.launch import create_run
 from resnet_lab.run_folder import RunFolder
 from resnet_lab.schema import conf_dir
 
@@ -111,7 +111,7 @@ def make_run(
             if OmegaConf.select(config, key) == PLACEHOLDER:
                 OmegaConf.update(config, key, str(path))
         check(config)
-        lay(RunFolder(folder), config)
+        create_run(RunFolder(folder), config)
         return RunFolder(folder)
 
     return make

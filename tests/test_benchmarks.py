@@ -97,7 +97,7 @@ ROWS = {
         ("the program / the studies' loader, originals", "ratio", "≥ 50"),
         ("the program / transforms.v2, tensors", "ratio", "≥ 3"),
         ("the program / transforms.v2, PIL", "ratio", "≥ 2.5"),
-        ("scaled / full decode: difference", "grey levels", "< 0.5"),
+        ("scaled / full decode: difference", "gray levels", "< 0.5"),
         ("ResNet-18 trained through scaled decode: test QWK", "QWK", ""),
         ("ResNet-18 trained through full decode: test QWK", "QWK", ""),
         ("prepare 10 photographs: peak memory", "MB", ""),
@@ -122,7 +122,7 @@ def test_smoke_run_fills_every_row(tmp_path, name):
         middle, low, high = map(float, line.groups()[3:6])
         assert math.isfinite(high)
         assert low <= middle <= high, line["name"]
-        assert low > 0 or line["unit"] in ("grey levels", "QWK")
+        assert low > 0 or line["unit"] in ("gray levels", "QWK")
 
 
 @pytest.mark.slow

@@ -47,7 +47,7 @@ def test_temperature_undoes_what_was_done_to_calibrated_answers():
     assert calibration.calibration_error(sharp) > 0.1 > 0.02 > calibration.calibration_error(predictions)
 
 
-def test_the_temperature_minimises_scikit_learns_log_loss():
+def test_the_temperature_minimizes_scikit_learns_log_loss():
     predictions = made()
     best = calibration.temperature(predictions)
     losses = [

@@ -18,7 +18,7 @@ def drawn(figure: Figure) -> Figure:
     return figure
 
 
-def test_curves_are_means_with_bands_and_numbers_in_their_colour():
+def test_curves_are_means_with_bands_and_numbers_in_their_color():
     points = (("high sensitivity", OperatingPoint(0.2, 0.9, 0.6)),)
     lines = [
         charts.Line("$x^$", X, np.stack([X, X**0.5]), "AUC 0.600", points),

@@ -32,11 +32,11 @@ def noise(height=200, width=200):
 
 
 def fundus(left, top, width, height):
-    """An ellipse of flesh colour that touches this box, on a black frame of 120 × 90 with camera noise."""
+    """An ellipse of flesh color that touches this box, on a black frame of 120 × 90 with camera noise."""
     image = np.random.default_rng(0).integers(0, 8, (90, 120, 3), dtype=np.uint8)
-    centre, axes = (left + (width - 1) / 2, top + (height - 1) / 2), (width / 2, height / 2)
+    center, axes = (left + (width - 1) / 2, top + (height - 1) / 2), (width / 2, height / 2)
     y, x = np.mgrid[:90, :120]
-    image[((x - centre[0]) / axes[0]) ** 2 + ((y - centre[1]) / axes[1]) ** 2 <= 1] = (180, 90, 40)
+    image[((x - center[0]) / axes[0]) ** 2 + ((y - center[1]) / axes[1]) ** 2 <= 1] = (180, 90, 40)
     return image
 
 

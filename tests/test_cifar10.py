@@ -64,7 +64,7 @@ def test_val_is_cut_from_train(root: Path) -> None:
 
 
 def test_study_d(root: Path) -> None:
-    """32 pixels cut out of 40, padded black; normalised by the study's numbers."""
+    """32 pixels cut out of 40, padded black; normalized by the study's numbers."""
     data = cifar10(root, image_size=32, val_fraction=0.2)
     assert (data.crop, data.padding, data.horizontal_flip, data.rotation) == (32, 4, 0.5, 0.0)
     module = DataModule(data, seed=0)

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 import resnet_lab.train as train
 from resnet_lab import compatibility, evaluate, launch, predict
-from resnet_lab.compatibility import ADDED, CHANGED, Added, upgraded, with_older_defaults
+from resnet_lab.compatibility import ADDED, CHANGED, Added, upgraded, upgraded_status, with_older_defaults
 from resnet_lab.config import compose_config
 from resnet_lab.run_folder import RunFolder, find_runs
 from resnet_lab.training import guarded
@@ -110,6 +110,10 @@ def test_an_older_folder_keeps_its_pattern_of_patients_and_its_splits() -> None:
     assert upgraded(older)["data"]["patient_regex"] == "(.+)_(?:left|right)"
     assert upgraded(older)["data"]["all_images"] is None
     assert with_older_defaults({"data": {"patient_regex": "auto"}}, older, 1, ())["data"] == older["data"]
+
+
+def test_overrides_of_an_older_status_have_their_name_of_today() -> None:
+    assert upgraded_status({"asked": ["seed=1"], "state": "done"}) == {"overrides": ["seed=1"], "state": "done"}
 
 
 @pytest.mark.slow

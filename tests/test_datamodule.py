@@ -1,4 +1,4 @@
-"""From files to normalised batches: the same for any number of workers and ranks, in memory or not."""
+"""From files to normalized batches: the same for any number of workers and ranks, in memory or not."""
 
 import sys
 from itertools import product
@@ -135,7 +135,7 @@ def test_training_batches(build):
     assert targets == datamodule.rows("train")["target"][indices].tolist()
 
 
-def test_batch_on_the_device_is_normalised_and_channels_last(build):
+def test_batch_on_the_device_is_normalized_and_channels_last(build):
     datamodule = build()
     batch = next(iter(datamodule.val_dataloader()[0]))
     moved = datamodule.on_after_batch_transfer(batch, 0)
@@ -303,7 +303,7 @@ def test_images_drawn_twice_in_an_epoch_are_augmented_apart(tmp_path):
     assert (first != second).any()
 
 
-def test_colours_go_along_with_a_training_batch_only(build):
+def test_colors_go_along_with_a_training_batch_only(build):
     datamodule = build(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.2, random_grayscale=0.5)
     batch = next(iter(datamodule.train_dataloader()))
     assert (batch["color"].shape, batch["color"].dtype) == ((8, 5), torch.float32)
@@ -365,7 +365,7 @@ def test_statistics_are_those_of_all_training_pixels(build, root, in_memory):
     assert datamodule.mean.dtype == torch.float32
 
 
-def test_normalised_training_images_have_mean_0_and_std_1(build):
+def test_normalized_training_images_have_mean_0_and_std_1(build):
     datamodule = build(batch_size=64)
     batch = next(iter(datamodule.evaluation_dataloader("train")))
     images = datamodule.on_after_batch_transfer(batch, 0)["image"]
@@ -387,7 +387,7 @@ def test_statistics_of_many_images_on_disk_come_from_evenly_spaced_ones(build, r
     np.testing.assert_allclose(datamodule.mean, pixels.mean(axis=0), rtol=1e-6)
 
 
-def test_no_normalisation_gives_0_to_1(build):
+def test_no_normalization_gives_0_to_1(build):
     datamodule = build(mean=None, std=[0.2, 0.2, 0.2])  # std has no effect then, so that mean is an axis by itself
     batch = next(iter(datamodule.train_dataloader()))
     images = datamodule.on_after_batch_transfer(batch, 0)["image"]

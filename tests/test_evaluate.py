@@ -1,4 +1,4 @@
-"""A trained model on other splits, other data sets and unlabelled photographs."""
+"""A trained model on other splits, other data sets and unlabeled photographs."""
 
 from __future__ import annotations
 

@@ -93,13 +93,13 @@ def same_end(run: RunFolder, other: RunFolder) -> bool:
 def make(make_run: MakeRun) -> MakeRun:
     """Lay a run with augmentation and one of `NETWORKS`."""
 
-    def lay(network: str, name: str, *overrides: str) -> RunFolder:
+    def create_run(network: str, name: str, *overrides: str) -> RunFolder:
         run = make_run(*AUGMENTED, *overrides, name=name)
         if NETWORKS[network]:
             run.write_config(run.read_config() | {"model": NETWORKS[network]})
         return run
 
-    return lay
+    return create_run
 
 
 @pytest.mark.parametrize(("first", "then"), [pytest.param(2, 0, marks=pytest.mark.slow), (0, 1)])

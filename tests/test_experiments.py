@@ -70,7 +70,7 @@ PAPER = {"model.form": "cifar", "model.bias": False, "model.widths": [16, 32, 64
 DEPTH_AND_PRETRAINING = {"model.depth": [18, 50], "model.pretrained": ["none", "imagenet"]}
 STUDIES: dict[str, tuple[dict[str, Any], dict[str, list[Any]]]] = {  # what all jobs share, and the grid
     "dr_depth_pretraining": (A, DEPTH_AND_PRETRAINING),
-    "dr_normalisation": (
+    "dr_normalization": (
         {key: value for key, value in A.items() if key != "data.mean"} | {"model.pretrained": "imagenet"},
         {"model.depth": [18, 50], "model.pretrained": ["imagenet"], "data.mean": [A["data.mean"], None]},
     ),
@@ -80,7 +80,7 @@ STUDIES: dict[str, tuple[dict[str, Any], dict[str, list[Any]]]] = {  # what all 
         {**DEPTH_AND_PRETRAINING, "data.max_per_class": [None, 4210]},
     ),
     "dr_two_devices": (E | {"data.augment_classes": "all"}, DEPTH_AND_PRETRAINING),
-    "dr_augmentation_normalisation": (
+    "dr_augmentation_normalization": (
         {key: value for key, value in E.items() if key != "data.mean"} | {"trainer.max_epochs": 20},
         {
             "model.depth": [50],

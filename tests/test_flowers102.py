@@ -82,7 +82,7 @@ def test_a_batch(root: Path) -> None:
     assert batch["target"].tolist() == [0, 101]
     image = data.read(str(root / "flowers-102/jpg/image_00001.jpg"))
     assert image.shape == (12, 18, 3)  # 24 × 16, the shorter side resized
-    assert np.array_equal(batch["image"][0].numpy(), image[1:11, 4:14])  # the centre
+    assert np.array_equal(batch["image"][0].numpy(), image[1:11, 4:14])  # the center
     (batch,) = module.train_dataloader()
     assert batch["image"].shape == (5, 10, 10, 3)
     assert batch["color"].shape == (5, 5)

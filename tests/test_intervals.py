@@ -54,7 +54,7 @@ def test_two_eyes_of_a_patient_count_for_less_than_two_patients():
     assert narrow.high - narrow.low < 0.8 * (wide.high - wide.low)
 
 
-def labelled(right: int, images: int, classes: int = 2) -> Predictions:
+def labeled(right: int, images: int, classes: int = 2) -> Predictions:
     """Predictions of which so many are right; classes are of the same size where images allow."""
     targets = np.arange(images) % classes
     predictions = np.where(np.arange(images) < right, targets, (targets + 1) % classes)
@@ -80,7 +80,7 @@ def wilsons(right: float, images: float) -> tuple[float, float]:
     ],
 )
 def test_accuracy_of_one_run_on_independent_images_has_wilsons_limits(right, images, low, high):
-    found = estimate([[labelled(right, images)]], np.arange(images), 10)
+    found = estimate([[labeled(right, images)]], np.arange(images), 10)
     expected = stats.binomtest(right, images).proportion_ci(method="wilson")
     for metric in ("accuracy", "recall_weighted"):
         assert found[metric].interval(0) == pytest.approx((expected.low, expected.high))
@@ -89,7 +89,7 @@ def test_accuracy_of_one_run_on_independent_images_has_wilsons_limits(right, ima
 
 @pytest.mark.parametrize("right", [0, 1, 40, 97, 99, 100])
 def test_two_equal_images_of_each_patient_are_half_as_many(right):
-    once = labelled(right, 100)
+    once = labeled(right, 100)
     double = Predictions(*(np.repeat(column, 2, axis=0) for column in once))
     alone, twice = (
         estimate([[predictions]], np.repeat(np.arange(100), times), 10)
@@ -104,7 +104,7 @@ def test_two_equal_images_of_each_patient_are_half_as_many(right):
 
 @pytest.mark.parametrize("right", [0, 1, 40, 99, 100])
 def test_three_equal_seeds_are_one(right):
-    one = labelled(right, 100)
+    one = labeled(right, 100)
     alone, thrice = (estimate([[one] * runs], np.arange(100), 10) for runs in (1, 3))
     for metric in alone:
         assert thrice[metric].interval(0) == pytest.approx(alone[metric].interval(0), abs=1e-9, nan_ok=True), metric
@@ -114,7 +114,7 @@ def test_the_design_effect_of_patients_is_that_of_their_errors():
     """Errors that come in pairs count once, those that do not count each; half an error is of a pair."""
     patient = np.repeat(np.arange(100), 2)
     for errors, effect in (([0, 1, 2, 3], 2.0), ([0, 2, 4, 6], 1.0)):
-        predictions = labelled(200, 200)
+        predictions = labeled(200, 200)
         predictions.classes[errors] = 1 - predictions.targets[errors]
         weight = (0.98 * 4) / effect / (0.98 * 4 / effect + 0.5)
         assumed = weight * effect + (1 - weight) * 2
@@ -123,7 +123,7 @@ def test_the_design_effect_of_patients_is_that_of_their_errors():
 
 
 def test_limits_do_not_jump_at_the_edge():
-    predictions = labelled(400, 400, classes=4)
+    predictions = labeled(400, 400, classes=4)
     certain = estimate([[predictions]], np.arange(400), 10)
     predictions.probabilities[0] = 0, 0, 1, 0  # an error
     predictions.classes[0] = 2
@@ -161,7 +161,7 @@ def test_too_few_images_of_a_class_leave_some_metrics_without_an_interval(sizes,
 
 
 def test_a_score_that_hangs_on_one_patient_has_no_interval():
-    predictions = labelled(20, 20)
+    predictions = labeled(20, 20)
     predictions.targets[:] = np.arange(20) == 0
     predictions.classes[:] = np.arange(20) == 0
     found = estimate([[predictions]], np.arange(20), 50)["qwk"]
@@ -180,7 +180,7 @@ def test_a_model_of_one_answer_has_a_score_without_chance():
 
 def differing(only_first: int, only_second: int, images: int = 200) -> intervals.Comparisons:
     """Two groups of which each errs in so many images in which the other does not."""
-    first, second = labelled(images, images), labelled(images, images)
+    first, second = labeled(images, images), labeled(images, images)
     second.classes[:only_first] = 1 - second.targets[:only_first]
     first.classes[only_first : only_first + only_second] ^= 1
     return estimate([[first], [second]], np.arange(images), 2000)["accuracy"].compare(np.array([[1.0, -1.0]]))

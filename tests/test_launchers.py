@@ -228,7 +228,7 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def laid(tmp_path: Path, lab: Lab, *arguments: str) -> RunFolder:
+def created(tmp_path: Path, lab: Lab, *arguments: str) -> RunFolder:
     flags = ["--config-dir", "conf", "experiment=tiny", "sweep_dir=run", "start=false"]
     assert lab("resnet_lab", "train", *flags, *arguments).wait(60) == 0, output(tmp_path)
     return RunFolder(tmp_path / "run")
@@ -239,7 +239,7 @@ def agree(tmp_path: Path) -> bool:
 
 
 def test_two_nodes_by_torchrun(tmp_path: Path, lab: Lab) -> None:
-    run = laid(tmp_path, lab, "trainer.num_nodes=2", "trainer.strategy=ddp")
+    run = created(tmp_path, lab, "trainer.num_nodes=2", "trainer.strategy=ddp")
     address = ["--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={free_port()}"]
     nodes = [
         lab("torch.distributed.run", *address, f"--node-rank={node}", "-m", "resnet_lab.job", "run", patch=HASHES)
@@ -267,7 +267,7 @@ def slurm(task: int, tasks: int, nodes: int, port: int) -> dict[str, str]:
 
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_tasks_of_slurm(tmp_path: Path, lab: Lab, nodes: int) -> None:
-    run = laid(tmp_path, lab, f"trainer.num_nodes={nodes}", f"trainer.devices={2 // nodes}", "trainer.strategy=ddp")
+    run = created(tmp_path, lab, f"trainer.num_nodes={nodes}", f"trainer.devices={2 // nodes}", "trainer.strategy=ddp")
     port = free_port()
     tasks = [lab("resnet_lab.job", "run", patch=HASHES, environment=slurm(task, 2, nodes, port)) for task in (0, 1)]
     assert [task.wait(120) for task in tasks] == [0, 0], output(tmp_path, 1) + output(tmp_path, 2)
@@ -276,7 +276,7 @@ def test_tasks_of_slurm(tmp_path: Path, lab: Lab, nodes: int) -> None:
 
 
 def test_a_task_that_fails_before_the_ranks_meet_ends_the_other(tmp_path: Path, lab: Lab) -> None:
-    run = laid(tmp_path, lab, "trainer.devices=2", "trainer.strategy=ddp")
+    run = created(tmp_path, lab, "trainer.devices=2", "trainer.strategy=ddp")
     patch = """from resnet_lab.data.datamodule import DataModule
     def missing(self):
         raise FileNotFoundError("a file of this node")
@@ -290,7 +290,7 @@ def test_a_task_that_fails_before_the_ranks_meet_ends_the_other(tmp_path: Path, 
 
 
 def test_a_rank_that_is_told_to_stop_is_no_failure(tmp_path: Path, lab: Lab) -> None:
-    run = laid(tmp_path, lab, *DDP, "trainer.max_epochs=1000")
+    run = created(tmp_path, lab, *DDP, "trainer.max_epochs=1000")
     job = lab("resnet_lab.job", "run")
     wait_for(lambda: trains(run))
     (other,) = [pid for pid in jobs_alive(tmp_path) if pid != job.pid]
@@ -301,7 +301,7 @@ def test_a_rank_that_is_told_to_stop_is_no_failure(tmp_path: Path, lab: Lab) -> 
 
 
 def test_one_task_of_slurm_starts_its_ranks_itself(tmp_path: Path, lab: Lab) -> None:
-    run = laid(tmp_path, lab, *DDP)
+    run = created(tmp_path, lab, *DDP)
     task = lab("resnet_lab.job", "run", patch=HASHES, environment=slurm(0, 1, 1, free_port()))
     assert task.wait(120) == 0, output(tmp_path, 1)
     assert run.read_status()["state"] == "done"

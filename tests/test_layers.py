@@ -23,7 +23,7 @@ def run(tmp_path: Path) -> RunFolder:
 
 
 def trained(statistics: LayerStatistics, model: nn.Module, batches: list[torch.Tensor]) -> pd.DataFrame:
-    """One epoch without an optimiser; the loss is the sum of all outputs."""
+    """One epoch without an optimizer; the loss is the sum of all outputs."""
     trainer = SimpleNamespace(num_training_batches=len(batches), current_epoch=0, is_global_zero=True, logger=None)
     module = SimpleNamespace(model=model)
     for number, batch in enumerate(batches):

@@ -1,4 +1,4 @@
-"""MedMNIST's npz files: splits, grey and colour, what is wrong with a file, and the download, without a network."""
+"""MedMNIST's npz files: splits, gray and color, what is wrong with a file, and the download, without a network."""
 
 from __future__ import annotations
 
@@ -96,12 +96,12 @@ def test_another_size_than_the_file_has(root: Path) -> None:
     assert np.abs(data.read("train/00000") - blocks).max() <= 0.5
 
 
-def test_grey_becomes_rgb(root: Path) -> None:
+def test_gray_becomes_rgb(root: Path) -> None:
     written(root, channels=1)
     data = medmnist(root, image_size=28)
     data.read_table()
-    grey = pixels("train/00004", 28, 28)[..., 0]
-    assert np.array_equal(data.read("train/00004"), np.stack([grey] * 3, axis=2))
+    gray = pixels("train/00004", 28, 28)[..., 0]
+    assert np.array_equal(data.read("train/00004"), np.stack([gray] * 3, axis=2))
 
 
 @pytest.mark.parametrize("size", [64, 128])

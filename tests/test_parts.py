@@ -106,7 +106,7 @@ class Spots(ArrayData):
 def mylab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A package of a user, which is trusted."""
     (tmp_path / "mylab.py").write_text(MYLAB)
-    (tmp_path / "broken.py").write_text("raise RuntimeError('no licence')")
+    (tmp_path / "broken.py").write_text("raise RuntimeError('no license')")
     (tmp_path / "lacking.py").write_text("import a_module_that_is_not_there")
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()
@@ -221,7 +221,7 @@ def test_a_data_set_from_outside(make_run: Make, mylab: None) -> None:
         (("model=own",), "model._target_ is not set"),
         (("model=own", "model._target_=mylab.Nett"), "mylab.Nett: mylab has no Nett"),
         (("model=own", "model._target_=mylabb.Net"), "there is no module mylabb"),
-        (("model=own", "model._target_=broken.Net"), "importing broken fails (RuntimeError: no licence)"),
+        (("model=own", "model._target_=broken.Net"), "importing broken fails (RuntimeError: no license)"),
         (("model=own", "model._target_=lacking.Net"), "lacking needs the module a_module_that_is_not_there"),
         (("model=own", "model._target_=mylab.MYLAB"), "mylab has no MYLAB"),
         (("model=own", "model._target_=mylab.np"), "is a module; name a function or class"),

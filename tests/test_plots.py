@@ -1,4 +1,4 @@
-"""What the figures show: their texts, colours, lines, and that hostile names do no harm."""
+"""What the figures show: their texts, colors, lines, and that hostile names do no harm."""
 
 import io
 from itertools import pairwise
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from resnet_lab import plots
 
-GREY = "#e0e0e0"  # a class without images
+GRAY = "#e0e0e0"  # a class without images
 
 
 def drawn(figure: Figure) -> Figure:
@@ -24,7 +24,7 @@ def cell_texts(figure: Figure) -> dict[tuple[int, int], str]:
     return {(int(t.get_position()[1]), int(t.get_position()[0])): t.get_text() for t in figure.axes[0].texts}
 
 
-def cell_colours(figure: Figure) -> np.ndarray:
+def cell_colors(figure: Figure) -> np.ndarray:
     image = figure.axes[0].get_images()[0]
     return image.to_rgba(image.get_array())
 
@@ -40,24 +40,24 @@ def test_cells_show_count_and_share_of_the_true_class():
 
 
 def test_darker_is_the_larger_share_not_the_larger_count():
-    colours = cell_colours(plots.matrices.confusion_matrix(np.array([[600, 400], [1, 9]]), ["a", "b"]))
-    brightness = colours[..., :3].sum(axis=-1)
+    colors = cell_colors(plots.matrices.confusion_matrix(np.array([[600, 400], [1, 9]]), ["a", "b"]))
+    brightness = colors[..., :3].sum(axis=-1)
     assert brightness[1, 1] < brightness[0, 0] < brightness[0, 1] < brightness[1, 0]
 
 
 def test_text_is_white_on_dark_cells_only():
     figure = plots.matrices.confusion_matrix(np.array([[95, 5], [40, 60]]), ["a", "b"])
-    colours = {text.get_text(): to_hex(text.get_color()) for text in figure.axes[0].texts}
-    assert colours["95\n95 %"] == "#ffffff"
-    assert {colours[text] for text in ("5\n5 %", "40\n40 %", "60\n60 %")} == {"#1a1a1a"}
+    colors = {text.get_text(): to_hex(text.get_color()) for text in figure.axes[0].texts}
+    assert colors["95\n95 %"] == "#ffffff"
+    assert {colors[text] for text in ("5\n5 %", "40\n40 %", "60\n60 %")} == {"#1a1a1a"}
 
 
-def test_a_class_without_images_is_grey_with_a_dash():
+def test_a_class_without_images_is_gray_with_a_dash():
     figure = drawn(plots.matrices.confusion_matrix(np.array([[3, 1, 0], [0, 0, 0], [0, 0, 2]]), ["a", "b", "c"]))
-    texts, colours = cell_texts(figure), cell_colours(figure)
+    texts, colors = cell_texts(figure), cell_colors(figure)
     assert [texts[1, column] for column in range(3)] == ["–"] * 3
-    assert {to_hex(colour) for colour in colours[1]} == {GREY}
-    assert GREY not in {to_hex(colour) for row in (0, 2) for colour in colours[row]}
+    assert {to_hex(color) for color in colors[1]} == {GRAY}
+    assert GRAY not in {to_hex(color) for row in (0, 2) for color in colors[row]}
 
 
 @pytest.mark.parametrize("num_classes", [5, 20])
@@ -119,15 +119,15 @@ def curve(panel: str, label: str, split: str = "val", values: object = ((70, 80,
     return plots.curves.Series(panel, label, split, np.arange(array.shape[1]), array)
 
 
-def test_one_panel_per_depth_and_one_colour_per_label():
+def test_one_panel_per_depth_and_one_color_per_label():
     series = [curve(f"depth={d}", f"pretrained={p}", s) for d in (18, 50) for p in "ab" for s in ("train", "val")]
     figure = drawn(plots.curves.by_epoch(series, "accuracy, %", baseline=("test", 73.5)))
     assert [axes.get_title() for axes in figure.axes] == ["depth=18", "depth=50"]
     for axes in figure.axes:
         *lines, baseline = axes.get_lines()
         assert [line.get_linestyle() for line in lines] == ["--", "-", "--", "-"]
-        colours = [to_hex(line.get_color()) for line in lines]
-        assert colours[0] == colours[1] != colours[2] == colours[3]
+        colors = [to_hex(line.get_color()) for line in lines]
+        assert colors[0] == colors[1] != colors[2] == colors[3]
         assert baseline.get_linestyle() == ":"
         assert set(baseline.get_ydata()) == {73.5}
     texts = [text.get_text() for text in figure.legends[0].get_texts() if text.get_text().strip()]
@@ -153,7 +153,7 @@ def test_an_incomplete_row_of_panels_hides_its_gap():
     assert [axes.get_xlabel() for axes in figure.axes[:3]] == ["", "epoch", "epoch"]
 
 
-def test_more_than_ten_labels_keep_their_colours_apart():
+def test_more_than_ten_labels_keep_their_colors_apart():
     lines = drawn(plots.curves.by_epoch([curve("p", str(k)) for k in range(14)], "accuracy")).axes[0].get_lines()
     assert len({to_hex(line.get_color()) for line in lines}) == 14
 

@@ -215,7 +215,7 @@ def test_a_billion_pixels_are_refused_by_the_header(tmp_path):
 
 @pytest.mark.realdata
 @pytest.mark.skipif(not (REAL_DATA / "idrid_fullsize.tar").is_file(), reason="no real photographs in ../shared/data")
-def test_scaled_and_full_decode_differ_by_less_than_half_a_grey_level(idrid_fullsize):
+def test_scaled_and_full_decode_differ_by_less_than_half_a_gray_level(idrid_fullsize):
     differences = [
         np.abs(read_image(str(file), wanted).astype(int) - read_image(str(file), wanted, scaled=False)).mean()
         for file in sorted((idrid_fullsize / "images").iterdir())

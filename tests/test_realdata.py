@@ -11,7 +11,7 @@ from conftest import REAL_DATA
 from hydra import compose, initialize_config_dir
 
 from resnet_lab.config import check, register
-from resnet_lab.launch import lay
+from resnet_lab.launch import create_run
 from resnet_lab.report import groups, runs
 from resnet_lab.report.__main__ import report
 from resnet_lab.run_folder import RunFolder
@@ -40,7 +40,7 @@ def trained(folder: Path, *overrides: str) -> RunFolder:
     check(config)
     folder.mkdir(parents=True)
     run = RunFolder(folder)
-    lay(run, config)
+    create_run(run, config)
     assert guarded(run) == 0, run.read_status()["error"]
     return run
 

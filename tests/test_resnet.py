@@ -20,7 +20,7 @@ CONF = Path(__file__).parent.parent / "conf" / "model"
 NARROW = (4, 8, 16, 32)
 
 
-def randomise(model):
+def randomize(model):
     """Statistics and affine weights of every batch norm off their defaults, so that none can be left out."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -39,7 +39,7 @@ def on_meta(**choices):
 @pytest.mark.parametrize("depth", [18, 50, *(pytest.param(d, marks=pytest.mark.slow) for d in (34, 101, 152))])
 def test_torchvisions_weights_give_torchvisions_logits(depth):
     torch.manual_seed(depth)
-    theirs = randomise(torchvision.models.get_model(f"resnet{depth}")).eval()
+    theirs = randomize(torchvision.models.get_model(f"resnet{depth}")).eval()
     ours = resnet(depth, num_classes=1000).eval()
     assert list(ours.state_dict()) == list(theirs.state_dict())
     ours.load_state_dict(theirs.state_dict())
@@ -154,7 +154,7 @@ def batch_norm(bn, x):
 def test_a_block_is_its_formula(activation, shortcut, last):
     torch.manual_seed(0)
     model = resnet(18, widths=NARROW, activation=activation, shortcut=shortcut, last_activation=last)
-    block = randomise(model).eval().layer2[0]
+    block = randomize(model).eval().layer2[0]
     act = getattr(nn, activation)()
     x = torch.randn(2, 4, 9, 9)
     expected = act(batch_norm(block.bn1, F.conv2d(x, block.conv1.weight, stride=2, padding=1)))

@@ -149,8 +149,8 @@ def test_a_full_disk_is_said_for_each_job(
 def test_a_refused_command_changes_nothing_of_what_was_asked(sweep: Sweep) -> None:
     assert sweep("optim.lr=0.1", "trainer.max_epochs=1", multirun=False) == 0
     assert sweep("optim.lr=0.2", "schedule=cosine", multirun=False) == 1
-    asked = {"experiment": "tiny", "optim.lr": "0.1", "trainer.max_epochs": "1"}
-    assert RunFolder(Path("sweep")).asked() == asked
+    overrides = {"experiment": "tiny", "optim.lr": "0.1", "trainer.max_epochs": "1"}
+    assert RunFolder(Path("sweep")).overrides() == overrides
 
 
 @pytest.mark.slow
@@ -287,8 +287,8 @@ def test_the_root_of_the_data_may_be_typed_otherwise(sweep: Sweep, started: list
 
 
 def test_differences_name_a_few_keys() -> None:
-    before, asked = {"a": 1, "data": {"root": "x", "b": 2}}, {"a": 1, "data": {"root": "y", "c": None}}
-    assert differences(before, asked) == ["data.b is 2 there, absent here", "data.c is absent there, None here"]
+    before, overrides = {"a": 1, "data": {"root": "x", "b": 2}}, {"a": 1, "data": {"root": "y", "c": None}}
+    assert differences(before, overrides) == ["data.b is 2 there, absent here", "data.c is absent there, None here"]
     many = {str(number): number for number in range(9)}
     assert differences({}, many, most=2)[-1] == "and 7 more keys"
 

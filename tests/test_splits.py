@@ -232,10 +232,10 @@ def test_fingerprint_is_of_images_and_targets_not_of_their_order():
     table = patients({0: 3, 1: 3})
     prints = fingerprints(table)
     assert prints == fingerprints(table.iloc[::-1])
-    relabelled = table.assign(target=table["target"].where(table["image"] != "train5_right", 4))
+    relabeled = table.assign(target=table["target"].where(table["image"] != "train5_right", 4))
     renamed = table.assign(image=table["image"].str.replace("train5", "train9"))
     fewer, moved = table.iloc[1:], table.assign(split=["test"] + ["train"] * 11)
-    others = [fingerprints(other)["train"] for other in (relabelled, renamed, fewer, moved)]
+    others = [fingerprints(other)["train"] for other in (relabeled, renamed, fewer, moved)]
     assert len({prints["train"], *others}) == 4  # fewer and moved train on the same images
     assert others[2] == others[3]
     assert set(fingerprints(moved)) == {"train", "test"}

@@ -56,7 +56,7 @@ def test_every_job_has_its_hyperparameters_and_final_metrics(runs: list[RunFolde
 
 def test_a_command_line_shows_what_it_gave(make_run: MakeRun) -> None:
     run = make_run("optim.lr=0.1", "trainer.max_epochs=1")
-    run.update_status(asked=["optim.lr=0.1", "model=resnet_cifar", "data.cache_dir=cache", "+data.more=0.1"])
+    run.update_status(overrides=["optim.lr=0.1", "model=resnet_cifar", "data.cache_dir=cache", "+data.more=0.1"])
     assert guarded(run) == 0
     shown = hyperparameters(events_of(run))
     assert shown == {"seed": 0, "optim.lr": 0.1, "model": "resnet_cifar", "data.more": "0.1"}

@@ -130,7 +130,7 @@ def test_a_sweep_survives_a_failing_job(tmp_path: Path, photographs: Path) -> No
 
 
 @pytest.mark.slow
-def test_a_killed_job_is_recognisable_and_goes_on(tmp_path: Path, photographs: Path) -> None:
+def test_a_killed_job_is_recognizable_and_goes_on(tmp_path: Path, photographs: Path) -> None:
     own = [f"data.root={photographs}", f"data.cache_dir={tmp_path / 'cache'}", "trainer.max_epochs=2000"]
     command = [sys.executable, "-m", "resnet_lab.train", *QUICK, *own, "sweep_dir=run"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)

@@ -14,9 +14,9 @@ from resnet_lab.data.transforms import (
     Geometry,
     changes_color,
     color_factors,
-    denormalise,
+    denormalize,
     draws,
-    normalise,
+    normalize,
     recolor,
 )
 
@@ -111,7 +111,7 @@ def test_flips_come_before_the_rotation(flips):
     np.testing.assert_array_equal(transform(image, Draws(90, flips)), np.rot90(flipped))
 
 
-def test_quarter_of_a_wide_image_keeps_its_centre():
+def test_quarter_of_a_wide_image_keeps_its_center():
     image = noise(8, 14)
     result = train(8, resize="shorter", rotation=90.0)(image, Draws(90))
     np.testing.assert_array_equal(result, np.rot90(image[:, 3:11]))
@@ -153,9 +153,9 @@ def test_angles_fill_their_range():
 # scale and translation
 
 
-def test_scale_is_a_factor_about_the_centre():
+def test_scale_is_a_factor_about_the_center():
     image = np.zeros((41, 41, 3), np.uint8)
-    image[10:31, 10:31] = 200  # 21 pixels about the centre
+    image[10:31, 10:31] = 200  # 21 pixels about the center
     for scale, side in ((2.0, 41), (0.5, 11)):
         result = train(41, scale=[scale, scale])(image, generator())
         assert abs(int((result[20, :, 0] > 100).sum()) - side) <= 1
@@ -228,7 +228,7 @@ def test_crop_goes_with_the_rotation():
     assert len({result.tobytes() for result in results}) == 20
 
 
-def test_without_crop_training_sees_the_centre():
+def test_without_crop_training_sees_the_center():
     image = noise(8, 13)
     np.testing.assert_array_equal(train(8, padding=2)(image, generator()), image[:, 2:10])
 
@@ -242,14 +242,14 @@ def test_without_crop_training_sees_the_centre():
         ((10, 10), None, slice(None), slice(None)),
     ],
 )
-def test_evaluation_takes_the_centre(shape, crop, rows, columns):
+def test_evaluation_takes_the_center(shape, crop, rows, columns):
     image = noise(*shape)
     transform = evaluate(10, crop=crop, padding=2, rotation=30.0, horizontal_flip=1.0, vertical_flip=1.0)
     for seed in range(3):
         np.testing.assert_array_equal(transform(image, generator(seed)), image[rows, columns])
 
 
-# colour
+# color
 
 
 def floats():
@@ -267,23 +267,23 @@ def floats():
             reference.adjust_contrast(reference.adjust_brightness(images, 0.9), 0.8), 0.7)),
     ],
 )  # fmt: skip
-def test_colour_against_torchvision(factors, expected):
+def test_color_against_torchvision(factors, expected):
     images = floats()
     result = recolor(images, torch.tensor([factors] * 2, dtype=torch.float32))
     wanted = expected(images.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
     torch.testing.assert_close(result, wanted, atol=2e-3, rtol=0)
 
 
-def test_hue_turns_colours_and_leaves_their_grey():
+def test_hue_turns_colors_and_leaves_their_gray():
     images = floats() * 0.3 + 0.3
     turned = recolor(images, torch.tensor([[1, 1, 1, 0.25, 0]] * 2))
-    grey = torch.tensor([0.299, 0.587, 0.114])
-    torch.testing.assert_close(turned @ grey, images @ grey, atol=1e-3, rtol=0)
+    gray = torch.tensor([0.299, 0.587, 0.114])
+    torch.testing.assert_close(turned @ gray, images @ gray, atol=1e-3, rtol=0)
     assert (turned - images).abs().max() > 0.05
     torch.testing.assert_close(recolor(images, torch.tensor([[1.0, 1, 1, 1, 0]] * 2)), images, atol=1e-4, rtol=0)
 
 
-def test_colour_factors_fill_their_ranges():
+def test_color_factors_fill_their_ranges():
     data = retinopathy(Path("none"), brightness=0.2, contrast=0.1, saturation=0.3, hue=0.05, random_grayscale=0.1)
     u, augment = generator().random((3000, 5)), np.arange(3000) < 2000
     factors = color_factors(data, u, augment)
@@ -303,32 +303,32 @@ def test_each_color_key_changes_its_own_factor_alone(key: str, column: int):
     assert not changes_color(retinopathy(Path("none")))
 
 
-def test_colour_goes_before_normalisation():
+def test_color_goes_before_normalization():
     images, factors = torch.from_numpy(noise(6, 5, low=0))[None], torch.tensor([[0.5, 1, 1, 0, 0]])
     mean, std = torch.tensor([0.3, 0.2, 0.1]), torch.tensor([0.2, 0.3, 0.4])
-    result = normalise(images, mean, std, factors)
+    result = normalize(images, mean, std, factors)
     torch.testing.assert_close(
         result, reference.normalize(images.permute(0, 3, 1, 2) / 510, [0.3, 0.2, 0.1], [0.2, 0.3, 0.4])
     )
 
 
-# normalisation
+# normalization
 
 
-def test_normalise_against_torchvision():
+def test_normalize_against_torchvision():
     images = torch.from_numpy(np.stack([noise(6, 5, low=0), noise(6, 5)]))
     mean, std = torch.tensor([0.3749, 0.2601, 0.1856]), torch.tensor([0.2526, 0.1780, 0.1291])
-    result = normalise(images, mean, std)
+    result = normalize(images, mean, std)
     expected = reference.normalize(images.permute(0, 3, 1, 2) / 255, mean.tolist(), std.tolist())
     torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-6)
     assert result.dtype == torch.float32
     assert result.is_contiguous(memory_format=torch.channels_last)
-    np.testing.assert_array_equal(denormalise(result, mean, std), images)
+    np.testing.assert_array_equal(denormalize(result, mean, std), images)
 
 
-def test_denormalise_keeps_to_uint8():
+def test_denormalize_keeps_to_uint8():
     images = torch.tensor([-1.0, 0.0, 0.5, 1.0, 9.0]).reshape(1, 1, 1, 5).expand(1, 3, 1, 5)
-    shown = denormalise(images, torch.zeros(3), torch.ones(3))
+    shown = denormalize(images, torch.zeros(3), torch.ones(3))
     assert shown.dtype == np.uint8
     assert shown[0, 0, :, 0].tolist() == [0, 0, 128, 255, 255]
 

@@ -29,7 +29,7 @@ class ArrayData(ImageData):
 
     @abstractmethod
     def read_arrays(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """By split: images, uint8 (N, H, W, 3) or grey (N, H, W), and labels (N,); may set `class_names`."""
+        """By split: images, uint8 (N, H, W, 3) or gray (N, H, W), and labels (N,); may set `class_names`."""
 
     @property
     def source(self) -> Path:
@@ -81,7 +81,7 @@ class ArrayData(ImageData):
         return pd.DataFrame({"image": names, "target": labels.astype(np.int64), "split": split, "path": names})
 
     def read(self, path: str) -> np.ndarray:
-        """The image of a row before augmentation, uint8 (H, W, 3); grey becomes RGB."""
+        """The image of a row before augmentation, uint8 (H, W, 3); gray becomes RGB."""
         return fit(self._rgb(path), self.recipe)
 
     def check(self, rows: pd.DataFrame, pixels: str | None = None) -> pd.DataFrame:

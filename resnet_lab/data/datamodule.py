@@ -27,7 +27,7 @@ from resnet_lab.data.image_data import ImageData
 from resnet_lab.data.prepared import read_prepared
 from resnet_lab.data.sampler import EvaluationSampler, Sampling, TrainSampler
 from resnet_lab.data.splits import class_counts, fingerprints
-from resnet_lab.data.transforms import COLOR, GEOMETRY, Geometry, changes_color, color_factors, draws, normalise
+from resnet_lab.data.transforms import COLOR, GEOMETRY, Geometry, changes_color, color_factors, draws, normalize
 from resnet_lab.errors import UserError, count
 
 log = logging.getLogger(__name__)
@@ -295,10 +295,10 @@ class DataModule(LightningDataModule):
         return self._loader(dataset, EvaluationSampler(len(dataset), *self._rank()))
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Colour and normalise on the device: `image` (B, S, S, 3) uint8 becomes float32 (B, 3, S, S)."""
+        """Color and normalize on the device: `image` (B, S, S, 3) uint8 becomes float32 (B, 3, S, S)."""
         images: Tensor = batch["image"]
         self.mean, self.std = self.mean.to(images.device), self.std.to(images.device)
-        return batch | {"image": normalise(images, self.mean, self.std, batch.get("color"))}
+        return batch | {"image": normalize(images, self.mean, self.std, batch.get("color"))}
 
     def _loader(self, dataset: ImageDataset, sampler: TrainSampler | EvaluationSampler) -> Batches:
         batch_size = self.batch_size_per_rank(self._rank()[1])
@@ -308,7 +308,7 @@ class DataModule(LightningDataModule):
             batch_size=batch_size,
             sampler=sampler,
             collate_fn=whole,
-            # batch norm cannot normalise a single value per channel, which small images come down to
+            # batch norm cannot normalize a single value per channel, which small images come down to
             drop_last=isinstance(sampler, TrainSampler) and len(sampler) % batch_size == 1,
             num_workers=self.num_workers,
             multiprocessing_context=context,

@@ -21,7 +21,7 @@ COARSE = 32  # pixels at which all pictures are compared with all
 # Of IDRiD's 516 photographs copies (quality 50, 60 % of the size, darker, cropped by 3 to 6 %) reach 0.93 to 1.0 as
 # coarse patterns and 0.89 to 1.0 aligned; pairs of two eyes at most 0.92 and 0.74; two photographs of one eye 0.98
 MIN_COARSE = 0.75  # correlation of the patterns from which a pair is looked at closely …
-NEIGHBOURS = 5  # … at most so many of each picture
+NEIGHBORS = 5  # … at most so many of each picture
 MIN_ALIGNED = 0.85  # correlation from which two aligned pictures are one photograph
 MAX_WARP = 0.15  # how far the alignment may scale, turn and move, in shares of the picture
 MIN_CONTRAST = 0.1  # of a pattern, below which a picture is black or flat, and like all others that are
@@ -86,12 +86,12 @@ def near_pairs(thumbnails: np.ndarray) -> list[tuple[int, int]]:
 
 
 def _candidates(patterns: np.ndarray, start: int) -> list[tuple[int, int]]:
-    """For each of the BLOCK rows from `start` the NEIGHBOURS later rows whose patterns resemble it most."""
+    """For each of the BLOCK rows from `start` the NEIGHBORS later rows whose patterns resemble it most."""
     likeness = patterns[start : start + BLOCK] @ patterns[start:].T
     alike = np.flatnonzero(likeness >= MIN_COARSE)  # ten times faster than np.nonzero
     first, second = np.divmod(alike, likeness.shape[1])
     found = pd.DataFrame({"a": first, "b": second, "likeness": likeness[first, second]}).query("a < b")
-    nearest = found.sort_values("likeness", ascending=False, kind="stable").groupby("a").head(NEIGHBOURS)
+    nearest = found.sort_values("likeness", ascending=False, kind="stable").groupby("a").head(NEIGHBORS)
     return list(zip((start + nearest["a"]).tolist(), (start + nearest["b"]).tolist(), strict=True))
 
 
@@ -109,9 +109,9 @@ def _flattened(picture: np.ndarray) -> np.ndarray:
 
     Exposure and the camera's light cancel out; vessels count as much as the optic disc.
     """
-    sigma, noise = 2, 2  # pixels, grey levels
-    grey = picture.astype(np.float32)
-    away = grey - cv2.GaussianBlur(grey, (0, 0), sigma)
+    sigma, noise = 2, 2  # pixels, gray levels
+    gray = picture.astype(np.float32)
+    away = gray - cv2.GaussianBlur(gray, (0, 0), sigma)
     values: np.ndarray = away / (np.sqrt(cv2.GaussianBlur(away * away, (0, 0), sigma)) + noise)
     return values
 

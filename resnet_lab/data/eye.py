@@ -9,8 +9,8 @@ import numpy as np
 
 THUMB = 160  # pixels of the shorter side on which the disc is looked for, whatever size was decoded
 RIM = 0.1  # the eye begins where a pixel is this much of the way from the border's level to the eye's
-CONTRAST = 8  # grey levels between border and eye, below which there is nothing to see
-BLACK = 8  # grey level up to which a pixel shows nothing, being border or padding
+CONTRAST = 8  # gray levels between border and eye, below which there is nothing to see
+BLACK = 8  # gray level up to which a pixel shows nothing, being border or padding
 TRIALS = 120  # circles through three points; with half of the points off the circle 15 of them are good
 MARGIN = 3  # pixels of the thumbnail to either side of an edge
 TOLERANCE = 1.0  # pixels of the thumbnail
@@ -20,8 +20,8 @@ class Disc(NamedTuple):
     """The circle within which a fundus camera shows the eye; parts may lie outside the picture.
 
     Args:
-        x: centre in pixels from the picture's left edge (not from the first pixel's centre).
-        y: centre in pixels from the upper edge.
+        x: center in pixels from the picture's left edge (not from the first pixel's center).
+        y: center in pixels from the upper edge.
         radius: pixels.
     """
 
@@ -45,12 +45,12 @@ def find_disc(image: np.ndarray) -> Disc | None:
     brighter than the border, of those the largest connected part, its outline, and the circle most of that lies on.
     """
     height, width = image.shape[:2]
-    grey = cv2.GaussianBlur(_thumbnail(image), (0, 0), 1)
-    level = _rim_level(grey)
+    gray = cv2.GaussianBlur(_thumbnail(image), (0, 0), 1)
+    level = _rim_level(gray)
     if level is None:
         return None
-    mask = _largest_part(grey > level)
-    disc = _fit_circle(_outline(grey, mask))
+    mask = _largest_part(gray > level)
+    disc = _fit_circle(_outline(gray, mask))
     if disc is None or not _agrees(disc, mask):
         return None
     across, down = width / mask.shape[1], height / mask.shape[0]
@@ -69,7 +69,7 @@ def shrink(image: np.ndarray, width: int, height: int) -> np.ndarray:
     """The image (H, W, 3) at a width and height no larger than its own, with antialiasing.
 
     Halves as often as it goes (means of 2 × 2 pixels), then makes twice the wanted size and halves that: twice as fast
-    as cv2's INTER_AREA in one step, and 0.1 grey levels from it.
+    as cv2's INTER_AREA in one step, and 0.1 gray levels from it.
     """
     while image.shape[1] >= 2 * width or image.shape[0] >= 2 * height:
         sides = zip(image.shape[1::-1], (width, height), strict=True)
@@ -81,12 +81,12 @@ def shrink(image: np.ndarray, width: int, height: int) -> np.ndarray:
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
 
 
-def _rim_level(grey: np.ndarray) -> float | None:
-    """The grey level at which the eye begins, or None without a border.
+def _rim_level(gray: np.ndarray) -> float | None:
+    """The gray level at which the eye begins, or None without a border.
 
     Relative to the picture's own: the border's level is its 1st percentile, the eye's its 90th.
     """
-    shares = np.cumsum(np.bincount(grey.ravel(), minlength=256)) / grey.size
+    shares = np.cumsum(np.bincount(gray.ravel(), minlength=256)) / gray.size
     border, eye = np.searchsorted(shares, (0.01, 0.9))
     return float(border + RIM * (eye - border)) if eye - border >= CONTRAST else None
 
@@ -98,25 +98,25 @@ def _largest_part(bright: np.ndarray) -> np.ndarray:
     return values
 
 
-def _outline(grey: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def _outline(gray: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """float (N, 2), x and y of the mask's first and last edge in each row and column, except at the picture's edge."""
     height, width = mask.shape
-    left, right = _first_edges(grey, mask), _first_edges(grey[:, ::-1], mask[:, ::-1])
-    top, bottom = _first_edges(grey.T, mask.T), _first_edges(grey[::-1].T, mask[::-1].T)
+    left, right = _first_edges(gray, mask), _first_edges(gray[:, ::-1], mask[:, ::-1])
+    top, bottom = _first_edges(gray.T, mask.T), _first_edges(gray[::-1].T, mask[::-1].T)
     right[:, 0], bottom[:, 0] = width - right[:, 0], height - bottom[:, 0]
     return np.concatenate([left, right, top[:, ::-1], bottom[:, ::-1]])
 
 
-def _first_edges(grey: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def _first_edges(gray: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """float (N, 2), x and y where rows enter the mask, to a fraction of a pixel.
 
-    The step of grey within `MARGIN` pixels lies where a sharp one with the same mean would, however blurred it is
+    The step of gray within `MARGIN` pixels lies where a sharp one with the same mean would, however blurred it is
     (Tabatabai & Mitchell 1984), so neither the blur nor the mask's threshold move it.
     """
     column = mask.argmax(axis=1)
     row = np.flatnonzero(column)  # the mask begins inside the picture
     around = column[row, None] + np.arange(-MARGIN, MARGIN + 1)
-    step = grey[row[:, None], around.clip(0, grey.shape[1] - 1)].astype(float)
+    step = gray[row[:, None], around.clip(0, gray.shape[1] - 1)].astype(float)
     low, high = step[:, :1], step[:, -1:]
     share = ((step - low) / np.maximum(high - low, 1)).clip(0, 1).sum(axis=1)  # of the pixels around, how many are eye
     return np.stack([column[row] + MARGIN + 1 - share, row + 0.5], axis=1)
@@ -134,21 +134,21 @@ def _fit_circle(points: np.ndarray) -> Disc | None:
     sample = z[:: 1 + len(z) // 128]
     with np.errstate(divide="ignore", invalid="ignore"):  # three points on a line: NaN, on which no point lies
         w = (c - a) / (b - a)
-        centres = a + (b - a) * (w - np.abs(w) ** 2) / (2j * w.imag)
-        radii = np.abs(a - centres)
-        near = np.abs(np.abs(sample - centres[:, None]) - radii[:, None]) < TOLERANCE
+        centers = a + (b - a) * (w - np.abs(w) ** 2) / (2j * w.imag)
+        radii = np.abs(a - centers)
+        near = np.abs(np.abs(sample - centers[:, None]) - radii[:, None]) < TOLERANCE
     best = near.sum(axis=1).argmax()
-    centre, radius = centres[best], radii[best]
+    center, radius = centers[best], radii[best]
     for _ in range(3):
-        on = np.abs(np.abs(z - centre) - radius) < TOLERANCE
-        if on.mean() < 0.5 or not _spans(np.angle(z[on] - centre, deg=True)):
+        on = np.abs(np.abs(z - center) - radius) < TOLERANCE
+        if on.mean() < 0.5 or not _spans(np.angle(z[on] - center, deg=True)):
             return None
-        centre, radius = _least_squares(z[on])
-    return Disc(float(centre.real), float(centre.imag), float(radius))
+        center, radius = _least_squares(z[on])
+    return Disc(float(center.real), float(center.imag), float(radius))
 
 
 def _least_squares(z: np.ndarray) -> tuple[complex, float]:
-    """Centre and radius by linear least squares: |z|² = 2 cx·x + 2 cy·y + k (Kåsa 1976)."""
+    """Center and radius by linear least squares: |z|² = 2 cx·x + 2 cy·y + k (Kåsa 1976)."""
     x, y, k = np.linalg.lstsq(np.stack([2 * z.real, 2 * z.imag, np.ones(len(z))], axis=1), np.abs(z) ** 2)[0]
     return complex(x, y), float(np.sqrt(k + x**2 + y**2))
 
@@ -182,10 +182,10 @@ def crop(image: np.ndarray, box: Box) -> np.ndarray:
 
 
 def subtract_local_mean(image: np.ndarray, radius: float) -> np.ndarray:
-    """What differs from its surroundings, times 4 around grey 128: evens out light and colour of camera and skin.
+    """What differs from its surroundings, times 4 around gray 128: evens out light and color of camera and skin.
 
     B. Graham, winner of Kaggle's Diabetic Retinopathy Detection (competition report, 2015): the mean is a Gaussian's
-    with sigma = radius / 30, and beyond 0.9 radius, where the black border enters the mean, all is grey. Black pixels
+    with sigma = radius / 30, and beyond 0.9 radius, where the black border enters the mean, all is gray. Black pixels
     do not enter it, so that the straight edges of a disc that is cut off do not shine.
 
     Args:

@@ -12,7 +12,7 @@ from numpy.random import Generator, default_rng
 
 from resnet_lab.files import write_atomically
 
-Colour = np.ndarray | tuple[float, ...]
+Color = np.ndarray | tuple[float, ...]
 
 GRADES = ("no DR", "mild", "moderate", "severe", "proliferative")
 EYES = ("left", "right")
@@ -42,7 +42,7 @@ def draw_fundus(grade: int, eye: str, patient: int, seed: int, size: int) -> np.
     """One photograph, uint8 RGB of shape (size, size * 4 // 3, 3), a function of its arguments alone.
 
     Pigment and vessels belong to the patient; exposure, focus, dust and framing to the photograph; `grade`
-    changes nothing but the lesions, whose severity scatters so that neighbouring grades overlap.
+    changes nothing but the lesions, whose severity scatters so that neighboring grades overlap.
     """
     number = EYES.index(eye)
     # numpy pads short seeds with zeros: two streams must not differ by a trailing 0 alone
@@ -61,12 +61,12 @@ def _frame(rng: Generator, height: int, width: int, mirrored: bool) -> tuple[np.
     On the retina the fovea is the origin, the field's radius is 1, and the optic disc lies on the right.
     """
     radius = height * rng.uniform(0.46, 0.54)  # above 0.5 the frame cuts the field off
-    centre = np.array((width, height)) / 2 + height * rng.normal(0, (0.02, 0.01))
+    center = np.array((width, height)) / 2 + height * rng.normal(0, (0.02, 0.01))
     angle, zoom = rng.normal(0, 0.06), radius * rng.uniform(0.95, 1.05)
     turn = np.array(((np.cos(angle), -np.sin(angle)), (np.sin(angle), np.cos(angle))))
     linear = zoom * turn @ np.diag((-1.0 if mirrored else 1.0, 1.0))
-    fovea = centre + linear @ rng.normal((-0.08, 0.0), 0.05)
-    return np.array((*centre, radius)), np.column_stack((linear, fovea))
+    fovea = center + linear @ rng.normal((-0.08, 0.0), 0.05)
+    return np.array((*center, radius)), np.column_stack((linear, fovea))
 
 
 def _scale(view: np.ndarray) -> float:
@@ -89,32 +89,32 @@ def _empty(image: np.ndarray) -> np.ndarray:
     return np.zeros((image.shape[1] * FINE, image.shape[2] * FINE), np.uint8)
 
 
-def _planes(colour: Colour) -> np.ndarray:
-    """A colour (3,) in a shape that broadcasts over images (3, H, W)."""
-    return np.asarray(colour, np.float32)[:, None, None]
+def _planes(color: Color) -> np.ndarray:
+    """A color (3,) in a shape that broadcasts over images (3, H, W)."""
+    return np.asarray(color, np.float32)[:, None, None]
 
 
-def _paint(image: np.ndarray, mask: np.ndarray, colour: Colour, blur: float = 0) -> None:
-    """Blend `colour` into `image` (3, H, W) where the fine `mask` says, edges softened by `blur` pixels."""
+def _paint(image: np.ndarray, mask: np.ndarray, color: Color, blur: float = 0) -> None:
+    """Blend `color` into `image` (3, H, W) where the fine `mask` says, edges softened by `blur` pixels."""
     cover = cv2.resize(mask, image.shape[:0:-1], interpolation=cv2.INTER_AREA)
     if blur > 0:
         cover = cv2.GaussianBlur(cover, (0, 0), blur)
     x, y, width, height = cv2.boundingRect(cover)
     patch = image[:, y : y + height, x : x + width]
-    patch += cover[y : y + height, x : x + width] / np.float32(255) * (_planes(colour) - patch)
+    patch += cover[y : y + height, x : x + width] / np.float32(255) * (_planes(color) - patch)
 
 
-def _ellipse(mask: np.ndarray, centre: Any, axes: Any, angle: float, end: float, value: float) -> None:
-    """A filled ellipse, or its lower half with `end` 180; centre and axes in fixed-point numbers."""
-    cv2.ellipse(mask, centre, axes, angle, 0, end, value, -1, cv2.LINE_AA, SHIFT)
+def _ellipse(mask: np.ndarray, center: Any, axes: Any, angle: float, end: float, value: float) -> None:
+    """A filled ellipse, or its lower half with `end` 180; center and axes in fixed-point numbers."""
+    cv2.ellipse(mask, center, axes, angle, 0, end, value, -1, cv2.LINE_AA, SHIFT)
 
 
-def _spots(rng: Generator, mask: np.ndarray, view: np.ndarray, centres: np.ndarray, radii: tuple[float, float]) -> None:
+def _spots(rng: Generator, mask: np.ndarray, view: np.ndarray, centers: np.ndarray, radii: tuple[float, float]) -> None:
     """Ellipses of random shape and opacity on `mask`, their long half axes between two `radii`."""
-    n = len(centres)
+    n = len(centers)
     axes = rng.uniform(*radii, (n, 1)) * np.column_stack((np.ones(n), rng.uniform(0.6, 1, n)))
     angles, opacity = rng.uniform(0, 180, n), rng.uniform(130, 255, n)
-    for spot in zip(_places(centres, view), _fixed(axes * _scale(view)), angles, opacity, strict=True):
+    for spot in zip(_places(centers, view), _fixed(axes * _scale(view)), angles, opacity, strict=True):
         _ellipse(mask, *spot[:3], 360, spot[3])
 
 
@@ -124,9 +124,9 @@ def _scattered(rng: Generator, count: int, inner: float, outer: float) -> np.nda
     return np.column_stack((radius * np.cos(angle), radius * np.sin(angle)))
 
 
-def _hill(image: np.ndarray, centre: np.ndarray, width: float) -> np.ndarray:
+def _hill(image: np.ndarray, center: np.ndarray, width: float) -> np.ndarray:
     """A Gaussian of height 1 around a pixel (x, y) of `image`, float32 (H, W)."""
-    away = (np.arange(n) - at for n, at in zip(image.shape[:0:-1], centre, strict=True))
+    away = (np.arange(n) - at for n, at in zip(image.shape[:0:-1], center, strict=True))
     columns, rows = (np.exp(-((pixels / width) ** 2) / 2).astype(np.float32) for pixels in away)
     return np.outer(rows, columns)
 
@@ -149,11 +149,11 @@ def _retina(rng: Generator, pigment: np.ndarray, view: np.ndarray, shape: tuple[
     drusen = _empty(image)
     _spots(rng, drusen, view, _scattered(rng, rng.poisson(rng.exponential(3)), 0.05, 0.5), (0.012, 0.025))
     _paint(image, drusen, PALE, 0.006 * _scale(view))
-    for share, colour in ((1.0, (1.0, 0.80, 0.48)), (rng.uniform(0.4, 0.6), (1.0, 0.95, 0.76))):
+    for share, color in ((1.0, (1.0, 0.80, 0.48)), (rng.uniform(0.4, 0.6), (1.0, 0.95, 0.76))):
         disc = _empty(image)
         axes = _fixed(share * DISC_RADIUS * _scale(view) * np.array((0.88, 1)))
         _ellipse(disc, _places(DISC, view), axes, 0, 360, 255)
-        _paint(image, disc, colour, 0.01 * _scale(view))
+        _paint(image, disc, color, 0.01 * _scale(view))
     return image
 
 
@@ -226,8 +226,8 @@ def _draw_lesions(
     _spots(rng, blood, view, rng.choice(veins[:2].reshape(-1, 2), count["beads"]), (0.02, 0.035))
     _draw_tufts(rng, blood, view, count["tufts"])
     _draw_pools(rng, blood, view, count["preretinal"])
-    for mask, colour, blur in ((pale, PALE, 0.01), (white, WHITE, 0.018), (yellow, YELLOW, 0)):
-        _paint(image, mask, colour, blur * _scale(view))
+    for mask, color, blur in ((pale, PALE, 0.01), (white, WHITE, 0.018), (yellow, YELLOW, 0)):
+        _paint(image, mask, color, blur * _scale(view))
     _paint(image, blood, pigment * BLOOD)
 
 
@@ -241,23 +241,23 @@ def _draw_tufts(rng: Generator, mask: np.ndarray, view: np.ndarray, count: int) 
 
 def _draw_pools(rng: Generator, mask: np.ndarray, view: np.ndarray, count: int) -> None:
     """Preretinal haemorrhage: boat-shaped, level at the top, because the blood sinks."""
-    for centre in _places(_scattered(rng, count, 0.3, 0.6), view):
+    for center in _places(_scattered(rng, count, 0.3, 0.6), view):
         axes = _fixed(rng.uniform((0.14, 0.08), (0.28, 0.2)) * _scale(view))
-        _ellipse(mask, centre, axes, rng.uniform(-8, 8), 180, 245)
+        _ellipse(mask, center, axes, rng.uniform(-8, 8), 180, 245)
 
 
 def _expose(rng: Generator, image: np.ndarray, field: np.ndarray, view: np.ndarray) -> np.ndarray:
     """What the camera makes of it: light, glare, dust, black border, focus, grain; as uint8 (H, W, 3)."""
-    centre, radius = field[:2], field[2]
-    light = 0.35 + 0.65 * _hill(image, rng.normal(centre, 0.2 * radius), rng.uniform(0.7, 1.2) * radius)
+    center, radius = field[:2], field[2]
+    light = 0.35 + 0.65 * _hill(image, rng.normal(center, 0.2 * radius), rng.uniform(0.7, 1.2) * radius)
     image *= light * _planes(rng.lognormal(0, 0.2) * rng.lognormal(0, 0.06, 3))
     glare, angle = rng.exponential(0.08), rng.uniform(0, 2 * np.pi)
-    rim = centre + radius * np.array((np.cos(angle), np.sin(angle)))
+    rim = center + radius * np.array((np.cos(angle), np.sin(angle)))
     image += _hill(image, rim, 0.3 * radius) * _planes(glare * np.array((1, 0.85, 0.7)))
     dust, border = _empty(image), ~_empty(image)
     _spots(rng, dust, view, _scattered(rng, rng.poisson(2), 0, 1), (0.01, 0.03))
     _paint(image, dust // 2, (0.25, 0.22, 0.20), 0.012 * radius)
-    _ellipse(border, _fixed(centre + 0.5), _fixed(np.full(2, radius)), 0, 360, 0)
+    _ellipse(border, _fixed(center + 0.5), _fixed(np.full(2, radius)), 0, 360, 0)
     _paint(image, border, (0, 0, 0))
     focus, grain = radius * rng.uniform(0.003, 0.012), rng.uniform(0.005, 0.015)
     photograph: np.ndarray = cv2.GaussianBlur(np.moveaxis(image, 0, -1).copy(), (0, 0), focus)

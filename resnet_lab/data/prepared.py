@@ -33,7 +33,7 @@ from resnet_lab.files import remove_unfinished, write_atomically
 log = logging.getLogger(__name__)
 
 VERSION = 2  # raise it when the same recipe gives other pixels
-# whole colour resolution: a microaneurysm is a few red pixels. At 512 px quality 90 costs 1.0 grey levels and 47 KB and
+# whole color resolution: a microaneurysm is a few red pixels. At 512 px quality 90 costs 1.0 gray levels and 47 KB and
 # decodes in two thirds of the time of 95, which costs 0.9 and 72 KB
 JPEG = (cv2.IMWRITE_JPEG_QUALITY, 90, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
 AS_THEY_ARE = Rules(strict=False)  # for files that were examined when they were prepared
@@ -51,7 +51,7 @@ class PreparedSet:
     It holds `images/`, `index.csv` with one row per photograph, and, until that is whole, `journal.jsonl`. The columns
     of the index: `image` (below the root), `bytes`, `changed` (ns), `digest`, `width` and `height` (pixels) of the
     source, `defect` (empty, or why it cannot be read), `prepared` (digest of the JPEG), and `FACTS`: `brightness`
-    (mean grey of the eye, 0 to 255), `dark`, `bright` (shares of the eye below 20 and above 235), mean and mean square
+    (mean gray of the eye, 0 to 255), `dark`, `bright` (shares of the eye below 20 and above 235), mean and mean square
     of each channel in [0, 1]; and `decoded`, the hash of the source's pixels (empty in sets of older versions).
 
     Args:
@@ -332,11 +332,11 @@ def read_prepared(file: str, gray: bool = False) -> np.ndarray:
 
 def _facts(image: np.ndarray) -> dict[str, float]:
     """Exposure of the eye, taken for the circle in the middle, and mean and mean square of the channels."""
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    middle = np.zeros_like(grey)
-    height, width = grey.shape
+    gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    middle = np.zeros_like(gray)
+    height, width = gray.shape
     cv2.circle(middle, (width // 2, height // 2), round(0.45 * min(height, width)), 1, -1)
-    eye = grey[middle > 0]
+    eye = gray[middle > 0]
     mean, std = (values.ravel()[:3] / 255 for values in cv2.meanStdDev(image))
     values = (eye.mean(), (eye < 20).mean(), (eye > 235).mean(), *mean, *(mean**2 + std**2))
     return {name: round(float(value), 6) for name, value in zip(FACTS, values, strict=True)}

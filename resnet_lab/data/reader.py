@@ -31,7 +31,7 @@ class Recipe:
         image_size: pixels.
         resize: `square` (both sides become `image_size`) or else `shorter` (the shorter side does).
         eye_crop: cut the square around the eye's disc first; where none is found, the image stays whole.
-        local_mean: subtract the local mean colour (2015's winner).
+        local_mean: subtract the local mean color (2015's winner).
     """
 
     image_size: int
@@ -106,7 +106,7 @@ def _jpeg_scale(side: float, least: float) -> int:
 
 
 def _decode_jpeg(data: bytes, scan: int, scale: int) -> np.ndarray:
-    """RGB (H, W, 3) of a JPEG whose first scan begins at byte `scan`; a cut one is an error, not grey below the cut."""
+    """RGB (H, W, 3) of a JPEG whose first scan begins at byte `scan`; a cut one is an error, not gray below the cut."""
     if lacks_end(data, scan):
         raise OSError(TRUNCATED)
     flags = JPEG_SCALES[scale] | cv2.IMREAD_IGNORE_ORIENTATION

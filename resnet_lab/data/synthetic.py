@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 Photograph = tuple[Path, int, str, int]  # file, grade, eye, patient
 
 SHARES = {"studies": (20655, 1955, 4210, 698, 581), "balanced": (1, 1, 1, 1, 1)}
-UNEQUAL_EYES = 0.3  # patients whose eyes differ, as a share of the rarer of two neighbouring grades
+UNEQUAL_EYES = 0.3  # patients whose eyes differ, as a share of the rarer of two neighboring grades
 
 
 @dataclass(kw_only=True)
@@ -145,7 +145,7 @@ def _write_tables(folder: Path, recipe: dict[str, Any]) -> list[Photograph]:
 
 
 def _assign_grades(rng: Generator, patients: int, shares: tuple[int, ...]) -> np.ndarray:
-    """Grades (patients, 2) of both eyes: mostly equal, else neighbours; their counts follow `shares`."""
+    """Grades (patients, 2) of both eyes: mostly equal, else neighbors; their counts follow `shares`."""
     pairs = np.repeat(np.arange(len(shares)), _allocate(2 * patients, shares)).reshape(-1, 2)
     for grade in range(len(shares) - 1):
         lower, upper = (np.flatnonzero((pairs == g).all(axis=1)) for g in (grade, grade + 1))

@@ -1,4 +1,4 @@
-"""Augmentation by the batch: geometry as one resampling of uint8 on the CPU, colour and normalisation on the device."""
+"""Augmentation by the batch: geometry as one resampling of uint8 on the CPU, color and normalization on the device."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from resnet_lab.data.image_data import ImageData
 INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "nearest": cv2.INTER_NEAREST}
 GEOMETRY = ("horizontal_flip", "vertical_flip", "rotation", "scale", "crop_x", "crop_y", "translate_x", "translate_y")
 COLOR = ("brightness", "contrast", "saturation", "hue", "grayscale")
-GREY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601, as torchvision's
+GRAY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601, as torchvision's
 
 cv2.setNumThreads(0)  # one image is too small to share among threads
 
@@ -28,7 +28,7 @@ def draws(seed: int, epoch: int, index: int, repeat: int) -> np.ndarray:
 class Geometry:
     """Flips, rotation, scale, translation and crop of uint8 images, composed so that an image is resampled once.
 
-    Evaluation, and training images that are not augmented, take the centre. The side S of the result is `data.crop`, or
+    Evaluation, and training images that are not augmented, take the center. The side S of the result is `data.crop`, or
     `data.image_size` where that is None.
     """
 
@@ -73,17 +73,17 @@ class Geometry:
         offset -= augment[:, None] * (2 * u[:, 6:8] - 1) * data.translate * self.size
         exact = (angle == 0) & (scale == 1)
         offset[exact] = np.floor(offset[exact])
-        centre = (sizes - 1) / 2
-        shift = centre - offset - np.einsum("bij,bj->bi", linear, centre)
+        center = (sizes - 1) / 2
+        shift = center - offset - np.einsum("bij,bj->bi", linear, center)
         return np.concatenate([linear, shift[:, :, None]], 2), exact
 
     def _offset(self, sizes: np.ndarray, u: np.ndarray, augment: np.ndarray) -> np.ndarray:
-        """Where the window begins, x and y (B, 2): the centre, or anywhere in the padded image for a random crop."""
-        centre = (sizes - self.size) / 2
+        """Where the window begins, x and y (B, 2): the center, or anywhere in the padded image for a random crop."""
+        center = (sizes - self.size) / 2
         if self.data.crop is None:
-            return centre
+            return center
         room = np.maximum(sizes + 2 * self.data.padding - self.size, 0)
-        return np.where(augment[:, None], np.floor(u * (room + 1)) - self.data.padding, centre)
+        return np.where(augment[:, None], np.floor(u * (room + 1)) - self.data.padding, center)
 
 
 def _only_flips(matrix: np.ndarray, size: int) -> bool:
@@ -109,8 +109,8 @@ def color_factors(data: ImageData, u: np.ndarray, augment: np.ndarray) -> np.nda
     neutral = np.array([1.0, 1.0, 1.0, 0.0, 0.0])
     margins = np.array([data.brightness, data.contrast, data.saturation, data.hue])
     jitter = margins * (2 * u[:, :4] - 1)
-    grey = u[:, 4:5] < data.random_grayscale
-    values: np.ndarray = (neutral + augment[:, None] * np.concatenate([jitter, grey], 1)).astype(np.float32)
+    gray = u[:, 4:5] < data.random_grayscale
+    values: np.ndarray = (neutral + augment[:, None] * np.concatenate([jitter, gray], 1)).astype(np.float32)
     return values
 
 
@@ -120,32 +120,32 @@ def changes_color(data: ImageData) -> bool:
 
 
 def recolor(images: Tensor, factors: Tensor) -> Tensor:
-    """Colour jitter of float images (B, H, W, 3) in [0, 1] by `color_factors` (B, 5), as one linear map an image.
+    """Color jitter of float images (B, H, W, 3) in [0, 1] by `color_factors` (B, 5), as one linear map an image.
 
-    Brightness, contrast, saturation, hue, grayscale, in this order (torchvision's is random); hue turns the colour
+    Brightness, contrast, saturation, hue, grayscale, in this order (torchvision's is random); hue turns the color
     plane of YIQ, as NVIDIA's DALI does, where torchvision goes through HSV.
     """
-    brightness, contrast, saturation, hue, grey = factors.unbind(1)
-    luma = torch.tensor(GREY, device=images.device)
-    yiq = torch.tensor([GREY, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312)], device=images.device)
+    brightness, contrast, saturation, hue, gray = factors.unbind(1)
+    luma = torch.tensor(GRAY, device=images.device)
+    yiq = torch.tensor([GRAY, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312)], device=images.device)
     cosine, sine = torch.cos(2 * torch.pi * hue), torch.sin(2 * torch.pi * hue)
     one, zero = torch.ones_like(hue), torch.zeros_like(hue)
     turn = torch.stack([one, zero, zero, zero, cosine, -sine, zero, sine, cosine], 1).view(-1, 3, 3)
-    to_grey = luma.expand(3, 3)
+    to_gray = luma.expand(3, 3)
     saturate = (
-        saturation.view(-1, 1, 1) * torch.eye(3, device=images.device) + (1 - saturation).view(-1, 1, 1) * to_grey
+        saturation.view(-1, 1, 1) * torch.eye(3, device=images.device) + (1 - saturation).view(-1, 1, 1) * to_gray
     )
     colored = torch.linalg.inv(yiq) @ turn @ yiq @ saturate
-    matrix = torch.where(grey.view(-1, 1, 1) > 0, to_grey, colored) * (brightness * contrast).view(-1, 1, 1)
-    mean = images.flatten(1, 2).mean(1) @ luma * brightness  # grey of each image after brightness, (B,)
+    matrix = torch.where(gray.view(-1, 1, 1) > 0, to_gray, colored) * (brightness * contrast).view(-1, 1, 1)
+    mean = images.flatten(1, 2).mean(1) @ luma * brightness  # gray of each image after brightness, (B,)
     mapped = images.flatten(1, 2) @ matrix.transpose(1, 2) + ((1 - contrast) * mean).view(-1, 1, 1)
     return mapped.clamp_(0, 1).view(images.shape)
 
 
-def normalise(images: Tensor, mean: Tensor, std: Tensor, color: Tensor | None = None) -> Tensor:
+def normalize(images: Tensor, mean: Tensor, std: Tensor, color: Tensor | None = None) -> Tensor:
     """uint8 (B, H, W, 3) → float32 (B, 3, H, W) with each channel in units of `std` from `mean` (3,), both in [0, 1].
 
-    The result is laid out channels-last in memory, as the images come; `color` (B, 5) recolours them first.
+    The result is laid out channels-last in memory, as the images come; `color` (B, 5) recolors them first.
     """
     if color is None and images.device.type == "cpu":
         return _looked_up(images, mean, std)
@@ -158,14 +158,14 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor, color: Tensor | None = 
 
 
 def _looked_up(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """`normalise` by a table of all 256 values, in one pass where arithmetic takes three."""
+    """`normalize` by a table of all 256 values, in one pass where arithmetic takes three."""
     values = (torch.arange(256).view(256, 1) / 255 - mean) / std
     batch, height, width, channels = images.shape
     found = cv2.LUT(images.contiguous().view(batch * height, width, channels).numpy(), values.view(1, 256, 3).numpy())
     return torch.from_numpy(found).view(images.shape).permute(0, 3, 1, 2)
 
 
-def denormalise(images: Tensor, mean: Tensor, std: Tensor) -> np.ndarray:
-    """float (B, 3, H, W) → uint8 (B, H, W, 3), the inverse of `normalise`, for pictures."""
+def denormalize(images: Tensor, mean: Tensor, std: Tensor) -> np.ndarray:
+    """float (B, 3, H, W) → uint8 (B, H, W, 3), the inverse of `normalize`, for pictures."""
     pixels = images.permute(0, 2, 3, 1).float() * std + mean
     return (pixels * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()

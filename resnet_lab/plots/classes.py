@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from resnet_lab.plots.frame import BLUE, GREY, RED, shown_names
+from resnet_lab.plots.frame import BLUE, GRAY, RED, shown_names
 from resnet_lab.statistics import MANY_CLASSES
 
 
@@ -33,7 +33,7 @@ def counts(
         if len(class_names) <= MANY_CLASSES:
             axes.bar_label(bars, padding=2, fontsize=8)
         if mark is not None and split == "train":
-            axes.axvline(mark, color=GREY, linestyle=":", linewidth=1.5)
+            axes.axvline(mark, color=GRAY, linestyle=":", linewidth=1.5)
         axes.set_title(split, fontsize=10, parse_math=False)
         axes.margins(x=0.25)
         axes.spines[["top", "right", "bottom"]].set_visible(False)
@@ -63,11 +63,11 @@ def scores(values: np.ndarray, class_names: Sequence[str], pass_mark: float, tit
     for axes, score, row in zip(panels, SCORES, values, strict=True):
         below = np.nan_to_num(row) < pass_mark
         axes.bar(range(len(row)), np.nan_to_num(row), color=np.where(below, RED, BLUE), width=0.8)
-        axes.axhline(pass_mark, color=GREY, linestyle=":", linewidth=1.5)
+        axes.axhline(pass_mark, color=GRAY, linestyle=":", linewidth=1.5)
         axes.set_ylim(0, 1)
         axes.set_ylabel(score, fontsize=9)
         caption = fill(f"{below.sum()} of {len(row)} below {pass_mark}{_those(below, class_names)}", 150)
-        axes.set_title(caption, fontsize=8, loc="left", color=RED if below.any() else GREY, parse_math=False)
+        axes.set_title(caption, fontsize=8, loc="left", color=RED if below.any() else GRAY, parse_math=False)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
     shown, names = shown_names(class_names)
@@ -92,14 +92,14 @@ def bands(shares: Mapping[str, np.ndarray], edges: Sequence[float]) -> Figure:
         edges: B + 1 limits of the bands.
     """
     figure = Figure(figsize=(9, 1.1 + 0.42 * len(shares)), layout="constrained")
-    colours = matplotlib.colormaps["RdYlBu"](np.linspace(0.08, 0.92, len(edges) - 1))
+    colors = matplotlib.colormaps["RdYlBu"](np.linspace(0.08, 0.92, len(edges) - 1))
     panels = figure.subplots(1, 3, sharey=True)
     for place, (axes, name) in enumerate(zip(panels, SCORES, strict=True)):
         left = np.zeros(len(shares))
-        for band, colour in enumerate(colours):
+        for band, color in enumerate(colors):
             widths = 100 * np.array([group[place, band] for group in shares.values()])
             label = f"{edges[band]:g} to {edges[band + 1]:g}"
-            axes.barh(range(len(shares)), widths, left=left, color=colour, height=0.7, label=label)
+            axes.barh(range(len(shares)), widths, left=left, color=color, height=0.7, label=label)
             left += widths
         axes.set_title(name, fontsize=10)
         axes.set_xlabel("classes, %", fontsize=9)

@@ -9,7 +9,7 @@ from textwrap import fill
 import numpy as np
 from matplotlib.figure import Figure
 
-from resnet_lab.plots.frame import BLUE, GREY
+from resnet_lab.plots.frame import BLUE, GRAY
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ def scores(rows: Sequence[Scores], xlabel: str, baseline: tuple[str, float] | No
         axes.plot([row.values.mean() - std, row.values.mean() + std], [place, place], color=BLUE, linewidth=2.5)
         axes.plot(row.values.mean(), place, "|", color=BLUE, markersize=12)
         axes.plot(row.values, np.full(len(row.values), place), "o", color=BLUE, markersize=4)
-        axes.plot(row.best, np.full(len(row.best), place), "D", color=GREY, markerfacecolor="none", markersize=5)
+        axes.plot(row.best, np.full(len(row.best), place), "D", color=GRAY, markerfacecolor="none", markersize=5)
     if baseline is not None:
-        axes.axvline(baseline[1], color=GREY, linestyle=":", linewidth=1.5)
-        axes.set_title(f"dotted: majority baseline ({baseline[0]})", fontsize=8, color=GREY, loc="right")
+        axes.axvline(baseline[1], color=GRAY, linestyle=":", linewidth=1.5)
+        axes.set_title(f"dotted: majority baseline ({baseline[0]})", fontsize=8, color=GRAY, loc="right")
     axes.set_yticks(range(len(rows)), [fill(row.label, 44) for row in rows], fontsize=9, parse_math=False)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel(xlabel, fontsize=9)

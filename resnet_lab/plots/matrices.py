@@ -16,7 +16,7 @@ from resnet_lab.statistics import MANY_CLASSES
 
 
 def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str = "", largest: float = 7.5) -> Figure:
-    """One confusion matrix: the colour is the share of the true class, the text count and share.
+    """One confusion matrix: the color is the share of the true class, the text count and share.
 
     Up to 20 classes the cells have text; above, only every n-th class is named.
 
@@ -68,8 +68,8 @@ def _draw_matrix(axes: Axes, counts: np.ndarray, class_names: Sequence[str], tit
     totals = counts.sum(axis=1, keepdims=True)
     # a class without images has no shares: masked, so that it looks unlike a share of 0
     shares = np.ma.masked_array(counts / np.maximum(totals, 1), np.broadcast_to(totals == 0, counts.shape))
-    colours = matplotlib.colormaps["Blues"].with_extremes(bad="0.88")
-    axes.imshow(shares, cmap=colours, vmin=0, vmax=1, interpolation="nearest")
+    colors = matplotlib.colormaps["Blues"].with_extremes(bad="0.88")
+    axes.imshow(shares, cmap=colors, vmin=0, vmax=1, interpolation="nearest")
     _name_classes(axes, class_names, side)
     axes.set_title(fill(title, max(24, int(side * 11))), fontsize=10, parse_math=False)
     if len(class_names) <= MANY_CLASSES:
@@ -94,5 +94,5 @@ def _write_cells(axes: Axes, counts: np.ndarray, shares: np.ma.MaskedArray, poin
     for (row, column), count in np.ndenumerate(counts):
         share = shares[row, column]
         text = "–" if share is np.ma.masked else f"{count}\n{100 * share:.0f} %" if count else "0"
-        colour = "0.4" if share is np.ma.masked else "white" if share > 0.68 else "0.1"
-        axes.text(column, row, text, ha="center", va="center", fontsize=size, color=colour, linespacing=1.1)
+        color = "0.4" if share is np.ma.masked else "white" if share > 0.68 else "0.1"
+        axes.text(column, row, text, ha="center", va="center", fontsize=size, color=color, linespacing=1.1)

@@ -212,10 +212,10 @@ class Estimates:
     def _largest(self, contrasts: np.ndarray) -> np.ndarray:
         """Of each draw (R,), the largest of the contrasts in standard errors, were there no difference at all."""
         seeds = np.maximum(self.seeds.between - self.seeds.sampling, 0)
-        centred = np.nan_to_num(self.draws - np.nanmean(self.draws, axis=1, keepdims=True))
-        errors = np.sqrt((contrasts @ centred).var(axis=1, ddof=1) + contrasts**2 @ seeds)
-        noise = np.random.default_rng(1).normal(size=centred.shape)
-        differences = np.abs(contrasts @ (centred + np.sqrt(seeds)[:, None] * noise))
+        centered = np.nan_to_num(self.draws - np.nanmean(self.draws, axis=1, keepdims=True))
+        errors = np.sqrt((contrasts @ centered).var(axis=1, ddof=1) + contrasts**2 @ seeds)
+        noise = np.random.default_rng(1).normal(size=centered.shape)
+        differences = np.abs(contrasts @ (centered + np.sqrt(seeds)[:, None] * noise))
         result: np.ndarray = (differences / np.where(errors > 0, errors, np.inf)[:, None]).max(axis=0)
         return result
 

@@ -254,5 +254,5 @@ def _many_classes(table: Table) -> bool:
 def figures_of(table: Table) -> list[str]:
     """The names of the pictures that the runs of a table ask for, each once."""
     runs = [run for group in table.groups for run in group.runs]
-    asked = [run.figures or FIGURES for run in runs]
-    return [name for name in dict.fromkeys(name for names in asked for name in names) if name in (*CURVES, *PICTURES)]
+    wanted = [run.figures or FIGURES for run in runs]
+    return [name for name in dict.fromkeys(name for names in wanted for name in names) if name in (*CURVES, *PICTURES)]

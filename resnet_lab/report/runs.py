@@ -123,8 +123,8 @@ class Run:
     @property
     def figures(self) -> list[str]:
         """The names of the pictures that its configuration asks for."""
-        asked = self.config.get("figures") or []
-        names = asked.split(",") if isinstance(asked, str) else asked if isinstance(asked, list) else [asked]
+        wanted = self.config.get("figures") or []
+        names = wanted.split(",") if isinstance(wanted, str) else wanted if isinstance(wanted, list) else [wanted]
         return list(map(str, names))
 
     def class_counts(self, split: str) -> list[int]:
