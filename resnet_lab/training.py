@@ -24,7 +24,6 @@ from resnet_lab.build import build_module, build_profiler, build_trainer, compil
 from resnet_lab.callbacks import Ending, FiniteLoss, Observer, ResumableEarlyStopping, SamePixels, StepSeed
 from resnet_lab.checkpoints import EpochRows, LastCheckpoint, RunCheckpoint, fits, put_objective, resume_point
 from resnet_lab.config import (
-    Config,
     build,
     check,
     refuse_foreign_callbacks,
@@ -48,6 +47,7 @@ from resnet_lab.outputs import refuse_undefined, score_table, write_split
 from resnet_lab.parts import refuse_no_data_set, statistics_of
 from resnet_lab.processes import Stopped
 from resnet_lab.run_folder import BOOKKEEPING, RunFolder, flat
+from resnet_lab.schema import Config
 from resnet_lab.scores import SCORES
 from resnet_lab.trust import OPTION, trust_option
 

@@ -278,7 +278,7 @@ def test_runs_say_what_is_drawn_of_them_and_the_command_line_wins(tmp_path, as_a
 def test_experiments_ask_for_pictures_that_there_are():
     import yaml
 
-    from resnet_lab.config import conf_dir
+    from resnet_lab.schema import conf_dir
 
     files = [conf_dir() / "config.yaml", *conf_dir().glob("experiment/*.yaml")]
     asked = {name for file in files for name in yaml.safe_load(file.read_text()).get("figures", [])}

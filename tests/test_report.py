@@ -142,8 +142,8 @@ def test_bad_input_names_itself(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     run = write_run(tmp_path / "run")
     for arguments, words in (
-        ([], r"^usage: resnet-lab report DIR"),
-        ([f"out={tmp_path}"], r"^usage: resnet-lab report DIR"),
+        ([], "missing DIR.*resnet-lab report --help"),
+        ([f"out={tmp_path}"], "missing DIR"),
         ([str(tmp_path / "absent")], "absent is not a folder"),
         ([str(run), "to=x"], "to=x is not a folder"),
         ([str(tmp_path / "empty")], "no run"),
@@ -152,8 +152,6 @@ def test_bad_input_names_itself(tmp_path, capsys):
         with pytest.raises(UserError, match=words):
             report.command(arguments)
     assert capsys.readouterr().out == ""
-    report.command(["--help"])
-    assert capsys.readouterr().out.startswith("usage: ")
 
 
 def test_the_report_loads_nothing_heavy_and_survives_damage(tmp_path):
