@@ -47,6 +47,16 @@ BOOKKEEPING = (
 )
 
 
+def is_bookkeeping(key: str) -> bool:
+    """Whether runs may differ in a dotted key, as on a command line, and still be the same experiment."""
+    return key in BOOKKEEPING or of_logger(key)
+
+
+def of_logger(key: str) -> bool:
+    """Whether a dotted key belongs to the loggers, whose names are free."""
+    return key.lstrip("+~").partition(".")[0] == "logger"
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The folder of one job: its configuration, state and results.
@@ -155,7 +165,7 @@ class RunFolder:
         """
         items = self.read_status().get("asked", [])
         given = {key.lstrip("+~"): value for key, _, value in (item.partition("=") for item in items)}
-        return {key: value for key, value in given.items() if key not in BOOKKEEPING}
+        return {key: value for key, value in given.items() if not is_bookkeeping(key)}
 
     def read_status(self) -> dict[str, Any]:
         """The content of status.json with `state` corrected to `interrupted` where the job was killed."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from resnet_lab.errors import UserError
 
-GROUPS = ("data", "model", "loss", "optim", "schedule", "callbacks")  # whose parts have names
+GROUPS = ("data", "model", "loss", "optim", "schedule", "callbacks", "logger")  # whose parts have names
 OPTION = "trust="  # of a command line; no key of a configuration, so that no file can hold it
 _MODELS = """
 alexnet convnext_tiny convnext_small convnext_base convnext_large densenet121 densenet161 densenet169 densenet201
@@ -23,6 +23,7 @@ squeezenet1_0 squeezenet1_1 swin_t swin_s swin_b swin_v2_t swin_v2_s swin_v2_b v
 vgg16_bn vgg19 vgg19_bn vit_b_16 vit_b_32 vit_l_16 vit_l_32 vit_h_14 wide_resnet50_2 wide_resnet101_2
 """
 _OPTIMIZERS = "ASGD Adadelta Adafactor Adagrad Adam AdamW Adamax NAdam RAdam RMSprop Rprop SGD"
+_LOGGERS = "CSVLogger MLFlowLogger TensorBoardLogger WandbLogger"
 _SCHEDULES = """
 ConstantLR CosineAnnealingLR CosineAnnealingWarmRestarts CyclicLR ExponentialLR LinearLR MultiStepLR OneCycleLR
 PolynomialLR ReduceLROnPlateau StepLR
@@ -39,6 +40,7 @@ WELL_KNOWN = {
     "loss": _below("torch.nn", "CrossEntropyLoss MultiMarginLoss"),
     "optim": _below("torch.optim", _OPTIMIZERS),
     "schedule": _below("torch.optim.lr_scheduler", _SCHEDULES),
+    "logger": _below("lightning.pytorch.loggers", _LOGGERS),
 }
 _trusted: set[str] = set()  # `GROUP:dotted.name`, or a package
 
