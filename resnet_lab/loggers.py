@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import yaml
 from lightning import Trainer
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from torch import Tensor
 
 from resnet_lab.run_folder import write_atomically
 
@@ -48,6 +50,7 @@ class RowLogger(Logger):
     def __init__(self, save_dir: str) -> None:
         self.file = Path(save_dir) / "csv" / "metrics.csv"
         self.columns: list[str] = []  # of the file as this process wrote it
+        self.hyperparameters: dict[str, Any] = {}
         self.rows: dict[tuple[str, frozenset[str]], dict[str, str]] | None = None
 
     @property
@@ -59,17 +62,22 @@ class RowLogger(Logger):
         return str(self.file.parent)
 
     @rank_zero_only
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+    def log_hyperparams(self, params: Mapping[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        given = vars(params) if isinstance(params, Namespace) else params
+        self.hyperparameters |= {
+            str(key): value if isinstance(value, bool | int | float | str | None) else str(value)
+            for key, value in given.items()
+        }
         self.file.parent.mkdir(exist_ok=True)
-        text = yaml.safe_dump(dict(params), sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(self.hyperparameters, sort_keys=False, allow_unicode=True)
         write_atomically(self.file.with_name("hparams.yaml"), text)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         if self.rows is None:
             self.rows = self._read()
-        numbers = {name: str(float(value)) for name, value in metrics.items()}
-        row = {"step": str(len(self.rows) if step is None else step), **numbers}
+        plain = {name: value.item() if isinstance(value, Tensor) else value for name, value in metrics.items()}
+        row = {"step": str(len(self.rows) if step is None else step), **{name: str(plain[name]) for name in plain}}
         before, self.rows[_key(row)] = self.rows.get(_key(row)), row
         if before is None and {*row} <= {*self.columns}:
             with self.file.open("a", encoding="utf-8") as file:
@@ -80,7 +88,7 @@ class RowLogger(Logger):
     def _read(self) -> dict[tuple[str, frozenset[str]], dict[str, str]]:
         """The rows of earlier starts, without one that was cut."""
         text = self.file.read_text(encoding="utf-8", errors="replace") if self.file.is_file() else ""
-        lines = text[: text.rfind("\n") + 1].splitlines()
+        lines = text[: text.rfind("\n") + 1].splitlines(keepends=True)
         rows = [{name: value for name, value in each.items() if name and value} for each in csv.DictReader(lines)]
         return {_key(row): row for row in rows}
 

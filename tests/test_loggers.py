@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
@@ -96,11 +97,11 @@ def test_rows_are_appended_and_new_columns_are_added(tmp_path: Path) -> None:
     logger = RowLogger(str(tmp_path))
     assert not (tmp_path / "csv").exists()  # a preflight creates nothing
     logger.log_metrics({"b": torch.tensor(0.5), "epoch": 0}, 4)
-    assert text_of(tmp_path) == "step,epoch,b\n4,0.0,0.5\n"
+    assert text_of(tmp_path) == "step,epoch,b\n4,0,0.5\n"
     logger.log_metrics({"b": 1.0, "epoch": 1}, 9)
     logger.log_metrics({"a": float("nan")}, 9)
-    logger.log_metrics({"a": 2}, None)
-    assert text_of(tmp_path) == "step,epoch,a,b\n4,0.0,,0.5\n9,1.0,,1.0\n9,,nan,\n3,,2.0,\n"
+    logger.log_metrics({"a": "x,y"}, None)
+    assert text_of(tmp_path) == 'step,epoch,a,b\n4,0,,0.5\n9,1,,1.0\n9,,nan,\n3,,"x,y",\n'
     assert logger.log_dir == str(tmp_path / "csv")
 
 
@@ -115,16 +116,23 @@ def test_what_is_logged_again_takes_the_place_of_the_earlier_row(tmp_path: Path)
     assert text_of(tmp_path).endswith("7,,0.12")  # the same row: nothing to write
     second.log_metrics({"b": 5}, 1)
     second.log_metrics({"a": 3}, 3)
-    assert text_of(tmp_path) == "step,epoch,a,b\n0,,0.0,\n0,,,0.0\n1,,1.0,\n1,,,5.0\n2,,2.0,\n2,,,2.0\n3,,3.0,\n"
+    assert text_of(tmp_path) == "step,epoch,a,b\n0,,0,\n0,,,0\n1,,1,\n1,,,5\n2,,2,\n2,,,2\n3,,3,\n"
 
 
 def test_no_row_goes_through_a_link(tmp_path: Path) -> None:
-    (tmp_path / "precious").write_text("step,epoch,a\n1,,1.0\n")
+    (tmp_path / "precious").write_text("step,epoch,a\n1,,1\n")
     (tmp_path / "csv").mkdir()
     (tmp_path / "csv" / "metrics.csv").symlink_to(tmp_path / "precious")
     RowLogger(str(tmp_path)).log_metrics({"a": 2}, 2)
-    assert (tmp_path / "precious").read_text() == "step,epoch,a\n1,,1.0\n"
-    assert text_of(tmp_path).endswith("2,,2.0\n")
+    assert (tmp_path / "precious").read_text() == "step,epoch,a\n1,,1\n"
+    assert text_of(tmp_path).endswith("1,,1\n2,,2\n")
+
+
+def test_hyperparameters_add_up(tmp_path: Path) -> None:
+    logger = RowLogger(str(tmp_path))
+    logger.log_hyperparams(Namespace(a=1, b=Path("x")))
+    logger.log_hyperparams({"a": 2, "c": None})
+    assert yaml.safe_load((tmp_path / "csv" / "hparams.yaml").read_text()) == {"a": 2, "b": "x", "c": None}
 
 
 # ---- jobs ----
@@ -190,7 +198,7 @@ def kill_at(patch: pytest.MonkeyPatch, owner: type, hook: str, epoch: int, numbe
 @pytest.mark.parametrize(
     ("hook", "minutes"),
     [
-        ("training_step", "1e-9"),
+        pytest.param("training_step", "1e-9", marks=pytest.mark.slow),
         pytest.param("training_step", "null", marks=pytest.mark.slow),
         ("the end of an epoch", "null"),
         pytest.param("test_step", "null", marks=pytest.mark.slow),
@@ -199,14 +207,14 @@ def kill_at(patch: pytest.MonkeyPatch, owner: type, hook: str, epoch: int, numbe
 def test_a_killed_run_ends_with_the_rows_of_one_that_was_not(
     make_run: Make, monkeypatch: pytest.MonkeyPatch, hook: str, minutes: str
 ) -> None:
-    own = ("logger=[csv,tensorboard]", *OFTEN, "schedule=cosine", f"trainer.checkpoint_minutes={minutes}")
+    own = ("logger=[csv,tensorboard]", *OFTEN, "trainer.max_epochs=2", f"trainer.checkpoint_minutes={minutes}")
     whole, broken = (make_run(*own, name=name) for name in ("whole", "broken"))
     assert guarded(whole) == 0
     with monkeypatch.context() as patch:
         if hook == "the end of an epoch":  # its checkpoint is written; Lightning has not logged what it logs last
             patch.setattr("resnet_lab.checkpoints.EpochRows.write", lambda *_: (_ for _ in ()).throw(Killed))
         else:
-            kill_at(patch, Classifier, hook, {"training_step": 1}.get(hook, 3), {"training_step": 3}.get(hook))
+            kill_at(patch, Classifier, hook, {"training_step": 1}.get(hook, 2), {"training_step": 3}.get(hook))
         with pytest.raises(Killed):
             guarded(broken)
     assert guarded(broken) == 0
@@ -219,7 +227,7 @@ def test_a_killed_run_ends_with_the_rows_of_one_that_was_not(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("logger", ["csv", "tensorboard", "[csv,tensorboard]", "none"])
+@pytest.mark.parametrize("logger", ["[csv,tensorboard]", "none"])
 def test_sigkill(make_run: Make, logger: str) -> None:
     own = (f"logger={logger}", *OFTEN, "trainer.max_epochs=6", "trainer.checkpoint_minutes=0.005")
     whole, broken = (make_run(*own, name=name) for name in ("whole", "broken"))
@@ -235,6 +243,24 @@ def test_sigkill(make_run: Make, logger: str) -> None:
     assert broken.metrics_file.read_bytes() == whole.metrics_file.read_bytes()
     if "csv" in logger:
         assert timeless(broken) == timeless(whole)
+
+
+def test_a_file_in_the_place_of_the_rows_is_named(make_run: Make) -> None:
+    run = make_run("logger=csv")
+    (run.path / "csv").touch()
+    assert guarded(run) == 1
+    assert f"{run.path / 'csv'} is not a folder, or cannot be written" in run.read_status()["error"]
+
+
+@pytest.mark.slow
+def test_untrained_weights_are_logged_once(make_run: Make) -> None:
+    run = make_run("logger=csv", "trainer.max_epochs=0")
+    assert guarded(run) == 0
+    first = rows_of(run)
+    assert {"val/qwk", "final/test/qwk"} <= {name for row in first for name in row}
+    run.update_status(state="interrupted")
+    assert guarded(run) == 0
+    assert rows_of(run) == first
 
 
 def test_an_older_run_logs_to_tensorboard(make_run: Make) -> None:
@@ -353,6 +379,9 @@ def test_weights_and_biases_offline(make_run: Make, monkeypatch: pytest.MonkeyPa
     assert final["val/loss"] == pytest.approx(pd.read_csv(run.metrics_file)["val/loss"].iloc[-1])
     starts = list((run.path / "wandb").glob("offline-run-*"))
     assert {each.name.rpartition("-")[2] for each in starts} == {run.read_status()["id"]}  # one run of theirs
+    plain = make_run("logger=none", "trainer.max_epochs=2", name="plain")
+    assert guarded(plain) == 0
+    assert run.metrics_file.read_bytes() == plain.metrics_file.read_bytes()
 
 
 @pytest.mark.slow
