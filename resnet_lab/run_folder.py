@@ -37,6 +37,7 @@ BOOKKEEPING = (
     "on_corrupt",
     "keep_last",
     "start",
+    "logger",
     "data.root",
     "data.cache_dir",
     "data.num_workers",
