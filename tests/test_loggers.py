@@ -34,7 +34,7 @@ from resnet_lab.report.verify import differences_of
 from resnet_lab.run_folder import RunFolder
 from resnet_lab.status import command as status
 from resnet_lab.sweep import _needs, jobs_of
-from resnet_lab.training import guarded
+from resnet_lab.training import guarded, own_parts
 
 Make = Callable[..., RunFolder]
 LIGHTNING = "lightning.pytorch.loggers"
@@ -291,6 +291,16 @@ def test_a_logger_from_outside_is_checked_before_the_first_job() -> None:
     assert any("parts" in need for need in _needs(job))
     assert words_of_trust(job) == []  # it is well-known
     assert words_of_trust(job | {"logger": {"x": {"_target_": "mylab.Lines"}}}) == ["logger:mylab.Lines"]
+
+
+def test_the_job_gives_place_and_id_unless_the_user_does(mylab: None) -> None:
+    csv_logger = (f"+logger.c._target_={LIGHTNING}.CSVLogger", "+logger.c.save_dir=mine")
+    lines = ("+logger.l._target_=mylab.Lines", "+logger.l.id=me", "+logger.l.level=2", "+logger.l.more=3")
+    config = composed(("logger=none", *csv_logger, *lines))
+    check(config, importing=True)
+    first, second = own_parts(OmegaConf.to_container(config), "logger", save_dir="run", id="of the run")
+    assert first.save_dir == "mine"
+    assert (second.file, second.given) == (Path("run/lines.txt"), {"id": "me", "level": 2, "more": 3})
 
 
 # ---- bad input ----
