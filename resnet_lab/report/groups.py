@@ -15,7 +15,7 @@ import numpy as np
 from resnet_lab.errors import UserError, count
 from resnet_lab.report.intervals import Comparisons, Estimates, estimate
 from resnet_lab.report.runs import Run
-from resnet_lab.run_folder import BOOKKEEPING
+from resnet_lab.run_folder import is_bookkeeping
 from resnet_lab.scores import ABSENT, NEEDS, SCORES, Predictions
 
 DRAWN = 10  # groups that pictures show, the best ones
@@ -200,7 +200,7 @@ def _runs_with(run: Run, sets: dict[tuple[Any, ...], list[Run]]) -> list[Run]:
 
 def axes_of(runs: Sequence[Run]) -> list[str]:
     """The configuration keys (dotted) in which runs differ, but for the seed and bookkeeping."""
-    keys = dict.fromkeys(key for run in runs for key in run.config if key not in ("seed", *BOOKKEEPING))
+    keys = dict.fromkeys(key for run in runs for key in run.config if key != "seed" and not is_bookkeeping(key))
     return [key for key in keys if len({repr(_value(run, key)) for run in runs}) > 1]
 
 
