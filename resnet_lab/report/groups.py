@@ -142,11 +142,10 @@ class Table:
     def drawn(self) -> list[Group]:
         """The groups that pictures show, best first: the best ones, and those that are named."""
         groups = [group for group in self.ranked if group.scored] or self.groups
-        wanted = [set(each.split()) for each in self.named]
         return [
             group
             for place, group in enumerate(groups)
-            if place < DRAWN or any(words <= set(group.label.split()) for words in wanted)
+            if place < DRAWN or any(has_words(group.label, words) for words in self.named)
         ]
 
     @property
@@ -168,11 +167,16 @@ def _last_if_unknown(value: float) -> float:
     return math.inf if math.isnan(value) else value
 
 
-def tables_of(runs: Sequence[Run], metric: str = "") -> list[Table]:
+def tables_of(runs: Sequence[Run], metric: str = "", named: Sequence[str] = ()) -> list[Table]:
     """One table per set of test images, ranked by `metric`; a run without a result goes to the table of its data.
 
+    Args:
+        runs: of all tables.
+        metric: empty: the first that means something in a table.
+        named: groups that pictures show besides the best: words of their labels.
+
     Raises:
-        UserError: the metric ranks no table.
+        UserError: the metric ranks no table, or there is no such group.
     """
     sets: dict[tuple[Any, ...], list[Run]] = {}
     for run in sorted(runs, key=lambda run: not run.scores):
@@ -180,14 +184,23 @@ def tables_of(runs: Sequence[Run], metric: str = "") -> list[Table]:
             sets.setdefault(run.test_set, []).append(run)
         elif run.config:
             _runs_with(run, sets).append(run)
-    tables = [Table(_groups(members), metric) for members in sets.values()]
+    tables = [Table(_groups(members), metric, named) for members in sets.values()]
     known = [name for name in SCORES if any(name in table.possible for table in tables)]
     if metric and metric not in known:
         logged = {name.partition("/")[2] for run in runs for name in run.status.get("metrics") or {}}
         other = "cannot rank" if metric in logged else "is in no run"
         why = NEEDS[SCORES[metric].needs] if metric in SCORES else other
         raise UserError(f"metric={metric} {why}; choose among {', '.join(known)}")
+    labels = [group.label for table in tables for group in table.groups]
+    for each in named:
+        if not any(has_words(label, each) for label in labels):
+            raise UserError(f"groups={each}: no group has these words in its label; one is called {labels[0]}")
     return tables
+
+
+def has_words(label: str, words: str) -> bool:
+    """Whether a group's label has all of these words."""
+    return set(words.split()) <= set(label.split())
 
 
 def _runs_with(run: Run, sets: dict[tuple[Any, ...], list[Run]]) -> list[Run]:
