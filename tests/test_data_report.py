@@ -74,7 +74,7 @@ def test_sound_data_are_said_to_be_sound(tmp_path):
     assert texts(facts, NO_PAIRS, summary_of(tmp_path)) == []
     text, _ = written(tmp_path, facts)
     assert "Nothing wrong was found" in text
-    assert "First, what is wrong" not in text
+    assert "What is wrong" not in text
     assert "data.mean=[0.5,0.25,0.125]" in text
 
 
