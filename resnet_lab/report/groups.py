@@ -35,17 +35,17 @@ class Group:
         """What sets the group apart from the others of its table."""
         return " ".join(self.shown.values()) or "all runs"
 
-    @property
+    @cached_property
     def predictions(self) -> list[Predictions]:
         """The predictions of the runs that count."""
         return [run.predictions.labeled for run in self.scored if run.predictions]
 
-    @property
+    @cached_property
     def scored(self) -> list[Run]:
         """The runs that count: only those with a result."""
         return [run for run in self.runs if run.scores]
 
-    @property
+    @cached_property
     def collapsed(self) -> list[Run]:
         """The collapsed ones of those that count."""
         return [run for run in self.scored if run.collapsed]
@@ -67,28 +67,28 @@ class Table:
     wanted: str = ""  # the metric that ranks them; the first of `metrics` where it is empty, or means nothing here
     named: Sequence[str] = ()  # groups that pictures show besides the best: words of their labels
 
-    @property
+    @cached_property
     def scored_groups(self) -> list[Group]:
         """The groups with a result."""
         return [group for group in self.groups if group.scored]
 
-    @property
+    @cached_property
     def scored(self) -> list[Run]:
         """All runs with a result."""
         return [run for group in self.groups for run in group.scored]
 
-    @property
+    @cached_property
     def metrics(self) -> list[str]:
         """The metrics that are shown, of those that mean something here."""
         return [name for name in self.possible if "leaderboard" in SCORES[name].shown or name == self.wanted]
 
-    @property
+    @cached_property
     def possible(self) -> list[str]:
         """The metrics that mean something here."""
         classes = len(self.scored[0].class_names) if self.scored else 0
         return [name for name, score in SCORES.items() if score.means_something(self.ordered, classes)]
 
-    @property
+    @cached_property
     def ordered(self) -> bool:
         """Whether the classes are grades."""
         return any(run.status.get("ordered") for group in self.groups for run in group.runs)
@@ -98,7 +98,7 @@ class Table:
         """Whether they are, and some of them are referred."""
         return "referable_auroc" in self.possible
 
-    @property
+    @cached_property
     def metric(self) -> str:
         """The metric that ranks the groups."""
         return self.wanted if self.wanted in self.metrics else self.metrics[0]
@@ -132,7 +132,7 @@ class Table:
         """Which of `scored_groups` is the best, and by how much each falls short of it; see `Estimates`."""
         return self.estimates[self.metric].against_best()
 
-    @property
+    @cached_property
     def ranked(self) -> list[Group]:
         """The groups from the best to the worst, and then those without a result."""
         sign = 1 if SCORES[self.metric].falls else -1
