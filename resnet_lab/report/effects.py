@@ -54,9 +54,8 @@ def effects_of(table: Table) -> list[Effect]:
     for place, pairing in enumerate(pairings):
         settings = tuple(float(estimates.values[other] - estimates.values[first]) for first, other in pairing.pairs)
         value, low, high, p = (float(column[place]) for column in found)
-        sentence = _sentence(
-            table, pairing, settings, Comparisons(*(column[place : place + 1] for column in found)), axes
-        )
+        one = Comparisons(*(column[place : place + 1] for column in found))
+        sentence = _sentence(table, pairing, settings, one, axes)
         effects.append(Effect(pairing.axis, pairing.label, value, low, high, p, settings, sentence))
     return effects
 
@@ -85,14 +84,9 @@ def pairings_of(table: Table) -> list[Pairing]:
     return found
 
 
-def pairing_axes(table: Table) -> set[str]:
-    """The axes of which something can be said."""
-    return {pairing.axis for pairing in pairings_of(table)}
-
-
 def confounded_of(table: Table) -> list[str]:
     """The axes in which no two groups differ alone, so that nothing can be said of them."""
-    known = pairing_axes(table)
+    known = {pairing.axis for pairing in pairings_of(table)}
     axes = table.groups[0].values if table.groups else {}
     several = [axis for axis in axes if len({_level(group, axis) for group in table.scored_groups}) > 1]
     return [axis for axis in several if axis not in known]

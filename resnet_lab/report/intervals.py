@@ -184,7 +184,7 @@ class Estimates:
         by_patients, by_seeds = self._square_by_patients(contrasts, level), self._square_by_seeds(contrasts, level)
         between, sampling = contrasts**2 @ self.seeds.between, contrasts**2 @ self.seeds.sampling
         both = np.maximum(patients - sampling, 0) * by_patients + between * by_seeds
-        return np.sqrt(np.maximum(patients * by_patients, both))
+        return np.asarray(np.sqrt(np.maximum(patients * by_patients, both)))
 
     def compare(self, contrasts: np.ndarray, wanted: int | None = None) -> Comparisons:
         """Contrasts (M, G) of the values, such as 1 for one group and -1 for another, all at once.
