@@ -204,6 +204,7 @@ def set_up_logging(file: Path | None = None) -> None:
     for message in (
         r".*isinstance\(treespec, LeafSpec\).*",
         ".*smaller than the logging interval.*",
+        ".*but have no logger configured.*",  # logger=none
         ".*does not have many workers.*",
         ".*exists and is not empty.*",  # a resumed run
         ".*your dataloader is not resumable.*",  # its sampler leaves out what was drawn before

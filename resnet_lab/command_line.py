@@ -157,7 +157,7 @@ class Verb(argparse.ArgumentParser):
 
     def _meant(self, word: str) -> str:
         """`; did you mean …?` if an option has a similar name."""
-        names = {option.lstrip("-"): shown for option, shown in self.known.items()}
+        names = {option.lstrip("-"): shown for option, shown in self.known.items() if option.startswith("--")}
         close = difflib.get_close_matches(word.partition("=")[0].lstrip("-"), names, n=1)
         return f"; did you mean {names[close[0]]}?" if close else ""
 

@@ -209,7 +209,9 @@ def _check_part(group: str, node: DictConfig, importing: bool) -> None:
             hint = "the job sets it"
         raise UserError(f"{group}.{key}: {target} takes no such argument; {hint}")
     if lacking := sorted((takes.required | {*own}) - provided - keys):
-        raise UserError(f"{group}.{lacking[0]} is missing; {'every run' if lacking[0] in own else target} needs it")
+        hint = "; name a function or class that returns the loss function" if group == "loss" else ""
+        needs = f"{'every run' if lacking[0] in own else target} needs it"
+        raise UserError(f"{group}.{lacking[0]} is missing; {needs}{hint}")
     plain = OmegaConf.to_container(node, resolve=True)
     assert isinstance(plain, dict)
     for key, hint in (hints_of(target) | own).items():
@@ -384,7 +386,7 @@ def build(group: str, node: dict[str, Any], place: str = "", **arguments: Any) -
         group: of the configuration.
         node: what the group holds.
         place: where it stands in the configuration; empty: at the group.
-        arguments: of the job; a part is given those that it names, and `num_classes` where it takes all.
+        arguments: of the job; a part is given those that it names, and a network with `**kwargs` gets `num_classes`.
             The keys of the job itself (`OF_JOB`) are left out.
 
     Raises:
@@ -398,7 +400,7 @@ def build(group: str, node: dict[str, Any], place: str = "", **arguments: Any) -
     arguments = {
         key: value
         for key, value in arguments.items()
-        if key in takes.defaults or (takes.others and key == "num_classes")
+        if key in takes.defaults or (takes.others and (group, key) == ("model", "num_classes"))
     }
     try:
         return instantiate(node, **arguments, _convert_="all", _recursive_=False)

@@ -236,6 +236,8 @@ def suggestion(key: str, known: Collection[str]) -> str:
     """What a key that does not exist may have meant, of the dotted keys in `known`; empty where nothing is close."""
     if key in RENAMED:
         return f"it is now {', '.join(RENAMED[key])}"
+    if key in known:
+        return f"it is a key of {_choices_with(key)}"
     if key.rpartition(".")[2] == "fast_dev_run":
         return "scale=smoke runs every part of a job in seconds"
     group, _, own = key.rpartition(".")
@@ -245,6 +247,13 @@ def suggestion(key: str, known: Collection[str]) -> str:
     meant = [name for name in known if name.rpartition(".")[2] in close]
     # of equal names in several groups, that of the same group
     return f"did you mean {min(meant, key=lambda name: (name.rpartition('.')[0] != group, name))}?" if meant else ""
+
+
+def _choices_with(key: str) -> str:
+    """The choices of its group that have a key: `model=resnet, model=resnet_cifar`."""
+    found = [each for each in all_keys() if each.name == key]
+    names = [choice for each in found for choice in each.choices or choices_of(each.group)]
+    return ", ".join(f"{found[0].group}={name}" for name in dict.fromkeys(names)) if found else key
 
 
 @cache

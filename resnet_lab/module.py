@@ -83,6 +83,15 @@ class Classifier(LightningModule):
         self.confusion: dict[str, Tensor] = {}  # split → counts (K, K) of the last epoch
         self.predictions: dict[str, Outputs] = {}  # split → those of the last test
 
+    def setup(self, stage: str) -> None:
+        datamodule = getattr(self.trainer, "datamodule", None)
+        self.val_splits = self.val_splits or list(getattr(datamodule, "val_splits", []))
+        self.test_splits = self.test_splits or list(getattr(datamodule, "test_splits", []))
+
+    def on_fit_start(self) -> None:
+        for split in ("train", "val", "test"):  # an evaluation before leaves tensors that cannot be trained with
+            self.split_metrics(split).reset()
+
     def forward(self, images: Tensor) -> Tensor:
         """Outputs (B, M) of images (B, 3, H, W)."""
         result: Tensor = self.model(images.contiguous(memory_format=self.memory_format))
@@ -110,7 +119,7 @@ class Classifier(LightningModule):
         metrics = self.split_metrics(split)
         # the chosen checkpoint's values at the end are no point of the curves by epoch; HPARAMS has them
         values = metrics.compute(self.loss)
-        logged = split != "train" and not self.trainer.testing and bool(self.trainer.loggers)
+        logged = split != "train" and not self.trainer.testing
         self.log_dict(values, prog_bar=split == "val", logger=logged, sync_dist=False)
         if split == "train":  # Lightning would log them after the epoch's checkpoint, so that a kill could lose them
             numbers = {name: float(value) for name, value in values.items()}
@@ -190,7 +199,8 @@ class Classifier(LightningModule):
         config = trained.origin["config"]
         optimizer, schedule = build("optim", config["optim"]), build("schedule", config["schedule"])
         module = cls.of(trained, optimizer, schedule)
-        module.val_splits, module.test_splits = ["val"], ["test"]
+        module.backbone_lr_factor = float(config["optim"].get("backbone_lr_factor", 1.0))
+        module.train()  # as every new module; a Trainer evaluates in the other mode
         return module.to(map_location) if map_location is not None else module
 
     @classmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from functools import cache
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -26,15 +27,27 @@ def command(arguments: list[str]) -> None:
     handler = logging.StreamHandler(sys.stdout)
     handler.addFilter(logging.Filter(progress.__name__))  # the jobs log the rest
     log_to([handler])
-    trust(without_trust(arguments)[1])
+    trust(without_trust(arguments)[1], exists=False)  # the part that names a missing module is named below
     needs = [json.loads(text) for text in json.load(sys.stdin)]
     for need in sorted(needs, key=lambda need: "parts" not in need):  # they take no time
         if "parts" in need:
             check_parts(need["parts"])
         elif "data" in need:
-            build("data", need["data"]).table()
+            class_names_of(json.dumps(need["data"], sort_keys=True))
         else:
             check_weights(need["model"])
+
+
+@cache
+def class_names_of(data: str) -> list[str]:
+    """The class names of a data set, whose table is read; `data` is the group as JSON.
+
+    Raises:
+        UserError: as for `ImageData.table`.
+    """
+    data_set = build("data", json.loads(data))
+    data_set.table()
+    return list(data_set.class_names)
 
 
 def check_parts(config: dict[str, Any]) -> None:
@@ -46,7 +59,7 @@ def check_parts(config: dict[str, Any]) -> None:
     refuse_no_data_set(config["data"])
     check(OmegaConf.create(config), importing=True)
     data, model = config["data"], config["model"]
-    classes = len(data["class_names"]) if data.get("class_names") else 5  # of other data the job finds out
+    classes = len(data.get("class_names") or class_names_of(json.dumps(data, sort_keys=True)))
     objective = build_objective(config["loss"], [1] * classes)
     network = build_network(model, objective.num_outputs)
     size = int(data.get("crop") or data["image_size"])

@@ -51,6 +51,8 @@ def imported(group: str, target: str) -> Any:
         UserError: there is none, its module raises an error, or it cannot be called.
     """
     module, _, name = target.rpartition(".")
+    if not module:
+        raise UserError(f"{group}._target_ {target}: name it with its module, such as {target}.Net")
     try:
         found = getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:
@@ -62,7 +64,7 @@ def imported(group: str, target: str) -> Any:
         raise UserError(f"{group}._target_ {target}: there is no module {lacking}; {remedy}") from None
     except AttributeError:
         raise UserError(f"{group}._target_ {target}: {module} has no {name}") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         reason = reason_of(error)
         raise UserError(f"{group}._target_ {target}: importing {module} fails ({reason}); mend it") from error
     if not callable(found):

@@ -43,11 +43,12 @@ WELL_KNOWN = {
 _trusted: set[str] = set()  # `GROUP:dotted.name`, or a package
 
 
-def trust(words: Iterable[str]) -> None:
+def trust(words: Iterable[str], exists: bool = True) -> None:
     """From now on call these names, too, in this process.
 
     Args:
         words: `GROUP:dotted.name` for one name, or a package for all that it defines; several may share a word (`a,b`).
+        exists: refuse a word whose module is not there.
 
     Raises:
         UserError: a word is neither, its group has no parts, or there is no such module.
@@ -59,7 +60,7 @@ def trust(words: Iterable[str]) -> None:
         if group and group not in GROUPS:
             raise UserError(f"{OPTION}{word}: {group} is no group of parts; choose among {', '.join(GROUPS)}")
         top = name.partition(".")[0]
-        if find_spec(top) is None:
+        if exists and find_spec(top) is None:
             raise UserError(f"{OPTION}{word}: there is no module {top}; install it, or start the command in its folder")
         _trusted.add(word)
 

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from resnet_lab import keys
 from resnet_lab.config import check, check_overrides, compose_config, one_line
 from resnet_lab.errors import UserError
-from resnet_lab.keys import SYNONYMS, known_keys
+from resnet_lab.keys import SYNONYMS, known_keys, suggestion
 from resnet_lab.schema import CHOSEN, Config, TrainerConfig, conf_dir
 from resnet_lab.signatures import hints_of, is_ours
 from resnet_lab.values import NotNegative, Positive, Share, Within, conform
@@ -410,3 +410,9 @@ def test_the_markdown_has_a_row_for_every_key() -> None:
     rows = [line.split("`")[1] for line in lines if line.startswith("| `")]
     assert sorted(rows) == sorted(known_keys())
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines if line.startswith("|")} == {5}
+
+
+def test_a_key_of_another_choice_names_the_choices_that_have_it():
+    assert suggestion("model.dropout", known_keys()) == "it is a key of model=example_cnn"
+    assert "model=resnet_cifar" in suggestion("model.depth", known_keys())
+    assert suggestion("lr", known_keys()) == "did you mean optim.lr?"

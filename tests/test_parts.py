@@ -70,6 +70,17 @@ def focal(gamma=2.0):
 def scalar():
     return lambda logits, targets: nn.functional.cross_entropy(logits, targets)
 
+class Plain(nn.Module):
+    def forward(self, logits, targets):
+        return nn.functional.cross_entropy(logits, targets, reduction="none")
+
+def function(logits, targets):
+    return nn.functional.cross_entropy(logits, targets, reduction="none")
+
+class Three(Net):
+    def __init__(self):
+        super().__init__(3)
+
 class Counted(nn.Module):
     def __init__(self, class_counts, num_classes):
         super().__init__()
@@ -107,6 +118,7 @@ def mylab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A package of a user, which is trusted."""
     (tmp_path / "mylab.py").write_text(MYLAB)
     (tmp_path / "broken.py").write_text("raise RuntimeError('no license')")
+    (tmp_path / "leaving.py").write_text("import sys; sys.exit(3)")
     (tmp_path / "lacking.py").write_text("import a_module_that_is_not_there")
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()
@@ -219,6 +231,9 @@ def test_a_data_set_from_outside(make_run: Make, mylab: None) -> None:
     ("overrides", "line"),
     [
         (("model=own",), "model._target_ is not set"),
+        (("model=own", "model._target_=leaving.Net"), "importing leaving fails (SystemExit: 3)"),
+        (("model=own", "model._target_=mylab"), "name it with its module, such as mylab.Net"),
+        (("loss=own", "loss._target_=mylab.function"), "name a function or class that returns the loss function"),
         (("model=own", "model._target_=mylab.Nett"), "mylab.Nett: mylab has no Nett"),
         (("model=own", "model._target_=mylabb.Net"), "there is no module mylabb"),
         (("model=own", "model._target_=broken.Net"), "importing broken fails (RuntimeError: no license)"),
@@ -333,3 +348,23 @@ def test_timm(make_run: Make, tmp_path: Path) -> None:
     assert run.read_status()["mean"] == pytest.approx(source.pretrained_cfg["mean"])
     (tmp_path / "timm.safetensors").unlink()
     assert load(run.best_checkpoint).network.num_classes == 5
+
+
+def test_a_loss_without_arguments_of_its_own_is_given_none(mylab: None) -> None:
+    assert build_objective({"_target_": "mylab.Plain"}, [3, 2, 1]).num_outputs == 3
+
+
+def test_parts_are_checked_with_the_classes_of_their_data(mylab: None) -> None:
+    data = ("data=own", "data._target_=mylab.Spots", "data.root=.", "+data.bright=200", "data.test_fraction=0.2")
+    weights = ("loss=own", "loss._target_=torch.nn.CrossEntropyLoss", "+loss.weight=[1,2,3]")
+    network = ("model=own", "model._target_=mylab.Three")
+    config = compose_config([*data, *weights, *network, "data.image_size=12"])
+    preflight.check_parts(OmegaConf.to_container(config, resolve=True))
+    wrong = compose_config([*data, "model=own", "model._target_=mylab.Seven", "data.image_size=12"])
+    line = refusal(preflight.check_parts, OmegaConf.to_container(wrong, resolve=True))
+    assert "gives (2, 7) for two images in training, not (2, 3)" in line
+
+
+def test_a_missing_module_is_named_by_the_part_that_needs_it() -> None:
+    trust.trust(["loss:nixmod.Nix"], exists=False)  # as the checks before the first job trust what a command names
+    assert refusal(build_objective, {"_target_": "nixmod.Nix"}, [1, 1]).startswith("loss._target_ nixmod.Nix: there is")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ import pandas as pd
 import pytest
 import torch
 from fake_data import refusal
+from lightning import Trainer
 from PIL import Image
 
-from resnet_lab import predict
+from resnet_lab import DataModule, predict
 from resnet_lab.module import Classifier
 from resnet_lab.run_folder import RunFolder
 from resnet_lab.trained import Trained, load
@@ -106,6 +108,22 @@ def test_lightnings_own_way_in(run: RunFolder, model: Trained, photographs: Path
     optimizer = module.optimizer_factory(module.parameters())
     assert optimizer.param_groups[0]["lr"] == 0.05
     assert module.loss.decision == model.objective.decision
+
+
+def test_lightnings_own_trainer_tests_and_trains_such_a_module(run: RunFolder) -> None:
+    module = Classifier.load_from_checkpoint(run.path)
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    trainer = Trainer(max_epochs=1, enable_model_summary=False, use_distributed_sampler=False, **options)
+    datamodule = DataModule.from_config(module.origin["config"])
+    with warnings.catch_warnings(action="ignore"):
+        (scores,) = trainer.validate(module, datamodule=datamodule, verbose=False)
+        trainer.test(module, datamodule=datamodule, verbose=False)
+        before = {name: value.clone() for name, value in module.model.named_buffers() if value.is_floating_point()}
+        trainer.fit(module, datamodule=datamodule)
+    assert scores["val/qwk"] == pytest.approx(run.read_status()["best_value"], abs=1e-5)
+    assert {*module.predictions} == {"val", "test"}
+    assert module.model.training
+    assert all(not torch.equal(value, before[name]) for name, value in module.model.named_buffers() if name in before)
 
 
 def test_nothing_of_the_data_set_is_needed(model: Trained, run: RunFolder, photographs: Path) -> None:
