@@ -4,7 +4,7 @@
 - Of a block `bash` the lines of `resnet-lab` and `python -m resnet_lab.job` run, in the order of the page.
 - A block `python` is executed.
 
-A comment before a block changes that. `<!-- test: gpu -->` and `<!-- test: cluster -->`: the commands are composed only.
+A comment before a block changes that. `<!-- test: gpu -->` and `<!-- test: cluster -->`: commands are composed only.
 `<!-- test: fails -->`: they end with an error. Pages of results are records of their commits, and no part of this.
 """
 
@@ -27,6 +27,7 @@ import torchvision
 from fake_data import write_aptos, write_class_folders, write_kaggle, write_photographs
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+import resnet_lab
 from resnet_lab.config import check, compose_config
 from resnet_lab.keys import known_keys
 from resnet_lab.run_folder import RunFolder
@@ -48,6 +49,8 @@ COMPOSED_ONLY = ("gpu", "cluster")
 OF_ALL = ["scale=smoke", "data.num_workers=0", "trainer.progress_bar=false"]
 SMALLER = {"scale=reduced": "scale=smoke", "scale=full": "scale=smoke"}
 WITHOUT_NETWORK = {"imagenet": "weights"}  # a folder with a file per depth, which the test writes
+GROUPS = ("data", "model", "loss", "optim", "schedule", "trainer")
+OF_EXAMPLES = {"optim.learning_rate", "data.color_jitter"}  # which pages name because they do not exist
 OTHERS = (  # lines that are no command of ours
     r"make (?P<target>[a-z-]+)",
     r"\. \.venv/bin/activate",
@@ -145,6 +148,27 @@ def test_every_block_has_a_rule(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
+def test_every_key_in_the_text_exists(page: str) -> None:
+    text = PAGES[page].read_text("utf-8")
+    keys = set(re.findall(rf"[`(]((?:{'|'.join(GROUPS)})\.(?!py`)\w+)[`=]", text))
+    assert keys - known_keys() - {f"{group}._target_" for group in GROUPS} == OF_EXAMPLES & keys
+
+
+def test_the_readme_is_a_front_page() -> None:
+    assert len(PAGES["README.md"].read_text("utf-8").splitlines()) <= 150
+
+
+def test_every_module_has_a_line_and_no_other() -> None:
+    page = PAGES["reference/code.md"].read_text("utf-8")
+    package = Path(resnet_lab.__file__).parent
+    modules = {file.name for file in package.rglob("*.py") if file.name != "__init__.py"}
+    tools = {file.name for folder in ("tests", "benchmarks", "docs/tools") for file in (ROOT / folder).glob("*.py")}
+    named = set(re.findall(r"`(?:\w+/)*(\w+\.py)`", page))
+    assert modules <= named
+    assert named <= modules | tools
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_every_key_and_option_exists(page: str) -> None:
     for block, command in commands(page):
         if block.marker == "fails":
@@ -193,10 +217,17 @@ def write_files(page: str, folder: Path) -> None:
             (folder / block.file).write_text(block.text)
 
 
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder `data` of all pages, so that photographs are drawn once."""
+    return tmp_path_factory.mktemp("drawn")
+
+
 @pytest.fixture
-def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def stage(tmp_path: Path, drawn: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory of a page's commands, with a home folder of its own."""
     write_stage(tmp_path)
+    (tmp_path / "data").symlink_to(drawn)
     monkeypatch.chdir(tmp_path)
     for key, value in {"HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}.items():
         monkeypatch.setenv(key, value)
