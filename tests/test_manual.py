@@ -1,6 +1,6 @@
 """Every command and example of README and the manual is right, and runs on tiny data.
 
-- A block whose first line is `# PATH` is a file.
+- A block with a `title` is a file.
 - Of a block `bash` the lines of `resnet-lab` and `python -m resnet_lab.job` run, in the order of the page.
 - A block `python` is executed.
 
@@ -29,7 +29,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import resnet_lab
 from resnet_lab.config import check, compose_config
-from resnet_lab.keys import known_keys
+from resnet_lab.keys import all_keys, known_keys
 from resnet_lab.run_folder import RunFolder
 from resnet_lab.verbs import VERBS, job
 
@@ -43,10 +43,17 @@ PAGES = {
         if (name := str(file.relative_to(ROOT / "docs"))) not in GENERATED and not name.startswith("results/")
     },
 }
-BLOCK = re.compile(r"(?:<!-- test: (?P<marker>.+?) -->\n)?^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.S | re.M)
-FILE = re.compile(r"# (\w[\w./]*\.(?:py|yaml))\n")
+BLOCK = re.compile(
+    r'(?:<!-- test: (?P<marker>.+?) -->\n)?^```(?P<kind>\w*)(?: title="(?P<file>.+?)")?\n(?P<text>.*?)^```$',
+    re.S | re.M,
+)
 COMPOSED_ONLY = ("gpu", "cluster")
-OF_ALL = ["scale=smoke", "data.num_workers=0", "trainer.progress_bar=false"]
+OF_ALL = (
+    "scale=smoke",
+    "data.batch_size=2",  # as batch norm's running statistics need more than three steps
+    "data.num_workers=0",
+    "trainer.progress_bar=false",
+)
 SMALLER = {"scale=reduced": "scale=smoke", "scale=full": "scale=smoke"}
 WITHOUT_NETWORK = {"imagenet": "weights"}  # a folder with a file per depth, which the test writes
 GROUPS = ("data", "model", "loss", "optim", "schedule", "trainer")
@@ -67,12 +74,8 @@ class Block:
 
     marker: str
     kind: str
+    file: str
     text: str
-
-    @property
-    def file(self) -> str:
-        found = FILE.match(self.text)
-        return found[1] if found else ""
 
     @property
     def lines(self) -> list[str]:
@@ -103,7 +106,7 @@ def verb_of(name: str):
 @cache
 def blocks(page: str) -> list[Block]:
     found = BLOCK.finditer(PAGES[page].read_text("utf-8"))
-    return [Block(each["marker"] or "", each["kind"], each["text"]) for each in found]
+    return [Block(each["marker"] or "", each["kind"], each["file"] or "", each["text"]) for each in found]
 
 
 def command_of(line: str) -> Command | None:
@@ -166,6 +169,19 @@ def test_every_module_has_a_line_and_no_other() -> None:
     named = set(re.findall(r"`(?:\w+/)*(\w+\.py)`", page))
     assert modules <= named
     assert named <= modules | tools
+
+
+def test_the_reference_has_every_key_and_verb(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "tools"))
+    import reference
+
+    page = "\n\n".join(reference.keys())
+    assert set(re.findall(r"^### `(.+)`$", page, re.MULTILINE)) == {key.name for key in all_keys()}
+    assert re.search(
+        r"^### `data.image_size`\n\n.*pixels.*\n\n- values: .+\n- default:\n    - 224\n", page, re.MULTILINE
+    )
+    assert "root/&lt;split>" in page
+    assert re.findall(r"^## (.+)$", reference.verbs(), re.MULTILINE) == [*VERBS, "python -m resnet_lab.job"]
 
 
 @pytest.mark.parametrize("page", PAGES)

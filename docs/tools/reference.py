@@ -36,7 +36,7 @@ def keys() -> Iterator[str]:
 
 def plain(text: str) -> str:
     """A text without the meaning that Markdown gives its characters."""
-    return re.sub(r"([|<*_\[\]\\`])", r"\\\1", text)
+    return re.sub(r"([*_\[\]\\`])", r"\\\1", text).replace("<", "&lt;")
 
 
 def verbs() -> str:
