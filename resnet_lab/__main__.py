@@ -2,46 +2,67 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
+import textwrap
 
-from resnet_lab.command_line import begin
+from resnet_lab.command_line import run_command, show, version
+from resnet_lab.errors import UserError
+from resnet_lab.keys import WIDTH, as_text, matching
+from resnet_lab.verbs import TASKS, VERBS
 
-VERBS = {
-    "train": "[-m] key=value …            one run, or with -m a sweep, each job in its own process and folder",
-    "evaluate": "RUN_OR_CKPT [split=test] [key=value …]   score a trained model on a split or another data set",
-    "predict": "RUN_OR_CKPT IMAGE_OR_FOLDER [out=predictions.csv] [overwrite=true]   grade photographs without labels",
-    "prepare": "key=value … [processes=N]   crop and resize photographs once, and report on the data",
-    "status": "DIR …                       how far the jobs are: done, running, failed, missing",
-    "report": "DIR … [metric=NAME] [out=DIR] [figures=NAME,…] [--check]   what the runs of sweeps compare to",
+ABOUT = "Train, compare and trust residual networks on retinopathy photographs."
+OTHERS = {
+    "resnet-lab VERB --help": "arguments, options and examples of a verb",
+    "resnet-lab help KEY": "meaning, values and default of a key",
+    "resnet-lab --version": "the version",
+    "python -m resnet_lab.job RUN_DIR": "start or resume the job of a run folder",
+    "tensorboard --logdir runs": "watch trainings in the browser",
 }
-USAGE = "\n".join(
-    [
-        "usage: resnet-lab VERB …",
-        "",
-        *(f"  resnet-lab {verb} {text}" for verb, text in VERBS.items()),
-        "",
-        "  resnet-lab train --cfg job      print the configuration;   resnet-lab train --help   its groups",
-        "  python -m resnet_lab.job RUN    start or resume any run folder",
-        "  tensorboard --logdir runs       watch",
-    ]
-)
+
+
+def overview() -> str:
+    """The verbs, by task."""
+    lines = ["usage: resnet-lab VERB …", "", ABOUT]
+    for task, names in TASKS.items():
+        lines += ["", f"{task}:"]
+        for name in names:
+            first = VERBS[name]().about.partition(". ")[0].rstrip(".")
+            lines += textwrap.wrap(first, WIDTH, initial_indent=f"  {name:<10}", subsequent_indent=" " * 12)
+    return "\n".join([*lines, "", *(f"  {command:<34}{text}" for command, text in OTHERS.items())])
+
+
+def help_on(words: list[str]) -> str:
+    """The help of a verb, or the keys that the words stand for."""
+    if len(words) == 1 and words[0] in VERBS:
+        return VERBS[words[0]]().format_help()
+    return as_text(matching(words)) if words else overview()
+
+
+def command(words: list[str]) -> None:
+    """Replace this process by the verb's own, so that Hydra and DDP's children see a plain `python -m`.
+
+    Raises:
+        UserError: there is no such verb, or the verb does not understand its words.
+    """
+    verb, *others = words or ["help"]
+    if verb in ("-h", "--help", "help"):
+        show(help_on(others))
+    elif verb == "--version":
+        show(version())
+    elif verb in VERBS:
+        VERBS[verb]().read(others)  # what is wrong here shows before anything heavy is imported
+        os.execv(sys.executable, [sys.executable, "-m", f"resnet_lab.{verb}", *others])
+    else:
+        close = difflib.get_close_matches(verb, [*VERBS, "help", "--help", "--version"], n=1)
+        meant = f"did you mean {close[0]}?" if close else f"choose {', '.join(VERBS)}"
+        raise UserError(f"no verb {verb!r}; {meant} (see resnet-lab --help)")
 
 
 def main() -> int:
-    """Replace this process by the verb's own, so that Hydra and DDP's children see a plain `python -m`."""
-    begin()
-    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help", "help"):
-        print(USAGE)
-        return 0
-    verb, *arguments = sys.argv[1:]
-    if verb not in VERBS:
-        print(f"error: no verb {verb!r}; choose {', '.join(VERBS)} (resnet-lab --help)", file=sys.stderr)
-        return 2
-    if verb != "train" and {"-h", "--help"} & set(arguments):  # train's help is Hydra's
-        print(f"usage: resnet-lab {verb} {VERBS[verb]}")
-        return 0
-    return os.execv(sys.executable, [sys.executable, "-m", f"resnet_lab.{verb}", *arguments])
+    """Run the command; its exit code."""
+    return run_command(command)
 
 
 if __name__ == "__main__":

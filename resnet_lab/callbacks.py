@@ -112,8 +112,7 @@ class SamePixels(Callback):
 class AveragedWeights(EMAWeightAveraging):
     """The exponential moving average of weights and buffers, which is validated, selected and tested.
 
-    Args:
-        decay: of the average, at each step of the optimizer.
+    conf/callbacks/ema.yaml says what the argument means.
     """
 
     def __init__(self, decay: BelowOne) -> None:

@@ -1,48 +1,171 @@
-"""`key=value` command lines for the verbs that need no Hydra."""
+"""The command line of a verb, declared once for reading and for help; what every command makes up for and prints."""
 
 from __future__ import annotations
 
+import argparse
+import difflib
 import io
 import logging
 import os
+import re
 import sys
 import tempfile
+import textwrap
 from collections.abc import Callable, Sequence
 from copy import copy
 from pathlib import Path
+from typing import Any, NoReturn
 
 from resnet_lab.errors import UserError, on_one_line, one_line_of, printable
+from resnet_lab.keys import WIDTH, known_keys
 
 
-def split_arguments(
-    arguments: Sequence[str], positional: Sequence[str], options: dict[str, str], usage: str
-) -> tuple[list[str], dict[str, str], list[str]]:
-    """Sort a command line into positional arguments, options and the remaining `key=value` overrides.
+def stop_printing() -> None:
+    """Nobody reads the output any more, as after `| head`, and Python need not report it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def show(text: str) -> None:
+    """Print a text, as far as somebody reads it."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        stop_printing()
+
+
+def version() -> str:
+    """`resnet-lab 0.1.0`."""
+    from importlib import metadata  # which takes 20 ms
+
+    return f"resnet-lab {metadata.version('resnet-lab')}"
+
+
+class Show(argparse.Action):
+    """An option that prints a text and ends the command.
 
     Args:
-        arguments: words of the command line.
-        positional: names of the positional arguments, which come as words without `=` or before any override.
-        options: the verb's own keys with their defaults.
-        usage: the command, for errors.
-
-    Raises:
-        UserError: the number of positional arguments is wrong.
+        text: values of the option → text.
+        keywords: as every action of argparse takes them.
     """
-    words = list(arguments[: len(positional)])
-    rest = arguments[len(positional) :]
-    if len(words) < len(positional) or not all("=" in item for item in rest) or any(w.startswith("-") for w in words):
-        keys = " ".join(f"[{key}={value}]" for key, value in options.items())
-        raise UserError(f"usage: {usage} {' '.join(positional)} {keys} [key=value …]")
-    given = dict(item.split("=", 1) for item in rest)
-    chosen = {key: given.pop(key, default) for key, default in options.items()}
-    return words, chosen, [f"{key}={value}" for key, value in given.items()]
+
+    def __init__(self, text: Callable[[list[str]], str], **keywords: Any) -> None:
+        super().__init__(**keywords)
+        self.text = text
+
+    def __call__(self, parser: argparse.ArgumentParser, _: object, values: Any, option: str | None = None) -> None:
+        show(self.text(values))
+        parser.exit()
 
 
-def switched_on(key: str, value: str) -> bool:
-    """An option that is `true` or `false`."""
-    if value not in ("true", "false"):
-        raise UserError(f"{key}={value}: choose true or false")
-    return value == "true"
+class _Format(argparse.RawDescriptionHelpFormatter):
+    """80 columns; an option whose metavar begins with `=` is shown as it is typed."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=22, width=WIDTH)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        shape = str(action.metavar)
+        return f"{action.dest}{shape}" if shape.startswith("=") else super()._format_action_invocation(action)
+
+
+class Verb(argparse.ArgumentParser):
+    """The one declaration of a verb: it reads the command line, and writes the help.
+
+    Args:
+        prog: what users type for it.
+        about: what it does.
+        writes: lines on what it writes, and where.
+        examples: command lines.
+        more: further sections of the help, as a text.
+    """
+
+    def __init__(
+        self, prog: str, about: str, writes: Sequence[str], examples: Sequence[str], more: Callable[[], str] = str
+    ) -> None:
+        described = textwrap.fill(about, WIDTH)
+        super().__init__(prog, prog, described, formatter_class=_Format, add_help=False, allow_abbrev=False)
+        self.about, self.writes, self.examples, self.more = about, writes, examples, more
+        self.shape = list[str]()  # the words of the usage
+        self.known = dict[str, str]()  # option with its dashes → how users type it
+        self.arguments, self.options = self.add_argument_group("arguments"), self.add_argument_group("options")
+        self.flag("-h", "--help", action=Show, nargs=0, text=lambda _: self.format_help(), help="show this help")
+        self.flag("--version", action=Show, nargs=0, text=lambda _: version(), help="show the version")
+        self.shape.clear()
+
+    def argument(self, name: str, text: str, several: bool = False) -> None:
+        """A word in a place of its own."""
+        self.shape.append(f"{name} …" if several else name)
+        self.arguments.add_argument(name, nargs="+" if several else None, help=text)
+
+    def takes_keys(self, text: str) -> None:
+        """Any other `KEY=VALUE` is one of `overrides`, of the configuration."""
+        self.shape.append("[KEY=VALUE …]")
+        self.arguments.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=text)
+
+    def option(self, key: str, shape: str, text: str, default: Any = None, **keywords: Any) -> None:
+        """An option that is typed as `key=SHAPE` (or `--key SHAPE`)."""
+        shown = f" (default: {'false' if default is False else default})" if default not in (None, []) else ""
+        self.options.add_argument(f"--{key}", metavar=f"={shape}", help=f"{text}{shown}", default=default, **keywords)
+        self.known[f"--{key}"] = f"{key}={shape}"
+        self.shape.append(f"[{key}={shape}]")
+
+    def flag(self, *names: str, **keywords: Any) -> None:
+        """An option that is typed with dashes; one without a text is no part of the help."""
+        shape = [keywords["metavar"]] if "metavar" in keywords else []
+        self.options.add_argument(*names, **{"help": argparse.SUPPRESS} | keywords)
+        self.known |= {name: name for name in names}
+        self.shape += [f"[{' '.join((names[0], *shape))}]"] if "help" in keywords else []
+
+    def format_help(self) -> str:
+        """Usage, arguments, options, what is written, and examples."""
+        words = " ".join(word.replace(" ", "\xa0") for word in self.shape)  # each stays on one line
+        indent = " " * len(f"usage: {self.prog} ")
+        lines = textwrap.wrap(words, WIDTH - len(indent), break_on_hyphens=False)
+        self.usage = f"{self.prog} {f'{chr(10)}{indent}'.join(lines)}".replace("\xa0", " ")
+        sections = [self.more(), "what is written:", *self.writes, "", "examples:", *self.examples]
+        self.epilog = "\n".join(sections)
+        return super().format_help().rstrip()
+
+    def read(self, words: Sequence[str]) -> argparse.Namespace:
+        """The values of a command line.
+
+        Raises:
+            UserError: a word is not understood or given twice, or one is missing.
+            SystemExit: with code 0, after an option that shows something.
+        """
+        typed = [f"--{word}" if "=" in word and f"--{word.partition('=')[0]}" in self.known else word for word in words]
+        for word in typed:
+            self._refuse_slips(word)
+        keys = [word.partition("=")[0] for word in typed if word.startswith("--") and "=" in word]
+        if twice := [key for key in keys if keys.count(key) > 1 and key != "--trust"]:
+            self.error(f"{twice[0][2:]}= is given twice")
+        given = self.parse_intermixed_args(typed)
+        for word in given.overrides if "overrides" in given else ():
+            if "=" not in word and not word.startswith("~"):
+                self.error(f"{word}: it has to be KEY=VALUE")
+        return given
+
+    def _refuse_slips(self, word: str) -> None:
+        """Stop at an option that does not exist, or at `KEY=VALUE` where KEY is none, but nearly one."""
+        key, equals, _ = word.partition("=")
+        if key in self.known:
+            return
+        meant = self._meant(key)
+        nearly = equals and meant and key.isidentifier() and key not in known_keys() and not Path(word).exists()
+        if word.startswith("-") or nearly:
+            self.error(f"{word}: there is no such option{meant}")
+
+    def _meant(self, word: str) -> str:
+        """`; did you mean …?` if an option has a similar name."""
+        names = {option.lstrip("-"): shown for option, shown in self.known.items()}
+        close = difflib.get_close_matches(word.partition("=")[0].lstrip("-"), names, n=1)
+        return f"; did you mean {names[close[0]]}?" if close else ""
+
+    def error(self, message: str) -> NoReturn:
+        """End the command: what argparse finds wrong is a user's error like any other."""
+        text = message.replace("the following arguments are required:", "missing")
+        text = re.sub(r"^argument \S+ (?=\S*[=:])", "", text)
+        raise UserError(f"{text} (see {self.prog} --help)")
 
 
 class PrintableFormatter(logging.Formatter):
@@ -84,8 +207,8 @@ def run_command(command: Callable[[list[str]], None]) -> int:
     begin()
     try:
         command(sys.argv[1:])
-    except BrokenPipeError:  # `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python says it again at its end
+    except BrokenPipeError:
+        stop_printing()
         return 0
     except (UserError, OSError) as error:
         print(f"error: {one_line_of(error)}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The top-level schema, the check of every `_target_` against its signature (without importing it), and the call."""
+"""The check of a configuration, of every `_target_` against its signature (without importing it), and the call."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
-from enum import Enum
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Any, get_type_hints
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -21,146 +20,27 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from resnet_lab.compatibility import RENAMED
 from resnet_lab.data.settings import refuse_contradictions
 from resnet_lab.errors import NO_ROOM, UserError, count, reason_of
+from resnet_lab.keys import known_keys, no_such_key, suggestion
 from resnet_lab.run_folder import BOOKKEEPING, flat
+from resnet_lab.schema import CHOSEN, FIGURES, FOR_OTHERS, MISSING, OF_JOB, PROVIDED, Config, TrainerConfig, conf_dir
 from resnet_lab.signatures import REQUIRED, Arguments, arguments_of, hints_of, is_ours, signature
 from resnet_lab.trust import WELL_KNOWN, refuse_foreign, trust_words
-from resnet_lab.values import Count, FromOne, Positive, Seed, Text, Within, conform
-
-
-class OnFailed(Enum):
-    """What becomes of a job that failed."""
-
-    retry = "retry"
-    skip = "skip"
-    stop = "stop"
-
-
-class OnCorrupt(Enum):
-    """What a job goes on from whose last.ckpt is damaged."""
-
-    best = "best"
-    start = "start"
-
-
-def _key(hint: Any) -> Any:
-    """A mandatory key whose values have to be as the hint says."""
-    return field(default=MISSING, metadata={"hint": hint})
-
-
-Batches = FromOne | Annotated[float, Within(0, 1, without_least=True)] | None  # a number, a share, or all
-Compiled = bool | Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
-
-
-@dataclass
-class TrainerConfig:
-    """The keys of conf/trainer; their meaning stands there."""
-
-    accelerator: str = _key(Literal["auto", "cpu", "gpu", "cuda", "mps"])
-    devices: Any = _key(Literal["auto"] | Annotated[int, Within(1, 128)] | list[Count])  # noqa: RUF009 - it is field()
-    num_nodes: int = _key(FromOne)
-    # those that fork or spawn leave their results in the child; FSDP shards what checkpoints need in one piece
-    strategy: str = _key(Literal["auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false"])
-    # images become float32 on the device, so weights of another type cannot read them
-    precision: str = _key(Literal["auto", "32-true", "32", "16-mixed", "bf16-mixed"])
-    channels_last: Any = _key(bool | Literal["auto"])  # noqa: RUF009
-    max_epochs: int = _key(Count)
-    early_stopping: int | None = _key(FromOne | None)
-    gradient_clip_val: float | None = _key(Positive | None)
-    accumulate_grad_batches: int = _key(FromOne)
-    limit_train_batches: Any = _key(Batches)  # noqa: RUF009
-    limit_val_batches: Any = _key(Batches)  # noqa: RUF009
-    compile: Any = _key(Compiled)  # noqa: RUF009
-    checkpoint_minutes: float | None = _key(Positive | None)
-    sync_batchnorm: bool = _key(bool)
-    deterministic: bool = _key(bool)
-    progress_bar: bool = _key(bool)
-    log_every_n_steps: int = _key(FromOne)
-    profiler: str | None = _key(Literal["simple", "advanced", "pytorch"] | None)
-
-
-@dataclass
-class Config:
-    """The top level of the configuration; what a group holds is checked against its `_target_`."""
-
-    name: str = _key(Text)
-    seed: int = _key(Seed)
-    monitor: str = _key(Text)
-    follow_test: bool = _key(bool)
-    follow_layers: bool = _key(bool)
-    figures: list[str] = _key(list[str])  # noqa: RUF009 - it is field()
-    sweep_dir: str = _key(Text)
-    start: bool = _key(bool)
-    on_failed: OnFailed = MISSING
-    on_corrupt: OnCorrupt = MISSING
-    keep_last: bool = _key(bool)
-    data: Any = MISSING
-    model: Any = MISSING
-    loss: Any = MISSING
-    optim: Any = MISSING
-    schedule: Any = MISSING
-    trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    callbacks: Any = MISSING
-
+from resnet_lab.values import conform
 
 ABSENT = "absent"
-# what other programs call a key of ours
-SYNONYMS = {
-    **dict.fromkeys(("learning_rate", "base_lr", "init_lr"), "optim.lr"),
-    **dict.fromkeys(("epochs", "num_epochs", "n_epochs"), "trainer.max_epochs"),
-    **dict.fromkeys(("wd", "l2"), "optim.weight_decay"),
-    **dict.fromkeys(("bs", "batchsize"), "data.batch_size"),
-    **dict.fromkeys(("img_size", "input_size", "resolution"), "data.image_size"),
-    **dict.fromkeys(("workers", "n_workers"), "data.num_workers"),
-    **dict.fromkeys(("gpus", "num_gpus"), "trainer.devices"),
-    **dict.fromkeys(("arch", "network", "backbone"), "model"),
-    **dict.fromkeys(("scheduler", "lr_scheduler", "sched"), "schedule"),
-    **dict.fromkeys(("criterion", "objective"), "loss"),
-    **dict.fromkeys(("dataset", "datamodule"), "data"),
-    **dict.fromkeys(("opt", "optimiser", "optimizer"), "optim"),
-    "amp": "trainer.precision",
-}
-
-# arguments that the job adds to those in the configuration, where they are taken
-PROVIDED = {
-    "data": set(),
-    "model": {"num_classes"},
-    "loss": {"class_counts", "num_classes", "reduction"},
-    "optim": {"params"},
-    "schedule": {"optimizer", "steps_per_epoch", "max_epochs", "epochs", "total_steps"},
-}
-# keys that the job reads itself where a part from outside does not take them
-FOR_OTHERS = {"model": {"pretrained"}, "schedule": {"interval", "monitor"}}
-# keys that the job itself reads in a group, whatever its `_target_` is
-OF_JOB: dict[str, dict[str, Any]] = {
-    "model": {"freeze": Text | list[Text] | None, "unfreeze_at_epoch": FromOne | None},
-    "optim": {"backbone_lr_factor": Positive},
-}
 PHOTOGRAPHS = "resnet_lab.data.photographs.Photographs"  # what `predict` puts in the place of the data
-FIGURES = (  # the pictures of resnet_lab/report/figures.py, which is not imported here
-    *("accuracy", "loss", "train_loss", "error", "error_by_depth", "scores", "confusion_matrices", "recall", "gap"),
-    *("class_counts", "class_scores", "score_bands", "layers", "roc", "precision_recall", "reliability", "cost"),
-)
 PARTIAL = ("optim", "schedule")  # the groups that are called with more arguments later
-CHOSEN = (*PROVIDED, "trainer", "callbacks", "experiment", "scale")  # the groups that conf/config.yaml chooses from
 
 
 def register() -> None:
     """Make the schema and the name of a sweep's job known to Hydra."""
     ConfigStore.instance().store(name="schema", node=Config)
     OmegaConf.register_new_resolver("job_name", job_name, replace=True)
-
-
-def conf_dir() -> Path:
-    """The folder of the YAML files: beside the package in a checkout, inside it in an installed wheel."""
-    package = Path(__file__).resolve().parent
-    inside = package / "conf"
-    return inside if inside.is_dir() else package.parent / "conf"
 
 
 def compose_config(overrides: Sequence[str]) -> DictConfig:
@@ -192,7 +72,7 @@ def one_line(error: Exception) -> str:
     lines = [line.strip(" .\t") for line in f"{text}\n{error.__cause__ or ''}".splitlines()]
     noise = ("full_key:", "object_type=", "reference_type=", "To append")
     kept = [line for line in lines if line and not line.startswith(noise)]
-    return "; ".join([*kept, "resnet-lab train --cfg job shows all keys"])
+    return "; ".join([*kept, "resnet-lab train --keys lists all keys"])
 
 
 def job_name(overrides: str, sweep_dir: str | None = None) -> str:
@@ -396,38 +276,6 @@ def _check_hydra(key: str) -> None:
             close = difflib.get_close_matches(name, hints, n=1)
             raise UserError(f"{key}: Hydra has no such key" + (f"; did you mean {close[0]}?" if close else ""))
         known = hints[name]
-
-
-def no_such_key(key: str) -> str:
-    """The message for a key of the configuration that does not exist."""
-    meant = suggestion(key, known_keys()) or "resnet-lab train --cfg job shows all keys"
-    return f"{key}: there is no such key; {meant}"
-
-
-def suggestion(key: str, known: Collection[str]) -> str:
-    """What a key that does not exist may have meant, of the dotted keys in `known`; empty where nothing is close."""
-    if key in RENAMED:
-        return f"it is now {', '.join(RENAMED[key])}"
-    if key.rpartition(".")[2] == "fast_dev_run":
-        return "scale=smoke runs every part of a job in seconds"
-    group, _, own = key.rpartition(".")
-    if own in SYNONYMS:
-        return f"did you mean {SYNONYMS[own]}?"
-    close = difflib.get_close_matches(own, {name.rpartition(".")[2] for name in known}, n=1, cutoff=0.7)
-    meant = [name for name in known if name.rpartition(".")[2] in close]
-    # of equal names in several groups, that of the same group
-    return f"did you mean {min(meant, key=lambda name: (name.rpartition('.')[0] != group, name))}?" if meant else ""
-
-
-def known_keys() -> set[str]:
-    """The dotted keys of the schema and of the files in conf/."""
-    keys = {each.name for each in fields(Config)} | {f"trainer.{each.name}" for each in fields(TrainerConfig)}
-    for group in PROVIDED:
-        keys |= {f"{group}.{name}" for name in OF_JOB.get(group, ())}
-        for file in (conf_dir() / group).glob("*.yaml"):
-            names = yaml.safe_load(file.read_text(encoding="utf-8"))
-            keys |= {f"{group}.{name}" for name in names if name not in ("defaults", "_target_", "_partial_")}
-    return keys
 
 
 def _arguments(group: str, target: str) -> Arguments:

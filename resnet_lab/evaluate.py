@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from resnet_lab.build import build_datamodule, build_trainer, rank, set_up_logging
-from resnet_lab.command_line import run_command, split_arguments, switched_on
+from resnet_lab.command_line import run_command
 from resnet_lab.config import check, compose_config, job_name, one_line
 from resnet_lab.data.check import HASH_DIGITS
 from resnet_lab.data.datamodule import DataModule
@@ -28,7 +28,8 @@ from resnet_lab.origin import TRAIN_IMAGES
 from resnet_lab.outputs import refuse_undefined, score_table, write_split
 from resnet_lab.run_folder import RunFolder
 from resnet_lab.trained import Trained, load
-from resnet_lab.trust import trust, without_trust
+from resnet_lab.trust import trust
+from resnet_lab.verbs import VERBS
 
 log = logging.getLogger("resnet_lab")
 
@@ -187,17 +188,14 @@ def chosen_folder(out: str, split: str, overwrite: bool) -> RunFolder:
 
 def command(arguments: list[str]) -> None:
     """Evaluate, write the files of the split, and show the scores beside the majority baseline."""
-    arguments, trusted = without_trust(arguments)
-    trust(trusted)
-    (source,), options, overrides = split_arguments(
-        arguments, ["RUN_OR_CKPT"], {"split": "test", "out": "", "overwrite": "false"}, "resnet-lab evaluate"
-    )
+    given = VERBS["evaluate"]().read(arguments)
+    trust(given.trust)
     set_up_logging()
-    split, out, overwrite = options["split"], options["out"], switched_on("overwrite", options["overwrite"])
-    model = load(source)
-    config = override(model.origin, overrides)
-    inputs = (model.file, split, overrides, config["data"]["root"])
-    run = chosen_folder(out, split, overwrite) if out else own_folder(*inputs)
+    split, out = given.split, given.out
+    model = load(given.RUN_OR_CKPT)
+    config = override(model.origin, given.overrides)
+    inputs = (model.file, split, given.overrides, config["data"]["root"])
+    run = chosen_folder(out, split, given.overwrite) if out else own_folder(*inputs)
     if not out and run.path.is_symlink():
         raise UserError(f"{run.path} is a link; remove it, or name a folder with out=")
     refuse_unwritable(run.path)

@@ -10,22 +10,22 @@ from resnet_lab.errors import UserError, one_line_of
 from resnet_lab.processes import BUSY, GRACE, Stopped, stop_on_signals, stop_with_parent
 from resnet_lab.ranks import repeat_failure, stop_with_ranks
 from resnet_lab.run_folder import PATIENCE, Busy, RunFolder
-from resnet_lab.trust import trust, without_trust
+from resnet_lab.trust import trust
+from resnet_lab.verbs import job
 
 
 def main() -> int:
     """Take the run folder's lock, run its job, and leave a status that says what became of it."""
     begin()
-    words, trusted = without_trust(sys.argv[1:])
-    if len(words) not in (1, 2) or not all(word.isdecimal() for word in words[1:]):
-        print("usage: python -m resnet_lab.job RUN_DIR [trust=PACKAGE]", file=sys.stderr)
+    try:
+        given = job().read(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {one_line_of(error)}", file=sys.stderr)
         return 2
-    # a launcher tells how often the job had begun when it decided to start it
-    seen = int(words[1]) if len(words) == 2 else None
-    run = RunFolder(Path(words[0]).resolve())
+    run = RunFolder(Path(given.RUN_DIR).resolve())
     stop_on_signals()
     try:
-        trust(trusted)
+        trust(given.trust)
         run.read_config()
         try:
             from resnet_lab.build import rank, set_up_logging
@@ -41,7 +41,8 @@ def main() -> int:
                 repeat_failure(run)
             return code
         with run.lock(PATIENCE):
-            if seen is not None and seen != run.read_status().get("starts", 0):
+            # a launcher tells how often the job had begun when it decided to start it
+            if given.starts is not None and given.starts != run.read_status().get("starts", 0):
                 raise Busy(f"{run.path} was begun by another process meanwhile, and is left to it")
             return guarded(run)
     except Stopped as stopped:

@@ -43,7 +43,7 @@ def run_in(
     check(config)
     _refuse_mixture(run, sweep)
     create_run(run, config, overrides)
-    if config.start and _may_start(run, config.on_failed.value, sweep):
+    if config.start and _may_start(run, config.on_failed, sweep):
         start(run, trusted)
 
 

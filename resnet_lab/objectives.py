@@ -126,13 +126,9 @@ def cross_entropy(
     class_weights: Literal["none", "balanced"] | list[NotNegative],
     class_counts: Sequence[int],
 ) -> Softmax:
-    """Softmax cross-entropy.
+    """Softmax cross-entropy; conf/loss/cross_entropy.yaml says what the arguments mean.
 
     Args:
-        label_smoothing: share of the target that all classes divide among themselves.
-        class_weights: `none`, `balanced` (N / (K n_k), as scikit-learn's: 1 on average over the training images), or K
-            numbers. The mean is not divided by the weights of the batch, as torch's is, so that it depends on neither
-            batch nor rank.
         class_counts: training images of each class, n_k.
 
     Raises:

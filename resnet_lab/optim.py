@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules: strict constructors over torch's own."""
+"""Optimizers and schedules: strict constructors over torch's; conf/optim and conf/schedule describe their keys."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from resnet_lab.build import build_datamodule, build_trainer, set_up_logging
-from resnet_lab.command_line import run_command, split_arguments, switched_on
+from resnet_lab.command_line import run_command
 from resnet_lab.errors import UserError, count
 from resnet_lab.evaluate import SEEING, count_training_images, override
 from resnet_lab.files import refuse_unwritable
@@ -16,7 +16,8 @@ from resnet_lab.module import Classifier
 from resnet_lab.outputs import refuse_undefined, write_predictions
 from resnet_lab.run_folder import RunFolder
 from resnet_lab.trained import load, photographs
-from resnet_lab.trust import trust, without_trust
+from resnet_lab.trust import trust
+from resnet_lab.verbs import VERBS
 
 log = logging.getLogger("resnet_lab")
 
@@ -37,29 +38,23 @@ def refuse_inside_run(out: Path) -> None:
 
 def command(arguments: list[str]) -> None:
     """Write `image,patient,prediction,p_0…` for one image, or for every image below a folder."""
-    arguments, trusted = without_trust(arguments)
-    trust(trusted)
-    (source, root), options, overrides = split_arguments(
-        arguments,
-        ["RUN_OR_CKPT", "IMAGE_OR_FOLDER"],
-        {"out": "predictions.csv", "overwrite": "false"},
-        "resnet-lab predict",
-    )
+    given = VERBS["predict"]().read(arguments)
+    trust(given.trust)
     set_up_logging()
-    out, overwrite = Path(options["out"]).expanduser(), switched_on("overwrite", options["overwrite"])
+    out = Path(given.out).expanduser()
     if out.exists() and not out.is_file():
         raise UserError(f"out={out} is a folder or no regular file; name a CSV file")
     refuse_inside_run(out)
-    if out.exists() and not overwrite:
+    if out.exists() and not given.overwrite:
         raise UserError(f"out={out} exists; name another file, or set overwrite=true")
-    for item in overrides:
+    for item in given.overrides:
         group, _, key = item.partition("=")[0].partition(".")
         if group == "data" and key not in TAKEN:
             raise UserError(f"{item}: predict takes RUN_OR_CKPT and IMAGE_OR_FOLDER, and no other data; leave it out")
     refuse_unwritable(out.parent)
-    model = load(source)
+    model = load(given.RUN_OR_CKPT)
     names = model.origin["class_names"]
-    config = photographs(override(model.origin, overrides), root, names)
+    config = photographs(override(model.origin, given.overrides), given.IMAGE_OR_FOLDER, names)
     datamodule = build_datamodule(config, (model.origin["mean"], model.origin["std"]))
     rows, module = datamodule.rows("test"), Classifier.of(model)
     count_training_images(model, rows)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from resnet_lab.command_line import log_to, run_command, split_arguments
+from resnet_lab.command_line import log_to, run_command
 from resnet_lab.config import build, check, compose_config, words_of_trust
 from resnet_lab.data.check import digest_of
 from resnet_lab.data.duplicates import SIDE, VERSION, find_duplicates, near_pairs, thumbnail
@@ -27,6 +27,7 @@ from resnet_lab.data_report import DataSummary, write_data_report
 from resnet_lab.errors import UserError, count
 from resnet_lab.files import write_atomically
 from resnet_lab.trust import trust
+from resnet_lab.verbs import VERBS
 
 log = logging.getLogger("resnet_lab")
 
@@ -97,24 +98,21 @@ def thumbnails(files: list[str]) -> np.ndarray:
 
 def command(arguments: list[str]) -> None:
     """Prepare what the data set of the configuration lists, and report on it; what is wrong there stops nothing."""
-    options = {"processes": str(os.cpu_count()), "out": ""}
-    _, options, overrides = split_arguments(arguments, [], options, "resnet-lab prepare")
+    given = VERBS["prepare"]().read(arguments)
     log_to([logging.StreamHandler(sys.stdout)])
-    if not options["processes"].isdigit() or int(options["processes"]) < 1:
-        raise UserError(f"processes={options['processes']}: give a number from 1")
-    config = compose_config(overrides)
+    config = compose_config(given.overrides)
     check(config)
     trust(words_of_trust(config))  # the command itself names them
     data: ImageData = build("data", config["data"])
     rows, target = data.listed(), data.prepared_set
     if not rows["path"].map(os.path.exists).any():
         raise UserError(f"data={data.name} has no image files; there is nothing to prepare")
-    index = prepare(target, list(rows["path"]), int(options["processes"]))
+    index = prepare(target, list(rows["path"]), given.processes)
     facts, problem = facts_of(data, target, rows, index)
     good = facts[facts["defect"] == ""]
     duplicates = find_duplicates(good, stored_near_pairs(target, good))
     log.info("writing the report")
-    out = Path(options["out"] or target.folder / "report")
+    out = Path(given.out or target.folder / "report")
     assert data.class_names is not None
     summary = DataSummary(
         name=data.name,

@@ -12,6 +12,8 @@ import jinja2
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
+FEW_NAMES = 3  # that a finding lists; the page folds the others away
+
 
 class Finding(NamedTuple):
     """One thing to know before believing a page: a fault, or else a limit to what can be concluded."""
@@ -19,6 +21,13 @@ class Finding(NamedTuple):
     kind: str
     text: str
     is_fault: bool = True
+    names: tuple[str, ...] = ()  # of groups or runs that it is about, where these are listed after the text
+
+    def __str__(self) -> str:
+        """The text, and the first few names."""
+        more = len(self.names) - FEW_NAMES
+        listed = "; ".join(self.names[:FEW_NAMES]) + (f"; and {more} more" if more > 0 else "")
+        return f"{self.text}: {listed}" if self.names else self.text
 
 
 def png(figure: Figure) -> bytes:

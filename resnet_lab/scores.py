@@ -81,6 +81,7 @@ class Score:
 
     Attributes:
         title: heading of its column.
+        meaning: what it is, in one sentence for the glossary.
         from_sums: sums (…,) or (…, K) → scores (…,).
         from_predictions: predictions on N images → score.
         torchmetric: class of torchmetrics.classification, or of `resnet_lab.metrics`, that a job computes it with;
@@ -104,6 +105,7 @@ class Score:
     """
 
     title: str
+    meaning: str = ""
     from_sums: Callable[[Sums], Floats] | None = None
     from_predictions: Callable[[Predictions], float] | None = None
     torchmetric: str = ""
@@ -308,6 +310,7 @@ def _averages(name: str, title: str, by_class: Callable[[Sums], Floats], torchme
 SCORES: dict[str, Score] = {
     "qwk": Score(
         title="QWK",
+        meaning="Quadratic weighted kappa: agreement beyond chance; far errors cost more (1: all right, 0: chance).",
         from_sums=_kappa,
         from_predictions=lambda predictions: statistics.quadratic_weighted_kappa(
             predictions.targets, predictions.classes
@@ -323,6 +326,7 @@ SCORES: dict[str, Score] = {
     ),
     "accuracy": Score(
         title="accuracy %",
+        meaning="The share of images whose predicted class is right.",
         from_sums=lambda sums: sums.hits / sums.images,
         from_predictions=lambda predictions: statistics.accuracy(predictions.targets, predictions.classes),
         torchmetric="MulticlassAccuracy",
@@ -334,6 +338,7 @@ SCORES: dict[str, Score] = {
     ),
     "balanced_accuracy": Score(
         title="balanced acc. %",
+        meaning="The mean over the classes of their recall; rare classes count as much as frequent ones.",
         from_sums=lambda sums: mean(sums.found / sums.true),
         from_predictions=lambda predictions: statistics.balanced_accuracy(predictions.targets, predictions.classes),
         torchmetric="BalancedAccuracy",
@@ -346,6 +351,7 @@ SCORES: dict[str, Score] = {
     ),
     "auroc": Score(
         title="AUROC",
+        meaning="Area under the ROC curve, the mean over the classes against the rest (1: perfect, 0.5: guessing).",
         # exact on the whole test set; in a resample the first-order expansion in the weights (DeLong et al. 1988)
         from_sums=lambda sums: mean(sums.above / sums.true + sums.below / (sums.images[..., None] - sums.true)),
         from_predictions=lambda predictions: statistics.auroc(predictions.targets, predictions.probabilities),
@@ -363,12 +369,21 @@ SCORES: dict[str, Score] = {
     **_averages("recall", "recall", _recall, "MulticlassRecall"),
     "specificity_macro": Score(
         title="specificity, macro",
+        meaning="The mean over the classes of the share of other images that are not predicted as the class.",
         from_sums=lambda sums: mean(_specificity(sums)),
         error=_of_other_classes,
     ),
-    "matthews": Score(title="Matthews corr.", from_sums=_matthews, lower=-1.0, two_classes=True, pseudo=1.3),
+    "matthews": Score(
+        title="Matthews corr.",
+        meaning="The correlation of true and predicted classes (1: all right, 0: chance).",
+        from_sums=_matthews,
+        lower=-1.0,
+        two_classes=True,
+        pseudo=1.3,
+    ),
     "referable_auroc": Score(
         title="AUROC, referable",
+        meaning="Area under the ROC curve of the referable grades against the others.",
         from_sums=_referable_area,
         from_predictions=lambda predictions: statistics.referable_auroc(predictions.targets, predictions.probabilities),
         stored=False,

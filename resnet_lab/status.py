@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from resnet_lab.command_line import run_command
 from resnet_lab.errors import UserError, count, printable
 from resnet_lab.run_folder import UNTRAINED, RunFolder, closed_folders, find_runs, jobs_file, list_jobs
+from resnet_lab.verbs import VERBS
 
-USAGE = "usage: resnet-lab status DIR …"
 STATES = ("done", "running", "interrupted", "failed", "created", "missing", "unreadable")
 
 
@@ -102,10 +102,8 @@ def table(jobs: Sequence[JobState]) -> str:
 
 def command(arguments: Sequence[str]) -> None:
     """Show the states of all jobs below the folders."""
-    if not arguments or any(argument.startswith("-") for argument in arguments):
-        raise UserError(USAGE)
-    for argument in arguments:
-        print(printable(table(states_of(Path(argument)))))
+    for folder in VERBS["status"]().read(arguments).DIR:
+        print(printable(table(states_of(Path(folder)))))
 
 
 if __name__ == "__main__":

@@ -17,14 +17,14 @@ from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from resnet_lab.config import PROVIDED, check, conf_dir, job_name, one_line, words_of_trust
+from resnet_lab.config import check, job_name, one_line, words_of_trust
 from resnet_lab.continuation import EPOCHS, epochs_by_job, goes_on_to
 from resnet_lab.errors import UserError
 from resnet_lab.run_folder import RunFolder, list_jobs
+from resnet_lab.schema import PROVIDED, conf_dir
 from resnet_lab.signatures import is_ours
 from resnet_lab.trust import OPTION
-
-NOT_RUN = ("-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info", "-v", "--version")
+from resnet_lab.verbs import VERBS
 
 
 def preflight(arguments: Sequence[str]) -> bool:
@@ -102,14 +102,10 @@ def _refuse_nameless(overrides: Sequence[Override], hydra: DictConfig) -> None:
 
 def _read(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str], list[str]]:
     """Options (`prints`: whether nothing is to run), overrides, and the override for `--config-dir`."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("overrides", nargs="*")
-    parser.add_argument("-m", "--multirun", action="store_true")
-    parser.add_argument("-cd", "--config-dir")
-    known, others = parser.parse_known_args(list(arguments))
-    known.prints = any(flag.partition("=")[0] in NOT_RUN for flag in others)
-    searchpath = [f"hydra.searchpath=[file://{known.config_dir}]"] if known.config_dir else []
-    return known, known.overrides, searchpath
+    given = VERBS["train"]().read(arguments)
+    given.prints = bool(given.cfg or given.info or given.hydra_help)
+    searchpath = [f"hydra.searchpath=[file://{given.config_dir}]"] if given.config_dir else []
+    return given, given.overrides, searchpath
 
 
 def _grid(overrides: Sequence[Override], params: Mapping[str, Any], seeds: bool = False) -> list[tuple[str, ...]]:

@@ -20,13 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from resnet_lab.command_line import begin
-from resnet_lab.config import (
-    check_overrides,
-    conf_dir,
-    one_line,
-    register,
-    words_of_trust,
-)
+from resnet_lab.config import check_overrides, one_line, register, words_of_trust
 from resnet_lab.errors import UserError, one_line_of
 from resnet_lab.launch import JobFailed, run_in
 from resnet_lab.processes import (
@@ -36,8 +30,10 @@ from resnet_lab.processes import (
     this_is_the_command,
 )
 from resnet_lab.run_folder import Busy, RunFolder
+from resnet_lab.schema import conf_dir
 from resnet_lab.sweep import preflight
 from resnet_lab.trust import trust, without_trust
+from resnet_lab.verbs import VERBS
 
 LAUNCHERS = ("joblib", "submitit")  # packages whose errors mean that a worker died
 FAILED: list[RunFolder] = []  # the single run of this process, where it failed
@@ -108,6 +104,11 @@ def main() -> int:
     over instead.
     """
     begin()
+    try:
+        VERBS["train"]().read(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {one_line_of(error)}", file=sys.stderr)
+        return 2
     os.environ["HYDRA_FULL_ERROR"] = "1"
     stop_on_signals()
     this_is_the_command()

@@ -7,6 +7,7 @@ import math
 import signal
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from resnet_lab.build import build_module, build_profiler, build_trainer, compil
 from resnet_lab.callbacks import Ending, FiniteLoss, Observer, ResumableEarlyStopping, SamePixels, StepSeed
 from resnet_lab.checkpoints import EpochRows, LastCheckpoint, RunCheckpoint, fits, put_objective, resume_point
 from resnet_lab.config import (
-    Config,
     build,
     check,
     refuse_foreign_callbacks,
@@ -47,6 +47,7 @@ from resnet_lab.outputs import refuse_undefined, score_table, write_split
 from resnet_lab.parts import refuse_no_data_set, statistics_of
 from resnet_lab.processes import Stopped
 from resnet_lab.run_folder import BOOKKEEPING, RunFolder, flat
+from resnet_lab.schema import Config
 from resnet_lab.scores import SCORES
 from resnet_lab.trust import OPTION, trust_option
 
@@ -380,6 +381,7 @@ def finish(
     log_hyperparameters(trainer, run, metrics)
     run.update_status(
         state="done",
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
         **kept,
         collapsed=collapsed,
         metrics=metrics,

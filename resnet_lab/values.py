@@ -78,7 +78,7 @@ def conform(key: str, value: Any, hint: Any) -> Any:
     try:
         return _convert(value, hint)
     except (TypeError, OverflowError):  # the latter for numbers above every float
-        raise UserError(f"{key}={value}: must be {_words(hint)}") from None
+        raise UserError(f"{key}={value}: must be {words(hint)}") from None
 
 
 def _convert(value: Any, hint: Any) -> Any:
@@ -115,7 +115,7 @@ def _first(value: Any, hints: tuple[Any, ...]) -> Any:
     raise TypeError
 
 
-def _words(hint: Any) -> str:
+def words(hint: Any) -> str:
     """As it follows `must be`: `train, val, test or null`."""
     *others, last = _choices(hint)
     return f"{', '.join(others)} or {last}" if others else last
@@ -125,15 +125,17 @@ def _choices(hint: Any) -> list[str]:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         return [choice for argument in arguments for choice in _choices(argument)]
+    if hint is bool:
+        return ["true", "false"]
     return [str(word) for word in arguments] if origin is Literal else [_kind(hint)]
 
 
 def _kind(hint: Any) -> str:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        return f"{_words(arguments[0])} {arguments[1]}"
+        return f"{words(arguments[0])} {arguments[1]}"
     if origin is list:
-        return f"a list [{_words(arguments[0])}, …]"
+        return f"a list [{words(arguments[0])}, …]"
     if origin is dict:
-        return f"a mapping {{{_words(arguments[0])}: {_words(arguments[1])}, …}}"
+        return f"a mapping {{{words(arguments[0])}: {words(arguments[1])}, …}}"
     return WORDS[hint]

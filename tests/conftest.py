@@ -18,9 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from resnet_lab import plots, trust
-from resnet_lab.config import check, conf_dir, register
+from resnet_lab.config import check, register
 from resnet_lab.launch import create_run
 from resnet_lab.run_folder import RunFolder
+from resnet_lab.schema import conf_dir
 
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
 

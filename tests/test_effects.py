@@ -41,17 +41,17 @@ def test_what_is_large_raises_and_what_is_nothing_cannot_be_concluded(tmp_path):
     write_grid(tmp_path, skills)
     depth, pretrained = effects_of(table_of(tmp_path))
     assert pretrained.low > 0
-    assert "over 2 settings of the rest. It raises accuracy on images like these." in pretrained.sentence
+    assert "averaged over the other axes. It raises accuracy on images like these." in pretrained.sentence
     assert depth.low < 0 < depth.high
     largest = 100 * max(abs(depth.low), abs(depth.high))
-    expected = f"No difference can be concluded; one of up to {largest:.2f} points cannot be ruled out."
+    expected = f"These runs cannot show a difference; the true one may be anything up to {largest:.2f} points."
     assert depth.sentence.endswith(expected)
 
 
 def test_an_average_that_hides_opposite_differences_says_so(tmp_path):
     write_grid(tmp_path, {(18, None): 3.0, (50, None): 1.0, (18, "web"): 1.0, (50, "web"): 3.0})
     depth, _ = effects_of(table_of(tmp_path))
-    assert "it depends on the rest" in depth.sentence
+    assert "depends on the other axes" in depth.sentence
     for value, rest in zip(depth.settings, ("pretrained=none", "pretrained=web"), strict=True):
         assert f"{100 * value:+.2f} at {rest}".replace("-", "−") in depth.sentence
 
@@ -59,7 +59,7 @@ def test_an_average_that_hides_opposite_differences_says_so(tmp_path):
 def test_one_seed_each_is_about_these_networks(tmp_path):
     write_grid(tmp_path, {(18, None): 2.0, (50, None): 2.0}, seeds=(0,))
     (effect,) = effects_of(table_of(tmp_path))
-    assert effect.sentence.endswith("One seed each: this is about these networks, not about the setting.")
+    assert effect.sentence.endswith("this compares these networks, not the settings.")
 
 
 def test_one_patient_allows_no_interval(tmp_path):
@@ -88,5 +88,5 @@ def test_a_key_that_does_nothing_changes_nothing(tmp_path, metric):
             write_run(tmp_path / f"{depth}-{lr}", depth, config={"optim.lr": lr}, images=600)
     rate = next(effect for effect in effects_of(table_of(tmp_path, metric)) if effect.axis == "optim.lr")
     assert (rate.value, rate.p) == (0, 1)
-    assert "No difference can be concluded" in rate.sentence
+    assert "These runs cannot show a difference" in rate.sentence
     assert "depends" not in rate.sentence

@@ -17,10 +17,11 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from resnet_lab.config import conf_dir, register
+from resnet_lab.config import register
 from resnet_lab.data.splits import class_counts, limit_classes, limit_rows
 from resnet_lab.report import __main__ as report
 from resnet_lab.run_folder import RunFolder, find_runs
+from resnet_lab.schema import conf_dir
 
 EYEPACS = {"data._target_": "resnet_lab.data.retinopathy.Retinopathy", "data.ordered": True}
 EYEPACS |= {"data.horizontal_flip": 0.5, "data.vertical_flip": 0.5, "data.image_size": 512, "data.val_fraction": 0.0}

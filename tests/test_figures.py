@@ -13,6 +13,7 @@ from resnet_lab.errors import UserError
 from resnet_lab.rendering import png
 from resnet_lab.report import __main__ as report
 from resnet_lab.report import figures
+from resnet_lab.report.drawing import colors_of
 from resnet_lab.report.groups import tables_of
 from resnet_lab.report.page import FIGURES
 from resnet_lab.report.runs import read_run
@@ -58,7 +59,9 @@ def test_curves_are_in_percent_and_of_the_runs_that_count(tmp_path):
 def test_each_depth_has_its_panel_where_more_than_the_depth_differs(tmp_path):
     series = list(figures.series_of(table_of(write_sweep(tmp_path / "sweep", seeds=(0,)))))
     assert [(s.panel, s.label) for s in series if s.split == "val"] == [
-        (f"depth={depth}", f"pretrained={pretrained}") for depth in (18, 50) for pretrained in ("none", "IMAGENET1K_V1")
+        (f"depth={depth}", f"depth={depth} pretrained={pretrained}")
+        for depth in (18, 50)
+        for pretrained in ("IMAGENET1K_V1", "none")  # the better one first, as in every picture
     ]
 
 
@@ -275,9 +278,23 @@ def test_runs_say_what_is_drawn_of_them_and_the_command_line_wins(tmp_path, as_a
 def test_experiments_ask_for_pictures_that_there_are():
     import yaml
 
-    from resnet_lab.config import conf_dir
+    from resnet_lab.schema import conf_dir
 
     files = [conf_dir() / "config.yaml", *conf_dir().glob("experiment/*.yaml")]
     asked = {name for file in files for name in yaml.safe_load(file.read_text()).get("figures", [])}
     assert json.dumps(sorted(asked - {*figures.CURVES, *figures.PICTURES})) == "[]"
     assert set(FIGURES) <= asked
+
+
+def test_many_groups_are_drawn_by_the_best_and_the_named_ones(tmp_path):
+    for number in range(12):
+        write_run(tmp_path / str(number), config={"optim.lr": number}, skill=1 + 0.2 * number)
+    table = table_of(tmp_path)
+    table.named = ("lr=0", "lr=5")
+    drawn = [group.label for group in table.drawn]
+    assert drawn == [group.label for group in table.ranked[:10]] + ["lr=0"]
+    assert "11 of 12 groups" in figures.picture("accuracy", table).note
+    colors = colors_of(table)
+    assert len({*colors.values()}) == 11
+    series = list(figures.series_of(table))
+    assert {line.label for line in series} == {*drawn}

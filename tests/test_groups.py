@@ -37,8 +37,8 @@ def test_seeds_make_a_group_with_mean_and_sample_deviation(tmp_path):
     values = [run.scores["auroc"] for run in group.runs]
     assert group.mean_and_std("auroc") == pytest.approx((np.mean(values), np.std(values, ddof=1)))
     assert kinds(findings) == ["collapsed", "few images"]
-    text = "depth=18 pretrained=none: 3 of 3 nearly always predict one class (seed 0, 1, 2)"
-    assert findings[0].text == text
+    assert findings[0].text == "3 runs nearly always predict one class"
+    assert findings[0].names == ("depth=18 pretrained=none: 3 of 3 (seed 0, 1, 2)",)
 
 
 def test_groups_are_sorted_by_number_not_by_text(tmp_path):
@@ -150,7 +150,10 @@ def test_what_is_wrong_is_said(tmp_path):
     )
     assert found["skipped images"] == "2 images could not be read (1 of 6 runs: leaky)"
     assert found["seed twice"] == "on_leak=ignore: seed 0 counts more than once; n is too large"
-    text = "no spread is known of on_leak=drop; that of the other groups is taken for it, which may be far off"
+    text = (
+        "how much results vary between trainings is unknown for on_leak=drop; that of the other groups is used "
+        "instead, and may be far off"
+    )
     assert found["one seed only"] == text
 
 

@@ -1,9 +1,14 @@
-"""Every key at odd values is refused in one line that names it, before anything heavy is loaded, or means something."""
+"""Every key at odd values is refused in one line that names it, or means something; every key is described once."""
 
 from __future__ import annotations
 
+import ast
 import copy
-from typing import Annotated
+import importlib.util
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Literal, get_args, get_origin
 
 import pytest
 import yaml
@@ -12,8 +17,12 @@ from fake_data import refusal
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from resnet_lab.config import CHOSEN, SYNONYMS, check, check_overrides, compose_config, hints_of, known_keys, one_line
+from resnet_lab import keys
+from resnet_lab.config import check, check_overrides, compose_config, one_line
 from resnet_lab.errors import UserError
+from resnet_lab.keys import SYNONYMS, known_keys
+from resnet_lab.schema import CHOSEN, Config, TrainerConfig, conf_dir
+from resnet_lab.signatures import hints_of, is_ours
 from resnet_lab.values import NotNegative, Positive, Share, Within, conform
 
 ODD = ("-1", "0.5", "nan", "inf", "-inf", "1e400", "null", "abc", "[1,2]", "{a:1}", "true")
@@ -218,6 +227,7 @@ def test_hints_come_from_the_annotations() -> None:
         (Share, 1.01, "a number from 0 to 1"),
         (Share, float("nan"), "a number from 0 to 1"),
         (Share, True, "a number from 0 to 1"),
+        (bool | Literal["auto"], 2, "true, false or auto"),
     ],
 )
 def test_limits_in_words(hint: object, value: object, words: str) -> None:
@@ -271,3 +281,132 @@ def test_synonyms_name_keys_that_there_are() -> None:
     names = known_keys() | {*CHOSEN}
     assert set(SYNONYMS.values()) <= names
     assert not set(SYNONYMS) & {name.rpartition(".")[2] for name in names}
+
+
+FILES = [("", "config"), *((group, file.stem) for group in keys.GROUPS for file in conf_dir().glob(f"{group}/*.yaml"))]
+SPECIAL = {"defaults", "hydra", "_target_", "_partial_"}
+
+
+@pytest.mark.parametrize(("group", "name"), FILES)
+def leaves(node: dict, known: dict, prefix: str = "") -> dict:
+    """Dotted keys with values; a mapping is a value where `known` has it."""
+    found = {}
+    for key, value in node.items():
+        if isinstance(value, dict) and f"{prefix}{key}" not in known:
+            found |= leaves(value, known, f"{prefix}{key}.")
+        elif key not in SPECIAL:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+@pytest.mark.parametrize(("group", "name"), FILES)
+def test_the_keys_of_a_file_are_those_that_yaml_finds(group: str, name: str) -> None:
+    found = {key: yaml.safe_load(default) for key, (default, _) in keys._read(group, name).keys.items()}
+    content = yaml.safe_load((conf_dir() / group / f"{name}.yaml").read_text("utf-8"))
+    content.pop("hydra", None)
+    chosen = [each for each in content.pop("defaults", []) if isinstance(each, dict)]
+    own = leaves(content, found if group else {})
+    assert found == own | {key: each[key] for each in chosen for key in each if key.isidentifier()}
+
+
+def test_every_key_has_one_meaning() -> None:
+    meanings = {name: {key.meaning for key in keys.all_keys() if key.name == name} for name in known_keys()}
+    assert {name: found for name, found in meanings.items() if len(found) != 1 or "" in found} == {}
+    assert {key.name for key in keys.all_keys() if not key.allowed} == {"schedule.interval"}  # of parts from outside
+
+
+def test_every_choice_says_what_it_is() -> None:
+    assert [(group, name) for group in CHOSEN for name, about in keys.choices_of(group).items() if not about] == []
+
+
+def test_the_defaults_are_those_that_a_run_has() -> None:
+    config = compose_config([])
+    chosen = {key.name: key.default for key in keys.all_keys() if key.name in CHOSEN}
+    for name, of in ((key.name, key.group) for key in keys.all_keys() if key.name not in CHOSEN):
+        same = [key for key in keys.all_keys() if key.name == name]
+        here = [key.default for key in same if chosen.get(of) in key.choices]
+        here = here or [key.default for key in same if not key.choices]
+        value = OmegaConf.to_container(OmegaConf.create(f"value: {here[0]}"))["value"] if here else None
+        assert OmegaConf.select(config, name) == value or "${" in here[0], name
+
+
+def words_of(hint: object) -> set[str]:
+    """The words among the values of a hint."""
+    if get_origin(hint) is Literal:
+        return {*map(str, get_args(hint))}
+    return {word for each in get_args(hint) for word in words_of(each)}
+
+
+def test_the_words_that_a_key_takes_stand_in_its_meaning() -> None:
+    hints = {f"trainer.{each.name}": each.metadata["hint"] for each in fields(TrainerConfig)}
+    hints |= {each.name: each.metadata["hint"] for each in fields(Config) if "hint" in each.metadata}
+    for group, name in FILES[1:]:
+        for target in keys._read(group, name).targets:
+            hints |= {f"{group}.{key}": hint for key, hint in hints_of(target).items()}
+    meanings = {key.name: key.meaning for key in keys.all_keys()}
+    lacking = {
+        name: {word for word in words_of(hint) if word not in meanings.get(name, word)} for name, hint in hints.items()
+    }
+    assert {name: words for name, words in lacking.items() if words} == {}
+
+
+def our_targets() -> list[str]:
+    targets = {target for group, name in FILES for target in keys._read(group, name).targets if is_ours(target)}
+    return sorted({*targets, "resnet_lab.data.image_data.ImageData", "resnet_lab.data.arrays.ArrayData"})
+
+
+@pytest.mark.parametrize("target", our_targets())
+def test_no_key_is_described_in_the_code_as_well(target: str) -> None:
+    module, _, name = target.rpartition(".")
+    source = Path(importlib.util.find_spec(module).origin).read_text("utf-8")
+    (node,) = [each for each in ast.parse(source).body if getattr(each, "name", "") == name]
+    described = set(re.findall(r"^ +(\w+): ", ast.get_docstring(node) or "", re.MULTILINE))
+    assert described & {key.rpartition(".")[2] for key in known_keys()} == set()
+    if isinstance(node, ast.ClassDef):
+        lines = [source.splitlines()[each.end_lineno - 1] for each in node.body if isinstance(each, ast.AnnAssign)]
+        assert [line for line in lines if "#" in line] == []
+
+
+@pytest.mark.parametrize(
+    ("pattern", "some", "none"),
+    [
+        ("seed", {"seed"}, {"data.split_seed"}),
+        ("_seed", {"data.split_seed", "data.draw_seed"}, {"seed"}),
+        ("model", {"model", "model.depth", "model.freeze"}, {"data.mean"}),
+        ("optim.*", {"optim.lr", "optim.momentum"}, {"optim"}),
+        ("LR", {"optim.lr", "optim.backbone_lr_factor"}, {"seed"}),
+        ("ema.decay", {"callbacks.ema.decay"}, {"data.sampling_decay"}),
+    ],
+)
+def test_a_pattern_is_a_key_a_group_a_glob_or_a_part(pattern: str, some: set[str], none: set[str]) -> None:
+    found = {key.name for key in keys.matching([pattern])}
+    assert some <= found
+    assert not none & found
+
+
+@pytest.mark.parametrize(
+    ("pattern", "fact"),
+    [
+        ("learning_rate", "did you mean optim.lr?"),
+        ("data.btach_size", "did you mean data.batch_size?"),
+        ("data.color_jitter", "data.brightness"),
+        ("optim.*q", "train --keys"),
+    ],
+)
+def test_a_pattern_without_keys_is_refused(pattern: str, fact: str) -> None:
+    assert fact in refusal(keys.matching, ["seed", pattern])
+
+
+def test_the_text_of_a_key() -> None:
+    text = keys.as_text(keys.matching(["data.batch_size", "model.depth"]))
+    assert "    values   a whole number from 1\n    default  64\n" in text
+    assert "128  data=cifar10|medmnist|retinamnist" in text
+    assert "20  model=resnet_cifar: 6n+2" in text
+    assert max(map(len, keys.as_text(keys.matching()).splitlines())) <= 80
+
+
+def test_the_markdown_has_a_row_for_every_key() -> None:
+    lines = keys.as_markdown(keys.matching()).splitlines()
+    rows = [line.split("`")[1] for line in lines if line.startswith("| `")]
+    assert sorted(rows) == sorted(known_keys())
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines if line.startswith("|")} == {5}

@@ -113,7 +113,9 @@ def test_where_all_is_alike_none_is_the_best(tmp_path):
         write_run(tmp_path / str(depth), depth, skill=0.0)
     table = table_of(tmp_path)
     assert {row.mark for row in rows_of(table)} == {""}
-    assert headline(table) == "All 3 groups have QWK 0.000 (95 %: –). The majority baseline has 0.000.".replace(
+    assert headline(
+        table
+    ) == "All 3 groups have QWK 0.000 (95 %: –). Always predicting “no DR” would score 0.000.".replace(
         " (95 %: –)", " (95 %: 0.000 to 0.000)"
     )
 
@@ -140,10 +142,10 @@ def test_the_headline_is_what_the_rows_say(tmp_path):
     table = table_of(tmp_path, "accuracy")
     best = next(row for row in rows_of(table) if row.mark == "best")
     assert headline(table).startswith(
-        f"Of 3 groups {best.label} has the highest accuracy: {100 * best.value:.2f} % (95 %: "
+        f"Of 3 groups, {best.label} has the highest accuracy: {100 * best.value:.2f} % (95 %: "
     )
     assert headline(table).endswith(
-        "1 of the other 2 cannot be told from it, 1 is behind. The majority baseline has "
+        "1 of the other 2 may be as good; 1 is worse. Always predicting “no DR” would score "
         f"{100 * table.scored[0].baseline['accuracy']:.2f} %."
     )
     alone = table_of(tmp_path / "18")

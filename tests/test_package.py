@@ -46,8 +46,13 @@ def test_a_wheel_works_anywhere(tmp_path: Path) -> None:
         [sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
     assert "depth: 34" in shown.stdout
+    keys = subprocess.run(
+        [sys.executable, str(target / "bin" / "resnet-lab"), "train", "--keys", "data.batch_size"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert keys.stdout.startswith("data.batch_size\n    images in one batch")
     where = subprocess.run(
-        [sys.executable, "-c", "from resnet_lab.config import conf_dir; print(conf_dir())"],
+        [sys.executable, "-c", "from resnet_lab.schema import conf_dir; print(conf_dir())"],
         cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert Path(where.stdout.strip()) == target / "resnet_lab" / "conf"

@@ -49,7 +49,7 @@ def test_the_contents_lead_to_every_section(tmp_path, undrawn):
 def test_what_is_wrong_stands_before_any_number(tmp_path, undrawn):
     write_sweep(tmp_path / "sweep", seeds=(0,))
     text = page_of(tmp_path / "sweep")
-    assert text.index("First, what is wrong") < text.index("What limits these numbers") < text.index("Leaderboard by")
+    assert text.index("What is wrong") < text.index("What limits these numbers") < text.index("Leaderboard by")
 
 
 def test_the_difference_has_the_counts_of_every_group_and_run(tmp_path, undrawn):
@@ -174,8 +174,8 @@ def test_one_seed_has_no_deviation_and_says_so(tmp_path, undrawn):
     for depth in (18, 50):
         write_run(tmp_path / str(depth), depth)
     text = words(page_of(tmp_path))
-    assert "one seed only no spread is known of any group" in text
-    assert "One seed each: this is about these networks" in text
+    assert "one seed only how much results vary between trainings is unknown for any group" in text
+    assert "With one seed each, this compares these networks" in text
     assert "nan" not in text
 
 

@@ -38,7 +38,9 @@ def prepare(root: Path, *overrides: str) -> Path:
     """Run the command; gives the folder of the report."""
     out = root.parent / "report"
     own = (f"data.root={root}", f"data.cache_dir={root.parent / 'cache'}", "data.image_size=16")
-    command(["data=retinopathy", *own, f"out={out}", "processes=1", *overrides])
+    given = {word.partition("=")[0] for word in overrides}
+    options = [word for word in (f"out={out}", "processes=1") if word.partition("=")[0] not in given]
+    command(["data=retinopathy", *own, *options, *overrides])
     return out
 
 

@@ -10,11 +10,12 @@ import pytest
 from conftest import REAL_DATA
 from hydra import compose, initialize_config_dir
 
-from resnet_lab.config import check, conf_dir, register
+from resnet_lab.config import check, register
 from resnet_lab.launch import create_run
 from resnet_lab.report import groups, runs
 from resnet_lab.report.__main__ import report
 from resnet_lab.run_folder import RunFolder
+from resnet_lab.schema import conf_dir
 from resnet_lab.training import guarded
 
 pytestmark = [

@@ -36,7 +36,7 @@ def test_the_baseline_is_the_training_majority_on_these_images(tmp_path):
     write_run(tmp_path / "run", class_counts={"train": [1, 9, 2, 0, 0]})
     targets = pd.read_csv(tmp_path / "run" / "predictions_test.csv")["target"]
     (row,) = [row for row in rows_of(table_of(tmp_path)) if row.kind == "baseline"]
-    assert row.label == "majority baseline: always “mild”"
+    assert row.label == "majority baseline: always predicting “mild”"
     assert row.cells == ["0.000", f"{100 * np.mean(targets == 1):.2f}", "20.00", "0.500"]
 
 
@@ -116,13 +116,15 @@ def test_the_page_is_one_file_with_every_picture_and_escaped_names(tmp_path):
     assert page.count("data:image/png;base64,") == 8  # curves, ROC, precision, reliability: wide and narrow
     assert not re.search(r'(src|href)="(https?:|/)', page)
     assert "<script" not in (tmp_path / "summary.md").read_text()
-    assert '<a href="./%3Ci%3Ea_b/">&lt;i&gt;a_<wbr>b</a>' in page
+    assert "&lt;i&gt;a_<wbr>b" in page
 
 
-def test_links_lead_from_the_page_to_the_runs(tmp_path, undrawn):
+def test_a_page_that_is_mailed_links_to_nothing_but_itself(tmp_path, undrawn):
     write_run(tmp_path / "sweep" / "a")
     report.command([str(tmp_path / "sweep"), f"out={tmp_path / 'docs' / 'page'}"])
-    assert '<a href="./../../sweep/a/">a</a>' in (tmp_path / "docs" / "page" / "report.html").read_text()
+    page = (tmp_path / "docs" / "page" / "report.html").read_text()
+    assert {address[:1] for address in re.findall(r'href="([^"]*)"', page)} == {"#"}
+    assert str(tmp_path) not in page
 
 
 def test_lines_fit_a_terminal(tmp_path):
@@ -131,8 +133,8 @@ def test_lines_fit_a_terminal(tmp_path):
     title, *lines = text_table(table_of(tmp_path)).splitlines()
     assert title.startswith("retinopathy, test split")
     assert "QWK" in lines[0]
-    assert max(map(len, lines)) == 110
-    assert "".join(line[:43].strip() for line in lines).count("very_long_folder_name") == 6
+    assert max(map(len, lines)) == 80
+    assert "".join(line.strip() for line in lines).count("very_long_folder_name") == 6
 
 
 def test_bad_input_names_itself(tmp_path, capsys):
@@ -140,8 +142,8 @@ def test_bad_input_names_itself(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     run = write_run(tmp_path / "run")
     for arguments, words in (
-        ([], r"^usage: resnet-lab report DIR"),
-        ([f"out={tmp_path}"], r"^usage: resnet-lab report DIR"),
+        ([], "missing DIR.*resnet-lab report --help"),
+        ([f"out={tmp_path}"], "missing DIR"),
         ([str(tmp_path / "absent")], "absent is not a folder"),
         ([str(run), "to=x"], "to=x is not a folder"),
         ([str(tmp_path / "empty")], "no run"),
@@ -150,8 +152,6 @@ def test_bad_input_names_itself(tmp_path, capsys):
         with pytest.raises(UserError, match=words):
             report.command(arguments)
     assert capsys.readouterr().out == ""
-    report.command(["--help"])
-    assert capsys.readouterr().out.startswith("usage: ")
 
 
 def test_the_report_loads_nothing_heavy_and_survives_damage(tmp_path):

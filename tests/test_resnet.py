@@ -259,7 +259,10 @@ def test_channels_last_stays_channels_last():
 
 @pytest.mark.parametrize("file", sorted(CONF.glob("resnet*.yaml")), ids=lambda file: file.stem)
 def test_the_yaml_shows_every_argument_with_the_forms_own_values(file):
-    choices = yaml.safe_load(file.read_text(encoding="utf-8"))
+    choices = {}
+    for name in ("_weights", "_resnet", file.stem):
+        choices |= yaml.safe_load((CONF / f"{name}.yaml").read_text(encoding="utf-8"))
+    assert choices.pop("defaults") == ["_resnet"]
     assert choices.pop("_target_") == "resnet_lab.models.resnet.resnet"
     assert {*choices, "num_classes"} == set(inspect.signature(resnet).parameters)
     assert str(on_meta(**choices)) == str(on_meta(form=choices["form"], depth=choices["depth"]))

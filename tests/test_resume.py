@@ -15,11 +15,12 @@ from hydra.core.global_hydra import GlobalHydra
 
 import resnet_lab.train as train
 from resnet_lab import launch, prepare
-from resnet_lab.config import conf_dir, differences
+from resnet_lab.config import differences
 from resnet_lab.errors import UserError
 from resnet_lab.module import Classifier
 from resnet_lab.processes import BUSY, PARENT
 from resnet_lab.run_folder import BOOKKEEPING, Busy, RunFolder, find_runs, list_jobs
+from resnet_lab.schema import conf_dir
 from resnet_lab.status import states_of
 from resnet_lab.training import guarded
 

@@ -77,15 +77,7 @@ def test_no_permission_is_one_line(tmp_path: Path) -> None:
     assert "Permission denied" in line
 
 
-def test_help_and_verbs(tmp_path: Path) -> None:
-    shown = lab("__main__", "--help", cwd=tmp_path)
-    assert shown.returncode == 0
-    for verb in ("train", "evaluate", "predict", "report"):
-        assert f"resnet-lab {verb}" in shown.stdout
-    assert lab("__main__", "evaluate", "--help", cwd=tmp_path).stdout.startswith(
-        "usage: resnet-lab evaluate RUN_OR_CKPT"
-    )
-    assert "no verb 'tarin'" in one_error(lab("__main__", "tarin", cwd=tmp_path))
+def test_a_verb_runs_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert "nowhere" in one_error(lab("__main__", "status", "nowhere", cwd=tmp_path))
 
 

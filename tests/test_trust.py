@@ -19,11 +19,12 @@ from fake_runs import write_run
 
 import resnet_lab
 from resnet_lab import evaluate, job, predict, preflight, trust
-from resnet_lab.config import PROVIDED, build, named_in_conf, words_of_trust
+from resnet_lab.config import build, named_in_conf, words_of_trust
 from resnet_lab.errors import UserError
 from resnet_lab.outputs import for_spreadsheets, write_predictions
 from resnet_lab.report.__main__ import report
 from resnet_lab.run_folder import RunFolder
+from resnet_lab.schema import PROVIDED
 from resnet_lab.signatures import Arguments
 from resnet_lab.training import guarded
 

@@ -39,8 +39,8 @@ class ClassFolders(ImageData):
     alone or with FILLERS (`a. Training Set`, `train_images`).
     """
 
-    all_kinds: bool  # every kind of image, in sub-folders too; false: as versions before 2 listed them
-    natural_order: bool  # class 2 before class 10 where `ordered`, or where all names begin with a number; false: never
+    all_kinds: bool
+    natural_order: bool
 
     def read_table(self) -> pd.DataFrame:
         """Rows of all splits; sets `class_names` from the folders of train where the configuration gives none.

@@ -38,62 +38,60 @@ Side = Annotated[int, Within(1, 10_000)]
 class ImageData(ABC):
     """The settings that all data sets share; a data set adds its own fields and `read_table`.
 
-    The keys of `conf/data/*.yaml` are these fields, one by one.
+    The fields are the keys of `conf/data/*.yaml`, which says what they mean (`_common.yaml` those of all data sets).
     """
 
     names_patients = True  # whether `patient_regex=auto` looks for patients in the names
 
     name: str
-    root: str  # the folder of the data set
-    class_names: list[str] | None  # None: found in the data
-    ordered: bool  # whether the classes are grades, so that QWK means something
+    root: str
+    class_names: list[str] | None
+    ordered: bool
 
-    image_size: Side  # pixels
-    resize: Literal["square", "shorter"]  # square | shorter: both sides become image_size, or the shorter one does
-    eye_crop: bool  # cut out the eye's disc before resizing
-    local_mean: bool  # subtract the local mean color (1st place, Kaggle 2015)
-    crop: Side | None  # pixels: a random crop in training, the center in evaluation; None: image_size
-    padding: Annotated[int, Within(0, 10_000)]  # pixels of black around the image before a random crop
-    horizontal_flip: Share  # probability
-    vertical_flip: Share  # probability
-    rotation: Annotated[float, Within(0, 360)]  # degrees: uniform in ± this
-    scale: list[float]  # uniform between these two factors
-    translate: Share  # of the image's side: uniform in ± this
-    brightness: Share  # factor: uniform in 1 ± this
-    contrast: Share  # likewise, around the mean gray of the image
-    saturation: Share  # likewise, around the gray of each pixel
-    hue: Annotated[float, Within(0, 0.5)]  # turns of the color wheel: uniform in ± this
-    random_grayscale: Share  # probability
-    augment_classes: Literal["all", "none"] | list[Count]  # of which classes images are augmented (study C)
-    interpolation: Literal["bilinear", "nearest"]  # of rotation and scale
-    # train: computed from the training split; model: what the network names; None: images stay in [0, 1]
+    image_size: Side
+    resize: Literal["square", "shorter"]
+    eye_crop: bool
+    local_mean: bool
+    crop: Side | None
+    padding: Annotated[int, Within(0, 10_000)]
+    horizontal_flip: Share
+    vertical_flip: Share
+    rotation: Annotated[float, Within(0, 360)]
+    scale: list[float]
+    translate: Share
+    brightness: Share
+    contrast: Share
+    saturation: Share
+    hue: Annotated[float, Within(0, 0.5)]
+    random_grayscale: Share
+    augment_classes: Literal["all", "none"] | list[Count]
+    interpolation: Literal["bilinear", "nearest"]
     mean: Literal["train", "model"] | list[float] | None
-    std: Literal["train", "model"] | list[float] | None  # where mean is `model`, train means model, too
+    std: Literal["train", "model"] | list[float] | None
 
-    splits: dict[str, str] | None  # {train: test, val: val, test: train}: ours from its own; None: as they are
-    all_images: Literal["train", "val", "test"] | None  # the split of all images; None: as listed
-    val_fraction: BelowOne  # share of the training patients; 0: train on everything, keep the last epoch
-    test_fraction: BelowOne  # share of the training patients, for data without a test split of its own
-    folds: Annotated[int, Within(2, 1_000)] | None  # cross-validation: so many parts of the training patients …
-    fold: Count  # … of which this one is the test split, or the validation split where there is a test split
-    split_seed: Seed  # of the splits, so that sweeping `seed` leaves them alone
-    patient_regex: str | None  # auto, a form of file names, or a pattern whose first group is the patient; None: none
-    on_leak: Literal["error", "drop", "ignore"]  # a patient, or identical images, in train and elsewhere
-    on_bad_image: Literal["error", "drop"]  # an image that cannot be read
-    max_pixels: Annotated[int, Within(1, 10_000_000_000)]  # of an image file; one with more is bad, and never decoded
-    strict_jpeg: bool  # a JPEG of which the decoder warns is bad
-    max_images: FromOne | None  # at most so many of each split
-    max_per_class: FromOne | None  # at most so many training images of each class; the others are left out
+    splits: dict[str, str] | None
+    all_images: Literal["train", "val", "test"] | None
+    val_fraction: BelowOne
+    test_fraction: BelowOne
+    folds: Annotated[int, Within(2, 1_000)] | None
+    fold: Count
+    split_seed: Seed
+    patient_regex: str | None
+    on_leak: Literal["error", "drop", "ignore"]
+    on_bad_image: Literal["error", "drop"]
+    max_pixels: Annotated[int, Within(1, 10_000_000_000)]
+    strict_jpeg: bool
+    max_images: FromOne | None
+    max_per_class: FromOne | None
 
-    # how often an epoch draws each class
     sampling: Literal["none", "balanced", "undersample", "progressive"]
-    sampling_decay: Share  # of progressive: share of the balancing that an epoch keeps of the one before
-    sampling_final: NotNegative  # of progressive: weight, in the end, of all classes but the largest
+    sampling_decay: Share
+    sampling_final: NotNegative
 
-    batch_size: FromOne  # of one optimizer step, shared among the ranks
-    num_workers: Literal["auto"] | Annotated[int, Within(0, 1_000)]  # auto: none in memory, else one a core
-    in_memory: bool | Literal["auto"]  # auto: keep decoded images in memory where all take less than 2 GB
-    cache_dir: str  # where the check of the image files is kept
+    batch_size: FromOne
+    num_workers: Literal["auto"] | Annotated[int, Within(0, 1_000)]
+    in_memory: bool | Literal["auto"]
+    cache_dir: str
 
     def __post_init__(self) -> None:
         """Refuse, by key, what is of another type or makes no sense."""

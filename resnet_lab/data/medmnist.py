@@ -24,9 +24,9 @@ WEB = "https://zenodo.org/records/10519652"
 class MedMNIST(ArrayData):
     """Arrays `<split>_images` and `<split>_labels`, the latter (N, 1) or (N,); the file may lack a split."""
 
-    flag: str  # MedMNIST's name of the set
-    size: FromOne  # pixels of the images in the file
-    file: str | None  # the npz, below root or absolute; None: under MedMNIST's name, downloaded where it is absent
+    flag: str
+    size: FromOne
+    file: str | None
 
     @property
     def source(self) -> Path:

@@ -53,21 +53,21 @@ Labels = tuple[pd.DataFrame, Path]  # rows with `image` and `target`, and the fi
 class Retinopathy(ImageData):
     """A folder of photographs and its CSVs; a key that is None is found by the names that users have."""
 
-    train_csv: str | None  # below root; None: train_img.csv with train_label.csv, trainLabels.csv, train.csv …
-    val_csv: str | None  # None: found where no CSV is named, or else cut from train (val_fraction)
-    test_csv: str | None  # None: found where no CSV is named, or else cut from train (test_fraction)
-    solution_csv: str | None  # None: retinopathy_solution.csv where root has it and no CSV is named
-    find_csvs: bool  # look for label files by what they hold, at any depth; false: as versions before did
-    images: str | None  # folder below root; None: those of IMAGE_FOLDERS, or root, and what is below them
-    train_images: str | None  # of the split alone; None: as images
+    train_csv: str | None
+    val_csv: str | None
+    test_csv: str | None
+    solution_csv: str | None
+    find_csvs: bool
+    images: str | None
+    train_images: str | None
     val_images: str | None
     test_images: str | None
-    image_column: str | None  # None: a known one (label_files.IMAGE_COLUMNS)
-    label_column: str | None  # None: a known one (label_files.LABEL_COLUMNS)
-    patient_column: str | None  # None: the patient is in the name (patient_regex)
-    labels: dict[str, Count] | None  # text of a label → class; None: numbers, and names of classes
-    first_label: Count  # number of the first class
-    on_bad_label: Literal["error", "drop"]  # a row whose label is empty, out of range or unknown
+    image_column: str | None
+    label_column: str | None
+    patient_column: str | None
+    labels: dict[str, Count] | None
+    first_label: Count
+    on_bad_label: Literal["error", "drop"]
 
     def read_table(self) -> pd.DataFrame:
         """Rows of all splits that have a file, without those whose label is none; sets `bad_labels`, their number.

@@ -37,10 +37,10 @@ class Synthetic(Retinopathy):
     """Drawn at `root` when they are not there yet; from then on a retinopathy data set like any other."""
 
     draw_seed: Seed
-    train_patients: FromOne  # two photographs each
+    train_patients: FromOne
     test_patients: Count
-    draw_size: Annotated[int, Within(1, 10_000)]  # height in pixels
-    balance: Literal["studies", "balanced"]  # studies: their class shares | balanced: equal ones
+    draw_size: Annotated[int, Within(1, 10_000)]
+    balance: Literal["studies", "balanced"]
 
     def read_table(self) -> pd.DataFrame:
         """Draw what is missing, and read it back."""

@@ -27,13 +27,10 @@ def example_cnn(
     image size will do, a hidden layer, dropout and the layer to the classes. No batch norm and no shortcuts. Images
     (B, 3, H, W) of at least 2 ** len(widths) pixels a side to logits (B, K).
 
+    conf/model/example_cnn.yaml says what the arguments mean.
+
     Args:
         num_classes: K.
-        widths: filters of each convolution.
-        hidden: units of the hidden layer.
-        dropout: share of the hidden units that a training step leaves out.
-        activation: as for `resnet`.
-        pretrained: `none`, or a file or run folder of this network.
 
     Raises:
         UserError: a number makes no sense, or the weights do not fit.

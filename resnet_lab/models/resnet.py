@@ -248,19 +248,10 @@ def resnet(
 ) -> ResNet:
     """Build a network of the family; `shortcut`, `stem`, `widths` and `bias` are the form's own where None.
 
+    conf/model/_resnet.yaml says what the arguments mean.
+
     Args:
-        depth: layers with weights; ImageNet form 18, 34, 50, 101, 152, CIFAR form 6n+2, wide form see WIDE.
         num_classes: length K of the logits.
-        form: `imagenet`, `cifar` (the paper's, three stages) or `wide` (study D's, four stages).
-        shortcut: `projection` and `zero_pad` where the shape changes, or `none` everywhere (a plain network).
-        stem: `7x7` (stride 2, then a max pool) or `3x3` (stride 1, no pool).
-        widths: base filters per stage; the first is the stem's too.
-        activation: a class of torch.nn that works element by element and needs no argument.
-        last_activation: whether the activation follows the addition (study B left it out by accident).
-        stride_on: where a bottleneck halves the resolution: `3x3` (torchvision) or first `1x1` (the paper).
-        bias: biases in the convolutions of blocks and shortcuts, never in the stem.
-        hidden_head: a 1000-way linear layer and the activation before the last linear layer (study C).
-        pretrained: `none`, or where the initial values come from (see `load_pretrained`).
 
     Raises:
         UserError: a choice that does not exist or fit the others; weights that are missing or do not fit.

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from resnet_lab.plots.frame import GRAY, STYLES, Style, add_legend, color
+from resnet_lab.plots.frame import GRAY, STYLES, Color, Style, add_legend, palette
 
 CROWDED = 4  # lines of a panel above which single runs are not drawn
 
@@ -35,6 +35,7 @@ def by_epoch(
     baseline: tuple[str, float] | None = None,
     columns: int = 2,
     logarithmic: bool = False,
+    colors: Mapping[str, Color] | None = None,
 ) -> Figure:
     """Values by epoch, one panel per `panel`, one color per `label`; thin lines are runs, bands span them.
 
@@ -47,13 +48,15 @@ def by_epoch(
         baseline: a split, and what always predicting the majority class gives on it, in the same unit; a dotted line.
         columns: panels in a row.
         logarithmic: whether the values' axis is, for values that are far apart.
+        colors: label → color; None: one each.
     """
     panels, labels = (list(dict.fromkeys(names)) for names in zip(*((s.panel, s.label) for s in series), strict=True))
     columns = min(columns, len(panels))
     rows = math.ceil(len(panels) / columns)
     splits = [split for split in STYLES if any(line.split == split for line in series)]
+    shades = {label: shade for label, shade in (colors or palette(labels)).items() if label in labels}
     styles: Mapping[str, Style] = STYLES if len(splits) > 1 else {splits[0]: "-"}
-    width, legend = max(columns * 4.6, 5.5), _legend(splits, styles, labels, baseline, columns)
+    width, legend = max(columns * 4.6, 5.5), _legend(splits, styles, shades, baseline, columns)
     height = rows * 3.2 + 0.22 * len(legend) / columns
     figure = Figure(figsize=(width, height), layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
@@ -61,8 +64,7 @@ def by_epoch(
         axes.set_title(fill(panel, 50), fontsize=11, parse_math=False)
         shown = [line for line in series if line.panel == panel]
         for line in shown:
-            shade = color(labels.index(line.label), len(labels))
-            _draw_series(axes, line, shade, styles[line.split], alone=len(shown) <= CROWDED)
+            _draw_series(axes, line, shades[line.label], styles[line.split], alone=len(shown) <= CROWDED)
         if baseline is not None:
             axes.axhline(baseline[1], color=GRAY, linestyle=":", linewidth=1.5)
     _tidy(grid, len(panels), columns, ylabel)
@@ -73,7 +75,7 @@ def by_epoch(
     return figure
 
 
-def _draw_series(axes: Axes, line: Series, color: tuple[float, float, float, float], style: Style, alone: bool) -> None:
+def _draw_series(axes: Axes, line: Series, color: Color, style: Style, alone: bool) -> None:
     if len(line.values) > 1:
         if alone:
             axes.plot(line.epochs, line.values.T, color=color, linestyle=style, linewidth=0.6, alpha=0.45)
@@ -87,15 +89,12 @@ def _draw_series(axes: Axes, line: Series, color: tuple[float, float, float, flo
 def _legend(
     splits: Sequence[str],
     styles: Mapping[str, Style],
-    labels: Sequence[str],
+    shades: Mapping[str, Color],
     baseline: tuple[str, float] | None,
     columns: int,
 ) -> list[Line2D]:
     """What the colors and the styles mean, once for all panels; in two columns where there is room."""
-    colors = [
-        Line2D([], [], color=color(place, len(labels)), linewidth=1.8, label=fill(label, 60))
-        for place, label in enumerate(labels)
-    ]
+    colors = [Line2D([], [], color=shade, linewidth=1.8, label=fill(label, 60)) for label, shade in shades.items()]
     lines = [Line2D([], [], color=GRAY, linestyle=styles[split], label=split) for split in splits]
     if baseline is not None:
         label = f"majority baseline ({baseline[0]})"

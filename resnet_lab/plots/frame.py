@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import matplotlib
@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 
 from resnet_lab.statistics import MANY_CLASSES
 
+Color = tuple[float, float, float, float]
 Style = Literal["--", "-", "-."]
 STYLES: dict[str, Style] = {"train": "--", "val": "-", "test": "-."}
 GRAY, BLUE, RED = "0.45", "#2b6cb0", "#a4381c"
@@ -31,8 +32,9 @@ def add_legend(figure: Figure, lines: Sequence[Line2D], columns: int) -> None:
         text.set_parse_math(False)
 
 
-def color(place: int, count: int) -> tuple[float, float, float, float]:
-    """The color of one of so many lines: the same place has the same one in every picture."""
-    if count <= 10:
-        return matplotlib.colormaps["tab10"](place)
-    return matplotlib.colormaps["turbo"](place / (count - 1))
+def palette(labels: Iterable[str]) -> dict[str, Color]:
+    """Label → color; the same labels in the same order have the same colors in every picture."""
+    names = list(dict.fromkeys(labels))
+    if len(names) <= 10:
+        return {name: matplotlib.colormaps["tab10"](place) for place, name in enumerate(names)}
+    return {name: matplotlib.colormaps["turbo"](place / (len(names) - 1)) for place, name in enumerate(names)}

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from resnet_lab.plots.frame import add_legend, color
+from resnet_lab.plots.frame import Color, add_legend, palette
 
 QUANTITIES = {  # of layers.csv → title, factor
     "gradient_norm": ("gradient norm of the weights", 1),
@@ -26,20 +26,24 @@ def profile_of(rows: pd.DataFrame, epoch: int) -> dict[str, np.ndarray]:
     return {str(quantity): part["value"].to_numpy() for quantity, part in rows.groupby("quantity", sort=False)}
 
 
-def by_depth(profiles: Mapping[str, Mapping[str, np.ndarray]], columns: int = 3) -> Figure:
+def by_depth(
+    profiles: Mapping[str, Mapping[str, np.ndarray]], columns: int = 3, colors: Mapping[str, Color] | None = None
+) -> Figure:
     """Gradient norm, activation variance and dead units from a network's first layer (0) to its last (1).
 
     Args:
         profiles: by label, and by the name of the quantity, one value a layer.
         columns: panels in a row.
+        colors: label → color; None: one each.
     """
+    shades = colors or palette(profiles)
     rows = math.ceil(len(QUANTITIES) / columns)
     figure = Figure(figsize=(max(3.2 * columns, 5.5), 2.9 * rows + 0.22 * len(profiles)), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes, (quantity, (title, factor)) in zip(grid, QUANTITIES.items(), strict=True):
-        for place, profile in enumerate(profiles.values()):
+        for label, profile in profiles.items():
             values = factor * profile.get(quantity, np.zeros(0))
-            axes.plot(np.linspace(0, 1, len(values)), values, color=color(place, len(profiles)), linewidth=1.5)
+            axes.plot(np.linspace(0, 1, len(values)), values, color=shades[label], linewidth=1.5)
         if factor == 1 and any(np.any(profile.get(quantity, 0) > 0) for profile in profiles.values()):
             axes.set_yscale("log")
         elif factor != 1:
@@ -50,9 +54,6 @@ def by_depth(profiles: Mapping[str, Mapping[str, np.ndarray]], columns: int = 3)
         axes.tick_params(labelsize=8)
         axes.grid(color="0.92")
         axes.spines[["top", "right"]].set_visible(False)
-    lines = [
-        Line2D([], [], color=color(place, len(profiles)), linewidth=1.8, label=fill(label, 60))
-        for place, label in enumerate(profiles)
-    ]
+    lines = [Line2D([], [], color=shades[label], linewidth=1.8, label=fill(label, 60)) for label in profiles]
     add_legend(figure, lines, min(columns, 2))
     return figure

@@ -20,10 +20,7 @@ from resnet_lab.report.runs import Run, read_runs
 from resnet_lab.report.summaries import markdown, summary, text_table
 from resnet_lab.report.verify import differences_of
 from resnet_lab.run_folder import closed_folders
-
-USAGE = """usage: resnet-lab report DIR… [metric=NAME] [out=DIR] [figures=NAME,…]   (run folders, or folders of sweeps)
-       resnet-lab report DIR… --check    derive the stored metrics again from the predictions; exit 1 if one differs"""
-OPTIONS = ("metric", "out", "figures")
+from resnet_lab.verbs import VERBS
 
 
 def report(folders: Sequence[str], out: Path, figures: Sequence[str] = (), metric: str = "") -> str:
@@ -51,7 +48,7 @@ def report(folders: Sequence[str], out: Path, figures: Sequence[str] = (), metri
         if any(run.folder.path in file.parents for run in runs):
             raise UserError(f"{file} cannot be read ({error.strerror}); see to its permissions") from error
         raise UserError(f"out={out} cannot be written ({error.strerror}); choose another folder") from error
-    lines = [f"{finding.kind}: {finding.text}" for finding in findings]
+    lines = [f"{finding.kind}: {finding}" for finding in findings]
     lines += [f"\n{text_table(table)}" for table in tables]
     files = [out / name for name in ("report.html", "summary.csv", "summary.md")]
     return "\n".join([*lines, "", *map(str, [*files, *sorted((out / "report_figures").glob("*.png"))])])
@@ -90,20 +87,14 @@ def check(folders: Sequence[str]) -> None:
 
 def command(arguments: Sequence[str]) -> None:
     """Report on the folders; `out` is the first of them where it is not given."""
-    options = {key: value for key, _, value in (each.partition("=") for each in arguments) if key in OPTIONS}
-    folders = [each for each in arguments if each.partition("=")[0] not in OPTIONS and each != "--check"]
-    if {"-h", "--help"} & set(folders):
-        print(USAGE)
+    given = VERBS["report"]().read(arguments)
+    if given.check:
+        if options := [key for key in ("metric", "out", "figures") if vars(given)[key] is not None]:
+            raise UserError(f"--check writes no report and takes no {options[0]}=; leave it out")
+        check(given.DIR)
         return
-    if not folders:
-        raise UserError(USAGE)
-    if "--check" in arguments:
-        if options:
-            raise UserError(f"--check writes no report and takes no {next(iter(options))}=; leave it out")
-        check(folders)
-        return
-    figures = [name for name in options.get("figures", "").split(",") if name]
-    print(printable(report(folders, Path(options.get("out", folders[0])), figures, options.get("metric", ""))))
+    figures = [name for name in (given.figures or "").split(",") if name]
+    print(printable(report(given.DIR, Path(given.out or given.DIR[0]), figures, given.metric or "")))
 
 
 if __name__ == "__main__":

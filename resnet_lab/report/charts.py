@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import fill
 
@@ -13,7 +13,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from resnet_lab.plots.frame import BLUE, GRAY, RED, add_legend, color
+from resnet_lab.plots.frame import BLUE, GRAY, RED, Color, add_legend, palette
 from resnet_lab.report.calibration import OperatingPoint, Reliability
 
 PLAQUE = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1}  # keeps text on curves readable
@@ -31,7 +31,12 @@ class Line:
 
 
 def unit_curves(
-    panels: Sequence[tuple[str, Sequence[Line]]], xlabel: str, ylabel: str, columns: int, diagonal: bool = False
+    panels: Sequence[tuple[str, Sequence[Line]]],
+    xlabel: str,
+    ylabel: str,
+    columns: int,
+    diagonal: bool = False,
+    colors: Mapping[str, Color] | None = None,
 ) -> Figure:
     """Curves in the unit square, one panel a title: means as lines, the range over runs as bands.
 
@@ -41,7 +46,9 @@ def unit_curves(
         ylabel: of the second.
         columns: panels in a row.
         diagonal: draw the diagonal, which guessing gives; the numbers then stand below it.
+        colors: label → color; None: one each.
     """
+    shades = colors or palette(line.label for line in panels[0][1])
     columns = min(columns, len(panels))
     rows = math.ceil(len(panels) / columns)
     names = [line.label for line in panels[0][1]]
@@ -54,20 +61,17 @@ def unit_curves(
         if diagonal:
             axes.plot([0, 1], [0, 1], color=GRAY, linestyle=":", linewidth=1)
         for place, line in enumerate(lines):
-            _draw(axes, line, color(place, len(lines)))
+            _draw(axes, line, shades[line.label])
             side = {"x": 0.98, "ha": "right"} if diagonal else {"x": 0.03, "ha": "left"}
             height = 0.03 + 0.06 * (len(lines) - 1 - place)
-            axes.text(**side, y=height, s=line.score, color=color(place, len(lines)), fontsize=9, bbox=PLAQUE)
+            axes.text(**side, y=height, s=line.score, color=shades[line.label], fontsize=9, bbox=PLAQUE)
         _square(axes, xlabel, ylabel, title)
-    handles = [
-        Line2D([], [], color=color(place, len(names)), linewidth=1.8, label=fill(name, 60))
-        for place, name in enumerate(names)
-    ]
+    handles = [Line2D([], [], color=shades[name], linewidth=1.8, label=fill(name, 60)) for name in names]
     add_legend(figure, handles, 1 if columns == 1 else 2)
     return figure
 
 
-def _draw(axes: Axes, line: Line, shade: tuple[float, float, float, float]) -> None:
+def _draw(axes: Axes, line: Line, shade: Color) -> None:
     if len(line.values) > 1:
         axes.fill_between(
             line.x, line.values.min(axis=0), line.values.max(axis=0), color=shade, alpha=0.15, linewidth=0
@@ -106,8 +110,8 @@ def reliability(panels: Sequence[tuple[str, Reliability, float]], columns: int) 
         middles = width * (np.arange(len(bins.images)) + 0.5)
         # the bins that count for more are drawn darker
         weight = bins.images / max(bins.images.max(), 1)
-        shades = [to_rgba(BLUE, 0.2 + 0.8 * share) for share in weight]
-        axes.bar(middles, np.nan_to_num(bins.accuracy), width=0.92 * width, color=shades)
+        tints = [to_rgba(BLUE, 0.2 + 0.8 * share) for share in weight]
+        axes.bar(middles, np.nan_to_num(bins.accuracy), width=0.92 * width, color=tints)
         for middle, sure, right, share in zip(middles, bins.confidence, bins.accuracy, weight, strict=True):
             if share:
                 axes.plot([middle, middle], [right, sure], color=RED, linewidth=2.2, alpha=0.35 + 0.65 * share)
@@ -137,14 +141,16 @@ class Cost:
     resources: dict[str, float]  # by name with unit
 
 
-def cost(groups: Sequence[Cost], ylabel: str, columns: int = 2) -> Figure:
+def cost(groups: Sequence[Cost], ylabel: str, columns: int = 2, colors: Mapping[str, Color] | None = None) -> Figure:
     """Quality against resources, on logarithmic scales, one panel a resource.
 
     Args:
         groups: G groups that know the same resources.
         ylabel: the quality.
         columns: panels in a row.
+        colors: label → color; None: one each.
     """
+    shades = colors or palette(group.label for group in groups)
     names = list(groups[0].resources)
     columns = min(columns, len(names))
     rows = math.ceil(len(names) / columns)
@@ -153,7 +159,7 @@ def cost(groups: Sequence[Cost], ylabel: str, columns: int = 2) -> Figure:
     for axes, name in zip(grid, names, strict=False):
         for place, group in enumerate(groups):
             # side by side where several take the same
-            shade, x = color(place, len(groups)), group.resources[name] * 1.02 ** (place - (len(groups) - 1) / 2)
+            shade, x = shades[group.label], group.resources[name] * 1.02 ** (place - (len(groups) - 1) / 2)
             axes.plot([x, x], group.limits, color=shade, linewidth=1.6, alpha=0.5)
             axes.plot(x, group.quality, "o", color=shade, markersize=6)
         _resource_axis(axes, name, [group.resources[name] for group in groups])
@@ -162,8 +168,8 @@ def cost(groups: Sequence[Cost], ylabel: str, columns: int = 2) -> Figure:
     for axes in grid[::columns]:
         axes.set_ylabel(ylabel, fontsize=9)
     handles = [
-        Line2D([], [], color=color(place, len(groups)), marker="o", linestyle="none", label=fill(group.label, 60))
-        for place, group in enumerate(groups)
+        Line2D([], [], color=shades[group.label], marker="o", linestyle="none", label=fill(group.label, 60))
+        for group in groups
     ]
     add_legend(figure, handles, 1)
     return figure

@@ -6,6 +6,22 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
+from resnet_lab.plots.frame import Color, palette
+from resnet_lab.report.groups import Table
+
+
+def colors_of(table: Table) -> dict[str, Color]:
+    """Label → color of the groups that pictures show, the same in every picture of a table."""
+    return palette(group.label for group in table.drawn)
+
+
+def best_of(table: Table) -> str:
+    """A sentence for notes where not all groups are shown; empty where all are."""
+    shown, groups = len(table.drawn), len(table.scored_groups or table.groups)
+    if shown == groups:
+        return ""
+    return f" Shown are {shown} of {groups} groups: the best in {table.title_of_metric}, and those named by groups=."
+
 
 class Drawing(NamedTuple):
     """One figure: on a desk, and on a phone where that differs."""

@@ -104,7 +104,7 @@ def _sentence(table: Table, pairing: Pairing, settings: tuple[float, ...], found
     """What can be concluded of one difference, and what cannot."""
     metric = SCORES[table.metric]
     value, low, high, p = (float(column[0]) for column in found)
-    name, over = table.title_of_metric, f" over {len(settings)} settings of the rest" if len(settings) > 1 else ""
+    name, over = table.title_of_metric, ", averaged over the other axes" if len(settings) > 1 else ""
     if math.isnan(low):
         reason = table.estimates[table.metric].withheld
         return f"{pairing.label}: {name} {metric.difference(value)}{metric.unit}; no interval, since {reason}."
@@ -113,7 +113,9 @@ def _sentence(table: Table, pairing: Pairing, settings: tuple[float, ...], found
         text += f"It {'raises' if value > 0 else 'lowers'} {name} on images like these."
     else:
         most = max(abs(low), abs(high))
-        text += f"No difference can be concluded; one of up to {metric.text(most)}{metric.unit} cannot be ruled out."
+        text += (
+            f"These runs cannot show a difference; the true one may be anything up to {metric.text(most)}{metric.unit}."
+        )
     return text + _uneven(table, pairing, settings) + _about_seeds(table, pairing)
 
 
@@ -124,7 +126,7 @@ def _uneven(table: Table, pairing: Pairing, settings: tuple[float, ...]) -> str:
     for row, (first, other) in zip(rows, pairing.pairs, strict=True):
         row[other], row[first] = 1, -1
     between = np.array([rows[one] - rows[other] for one, other in combinations(range(len(settings)), 2)])
-    # every axis is asked, so each has its share of the chance to err
+    # every axis is tested, so each gets its share of the error probability
     if not len(between) or not np.any(estimates.compare(between).p <= (1 - CONFIDENCE) / len(pairing_axes(table))):
         return ""
     rest = [
@@ -135,7 +137,7 @@ def _uneven(table: Table, pairing: Pairing, settings: tuple[float, ...]) -> str:
     ]
     order = np.argsort(settings)
     shown = parts if len(parts) <= SETTINGS else [parts[order[0]], parts[order[-1]]]
-    return f" But it depends on the rest, and the average hides it: {'; '.join(shown)}."
+    return f" The effect depends on the other axes, which the average hides: {'; '.join(shown)}."
 
 
 def _about_seeds(table: Table, pairing: Pairing) -> str:
@@ -143,4 +145,4 @@ def _about_seeds(table: Table, pairing: Pairing) -> str:
     groups = table.scored_groups
     single = all(len(groups[place].scored) == 1 for pair in pairing.pairs for place in pair)
     unknown = not np.any(table.estimates[table.metric].seeds.degrees)
-    return " One seed each: this is about these networks, not about the setting." if single and unknown else ""
+    return " With one seed each, this compares these networks, not the settings." if single and unknown else ""

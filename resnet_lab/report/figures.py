@@ -10,9 +10,10 @@ import pandas as pd
 
 from resnet_lab import plots
 from resnet_lab.errors import UserError
+from resnet_lab.plots.frame import Color
 from resnet_lab.report import score_figures
-from resnet_lab.report.drawing import Drawing, Picture
-from resnet_lab.report.groups import Group, Table
+from resnet_lab.report.drawing import Drawing, Picture, best_of, colors_of
+from resnet_lab.report.groups import Group, Table, order_of
 from resnet_lab.report.runs import Run, read_layers, read_metrics
 from resnet_lab.statistics import MANY_CLASSES, class_scores
 
@@ -64,16 +65,14 @@ def series_of(table: Table, curve: Curve = CURVES["accuracy"]) -> Iterator[plots
     Of the runs that count; of all where none does, to show how far they came.
     """
     panels = curve.by_depth and any(axis != "model.depth" for group in table.groups for axis in group.values)
-    for group in table.groups:
-        shown = dict(group.shown)
-        panel = shown.pop("model.depth", "") if panels else ""
-        label = " ".join(shown.values()) or "all runs"
+    for group in sorted(table.drawn, key=lambda group: order_of(group.values.get("model.depth", ""))):
+        panel = group.shown.get("model.depth", "") if panels else ""
         frames = [read_metrics(run.folder.stored_metrics) for run in group.scored or group.runs]
         splits = [split for split in plots.frame.STYLES if split in curve.splits or split == _judged(frames, curve)]
         for split in splits:
             if (values := _aligned(frames, split, curve.metric)) is not None:
                 scaled = curve.factor * values.to_numpy().T
-                yield plots.curves.Series(panel, label, split, values.index.to_numpy(), scaled)
+                yield plots.curves.Series(panel, group.label, split, values.index.to_numpy(), scaled)
 
 
 def _judged(frames: Sequence[pd.DataFrame], curve: Curve) -> str | None:
@@ -108,9 +107,10 @@ def _both(
     ylabel: str,
     baseline: tuple[str, float] | None = None,
     logarithmic: bool = False,
+    colors: Mapping[str, Color] | None = None,
 ) -> Drawing:
     """Panels beside each other on a desk, one below the other on a phone."""
-    wide, narrow = (plots.curves.by_epoch(series, ylabel, baseline, columns, logarithmic) for columns in (2, 1))
+    wide, narrow = (plots.curves.by_epoch(series, ylabel, baseline, columns, logarithmic, colors) for columns in (2, 1))
     return Drawing(wide, narrow)
 
 
@@ -122,11 +122,12 @@ def _curves(curve: Curve, table: Table) -> Picture | None:
     if baseline and curve.metric == "error":
         baseline = (baseline[0], 100 - baseline[1])
     note = "Thin lines are single runs, bands span them, thick lines are their mean."
+    note += best_of(table)
     if {line.split for line in series} == {"train"} and "train" not in curve.title.lower():
         note += " Of the training images alone: the jobs looked at no others by epoch."
     far = curve.metric == "loss" and _are_far_apart(np.concatenate([line.values.ravel() for line in series]))
     note += " The axis is logarithmic, as some losses are far above the others." if far else ""
-    return Picture(curve.title, note, [_both(series, curve.ylabel, baseline, far)])
+    return Picture(curve.title, note, [_both(series, curve.ylabel, baseline, far, colors_of(table))])
 
 
 def _are_far_apart(values: np.ndarray) -> bool:
@@ -137,7 +138,7 @@ def _are_far_apart(values: np.ndarray) -> bool:
 
 def confusion_matrices(table: Table) -> Picture | None:
     """One matrix per group, summed over its runs; as a file, all together."""
-    groups = [group for group in table.groups if group.scored]
+    groups = [group for group in table.drawn if group.scored]
     if not groups:
         return None
     names = table.scored[0].class_names
@@ -145,7 +146,7 @@ def confusion_matrices(table: Table) -> Picture | None:
     note = (
         "Counts, summed over the runs of a group, and shares of the true class (rows); darker is larger. "
         "Gray rows: no image of that class."
-    )
+    ) + best_of(table)
     shown = [Drawing(plots.matrices.confusion_matrix(counts, names, title, BESIDE)) for title, counts in matrices]
     return Picture("Confusion matrices", note, shown, [plots.matrices.confusion_matrices(matrices, names)])
 
@@ -157,7 +158,7 @@ def _runs_of(group: Group) -> str:
 def scores(table: Table) -> Picture | None:
     """Accuracy of each group, run by run; where test was followed, also that of its best epoch, as A and B report."""
     rows = []
-    for group in table.groups:
+    for group in table.drawn:
         if group.scored:
             best = [read_metrics(run.folder.stored_metrics).get(f"{run.split}/accuracy") for run in group.scored]
             values = [run.scores["accuracy"] for run in group.scored]
@@ -175,7 +176,7 @@ def scores(table: Table) -> Picture | None:
 def recall(table: Table) -> Picture | None:
     """Recall of each class by epoch, one panel a group: a collapse, and the escape from it, show at once."""
     series = []
-    for group in table.groups:
+    for group in table.drawn:
         frames = [read_metrics(run.folder.stored_metrics) for run in group.scored or group.runs]
         names = next((run.class_names for run in group.scored), ())
         split = _judged(frames, CURVES["error"])
@@ -193,7 +194,7 @@ def recall(table: Table) -> Picture | None:
 def gap(table: Table) -> Picture | None:
     """How far training accuracy runs ahead of the judged one."""
     series = []
-    for group in table.groups:
+    for group in table.drawn:
         frames = [read_metrics(run.folder.stored_metrics) for run in group.scored or group.runs]
         split = _judged(frames, CURVES["error"])
         train, other = (_aligned(frames, part, "accuracy") if part else None for part in ("train", split))
@@ -203,7 +204,7 @@ def gap(table: Table) -> Picture | None:
     if not series:
         return None
     note = "Accuracy of train, with augmentation, less that of the split that is judged, in percentage points."
-    return Picture("Gap between train and test", note, [_both(series, "train ahead, points")])
+    return Picture("Gap between train and test", note, [_both(series, "train ahead, points", colors=colors_of(table))])
 
 
 def class_counts(table: Table) -> Picture | None:
@@ -244,7 +245,7 @@ def _shared(groups: Mapping[str, Group]) -> str:
 
 def scores_by_class(table: Table) -> Picture | None:
     """Precision, recall and F1 of each class, one figure a group, with the classes below the pass mark by name."""
-    groups = [group for group in table.groups if group.scored]
+    groups = [group for group in table.drawn if group.scored]
     if not groups:
         return None
     names = table.scored[0].class_names
@@ -267,7 +268,7 @@ def mean_class_scores(group: Group) -> np.ndarray:
 
 def score_bands(table: Table) -> Picture | None:
     """Which share of the classes reaches which precision, recall and F1."""
-    groups = [group for group in table.groups if group.scored]
+    groups = [group for group in table.drawn if group.scored]
     if not groups:
         return None
     shares = {group.label: band_shares(mean_class_scores(group)) for group in groups}
@@ -286,7 +287,7 @@ def band_shares(values: np.ndarray) -> np.ndarray:
 def layers(table: Table) -> Picture | None:
     """Gradients, activations and dead units by layer, after the first epoch and after the last one."""
     frames: dict[str, pd.DataFrame] = {}
-    for group in table.groups:
+    for group in table.drawn:
         measured = [frame for run in group.runs if len(frame := read_layers(run.folder.stored_layers))]
         frames |= {group.label: measured[0]} if measured else {}
     if not frames:
@@ -296,7 +297,7 @@ def layers(table: Table) -> Picture | None:
         profiles = {
             label: plots.layers.profile_of(frame, getattr(frame["epoch"], pick)()) for label, frame in frames.items()
         }
-        shown.append(Drawing(*(plots.layers.by_depth(profiles, columns) for columns in (3, 1))))
+        shown.append(Drawing(*(plots.layers.by_depth(profiles, columns, colors_of(table)) for columns in (3, 1))))
     note = "Of the first run of each group: above in its first epoch, below in its last. 0 is the input's end."
     return Picture("Gradients and activations by layer", note, shown)
 

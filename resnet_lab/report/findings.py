@@ -20,7 +20,6 @@ from resnet_lab.scores import ABSENT, SCORES
 
 ALIKE = 6  # digits of a probability in which two trainings differ somewhere
 MANY = 8  # so many classes or runs are named, the others counted
-SETS = 3  # and so many sets of runs
 WORDS = {"train": "training", "val": "validation", "test": "test"}
 
 
@@ -39,14 +38,16 @@ def findings_of(runs: Sequence[Run], tables: Sequence[Table]) -> list[Finding]:
 
 
 def _problems(runs: Sequence[Run]) -> Iterator[Finding]:
-    """Runs without a result; those with the same one are told together."""
+    """Runs without a result; those with the same problem share a line."""
     names, alike = places_of(runs), defaultdict(list)
     for run in runs:
         if run.problem:
             alike["no result" if run.state == "done" else run.state, run.problem].append(names[run.folder.path])
     for (kind, problem), places in alike.items():
-        where = f"{len(places)} runs ({_listed(places, 'runs')})" if len(places) > 1 else places[0]
-        yield Finding(kind, f"{where}: {problem}")
+        if len(places) > 1:
+            yield Finding(kind, f"{len(places)} runs: {problem}", names=tuple(places))
+        else:
+            yield Finding(kind, f"{places[0]}: {problem}")
 
 
 def _validation(runs: Sequence[Run]) -> Iterator[Finding]:
@@ -79,11 +80,16 @@ def _lost_epochs(runs: Sequence[Run]) -> Iterator[Finding]:
 
 
 def _collapsed(table: Table) -> Iterator[Finding]:
+    """Groups with runs that nearly always predict one class, in one line."""
+    texts = []
     for group in table.groups:
         if group.collapsed:
             seeds = ", ".join(str(run.config.get("seed", ABSENT)) for run in group.collapsed)
-            share = f"{len(group.collapsed)} of {len(group.scored)}"
-            yield Finding("collapsed", f"{group.label}: {share} nearly always predict one class (seed {seeds})")
+            texts.append(f"{group.label}: {len(group.collapsed)} of {len(group.scored)} (seed {seeds})")
+    if texts:
+        runs = sum(len(group.collapsed) for group in table.groups)
+        predict = "run nearly always predicts one class" if runs == 1 else "runs nearly always predict one class"
+        yield Finding("collapsed", f"{runs} {predict}", names=tuple(texts))
 
 
 def _doubts(table: Table) -> Iterator[Finding]:
@@ -95,7 +101,7 @@ def _doubts(table: Table) -> Iterator[Finding]:
         if repeated:
             yield Finding("seed twice", f"{group.label}: seed {repeated[0]} counts more than once; n is too large")
     if any(not np.array_equal(each, table.patient) for each in table.patients_of_runs):
-        text = "runs disagree on which images are of one patient; the one that knows of the fewest patients is believed"
+        text = "the runs disagree on which images belong to one patient; the grouping with the fewest patients is used"
         yield Finding("different patients", text)
     if table.scored and table.scored[0].split == "val":
         chose = any(str(run.status.get("monitor")).startswith("val/") for run in table.scored if run.trained)
@@ -115,11 +121,12 @@ def _against_baseline(table: Table) -> Iterator[Finding]:
         elif value > baseline >= table.estimates[table.metric].interval(place).low:
             open_still.append(group.label)
     if below:
-        text = f"not above the majority baseline in {table.title_of_metric}: {'; '.join(below)}"
-        yield Finding("no better than one answer", text)
+        text = f"{table.title_of_metric} is not above the majority baseline: {_listed(below, 'groups', separator='; ')}"
+        yield Finding("no better than always predicting one class", text)
     if open_still:
-        text = f"the interval of {table.title_of_metric} holds that of the majority baseline: {'; '.join(open_still)}"
-        yield Finding("not shown to be better than one answer", text, False)
+        names = _listed(open_still, "groups", separator="; ")
+        text = f"the {table.title_of_metric} interval includes the majority baseline: {names}"
+        yield Finding("may be no better than always predicting one class", text, False)
 
 
 def _classes(table: Table) -> Iterator[Finding]:
@@ -182,7 +189,7 @@ def _data_notes(runs: Sequence[Run]) -> Iterator[Finding]:
 def _test_sets(tables: Sequence[Table]) -> Iterator[Finding]:
     scored = [table for table in tables if table.scored]
     if len(scored) > 1:
-        text = "the runs were scored on different images: each set has its own table, not to be compared with another"
+        text = "the runs were scored on different images; each set has its own table, and tables cannot be compared"
         yield Finding("different test sets", text)
     same_images = defaultdict(set)
     for table in scored:
@@ -201,10 +208,10 @@ def _identical(runs: Sequence[Run]) -> Iterator[Finding]:
             predictions = run.predictions.labeled
             rounded = np.round(predictions.probabilities, ALIKE)
             same[run.test_set, rounded.tobytes()].append(names[run.folder.path])
-    copies = [_listed(places, "runs") for places in same.values() if len(places) > 1]
+    copies = tuple(_listed(places, "runs") for places in same.values() if len(places) > 1)
     if copies:
-        text = f"{_listed(copies, 'such sets', SETS, '; ')}: the same probabilities for every image, to {ALIKE} digits"
-        yield Finding("suspiciously identical", f"{text}; a copied folder, or a key that does nothing")
+        text = f"the same probabilities for every image, to {ALIKE} digits (a copied folder, or a key without effect)"
+        yield Finding("suspiciously identical", text, names=copies)
 
 
 def _selection(runs: Sequence[Run]) -> Iterator[Finding]:
@@ -268,5 +275,7 @@ def _single_seeds(tables: Sequence[Table]) -> Iterator[Finding]:
     if single:
         everywhere = len(single) == len(scored)
         which = "any group" if everywhere else _listed(single, "groups")
-        instead = "" if everywhere else "; that of the other groups is taken for it, which may be far off"
-        yield Finding("one seed only", f"no spread is known of {which}{instead}", False)
+        instead = "" if everywhere else "; that of the other groups is used instead, and may be far off"
+        yield Finding(
+            "one seed only", f"how much results vary between trainings is unknown for {which}{instead}", False
+        )

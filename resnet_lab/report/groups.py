@@ -18,6 +18,7 @@ from resnet_lab.report.runs import Run
 from resnet_lab.run_folder import BOOKKEEPING
 from resnet_lab.scores import ABSENT, NEEDS, SCORES, Predictions
 
+DRAWN = 10  # groups that pictures show, the best ones
 MANY_BOUND = 4  # keys that differ between sweeps alone, from which on their names would bury those of the groups
 
 
@@ -64,6 +65,7 @@ class Table:
 
     groups: list[Group]
     wanted: str = ""  # the metric that ranks them; the first of `metrics` where it is empty, or means nothing here
+    named: Sequence[str] = ()  # groups that pictures show besides the best: words of their labels
 
     @property
     def scored_groups(self) -> list[Group]:
@@ -135,6 +137,17 @@ class Table:
         """The groups from the best to the worst, and then those without a result."""
         sign = 1 if SCORES[self.metric].falls else -1
         return sorted(self.groups, key=lambda group: _last_if_unknown(sign * group.mean_and_std(self.metric)[0]))
+
+    @cached_property
+    def drawn(self) -> list[Group]:
+        """The groups that pictures show, best first: the best ones, and those that are named."""
+        groups = [group for group in self.ranked if group.scored] or self.groups
+        wanted = [set(each.split()) for each in self.named]
+        return [
+            group
+            for place, group in enumerate(groups)
+            if place < DRAWN or any(words <= set(group.label.split()) for words in wanted)
+        ]
 
     @property
     def title(self) -> str:

@@ -37,13 +37,13 @@ def rows_of(table: Table) -> list[Row]:
     rows = [_row(table, group, marks.get(id(group), ""), shortfalls.get(id(group), "")) for group in table.ranked]
     for run in {run.majority: run for run in table.scored}.values():
         cells = [SCORES[metric].text(run.baseline[metric]) for metric in table.metrics]
-        label = f"majority baseline: always “{run.class_names[run.majority]}”"
+        label = f"majority baseline: always predicting “{run.class_names[run.majority]}”"
         rows.append(Row(label, "", "", cells, "baseline", value=run.baseline[table.metric]))
     return rows + _published(table, table.metrics, table.metric)
 
 
 def referable_rows_of(table: Table) -> list[Row]:
-    """How well the grades that are referred are told from the others: the groups, best first, and what was published.
+    """How well the referable grades are distinguished from the others: the groups, best first, and published numbers.
 
     The first cell is the area, the second its interval. Empty where there are no such grades.
     """

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.colors import to_hex
 
 from resnet_lab.files import write_atomically
-from resnet_lab.rendering import Finding, base64_of, png, render
+from resnet_lab.rendering import FEW_NAMES, Finding, base64_of, png, render
 from resnet_lab.report import costs, thresholds
 from resnet_lab.report.by_class import Share, class_rows, confusions_of, shares_by_distance
+from resnet_lab.report.drawing import best_of, colors_of
 from resnet_lab.report.effects import confounded_of, effects_of
 from resnet_lab.report.figures import CURVES, PICTURES, picture
+from resnet_lab.report.glossary import glossary_of, meaning_of
 from resnet_lab.report.groups import Group, Table, places_of, sweeps_of
 from resnet_lab.report.leaderboard import interval_text, referable_rows_of, rows_of
+from resnet_lab.report.recipe import recipe_of
 from resnet_lab.report.runs import Run
 from resnet_lab.report.sharing import unshared_of
-from resnet_lab.report.summaries import headline, titles_of
+from resnet_lab.report.summaries import SHOWN_ROWS, headline, titles_of
 from resnet_lab.scores import ABSENT, SCORES
 from resnet_lab.statistics import MANY_CLASSES, REFERABLE
 
@@ -55,20 +58,24 @@ def page(
     return render(
         "report/report.html.j2",
         tables=parts,
+        recipe=recipe_of(runs, tables),
+        glossary=glossary_of(tables),
+        meaning_of=meaning_of,
+        shown_rows=SHOWN_ROWS,
+        few_names=FEW_NAMES,
         findings=findings,
-        runs=_listing(runs, metrics, out),
+        runs=_listing(runs, metrics),
         titles=titles_of(metrics),
         sweeps={name: len(members) for name, members in sweeps.items()},
         unshared=unshared,
     )
 
 
-def _listing(runs: Sequence[Run], metrics: Sequence[str], out: Path) -> list[dict[str, Any]]:
+def _listing(runs: Sequence[Run], metrics: Sequence[str]) -> list[dict[str, Any]]:
     return [
         {
             "run": run,
             "place": place,
-            "link": os.path.relpath(run.folder.path, out.resolve()),
             "cells": [SCORES[metric].text(run.scores.get(metric, math.nan)) for metric in metrics],
         }
         for run, place in zip(runs, places_of(runs).values(), strict=True)
@@ -82,6 +89,8 @@ def _section(table: Table, drawn: dict[str, dict[str, Any]]) -> dict[str, Any]:
     lead = table.metrics.index(table.metric)
     part |= {"lead": lead, "others": _without(part["titles"], lead)}
     part |= {"pictures": drawn, "scored": bool(groups), "headline": headline(table), "unit": _unit(table)}
+    part["colors"] = {label: to_hex(color) for label, color in colors_of(table).items()}
+    part["best_of"] = best_of(table)
     part["withheld"] = table.estimates[table.metric].withheld if groups else ""
     part |= _board(table)
     part["rest"] = [each for name, each in drawn.items() if name not in OF_SECTIONS]
@@ -151,7 +160,10 @@ def _board(table: Table) -> dict[str, Any]:
         }
         for row, bar in zip(rows, bars, strict=True)
     ]
-    return {"rows": board, "dotted": near, "published": [row for row in every if row.kind == "reference"]}
+    marks = [row.mark for row in rows if row.mark in ("tied", "behind")]
+    crossed = "behind" in marks and "tied" in marks[marks.index("behind") :]
+    published = [row for row in every if row.kind == "reference"]
+    return {"rows": board, "dotted": near, "crossed": crossed, "published": published}
 
 
 def _without(cells: Sequence[str], lead: int) -> list[str]:
@@ -168,10 +180,11 @@ def _matrices(table: Table) -> dict[str, Any]:
     names = table.scored[0].class_names
     if len(names) > MANY_CLASSES:
         return {}
-    columns, places = grid_of(table.scored_groups, max(1, PAGE_WIDTH // (NAMES_WIDTH + CELL_WIDTH * len(names))))
+    groups = [group for group in table.groups if group.scored and any(group is other for other in table.drawn)]
+    columns, places = grid_of(groups, max(1, PAGE_WIDTH // (NAMES_WIDTH + CELL_WIDTH * len(names))))
     cells = [
         {"label": group.label, "runs": len(group.scored), "row": row, "column": column, **_matrix(group)}
-        for group, (row, column) in zip(table.scored_groups, places, strict=True)
+        for group, (row, column) in zip(groups, places, strict=True)
     ]
     width = (PAGE_WIDTH / columns - NAMES_WIDTH) / len(names)
     upright = LETTER_WIDTH * max(map(len, names)) > width

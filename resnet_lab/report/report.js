@@ -1,6 +1,6 @@
 "use strict";
 
-// shares of the true class, first less second, in percentage points
+// A minus B: shares of the true class, in percentage points
 function differenceOf(first, second) {
   const shares = (counts) => counts.map((row) => {
     const total = row.reduce((sum, count) => sum + count, 0);
@@ -59,12 +59,119 @@ for (const part of document.querySelectorAll(".difference")) {
     const [first, second] = [data.sides[a.value], data.sides[b.value]];
     const place = part.querySelector(".shown");
     place.replaceChildren();
-    part.querySelector("figcaption").textContent = `${first.label}, less ${second.label}`;
+    part.querySelector("figcaption").textContent = `${first.label} minus ${second.label}`;
     (data.list ? drawList : drawMatrix)(data.names, differenceOf(first.counts, second.counts), place);
   };
   a.addEventListener("change", draw);
   b.addEventListener("change", draw);
   draw();
+}
+
+// the first number of a cell, or its text
+function valueOf(cell) {
+  const text = cell.textContent.trim().replaceAll("\u2212", "-").replaceAll(",", "");
+  const number = /^[-+]?\d*\.?\d+/.exec(text);
+  return number ? Number(number[0]) : text;
+}
+
+function compare(one, other) {
+  if (typeof one === "number" && typeof other === "number") return one - other;
+  if (typeof one !== typeof other) return typeof one === "number" ? -1 : 1;
+  return one.localeCompare(other, undefined, { numeric: true });
+}
+
+const bodyRows = (table) => [...table.tBodies[0].rows];
+const isFixed = (row) => row.classList.contains("baseline") || row.classList.contains("reference");
+
+function sortBy(table, column, button) {
+  const head = button.parentElement;
+  const down = head.getAttribute("aria-sort") === "descending" || (!head.hasAttribute("aria-sort") && column === 0);
+  for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
+  head.setAttribute("aria-sort", down ? "ascending" : "descending");
+  const rows = bodyRows(table).filter((row) => !isFixed(row));
+  rows.sort((a, b) => (down ? 1 : -1) * compare(valueOf(a.cells[column]), valueOf(b.cells[column])));
+  table.tBodies[0].prepend(...rows);
+  const most = Number(table.dataset.rows); // the first rows of the new order are the ones shown
+  rows.forEach((row, place) => row.classList.toggle("more", place >= most));
+}
+
+// a cell of a spreadsheet that begins like a formula is text
+const quoted = (text) => {
+  const safe = /^[=+\-@\t\r]/.test(text) && Number.isNaN(Number(text.split(" ")[0])) ? `'${text}` : text;
+  return `"${safe.replaceAll('"', '""')}"`;
+};
+
+function saveCsv(table) {
+  const lines = [table.tHead.rows[0], ...bodyRows(table).filter((row) => !row.classList.contains("hidden"))].map((row) =>
+    [...row.cells].map((cell) => quoted(cell.textContent.replace(/\s+/g, " ").trim())).join(","));
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob(["\ufeff", lines.join("\n"), "\n"], { type: "text/csv" }));
+  link.download = `${table.id || "table"}.csv`;
+  link.click();
+  URL.revokeObjectURL(link.href);
+}
+
+const FILTERED = 6; // rows from which on a table can be filtered
+
+for (const table of document.querySelectorAll("table.data")) {
+  const place = table.closest(".scroll");
+  const tools = document.createElement("div");
+  tools.className = "tools";
+  place.before(tools);
+  const shown = bodyRows(table).filter((row) => !isFixed(row) && !row.classList.contains("more")).length;
+  table.dataset.rows = shown;
+  const late = bodyRows(table).filter((row) => row.classList.contains("more")).length;
+  if (bodyRows(table).length >= FILTERED) {
+    const filter = element("input", "", tools);
+    filter.type = "search";
+    filter.placeholder = "filter rows";
+    filter.setAttribute("aria-label", "filter rows");
+    filter.addEventListener("input", () => {
+      const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
+      table.classList.toggle("folded", late > 0 && words.length === 0 && fold.dataset.open !== "yes");
+      for (const row of bodyRows(table).filter((each) => !isFixed(each))) {
+        const text = row.textContent.toLowerCase();
+        row.classList.toggle("hidden", !words.every((word) => text.includes(word)));
+      }
+    });
+  }
+  const fold = element("button", `show all ${shown + late}`, tools);
+  fold.type = "button";
+  fold.hidden = late === 0;
+  table.classList.toggle("folded", late > 0);
+  fold.addEventListener("click", () => {
+    const open = fold.dataset.open !== "yes";
+    fold.dataset.open = open ? "yes" : "no";
+    fold.textContent = open ? `show the first ${shown}` : `show all ${shown + late}`;
+    table.classList.toggle("folded", !open);
+  });
+  const save = element("button", "save as CSV", tools);
+  save.type = "button";
+  save.addEventListener("click", () => saveCsv(table));
+  [...table.tHead.rows[0].cells].forEach((cell, column) => {
+    if (cell.tagName !== "TH") return;
+    const button = document.createElement("button");
+    button.type = "button";
+    button.title = "sort by this column";
+    button.append(...cell.childNodes);
+    cell.append(button);
+    button.addEventListener("click", () => sortBy(table, column, button));
+  });
+}
+
+// details of groups beyond the first ones
+for (const section of document.querySelectorAll("section.table")) {
+  const late = section.querySelectorAll("details.of-group.more");
+  if (!late.length) continue;
+  section.classList.add("folded");
+  const button = element("button", `show the classes of ${late.length} more groups`, document.createElement("p"));
+  button.type = "button";
+  button.parentElement.className = "tools";
+  late[0].before(button.parentElement);
+  button.addEventListener("click", () => {
+    for (const part of late) part.classList.remove("more");
+    button.parentElement.remove();
+  });
 }
 
 // paper cannot be clicked

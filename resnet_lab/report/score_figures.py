@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from resnet_lab.report import calibration, charts, costs, thresholds
-from resnet_lab.report.drawing import Drawing, Picture
+from resnet_lab.report.drawing import Drawing, Picture, best_of, colors_of
 from resnet_lab.report.groups import Table
 from resnet_lab.scores import SCORES
 
@@ -18,7 +18,8 @@ def roc(table: Table) -> Picture | None:
     if not panels:
         return None
     wide, narrow = (
-        charts.unit_curves(panels, "false positive rate", "sensitivity", columns, diagonal=True) for columns in (3, 1)
+        charts.unit_curves(panels, "false positive rate", "sensitivity", columns, True, colors_of(table))
+        for columns in (3, 1)
     )
     note = f"{_which(table)} Dotted: guessing."
     if any(line.points for _, lines in panels for line in lines):
@@ -31,15 +32,14 @@ def precision_recall(table: Table) -> Picture | None:
     panels = thresholds.panels_of(table, thresholds.precision_recall_of, "AP")
     if not panels:
         return None
-    wide, narrow = (charts.unit_curves(panels, "recall", "precision", columns) for columns in (3, 1))
+    wide, narrow = (
+        charts.unit_curves(panels, "recall", "precision", columns, colors=colors_of(table)) for columns in (3, 1)
+    )
     return Picture("Precision and recall", f"{_which(table)} AP: average precision.", [Drawing(wide, narrow)])
 
 
 def _which(table: Table) -> str:
-    shown, groups = len(thresholds.drawn_groups(table)), len(table.scored_groups)
-    text = "One class against the rest; lines are means over the runs of a group, bands span them."
-    if shown < groups:
-        text += f" The {shown} best of {groups} groups in {table.title_of_metric}."
+    text = f"One class against the rest; lines are means over the runs of a group, bands span them.{best_of(table)}"
     if len(table.scored[0].class_names) > thresholds.PANELS:
         text += " The classes with the lowest recall."
     return text
@@ -48,7 +48,7 @@ def _which(table: Table) -> str:
 def reliability(table: Table) -> Picture | None:
     """How often predictions are right, by their confidence, before and after temperature scaling."""
     panels = []
-    for group in [group for group in table.ranked if group.scored][:RELIABLE]:
+    for group in [group for group in table.drawn if group.scored][:RELIABLE]:
         cases = [("", group.predictions)]
         if scaled := thresholds.scaled_predictions(group):
             cases = [(", as trained", group.predictions), (", scaled", [predictions for _, predictions in scaled])]
@@ -59,19 +59,20 @@ def reliability(table: Table) -> Picture | None:
     if not panels:
         return None
     wide, narrow = (charts.reliability(panels, columns) for columns in (3, 1))
-    note = "Bars below the dotted line: surer than right. Of the best groups, all runs of a group together."
+    note = "Bars below the dotted line: overconfident. The best groups, with all runs of a group pooled."
     return Picture("Reliability", note, [Drawing(wide, narrow)])
 
 
 def cost(table: Table) -> Picture | None:
     """Quality against each resource that the jobs noted and that differs between the groups."""
-    found = costs.costs_of(table)
+    shown = {group.label for group in table.drawn}
+    found = [each for each in costs.costs_of(table) if each.label in shown]
     titles = (
         [title for title in found[0].resources if len({each.resources[title] for each in found}) > 1] if found else []
     )
     if not titles:
         return None
     found = [replace(each, resources={title: each.resources[title] for title in titles}) for each in found]
-    wide, narrow = (charts.cost(found, SCORES[table.metric].title, columns) for columns in (3, 1))
+    wide, narrow = (charts.cost(found, SCORES[table.metric].title, columns, colors_of(table)) for columns in (3, 1))
     note = "Lines: 95 % intervals. Above and to the left is better; of images a second, above and to the right."
-    return Picture("Quality and cost", note, [Drawing(wide, narrow)])
+    return Picture("Quality and cost", note + best_of(table), [Drawing(wide, narrow)])

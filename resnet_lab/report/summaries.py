@@ -14,10 +14,12 @@ from resnet_lab.report.groups import Group, Table
 from resnet_lab.report.leaderboard import Row, interval_of, interval_text, rows_of
 from resnet_lab.scores import ABSENT, SCORES
 
+SHORT = {"balanced acc. %": "bal. acc. %"}  # of the terminal, where columns are narrow
+SHOWN_ROWS = 20  # groups of a table; the page shows the others on demand
 MARKS = {
     "best": "best",
     "tied": "tied with the best",
-    "behind": "behind the best",
+    "behind": "worse than the best",
     "untested": "not tested against the best",
 }
 
@@ -39,38 +41,55 @@ def headline(table: Table) -> str:
     percent = " %" if shown.title.endswith(" %") else ""
     value = f"{shown.text(best.value)}{percent}" + (f" (95 %: {limits})" if limits != ABSENT else "")
     baseline = next(row for row in every if row.kind == "baseline")
-    against = f"The majority baseline has {shown.text(baseline.value)}{percent}."
+    always = baseline.label.partition(": ")[2]
+    against = f"{always[:1].upper()}{always[1:]} would score {shown.text(baseline.value)}{percent}."
     if len(rows) == 1:
         return f"{best.label}: {table.title_of_metric} {value}. {against}"
     marks = [row.mark for row in rows]
     if "untested" in marks:
         reason = table.estimates[table.metric].withheld
-        text = f"Of {len(rows)} groups {best.label} has the {most} {table.title_of_metric}: {value}. "
+        text = f"Of {len(rows)} groups, {best.label} has the {most} {table.title_of_metric}: {value}. "
         return f"{text}No difference between groups is tested, since {reason}. {against}"
     if "best" not in marks:
         return f"All {len(rows)} groups have {table.title_of_metric} {value}. {against}"
     tied, behind, others = marks.count("tied"), marks.count("behind"), len(rows) - 1
     if others == 1:
-        others_are = f"the other one {'cannot be told from it' if tied else 'is behind it'}"
+        others_are = f"The other one {'may be as good' if tied else 'is worse'}."
     elif tied == others:
-        others_are = "none of the others can be told from it"
+        others_are = "Each of the others may be as good."
+    elif not tied:
+        others_are = "All others are worse."
     else:
-        others_are = f"{tied} of the other {others} cannot be told from it" if tied else "all others are behind it"
-    text = f"Of {len(rows)} groups {best.label} has the {most} {table.title_of_metric}: {value}; {others_are}"
-    return text + (f", {behind} {'is' if behind == 1 else 'are'} behind. " if tied and behind else ". ") + against
+        others_are = f"{tied} of the other {others} may be as good; {behind} {'is' if behind == 1 else 'are'} worse."
+    text = f"Of {len(rows)} groups, {best.label} has the {most} {table.title_of_metric}: {value}. {others_are}"
+    return f"{text} {against}"
 
 
-def text_table(table: Table, width: int = 110) -> str:
-    """The table for a terminal; labels wrap, so that a line has at most `width` characters."""
-    titles = titles_of(table.metrics)
-    room = width - 3 - 16 * len(titles)
-    lines = [table.title, f"{'group':<{room}}{'n':>3}" + "".join(f"{title:>16}" for title in titles)]
-    for row in rows_of(table):
-        if row.kind != "reference":  # their sources want more room than a terminal has
-            first, *more = wrap(_with_remarks(table, row), room - 1)
-            lines += [f"{first:<{room}}{row.n:>3}" + "".join(f"{cell:>16}" for cell in row.cells)]
-            lines += [f"  {line}" for line in more]
+def text_table(table: Table, width: int = 80) -> str:
+    """The table for a terminal: the best groups and the baseline, in lines of at most `width` characters.
+
+    A label that is too long for its column has a line of its own, above its numbers.
+    """
+    rows = [
+        row for row in rows_of(table) if row.kind != "reference"
+    ]  # their sources want more room than a terminal has
+    shown = [row for place, row in enumerate(rows) if row.kind != "group" or place < SHOWN_ROWS]
+    titles = [SHORT.get(title, title) for title in titles_of(table.metrics)]
+    widths = [max(map(len, column)) + 2 for column in zip(titles, *(row.cells for row in shown), strict=True)]
+    room = max(width - 3 - sum(widths), 8)
+    lines = [*wrap(table.title, width), _line("group", room, "n", titles, widths)]
+    for row in shown:
+        label = _with_remarks(table, row)
+        lines += [] if len(label) < room else wrap(label, width, subsequent_indent="  ")
+        lines.append(_line(label if len(label) < room else "", room, row.n, row.cells, widths))
+    if hidden := len(rows) - len(shown):
+        lines.append(f"and {hidden} more groups: summary.csv has them all")
     return "\n".join(lines)
+
+
+def _line(label: str, room: int, n: str, cells: Sequence[str], widths: Sequence[int]) -> str:
+    numbers = "".join(f"{cell:>{space}}" for cell, space in zip(cells, widths, strict=True))
+    return f"{label:<{room}}{n:>3}{numbers}"
 
 
 def _with_remarks(table: Table, row: Row) -> str:
@@ -82,13 +101,13 @@ def _with_remarks(table: Table, row: Row) -> str:
 
 def markdown(tables: Sequence[Table], findings: Sequence[Finding]) -> str:
     """The findings and the tables for a page of the documentation."""
-    lines = [f"- **{_escaped(finding.kind)}**: {_escaped(finding.text)}" for finding in findings]
+    lines = [f"- **{_escaped(finding.kind)}**: {_escaped(str(finding))}" for finding in findings]
     blocks = ["\n".join(lines)] if findings else []
     for table in tables:
         blocks += [f"**{_escaped(table.title)}**", _markdown_table(table)]
     note = (
         "Mean ± standard deviation over n runs that differ in their seed; 95 % intervals over patients and seeds. "
-        "Tied: a difference to the best is not shown by these runs (paired, corrected for many comparisons)."
+        "Tied: these runs cannot show a difference to the best (paired, corrected for many comparisons)."
     )
     return "\n\n".join([*blocks, note]) + "\n"
 

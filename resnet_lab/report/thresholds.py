@@ -16,17 +16,11 @@ from resnet_lab.scores import Predictions
 from resnet_lab.statistics import REFERABLE
 
 PLACES = np.linspace(0, 1, 201)  # where the curves of several runs are averaged
-LINES = 6  # groups in a picture, the best ones
+HARDEST = 6  # classes that are drawn one by one where there are many
 PANELS = 12  # classes that are drawn one by one; of more, the hardest
 
 Binary = tuple[np.ndarray, np.ndarray]  # whether each image is positive (N,), and its score (N,)
 Curve = tuple[np.ndarray, float]  # values at PLACES, and the area under it
-
-
-def drawn_groups(table: Table) -> list[Group]:
-    """The groups that pictures with a line each show: the best ones."""
-    best = [group for group in table.ranked if group.scored][:LINES]
-    return [group for group in table.scored_groups if any(group is other for other in best)]  # colors as elsewhere
 
 
 def roc_of(binary: Binary) -> Curve:
@@ -51,7 +45,7 @@ def panels_of(table: Table, curve: Callable[[Binary], Curve], score: str) -> lis
     if table.referable:
         panels.append((f"referable (from {table.scored[0].class_names[REFERABLE]} on)", calibration.referable))
     panels += [(table.scored[0].class_names[k], _against_the_rest(k)) for k in _drawn_classes(table)]
-    groups = drawn_groups(table)
+    groups = [group for group in table.drawn if group.scored]
     found = [(title, [_line(group, binary, curve, score) for group in groups]) for title, binary in panels]
     return [(title, [line for line in lines if line]) for title, lines in found if any(lines)]
 
@@ -67,7 +61,7 @@ def _drawn_classes(table: Table) -> list[int]:
     if len(tested) <= PANELS:
         return list(map(int, tested))
     recall = counts.diagonal()[tested] / counts.sum(axis=1)[tested]
-    return list(map(int, tested[np.argsort(recall, kind="stable")[:LINES]]))
+    return list(map(int, tested[np.argsort(recall, kind="stable")[:HARDEST]]))
 
 
 def _line(

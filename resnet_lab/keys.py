@@ -1,0 +1,253 @@
+"""Every key of the configuration with default, meaning and allowed values, read from conf/ (imports nothing heavy)."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import textwrap
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from fnmatch import fnmatchcase
+from functools import cache
+
+from resnet_lab.compatibility import RENAMED
+from resnet_lab.errors import UserError
+from resnet_lab.schema import CHOSEN, MISSING, OF_JOB, PROVIDED, Config, TrainerConfig, conf_dir
+from resnet_lab.signatures import hints_of, is_ours
+from resnet_lab.values import words
+
+# what other programs call a key of ours
+SYNONYMS = {
+    **dict.fromkeys(("learning_rate", "base_lr", "init_lr"), "optim.lr"),
+    **dict.fromkeys(("epochs", "num_epochs", "n_epochs"), "trainer.max_epochs"),
+    **dict.fromkeys(("wd", "l2"), "optim.weight_decay"),
+    **dict.fromkeys(("bs", "batchsize"), "data.batch_size"),
+    **dict.fromkeys(("img_size", "input_size", "resolution"), "data.image_size"),
+    **dict.fromkeys(("workers", "n_workers"), "data.num_workers"),
+    **dict.fromkeys(("gpus", "num_gpus"), "trainer.devices"),
+    **dict.fromkeys(("arch", "network", "backbone"), "model"),
+    **dict.fromkeys(("scheduler", "lr_scheduler", "sched"), "schedule"),
+    **dict.fromkeys(("criterion", "objective"), "loss"),
+    **dict.fromkeys(("dataset", "datamodule"), "data"),
+    **dict.fromkeys(("opt", "optimiser", "optimizer"), "optim"),
+    "amp": "trainer.precision",
+}
+GROUPS = (*PROVIDED, "trainer", "callbacks")  # whose files have keys; those of scale and experiment only set them
+KEY = re.compile(r"(?P<indent> *)(?:- )?(?P<key>\w+):(?P<value>(?: +[^\s#]\S*)*)(?: *# (?P<comment>.+))?")
+COMMENT = re.compile(r"(?P<indent> *)# (?P<comment>.*)")
+WIDTH = 80  # columns of a text for a terminal
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key of the configuration as one file of conf/ sets it."""
+
+    name: str  # dotted
+    default: str  # as the file has it; `???` where the user has to give it
+    meaning: str
+    note: str  # on the default, where the file overrides one that it builds on
+    group: str  # empty: the top level
+    choices: tuple[str, ...]  # of the group, which have this default; empty: all that have no other one
+    file: str  # such as `conf/model/resnet_cifar.yaml`
+
+    @property
+    def allowed(self) -> str:
+        """The values that the key takes, in words; empty where its type is not known."""
+        if self.name in CHOSEN:
+            return ", ".join(choices_of(self.name))
+        own = self.name.rpartition(".")[2]
+        for each in fields(Config if not self.group else TrainerConfig) if self.group in ("", "trainer") else ():
+            if each.name == own:
+                return str(each.metadata["allowed"] or words(each.metadata["hint"]))
+        hints = [OF_JOB.get(self.group, {}), *map(hints_of, _targets(self.group, self.choices))]
+        return next((words(known[own]) for known in hints if own in known), "")
+
+
+@dataclass
+class _File:
+    """What the text of a YAML file says."""
+
+    about: str = ""  # the comment before the first key, up to an empty line
+    bases: list[str] = field(default_factory=list)  # the files of the same group that it builds on
+    targets: list[str] = field(default_factory=list)
+    keys: dict[str, tuple[str, str]] = field(default_factory=dict)  # dotted, below the group → default and comment
+
+
+@cache
+def _read(group: str, name: str) -> _File:
+    """A file of conf/; the comment of a key stands above it, or behind it and goes on in indented lines."""
+    found, above, path, last = _File(), list[str](), list[str](), ""
+    for line in (conf_dir() / group / f"{name}.yaml").read_text(encoding="utf-8").splitlines():
+        if comment := COMMENT.fullmatch(line):
+            if last and comment["indent"]:
+                found.keys[last] = found.keys[last][0], f"{found.keys[last][1]} {comment['comment']}"
+            elif not comment["comment"].startswith("@package"):
+                above.append(comment["comment"])
+        elif each := KEY.fullmatch(line):
+            if not path and not found.about:
+                found.about, above = " ".join(above), []
+            path = [*path[: len(each["indent"]) // 2], each["key"]]
+            last, value = ".".join(path).removeprefix("defaults."), each["value"].strip()
+            if last == "defaults":
+                found.bases = re.findall(r"\w+", value)
+            elif path[-1] == "_target_":
+                found.targets.append(value)
+            if not value or path[0] == "hydra" or path[-1] in ("defaults", "_target_", "_partial_"):
+                last = ""
+            else:
+                found.keys[last] = value, " ".join([*above, *filter(None, [each["comment"]])])
+            above = []
+        elif not line and not path:
+            found.about, above = " ".join(above), []
+    found.about = found.about or " ".join(above)
+    return found
+
+
+def _files(group: str) -> list[str]:
+    """The names of a group's files, those that others build on first."""
+    return sorted((file.stem for file in (conf_dir() / group).glob("*.yaml")), key=lambda name: (name[0] != "_", name))
+
+
+def _chain(group: str, name: str) -> list[str]:
+    """A file and those that it builds on, itself first."""
+    return [name, *(each for base in _read(group, name).bases for each in _chain(group, base))]
+
+
+def _targets(group: str, choices: Sequence[str]) -> list[str]:
+    """Our constructors that may take a key: those of the choices, then those of the whole group."""
+    names = [*(each for choice in choices for each in _chain(group, choice)), *_files(group)]
+    return [target for name in names for target in _read(group, name).targets if is_ours(target)]
+
+
+def choices_of(group: str) -> dict[str, str]:
+    """The files of conf/ that `group=` chooses from, with the first sentence of each."""
+    about = {name: _read(group, name).about for name in _files(group) if not name.startswith("_")}
+    return {name: re.split(r"(?<=[.?]) +(?=[A-Z]|resnet-lab)", text)[0] for name, text in about.items()}
+
+
+@cache
+def all_keys() -> tuple[Key, ...]:
+    """All keys in the order of conf/; a key with several defaults is there once for each file that sets it."""
+    return tuple(key for group in ("", *GROUPS) for name in _files(group) for key in _keys_of(group, name))
+
+
+def _keys_of(group: str, name: str) -> Iterator[Key]:
+    chains = {choice: _chain(group, choice) for choice in (choices_of(group) if group else ())}
+    for key, (default, comment) in _read(group, name).keys.items():
+        here = [choice for choice, chain in chains.items() if _setting(group, chain, key) == name]
+        if group and not here:  # every file that builds on this one has another default
+            continue
+        meanings = [_read(group, each).keys[key][1] for each in _chain(group, name) if key in _read(group, each).keys]
+        everywhere = all(name in chain for chain in chains.values())
+        yield Key(
+            name=f"{group}.{key}".lstrip("."),
+            default=default,
+            meaning=meanings[-1],
+            note=comment if len(meanings) > 1 else "",
+            group=group or key.rpartition(".")[0],
+            choices=() if everywhere else tuple(here),
+            file=f"conf/{group}/{name}.yaml".replace("//", "/"),
+        )
+
+
+def _setting(group: str, chain: Sequence[str], key: str) -> str | None:
+    """The first file of a chain that sets a key."""
+    return next((name for name in chain if key in _read(group, name).keys), None)
+
+
+def matching(patterns: Sequence[str] = ()) -> list[Key]:
+    """The keys that a dotted name, a group, a glob or a part of a name stands for; all where there is no pattern.
+
+    Raises:
+        UserError: there is none.
+    """
+    for pattern in patterns:
+        if not any(_matches(key.name, pattern) for key in all_keys()):
+            raise UserError(no_such_key(pattern))
+    return [key for key in all_keys() if any(_matches(key.name, pattern) for pattern in patterns or "*")]
+
+
+def _matches(name: str, pattern: str) -> bool:
+    if pattern in known_keys():
+        return name == pattern or name.startswith(f"{pattern}.")
+    return fnmatchcase(name, pattern) or pattern.lower() in name
+
+
+def described(keys: Sequence[Key]) -> Iterator[tuple[str, str, str, list[str]]]:
+    """Name, meaning, allowed values and defaults of each key, each default with the choices and the note it has."""
+    for name in dict.fromkeys(key.name for key in keys):
+        same = [key for key in keys if key.name == name]
+        values = dict.fromkeys(key.allowed for key in same if key.allowed)
+        places: dict[tuple[str, str], list[str]] = {}
+        for key in same:
+            places.setdefault((key.default, key.note), []).extend(key.choices)
+        widest = [each for each in values if not any(other.startswith(f"{each} ") for other in values)]
+        yield name, same[0].meaning, "; ".join(widest), [_default(name, *each) for each in places.items()]
+
+
+def _default(name: str, default: tuple[str, str], choices: Sequence[str]) -> str:
+    value = "has to be given" if default[0] == MISSING else default[0]
+    place = f"{name.partition('.')[0]}={'|'.join(choices)}" if choices else ""
+    return f"{value}  {': '.join(filter(None, (place, default[1])))}".rstrip()
+
+
+def _wrapped(text: str, first: str, others: int) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=" " * others, break_on_hyphens=False)
+
+
+def as_text(keys: Sequence[Key]) -> str:
+    """The keys for a terminal of 80 columns."""
+    lines = []
+    for name, meaning, allowed, defaults in described(keys):
+        lines += [name, *_wrapped(meaning, "    ", 4), *_wrapped(allowed, "    values   ", 13)]
+        for number, default in enumerate(defaults):
+            lines += _wrapped(default, "    default  " if not number else " " * 13, 17)
+        for choice, about in choices_of(name).items() if name in CHOSEN else ():
+            lines += _wrapped(f"{name}={choice}: {about}", "    ", 8)
+    return "\n".join(lines)
+
+
+def as_markdown(keys: Sequence[Key]) -> str:
+    """The keys as one table for each group, below the choices of the group."""
+    lines = list[str]()
+    for group in dict.fromkeys(key.group for key in keys):
+        lines += [f"## {group or 'Top level'}", ""]
+        about = choices_of(group) if group else {}
+        lines += [f"- `{group}={choice}`: {_cell(text)}" for choice, text in about.items()] + [""] * bool(about)
+        lines += ["| key | meaning | values | default |", "|---|---|---|---|"]
+        for name, meaning, allowed, defaults in described([key for key in keys if key.group == group]):
+            cells = [_cell(meaning), _cell(allowed), "<br>".join(map(_cell, defaults))]
+            lines.append(f"| {' | '.join([f'`{name}`', *cells])} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    return re.sub(r"([|<*_\[\]\\])", r"\\\1", text)
+
+
+def no_such_key(key: str) -> str:
+    """The message for a key of the configuration that does not exist."""
+    meant = suggestion(key, known_keys()) or "resnet-lab train --keys lists all keys"
+    return f"{key}: there is no such key; {meant}"
+
+
+def suggestion(key: str, known: Collection[str]) -> str:
+    """What a key that does not exist may have meant, of the dotted keys in `known`; empty where nothing is close."""
+    if key in RENAMED:
+        return f"it is now {', '.join(RENAMED[key])}"
+    if key.rpartition(".")[2] == "fast_dev_run":
+        return "scale=smoke runs every part of a job in seconds"
+    group, _, own = key.rpartition(".")
+    if own in SYNONYMS:
+        return f"did you mean {SYNONYMS[own]}?"
+    close = difflib.get_close_matches(own, {name.rpartition(".")[2] for name in known}, n=1, cutoff=0.7)
+    meant = [name for name in known if name.rpartition(".")[2] in close]
+    # of equal names in several groups, that of the same group
+    return f"did you mean {min(meant, key=lambda name: (name.rpartition('.')[0] != group, name))}?" if meant else ""
+
+
+@cache
+def known_keys() -> frozenset[str]:
+    """The dotted keys of all files in conf/, and the groups."""
+    return frozenset(key.name for key in all_keys())

@@ -1,0 +1,179 @@
+"""What was trained: the facts at the head of a report, and which of them differ between groups."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from resnet_lab.report.groups import Table, sweeps_of
+from resnet_lab.report.runs import Run
+
+AUGMENTATION = (  # keys of data and the values that change nothing
+    *(("horizontal_flip", 0), ("vertical_flip", 0), ("rotation", 0), ("scale", [1.0, 1.0]), ("translate", 0)),
+    *(("padding", 0), ("crop", None), ("brightness", 0), ("contrast", 0), ("saturation", 0), ("hue", 0)),
+    *(("random_grayscale", 0), ("augment_classes", None)),
+)
+NEUTRAL = {"optim.backbone_lr_factor": 1.0}  # values of other keys that change nothing
+MOST = 6  # values of one fact
+
+
+class Fact(NamedTuple):
+    """One line: what it is about, and its values in the runs."""
+
+    title: str
+    values: list[str]
+    varies: bool = False  # between groups of one table
+    code: bool = False  # whether the values are commands
+
+    @property
+    def text(self) -> str:
+        """The values in one line, the first ones of many."""
+        more = len(self.values) - MOST
+        return "; ".join(self.values[:MOST]) + (f" and {more} more" if more > 0 else "")
+
+
+def recipe_of(runs: Sequence[Run], tables: Sequence[Table]) -> list[Fact]:
+    """The facts that the runs know, in the order of a recipe: data, network, optimization, origin, command."""
+    facts = []
+    in_order = [run for table in tables for group in table.groups for run in group.runs]
+    for title, of in FACTS.items():
+        values = list(dict.fromkeys(text for run in (*in_order, *runs) if (text := of(run))))
+        if values:
+            facts.append(Fact(title, merged(values), any(_varies(table, of) for table in tables)))
+    if commands := [command for members in sweeps_of(runs).values() if (command := command_of(members))]:
+        facts.append(Fact("command", commands, code=True))
+    return facts
+
+
+def merged(texts: Sequence[str]) -> list[str]:
+    """Texts of the same keys as one, with all values of a key: `sgd lr=0.1`, `sgd lr=0.01` → `sgd lr=0.1, 0.01`."""
+    rows = [text.split() for text in texts]
+    keys = [[word.partition("=")[0] if "=" in word else word for word in row] for row in rows]
+    if len(texts) < 2 or "=" not in texts[0] or any(each != keys[0] for each in keys):
+        return list(texts)
+    columns = [list(dict.fromkeys(column)) for column in zip(*rows, strict=True)]
+    return [" ".join(", ".join([first, *(word.partition("=")[2] for word in more)]) for first, *more in columns)]
+
+
+def _varies(table: Table, of: Callable[[Run], str]) -> bool:
+    return len({frozenset(of(run) for run in group.runs) for group in table.groups}) > 1
+
+
+def _of_key(key: str) -> Callable[[Run], str]:
+    return lambda run: "" if run.config.get(key) is None else str(run.config[key])
+
+
+def _data(run: Run) -> str:
+    counts = {split: sum(run.class_counts(split)) for split in ("train", "val", "test")}
+    images = ", ".join(f"{number:,} {split}" for split, number in counts.items() if number)
+    name = str(run.config.get("data.name", ""))
+    return f"{name}: {images} images, {len(run.class_names)} classes" if images and run.class_names else name
+
+
+def _image_size(run: Run) -> str:
+    size, crop = run.config.get("data.image_size"), run.config.get("data.crop")
+    return "" if size is None else f"{size} px" + (f", cropped to {crop}" if crop else "")
+
+
+def _network(run: Run) -> str:
+    target = str(run.config.get("model._target_", ""))
+    depth, form = run.config.get("model.depth"), run.config.get("model.form", "imagenet")
+    if target.endswith(".resnet") and depth is not None:
+        changed = [
+            f"{key}={run.config[f'model.{key}']}" for key in ("shortcut", "stem", "activation") if _odd(run, key)
+        ]
+        return " ".join([f"ResNet-{depth}", *([f"form={form}"] if form != "imagenet" else []), *changed])
+    return _part("model", ("pretrained", "freeze", "unfreeze_at_epoch"))(run)
+
+
+def _odd(run: Run, key: str) -> bool:
+    """Whether a part of the network is another one than that of the papers."""
+    usual = {"shortcut": ("projection", "identity", "padding"), "stem": ("7x7", "3x3"), "activation": ("ReLU", "relu")}
+    return run.config.get(f"model.{key}") not in (None, *usual[key])
+
+
+def _part(group: str, without: Iterable[str] = ()) -> Callable[[Run], str]:
+    """A group of the configuration as its name and keys: `adamw lr=0.001 weight_decay=0.05`."""
+
+    def text(run: Run) -> str:
+        target = str(run.config.get(f"{group}._target_", "")).rpartition(".")[2]
+        left_out = {f"{group}.{key}" for key in ("_target_", "_partial_", *without)}
+        keys = [key for key in run.config if key.startswith(f"{group}.") and key not in left_out]
+        shown = [key for key in keys if run.config[key] not in (None, NEUTRAL.get(key))]
+        values = [f"{key.removeprefix(f'{group}.')}={run.config[key]}" for key in shown]
+        return " ".join([target, *values]).strip()
+
+    return text
+
+
+def _training(run: Run) -> str:
+    epochs, batch = run.config.get("trainer.max_epochs"), run.config.get("data.batch_size")
+    return ", ".join([f"{epochs} epochs"] * (epochs is not None) + [f"batches of {batch} images"] * (batch is not None))
+
+
+def _augmentation(run: Run) -> str:
+    keys = [key for key, neutral in AUGMENTATION if run.config.get(f"data.{key}", neutral) != neutral]
+    return " ".join(f"{key}={run.config[f'data.{key}']}" for key in keys)
+
+
+def _selection(run: Run) -> str:
+    if "monitor" not in run.status:
+        return ""
+    monitor = run.status["monitor"]
+    return f"epoch with the best {monitor}" if monitor else "last epoch"
+
+
+def _machine(run: Run) -> str:
+    found = run.status.get("hardware")
+    hardware: dict[str, Any] = found if isinstance(found, dict) else {}
+    gpus = hardware.get("gpus") or []
+    return ", ".join([*map(str, gpus), str(hardware.get("cpu", "")), f"{hardware.get('cores', '?')} cores"]) * bool(
+        hardware
+    )
+
+
+def _versions(run: Run) -> str:
+    found = run.status.get("versions")
+    versions: dict[str, Any] = found if isinstance(found, dict) else {}
+    return ", ".join(f"{name} {versions[name]}" for name in ("torch", "torchvision", "lightning") if name in versions)
+
+
+FACTS: dict[str, Callable[[Run], str]] = {
+    "data": _data,
+    "image size": _image_size,
+    "sampling": lambda run: (
+        "" if run.config.get("data.sampling") in (None, "none") else str(run.config["data.sampling"])
+    ),
+    "augmentation": _augmentation,
+    "network": _network,
+    "initial weights": lambda run: {"none": "random", "None": "random"}.get(
+        str(run.config.get("model.pretrained")), str(run.config.get("model.pretrained"))
+    ),
+    "loss": _part("loss"),
+    "optimizer": _part("optim"),
+    "schedule": _part("schedule"),
+    "training": _training,
+    "selection": _selection,
+    "seeds": _of_key("seed"),
+    "precision": lambda run: str(run.status.get("precision") or ""),
+    "finished": lambda run: str(run.status.get("finished") or "")[:10],
+    "machine": _machine,
+    "versions": _versions,
+    "commit": lambda run: str(run.status.get("commit") or "")[:7],
+}
+
+
+def command_of(runs: Sequence[Run]) -> str:
+    """The command that trained the runs of one sweep, from the overrides that they noted; empty without any."""
+    given: dict[str, list[str]] = {}
+    for run in runs:
+        overrides = run.status.get("overrides")
+        for item in overrides if isinstance(overrides, list) else ():
+            key, _, value = str(item).partition("=")
+            if value not in given.setdefault(key, []):
+                given[key].append(value)
+    if not given:
+        return ""
+    sweep = any(len(values) > 1 for values in given.values())
+    words = [f"{key}={','.join(values)}" for key, values in given.items()]
+    return " ".join(["resnet-lab train", *["-m"] * sweep, *words])

@@ -1,0 +1,234 @@
+"""The verbs of `resnet-lab`, each declared once: `VERBS[name]().read(words)` (imports nothing heavy)."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from argparse import SUPPRESS, ArgumentTypeError
+from collections.abc import Callable
+
+from resnet_lab.command_line import Show, Verb
+from resnet_lab.keys import WIDTH, all_keys, as_text, choices_of, matching
+from resnet_lab.schema import CHOSEN, FIGURES
+
+USUAL = (  # the keys that most commands set
+    *("data.root", "data.image_size", "data.batch_size", "model.depth", "model.pretrained", "optim.lr"),
+    *("trainer.max_epochs", "seed", "sweep_dir"),
+)
+MODEL = "run folder (its best checkpoint) or checkpoint file (.ckpt)"
+TRUST = "your own code that may be called: mylab, or one name: model:mylab.Net"
+
+
+def train() -> Verb:
+    """One run, or the runs of a sweep."""
+    verb = Verb(
+        "resnet-lab train",
+        "Train one network, or with -m the networks of a sweep. Each job is a process with a run folder of its own. "
+        "The same command with the same sweep_dir resumes what is not done.",
+        [
+            "  runs/NAME/DATE_TIME/         the run folder; of a sweep, it holds one per job",
+            "    config.yaml, status.json   all keys with their values; state and results",
+            "    metrics.csv, train.log     one row per epoch; the log",
+            "    checkpoints/               best.ckpt and last.ckpt",
+            "    predictions_test.csv, confusion_matrix_test.*, class_report_test.csv",
+            "    tensorboard/               for tensorboard --logdir runs",
+        ],
+        [
+            "  resnet-lab train data=retinopathy data.root=eyepacs model.pretrained=imagenet",
+            "  resnet-lab train -m model.depth=18,50 seed=0,1,2 sweep_dir=runs/depth",
+            "  resnet-lab train -m experiment=demo scale=smoke",
+            "  resnet-lab train --config-dir my_conf experiment=mine",
+            "  resnet-lab train --keys data.batch_size",
+        ],
+        _groups_and_keys,
+    )
+    verb.flag(
+        "-m", "--multirun", action="store_true", help="a sweep: KEY=A,B is one job per value, in all combinations"
+    )
+    verb.flag(
+        "--keys",
+        action=Show,
+        nargs="*",
+        metavar="PATTERN",
+        text=lambda patterns: as_text(matching(patterns)),
+        help="show keys with meaning, values and default; PATTERN is a key, a group, a part of a name or data.*",
+    )
+    verb.flag("-cd", "--config-dir", metavar="DIR", help="folder of your own YAML files: DIR/experiment/mine.yaml")
+    verb.flag("-c", "--cfg", metavar="job", help="show the composed configuration (job, hydra or all) and end")
+    verb.option("trust", "PACKAGE", TRUST, [], action="append")
+    # the others that Hydra has
+    for names in (("--resolve",), ("--hydra-help",), ("-r", "--run"), ("-sc", "--shell-completion")):
+        verb.flag(*names, action="store_true")
+    for names in (("-p", "--package"), ("-cp", "--config-path"), ("-cn", "--config-name"), ("--experimental-rerun",)):
+        verb.flag(*names)
+    verb.flag("-i", "--info", nargs="?", const="all")
+    verb.takes_keys("any key of the configuration, or a group: model=resnet_cifar")
+    return verb
+
+
+def _groups_and_keys() -> str:
+    lines = ["groups (GROUP=CHOICE):"]
+    for group in CHOSEN:
+        lines += _row(group, ", ".join(choices_of(group)), 14)
+    lines += [*_row("hydra/launcher", "joblib, slurm: several jobs of a sweep at a time", 18), "", "often set:"]
+    chosen = {key.name: key.default for key in all_keys() if key.name in CHOSEN}
+    for name in USUAL:
+        same = [key for key in all_keys() if key.name == name]
+        first = next((key for key in same if chosen.get(key.group) in key.choices), same[0])
+        lines += _row(name, f"{first.meaning} (default: {first.default})", 22)
+    return "\n".join([*lines, "", ""])
+
+
+def _row(name: str, text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=f"  {name} ".ljust(width), subsequent_indent=" " * width)
+
+
+def evaluate() -> Verb:
+    """Scores of a trained model."""
+    verb = Verb(
+        "resnet-lab evaluate",
+        "Score a trained model on a split of its data set, or on another data set with the same classes.",
+        [
+            "  evaluation_CHECKPOINT_SPLIT/ in the run folder, or the folder out=:",
+            "    predictions_SPLIT.csv, confusion_matrix_SPLIT.*, class_report_SPLIT.csv",
+        ],
+        [
+            "  resnet-lab evaluate runs/depth/depth-18_seed-0 split=val",
+            "  resnet-lab evaluate best.ckpt data=retinopathy data.root=aptos \\",
+            "      data.all_images=test",
+        ],
+    )
+    verb.argument("RUN_OR_CKPT", MODEL)
+    verb.option("split", "NAME", "train, val or test", "test")
+    verb.option("out", "DIR", "folder for the results, which must not be a run folder")
+    _add_overwrite(verb, "replace the predictions in out=")
+    verb.option("trust", "PACKAGE", TRUST, [], action="append")
+    verb.takes_keys("keys of data and trainer, or another data set: data=class_folders")
+    return verb
+
+
+def predict() -> Verb:
+    """Predictions for photographs without labels."""
+    verb = Verb(
+        "resnet-lab predict",
+        "Predict the classes of photographs without labels, with a trained model.",
+        ["  the CSV out=: image,patient,prediction,p_0,p_1,… (one row per image)"],
+        [
+            "  resnet-lab predict runs/depth/depth-18_seed-0 photographs/",
+            "  resnet-lab predict best.ckpt eye.jpg out=eye.csv overwrite=true",
+        ],
+    )
+    verb.argument("RUN_OR_CKPT", MODEL)
+    verb.argument("IMAGE_OR_FOLDER", "one image, or a folder; images in sub-folders count, too")
+    verb.option("out", "FILE", "CSV of the predictions", "predictions.csv")
+    _add_overwrite(verb, "replace the file out=")
+    verb.option("trust", "PACKAGE", TRUST, [], action="append")
+    verb.takes_keys("keys of data for reading images, and of trainer: data.num_workers=4")
+    return verb
+
+
+def _add_overwrite(verb: Verb, text: str) -> None:
+    verb.option("overwrite", "true", text, False, type=_switch)
+
+
+def _switch(value: str) -> bool:
+    if value not in ("true", "false"):
+        raise ArgumentTypeError(f"overwrite={value}: choose true or false")
+    return value == "true"
+
+
+def prepare() -> Verb:
+    """A prepared set, and a report on the data."""
+    verb = Verb(
+        "resnet-lab prepare",
+        "Decode, crop and resize the photographs of a data set once, and report on the data. "
+        "A training with the same keys of data finds the prepared set by itself.",
+        [
+            "  ~/.cache/resnet_lab/prepared/   the prepared set (data.cache_dir)",
+            "  data_report.html and its CSVs   in the folder out=",
+        ],
+        [
+            "  resnet-lab prepare data=retinopathy data.root=eyepacs data.image_size=512",
+            "  resnet-lab prepare data=class_folders data.root=photos out=data_report",
+        ],
+    )
+    verb.option("out", "DIR", "folder of the report (default: report/ in the prepared set)")
+    verb.option("processes", "N", "number of processes", os.cpu_count(), type=_processes)
+    verb.takes_keys("the keys of resnet-lab train, of which those of data count")
+    return verb
+
+
+def _processes(value: str) -> int:
+    if not value.isdecimal() or int(value) < 1:
+        raise ArgumentTypeError(f"processes={value}: give a number from 1")
+    return int(value)
+
+
+def status() -> Verb:
+    """How far the jobs are."""
+    verb = Verb(
+        "resnet-lab status",
+        "Show how far the jobs of sweeps and runs are: done, running, interrupted, failed, created or missing.",
+        ["  nothing"],
+        ["  resnet-lab status runs/depth", "  resnet-lab status runs"],
+    )
+    verb.argument("DIR", "folder of a run or sweep, or a folder above it", several=True)
+    return verb
+
+
+def report() -> Verb:
+    """The comparison of runs."""
+    verb = Verb(
+        "resnet-lab report",
+        "Compare the runs in one or more folders: tables with intervals, effects of the settings, pictures.",
+        [
+            "  report.html, summary.md, summary.csv and report_figures/ in the folder out=",
+            "  (with --check: nothing)",
+        ],
+        [
+            "  resnet-lab report runs/depth",
+            "  resnet-lab report runs/depth runs/width metric=balanced_accuracy out=both",
+            "  resnet-lab report runs/depth --check",
+        ],
+    )
+    verb.argument("DIR", "folder of a run or sweep, or a folder above it", several=True)
+    verb.option("metric", "NAME", "score that ranks the groups (default: qwk for grades, else accuracy)")
+    verb.option("out", "DIR", "folder of the report (default: the first DIR)")
+    names = f"pictures to draw (default: the key figures of the runs): {', '.join(FIGURES)}"
+    verb.option("figures", "NAME,…", names)
+    text = "recompute the stored metrics from the predictions, and exit with code 1 if one differs"
+    verb.flag("--check", action="store_true", help=text)
+    return verb
+
+
+def job() -> Verb:
+    """The job of a run folder."""
+    verb = Verb(
+        "python -m resnet_lab.job",
+        "Start the job of a run folder, resume it, or report that it is done.",
+        ["  the files of the run folder (see resnet-lab train --help)"],
+        [
+            "  python -m resnet_lab.job runs/depth/depth-18_seed-0",
+            "  torchrun --nproc-per-node 2 -m resnet_lab.job runs/depth/depth-18_seed-0",
+        ],
+    )
+    verb.argument("RUN_DIR", "run folder, created by resnet-lab train (or by train start=false)")
+    verb.option("trust", "PACKAGE", TRUST, [], action="append")
+    verb.arguments.add_argument("starts", nargs="?", type=_starts, help=SUPPRESS)  # from resnet-lab train
+    return verb
+
+
+def _starts(value: str) -> int:
+    if not value.isdecimal():
+        raise ArgumentTypeError(f"{value}: a command runs the job of one RUN_DIR")
+    return int(value)
+
+
+VERBS: dict[str, Callable[[], Verb]] = {
+    each.__name__: each for each in (prepare, train, status, report, evaluate, predict)
+}
+TASKS = {
+    "data": ("prepare",),
+    "train and compare": ("train", "status", "report"),
+    "use a model": ("evaluate", "predict"),
+}

@@ -1,0 +1,49 @@
+"""The facts at the head of a report: what was trained, and what differs between groups."""
+
+from fake_runs import write_run
+
+from resnet_lab.report.groups import tables_of
+from resnet_lab.report.recipe import Fact, merged, recipe_of
+from resnet_lab.report.runs import read_run
+from resnet_lab.run_folder import find_runs
+
+
+def facts(folder) -> dict[str, Fact]:
+    runs = [read_run(run) for run in find_runs([folder])]
+    return {fact.title: fact for fact in recipe_of(runs, tables_of(runs))}
+
+
+def test_facts_name_data_network_and_recipe(tmp_path):
+    for depth in (18, 50):
+        for seed in (0, 1):
+            noted = {"commit": "0123456789", "finished": "2026-01-02T03:04:05"}
+            write_run(tmp_path / f"{depth}-{seed}", depth, seed=seed, **noted)
+    found = facts(tmp_path)
+    assert found["data"].text == "retinopathy: 4,000 train, 500 val, 400 test images, 5 classes"
+    assert (found["image size"].text, found["commit"].text, found["finished"].text) == (
+        "512 px",
+        "0123456",
+        "2026-01-02",
+    )
+    assert (found["network"].text, found["network"].varies) == ("ResNet-18; ResNet-50", True)
+    assert (found["seeds"].text, found["seeds"].varies) == ("0; 1", False)
+    assert (found["optimizer"].text, found["initial weights"].text) == ("sgd lr=0.001", "random")
+
+
+def test_the_command_is_put_together_from_the_overrides(tmp_path):
+    for depth in (18, 50):
+        overrides = [f"model.depth={depth}", "data.root=x"]
+        write_run(tmp_path / "sweep" / str(depth), depth, overrides=overrides)
+    assert facts(tmp_path)["command"].values == ["resnet-lab train -m model.depth=18,50 data.root=x"]
+    assert "command" not in facts(write_run(tmp_path / "older" / "a").parent)
+
+
+def test_values_of_the_same_keys_are_merged():
+    assert merged(["sgd lr=0.1 wd=0", "sgd lr=0.01 wd=0"]) == ["sgd lr=0.1, 0.01 wd=0"]
+    assert merged(["sgd lr=0.1", "adam lr=0.1"]) == ["sgd lr=0.1", "adam lr=0.1"]
+    assert merged(["sgd lr=0.1", "sgd lr=0.1 wd=0"]) == ["sgd lr=0.1", "sgd lr=0.1 wd=0"]
+
+
+def test_damaged_facts_are_left_out(tmp_path):
+    write_run(tmp_path / "a", hardware="fast", versions=[1], overrides="depth=1", finished=None)
+    assert {"machine", "versions", "command", "finished"} & {*facts(tmp_path)} == set()

@@ -1,0 +1,182 @@
+"""The verbs: one declaration reads the command line and writes the help."""
+
+from __future__ import annotations
+
+import importlib
+import shlex
+import subprocess
+import sys
+from importlib.metadata import version
+
+import pytest
+from fake_data import refusal
+
+import resnet_lab.__main__ as lab
+from resnet_lab.keys import choices_of, known_keys
+from resnet_lab.schema import CHOSEN
+from resnet_lab.verbs import TASKS, VERBS, job
+
+ALL = {**VERBS, "job": job}
+MODULES = {"report": "report.__main__"}
+
+
+def run(monkeypatch: pytest.MonkeyPatch, module: str, *words: str) -> int:
+    """The exit code of `python -m resnet_lab.MODULE …`, in this process."""
+    found = importlib.import_module(f"resnet_lab.{MODULES.get(module, module)}")
+    monkeypatch.setattr(sys, "argv", [module, *words])
+    monkeypatch.setattr("resnet_lab.command_line.begin", lambda: None)
+    monkeypatch.setattr("os.execv", lambda *_: pytest.fail("another program would take the place of the tests"))
+    try:
+        return found.main() if hasattr(found, "main") else found.run_command(found.command)
+    except SystemExit as ended:
+        return ended.code or 0
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_help_shows_what_is_declared_in_80_columns(name: str) -> None:
+    verb = ALL[name]()
+    text = verb.format_help()
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.startswith(f"usage: {verb.prog} ")
+    assert all(part in text for part in ("\nwhat is written:\n  ", "\nexamples:\n  ", *verb.shape))
+    assert all(action.help for action in verb._actions)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_python_m_shows_the_same_help(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, name, "--help") == 0
+    assert capsys.readouterr().out == f"{ALL[name]().format_help()}\n"
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_examples_of_a_help_are_understood(name: str) -> None:
+    verb = ALL[name]()
+    for example in "\n".join(verb.examples).replace("\\\n", " ").splitlines():
+        words = shlex.split(example.partition(verb.prog.removeprefix("python "))[2])
+        if "--keys" not in words:
+            given = verb.read(words)
+            keys = {word.partition("=")[0] for word in getattr(given, "overrides", [])}
+            assert keys <= known_keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "facts"),
+    [
+        ("evaluate", [], ["missing RUN_OR_CKPT ("]),
+        ("evaluate", ["run", "overwrite=yes"], ["overwrite=yes: choose true or false"]),
+        ("prepare", ["processes=0"], ["processes=0", "from 1"]),
+        ("evaluate", ["split=val"], ["missing RUN_OR_CKPT"]),
+        ("evaluate", ["run", "split=val", "split=test"], ["split= is given twice"]),
+        ("evaluate", ["run", "spilt=val"], ["spilt=val", "did you mean split=NAME?"]),
+        ("evaluate", ["run", "--spilt=val"], ["--spilt", "did you mean split=NAME?"]),
+        ("evaluate", ["run", "other"], ["other", "KEY=VALUE"]),
+        ("evaluate", ["run", "--verbose"], ["--verbose", "no such option"]),
+        ("predict", ["run"], ["missing IMAGE_OR_FOLDER"]),
+        ("predict", ["run", "eyes", "overwrte=true"], ["did you mean overwrite=true?"]),
+        ("predict", ["run", "eyes", "more"], ["more", "KEY=VALUE"]),
+        ("prepare", ["proceses=2"], ["did you mean processes=N?"]),
+        ("prepare", ["data"], ["data: it has to be KEY=VALUE"]),
+        ("status", [], ["missing DIR"]),
+        ("status", ["-x"], ["-x", "no such option"]),
+        ("report", ["runs", "metrc=qwk"], ["did you mean metric=NAME?"]),
+        ("report", ["runs", "--chek"], ["did you mean --check?"]),
+        ("train", ["--multrun"], ["did you mean --multirun?"]),
+        ("train", ["--key"], ["did you mean --keys?"]),
+        ("train", ["model"], ["model: it has to be KEY=VALUE"]),
+        ("train", ["--config-dir"], ["expected one argument"]),
+        ("job", [], ["missing RUN_DIR"]),
+        ("job", ["run", "another"], ["another", "one RUN_DIR"]),
+        ("job", ["run", "tust=mylab"], ["did you mean trust=PACKAGE?"]),
+    ],
+)
+def test_wrong_usage_names_the_problem_and_the_help(name: str, words: list[str], facts: list[str]) -> None:
+    message = refusal(ALL[name]().read, words)
+    assert f"{ALL[name]().prog} --help" in message
+    assert all(fact in message for fact in facts), message
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_wrong_usage_is_exit_code_2(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, name, "--wrong") == 2
+    assert capsys.readouterr().err.startswith("error: --wrong: ")
+
+
+@pytest.mark.parametrize("words", [["run", "split=val", "data.root=x"], ["--split", "val", "run", "data.root=x"]])
+def test_keys_with_values_are_options_or_overrides(words: list[str]) -> None:
+    given = VERBS["evaluate"]().read(words)
+    assert (given.RUN_OR_CKPT, given.split, given.overrides) == ("run", "val", ["data.root=x"])
+    assert (given.out, given.overwrite, given.trust) == (None, False, [])
+
+
+def test_values_keep_their_signs_and_words_their_order() -> None:
+    given = VERBS["train"]().read(
+        ["+a.b=c=d", "-m", "~data", "trust=x", "seed=0,1", "trust=y", "-cd", "conf", "model=own"]
+    )
+    assert given.overrides == ["+a.b=c=d", "~data", "seed=0,1", "model=own"]
+    assert (given.multirun, given.config_dir, given.trust) == (True, "conf", ["x", "y"])
+
+
+def test_a_folder_may_be_named_like_an_option(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "metrics=qwk").mkdir()
+    assert VERBS["report"]().read(["metrics=qwk"]).DIR == ["metrics=qwk"]
+    assert VERBS["evaluate"]().read(["runs/split=1/a"]).RUN_OR_CKPT == "runs/split=1/a"
+
+
+def test_the_overview_has_every_verb_by_task(capsys: pytest.CaptureFixture[str]) -> None:
+    assert [name for names in TASKS.values() for name in names] == [*VERBS]
+    for words in ([], ["--help"], ["help"]):
+        lab.command(words)
+        shown = capsys.readouterr().out
+        assert all(f"\n  {name} " in shown for name in VERBS)
+        assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_help_takes_a_verb_or_a_key(capsys: pytest.CaptureFixture[str]) -> None:
+    lab.command(["help", "evaluate"])
+    assert capsys.readouterr().out == f"{VERBS['evaluate']().format_help()}\n"
+    lab.command(["help", "optim.lr"])
+    assert capsys.readouterr().out.startswith("optim.lr\n")
+
+
+@pytest.mark.parametrize("words", [["--version"], ["report", "--version"]])
+def test_the_version(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, "__main__", *words) == 0
+    assert capsys.readouterr().out == f"resnet-lab {version('resnet-lab')}\n"
+
+
+def test_an_unknown_verb_is_one_line_with_exit_code_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "__main__", "tarin", "seed=1") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no verb 'tarin'; did you mean train?" in line
+
+
+def test_a_verb_replaces_the_process_once_its_words_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+    monkeypatch.setattr("os.execv", lambda _, command: started.append(command[1:]))
+    lab.command(["evaluate", "run", "split=val"])
+    assert "missing" in refusal(lab.command, ["evaluate"])
+    assert started == [["-m", "resnet_lab.evaluate", "run", "split=val"]]
+
+
+def test_the_help_of_train_has_groups_and_defaults() -> None:
+    text = VERBS["train"]().format_help()
+    assert all(choice in text for group in CHOSEN for choice in choices_of(group))
+    assert "(default: data/synthetic)" in text  # of the data set that is the default
+    for option in ("--multirun", "--keys", "trust=PACKAGE", "sweep_dir"):
+        assert option in text
+
+
+def test_help_and_keys_import_nothing_heavy() -> None:
+    code = (
+        "import sys; from resnet_lab.__main__ import command; command(['help', 'train']); command(['help', 'data']);"
+        "print(sorted({'torch', 'lightning', 'hydra', 'omegaconf', 'pandas', 'numpy', 'yaml'} & {*sys.modules}))"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.splitlines()[-1] == "[]"
