@@ -30,6 +30,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 import resnet_lab
 from resnet_lab.config import check, compose_config
 from resnet_lab.keys import all_keys, known_keys
+from resnet_lab.report.glossary import TERMS
 from resnet_lab.run_folder import RunFolder
 from resnet_lab.verbs import VERBS, job
 
@@ -169,6 +170,12 @@ def test_every_module_has_a_line_and_no_other() -> None:
     named = set(re.findall(r"`(?:\w+/)*(\w+\.py)`", page))
     assert modules <= named
     assert named <= modules | tools
+
+
+def test_the_glossary_has_the_words_of_the_report() -> None:
+    words = re.findall(r"^\*\*(.+)\*\*$", PAGES["glossary.md"].read_text("utf-8"), re.MULTILINE)
+    lines = [line.lower() for line in words]
+    assert [term for term in TERMS if not any(term.lower() in line for line in lines)] == []
 
 
 def test_the_reference_has_every_key_and_verb(monkeypatch: pytest.MonkeyPatch) -> None:
