@@ -286,7 +286,8 @@ def run(command: Command, fails: bool = False) -> None:
     done = subprocess.run(
         [sys.executable, "-m", module, *words], env=os.environ | command.environment, capture_output=True, text=True
     )
-    assert done.returncode == (2 if fails else 0), f"{words}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    assert (done.returncode > 0) == fails, f"{words}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    assert not fails or done.stderr.startswith("error: ")
 
 
 def composed(command: Command, fails: bool = False) -> None:

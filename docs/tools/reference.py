@@ -29,8 +29,10 @@ def keys() -> Iterator[str]:
             yield "\n".join(f"- `{group}={choice}`: {plain(text)}" for choice, text in choices_of(group).items())
         for name, meaning, allowed, defaults in described([key for key in all_keys() if key.group == group]):
             values = [f"- values: {plain(allowed)}"] if allowed else []
-            several = [f"    - {plain(each)}" for each in defaults]
-            default = [f"- default: {plain(*defaults)}"] if len(defaults) == 1 else ["- default:", *several]
+            shown = [plain(re.sub("  (.+)", r" (\1)", each)) for each in defaults]
+            default = (
+                [f"- default: {shown[0]}"] if len(shown) == 1 else ["- default:", *(f"    - {each}" for each in shown)]
+            )
             yield "\n".join([f"### `{name}`\n", f"{plain(meaning)}\n", *values, *default])
 
 
