@@ -98,7 +98,7 @@ def build_module(config: dict[str, Any], datamodule: DataModule, pretrained: boo
 def build_trainer(
     settings: dict[str, Any],
     module: Classifier,
-    logger: Logger | bool = False,
+    loggers: Sequence[Logger] = (),
     callbacks: Sequence[Callback] = (),
     profiler: Profiler | None = None,
 ) -> Trainer:
@@ -129,7 +129,7 @@ def build_trainer(
         limit_val_batches=settings["limit_val_batches"],
         log_every_n_steps=settings["log_every_n_steps"],
         profiler=profiler,
-        logger=logger,
+        logger=loggers,
         callbacks=[*callbacks, *([RichProgressBar()] if show_progress else [])],
         enable_checkpointing=bool(callbacks),
         plugins=plugins(),

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
@@ -23,6 +22,7 @@ from resnet_lab.data.datamodule import DataModule
 from resnet_lab.data.transforms import denormalize
 from resnet_lab.errors import UserError
 from resnet_lab.failures import fail, note_stop
+from resnet_lab.loggers import boards, log_to_all
 from resnet_lab.metrics import is_collapsed
 from resnet_lab.module import Classifier
 from resnet_lab.processes import Stopped, stop_on_signals
@@ -187,11 +187,13 @@ class Observer(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._waited += time.perf_counter() - self._end
-        logger, datamodule = trainer.logger, trainer.datamodule  # type: ignore[attr-defined]
-        if trainer.global_step == 0 and isinstance(logger, TensorBoardLogger) and isinstance(datamodule, DataModule):
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        if trainer.global_step > 0 or not isinstance(datamodule, DataModule):
+            return
+        for board in boards(trainer):
             pixels = denormalize(batch["image"][:16], datamodule.mean, datamodule.std)
             names = [self.class_names[target] for target in batch["target"][:16].tolist()]
-            logger.experiment.add_figure("train/sample_batch", plots.samples.images(pixels, names), 0)
+            board.experiment.add_figure("train/sample_batch", plots.samples.images(pixels, names), 0)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -200,8 +202,8 @@ class Observer(Callback):
             self._start, self._waited, self._images = time.perf_counter(), 0.0, 0
         else:
             self._images += len(batch["target"]) * trainer.world_size
-        if trainer.logger is not None:
-            self._log_loss(trainer, trainer.logger, outputs["loss"], batch_idx)
+        if trainer.loggers:
+            self._log_loss(trainer, outputs["loss"], batch_idx)
         if trainer.is_last_batch:
             if self._images:
                 if torch.cuda.is_available():
@@ -210,20 +212,20 @@ class Observer(Callback):
             self._start = None
         self._end = time.perf_counter()
 
-    def _log_loss(self, trainer: Trainer, logger: Logger, loss: Tensor, batch_idx: int) -> None:
+    def _log_loss(self, trainer: Trainer, loss: Tensor, batch_idx: int) -> None:
         """The loss of the last batch of every n-th optimizer step, on the first rank."""
         steps: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if ends_step(trainer, batch_idx) and trainer.global_step % steps == 0:
-            logger.log_metrics({"train/batch_loss": float(loss)}, trainer.global_step - 1)
+            log_to_all(trainer, {"train/batch_loss": float(loss)})
 
     def _measure(self, trainer: Trainer, seconds: float) -> None:
         """Note the epoch's speed, and say it once when the loop waits for data."""
         datamodule: DataModule = trainer.datamodule  # type: ignore[attr-defined]
         self.speeds.append(self._images / seconds)
         self.waits.append(self._waited / seconds)
-        if trainer.logger is not None:
+        if trainer.loggers:
             shown = {"train/images_per_second": self.speeds[-1], "train/data_wait": self.waits[-1]}
-            trainer.logger.log_metrics({**shown, "epoch": trainer.current_epoch}, trainer.global_step - 1)
+            log_to_all(trainer, {**shown, "epoch": trainer.current_epoch})
         self._all_waited, self._all_seconds = self._all_waited + self._waited, self._all_seconds + seconds
         if trainer.is_global_zero and not self._said and self._all_waited > max(1.0, PATIENCE * self._all_seconds):
             self._said = True
@@ -242,9 +244,9 @@ class Observer(Callback):
             return
         for split in pl_module.val_splits:
             counts = pl_module.confusion[split]
-            if isinstance(trainer.logger, TensorBoardLogger):
+            for board in boards(trainer):
                 figure = plots.matrices.confusion_matrix(counts.cpu().numpy(), self.class_names)
-                trainer.logger.experiment.add_figure(f"{split}/confusion_matrix", figure, trainer.current_epoch)
+                board.experiment.add_figure(f"{split}/confusion_matrix", figure, trainer.current_epoch)
             if split == "val" and is_collapsed(counts):
                 name = self.class_names[int(counts.sum(0).argmax())]
                 log.warning("collapsed: at least 98 %% of the validation predictions are '%s'", name)

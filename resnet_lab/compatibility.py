@@ -32,6 +32,7 @@ ADDED: dict[str, Added] = {
     "keep_last": Added(True),
     "start": Added(True),
     "callbacks": Added({}),
+    "logger": Added({"tensorboard": {"_target_": "resnet_lab.loggers.tensorboard"}}),
     "data.splits": Added(None),
     "data.max_per_class": Added(None),
     "trainer.sync_batchnorm": Added(False),

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -26,9 +26,21 @@ from omegaconf.errors import OmegaConfBaseException
 from resnet_lab.data.settings import refuse_contradictions
 from resnet_lab.errors import NO_ROOM, UserError, count, reason_of
 from resnet_lab.keys import known_keys, no_such_key, suggestion
-from resnet_lab.run_folder import BOOKKEEPING, flat
-from resnet_lab.schema import CHOSEN, FIGURES, FOR_OTHERS, MISSING, OF_JOB, PROVIDED, Config, TrainerConfig, conf_dir
-from resnet_lab.signatures import REQUIRED, Arguments, arguments_of, hints_of, is_ours, signature
+from resnet_lab.run_folder import flat, is_bookkeeping, of_logger
+from resnet_lab.schema import (
+    BY_NAME,
+    CHOSEN,
+    FIGURES,
+    FOR_LOGGERS,
+    FOR_OTHERS,
+    MISSING,
+    OF_JOB,
+    PROVIDED,
+    Config,
+    TrainerConfig,
+    conf_dir,
+)
+from resnet_lab.signatures import REQUIRED, Arguments, arguments_of, hints_of, installation, is_ours, signature
 from resnet_lab.trust import WELL_KNOWN, refuse_foreign, trust_words
 from resnet_lab.values import conform
 
@@ -85,6 +97,7 @@ def job_name(overrides: str, sweep_dir: str | None = None) -> str:
         sweep_dir: a folder; where it holds a job with the same `data.root`, typed otherwise, the name is that one's.
     """
     pairs = [item.partition("=")[::2] for item in re.split(r",(?=[\w.@/+~]+=)", overrides) if item]
+    pairs = [(key, value) for key, value in pairs if not of_logger(key)]
     root = next((value for key, value in pairs if key == "data.root"), None)
     names = [
         _name_of([(key, typed if key == "data.root" else value) for key, value in pairs]) for typed in _typed(root)
@@ -154,15 +167,20 @@ def check(config: DictConfig, importing: bool = False) -> None:
         _check_part(group, node, importing)
         if node.get("_partial_", False) is not (group in PARTIAL):
             raise UserError(f"{group}._partial_={node.get('_partial_')}: it has to be {group in PARTIAL}".lower())
-    if not isinstance(config.callbacks, DictConfig):
-        raise UserError(f"callbacks={config.callbacks}: it has to be a group of callbacks by name")
-    for key, node in config.callbacks.items():
-        name = str(key)
+    for group in BY_NAME:
+        _check_named(group, config[group], importing)
+
+
+def _check_named(group: str, parts: Any, importing: bool) -> None:
+    """Refuse parts that have no names, or no `_target_`, and what is wrong with the keys of each."""
+    kind = group.removesuffix("s")
+    if not isinstance(parts, DictConfig):
+        raise UserError(f"{group}={parts}: it has to be a group of {kind}s by name")
+    for name, node in parts.items():
+        place = f"{group}.{name!s}"
         if not isinstance(node, DictConfig) or node.get("_target_") is None:
-            raise UserError(
-                f"callbacks.{name} has no _target_; set callbacks.{name}._target_ to the name of a callback"
-            )
-        _check_part(f"callbacks.{name}", node, importing)
+            raise UserError(f"{place} has no _target_; set {place}._target_ to the name of a {kind}")
+        _check_part(place, node, importing)
 
 
 def _check_part(group: str, node: DictConfig, importing: bool) -> None:
@@ -177,8 +195,9 @@ def _check_part(group: str, node: DictConfig, importing: bool) -> None:
     own = OF_JOB.get(group, {})
     if shared := sorted({*own} & takes.required):
         raise UserError(f"{group}._target_={target}: the job uses the key {shared[0]}; rename that argument")
-    provided = PROVIDED.get(group, set()) & {*takes.defaults}
+    provided = PROVIDED.get(group, FOR_LOGGERS if of_logger(group) else set()) & {*takes.defaults}
     if not is_ours(target):
+        provided -= FOR_LOGGERS & keys
         provided |= {*list(takes.defaults)[:1]} if group in PARTIAL else set()  # which comes by its place
         keys -= {*_of_the_job(group, node, takes)}
     taken = {*takes.defaults, *own} - provided
@@ -312,7 +331,7 @@ def of_the_job(group: str, node: Mapping[str, Any]) -> dict[str, Any]:
 def named_in_conf(group: str) -> frozenset[str]:
     """The exact names that our own conf/ has as `_target_` of a group, and what `predict` puts there."""
     nodes = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in (conf_dir() / group).glob("*.yaml")]
-    if group == "callbacks":  # which stand in the group by name
+    if group in BY_NAME:
         nodes = [each for node in nodes for each in node.values()]
     targets = {node.get("_target_") for node in nodes} - {None, MISSING}
     return frozenset(targets) | ({PHOTOGRAPHS} if group == "data" else set())
@@ -333,23 +352,28 @@ def refuse_foreign_targets(config: Mapping[str, Any]) -> None:
         refuse_foreign(group, config.get(group), known_names(group))
 
 
-def refuse_foreign_callbacks(config: Mapping[str, Any]) -> None:
-    """Likewise of its callbacks, which a training alone calls.
+def refuse_foreign_named(config: Mapping[str, Any]) -> None:
+    """Likewise of its callbacks and loggers, which a training alone calls.
 
     Raises:
         UserError: there is one.
     """
-    callbacks = config.get("callbacks")
-    for name, node in callbacks.items() if isinstance(callbacks, Mapping) else ():
-        refuse_foreign("callbacks", node, known_names("callbacks"), f"callbacks.{name}")
+    for group, name, node in _named(config):
+        refuse_foreign(group, node, known_names(group), f"{group}.{name}")
+
+
+def _named(config: Mapping[str, Any]) -> Iterator[tuple[str, str, object]]:
+    """Group, name and node of each callback and logger."""
+    for group in BY_NAME:
+        parts = config.get(group)
+        yield from ((group, str(name), node) for name, node in parts.items()) if isinstance(parts, Mapping) else ()
 
 
 def words_of_trust(config: Mapping[str, Any]) -> list[str]:
     """What a configuration that the user composed names beside what conf/ does: `GROUP:dotted.name`."""
     words = trust_words(config, {group: known_names(group) for group in PROVIDED})
-    callbacks = config.get("callbacks")
-    for node in callbacks.values() if isinstance(callbacks, Mapping) else ():
-        words += trust_words({"callbacks": node}, {"callbacks": known_names("callbacks")})
+    for group, _, node in _named(config):
+        words += trust_words({group: node}, {group: known_names(group)})
     return words
 
 
@@ -360,7 +384,7 @@ def build(group: str, node: dict[str, Any], place: str = "", **arguments: Any) -
         group: of the configuration.
         node: what the group holds.
         place: where it stands in the configuration; empty: at the group.
-        arguments: of the job; a part from outside is given those that it names, and `num_classes` where it takes all.
+        arguments: of the job; a part is given those that it names, and `num_classes` where it takes all.
             The keys of the job itself (`OF_JOB`) are left out.
 
     Raises:
@@ -369,14 +393,13 @@ def build(group: str, node: dict[str, Any], place: str = "", **arguments: Any) -
     refuse_foreign(group, node, known_names(group), place)
     target, place = node["_target_"], place or group
     node = {key: value for key, value in node.items() if key not in OF_JOB.get(group, ())}
-    if not is_ours(target):
-        takes = arguments_of(group, target)
-        node = {key: value for key, value in node.items() if key not in _of_the_job(group, node, takes)}
-        arguments = {
-            key: value
-            for key, value in arguments.items()
-            if key in takes.defaults or (takes.others and key == "num_classes")
-        }
+    takes, jobs = _arguments(group, target), of_the_job(group, node)
+    node = {key: value for key, value in node.items() if key not in jobs}
+    arguments = {
+        key: value
+        for key, value in arguments.items()
+        if key in takes.defaults or (takes.others and key == "num_classes")
+    }
     try:
         return instantiate(node, **arguments, _convert_="all", _recursive_=False)
     except InstantiationException as error:
@@ -386,6 +409,9 @@ def build(group: str, node: dict[str, Any], place: str = "", **arguments: Any) -
             raise
         cause = error.__cause__ or error
         reason = reason_of(cause)
+        if isinstance(cause, ModuleNotFoundError):
+            lacks = f"{place}._target_ {target} needs a package that is not installed: {reason}"
+            raise UserError(f"{lacks}; {installation(target)}") from error
         raise UserError(f"{place}._target_ {target} cannot be built from its keys: {reason}") from error
 
 
@@ -409,4 +435,4 @@ def changed_keys(before: dict[str, Any], now: dict[str, Any]) -> set[str]:
 
 
 def _comparable(config: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in flat(config).items() if key not in BOOKKEEPING}
+    return {key: value for key, value in flat(config).items() if not is_bookkeeping(key)}

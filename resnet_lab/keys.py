@@ -12,7 +12,7 @@ from functools import cache
 
 from resnet_lab.compatibility import RENAMED
 from resnet_lab.errors import UserError
-from resnet_lab.schema import CHOSEN, MISSING, OF_JOB, PROVIDED, Config, TrainerConfig, conf_dir
+from resnet_lab.schema import BY_NAME, CHOSEN, MISSING, OF_JOB, PROVIDED, Config, TrainerConfig, conf_dir
 from resnet_lab.signatures import hints_of, is_ours
 from resnet_lab.values import words
 
@@ -32,7 +32,7 @@ SYNONYMS = {
     **dict.fromkeys(("opt", "optimiser", "optimizer"), "optim"),
     "amp": "trainer.precision",
 }
-GROUPS = (*PROVIDED, "trainer", "callbacks")  # whose files have keys; those of scale and experiment only set them
+GROUPS = (*PROVIDED, "trainer", *BY_NAME)  # whose files have keys; those of scale and experiment only set them
 KEY = re.compile(r"(?P<indent> *)(?:- )?(?P<key>\w+):(?P<value>(?: +[^\s#]\S*)*)(?: *# (?P<comment>.+))?")
 COMMENT = re.compile(r"(?P<indent> *)# (?P<comment>.*)")
 WIDTH = 80  # columns of a text for a terminal

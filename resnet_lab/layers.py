@@ -9,12 +9,12 @@ from typing import Any
 import pandas as pd
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from resnet_lab import plots
 from resnet_lab.files import write_atomically
+from resnet_lab.loggers import boards
 from resnet_lab.run_folder import RunFolder
 
 BATCHES = 8  # of an epoch, evenly spread, that are measured
@@ -88,9 +88,9 @@ class LayerStatistics(Callback):
         if trainer.is_global_zero:
             frame = pd.DataFrame(self.rows)
             write_atomically(self.run.layers_file, frame.to_csv(index=False))
-            if isinstance(trainer.logger, TensorBoardLogger):
+            for board in boards(trainer):
                 figure = plots.layers.by_depth({f"epoch {epoch}": plots.layers.profile_of(frame, epoch)})
-                trainer.logger.experiment.add_figure("train/layers", figure, epoch)
+                board.experiment.add_figure("train/layers", figure, epoch)
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows, "sums": self._sums, "counts": dict(self._counts)}

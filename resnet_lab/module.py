@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from resnet_lab.config import build
+from resnet_lab.loggers import log_to_all
 from resnet_lab.metrics import SplitMetrics
 from resnet_lab.objectives import Objective
 from resnet_lab.optim import optimizer_of, refuse_lost_factor
@@ -109,7 +110,11 @@ class Classifier(LightningModule):
         metrics = self.split_metrics(split)
         # the chosen checkpoint's values at the end are no point of the curves by epoch; HPARAMS has them
         values = metrics.compute(self.loss)
-        self.log_dict(values, prog_bar=split == "val", logger=not self.trainer.testing, sync_dist=False)
+        logged = split != "train" and not self.trainer.testing and bool(self.trainer.loggers)
+        self.log_dict(values, prog_bar=split == "val", logger=logged, sync_dist=False)
+        if split == "train":  # Lightning would log them after the epoch's checkpoint, so that a kill could lose them
+            numbers = {name: float(value) for name, value in values.items()}
+            log_to_all(self.trainer, {**numbers, "epoch": self.current_epoch})
         self.confusion[split] = metrics.confusion.compute()
         metrics.reset()
 

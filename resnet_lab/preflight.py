@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from resnet_lab.data import progress
 from resnet_lab.freezing import Freezing
 from resnet_lab.models.pretrained import contents, depth_of, fitting
 from resnet_lab.parts import build_network, build_objective, refuse_misfit, refuse_no_data_set, without_weights
-from resnet_lab.training import own_callbacks
+from resnet_lab.training import own_parts
 from resnet_lab.trust import trust, without_trust
 
 
@@ -49,7 +50,9 @@ def check_parts(config: dict[str, Any]) -> None:
     objective = build_objective(config["loss"], [1] * classes)
     network = build_network(model, objective.num_outputs)
     size = int(data.get("crop") or data["image_size"])
-    own_callbacks(config)
+    own_parts(config, "callbacks")
+    with TemporaryDirectory() as folder:
+        own_parts(config, "logger", save_dir=folder, id="preflight")
     Freezing(network, model["freeze"], until=None)
     refuse_misfit(network, objective.num_outputs, size, str(model["_target_"]))
 

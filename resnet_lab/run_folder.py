@@ -38,6 +38,7 @@ BOOKKEEPING = (
     "on_corrupt",
     "keep_last",
     "start",
+    "logger",
     "data.root",
     "data.cache_dir",
     "data.num_workers",
@@ -46,6 +47,16 @@ BOOKKEEPING = (
     "trainer.log_every_n_steps",
     "trainer.profiler",
 )
+
+
+def is_bookkeeping(key: str) -> bool:
+    """Whether runs may differ in a dotted key, as on a command line, and still be the same experiment."""
+    return key in BOOKKEEPING or of_logger(key)
+
+
+def of_logger(key: str) -> bool:
+    """Whether a dotted key belongs to the loggers, whose names are free."""
+    return key.lstrip("+~").partition(".")[0] == "logger"
 
 
 @dataclass(frozen=True)
@@ -156,7 +167,7 @@ class RunFolder:
         """
         items = self.read_status().get("overrides", [])
         given = {key.lstrip("+~"): value for key, _, value in (item.partition("=") for item in items)}
-        return {key: value for key, value in given.items() if key not in BOOKKEEPING}
+        return {key: value for key, value in given.items() if not is_bookkeeping(key)}
 
     def read_status(self) -> dict[str, Any]:
         """The content of status.json with `state` corrected to `interrupted` where the job was killed."""

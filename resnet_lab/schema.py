@@ -73,6 +73,7 @@ class Config:
     schedule: Any = MISSING
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     callbacks: Any = MISSING
+    logger: Any = MISSING
 
 
 # arguments that the job adds to those in the configuration, where they are taken
@@ -83,6 +84,9 @@ PROVIDED = {
     "optim": {"params"},
     "schedule": {"optimizer", "steps_per_epoch", "max_epochs", "epochs", "total_steps"},
 }
+# groups of parts by name → what each of them has to be
+BY_NAME = {"callbacks": "lightning.Callback", "logger": "lightning.pytorch.loggers.Logger"}
+FOR_LOGGERS = {"save_dir", "id"}  # what the job adds to a logger that takes it, unless the user sets it
 # keys that the job reads itself where a part from outside does not take them
 FOR_OTHERS = {"model": {"pretrained"}, "schedule": {"interval", "monitor"}}
 # keys that the job itself reads in a group, whatever its `_target_` is
@@ -90,7 +94,7 @@ OF_JOB: dict[str, dict[str, Any]] = {
     "model": {"freeze": Text | list[Text] | None, "unfreeze_at_epoch": FromOne | None},
     "optim": {"backbone_lr_factor": Positive},
 }
-CHOSEN = (*PROVIDED, "trainer", "callbacks", "experiment", "scale")  # the groups that conf/config.yaml chooses from
+CHOSEN = (*PROVIDED, "trainer", *BY_NAME, "experiment", "scale")  # the groups that conf/config.yaml chooses from
 
 
 def conf_dir() -> Path:

@@ -15,6 +15,11 @@ from resnet_lab import values
 from resnet_lab.errors import UserError, reason_of
 
 REQUIRED = inspect.Parameter.empty
+EXTRAS = {  # `_target_` of a package that is an extra of ours → the extra
+    "timm.create_model": "timm",
+    "lightning.pytorch.loggers.WandbLogger": "wandb",
+    "lightning.pytorch.loggers.MLFlowLogger": "mlflow",
+}
 
 
 class Arguments(NamedTuple):
@@ -34,6 +39,11 @@ def is_ours(target: str) -> bool:
     return target.startswith("resnet_lab.")
 
 
+def installation(target: str) -> str:
+    """How to get the package that a `_target_` needs."""
+    return f"pip install 'resnet-lab[{EXTRAS[target]}]'" if target in EXTRAS else "install it"
+
+
 def imported(group: str, target: str) -> Any:
     """The function or class that a `_target_` names.
 
@@ -46,8 +56,9 @@ def imported(group: str, target: str) -> Any:
     except ModuleNotFoundError as error:
         lacking = error.name or module
         if not f"{module}.".startswith(f"{lacking}."):
-            raise UserError(f"{group}._target_ {target}: {module} needs the module {lacking}; install it") from error
-        remedy = "install it, or start the command in the folder that holds it"
+            remedy = installation(target)
+            raise UserError(f"{group}._target_ {target}: {module} needs the module {lacking}; {remedy}") from error
+        remedy = f"{installation(target)}, or start the command in the folder that holds it"
         raise UserError(f"{group}._target_ {target}: there is no module {lacking}; {remedy}") from None
     except AttributeError:
         raise UserError(f"{group}._target_ {target}: {module} has no {name}") from None

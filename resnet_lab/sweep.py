@@ -20,8 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 from resnet_lab.config import check, job_name, one_line, words_of_trust
 from resnet_lab.continuation import EPOCHS, epochs_by_job, goes_on_to
 from resnet_lab.errors import UserError
-from resnet_lab.run_folder import RunFolder, list_jobs
-from resnet_lab.schema import PROVIDED, conf_dir
+from resnet_lab.run_folder import RunFolder, list_jobs, of_logger
+from resnet_lab.schema import BY_NAME, PROVIDED, conf_dir
 from resnet_lab.signatures import is_ours
 from resnet_lab.trust import OPTION
 from resnet_lab.verbs import VERBS
@@ -50,7 +50,7 @@ def preflight(arguments: Sequence[str]) -> bool:
 
 def _needs(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """What a job needs: parts from outside, its data set, weights, and parts of the network that it freezes."""
-    parts = [*(job[group] for group in PROVIDED), *job["callbacks"].values()]
+    parts = [*(job[group] for group in PROVIDED), *(part for group in BY_NAME for part in job[group].values())]
     if any(not is_ours(str(part["_target_"])) for part in parts):
         yield {"parts": job | {"seed": 0}}
     yield {"data": job["data"]}
@@ -96,7 +96,8 @@ def _refuse_nameless(overrides: Sequence[Override], hydra: DictConfig) -> None:
     """
     for axis in overrides:
         key = axis.get_key_element()
-        if axis.is_sweep_override() and key in hydra.job.config.override_dirname.exclude_keys:
+        nameless = key in hydra.job.config.override_dirname.exclude_keys or of_logger(key)
+        if axis.is_sweep_override() and nameless:
             raise UserError(f"{key} cannot be swept, as it does not make another experiment; give it one value")
 
 

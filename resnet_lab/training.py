@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import secrets
 import signal
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
@@ -15,7 +16,7 @@ import torch
 from lightning import Callback, Trainer, seed_everything
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import LearningRateMonitor
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
@@ -26,7 +27,7 @@ from resnet_lab.checkpoints import EpochRows, LastCheckpoint, RunCheckpoint, fit
 from resnet_lab.config import (
     build,
     check,
-    refuse_foreign_callbacks,
+    refuse_foreign_named,
     refuse_foreign_targets,
     without_unknown,
     words_of_trust,
@@ -46,12 +47,13 @@ from resnet_lab.module import Classifier
 from resnet_lab.outputs import refuse_undefined, score_table, write_split
 from resnet_lab.parts import refuse_no_data_set, statistics_of
 from resnet_lab.processes import Stopped
-from resnet_lab.run_folder import BOOKKEEPING, RunFolder, flat
-from resnet_lab.schema import Config
+from resnet_lab.run_folder import RunFolder, flat, is_bookkeeping
+from resnet_lab.schema import BY_NAME, PROVIDED, Config
 from resnet_lab.scores import SCORES
 from resnet_lab.trust import OPTION, trust_option
 
 log = logging.getLogger("resnet_lab")
+KINDS = {"callbacks": Callback, "logger": Logger}
 
 
 def run_job(run: RunFolder, misfits: frozenset[Path] = frozenset()) -> None:
@@ -78,6 +80,9 @@ def run_job(run: RunFolder, misfits: frozenset[Path] = frozenset()) -> None:
     balances_twice = config["data"]["sampling"] != "none" and config["loss"].get("class_weights", "none") != "none"
     if balances_twice and rank() == 0:
         log.warning("data.sampling and loss.class_weights both balance the classes: rare ones count twice over")
+    loggers = own_parts(config, "logger", save_dir=str(run.path), id=run.read_status().get("id"))
+    for folder in [each.log_dir for each in loggers if each.log_dir] if rank() == 0 else []:
+        refuse_unwritable(Path(folder), "make it writable; the same command goes on")
     rows, observer = EpochRows(), Observer(datamodule.class_names)
     needs_two = monitor is not None and (score := SCORES.get(monitor.partition("/")[2])) and score.two_classes
     undefined = bool(needs_two) and sum(count > 0 for count in datamodule.class_counts["val"]) < 2
@@ -93,18 +98,15 @@ def run_job(run: RunFolder, misfits: frozenset[Path] = frozenset()) -> None:
         rows,
         observer,
         freezing,
-        *own_callbacks(config),
+        *own_parts(config, "callbacks"),
         *([LayerStatistics(run)] if config["follow_layers"] else []),
-        LearningRateMonitor("epoch"),
+        *([LearningRateMonitor("epoch")] if loggers else []),
         *early_stopping(config, monitor, mode),
         *filter(None, [best]),
         last,
     ]
-    if rank() == 0:  # TensorBoard's writer would fail in a thread of its own
-        refuse_unwritable(run.path / "tensorboard", "make it writable; the same command goes on")
-    logger = TensorBoardLogger(run.path, name="", version="tensorboard", default_hp_metric=False)
     profiler = build_profiler(config["trainer"]["profiler"], run)
-    trainer = build_trainer(config["trainer"], module, logger, callbacks, profiler)
+    trainer = build_trainer(config["trainer"], module, loggers, callbacks, profiler)
     datamodule.batch_size_per_rank(trainer.world_size)  # refused now, before anything runs
     synchronizable(config["trainer"], trainer)
     describe(run, trainer, datamodule, module, monitor)
@@ -176,7 +178,7 @@ def checked_config(run: RunFolder) -> dict[str, Any]:
             log.warning("%s: these keys have no effect: %s", run.config_file, ", ".join(unknown))
     try:
         refuse_foreign_targets(config)
-        refuse_foreign_callbacks(config)
+        refuse_foreign_named(config)
         refuse_no_data_set(config["data"])
         check(OmegaConf.create(config), importing=True)
     except UserError as error:
@@ -282,20 +284,25 @@ def selection(config: dict[str, Any], datamodule: DataModule) -> tuple[str | Non
     return (monitor if validates else None), mode
 
 
-def own_callbacks(config: dict[str, Any]) -> list[Callback]:
-    """Those that the configuration names.
+def own_parts(config: dict[str, Any], group: str, **arguments: Any) -> list[Any]:
+    """The callbacks or the loggers that the configuration names.
+
+    Args:
+        config: of a run.
+        group: `callbacks` or `logger`.
+        arguments: for each part that takes them, unless its own keys set them.
 
     Raises:
-        UserError: one cannot be built, or is no callback of Lightning's.
+        UserError: a part cannot be built, or is of another kind.
     """
-    found = []
-    for name, node in config["callbacks"].items():
-        each = build("callbacks", node, place=f"callbacks.{name}")
-        if not isinstance(each, Callback):
-            target, kind = node["_target_"], type(each).__name__
-            raise UserError(
-                f"callbacks.{name}._target_ {target} gives a {kind}, no lightning.Callback; name a callback"
-            )
+    kind, found = KINDS[group], []
+    for name, node in config[group].items():
+        given = {key: value for key, value in arguments.items() if key not in node}
+        each = build(group, node, place=f"{group}.{name}", **given)
+        if not isinstance(each, kind):
+            target, other = node["_target_"], type(each).__name__
+            remedy = f"name a {kind.__name__.lower()}"
+            raise UserError(f"{group}.{name}._target_ {target} gives a {other}, no {BY_NAME[group]}; {remedy}")
         found.append(each)
     return found
 
@@ -344,7 +351,7 @@ def describe(run: RunFolder, trainer: Trainer, datamodule: DataModule, module: C
     )
     if "test" not in datamodule.splits:
         log.warning(NO_TEST)
-    if words := [word for word in words_of_trust(module.origin["config"]) if not word.startswith("callbacks:")]:
+    if words := [word for word in words_of_trust(module.origin["config"]) if word.partition(":")[0] in PROVIDED]:
         log.info("evaluate and predict will need %s%s, as this run names code from outside", OPTION, ",".join(words))
     log.info(
         "%s parameters%s, %.3g multiply-adds an image; %s%s; selecting by %s",
@@ -366,7 +373,7 @@ def finish(
     observer: Observer,
     cost: dict[str, float],
 ) -> None:
-    """Write the files of every evaluated split, the final TensorBoard entry and the last status."""
+    """Write the files of every evaluated split, the final entry of the loggers and the last status."""
     for split in datamodule.test_splits:  # before anything is written
         refuse_undefined(datamodule.rows(split), module.predictions[split].probabilities)
     for split in datamodule.test_splits:
@@ -397,19 +404,24 @@ def finish(
 
 
 def log_hyperparameters(trainer: Trainer, run: RunFolder, metrics: dict[str, float]) -> None:
-    """Flat scalars and final metrics together, or TensorBoard's HPARAMS tab stays empty.
+    """Flat scalars and final metrics for every logger; together, or TensorBoard's HPARAMS tab stays empty.
 
     Log only the overrides of the command line where there are some: they contain the sweep's axes.
     """
-    assert isinstance(trainer.logger, TensorBoardLogger)
     scalars = {key: value for key, value in flat(run.read_config()).items() if isinstance(value, int | float | str)}
     overrides = run.overrides()
     shown = {key: scalars.get(key, value) for key, value in overrides.items()} or {
-        key: value for key, value in scalars.items() if key not in BOOKKEEPING and not key.endswith("_")
+        key: value for key, value in scalars.items() if not (is_bookkeeping(key) or key.endswith("_"))
     }
     final = {f"final/{name}": value for name, value in metrics.items()}
-    trainer.logger.log_hyperparams({"seed": scalars["seed"], **shown}, final)
-    trainer.logger.finalize("success")
+    shown = {"seed": scalars["seed"], **shown}
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.log_hyperparams(shown, final)
+        else:
+            logger.log_hyperparams(shown)
+            logger.log_metrics(final, trainer.global_step)
+        logger.finalize("success")
 
 
 def has_lost_predictions(run: RunFolder, status: dict[str, Any]) -> bool:
@@ -432,7 +444,9 @@ def guarded(run: RunFolder) -> int:
     if rank() == 0:
         # without a checkpoint the job decides anew, and no other one may follow its older note meanwhile
         undecided = {} if run.last_checkpoint.is_file() else {"pixels": None}
-        run.update_status(state="running", error=None, starts=status.get("starts", 0) + 1, **undecided)
+        identity = status.get("id") or secrets.token_hex(4)
+        starts = status.get("starts", 0) + 1
+        run.update_status(state="running", error=None, starts=starts, id=identity, **undecided)
     try:
         run_job(run)
     except Stopped as stopped:

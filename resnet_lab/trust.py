@@ -9,7 +9,7 @@ from typing import Any
 
 from resnet_lab.errors import UserError
 
-GROUPS = ("data", "model", "loss", "optim", "schedule", "callbacks")  # whose parts have names
+GROUPS = ("data", "model", "loss", "optim", "schedule", "callbacks", "logger")  # whose parts have names
 OPTION = "trust="  # of a command line; no key of a configuration, so that no file can hold it
 _MODELS = """
 alexnet convnext_tiny convnext_small convnext_base convnext_large densenet121 densenet161 densenet169 densenet201
@@ -33,7 +33,7 @@ def _below(module: str, names: str) -> frozenset[str]:
     return frozenset(f"{module}.{name}" for name in re.findall(r"\w+", names))
 
 
-# group → constructors of others that do no more than what their name says
+# group → constructors of others that do no more than what their name says (loggers send and delete files: none)
 WELL_KNOWN = {
     "model": _below("torchvision.models", _MODELS) | {"timm.create_model"},
     "loss": _below("torch.nn", "CrossEntropyLoss MultiMarginLoss"),

@@ -196,6 +196,7 @@ def report() -> Verb:
     verb.option("out", "DIR", "folder of the report (default: the first DIR)")
     names = f"pictures to draw (default: the key figures of the runs): {', '.join(FIGURES)}"
     verb.option("figures", "NAME,…", names)
+    verb.option("groups", "LABEL,…", "groups that pictures show beside the best, by words of their labels")
     text = "recompute the stored metrics from the predictions, and exit with code 1 if one differs"
     verb.flag("--check", action="store_true", help=text)
     return verb

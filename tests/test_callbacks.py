@@ -31,7 +31,7 @@ def epoch(observer, clock, batches, wait, work, workers=0, rank=0):
         clock.now += wait
         trainer = SimpleNamespace(
             global_step=1,
-            logger=None,
+            loggers=[],
             datamodule=datamodule,
             world_size=1,
             is_global_zero=rank == 0,

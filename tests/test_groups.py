@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from fake_runs import write_run, write_sweep
 
+from resnet_lab.errors import UserError
 from resnet_lab.rendering import Finding
 from resnet_lab.report.findings import findings_of
 from resnet_lab.report.groups import places_of, tables_of
@@ -210,3 +211,12 @@ def test_a_group_over_different_folders_of_images_is_doubted(tmp_path):
     doubts = [finding.text for finding in findings_of(runs, tables_of(runs)) if finding.kind == "different images"]
     assert len(doubts) == 1
     assert "/data/cropped and /data/whole" in doubts[0]
+
+
+def test_groups_are_named_by_words_of_their_labels(tmp_path):
+    write_sweep(tmp_path, seeds=(0,))
+    runs = [read_run(run) for run in find_runs([tmp_path])]
+    (table,) = tables_of(runs, named=["pretrained=none depth=50"])
+    assert table.named == ["pretrained=none depth=50"]
+    with pytest.raises(UserError, match="groups=depth=5: no group has these words in its label; one is called depth="):
+        tables_of(runs, named=["depth=5"])

@@ -24,7 +24,7 @@ def run(tmp_path: Path) -> RunFolder:
 
 def trained(statistics: LayerStatistics, model: nn.Module, batches: list[torch.Tensor]) -> pd.DataFrame:
     """One epoch without an optimizer; the loss is the sum of all outputs."""
-    trainer = SimpleNamespace(num_training_batches=len(batches), current_epoch=0, is_global_zero=True, logger=None)
+    trainer = SimpleNamespace(num_training_batches=len(batches), current_epoch=0, is_global_zero=True, loggers=[])
     module = SimpleNamespace(model=model)
     for number, batch in enumerate(batches):
         statistics.on_train_batch_start(trainer, module, None, number)
@@ -71,7 +71,7 @@ def test_a_frozen_layer_keeps_its_place_in_the_profile(run: RunFolder) -> None:
 
 def test_an_accumulated_step_is_measured_once(run: RunFolder) -> None:
     model, statistics = nn.Sequential(nn.Flatten(), nn.Linear(3, 2), nn.ReLU()), LayerStatistics(run)
-    trainer = SimpleNamespace(num_training_batches=2, current_epoch=0, is_global_zero=True, logger=None)
+    trainer = SimpleNamespace(num_training_batches=2, current_epoch=0, is_global_zero=True, loggers=[])
     module = SimpleNamespace(model=model)
     for number in (0, 1):
         statistics.on_train_batch_start(trainer, module, None, number)

@@ -262,7 +262,7 @@ def test_bad_parts_are_named_before_anything_is_trained(mylab: None, overrides: 
 
 
 def test_well_known_constructors_are_defined_where_their_names_say() -> None:
-    for group in ("model", "loss", "optim", "schedule"):
+    for group in ("model", "loss", "optim", "schedule", "logger"):
         for target in known_names(group) - named_in_conf(group) - {"timm.create_model"}:
             module, _, name = target.rpartition(".")
             found = getattr(importlib.import_module(module), name)

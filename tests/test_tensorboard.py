@@ -62,8 +62,10 @@ def test_a_command_line_shows_what_it_gave(make_run: MakeRun) -> None:
     assert shown == {"seed": 0, "optim.lr": 0.1, "model": "resnet_cifar", "data.more": "0.1"}
 
 
-def test_scalars_and_pictures_by_epoch(runs: list[RunFolder]) -> None:
-    events, metrics = events_of(runs[0]), pd.read_csv(runs[0].metrics_file)
+def test_scalars_and_pictures_by_epoch(make_run: MakeRun) -> None:
+    run = make_run("trainer.max_epochs=2", "trainer.log_every_n_steps=2")
+    assert guarded(run) == 0
+    events, metrics = events_of(run), pd.read_csv(run.metrics_file)
     assert scalars(events, "val/loss") == pytest.approx(list(metrics["val/loss"]))
     assert scalars(events, "train/loss") == pytest.approx(list(metrics["train/loss"]))
     assert [event.step for event in events.Scalars("train/batch_loss")] == [1, 3]  # of two batches an epoch

@@ -18,7 +18,9 @@ WRITERS = (
 FRAMES = ("to_csv", "to_json", "to_html", "to_parquet", "to_pickle", "to_excel")  # of pandas: a text without a path
 APPENDED = {
     "build.py set_up_logging FileHandler": "train.log alone grows by lines",
-    "training.py run_job TensorBoardLogger": "TensorBoard's events, which its writer appends",
+    "loggers.py tensorboard TensorBoardLogger": "TensorBoard's events, which its writer appends",
+    "loggers.py log_to_all save": "loggers flush what they append",
+    "loggers.py RowLogger.log_metrics open": "rows of csv/metrics.csv: a cut one is dropped and logged again",
     "data/prepared.py _prepare_missing open": "the journal: a line for each photograph, and a cut line is done again",
     "run_folder.py list_jobs open": "jobs.txt: names of jobs, read and changed under a lock on the file itself",
     "run_folder.py list_jobs touch": "likewise",

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from resnet_lab.plots.frame import GRAY, STYLES, Color, Style, add_legend, palette
+from resnet_lab.plots.frame import GRAY, LEGEND_WIDTH, STYLES, Color, Style, add_legend, legend_height, palette
 
 CROWDED = 4  # lines of a panel above which single runs are not drawn
 
@@ -57,7 +57,7 @@ def by_epoch(
     shades = {label: shade for label, shade in (colors or palette(labels)).items() if label in labels}
     styles: Mapping[str, Style] = STYLES if len(splits) > 1 else {splits[0]: "-"}
     width, legend = max(columns * 4.6, 5.5), _legend(splits, styles, shades, baseline, columns)
-    height = rows * 3.2 + 0.22 * len(legend) / columns
+    height = rows * 3.2 + legend_height((str(line.get_label()) for line in legend), columns)
     figure = Figure(figsize=(width, height), layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
     for axes, panel in zip(grid, panels, strict=False):
@@ -94,7 +94,9 @@ def _legend(
     columns: int,
 ) -> list[Line2D]:
     """What the colors and the styles mean, once for all panels; in two columns where there is room."""
-    colors = [Line2D([], [], color=shade, linewidth=1.8, label=fill(label, 60)) for label, shade in shades.items()]
+    colors = [
+        Line2D([], [], color=shade, linewidth=1.8, label=fill(label, LEGEND_WIDTH)) for label, shade in shades.items()
+    ]
     lines = [Line2D([], [], color=GRAY, linestyle=styles[split], label=split) for split in splits]
     if baseline is not None:
         label = f"majority baseline ({baseline[0]})"

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from resnet_lab.plots.frame import Color, add_legend, palette
+from resnet_lab.plots.frame import LEGEND_WIDTH, Color, add_legend, legend_height, palette
 
 QUANTITIES = {  # of layers.csv → title, factor
     "gradient_norm": ("gradient norm of the weights", 1),
@@ -38,7 +38,7 @@ def by_depth(
     """
     shades = colors or palette(profiles)
     rows = math.ceil(len(QUANTITIES) / columns)
-    figure = Figure(figsize=(max(3.2 * columns, 5.5), 2.9 * rows + 0.22 * len(profiles)), layout="constrained")
+    figure = Figure(figsize=(max(3.2 * columns, 5.5), 2.9 * rows + legend_height(profiles)), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes, (quantity, (title, factor)) in zip(grid, QUANTITIES.items(), strict=True):
         for label, profile in profiles.items():
@@ -54,6 +54,6 @@ def by_depth(
         axes.tick_params(labelsize=8)
         axes.grid(color="0.92")
         axes.spines[["top", "right"]].set_visible(False)
-    lines = [Line2D([], [], color=shades[label], linewidth=1.8, label=fill(label, 60)) for label in profiles]
+    lines = [Line2D([], [], color=shades[label], linewidth=1.8, label=fill(label, LEGEND_WIDTH)) for label in profiles]
     add_legend(figure, lines, min(columns, 2))
     return figure

@@ -23,7 +23,9 @@ from resnet_lab.run_folder import closed_folders
 from resnet_lab.verbs import VERBS
 
 
-def report(folders: Sequence[str], out: Path, figures: Sequence[str] = (), metric: str = "") -> str:
+def report(
+    folders: Sequence[str], out: Path, figures: Sequence[str] = (), metric: str = "", groups: Sequence[str] = ()
+) -> str:
     """Write the report on all runs at or below `folders` to `out`, and return what the terminal shows.
 
     Args:
@@ -31,6 +33,7 @@ def report(folders: Sequence[str], out: Path, figures: Sequence[str] = (), metri
         out: is made if need be.
         figures: names of pictures; those that the runs ask for where empty.
         metric: ranks the groups; QWK of grades and else accuracy where empty.
+        groups: words of the labels of groups that pictures show besides the best.
 
     Raises:
         UserError: a folder does not exist or holds no run, the metric is not known of any run, or `out` cannot be
@@ -38,7 +41,7 @@ def report(folders: Sequence[str], out: Path, figures: Sequence[str] = (), metri
     """
     closed = closed_folders(folders)
     runs = read_runs(folders, closed)
-    tables = tables_of(runs, metric)
+    tables = tables_of(runs, metric, groups)
     findings = [Finding("unreadable", f"{folder}: no permission to read it") for folder in closed]
     findings += findings_of(runs, tables)
     try:
@@ -89,12 +92,12 @@ def command(arguments: Sequence[str]) -> None:
     """Report on the folders; `out` is the first of them where it is not given."""
     given = VERBS["report"]().read(arguments)
     if given.check:
-        if options := [key for key in ("metric", "out", "figures") if vars(given)[key] is not None]:
+        if options := [key for key in ("metric", "out", "figures", "groups") if vars(given)[key] is not None]:
             raise UserError(f"--check writes no report and takes no {options[0]}=; leave it out")
         check(given.DIR)
         return
-    figures = [name for name in (given.figures or "").split(",") if name]
-    print(printable(report(given.DIR, Path(given.out or given.DIR[0]), figures, given.metric or "")))
+    figures, groups = ([name for name in (each or "").split(",") if name] for each in (given.figures, given.groups))
+    print(printable(report(given.DIR, Path(given.out or given.DIR[0]), figures, given.metric or "", groups)))
 
 
 if __name__ == "__main__":

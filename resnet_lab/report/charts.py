@@ -13,7 +13,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from resnet_lab.plots.frame import BLUE, GRAY, RED, Color, add_legend, palette
+from resnet_lab.plots.frame import BLUE, GRAY, LEGEND_WIDTH, RED, Color, add_legend, legend_height, palette
 from resnet_lab.report.calibration import OperatingPoint, Reliability
 
 PLAQUE = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1}  # keeps text on curves readable
@@ -52,7 +52,7 @@ def unit_curves(
     columns = min(columns, len(panels))
     rows = math.ceil(len(panels) / columns)
     names = [line.label for line in panels[0][1]]
-    size = (max(4.2 * columns, 5.2), 4.2 * rows + 0.24 * len(names))
+    size = (max(4.2 * columns, 5.2), 4.2 * rows + legend_height(names))
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes in grid[len(panels) :]:
@@ -66,7 +66,7 @@ def unit_curves(
             height = 0.03 + 0.06 * (len(lines) - 1 - place)
             axes.text(**side, y=height, s=line.score, color=shades[line.label], fontsize=9, bbox=PLAQUE)
         _square(axes, xlabel, ylabel, title)
-    handles = [Line2D([], [], color=shades[name], linewidth=1.8, label=fill(name, 60)) for name in names]
+    handles = [Line2D([], [], color=shades[name], linewidth=1.8, label=fill(name, LEGEND_WIDTH)) for name in names]
     add_legend(figure, handles, 1 if columns == 1 else 2)
     return figure
 
@@ -154,7 +154,10 @@ def cost(groups: Sequence[Cost], ylabel: str, columns: int = 2, colors: Mapping[
     names = list(groups[0].resources)
     columns = min(columns, len(names))
     rows = math.ceil(len(names) / columns)
-    figure = Figure(figsize=(max(4.4 * columns, 5.2), 3.3 * rows + 0.22 * len(groups)), layout="constrained")
+    figure = Figure(
+        figsize=(max(4.4 * columns, 5.2), 3.3 * rows + legend_height(group.label for group in groups)),
+        layout="constrained",
+    )
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
     for axes, name in zip(grid, names, strict=False):
         for place, group in enumerate(groups):
@@ -168,7 +171,7 @@ def cost(groups: Sequence[Cost], ylabel: str, columns: int = 2, colors: Mapping[
     for axes in grid[::columns]:
         axes.set_ylabel(ylabel, fontsize=9)
     handles = [
-        Line2D([], [], color=shades[group.label], marker="o", linestyle="none", label=fill(group.label, 60))
+        Line2D([], [], color=shades[group.label], marker="o", linestyle="none", label=fill(group.label, LEGEND_WIDTH))
         for group in groups
     ]
     add_legend(figure, handles, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from itertools import combinations
 from typing import NamedTuple
 
@@ -49,11 +50,12 @@ def effects_of(table: Table) -> list[Effect]:
             row[other] += 1 / len(pairing.pairs)
             row[first] -= 1 / len(pairing.pairs)
     found = estimates.compare(contrasts)
-    effects = []
+    effects, axes = [], len({pairing.axis for pairing in pairings})
     for place, pairing in enumerate(pairings):
         settings = tuple(float(estimates.values[other] - estimates.values[first]) for first, other in pairing.pairs)
         value, low, high, p = (float(column[place]) for column in found)
-        sentence = _sentence(table, pairing, settings, Comparisons(*(column[place : place + 1] for column in found)))
+        one = Comparisons(*(column[place : place + 1] for column in found))
+        sentence = _sentence(table, pairing, settings, one, axes)
         effects.append(Effect(pairing.axis, pairing.label, value, low, high, p, settings, sentence))
     return effects
 
@@ -64,12 +66,16 @@ def pairings_of(table: Table) -> list[Pairing]:
     for axis in table.groups[0].values if table.groups else ():
         orders = {_level(group, axis): order_of(group.values[axis]) for group in groups}
         levels = sorted(orders, key=lambda level: orders[level])
+        alike = defaultdict[tuple[str, ...], list[int]](list)
+        for place, group in enumerate(groups):
+            alike[_others(group, axis)].append(place)
         for level in levels[1:]:
             pairs = [
                 (first, other)
                 for first, one in enumerate(groups)
-                for other, another in enumerate(groups)
-                if _level(one, axis) == levels[0] and _level(another, axis) == level and _same_but(one, another, axis)
+                if _level(one, axis) == levels[0]
+                for other in alike[_others(one, axis)]
+                if _level(groups[other], axis) == level
             ]
             if pairs:
                 first = groups[pairs[0][0]].shown.get(axis, "nothing").partition("=")[2] or "nothing"
@@ -78,14 +84,9 @@ def pairings_of(table: Table) -> list[Pairing]:
     return found
 
 
-def pairing_axes(table: Table) -> set[str]:
-    """The axes of which something can be said."""
-    return {pairing.axis for pairing in pairings_of(table)}
-
-
 def confounded_of(table: Table) -> list[str]:
     """The axes in which no two groups differ alone, so that nothing can be said of them."""
-    known = pairing_axes(table)
+    known = {pairing.axis for pairing in pairings_of(table)}
     axes = table.groups[0].values if table.groups else {}
     several = [axis for axis in axes if len({_level(group, axis) for group in table.scored_groups}) > 1]
     return [axis for axis in several if axis not in known]
@@ -96,11 +97,12 @@ def _level(group: Group, axis: str) -> str:
     return group.shown.get(axis, "")
 
 
-def _same_but(one: Group, other: Group, axis: str) -> bool:
-    return all(_level(one, key) == _level(other, key) for key in one.values if key != axis)
+def _others(group: Group, axis: str) -> tuple[str, ...]:
+    """The values of all other axes."""
+    return tuple(_level(group, key) for key in group.values if key != axis)
 
 
-def _sentence(table: Table, pairing: Pairing, settings: tuple[float, ...], found: Comparisons) -> str:
+def _sentence(table: Table, pairing: Pairing, settings: tuple[float, ...], found: Comparisons, axes: int) -> str:
     """What can be concluded of one difference, and what cannot."""
     metric = SCORES[table.metric]
     value, low, high, p = (float(column[0]) for column in found)
@@ -116,10 +118,10 @@ def _sentence(table: Table, pairing: Pairing, settings: tuple[float, ...], found
         text += (
             f"These runs cannot show a difference; the true one may be anything up to {metric.text(most)}{metric.unit}."
         )
-    return text + _uneven(table, pairing, settings) + _about_seeds(table, pairing)
+    return text + _uneven(table, pairing, settings, axes) + _about_seeds(table, pairing)
 
 
-def _uneven(table: Table, pairing: Pairing, settings: tuple[float, ...]) -> str:
+def _uneven(table: Table, pairing: Pairing, settings: tuple[float, ...], axes: int) -> str:
     """Where the difference itself depends on the other axes, their average is of little use."""
     estimates, groups = table.estimates[table.metric], table.scored_groups
     rows = np.zeros((len(settings), len(estimates.values)))
@@ -127,7 +129,7 @@ def _uneven(table: Table, pairing: Pairing, settings: tuple[float, ...]) -> str:
         row[other], row[first] = 1, -1
     between = np.array([rows[one] - rows[other] for one, other in combinations(range(len(settings)), 2)])
     # every axis is tested, so each gets its share of the error probability
-    if not len(between) or not np.any(estimates.compare(between).p <= (1 - CONFIDENCE) / len(pairing_axes(table))):
+    if not len(between) or not np.any(estimates.compare(between).p <= (1 - CONFIDENCE) / axes):
         return ""
     rest = [
         " ".join(text for key, text in groups[first].shown.items() if key != pairing.axis) for first, _ in pairing.pairs

@@ -15,7 +15,7 @@ import numpy as np
 from resnet_lab.errors import UserError, count
 from resnet_lab.report.intervals import Comparisons, Estimates, estimate
 from resnet_lab.report.runs import Run
-from resnet_lab.run_folder import BOOKKEEPING
+from resnet_lab.run_folder import is_bookkeeping
 from resnet_lab.scores import ABSENT, NEEDS, SCORES, Predictions
 
 DRAWN = 10  # groups that pictures show, the best ones
@@ -35,17 +35,17 @@ class Group:
         """What sets the group apart from the others of its table."""
         return " ".join(self.shown.values()) or "all runs"
 
-    @property
+    @cached_property
     def predictions(self) -> list[Predictions]:
         """The predictions of the runs that count."""
         return [run.predictions.labeled for run in self.scored if run.predictions]
 
-    @property
+    @cached_property
     def scored(self) -> list[Run]:
         """The runs that count: only those with a result."""
         return [run for run in self.runs if run.scores]
 
-    @property
+    @cached_property
     def collapsed(self) -> list[Run]:
         """The collapsed ones of those that count."""
         return [run for run in self.scored if run.collapsed]
@@ -67,28 +67,28 @@ class Table:
     wanted: str = ""  # the metric that ranks them; the first of `metrics` where it is empty, or means nothing here
     named: Sequence[str] = ()  # groups that pictures show besides the best: words of their labels
 
-    @property
+    @cached_property
     def scored_groups(self) -> list[Group]:
         """The groups with a result."""
         return [group for group in self.groups if group.scored]
 
-    @property
+    @cached_property
     def scored(self) -> list[Run]:
         """All runs with a result."""
         return [run for group in self.groups for run in group.scored]
 
-    @property
+    @cached_property
     def metrics(self) -> list[str]:
         """The metrics that are shown, of those that mean something here."""
         return [name for name in self.possible if "leaderboard" in SCORES[name].shown or name == self.wanted]
 
-    @property
+    @cached_property
     def possible(self) -> list[str]:
         """The metrics that mean something here."""
         classes = len(self.scored[0].class_names) if self.scored else 0
         return [name for name, score in SCORES.items() if score.means_something(self.ordered, classes)]
 
-    @property
+    @cached_property
     def ordered(self) -> bool:
         """Whether the classes are grades."""
         return any(run.status.get("ordered") for group in self.groups for run in group.runs)
@@ -98,7 +98,7 @@ class Table:
         """Whether they are, and some of them are referred."""
         return "referable_auroc" in self.possible
 
-    @property
+    @cached_property
     def metric(self) -> str:
         """The metric that ranks the groups."""
         return self.wanted if self.wanted in self.metrics else self.metrics[0]
@@ -132,7 +132,7 @@ class Table:
         """Which of `scored_groups` is the best, and by how much each falls short of it; see `Estimates`."""
         return self.estimates[self.metric].against_best()
 
-    @property
+    @cached_property
     def ranked(self) -> list[Group]:
         """The groups from the best to the worst, and then those without a result."""
         sign = 1 if SCORES[self.metric].falls else -1
@@ -142,11 +142,10 @@ class Table:
     def drawn(self) -> list[Group]:
         """The groups that pictures show, best first: the best ones, and those that are named."""
         groups = [group for group in self.ranked if group.scored] or self.groups
-        wanted = [set(each.split()) for each in self.named]
         return [
             group
             for place, group in enumerate(groups)
-            if place < DRAWN or any(words <= set(group.label.split()) for words in wanted)
+            if place < DRAWN or any(has_words(group.label, words) for words in self.named)
         ]
 
     @property
@@ -168,11 +167,16 @@ def _last_if_unknown(value: float) -> float:
     return math.inf if math.isnan(value) else value
 
 
-def tables_of(runs: Sequence[Run], metric: str = "") -> list[Table]:
+def tables_of(runs: Sequence[Run], metric: str = "", named: Sequence[str] = ()) -> list[Table]:
     """One table per set of test images, ranked by `metric`; a run without a result goes to the table of its data.
 
+    Args:
+        runs: of all tables.
+        metric: empty: the first that means something in a table.
+        named: groups that pictures show besides the best: words of their labels.
+
     Raises:
-        UserError: the metric ranks no table.
+        UserError: the metric ranks no table, or there is no such group.
     """
     sets: dict[tuple[Any, ...], list[Run]] = {}
     for run in sorted(runs, key=lambda run: not run.scores):
@@ -180,14 +184,23 @@ def tables_of(runs: Sequence[Run], metric: str = "") -> list[Table]:
             sets.setdefault(run.test_set, []).append(run)
         elif run.config:
             _runs_with(run, sets).append(run)
-    tables = [Table(_groups(members), metric) for members in sets.values()]
+    tables = [Table(_groups(members), metric, named) for members in sets.values()]
     known = [name for name in SCORES if any(name in table.possible for table in tables)]
     if metric and metric not in known:
         logged = {name.partition("/")[2] for run in runs for name in run.status.get("metrics") or {}}
         other = "cannot rank" if metric in logged else "is in no run"
         why = NEEDS[SCORES[metric].needs] if metric in SCORES else other
         raise UserError(f"metric={metric} {why}; choose among {', '.join(known)}")
+    labels = [group.label for table in tables for group in table.groups]
+    for each in named:
+        if not any(has_words(label, each) for label in labels):
+            raise UserError(f"groups={each}: no group has these words in its label; one is called {labels[0]}")
     return tables
+
+
+def has_words(label: str, words: str) -> bool:
+    """Whether a group's label has all of these words."""
+    return set(words.split()) <= set(label.split())
 
 
 def _runs_with(run: Run, sets: dict[tuple[Any, ...], list[Run]]) -> list[Run]:
@@ -200,7 +213,7 @@ def _runs_with(run: Run, sets: dict[tuple[Any, ...], list[Run]]) -> list[Run]:
 
 def axes_of(runs: Sequence[Run]) -> list[str]:
     """The configuration keys (dotted) in which runs differ, but for the seed and bookkeeping."""
-    keys = dict.fromkeys(key for run in runs for key in run.config if key not in ("seed", *BOOKKEEPING))
+    keys = dict.fromkeys(key for run in runs for key in run.config if key != "seed" and not is_bookkeeping(key))
     return [key for key in keys if len({repr(_value(run, key)) for run in runs}) > 1]
 
 

@@ -39,6 +39,7 @@ FEWEST = 8  # images of a class, or positives or negatives of a curve, below whi
 PSEUDO = 0.5  # errors that are added to those of each of the compared groups
 ONE_SIDED = 0.146  # how often a limit may miss on its side where few errors were found
 LEAST_DEGREES = 12
+AT_ONCE = 512  # contrasts whose draws are in memory at once
 FEW_OF_A_CLASS = f"a class has fewer than {FEWEST} images"
 
 
@@ -95,7 +96,7 @@ class Estimates:
         if self.withheld or not np.isfinite(value):
             return Interval(np.nan, np.nan)
         if np.isinf(self.score.upper):
-            apart = self._half_width(np.eye(len(self.values))[group], (1 + CONFIDENCE) / 2)
+            apart = self._half_widths(np.eye(len(self.values))[[group]], (1 + CONFIDENCE) / 2)[0]
             return Interval(max(float(value - apart), lower), float(value + apart))
         share = float(np.clip((value - lower) / width, 0, 1))
         cost = self._cost_of_error(group, share)
@@ -123,13 +124,14 @@ class Estimates:
         cost *= self._student(share, influence, weight)
         center = (share + Z**2 * cost / 2) / (1 + Z**2 * cost)  # of Wilson's interval, which is never at the edge
         seeds = max(self.seeds.between[group] - self.seeds.sampling[group], 0) / self.score.range**2
-        by_seeds = self._square_by_seeds(np.eye(len(self.values))[group], (1 + CONFIDENCE) / 2) / Z**2
+        by_seeds = self._square_by_seeds(np.eye(len(self.values))[[group]], (1 + CONFIDENCE) / 2)[0] / Z**2
         return float(cost + seeds * by_seeds * center * (1 - center) / (found**2 or np.inf))
 
-    def _influence(self, contrast: np.ndarray) -> np.ndarray:
-        """What each patient adds to a contrast (G,) of the groups, (P,), as a share of the metric's range."""
-        left_out = contrast @ self.left_out
-        result: np.ndarray = (left_out.mean() - left_out) * (1 - 1 / self.patients) / self.score.range
+    def _influence(self, contrasts: np.ndarray) -> np.ndarray:
+        """What each patient adds to contrasts (…, G) of the groups, (…, P), as a share of the metric's range."""
+        left_out = contrasts @ self.left_out
+        change = left_out.mean(axis=-1, keepdims=True) - left_out
+        result: np.ndarray = change * (1 - 1 / self.patients) / self.score.range
         return result
 
     @staticmethod
@@ -151,55 +153,57 @@ class Estimates:
         degrees = max(2 / max(weight**2 * float(own @ own), ROUNDING), LEAST_DEGREES)
         return float((special.stdtrit(degrees, (1 + CONFIDENCE) / 2) / Z) ** 2)
 
-    def _square_by_patients(self, contrast: np.ndarray, level: float) -> float:
-        """Square of Student's t at a one-sided level for the variance over patients."""
-        influence = self._influence(contrast)
-        squares = influence @ influence
+    def _square_by_patients(self, contrasts: np.ndarray, level: float) -> np.ndarray:
+        """Square of Student's t at a one-sided level for the variance over patients, of contrasts (M, G)."""
+        influence = self._influence(contrasts)
+        squares = np.sum(influence**2, axis=1)
         # the variance of a variance; large where few patients make it up
-        excess = np.sum(influence**4) - squares**2 / self.patients
-        squares += self._pseudo(contrast) / self.score.range**2
-        few = max(2 * squares**2 / excess, 2) if excess > 0 else np.inf
-        return float(special.stdtrit(min(few, self.patients - 1), level) ** 2)
+        excess = np.sum(influence**4, axis=1) - squares**2 / self.patients
+        squares += self._pseudo(contrasts) / self.score.range**2
+        few = np.maximum(np.divide(2 * squares**2, excess, out=np.full(len(squares), np.inf), where=excess > 0), 2)
+        return np.asarray(special.stdtrit(np.minimum(few, self.patients - 1), level) ** 2)
 
-    def _square_by_seeds(self, contrast: np.ndarray, level: float) -> float:
+    def _square_by_seeds(self, contrasts: np.ndarray, level: float) -> np.ndarray:
         """The same for the variance over seeds."""
-        parts = contrast**2 * self.seeds.between
-        known = parts > 0
-        several = 1.0
-        if known.any():
-            sum_of_parts = parts[known].sum() ** 2 / np.sum(parts[known] ** 2 / self.seeds.degrees[known])
-            several = min(float(sum_of_parts), self.seeds.total)
-        return float(special.stdtrit(several, level) ** 2)
+        parts = contrasts**2 * self.seeds.between
+        squares = np.divide(parts**2, self.seeds.degrees, out=np.zeros_like(parts), where=parts > 0).sum(axis=1)
+        several = np.divide(parts.sum(axis=1) ** 2, squares, out=np.ones(len(parts)), where=squares > 0)
+        return np.asarray(special.stdtrit(np.where(squares > 0, np.minimum(several, self.seeds.total), 1), level) ** 2)
 
-    def _pseudo(self, contrast: np.ndarray) -> float:
-        """What the errors that are added, `PSEUDO` a group, add to the variance of a contrast."""
-        return float(PSEUDO * np.sum(contrast**2) * (self.cost * self.score.range) ** 2)
+    def _pseudo(self, contrasts: np.ndarray) -> np.ndarray:
+        """What the errors that are added, `PSEUDO` a group, add to the variance of contrasts (M, G)."""
+        return np.asarray(PSEUDO * np.sum(contrasts**2, axis=1) * (self.cost * self.score.range) ** 2)
 
-    def _half_width(self, contrast: np.ndarray, level: float) -> float:
-        """How far the limits of a contrast (G,) are from it at a one-sided level.
+    def _half_widths(self, contrasts: np.ndarray, level: float) -> np.ndarray:
+        """How far the limits of contrasts (M, G) are from them at a one-sided level, (M,).
 
         Groups differ by little but their seeds where nothing is to be found, so the variance between the runs stands in
         for all that it explains, unless the patients alone give more.
         """
-        patients = float(np.nanvar(contrast @ self.draws, ddof=1)) + self._pseudo(contrast)
-        by_patients, by_seeds = self._square_by_patients(contrast, level), self._square_by_seeds(contrast, level)
-        between, sampling = contrast**2 @ self.seeds.between, contrast**2 @ self.seeds.sampling
-        both = max(patients - sampling, 0) * by_patients + between * by_seeds
-        return float(np.sqrt(max(patients * by_patients, both)))
+        patients = np.nanvar(contrasts @ self.draws, axis=1, ddof=1) + self._pseudo(contrasts)
+        by_patients, by_seeds = self._square_by_patients(contrasts, level), self._square_by_seeds(contrasts, level)
+        between, sampling = contrasts**2 @ self.seeds.between, contrasts**2 @ self.seeds.sampling
+        both = np.maximum(patients - sampling, 0) * by_patients + between * by_seeds
+        return np.asarray(np.sqrt(np.maximum(patients * by_patients, both)))
 
-    def compare(self, contrasts: np.ndarray) -> Comparisons:
+    def compare(self, contrasts: np.ndarray, wanted: int | None = None) -> Comparisons:
         """Contrasts (M, G) of the values, such as 1 for one group and -1 for another, all at once.
 
         Where there are no intervals the limits are NaN, and every p is 1.
+
+        Args:
+            contrasts: all that the p-values are corrected for.
+            wanted: how many of them, the first ones, are returned; None: all.
         """
-        values = contrasts @ self.values
+        values = contrasts[:wanted] @ self.values
         values[np.abs(values) < ROUNDING] = 0  # means of equal numbers
         if self.withheld or not len(contrasts):
             nothing = np.full(len(values), np.nan)
             return Comparisons(values, nothing, nothing, np.ones(len(values)))
         largest = self._largest(contrasts)
         critical = max(float(np.quantile(largest, CONFIDENCE)), Z)  # few differing images leave the draws few values
-        half_width = np.array([self._half_width(contrast, special.ndtr(critical)) for contrast in contrasts])
+        contrasts = contrasts[:wanted]
+        half_width = self._half_widths(contrasts, special.ndtr(critical))
         with np.errstate(invalid="ignore", divide="ignore"):
             ratios = np.where(half_width > 0, critical * np.abs(values) / half_width, np.where(values == 0, 0, np.inf))
         # a p-value of draws counts what was found as one of them (Phipson and Smyth 2010)
@@ -213,10 +217,13 @@ class Estimates:
         """Of each draw (R,), the largest of the contrasts in standard errors, were there no difference at all."""
         seeds = np.maximum(self.seeds.between - self.seeds.sampling, 0)
         centered = np.nan_to_num(self.draws - np.nanmean(self.draws, axis=1, keepdims=True))
-        errors = np.sqrt((contrasts @ centered).var(axis=1, ddof=1) + contrasts**2 @ seeds)
-        noise = np.random.default_rng(1).normal(size=centered.shape)
-        differences = np.abs(contrasts @ (centered + np.sqrt(seeds)[:, None] * noise))
-        result: np.ndarray = (differences / np.where(errors > 0, errors, np.inf)[:, None]).max(axis=0)
+        noisy = centered + np.sqrt(seeds)[:, None] * np.random.default_rng(1).normal(size=centered.shape)
+        result = np.zeros(centered.shape[1])
+        for start in range(0, len(contrasts), AT_ONCE):
+            some = contrasts[start : start + AT_ONCE]
+            errors = np.sqrt((some @ centered).var(axis=1, ddof=1) + some**2 @ seeds)
+            differences = np.abs(some @ noisy) / np.where(errors > 0, errors, np.inf)[:, None]
+            np.maximum(result, differences.max(axis=0), out=result)
         return result
 
     def against_best(self) -> tuple[int, Comparisons]:
@@ -232,9 +239,9 @@ class Estimates:
         contrasts = np.zeros((len(pairs), groups))
         for place, (one, other) in enumerate(pairs):
             contrasts[place, one], contrasts[place, other] = 1, -1
-        found = self.compare(contrasts)
+        found = self.compare(contrasts, wanted=groups - 1)
         of_best = zip(found, (0.0, 0.0, 0.0, 1.0), strict=True)
-        return best, Comparisons(*(np.insert(column[: groups - 1], best, own) for column, own in of_best))
+        return best, Comparisons(*(np.insert(column, best, own) for column, own in of_best))
 
 
 def wilson(share: float, size: float) -> Interval:

@@ -159,6 +159,8 @@ for (const table of document.querySelectorAll("table.data")) {
   });
 }
 
+if (matchMedia("(max-width: 700px)").matches) document.querySelector(".recipe").open = false;
+
 // details of groups beyond the first ones
 for (const section of document.querySelectorAll("section.table")) {
   const late = section.querySelectorAll("details.of-group.more");

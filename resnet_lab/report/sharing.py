@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from resnet_lab.report.runs import Run
-from resnet_lab.run_folder import BOOKKEEPING
+from resnet_lab.run_folder import is_bookkeeping
 from resnet_lab.scores import ABSENT
 
 NOTED = ("commit", "versions", "hardware", "precision", "split_fingerprint", "pixels", "class_names")  # of status.json
@@ -37,7 +37,7 @@ def unshared_of(sweeps: dict[str, list[Run]]) -> list[Unshared]:
 
 def _facts(run: Run) -> Iterator[tuple[str, str]]:
     for key, value in run.config.items():
-        if key not in ("seed", *BOOKKEEPING) and not key.startswith("hydra"):
+        if not (key == "seed" or is_bookkeeping(key) or key.startswith("hydra")):
             yield key, _plain(value)
     for key in NOTED:
         value = run.status.get(key)
