@@ -7,7 +7,7 @@ LAB := $(BIN)/resnet-lab
 QUICK := not slow and not realdata
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format bench wheel clean
+.PHONY: help install demo test test-slow lint format docs bench wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -42,6 +42,10 @@ format: $(INSTALLED)  ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(INSTALLED)  ## the manual → site/, which is read without a network
+	$(BIN)/python docs/tools/reference.py
+	$(BIN)/zensical build --strict --clean
+
 bench: $(INSTALLED)  ## speed and memory in pairs, coverage of intervals → docs/results/ (about an hour)
 	$(BIN)/python benchmarks/speed.py --out docs/results/speed.md
 	$(BIN)/python benchmarks/data_speed.py --out docs/results/data_speed.md
@@ -52,4 +56,4 @@ wheel: $(INSTALLED)  ## dist/*.whl, with conf/ inside
 	$(BIN)/python -m build --wheel
 
 clean:  ## remove .venv and what was built; runs/ and data/ stay
-	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) dist build site .cache .pytest_cache .ruff_cache .mypy_cache

@@ -27,7 +27,7 @@ __version__ = version("resnet-lab")
 
 
 def compose(*overrides: str) -> DictConfig:
-    """The configuration that `resnet-lab train OVERRIDES` trains with; what it names is trusted from then on.
+    """The configuration of `resnet-lab train OVERRIDES`; this process may then call the functions that it names.
 
     Args:
         overrides: such as `model.depth=50` or `experiment=demo`.
@@ -104,7 +104,7 @@ def resnet(depth: int, num_classes: int, form: str = "resnet", **keys: Any) -> n
         Images (B, 3, H, W) → logits (B, K), with torchvision's names of parameters.
 
     Raises:
-        UserError: a key does not exist, or a value cannot be.
+        UserError: a key does not exist, or a value is not allowed.
     """
     config = compose_config([f"model={form}"])
     OmegaConf.set_struct(config, False)

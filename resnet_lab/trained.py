@@ -68,7 +68,7 @@ class Trained:
         return self
 
     def __call__(self, images: Images) -> pd.DataFrame:
-        """Grade images.
+        """Predict the classes of images.
 
         Args:
             images: a file, a folder (every image in and below it), an array (H, W, 3) uint8 RGB, an image of Pillow, or
@@ -93,7 +93,7 @@ class Trained:
         return table
 
     def features(self, images: Images) -> np.ndarray:
-        """What the last linear layer takes, (N, F) float32; for a ResNet the pooled features.
+        """The input of the last linear layer, (N, F) float32; for a ResNet the pooled features.
 
         Args:
             images: as for a call.
@@ -184,7 +184,7 @@ def load(source: str | Path, trust: Sequence[str] = ()) -> Trained:
 
     Args:
         source: a run folder, of which the checkpoint that its job tested is taken, or a checkpoint.
-        trust: packages, or `GROUP:dotted.name`, whose functions the checkpoint may have called (see README).
+        trust: packages, or `GROUP:dotted.name`, whose functions the checkpoint may have called.
 
     Raises:
         UserError: there is no checkpoint, it holds more than plain values or none of this project's, it names functions

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
 import torchvision
-from fake_data import refusal, write_studies
+from fake_data import refusal
 from fake_runs import write_run
 
 import resnet_lab
-from resnet_lab.run_folder import RunFolder
-
-README = Path(__file__).parents[1] / "README.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-EXAMPLES = [block for block in BLOCKS if block.startswith("import resnet_lab")]
 
 
 def test_importing_loads_nothing_heavy() -> None:
@@ -84,21 +77,3 @@ def test_train_runs_once_and_then_reads(tmp_path: Path, monkeypatch: pytest.Monk
     assert again.status["starts"] == 1
     assert again.scores == run.scores
     assert "another configuration" in refusal(resnet_lab.train, *own, "seed=5", "sweep_dir=runs/one")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("example", EXAMPLES)
-def test_the_examples_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, example: str) -> None:
-    monkeypatch.chdir(tmp_path)
-    train, test = ({f"{n}_left": n % 5 for n in numbers} for numbers in (range(20), range(30, 40)))
-    write_studies(tmp_path / "photographs", train, test)
-    names: dict[str, object] = {}
-    exec(example, names)
-    found = [value for value in names.values() if isinstance(value, pd.DataFrame)]
-    assert found
-    assert not any(table.empty for table in found)
-    assert RunFolder(tmp_path / "runs" / "one").read_status()["state"] == "done"
-
-
-def test_the_readme_has_an_example() -> None:
-    assert len(EXAMPLES) == 1
