@@ -45,8 +45,8 @@ Does a sweep survive SIGKILL, a full disk, too little memory and a NaN loss? Aft
 the sweep, with results that are byte-identical to those of an undisturbed one. The other sections show the output.
 """
 SURVIVED = """\
-No checkpoint was truncated, and no dead job was shown as running. The last run of the sweep was not killed. Its metrics,
-predictions and confusion matrices are byte-identical to those of an undisturbed sweep.
+No checkpoint was truncated, and no dead job was shown as running. The last run of the sweep was not killed. Its
+metrics, predictions and confusion matrices are byte-identical to those of an undisturbed sweep.
 """
 
 

@@ -1,4 +1,4 @@
-"""Measure the CPU time of a report on generated runs: `python benchmarks/report_speed.py [runs=50] [images=1000] [seeds=1]`.
+"""Time a report on generated runs: `python benchmarks/report_speed.py [runs=50] [images=1000] [seeds=1]`.
 
 With `seeds=1` every run is its own group, which takes longest.
 """
