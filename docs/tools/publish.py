@@ -27,7 +27,7 @@ LADDERS = (
     (4, 4, 4),
     (5, 5, 5),
     (7, 7, 7),
-)  # significant digits above 0.01, above 0.001, and below
+)  # significant digits: above 0.01, above 0.001, below
 HALF = 0.5  # a metric may change by this share of the tolerance of `report --check`
 NAMES = {"image": str, "patient": str}
 
