@@ -1,4 +1,4 @@
-"""Speed of the data layer, in pairs: `python benchmarks/data_speed.py [--quick] [--out FILE.md]` (`make bench`)."""
+"""Measure the data layer in pairs: `python benchmarks/data_speed.py [--quick] [--out FILE.md]` (`make bench`)."""
 
 from __future__ import annotations
 
@@ -34,28 +34,35 @@ from resnet_lab.training import run_job
 
 CAMERA = Path(__file__).resolve().parents[2] / "shared" / "data" / "idrid_fullsize.tar"  # 25 photographs, 4288 × 2848
 MEAN, STD = (0.3749, 0.2601, 0.1856), (0.2526, 0.1780, 0.1291)  # study A
+QUESTION = """\
+How fast does the data layer prepare and load photographs, compared with Pillow and torchvision? The last column shows
+the goal, where a row has one."""
 METHOD = """
-- One core each: torch and cv2 have one thread. The contestants take turns over the same photographs in one process,
-  after one round that is not counted; a ratio is of two rounds of the same turn. Files are in the page cache.
-- Prepare: `resnet-lab prepare` with `data.eye_crop=true`, that is, decode, find the eye, crop, resize, save, index.
-  Pillow: `Image.open(…).convert("RGB").resize(…).save(…, quality=95)`.
-- Loading, as study A does it: flips, rotation by ±30°, normalization. The program: a batch of its `ImageDataset`,
-  bilinear, and `normalize`. The studies' own loader: Pillow, `Resize`, flips, `RandomRotation` (nearest), `ToTensor`,
-  `Normalize`, on the originals. torchvision.transforms.v2 with bilinear rotation, on the prepared files, from
-  `decode_image` tensors or PIL images.
-- Scaled against full decode: mean absolute difference of the prepared pixels, in gray levels, one value a photograph;
-  and the test QWK of ResNet-18 trained on drawn photographs prepared either way, one value a seed.
-- Peak memory: resident, of `resnet-lab prepare` and its largest child, on generated photographs.
+- Each contestant has one core: torch and cv2 have one thread. The contestants run in turns over the same photographs in
+  one process, after one round that is not counted. A ratio compares two rounds of the same turn. Files are in the page
+  cache.
+- "Prepare" is `resnet-lab prepare` with `data.eye_crop=true`: decode, find the eye, crop, resize, save, index.
+- "Pillow" is `Image.open(…).convert("RGB").resize(…).save(…, quality=95)`.
+- Loading includes the augmentation of study A: flips, rotation by ±30°, normalization.
+- "The program" reads a batch of its `ImageDataset` (bilinear), then calls `normalize`.
+- "The studies' loader" runs Pillow, `Resize`, flips, `RandomRotation` (nearest), `ToTensor` and `Normalize` on the
+  originals.
+- "transforms.v2" is that of torchvision with bilinear rotation, on the prepared files. It takes `decode_image` tensors
+  or PIL images.
+- "Scaled / full decode" is the mean absolute difference of the prepared pixels, in gray levels, one value per
+  photograph.
+- "Test QWK" is that of ResNet-18 trained on drawn photographs prepared either way, one value per seed.
+- Peak memory is the resident memory of `resnet-lab prepare` and its largest child, on generated photographs.
 """
 
 
 def recipe(size: int, eye_crop: bool = True) -> Recipe:
-    """As `data.image_size=… data.eye_crop=…` make it."""
+    """Return the recipe of `data.image_size=… data.eye_crop=…`."""
     return Recipe(size, "square", eye_crop, local_mean=False)
 
 
 def photographs(folder: Path, quick: bool) -> list[str]:
-    """The camera-size photographs, or drawn ones where they are absent."""
+    """Return the camera-size photographs, or drawn ones if those are missing."""
     if not quick and CAMERA.is_file():
         with tarfile.open(CAMERA) as archive:
             archive.extractall(folder, filter="data")
@@ -68,7 +75,7 @@ def photographs(folder: Path, quick: bool) -> list[str]:
 
 
 def rate(work: Callable[[], object], images: int) -> Callable[[], float]:
-    """Images per second of one round."""
+    """Return a function that runs one round of `work` and returns its images per second."""
 
     def measure() -> float:
         start = time.perf_counter()
@@ -79,7 +86,7 @@ def rate(work: Callable[[], object], images: int) -> Callable[[], float]:
 
 
 def prepare_rows(paths: Sequence[str], folder: Path, size: int, repetitions: int) -> list[Row]:
-    """Preparing against Pillow, and two processes against one."""
+    """Compare `prepare` with Pillow, and two processes with one."""
     target = PreparedSet(Path(paths[0]).parent, recipe(size), folder)
 
     def with_pillow() -> None:
@@ -128,7 +135,7 @@ if __name__ == "__main__":
 
 
 def _prepare_anew(paths: Sequence[Path], folder: Path, size: int, processes: int) -> None:
-    """In a process of its own, whose start counts, as that of its helpers does."""
+    """Prepare the photographs in a new process; its start and that of its workers count."""
     with TemporaryDirectory(dir=folder) as cache:
         script = Path(cache) / "prepare_anew.py"
         script.write_text(PREPARE)
@@ -137,7 +144,7 @@ def _prepare_anew(paths: Sequence[Path], folder: Path, size: int, processes: int
 
 
 def loading_rows(paths: Sequence[str], folder: Path, size: int, repetitions: int) -> list[Row]:
-    """An epoch's images with augmentation, from the prepared set and otherwise."""
+    """Compare the ways to load and augment the images of an epoch."""
     target = PreparedSet(Path(paths[0]).parent, recipe(size), folder)
     prepare(target, paths, processes=1)
     stored = [str(target.file(path)) for path in paths]
@@ -175,13 +182,13 @@ def loading_rows(paths: Sequence[str], folder: Path, size: int, repetitions: int
 
 
 def difference(path: str, size: int) -> float:
-    """Mean absolute difference, in gray levels, of a photograph read through scaled and through full decode."""
+    """Return the mean absolute difference, in gray levels, between scaled and full decode of a photograph."""
     scaled, full = (read_image(path, recipe(size), scaled=choice).astype(int) for choice in (True, False))
     return float(np.abs(scaled - full).mean())
 
 
 def training_rows(folder: Path, quick: bool, seeds: int) -> list[Row]:
-    """Test QWK after training on drawn photographs that were prepared through scaled and through full decode."""
+    """Train on drawn photographs prepared through scaled and through full decode, and return the test QWK of both."""
     root, size = folder / "drawn", 32 if quick else 64
     write_synthetic(root, 0, 24 if quick else 300, 8 if quick else 150, 2 * size if quick else 600, "balanced")
     paths = sorted(map(str, (root / "images").iterdir()))
@@ -200,7 +207,7 @@ def training_rows(folder: Path, quick: bool, seeds: int) -> list[Row]:
 
 
 def _overwrite_with_full_decode(target: PreparedSet, paths: Sequence[str]) -> None:
-    """Put other pixels into a prepared set, in the index too, so that training takes them for its own."""
+    """Replace the pixels of a prepared set and their digests in its index, so that training accepts them."""
     index = pd.read_csv(target.index_file, dtype={"image": str}, keep_default_na=False).set_index("image")
     for path in paths:
         pixels = read_image(path, target.recipe, scaled=False)
@@ -221,7 +228,7 @@ def _test_qwk(overrides: Sequence[str]) -> float:
 
 
 def memory_rows(folder: Path, quick: bool) -> list[Row]:
-    """Peak memory of preparing few and many photographs, which should not differ."""
+    """Measure the peak memory of preparing few and many photographs; the two should not differ."""
     rows = []
     for number in (10, 40) if quick else (100, 10_000):
         root = folder / f"many_{number}"
@@ -233,7 +240,7 @@ def memory_rows(folder: Path, quick: bool) -> list[Row]:
     return rows
 
 
-# a process starts with the ru_maxrss of the one that started it, VmHWM is its own
+# a process inherits the ru_maxrss of its parent; VmHWM is its own
 MEASURED = """
 import re, resource, sys
 from pathlib import Path
@@ -246,7 +253,7 @@ if __name__ == "__main__":
 
 
 def measure(folder: Path, quick: bool) -> list[Row]:
-    """All rows of the table; `folder` takes the photographs and what is made of them."""
+    """Return all rows of the table; photographs and prepared files are written to `folder`."""
     cv2.setNumThreads(1)
     threads = torch.get_num_threads()
     size, repetitions = (64, 1) if quick else (512, 5)
@@ -261,4 +268,4 @@ def measure(folder: Path, quick: bool) -> list[Row]:
 
 
 if __name__ == "__main__":
-    main(__doc__, "Speed of the data layer", METHOD, measure)
+    main(__doc__, "Speed of the data layer", QUESTION, METHOD, measure)

@@ -1,8 +1,13 @@
-"""What a sweep survives, tried for real: `python benchmarks/faults.py [--kills 20] [--out docs/results/faults.md]`.
+"""Test which faults a sweep survives: `python benchmarks/faults.py [--kills 20] [--out docs/results/faults.md]`.
 
-A small sweep is killed with SIGKILL at random moments, as a whole or one of its jobs first, and started again each
-time; it has to end with the tables of one that was never killed. Then a disk that fills up (a small one, mounted in a
-namespace of its own), a job that has too little memory, and one whose loss is no number.
+The script kills a small sweep with SIGKILL at random moments and restarts it each time. It kills the complete sweep, or
+first one of its jobs. The sweep must end with the same tables as one that was never killed.
+
+Three further faults follow:
+
+- a disk that fills up (a small one, mounted in its own namespace)
+- a job with too little memory
+- a job with a NaN loss
 """
 
 from __future__ import annotations
@@ -32,12 +37,21 @@ TRAIN = [sys.executable, "-m", "resnet_lab", "train"]
 SMALL = ["scale=smoke", "model=resnet_cifar", "model.depth=8", "trainer=cpu", "trainer.progress_bar=false"]
 GRID = ["-m", *SMALL, "optim.lr=0.01,0.1", "seed=0,1", "sweep_dir=sweep"]
 EPOCHS = 200
-DISK = 6  # MB, for a run that needs a few hundred KB an epoch until it has its pictures
-MEMORY = 12  # GB of address space, of which a process with torch takes half
+DISK = 6  # MB; a run needs a few hundred KB per epoch until it has written its pictures
+MEMORY = 12  # GB of address space; a process with torch takes half of it
+
+QUESTION = """\
+Does a sweep survive SIGKILL, a full disk, too little memory and a NaN loss? After all kills the same command completes
+the sweep, with results that are byte-identical to those of an undisturbed one. The other sections show the output.
+"""
+SURVIVED = """\
+No checkpoint was truncated, and no dead job was shown as running. The last run of the sweep was not killed. Its
+metrics, predictions and confusion matrices are byte-identical to those of an undisturbed sweep.
+"""
 
 
 class Kill(NamedTuple):
-    """One SIGKILL: after how many seconds, what, and the jobs' states when all were dead."""
+    """One SIGKILL: its delay in seconds, what was killed, and the states of the jobs afterwards."""
 
     seconds: float
     what: str
@@ -45,13 +59,13 @@ class Kill(NamedTuple):
 
 
 def start(folder: Path, *arguments: str, **options: object) -> subprocess.Popen[bytes]:
-    """Start a command of `resnet-lab train` there, its output in a file."""
+    """Start `resnet-lab train` in a folder, with its output in a file."""
     with (folder / "output.txt").open("a") as output:
         return subprocess.Popen([*TRAIN, *arguments], cwd=folder, stdout=output, stderr=output, **options)  # type: ignore[call-overload]
 
 
 def jobs_of(folder: Path) -> list[int]:
-    """The processes of jobs at work below a folder."""
+    """Return the IDs of the job processes that work below a folder."""
     processes = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -64,7 +78,7 @@ def jobs_of(folder: Path) -> list[int]:
 
 
 def kill_once(folder: Path, grid: Sequence[str], dice: random.Random, longest: float) -> Kill:
-    """Start the sweep, kill it or a job of it at a random moment, and wait until nothing is at work."""
+    """Start the sweep, kill it or one of its jobs at a random moment, and wait until all processes have ended."""
     process, seconds = start(folder, *grid), dice.uniform(0.5, longest)
     time.sleep(seconds)
     jobs = jobs_of(folder)
@@ -78,46 +92,46 @@ def kill_once(folder: Path, grid: Sequence[str], dice: random.Random, longest: f
         time.sleep(0.1)
     runs = find_runs([folder / "sweep"]) if list(folder.glob("sweep/*/status.json")) else []
     cut = [str(file) for run in runs for file in run.checkpoints.glob("*.ckpt") if not is_whole(file)]
-    assert not cut, f"cut short: {cut}"
+    assert not cut, f"truncated: {cut}"
     states = [job.state for job in states_of(folder / "sweep")] if (folder / "sweep").is_dir() else []
     assert "running" not in states, states
     return Kill(seconds, "a job, then the sweep" if one_job else "the sweep", ", ".join(states) or "nothing begun")
 
 
 def results(folder: Path) -> dict[str, str]:
-    """What a report reads, by the name of the file."""
+    """Return the text of each file that a report reads, by file name."""
     names = ("metrics.csv", "predictions_test.csv", "predictions_val.csv", "confusion_matrix_test.csv")
     runs = find_runs([folder / "sweep"])
     return {f"{run.path.name}/{name}": (run.path / name).read_text() for run in runs for name in names}
 
 
 def kills(work: Path, number: int, seed: int, epochs: int, workers: int) -> list[Kill]:
-    """A sweep killed `number` times and then left alone, against one without loader workers that nobody disturbed.
+    """Compare a sweep that is killed `number` times with an undisturbed one without loader workers.
 
     Raises:
-        AssertionError: a checkpoint was cut short, a dead job was called running, or the results differ.
+        AssertionError: a checkpoint was truncated, a dead job was shown as running, or the results differ.
     """
-    whole, broken = work / "whole", work / "broken"
-    for folder in (whole, broken):
+    undisturbed, killed = work / "undisturbed", work / "killed"
+    for folder in (undisturbed, killed):
         folder.mkdir()
     grid = [*GRID, f"trainer.max_epochs={epochs}", f"data.num_workers={workers}"]
     begun = time.monotonic()
-    assert start(whole, *grid, "data.num_workers=0").wait() == 0, (whole / "output.txt").read_text()
-    longest = (time.monotonic() - begun) / 8  # so that most kills come before the end
-    shutil.copytree(whole / "data", broken / "data")
+    assert start(undisturbed, *grid, "data.num_workers=0").wait() == 0, (undisturbed / "output.txt").read_text()
+    longest = (time.monotonic() - begun) / 8  # most kills then come before the end
+    shutil.copytree(undisturbed / "data", killed / "data")
     dice = random.Random(seed)
-    done = [kill_once(broken, grid, dice, longest) for _ in range(number)]
-    assert start(broken, *grid).wait() == 0, (broken / "output.txt").read_text()
-    assert results(broken) == results(whole), "the results differ"
+    done = [kill_once(killed, grid, dice, longest) for _ in range(number)]
+    assert start(killed, *grid).wait() == 0, (killed / "output.txt").read_text()
+    assert results(killed) == results(undisturbed), "the results differ"
     return done
 
 
 def full_disk(work: Path) -> list[str]:
-    """A run on a disk that fills up, and again after something was removed from it."""
-    folder, data = work / "disk", work / "whole" / "data" / "synthetic"
+    """Run a job on a disk that fills up, then rerun it after some space was freed."""
+    folder, data = work / "disk", work / "undisturbed" / "data" / "synthetic"
     folder.mkdir()
     run = " ".join([*TRAIN, *SMALL, "trainer.max_epochs=4", f"data.root={data}", "sweep_dir=disk/run"])
-    # the last MB but a half is what the run has
+    # the ballast leaves half a MB to the run
     script = f"""
         mount -t tmpfs -o size={DISK}m tmpfs disk && head -c {DISK - 1}500000 /dev/zero > disk/ballast
         {run}; echo "exit code $?"
@@ -132,19 +146,19 @@ def full_disk(work: Path) -> list[str]:
 
 
 def small_memory(work: Path) -> list[str]:
-    """A sweep of a batch that fits and one that does not, in a limited address space."""
+    """Run a sweep over a batch size that fits and one that does not, in a limited address space."""
     folder = work / "memory"
-    shutil.copytree(work / "whole" / "data", folder / "data")
+    shutil.copytree(work / "undisturbed" / "data", folder / "data")
     limit = functools.partial(resource.setrlimit, resource.RLIMIT_AS, (MEMORY << 30, MEMORY << 30))
     grid = ["-m", *SMALL, "model=resnet", "model.depth=18", "data.image_size=256", "data.max_images=600"]
     start(folder, *grid, "data.batch_size=600,8", "sweep_dir=sweep", preexec_fn=limit).wait()
     return [f"{job.state}: {job.name}: {job.note}" for job in states_of(folder / "sweep")]
 
 
-def no_number(work: Path) -> list[str]:
-    """A learning rate at which the loss overflows."""
+def nan_loss(work: Path) -> list[str]:
+    """Run a job with a learning rate at which the loss overflows."""
     folder = work / "nan"
-    shutil.copytree(work / "whole" / "data", folder / "data")
+    shutil.copytree(work / "undisturbed" / "data", folder / "data")
     start(folder, *SMALL, "trainer.max_epochs=9", "optim.lr=1e30", "optim=sgd", "sweep_dir=run").wait()
     run = RunFolder(folder / "run")
     kept = sorted(file.name for file in run.checkpoints.glob("*.ckpt"))
@@ -152,12 +166,12 @@ def no_number(work: Path) -> list[str]:
 
 
 def tried(name: str, attempt: Callable[[Path], list[str]], work: Path) -> list[str]:
-    """A section of the page."""
+    """Return one section of the page."""
     return [f"## {name}", "", "```", *attempt(work), "```", ""]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Try everything and write the page."""
+    """Test all faults and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
@@ -166,24 +180,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder).resolve()
-        lines = ["# Faults survived", "", f"`python benchmarks/faults.py --kills {options.kills}`; {origin()}", ""]
-        lines += ["## SIGKILL at random moments", ""]
+        command = f"python benchmarks/faults.py --kills {options.kills}"
+        lines = ["# Faults survived", "", QUESTION, origin(command), "", "## SIGKILL at random moments", ""]
         jobs = f"four jobs of {EPOCHS} short epochs and {options.workers} loader workers each"
-        lines += [f"A sweep of {jobs}, started again after each kill.", ""]
-        lines += ["| kill | after s | killed | jobs when all was dead |", "|---:|---:|---|---|"]
+        lines += [f"A sweep of {jobs} is restarted after each kill.", ""]
+        lines += ["| kill | after s | killed | states of the jobs afterwards |", "|---:|---:|---|---|"]
         for number, kill in enumerate(kills(work, options.kills, options.seed, EPOCHS, options.workers), start=1):
             lines.append(f"| {number} | {kill.seconds:.1f} | {kill.what} | {kill.states} |")
-        lines += [
-            "",
-            "No checkpoint was cut short, no dead job was called running, and the sweep, left alone at last, ended",
-        ]
-        lines += [
-            "with the same metrics, predictions and confusion matrices, byte for byte, as an undisturbed one.",
-            "",
-        ]
+        lines += ["", SURVIVED]
         lines += tried("A disk that fills up", full_disk, work)
         lines += tried("Too little memory for one job", small_memory, work)
-        lines += tried("A loss that is no number", no_number, work)
+        lines += tried("A NaN loss", nan_loss, work)
     text = "\n".join(lines).replace(f"{work}/", "")
     print(text)
     if options.out:

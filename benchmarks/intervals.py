@@ -1,7 +1,10 @@
-"""How often 95 % intervals hold the true score: `python benchmarks/intervals.py [--quick] [--out PAGE]`.
+"""Count how often 95 % intervals include the true score: `python benchmarks/intervals.py [--quick] [--out PAGE]`.
 
-Draws test sets and predictions from models whose true scores are known exactly, and counts the intervals of
-`resnet_lab.report.intervals` that hold them, and the sweeps of equal groups in which one is called behind another.
+The script draws test sets and predictions from models whose true scores are known exactly. It counts two things:
+
+- the intervals of `resnet_lab.report.intervals` that include the true score
+- the sweeps of equal groups in which one group is called worse than another
+
 PAGE is docs/results/intervals.md.
 """
 
@@ -10,6 +13,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import sys
+import textwrap
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -28,50 +32,57 @@ from resnet_lab.statistics import REFERABLE
 SCORES = (0.5, 0.8, 0.95, 0.99, 0.999)
 NULL_SCORES = (0.9, 0.99, 0.999)
 IMAGES = (16, 60, 400, 5000)
-AGAIN = 0.92  # a coverage below which a cell is drawn again
-FEWEST_GIVEN = 40  # test sets with an interval, below which a cell is left out
+AGAIN = 0.92  # a cell with a lower coverage is drawn again
+FEWEST_GIVEN = 40  # a cell with fewer test sets that have an interval is left out
 SHARES = {
     2: np.array([0.6, 0.4]),
     5: np.array([0.45, 0.12, 0.22, 0.12, 0.09]),
     102: np.full(102, 1 / 102),
 }
 SEED_DEVIATION = 0.15  # of a network's skill, in standard deviations of an image's difficulty
-PATIENT, IMAGE, RUN = np.sqrt([0.3, 0.4, 0.3])  # what makes an image difficult: its patient, itself, the training
-NEARER = 0.4  # how much rarer an error by one more grade is
-# of labels alone; recall is accuracy (weighted) or balanced accuracy (macro)
+PATIENT, IMAGE, RUN = np.sqrt([0.3, 0.4, 0.3])  # parts of the difficulty: patient, image, training
+NEARER = 0.4  # an error by one more grade is this much rarer
+# scores from labels alone; recall is accuracy (weighted) or balanced accuracy (macro)
 LABELS = ("accuracy", "balanced_accuracy", "precision_macro", "precision_weighted", "f1_macro", "f1_weighted")
 LABELS += ("specificity_macro", "matthews")
 WORLDS = {"recall": LABELS, "qwk": ("qwk",), "auroc": ("auroc",), "referable_auroc": ("referable_auroc",)}
 
-TITLE = "# How often intervals hold the true score\n"
-METHOD = """
-Each cell draws test sets and predictions from a model whose true scores are known exactly. It counts the 95 % intervals
-that hold the true score. Seeds of a group differ in skill by a standard deviation of 0.15 (in units of an image's
-difficulty). Images of a patient share 30 % of the variance of difficulty and 60 % of that of the class.
+QUESTION = """\
+# How often intervals include the true score
 
-- Accuracy, precision, recall and F1 come from networks with the same recall in every class: the true score in the
-  heading. The true precision and F1 of the same networks differ from it. Weighted recall is accuracy. Macro recall is
-  balanced accuracy.
+How often do the report's 95 % intervals include the true score? The section on the goals answers this.
+"""
+METHOD = """\
+## Method
+
+Each cell draws test sets and predictions from a model whose true scores are known exactly. It counts the intervals that
+include the true score. Seeds of a group differ in skill by a standard deviation of 0.15 (in units of an image's
+difficulty). Images of a patient share 30 % of the variance of difficulty and 60 % of the variance of the class.
+
+- Accuracy, precision, recall and F1 come from networks with the same recall in every class. This recall is the true
+  score in the heading. The true precision and F1 of these networks differ from it. Weighted recall is accuracy. Macro
+  recall is balanced accuracy.
 - QWK, AUROC and the AUROC of referable grades come from networks with exactly that score.
-- Two classes hold 60 and 40 % of the images, five hold 45, 12, 22, 12 and 9 %, 102 hold the same share each.
+- Two classes have 60 and 40 % of the images. Five classes have 45, 12, 22, 12 and 9 %. 102 classes have equal shares.
 - Only test sets with an interval count. A dash marks a cell in which fewer than 40 of them have one. With 16 images of
   two classes about one in six has eight of each.
-- A cell has {repeats} test sets, with 5,000 images {fewer}, with 102 classes {fewest}. The standard error
-  of 95 % is then {error:.1f}, {larger:.1f} and {largest:.1f} points.
-- Where less than 92 % of the intervals of a metric hold the score, or less than half of the test sets have one, other
-  test sets replace the first ones of that cell: four times as many intervals, of at most twelve times as many sets.
-  Means are those of the first ones.
-- For accuracy of independent images the exact coverage of Wilson's interval stands in brackets.
-- Equal groups: the share of sweeps in per cent in which some group is called behind the best, at most 5 by design;
-  {sweeps} sweeps a cell. Where more are found, sixteen times as many other sweeps replace them.
+- A cell has {repeats} test sets. With 5,000 images it has {fewer}, with 102 classes {fewest}. The standard error of
+  95 % is then {error:.1f}, {larger:.1f} and {largest:.1f} points.
+- A cell is drawn again if less than 92 % of the intervals of a metric include the score. It is also drawn again if less
+  than half of the test sets have an interval. Other test sets then replace the first ones. They have four times as many
+  intervals, and are at most twelve times as many. Means are those of the first ones.
+- For accuracy of independent images the exact coverage of Wilson's interval is in brackets.
+- "Equal groups" is the percentage of sweeps in which some group is called worse than the best. By design at most 5 % of
+  them call one worse. A cell has {sweeps} sweeps. Above this limit, sixteen times as many other sweeps replace
+  them.
 """
 
 
-Counts = dict[str, tuple[int, int, float]]  # metric → intervals given, those that hold the true score, mean width
+Counts = dict[str, tuple[int, int, float]]  # metric → intervals, intervals that include the true score, mean width
 
 
 class Cell(NamedTuple):
-    """One place of the grid."""
+    """One cell of the grid."""
 
     world: str
     score: float
@@ -82,7 +93,7 @@ class Cell(NamedTuple):
 
 
 def confusion(skill: np.ndarray, classes: int) -> np.ndarray:
-    """Shares of true and predicted classes (…, K, K) where an image is right if its difficulty is below the skill."""
+    """Return shares of true and predicted classes (…, K, K); an image is right if its difficulty is below the skill."""
     away = np.abs(np.subtract.outer(np.arange(classes), np.arange(classes)))
     wrong = np.where(away, NEARER**away if classes == 5 else 1.0, 0)
     wrong /= wrong.sum(axis=1, keepdims=True)
@@ -97,7 +108,7 @@ def _sums(classes: int) -> np.ndarray:
 
 
 def truth(skill: float, classes: int, deviation: float) -> dict[str, float]:
-    """Scores of infinitely many images, means over infinitely many seeds."""
+    """Return the scores of infinitely many images, averaged over infinitely many seeds."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(31)
     cells = confusion(skill + deviation * nodes, classes).reshape(len(nodes), -1)
     return {name: float(weights @ values / weights.sum()) for name, values in scores_of(cells @ _sums(classes)).items()}
@@ -105,7 +116,7 @@ def truth(skill: float, classes: int, deviation: float) -> dict[str, float]:
 
 @cache
 def calibrated(cell: Cell) -> tuple[float, dict[str, float]]:
-    """The skill at which the true score is the cell's, and the true scores."""
+    """Return the skill that gives the true score of the cell, and all true scores."""
     deviation = SEED_DEVIATION * (cell.seeds > 1)
     if "auroc" in cell.world:
         return float(special.ndtri(cell.score) * np.sqrt(2 + deviation**2)), {cell.world: cell.score}
@@ -117,7 +128,7 @@ def calibrated(cell: Cell) -> tuple[float, dict[str, float]]:
 
 
 def draw(cell: Cell, generator: np.random.Generator, groups: int = 1) -> tuple[list[list[Predictions]], np.ndarray]:
-    """Groups of runs on one test set, and the patient of each image."""
+    """Draw groups of runs on one test set; return them and the patient of each image."""
     skill, _ = calibrated(cell)
     patient = np.arange(cell.images) // cell.per_patient
     severity, own = generator.normal(size=(2, cell.images))
@@ -140,8 +151,8 @@ def _labeled(
     cell: Cell, targets: np.ndarray, hard: np.ndarray, skill: float, generator: np.random.Generator
 ) -> Predictions:
     wrong = confusion(np.array(-np.inf), cell.classes)[targets]
-    chances = (wrong / wrong.sum(axis=1, keepdims=True)).cumsum(axis=1)
-    other = (generator.random((len(targets), 1)) > chances[:, :-1]).sum(axis=1)
+    cumulative = (wrong / wrong.sum(axis=1, keepdims=True)).cumsum(axis=1)
+    other = (generator.random((len(targets), 1)) > cumulative[:, :-1]).sum(axis=1)
     predictions = np.where(hard[:, 0] <= skill, targets, other)
     return Predictions(targets, predictions, np.zeros((len(targets), cell.classes)))
 
@@ -161,7 +172,7 @@ def _scored(
 
 
 def coverage(cell: Cell, repeats: int, draws: int = 2, seed: int = 0) -> Counts:
-    """By metric: how many intervals were given, how many hold the true score, and their mean width."""
+    """Return for each metric the number of intervals, how many include the true score, and their mean width."""
     generator = np.random.default_rng([seed, *map(int, (1000 * cell.score, *cell[2:]))])
     _, true = calibrated(cell)
     found = {metric: np.zeros(3) for metric in WORLDS[cell.world]}
@@ -172,11 +183,11 @@ def coverage(cell: Cell, repeats: int, draws: int = 2, seed: int = 0) -> Counts:
             low, high = estimates[metric].interval(0)
             if np.isfinite(low):
                 counts += 1, low <= true[metric] <= high, high - low
-    return {metric: (int(n), int(held), width / max(n, 1)) for metric, (n, held, width) in found.items()}
+    return {metric: (int(n), int(covered), width / max(n, 1)) for metric, (n, covered, width) in found.items()}
 
 
 def apart(cell: Cell, groups: int, repeats: int, draws: int = 1000, seed: int = 0) -> dict[str, tuple[int, int]]:
-    """By metric: how many sweeps of equal groups were judged, and in how many some group was called behind."""
+    """Return for each metric the number of sweeps of equal groups, and of those that call some group worse."""
     generator = np.random.default_rng([seed, groups, *map(int, (1000 * cell.score, *cell[2:]))])
     found = {metric: np.zeros(2) for metric in WORLDS[cell.world]}
     for _ in range(repeats):
@@ -189,7 +200,7 @@ def apart(cell: Cell, groups: int, repeats: int, draws: int = 1000, seed: int = 
 
 
 def grid(quick: bool) -> Iterator[Cell]:
-    """All cells, the small ones first; of 102 classes only those of which every class can have eight images."""
+    """Yield all cells, small ones first; with 102 classes only those where every class can have eight images."""
     for images in IMAGES[:2] if quick else IMAGES:
         for classes in (2, 5, 102) if images > 1000 else (2, 5):
             worlds = {2: ("recall", "qwk", "auroc"), 5: tuple(WORLDS), 102: ("recall", "auroc")}[classes]
@@ -201,7 +212,7 @@ def grid(quick: bool) -> Iterator[Cell]:
 
 
 def null_grid(quick: bool) -> Iterator[tuple[Cell, int]]:
-    """Cells, and how many equal groups are compared in them."""
+    """Yield cells and the number of equal groups that are compared in them."""
     for images in IMAGES[:1] if quick else (16, 100, 1000):
         for seeds in (1, 3):
             for groups in (2, 4):
@@ -210,24 +221,24 @@ def null_grid(quick: bool) -> Iterator[tuple[Cell, int]]:
 
 
 def repeats_of(cell: Cell, repeats: int) -> int:
-    """Fewer test sets of those that take long."""
+    """Return the number of test sets of a cell; slow cells have fewer."""
     return max(repeats // 5 if cell.classes > 5 else 2 * repeats // 5 if cell.images > 1000 else repeats, 1)
 
 
 def measure(task: tuple[Cell, int]) -> tuple[Counts, Counts]:
-    """The coverage of a cell, and where some are low or few were given, that of other and more test sets."""
+    """Return the coverage of a cell twice; the second uses more test sets if coverage is low or intervals are few."""
     cell, repeats = task
     own = repeats_of(cell, repeats)
     first = coverage(cell, own)
-    counts = [counts for metric, counts in first.items() if metric != "accuracy"]  # Wilson's dips are known
-    if not any(n and (held < AGAIN * n or n < own / 2) for n, held, _ in counts):
+    counts = [counts for metric, counts in first.items() if metric != "accuracy"]  # Wilson's interval has known dips
+    if not any(n and (covered < AGAIN * n or n < own / 2) for n, covered, _ in counts):
         return first, first
     rarest = min(n for n, _, _ in counts if n)
     return first, coverage(cell, min(4 * own * own // rarest, 12 * own), seed=1)
 
 
 def measure_null(task: tuple[Cell, int, int]) -> dict[str, tuple[int, int]]:
-    """The sweeps of a cell in which a group is called behind; where too many are, of sixteen times as many others."""
+    """Count the sweeps of a cell that call a group worse; if there are too many, use sixteen times as many others."""
     cell, groups, repeats = task
     found = apart(cell, groups, 2 * repeats)
     if any(behind > 0.05 * n for n, behind in found.values()):
@@ -236,7 +247,7 @@ def measure_null(task: tuple[Cell, int, int]) -> dict[str, tuple[int, int]]:
 
 
 def wilsons_coverage(images: int, share: float) -> float:
-    """How often Wilson's interval holds a true share of independent images, exactly."""
+    """Return how often Wilson's interval includes the true share of independent images, exactly."""
     right = np.arange(images + 1)
     limits = np.array([wilson(each / images, images) for each in right])
     return float(stats.binom.pmf(right, images, share) @ ((limits[:, 0] <= share) & (share <= limits[:, 1])))
@@ -247,7 +258,7 @@ Null = dict[tuple[Cell, int], dict[str, tuple[int, int]]]
 
 
 def shares_of(found: Found, metric: str) -> dict[Cell, float]:
-    """The coverage of each cell in which enough test sets have an interval."""
+    """Return the coverage of each cell in which enough test sets have an interval."""
     return {
         cell: counts[metric][1] / counts[metric][0]
         for cell, counts in found.items()
@@ -256,14 +267,14 @@ def shares_of(found: Found, metric: str) -> dict[Cell, float]:
 
 
 def summary_table(first: Found, found: Found) -> list[str]:
-    """A line a metric: mean coverage, and the lowest."""
+    """Return one row per metric with its mean and its lowest coverage."""
     lines = ["| metric | cells | mean | lowest | where | cells below 90 |", "|---|---:|---:|---:|---|---:|"]
     for metric in dict.fromkeys(metric for names in WORLDS.values() for metric in names):
         shares = shares_of(found, metric)
         if not shares:
             continue
         cell, lowest = min(shares.items(), key=lambda item: item[1])
-        where = f"{cell.score:g}, {cell.images:,} images, {cell.per_patient} a patient, {cell.classes} classes"
+        where = f"{cell.score:g}, {cell.images:,} images, {cell.per_patient} per patient, {cell.classes} classes"
         where += f", {cell.seeds} seed{'s' * (cell.seeds > 1)}"
         below = sum(share < 0.9 for share in shares.values())
         mean = np.mean(list(shares_of(first, metric).values()))
@@ -272,12 +283,12 @@ def summary_table(first: Found, found: Found) -> list[str]:
 
 
 def verdict(first: Found, found: Found, null: Null) -> list[str]:
-    """What meets the goals of 94 to 96 % on average, 90 % in every cell, and at most 5 % of sweeps of equal groups."""
+    """Return which goals are met: 94 to 96 % on average, 90 % in every cell, at most 5 % of sweeps of equal groups."""
     others = [metric for names in WORLDS.values() for metric in names if metric != "accuracy"]
     shares = {metric: shares_of(found, metric) for metric in others}
     means = [100 * np.mean(list(cells.values())) for metric in others if (cells := shares_of(first, metric))]
     low = [
-        f"{metric} {cell.score:g} with {cell.images:,} images, {cell.per_patient} a patient, {cell.classes} classes, "
+        f"{metric} {cell.score:g} with {cell.images:,} images, {cell.per_patient} per patient, {cell.classes} classes, "
         f"{cell.seeds} seed{'s' * (cell.seeds > 1)} ({100 * share:.1f})"
         for metric, cells in shares.items()
         for cell, share in cells.items()
@@ -291,16 +302,18 @@ def verdict(first: Found, found: Found, null: Null) -> list[str]:
         if n >= FEWEST_GIVEN and behind > 0.05 * n
     ]
     goal = "met" if all(94 <= mean <= 96 for mean in means) else "missed"
-    return [
-        f"- A mean coverage of 94 to 96 % for each metric but accuracy: {goal}; the means are {min(means):.1f} to "
+    lines = [
+        f"- Mean coverage of 94 to 96 % for each metric except accuracy: {goal}. The means are {min(means):.1f} to "
         f"{max(means):.1f} %.",
-        f"- No cell below 90 %, accuracy aside: {'; '.join(low) or 'met'}.",
-        f"- At most 5 % of the sweeps of equal groups with a group behind: {'; '.join(apart) or 'met'}.",
+        f"- No cell below 90 %, except for accuracy: {'missed by ' * bool(low)}{'; '.join(low) or 'met'}.",
+        "- At most 5 % of the sweeps of equal groups call a group worse: "
+        f"{'missed by ' * bool(apart)}{'; '.join(apart) or 'met'}.",
     ]
+    return [textwrap.fill(line, 120, subsequent_indent="  ") for line in lines]
 
 
 def coverage_table(found: Found, metric: str) -> list[str]:
-    """Coverage by true score; for accuracy of independent images Wilson's beside it."""
+    """Return the coverage by true score; accuracy of independent images also shows that of Wilson's interval."""
     shares = shares_of(found, metric)
     lines = [f"| {metric} | " + " | ".join(f"{score:g}" for score in SCORES) + " |", "|---|" + "---:|" * len(SCORES)]
     for row in dict.fromkeys(cell[2:] for cell in shares):
@@ -312,13 +325,13 @@ def coverage_table(found: Found, metric: str) -> list[str]:
                 f"{text} ({100 * wilsons_coverage(images, score):.1f})" * (text != "–") or text
                 for text, score in zip(texts, SCORES, strict=True)
             ]
-        name = f"{images:,} images, {per_patient} a patient, {classes} classes, {seeds} seed{'s' * (seeds > 1)}"
+        name = f"{images:,} images, {per_patient} per patient, {classes} classes, {seeds} seed{'s' * (seeds > 1)}"
         lines.append(f"| {name} | " + " | ".join(texts) + " |")
     return [*lines, ""]
 
 
 def null_table(found: Null) -> list[str]:
-    """Sweeps of equal groups in which one is called behind another, by true score."""
+    """Return the percentage of sweeps of equal groups that call one group worse, by true score."""
     lines = ["| images, groups, seeds, metric | " + " | ".join(f"{score:g}" for score in NULL_SCORES) + " |"]
     lines += ["|---|" + "---:|" * len(NULL_SCORES)]
     for row in dict.fromkeys((cell.images, groups, cell.seeds) for cell, groups in found):
@@ -335,7 +348,7 @@ def null_table(found: Null) -> list[str]:
 
 
 def method(repeats: int) -> str:
-    """What was done, in words."""
+    """Return the description of the method."""
     numbers = [
         repeats_of(Cell("recall", 0.5, *rest), repeats) for rest in ((16, 1, 2, 1), (5000, 1, 2, 1), (5000, 1, 102, 1))
     ]
@@ -345,24 +358,24 @@ def method(repeats: int) -> str:
 
 
 def report(first: Found, found: Found, null: Null, repeats: int) -> str:
-    """The page."""
+    """Return the page."""
     metrics = dict.fromkeys(metric for names in WORLDS.values() for metric in names)
     command = f"python benchmarks/intervals.py --repeats {repeats} --out docs/results/intervals.md"
-    lines = [TITLE, f"`{command}`, {page.origin()[:-1]}, scipy {scipy.__version__}.", method(repeats)]
-    lines += ["## What meets the goal, and what does not", "", *verdict(first, found, null), ""]
+    lines = [QUESTION, "## Which goals are met", "", *verdict(first, found, null), ""]
+    lines += [page.origin(command, scipy=scipy.__version__), "", method(repeats)]
     lines += ["## Summary", "", *summary_table(first, found), "", "## Equal groups", "", *null_table(null), ""]
-    lines += ["## Coverage of every cell, in per cent", ""]
+    lines += ["## Coverage of every cell, in percent", ""]
     for metric in metrics:
         lines += coverage_table(found, metric)
     return "\n".join(lines).rstrip() + "\n"
 
 
 def main() -> None:
-    """Measure every cell, two at a time, and write the page."""
+    """Measure all cells, two at a time, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a smoke run of few cells")
-    parser.add_argument("--repeats", type=int, default=200, help="test sets a cell of few images (default 200)")
-    parser.add_argument("--out", type=Path, help="markdown file to write the page to")
+    parser.add_argument("--quick", action="store_true", help="smoke run with few cells")
+    parser.add_argument("--repeats", type=int, default=200, help="test sets per cell of few images (default 200)")
+    parser.add_argument("--out", type=Path, help="write the page to this markdown file")
     options = parser.parse_args()
     cells, nulls = list(grid(options.quick)), list(null_grid(options.quick))
     first, found, null = {}, {}, {}
@@ -370,8 +383,8 @@ def main() -> None:
         tasks = pool.imap(measure, [(cell, options.repeats) for cell in cells])
         for number, (cell, counts) in enumerate(zip(cells, tasks, strict=True), start=1):
             first[cell], found[cell] = counts
-            held = " ".join(f"{metric} {held}/{n}" for metric, (n, held, _) in found[cell].items())
-            print(f"{number}/{len(cells)}", *cell, held, file=sys.stderr, flush=True)
+            covered = " ".join(f"{metric} {covered}/{n}" for metric, (n, covered, _) in found[cell].items())
+            print(f"{number}/{len(cells)}", *cell, covered, file=sys.stderr, flush=True)
         tasks = pool.imap(measure_null, [(*each, options.repeats) for each in nulls])
         for each, counts in zip(nulls, tasks, strict=True):
             null[each] = counts

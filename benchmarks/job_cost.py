@@ -1,4 +1,4 @@
-"""What a job adds to its training: `python benchmarks/job_cost.py [--quick] [--out docs/results/job_cost.md]`."""
+"""Measure what a job adds to its training: `python benchmarks/job_cost.py [--quick] [--out FILE.md]`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import page
 from resnet_lab.data.synthetic import write_synthetic
 from resnet_lab.run_folder import RunFolder
 
-# a job that notes when it came where, and how long what it writes takes
+# a job that records when it reaches each phase, and how long it writes each file
 JOB = """
 import json, sys, time
 begun = float(sys.argv.pop(1))
@@ -44,20 +44,21 @@ marks["ended"] = time.time() - begun
 json.dump({"spent": spent, "marks": marks}, open("cost.json", "w"))
 sys.exit(code)
 """
+QUESTION = "How much time does a job need besides its training?"
 METHOD = """
-One job at a time, without workers, on drawn photographs of 64 px that were checked before; three epochs with
-validation; two checkpoints of an epoch where it is the best so far, else one.
+Jobs run one at a time, without workers, on drawn photographs of 64 px that were checked before. Each job trains three
+epochs with validation. An epoch writes two checkpoints if it is the best so far, otherwise one.
 
-- Start: from the start of the process to its first training step, imports included, which alone take most of it.
-- A checkpoint: serialize, write beside its place, wait for the disk, rename.
-- End: from the end of training to the end of the process: the chosen checkpoint tested on both splits, predictions,
-  confusion matrices with their pictures, class reports.
-- A done job, started again: `resnet-lab train` on a done folder.
+- "Start" is the time from the start of the process to its first training step. Imports take most of it.
+- "A checkpoint" is the time to serialize it, write it to a temporary file, wait for the disk and rename it.
+- "End" is the time from the end of training to the end of the process. It includes a test of the selected checkpoint on
+  both splits, predictions, confusion matrices with their pictures, and class reports.
+- "A done job, rerun" is `resnet-lab train` on a done folder.
 """
 
 
 def cost_of(folder: Path, overrides: list[str]) -> dict[str, dict[str, list[float] | float]]:
-    """Lay a run folder, run its job, and read what it noted."""
+    """Create a run folder, run its job, and read the recorded times."""
     subprocess.run([sys.executable, "-m", "resnet_lab", "train", *overrides, "start=false"], cwd=folder, check=True)
     run = folder / "run"
     command = [sys.executable, "-c", JOB, str(time.time()), str(run)]
@@ -65,8 +66,8 @@ def cost_of(folder: Path, overrides: list[str]) -> dict[str, dict[str, list[floa
     return json.loads((folder / "cost.json").read_text())
 
 
-def again(folder: Path, overrides: list[str]) -> float:
-    """Seconds of the same command on a done folder."""
+def rerun_seconds(folder: Path, overrides: list[str]) -> float:
+    """Run the same command on a done folder and return its seconds."""
     begun = time.perf_counter()
     command = [sys.executable, "-m", "resnet_lab", "train", *overrides]
     subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
@@ -74,7 +75,7 @@ def again(folder: Path, overrides: list[str]) -> float:
 
 
 def measure(folder: Path, quick: bool) -> list[page.Row]:
-    """All rows, of a ResNet-18 (a CIFAR ResNet-8 where quick)."""
+    """Return all rows for a ResNet-18 (a CIFAR ResNet-8 if `quick`)."""
     write_synthetic(folder / "data", 0, 100, 30, 64, "studies", processes=1)
     network = ["model=resnet_cifar", "model.depth=8"] if quick else ["model.depth=18"]
     overrides = [*network, "data=retinopathy", "data.root=data", "data.cache_dir=cache", "data.image_size=64"]
@@ -83,9 +84,9 @@ def measure(folder: Path, quick: bool) -> list[page.Row]:
     for _ in range(2 if quick else 6):
         shutil.rmtree(folder / "run", ignore_errors=True)
         costs.append(cost_of(folder, overrides))
-        repeats.append(again(folder, overrides))
+        repeats.append(rerun_seconds(folder, overrides))
         size = RunFolder(folder / "run").last_checkpoint.stat().st_size
-    costs, repeats = costs[1:], repeats[1:]  # the first fills caches
+    costs, repeats = costs[1:], repeats[1:]  # the first run fills the caches
 
     def spent(label: str) -> list[float]:
         return [1000 * mean(cost["spent"][label]) for cost in costs]  # type: ignore[arg-type]
@@ -95,15 +96,15 @@ def measure(folder: Path, quick: bool) -> list[page.Row]:
 
     return [
         page.Row("start, to the first step", "s", between("", "ready")),
-        page.Row("of it imports", "s", between("", "imports")),
+        page.Row("of which imports", "s", between("", "imports")),
         page.Row(f"a checkpoint of {size / 2**20:.0f} MB", "ms", spent("checkpoint")),
         page.Row("metrics.csv of an epoch", "ms", spent("tables")),
         page.Row("status.json of an epoch", "ms", spent("status")),
         page.Row("pictures of an epoch", "ms", spent("pictures")),
         page.Row("end: test, predictions, pictures", "s", between("trained", "ended")),
-        page.Row("a done job, started again", "s", repeats),
+        page.Row("a done job, rerun", "s", repeats),
     ]
 
 
 if __name__ == "__main__":
-    page.main(__doc__, "What a job adds to its training", METHOD, measure)
+    page.main(__doc__, "What a job adds to its training", QUESTION, METHOD, measure)

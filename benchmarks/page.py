@@ -1,10 +1,11 @@
-"""What the benchmarks share: contestants that take turns, and the page: where and when, a table, and how."""
+"""What the benchmarks share: contestants that run in turns, and the page with question, origin, table and method."""
 
 from __future__ import annotations
 
 import argparse
 import logging
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,7 +21,7 @@ DIGITS = {"s": 2, "ms": 1, "images/s": 1, "ratio": 3, "CPU s": 2, "MB": 0, "gray
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: what was measured, n values in `unit`, and what they should be."""
+    """One row of the table: what was measured, its values in `unit`, and the goal."""
 
     name: str
     unit: str
@@ -35,12 +36,12 @@ class Row:
 
 
 def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> list[float]:
-    """Of the same turn: (n,), (n,) → (n,)."""
+    """Ratios of the values of each turn: (n,), (n,) → (n,)."""
     return [above / below for above, below in zip(numerators, denominators, strict=True)]
 
 
 def take_turns(contestants: dict[str, Callable[[], float]], repetitions: int) -> dict[str, list[float]]:
-    """Run each once to warm up, then all by turns, in an order that reverses with each turn."""
+    """Run each contestant once to warm up. Then run all in turns; the order reverses with each turn."""
     for run in contestants.values():
         run()
     values: dict[str, list[float]] = {name: [] for name in contestants}
@@ -51,22 +52,24 @@ def take_turns(contestants: dict[str, Callable[[], float]], repetitions: int) ->
     return values
 
 
-def origin() -> str:
-    """When, of which commit, on which machine and with which versions: a sentence."""
-    machine, versions = environment.hardware(), ", ".join(map(" ".join, environment.versions().items()))
-    return (
-        f"{datetime.now(UTC):%Y-%m-%d}, commit {environment.commit()}; {machine['cpu']}, {machine['cores']} cores, "
-        f"{machine['threads']} threads; {versions}."
+def origin(command: str, **packages: str) -> str:
+    """Return sentences with command, date, commit, machine and versions; `packages` adds further versions."""
+    machine, versions = environment.hardware(), environment.versions() | packages
+    text = (
+        f"Measured with `{command}` on {datetime.now(UTC):%Y-%m-%d} at commit {environment.commit()}. "
+        f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads. "
+        f"Versions: {', '.join(map(' '.join, versions.items()))}."
     )
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
-def page(title: str, rows: Sequence[Row], method: str, quick: bool) -> str:
-    """The markdown page: where and when it was measured, the table, and how."""
-    lines = [f"# {title}", ""]
+def page(title: str, question: str, rows: Sequence[Row], method: str, quick: bool) -> str:
+    """Return the markdown page: question, origin, table and method."""
+    lines = [f"# {title}", "", question, ""]
     if quick:
         lines += ["**A smoke run of tiny networks: these numbers mean nothing.**", ""]
     lines += [
-        f"`make bench`, {origin()}",
+        origin("make bench"),
         "",
         "| | unit | n | median | min – max | goal |",
         "|---|---|---:|---:|---:|---:|",
@@ -75,16 +78,18 @@ def page(title: str, rows: Sequence[Row], method: str, quick: bool) -> str:
     return "\n".join(lines) + "\n" + method
 
 
-def main(description: str, title: str, method: str, measure: Callable[[Path, bool], Sequence[Row]]) -> None:
-    """The command line of a benchmark: measure, print the page, and write it where `--out` says."""
+def main(
+    description: str, title: str, question: str, method: str, measure: Callable[[Path, bool], Sequence[Row]]
+) -> None:
+    """Run a benchmark from the command line: measure, print the page, and write it to the file of `--out`."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--quick", action="store_true", help="a smoke run of tiny networks and images")
-    parser.add_argument("--out", type=Path, help="markdown file to write the page to")
+    parser.add_argument("--quick", action="store_true", help="smoke run with tiny networks and images")
+    parser.add_argument("--out", type=Path, help="write the page to this markdown file")
     options = parser.parse_args()
     set_up_logging()
     logging.getLogger("resnet_lab").setLevel(logging.ERROR)
     with TemporaryDirectory() as folder:
-        text = page(title, measure(Path(folder), options.quick), method, options.quick)
+        text = page(title, question, measure(Path(folder), options.quick), method, options.quick)
     print(text)
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""CPU time of a report on many made-up runs: `python benchmarks/report_speed.py [runs=50] [images=1000] [seeds=1]`.
+"""Time a report on generated runs: `python benchmarks/report_speed.py [runs=50] [images=1000] [seeds=1]`.
 
-With `seeds=1` every run is a group of its own, which takes longest.
+With `seeds=1` every run is its own group, which takes longest.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ TESTS = Path(__file__).resolve().parents[1] / "tests"
 
 
 def write_runs(folder: Path, runs: int, images: int, seeds: int) -> None:
-    """Finished runs with predictions of validation and test; skills differ a little."""
+    """Write finished runs with predictions for validation and test; their skills differ a little."""
     sys.path.insert(0, str(TESTS))
     from fake_runs import write_run
 
@@ -29,7 +29,7 @@ def write_runs(folder: Path, runs: int, images: int, seeds: int) -> None:
 
 
 def cpu_seconds(folder: Path) -> float:
-    """User and system time of one `resnet-lab report`, imports included."""
+    """Run `resnet-lab report` once and return its user and system time, imports included."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, "-m", "resnet_lab.report", str(folder)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -38,7 +38,7 @@ def cpu_seconds(folder: Path) -> float:
 
 
 def main() -> None:
-    """Write the runs, report on them, print the time."""
+    """Write the runs, create their report, and print the CPU time."""
     options = {"runs": 50, "images": 1000, "seeds": 1}
     options |= {key: int(value) for key, value in (argument.split("=") for argument in sys.argv[1:])}
     with tempfile.TemporaryDirectory() as name:

@@ -1,4 +1,4 @@
-"""Speed and memory, measured in pairs: `python benchmarks/speed.py [--quick] [--out FILE.md]` (`make bench`)."""
+"""Measure speed and memory in pairs: `python benchmarks/speed.py [--quick] [--out FILE.md]` (`make bench`)."""
 
 from __future__ import annotations
 
@@ -31,30 +31,35 @@ from resnet_lab.training import run_job
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 from fake_runs import write_run
 
+QUESTION = """\
+How fast does the program train, compared with a bare loop, and how much memory does it need? The last column shows the
+goal, where a row has one."""
 METHOD = """
-- Images per second: of an epoch from the end of its first batch to the end of its last, median over the epochs of a
-  training. The program is all of `resnet_lab.job`: augmentation, metrics, callbacks, checkpoints, TensorBoard. The bare
-  loop has the same network, optimizer, batch size, precision and memory layout, and takes normalized float tensors from
-  memory. All take turns in one process, after one training each that is not counted, in an order that reverses with
-  each turn; a ratio is of two trainings of the same turn.
-- "Float32 NCHW" is `trainer.precision=32-true trainer.channels_last=false`; the program is otherwise at its defaults.
-- CPU seconds: user and system time of the command and its children.
-- Peak memory: resident, of one epoch in a process of its own.
+- Images per second are measured from the end of an epoch's first batch to the end of its last batch. The value of a
+  training is the median over its epochs.
+- "Program" is all of `resnet_lab.job`: augmentation, metrics, callbacks, checkpoints and TensorBoard.
+- "Bare loop" has the same network, optimizer, batch size, precision and memory layout. It takes normalized float
+  tensors from memory.
+- All contestants run in turns in one process. Each one first runs a training that is not counted. The order reverses
+  with each turn. A ratio compares two trainings of the same turn.
+- "Float32 NCHW" is `trainer.precision=32-true trainer.channels_last=false`. All other settings are the defaults.
+- CPU seconds are the user and system time of the command and its children.
+- Peak memory is the resident memory of one epoch in its own process.
 """
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured.
+    """The amount of work of a measurement.
 
     Args:
-        patients: drawn for training, two photographs each; a tenth as many for testing.
-        workloads: image size (pixels) and batch size; the first is also that of float32 and of memory.
-        epochs: of each training whose speed is measured.
+        patients: number of drawn training patients with two photographs each; the test set has a tenth as many.
+        workloads: image size (pixels) and batch size; float32 and memory use the first one.
+        epochs: number of epochs of each timed training.
         repetitions: n of each row.
-        small_images: of 32 px, for the CIFAR form, as its experiment trains it.
-        report_images: rows of the predictions file of each run that is reported on.
-        overrides: of the configuration, in all trainings.
+        small_images: number of 32 px images for the CIFAR form, trained as in its experiment.
+        report_images: rows in the predictions file of each reported run.
+        overrides: configuration overrides of all trainings.
     """
 
     patients: int
@@ -66,19 +71,19 @@ class Plan:
     overrides: tuple[str, ...] = ()
 
 
-# 7026: as many as the studies test
+# the studies test 7026 images
 FULL = Plan(190, ((128, 32), (64, 64)), epochs=2, repetitions=6, small_images=6400, report_images=7026)
 QUICK = Plan(30, ((32, 8),), 1, 1, small_images=300, report_images=50, overrides=("model.widths=[8,8,8,8]",))
 
 
 def configuration(overrides: Sequence[str]) -> dict[str, Any]:
-    """The configuration that `resnet-lab train` would write for these overrides."""
+    """Return the configuration that `resnet-lab train` writes for these overrides."""
     config: Any = OmegaConf.to_container(compose_config(overrides), resolve=True, enum_to_str=True)
     return config
 
 
 def program_speed(overrides: Sequence[str]) -> float:
-    """Images per second of a job in this process, as it stands in its status.json."""
+    """Run a job in this process and return the images per second from its status.json."""
     with TemporaryDirectory() as folder:
         run = RunFolder(Path(folder))
         run.config_file.write_text(yaml.safe_dump(configuration(overrides)), encoding="utf-8")
@@ -88,7 +93,7 @@ def program_speed(overrides: Sequence[str]) -> float:
 
 
 def bare_speed(overrides: Sequence[str], images: int, num_classes: int) -> float:
-    """Images per second of a plain loop over `images` random normalized images in memory."""
+    """Return the images per second of a plain loop over `images` random normalized images in memory."""
     config = configuration(overrides)
     settings, size, batch = config["trainer"], config["data"]["image_size"], config["data"]["batch_size"]
     precision, channels_last = environment.resolve_precision(settings["precision"], settings["channels_last"], "cpu")
@@ -115,7 +120,7 @@ def bare_speed(overrides: Sequence[str], images: int, num_classes: int) -> float
 def speed_rows(
     name: str, overrides: Sequence[str], repetitions: int, goal: str = "≥ 0.95", against_float32: bool = False
 ) -> list[Row]:
-    """The program against the bare loop, and where wanted against float32."""
+    """Compare the program with the bare loop, and optionally with float32."""
     datamodule = build_datamodule(configuration(overrides))
     images, num_classes = len(datamodule.rows("train")), len(datamodule.class_names)
     contestants: dict[str, Callable[[], float]] = {
@@ -137,7 +142,7 @@ def speed_rows(
 
 
 def write_pictures(folder: Path, number: int) -> Path:
-    """`number` pictures of 32 px in ten classes, as CIFAR-10's come in folders."""
+    """Write `number` pictures of 32 px in ten class folders, like those of CIFAR-10."""
     random = np.random.default_rng(0)
     for index in range(number):
         file = folder / "train" / str(index % 10) / f"{index}.png"
@@ -147,7 +152,7 @@ def write_pictures(folder: Path, number: int) -> Path:
 
 
 def cpu_seconds(*arguments: str) -> float:
-    """User and system time of `resnet-lab ARGUMENTS`."""
+    """Run `resnet-lab ARGUMENTS` and return its user and system time."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-m", "resnet_lab", *arguments], check=True, stdout=subprocess.DEVNULL)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -155,7 +160,7 @@ def cpu_seconds(*arguments: str) -> float:
 
 
 def command_rows(folder: Path, plan: Plan) -> list[Row]:
-    """What the commands without torch cost."""
+    """Measure the CPU time of the commands that do not import torch."""
     for depth in (18, 50):
         for seed in range(5):
             write_run(folder / f"{depth}_{seed}", depth, seed=seed, images=plan.report_images)
@@ -164,12 +169,12 @@ def command_rows(folder: Path, plan: Plan) -> list[Row]:
     rows = []
     for name, (arguments, goal) in commands.items():
         seconds = [cpu_seconds(*arguments) for _ in range(plan.repetitions + 1)]
-        rows.append(Row(name, "CPU s", seconds[1:], goal))  # the first may compile bytecode
+        rows.append(Row(name, "CPU s", seconds[1:], goal))  # the first run may compile bytecode
     return rows
 
 
 def peak_memory(overrides: Sequence[str]) -> float:
-    """Resident MB of a job of its own, as it stands in its status.json."""
+    """Run a job in its own process and return the resident MB from its status.json."""
     with TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "resnet_lab.train", *overrides, f"sweep_dir={folder}"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -178,7 +183,7 @@ def peak_memory(overrides: Sequence[str]) -> float:
 
 
 def memory_rows(overrides: Sequence[str], prefix: str, repetitions: int) -> list[Row]:
-    """Of one epoch with ResNet-18 and ResNet-50."""
+    """Measure the peak memory of one epoch with ResNet-18 and ResNet-50."""
     return [
         Row(
             f"ResNet-{depth}, {prefix}: peak memory",
@@ -190,7 +195,7 @@ def memory_rows(overrides: Sequence[str], prefix: str, repetitions: int) -> list
 
 
 def measure(folder: Path, quick: bool) -> list[Row]:
-    """All rows of the table; `folder` takes the photographs and the runs."""
+    """Return all rows of the table; photographs and runs are written to `folder`."""
     plan = QUICK if quick else FULL
     size, batch = plan.workloads[0]
     write_synthetic(folder / "data", 0, plan.patients, max(3, plan.patients // 10), size, "studies", processes=1)
@@ -209,4 +214,4 @@ def measure(folder: Path, quick: bool) -> list[Row]:
 
 
 if __name__ == "__main__":
-    main(__doc__, "Speed and memory", METHOD, measure)
+    main(__doc__, "Speed and memory", QUESTION, METHOD, measure)

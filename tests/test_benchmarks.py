@@ -76,13 +76,13 @@ ROWS = {
     ],
     "job_cost": [
         ("start, to the first step", "s", ""),
-        ("of it imports", "s", ""),
+        ("of which imports", "s", ""),
         ("a checkpoint of 1 MB", "ms", ""),
         ("metrics.csv of an epoch", "ms", ""),
         ("status.json of an epoch", "ms", ""),
         ("pictures of an epoch", "ms", ""),
         ("end: test, predictions, pictures", "s", ""),
-        ("a done job, started again", "s", ""),
+        ("a done job, rerun", "s", ""),
     ],
     "data_speed": [
         ("prepare, 64 px", "images/s", ""),

@@ -1,8 +1,13 @@
-"""Tables of the pages in docs/results that predictions do not give: `python docs/tools/last_epoch.py DIR …`.
+"""Print the numbers in docs/results that predictions do not give: `python docs/tools/last_epoch.py DIR …`.
 
-Of each group of runs: metrics.csv in its last epoch, when some levels were first reached (epochs from 0), the loss
-without its worst images, how far the best epoch on test lies above the last, what the layers did in the first epoch and
-the last (where they were followed), and what all runs cost. Mean ± standard deviation over seeds.
+The script prints mean ± standard deviation over seeds for each group of runs:
+
+- the last epoch of metrics.csv
+- the first epoch (from 0) that reaches some levels
+- the loss without its worst images
+- the best epoch on test minus the last one
+- gradients and dead units by layer in the first and the last epoch, if the runs have layers.csv
+- the cost of all runs
 """
 
 from __future__ import annotations
@@ -21,12 +26,12 @@ LEVELS = {
     "test/accuracy": 0.4,
     "test/recall_3": 0.1,
     "test/recall_4": 0.1,
-}  # when are they reached?
-WORST = 5  # images whose losses are left out
+}  # the script prints the first epoch that reaches each level
+WORST = 5  # number of images whose losses are left out
 
 
 def facts_of(run: Run) -> dict[str, float]:
-    """The numbers of one run."""
+    """Return the numbers of one run."""
     metrics = read_metrics(run.folder.stored_metrics)
     last = metrics.iloc[-1]
     facts = {name: float(last[name]) for name in last.index if name.split("/")[-1] in ("loss", "accuracy")}
@@ -56,15 +61,15 @@ def facts_of(run: Run) -> dict[str, float]:
 
 
 def tables(folder: str) -> str:
-    """All groups below a folder, as text."""
+    """Return the tables of all groups below a folder as text."""
     runs = [read_run(run) for run in find_runs([folder])]
     blocks = []
     for table in tables_of(runs):
         for group in table.groups:
             facts = pd.DataFrame([facts_of(run) for run in group.scored]).T
-            spread = facts.std(axis=1, ddof=1, skipna=False)
+            deviation = facts.std(axis=1, ddof=1, skipna=False)
             lines = [
-                f"  {name:<52}{mean:>10.4f} ± {spread[name]:<10.4f}{'  '.join(f'{v:.4g}' for v in facts.loc[name])}"
+                f"  {name:<52}{mean:>10.4f} ± {deviation[name]:<10.4f}{'  '.join(f'{v:.4g}' for v in facts.loc[name])}"
                 for name, mean in facts.mean(axis=1, skipna=False).items()
             ]
             blocks.append("\n".join([f"{group.label} (n = {len(group.scored)}; seeds in the last columns)", *lines]))

@@ -1,8 +1,8 @@
-"""Keeps the small files of a sweep beside its page: `python docs/tools/publish.py SWEEP docs/results/NAME [OLD=NEW …]`.
+"""Store the small files of a sweep beside its page: `python docs/tools/publish.py SWEEP docs/results/NAME [OLD=NEW …]`.
 
-Each finished run becomes a folder of its configuration, status and packed metrics and predictions, from which
-`resnet-lab report docs/results/NAME` makes every table and picture again. Probabilities keep the digits that the
-metrics need: two to four, or up to seven where fewer would change a metric. OLD=NEW replaces the paths of a machine.
+Each finished run becomes a folder with its configuration, its status, and compressed metrics and predictions. From them
+`resnet-lab report docs/results/NAME` recreates every table and picture. Probabilities keep the digits that the metrics
+need: two to four, or up to seven if fewer would change a metric. OLD=NEW replaces the paths of a machine.
 """
 
 from __future__ import annotations
@@ -21,13 +21,19 @@ from resnet_lab.report.runs import Run, read_predictions, read_run
 from resnet_lab.report.verify import LOSS_TOLERANCE, TOLERANCE, metrics_of
 from resnet_lab.run_folder import RunFolder, find_runs
 
-LADDERS = ((4, 3, 2), (4, 3, 3), (4, 4, 4), (5, 5, 5), (7, 7, 7))  # digits above 0.01, above 0.001, and below
-HALF = 0.5  # of what `report --check` allows is how far a metric may move
+LADDERS = (
+    (4, 3, 2),
+    (4, 3, 3),
+    (4, 4, 4),
+    (5, 5, 5),
+    (7, 7, 7),
+)  # significant digits: above 0.01, above 0.001, below
+HALF = 0.5  # a metric may change by this share of the tolerance of `report --check`
 NAMES = {"image": str, "patient": str}
 
 
 def publish(sweep: Path, out: Path, replacements: dict[str, str]) -> list[Path]:
-    """The folders that were written, named by what sets their runs apart."""
+    """Write a folder for each finished run, named by its group and seed, and return the folders."""
     written = []
     for table in tables_of([read_run(folder) for folder in find_runs([sweep])]):
         for group in table.groups:
@@ -39,7 +45,7 @@ def publish(sweep: Path, out: Path, replacements: dict[str, str]) -> list[Path]:
 
 
 def keep(run: Run, target: RunFolder, replacements: dict[str, str]) -> None:
-    """Copy the files that a report reads."""
+    """Copy the files of a run that a report reads."""
     shutil.rmtree(target.path, ignore_errors=True)
     target.path.mkdir(parents=True)
     for file in (run.folder.config_file, run.folder.status_file):
@@ -62,7 +68,7 @@ def keep(run: Run, target: RunFolder, replacements: dict[str, str]) -> None:
 
 
 def pack(text: str, file: Path) -> Path:
-    """Write it compressed, without a name and a time in it, so that the same text is the same bytes."""
+    """Write compressed text without name and time, so that the same text gives the same bytes."""
     packed = file.with_name(f"{file.name}.gz")
     packed.write_bytes(gzip.compress(text.encode(), mtime=0))
     return packed
