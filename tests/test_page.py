@@ -235,7 +235,7 @@ def test_a_folder_without_read_permission_is_named(elsewhere, undrawn, request):
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PROBE = """<script>addEventListener("load", () => {
-const cells = document.querySelectorAll(".difference td");
+const cells = document.querySelectorAll(".difference tbody td");
 const broken = [...document.images].filter((image) => !image.complete || !image.naturalWidth).length;
 const beyond = document.documentElement.scrollWidth - document.documentElement.clientWidth;
 document.title = `${innerWidth} px, ${beyond} beyond, ${broken} broken, ${cells.length} cells, ${cells[0].textContent}`;
@@ -285,15 +285,14 @@ def test_of_many_classes_the_confusions_are_listed_and_the_single_classes_folded
     text = page_of(tmp_path).replace("<wbr>", "")
     assert "most frequent confusions" in text
     assert re.search(r"<li>\d+ % of flower \d+ predicted as flower \d+ \(\d+\)</li>", text)
-    assert re.search(
-        r"<details>\s*<summary>depth=18 pretrained=none</summary>", text
-    )  # of the classes; of the confusions: open
-    assert "<details open>" in text
-    assert "The classes that are found least come first." in words(text)
+    summary = r"\s*<summary>\s*<i [^>]*></i>depth=18 pretrained=none\s*</summary>"
+    assert re.search(r'<details class="of-group">' + summary, text)
+    assert "<details open>" in text  # the confusions
+    assert "classes with the lowest recall come first" in words(text)
     write_run(tmp_path / "five" / "run")
     five = page_of(tmp_path / "five").replace("<wbr>", "")
     assert "most frequent confusions" not in five
-    assert re.search(r"<details open>\s*<summary>depth=18 pretrained=none</summary>", five)
+    assert re.search(r'<details class="of-group" open>' + summary, five)
 
 
 def contrast(one: tuple[float, ...], other: tuple[float, ...]) -> float:
