@@ -207,25 +207,6 @@ def as_text(keys: Sequence[Key]) -> str:
     return "\n".join(lines)
 
 
-def as_markdown(keys: Sequence[Key]) -> str:
-    """The keys as one table for each group, below the choices of the group."""
-    lines = list[str]()
-    for group in dict.fromkeys(key.group for key in keys):
-        lines += [f"## {group or 'Top level'}", ""]
-        about = choices_of(group) if group else {}
-        lines += [f"- `{group}={choice}`: {_cell(text)}" for choice, text in about.items()] + [""] * bool(about)
-        lines += ["| key | meaning | values | default |", "|---|---|---|---|"]
-        for name, meaning, allowed, defaults in described([key for key in keys if key.group == group]):
-            cells = [_cell(meaning), _cell(allowed), "<br>".join(map(_cell, defaults))]
-            lines.append(f"| {' | '.join([f'`{name}`', *cells])} |")
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _cell(text: str) -> str:
-    return re.sub(r"([|<*_\[\]\\])", r"\\\1", text)
-
-
 def no_such_key(key: str) -> str:
     """The message for a key of the configuration that does not exist."""
     meant = suggestion(key, known_keys()) or "resnet-lab train --keys lists all keys"

@@ -1,4 +1,4 @@
-"""The files of a model's predictions on a split, each complete or absent, and its scores beside the baseline."""
+"""The files of a model's predictions on a split (complete or absent), and the table of its scores."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ LABEL = 26  # characters of the first column of the table of scores
 
 
 def refuse_undefined(rows: pd.DataFrame, probabilities: np.ndarray, source: str = "the model") -> None:
-    """Stop at predictions that are none: the largest of NaNs is the first class.
+    """Stop at undefined predictions: the argmax of NaN is the first class.
 
     Args:
         rows: N rows with `image`, in the order of `probabilities`.
-        probabilities: (N, K).
+        probabilities: probabilities (N, K).
         source: the checkpoint, for the message.
 
     Raises:
@@ -39,7 +39,7 @@ def refuse_undefined(rows: pd.DataFrame, probabilities: np.ndarray, source: str 
 
 
 def for_spreadsheets(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with `'` before texts that a spreadsheet would compute (those with = + - @, tab or return in front)."""
+    """Return the table with `'` before texts that a spreadsheet computes (they start with = + - @, tab or return)."""
 
     def marked(cell: object) -> object:
         return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
@@ -50,14 +50,14 @@ def for_spreadsheets(table: pd.DataFrame) -> pd.DataFrame:
 def write_predictions(
     file: Path, rows: pd.DataFrame, classes: np.ndarray, probabilities: np.ndarray, exact: bool = True
 ) -> None:
-    """`image,patient,target,prediction,p_0…p_{K-1}`; `patient` and `target` only where `rows` has them.
+    """Write `image,patient,target,prediction,p_0…p_{K-1}`; `patient` and `target` only if `rows` has them.
 
     Args:
         file: CSV to write.
         rows: N rows in the order of the predictions.
-        classes: those predicted, (N,).
-        probabilities: (N, K).
-        exact: false marks names that a spreadsheet would compute (see `for_spreadsheets`).
+        classes: predicted classes (N,).
+        probabilities: probabilities (N, K).
+        exact: whether names stay unchanged; otherwise see `for_spreadsheets`.
 
     Raises:
         UserError: a probability is NaN or infinite; nothing is written.
@@ -81,15 +81,15 @@ def write_split(
     counts: np.ndarray,
     class_names: Sequence[str],
 ) -> None:
-    """Predictions, confusion matrix (counts and picture) and class report of one split, into `run`.
+    """Write predictions, confusion matrix (counts and picture) and class report of one split into `run`.
 
     Args:
-        run: the folder.
-        split: name in the files' names.
+        run: the run folder.
+        split: the split, a part of the file names.
         rows: N rows of the table, in the order of the predictions.
-        classes: those predicted, (N,).
-        probabilities: (N, K).
-        counts: (K, K), rows true.
+        classes: predicted classes (N,).
+        probabilities: probabilities (N, K).
+        counts: confusion matrix (K, K), rows true.
         class_names: K names.
     """
     write_predictions(run.predictions_file(split), rows, classes, probabilities)
@@ -103,7 +103,7 @@ def write_split(
 
 
 def class_report(counts: np.ndarray, class_names: Sequence[str]) -> pd.DataFrame:
-    """`class,precision,recall,f1,support` from counts (K, K) with rows true; 0 where a score divides by nothing."""
+    """Return `class,precision,recall,f1,support` from counts (K, K), rows true; a division by 0 gives 0."""
     hits, support, predicted = np.diag(counts), counts.sum(1), counts.sum(0)
     return pd.DataFrame(
         {
@@ -119,13 +119,13 @@ def class_report(counts: np.ndarray, class_names: Sequence[str]) -> pd.DataFrame
 def score_table(
     metrics: dict[str, float], counts: Mapping[str, Sequence[int]], train_counts: Sequence[int], names: Sequence[str]
 ) -> str:
-    """Text: each split's scores, and below them those of always predicting the majority of the training images.
+    """Return a text table: each split's scores, and below them the majority baseline of the training images.
 
     Args:
         metrics: `<split>/<metric>` → score.
-        counts: images of each class by split, of the splits to show.
-        train_counts: images of each class that the model was trained on, whatever the data it is scored on.
-        names: of the classes.
+        counts: images of each class, by split to show.
+        train_counts: training images of each class, whatever data the model is scored on.
+        names: class names.
     """
     terminal = [name for name, score in SCORES.items() if "terminal" in score.shown]
     columns = [name for name in terminal if any(f"{split}/{name}" in metrics for split in counts)]

@@ -100,14 +100,15 @@ def command(arguments: list[str]) -> None:
     """Prepare what the data set of the configuration lists, and report on it; what is wrong there stops nothing."""
     given = VERBS["prepare"]().read(arguments)
     log_to([logging.StreamHandler(sys.stdout)])
-    config = compose_config(given.overrides)
+    own = [f"hydra.searchpath=[{Path(given.config_dir).resolve()}]"] if given.config_dir else []
+    config = compose_config([*given.overrides, *own])
     check(config)
     trust(words_of_trust(config))  # the command itself names them
     data: ImageData = build("data", config["data"])
     rows, target = data.listed(), data.prepared_set
     if not rows["path"].map(os.path.exists).any():
         raise UserError(f"data={data.name} has no image files; there is nothing to prepare")
-    index = prepare(target, list(rows["path"]), given.processes)
+    index = prepare(target, list(rows["path"]), given.processes or os.cpu_count() or 1)
     facts, problem = facts_of(data, target, rows, index)
     good = facts[facts["defect"] == ""]
     duplicates = find_duplicates(good, stored_near_pairs(target, good))

@@ -1,7 +1,7 @@
-"""The scores of a model, one record each: its name, how it is shown, and how it is computed (numpy only).
+"""The scores of a model, one record each: name, display and computation (numpy only).
 
 A new score is one record in `SCORES`. Jobs, TensorBoard, metrics.csv, the terminal, the report with its intervals,
-`report --check` and summary.csv follow from it.
+`report --check` and summary.csv all use this record.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from resnet_lab.statistics import REFERABLE
 
 ABSENT = "–"
 MINUS = "\N{MINUS SIGN}"
-AREA = 0.15  # what an error of a ranking takes off, were each kind of image one alone
+AREA = 0.15  # cost of a ranking error with one positive or one negative image
 NEEDS = {
     "": "",
     "order": "needs classes with an order",
@@ -31,19 +31,19 @@ Floats: TypeAlias = NDArray[np.float64]
 
 
 class Predictions(NamedTuple):
-    """What one model predicted on N images, beside their true classes."""
+    """The predictions of one model on N images, and the true classes."""
 
     targets: np.ndarray  # (N,) true classes
     classes: np.ndarray  # (N,) predicted classes
     probabilities: np.ndarray  # (N, K)
 
     def of(self, images: np.ndarray) -> Predictions:
-        """Those on some images, by number or by a mask (N,)."""
+        """Return the predictions on some images, by index or by mask (N,)."""
         return Predictions(*(column[images] for column in self))
 
 
 class Sums(NamedTuple):
-    """Sums over images, (…,) each, those by class (…, K); t is the target, p the prediction."""
+    """Sums over images: (…,) each, by class (…, K); t is the target, p the prediction."""
 
     images: Floats
     hits: Floats
@@ -52,10 +52,10 @@ class Sums(NamedTuple):
     p: Floats
     pp: Floats
     squared: Floats  # (t - p)²
-    true: Floats  # images of a class …
-    found: Floats  # … those of them that were given it …
-    predicted: Floats  # … and all that were given it
-    # placements (see `statistics.placements`); NaN where only classes are known
+    true: Floats  # by class: its images
+    found: Floats  # by class: its images that are predicted as the class
+    predicted: Floats  # by class: all images that are predicted as the class
+    # placements (see `statistics.placements`); NaN without probabilities
     referable_above: Floats = np.array(np.nan)
     referable_below: Floats = np.array(np.nan)
     above: Floats = np.array(np.nan)
@@ -63,7 +63,7 @@ class Sums(NamedTuple):
 
 
 def sums_of_counts(counts: np.ndarray) -> Sums:
-    """The sums that a confusion matrix (K, K), rows true, tells."""
+    """Return the sums that follow from a confusion matrix (K, K), rows true."""
     counts = counts.astype(float)
     classes, true, predicted = np.arange(len(counts)), counts.sum(axis=1), counts.sum(axis=0)
     squared = np.sum(counts * np.subtract.outer(classes, classes) ** 2)
@@ -75,33 +75,33 @@ def sums_of_counts(counts: np.ndarray) -> Sums:
 class Score:
     """One score.
 
-    `from_sums` or `from_predictions` has to be given. With `from_sums` thousands of resampled test sets cost one
-    matrix product; without it each of them is scored by itself, which is slower. Both are given where `from_sums` is
-    an approximation, or rounds otherwise than what was published before.
+    `from_sums` or `from_predictions` is required. With `from_sums`, thousands of resampled test sets cost one matrix
+    product; without it, each resample is scored separately, which is slower. Some scores have both: `from_sums` is
+    then an approximation, or rounds differently from published values.
 
     Attributes:
-        title: heading of its column.
-        meaning: what it is, in one sentence for the glossary.
+        title: heading of the score's column.
+        meaning: one sentence for the glossary.
         from_sums: sums (…,) or (…, K) → scores (…,).
         from_predictions: predictions on N images → score.
-        torchmetric: class of torchmetrics.classification, or of `resnet_lab.metrics`, that a job computes it with;
-            empty: the job uses the functions above.
+        torchmetric: class of torchmetrics.classification or `resnet_lab.metrics` for jobs; empty: jobs use the
+            functions above.
         options: arguments of that class, besides the number of classes.
-        of_probabilities: whether that class is updated with probabilities, not with predicted classes.
-        stored: whether jobs compute it; otherwise the report alone does.
-        each_epoch: whether a job computes it of train, too, in each epoch.
-        shown: where it stands without being requested: `leaderboard`, `log` (the line of an epoch), `terminal` (the
+        of_probabilities: whether that class needs probabilities instead of predicted classes.
+        stored: whether jobs compute the score; otherwise only the report does.
+        each_epoch: whether a job also computes the score on train in each epoch.
+        shown: displays that include the score by default: `leaderboard`, `log` (the line of an epoch), `terminal` (the
             table at the end of a job).
-        percent: whether it is shown in percent.
-        lower: the smallest value that it can have.
-        upper: the largest one; infinite: intervals are symmetric.
+        percent: whether the score is shown in percent.
+        lower: smallest possible value.
+        upper: largest possible value; infinite: intervals are symmetric.
         falls: whether smaller is better.
-        needs: `order`, where the classes have to be grades; `referable`, where some of these have to be referred.
-        two_classes: whether it means nothing on images of one class.
-        by_class: whether few images of a class leave it without an interval.
-        share: whether it is a share of the images, of which Wilson's interval holds as it is.
-        error: counts of images by class (K,) → what a typical error takes off, as a share of the range.
-        pseudo: errors that are added to those that were found: the more, the more errors differ in what they cost.
+        needs: `order`: the classes must be grades; `referable`: some grades must be referable.
+        two_classes: whether the score is meaningless on images of one class.
+        by_class: whether the score has no interval if a class has few images.
+        share: whether the score is a share of the images, so that Wilson's interval applies directly.
+        error: counts of images by class (K,) → cost of a typical error, as a share of the range.
+        pseudo: errors added to the observed errors: the more errors differ in cost, the more are added.
     """
 
     title: str
@@ -127,40 +127,40 @@ class Score:
 
     @property
     def label(self) -> str:
-        """Its title in a sentence."""
+        """The title within a sentence."""
         return self.title.removesuffix(" %")
 
     @property
     def factor(self) -> int:
-        """What a value is multiplied with where it is shown."""
+        """The factor of displayed values."""
         return 100 if self.percent else 1
 
     @property
     def digits(self) -> int:
-        """Decimals that are shown."""
+        """The number of displayed decimals."""
         return 2 if self.percent else 3
 
     @property
     def unit(self) -> str:
-        """Of a difference."""
+        """The unit of a difference."""
         return " points" if self.percent else ""
 
     @property
     def range(self) -> float:
-        """From the smallest value to the largest; 1 where there is no largest."""
+        """The largest value minus the smallest; 1 if infinite."""
         return self.upper - self.lower if math.isfinite(self.upper - self.lower) else 1.0
 
     @property
     def keeps_predictions(self) -> bool:
-        """Whether a job has to keep every prediction for it."""
+        """Whether a job must keep every prediction to compute the score."""
         return self.of_probabilities or (not self.torchmetric and self.from_sums is None)
 
     def means_something(self, ordered: bool, num_classes: int) -> bool:
-        """Whether classes are of the kind that it needs."""
+        """Return whether the score applies to these classes."""
         return not self.needs or (ordered and (self.needs == "order" or num_classes > REFERABLE))
 
     def of(self, predictions: Predictions) -> float:
-        """The score of a model's predictions."""
+        """Return the score of a model's predictions."""
         if self.from_predictions is not None:
             return float(self.from_predictions(predictions))
         return self.of_counts(
@@ -168,13 +168,13 @@ class Score:
         )
 
     def of_counts(self, counts: np.ndarray) -> float:
-        """The score that a confusion matrix (K, K) tells, rows true."""
+        """Return the score of a confusion matrix (K, K), rows true."""
         assert self.from_sums is not None
         with np.errstate(invalid="ignore", divide="ignore"):
             return float(self.from_sums(sums_of_counts(counts)))
 
     def text(self, value: float, std: float = math.nan) -> str:
-        """A value, and its standard deviation where there is one."""
+        """Return a value as text, with its standard deviation if there is one."""
         if math.isnan(value):
             return ABSENT
         shown = round(self.factor * value, self.digits) + 0.0  # no -0.000
@@ -183,11 +183,11 @@ class Score:
         )
 
     def difference(self, value: float) -> str:
-        """With its sign."""
+        """Return a difference as text, with its sign."""
         return f"{self.factor * value + 0.0:+.{self.digits}f}".replace("-", MINUS)
 
 
-# by class, (…, K) each; a score that divides by nothing counts as 0, as in torchmetrics
+# by class, (…, K) each; a division by 0 counts as 0, as in torchmetrics
 
 
 def _precision(sums: Sums) -> Floats:
@@ -203,40 +203,40 @@ def _f1(sums: Sums) -> Floats:
 
 
 def _macro(by_class: Callable[[Sums], Floats]) -> Callable[[Sums], Floats]:
-    """The mean over the classes that occur or are predicted."""
+    """Return the mean over the classes that occur or are predicted."""
     return lambda sums: by_class(sums).sum(axis=-1) / np.count_nonzero(sums.true + sums.predicted, axis=-1)
 
 
 def _weighted(by_class: Callable[[Sums], Floats]) -> Callable[[Sums], Floats]:
-    """The mean over the classes, weighted by their images."""
+    """Return the mean over the classes, weighted by their images."""
     return lambda sums: (by_class(sums) * sums.true).sum(axis=-1) / sums.true.sum(axis=-1)
 
 
 def mean(values: Floats) -> Floats:
-    """Mean over the last axis without what is undefined; NaN where all is."""
+    """Return the mean of the defined values over the last axis; NaN if there are none."""
     defined = np.isfinite(values)
     found: Floats = np.where(defined, values, 0).sum(axis=-1) / defined.sum(axis=-1)
     return found
 
 
 def _specificity(sums: Sums) -> Floats:
-    """Of the images of other classes, those that were not given the class; NaN of a class that plays no part."""
+    """Return the share of other images that are not predicted as the class; NaN if it never occurs nor is predicted."""
     others = sums.images[..., None] - sums.true
     share = (others - sums.predicted + sums.found) / others
     return np.where(sums.true + sums.predicted > 0, share, np.nan)
 
 
 def _kappa(sums: Sums) -> Floats:
-    """As `statistics.quadratic_weighted_kappa`."""
+    """Return the same as `statistics.quadratic_weighted_kappa`."""
     n, t, p = sums.images, sums.t, sums.p
     expected = sums.tt / n - (t / n) ** 2 + sums.pp / n - (p / n) ** 2 + ((t - p) / n) ** 2
     return 1 - sums.squared / n / np.where(expected > 0, expected, np.nan)
 
 
 def _matthews(sums: Sums) -> Floats:
-    """The correlation of targets and predictions, of K classes (Gorodkin 2004); 0 for a constant predictor.
+    """Return the correlation of targets and predictions for K classes (Gorodkin 2004); 0 for a constant predictor.
 
-    NaN where all images are of one class.
+    NaN if all images are of one class.
     """
     covariance = sums.hits * sums.images - (sums.true * sums.predicted).sum(axis=-1)
     targets, predictions = (sums.images**2 - (each**2).sum(axis=-1) for each in (sums.true, sums.predicted))
@@ -250,29 +250,29 @@ def _referable_area(sums: Sums) -> Floats:
     return values
 
 
-# what an error takes off, from the images of each class (K,)
+# cost of an error, from the images of each class (K,)
 
 
 def _of_its_class(counts: np.ndarray) -> float:
-    """One image of its class, by the mean over the classes."""
+    """Return the mean over the classes of 1 / images of the class, for one class of K."""
     present = counts[counts > 0]
     return float(np.mean(1 / present)) / len(present)
 
 
 def _of_other_classes(counts: np.ndarray) -> float:
-    """One image of all but a class, by the mean over the classes."""
+    """Return the mean over the classes of 1 / images of other classes, for one class of K."""
     present = counts[counts > 0]
     return float(np.mean(1 / np.maximum(counts.sum() - present, 1))) / len(present)
 
 
 def _of_pairs(positives: Floats, negatives: Floats) -> Floats:
-    """One place in a ranking; about what Hanley and McNeil's (1982) variance of an area comes to."""
+    """Return the cost of one ranking error, close to the variance of an area by Hanley and McNeil (1982)."""
     return AREA * (1 / np.maximum(positives, 1) + 1 / np.maximum(negatives, 1))
 
 
 def _of_areas(counts: np.ndarray) -> float:
     present, images = counts[counts > 0], counts.sum()
-    # the areas of two classes are one and the same
+    # the areas of two classes are identical
     return float(np.mean(_of_pairs(present, images - present))) / max(len(present) - 1, 1)
 
 
@@ -282,7 +282,7 @@ def _of_referable_area(counts: np.ndarray) -> float:
 
 
 def _averages(name: str, title: str, by_class: Callable[[Sums], Floats], torchmetric: str) -> dict[str, Score]:
-    """The macro and the weighted mean of a score by class."""
+    """Return the macro and the weighted mean of a score by class."""
     return {
         f"{name}_macro": Score(
             title=f"{title}, macro",
@@ -301,7 +301,7 @@ def _averages(name: str, title: str, by_class: Callable[[Sums], Floats], torchme
             options={"average": "weighted"},
             each_epoch=name == "f1",
             shown=("terminal",) * (name == "f1"),
-            share=name == "recall",  # of which the weighted mean is accuracy
+            share=name == "recall",  # its weighted mean is accuracy
         ),
     }
 
@@ -310,7 +310,7 @@ def _averages(name: str, title: str, by_class: Callable[[Sums], Floats], torchme
 SCORES: dict[str, Score] = {
     "qwk": Score(
         title="QWK",
-        meaning="Quadratic weighted kappa: agreement beyond chance; far errors cost more (1: all right, 0: chance).",
+        meaning="Quadratic weighted kappa: agreement beyond chance; far errors cost more (1: perfect, 0: chance).",
         from_sums=_kappa,
         from_predictions=lambda predictions: statistics.quadratic_weighted_kappa(
             predictions.targets, predictions.classes
@@ -326,7 +326,7 @@ SCORES: dict[str, Score] = {
     ),
     "accuracy": Score(
         title="accuracy %",
-        meaning="The share of images whose predicted class is right.",
+        meaning="The share of images with the correct predicted class.",
         from_sums=lambda sums: sums.hits / sums.images,
         from_predictions=lambda predictions: statistics.accuracy(predictions.targets, predictions.classes),
         torchmetric="MulticlassAccuracy",
@@ -338,7 +338,7 @@ SCORES: dict[str, Score] = {
     ),
     "balanced_accuracy": Score(
         title="balanced acc. %",
-        meaning="The mean over the classes of their recall; rare classes count as much as frequent ones.",
+        meaning="The mean of the recalls of all classes; rare classes count as much as frequent ones.",
         from_sums=lambda sums: mean(sums.found / sums.true),
         from_predictions=lambda predictions: statistics.balanced_accuracy(predictions.targets, predictions.classes),
         torchmetric="BalancedAccuracy",
@@ -351,8 +351,8 @@ SCORES: dict[str, Score] = {
     ),
     "auroc": Score(
         title="AUROC",
-        meaning="Area under the ROC curve, the mean over the classes against the rest (1: perfect, 0.5: guessing).",
-        # exact on the whole test set; in a resample the first-order expansion in the weights (DeLong et al. 1988)
+        meaning="Area under the ROC curve of each class against the rest, averaged (1: perfect, 0.5: guessing).",
+        # exact on the whole test set; in a resample, a first-order expansion in the weights (DeLong et al. 1988)
         from_sums=lambda sums: mean(sums.above / sums.true + sums.below / (sums.images[..., None] - sums.true)),
         from_predictions=lambda predictions: statistics.auroc(predictions.targets, predictions.probabilities),
         torchmetric="MacroAUROC",
@@ -369,13 +369,13 @@ SCORES: dict[str, Score] = {
     **_averages("recall", "recall", _recall, "MulticlassRecall"),
     "specificity_macro": Score(
         title="specificity, macro",
-        meaning="The mean over the classes of the share of other images that are not predicted as the class.",
+        meaning="For each class, the share of the other images that are not predicted as this class; averaged.",
         from_sums=lambda sums: mean(_specificity(sums)),
         error=_of_other_classes,
     ),
     "matthews": Score(
         title="Matthews corr.",
-        meaning="The correlation of true and predicted classes (1: all right, 0: chance).",
+        meaning="The correlation of true and predicted classes (1: perfect, 0: chance).",
         from_sums=_matthews,
         lower=-1.0,
         two_classes=True,
@@ -395,22 +395,21 @@ SCORES: dict[str, Score] = {
 
 
 def stored_scores(num_classes: int, ordered: bool) -> dict[str, Score]:
-    """Those that a job computes of such classes."""
+    """Return the scores that a job computes for these classes."""
     return {
         name: score for name, score in SCORES.items() if score.stored and score.means_something(ordered, num_classes)
     }
 
 
 def summary_of(predictions: Predictions) -> dict[str, float]:
-    """Every score of a model's predictions."""
+    """Return every score of a model's predictions."""
     return {name: score.of(predictions) for name, score in SCORES.items()}
 
 
 def majority_baseline(targets: np.ndarray, majority: int, num_classes: int) -> dict[str, float]:
-    """What `summary_of` says of a model that predicts the class `majority` for every one of the targets (N,).
+    """Return the scores of a model that always predicts the class `majority`, on targets (N,).
 
-    `majority` has to be the largest class of the training images: the largest one of `targets` is not known
-    to a model.
+    `majority` must be the largest class of the training images, since a model cannot know that of `targets`.
     """
     constant = np.full_like(targets, majority)
     return summary_of(Predictions(targets, constant, np.eye(num_classes)[constant]))

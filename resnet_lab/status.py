@@ -1,4 +1,4 @@
-"""`resnet-lab status DIR …`: how far the jobs of a sweep are (no torch here)."""
+"""`resnet-lab status DIR …`: the progress of a sweep's jobs (no torch here)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class JobState(NamedTuple):
 
 
 def state_of(run: RunFolder) -> JobState:
-    """What the files of a run folder say about its job."""
+    """Return the state of a job from the files of its run folder."""
     name = run.path.name
     try:
         status, config = run.read_status(), run.read_config()
@@ -34,7 +34,14 @@ def state_of(run: RunFolder) -> JobState:
                 f"status.json: state holds {str(status['state'])[:40]!r}, and not one of {', '.join(STATES)}"
             )
         return JobState(name, status["state"], _note(status, config))
-    except (UserError, OSError, KeyError, TypeError, ValueError, ArithmeticError) as error:  # of one job, not of all
+    except (
+        UserError,
+        OSError,
+        KeyError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+    ) as error:  # of one job only
         return JobState(name, "unreadable", str(error).partition("\n")[0].replace(f"{run.path}/", ""))
 
 
@@ -58,7 +65,7 @@ def _note(status: dict[str, Any], config: dict[str, Any]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people."""
+    """Return a duration for people."""
     if seconds < 100:
         return f"{seconds:.3g} s"
     minutes = round(seconds / 60)
@@ -66,10 +73,10 @@ def duration(seconds: float) -> str:
 
 
 def states_of(folder: Path) -> list[JobState]:
-    """All jobs at or below a folder, with those that a sweep there was asked for and has not begun.
+    """Return all jobs at or below a folder, with the jobs of its sweeps that have not begun.
 
     Raises:
-        UserError: the folder does not exist, may not be read, or holds neither a run nor a sweep.
+        UserError: the folder does not exist, cannot be read, or contains neither a run nor a sweep.
     """
     closed = closed_folders([str(folder)])
     if str(folder) in closed:
@@ -90,7 +97,7 @@ def states_of(folder: Path) -> list[JobState]:
 
 
 def table(jobs: Sequence[JobState]) -> str:
-    """One line a job, and how many there are of each state."""
+    """Return one line per job, and the number of jobs in each state."""
     width = max((len(job.state) for job in jobs), default=0)
     longest = max((len(job.name) for job in jobs), default=0)
     lines = [f"{job.state:<{width}}  {job.name:<{longest}}  {job.note}".rstrip() for job in jobs]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import textwrap
 from argparse import SUPPRESS, ArgumentTypeError
 from collections.abc import Callable
@@ -153,7 +152,8 @@ def prepare() -> Verb:
         ],
     )
     verb.option("out", "DIR", "folder of the report (default: report/ in the prepared set)")
-    verb.option("processes", "N", "number of processes", os.cpu_count(), type=_processes)
+    verb.option("processes", "N", "number of processes (default: one per core)", type=_processes)
+    verb.flag("-cd", "--config-dir", metavar="DIR", help="folder of your own YAML files: DIR/experiment/mine.yaml")
     verb.takes_keys("the keys of resnet-lab train, of which those of data count")
     return verb
 

@@ -59,7 +59,7 @@ def test_an_average_that_hides_opposite_differences_says_so(tmp_path):
 def test_one_seed_each_is_about_these_networks(tmp_path):
     write_grid(tmp_path, {(18, None): 2.0, (50, None): 2.0}, seeds=(0,))
     (effect,) = effects_of(table_of(tmp_path))
-    assert effect.sentence.endswith("this compares these networks, not the settings.")
+    assert effect.sentence.endswith("this compares trained networks, not settings.")
 
 
 def test_one_patient_allows_no_interval(tmp_path):

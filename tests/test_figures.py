@@ -79,7 +79,7 @@ def test_a_curve_of_training_images_alone_says_so(tmp_path):
     assert "alone" not in figures.picture("accuracy", table_of(tmp_path)).note
     rows = pd.read_csv(file)
     rows.drop(columns=["val/loss", "val/accuracy"]).to_csv(file, index=False)
-    assert "Of the training images alone" in figures.picture("accuracy", table_of(tmp_path)).note
+    assert "Only training is shown" in figures.picture("accuracy", table_of(tmp_path)).note
 
 
 def follow(run, **columns):
@@ -271,7 +271,7 @@ def test_runs_say_what_is_drawn_of_them_and_the_command_line_wins(tmp_path, as_a
     assert sorted(file.name for file in (run / "report_figures").iterdir()) == ["class_counts.png", "loss.png"]
     report.command([str(run), "figures=scores,gap"])
     assert sorted(file.name for file in (run / "report_figures").iterdir()) == ["gap.png", "scores.png"]
-    with pytest.raises(UserError, match="there is none called nothing; choose among accuracy"):
+    with pytest.raises(UserError, match="no picture is called nothing; choose among accuracy"):
         report.command([str(run), "figures=nothing"])
 
 

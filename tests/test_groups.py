@@ -150,10 +150,10 @@ def test_what_is_wrong_is_said(tmp_path):
         == "5618 images of train or val share a patient or picture with a later split (1 of 6 runs: leaky)"
     )
     assert found["skipped images"] == "2 images could not be read (1 of 6 runs: leaky)"
-    assert found["seed twice"] == "on_leak=ignore: seed 0 counts more than once; n is too large"
+    assert found["seed twice"] == "on_leak=ignore: seed 0 occurs more than once, so n is too large"
     text = (
-        "how much results vary between trainings is unknown for on_leak=drop; that of the other groups is used "
-        "instead, and may be far off"
+        "how much results vary between trainings is unknown for on_leak=drop; it is estimated "
+        "from the other groups, and may be far off"
     )
     assert found["one seed only"] == text
 
@@ -218,5 +218,5 @@ def test_groups_are_named_by_words_of_their_labels(tmp_path):
     runs = [read_run(run) for run in find_runs([tmp_path])]
     (table,) = tables_of(runs, named=["pretrained=none depth=50"])
     assert table.named == ["pretrained=none depth=50"]
-    with pytest.raises(UserError, match="groups=depth=5: no group has these words in its label; one is called depth="):
+    with pytest.raises(UserError, match="groups=depth=5: no group has these words in its label; one label is depth="):
         tables_of(runs, named=["depth=5"])

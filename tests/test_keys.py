@@ -405,13 +405,6 @@ def test_the_text_of_a_key() -> None:
     assert max(map(len, keys.as_text(keys.matching()).splitlines())) <= 80
 
 
-def test_the_markdown_has_a_row_for_every_key() -> None:
-    lines = keys.as_markdown(keys.matching()).splitlines()
-    rows = [line.split("`")[1] for line in lines if line.startswith("| `")]
-    assert sorted(rows) == sorted(known_keys())
-    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines if line.startswith("|")} == {5}
-
-
 def test_a_key_of_another_choice_names_the_choices_that_have_it():
     assert suggestion("model.dropout", known_keys()) == "it is a key of model=example_cnn"
     assert "model=resnet_cifar" in suggestion("model.depth", known_keys())

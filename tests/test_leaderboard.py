@@ -115,7 +115,7 @@ def test_where_all_is_alike_none_is_the_best(tmp_path):
     assert {row.mark for row in rows_of(table)} == {""}
     assert headline(
         table
-    ) == "All 3 groups have QWK 0.000 (95 %: –). Always predicting “no DR” would score 0.000.".replace(
+    ) == "All 3 groups have the same QWK: 0.000 (95 %: –). Always predicting “no DR” would score 0.000.".replace(
         " (95 %: –)", " (95 %: 0.000 to 0.000)"
     )
 
@@ -129,7 +129,7 @@ def test_without_an_interval_groups_are_ranked_but_not_tested(tmp_path):
     assert rows[0].value > rows[1].value > rows[2].value
     assert all(math.isnan(row.interval.low) for row in rows)
     assert rows[1].shortfall == limits_text("balanced_accuracy", rows[1].value - rows[0].value, math.nan, math.nan)
-    assert "No difference between groups is tested, since a class has fewer than 8 images." in headline(table)
+    assert "Differences between groups are not tested, since a class has fewer than 8 images." in headline(table)
     assert rows_of(table_of(tmp_path, "accuracy"))[0].mark == "best"
     page = markdown([table], [])
     assert f"| – | {rows[1].shortfall} |" in page

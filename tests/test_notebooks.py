@@ -58,7 +58,7 @@ def test_compare_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     sweep = write_sweep(tmp_path / "sweep", seeds=(0, 1))
     outputs = executed("02_compare_a_sweep", tmp_path, monkeypatch, SWEEP=str(sweep))
     assert pictures(outputs) == 1 + 4 + 1
-    assert "collapsed: depth=18 pretrained=none: 2 of 2" in text(outputs)
+    assert "depth=18 pretrained=none: 2 of 2" in text(outputs)
 
 
 @pytest.mark.slow

@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake_runs import edit_predictions, write_run, write_sweep
+from matplotlib.colors import to_rgb
 
 from resnet_lab.errors import UserError
 from resnet_lab.report import __main__ as report
 from resnet_lab.report import page
-from resnet_lab.report.groups import Group
+from resnet_lab.report.groups import Group, tables_of
 from resnet_lab.report.runs import read_run
 from resnet_lab.run_folder import find_runs
 
@@ -90,10 +91,10 @@ def test_sweeps_that_do_not_share_everything_say_so(tmp_path, undrawn):
     for sweep, lr in (("old", 0.1), ("new", 0.01)):
         for depth in (18, 50):
             write_run(tmp_path / sweep / str(depth), depth, config={"optim.lr": lr})
-    assert "What the sweeps do not share 1 key: optim.lr key new (2 runs) old (2 runs) optim.lr 0.01 0.1" in words(
+    assert "Differences between the sweeps 1 key: optim.lr key new (2 runs) old (2 runs) optim.lr 0.01 0.1" in words(
         page_of(tmp_path)
     )
-    assert "do not share" not in page_of(tmp_path / "old")
+    assert "Differences between the sweeps" not in page_of(tmp_path / "old")
 
 
 def test_another_metric_ranks_and_one_that_nobody_logged_is_named(tmp_path, undrawn):
@@ -123,9 +124,9 @@ def test_half_written_files_of_a_killed_run_leave_the_others_whole(tmp_path, und
     (tmp_path / "empty" / "config.yaml").write_text("")
     (tmp_path / "empty" / "status.json").write_text("")
     text = words(page_of(tmp_path))
-    assert "interrupted killed: no result, last epoch: 5" in text
-    assert "no result hurt: predictions_test.csv: line 2" in text
-    assert "unreadable empty: " in text
+    assert "interrupted: killed: no result, last epoch: 5" in text
+    assert "no result: hurt: predictions_test.csv: line 2" in text
+    assert "unreadable: empty: " in text
     assert "depth=34 1 without result" in text
     assert "Report on 4 runs" in text
 
@@ -133,7 +134,7 @@ def test_half_written_files_of_a_killed_run_leave_the_others_whole(tmp_path, und
 def test_missing_predictions_are_said_to_be_missing(tmp_path, undrawn):
     write_run(tmp_path / "fine")
     (write_run(tmp_path / "bare", 50) / "predictions_test.csv").unlink()
-    assert "no result bare: no predictions_test.csv; remove its folder and train the run again" in words(
+    assert "no result: bare: no predictions_test.csv; remove its folder and train the run again" in words(
         page_of(tmp_path)
     )
 
@@ -141,7 +142,7 @@ def test_missing_predictions_are_said_to_be_missing(tmp_path, undrawn):
 def test_no_result_at_all_is_a_page_too(tmp_path):
     write_run(tmp_path / "run", state="failed", error="boom", epochs=0)
     text = words(page_of(tmp_path))
-    assert "failed run: boom" in text
+    assert "failed: run: boom" in text
     assert "No run has a result" in text
 
 
@@ -174,8 +175,8 @@ def test_one_seed_has_no_deviation_and_says_so(tmp_path, undrawn):
     for depth in (18, 50):
         write_run(tmp_path / str(depth), depth)
     text = words(page_of(tmp_path))
-    assert "one seed only how much results vary between trainings is unknown for any group" in text
-    assert "With one seed each, this compares these networks" in text
+    assert "one seed only: how much results vary between trainings is unknown for any group" in text
+    assert "With one seed each" in text
     assert "nan" not in text
 
 
@@ -234,7 +235,7 @@ def test_a_folder_without_read_permission_is_named(elsewhere, undrawn, request):
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PROBE = """<script>addEventListener("load", () => {
-const cells = document.querySelectorAll(".difference td");
+const cells = document.querySelectorAll(".difference tbody td");
 const broken = [...document.images].filter((image) => !image.complete || !image.naturalWidth).length;
 const beyond = document.documentElement.scrollWidth - document.documentElement.clientWidth;
 document.title = `${innerWidth} px, ${beyond} beyond, ${broken} broken, ${cells.length} cells, ${cells[0].textContent}`;
@@ -283,13 +284,49 @@ def test_of_many_classes_the_confusions_are_listed_and_the_single_classes_folded
     write_run(tmp_path / "run", class_names=[f"flower {k}" for k in range(22)])
     text = page_of(tmp_path).replace("<wbr>", "")
     assert "most frequent confusions" in text
-    assert re.search(r"<li>\d+ % of flower \d+ are called flower \d+ \(\d+\)</li>", text)
-    assert re.search(
-        r"<details>\s*<summary>depth=18 pretrained=none</summary>", text
-    )  # of the classes; of the confusions: open
-    assert "<details open>" in text
-    assert "The classes that are found least come first." in words(text)
+    assert re.search(r"<li>\d+ % of flower \d+ predicted as flower \d+ \(\d+\)</li>", text)
+    summary = r"\s*<summary>\s*<i [^>]*></i>depth=18 pretrained=none\s*</summary>"
+    assert re.search(r'<details class="of-group">' + summary, text)
+    assert "<details open>" in text  # the confusions
+    assert "classes with the lowest recall come first" in words(text)
     write_run(tmp_path / "five" / "run")
     five = page_of(tmp_path / "five").replace("<wbr>", "")
     assert "most frequent confusions" not in five
-    assert re.search(r"<details open>\s*<summary>depth=18 pretrained=none</summary>", five)
+    assert re.search(r'<details class="of-group" open>' + summary, five)
+
+
+def contrast(one: tuple[float, ...], other: tuple[float, ...]) -> float:
+    """The WCAG contrast ratio of two colors."""
+    levels = np.array([one[:3], other[:3]])
+    linear = np.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4)
+    dark, light = sorted(linear @ (0.2126, 0.7152, 0.0722))
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_text_has_the_contrast_of_wcag_aa(scheme):
+    css = (Path(page.__file__).parents[1] / "page.css").read_text()
+    variables = re.findall(r":root \{(.*?)\}", css, flags=re.DOTALL)[scheme]
+    colors = {name: to_rgb(value) for name, value in re.findall(r"--(\w+): (#\w+)", variables)}
+    texts = {
+        "paper": ("ink", "soft", "blue", "alarm"),
+        "shade": ("ink", "soft", "alarm"),
+        "wrong": ("ink", "alarm"),
+        "limits": ("ink", "amber"),
+    }
+    assert min(contrast(colors[text], colors[ground]) for ground, some in texts.items() for text in some) >= 4.5
+    template = Path(page.__file__).with_name("report.html.j2").read_text()
+    found = re.search(r'rgba\((\d+), (\d+), (\d+), \{\{ "%.2f"\|format\((\S+) \* part', template)
+    *blue, darkest = map(float, found.groups())
+    cell = darkest * np.array(blue) / 255 + (1 - darkest) * np.array(colors["paper"])
+    assert contrast(colors["ink"], cell) >= 4.5
+
+
+def test_alternative_texts_name_the_groups_of_a_picture(tmp_path):
+    write_sweep(tmp_path, seeds=(0,))
+    (table,) = tables_of([read_run(run) for run in find_runs([tmp_path])])
+    labels = [group.label for group in table.drawn]
+    assert page._alts(table, "roc", "ROC", 1) == [f"ROC: {'; '.join(labels)}"]
+    assert page._alts(table, "class_scores", "F1", 4) == [f"F1: {label}" for label in labels]
+    assert page._alts(table, "layers", "Layers", 2)[1] == f"Layers, 2 of 2: {'; '.join(labels)}"
+    assert labels[3] not in page._alts(table, "reliability", "Reliability", 1)[0]

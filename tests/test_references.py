@@ -39,7 +39,7 @@ def test_a_protocol_agrees_differs_or_is_not_stated(tmp_path):
     config = {"data.image_size": 28, "data.name": "retinamnist"}
     run = run_of(tmp_path / "a", class_counts=counts, monitor="val/auroc", config=config)
     found = {reference.what: reference.verdict([run]) for reference in references_for([run])}
-    assert found["ResNet-18 at 28 px (MedMNIST v2)"] == "Protocol agrees"
+    assert found["ResNet-18 at 28 px (MedMNIST v2)"] == "Same protocol"
     assert found["ResNet-18 at 224 px, 28 px blown up (MedMNIST v2)"] == "Other protocol: 224 px, here 28"
     assert found["ResNet-18 at true 224 px, 3 seeds (MedMNIST+)"].endswith("(not stated: selection)")
     silent = Reference(["x"], 5, "x", {}, dict.fromkeys(WORDS), "x", "copy")
@@ -54,8 +54,8 @@ def test_the_verdict_is_on_the_run_that_comes_nearest(tmp_path):
         for size in (28, 224)
     ]
     found = {reference.what: reference.verdict(runs) for reference in references_for(runs)}
-    assert found["ResNet-18 at 224 px, 28 px blown up (MedMNIST v2)"] == "Protocol agrees with that of 1 of 2 runs"
-    assert found["Google AutoML (MedMNIST v2)"].startswith("Protocol agrees as far as it is stated (not stated: ")
+    assert found["ResNet-18 at 224 px, 28 px blown up (MedMNIST v2)"] == "Same protocol, in 1 of 2 runs"
+    assert found["Google AutoML (MedMNIST v2)"].startswith("Same protocol as far as stated (not stated: ")
 
 
 def test_what_a_reader_read_is_told_by_its_size(tmp_path):

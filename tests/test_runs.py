@@ -65,9 +65,9 @@ def test_a_run_that_never_started_has_no_epoch(tmp_path):
         ("predictions_test.csv", "", "predictions_test.csv is damaged"),
         ("predictions_test.csv", "image,patient\na,b\n", "predictions_test.csv is damaged"),
         ("predictions_test.csv", "image,patient,target,prediction,p_0\n", "has no rows"),
-        ("predictions_test.csv", "image,target,prediction,p_0,p_1\na,0,1,.5,.5\nb,1,0,.5\n", "line 3 lacks"),
-        ("predictions_test.csv", "image,target,prediction,p_0,p_1\na,0,2,.5,.5\n", "line 2 lacks a class"),
-        ("predictions_test.csv", "image,target,prediction,p_0,p_1\na,0,1,nan,nan\n", "line 2 lacks"),
+        ("predictions_test.csv", "image,target,prediction,p_0,p_1\na,0,1,.5,.5\nb,1,0,.5\n", "line 3 "),
+        ("predictions_test.csv", "image,target,prediction,p_0,p_1\na,0,2,.5,.5\n", "line 2 has no class"),
+        ("predictions_test.csv", "image,target,prediction,p_0,p_1\na,0,1,nan,nan\n", "line 2 "),
         ("predictions_test.csv", "image,target,prediction,p_0,p_1\na,0,1,.5,.5\n", "5 class_names, the predictions 2"),
     ],
 )
@@ -122,7 +122,7 @@ def test_entries_of_another_kind_are_named_and_leave_the_other_runs_whole(tmp_pa
     hurt, fine = sorted((read_run(run) for run in find_runs([tmp_path])), key=lambda run: bool(run.scores))
     assert fine.scores
     (key,) = damage
-    assert hurt.problem.startswith(f"status.json: {key} holds ")
+    assert hurt.problem.startswith(f"status.json: {key} is ")
     assert "train the run again" in hurt.problem
 
 
@@ -132,7 +132,7 @@ def test_a_seed_that_is_none_and_pictures_that_are_one_text_stop_no_report(tmp_p
     report([str(tmp_path)], tmp_path / "out")
     assert (tmp_path / "out" / "report_figures" / "scores.png").is_file()
     problems = [run.problem for run in map(read_run, find_runs([tmp_path]))]
-    assert problems == ["", "config.yaml: seed holds [1, 2], not a number; mend it, or remove the folder"]
+    assert problems == ["", "config.yaml: seed is [1, 2], not a number; correct it, or remove the folder"]
 
 
 def test_an_interrupted_run_without_an_epoch_says_so(tmp_path):

@@ -67,7 +67,7 @@ def test_each_class_and_the_referable_grades_have_a_panel(tmp_path):
         write_run(tmp_path / str(seed), seed=seed)
     table = table_of(tmp_path)
     panels = panels_of(table, roc_of, "AUC")
-    assert [title for title, _ in panels] == ["referable (from moderate on)", *table.scored[0].class_names]
+    assert [title for title, _ in panels] == ["referable (moderate or worse)", *table.scored[0].class_names]
     (line,) = panels[0][1]
     areas = [roc_auc_score(*calibration.referable(predictions)) for predictions in table.groups[0].predictions]
     assert line.values.shape == (2, len(PLACES))

@@ -99,7 +99,7 @@ def test_changed_predictions_show_in_all_that_was_made_of_them(tmp_path):
     frame = pd.read_csv(file, dtype={"image": str})
     frame.assign(target=np.where(frame.index < 5, (frame["target"] + 1) % 5, frame["target"])).to_csv(file, index=False)
     found = " ".join(lines(folder))
-    assert "cannot be checked: predictions_test.csv: 400 rows that are not the 400 images of status.json" in found
+    assert "cannot be checked: predictions_test.csv: 400 rows do not match the 400 images of status.json" in found
     edit_predictions(folder, lambda frame: frame)
     found = " ".join(lines(folder))
     assert "test/accuracy is stored as" in found
@@ -124,7 +124,7 @@ def test_the_tables_beside_the_predictions_are_checked_too(tmp_path):
     assert lines(folder) == []
     good.rename(index={"mild": "moderate", "moderate": "mild"}).to_csv(run.folder.confusion_matrix_file("test"))
     assert lines(folder) == [
-        "run: confusion_matrix_test.csv names other classes or columns than status.json, or in another order"
+        "run: confusion_matrix_test.csv has other classes or columns than status.json, or another order"
     ]
     (good + np.eye(5, dtype=int)).to_csv(run.folder.confusion_matrix_file("test"))
     assert lines(folder) == ["run: confusion_matrix_test.csv does not follow from the predictions"]
@@ -137,7 +137,7 @@ def test_metrics_without_predictions_and_unknown_ones_cannot_be_checked(tmp_path
     change_status(folder, metrics={"test/charm": 0.5, "val/accuracy": 0.5})
     found = lines(folder)
     assert "run: test/charm is stored, but cannot be derived from predictions" in found
-    assert any(line.startswith("run: the numbers of val cannot be checked: predictions_val.csv") for line in found)
+    assert any(line.startswith("run: the val metrics cannot be checked: predictions_val.csv") for line in found)
 
 
 def test_an_undefined_metric_agrees_only_with_an_undefined_one(tmp_path):
@@ -152,15 +152,15 @@ def test_an_undefined_metric_agrees_only_with_an_undefined_one(tmp_path):
     ("changes", "line"),
     [
         ({"metrics": {}}, "test/accuracy is not stored, the predictions give"),
-        ({"metrics": {"final/accuracy": 0.5}}, "metrics of status.json that are of no split cannot be derived: final/"),
+        ({"metrics": {"final/accuracy": 0.5}}, "metrics without a split in status.json cannot be derived: final/"),
         ({"metrics": {"test/recall_0": 0.5}}, "test/recall_1 is not stored, the predictions give"),
-        ({"metrics": []}, "status.json: metrics holds list, not numbers by name"),
-        ({"metrics": {"test/accuracy": "high"}}, "test/accuracy is stored as 'high', which is no number"),
+        ({"metrics": []}, "status.json: metrics is list, not numbers by name"),
+        ({"metrics": {"test/accuracy": "high"}}, "test/accuracy is stored as 'high', not a number"),
         ({"collapsed": True}, "collapsed is stored as True, one class is predicted for "),
         ({"class_counts": {"test": [1, 2, 3, 4, 5]}}, "class_counts of test are stored as [1, 2, 3, 4, 5]"),
         (
             {"best_value": 0.99, "monitor": "val/accuracy"},
-            "best_value is stored as 0.990000, which is val/accuracy of no epoch in metrics.csv",
+            "best_value is stored as 0.990000, but no epoch in metrics.csv has this val/accuracy",
         ),
         ({"best_value": 0.99, "monitor": "test/qwk"}, "best_value is stored as 0.990000, the predictions of test give"),
     ],
@@ -188,7 +188,7 @@ def test_the_row_of_metrics_csv_that_made_the_predictions_is_checked(tmp_path, m
         f"the predictions give {true['qwk']:.6f}"
     ]
     (folder / "metrics.csv").unlink()
-    assert "run: metrics.csv is missing, or has no whole row" in lines(folder)
+    assert "run: metrics.csv is missing, or has no complete row" in lines(folder)
 
 
 @pytest.mark.parametrize(("limit", "checked"), [(1.0, True), (1, False), (0.5, False)])

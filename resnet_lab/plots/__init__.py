@@ -1,4 +1,4 @@
-"""Arrays in, matplotlib Figures out; made without pyplot, so no figure stays in memory."""
+"""Matplotlib figures from arrays; made without pyplot, so no figure stays in memory."""
 
 from resnet_lab.plots import classes, curves, frame, groups, layers, matrices, samples
 

@@ -17,13 +17,13 @@ from resnet_lab.statistics import MANY_CLASSES
 def counts(
     counts: Mapping[str, np.ndarray], class_names: Sequence[str], mark: float | None = None, title: str = ""
 ) -> Figure:
-    """Images of each class as bars, one panel per split.
+    """Draw the images of each class as bars, one panel per split.
 
     Args:
         counts: images (K,) by split.
-        class_names: K names; above 20 classes every n-th is shown, and no number.
-        mark: a dotted line at so many images of train.
-        title: above the picture.
+        class_names: K names; above 20 classes, only every n-th name and no number is shown.
+        mark: position of a dotted line in the panel of train.
+        title: title of the picture.
     """
     shown, names = shown_names(class_names)
     figure = Figure(figsize=(6.5, 0.7 + 0.25 * min(len(class_names), 20)), layout="constrained")
@@ -50,13 +50,13 @@ SCORES = ("precision", "recall", "F1")
 
 
 def scores(values: np.ndarray, class_names: Sequence[str], pass_mark: float, title: str = "") -> Figure:
-    """Precision, recall and F1 of each class as bars, with the classes below the pass mark in red and by name.
+    """Draw precision, recall and F1 of each class as bars; classes below the pass mark are red and named.
 
     Args:
-        values: (3, K), NaN where undefined.
+        values: scores (3, K), NaN if undefined.
         class_names: K names.
-        pass_mark: of all three.
-        title: above the picture.
+        pass_mark: the pass mark of all three scores.
+        title: title of the picture.
     """
     figure = Figure(figsize=(9, 6.2), layout="constrained")
     panels = figure.subplots(3, 1, sharex=True)
@@ -77,7 +77,7 @@ def scores(values: np.ndarray, class_names: Sequence[str], pass_mark: float, tit
 
 
 def _those(below: np.ndarray, class_names: Sequence[str]) -> str:
-    """The classes below the mark by name; where most are, the others."""
+    """Return the names of the classes below the mark, or of the others if they are fewer."""
     low, high = ([name for name, is_low in zip(class_names, below, strict=True) if is_low == side] for side in (1, 0))
     listed, start = (low, ": ") if len(low) <= len(high) else (high, ", all but ")
     more = f" and {len(listed) - MANY_CLASSES} more" if len(listed) > MANY_CLASSES else ""
@@ -85,10 +85,10 @@ def _those(below: np.ndarray, class_names: Sequence[str]) -> str:
 
 
 def bands(shares: Mapping[str, np.ndarray], edges: Sequence[float]) -> Figure:
-    """Share of the classes in each band of precision, recall and F1, as stacked bars, one line a group.
+    """Draw the share of the classes in each band of precision, recall and F1, as stacked bars, one per group.
 
     Args:
-        shares: (3, B) by group, rows adding up to 1.
+        shares: shares (3, B) by group; the sum of each row is 1.
         edges: B + 1 limits of the bands.
     """
     figure = Figure(figsize=(9, 1.1 + 0.42 * len(shares)), layout="constrained")

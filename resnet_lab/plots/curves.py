@@ -15,18 +15,18 @@ from matplotlib.ticker import MaxNLocator
 
 from resnet_lab.plots.frame import GRAY, LEGEND_WIDTH, STYLES, Color, Style, add_legend, legend_height, palette
 
-CROWDED = 4  # lines of a panel above which single runs are not drawn
+CROWDED = 4  # panels with more lines do not show single runs
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line of `by_epoch`: a value by epoch for each of R runs that differ in their seed only."""
+    """One line of `by_epoch`: a value by epoch for each of R runs that differ only in their seed."""
 
     panel: str
     label: str
     split: str  # train (dashed), val (solid) or test (dash-dotted)
     epochs: np.ndarray  # (E,)
-    values: np.ndarray  # (R, E), NaN where a run has no value
+    values: np.ndarray  # (R, E), NaN if a run has no value
 
 
 def by_epoch(
@@ -37,18 +37,18 @@ def by_epoch(
     logarithmic: bool = False,
     colors: Mapping[str, Color] | None = None,
 ) -> Figure:
-    """Values by epoch, one panel per `panel`, one color per `label`; thin lines are runs, bands span them.
+    """Draw values by epoch, one panel per `panel`, one color per `label`; thin lines are runs, bands span the runs.
 
-    Thick lines are means, at the epochs that all their runs have, so that a mean never changes its runs on the way. In
-    a crowded panel the bands stand alone for the runs; where there is one split only, its lines are solid.
+    Thick lines are means at epochs that all runs have, so every point averages the same runs. Crowded panels show bands
+    without single runs. If there is only one split, its lines are solid.
 
     Args:
         series: the lines, in the order of panels and legend.
-        ylabel: what the values are, with their unit.
-        baseline: a split, and what always predicting the majority class gives on it, in the same unit; a dotted line.
-        columns: panels in a row.
-        logarithmic: whether the values' axis is, for values that are far apart.
-        colors: label → color; None: one each.
+        ylabel: name of the values, with their unit.
+        baseline: a split and the value of the majority baseline on it, in the same unit; a dotted line.
+        columns: panels per row.
+        logarithmic: whether the axis of the values is logarithmic.
+        colors: label → color; None: one color per label.
     """
     panels, labels = (list(dict.fromkeys(names)) for names in zip(*((s.panel, s.label) for s in series), strict=True))
     columns = min(columns, len(panels))
@@ -81,7 +81,7 @@ def _draw_series(axes: Axes, line: Series, color: Color, style: Style, alone: bo
             axes.plot(line.epochs, line.values.T, color=color, linestyle=style, linewidth=0.6, alpha=0.45)
         low, high = np.fmin.reduce(line.values), np.fmax.reduce(line.values)
         axes.fill_between(line.epochs, low, high, color=color, alpha=0.13, linewidth=0)
-    # a single epoch is a point, which a line does not show
+    # a line does not show a single epoch
     marker = "o" if len(line.epochs) == 1 else None
     axes.plot(line.epochs, line.values.mean(axis=0), color=color, linestyle=style, linewidth=1.8, marker=marker)
 
@@ -93,7 +93,7 @@ def _legend(
     baseline: tuple[str, float] | None,
     columns: int,
 ) -> list[Line2D]:
-    """What the colors and the styles mean, once for all panels; in two columns where there is room."""
+    """Return the legend of colors and line styles for all panels, filled up for two columns."""
     colors = [
         Line2D([], [], color=shade, linewidth=1.8, label=fill(label, LEGEND_WIDTH)) for label, shade in shades.items()
     ]
@@ -112,7 +112,7 @@ def _tidy(grid: np.ndarray, panels: int, columns: int, ylabel: str) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="0.92")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        lowest = place + columns >= panels  # nothing below it, not even in an incomplete last row
+        lowest = place + columns >= panels  # no panel below, even if the last row is incomplete
         axes.tick_params(labelbottom=lowest)
         axes.set_xlabel("epoch" if lowest else "")
         if place % columns == 0:

@@ -14,7 +14,7 @@ from resnet_lab.plots.frame import BLUE, GRAY
 
 @dataclass(frozen=True)
 class Scores:
-    """One group's scores, (N,) by run; `best` of their best epochs, or empty."""
+    """One group's scores, (N,) by run; `best`: the scores of the best epochs, or empty."""
 
     label: str
     values: np.ndarray
@@ -22,12 +22,12 @@ class Scores:
 
 
 def scores(rows: Sequence[Scores], xlabel: str, baseline: tuple[str, float] | None = None) -> Figure:
-    """Scores of groups as points, mean and standard deviation as a bar, one line a group.
+    """Draw scores as points, and mean and standard deviation as a bar, one line per group.
 
     Args:
         rows: the groups from top to bottom.
-        xlabel: what the values are, with their unit.
-        baseline: a split, and what always predicting the majority class gives on it, in the same unit; a dotted line.
+        xlabel: name of the values, with their unit.
+        baseline: a split and the value of the majority baseline on it, in the same unit; a dotted line.
     """
     figure = Figure(figsize=(6.5, 0.9 + 0.42 * len(rows)), layout="constrained")
     axes = figure.subplots()

@@ -21,7 +21,7 @@ QUANTITIES = {  # of layers.csv → title, factor
 
 
 def profile_of(rows: pd.DataFrame, epoch: int) -> dict[str, np.ndarray]:
-    """By quantity, the values of one epoch of layers.csv from the first layer to the last."""
+    """Return the values of one epoch of layers.csv by quantity, from the first layer to the last."""
     rows = rows[rows["epoch"] == epoch]
     return {str(quantity): part["value"].to_numpy() for quantity, part in rows.groupby("quantity", sort=False)}
 
@@ -29,12 +29,12 @@ def profile_of(rows: pd.DataFrame, epoch: int) -> dict[str, np.ndarray]:
 def by_depth(
     profiles: Mapping[str, Mapping[str, np.ndarray]], columns: int = 3, colors: Mapping[str, Color] | None = None
 ) -> Figure:
-    """Gradient norm, activation variance and dead units from a network's first layer (0) to its last (1).
+    """Draw gradient norm, activation variance and dead units from a network's first layer (0) to its last (1).
 
     Args:
-        profiles: by label, and by the name of the quantity, one value a layer.
-        columns: panels in a row.
-        colors: label → color; None: one each.
+        profiles: one value per layer, by label and quantity.
+        columns: panels per row.
+        colors: label → color; None: one color per label.
     """
     shades = colors or palette(profiles)
     rows = math.ceil(len(QUANTITIES) / columns)
@@ -50,7 +50,7 @@ def by_depth(
             top = max(10.0, 1.05 * axes.get_ylim()[1])
             axes.set_ylim(-0.03 * top, top)
         axes.set_title(title, fontsize=10)
-        axes.set_xlabel("place in the network", fontsize=9)
+        axes.set_xlabel("position in the network", fontsize=9)
         axes.tick_params(labelsize=8)
         axes.grid(color="0.92")
         axes.spines[["top", "right"]].set_visible(False)

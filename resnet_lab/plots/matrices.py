@@ -16,15 +16,15 @@ from resnet_lab.statistics import MANY_CLASSES
 
 
 def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str = "", largest: float = 7.5) -> Figure:
-    """One confusion matrix: the color is the share of the true class, the text count and share.
+    """Draw one confusion matrix: colors are shares of the true class, texts are counts and shares.
 
-    Up to 20 classes the cells have text; above, only every n-th class is named.
+    Up to 20 classes, the cells have texts; above, only every n-th class is named.
 
     Args:
         counts: images (K, K), rows true, columns predicted.
         class_names: K names, in the order of the rows.
-        title: above the picture.
-        largest: inches of the matrix at most.
+        title: title of the picture.
+        largest: maximum size of the matrix in inches.
     """
     return confusion_matrices([(title, counts)], class_names, largest=largest)
 
@@ -32,10 +32,10 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str 
 def confusion_matrices(
     matrices: Sequence[tuple[str, np.ndarray]], class_names: Sequence[str], columns: int = 2, largest: float = 7.5
 ) -> Figure:
-    """Confusion matrices (K, K) of the same classes side by side, each with its title and as large as the others."""
+    """Draw confusion matrices (K, K) of the same classes side by side, in the same size, each with its title."""
     columns = min(columns, len(matrices))
     rows = math.ceil(len(matrices) / columns)
-    side = min(max(3.4, 0.62 * len(class_names)), largest)  # inches: room for two lines of text a cell
+    side = min(max(3.4, 0.62 * len(class_names)), largest)  # inches: room for two lines of text per cell
     width, height = side + 0.25 + _names_width(class_names), side + 0.55 + _names_height(class_names, side)
     figure = Figure(figsize=(columns * width, rows * height))
     for place, (title, counts) in enumerate(matrices):
@@ -56,7 +56,7 @@ def _names_width(class_names: Sequence[str]) -> float:
 
 
 def _upright(class_names: Sequence[str], side: float) -> bool:
-    """Whether the names are too long to lie side by side under the columns."""
+    """Return whether the names are too long to fit side by side under the columns."""
     return max(map(len, class_names)) * 0.085 > side / len(class_names)
 
 
@@ -66,7 +66,7 @@ def _names_height(class_names: Sequence[str], side: float) -> float:
 
 def _draw_matrix(axes: Axes, counts: np.ndarray, class_names: Sequence[str], title: str, side: float) -> None:
     totals = counts.sum(axis=1, keepdims=True)
-    # a class without images has no shares: masked, so that it looks unlike a share of 0
+    # a class without images has no shares; masked, it looks different from a share of 0
     shares = np.ma.masked_array(counts / np.maximum(totals, 1), np.broadcast_to(totals == 0, counts.shape))
     colors = matplotlib.colormaps["Blues"].with_extremes(bad="0.88")
     axes.imshow(shares, cmap=colors, vmin=0, vmax=1, interpolation="nearest")
@@ -89,7 +89,7 @@ def _name_classes(axes: Axes, class_names: Sequence[str], side: float) -> None:
 
 
 def _write_cells(axes: Axes, counts: np.ndarray, shares: np.ma.MaskedArray, points: float) -> None:
-    """Count and row share in each cell of `points` points, white on dark cells."""
+    """Write count and row share into each cell of `points` points, white on dark cells."""
     size = min(9.0, 0.29 * points)
     for (row, column), count in np.ndenumerate(counts):
         share = shares[row, column]

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 
 
 def images(batch: np.ndarray, labels: Sequence[str], columns: int = 4) -> Figure:
-    """A sample of a batch: images (B, H, W, 3), uint8, each with its label above.
+    """Draw a sample of a batch: images (B, H, W, 3), uint8, each with its label above.
 
-    One picture in one pair of axes: a pair each takes ten times as long to draw.
+    All images share one pair of axes: one pair per image is ten times slower.
     """
     columns = min(columns, len(batch))
     rows = math.ceil(len(batch) / columns)

@@ -1,1 +1,1 @@
-"""Many run folders in, one page that compares them out; `__main__.py` is the command (no torch)."""
+"""The report: one page that compares many run folders; `__main__.py` is the command (no torch)."""

@@ -1,4 +1,4 @@
-"""`resnet-lab report DIR… [metric=NAME] [out=DIR] [figures=NAME,…] [--check]`: what run folders compare to."""
+"""`resnet-lab report DIR… [metric=NAME] [out=DIR] [figures=NAME,…] [groups=WORDS,…] [--check]`: compare runs."""
 
 from __future__ import annotations
 
@@ -26,18 +26,17 @@ from resnet_lab.verbs import VERBS
 def report(
     folders: Sequence[str], out: Path, figures: Sequence[str] = (), metric: str = "", groups: Sequence[str] = ()
 ) -> str:
-    """Write the report on all runs at or below `folders` to `out`, and return what the terminal shows.
+    """Write the report on all runs at or below `folders` to `out`; return the text for the terminal.
 
     Args:
-        folders: run folders, or folders that hold some.
-        out: is made if need be.
-        figures: names of pictures; those that the runs ask for where empty.
-        metric: ranks the groups; QWK of grades and else accuracy where empty.
-        groups: words of the labels of groups that pictures show besides the best.
+        folders: run folders, or folders that contain run folders.
+        out: folder of the report, created if missing.
+        figures: names of pictures; empty: those in the runs' configurations.
+        metric: ranks the groups; empty: QWK for grades, otherwise accuracy.
+        groups: words in labels; pictures show these groups besides the best.
 
     Raises:
-        UserError: a folder does not exist or holds no run, the metric is not known of any run, or `out` cannot be
-            written.
+        UserError: a folder does not exist or contains no run, no run has the metric, or `out` cannot be written.
     """
     closed = closed_folders(folders)
     runs = read_runs(folders, closed)
@@ -49,7 +48,7 @@ def report(
     except OSError as error:
         file = Path(str(error.filename))
         if any(run.folder.path in file.parents for run in runs):
-            raise UserError(f"{file} cannot be read ({error.strerror}); see to its permissions") from error
+            raise UserError(f"{file} cannot be read ({error.strerror}); check its permissions") from error
         raise UserError(f"out={out} cannot be written ({error.strerror}); choose another folder") from error
     lines = [f"{finding.kind}: {finding}" for finding in findings]
     lines += [f"\n{text_table(table)}" for table in tables]
@@ -62,7 +61,7 @@ def _write(
 ) -> None:
     folder = out / "report_figures"
     if folder.is_symlink():
-        raise UserError(f"{folder} is a link, and the report would write behind it; remove it, or name another out=")
+        raise UserError(f"{folder} is a symbolic link to another folder; remove the link, or choose another out=")
     folder.mkdir(parents=True, exist_ok=True)
     ours = re.compile(rf"({'|'.join((*CURVES, *PICTURES))})(_\d{{1,2}})?(_table\d{{1,2}})?\.png")
     for stale in folder.glob("*.png"):
@@ -74,10 +73,10 @@ def _write(
 
 
 def check(folders: Sequence[str]) -> None:
-    """Print every stored number that the predictions do not give.
+    """Print every stored number that does not follow from the predictions.
 
     Raises:
-        SystemExit: with code 1, where there is one.
+        SystemExit: with code 1 if a number differs or cannot be checked.
     """
     closed = closed_folders(folders)
     runs = read_runs(folders, closed)
@@ -89,11 +88,11 @@ def check(folders: Sequence[str]) -> None:
 
 
 def command(arguments: Sequence[str]) -> None:
-    """Report on the folders; `out` is the first of them where it is not given."""
+    """Report on the folders; `out` defaults to the first of them."""
     given = VERBS["report"]().read(arguments)
     if given.check:
         if options := [key for key in ("metric", "out", "figures", "groups") if vars(given)[key] is not None]:
-            raise UserError(f"--check writes no report and takes no {options[0]}=; leave it out")
+            raise UserError(f"--check writes no report, so {options[0]}= has no effect; leave it out")
         check(given.DIR)
         return
     figures, groups = ([name for name in (each or "").split(",") if name] for each in (given.figures, given.groups))

@@ -1,4 +1,4 @@
-"""Scores of single classes and of thresholds, with intervals that know how few images and patients there are."""
+"""Scores of single classes and of thresholds, with intervals over images and patients."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DISTANCES = ("right", "one grade off", "two grades off", "three or more")
 
 
 class Share(NamedTuple):
-    """A share with its 95 % interval; NaN where it is a share of nothing."""
+    """A share with its 95 % interval; NaN if its denominator is 0."""
 
     value: float
     interval: Interval
@@ -26,7 +26,7 @@ NOTHING = Share(np.nan, Interval(np.nan, np.nan))
 
 
 class ClassRow(NamedTuple):
-    """What a group makes of one class."""
+    """Precision, recall and F1 of one class in a group."""
 
     name: str
     images: int
@@ -36,10 +36,10 @@ class ClassRow(NamedTuple):
 
 
 def class_rows(runs: Sequence[Predictions], patient: np.ndarray, class_names: Sequence[str]) -> list[ClassRow]:
-    """Precision, recall and F1 of each class, from the sums over the runs of a group; of many, the worst found first.
+    """Return precision, recall and F1 of each class, from the sums over the runs of a group.
 
-    F1 is 2 J / (1 + J) of the Jaccard index J, a share of the images that are of the class or are called so, and takes
-    its limits from J's.
+    Many classes are sorted by recall, lowest first. F1 is 2 J / (1 + J), where J is the Jaccard index: the share of
+    found images among those of the class or predicted as it. The limits of F1 follow from those of J.
 
     Args:
         runs: predictions on the same N images.
@@ -54,14 +54,14 @@ def class_rows(runs: Sequence[Predictions], patient: np.ndarray, class_names: Se
         jaccard = share_of(found[:, k], true[:, k] + predicted[:, k] - found[:, k])
         f1 = Share(_f1(jaccard.value), Interval(*map(_f1, jaccard.interval)))
         if not true[:, k].any():
-            f1 = NOTHING  # as its recall; precision alone says nothing
+            f1 = NOTHING  # as recall
         precision, recall = share_of(found[:, k], predicted[:, k]), share_of(found[:, k], true[:, k])
         rows.append(ClassRow(str(name), round(true[:, k].sum()), precision, recall, f1))
     return sorted(rows, key=lambda row: np.nan_to_num(row.recall.value, nan=2)) if len(rows) > MANY_CLASSES else rows
 
 
 class Confusion(NamedTuple):
-    """Images of one class that were taken for another."""
+    """Images of one class that are predicted as another."""
 
     true: str
     predicted: str
@@ -70,7 +70,7 @@ class Confusion(NamedTuple):
 
 
 def confusions_of(counts: np.ndarray, class_names: Sequence[str], most: int = 10) -> list[Confusion]:
-    """The most frequent errors of a confusion matrix (K, K), the largest share of the true class first."""
+    """Return the most frequent errors of a confusion matrix (K, K), the largest share of the true class first."""
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1) * (1 - np.eye(len(counts)))
     order = np.argsort(-shares, axis=None, kind="stable")[:most]
     places = [divmod(int(place), len(counts)) for place in order]
@@ -86,10 +86,10 @@ def _f1(jaccard: float) -> float:
 
 
 def share_of(part: np.ndarray, whole: np.ndarray) -> Share:
-    """The share sum(part) / sum(whole) of sums by patient (P,), with Wilson's interval (1927).
+    """Return sum(part) / sum(whole) of sums by patient (P,), with Wilson's interval (1927).
 
-    The number of images in it is smaller where patients hold several that go together (Korn and Graubard 1998), but
-    never larger, though a mean over seeds knows a little more.
+    Correlated images of a patient lower the effective number of images (Korn and Graubard 1998). It never exceeds the
+    number of images, although a mean over seeds is slightly more precise.
     """
     total = float(whole.sum())
     if total == 0:
@@ -103,7 +103,7 @@ def share_of(part: np.ndarray, whole: np.ndarray) -> Share:
 
 
 def shares_by_distance(runs: Sequence[Predictions], patient: np.ndarray) -> list[tuple[str, Share]]:
-    """How many of the images are right, one class off, two, and further off; K classes have no more than K of these.
+    """Return the shares of images that are right, one class off, two, and three or more; at most K for K classes.
 
     Args:
         runs: predictions on the same N images.
@@ -119,5 +119,5 @@ def shares_by_distance(runs: Sequence[Predictions], patient: np.ndarray) -> list
 
 
 def by_patient(marked: np.ndarray, patient: np.ndarray) -> np.ndarray:
-    """How many of the marked images (N,) each patient has, (P,); shares of an image count as such."""
+    """Return the number of marked images (N,) of each patient (P,); marks may be fractions."""
     return np.bincount(patient, marked.astype(float))

@@ -1,4 +1,4 @@
-"""Are probabilities what they say, and where to cut them: calibration, temperature, and operating points."""
+"""Calibration of probabilities, temperature scaling, and operating points."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from resnet_lab import statistics
 from resnet_lab.scores import Predictions
 
 BINS = 10
-TARGETS = {"high sensitivity": 0.975, "high specificity": 0.981}  # Gulshan et al. 2016 chose theirs so
-SMALLEST = 1e-12  # of a stored probability, before its logarithm is taken
+TARGETS = {"high sensitivity": 0.975, "high specificity": 0.981}  # as in Gulshan et al. 2016
+SMALLEST = 1e-12  # lower bound of a stored probability before its logarithm
 
 
 class Reliability(NamedTuple):
-    """By bin of confidence: its mean, how often the prediction is right, and the number of images; (B,) each."""
+    """Mean confidence, accuracy, and number of images by bin of confidence; (B,) each."""
 
     confidence: np.ndarray
     accuracy: np.ndarray
@@ -25,13 +25,13 @@ class Reliability(NamedTuple):
 
 
 def reliability(predictions: Predictions, bins: int = BINS) -> Reliability:
-    """How often a prediction is right by its confidence (the largest probability), in bins of equal width.
+    """Return accuracy by confidence (the largest probability), in bins of equal width.
 
     Empty bins have NaN.
     """
     confidence = predictions.probabilities.max(axis=1)
     right = predictions.probabilities.argmax(axis=1) == predictions.targets
-    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)  # (low, high], as Guo et al. 2017
+    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)  # (low, high], as in Guo et al. 2017
     images = np.bincount(place, minlength=bins)
     with np.errstate(invalid="ignore"):
         means = [np.bincount(place, weights.astype(float), bins) / images for weights in (confidence, right)]
@@ -39,16 +39,16 @@ def reliability(predictions: Predictions, bins: int = BINS) -> Reliability:
 
 
 def calibration_error(predictions: Predictions, bins: int = BINS) -> float:
-    """Expected calibration error: the mean distance of confidence and accuracy over the images (Naeini et al. 2015)."""
+    """Return the expected calibration error: |confidence - accuracy|, averaged over images (Naeini et al. 2015)."""
     found = reliability(predictions, bins)
     gap = np.nan_to_num(np.abs(found.confidence - found.accuracy))
     return float(np.sum(found.images * gap) / found.images.sum())
 
 
 def temperature(predictions: Predictions) -> float:
-    """The T that minimizes the negative log-likelihood of softmax(log p / T) (Guo et al. 2017); 1 changes nothing.
+    """Return the T that minimizes the negative log-likelihood of softmax(log p / T) (Guo et al. 2017).
 
-    Looked for between 0.05 and 20.
+    The search covers 0.05 to 20; T = 1 changes nothing.
     """
     logits, rows = _logits(predictions), np.arange(len(predictions.targets))
 
@@ -60,20 +60,20 @@ def temperature(predictions: Predictions) -> float:
 
 
 def _logits(predictions: Predictions) -> np.ndarray:
-    """Logits (N, K) up to a constant a row."""
+    """Return logits (N, K), up to a constant per row."""
     values: np.ndarray = np.log(np.maximum(predictions.probabilities, SMALLEST))
     return values
 
 
 def temperature_scaled(predictions: Predictions, temperature: float) -> Predictions:
-    """The same predictions with probabilities of another temperature; the predicted classes stay."""
+    """Return the predictions with temperature-scaled probabilities; the predicted classes stay."""
     scaled = _logits(predictions) / temperature
     probabilities = np.exp(scaled - np.logaddexp.reduce(scaled, axis=1, keepdims=True))
     return predictions._replace(probabilities=probabilities)
 
 
 class OperatingPoint(NamedTuple):
-    """A threshold on the probability of the referable grades, and what it gives on some images."""
+    """A threshold on the probability of the referable grades, with its sensitivity and specificity."""
 
     threshold: float
     sensitivity: float
@@ -81,15 +81,15 @@ class OperatingPoint(NamedTuple):
 
 
 def referable(predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
-    """Whether each image is to be referred (N,), and the probability of that (N,)."""
+    """Return whether each image is referable (N,), and the probability of that (N,)."""
     return statistics.referable(predictions.targets, predictions.probabilities)
 
 
 def thresholds(validation: Predictions) -> dict[str, float]:
-    """The threshold of each operating point, chosen on validation.
+    """Return the threshold of each operating point, chosen on validation; empty if validation has only one kind.
 
-    High sensitivity is the highest threshold that still finds 97.5 % of those to be referred, high specificity the
-    lowest that leaves 98.1 % of the others alone. Empty where validation holds only one kind.
+    High sensitivity: the highest threshold that finds at least 97.5 % of the referable images. High specificity: the
+    lowest threshold that refers at most 1.9 % of the other images.
     """
     positive, probability = referable(validation)
     if positive.all() or not positive.any():
@@ -101,7 +101,7 @@ def thresholds(validation: Predictions) -> dict[str, float]:
 
 
 def operate(predictions: Predictions, threshold: float) -> OperatingPoint:
-    """What a threshold gives on these images; NaN where they hold none of a kind."""
+    """Return sensitivity and specificity of a threshold on these images; NaN without images of that kind."""
     positive, probability = referable(predictions)
     called = probability >= threshold
     with np.errstate(invalid="ignore"):

@@ -1,4 +1,4 @@
-"""Arrays in, matplotlib Figures out: what thresholds, probabilities and resources give."""
+"""Matplotlib figures of thresholds, probabilities and resources, from arrays."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ PLAQUE = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1}  # 
 
 @dataclass(frozen=True)
 class Line:
-    """A curve over [0, 1]: values (R, X) of R runs at the same places (X,), with a number to stand beside its name."""
+    """A curve over [0, 1]: values (R, X) of R runs at the same places (X,), with a number for the panel."""
 
     label: str
     x: np.ndarray
     values: np.ndarray
     score: str = ""
-    points: tuple[tuple[str, OperatingPoint], ...] = ()  # marked on it, with the name of each
+    points: tuple[tuple[str, OperatingPoint], ...] = ()  # marks on the curve, each with its name
 
 
 def unit_curves(
@@ -38,15 +38,15 @@ def unit_curves(
     diagonal: bool = False,
     colors: Mapping[str, Color] | None = None,
 ) -> Figure:
-    """Curves in the unit square, one panel a title: means as lines, the range over runs as bands.
+    """Draw curves in the unit square, one panel per title: lines are means, bands span the runs.
 
     Args:
-        panels: title and lines of each; the same lines in the same order.
-        xlabel: of the first number.
-        ylabel: of the second.
-        columns: panels in a row.
-        diagonal: draw the diagonal, which guessing gives; the numbers then stand below it.
-        colors: label → color; None: one each.
+        panels: title and lines of each panel; the same lines in the same order.
+        xlabel: label of the horizontal axis.
+        ylabel: label of the vertical axis.
+        columns: panels per row.
+        diagonal: whether to draw the diagonal (guessing), with the numbers below it.
+        colors: label → color; None: one color per label.
     """
     shades = colors or palette(line.label for line in panels[0][1])
     columns = min(columns, len(panels))
@@ -95,11 +95,11 @@ def _square(axes: Axes, xlabel: str, ylabel: str, title: str) -> None:
 
 
 def reliability(panels: Sequence[tuple[str, Reliability, float]], columns: int) -> Figure:
-    """How often predictions are right, by their confidence, beside the diagonal where both agree.
+    """Draw accuracy by confidence, with the diagonal of perfect calibration.
 
     Args:
         panels: title, bins, and expected calibration error.
-        columns: panels in a row.
+        columns: panels per row.
     """
     columns = min(columns, len(panels))
     rows = math.ceil(len(panels) / columns)
@@ -108,7 +108,7 @@ def reliability(panels: Sequence[tuple[str, Reliability, float]], columns: int) 
     for axes, (title, bins, error) in zip(grid, panels, strict=False):
         width = 1 / len(bins.images)
         middles = width * (np.arange(len(bins.images)) + 0.5)
-        # the bins that count for more are drawn darker
+        # bins with more images are darker
         weight = bins.images / max(bins.images.max(), 1)
         tints = [to_rgba(BLUE, 0.2 + 0.8 * share) for share in weight]
         axes.bar(middles, np.nan_to_num(bins.accuracy), width=0.92 * width, color=tints)
@@ -119,13 +119,13 @@ def reliability(panels: Sequence[tuple[str, Reliability, float]], columns: int) 
         _square(
             axes,
             "confidence (probability of the predicted class)",
-            "share of predictions that are right",
+            "accuracy (share of correct predictions)",
             f"{title}: ECE {error:.3f}",
         )
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     handles = [
-        Line2D([], [], color=RED, linewidth=2.2, label="how far confidence and accuracy lie apart; darker: more images")
+        Line2D([], [], color=RED, linewidth=2.2, label="gap between confidence and accuracy (darker: more images)")
     ]
     add_legend(figure, handles, 1)
     return figure
@@ -133,7 +133,7 @@ def reliability(panels: Sequence[tuple[str, Reliability, float]], columns: int) 
 
 @dataclass(frozen=True)
 class Cost:
-    """A group's quality with its limits (NaN where unknown), and what it takes of each resource."""
+    """A group's quality with its limits (NaN if unknown), and its use of each resource."""
 
     label: str
     quality: float
@@ -142,13 +142,13 @@ class Cost:
 
 
 def cost(groups: Sequence[Cost], ylabel: str, columns: int = 2, colors: Mapping[str, Color] | None = None) -> Figure:
-    """Quality against resources, on logarithmic scales, one panel a resource.
+    """Draw quality against resources on logarithmic scales, one panel per resource.
 
     Args:
-        groups: G groups that know the same resources.
-        ylabel: the quality.
-        columns: panels in a row.
-        colors: label → color; None: one each.
+        groups: G groups with the same resources.
+        ylabel: name of the quality.
+        columns: panels per row.
+        colors: label → color; None: one color per label.
     """
     shades = colors or palette(group.label for group in groups)
     names = list(groups[0].resources)
@@ -161,7 +161,7 @@ def cost(groups: Sequence[Cost], ylabel: str, columns: int = 2, colors: Mapping[
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
     for axes, name in zip(grid, names, strict=False):
         for place, group in enumerate(groups):
-            # side by side where several take the same
+            # groups with equal resources are drawn side by side
             shade, x = shades[group.label], group.resources[name] * 1.02 ** (place - (len(groups) - 1) / 2)
             axes.plot([x, x], group.limits, color=shade, linewidth=1.6, alpha=0.5)
             axes.plot(x, group.quality, "o", color=shade, markersize=6)
@@ -182,7 +182,7 @@ def _resource_axis(axes: Axes, name: str, values: Sequence[float]) -> None:
     axes.set_xscale("log")
     low, high = min(values), max(values)
     axes.set_xlim(low / 1.6, high * 1.6)
-    # a logarithmic axis of less than a decade has no ticks of its own worth reading
+    # the default ticks of a logarithmic axis are unreadable within one decade
     ticks = np.geomspace(low, high, 3) if high > 1.3 * low else np.array([low])
     axes.set_xticks(ticks, [f"{tick:,.0f}" if tick >= 100 else f"{tick:.3g}" for tick in ticks])
     axes.set_xticks([], minor=True)

@@ -1,4 +1,4 @@
-"""What runs cost, from what their jobs noted, beside what they are worth."""
+"""Quality and cost of each group, from the resources that the jobs recorded."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from resnet_lab.scores import ABSENT, SCORES
 
 
 class Resource(NamedTuple):
-    """One thing that a run takes."""
+    """One resource of a run."""
 
     title: str
     factor: float  # from status.json to the unit of the title
     text: Callable[[float], str]
 
 
-RESOURCES = {  # key of status.json → how it is shown
+RESOURCES = {  # by key of status.json
     "parameters": Resource("parameters, M", 1e-6, "{:.2f}".format),
-    "multiply_adds": Resource("multiply-adds an image, G", 1e-9, "{:.2f}".format),
+    "multiply_adds": Resource("multiply-adds per image, G", 1e-9, "{:.2f}".format),
     "seconds": Resource("seconds of training", 1, "{:,.0f}".format),
     "core_seconds": Resource("core seconds", 1, "{:,.0f}".format),
-    "images_per_second": Resource("images a second", 1, "{:,.0f}".format),
+    "images_per_second": Resource("images per second", 1, "{:,.0f}".format),
     "peak_memory_mb": Resource("peak memory, MB", 1, "{:,.0f}".format),
 }
 
 
 def costs_of(table: Table) -> list[Cost]:
-    """Means over the runs of each group that has a result, best first; only resources that all groups know."""
+    """Return the means of each group with a result, best first; only resources that all groups have."""
     groups = [group for group in table.ranked if group.scored]
     shown = SCORES[table.metric]
     means = [
@@ -56,7 +56,7 @@ def costs_of(table: Table) -> list[Cost]:
 
 
 def cost_cells(cost: Cost) -> list[str]:
-    """The resources as text."""
+    """Return the resources as text."""
     texts = {each.title: each.text for each in RESOURCES.values()}
     return [texts[title](value) if math.isfinite(value) else ABSENT for title, value in cost.resources.items()]
 

@@ -1,4 +1,4 @@
-"""What each axis of a grid changes, averaged over the others, and what can be concluded from it."""
+"""The effect of each axis of a grid, averaged over the other axes, and the conclusion that it allows."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from resnet_lab.report.intervals import CONFIDENCE, Comparisons
 from resnet_lab.report.leaderboard import limits_text
 from resnet_lab.scores import SCORES
 
-SETTINGS = 4  # as many are listed one by one
+SETTINGS = 4  # of more settings, only the smallest and the largest effect are listed
 
 
 class Effect(NamedTuple):
-    """One value of an axis in place of its first one, all else equal."""
+    """The effect of one value of an axis against its first value, all else equal."""
 
     axis: str
     label: str  # `pretrained=imagenet instead of none`
@@ -31,15 +31,15 @@ class Effect(NamedTuple):
 
 
 class Pairing(NamedTuple):
-    """Groups that differ in one axis alone, as places among the scored groups."""
+    """Pairs of groups that differ in one axis alone, as indices of the scored groups."""
 
     axis: str
     label: str
-    pairs: list[tuple[int, int]]  # (the first value of the axis, another one)
+    pairs: list[tuple[int, int]]  # (first value of the axis, another value)
 
 
 def effects_of(table: Table) -> list[Effect]:
-    """Every other value of each axis against its first; limits and p-values hold for all of them together."""
+    """Return the effect of each further value of each axis; limits and p-values hold for all effects at once."""
     pairings = pairings_of(table)
     if not pairings:
         return []
@@ -61,7 +61,7 @@ def effects_of(table: Table) -> list[Effect]:
 
 
 def pairings_of(table: Table) -> list[Pairing]:
-    """For each axis and each of its values but the first, the pairs of groups in which nothing else differs."""
+    """Return the pairs of groups that differ in nothing else, for each axis and each of its values but the first."""
     groups, found = table.scored_groups, []
     for axis in table.groups[0].values if table.groups else ():
         orders = {_level(group, axis): order_of(group.values[axis]) for group in groups}
@@ -85,7 +85,7 @@ def pairings_of(table: Table) -> list[Pairing]:
 
 
 def confounded_of(table: Table) -> list[str]:
-    """The axes in which no two groups differ alone, so that nothing can be said of them."""
+    """Return the axes that never differ alone, so that their effects cannot be separated."""
     known = {pairing.axis for pairing in pairings_of(table)}
     axes = table.groups[0].values if table.groups else {}
     several = [axis for axis in axes if len({_level(group, axis) for group in table.scored_groups}) > 1]
@@ -93,17 +93,17 @@ def confounded_of(table: Table) -> list[str]:
 
 
 def _level(group: Group, axis: str) -> str:
-    """The value of an axis as it is shown: a source of weights that follows the depth is one value."""
+    """Return the value of an axis as shown; sources of weights that differ only by depth are one value."""
     return group.shown.get(axis, "")
 
 
 def _others(group: Group, axis: str) -> tuple[str, ...]:
-    """The values of all other axes."""
+    """Return the values of all other axes."""
     return tuple(_level(group, key) for key in group.values if key != axis)
 
 
 def _sentence(table: Table, pairing: Pairing, settings: tuple[float, ...], found: Comparisons, axes: int) -> str:
-    """What can be concluded of one difference, and what cannot."""
+    """Return the sentence on one effect: the difference and its conclusion."""
     metric = SCORES[table.metric]
     value, low, high, p = (float(column[0]) for column in found)
     name, over = table.title_of_metric, ", averaged over the other axes" if len(settings) > 1 else ""
@@ -122,13 +122,13 @@ def _sentence(table: Table, pairing: Pairing, settings: tuple[float, ...], found
 
 
 def _uneven(table: Table, pairing: Pairing, settings: tuple[float, ...], axes: int) -> str:
-    """Where the difference itself depends on the other axes, their average is of little use."""
+    """Return a warning if the effect depends on the other axes; otherwise an empty text."""
     estimates, groups = table.estimates[table.metric], table.scored_groups
     rows = np.zeros((len(settings), len(estimates.values)))
     for row, (first, other) in zip(rows, pairing.pairs, strict=True):
         row[other], row[first] = 1, -1
     between = np.array([rows[one] - rows[other] for one, other in combinations(range(len(settings)), 2)])
-    # every axis is tested, so each gets its share of the error probability
+    # Bonferroni correction over the axes
     if not len(between) or not np.any(estimates.compare(between).p <= (1 - CONFIDENCE) / axes):
         return ""
     rest = [
@@ -139,12 +139,12 @@ def _uneven(table: Table, pairing: Pairing, settings: tuple[float, ...], axes: i
     ]
     order = np.argsort(settings)
     shown = parts if len(parts) <= SETTINGS else [parts[order[0]], parts[order[-1]]]
-    return f" The effect depends on the other axes, which the average hides: {'; '.join(shown)}."
+    return f" The effect depends on the other axes, so the average can mislead: {'; '.join(shown)}."
 
 
 def _about_seeds(table: Table, pairing: Pairing) -> str:
-    """With one seed a difference is between two trained networks."""
+    """Return a warning if each group has one seed: the difference is then between trained networks."""
     groups = table.scored_groups
     single = all(len(groups[place].scored) == 1 for pair in pairing.pairs for place in pair)
     unknown = not np.any(table.estimates[table.metric].seeds.degrees)
-    return " With one seed each, this compares these networks, not the settings." if single and unknown else ""
+    return " With one seed each, this compares trained networks, not settings." if single and unknown else ""

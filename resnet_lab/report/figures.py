@@ -1,4 +1,4 @@
-"""The pictures that a report can show, by name: runs of one table in, figures out (no torch)."""
+"""The pictures of a report by name, drawn from the runs of one table (no torch)."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from resnet_lab.report.runs import Run, read_layers, read_metrics
 from resnet_lab.statistics import MANY_CLASSES, class_scores
 
 BANDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # edges of the bands of `score_bands`
-BESIDE = 4.0  # inches of a confusion matrix that shares the page's width with another
+BESIDE = 4.0  # inches: size of a confusion matrix beside another one
 PASS = 0.7  # study B's pass mark
-Counts = tuple[tuple[str, tuple[int, ...]], ...]  # of each split, images of each class
-MOST_COUNTS = 6  # pictures of class counts
-FAR = 10.0  # a loss so many times the median presses the others to the ground
+Counts = tuple[tuple[str, tuple[int, ...]], ...]  # images of each class, by split
+MOST_COUNTS = 6  # pictures of class counts at most
+FAR = 10.0  # a loss this many times the median makes the axis logarithmic
 FEW = 20  # study B's line in the counts of 102 classes
 
 
 class Curve(NamedTuple):
-    """What a figure of values by epoch shows."""
+    """The definition of a figure of values by epoch."""
 
     title: str
     metric: str  # of metrics.csv, without its split; `error` is 1 − accuracy
-    splits: Sequence[str]  # `judged` stands for test where it is followed, else val
+    splits: Sequence[str]  # `judged`: test if it is evaluated in each epoch, otherwise val
     by_depth: bool  # one panel per depth
     ylabel: str
     factor: float  # to the unit of the label
@@ -40,29 +40,29 @@ class Curve(NamedTuple):
 CURVES = {
     "accuracy": Curve("Accuracy by epoch", "accuracy", ("train", "val", "test"), True, "accuracy, %", 100),
     "loss": Curve("Loss by epoch", "loss", ("train", "val", "test"), True, "cross-entropy", 1),
-    "train_loss": Curve("Training loss by epoch", "loss", ("train",), False, "cross-entropy of train", 1),
+    "train_loss": Curve("Training loss by epoch", "loss", ("train",), False, "training cross-entropy", 1),
     "error": Curve("Error by epoch", "error", ("judged",), False, "error, %", 100),
-    "error_by_depth": Curve("Error by epoch, depth by depth", "error", ("train", "judged"), True, "error, %", 100),
+    "error_by_depth": Curve("Error by epoch and depth", "error", ("train", "judged"), True, "error, %", 100),
 }
 
 
 def picture(name: str, table: Table) -> Picture | None:
-    """The picture of that name; None where the runs hold nothing to draw it from.
+    """Return the picture of that name, or None if the runs have no data for it.
 
     Raises:
-        UserError: there is no such picture.
+        UserError: no picture has this name.
     """
     if name in CURVES:
         return _curves(CURVES[name], table)
     if name not in PICTURES:
-        raise UserError(f"figures: there is none called {name}; choose among {', '.join([*CURVES, *PICTURES])}")
+        raise UserError(f"figures: no picture is called {name}; choose among {', '.join([*CURVES, *PICTURES])}")
     return PICTURES[name](table)
 
 
 def series_of(table: Table, curve: Curve = CURVES["accuracy"]) -> Iterator[plots.curves.Series]:
-    """A metric by epoch, one panel per depth where more than the depth differs.
+    """Yield a metric by epoch, one panel per depth if more than the depth differs.
 
-    Of the runs that count; of all where none does, to show how far they came.
+    A group without a result is drawn with all its runs, to show how far they came.
     """
     panels = curve.by_depth and any(axis != "model.depth" for group in table.groups for axis in group.values)
     for group in sorted(table.drawn, key=lambda group: order_of(group.values.get("model.depth", ""))):
@@ -76,14 +76,14 @@ def series_of(table: Table, curve: Curve = CURVES["accuracy"]) -> Iterator[plots
 
 
 def _judged(frames: Sequence[pd.DataFrame], curve: Curve) -> str | None:
-    """The split that the runs are judged by, epoch after epoch, where the curve asks for it."""
+    """Return the split that is evaluated in each epoch, test before val, if the curve includes it."""
     if "judged" not in curve.splits:
         return None
     return next((split for split in ("test", "val") if any(f"{split}/accuracy" in frame for frame in frames)), None)
 
 
 def _aligned(frames: Sequence[pd.DataFrame], split: str, metric: str) -> pd.DataFrame | None:
-    """Epochs by runs; None where no run has the metric."""
+    """Return values, epochs by runs, or None if no run has the metric."""
     column = f"{split}/{'accuracy' if metric == 'error' else metric}"
     lines = [frame[column].dropna() for frame in frames if column in frame]
     if not any(map(len, lines)):
@@ -93,7 +93,7 @@ def _aligned(frames: Sequence[pd.DataFrame], split: str, metric: str) -> pd.Data
 
 
 def baseline_of(table: Table, splits: set[str]) -> tuple[str, float] | None:
-    """Which of `splits` is judged (test before val), and what the training majority scores on its images, in %."""
+    """Return the evaluated split, test before val, and the accuracy there of the training majority, in %."""
     for split in ("test", "val"):
         for run in table.scored:
             total = sum(counts := run.class_counts(split))
@@ -109,7 +109,7 @@ def _both(
     logarithmic: bool = False,
     colors: Mapping[str, Color] | None = None,
 ) -> Drawing:
-    """Panels beside each other on a desk, one below the other on a phone."""
+    """Draw panels in two columns for wide windows, and in one for narrow windows."""
     wide, narrow = (plots.curves.by_epoch(series, ylabel, baseline, columns, logarithmic, colors) for columns in (2, 1))
     return Drawing(wide, narrow)
 
@@ -121,31 +121,31 @@ def _curves(curve: Curve, table: Table) -> Picture | None:
     baseline = baseline_of(table, {line.split for line in series}) if curve.metric in ("accuracy", "error") else None
     if baseline and curve.metric == "error":
         baseline = (baseline[0], 100 - baseline[1])
-    note = "Thin lines are single runs, bands span them, thick lines are their mean."
+    note = "Thin lines are single runs, bands span the runs, thick lines are means."
     note += best_of(table)
     if {line.split for line in series} == {"train"} and "train" not in curve.title.lower():
-        note += " Of the training images alone: the jobs looked at no others by epoch."
+        note += " Only training is shown: the jobs evaluated no other split during training."
     far = curve.metric == "loss" and _are_far_apart(np.concatenate([line.values.ravel() for line in series]))
     note += " The axis is logarithmic, as some losses are far above the others." if far else ""
     return Picture(curve.title, note, [_both(series, curve.ylabel, baseline, far, colors_of(table))])
 
 
 def _are_far_apart(values: np.ndarray) -> bool:
-    """Whether one value would press the others to the ground of a linear axis."""
+    """Return whether a linear axis would squeeze most values below a few large ones."""
     values = values[np.isfinite(values)]
     return bool(values.size and values.min() > 0 and values.max() > FAR * np.median(values))
 
 
 def confusion_matrices(table: Table) -> Picture | None:
-    """One matrix per group, summed over its runs; as a file, all together."""
+    """Draw one matrix per group, summed over its runs; the file contains all of them."""
     groups = [group for group in table.drawn if group.scored]
     if not groups:
         return None
     names = table.scored[0].class_names
     matrices = [(_runs_of(group), np.sum([run.counts for run in group.scored], axis=0)) for group in groups]
     note = (
-        "Counts, summed over the runs of a group, and shares of the true class (rows); darker is larger. "
-        "Gray rows: no image of that class."
+        "Rows: true class; columns: predicted class. The darker a cell, the larger its share of the true class. "
+        "Counts are summed over the runs of a group. Gray rows: no image of that class."
     ) + best_of(table)
     shown = [Drawing(plots.matrices.confusion_matrix(counts, names, title, BESIDE)) for title, counts in matrices]
     return Picture("Confusion matrices", note, shown, [plots.matrices.confusion_matrices(matrices, names)])
@@ -156,7 +156,7 @@ def _runs_of(group: Group) -> str:
 
 
 def scores(table: Table) -> Picture | None:
-    """Accuracy of each group, run by run; where test was followed, also that of its best epoch, as A and B report."""
+    """Draw the accuracy of each run, by group, and of its best epoch on test if that was evaluated, as A and B do."""
     rows = []
     for group in table.drawn:
         if group.scored:
@@ -167,14 +167,14 @@ def scores(table: Table) -> Picture | None:
     if not rows:
         return None
     baseline = baseline_of(table, {table.scored[0].split})
-    note = "Dots are runs, bars mean ± standard deviation."
+    note = "Dots are runs; bars are mean ± standard deviation."
     if any(len(row.best) for row in rows):
-        note += " Diamonds: the best epoch on test, as the studies report it; chosen by looking at test, it flatters."
+        note += " Diamonds: the best epoch on test, as the studies report it. Chosen on test, it is too optimistic."
     return Picture("Accuracy", note, [Drawing(plots.groups.scores(rows, "accuracy, %", baseline))])
 
 
 def recall(table: Table) -> Picture | None:
-    """Recall of each class by epoch, one panel a group: a collapse, and the escape from it, show at once."""
+    """Draw the recall of each class by epoch, one panel per group; it shows a collapse and the recovery from it."""
     series = []
     for group in table.drawn:
         frames = [read_metrics(run.folder.stored_metrics) for run in group.scored or group.runs]
@@ -187,12 +187,14 @@ def recall(table: Table) -> Picture | None:
                 series.append(plots.curves.Series(group.label, name, split or "train", values.index.to_numpy(), line))
     if not series:
         return None
-    note = "Share of each class that is found. A network that predicts one class has it at 100 % and the others at 0."
+    note = (
+        "Recall: the share of a class that is found. A collapsed network has 100 % for one class and 0 for the others."
+    )
     return Picture("Recall of each class by epoch", note, [_both(series, "recall, %")])
 
 
 def gap(table: Table) -> Picture | None:
-    """How far training accuracy runs ahead of the judged one."""
+    """Draw training accuracy minus accuracy on the evaluated split."""
     series = []
     for group in table.drawn:
         frames = [read_metrics(run.folder.stored_metrics) for run in group.scored or group.runs]
@@ -203,12 +205,12 @@ def gap(table: Table) -> Picture | None:
             series.append(plots.curves.Series("", group.label, split, train.index.to_numpy(), ahead))
     if not series:
         return None
-    note = "Accuracy of train, with augmentation, less that of the split that is judged, in percentage points."
-    return Picture("Gap between train and test", note, [_both(series, "train ahead, points", colors=colors_of(table))])
+    note = "Training accuracy (with augmentation) minus test accuracy, or validation accuracy if test has no curve."
+    return Picture("Gap between train and test", note, [_both(series, "accuracy gap, points", colors=colors_of(table))])
 
 
 def class_counts(table: Table) -> Picture | None:
-    """Images of each class and split; one picture for each of the groups' own counts, as limits and folds make them."""
+    """Draw the images of each class and split, one picture per different counts (limits and folds change them)."""
     names = next((run.class_names for run in table.scored), ())
     many = len(names) > MANY_CLASSES
     found: dict[Counts, dict[str, Group]] = {}
@@ -217,7 +219,7 @@ def class_counts(table: Table) -> Picture | None:
         for run in group.scored:
             own.setdefault(_counts_of(run), run)
         own.pop((), None)
-        for counts, run in own.items():  # several where seeds see other images
+        for counts, run in own.items():  # several if seeds have different images
             name = group.label + (f" seed={run.config.get('seed')}" if len(own) > 1 else "")
             found.setdefault(counts, {})[name] = group
     shown = []
@@ -225,9 +227,9 @@ def class_counts(table: Table) -> Picture | None:
         images = {split: np.array(numbers) for split, numbers in counts}
         title = _shared(groups) if len(found) > 1 else ""
         shown.append(Drawing(plots.classes.counts(images, names, FEW if many else None, title)))
-    note = f"Dotted: {FEW} images of train." if many else ""
+    note = f"Dotted: {FEW} training images." if many else ""
     if len(found) > len(shown):
-        note += f" The first {len(shown)} of {len(found)} that the runs have."
+        note += f" This shows the first {len(shown)} of {len(found)} different splits."
     return Picture("Images of each class", note.strip(), shown) if shown else None
 
 
@@ -236,7 +238,7 @@ def _counts_of(run: Run) -> Counts:
 
 
 def _shared(groups: Mapping[str, Group]) -> str:
-    """What several groups have in common, or else their names."""
+    """Return the settings that several groups share, or their names if they share none."""
     first, *others = groups.values()
     common = set(first.shown.items()).intersection(*(group.shown.items() for group in others))
     label = " ".join(text for axis, text in first.shown.items() if (axis, text) in common)
@@ -244,7 +246,7 @@ def _shared(groups: Mapping[str, Group]) -> str:
 
 
 def scores_by_class(table: Table) -> Picture | None:
-    """Precision, recall and F1 of each class, one figure a group, with the classes below the pass mark by name."""
+    """Draw precision, recall and F1 of each class, one figure per group; classes below the pass mark are named."""
     groups = [group for group in table.drawn if group.scored]
     if not groups:
         return None
@@ -255,9 +257,9 @@ def scores_by_class(table: Table) -> Picture | None:
 
 
 def mean_class_scores(group: Group) -> np.ndarray:
-    """Precision, recall and F1 of each class (3, K), means over the runs; NaN where there is no image of it.
+    """Return precision, recall and F1 of each class (3, K), means over the runs; NaN for a class without images.
 
-    Where a run never predicts a class its precision counts as 0, as in scikit-learn's averages.
+    If a run never predicts a class, its precision counts as 0, as in scikit-learn's averages.
     """
     values = [
         np.where(run.counts.sum(axis=1) > 0, np.nan_to_num(class_scores(run.counts)), np.nan) for run in group.scored
@@ -267,7 +269,7 @@ def mean_class_scores(group: Group) -> np.ndarray:
 
 
 def score_bands(table: Table) -> Picture | None:
-    """Which share of the classes reaches which precision, recall and F1."""
+    """Draw the share of the classes in each band of precision, recall and F1."""
     groups = [group for group in table.drawn if group.scored]
     if not groups:
         return None
@@ -277,15 +279,15 @@ def score_bands(table: Table) -> Picture | None:
 
 
 def band_shares(values: np.ndarray) -> np.ndarray:
-    """Share of the classes in each band, (3, K) → (3, B); an undefined score counts as 0."""
+    """Return the share of the classes in each band, (3, K) → (3, B); an undefined score counts as 0."""
     edges = np.array(BANDS)
-    edges[-1] += 1e-9  # the last band holds its upper edge
+    edges[-1] += 1e-9  # the last band includes its upper edge
     result: np.ndarray = np.array([np.histogram(np.nan_to_num(row), edges)[0] for row in values]) / values.shape[1]
     return result
 
 
 def layers(table: Table) -> Picture | None:
-    """Gradients, activations and dead units by layer, after the first epoch and after the last one."""
+    """Draw gradients, activations and dead units by layer, after the first and the last epoch."""
     frames: dict[str, pd.DataFrame] = {}
     for group in table.drawn:
         measured = [frame for run in group.runs if len(frame := read_layers(run.folder.stored_layers))]
@@ -298,7 +300,7 @@ def layers(table: Table) -> Picture | None:
             label: plots.layers.profile_of(frame, getattr(frame["epoch"], pick)()) for label, frame in frames.items()
         }
         shown.append(Drawing(*(plots.layers.by_depth(profiles, columns, colors_of(table)) for columns in (3, 1))))
-    note = "Of the first run of each group: above in its first epoch, below in its last. 0 is the input's end."
+    note = "The first run of each group: the first epoch above, the last epoch below. 0: first layer; 1: last layer."
     return Picture("Gradients and activations by layer", note, shown)
 
 

@@ -1,4 +1,4 @@
-"""What to know before believing a comparison of runs, in words, the worst first."""
+"""Faults and limits of a comparison of runs, as sentences, the faults first."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from resnet_lab.report.leaderboard import AREA
 from resnet_lab.report.runs import Run, may_not_be_read, read_metrics
 from resnet_lab.scores import ABSENT, SCORES
 
-ALIKE = 6  # digits of a probability in which two trainings differ somewhere
-MANY = 8  # so many classes or runs are named, the others counted
+ALIKE = 6  # digits of a probability; two trainings differ within these
+MANY = 8  # classes or runs that a finding names; further ones are counted
 WORDS = {"train": "training", "val": "validation", "test": "test"}
 
 
 def findings_of(runs: Sequence[Run], tables: Sequence[Table]) -> list[Finding]:
-    """What is wrong with the runs, and after it what limits them."""
+    """Return the faults of the runs, then the limits of the comparison."""
     found = [*_selection(runs), *_undefined(runs), *_pixels(runs), *_data_notes(runs)]
     for table in tables:
         found += _collapsed(table)
@@ -38,7 +38,7 @@ def findings_of(runs: Sequence[Run], tables: Sequence[Table]) -> list[Finding]:
 
 
 def _problems(runs: Sequence[Run]) -> Iterator[Finding]:
-    """Runs without a result; those with the same problem share a line."""
+    """Yield runs without a result; runs with the same problem share a line."""
     names, alike = places_of(runs), defaultdict(list)
     for run in runs:
         if run.problem:
@@ -54,7 +54,7 @@ def _validation(runs: Sequence[Run]) -> Iterator[Finding]:
     names = places_of(runs)
     for run in runs:
         if run.validation_problem:
-            text = f"{names[run.folder.path]}: {run.validation_problem}; no threshold or temperature is chosen for it"
+            text = f"{names[run.folder.path]}: {run.validation_problem}; this run gets no threshold and no temperature"
             yield Finding("validation damaged", text)
 
 
@@ -62,8 +62,8 @@ def _unknown_figures(runs: Sequence[Run]) -> Iterator[Finding]:
     known = (*CURVES, *PICTURES)
     if unknown := sorted({name for run in runs for name in run.figures if name not in known}):
         asking = [run for run in runs if {*run.figures} & {*unknown}]
-        text = f"there is no picture called {_listed(unknown, 'names')} {_which(asking, runs)}"
-        yield Finding("unknown figure", f"{text}; there are {', '.join(known)}", False)
+        text = f"no picture is called {_listed(unknown, 'names')} {_which(asking, runs)}"
+        yield Finding("unknown figure", f"{text}; choose among {', '.join(known)}", False)
 
 
 def _lost_epochs(runs: Sequence[Run]) -> Iterator[Finding]:
@@ -76,11 +76,11 @@ def _lost_epochs(runs: Sequence[Run]) -> Iterator[Finding]:
             has = f"has {found} of {count(epoch + 1, 'epoch')}"
             seen = "cannot be read (Permission denied)" if may_not_be_read(file) else has
             text = f"{names[run.folder.path]}: {file.name} {seen}"
-            yield Finding("epochs lost", f"{text}; its curves are incomplete, its scores are not", False)
+            yield Finding("epochs lost", f"{text}; its curves are incomplete, its scores are complete", False)
 
 
 def _collapsed(table: Table) -> Iterator[Finding]:
-    """Groups with runs that nearly always predict one class, in one line."""
+    """Yield one finding on all runs that nearly always predict one class."""
     texts = []
     for group in table.groups:
         if group.collapsed:
@@ -97,21 +97,21 @@ def _doubts(table: Table) -> Iterator[Finding]:
         repeated = [seed for seed, n in Counter(run.config.get("seed") for run in group.scored).items() if n > 1]
         roots = sorted({str(run.config.get("data.root")) for run in group.scored})
         if len(roots) > 1:
-            yield Finding("different images", f"{group.label}: one name for the data of {' and '.join(roots)}")
+            yield Finding("different images", f"{group.label}: its runs read different folders: {' and '.join(roots)}")
         if repeated:
-            yield Finding("seed twice", f"{group.label}: seed {repeated[0]} counts more than once; n is too large")
+            yield Finding("seed twice", f"{group.label}: seed {repeated[0]} occurs more than once, so n is too large")
     if any(not np.array_equal(each, table.patient) for each in table.patients_of_runs):
         text = "the runs disagree on which images belong to one patient; the grouping with the fewest patients is used"
         yield Finding("different patients", text)
     if table.scored and table.scored[0].split == "val":
         chose = any(str(run.status.get("monitor")).startswith("val/") for run in table.scored if run.trained)
-        text = "numbers are of the validation images" + (", which also chose the checkpoint" if chose else "")
+        text = "all scores are from validation images" + ("; these also selected the checkpoint" if chose else "")
         yield Finding("no test split", text)
     yield from _against_baseline(table)
 
 
 def _against_baseline(table: Table) -> Iterator[Finding]:
-    """Groups that have not learnt more than which class is the largest, or of which that is not shown."""
+    """Yield groups that are not better than the majority baseline, and groups that may not be."""
     below, open_still = [], []
     for place, group in enumerate(table.scored_groups):
         value = group.mean_and_std(table.metric)[0]
@@ -142,16 +142,16 @@ def _classes(table: Table) -> Iterator[Finding]:
         yield Finding("class never found", f"{runs} a single image of: {_listed(never)}")
     absent = [name for name, n in zip(names, images, strict=True) if not n]
     if absent:
-        yield Finding("class not tested", f"no {split} image of {_listed(absent)}; nothing is known of it", False)
+        yield Finding("class not tested", f"no {split} image is of {_listed(absent)}, so its recall is unknown", False)
     few = [f"{name} ({n})" for name, n in zip(names, images, strict=True) if 0 < n < FEWEST]
     for reason, metrics in _without_interval(table).items():
         where = f"{_listed(few)} in {split}: " if reason == FEW_OF_A_CLASS else ""
-        text = f"{where}no interval and no tested difference in {' and '.join(metrics)}, since {reason}"
+        text = f"{where}there is no interval and no tested difference for {' and '.join(metrics)}, since {reason}"
         yield Finding("few images", text, False)
 
 
 def _without_interval(table: Table) -> dict[str, list[str]]:
-    """Reason → titles of the metrics that are shown without an interval for it."""
+    """Return reason → titles of the metrics that have no interval for this reason."""
     found = defaultdict(list)
     for metric in dict.fromkeys((*table.metrics, *[AREA] * table.referable)):
         if reason := table.estimates[metric].withheld:
@@ -165,7 +165,7 @@ def _listed(names: Sequence[str], what: str = "classes", most: int = MANY, separ
 
 
 def _which(some: Sequence[Run], runs: Sequence[Run]) -> str:
-    """How many of the runs, and which."""
+    """Return the number of affected runs and their names."""
     names = places_of(runs)
     names_of_some = "" if len(some) == len(runs) else f": {_listed([names[run.folder.path] for run in some], 'runs')}"
     return f"({len(some)} of {count(len(runs), 'run')}{names_of_some})"
@@ -181,7 +181,7 @@ def _data_notes(runs: Sequence[Run]) -> Iterator[Finding]:
         if skipped:
             notes["skipped images", f"{count(skipped, 'image')} could not be read"].append(run)
         if rows := run.status.get("skipped_labels") or 0:
-            notes["skipped labels", f"{count(rows, 'row')} without a good label left out"].append(run)
+            notes["skipped labels", f"{count(rows, 'row')} without a valid label skipped"].append(run)
     for (kind, text), some in notes.items():
         yield Finding(kind, f"{text} {_which(some, runs)}")
 
@@ -189,7 +189,7 @@ def _data_notes(runs: Sequence[Run]) -> Iterator[Finding]:
 def _test_sets(tables: Sequence[Table]) -> Iterator[Finding]:
     scored = [table for table in tables if table.scored]
     if len(scored) > 1:
-        text = "the runs were scored on different images; each set has its own table, and tables cannot be compared"
+        text = "the runs were scored on different images; each set has its own table, so do not compare tables"
         yield Finding("different test sets", text)
     same_images = defaultdict(set)
     for table in scored:
@@ -197,11 +197,11 @@ def _test_sets(tables: Sequence[Table]) -> Iterator[Finding]:
     for names in same_images.values():
         if len(names) > 1:
             lists = " against ".join(_listed(each) for each in sorted(names))
-            yield Finding("different class names", f"the same images, but other classes: {lists}")
+            yield Finding("different class names", f"the same images have different class names: {lists}")
 
 
 def _identical(runs: Sequence[Run]) -> Iterator[Finding]:
-    """Runs that differ in their configuration or seed cannot end with the same predictions, unless they collapsed."""
+    """Yield different runs with the same predictions; only collapsed runs can have that."""
     names, same = places_of(runs), defaultdict(list)
     for run in runs:
         if run.predictions and not run.collapsed:
@@ -210,14 +210,14 @@ def _identical(runs: Sequence[Run]) -> Iterator[Finding]:
             same[run.test_set, rounded.tobytes()].append(names[run.folder.path])
     copies = tuple(_listed(places, "runs") for places in same.values() if len(places) > 1)
     if copies:
-        text = f"the same probabilities for every image, to {ALIKE} digits (a copied folder, or a key without effect)"
+        text = f"runs with the same {ALIKE} digits in every probability (a copied folder, or a key without effect)"
         yield Finding("suspiciously identical", text, names=copies)
 
 
 def _selection(runs: Sequence[Run]) -> Iterator[Finding]:
     chosen = [run for run in runs if str(run.status.get("monitor") or run.config.get("monitor")).startswith("test/")]
     if chosen:
-        yield Finding("selected on test", f"the epoch was chosen by a test metric {_which(chosen, runs)}")
+        yield Finding("selected on test", f"a test metric selected the epoch {_which(chosen, runs)}")
     for one, other in combinations(WORDS, 2):
         same = [run for run in runs if run.fingerprint(one) and run.fingerprint(one) == run.fingerprint(other)]
         if same:
@@ -226,7 +226,7 @@ def _selection(runs: Sequence[Run]) -> Iterator[Finding]:
 
 
 def _undefined(runs: Sequence[Run]) -> Iterator[Finding]:
-    """Runs whose epoch was to be chosen by a metric that has no value in any epoch."""
+    """Yield runs with a monitored metric that is undefined in every epoch."""
     undefined = defaultdict(list)
     for run in runs:
         value = run.status.get("best_value")
@@ -238,12 +238,12 @@ def _undefined(runs: Sequence[Run]) -> Iterator[Finding]:
         ):
             undefined[run.status.get("monitor")].append(run)
     for monitor, some in undefined.items():
-        text = f"{monitor} is undefined in every epoch, so no epoch was selected by it {_which(some, runs)}"
+        text = f"{monitor} is undefined in every epoch, so it selected no epoch {_which(some, runs)}"
         yield Finding("undefined monitor", f"{text}; choose another monitor or validation split")
 
 
 def _pixels(runs: Sequence[Run]) -> Iterator[Finding]:
-    """Runs on the same images that read their pixels from other files: kind, version of the recipe, or content."""
+    """Yield runs that read the same images from different files: other kind, recipe version, or content."""
     names, read = places_of(runs), defaultdict[tuple[object, ...], dict[str, list[str]]](lambda: defaultdict(list))
     for run in runs:
         pixels, recipe = run.status.get("pixels"), run.status.get("recipe") or {}
@@ -275,7 +275,7 @@ def _single_seeds(tables: Sequence[Table]) -> Iterator[Finding]:
     if single:
         everywhere = len(single) == len(scored)
         which = "any group" if everywhere else _listed(single, "groups")
-        instead = "" if everywhere else "; that of the other groups is used instead, and may be far off"
+        instead = "" if everywhere else "; it is estimated from the other groups, and may be far off"
         yield Finding(
             "one seed only", f"how much results vary between trainings is unknown for {which}{instead}", False
         )

@@ -1,4 +1,4 @@
-"""Many runs in; out come tables of groups that may be compared, with what is estimated of them."""
+"""Tables of comparable groups of runs, with their estimates."""
 
 from __future__ import annotations
 
@@ -18,40 +18,40 @@ from resnet_lab.report.runs import Run
 from resnet_lab.run_folder import is_bookkeeping
 from resnet_lab.scores import ABSENT, NEEDS, SCORES, Predictions
 
-DRAWN = 10  # groups that pictures show, the best ones
-MANY_BOUND = 4  # keys that differ between sweeps alone, from which on their names would bury those of the groups
+DRAWN = 10  # groups in pictures, the best ones
+MANY_BOUND = 4  # from so many keys that differ between sweeps alone, the sweep's name replaces them in labels
 
 
 @dataclass
 class Group:
-    """The runs that differ in their seed alone."""
+    """Runs that differ only in their seed."""
 
-    values: dict[str, Any]  # of the axes, by dotted key
+    values: dict[str, Any]  # values of the axes, by dotted key
     runs: list[Run]
-    shown: dict[str, str] = field(default_factory=dict)  # dotted key → `key=value` in short, for people
+    shown: dict[str, str] = field(default_factory=dict)  # dotted key → short `key=value`, for people
 
     @property
     def label(self) -> str:
-        """What sets the group apart from the others of its table."""
+        """The settings that distinguish the group within its table."""
         return " ".join(self.shown.values()) or "all runs"
 
     @cached_property
     def predictions(self) -> list[Predictions]:
-        """The predictions of the runs that count."""
+        """The predictions of the runs with a result."""
         return [run.predictions.labeled for run in self.scored if run.predictions]
 
     @cached_property
     def scored(self) -> list[Run]:
-        """The runs that count: only those with a result."""
+        """The runs with a result."""
         return [run for run in self.runs if run.scores]
 
     @cached_property
     def collapsed(self) -> list[Run]:
-        """The collapsed ones of those that count."""
+        """The collapsed runs among those with a result."""
         return [run for run in self.scored if run.collapsed]
 
     def mean_and_std(self, metric: str) -> tuple[float, float]:
-        """Mean and sample standard deviation over the runs; NaN where there are too few."""
+        """Return mean and sample standard deviation over the runs; NaN if there are too few."""
         values = [run.scores[metric] for run in self.scored]
         return (
             float(np.mean(values)) if values else math.nan,
@@ -61,11 +61,11 @@ class Group:
 
 @dataclass
 class Table:
-    """Groups that were scored on the same images, by one metric above all."""
+    """Groups that were scored on the same images, ranked by one metric."""
 
     groups: list[Group]
-    wanted: str = ""  # the metric that ranks them; the first of `metrics` where it is empty, or means nothing here
-    named: Sequence[str] = ()  # groups that pictures show besides the best: words of their labels
+    wanted: str = ""  # the metric that ranks the groups; empty or not applicable: the first of `metrics`
+    named: Sequence[str] = ()  # words in labels; pictures show these groups besides the best
 
     @cached_property
     def scored_groups(self) -> list[Group]:
@@ -79,12 +79,12 @@ class Table:
 
     @cached_property
     def metrics(self) -> list[str]:
-        """The metrics that are shown, of those that mean something here."""
+        """The applicable metrics that the table shows."""
         return [name for name in self.possible if "leaderboard" in SCORES[name].shown or name == self.wanted]
 
     @cached_property
     def possible(self) -> list[str]:
-        """The metrics that mean something here."""
+        """The applicable metrics."""
         classes = len(self.scored[0].class_names) if self.scored else 0
         return [name for name, score in SCORES.items() if score.means_something(self.ordered, classes)]
 
@@ -95,7 +95,7 @@ class Table:
 
     @property
     def referable(self) -> bool:
-        """Whether they are, and some of them are referred."""
+        """Whether the classes are grades, some of them referable."""
         return "referable_auroc" in self.possible
 
     @cached_property
@@ -105,42 +105,42 @@ class Table:
 
     @property
     def title_of_metric(self) -> str:
-        """Its name in a sentence."""
+        """The name of that metric in a sentence."""
         return SCORES[self.metric].label
 
     @cached_property
     def estimates(self) -> dict[str, Estimates]:
-        """By metric, what is known of `scored_groups`, in their order; empty where no run has a result."""
+        """The estimates of `scored_groups`, in their order, by metric; empty if no run has a result."""
         found = [group.predictions for group in self.scored_groups]
         return estimate(found, self.patient) if found else {}
 
     @cached_property
     def patient(self) -> np.ndarray:
-        """The patient of each of the N test images, integers from 0 to P - 1; (0,) where no run has a result.
+        """The patient of each of the N test images, integers from 0 to P - 1; (0,) without a result.
 
-        As the run says that knows of the fewest.
+        If runs disagree, the grouping with the fewest patients is used.
         """
         return max(self.patients_of_runs, key=lambda each: -each.max(), default=np.zeros(0, int))
 
     @property
     def patients_of_runs(self) -> list[np.ndarray]:
-        """As `patient`, by each run; they differ where some runs were not told who is whose."""
+        """`patient` by run; the groupings differ if some runs lack patient IDs."""
         return [np.unique(run.predictions.patients, return_inverse=True)[1] for run in self.scored if run.predictions]
 
     @cached_property
     def against_best(self) -> tuple[int, Comparisons]:
-        """Which of `scored_groups` is the best, and by how much each falls short of it; see `Estimates`."""
+        """The index of the best of `scored_groups`, and the difference of each group to it; see `Estimates`."""
         return self.estimates[self.metric].against_best()
 
     @cached_property
     def ranked(self) -> list[Group]:
-        """The groups from the best to the worst, and then those without a result."""
+        """The groups from the best to the worst, then groups without a result."""
         sign = 1 if SCORES[self.metric].falls else -1
         return sorted(self.groups, key=lambda group: _last_if_unknown(sign * group.mean_and_std(self.metric)[0]))
 
     @cached_property
     def drawn(self) -> list[Group]:
-        """The groups that pictures show, best first: the best ones, and those that are named."""
+        """The groups in pictures, best first: the best ones and the named ones."""
         groups = [group for group in self.ranked if group.scored] or self.groups
         return [
             group
@@ -150,7 +150,7 @@ class Table:
 
     @property
     def title(self) -> str:
-        """Which images the numbers are about."""
+        """The heading: data set, split, images, classes."""
         if not self.scored:
             return "No run has a result"
         split, fingerprint, names, images = self.scored[0].test_set
@@ -168,15 +168,15 @@ def _last_if_unknown(value: float) -> float:
 
 
 def tables_of(runs: Sequence[Run], metric: str = "", named: Sequence[str] = ()) -> list[Table]:
-    """One table per set of test images, ranked by `metric`; a run without a result goes to the table of its data.
+    """Return one table per set of test images; a run without a result joins the table of its data.
 
     Args:
-        runs: of all tables.
-        metric: empty: the first that means something in a table.
-        named: groups that pictures show besides the best: words of their labels.
+        runs: the runs of all tables.
+        metric: ranks the groups; empty: the first applicable metric of each table.
+        named: words in labels; pictures show these groups besides the best.
 
     Raises:
-        UserError: the metric ranks no table, or there is no such group.
+        UserError: the metric ranks no table, or no label contains the words.
     """
     sets: dict[tuple[Any, ...], list[Run]] = {}
     for run in sorted(runs, key=lambda run: not run.scores):
@@ -194,12 +194,12 @@ def tables_of(runs: Sequence[Run], metric: str = "", named: Sequence[str] = ()) 
     labels = [group.label for table in tables for group in table.groups]
     for each in named:
         if not any(has_words(label, each) for label in labels):
-            raise UserError(f"groups={each}: no group has these words in its label; one is called {labels[0]}")
+            raise UserError(f"groups={each}: no group has these words in its label; one label is {labels[0]}")
     return tables
 
 
 def has_words(label: str, words: str) -> bool:
-    """Whether a group's label has all of these words."""
+    """Return whether a group's label contains all of these words."""
     return set(words.split()) <= set(label.split())
 
 
@@ -212,19 +212,19 @@ def _runs_with(run: Run, sets: dict[tuple[Any, ...], list[Run]]) -> list[Run]:
 
 
 def axes_of(runs: Sequence[Run]) -> list[str]:
-    """The configuration keys (dotted) in which runs differ, but for the seed and bookkeeping."""
+    """Return the configuration keys (dotted) in which runs differ, without seed and bookkeeping."""
     keys = dict.fromkeys(key for run in runs for key in run.config if key != "seed" and not is_bookkeeping(key))
     return [key for key in keys if len({repr(_value(run, key)) for run in runs}) > 1]
 
 
 def _value(run: Run, key: str) -> Any:
-    """What a run has there; null and the word none are the same to the program, and to people."""
+    """Return a run's value of a key; null and the word none are one value."""
     value = run.config.get(key, ABSENT)
     return "none" if value is None else value
 
 
 def sweeps_of(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs by the folder that holds them, by its name (more of its path where names repeat)."""
+    """Return the runs by name of their parent folder (with its own parent if names repeat)."""
     folders: dict[Path, list[Run]] = {}
     for run in runs:
         folders.setdefault(run.folder.path.parent, []).append(run)
@@ -236,11 +236,11 @@ def sweeps_of(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def _settings(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """The values of the axes, of each run.
+    """Return the values of the axes, by run.
 
-    Keys that differ between sweeps and never inside one cannot be told apart; several are one axis, the sweep.
+    The effects of keys that differ only between sweeps cannot be separated; many of them become one axis, the sweep.
     """
-    # one group alone still has to be told from those of other reports
+    # a single group has no axes, but needs a label
     axes = axes_of(runs) or [key for key in ("model.depth", "model.pretrained") if key in runs[0].config]
     sweeps = sweeps_of(runs)
     bound = [
@@ -274,13 +274,13 @@ def _name(groups: Sequence[Group], axes: Sequence[str]) -> None:
         texts = [_text(group, axis) for group in groups]
         for group, text in zip(groups, texts, strict=True):
             if group.values[axis] != ABSENT:
-                # best.ckpt alone says little
+                # `best.ckpt` alone is ambiguous
                 least = 2 if separator == "/" and text == group.values[axis] else 1
                 group.shown[axis] = f"{_tail(key, keys, '.')}={_tail(text, texts, separator, least)}"
 
 
 def _text(group: Group, axis: str) -> str:
-    """A value for people; `runs/source/depth-18` in a group of depth 18 is `runs/source`."""
+    """Return a value for people; `runs/source/depth-18` in a group of depth 18 becomes `runs/source`."""
     value = group.values[axis]
     text = str(value).lower() if isinstance(value, bool) else str(value)
     head, _, last = text.rpartition("/")
@@ -289,7 +289,7 @@ def _text(group: Group, axis: str) -> str:
 
 
 def _tail(text: str, others: Sequence[str], separator: str, least: int = 1) -> str:
-    """The shortest tail of `text` (of `least` parts or more) that is the tail of none of the `others`."""
+    """Return the shortest tail of `text`, of at least `least` parts, that is the tail of none of the `others`."""
     parts = text.split(separator)
     for size in range(least, len(parts)):
         tail = separator.join(parts[-size:])
@@ -299,13 +299,13 @@ def _tail(text: str, others: Sequence[str], separator: str, least: int = 1) -> s
 
 
 def order_of(value: Any) -> tuple[bool, bool, float, str]:
-    """Sorts nothing first, numbers by size, and texts last."""
+    """Return a sort key: none first, then numbers by size, then texts."""
     number = float(value) if isinstance(value, int | float) else math.inf
     return value != "none", value == ABSENT, number, str(value)
 
 
 def places_of(runs: Iterable[Run]) -> dict[Path, str]:
-    """Run folder → its path below the deepest folder that holds all of them, for people."""
+    """Return run folder → its path below the deepest common folder, for people."""
     folders = [run.folder.path for run in runs]
     root = os.path.commonpath([folder.parent for folder in folders])
     return {folder: folder.relative_to(root).as_posix() for folder in folders}

@@ -1,20 +1,20 @@
 """95 % intervals of groups of runs and of the differences between them, over patients and over seeds.
 
-Two things vary: the patients of the test set, whom all runs share, and the seeds, which each run has to itself.
+Two things vary: the patients of the test set, shared by all runs, and the seeds, one per run.
 
-- Patients: the jackknife tells what each patient adds to a score, and the squares of that are its variance. Differences
-  use a bootstrap with the same draws for every run, so that all of them are paired.
-- Seeds: how far the runs of a group lie apart, beyond what they would by the chance of the images alone. Two or three
-  runs tell little of that, so a group borrows from the variances of all others, the more, the more alike these are
-  (Smyth 2004). With one seed everywhere it is not known: the intervals are then about these networks.
+- Patients: the jackknife gives the influence of each patient on a score; the variance is the sum of its squares.
+  Differences use a bootstrap with the same draws for every run, so all differences are paired.
+- Seeds: the variance between the runs of a group, beyond the sampling variance of the images. Two or three runs
+  estimate it badly, so a group borrows from the other groups: the more alike their variances are, the more it borrows
+  (Smyth 2004). With one seed everywhere, it is unknown; the intervals are then about these networks.
 
-An interval is Wilson's (1927) of a share, with an effective number of images: that of independent images whose accuracy
-has the same variance (Korn and Graubard 1998). So it ends where the score ends. Few errors tell the variance badly:
-half an error of typical size (up to two) is added, which is all that is known where there is no error.
+An interval is Wilson's (1927) for a share with an effective number of images: the number of independent images with
+the same variance of accuracy (Korn and Graubard 1998). Therefore it never leaves the range of the score. Few errors
+estimate the variance badly, so half an error of typical size (up to two) is added; without errors, it is all there is.
 A difference has Student's t for patients and for seeds, each with its own degrees of freedom (Satterthwaite 1946), and
-the same half error a group (Agresti and Min 2005). Many comparisons share one critical value, that of the largest of
-them in the draws (max-T, Westfall and Young 1993).
-benchmarks/intervals.py and tests/test_intervals.py simulate how often all this errs.
+the same half error per group (Agresti and Min 2005). Many comparisons share one critical value: the quantile of the
+largest of them in the draws (max-T, Westfall and Young 1993).
+benchmarks/intervals.py and tests/test_intervals.py simulate the error rates.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ from resnet_lab.statistics import REFERABLE
 
 DRAWS = 2000
 ROUNDING = 1e-12
-SMALLEST = 1e-4  # of the pooled variance: what stands for none at all before its logarithm is taken
+SMALLEST = 1e-4  # of the pooled variance: lower bound of a variance before its logarithm
 CONFIDENCE = 0.95
 Z = float(special.ndtri((1 + CONFIDENCE) / 2))
-FEWEST = 8  # images of a class, or positives or negatives of a curve, below which there is no interval
-PSEUDO = 0.5  # errors that are added to those of each of the compared groups
-ONE_SIDED = 0.146  # how often a limit may miss on its side where few errors were found
+FEWEST = 8  # minimum of images of a class, and of positives and negatives of a curve, for an interval
+PSEUDO = 0.5  # errors added to each of the compared groups
+ONE_SIDED = 0.146  # one-sided error rate of a limit if there are few errors
 LEAST_DEGREES = 12
 AT_ONCE = 512  # contrasts whose draws are in memory at once
 FEW_OF_A_CLASS = f"a class has fewer than {FEWEST} images"
 
 
 class Interval(NamedTuple):
-    """Limits of a value; NaN where nothing is known of them."""
+    """Limits of a value; NaN if unknown."""
 
     low: float
     high: float
 
 
 class Comparisons(NamedTuple):
-    """M differences, limits that hold for all of them together, and p-values corrected for there being M; (M,) each."""
+    """M differences with simultaneous limits and corrected p-values; (M,) each."""
 
     values: np.ndarray
     low: np.ndarray
@@ -60,29 +60,29 @@ class Comparisons(NamedTuple):
 
 
 class Seeds(NamedTuple):
-    """How runs of a group differ through their seed, (G,) each; 0 where nothing is known."""
+    """The variance between runs with different seeds, (G,) each; 0 if unknown."""
 
     between: np.ndarray  # variance between seeds
-    sampling: np.ndarray  # sampling variance: the part of it that the draw of the images explains
+    sampling: np.ndarray  # sampling variance: the part of it that comes from the sample of images
     degrees: np.ndarray  # degrees of freedom of `between`
-    total: float = 0.0  # those of all groups together, which no sum of spreads has more of
+    total: float = 0.0  # degrees of freedom of all groups together: the upper bound
 
 
 @dataclass(frozen=True)
 class Estimates:
-    """One metric of G groups, in R draws of the patients, and with each of P patients left out."""
+    """One metric of G groups, also in R draws of the patients and without each of P patients."""
 
     metric: str
     values: np.ndarray  # (G,), means over the runs of a group
     draws: np.ndarray  # (G, R)
     left_out: np.ndarray  # (G, P)
     seeds: Seeds  # of the means
-    cost: float = 0.0  # of a typical error, as a share of the metric's range
-    withheld: str = ""  # why there are no intervals; empty where there are
+    cost: float = 0.0  # cost of a typical error, as a share of the metric's range
+    withheld: str = ""  # reason for the lack of intervals; empty if there are intervals
 
     @property
     def patients(self) -> int:
-        """P."""
+        """The number of patients P."""
         return int(self.left_out.shape[1])
 
     @property
@@ -91,7 +91,7 @@ class Estimates:
         return SCORES[self.metric]
 
     def interval(self, group: int) -> Interval:
-        """95 % interval of one group's mean."""
+        """Return the 95 % interval of one group's mean."""
         value, lower, width = self.values[group], self.score.lower, self.score.range
         if self.withheld or not np.isfinite(value):
             return Interval(np.nan, np.nan)
@@ -105,10 +105,10 @@ class Estimates:
         return Interval(*(lower + width * limit for limit in limits))
 
     def _cost_of_error(self, group: int, share: float) -> float:
-        """What an error takes off the share were all errors alike: one part in the effective number of images.
+        """Return the cost of an error if all errors cost the same: 1 / effective number of images.
 
-        The variance over patients has its own (t / z)² and that over seeds another (Korn and Graubard 1998). Seeds
-        scatter less the nearer the score is to its end: their variance on the logit scale is taken over to the center.
+        The variances over patients and over seeds have their own (t / z)² (Korn and Graubard 1998). Seeds vary less if
+        the score is near its limit, so their variance on the logit scale is transferred to the center of the interval.
         """
         influence = self._influence(np.eye(len(self.values))[group])
         variance = float(influence @ influence)
@@ -118,17 +118,17 @@ class Estimates:
         added = self.score.pseudo
         cost, weight = self.cost, 0.0
         if found:
-            # the share of those that were found, found² / variance, among all errors
+            # share of the observed errors, found² / variance, among all errors
             weight = found**2 / (found**2 + added * variance)
             cost = weight * variance * (found + added * self.cost) / found**2
         cost *= self._student(share, influence, weight)
-        center = (share + Z**2 * cost / 2) / (1 + Z**2 * cost)  # of Wilson's interval, which is never at the edge
+        center = (share + Z**2 * cost / 2) / (1 + Z**2 * cost)  # center of Wilson's interval; it is never 0 or 1
         seeds = max(self.seeds.between[group] - self.seeds.sampling[group], 0) / self.score.range**2
         by_seeds = self._square_by_seeds(np.eye(len(self.values))[[group]], (1 + CONFIDENCE) / 2)[0] / Z**2
         return float(cost + seeds * by_seeds * center * (1 - center) / (found**2 or np.inf))
 
     def _influence(self, contrasts: np.ndarray) -> np.ndarray:
-        """What each patient adds to contrasts (…, G) of the groups, (…, P), as a share of the metric's range."""
+        """Return the influence of each patient on contrasts (…, G), (…, P), as a share of the metric's range."""
         left_out = contrasts @ self.left_out
         change = left_out.mean(axis=-1, keepdims=True) - left_out
         result: np.ndarray = change * (1 - 1 / self.patients) / self.score.range
@@ -136,15 +136,15 @@ class Estimates:
 
     @staticmethod
     def _student(share: float, influence: np.ndarray, weight: float) -> float:
-        """(t / z)² for the uncertainty of the effective number of images.
+        """Return (t / z)² for the uncertainty of the effective number of images.
 
-        That is the variance over share (1 - share), and the patients tell how far the two vary apart: not at all where
-        each patient has one image, and the score is the share of the right ones.
+        This number is share (1 - share) / variance; the influences show how far both vary independently. They do not if
+        each patient has one image and the score is accuracy.
 
         Args:
             share: the score.
-            influence: of each patient on it (P,).
-            weight: of the errors that were found among all that count.
+            influence: influence of each patient on the score (P,).
+            weight: share of the observed errors among all errors, observed and added.
         """
         squares = float(influence @ influence)
         if squares == 0 or not 0 < share < 1:
@@ -154,31 +154,31 @@ class Estimates:
         return float((special.stdtrit(degrees, (1 + CONFIDENCE) / 2) / Z) ** 2)
 
     def _square_by_patients(self, contrasts: np.ndarray, level: float) -> np.ndarray:
-        """Square of Student's t at a one-sided level for the variance over patients, of contrasts (M, G)."""
+        """Return the square of Student's t at a one-sided level for the variance over patients, (M,)."""
         influence = self._influence(contrasts)
         squares = np.sum(influence**2, axis=1)
-        # the variance of a variance; large where few patients make it up
+        # the variance of the variance; large if few patients dominate
         excess = np.sum(influence**4, axis=1) - squares**2 / self.patients
         squares += self._pseudo(contrasts) / self.score.range**2
         few = np.maximum(np.divide(2 * squares**2, excess, out=np.full(len(squares), np.inf), where=excess > 0), 2)
         return np.asarray(special.stdtrit(np.minimum(few, self.patients - 1), level) ** 2)
 
     def _square_by_seeds(self, contrasts: np.ndarray, level: float) -> np.ndarray:
-        """The same for the variance over seeds."""
+        """Return the square of Student's t at a one-sided level for the variance over seeds, (M,)."""
         parts = contrasts**2 * self.seeds.between
         squares = np.divide(parts**2, self.seeds.degrees, out=np.zeros_like(parts), where=parts > 0).sum(axis=1)
         several = np.divide(parts.sum(axis=1) ** 2, squares, out=np.ones(len(parts)), where=squares > 0)
         return np.asarray(special.stdtrit(np.where(squares > 0, np.minimum(several, self.seeds.total), 1), level) ** 2)
 
     def _pseudo(self, contrasts: np.ndarray) -> np.ndarray:
-        """What the errors that are added, `PSEUDO` a group, add to the variance of contrasts (M, G)."""
+        """Return the variance that the added errors, `PSEUDO` per group, contribute to contrasts (M, G)."""
         return np.asarray(PSEUDO * np.sum(contrasts**2, axis=1) * (self.cost * self.score.range) ** 2)
 
     def _half_widths(self, contrasts: np.ndarray, level: float) -> np.ndarray:
-        """How far the limits of contrasts (M, G) are from them at a one-sided level, (M,).
+        """Return the half widths (M,) of the intervals of contrasts (M, G) at a one-sided level.
 
-        Groups differ by little but their seeds where nothing is to be found, so the variance between the runs stands in
-        for all that it explains, unless the patients alone give more.
+        Without a true difference, groups differ only by their seeds. Therefore the between-seed variance replaces the
+        sampling variance that it includes, unless the variance over patients alone is larger.
         """
         patients = np.nanvar(contrasts @ self.draws, axis=1, ddof=1) + self._pseudo(contrasts)
         by_patients, by_seeds = self._square_by_patients(contrasts, level), self._square_by_seeds(contrasts, level)
@@ -206,7 +206,7 @@ class Estimates:
         half_width = self._half_widths(contrasts, special.ndtr(critical))
         with np.errstate(invalid="ignore", divide="ignore"):
             ratios = np.where(half_width > 0, critical * np.abs(values) / half_width, np.where(values == 0, 0, np.inf))
-        # a p-value of draws counts what was found as one of them (Phipson and Smyth 2010)
+        # a p-value from draws counts the observed value as one draw (Phipson and Smyth 2010)
         beyond = [(np.sum(largest >= ratio) + 1) / (len(largest) + 1) for ratio in ratios]
         p = np.maximum(beyond, 2 * special.ndtr(-ratios))
         largest_difference = (self.score.upper - self.score.lower) * np.abs(contrasts).sum(axis=1) / 2
@@ -214,7 +214,7 @@ class Estimates:
         return Comparisons(values, low, high, p)
 
     def _largest(self, contrasts: np.ndarray) -> np.ndarray:
-        """Of each draw (R,), the largest of the contrasts in standard errors, were there no difference at all."""
+        """Return the largest contrast in standard errors of each draw (R,), under no difference."""
         seeds = np.maximum(self.seeds.between - self.seeds.sampling, 0)
         centered = np.nan_to_num(self.draws - np.nanmean(self.draws, axis=1, keepdims=True))
         noisy = centered + np.sqrt(seeds)[:, None] * np.random.default_rng(1).normal(size=centered.shape)
@@ -227,9 +227,9 @@ class Estimates:
         return result
 
     def against_best(self) -> tuple[int, Comparisons]:
-        """The group with the best value, and by how much each group falls short of it, (G,) each.
+        """Return the group with the best value, and the comparison of each group with it, (G,) each.
 
-        Corrected for all pairs, since the best is chosen by looking (Tukey's range, not Dunnett's control).
+        The correction covers all pairs, since the data select the best (Tukey's range, not Dunnett's control).
         """
         best = int(np.nanargmin(self.values) if self.score.falls else np.nanargmax(self.values))
         groups = len(self.values)
@@ -245,16 +245,16 @@ class Estimates:
 
 
 def wilson(share: float, size: float) -> Interval:
-    """Wilson's score interval (1927) of a share of `size` independent images, which need not be a whole number."""
+    """Return Wilson's score interval (1927) of a share of `size` independent images; `size` may be fractional."""
     center = (share + Z**2 / (2 * size)) / (1 + Z**2 / size)
     half_width = Z / (1 + Z**2 / size) * np.sqrt(share * (1 - share) / size + Z**2 / (4 * size**2))
     return Interval(max(float(center - half_width), 0.0), min(float(center + half_width), 1.0))
 
 
 def _with_few_errors(share: float, size: float) -> Interval:
-    """Wilson's interval, widened to one-sided exact limits, which only a few errors make the wider of the two.
+    """Return Wilson's interval, widened to one-sided exact limits; these are wider only if there are few errors.
 
-    There Wilson's limit misses too often on the side of the edge (Brown, Cai and DasGupta 2001, who widen it likewise).
+    Near the edge, Wilson's limit misses too often on that side (Brown, Cai and DasGupta 2001 widen it likewise).
     """
     low, high = wilson(share, size)
     right, wrong = share * size, (1 - share) * size
@@ -266,13 +266,13 @@ def _with_few_errors(share: float, size: float) -> Interval:
 
 
 def costs_of_errors(predictions: Predictions, patient: np.ndarray) -> dict[str, float]:
-    """What a typical error takes off each metric, as a share of its range; 0 where that has no end.
+    """Return the cost of a typical error for each metric, as a share of its range; 0 if the range is infinite.
 
-    All images of a patient are taken to be wrong together where images count alike. Elsewhere half of them are, as more
-    errors of this size are added there, and the simulated intervals are else too wide.
+    If all images count equally, all images of a patient are assumed wrong together. Otherwise half of them are, because
+    more errors of this size are added there; with all of them, simulated intervals are too wide.
     """
     counts = np.bincount(predictions.targets, minlength=predictions.probabilities.shape[1]).astype(float)
-    clustered = float(np.sum(np.bincount(patient) ** 2.0) / counts.sum())  # images of the patient of an image
+    clustered = float(np.sum(np.bincount(patient) ** 2.0) / counts.sum())  # mean number of images of an image's patient
     return {
         name: (clustered if score.pseudo == PSEUDO else (1 + clustered) / 2) * score.error(counts)
         if np.isfinite(score.upper)
@@ -282,7 +282,7 @@ def costs_of_errors(predictions: Predictions, patient: np.ndarray) -> dict[str, 
 
 
 def reasons_of(predictions: Predictions, patient: np.ndarray) -> dict[str, str]:
-    """Why a metric has no interval; those that have one are left out."""
+    """Return the reason for each metric without interval."""
     counts = np.bincount(predictions.targets, minlength=predictions.probabilities.shape[1])
     present, images = counts[counts > 0], counts.sum()
     referred = counts[REFERABLE:].sum()
@@ -298,12 +298,12 @@ def reasons_of(predictions: Predictions, patient: np.ndarray) -> dict[str, str]:
 
 
 def estimate(groups: Sequence[Sequence[Predictions]], patient: np.ndarray, draws: int = DRAWS) -> dict[str, Estimates]:
-    """Every metric of groups of runs that differ in their seed, all on the same N images.
+    """Return the estimates of every metric for groups of runs on the same N images.
 
     Args:
-        groups: the predictions of the runs of each group.
-        patient: the patient of each image (N,), integers from 0 to P - 1, all of which occur.
-        draws: R.
+        groups: predictions of the runs of each group; runs differ in their seed.
+        patient: the patient of each image (N,), all integers from 0 to P - 1.
+        draws: number of draws R.
     """
     counts = counts_of_patients(int(patient.max()) + 1, draws)
     parts = [[_resample(predictions, patient, counts) for predictions in runs] for runs in groups]
@@ -316,7 +316,7 @@ Resampled = tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.nda
 
 
 def _resample(predictions: Predictions, patient: np.ndarray, counts: np.ndarray) -> Resampled:
-    """Scores of one run: as they are (), of the draws (R,), and with each patient left out (P,)."""
+    """Return the scores of one run: on all images (), in the draws (R,), and without each patient (P,)."""
     sums = sums_by_patient(predictions, patient)
     total = sums.sum(axis=0)
     found = scores_of(total), scores_of((counts @ sums.astype(np.float32)).astype(float)), scores_of(total - sums)
@@ -336,7 +336,7 @@ def _pool(metric: str, parts: Sequence[Sequence[Resampled]], cost: float = 0.0, 
     if not reason and any(
         np.isfinite(runs).all() and not np.isfinite(left).all() for runs, left in zip(values, left_out, strict=True)
     ):
-        reason = "without one of the patients it is undefined"
+        reason = "the metric is undefined without one of the patients"
     sizes = np.array([len(runs) for runs in values])
     return Estimates(
         metric,
@@ -350,15 +350,14 @@ def _pool(metric: str, parts: Sequence[Sequence[Resampled]], cost: float = 0.0, 
 
 
 def seeds_of(values: Sequence[np.ndarray], left_out: Sequence[np.ndarray]) -> Seeds:
-    """What a single run of each of G groups owes to its seed.
+    """Return the variance of a single run through its seed, for each of G groups.
 
-    Settings differ in how far their seeds scatter, but few runs show it badly: a group borrows from the others as far
-    as their variances are alike (`moderated`). One with a single run has that of the others, which is the best guess
-    and no more.
+    Few runs estimate a variance badly, so a group borrows from the others as far as their variances are alike
+    (`moderated`). A group with a single run uses the variance of the others, as a best guess.
 
     Args:
-        values: one array (n,) a group.
-        left_out: one array (n, P) a group, the scores without each patient.
+        values: one array (n,) per group.
+        left_out: one array (n, P) per group: the scores without each patient.
     """
     found = Seeds(*np.zeros((3, len(values))))
     several = np.array([len(runs) > 1 and bool(np.isfinite(runs).all()) for runs in values])
@@ -377,14 +376,14 @@ def seeds_of(values: Sequence[np.ndarray], left_out: Sequence[np.ndarray]) -> Se
 
 
 def moderated(variances: np.ndarray, degrees: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], tuple[float, float]]:
-    """Variances raised to a common one by as much as they are alike: empirical Bayes of Smyth (2004, limma).
+    """Return variances raised toward a common one: the empirical Bayes method of Smyth (2004, limma).
 
-    The logarithms of sample variances scatter by themselves; what they scatter beyond that says how much each knows of
-    the others, as the degrees of freedom of the common variance. Unlike in limma none is lowered, as the few groups of
-    a sweep do not tell well enough how alike they are; none has more degrees of freedom than all groups together.
+    The logarithms of sample variances vary by sampling alone. The variation beyond that determines the weight of the
+    common variance, as degrees of freedom. Unlike in limma, no variance is lowered: the few groups of a sweep estimate
+    their similarity badly. No group has more degrees of freedom than all groups together.
 
     Args:
-        variances: of G groups (G,).
+        variances: variances of G groups (G,).
         degrees: their degrees of freedom (G,).
 
     Returns:
@@ -396,7 +395,7 @@ def moderated(variances: np.ndarray, degrees: np.ndarray) -> tuple[tuple[np.ndar
         return (variances, degrees), (pooled, total)
     logs = np.log(np.maximum(variances, SMALLEST * pooled)) - special.digamma(degrees / 2) + np.log(degrees / 2)
     beyond = float(logs.var(ddof=1) - special.polygamma(1, degrees / 2).mean())
-    if beyond <= 0:  # as alike as can be
+    if beyond <= 0:  # no variation beyond sampling
         alike, common = np.inf, pooled
     else:
         alike = 2 * float(optimize.brentq(lambda half: special.polygamma(1, half) - beyond, 0.05, 1e8))
@@ -407,7 +406,7 @@ def moderated(variances: np.ndarray, degrees: np.ndarray) -> tuple[tuple[np.ndar
 
 
 def sampling_variance(left_out: np.ndarray) -> float:
-    """The variance between n runs that comes from the choice of the images, by scores without each patient (n, P)."""
+    """Return the sampling variance between n runs, from their scores without each patient (n, P)."""
     runs, patients = left_out.shape
     apart = left_out - left_out.mean(axis=0)
     return float(apart.var(axis=1).sum() * (patients - 1) / (runs - 1))

@@ -1,4 +1,4 @@
-"""The rows of a table of groups: ranked, with intervals, ties, the majority baseline and published numbers."""
+"""The rows of a leaderboard: groups with intervals and ties, the majority baseline, and published numbers."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from resnet_lab.scores import ABSENT, SCORES
 
 NOTHING = Interval(math.nan, math.nan)
 AREA = "referable_auroc"
+READ = {"original": "", "abstract": " (from the abstract)", "copy": " (from a second-hand copy)"}  # source of a number
 
 
 class Row(NamedTuple):
-    """One line of a table: of a group, of the majority baseline, or of a published number."""
+    """One line of a table: a group, the majority baseline, or a published number."""
 
     label: str
     remark: str
@@ -28,11 +29,11 @@ class Row(NamedTuple):
     mark: str = ""  # best, tied, behind, untested, or empty
     value: float = math.nan  # of the metric that ranks
     interval: Interval = NOTHING
-    shortfall: str = ""  # to the best, with limits
+    shortfall: str = ""  # difference to the best, with limits
 
 
 def rows_of(table: Table) -> list[Row]:
-    """The groups from the best to the worst, what predicting the training majority gives, and what others published."""
+    """Return the groups from the best to the worst, then the majority baseline, then published numbers."""
     marks, shortfalls = _against_best(table)
     rows = [_row(table, group, marks.get(id(group), ""), shortfalls.get(id(group), "")) for group in table.ranked]
     for run in {run.majority: run for run in table.scored}.values():
@@ -43,9 +44,9 @@ def rows_of(table: Table) -> list[Row]:
 
 
 def referable_rows_of(table: Table) -> list[Row]:
-    """How well the referable grades are distinguished from the others: the groups, best first, and published numbers.
+    """Return the referable AUROC of the groups, best first, then published numbers; empty without such grades.
 
-    The first cell is the area, the second its interval. Empty where there are no such grades.
+    The first cell is the area, the second its interval.
     """
     if not table.referable:
         return []
@@ -58,14 +59,14 @@ def referable_rows_of(table: Table) -> list[Row]:
 
 
 def _published(table: Table, metrics: Sequence[str], ranking: str) -> list[Row]:
-    """The published numbers that are about any of these metrics."""
+    """Return the published numbers for any of these metrics."""
     rows = []
     for reference in references_for(table.scored):
         scores, std = reference.scores, reference.std
         if not scores.keys() & set(metrics):
             continue
         cells = [SCORES[metric].text(scores.get(metric, math.nan), std.get(metric, math.nan)) for metric in metrics]
-        origin = f"{reference.source}" + ("" if reference.read == "original" else f" ({reference.read})")
+        origin = reference.source + READ[reference.read]
         remark = f"{origin}. {reference.verdict(table.scored)}"
         rows.append(Row(reference.what, remark, "", cells, "reference", value=scores.get(ranking, math.nan)))
     return rows
@@ -89,15 +90,15 @@ def _row(table: Table, group: Group, mark: str, shortfall: str) -> Row:
 
 
 def interval_of(table: Table, group: Group, metric: str) -> Interval:
-    """95 % interval of a group's mean; NaN where it has no result."""
+    """Return the 95 % interval of a group's mean; NaN if it has no result."""
     places = [place for place, other in enumerate(table.scored_groups) if other is group]
     return table.estimates[metric].interval(places[0]) if places else NOTHING
 
 
 def _against_best(table: Table) -> tuple[dict[int, str], dict[int, str]]:
-    """By `id` of a group, whether it is the best or tied with it, and by how much it falls short.
+    """Return the marks of the groups and their differences to the best group, by `id` of the group.
 
-    Where the metric has no interval the others are untested: neither tied nor behind.
+    If the metric has no interval, the other groups are untested: neither tied nor behind.
     """
     groups = [id(group) for group in table.scored_groups]
     untested = bool(table.estimates and table.estimates[table.metric].withheld)
@@ -105,7 +106,7 @@ def _against_best(table: Table) -> tuple[dict[int, str], dict[int, str]]:
         return {}, {}
     best, found = table.against_best
     if not np.any(found.values):
-        return {}, {}  # all alike: none is the best
+        return {}, {}  # all values are equal: none is the best
     marks, shortfalls = {groups[best]: "" if untested else "best"}, {groups[best]: ABSENT}
     for place, group in enumerate(groups):
         if place != best and not math.isnan(found.values[place]):
@@ -116,13 +117,13 @@ def _against_best(table: Table) -> tuple[dict[int, str], dict[int, str]]:
 
 
 def limits_text(metric: str, value: float, low: float, high: float) -> str:
-    """A difference and its limits, `−0.12 [−0.20, −0.04]`."""
+    """Return a difference and its limits, `−0.12 [−0.20, −0.04]`."""
     shown = SCORES[metric]
     limits = "" if math.isnan(low) else f" [{shown.difference(low)}, {shown.difference(high)}]"
     return shown.difference(value) + limits
 
 
 def interval_text(metric: str, interval: Interval) -> str:
-    """`0.31 to 0.48`; a dash where nothing is known."""
+    """Return `0.31 to 0.48`; a dash if the limits are unknown."""
     shown = SCORES[metric]
     return ABSENT if math.isnan(interval.low) else f"{shown.text(interval.low)} to {shown.text(interval.high)}"

@@ -1,4 +1,4 @@
-"""The report as one self-contained HTML page: what each of its sections holds, ready for the template."""
+"""The report as one self-contained HTML page: the values of its sections for the template."""
 
 from __future__ import annotations
 
@@ -23,29 +23,30 @@ from resnet_lab.report.groups import Group, Table, places_of, sweeps_of
 from resnet_lab.report.leaderboard import interval_text, referable_rows_of, rows_of
 from resnet_lab.report.recipe import recipe_of
 from resnet_lab.report.runs import Run
+from resnet_lab.report.score_figures import RELIABLE
 from resnet_lab.report.sharing import unshared_of
 from resnet_lab.report.summaries import SHOWN_ROWS, headline, titles_of
 from resnet_lab.scores import ABSENT, SCORES
 from resnet_lab.statistics import MANY_CLASSES, REFERABLE
 
-FIGURES = ("accuracy", "confusion_matrices")  # of runs whose configuration names none
-OF_SECTIONS = ("confusion_matrices", "roc", "precision_recall", "reliability", "cost")  # stand in a place of their own
-PAGE_WIDTH, NAMES_WIDTH, CELL_WIDTH, LETTER_WIDTH = 1110, 86, 36, 6.5  # pixels, of a confusion matrix and around it
+FIGURES = ("accuracy", "confusion_matrices")  # if no configuration names any
+OF_SECTIONS = ("confusion_matrices", "roc", "precision_recall", "reliability", "cost")  # in a section of their own
+PAGE_WIDTH, NAMES_WIDTH, CELL_WIDTH, LETTER_WIDTH = 1110, 86, 36, 6.5  # pixels of a confusion matrix
 NO_LIMITS = (math.nan, math.nan, math.nan)
-FAR = 3  # times the range of all intervals, from which on the baseline is not drawn beside them
+FAR = 3  # times the range of all intervals; a baseline further below is not drawn
 
 
 def page(
     runs: Sequence[Run], tables: Sequence[Table], findings: Sequence[Finding], out: Path, figures: Sequence[str] = ()
 ) -> str:
-    """The page; saves the pictures that were asked for below `out` on the way.
+    """Return the page and save its pictures below `out`.
 
     Args:
-        runs: all that were read.
-        tables: those that may be compared with each other.
-        findings: what is wrong.
-        out: the folder of the page; `report_figures` in it exists.
-        figures: names of pictures; those that the runs ask for where empty.
+        runs: all runs.
+        tables: tables of comparable runs.
+        findings: faults and limits.
+        out: folder of the page; its subfolder `report_figures` exists.
+        figures: names of pictures; empty: those in the runs' configurations.
     """
     parts = []
     for number, table in enumerate(tables, start=1):
@@ -83,7 +84,7 @@ def _listing(runs: Sequence[Run], metrics: Sequence[str]) -> list[dict[str, Any]
 
 
 def _section(table: Table, drawn: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """All that the page shows of one table."""
+    """Return the values of one table's section."""
     groups = [group for group in table.ranked if group.scored]
     part: dict[str, Any] = {"title": table.title, "titles": titles_of(table.metrics), "metric": table.title_of_metric}
     lead = table.metrics.index(table.metric)
@@ -121,16 +122,16 @@ def _section(table: Table, drawn: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 class Bar(NamedTuple):
-    """Where an interval and its middle lie between the ends of a scale, in per cent; NaN where nothing is known."""
+    """Positions of an interval and its middle on a scale, in percent; NaN if unknown."""
 
     low: float
     middle: float
     high: float
-    mark: float  # the baseline's place, or that of no difference
+    mark: float  # the baseline, or no difference
 
 
 def _bars(rows: Sequence[tuple[float, float, float]], zero: bool = False, mark: float = math.nan) -> list[Bar]:
-    """Bars on one scale that holds all rows (low, middle, high), and a mark: 0, or another value."""
+    """Return bars on one scale for all rows (low, middle, high), with a mark at 0 or another value."""
     mark = 0.0 if zero else mark
     known = [value for value in (*np.ravel(rows), mark) if math.isfinite(value)]
     low, high = min(known, default=0.0), max(known, default=1.0)
@@ -139,7 +140,7 @@ def _bars(rows: Sequence[tuple[float, float, float]], zero: bool = False, mark: 
 
 
 def _unit(table: Table) -> str:
-    """What is drawn anew by the bootstrap, in words."""
+    """Return the word for the resampled units."""
     return "patients" if len(np.unique(table.patient)) < len(table.patient) else "images"
 
 
@@ -149,7 +150,7 @@ def _board(table: Table) -> dict[str, Any]:
     baseline = next((row.value for row in rows if row.kind == "baseline"), math.nan)
     limits = [(row.interval.low, row.value, row.interval.high) if row.kind == "group" else NO_LIMITS for row in rows]
     known = [value for value in np.ravel(limits) if math.isfinite(value)]
-    near = bool(known) and baseline > min(known) - FAR * (max(known) - min(known))  # or it would squeeze the rest
+    near = bool(known) and baseline > min(known) - FAR * (max(known) - min(known))  # a far one squeezes the intervals
     bars = _bars(limits, mark=baseline if near else math.nan)
     board = [
         {
@@ -167,7 +168,7 @@ def _board(table: Table) -> dict[str, Any]:
 
 
 def _without(cells: Sequence[str], lead: int) -> list[str]:
-    """The cells of the metrics that do not rank."""
+    """Return the cells of all metrics but the ranking one."""
     return [cell for place, cell in enumerate(cells) if place != lead]
 
 
@@ -176,7 +177,7 @@ def _cells(shares: Iterable[tuple[str, Share]]) -> list[dict[str, Any]]:
 
 
 def _matrices(table: Table) -> dict[str, Any]:
-    """Confusion matrices as tables in a grid: one axis from left to right, the others from top to bottom."""
+    """Return confusion matrices in a grid: one axis from left to right, the others from top to bottom."""
     names = table.scored[0].class_names
     if len(names) > MANY_CLASSES:
         return {}
@@ -207,10 +208,10 @@ def _matrix(group: Group) -> dict[str, Any]:
 
 
 def grid_of(groups: Sequence[Group], room: int) -> tuple[int, list[tuple[int, int]]]:
-    """Columns of a grid, and row and column of each group, from 1 on.
+    """Return the number of columns, and row and column of each group, from 1 on.
 
-    The columns are the values of the axis that has most of them among those with room for theirs, the rows the settings
-    of all other axes; without such an axis the groups follow each other.
+    Columns are the values of one axis: the one with most values among those that fit. Rows are the settings of all
+    other axes. If no axis fits, the groups follow each other.
     """
     levels = {axis: list(dict.fromkeys(group.shown.get(axis, "") for group in groups)) for axis in groups[0].values}
     fitting = [axis for axis, values in levels.items() if 1 < len(values) <= room]
@@ -225,7 +226,7 @@ def grid_of(groups: Sequence[Group], room: int) -> tuple[int, list[tuple[int, in
 
 
 def _difference(table: Table) -> dict[str, Any]:
-    """What the page's script needs to set any two groups or runs against each other."""
+    """Return the values with which the page's script compares any two groups or runs."""
     sides = [{"label": group.label, "counts": _counts(group).tolist()} for group in table.scored_groups]
     for group in table.scored_groups:
         if len(group.scored) > 1:
@@ -242,9 +243,9 @@ def _difference(table: Table) -> dict[str, Any]:
 
 
 def pictures(table: Table, names: Sequence[str], folder: Path, suffix: str) -> dict[str, dict[str, Any]]:
-    """The table's pictures by name, with each figure in base64; those in `names` are saved as files, too."""
+    """Return the table's pictures by name, with figures in base64; pictures in `names` are also saved as files."""
     shown = {}
-    once = functools.cache(png)  # of a figure that is a file, too
+    once = functools.cache(png)  # a figure may be a file, too
     for name in dict.fromkeys([*names, *OF_SECTIONS]):
         as_text = name == "confusion_matrices" and not _many_classes(table)  # the page has them as tables
         drawn = None if as_text and name not in names else picture(name, table)
@@ -256,8 +257,18 @@ def pictures(table: Table, names: Sequence[str], folder: Path, suffix: str) -> d
             write_atomically(folder / f"{name}{place}{suffix}.png", once(figure))
         seen = [] if as_text else drawn.shown
         figures = [[base64_of(once(figure)) for figure in drawing if figure] for drawing in seen]
-        shown[name] = {"name": name, "title": drawn.title, "note": drawn.note, "figures": figures}
+        alts = _alts(table, name, drawn.title, len(figures))
+        shown[name] = {"name": name, "title": drawn.title, "note": drawn.note, "figures": figures, "alts": alts}
     return shown
+
+
+def _alts(table: Table, name: str, title: str, figures: int) -> list[str]:
+    """Return what each figure of a picture shows, for readers who cannot see it."""
+    labels = [group.label for group in table.drawn][: RELIABLE if name == "reliability" else None]
+    if figures == len(labels):
+        return [f"{title}: {label}" for label in labels]
+    numbers = [f", {number} of {figures}" for number in range(1, figures + 1)] if figures > 1 else [""]
+    return [f"{title}{number}: {'; '.join(labels)}" for number in numbers]
 
 
 def _many_classes(table: Table) -> bool:
@@ -265,7 +276,7 @@ def _many_classes(table: Table) -> bool:
 
 
 def figures_of(table: Table) -> list[str]:
-    """The names of the pictures that the runs of a table ask for, each once."""
+    """Return the names of the pictures in the configurations of a table's runs, each once."""
     runs = [run for group in table.groups for run in group.runs]
     wanted = [run.figures or FIGURES for run in runs]
     return [name for name in dict.fromkeys(name for names in wanted for name in names) if name in (*CURVES, *PICTURES)]

@@ -1,4 +1,4 @@
-"""What was trained: the facts at the head of a report, and which of them differ between groups."""
+"""The recipe at the head of a report: facts about the training, with a mark if they differ between groups."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any, NamedTuple
 from resnet_lab.report.groups import Table, sweeps_of
 from resnet_lab.report.runs import Run
 
-AUGMENTATION = (  # keys of data and the values that change nothing
+AUGMENTATION = (  # keys of data with their neutral values
     *(("horizontal_flip", 0), ("vertical_flip", 0), ("rotation", 0), ("scale", [1.0, 1.0]), ("translate", 0)),
     *(("padding", 0), ("crop", None), ("brightness", 0), ("contrast", 0), ("saturation", 0), ("hue", 0)),
     *(("random_grayscale", 0), ("augment_classes", None)),
 )
-NEUTRAL = {"optim.backbone_lr_factor": 1.0}  # values of other keys that change nothing
-MOST = 6  # values of one fact
+NEUTRAL = {"optim.backbone_lr_factor": 1.0}  # neutral values of other keys
+MOST = 6  # values of one fact at most
 
 
 class Fact(NamedTuple):
-    """One line: what it is about, and its values in the runs."""
+    """One line of the recipe: a title and its values in the runs."""
 
     title: str
     values: list[str]
@@ -27,13 +27,13 @@ class Fact(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The values in one line, the first ones of many."""
+        """The values in one line, at most `MOST` of them."""
         more = len(self.values) - MOST
         return "; ".join(self.values[:MOST]) + (f" and {more} more" if more > 0 else "")
 
 
 def recipe_of(runs: Sequence[Run], tables: Sequence[Table]) -> list[Fact]:
-    """The facts that the runs know, in the order of a recipe: data, network, optimization, origin, command."""
+    """Return the known facts in the order of a recipe: data, network, optimization, origin, command."""
     facts = []
     in_order = [run for table in tables for group in table.groups for run in group.runs]
     for title, of in FACTS.items():
@@ -46,7 +46,7 @@ def recipe_of(runs: Sequence[Run], tables: Sequence[Table]) -> list[Fact]:
 
 
 def merged(texts: Sequence[str]) -> list[str]:
-    """Texts of the same keys as one, with all values of a key: `sgd lr=0.1`, `sgd lr=0.01` → `sgd lr=0.1, 0.01`."""
+    """Merge texts with the same keys: `sgd lr=0.1`, `sgd lr=0.01` → `sgd lr=0.1, 0.01`."""
     rows = [text.split() for text in texts]
     keys = [[word.partition("=")[0] if "=" in word else word for word in row] for row in rows]
     if len(texts) < 2 or "=" not in texts[0] or any(each != keys[0] for each in keys):
@@ -87,13 +87,13 @@ def _network(run: Run) -> str:
 
 
 def _odd(run: Run, key: str) -> bool:
-    """Whether a part of the network is another one than that of the papers."""
+    """Return whether a part of the network differs from the papers."""
     usual = {"shortcut": ("projection", "identity", "padding"), "stem": ("7x7", "3x3"), "activation": ("ReLU", "relu")}
     return run.config.get(f"model.{key}") not in (None, *usual[key])
 
 
 def _part(group: str, without: Iterable[str] = ()) -> Callable[[Run], str]:
-    """A group of the configuration as its name and keys: `adamw lr=0.001 weight_decay=0.05`."""
+    """Return a group of the configuration as name and keys: `adamw lr=0.001 weight_decay=0.05`."""
 
     def text(run: Run) -> str:
         target = str(run.config.get(f"{group}._target_", "")).rpartition(".")[2]
@@ -164,7 +164,7 @@ FACTS: dict[str, Callable[[Run], str]] = {
 
 
 def command_of(runs: Sequence[Run]) -> str:
-    """The command that trained the runs of one sweep, from the overrides that they noted; empty without any."""
+    """Return the command that trained the runs of one sweep, from their stored overrides; empty without any."""
     given: dict[str, list[str]] = {}
     for run in runs:
         overrides = run.status.get("overrides")

@@ -1,4 +1,4 @@
-"""Published numbers to stand beside ours (references.yaml), and whether they were got in the same way."""
+"""Published numbers beside ours (references.yaml), and how their protocols compare."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import yaml
 
 from resnet_lab.report.runs import Run
 
-READER = "retinopathy"  # data.name where nobody gave one: the format of some files, not a data set
-SIZES = {  # by which it is told then: least and most images in all
+READER = "retinopathy"  # default of data.name: a file format, not a data set
+SIZES = {  # identify the data set then: minimum and maximum of all images
     "eyepacs": (30_000, 90_000),
     "aptos": (3_600, 3_700),
     "messidor2": (1_740, 1_750),
     "idrid": (500, 516),
 }
 FILE = Path(__file__).with_name("references.yaml")
-WORDS = {  # field of a protocol → how a difference reads
+WORDS = {  # field of a protocol → text of a difference
     "images": "{:,} test images, here {:,}",
     "train_images": "{:,} training images, here {:,}",
     "image_size": "{} px, here {}",
@@ -30,7 +30,7 @@ WORDS = {  # field of a protocol → how a difference reads
 
 @dataclass(frozen=True)
 class Reference:
-    """One row of references.yaml, whose comments say what the fields are."""
+    """One row of references.yaml; the comments there explain the fields."""
 
     data: list[str]
     classes: int
@@ -43,7 +43,7 @@ class Reference:
     config: dict[str, Any] = field(default_factory=dict)
 
     def fits(self, runs: Sequence[Run]) -> bool:
-        """Whether it is about the data of these runs, and a network that one of them is."""
+        """Return whether the row has the data of these runs and the network of one of them."""
         return self._same_data(runs[0]) and any(
             all(run.config.get(key) == value for key, value in self.config.items()) for run in runs
         )
@@ -52,19 +52,19 @@ class Reference:
         return data_of(run) in self.data and len(run.class_names) == self.classes
 
     def verdict(self, runs: Sequence[Run]) -> str:
-        """How its protocol compares with that of the run that comes nearest to it, in words."""
+        """Return a sentence that compares the protocol with the run of the most similar protocol."""
         differ, silent = min((self._differences(run) for run in runs), key=lambda found: len(found[0]))
         agree = sum(not self._differences(run)[0] for run in runs)
         if len(silent) == len(WORDS):
             return "Protocol not stated"
-        agreed = "Protocol agrees as far as it is stated" if silent else "Protocol agrees"
+        agreed = "Same protocol as far as stated" if silent else "Same protocol"
         text = "Other protocol: " + "; ".join(differ) if differ else agreed
         if 0 < agree < len(runs):
-            text += f" with that of {agree} of {len(runs)} runs"
+            text += f", in {agree} of {len(runs)} runs"
         return text + (f" (not stated: {', '.join(silent)})" if silent else "")
 
     def _differences(self, run: Run) -> tuple[list[str], list[str]]:
-        """What differs from the protocol of a run, in words, and what is not stated."""
+        """Return the differences to the protocol of a run as texts, and the fields that are not stated."""
         ours, differ, silent = protocol_of(run), [], []
         for key, words in WORDS.items():
             theirs = self.protocol.get(key)
@@ -76,7 +76,7 @@ class Reference:
 
 
 def data_of(run: Run) -> str:
-    """The data set of a run, by `data.name`, or by its size where that is the name of the reader."""
+    """Return the data set of a run: `data.name`, or the data set of this size if that is the reader's name."""
     name = str(run.config.get("data.name")).lower()
     images = sum(sum(run.class_counts(split)) for split in ("train", "val", "test"))
     fitting = [data for data, (least, most) in SIZES.items() if least <= images <= most]
@@ -89,7 +89,7 @@ def _rows() -> list[Reference]:
 
 
 def protocol_of(run: Run) -> dict[str, Any]:
-    """What `Reference.protocol` says, of a run."""
+    """Return the protocol of a run, with the fields of `Reference.protocol`."""
     monitor = run.status.get("monitor")
     return {
         "images": int(run.counts.sum()),
@@ -100,7 +100,7 @@ def protocol_of(run: Run) -> dict[str, Any]:
 
 
 def references_for(runs: Sequence[Run]) -> list[Reference]:
-    """The rows that fit runs on one test set; none where they were scored on validation images."""
+    """Return the rows that fit runs on one test set; none if the runs were scored on validation images."""
     if not runs or runs[0].split != "test":
         return []
     return [row for row in _rows() if row.fits(runs)]

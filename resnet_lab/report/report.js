@@ -24,15 +24,17 @@ function drawMatrix(names, values, place) {
   const head = element("tr", "", element("thead", "", table));
   const columns = table.insertBefore(document.createElement("colgroup"), table.firstChild);
   element("col", "", columns).className = "names";
-  element("th", "", head);
+  element("td", "", head);
   for (const name of names) {
     element("col", "", columns);
-    element("span", name, element("th", "", head));
+    const column = element("th", "", head);
+    column.scope = "col";
+    element("span", name, column);
   }
   const body = element("tbody", "", table);
   values.forEach((row, i) => {
     const line = element("tr", "", body);
-    element("th", names[i], line);
+    element("th", names[i], line).scope = "row";
     for (const points of row) {
       const cell = element("td", Number.isNaN(points) ? "\u2013" : signed(points), line);
       if (Number.isNaN(points)) cell.className = "empty";
@@ -47,8 +49,8 @@ function drawList(names, values, place) {
   known.sort((one, other) => Math.abs(other.points) - Math.abs(one.points));
   const list = element("ol", "", place);
   for (const { points, i, j } of known.slice(0, 20)) {
-    const what = i === j ? "found" : `called ${names[j]}`;
-    element("li", `${signed(points)} points: ${names[i]} ${what}`, list);
+    const what = i === j ? "correctly" : `as ${names[j]}`;
+    element("li", `${signed(points)} points: ${names[i]} predicted ${what}`, list);
   }
 }
 
@@ -95,7 +97,7 @@ function sortBy(table, column, button) {
   rows.forEach((row, place) => row.classList.toggle("more", place >= most));
 }
 
-// a cell of a spreadsheet that begins like a formula is text
+// mark cells that a spreadsheet would compute as a formula
 const quoted = (text) => {
   const safe = /^[=+\-@\t\r]/.test(text) && Number.isNaN(Number(text.split(" ")[0])) ? `'${text}` : text;
   return `"${safe.replaceAll('"', '""')}"`;
@@ -111,7 +113,7 @@ function saveCsv(table) {
   URL.revokeObjectURL(link.href);
 }
 
-const FILTERED = 6; // rows from which on a table can be filtered
+const FILTERED = 6; // tables with fewer rows have no filter
 
 for (const table of document.querySelectorAll("table.data")) {
   const place = table.closest(".scroll");
@@ -161,7 +163,7 @@ for (const table of document.querySelectorAll("table.data")) {
 
 if (matchMedia("(max-width: 700px)").matches) document.querySelector(".recipe").open = false;
 
-// details of groups beyond the first ones
+// fold the details of groups beyond the first ones
 for (const section of document.querySelectorAll("section.table")) {
   const late = section.querySelectorAll("details.of-group.more");
   if (!late.length) continue;
@@ -176,7 +178,7 @@ for (const section of document.querySelectorAll("section.table")) {
   });
 }
 
-// paper cannot be clicked
+// paper cannot be clicked, so open all details
 addEventListener("beforeprint", () => {
   for (const part of document.querySelectorAll("details")) part.open = true;
 });

@@ -1,7 +1,7 @@
-"""Scores of thousands of resampled test sets at once: each score is a formula of sums over patients (numpy only).
+"""Scores of thousands of resampled test sets at once, from sums over patients (numpy only).
 
 A bootstrap over patients draws P of P patients with replacement, R times, and scores each draw. Every score here is a
-function of sums over images, so a draw costs one row of a matrix product: counts (R, P) @ sums by patient (P, F).
+function of sums over images. Therefore a draw costs one row of a matrix product: counts (R, P) @ sums (P, F).
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ MOMENTS = 9  # sums that do not depend on the number of classes: images, hits, t
 
 
 def counts_of_patients(patients: int, draws: int, seed: int = 0) -> np.ndarray:
-    """How often each patient is in each of the draws with replacement: counts (R, P), rows adding up to P."""
+    """Return how often each patient is in each draw with replacement: counts (R, P), each row has the sum P."""
     chosen = np.random.default_rng(seed).integers(patients, size=(draws, patients))
     chosen += np.arange(draws)[:, None] * patients
     return np.bincount(chosen.ravel(), minlength=draws * patients).reshape(draws, patients).astype(np.float32)
 
 
 def sums_by_patient(predictions: Predictions, patient: np.ndarray) -> np.ndarray:
-    """The sums (P, F) that `sums_of` names, F = 9 + 5 K.
+    """Return the sums (P, F) by patient, F = 9 + 5 K, in the order of `sums_of`.
 
     Args:
-        predictions: of N images.
-        patient: the patient of each image (N,), integers from 0 to P - 1, all of which occur.
+        predictions: predictions on N images.
+        patient: the patient of each image (N,), all integers from 0 to P - 1.
     """
     order = np.argsort(patient, kind="stable")
     starts = np.flatnonzero(np.diff(patient[order], prepend=-1))
@@ -36,7 +36,7 @@ def sums_by_patient(predictions: Predictions, patient: np.ndarray) -> np.ndarray
 
 
 def _terms(predictions: Predictions) -> np.ndarray:
-    """What each image adds to the sums, (N, F)."""
+    """Return the contribution of each image to the sums, (N, F)."""
     t, p = predictions.targets.astype(float), predictions.classes.astype(float)
     classes = np.arange(predictions.probabilities.shape[1])
     true, predicted = predictions.targets[:, None] == classes, predictions.classes[:, None] == classes
@@ -48,18 +48,17 @@ def _terms(predictions: Predictions) -> np.ndarray:
 
 
 def sums_of(totals: np.ndarray) -> Sums:
-    """Totals (…, F) over the patients of a draw, by name."""
+    """Return totals (…, F) over the patients of a draw as named sums."""
     moments = tuple(np.moveaxis(totals[..., :MOMENTS], -1, 0))
     by_class = tuple(np.split(totals[..., MOMENTS:], 5, axis=-1))
     return Sums(*moments[:7], *by_class[:3], *moments[7:], *by_class[3:])
 
 
 def scores_of(totals: np.ndarray) -> dict[str, np.ndarray]:
-    """Every score that has a formula of sums, each (…,), from totals (…, F) over the patients of a draw.
+    """Return every score with a formula of sums, each (…,), from totals (…, F) over the patients of a draw.
 
-    On the whole test set they are those of `scores.summary_of`, exactly. In a resample areas are their first-order
-    expansion in the weights (the placements of DeLong et al. 1988), the others are exact. A class of which a draw holds
-    no image does not count in it.
+    On the whole test set, they equal `scores.summary_of` exactly. In a resample, areas are first-order expansions in
+    the weights (the placements of DeLong et al. 1988); other scores are exact. A draw ignores classes that it lacks.
     """
     sums = sums_of(totals)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -67,10 +66,10 @@ def scores_of(totals: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def drawn_predictions(predictions: Predictions, patient: np.ndarray, counts: np.ndarray) -> Iterator[Predictions]:
-    """The predictions of each draw, for scores that have no formula of sums.
+    """Yield the predictions of each draw, for scores without a formula of sums.
 
     Args:
-        predictions: of N images.
+        predictions: predictions on N images.
         patient: the patient of each image (N,).
         counts: how often each patient is in each draw (R, P).
     """

@@ -1,4 +1,4 @@
-"""One run folder in, one `Run` out: what it was, what became of it, and its scores from the stored predictions."""
+"""Run folders as `Run` objects: configuration, status, and scores from the stored predictions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from resnet_lab.run_folder import REMEDY, UNTRAINED, RunFolder, find_runs, flat
 from resnet_lab.scores import Predictions, majority_baseline, summary_of
 from resnet_lab.statistics import COLLAPSED, confusion_matrix
 
-SHAPES: dict[str, Any] = {  # what a job writes into status.json; [int] is a list of them, {"": str} texts by name
+SHAPES: dict[str, Any] = {  # types in status.json; [int]: a list of integers, {"": str}: texts by name
     "split_fingerprint": {"": str},
     "pixels": str,
     "decision": str,
@@ -33,12 +33,12 @@ SHAPES: dict[str, Any] = {  # what a job writes into status.json; [int] is a lis
     "skipped_images": int,
     "skipped_labels": int,
 }
-SUM_TOLERANCE = 1e-3  # probabilities of an image are rounded
+SUM_TOLERANCE = 1e-3  # stored probabilities are rounded
 
 
 @dataclass
 class StoredPredictions:
-    """What a run predicted on the N images of a split, in the order of their names."""
+    """The predictions of a run on the N images of a split, sorted by image name."""
 
     images: np.ndarray  # (N,) names
     patients: np.ndarray  # (N,) names; an image without one is its own patient
@@ -46,14 +46,14 @@ class StoredPredictions:
 
     @property
     def fingerprint(self) -> str:
-        """Equal where two files are about the same images with the same targets; as `table.fingerprints`."""
+        """A hash of images and targets; the same as in `table.fingerprints`."""
         lines = sorted(f"{image}\t{target}" for image, target in zip(self.images, self.labeled.targets, strict=True))
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 @dataclass
 class Run:
-    """A run folder as far as it can be read; `scores` is empty where it has no result: `problem` says why."""
+    """The readable content of a run folder; without a result, `scores` is empty and `problem` gives the reason."""
 
     folder: RunFolder
     config: dict[str, Any] = field(default_factory=dict)  # by dotted keys
@@ -69,35 +69,35 @@ class Run:
 
     @property
     def state(self) -> str:
-        """The state of the job; `unreadable` where its files are damaged."""
+        """The state of the job; `unreadable` if its files are damaged."""
         return str(self.status.get("state", "unreadable"))
 
     @property
     def trained(self) -> bool:
-        """Whether the job trained its weights; False where it evaluated them as they were (trainer.max_epochs=0)."""
+        """Whether the job trained; False if it only evaluated its initial weights (trainer.max_epochs=0)."""
         return self.status.get("epoch") != UNTRAINED
 
     @property
     def collapsed(self) -> bool:
-        """Whether the job says so of what it judged, or one class is predicted for nearly all images here."""
+        """Whether status.json marks the run as collapsed, or nearly all predictions here are one class."""
         predicted = self.counts.sum(axis=0)
         return bool(self.status.get("collapsed") or (self.scores and predicted.max() >= COLLAPSED * predicted.sum()))
 
     @property
     def test_set(self) -> tuple[str, str, tuple[str, ...], int]:
-        """What two runs must share to stand in one table: split, its images and targets, classes, number of images."""
+        """The key of the run's table: split, fingerprint of images and targets, classes, number of images."""
         scored = self.predictions.fingerprint if self.predictions else ""
         return self.split, scored, self.class_names, int(self.counts.sum())
 
     @property
     def validation(self) -> StoredPredictions | None:
-        """The predictions on the validation split, where they are stored, whole, and not what is scored."""
+        """The predictions on validation, if they are stored and undamaged, and another split is scored."""
         found = self._validation
         return found if isinstance(found, StoredPredictions) else None
 
     @property
     def validation_problem(self) -> str:
-        """What is wrong with them; empty where nothing is, or there are none."""
+        """The fault of the validation predictions; empty if there are no faults or no predictions."""
         return self._validation if isinstance(self._validation, str) else ""
 
     @cached_property
@@ -111,29 +111,29 @@ class Run:
             return str(error)
         noted = self.fingerprint("val")
         if found.labeled.probabilities.shape[1] != len(self.class_names) or (noted and noted != found.fingerprint):
-            return f"predictions_val.csv is of other images or classes than status.json says; {_remedy(file.parent)}"
+            return f"predictions_val.csv does not match the images or classes of status.json; {_remedy(file.parent)}"
         if self.predictions and found.fingerprint == self.predictions.fingerprint:
-            return "predictions_val.csv is of the test images"
+            return "predictions_val.csv contains the test images"
         return found
 
     def fingerprint(self, split: str) -> str:
-        """What the job noted as the fingerprint of a split's rows; empty where it did not get so far."""
+        """Return the stored fingerprint of a split; empty if the job stopped before it was known."""
         return str((self.status.get("split_fingerprint") or {}).get(split, ""))
 
     @property
     def figures(self) -> list[str]:
-        """The names of the pictures that its configuration asks for."""
+        """The names of the pictures in the configuration."""
         wanted = self.config.get("figures") or []
         names = wanted.split(",") if isinstance(wanted, str) else wanted if isinstance(wanted, list) else [wanted]
         return list(map(str, names))
 
     def class_counts(self, split: str) -> list[int]:
-        """Images of a split by class; empty where the job did not get so far."""
+        """Return the images of a split by class; empty if the job stopped before they were known."""
         return (self.status.get("class_counts") or {}).get(split) or []
 
 
 def read_run(folder: RunFolder) -> Run:
-    """Read a run folder and score its stored predictions; whatever is damaged becomes the run's `problem`."""
+    """Read a run folder and score its stored predictions; any damage becomes the run's `problem`."""
     run = Run(folder)
     try:
         run.config, run.status = flat(folder.read_config()), folder.read_status()
@@ -147,45 +147,45 @@ def read_run(folder: RunFolder) -> Run:
     except UserError as error:
         run.problem = _first_line(error).replace(f"{folder.path}/", "")
     except OSError as error:
-        run.problem = f"{Path(str(error.filename)).name} cannot be read ({error.strerror}); see to its permissions"
+        run.problem = f"{Path(str(error.filename)).name} cannot be read ({error.strerror}); check its permissions"
     return run
 
 
 def read_runs(folders: Sequence[str], closed: Sequence[str] = ()) -> list[Run]:
-    """All runs at or below some folders.
+    """Return all runs at or below some folders.
 
     Args:
-        folders: run folders, or folders that hold some.
-        closed: those in them that may not be read.
+        folders: run folders, or folders that contain run folders.
+        closed: folders without read permission among them or below.
 
     Raises:
-        UserError: a folder does not exist, holds no run, or may not be read.
+        UserError: a folder does not exist, contains no run, or cannot be read.
     """
     for folder in folders:
         if Path(folder).is_file():
-            raise UserError(f"{folder} is a file; give the run folder, or a folder that holds several")
+            raise UserError(f"{folder} is a file; give the run folder, or a folder that contains several")
         if folder in closed:
             raise UserError(f"{folder}: no permission to read it")
     try:
         return [read_run(folder) for folder in find_runs(folders)]
     except PermissionError as error:
-        raise UserError(f"{error.filename}: no permission to read it; give the other folders by name") from error
+        raise UserError(f"{error.filename}: no permission to read it; list the other folders by name") from error
     except UserError as error:
         note = f"; no permission to read {', '.join(closed)}" if closed else ""
         raise UserError(f"{error}{note}") from error
 
 
 def _shapes(run: Run) -> None:
-    """Refuse files whose entries are of another kind than a job writes."""
+    """Refuse files with entries of a wrong type."""
     wrong = {key: run.status[key] for key, shape in SHAPES.items() if not _has_shape(run.status.get(key), shape)}
     if wrong:
         run.status = {key: value for key, value in run.status.items() if key not in wrong}
         key, value = next(iter(wrong.items()))
-        raise UserError(f"status.json: {key} holds {str(value)[:40]!r}; {REMEDY}")
+        raise UserError(f"status.json: {key} is {str(value)[:40]!r}, a wrong type; {REMEDY}")
     seed = run.config.get("seed")
     if isinstance(seed, list | dict):
         run.config = run.config | {"seed": str(seed)}
-        raise UserError(f"config.yaml: seed holds {seed}, not a number; mend it, or remove the folder")
+        raise UserError(f"config.yaml: seed is {seed}, not a number; correct it, or remove the folder")
 
 
 def _has_shape(value: Any, shape: Any) -> bool:
@@ -199,7 +199,7 @@ def _has_shape(value: Any, shape: Any) -> bool:
 
 
 def _remedy(folder: Path) -> str:
-    """How lost predictions of a run come back: a job that has its last epoch tests again without training."""
+    """Return how to recover lost predictions: a job with its last checkpoint tests again without training."""
     tests_again = RunFolder(folder).last_checkpoint.is_file()
     return "remove the file and run `python -m resnet_lab.job RUN`, which tests again" if tests_again else REMEDY
 
@@ -223,8 +223,8 @@ def _score(run: Run) -> None:
     if noted and noted != found.fingerprint:
         images = sum(run.class_counts(run.split))
         raise UserError(
-            f"predictions_{run.split}.csv: {len(targets)} rows that are not the {images} images of status.json, "
-            f"or not with their targets; {_remedy(run.folder.path)}"
+            f"predictions_{run.split}.csv: {len(targets)} rows do not match the {images} images of status.json, "
+            f"or their targets; {_remedy(run.folder.path)}"
         )
     run.predictions = found
     run.majority = int(np.argmax(train_counts))
@@ -234,13 +234,13 @@ def _score(run: Run) -> None:
 
 
 def read_predictions(file: Path) -> StoredPredictions:
-    """A predictions file.
+    """Read a predictions file.
 
     Raises:
-        UserError: a column is missing, or a row is incomplete or holds no class.
+        UserError: a column is missing, or a row is incomplete or has no class.
     """
     try:
-        # an image may be called NA or 007
+        # image names may be NA or 007
         frame = pd.read_csv(file, dtype={"image": str, "patient": str}, keep_default_na=False)
         num_classes = sum(str(name).startswith("p_") for name in frame)
         columns = ["target", "prediction", *(f"p_{k}" for k in range(num_classes))]
@@ -257,7 +257,7 @@ def read_predictions(file: Path) -> StoredPredictions:
     bad = frame.index[no_class.any(axis=1) | improper]
     if len(bad) or not len(frame):
         where = (
-            f"line {bad.min() + 2} lacks a class, or its probabilities do not add up to 1"
+            f"line {bad.min() + 2} has no class, or the sum of its probabilities is not 1"
             if len(bad)
             else "has no rows"
         )
@@ -269,12 +269,12 @@ def read_predictions(file: Path) -> StoredPredictions:
 
 
 def may_not_be_read(file: Path) -> bool:
-    """Whether a file is there and we lack the permission, which is neither damage nor loss."""
+    """Return whether a file exists but cannot be read for lack of permission."""
     return file.is_file() and not os.access(file, os.R_OK)
 
 
 def read_metrics(file: Path) -> pd.DataFrame:
-    """The complete rows of metrics.csv by epoch; a killed run's half row is left out. Empty where there is none."""
+    """Return the complete rows of metrics.csv by epoch, without an incomplete last row; empty without a file."""
     try:
         stored = file.read_bytes() if file.is_file() else b""
         text = (gzip.decompress(stored) if file.suffix == ".gz" else stored).decode("utf-8", errors="replace")
@@ -286,7 +286,7 @@ def read_metrics(file: Path) -> pd.DataFrame:
 
 
 def read_layers(file: Path) -> pd.DataFrame:
-    """The rows `epoch, quantity, layer, value` of layers.csv; empty where there is none, or it is damaged."""
+    """Return the rows `epoch, quantity, layer, value` of layers.csv; empty if it is missing or damaged."""
     try:
         frame = pd.read_csv(file, dtype={"layer": str})
         return frame.astype({"epoch": int, "value": float})[["epoch", "quantity", "layer", "value"]]

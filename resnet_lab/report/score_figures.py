@@ -1,4 +1,4 @@
-"""The pictures of probabilities and of cost: runs of one table in, figures out (no torch)."""
+"""The pictures of probabilities and of cost, drawn from the runs of one table (no torch)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from resnet_lab.report.drawing import Drawing, Picture, best_of, colors_of
 from resnet_lab.report.groups import Table
 from resnet_lab.scores import SCORES
 
-RELIABLE = 3  # groups whose reliability is drawn, the best ones
+RELIABLE = 3  # groups in the picture of reliability, the best ones
 
 
 def roc(table: Table) -> Picture | None:
-    """Sensitivity against false alarms for the referable grades and for each class."""
+    """Draw sensitivity against the false positive rate for the referable grades and each class."""
     panels = thresholds.panels_of(table, thresholds.roc_of, "AUC")
     if not panels:
         return None
@@ -23,12 +23,12 @@ def roc(table: Table) -> Picture | None:
     )
     note = f"{_which(table)} Dotted: guessing."
     if any(line.points for _, lines in panels for line in lines):
-        note += " Marks: operating points from validation; circle for high sensitivity, triangle for high specificity."
+        note += " Marks: operating points from validation (circle: high sensitivity, triangle: high specificity)."
     return Picture("ROC", note, [Drawing(wide, narrow)])
 
 
 def precision_recall(table: Table) -> Picture | None:
-    """Precision against recall for the referable grades and for each class."""
+    """Draw precision against recall for the referable grades and each class."""
     panels = thresholds.panels_of(table, thresholds.precision_recall_of, "AP")
     if not panels:
         return None
@@ -39,14 +39,14 @@ def precision_recall(table: Table) -> Picture | None:
 
 
 def _which(table: Table) -> str:
-    text = f"One class against the rest; lines are means over the runs of a group, bands span them.{best_of(table)}"
+    text = f"One class against the rest. Lines are means over the runs of a group; bands span the runs.{best_of(table)}"
     if len(table.scored[0].class_names) > thresholds.PANELS:
-        text += " The classes with the lowest recall."
+        text += " The panels show the classes with the lowest recall."
     return text
 
 
 def reliability(table: Table) -> Picture | None:
-    """How often predictions are right, by their confidence, before and after temperature scaling."""
+    """Draw accuracy by confidence, before and after temperature scaling."""
     panels = []
     for group in [group for group in table.drawn if group.scored][:RELIABLE]:
         cases = [("", group.predictions)]
@@ -59,12 +59,12 @@ def reliability(table: Table) -> Picture | None:
     if not panels:
         return None
     wide, narrow = (charts.reliability(panels, columns) for columns in (3, 1))
-    note = "Bars below the dotted line: overconfident. The best groups, with all runs of a group pooled."
+    note = "Bars below the dotted line: overconfident. The panels show the best groups; the runs of a group are pooled."
     return Picture("Reliability", note, [Drawing(wide, narrow)])
 
 
 def cost(table: Table) -> Picture | None:
-    """Quality against each resource that the jobs noted and that differs between the groups."""
+    """Draw quality against each recorded resource that differs between the groups."""
     shown = {group.label for group in table.drawn}
     found = [each for each in costs.costs_of(table) if each.label in shown]
     titles = (
@@ -74,5 +74,5 @@ def cost(table: Table) -> Picture | None:
         return None
     found = [replace(each, resources={title: each.resources[title] for title in titles}) for each in found]
     wide, narrow = (charts.cost(found, SCORES[table.metric].title, columns, colors_of(table)) for columns in (3, 1))
-    note = "Lines: 95 % intervals. Above and to the left is better; of images a second, above and to the right."
+    note = "Lines: 95 % intervals. Above and to the left is better; for images per second, above and to the right."
     return Picture("Quality and cost", note + best_of(table), [Drawing(wide, narrow)])

@@ -1,4 +1,4 @@
-"""What runs of several sweeps do not share: settings, data, code and machines."""
+"""Differences between sweeps: settings, data, code and machines."""
 
 from __future__ import annotations
 
@@ -10,21 +10,29 @@ from resnet_lab.report.runs import Run
 from resnet_lab.run_folder import is_bookkeeping
 from resnet_lab.scores import ABSENT
 
-NOTED = ("commit", "versions", "hardware", "precision", "split_fingerprint", "pixels", "class_names")  # of status.json
-SHOWN = 4  # values of a key that are listed
+NOTED = (
+    "commit",
+    "versions",
+    "hardware",
+    "precision",
+    "split_fingerprint",
+    "pixels",
+    "class_names",
+)  # of status.json
+SHOWN = 4  # values listed per key
 
 
 class Unshared(NamedTuple):
-    """One thing in which sweeps differ, and what each of them has."""
+    """A key that differs between sweeps, with its values in each sweep."""
 
     key: str
     values_of_sweeps: list[str]
 
 
 def unshared_of(sweeps: dict[str, list[Run]]) -> list[Unshared]:
-    """The keys of configuration and status in which the sweeps differ, one from another; seeds and paths apart.
+    """Return the keys of configuration and status that differ between sweeps, without seeds and paths.
 
-    A key that each sweep varies over the same values is shared.
+    A key with the same set of values in each sweep does not differ.
     """
     found = []
     facts = [[dict(_facts(run)) for run in runs] for runs in sweeps.values()]

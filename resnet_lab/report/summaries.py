@@ -1,4 +1,4 @@
-"""The leaderboard without pictures: for a terminal, for a page of documentation, and as unrounded numbers."""
+"""The leaderboard as text for the terminal, as Markdown, and as a table of unrounded numbers."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from resnet_lab.report.groups import Group, Table
 from resnet_lab.report.leaderboard import Row, interval_of, interval_text, rows_of
 from resnet_lab.scores import ABSENT, SCORES
 
-SHORT = {"balanced acc. %": "bal. acc. %"}  # of the terminal, where columns are narrow
-SHOWN_ROWS = 20  # groups of a table; the page shows the others on demand
+SHORT = {"balanced acc. %": "bal. acc. %"}  # for the narrow columns of the terminal
+SHOWN_ROWS = 20  # groups per table; the page shows further ones on demand
 MARKS = {
     "best": "best",
     "tied": "tied with the best",
@@ -25,12 +25,12 @@ MARKS = {
 
 
 def titles_of(metrics: Sequence[str]) -> list[str]:
-    """The headings of columns."""
+    """Return the headings of columns."""
     return [SCORES[metric].title for metric in metrics]
 
 
 def headline(table: Table) -> str:
-    """What the leaderboard comes to, in a sentence or two; empty where there is no result."""
+    """Return a summary of the leaderboard in a few sentences; empty without a result."""
     every = rows_of(table)
     rows = [row for row in every if row.kind == "group" and row.n != "0"]
     if not rows:
@@ -49,9 +49,9 @@ def headline(table: Table) -> str:
     if "untested" in marks:
         reason = table.estimates[table.metric].withheld
         text = f"Of {len(rows)} groups, {best.label} has the {most} {table.title_of_metric}: {value}. "
-        return f"{text}No difference between groups is tested, since {reason}. {against}"
+        return f"{text}Differences between groups are not tested, since {reason}. {against}"
     if "best" not in marks:
-        return f"All {len(rows)} groups have {table.title_of_metric} {value}. {against}"
+        return f"All {len(rows)} groups have the same {table.title_of_metric}: {value}. {against}"
     tied, behind, others = marks.count("tied"), marks.count("behind"), len(rows) - 1
     if others == 1:
         others_are = f"The other one {'may be as good' if tied else 'is worse'}."
@@ -66,13 +66,11 @@ def headline(table: Table) -> str:
 
 
 def text_table(table: Table, width: int = 80) -> str:
-    """The table for a terminal: the best groups and the baseline, in lines of at most `width` characters.
+    """Return the best groups and the baseline for a terminal, in lines of at most `width` characters.
 
-    A label that is too long for its column has a line of its own, above its numbers.
+    A label that is too long for its column has its own line above the numbers.
     """
-    rows = [
-        row for row in rows_of(table) if row.kind != "reference"
-    ]  # their sources want more room than a terminal has
+    rows = [row for row in rows_of(table) if row.kind != "reference"]  # too long for a terminal
     shown = [row for place, row in enumerate(rows) if row.kind != "group" or place < SHOWN_ROWS]
     titles = [SHORT.get(title, title) for title in titles_of(table.metrics)]
     widths = [max(map(len, column)) + 2 for column in zip(titles, *(row.cells for row in shown), strict=True)]
@@ -100,13 +98,13 @@ def _with_remarks(table: Table, row: Row) -> str:
 
 
 def markdown(tables: Sequence[Table], findings: Sequence[Finding]) -> str:
-    """The findings and the tables for a page of the documentation."""
+    """Return the findings and the tables as Markdown."""
     lines = [f"- **{_escaped(finding.kind)}**: {_escaped(str(finding))}" for finding in findings]
     blocks = ["\n".join(lines)] if findings else []
     for table in tables:
         blocks += [f"**{_escaped(table.title)}**", _markdown_table(table)]
     note = (
-        "Mean ± standard deviation over n runs that differ in their seed; 95 % intervals over patients and seeds. "
+        "Mean ± standard deviation over n runs with different seeds; 95 % intervals over patients and seeds. "
         "Tied: these runs cannot show a difference to the best (paired, corrected for many comparisons)."
     )
     return "\n\n".join([*blocks, note]) + "\n"
@@ -128,13 +126,13 @@ def _escaped(text: str) -> str:
 
 
 def summary(tables: Sequence[Table], ranked: bool = False) -> pd.DataFrame:
-    """One row per group with unrounded numbers: axes, counts, mean, std and interval of each metric, baseline.
+    """Return one row per group with unrounded numbers: axes, counts, mean, std and interval of each metric, baseline.
 
-    `n_failed` counts the runs without a result, whatever the reason.
+    `n_failed` counts all runs without a result.
 
     Args:
-        tables: each of one test set.
-        ranked: whether the best group of a table comes first; otherwise their order is that of the axes.
+        tables: one table per test set.
+        ranked: whether the best group of a table comes first; otherwise the axes give the order.
     """
     rows = []
     for table in tables:

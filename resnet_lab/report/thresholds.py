@@ -1,4 +1,4 @@
-"""What the probabilities of a table's runs are worth: ROC and precision–recall, operating points, calibration."""
+"""ROC and precision–recall curves, operating points and calibration of a table's runs."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from resnet_lab.report.groups import Group, Table
 from resnet_lab.scores import Predictions
 from resnet_lab.statistics import REFERABLE
 
-PLACES = np.linspace(0, 1, 201)  # where the curves of several runs are averaged
-HARDEST = 6  # classes that are drawn one by one where there are many
-PANELS = 12  # classes that are drawn one by one; of more, the hardest
+PLACES = np.linspace(0, 1, 201)  # positions at which the curves of several runs are averaged
+HARDEST = 6  # panels if there are more than `PANELS` classes: those with the lowest recall
+PANELS = 12  # classes with a panel each
 
 Binary = tuple[np.ndarray, np.ndarray]  # whether each image is positive (N,), and its score (N,)
 Curve = tuple[np.ndarray, float]  # values at PLACES, and the area under it
 
 
 def roc_of(binary: Binary) -> Curve:
-    """Sensitivity at each false positive rate, and the area under the curve."""
+    """Return sensitivity at each false positive rate, and the area under the curve."""
     false_alarms, found, _ = roc_curve(*binary)
     return np.interp(PLACES, false_alarms, found), float(np.trapezoid(found, false_alarms))
 
 
 def precision_recall_of(binary: Binary) -> Curve:
-    """Precision at each recall, and average precision, the mean precision over the steps of recall."""
+    """Return precision at each recall, and average precision: the mean precision over the steps of recall."""
     precision, recall, _ = precision_recall_curve(*binary)
-    reached = np.searchsorted(recall[::-1], PLACES)  # steps: between two recalls there is no threshold
+    reached = np.searchsorted(recall[::-1], PLACES)  # no threshold lies between two recalls
     values = precision[::-1][reached]
     return values, float(-np.sum(np.diff(recall) * precision[:-1]))
 
 
 def panels_of(table: Table, curve: Callable[[Binary], Curve], score: str) -> list[tuple[str, list[charts.Line]]]:
-    """One panel for the referable grades and one a class, each with a line a group."""
+    """Return one panel for the referable grades and one per class, each with one line per group."""
     if not table.scored:
         return []
     panels: list[tuple[str, Callable[[Predictions], Binary]]] = []
     if table.referable:
-        panels.append((f"referable (from {table.scored[0].class_names[REFERABLE]} on)", calibration.referable))
+        panels.append((f"referable ({table.scored[0].class_names[REFERABLE]} or worse)", calibration.referable))
     panels += [(table.scored[0].class_names[k], _against_the_rest(k)) for k in _drawn_classes(table)]
     groups = [group for group in table.drawn if group.scored]
     found = [(title, [_line(group, binary, curve, score) for group in groups]) for title, binary in panels]
@@ -55,7 +55,7 @@ def _against_the_rest(k: int) -> Callable[[Predictions], Binary]:
 
 
 def _drawn_classes(table: Table) -> list[int]:
-    """All classes that are tested, or of many those with the lowest recall."""
+    """Return all tested classes, or those with the lowest recall if there are many."""
     counts = np.sum([run.counts for run in table.scored], axis=0)
     tested = np.flatnonzero(counts.sum(axis=1))
     if len(tested) <= PANELS:
@@ -78,40 +78,40 @@ def _line(
 
 
 class OperatingRow(NamedTuple):
-    """What a threshold that was chosen on validation gives on test: means over the runs of a group.
+    """The test results of a threshold chosen on validation: means over the runs of a group.
 
-    Without thresholds where a run of the group has no validation images of both kinds.
+    `thresholds` is empty if a run of the group has no validation images of both kinds.
     """
 
     label: str
     name: str  # high sensitivity, or high specificity
-    thresholds: tuple[float, ...]  # of the runs
+    thresholds: tuple[float, ...]  # one per run
     sensitivity: Share
     specificity: Share
-    chosen_on: str = ""  # validation images, and how many of them are to be referred; of the runs
+    chosen_on: str = ""  # number of validation images (and of referable ones), by run
 
     @property
     def refer_none(self) -> int:
-        """Runs whose threshold is above all scores: they refer nobody."""
+        """The number of runs with a threshold above all scores; they refer nobody."""
         return sum(math.isinf(cut) for cut in self.thresholds)
 
     @property
     def point(self) -> calibration.OperatingPoint:
-        """For a mark on the curve."""
+        """The mark on the curve."""
         return calibration.OperatingPoint(
             float(np.mean(self.thresholds)), self.sensitivity.value, self.specificity.value
         )
 
 
 def operating_rows(table: Table) -> list[OperatingRow]:
-    """Both operating points of each group whose runs all have validation predictions, best group first."""
+    """Return both operating points of each group with validation predictions for all runs, best group first."""
     if not table.referable:
         return []
     return [row for group in table.ranked if group.scored for row in operating_rows_of(group, table.patient)]
 
 
 def operating_rows_of(group: Group, patient: np.ndarray | None = None) -> Iterator[OperatingRow]:
-    """The rows of one group; images are their own patients where `patient` (N,) is not given."""
+    """Yield the rows of one group; without `patient` (N,), each image is its own patient."""
     chosen = [calibration.thresholds(run.validation.labeled) if run.validation else {} for run in group.scored]
     if not all(chosen):
         if any(chosen):
@@ -140,7 +140,7 @@ def _size_of(predictions: Predictions) -> str:
 
 
 class CalibrationRow(NamedTuple):
-    """Expected calibration error of a group, mean over its runs; NaN where no validation predictions are stored."""
+    """Expected calibration error of a group, mean over its runs; NaN without stored validation predictions."""
 
     label: str
     before: float
@@ -149,7 +149,7 @@ class CalibrationRow(NamedTuple):
 
 
 def calibration_rows(table: Table) -> list[CalibrationRow]:
-    """Each group before and after temperature scaling fitted on validation, best group first."""
+    """Return each group before and after temperature scaling fitted on validation, best group first."""
     rows = []
     for group in (group for group in table.ranked if group.scored):
         before = float(np.mean([calibration.calibration_error(predictions) for predictions in group.predictions]))
@@ -165,7 +165,7 @@ def calibration_rows(table: Table) -> list[CalibrationRow]:
 
 
 def scaled_predictions(group: Group) -> list[tuple[float, Predictions]]:
-    """By run, the temperature fitted on validation and the scaled test predictions; empty without validation."""
+    """Return temperature (fitted on validation) and scaled test predictions by run; empty without validation."""
     found = []
     for run, predictions in zip(group.scored, group.predictions, strict=True):
         if run.validation is None:
@@ -176,5 +176,5 @@ def scaled_predictions(group: Group) -> list[tuple[float, Predictions]]:
 
 
 def concatenate(predictions: Sequence[Predictions]) -> Predictions:
-    """The predictions of several runs as those of one."""
+    """Return the predictions of several runs as one."""
     return Predictions(*(np.concatenate(parts) for parts in zip(*predictions, strict=True)))

@@ -1,4 +1,4 @@
-"""`resnet-lab report --check`: every stored number that follows from the predictions, derived from them again."""
+"""`resnet-lab report --check`: compare stored numbers with those derived from the stored predictions."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from resnet_lab.report.runs import Run, StoredPredictions, may_not_be_read, read
 from resnet_lab.scores import SCORES, Predictions
 
 CROSS_ENTROPY = "resnet_lab.objectives.cross_entropy"
-TOLERANCE = 1e-5  # stored metrics are of float32 probabilities, the predictions have eight digits
-BEST_TOLERANCE = 2e-3  # the best epoch was scored while it trained, perhaps in other batches or on another machine
+TOLERANCE = 1e-5  # stored metrics come from float32 probabilities; stored predictions have eight digits
+BEST_TOLERANCE = 2e-3  # the best epoch was scored during training, perhaps in other batches or on another machine
 SPLITS = ("train", "val", "test")
-EDGE = 1e-6  # of a cumulative probability, which the digits of the file leave open
-STATES = ("created", "running", "interrupted", "failed", "done")  # of a status.json that can be read
-LOSS_TOLERANCE = 1e-4  # relative; a logarithm makes more of the last digit
+EDGE = 1e-6  # rounding error of a cumulative probability in the file
+STATES = ("created", "running", "interrupted", "failed", "done")  # in a readable status.json
+LOSS_TOLERANCE = 1e-4  # relative; the logarithm magnifies rounding errors
 
 
 class Split(NamedTuple):
-    """What a run predicted on a split, and the metrics that follow."""
+    """The predictions of a run on a split, and the metrics derived from them."""
 
     predictions: StoredPredictions
     metrics: dict[str, float]
 
 
 def differences_of(runs: Sequence[Run]) -> list[str]:
-    """One line for every stored number that does not follow from the predictions, or cannot be derived from them."""
+    """Return one line for every stored number that does not follow from the predictions or cannot be derived."""
     names = places_of(runs)
     return [f"{names[run.folder.path]}: {line}" for run in runs for line in _differences(run)]
 
@@ -45,19 +45,19 @@ def _differences(run: Run) -> Iterator[str]:
         yield f"cannot be checked: {run.problem}"
         return
     if not isinstance(metrics, dict):
-        yield f"status.json: metrics holds {type(metrics).__name__}, not numbers by name"
+        yield f"status.json: metrics is {type(metrics).__name__}, not numbers by name"
         return
     stored = {split: _of_split(metrics, split) for split in ("train", "val", "test")}
     of_no_split = [name for name in metrics if name.partition("/")[0] not in SPLITS]
     if of_no_split:
-        yield f"metrics of status.json that are of no split cannot be derived: {', '.join(of_no_split)}"
+        yield f"metrics without a split in status.json cannot be derived: {', '.join(of_no_split)}"
     splits = [split for split, values in stored.items() if values or any(file.is_file() for file in _files(run, split))]
     found = {}
     for split in splits:
         try:
             stored_split = read_predictions(run.folder.stored_predictions(split))
         except UserError as error:
-            yield f"the numbers of {split} cannot be checked: {error}"
+            yield f"the {split} metrics cannot be checked: {error}"
             continue
         derived = metrics_of(stored_split.labeled, run.config, run.class_counts("train"))
         found[split] = Split(stored_split, derived)
@@ -69,22 +69,22 @@ def _differences(run: Run) -> Iterator[str]:
 
 
 def validates_all(run: Run) -> bool:
-    """Whether each epoch was validated on all images, as the predictions are."""
+    """Return whether each epoch was validated on all images."""
     limit = run.config.get("trainer.limit_val_batches")
-    return limit is None or (isinstance(limit, float) and limit == 1)  # 1 is one batch, 1.0 all of them
+    return limit is None or (isinstance(limit, float) and limit == 1)  # 1: one batch; 1.0: all batches
 
 
 def _curves(run: Run, found: dict[str, Split]) -> Iterator[str]:
-    """The row of metrics.csv whose weights made the predictions: that of the best epoch, or the last one."""
+    """Compare the predictions with their row in metrics.csv: the best epoch, or the last one."""
     rows = read_metrics(run.folder.stored_metrics)
     monitor, best = run.status.get("monitor"), run.status.get("best_value")
-    if not run.trained:  # only a header
+    if not run.trained:  # the file has only a header
         return
     if may_not_be_read(run.folder.stored_metrics):
         yield "metrics.csv cannot be read (Permission denied)"
     elif rows.empty:
-        yield "metrics.csv is missing, or has no whole row"
-    elif monitor is None or best is None:  # nothing selects, or the metric is undefined in every epoch
+        yield "metrics.csv is missing, or has no complete row"
+    elif monitor is None or best is None:  # no monitor, or undefined in every epoch
         yield from _row_differences(run, found, rows.tail(1))
     elif monitor in rows and isinstance(best, int | float):
         tied = rows[np.isclose(rows[monitor], best, atol=TOLERANCE)]
@@ -93,7 +93,7 @@ def _curves(run: Run, found: dict[str, Split]) -> Iterator[str]:
 
 
 def _row_differences(run: Run, found: dict[str, Split], row: pd.DataFrame) -> Iterator[str]:
-    """Scores in one row of metrics.csv; losses not, as they can be larger than probabilities can tell."""
+    """Compare scores in one row of metrics.csv, without losses: rounded probabilities can understate them."""
     for split, (_, derived) in found.items():
         for name in sorted({f"{split}/{each}" for each in derived if each != "loss"} & set(row.columns)):
             stored, value = float(row[name].iloc[0]), derived[name.partition("/")[2]]
@@ -113,27 +113,27 @@ def _files(run: Run, split: str) -> tuple[Path, Path, Path]:
 
 def _metrics(run: Run, split: str, stored: dict[str, Any], judged: Split) -> Iterator[str]:
     predictions, derived = judged.predictions.labeled, judged.metrics
-    # an older version had fewer scores: those that no other split and no epoch has either
+    # an older version computed fewer scores: a missing one may be missing everywhere
     columns = [*(run.status.get("metrics") or {}), *read_metrics(run.folder.stored_metrics).columns]
     computed = {name.partition("/")[2] for name in map(str, columns)}
     for name in dict.fromkeys([*stored, *derived]):
         if name not in stored:
             of_class = re.fullmatch(r"recall_\d+", name)
-            absent = "recall_0" not in stored if of_class else name not in computed  # of many classes none is stored
+            absent = "recall_0" not in stored if of_class else name not in computed  # not stored for many classes
             needs = SCORES[name].needs if name in SCORES else ""
             optional = absent or (needs and not run.status.get("ordered"))
             if run.state == "done" and not optional and not math.isnan(derived[name]):
                 yield f"{split}/{name} is not stored, the predictions give {derived[name]:.6f}"
         elif name == "loss" and (name not in derived or _underflow(predictions, stored[name], derived[name])):
-            continue  # of a kind that is not known here, or larger than probabilities can tell
+            continue  # an unknown loss, or larger than the probabilities can show
         else:
             yield from _difference(f"{split}/{name}", stored[name], derived.get(name))
 
 
 def _underflow(predictions: Predictions, stored: Any, derived: float) -> bool:
-    """Whether a true class has a probability too small for its number, so that the loss is known from below only."""
+    """Return whether the probability of a true class underflows, so that only a lower bound of the loss is known."""
     true = predictions.probabilities[np.arange(len(predictions.targets)), predictions.targets]
-    larger = stored is None or (isinstance(stored, int | float) and stored >= derived)  # null: it is infinite
+    larger = stored is None or (isinstance(stored, int | float) and stored >= derived)  # null: infinite
     return bool(larger and true.min() < np.finfo(np.float32).tiny)
 
 
@@ -141,7 +141,7 @@ def _difference(name: str, stored: Any, derived: float | None) -> Iterator[str]:
     if derived is None:
         yield f"{name} is stored, but cannot be derived from predictions"
     elif stored is not None and not isinstance(stored, int | float):
-        yield f"{name} is stored as {stored!r}, which is no number"
+        yield f"{name} is stored as {stored!r}, not a number"
     elif stored is None or math.isnan(stored):
         if not math.isnan(derived):
             yield f"{name} is stored as undefined, the predictions give {derived:.6f}"
@@ -150,10 +150,10 @@ def _difference(name: str, stored: Any, derived: float | None) -> Iterator[str]:
 
 
 def _tables(run: Run, split: str, predictions: Predictions) -> Iterator[str]:
-    """The predicted class of each row, and the two tables beside the predictions, where they are kept."""
+    """Compare the predicted class of each row, and the confusion matrix and class report if they are stored."""
     rule = run.status.get("decision") or "argmax"
     if rule not in statistics.DECISIONS:
-        yield f"predictions of {split} cannot be checked: the decision {rule!r} is unknown here"
+        yield f"predictions of {split} cannot be checked: the decision rule {rule!r} is unknown"
     elif changed := int(np.sum(_undecided(predictions, rule))):
         what = statistics.DECISIONS[rule]
         yield f"predictions of {split}: in {count(changed, 'row')} the prediction is not {what}"
@@ -176,11 +176,11 @@ def _tables(run: Run, split: str, predictions: Predictions) -> Iterator[str]:
         if numbers.shape != values.shape or not np.allclose(numbers, values, atol=TOLERANCE):
             yield f"{file.name} does not follow from the predictions"
         elif [str(name) for name in frame.index] != names or [str(name) for name in frame.columns] != columns:
-            yield f"{file.name} names other classes or columns than status.json, or in another order"
+            yield f"{file.name} has other classes or columns than status.json, or another order"
 
 
 def _undecided(predictions: Predictions, rule: str) -> np.ndarray:
-    """Which of the predictions do not follow from the probabilities, (N,); those at the edge of two classes do."""
+    """Return which predictions contradict the probabilities, (N,); predictions at the edge of two classes do not."""
     wrong: np.ndarray = statistics.decisions(predictions.probabilities, rule) != predictions.classes
     if rule == "median":
         wrong &= np.abs(predictions.probabilities.cumsum(axis=1) - 0.5).min(axis=1) > EDGE
@@ -188,14 +188,14 @@ def _undecided(predictions: Predictions, rule: str) -> np.ndarray:
 
 
 def _status(run: Run, found: dict[str, Split]) -> Iterator[str]:
-    """What else status.json says that follows from predictions or from metrics.csv."""
+    """Compare the other derived entries of status.json with the predictions and metrics.csv."""
     for split, (of_split, _) in found.items():
         predictions = of_split.labeled
         counts = np.bincount(predictions.targets, minlength=predictions.probabilities.shape[1]).tolist()
         if run.class_counts(split) and run.class_counts(split) != counts:
             yield f"class_counts of {split} are stored as {run.class_counts(split)}, the predictions give {counts}"
         if run.fingerprint(split) and run.fingerprint(split) != of_split.fingerprint:
-            yield f"predictions of {split} are of other images or targets than status.json notes"
+            yield f"predictions of {split} have other images or targets than status.json"
     judged = found.get("val", found.get("test"))
     if judged is not None and isinstance(noted := run.status.get("collapsed"), bool):
         predictions = judged.predictions.labeled
@@ -206,7 +206,7 @@ def _status(run: Run, found: dict[str, Split]) -> Iterator[str]:
     if isinstance(best, int | float):
         rows = read_metrics(run.folder.stored_metrics)
         if run.trained and monitor in rows and not np.isclose(rows[monitor], best, atol=TOLERANCE).any():
-            yield f"best_value is stored as {best:.6f}, which is {monitor} of no epoch in metrics.csv"
+            yield f"best_value is stored as {best:.6f}, but no epoch in metrics.csv has this {monitor}"
         split, _, name = monitor.partition("/")
         if split in found and validates_all(run):
             derived = found[split].metrics.get(name, best)
@@ -215,11 +215,11 @@ def _status(run: Run, found: dict[str, Split]) -> Iterator[str]:
 
 
 def metrics_of(predictions: Predictions, config: dict[str, Any], train_counts: Sequence[int]) -> dict[str, float]:
-    """What a job stores of a split, by the same names and with its averages (metrics.py), with numpy alone.
+    """Return the metrics that a job stores for a split, with the same names and averages (metrics.py), by numpy.
 
     Args:
-        predictions: on the split.
-        config: of the run, by dotted keys; says what the loss is.
+        predictions: predictions on the split.
+        config: configuration of the run by dotted keys; it defines the loss.
         train_counts: training images by class.
     """
     counts = statistics.confusion_matrix(predictions.targets, predictions.classes, predictions.probabilities.shape[1])
@@ -231,7 +231,7 @@ def metrics_of(predictions: Predictions, config: dict[str, Any], train_counts: S
 
 
 def _loss(predictions: Predictions, config: dict[str, Any], train_counts: Sequence[int]) -> float | None:
-    """Mean cross-entropy with smoothing and weights as in `objectives.cross_entropy`; None for another loss."""
+    """Return the mean cross-entropy with smoothing and weights as in `objectives.cross_entropy`; None for others."""
     smoothing, weights = config.get("loss.label_smoothing", 0.0), config.get("loss.class_weights", "none")
     if config.get("loss._target_", CROSS_ENTROPY) != CROSS_ENTROPY:
         return None
