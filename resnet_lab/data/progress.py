@@ -1,4 +1,4 @@
-"""Says how far a long phase is: every command has a line for each phase that may take minutes."""
+"""Logs the progress of phases that may take minutes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Item = TypeVar("Item")
 
 
 def with_progress(items: Iterable[Item], total: int, done: str, each: int = 1) -> Iterator[Item]:
-    """Hand the items on, and log every few seconds how many images there were, how fast, and how long it will take.
+    """Yield the items, and log every few seconds the number of images, images/s and the time left.
 
     Args:
-        items: one for `each` images; the last may stand for fewer.
+        items: one item per `each` images; the last may represent fewer.
         total: number of images.
-        done: what happened to them, as `prepared`.
+        done: what is done with them, such as `prepared`.
         each: images per item.
     """
     start = said = time.monotonic()
