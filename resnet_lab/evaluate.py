@@ -120,7 +120,7 @@ def override(origin: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
         if not item.startswith(("data.", "trainer.")):
             raise UserError(f"{item}: neither an option (see --help) nor a key of data or trainer")
         if item.partition("=")[0] in IDLE:
-            raise UserError(f"{item} has no effect on a trained model; leave it out")
+            raise UserError(f"{item}: it has no effect on a trained model; leave it out")
     config = copy.deepcopy(origin["config"])
     for group, name in groups.items():
         node = OmegaConf.to_container(compose_config([f"{group}={name}"])[group], resolve=False)

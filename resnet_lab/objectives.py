@@ -86,7 +86,7 @@ class Criterion(Softmax):
 class SquaredError(Objective):
     """Objective with the grade as single output, Gaussian errors, and the nearest grade as prediction.
 
-    The probability of a class is that of the interval between the midpoints to its neighbors; the first and the last
+    Each class has the probability of the interval between the midpoints to its neighbors; the first and the last
     interval extend to infinity. The nearest grade is then the median.
 
     Args:

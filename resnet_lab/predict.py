@@ -50,7 +50,7 @@ def command(arguments: list[str]) -> None:
     for item in given.overrides:
         group, _, key = item.partition("=")[0].partition(".")
         if group == "data" and key not in TAKEN:
-            raise UserError(f"{item} has no effect: predict reads only IMAGE_OR_FOLDER; leave it out")
+            raise UserError(f"{item}: it has no effect, as predict reads only IMAGE_OR_FOLDER; leave it out")
     refuse_unwritable(out.parent)
     model = load(given.RUN_OR_CKPT)
     names = model.origin["class_names"]

@@ -58,7 +58,7 @@ def imported(group: str, target: str) -> Any:
         if not f"{module}.".startswith(f"{lacking}."):
             remedy = installation(target)
             raise UserError(f"{group}._target_ {target}: {module} needs the module {lacking}; {remedy}") from error
-        remedy = f"{installation(target)}, or start the command in the folder that holds it"
+        remedy = f"{installation(target)}, or start the command in the folder that contains it"
         raise UserError(f"{group}._target_ {target}: there is no module {lacking}; {remedy}") from None
     except AttributeError:
         raise UserError(f"{group}._target_ {target}: {module} has no {name}") from None

@@ -218,7 +218,7 @@ def _examine_all(paths: list[str], rules: Rules) -> list[Verdict]:
 
 
 def drop_defects(table: pd.DataFrame, on_bad_image: str) -> tuple[pd.DataFrame, int]:
-    """Remove rows whose image cannot be read, or stop at them.
+    """Remove rows with an unreadable image, or refuse them.
 
     Args:
         table: rows with `path` and `defect`.

@@ -145,7 +145,7 @@ class ClassFolders(ImageData):
 
 
 def _refuse_splits_below(class_folder: Path, listing: Listing) -> None:
-    """Refuse a class that contains folders of splits at any depth; `train` alone counts only if it contains folders."""
+    """Refuse a class with folders of splits at any depth; a lone `train` counts only if it contains folders."""
     children: dict[PurePosixPath, set[str]] = {}
     for part in {name.rpartition("/")[0] for name in listing.images} - {""}:
         for path in (PurePosixPath(part), *PurePosixPath(part).parents[:-1]):

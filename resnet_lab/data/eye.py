@@ -7,7 +7,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-THUMB = 160  # pixels of the shorter side of the thumbnail for finding the disc, whatever size was decoded
+THUMB = 160  # pixels of the shorter side of the thumbnail for finding the disc, at any decoded size
 RIM = 0.1  # the eye begins this fraction of the way from the border's gray level to the eye's
 CONTRAST = 8  # least difference in gray levels between border and eye
 BLACK = 8  # pixels up to this gray level are border or padding
@@ -17,7 +17,7 @@ TOLERANCE = 1.0  # pixels of the thumbnail
 
 
 class Disc(NamedTuple):
-    """The circle within which a fundus camera shows the eye; parts may lie outside the picture.
+    """Circle within which a fundus camera shows the eye; parts may be outside the picture.
 
     Args:
         x: center in pixels from the picture's left edge (not from the first pixel's center).
@@ -31,7 +31,7 @@ class Disc(NamedTuple):
 
 
 class Box(NamedTuple):
-    """A square in pixels of a picture; it may reach outside."""
+    """Square in pixels of a picture; it may extend outside."""
 
     left: int
     top: int
@@ -123,7 +123,7 @@ def _first_edges(gray: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def _fit_circle(points: np.ndarray) -> Disc | None:
-    """Fit a circle to points (N, 2); None if fewer than half lie on it or they cover too short an arc.
+    """Fit a circle to points (N, 2); None if fewer than half are on it or they cover too short an arc.
 
     RANSAC (Fischler & Bolles 1981) with fixed draws, because notches, writing and shadows add points off the circle.
     """

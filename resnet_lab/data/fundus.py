@@ -35,7 +35,7 @@ PIGMENTS = np.array([(0.86, 0.46, 0.10), (0.86, 0.50, 0.34), (0.76, 0.27, 0.06),
 VESSEL, BLOOD = np.array((0.75, 0.48, 0.48)), np.array((0.62, 0.32, 0.32))  # transmission by channel
 YELLOW, WHITE, PALE = (1.0, 0.92, 0.40), (1.0, 0.95, 0.82), (0.95, 0.80, 0.55)
 DISC, DISC_RADIUS = np.array((0.64, -0.04)), 0.16  # in radii of the field, relative to the fovea
-FINE, SHIFT = 2, 4  # masks have twice the image's size; cv2 takes coordinates in 1/16 pixel
+FINE, SHIFT = 2, 4  # masks have twice the image's size; cv2 uses coordinates in 1/16 pixel
 
 
 def draw_fundus(grade: int, eye: str, patient: int, seed: int, size: int) -> np.ndarray:
@@ -58,7 +58,7 @@ def draw_fundus(grade: int, eye: str, patient: int, seed: int, size: int) -> np.
 def _frame(rng: Generator, height: int, width: int, mirrored: bool) -> tuple[np.ndarray, np.ndarray]:
     """Return the camera's round field (x, y, radius in pixels) and the (2, 3) map from the retina to pixels.
 
-    On the retina the fovea is the origin, the field's radius is 1, and the optic disc lies on the right.
+    On the retina the fovea is the origin, the field's radius is 1, and the optic disc is on the right.
     """
     radius = height * rng.uniform(0.46, 0.54)  # above 0.5 the frame cuts the field off
     center = np.array((width, height)) / 2 + height * rng.normal(0, (0.02, 0.01))
@@ -217,7 +217,7 @@ def _draw_lesions(
     pale, white, yellow, blood = (_empty(image) for _ in range(4))
     _spots(rng, pale, view, _scattered(rng, count["scars"], 0.65, 0.95), (0.03, 0.05))
     _spots(rng, white, view, _scattered(rng, count["cotton_wool"], 0.3, 0.8), (0.05, 0.08))
-    # hard exudates lie in rings around leaking vessels
+    # hard exudates form rings around leaking vessels
     foci = _scattered(rng, 1 + count["exudates"] // 10, 0.2, 0.6)
     rings = rng.choice(foci, count["exudates"]) + _scattered(rng, count["exudates"], 0.06, 0.16)
     _spots(rng, yellow, view, rings, (0.014, 0.03))

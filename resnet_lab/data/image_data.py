@@ -38,7 +38,7 @@ Side = Annotated[int, Within(1, 10_000)]
 class ImageData(ABC):
     """Settings shared by all data sets; a data set adds its own fields and `read_table`.
 
-    The fields are the keys of `conf/data/*.yaml`, which documents them (`_common.yaml` those of all data sets).
+    The fields are the keys of `conf/data/*.yaml`, which documents them (`_common.yaml` the shared ones).
     """
 
     names_patients = True  # whether `patient_regex=auto` looks for patients in the names
@@ -187,7 +187,7 @@ class ImageData(ABC):
     def cut(self, rows: pd.DataFrame) -> pd.DataFrame:
         """Cut the splits that the data set lacks: a fold, or a share of the training patients."""
         seed, given = self.split_seed, set(rows["split"])
-        if "train" not in given:  # for evaluation alone
+        if "train" not in given:  # data for evaluation only
             return rows
         if self.all_images is not None:
             return limit_classes(rows, self.max_per_class, seed)

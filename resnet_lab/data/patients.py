@@ -31,8 +31,8 @@ SIDES = {
     ("OD", "OS"): "od|os|oi",
     ("LE", "RE"): "le|re",
 }
-# name of a form → its pattern; a number or a word may follow the side (7_l1, 1_left_2, P3_OD_macula), but only after
-# a digit (not mild_left_1); if the side comes first, numbers may follow side and patient (left1_7, left_7_1)
+# name of a form → its pattern; a number or a word may follow the side (7_l1, 1_left_2, P3_OD_macula), but only if a
+# digit precedes it (not mild_left_1); if the side comes first, numbers may follow side and patient (left1_7, left_7_1)
 FORMS = {
     f"_{one}/_{other}": rf"(?=\D*\d.*(?:[_\-. ]|(?<=\d))(?:{sides})|.*[_\-. ](?:{sides})$)"
     rf"(?P<patient>.+?)(?:[_\-. ]|(?<=\d))(?P<side>{sides})(?:[_\-. ]?\d\d?)?(?:[_\-. ]\w{{1,12}})?"
@@ -227,7 +227,7 @@ def _doubt(names: Sequence[str], setting: str, pattern: str | None, matched: boo
     found = _matches(names, pattern) if pattern else [None] * len(names)
     labels = sorted({patient or _without_folder(name) for patient, name in zip(found, names, strict=True)})
     better, alike = _alike(labels)
-    takes = f"{REGEX}={setting}" + ("" if matched else " finds no form" if setting == AUTO else " matches no name")
+    key = f"{REGEX}={setting}" + ("" if matched else " finds no form" if setting == AUTO else " matches no name")
     if alike:
         forms = (form for form, each in FORMS.items() if 2 * len(list(_fullmatches(names, each))) > len(names))
         fits = better in FORMS or not matched  # else it matches the patients, not the names
@@ -237,12 +237,12 @@ def _doubt(names: Sequence[str], setting: str, pattern: str | None, matched: boo
         quoted = f"{REGEX}={better}" if better in FORMS else f"\"{REGEX}='{better}'\""  # for shell and Hydra
         remedy = f"set {quoted}" if fits else f"set {REGEX} to a pattern with the patient as first group"
         return (
-            f"{', '.join(alike[:4])} may be one patient's but count as {len(alike)} patients ({takes}); "
+            f"{', '.join(alike[:4])} may be one patient's but count as {len(alike)} patients ({key}); "
             f"if they are one patient's, {remedy}"
         )
     if matched or setting == AUTO:
         return ""
-    return f"{takes} (names such as {_without_folder(names[0])}), so each image counts as a patient; {REMEDY}"
+    return f"{key} (names such as {_without_folder(names[0])}), so each image counts as a patient; {REMEDY}"
 
 
 def _alike(labels: Sequence[str]) -> tuple[str, list[str]]:

@@ -90,7 +90,7 @@ class PreparedSet:
         return self.folder / "near_duplicates.json"
 
     def name(self, path: str) -> str:
-        """Return the name in the index: the path below the root; a photograph elsewhere gets a folder of its own."""
+        """Return the name in the index: the path below the root; a photograph elsewhere gets a separate folder."""
         folder, name = os.path.split(path)
         if not folder.startswith("/"):
             folder = os.path.join(os.getcwd(), folder)  # noqa: PTH109, PTH118 - a tenth of the time

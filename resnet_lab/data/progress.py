@@ -9,7 +9,7 @@ from typing import TypeVar
 
 log = logging.getLogger(__name__)
 
-SAY_EVERY = 10.0  # seconds between two lines
+LOG_EVERY = 10.0  # seconds between two lines
 Item = TypeVar("Item")
 
 
@@ -22,10 +22,10 @@ def with_progress(items: Iterable[Item], total: int, done: str, each: int = 1) -
         done: what is done with them, such as `prepared`.
         each: images per item.
     """
-    start = said = time.monotonic()
+    start = logged = time.monotonic()
     for count, item in enumerate(items, 1):
         yield item
         now, number = time.monotonic(), min(count * each, total)
-        if now - said > SAY_EVERY or number == total:
-            rate, said = number / max(now - start, 1e-9), now
+        if now - logged > LOG_EVERY or number == total:
+            rate, logged = number / max(now - start, 1e-9), now
             log.info("%s %d of %d, %.1f images/s, %.0f s left", done, number, total, rate, (total - number) / rate)

@@ -32,7 +32,7 @@ def refuse_contradictions(data: Mapping[str, Any]) -> None:
         if isinstance(data[key], list) and len(data[key]) != 3:
             raise UserError(f"data.{key}={data[key]}: give three numbers, train or null")
     if data["std"] == "model" and data["mean"] != "model":
-        raise UserError("data.std=model: set data.mean=model, which takes both from the network")
+        raise UserError("data.std=model: set data.mean=model to use both from the network")
     if isinstance(data["std"], list) and min(data["std"]) <= 0:
         raise UserError(f"data.std={data['std']}: give three numbers above 0, train or null")
     if data["fold"] >= (data["folds"] or 1):

@@ -80,7 +80,7 @@ def cut_split(table: pd.DataFrame, name: str, fraction: float, seed: int, key: s
         return table
     worst = table[table["split"] == "train"].groupby("patient")["target"].max()
     chosen = worst.groupby(worst).sample(frac=fraction, random_state=seed).index
-    if not len(chosen):  # no class alone is large enough
+    if not len(chosen):  # no single class is large enough
         chosen = worst.sample(frac=fraction, random_state=seed).index
     if not len(chosen) or len(chosen) == len(worst):
         raise UserError(
@@ -134,7 +134,7 @@ def resolve_leaks(table: pd.DataFrame, on_leak: str) -> tuple[pd.DataFrame, int]
         on_leak: `error`, `drop` (remove the rows from train, or from val if the patient is in test) or `ignore`.
 
     Returns:
-        The table, and the number of rows of train or val whose patient is in a later split.
+        The table, and the number of leaking rows of train or val.
 
     Raises:
         UserError: there are such rows and `on_leak` is `error`.

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 Photograph = tuple[Path, int, str, int]  # file, grade, eye, patient
 
 SHARES = {"studies": (20655, 1955, 4210, 698, 581), "balanced": (1, 1, 1, 1, 1)}
-UNEQUAL_EYES = 0.3  # patients whose eyes differ, as a share of the rarer of two neighboring grades
+UNEQUAL_EYES = 0.3  # patients with different grades of the two eyes, as a share of the rarer of two neighboring grades
 
 
 @dataclass(kw_only=True)
@@ -71,7 +71,7 @@ def write_synthetic(
         test_patients: patients of test.
         size: height of the photographs in pixels.
         balance: `studies` for the studies' class shares, `balanced` for equal ones.
-        processes: how many draw, which leaves the bytes alone; None: every core, if worth it.
+        processes: number of processes, which does not change the bytes; None: one per core if there are many images.
 
     Raises:
         UserError: an argument is invalid, or `root` contains something else.

@@ -49,9 +49,9 @@ def load_pretrained(model: nn.Module, source: str) -> None:
 
     Args:
         model: a network with the parameter names of torchvision's ResNet.
-        source: `imagenet` (torchvision's IMAGENET1K_V1), a name from torchvision's weight enum for this
-            depth, or the path of a state dict (torch or safetensors), a checkpoint, a run folder, or
-            a folder with runs or weight files, exactly one of this depth.
+        source: `imagenet` (torchvision's IMAGENET1K_V1), a name from torchvision's weight enum for this depth, or a
+            path. The path is a state dict (torch or safetensors), a checkpoint, a run folder, or a folder with runs or
+            weight files, exactly one of this depth.
 
     Raises:
         UserError: the weights are missing, cannot be downloaded, contain more than plain tensors, are NaN or infinite,
