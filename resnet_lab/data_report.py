@@ -1,4 +1,4 @@
-"""Writes what a data set holds and what is wrong with it: one page, and CSVs beside it (no torch)."""
+"""Writes a report on the content and the defects of a data set: one page, and CSVs beside it (no torch)."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from resnet_lab.errors import UserError, count
 from resnet_lab.files import write_atomically
 from resnet_lab.rendering import Finding, base64_of, png, render
 
-# Of the eye, in gray levels. IDRiD: mean 37 to 139, dark share at most 0.03, bright share at most 0.006. RetinaMNIST:
-# below 30 lie 6 of 1080, too dark to grade; above 0.05 (the optic disc takes 0.02) lie 5, all with a burnt-out rim
-NEAR_BLACK = 30  # mean, below which a photograph is nearly black …
-HALF_BLACK = 0.5  # … or the share of pixels below 20, above which it is
-OVEREXPOSED = 0.05  # share of pixels above 235, above which a photograph is overexposed
+# Limits in gray levels of the eye. IDRiD: mean 37 to 139, dark share at most 0.03, bright share at most 0.006.
+# RetinaMNIST: 6 of 1080 have a mean below 30 and are too dark to grade; 5 have a bright share above 0.05, all with a
+# burnt-out rim (the optic disc has 0.02).
+NEAR_BLACK = 30  # a photograph with a mean below this is nearly black …
+HALF_BLACK = 0.5  # … or with more than this share of pixels below 20
+OVEREXPOSED = 0.05  # a photograph with more than this share of pixels above 235 is overexposed
 
-ROWS = 20  # rows of a table and pairs of duplicates on the page, at most; the CSVs hold all
-CLASSES = 24  # of the table of classes on the page, at most
-PER_CLASS = 6  # photographs of a class on the contact sheet …
-PICTURES = 120  # … and of all classes, at most
-EXTREMES = 8  # darkest photographs, and brightest
+ROWS = 20  # at most so many rows of a table and pairs of duplicates on the page; the CSVs contain all
+CLASSES = 24  # at most so many rows in the table of classes
+PER_CLASS = 6  # photographs per class on the contact sheet …
+PICTURES = 120  # … and at most so many of all classes
+EXTREMES = 8  # number of darkest photographs, and of brightest
 SIDE = 180  # pixels of a picture on the page
 
 KINDS = {"exact": "identical files", "near": "nearly identical photographs"}
@@ -37,16 +38,16 @@ KINDS = {"exact": "identical files", "near": "nearly identical photographs"}
 
 @dataclass(frozen=True)
 class DataSummary:
-    """What the report says beside the tables."""
+    """Content of the report beside the tables."""
 
     name: str
     root: Path
     folder: Path  # of the prepared set
     class_names: Sequence[str]
-    mean_and_std: tuple[list[float], list[float]] | None  # (3,), of the training images in [0, 1]; None: there are none
+    mean_and_std: tuple[list[float], list[float]] | None  # (3,), of the training images in [0, 1]; None without any
     recipe: Mapping[str, Any]
     patients: Patients = EACH_IMAGE  # how they were found
-    split_problem: str = ""  # why the splits that training asks for cannot be cut
+    split_problem: str = ""  # why the configured splits cannot be cut
 
 
 class Thumbnail(NamedTuple):
@@ -59,18 +60,18 @@ class Thumbnail(NamedTuple):
 
 
 def write_data_report(out: Path, facts: pd.DataFrame, duplicates: pd.DataFrame, summary: DataSummary) -> list[Finding]:
-    """Write `data_report.html` and the CSVs of `csv_tables` into the folder `out`, and return what is wrong.
+    """Write `data_report.html` and the CSVs of `csv_tables` into the folder `out`, and return the findings.
 
     Args:
-        out: is made if need be.
+        out: the folder; it is created if necessary.
         facts: one row per listed image: `image, split, target, patient, path`, `prepared` (a JPEG), `width, height`
             (pixels of the source), `defect` (empty, or why it cannot be read), `brightness` (mean gray of the eye, 0 to
             255), `dark` and `bright` (shares of the eye's pixels below 20 and above 235).
-        duplicates: as `find_duplicates` gives them.
+        duplicates: result of `find_duplicates`.
         summary: everything else.
 
     Raises:
-        UserError: `out` cannot be written.
+        UserError: `out` is not writable.
     """
     tables = csv_tables(facts, duplicates, summary.class_names)
     findings = list(data_findings(facts, tables, summary))
@@ -86,7 +87,7 @@ def write_data_report(out: Path, facts: pd.DataFrame, duplicates: pd.DataFrame, 
 
 
 def csv_tables(facts: pd.DataFrame, duplicates: pd.DataFrame, class_names: Sequence[str]) -> dict[str, pd.DataFrame]:
-    """The content of the CSVs by name; all but `unreadable` are about the images that can be read."""
+    """Return the content of the CSVs by name; all but `unreadable` cover only readable images."""
     good = readable(facts)
     sizes = good.groupby(["width", "height"]).size().rename("count").reset_index()
     return {
@@ -100,12 +101,12 @@ def csv_tables(facts: pd.DataFrame, duplicates: pd.DataFrame, class_names: Seque
 
 
 def readable(facts: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the images that can be read."""
+    """Return the rows of readable images."""
     return facts[facts["defect"] == ""]
 
 
 def leaks_of(good: pd.DataFrame) -> pd.DataFrame:
-    """The images of train or val whose patient also stands in a later split, with the patient's other splits."""
+    """Return the images of train or val with a patient who is also in a later split, and the patient's other splits."""
     leaks = leaking(good)
     everywhere = good[good["patient"].isin(good.loc[leaks, "patient"])]
     splits = everywhere.groupby("patient")["split"].agg(set).to_dict()
@@ -115,7 +116,7 @@ def leaks_of(good: pd.DataFrame) -> pd.DataFrame:
 
 
 def exposure_of(good: pd.DataFrame) -> pd.DataFrame:
-    """The nearly black images, the darkest first, and then the overexposed ones, the brightest first."""
+    """Return the nearly black images, darkest first, then the overexposed images, brightest first."""
     columns = ["image", "split", "target", "brightness", "dark", "bright"]
     black = good[(good["brightness"] < NEAR_BLACK) | (good["dark"] > HALF_BLACK)].sort_values("brightness")
     white = good[good["bright"] > OVEREXPOSED].sort_values("bright", ascending=False)
@@ -123,7 +124,7 @@ def exposure_of(good: pd.DataFrame) -> pd.DataFrame:
 
 
 def class_counts_of(good: pd.DataFrame, class_names: Sequence[str]) -> pd.DataFrame:
-    """One row per class, `target, class`, with its images in each split that there is."""
+    """Return one row per class, `target, class`, with its number of images in each existing split."""
     counts = pd.crosstab(good["target"], good["split"]).reindex(range(len(class_names)), fill_value=0)
     counts = counts[[split for split in SPLITS if split in counts]]
     splits = list(counts.columns)
@@ -132,7 +133,7 @@ def class_counts_of(good: pd.DataFrame, class_names: Sequence[str]) -> pd.DataFr
 
 
 def data_findings(facts: pd.DataFrame, tables: Mapping[str, pd.DataFrame], summary: DataSummary) -> Iterator[Finding]:
-    """What is wrong with the data, the worst first."""
+    """Yield the findings about the data, worst first."""
     if lost := len(tables["unreadable"]):
         first = tables["unreadable"].iloc[0]
         text = f"{count(lost, 'file')} of {len(facts)} cannot be read, such as {first['image']} ({first['defect']})"
@@ -155,12 +156,12 @@ def data_findings(facts: pd.DataFrame, tables: Mapping[str, pd.DataFrame], summa
 
 
 def share(part: int, whole: int) -> str:
-    """A share in percent with one decimal; `–` of nothing."""
+    """Format a share in percent with one decimal; `–` if the total is 0."""
     return f"{100 * part / whole:.1f} %" if whole else "–"
 
 
 def _duplicate_findings(duplicates: pd.DataFrame, class_names: Sequence[str]) -> Iterator[Finding]:
-    """One finding for each kind, by whether splits and labels differ, in the order of the table."""
+    """Yield one finding per kind and per difference of splits and labels, in the order of the table."""
     crosses = duplicates["split_a"] != duplicates["split_b"]
     conflicts = duplicates["label_a"] != duplicates["label_b"]
     for (across, labels, kind), pairs in duplicates.groupby([crosses, conflicts, "kind"], sort=False):
@@ -176,10 +177,10 @@ def _duplicate_findings(duplicates: pd.DataFrame, class_names: Sequence[str]) ->
 def _leak_findings(good: pd.DataFrame, leaks: pd.DataFrame) -> Iterator[Finding]:
     for split, rows in leaks.groupby("split", sort=False):
         total = int((good["split"] == split).sum())
-        text = (
-            f"{count(len(rows), 'image')} of {split} ({share(len(rows), total)}) whose patient also stands in a later"
-        )
-        yield Finding("leak", f"{text} split, such as {rows['image'].iloc[0]}, of patient {rows['patient'].iloc[0]}")
+        images = f"{count(len(rows), 'image')} of {split} ({share(len(rows), total)})"
+        belong = "belongs to a patient who is" if len(rows) == 1 else "belong to patients who are"
+        first = f"{rows['image'].iloc[0]} of patient {rows['patient'].iloc[0]}"
+        yield Finding("leak", f"{images} {belong} also in a later split, such as {first}")
 
 
 def _class_findings(counts: pd.DataFrame) -> Iterator[Finding]:
@@ -197,13 +198,13 @@ def _size_findings(sizes: pd.DataFrame, image_size: int | None) -> Iterator[Find
     small = int(sizes.loc[sizes[["width", "height"]].min(axis=1) < image_size, "count"].sum())
     if small:
         are = count(small, "photograph is", "photographs are")
-        yield Finding("sizes", f"{are} smaller than the {image_size} pixels that training sees")
+        yield Finding("sizes", f"{are} smaller than the {image_size} pixels used for training")
 
 
 def data_page(
     facts: pd.DataFrame, tables: Mapping[str, pd.DataFrame], findings: Sequence[Finding], summary: DataSummary
 ) -> str:
-    """The report as one self-contained HTML page."""
+    """Return the report as one self-contained HTML page."""
     good, counts = readable(facts), tables["class_counts"]
     by_split = {split: counts[split].to_numpy() for split in counts.columns[2:]}
     return render(
@@ -227,7 +228,7 @@ def data_page(
 
 
 def class_table(counts: Mapping[str, np.ndarray], class_names: Sequence[str]) -> dict[str, Any]:
-    """The table of classes: at most CLASSES rows, the largest and the smallest; totals; the majority baseline."""
+    """Return the table of classes (the largest and the smallest, at most CLASSES), totals, the majority baseline."""
     totals = {split: int(images.sum()) for split, images in counts.items()}
     overall = np.sum([*counts.values()], axis=0) if counts else np.zeros(len(class_names))
     order = np.argsort(-overall, kind="stable")
@@ -244,7 +245,7 @@ def class_table(counts: Mapping[str, np.ndarray], class_names: Sequence[str]) ->
 
 
 def thumbnail(row: Any, text: str, alarm: bool = False) -> Thumbnail:
-    """A row of the facts (a named tuple) as a picture of at most SIDE pixels."""
+    """Make a picture of at most SIDE pixels from a row of the facts (a named tuple)."""
     image = read_prepared(row.prepared)
     scale = min(1.0, SIDE / max(image.shape[:2]))
     size = (max(1, round(scale * image.shape[1])), max(1, round(scale * image.shape[0])))
@@ -254,7 +255,7 @@ def thumbnail(row: Any, text: str, alarm: bool = False) -> Thumbnail:
 
 
 def contact_sheet(good: pd.DataFrame, class_names: Sequence[str]) -> list[tuple[str, int, list[Thumbnail]]]:
-    """Class, its images, and some of them, spread evenly over the list; of the first PICTURES classes at most."""
+    """Return class, number of images, and evenly spaced examples, for as many classes as PICTURES allows."""
     each = min(PER_CLASS, max(1, PICTURES // len(class_names)))
     sheet: list[tuple[str, int, list[Thumbnail]]] = []
     for target, rows in good.groupby("target"):
@@ -268,7 +269,7 @@ def contact_sheet(good: pd.DataFrame, class_names: Sequence[str]) -> list[tuple[
 def duplicate_pairs(
     good: pd.DataFrame, duplicates: pd.DataFrame, class_names: Sequence[str]
 ) -> list[tuple[list[str], list[Thumbnail]]]:
-    """The first ROWS pairs: what is to be said of each, and its two pictures."""
+    """Return the first ROWS pairs: a description of each, and its two pictures."""
     pairs, shown = duplicates.head(ROWS), []
     named = good["image"].isin([*pairs["image_a"], *pairs["image_b"]])
     rows = {(row.image, row.split): row for row in good[named].itertuples()}
@@ -281,7 +282,7 @@ def duplicate_pairs(
 
 
 def extremes(good: pd.DataFrame, exposure: pd.DataFrame) -> dict[str, list[Thumbnail]]:
-    """The darkest and the brightest photographs; those of the table of exposure are marked."""
+    """Return the darkest and the brightest photographs; photographs in the table of exposure are marked."""
     marked = set(zip(exposure["image"], exposure["split"], strict=True))
     order = good.sort_values("brightness", kind="stable")
     chosen = {"The darkest": order.head(EXTREMES), "The brightest": order.tail(EXTREMES)[::-1]}

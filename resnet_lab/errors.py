@@ -1,9 +1,9 @@
-"""The one exception that means: the input is wrong, and here is what to do; and numbers of things in messages."""
+"""The exception for wrong input, with a remedy in its message; and helpers for the text of messages."""
 
 import errno
 import unicodedata
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk says
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # error codes of a full disk
 
 
 class UserError(Exception):
@@ -14,12 +14,13 @@ class UserError(Exception):
 
 
 def printable(text: str) -> str:
-    """A text for a terminal: characters that would steer it, as a name from a file may hold, are escaped (`\\x1b`)."""
+    """Escape the control characters of a text for a terminal (`\\x1b`); names from files may contain some."""
     if text.isprintable():
         return text
-    steering = ("Cc", "Cf", "Cs", "Zl", "Zp")
-    kept = (each if each in "\n\t" or unicodedata.category(each) not in steering else _escaped(each) for each in text)
-    return "".join(kept)
+    control = ("Cc", "Cf", "Cs", "Zl", "Zp")
+    return "".join(
+        each if each in "\n\t" or unicodedata.category(each) not in control else _escaped(each) for each in text
+    )
 
 
 def _escaped(character: str) -> str:
@@ -27,12 +28,12 @@ def _escaped(character: str) -> str:
 
 
 def on_one_line(text: str) -> str:
-    """A text with its line breaks escaped, as a name from a CSV may hold them (`\\n`)."""
+    """Escape the line breaks of a text (`\\n`); names from a CSV may contain some."""
     return text.replace("\n", "\\n")
 
 
 def one_line_of(error: BaseException) -> str:
-    """The message of an error as one line for a terminal; of the operating system's with the file in front."""
+    """Return the message of an error as one line for a terminal; an OSError begins with its file."""
     if isinstance(error, OSError) and error.filename and error.strerror:
         return printable(on_one_line(f"{error.filename}: {error.strerror}"))
     text = on_one_line(str(error)) if isinstance(error, UserError) else str(error)
@@ -40,10 +41,10 @@ def one_line_of(error: BaseException) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """The kind and the message of somebody else's error, on one line of at most 300 characters."""
+    """Return type and message of an error from other code, on one line of at most 300 characters."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def count(number: int, one: str, several: str = "") -> str:
-    """`1 file`, `2 files`; where more than an `s` changes, `several` says it: `1 class`, `2 classes`."""
+    """Return a number with its noun: `1 file`, `2 files`; `several` is an irregular plural: `1 class`, `2 classes`."""
     return f"{number} {one if number == 1 else several or f'{one}s'}"

@@ -33,12 +33,11 @@ from resnet_lab.verbs import VERBS
 
 log = logging.getLogger("resnet_lab")
 
-# how the model was taught to see; another data set brings its files, not these
 LONGEST = 60  # characters in the name of an evaluation's folder
+# keys that define the model's input; they stay with the model when it is evaluated on other data
 SEEING = ("image_size", "resize", "eye_crop", "local_mean", "crop", "padding", "mean", "std", "batch_size")
 
-
-# what means something in training alone
+# keys of the trainer that have an effect only in training
 OF_TRAINING = (
     *("max_epochs", "early_stopping", "checkpoint_minutes", "sync_batchnorm", "gradient_clip_val", "profiler"),
     *("accumulate_grad_batches", "limit_train_batches", "limit_val_batches", "compile", "log_every_n_steps"),
@@ -54,11 +53,11 @@ IDLE = {f"trainer.{key}" for key in OF_TRAINING} | {
 
 
 def evaluate_split(model: Trained, config: dict[str, Any], split: str) -> tuple[Trainer, Classifier, DataModule]:
-    """Run a model over one split; `module.predictions[split]` and `module.confusion[split]` (K, K) hold it.
+    """Run a model over one split; the results are `module.predictions[split]` and `module.confusion[split]` (K, K).
 
     Args:
-        model: as loaded.
-        config: its configuration, with whichever data.
+        model: the loaded model.
+        config: its configuration, possibly with other data.
         split: `train` (not augmented), `val` or `test`.
 
     Raises:
@@ -74,7 +73,7 @@ def evaluate_split(model: Trained, config: dict[str, Any], split: str) -> tuple[
     if len(datamodule.class_names) != len(names):
         raise UserError(
             f"{datamodule.data.name} has {count(len(datamodule.class_names), 'class', 'classes')} but {model.file} was "
-            f"trained for {len(names)} ({', '.join(names)}); evaluate on data of the same classes"
+            f"trained for {len(names)} ({', '.join(names)}); evaluate on data with the same classes"
         )
     if list(datamodule.class_names) != list(names):
         if sorted(datamodule.class_names) == sorted(names):
@@ -82,24 +81,24 @@ def evaluate_split(model: Trained, config: dict[str, Any], split: str) -> tuple[
                 f"data.class_names=[{','.join(datamodule.class_names)}] are the classes of {model.file} in another "
                 f"order; its order is [{','.join(names)}]"
             )
-        log.warning("classes are taken by their order: %s for %s", ", ".join(datamodule.class_names), ", ".join(names))
+        log.warning("classes are matched by order: %s for %s", ", ".join(datamodule.class_names), ", ".join(names))
     count_training_images(model, datamodule.rows(split))
     datamodule.test_splits = [split]
     module = Classifier.of(model, test_splits=[split])
     trainer = build_trainer(config["trainer"], module)
-    datamodule.batch_size_per_rank(trainer.world_size)  # refused now, before anything runs
+    datamodule.batch_size_per_rank(trainer.world_size)  # raises before anything runs
     trainer.test(module, datamodule=datamodule, verbose=False)
     refuse_undefined(datamodule.rows(split), module.predictions[split].probabilities, str(model.file))
     return trainer, module, datamodule
 
 
 def count_training_images(model: Trained, rows: pd.DataFrame) -> None:
-    """Warn of the images that the model was trained on, found by equal pixels: its scores on them are too good."""
+    """Warn about images that the model was trained on, found by equal pixels: its scores on them are too high."""
     known = model.origin.get(TRAIN_IMAGES)
     if rank() > 0:
         return
     if not isinstance(known, str):
-        text = "%s has no hashes of its training images (older version), so copies of them are not counted here"
+        text = "%s has no hashes of its training images (older version), so copies of them are not counted"
         log.warning(text, model.file)
         return
     hashes = {known[start : start + HASH_DIGITS] for start in range(0, len(known), HASH_DIGITS)}
@@ -110,10 +109,10 @@ def count_training_images(model: Trained, rows: pd.DataFrame) -> None:
 
 
 def override(origin: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """The configuration of a run with another data set or other keys; the model, its classes and how it sees stay.
+    """Return the configuration of a run with overrides of data and trainer; the model, classes and SEEING stay.
 
     Raises:
-        UserError: a key that does not exist, or one of a group other than data and trainer.
+        UserError: a key does not exist, or belongs to a group other than data and trainer.
     """
     groups = dict(item.split("=", 1) for item in overrides if item.startswith(("data=", "trainer=")))
     keys = [item for item in overrides if item.partition("=")[0] not in groups]
@@ -128,7 +127,7 @@ def override(origin: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
         assert isinstance(node, dict)
         if group == "data":
             node |= {key: config["data"][key] for key in SEEING}
-            if node["class_names"] is None:  # found by their names, whatever their order here
+            if node["class_names"] is None:  # found by name, in any order
                 node |= {key: origin[key] for key in ("class_names", "ordered")}
         config[group] = node
     merged = OmegaConf.create(config)
@@ -144,20 +143,20 @@ def override(origin: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     container = OmegaConf.to_container(merged, resolve=True)
     assert isinstance(container, dict)
     typed = any(item.startswith("data.on_leak=") for item in keys)
-    if container["data"]["on_leak"] == "error" and not typed:  # nothing is trained on the train split of this data
+    if container["data"]["on_leak"] == "error" and not typed:  # this data is not used for training
         container["data"]["on_leak"] = "ignore"
     return {str(key): value for key, value in container.items()}
 
 
 def own_folder(file: Path, split: str, overrides: list[str], root: str, pixels: str = "") -> RunFolder:
-    """A folder of this evaluation alone, in the run of the checkpoint or beside it; other inputs give another name.
+    """Return the folder of this evaluation, in the checkpoint's run or beside it; its name depends on the inputs.
 
     Args:
         file: the checkpoint.
-        split: of the data.
-        overrides: of the command line.
+        split: split of the data.
+        overrides: overrides of the command line.
         root: `data.root`.
-        pixels: their source, where it is another than that of training.
+        pixels: source of the pixels, if it differs from training.
     """
     file = file.resolve()
     run = file.parent.parent if file.parent.name == "checkpoints" else file.parent
@@ -173,21 +172,21 @@ def own_folder(file: Path, split: str, overrides: list[str], root: str, pixels: 
 
 
 def chosen_folder(out: str, split: str, overwrite: bool) -> RunFolder:
-    """The folder that `out` names.
+    """Return the folder that `out` names.
 
     Raises:
-        UserError: it is a run, whose files are its job's, or holds predictions that are not to be overwritten.
+        UserError: the folder is a run, where only its job writes, or contains predictions and `overwrite` is false.
     """
     run = RunFolder(Path(out).expanduser())
     if run.config_file.exists() or run.status_file.exists() or run.checkpoints.is_dir():
-        raise UserError(f"out={out} is a run folder, and only its job writes its files; name another folder")
+        raise UserError(f"out={out} is a run folder, where only its job writes; name another folder")
     if run.stored_predictions(split).exists() and not overwrite:
         raise UserError(f"{run.stored_predictions(split)} exists; name another folder, or set overwrite=true")
     return run
 
 
 def command(arguments: list[str]) -> None:
-    """Evaluate, write the files of the split, and show the scores beside the majority baseline."""
+    """Evaluate, write the files of the split, and show the scores and the majority baseline."""
     given = VERBS["evaluate"]().read(arguments)
     trust(given.trust)
     set_up_logging()

@@ -1,4 +1,4 @@
-"""Parts of a network that are not trained: which ones (`model.freeze`), and until when (`model.unfreeze_at_epoch`)."""
+"""Freezes parts of a network (`model.freeze`) until an epoch (`model.unfreeze_at_epoch`)."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ ALL_BUT_HEAD = "all_but_head"
 
 
 def head_of(network: nn.Module, key: str) -> str:
-    """The dotted name of the last linear layer, which computes the outputs.
+    """Return the dotted name of the last linear layer, which computes the outputs.
 
     Args:
-        network: any.
-        key: of the configuration that needs the name, for the error.
+        network: any network.
+        key: the configuration key that needs the head, for the error.
 
     Raises:
         UserError: the network has no linear layer.
     """
     linear = [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear)]
     if not linear:
-        raise UserError(f"{key}: this network has no linear layer, so it has no head; name parts in model.freeze")
+        raise UserError(f"{key}: this network has no linear layer and thus no head; name parts in model.freeze")
     return str(linear[-1])
 
 
 def is_in(name: str, part: str) -> bool:
-    """Whether a dotted name is that of a part, or of something in it."""
+    """Return whether a dotted name is a part, or inside it."""
     return f"{name}.".startswith(f"{part}.")
 
 
 def names_in(network: nn.Module, freeze: str | Sequence[str] | None) -> set[str]:
-    """The dotted names of all modules and tensors that `model.freeze` covers.
+    """Return the dotted names of all modules and tensors that `model.freeze` covers.
 
     Raises:
         UserError: the network has no such part, or the part has no weights.
@@ -54,23 +54,23 @@ def names_in(network: nn.Module, freeze: str | Sequence[str] | None) -> set[str]
         if not inside & tensors:
             top = dict.fromkeys(name.partition(".")[0] for name in network.state_dict())
             raise UserError(
-                f"model.freeze: this network has no part {part} with weights; choose {ALL_BUT_HEAD}, or among "
-                f"{', '.join(top)} and the names in them (layer1.0)"
+                f"model.freeze: this network has no part {part} with weights; choose {ALL_BUT_HEAD}, one of "
+                f"{', '.join(top)}, or a part inside these (such as layer1.0)"
             )
         found |= inside
     return found
 
 
 class Freezing(Callback):
-    """Keeps parts of a network as they are, the statistics of their batch norm included.
+    """Callback that keeps parts of a network unchanged, including batch norm statistics.
 
-    Their parameters have no gradient, so the optimizer skips them although it holds all parameters from the start.
+    Their parameters have no gradient, so the optimizer skips them, although it has all parameters from the start.
     Their modules stay in evaluation mode.
 
     Args:
-        network: whose parameters the constructor freezes.
+        network: the network; the constructor freezes its parameters.
         freeze: `model.freeze`.
-        until: the epoch from which on all parts are trained; None: never.
+        until: the first epoch that trains all parts; None: never.
 
     Attributes:
         names: the dotted names of all frozen modules and tensors.
@@ -87,21 +87,21 @@ class Freezing(Callback):
             raise UserError(f"model.freeze={freeze}: nothing is left to train; leave a part out")
 
     def trains(self, epoch: int) -> bool:
-        """Whether the parts are trained in an epoch."""
+        """Return whether the parts are trained in an epoch."""
         return self.until is not None and epoch >= self.until
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        # DDP synchronizes only the gradients that exist from the first step on, so these are computed and dropped
+        # DDP synchronizes only gradients that exist in the first step, so these are computed and dropped
         self._drops_gradients = self.until is not None and trainer.world_size > 1
         self._set_gradients(needed=self._drops_gradients)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._begin(trainer.current_epoch)  # Lightning does not start an epoch again in which a run is resumed
+        self._begin(trainer.current_epoch)  # a run that resumes inside an epoch gets no on_train_epoch_start
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._begin(trainer.current_epoch)
         if self.names and trainer.current_epoch == self.until:
-            log.info("epoch %d  the frozen parts are trained from here on", self.until)
+            log.info("epoch %d  the frozen parts are trained from now on", self.until)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         if self._drops_gradients and not self.trains(trainer.current_epoch):
@@ -123,10 +123,10 @@ class Freezing(Callback):
 
 
 def idle_keys(config: dict[str, Any], freezing: Freezing) -> list[str]:
-    """What to say of the keys about parts of the network that change nothing in this training.
+    """Return one message per key about parts of the network that has no effect in this training.
 
     Raises:
-        UserError: the learning rate of the backbone is to be scaled, and the network has no head.
+        UserError: `optim.backbone_lr_factor` is set, but the network has no head.
     """
     until, epochs, factor = freezing.until, config["trainer"]["max_epochs"], config["optim"]["backbone_lr_factor"]
     reached, found = until is not None and until < epochs, []

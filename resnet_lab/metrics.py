@@ -1,4 +1,4 @@
-"""The metrics of one split, from torchmetrics, with every average spelt out."""
+"""Metrics of one split, from torchmetrics, with explicit averaging."""
 
 from __future__ import annotations
 
@@ -19,42 +19,42 @@ from resnet_lab.statistics import COLLAPSED, MANY_CLASSES
 
 
 class BalancedAccuracy(MulticlassConfusionMatrix):
-    """Mean recall over the classes that occur in the targets (as scikit-learn; torchmetrics' macro counts others)."""
+    """Mean recall over the classes in the targets (as in scikit-learn; torchmetrics' macro includes other classes)."""
 
     def compute(self) -> Tensor:
-        """Scalar in [0, 1]."""
+        """Return a scalar in [0, 1]."""
         counts = super().compute()
         support = counts.sum(1)
         return (counts.diag()[support > 0] / support[support > 0]).mean()
 
 
 class MacroAUROC(MulticlassAUROC):
-    """Mean one-against-rest AUROC over the classes that occur (torchmetrics counts an absent class as 0)."""
+    """Mean one-vs-rest AUROC over the classes in the targets (torchmetrics counts an absent class as 0)."""
 
     def compute(self) -> Tensor:  # type: ignore[override]
-        """Scalar in [0, 1]; NaN where fewer than two classes occur."""
+        """Return a scalar in [0, 1]; NaN if fewer than two classes occur."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # "no positive samples": such classes leave the mean below
+            warnings.simplefilter("ignore", UserWarning)  # "no positive samples": the mean below excludes such classes
             by_class = super().compute()
         present = torch.unique(torch.cat(self.target) if isinstance(self.target, list) else self.target)
         return by_class[present].mean() if len(present) > 1 else torch.tensor(torch.nan)
 
 
 class OfCounts(MulticlassConfusionMatrix):
-    """A score whose formula needs the confusion matrix alone."""
+    """Score computed from the confusion matrix."""
 
     def __init__(self, num_classes: int, score: Score) -> None:
         super().__init__(num_classes)
         self.score = score
 
     def compute(self) -> Tensor:
-        """Scalar."""
+        """Return a scalar."""
         counts = super().compute()
         return torch.tensor(self.score.of_counts(counts.cpu().numpy()), device=counts.device)
 
 
 class OfAnswers(Metric):
-    """A score whose formula needs every prediction, which are kept until the end of the epoch."""
+    """Score computed from all predictions, which are stored until the end of the epoch."""
 
     target: list[Tensor]
     predictions: list[Tensor]
@@ -73,14 +73,14 @@ class OfAnswers(Metric):
         self.predictions.append(predictions)
 
     def compute(self) -> Tensor:
-        """Scalar."""
+        """Return a scalar."""
         states = (self.target, self.predictions, self.preds)
         predictions = Predictions(*(dim_zero_cat(state).cpu().numpy() for state in states))
         return torch.tensor(self.score.of(predictions), device=self.device)
 
 
 def metric_of(score: Score, num_classes: int) -> Metric:
-    """The metric that computes a score over batches and ranks."""
+    """Return the metric that computes a score over batches and ranks."""
     if score.torchmetric:
         own = {"BalancedAccuracy": BalancedAccuracy, "MacroAUROC": MacroAUROC}
         known: Mapping[str, Any] = vars(classification) | own
@@ -96,7 +96,7 @@ class SplitMetrics(nn.Module):
         split: `train`, `val` or `test`.
         num_classes: K.
         ordered: whether to compute quadratic weighted kappa.
-        complete: whether to compute what has to keep every prediction, too; training does not.
+        complete: whether to include scores that store every prediction; training does not.
     """
 
     def __init__(self, split: str, num_classes: int, ordered: bool, complete: bool = True) -> None:
@@ -106,8 +106,8 @@ class SplitMetrics(nn.Module):
         for name, score in stored_scores(num_classes, ordered).items():
             if complete or score.each_epoch:
                 (of_probabilities if score.keeps_predictions else of_classes)[name] = metric_of(score, num_classes)
-        self.loss = MeanMetric(nan_strategy="disable")  # which keeps NaN; by default it would drop out of the mean
-        self.loss.set_dtype(torch.float64)  # so that the order of the batches leaves no trace
+        self.loss = MeanMetric(nan_strategy="disable")  # keeps NaN; the default would exclude it from the mean
+        self.loss.set_dtype(torch.float64)  # makes the order of the batches irrelevant
         self.of_classes = MetricCollection(of_classes, prefix=f"{split}/")
         self.of_probabilities = MetricCollection(of_probabilities, prefix=f"{split}/", compute_groups=False)
         self.confusion = MulticlassConfusionMatrix(num_classes)
@@ -115,12 +115,12 @@ class SplitMetrics(nn.Module):
         self.rows: list[tuple[Tensor, Tensor, Tensor]] = []  # of the epoch so far
 
     def update(self, losses: Tensor, outputs: Tensor, targets: Tensor) -> None:
-        """Add losses (B,), outputs (B, M), targets (B,); counted at the end, as many small counts take long."""
+        """Store losses (B,), outputs (B, M), targets (B,) for `compute`: many small updates would be slow."""
         self.rows.append((losses.detach(), outputs.detach(), targets))
 
     def compute(self, objective: Objective) -> dict[str, Tensor]:
-        """`<split>/<metric>` → scalar, over all ranks; `confusion` has the epoch's counts from then on."""
-        if any(len(targets) for _, _, targets in self.rows):  # a rank may have had nothing but padding
+        """Return `<split>/<metric>` → scalar over all ranks, and update `confusion` with the epoch's counts."""
+        if any(len(targets) for _, _, targets in self.rows):  # a rank may have had only padding
             losses, outputs, targets = (torch.cat(columns) for columns in zip(*self.rows, strict=True))
             classes = objective.decide(outputs)
             self.loss.update(losses.double())
@@ -132,40 +132,40 @@ class SplitMetrics(nn.Module):
         self.rows.clear()
         loss = self.loss.compute().float()
         values = {f"{self.split}/loss": loss, **self.of_classes.compute(), **self.of_probabilities.compute()}
-        if loss.isnan():  # the largest of NaNs is the first class, which would look like a score
+        if loss.isnan():  # argmax of NaN is the first class, which would look like a valid score
             values = {name: torch.full_like(value, torch.nan, dtype=torch.float) for name, value in values.items()}
         return values | {f"{self.split}/{name}": value for name, value in self._recalls().items()}
 
     def _recalls(self) -> dict[str, Tensor]:
-        """`recall_<class>` → share of that class that is found, NaN where there is none."""
+        """Return `recall_<class>` → recall of the class, NaN if it has no images."""
         counts = self.confusion.compute()
         if len(counts) > MANY_CLASSES:
             return {}
         return {f"recall_{k}": row[k] / row.sum() for k, row in enumerate(counts.float())}
 
     def reset(self) -> None:
-        """Forget the epoch."""
+        """Discard the epoch's values."""
         self.rows.clear()
         for metric in (self.loss, self.of_classes, self.of_probabilities, self.confusion):
             metric.reset()
 
 
 def metric_names(num_classes: int, ordered: bool) -> list[str]:
-    """What can be monitored on a split other than train, without its prefix."""
+    """Return the metrics that can be monitored on a split other than train, without prefix."""
     return ["loss", *stored_scores(num_classes, ordered)]
 
 
 def monitored(monitor: str, num_classes: int, ordered: bool, key: str = "monitor") -> tuple[str, Literal["min", "max"]]:
-    """The metric that selects, and its mode.
+    """Return the metric that selects the best epoch, and its mode.
 
     Args:
-        monitor: `auto` (`val/qwk` where grades are ordered, else `val/accuracy`) or `val/<metric>`.
+        monitor: `auto` (`val/qwk` if classes are ordered, else `val/accuracy`) or `val/<metric>`.
         num_classes: K.
         ordered: whether the classes are grades.
-        key: of the configuration, for errors.
+        key: the configuration key, for errors.
 
     Raises:
-        UserError: there is no such metric, or it would select on another split than val.
+        UserError: the metric does not exist, or is of a split other than val.
     """
     name = ("val/qwk" if ordered else "val/accuracy") if monitor == "auto" else monitor
     known = [f"val/{metric}" for metric in metric_names(num_classes, ordered)]
@@ -175,12 +175,12 @@ def monitored(monitor: str, num_classes: int, ordered: bool, key: str = "monitor
 
 
 def mode_of(metric: str) -> Literal["min", "max"]:
-    """Whether a smaller value is better (`min`), such as a loss, or a larger one."""
+    """Return `min` if a smaller value is better, such as a loss, else `max`."""
     name = metric.rpartition("/")[2]
     return "min" if name == "loss" or (name in SCORES and SCORES[name].falls) else "max"
 
 
 def is_collapsed(confusion: Tensor) -> bool:
-    """Whether at least 98 % of the predictions in a (K, K) matrix of counts are one class."""
+    """Return whether at least 98 % of the predictions in a (K, K) matrix of counts are one class."""
     predicted = confusion.sum(0)
     return bool(predicted.max() >= COLLAPSED * predicted.sum())

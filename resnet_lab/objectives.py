@@ -1,4 +1,4 @@
-"""What a network's outputs mean: their losses, the probabilities they stand for, and the class they choose."""
+"""Objectives: the loss, the probabilities and the predicted class of a network's outputs."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from resnet_lab.errors import UserError
 from resnet_lab.values import NotNegative, Share
 
-LEAST_WIDTH = 1e-3  # grades, so that a network without an error on validation has probabilities, too
+LEAST_WIDTH = 1e-3  # in grades; keeps probabilities defined for a network without errors on validation
 
 
 class Objective(nn.Module):
-    """The meaning of a network's M outputs for an image of one of K classes.
+    """Interpretation of a network's M outputs for an image of one of K classes.
 
     Attributes:
         num_outputs: M, the length of the network's last layer.
-        decision: the rule by which `decide` follows from `probabilities` (`statistics.DECISIONS`).
-        fitted: whether `fit` finds something; its buffers are part of the checkpoint.
+        decision: the rule of `decide`, based on `probabilities` (`statistics.DECISIONS`).
+        fitted: whether `fit` estimates parameters, stored as buffers in the checkpoint.
     """
 
     num_outputs: int
@@ -28,28 +28,28 @@ class Objective(nn.Module):
     fitted = False
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Outputs (B, M) and classes (B,) → losses (B,); a step takes their mean."""
+        """Return losses (B,) of outputs (B, M) and classes (B,); a step averages them."""
         raise NotImplementedError
 
     def probabilities(self, outputs: Tensor) -> Tensor:
-        """Outputs (B, M) → probabilities (B, K), float32, whose rows add up to 1."""
+        """Return probabilities (B, K), float32, of outputs (B, M); each row adds up to 1."""
         raise NotImplementedError
 
     def decide(self, outputs: Tensor) -> Tensor:
-        """Outputs (B, M) → classes (B,)."""
+        """Return the predicted classes (B,) of outputs (B, M)."""
         return self.probabilities(outputs).argmax(1)
 
     def fit(self, outputs: Tensor, targets: Tensor) -> None:
-        """Find what is to be found on the validation images, from outputs (N, M), float64, and classes (N,)."""
+        """Estimate parameters on the validation images, from outputs (N, M), float64, and classes (N,)."""
 
 
 class Softmax(Objective):
-    """Outputs are logits of the classes.
+    """Objective with logits of the classes as outputs.
 
     Args:
-        num_classes: K, also M.
-        weights: of the classes, (K,); None: 1 each.
-        label_smoothing: share of the target that all classes divide among themselves.
+        num_classes: K, equal to M.
+        weights: class weights, (K,); None: 1 each.
+        label_smoothing: share of the target that is distributed evenly over all classes.
     """
 
     def __init__(self, num_classes: int, weights: Sequence[float] | None, label_smoothing: float) -> None:
@@ -68,10 +68,10 @@ class Softmax(Objective):
 
 
 class Criterion(Softmax):
-    """Outputs are logits of the classes, and the loss is one from outside.
+    """Objective with logits of the classes as outputs and an external loss.
 
     Args:
-        num_classes: K, also M.
+        num_classes: K, equal to M.
         criterion: logits (B, K) and classes (B,) → losses (B,).
     """
 
@@ -84,10 +84,10 @@ class Criterion(Softmax):
 
 
 class SquaredError(Objective):
-    """The one output is the grade, a number; its error is Gaussian, and the nearest grade is chosen.
+    """Objective with the grade as single output, Gaussian errors, and the nearest grade as prediction.
 
-    A class has the probability of the interval up to the mid-points between it and its neighbors, which reaches to
-    infinity at both ends. The nearest grade is then the median.
+    Each class has the probability of the interval between the midpoints to its neighbors; the first and the last
+    interval extend to infinity. The nearest grade is then the median.
 
     Args:
         num_classes: K.
@@ -101,7 +101,7 @@ class SquaredError(Objective):
         super().__init__()
         self.width: Tensor  # standard deviation of the error, in grades
         self.register_buffer("width", torch.tensor(1.0))
-        self.edges: Tensor  # mid-points between the classes, (K - 1,)
+        self.edges: Tensor  # midpoints between the classes, (K - 1,)
         self.register_buffer("edges", torch.arange(num_classes - 1) + 0.5, persistent=False)
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ class SquaredError(Objective):
         return (outputs.float() > self.edges).sum(1)
 
     def fit(self, outputs: Tensor, targets: Tensor) -> None:
-        """The width is the root of the mean squared error, which is its most likely value."""
+        """Set the width to the root mean squared error, its maximum likelihood estimate."""
         error = (outputs[:, 0] - targets).square().mean().sqrt()
         self.width.copy_(error.clamp(min=LEAST_WIDTH))
 
@@ -126,13 +126,13 @@ def cross_entropy(
     class_weights: Literal["none", "balanced"] | list[NotNegative],
     class_counts: Sequence[int],
 ) -> Softmax:
-    """Softmax cross-entropy; conf/loss/cross_entropy.yaml says what the arguments mean.
+    """Build softmax cross-entropy; conf/loss/cross_entropy.yaml documents the arguments.
 
     Args:
         class_counts: training images of each class, n_k.
 
     Raises:
-        UserError: the weights are neither, not K, or all 0; or balanced, where a class has no image.
+        UserError: the weights are not a known word or K numbers, are all 0, or balanced with an empty class.
     """
     weights = None if class_weights == "none" else _class_weights(class_weights, class_counts)
     return Softmax(len(class_counts), weights, label_smoothing)
@@ -153,9 +153,9 @@ def _class_weights(class_weights: str | Sequence[float], class_counts: Sequence[
 
 
 def mse(class_counts: Sequence[int]) -> SquaredError:
-    """Mean squared error of a grade that is predicted as a number, for ordered classes.
+    """Build the mean squared error of a grade predicted as a number, for ordered classes.
 
     Args:
-        class_counts: training images of each class, of which the number K counts.
+        class_counts: training images of each class; only their number K is used.
     """
     return SquaredError(len(class_counts))

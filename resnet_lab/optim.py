@@ -1,4 +1,4 @@
-"""Optimizers and schedules: strict constructors over torch's; conf/optim and conf/schedule describe their keys."""
+"""Optimizers and schedules: strict constructors for torch's; conf/optim and conf/schedule document their keys."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from resnet_lab.values import BelowOne, Count, Factor, Items, NotNegative, Posit
 def sgd(
     params: Iterable[nn.Parameter], lr: NotNegative, momentum: BelowOne, weight_decay: NotNegative, nesterov: bool
 ) -> SGD:
-    """Stochastic gradient descent; weight decay is L2.
+    """Build stochastic gradient descent; weight decay is L2.
 
     Raises:
         UserError: `nesterov` without momentum.
@@ -38,25 +38,25 @@ def sgd(
 
 
 def adamw(params: Iterable[nn.Parameter], lr: NotNegative, weight_decay: NotNegative) -> AdamW:
-    """Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
+    """Build Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
     return AdamW(params, lr=lr, weight_decay=weight_decay)
 
 
 def nadam(params: Iterable[nn.Parameter], lr: NotNegative, weight_decay: NotNegative) -> NAdam:
-    """Adam with Nesterov momentum (Dozat 2016); weight decay is L2, as in study B."""
+    """Build Adam with Nesterov momentum (Dozat 2016); weight decay is L2, as in study B."""
     return NAdam(params, lr=lr, weight_decay=weight_decay)
 
 
 def optimizer_of(
     make: Callable[..., Optimizer], module: nn.Module, network: nn.Module, backbone_lr_factor: float
 ) -> Optimizer:
-    """The optimizer of all parameters; those of the backbone, in a group of their own, have another learning rate.
+    """Build the optimizer of all parameters, with a separate group and learning rate for the backbone.
 
     Args:
         make: parameters → optimizer.
-        module: whose parameters are trained.
-        network: the part of it with backbone and head.
-        backbone_lr_factor: of the learning rate, for everything before the head; 1: there is one group.
+        module: the module to train.
+        network: its part with backbone and head.
+        backbone_lr_factor: factor of the learning rate for everything before the head; 1: a single group.
     """
     if backbone_lr_factor == 1:
         return make(module.parameters())
@@ -70,16 +70,16 @@ def optimizer_of(
 
 
 def refuse_lost_factor(optimizer: Optimizer, backbone_lr_factor: float) -> None:
-    """Stop where a schedule has set the learning rates of head and backbone itself.
+    """Refuse a schedule that overwrites the learning rates of head and backbone.
 
     Raises:
-        UserError: their ratio is not the factor.
+        UserError: the ratio of the learning rates is not the factor.
     """
     head, backbone = (optimizer.param_groups[place]["lr"] for place in (0, -1))
     if not math.isclose(backbone, backbone_lr_factor * head):
         raise UserError(
             f"optim.backbone_lr_factor={backbone_lr_factor}: the schedule sets a learning rate of {backbone} for the "
-            f"backbone and {head} for the head; take another schedule, or a factor of 1"
+            f"backbone and {head} for the head; choose another schedule, or a factor of 1"
         )
 
 
@@ -91,7 +91,7 @@ def _after_warmup(optimizer: Optimizer, scheduler: LRScheduler, factor: float, s
 
 
 def constant(optimizer: Optimizer, steps_per_epoch: int, max_epochs: int) -> LRScheduler:
-    """The same rate throughout."""
+    """Build a constant learning rate."""
     return ConstantLR(optimizer, factor=1.0)
 
 
@@ -104,7 +104,7 @@ def multistep(
     warmup_epochs: NotNegative,
     warmup_factor: Share,
 ) -> LRScheduler:
-    """Multiply the rate by `gamma` at each milestone, a share of the training (so that it shortens along).
+    """Multiply the learning rate by `gamma` at each milestone, given as a share of the training.
 
     The paper's CIFAR schedule is 0.1 at 0.5 and 0.75 of 64k steps. Warm-up is linear from `warmup_factor`.
     """
@@ -116,7 +116,7 @@ def multistep(
 def cosine(
     optimizer: Optimizer, steps_per_epoch: int, max_epochs: int, warmup_epochs: NotNegative, warmup_factor: Share
 ) -> LRScheduler:
-    """Linear warm-up from `warmup_factor`, then half a cosine down to 0 at the last step (Loshchilov & Hutter 2017)."""
+    """Warm up linearly from `warmup_factor`, then decay by half a cosine to 0 (Loshchilov & Hutter 2017)."""
     total, warmup = steps_per_epoch * max_epochs, round(warmup_epochs * steps_per_epoch)
     return _after_warmup(optimizer, CosineAnnealingLR(optimizer, max(1, total - warmup)), warmup_factor, warmup)
 
@@ -124,5 +124,5 @@ def cosine(
 def plateau(
     optimizer: Optimizer, steps_per_epoch: int, max_epochs: int, monitor: str, factor: Factor, patience: Count
 ) -> ReduceLROnPlateau:
-    """Multiply the rate by `factor` after `patience` epochs in which `monitor` did not improve (study B)."""
+    """Multiply the learning rate by `factor` after `patience` epochs without improvement of `monitor` (study B)."""
     return ReduceLROnPlateau(optimizer, mode=mode_of(monitor), factor=factor, patience=patience)

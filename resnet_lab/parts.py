@@ -1,4 +1,4 @@
-"""Network and objective of a configuration, ours or from outside, and whether they fit each other."""
+"""Builds network and objective of a configuration, ours or external, and checks that they fit each other."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from resnet_lab.models.pretrained import load_fitting, weights_of_torchvision
 from resnet_lab.objectives import Criterion, Objective
 from resnet_lab.signatures import imported, is_ours
 
-SOURCES = ("pretrained", "weights", "checkpoint_path")  # keys of networks that name initial values
+SOURCES = ("pretrained", "weights", "checkpoint_path")  # keys of networks that select initial weights
 
 
 def build_network(model: dict[str, Any], num_outputs: int) -> nn.Module:
-    """The network that a configuration names, with its initial or pretrained values.
+    """Build the network that a configuration names, with its initial or pretrained weights.
 
     Args:
-        model: the group.
+        model: the group of the configuration.
         num_outputs: M, the length of its last layer.
 
     Raises:
-        UserError: it cannot be built, or its weights cannot be had.
+        UserError: it cannot be built, or its weights cannot be loaded.
     """
     network = build("model", model, num_classes=num_outputs)
     if not isinstance(network, nn.Module):
         kind = type(network).__name__
         raise UserError(
-            f"model._target_ {model['_target_']} gives a {kind}, no network; name one that gives an nn.Module"
+            f"model._target_ {model['_target_']} returns a {kind}; name a function or class that gives an nn.Module"
         )
     source = of_the_job("model", model).get("pretrained")
     if source not in (None, False, "none"):
@@ -45,22 +45,22 @@ def build_network(model: dict[str, Any], num_outputs: int) -> nn.Module:
 
 
 def without_weights(model: dict[str, Any]) -> dict[str, Any]:
-    """The keys of a network whose initial values will be replaced, so that none are fetched."""
+    """Return the keys of a network without pretrained weights, so that none are downloaded only to be replaced."""
     none = {"pretrained": False if isinstance(model.get("pretrained"), bool) else "none"}
     found = {key: none.get(key) for key in SOURCES if model.get(key)}
     return model | (found if not is_ours(str(model["_target_"])) else {key: none[key] for key in found if key in none})
 
 
 def build_objective(loss: dict[str, Any], class_counts: Sequence[int]) -> Objective:
-    """What a network's outputs mean, of a configuration.
+    """Build the objective of a configuration.
 
     Args:
-        loss: the group. A loss from outside takes logits (B, K) and classes (B,), and gives losses (B,); one that has
-            an argument `reduction` is built with `none`.
+        loss: the group of the configuration. An external loss maps logits (B, K) and classes (B,) to losses (B,); if it
+            has an argument `reduction`, it is built with `none`.
         class_counts: training images of each class, (K,).
 
     Raises:
-        UserError: it cannot be built, or does not give one loss per image.
+        UserError: it cannot be built, or does not return one loss per image.
     """
     target = str(loss["_target_"])
     if is_ours(target):
@@ -72,7 +72,7 @@ def build_objective(loss: dict[str, Any], class_counts: Sequence[int]) -> Object
     if isinstance(made, Objective):
         return made
     if not callable(made):
-        raise UserError(f"loss._target_ {target} gives a {type(made).__name__}; name one that gives a loss")
+        raise UserError(f"loss._target_ {target} returns a {type(made).__name__}; name one that returns a loss")
     criterion = Criterion(len(class_counts), made)
     targets = torch.arange(2) % len(class_counts)
     try:
@@ -81,19 +81,19 @@ def build_objective(loss: dict[str, Any], class_counts: Sequence[int]) -> Object
     except Exception as error:
         reason = reason_of(error)
         raise UserError(
-            f"loss._target_ {target} cannot be computed of logits (2, {len(class_counts)}) and classes (2,): {reason}"
+            f"loss._target_ {target} fails on logits (2, {len(class_counts)}) and classes (2,): {reason}"
         ) from error
     if not isinstance(losses, Tensor) or losses.shape != (2,):
         shape = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
         raise UserError(
-            f"loss._target_ {target} gives {shape} for two images; it has to give one loss per image, (2,): "
-            "leave out its mean"
+            f"loss._target_ {target} returns {shape} for two images; it must return one loss per image, (2,): "
+            "do not average them"
         )
     return criterion
 
 
 def _with_tensors(loss: dict[str, Any]) -> dict[str, Any]:
-    """Lists of numbers as tensors, where a loss of torch names a tensor (`weight`)."""
+    """Convert lists of numbers to tensors for arguments of torch's losses that are tensors (`weight`)."""
     if not str(loss["_target_"]).startswith("torch."):
         return loss
     parameters = inspect.signature(imported("loss", loss["_target_"])).parameters
@@ -105,30 +105,30 @@ def _with_tensors(loss: dict[str, Any]) -> dict[str, Any]:
 
 
 def refuse_no_data_set(data: object) -> None:
-    """Stop where a class from outside is none of ours, which brings all of the keys of a data set.
-
-    What is wrong with the group in other ways, `check` says.
+    """Refuse an external class that does not derive from `ImageData`; `check` reports all other errors of the group.
 
     Raises:
-        UserError: it is not, or cannot be imported.
+        UserError: the class does not derive from `ImageData`, or cannot be imported.
     """
     target = data.get("_target_") if isinstance(data, dict) else None
     found = imported("data", target) if isinstance(target, str) and not is_ours(target) else None
     if isinstance(found, type) and not issubclass(found, ImageData):
-        raise UserError(f"data._target_ {target} is no data set: derive it from resnet_lab.data.image_data.ImageData")
+        raise UserError(
+            f"data._target_ {target} is not a data set: derive it from resnet_lab.data.image_data.ImageData"
+        )
 
 
 def refuse_misfit(network: nn.Module, num_outputs: int, size: int, target: str) -> None:
-    """Stop where a network from outside does not give M outputs per image, in training and in evaluation.
+    """Refuse an external network that does not return M outputs per image, in training and in evaluation.
 
     Args:
-        network: stays as it is.
+        network: the network, which is not changed.
         num_outputs: M.
-        size: of the images, in pixels.
+        size: side of the images in pixels.
         target: its name, for the message.
 
     Raises:
-        UserError: it gives something else, or fails on such images.
+        UserError: it returns something else, or fails on such images.
     """
     if is_ours(target):
         return
@@ -148,16 +148,16 @@ def refuse_misfit(network: nn.Module, num_outputs: int, size: int, target: str) 
         found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         mode = "training" if training else "evaluation"
         raise UserError(
-            f"model._target_ {target} gives {found} for two images in {mode}, not (2, {num_outputs}); take num_classes "
-            "as an argument, which the job sets, or set the length of its last layer"
+            f"model._target_ {target} returns {found} for two images in {mode}, not (2, {num_outputs}); give it an "
+            "argument num_classes, which the job sets, or set the length of its last layer"
         )
 
 
 def statistics_of(config: dict[str, Any]) -> tuple[list[float], list[float]] | None:
-    """Mean and std by channel that the network names for its weights; None unless the configuration wants the model's.
+    """Return mean and std by channel of the network's weights; None unless `data.mean=model`.
 
     Raises:
-        UserError: the network names none.
+        UserError: the network defines none.
     """
     data, model = config["data"], config["model"]
     if data["mean"] != "model":
@@ -165,8 +165,8 @@ def statistics_of(config: dict[str, Any]) -> tuple[list[float], list[float]] | N
     found = _named_statistics(model)
     if found is None:
         raise UserError(
-            f"data.mean=model: {model['_target_']} names no mean and std of its weights; set data.mean=train, or three "
-            "numbers"
+            f"data.mean=model: {model['_target_']} defines no mean and std for its weights; set data.mean=train, or "
+            "three numbers"
         )
     return found[0], data["std"] if isinstance(data["std"], list) else found[1]
 

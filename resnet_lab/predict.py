@@ -21,19 +21,19 @@ from resnet_lab.verbs import VERBS
 
 log = logging.getLogger("resnet_lab")
 
-# the keys of data that mean something for photographs without labels
+# the keys of data that have an effect on photographs without labels
 TAKEN = {*SEEING, "in_memory", "num_workers", "cache_dir", "on_bad_image", "max_pixels", "strict_jpeg", "patient_regex"}
 
 
 def refuse_inside_run(out: Path) -> None:
-    """Stop where `out` lies in a run folder, whose files are its job's; evaluations in it are not."""
-    for place in (Path(os.path.abspath(out)), out.resolve()):  # noqa: PTH100 - a link in a run is a file of it, too
+    """Refuse an `out` inside a run folder, where only the job writes; its evaluation folders are allowed."""
+    for place in (Path(os.path.abspath(out)), out.resolve()):  # noqa: PTH100 - a link in a run counts, too
         for folder in place.parents:
             run = RunFolder(folder)
-            sure = folder == place.parent or run.checkpoints.is_dir()  # another program's config.yaml may lie above
+            sure = folder == place.parent or run.checkpoints.is_dir()  # config.yaml above may be another program's
             inside = run.status_file.exists() or (run.config_file.exists() and sure)
             if inside and not place.relative_to(folder).parts[0].startswith("evaluation_"):
-                raise UserError(f"out={out} is in the run folder {folder}, and only its job writes there; name another")
+                raise UserError(f"out={out} is in the run folder {folder}, where only its job writes; name another")
 
 
 def command(arguments: list[str]) -> None:
@@ -43,14 +43,14 @@ def command(arguments: list[str]) -> None:
     set_up_logging()
     out = Path(given.out).expanduser()
     if out.exists() and not out.is_file():
-        raise UserError(f"out={out} is a folder or no regular file; name a CSV file")
+        raise UserError(f"out={out} is a folder or not a regular file; name a CSV file")
     refuse_inside_run(out)
     if out.exists() and not given.overwrite:
         raise UserError(f"out={out} exists; name another file, or set overwrite=true")
     for item in given.overrides:
         group, _, key = item.partition("=")[0].partition(".")
         if group == "data" and key not in TAKEN:
-            raise UserError(f"{item}: predict takes RUN_OR_CKPT and IMAGE_OR_FOLDER, and no other data; leave it out")
+            raise UserError(f"{item}: it has no effect, as predict reads only IMAGE_OR_FOLDER; leave it out")
     refuse_unwritable(out.parent)
     model = load(given.RUN_OR_CKPT)
     names = model.origin["class_names"]
@@ -59,7 +59,7 @@ def command(arguments: list[str]) -> None:
     rows, module = datamodule.rows("test"), Classifier.of(model)
     count_training_images(model, rows)
     trainer = build_trainer(config["trainer"], module)
-    datamodule.batch_size_per_rank(trainer.world_size)  # refused now, before anything runs
+    datamodule.batch_size_per_rank(trainer.world_size)  # raises before anything runs
     trainer.predict(module, datamodule=datamodule, return_predictions=False)
     if not trainer.is_global_zero:
         return

@@ -1,4 +1,4 @@
-"""`resnet-lab prepare data=retinopathy data.root=… data.image_size=512`: a prepared set, and a report on the data."""
+"""`resnet-lab prepare data=retinopathy data.root=… data.image_size=512`: prepare a set, and report on the data."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ log = logging.getLogger("resnet_lab")
 
 
 def facts_of(data: ImageData, target: PreparedSet, rows: pd.DataFrame, index: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """The listed rows with what the index knows of each, in the splits that training would use.
+    """Return the listed rows joined with the index, in the splits that training would use.
 
     Returns:
-        The facts; and why the splits cannot be cut, in which case they are those of the data set itself.
+        The facts, and the reason if the splits cannot be cut; then the facts have the splits of the data set.
     """
     index = index.set_index("image").drop(columns=["bytes", "changed", "decoded"]).rename(columns={"prepared": "jpeg"})
     keys = [target.name(path) for path in rows["path"].tolist()]
@@ -47,17 +47,17 @@ def facts_of(data: ImageData, target: PreparedSet, rows: pd.DataFrame, index: pd
     facts.loc[good.index, "patient"] = good["patient"]
     problem = ""
     try:
-        # leaks that training drops stay in the report, in the split that lists them
+        # leaks that training drops remain in the report, in their own split
         kept = good[~leaking(good)] if data.on_leak == "drop" else good
         cut = data.cut(kept)
         facts.loc[cut.index, "split"] = cut["split"]
-    except UserError as error:  # training stops at it; the report says it
+    except UserError as error:  # training refuses it; the report shows it
         problem = str(error)
     return facts, problem
 
 
 def statistics(facts: pd.DataFrame) -> tuple[list[float], list[float]] | None:
-    """Mean and std (3,) of the training images that can be read, in [0, 1]; None where there is none."""
+    """Return mean and std (3,) of the readable training images, in [0, 1]; None if there are none."""
     train = facts[(facts["split"] == "train") & (facts["defect"] == "")]
     if train.empty:
         return None
@@ -67,7 +67,7 @@ def statistics(facts: pd.DataFrame) -> tuple[list[float], list[float]] | None:
 
 
 def stored_near_pairs(target: PreparedSet, good: pd.DataFrame) -> list[Sequence[int]]:
-    """The `near_pairs` of the distinct files; the set keeps them, as the search takes minutes, until its JPEGs change.
+    """Return the `near_pairs` of the distinct files; the set caches them until its JPEGs change (they take minutes).
 
     Args:
         target: the set.
@@ -84,12 +84,12 @@ def stored_near_pairs(target: PreparedSet, good: pd.DataFrame) -> list[Sequence[
     try:
         write_atomically(target.near_file, json.dumps({"jpegs": jpegs, "pairs": pairs}))
     except OSError as error:
-        log.warning("cannot keep the pairs of near duplicates: %s", error)
+        log.warning("cannot cache the pairs of near duplicates: %s", error)
     return list(pairs)
 
 
 def thumbnails(files: list[str]) -> np.ndarray:
-    """Of prepared photographs, (N, SIDE, SIDE) uint8, on all cores."""
+    """Compute thumbnails of prepared photographs, (N, SIDE, SIDE) uint8, on all cores."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = pool.map(lambda file: thumbnail(read_prepared(file, gray=True)), files)
         pictures = list(with_progress(found, len(files), "loaded"))
@@ -97,17 +97,17 @@ def thumbnails(files: list[str]) -> np.ndarray:
 
 
 def command(arguments: list[str]) -> None:
-    """Prepare what the data set of the configuration lists, and report on it; what is wrong there stops nothing."""
+    """Prepare the data set of the configuration, and report on it; defects in the data do not stop it."""
     given = VERBS["prepare"]().read(arguments)
     log_to([logging.StreamHandler(sys.stdout)])
     own = [f"hydra.searchpath=[{Path(given.config_dir).resolve()}]"] if given.config_dir else []
     config = compose_config([*given.overrides, *own])
     check(config)
-    trust(words_of_trust(config))  # the command itself names them
+    trust(words_of_trust(config))  # the command line itself names them
     data: ImageData = build("data", config["data"])
     rows, target = data.listed(), data.prepared_set
     if not rows["path"].map(os.path.exists).any():
-        raise UserError(f"data={data.name} has no image files; there is nothing to prepare")
+        raise UserError(f"data={data.name} has no image files, so there is nothing to prepare")
     index = prepare(target, list(rows["path"]), given.processes or os.cpu_count() or 1)
     facts, problem = facts_of(data, target, rows, index)
     good = facts[facts["defect"] == ""]

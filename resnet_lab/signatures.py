@@ -1,4 +1,4 @@
-"""The arguments of what a `_target_` names: of our own functions by reading them, of others by importing them."""
+"""Arguments of a `_target_`: our own functions are parsed, others are imported."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from resnet_lab import values
 from resnet_lab.errors import UserError, reason_of
 
 REQUIRED = inspect.Parameter.empty
-EXTRAS = {  # `_target_` of a package that is an extra of ours → the extra
+EXTRAS = {  # `_target_` of an optional dependency → our extra that installs it
     "timm.create_model": "timm",
     "lightning.pytorch.loggers.WandbLogger": "wandb",
     "lightning.pytorch.loggers.MLFlowLogger": "mlflow",
@@ -23,32 +23,32 @@ EXTRAS = {  # `_target_` of a package that is an extra of ours → the extra
 
 
 class Arguments(NamedTuple):
-    """What a function or class takes."""
+    """Arguments of a function or class."""
 
-    defaults: dict[str, Any]  # name → default, or REQUIRED, in their order
-    others: bool  # whether it takes other keywords, too (`**kwargs`)
+    defaults: dict[str, Any]  # name → default, or REQUIRED, in order
+    others: bool  # whether it accepts other keywords (`**kwargs`)
 
     @property
     def required(self) -> set[str]:
-        """Those without a default."""
+        """The names without a default."""
         return {name for name, default in self.defaults.items() if default is REQUIRED}
 
 
 def is_ours(target: str) -> bool:
-    """Whether a dotted name is of this package."""
+    """Return whether a dotted name belongs to this package."""
     return target.startswith("resnet_lab.")
 
 
 def installation(target: str) -> str:
-    """How to get the package that a `_target_` needs."""
+    """Return how to install the package that a `_target_` needs."""
     return f"pip install 'resnet-lab[{EXTRAS[target]}]'" if target in EXTRAS else "install it"
 
 
 def imported(group: str, target: str) -> Any:
-    """The function or class that a `_target_` names.
+    """Return the function or class that a `_target_` names.
 
     Raises:
-        UserError: there is none, its module raises an error, or it cannot be called.
+        UserError: it does not exist, its module raises an error, or it cannot be called.
     """
     module, _, name = target.rpartition(".")
     if not module:
@@ -60,27 +60,27 @@ def imported(group: str, target: str) -> Any:
         if not f"{module}.".startswith(f"{lacking}."):
             remedy = installation(target)
             raise UserError(f"{group}._target_ {target}: {module} needs the module {lacking}; {remedy}") from error
-        remedy = f"{installation(target)}, or start the command in the folder that holds it"
+        remedy = f"{installation(target)}, or start the command in the folder that contains it"
         raise UserError(f"{group}._target_ {target}: there is no module {lacking}; {remedy}") from None
     except AttributeError:
         raise UserError(f"{group}._target_ {target}: {module} has no {name}") from None
     except (Exception, SystemExit) as error:
         reason = reason_of(error)
-        raise UserError(f"{group}._target_ {target}: importing {module} fails ({reason}); mend it") from error
+        raise UserError(f"{group}._target_ {target}: importing {module} fails ({reason}); fix the module") from error
     if not callable(found):
         raise UserError(f"{group}._target_ {target} is a {type(found).__name__}; name a function or class")
     return found
 
 
 def arguments_of(group: str, target: str) -> Arguments:
-    """What the function or class takes that a `_target_` names, `self` aside.
+    """Return the arguments of a `_target_`, without `self`.
 
     Raises:
-        UserError: as for `imported`.
+        UserError: see `imported`.
     """
     try:
         parameters = inspect.signature(imported(group, target)).parameters
-    except (ValueError, TypeError):  # of C, without a signature
+    except (ValueError, TypeError):  # C functions without a signature
         return Arguments({}, others=True)
     several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     defaults = {name: each.default for name, each in parameters.items() if each.kind not in several}
@@ -89,9 +89,9 @@ def arguments_of(group: str, target: str) -> Arguments:
 
 @cache
 def signature(target: str) -> tuple[set[str], set[str]]:
-    """The required and the optional arguments of a function or dataclass of ours, read from its source.
+    """Return the required and the optional arguments of our own function or dataclass, parsed from its source.
 
-    Reading spares the seconds and the memory of importing torch in the process that only launches jobs.
+    Parsing saves the time and memory of importing torch in the process that only launches jobs.
 
     Args:
         target: dotted name, as in `_target_`.
@@ -107,7 +107,7 @@ def signature(target: str) -> tuple[set[str], set[str]]:
     if spec is None or not module:
         raise UserError(f"_target_ {target}: there is no module {module or target}")
     if spec.origin is None or not spec.origin.endswith(".py"):
-        raise UserError(f"_target_ {target}: {module} is no file of Python code, whose arguments could be read")
+        raise UserError(f"_target_ {target}: {module} is not a Python source file; its arguments cannot be read")
     tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name == name:
@@ -119,10 +119,10 @@ def signature(target: str) -> tuple[set[str], set[str]]:
 
 @cache
 def hints_of(target: str) -> dict[str, Any]:
-    """What the annotations of our own function or dataclass say of its arguments, as far as `values` knows the types.
+    """Return the annotated types of the arguments of our own function or dataclass, if `values` supports them.
 
     Args:
-        target: dotted name, as in `_target_`; nothing is known of a name outside this package.
+        target: dotted name, as in `_target_`; empty for a name outside this package.
     """
     if not target.startswith("resnet_lab."):
         return {}
@@ -140,13 +140,13 @@ def hints_of(target: str) -> dict[str, Any]:
                 found |= hints_of(base)
             own = (each for each in node.body if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name))
             return found | _hints({ast.unparse(each.target): each.annotation for each in own}, known)
-        if isinstance(node, ast.Assign):  # a type of the module's own
+        if isinstance(node, ast.Assign):  # a type that the module defines
             known |= {ast.unparse(node.targets[0]): hint for hint in _hints({"": node.value}, known).values()}
     return found
 
 
 def _hints(annotations: Mapping[str, ast.expr | None], known: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the annotations that consist of known types."""
+    """Return the annotations that consist of known types."""
     found = {}
     for argument, annotation in annotations.items():
         names = {each.id for each in ast.walk(annotation) if isinstance(each, ast.Name)} if annotation else {""}
@@ -165,7 +165,7 @@ def _arguments(arguments: ast.arguments) -> tuple[set[str], set[str]]:
 
 
 def _bases(node: ast.ClassDef, module: str, tree: ast.Module) -> list[str]:
-    """The dotted names of the classes that a class of this module derives from."""
+    """Return the dotted names of the classes that a class of this module derives from."""
     imported = {
         alias.asname or alias.name: f"{statement.module}.{alias.name}"
         for statement in tree.body
@@ -182,7 +182,7 @@ def _constructor(node: ast.ClassDef) -> ast.FunctionDef | None:
 
 
 def _class_arguments(node: ast.ClassDef, module: str, tree: ast.Module) -> tuple[set[str], set[str]]:
-    """Of `__init__`, or of the fields of a dataclass and its bases."""
+    """Return the arguments of `__init__`, or the fields of a dataclass and its bases."""
     if (constructor := _constructor(node)) is not None:
         return _arguments(constructor.args)
     required: set[str] = set()

@@ -1,4 +1,4 @@
-"""A trained network without its data set: `load("runs/x")`, and what it predicts for images."""
+"""Loads a trained network without its data set, `load("runs/x")`, and predicts images."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from resnet_lab.parts import build_network, build_objective, without_weights
 One: TypeAlias = str | Path | np.ndarray | Image.Image
 Images: TypeAlias = One | Sequence[One] | Tensor
 
-DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # what Lightning's precisions compute in
+DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # type of computation by Lightning's precision
 
 
 class Trained:
-    """A trained network, what its outputs mean, and how it sees images.
+    """Trained network with its objective and its image preprocessing.
 
     Attributes:
         file: the checkpoint.
         network: normalized images (B, 3, S, S) → outputs (B, M), in evaluation mode.
         objective: outputs (B, M) → probabilities (B, K) and classes (B,).
-        origin: what the checkpoint carries along: configuration, class names, mean and std.
+        origin: metadata of the checkpoint: configuration, class names, mean and std.
     """
 
     def __init__(self, file: Path, network: nn.Module, objective: Objective, origin: dict[str, Any]) -> None:
@@ -52,13 +52,13 @@ class Trained:
 
     @property
     def class_names(self) -> list[str]:
-        """K names, in the order of the probabilities."""
+        """The K class names, in the order of the probabilities."""
         names: list[str] = self.origin["class_names"]
         return list(names)
 
     @property
     def size(self) -> int:
-        """S, the side in pixels of the images that the network takes."""
+        """The side S in pixels of the network's input images."""
         return self._geometry.size
 
     def to(self, device: str | torch.device) -> Trained:
@@ -71,16 +71,16 @@ class Trained:
         """Predict the classes of images.
 
         Args:
-            images: a file, a folder (every image in and below it), an array (H, W, 3) uint8 RGB, an image of Pillow, or
+            images: a file, a folder (every image in and below it), an array (H, W, 3) uint8 RGB, a Pillow image, or
                 a list of those; or a tensor (3, S, S) or (N, 3, S, S) of the network's size, uint8, or float in [0, 1].
 
         Returns:
-            A row per image. Its index is the file or the place in the list; `prediction` is a class name; a column per
-            class name holds the probability.
+            One row per image. The index is the file or the position in the list; `prediction` is a class name; one
+            column per class name contains the probability.
 
         Raises:
-            UserError: an image cannot be read, the network has no finite probabilities for it, or a tensor is of
-                another size or type.
+            UserError: an image cannot be read, its probabilities are not finite, or a tensor has the wrong size or
+                type.
         """
         names, batches = self._seen(images)
         outputs = torch.cat([self._outputs(batch) for batch in batches])
@@ -93,17 +93,17 @@ class Trained:
         return table
 
     def features(self, images: Images) -> np.ndarray:
-        """The input of the last linear layer, (N, F) float32; for a ResNet the pooled features.
+        """Return the input of the last linear layer, (N, F) float32; for a ResNet the pooled features.
 
         Args:
-            images: as for a call.
+            images: see `__call__`.
 
         Raises:
-            UserError: as for a call; the network has no linear layer.
+            UserError: see `__call__`; or the network has no linear layer.
         """
         layers = [each for each in self.network.modules() if isinstance(each, nn.Linear)]
         if not layers:
-            raise UserError(f"{self.file}: its network has no linear layer, whose input the features are")
+            raise UserError(f"{self.file}: features are the input of the last linear layer, but the network has none")
         found: list[Tensor] = []
         hook = layers[-1].register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].float().cpu()))
         try:
@@ -115,7 +115,7 @@ class Trained:
         return features
 
     def _outputs(self, images: Tensor) -> Tensor:
-        """Outputs (B, M) float32 of normalized images (B, 3, S, S), computed as the run was evaluated."""
+        """Return outputs (B, M) float32 of normalized images (B, 3, S, S), at the precision of the run's evaluation."""
         device = next(self.network.parameters()).device
         trainer = self.origin["config"]["trainer"]
         precision, _ = environment.resolve_precision(trainer["precision"], trainer["channels_last"], device.type)
@@ -125,7 +125,7 @@ class Trained:
         return outputs.float()
 
     def _seen(self, images: Images) -> tuple[list[str], Iterator[Tensor]]:
-        """The names of images, and batches of them as the network takes them."""
+        """Return the names of images, and their batches as input for the network."""
         if isinstance(images, Tensor):
             pixels = self._pixels(images)
             names = [str(number) for number in range(len(pixels))]
@@ -140,7 +140,7 @@ class Trained:
         return size
 
     def _pixels(self, images: Tensor) -> Tensor:
-        """A tensor of the network's size as uint8 (N, S, S, 3)."""
+        """Convert a tensor of the network's size to uint8 (N, S, S, 3)."""
         images = images[None] if images.ndim == 3 else images
         if images.ndim != 4 or images.shape[1:] != (3, self.size, self.size):
             raise UserError(
@@ -149,21 +149,21 @@ class Trained:
             )
         if images.is_floating_point():
             if not (images.numel() and float(images.min()) >= 0 and float(images.max()) <= 1):
-                raise UserError("a tensor of floats: give values in [0, 1], not normalized, of one image or more")
+                raise UserError("a tensor of floats: give values in [0, 1], not normalized, of at least one image")
             images = (images * 255).round()
         elif images.dtype != torch.uint8:
             raise UserError(f"a tensor of {images.dtype}: give uint8, or float in [0, 1]")
         return images.to("cpu", torch.uint8).permute(0, 2, 3, 1)
 
     def _decoded(self, sources: Sequence[One]) -> Tensor:
-        """Images of any kind as uint8 (B, S, S, 3)."""
+        """Read and crop images of any kind to uint8 (B, S, S, 3)."""
         with ThreadPoolExecutor(environment.cores()) as pool:
             images = list(pool.map(self._read, sources))
         nothing = np.zeros((len(images), len(GEOMETRY)))
         return torch.from_numpy(self._geometry(images, nothing, np.zeros(len(images), bool)))
 
     def _read(self, source: One) -> np.ndarray:
-        """One image before augmentation, uint8 (H, W, 3)."""
+        """Return one image before augmentation, uint8 (H, W, 3)."""
         if isinstance(source, str | Path):
             try:
                 return self._data.read(str(source))
@@ -183,12 +183,12 @@ def load(source: str | Path, trust: Sequence[str] = ()) -> Trained:
     """Read a trained network.
 
     Args:
-        source: a run folder, of which the checkpoint that its job tested is taken, or a checkpoint.
-        trust: packages, or `GROUP:dotted.name`, whose functions the checkpoint may have called.
+        source: a checkpoint, or a run folder (the checkpoint that its job tested is used).
+        trust: packages, or `GROUP:dotted.name`; the checkpoint may call their functions.
 
     Raises:
-        UserError: there is no checkpoint, it holds more than plain values or none of this project's, it names functions
-            that are neither ours nor trusted, or its weights are NaN, infinite, or of another network.
+        UserError: there is no checkpoint, it contains more than plain values or is not of this project, it names
+            functions that are neither ours nor trusted, or its weights are NaN, infinite, or of another network.
     """
     trusting.trust(trust)
     file = find_file(str(source))
@@ -202,12 +202,12 @@ def load(source: str | Path, trust: Sequence[str] = ()) -> Trained:
         nn.ModuleDict({"model": network, "loss": objective}).load_state_dict(state)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{file}: its weights are not of the network that it names; {reason}") from error
+        raise UserError(f"{file}: its weights do not fit the network that it names; {reason}") from error
     return Trained(file, network, objective, origin)
 
 
 def photographs(config: dict[str, Any], root: str, class_names: list[str]) -> dict[str, Any]:
-    """The configuration of a run with the photographs at `root` in place of its data, seen in the same way."""
+    """Return the configuration of a run with the photographs at `root` as data and the same preprocessing."""
     shared = {field.name: config["data"][field.name] for field in fields(ImageData)}
     data = shared | {
         "_target_": PHOTOGRAPHS,
@@ -222,7 +222,7 @@ def photographs(config: dict[str, Any], root: str, class_names: list[str]) -> di
 
 
 def _listed(images: One | Sequence[One]) -> tuple[list[str], list[One]]:
-    """The names of images and where to read them; a folder becomes the images in it."""
+    """Return the names of images and where to read them; a folder becomes the images in it."""
     if isinstance(images, str | Path) and Path(images).expanduser().is_dir():
         folder = Path(images).expanduser()
         names = list_images(folder).images
@@ -230,9 +230,10 @@ def _listed(images: One | Sequence[One]) -> tuple[list[str], list[One]]:
     else:
         several = [images] if isinstance(images, str | Path | np.ndarray | Image.Image) else images
         if not isinstance(several, list | tuple):
-            raise UserError(f"{type(images).__name__} is no image: give a file, a folder, an array, or a list of them")
+            kind = type(images).__name__
+            raise UserError(f"{kind} is not an image: give a file, a folder, an array, or a list of them")
         sources = list(several)
         names = [str(each) if isinstance(each, str | Path) else str(place) for place, each in enumerate(sources)]
     if not sources:
-        raise UserError(f"{images} holds no image")
+        raise UserError(f"{images} contains no image")
     return names, [Path(each).expanduser() if isinstance(each, str) else each for each in sources]

@@ -1,4 +1,4 @@
-"""What a file may have called by name: those of conf/, well-known ones, and what a command trusts (imports nothing)."""
+"""Names that a file may call: names in conf/, well-known ones, and names that a command trusts (imports nothing)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from resnet_lab.errors import UserError
 
-GROUPS = ("data", "model", "loss", "optim", "schedule", "callbacks", "logger")  # whose parts have names
-OPTION = "trust="  # of a command line; no key of a configuration, so that no file can hold it
+GROUPS = ("data", "model", "loss", "optim", "schedule", "callbacks", "logger")  # groups with a `_target_`
+OPTION = "trust="  # command-line option; not a configuration key, so that no file can contain it
 _MODELS = """
 alexnet convnext_tiny convnext_small convnext_base convnext_large densenet121 densenet161 densenet169 densenet201
 efficientnet_b0 efficientnet_b1 efficientnet_b2 efficientnet_b3 efficientnet_b4 efficientnet_b5 efficientnet_b6
@@ -33,7 +33,7 @@ def _below(module: str, names: str) -> frozenset[str]:
     return frozenset(f"{module}.{name}" for name in re.findall(r"\w+", names))
 
 
-# group → constructors of others that do no more than what their name says (loggers send and delete files: none)
+# group → harmless constructors of other packages (no loggers: they upload and delete files)
 WELL_KNOWN = {
     "model": _below("torchvision.models", _MODELS) | {"timm.create_model"},
     "loss": _below("torch.nn", "CrossEntropyLoss MultiMarginLoss"),
@@ -44,21 +44,21 @@ _trusted: set[str] = set()  # `GROUP:dotted.name`, or a package
 
 
 def trust(words: Iterable[str], exists: bool = True) -> None:
-    """From now on call these names, too, in this process.
+    """Allow this process to call these names.
 
     Args:
-        words: `GROUP:dotted.name` for one name, or a package for all that it defines; several may share a word (`a,b`).
-        exists: refuse a word whose module is not there.
+        words: `GROUP:dotted.name` for one name, or a package for all its names; a word may list several (`a,b`).
+        exists: refuse a word whose module does not exist.
 
     Raises:
-        UserError: a word is neither, its group has no parts, or there is no such module.
+        UserError: a word is neither, its group does not exist, or there is no such module.
     """
     for word in (part for each in words for part in each.split(",")):
         if not re.fullmatch(r"([a-z]+:)?[^\W\d]\w*(\.[^\W\d]\w*)*", word):
             raise UserError(f"{OPTION}{word}: give a package ({OPTION}mylab) or one name ({OPTION}model:mylab.Net)")
         group, _, name = word.rpartition(":")
         if group and group not in GROUPS:
-            raise UserError(f"{OPTION}{word}: {group} is no group of parts; choose among {', '.join(GROUPS)}")
+            raise UserError(f"{OPTION}{word}: {group} is not a group; choose one of {', '.join(GROUPS)}")
         top = name.partition(".")[0]
         if exists and find_spec(top) is None:
             raise UserError(f"{OPTION}{word}: there is no module {top}; install it, or start the command in its folder")
@@ -66,35 +66,35 @@ def trust(words: Iterable[str], exists: bool = True) -> None:
 
 
 def trust_option() -> str:
-    """The words of trust of this process, as they follow a command; empty where there are none."""
+    """Return the trust option of this process, to append to a command; empty if nothing is trusted."""
     return f" {OPTION}{','.join(sorted(_trusted))}" if _trusted else ""
 
 
 def without_trust(arguments: Iterable[str]) -> tuple[list[str], list[str]]:
-    """A command line without its words of trust, and the words."""
+    """Split a command line into the arguments without trust options, and the trusted words."""
     words = list(arguments)
     trusted = [word.removeprefix(OPTION) for word in words if word.startswith(OPTION)]
     return [word for word in words if not word.startswith(OPTION)], trusted
 
 
 def refuse_foreign(group: str, node: object, known: Collection[str], place: str = "") -> None:
-    """Stop before anything is called, or imported, that neither conf/ names nor the command line trusts.
+    """Refuse a name that is neither in conf/ nor trusted by the command line, before it is imported or called.
 
     Args:
-        group: of the configuration, for exact words of trust.
-        node: what the group holds.
-        known: the names that may be called anyway.
-        place: where the node stands in the configuration; empty: at the group.
+        group: group of the configuration, for the exact word of trust.
+        node: content of the group.
+        known: the names that are always allowed.
+        place: path of the node in the configuration; empty: the group.
 
     Raises:
-        UserError: the name is foreign, or a special key of Hydra stands where it is not ours.
+        UserError: the name is not allowed, or a special key of Hydra is at another place than the top.
     """
     place = place or group
     for key, value in _special_keys(node, place):
         if key not in (f"{place}._target_", f"{place}._partial_"):
-            raise UserError(f"{key}: _target_ and _partial_ stand at the top of {place} only; remove it")
+            raise UserError(f"{key}: _target_ and _partial_ are allowed only at the top of {place}; remove it")
         if key.endswith("._partial_") and not isinstance(value, bool):
-            raise UserError(f"{key}={value}: it has to be true or false")
+            raise UserError(f"{key}={value}: it must be true or false")
     target = node.get("_target_") if isinstance(node, Mapping) else None
     if target is None or (isinstance(target, str) and target in known):
         return
@@ -111,7 +111,7 @@ def _in_a_trusted_package(target: str) -> bool:
 
 
 def _special_keys(value: object, place: str) -> Iterator[tuple[str, object]]:
-    """The dotted keys at any depth that Hydra gives a meaning to."""
+    """Yield the dotted keys at any depth that have a special meaning in Hydra."""
     if isinstance(value, Mapping):
         for key, each in value.items():
             if str(key).startswith("_"):
@@ -123,11 +123,11 @@ def _special_keys(value: object, place: str) -> Iterator[tuple[str, object]]:
 
 
 def trust_words(config: Mapping[str, Any], known: Mapping[str, Collection[str]]) -> list[str]:
-    """The exact words of trust for what a user's own configuration names: `GROUP:dotted.name`.
+    """Return the exact words of trust, `GROUP:dotted.name`, for the names in a user's own configuration.
 
     Args:
         config: composed from a command line and the user's own files.
-        known: group → the names that conf/ has.
+        known: group → the names in conf/.
     """
     targets = {group: config[group].get("_target_") for group in known if isinstance(config.get(group), Mapping)}
     return [f"{group}:{target}" for group, target in targets.items() if target and target not in known[group]]

@@ -1,4 +1,4 @@
-"""Values of the configuration, made what their type says, or refused by key."""
+"""Converts values of the configuration to their types, or refuses them by key."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WORDS = {str: "text", bool: "true or false", int: "a whole number", float: "a nu
 
 @dataclass(frozen=True)
 class Within:
-    """The numbers that an annotated type allows."""
+    """Range of numbers that an annotated type allows."""
 
     least: float = -math.inf
     most: float = math.inf
@@ -22,12 +22,12 @@ class Within:
     without_most: bool = False
 
     def __contains__(self, value: float) -> bool:
-        """Whether a number is allowed."""
+        """Return whether a number is allowed."""
         above = value > self.least if self.without_least else value >= self.least
         return above and (value < self.most if self.without_most else value <= self.most)
 
     def __str__(self) -> str:
-        """As it follows `a number`."""
+        """Describe the range, following `a number`."""
         least = "" if self.least == -math.inf else f"{'above' if self.without_least else 'from'} {self.least}"
         most = "" if self.most == math.inf else f"{'below' if self.without_most else 'to'} {self.most}"
         return " ".join(filter(None, (least, most)))
@@ -35,18 +35,18 @@ class Within:
 
 @dataclass(frozen=True)
 class Items:
-    """The lists and texts that an annotated type allows."""
+    """Lengths of lists and texts that an annotated type allows."""
 
-    least: int = 0  # items or characters: any number of them, at least 1, or exactly `most`
+    least: int = 0  # number of items or characters: any, at least 1, or exactly `most`
     most: float = math.inf
     rising: bool = False  # no item is below the one before
 
     def __contains__(self, value: list[Any] | str) -> bool:
-        """Whether a list or text is allowed."""
+        """Return whether a list or text is allowed."""
         return self.least <= len(value) <= self.most and not (self.rising and list(value) != sorted(value))
 
     def __str__(self) -> str:
-        """As it follows `a list […]`."""
+        """Describe the restriction, following `a list […]`."""
         number = f"of {self.least}" if self.least == self.most else "that is not empty" if self.least else ""
         return ", ".join(filter(None, (number, "the smaller ones first" * self.rising)))
 
@@ -64,20 +64,20 @@ Widths = Annotated[list[Annotated[int, Within(1, 65_536)]], Items(1)]
 
 
 def conform(key: str, value: Any, hint: Any) -> Any:
-    """`value` as `hint` says: names that are numbers (`2015`) become text, whole numbers pass as floats.
+    """Convert `value` to the type `hint`: numbers (`2015`) may become text, whole numbers are valid floats.
 
     Args:
-        key: dotted, for errors.
-        value: as YAML gives it.
+        key: dotted key, for errors.
+        value: value from YAML.
         hint: one of str, bool, int, float, None, a list or dict of them, a union, a number `Within` limits, a list
             or text of `Items`, or a `Literal` of words.
 
     Raises:
-        UserError: it is something else.
+        UserError: the value has another type.
     """
     try:
         return _convert(value, hint)
-    except (TypeError, OverflowError):  # the latter for numbers above every float
+    except (TypeError, OverflowError):  # OverflowError: a number above every float
         raise UserError(f"{key}={value}: must be {words(hint)}") from None
 
 
@@ -116,7 +116,7 @@ def _first(value: Any, hints: tuple[Any, ...]) -> Any:
 
 
 def words(hint: Any) -> str:
-    """As it follows `must be`: `train, val, test or null`."""
+    """Describe a type, following `must be`: `train, val, test or null`."""
     *others, last = _choices(hint)
     return f"{', '.join(others)} or {last}" if others else last
 

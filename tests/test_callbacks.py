@@ -82,10 +82,10 @@ def test_short_epochs_that_wait_say_so_when_it_adds_up(clock, caplog):
 @pytest.mark.parametrize(
     ("in_memory", "pixels", "workers", "advice"),
     [
-        (False, "originals", 8, "run resnet-lab prepare with the same keys once, and train in another sweep_dir"),
+        (False, "originals", 8, "run resnet-lab prepare once with the same keys, then train in another sweep_dir"),
         (False, "prepared", 2, "set data.num_workers=4"),
         (True, "originals", 0, "set data.num_workers=4"),
-        (False, "prepared", 4, "take smaller images (data.image_size), or more cores"),
+        (False, "prepared", 4, "use smaller images (data.image_size), or more cores"),
     ],
 )
 def test_advice_is_what_is_left_to_do(monkeypatch, in_memory, pixels, workers, advice):

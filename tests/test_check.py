@@ -126,7 +126,7 @@ def test_cache_that_cannot_be_written(save, tmp_path, caplog):
     (tmp_path / "cache").write_text("a file where the folder should be")
     with caplog.at_level(logging.WARNING):
         assert defects([save(noise(8, 8))], tmp_path / "cache") == {}
-    assert "cannot keep the check of the images" in caplog.text
+    assert "cannot cache the check of the images" in caplog.text
 
 
 @pytest.fixture

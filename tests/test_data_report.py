@@ -96,10 +96,11 @@ def test_everything_wrong_is_said_the_worst_first(tmp_path):
         "1 pair of identical files across the splits: test_1 (test, ill) and train_1 (train, ill)",
         "2 pairs of nearly identical photographs in one split, with different labels: "
         "first train_4 (train, healthy) and train_5 (train, ill)",
-        "1 image of train (12.5 %) whose patient also stands in a later split, such as train_3, of patient test_0",
+        "1 image of train (12.5 %) belongs to a patient who is also in a later split, "
+        "such as train_3 of patient test_0",
         "1 photograph is nearly black, such as train_0",
         "1 photograph is overexposed, such as train_1",
-        "1 photograph is smaller than the 64 pixels that training sees",
+        "1 photograph is smaller than the 64 pixels used for training",
     ]
 
 
@@ -149,7 +150,7 @@ def test_a_large_set_of_many_classes_stays_a_short_page(tmp_path):
     text, page = written(tmp_path, facts, pairs, names=names)
     assert page.tags.count("figure") <= PICTURES + 2 * ROWS + 16
     assert page.tags.count("tr") <= 4 + CLASSES + 3 * ROWS + 12
-    assert "78 between them are left out here" in text
+    assert "78 between them are left out" in text
     assert len(pd.read_csv(tmp_path / "out" / "class_counts.csv")) == 102
     assert len(pd.read_csv(tmp_path / "out" / "leaks.csv")) == 9990  # ten cannot be read
     assert len(text) < 2_000_000

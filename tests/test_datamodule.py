@@ -288,7 +288,7 @@ def test_unknown_class_to_augment(build):
         "data.augment_classes=mild: must be all, none or a list [a whole number from 0, …]"
     )
     assert refusal(lambda: build(augment_classes=[0, 5])) == (
-        "data.augment_classes: there is no class 5; classes run from 0 to 4"
+        "data.augment_classes: there is no class 5; choose among 0 to 4"
     )
 
 
@@ -349,7 +349,7 @@ def test_before_python_3_12_several_ranks_fork_no_workers(build, monkeypatch, ve
 
 def test_batch_that_ranks_cannot_share(build):
     message = refusal(build(ranks=(0, 3)).train_dataloader)
-    assert message == "data.batch_size=8 cannot be shared by 3 ranks evenly; set a multiple of 3"
+    assert message == "data.batch_size=8 cannot be divided evenly among 3 ranks; set a multiple of 3"
     assert build(ranks=(0, 4)).batch_size_per_rank(4) == 2
 
 

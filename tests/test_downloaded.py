@@ -133,7 +133,7 @@ def test_messidor_2_needs_the_rule_for_ungradable_photographs(root, caplog):
         found, data = read(root, on_bad_label="drop")
     assert found["train"]["IM000002.JPG"] == (3, "IMAGES/IM000002.jpg")
     assert (len(found["train"]), data.bad_labels) == (11, 1)
-    assert "6 names in another case or with another suffix than the file (IM000000.JPG is IM000000.jpg)" in caplog.text
+    assert "6 names with a case or suffix that differs from the file's (IM000000.JPG is IM000000.jpg)" in caplog.text
     assert "images that no CSV lists" not in caplog.text
     assert set(retinopathy(root, on_bad_label="drop", all_images="test").listed()["split"]) == {"test"}
 
@@ -195,7 +195,7 @@ def test_two_files_for_a_split_are_named(root):
     for name in ("train_1.csv", "train_2.csv"):
         write(root / name, "image,level", ["a,0", "b,1"])
     message = refusal(retinopathy(root).read_table)
-    assert "train_1.csv and train_2.csv may each list the images of train; name one in data.train_csv" in message
+    assert "train_1.csv and train_2.csv could each be the labels of train; name one in data.train_csv" in message
     assert len(read(root, train_csv="train_2.csv")[0]["train"]) == 2
 
 
@@ -204,7 +204,7 @@ def test_a_name_in_two_places_is_no_ones(root):
         write_photographs(root / "photographs" / folder, ["a", "b"], content=folder)
     write(root / "labels.csv", "image,level", ["a,0", "b,1"])
     message = refusal(retinopathy(root).read_table)
-    assert "image 'a' lies in " in message
+    assert "image 'a' is in " in message
     assert "data.train_images" in message
     found, _ = read(root, images="photographs/right camera")
     assert found["train"]["a"] == (0, "photographs/right camera/a.jpeg")
@@ -243,7 +243,7 @@ def test_the_name_as_it_is_comes_before_the_folder_of_the_split(root):
     write(root / "labels.csv", "image,level", ["a.jpg,0", "b.jpg,1"])
     assert read(root)[0]["train"]["b.jpg"] == (1, "photos/b.jpg")
     write(root / "labels.csv", "image,level", ["a,0", "b,1"])  # now both fit
-    assert "image 'a' lies in" in refusal(retinopathy(root).read_table)
+    assert "image 'a' is in" in refusal(retinopathy(root).read_table)
 
 
 def test_photographs_near_the_label_file_come_before_those_of_another_data_set(root):
@@ -275,7 +275,7 @@ def test_the_suffix_in_another_case_is_the_same_suffix(root):
     write(root / "train.csv", "image,level", ["x.PNG,0"])
     assert read(root)[0]["train"]["x.PNG"] == (0, "images/x.png")
     write(root / "train.csv", "image,level", ["y.tif,0"])
-    assert "holds y.jpg and y.png; name one" in refusal(retinopathy(root).read_table)
+    assert "contains y.jpg and y.png; name one" in refusal(retinopathy(root).read_table)
 
 
 def test_a_folder_called_like_an_image_is_none(root):

@@ -12,7 +12,7 @@ from resnet_lab.data.check import decode, image_hash
 from resnet_lab.data.prepared import prepare_photograph
 
 PLAIN = {"quality": 90}
-REMEDY = "data.strict_jpeg=false takes it as it is"
+REMEDY = "data.strict_jpeg=false accepts it"
 
 
 def photograph(size=(160, 200), seed=0):

@@ -193,11 +193,11 @@ def test_schedules_refuse_by_key(schedule: str, override: str) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "remedy"),
     [
-        ("class_names", "[a,a,b]", "a name of its own"),
+        ("class_names", "[a,a,b]", "must not repeat"),
         ("class_names", "[a]", "at least two"),
         ("crop", "9999", "set a smaller crop"),
         ("padding", "9999", "set it below"),
-        ("scale", "[2,1]", "the smaller one first"),
+        ("scale", "[2,1]", "the smaller first"),
         ("mean", "[0.5]", "three numbers"),
         ("std", "[1,1,0]", "above 0"),
         ("fold", "3", "set data.folds"),

@@ -98,7 +98,7 @@ def test_bad_first_label_of_a_pair_is_no_header(file, first):
 @pytest.mark.parametrize("text", ["", "\n", "  \n\n"])
 def test_empty_file(file, text):
     path = file(text)
-    assert refusal(read_labels, path, None, None, GRADES) == f"{path} is empty; it has to list one image per row"
+    assert refusal(read_labels, path, None, None, GRADES).startswith(f"{path} is empty; ")
 
 
 def test_header_without_rows(file):
@@ -241,7 +241,7 @@ def test_labels_by_a_mapping_or_from_another_number_on(file, grades, given, expe
     [
         (Grades(["a", "b"], {"none": 0, "R1": 1}), "1", "data.labels has no such label; it has none, R1"),
         (Grades(["a", "b"], first=1), "0", "labels run from 1 to 2"),
-        (Grades(["a", "b"]), "c", "labels must be whole numbers, names of classes (a, b) or words of data.labels"),
+        (Grades(["a", "b"]), "c", "labels must be whole numbers, class names (a, b) or keys of data.labels"),
         (Grades(["a", "b"]), "1.5", "labels must be whole numbers"),
     ],
 )
@@ -251,7 +251,7 @@ def test_other_labels_are_refused_or_dropped(file, grades, label, rule):
     assert f"label {label!r} of image row 2 (and 1 more row): {rule}" in refusal(parse_file, path, grades)
     assert parse_file(path, grades, drop=True)["target"].tolist() == [0, BAD, BAD]
     none = file(f"image,level\ny,{label}\n")
-    with pytest.raises(UserError, match="no row has a label"):
+    with pytest.raises(UserError, match="no row has a valid label"):
         parse_file(none, grades, drop=True)
 
 
@@ -288,7 +288,7 @@ def test_names_in_another_case_or_suffix_are_found_and_said(tmp_path, caplog):
         found = located(pd.DataFrame({"image": ["IM1.JPG", "IM2", "3.jpeg", "4", "er/4.JPG"]}), tmp_path)
     names = ["IM1.jpg", "im2.PNG", "3.tif", "deep/er/4.jpg", "deep/er/4.jpg"]
     assert found["path"].tolist() == [str(tmp_path / name) for name in names]
-    (line,) = (line for line in caplog.messages if "in another case" in line)
+    (line,) = (line for line in caplog.messages if "case or suffix" in line)
     assert "4 names" in line
     assert "IM1.JPG is IM1.jpg" in line
 
@@ -337,7 +337,7 @@ def test_numbers_are_numbers_even_where_classes_are_called_so(file):
 
 
 def test_labels_that_compare_equal_are_refused():
-    assert "several labels read 'm_1'" in refusal(Grades, ["a", "b"], {"M-1": 0, "m 1": 1})
+    assert "several labels become 'm_1'" in refusal(Grades, ["a", "b"], {"M-1": 0, "m 1": 1})
 
 
 def test_a_label_in_words_is_no_header_of_a_pair(file):

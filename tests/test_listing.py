@@ -103,7 +103,7 @@ def test_one_line_counts_what_is_left_out(tmp_path, caplog):
         touch(tmp_path / "x", "k.txt")
         say_left_out(tmp_path, *NO_IMAGES, list_images(tmp_path / "x").others)
     line, last = caplog.messages
-    assert last == f"{tmp_path}: left out 1 file without the suffix of an image: 1 .txt"
+    assert last == f"{tmp_path}: left out 1 file without an image suffix: 1 .txt"
     assert line.startswith(f"{tmp_path}: left out 17 files: 10 .txt, 2 .xml, ")
     assert line.endswith(", …")
 

@@ -128,7 +128,7 @@ def test_a_file_by_name(root: Path, tmp_path: Path) -> None:
     assert len(medmnist(root, file="cut.npz").read_table()) == 15
     assert medmnist(root, file=str(tmp_path / "elsewhere" / "other.npz")).read_table()["target"].tolist() == [3, 0]
     assert refusal(medmnist(root, file="gone.npz").read_table) == (
-        f"{root / 'gone.npz'} does not exist; get it from https://zenodo.org/records/10519652, "
+        f"{root / 'gone.npz'} does not exist; download it from https://zenodo.org/records/10519652, "
         "or name yours in data.file"
     )
 
@@ -146,7 +146,7 @@ def test_a_file_may_lack_splits(root: Path) -> None:
 
 def test_a_file_without_any_split(root: Path) -> None:
     written(root, {})
-    assert "has no split at all" in refusal(medmnist(root, splits={"train": "val"}).read_table)
+    assert "has no split" in refusal(medmnist(root, splits={"train": "val"}).read_table)
 
 
 def test_identical_images_leave_train(root: Path) -> None:
@@ -167,7 +167,7 @@ def test_given_class_names_bound_the_labels(root: Path) -> None:
     assert data.class_names == names
     message = refusal(medmnist(root, class_names=["a", "b"]).read_table)
     assert message.startswith(f"{root / 'bloodmnist.npz'}: ")
-    assert message.endswith("_labels goes up to 2, but there are 2 classes (a, b); set data.class_names")
+    assert message.endswith("_labels reaches 2, but there are 2 classes (a, b); set data.class_names")
 
 
 IMAGES = np.zeros((3, 28, 28, 3), np.uint8)
@@ -176,9 +176,9 @@ IMAGES = np.zeros((3, 28, 28, 3), np.uint8)
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (IMAGES.astype(np.float32), "val_images is float32 (3, 28, 28, 3); 2D images are needed, uint8"),
-        (np.zeros((3, 28, 28, 4), np.uint8), "val_images is uint8 (3, 28, 28, 4); 2D images are needed"),
-        (np.zeros((3, 28, 28, 28), np.uint8), "val_images is uint8 (3, 28, 28, 28); 2D images are needed"),
+        (IMAGES.astype(np.float32), "val_images is float32 (3, 28, 28, 3); it must hold 2D images, uint8"),
+        (np.zeros((3, 28, 28, 4), np.uint8), "val_images is uint8 (3, 28, 28, 4); it must hold 2D images"),
+        (np.zeros((3, 28, 28, 28), np.uint8), "val_images is uint8 (3, 28, 28, 28); it must hold 2D images"),
         (np.zeros((3, 64, 64, 3), np.uint8), "val_images is (3, 64, 64, 3); set data.size"),
         (np.uint8(3), "val_images is (); set data.size"),
         (np.array([{}, {}, {}]), "cannot read val_images: Object arrays cannot be loaded when allow_pickle=False"),
@@ -212,7 +212,7 @@ def test_labels_may_be_a_plain_row(root: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"no npz at all"])
 def test_no_npz(root: Path, content: bytes) -> None:
     written(root).write_bytes(content)
-    assert refusal(medmnist(root).read_table).startswith(f"{root / 'bloodmnist.npz'} is no npz, or only part of one")
+    assert refusal(medmnist(root).read_table).startswith(f"{root / 'bloodmnist.npz'} is not an npz, or incomplete")
 
 
 def test_a_damaged_npz(root: Path) -> None:
@@ -225,8 +225,8 @@ def test_a_damaged_npz(root: Path) -> None:
 
 def test_absent_without_the_package(root: Path, network: list[str]) -> None:
     assert refusal(medmnist(root, size=64).read_table) == (
-        f"{root / 'bloodmnist_64.npz'} does not exist; get it from https://zenodo.org/records/10519652, or name yours "
-        "in data.file; to have it downloaded, pip install 'resnet-lab[medmnist]'"
+        f"{root / 'bloodmnist_64.npz'} does not exist; download it from https://zenodo.org/records/10519652, or name "
+        "yours in data.file; for automatic download, pip install 'resnet-lab[medmnist]'"
     )
     assert network == []
 
@@ -252,7 +252,7 @@ def test_a_wrong_download_leaves_nothing(root: Path, monkeypatch: pytest.MonkeyP
     message = refusal(medmnist(root).read_table)
     assert message == (
         f"cannot download {root / 'bloodmnist.npz'}: File not found or corrupted.; "
-        "get it from https://zenodo.org/records/10519652"
+        "download it from https://zenodo.org/records/10519652"
     )
     assert list(root.iterdir()) == []
 
@@ -271,7 +271,7 @@ def test_no_such_set(
     package(monkeypatch)
     message = refusal(medmnist(root, **changes).read_table)
     assert message.startswith("no MedMNIST set ")
-    assert message.endswith(".npz: data.flag is one of bloodmnist; data.size of (28, 64, 128, 224)")
+    assert message.endswith(".npz: data.flag must be one of bloodmnist; data.size of (28, 64, 128, 224)")
     assert network == []
 
 
@@ -299,7 +299,7 @@ def test_an_npz_of_something_else(root: Path) -> None:
     with zipfile.ZipFile(written(root), "w") as file:
         file.writestr("train_images", b"plain bytes")
         file.writestr("train_labels", b"plain bytes")
-    assert "cannot read train_images: it is no array; get the file from" in refusal(medmnist(root).read_table)
+    assert "cannot read train_images: it is not an array; download the file from" in refusal(medmnist(root).read_table)
 
 
 def test_an_npz_with_a_damaged_directory(root: Path) -> None:

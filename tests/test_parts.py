@@ -240,27 +240,27 @@ def test_a_data_set_from_outside(make_run: Make, mylab: None) -> None:
         (("model=own", "model._target_=lacking.Net"), "lacking needs the module a_module_that_is_not_there"),
         (("model=own", "model._target_=mylab.MYLAB"), "mylab has no MYLAB"),
         (("model=own", "model._target_=mylab.np"), "is a module; name a function or class"),
-        (("model=own", "model._target_=mylab.number"), "mylab.number gives a int, no network"),
+        (("model=own", "model._target_=mylab.number"), "mylab.number returns a int"),
         (("model=own", "model._target_=mylab.Breaks"), "cannot be built from its keys: ValueError: two channels only"),
         (
             ("model=own", "model._target_=mylab.Seven"),
-            "mylab.Seven gives (2, 7) for two images in training, not (2, 5)",
+            "mylab.Seven returns (2, 7) for two images in training, not (2, 5)",
         ),
-        (("model=own", "model._target_=mylab.Tuple"), "mylab.Tuple gives tuple for two images"),
+        (("model=own", "model._target_=mylab.Tuple"), "mylab.Tuple returns tuple for two images"),
         ((*NET, "+model.widht=3"), "model.widht: mylab.Net takes no such argument; did you mean model.width?"),
         ((*NET, "+model.num_classes=3"), "model.num_classes: mylab.Net takes no such argument; the job sets it"),
         ((*NET, "model.pretrained=nothing.pth"), "model.pretrained=nothing.pth: no such file"),
-        (("loss=own", "loss._target_=mylab.scalar"), "mylab.scalar gives () for two images"),
-        (("loss=own", "loss._target_=torch.nn.MSELoss"), "torch.nn.MSELoss cannot be computed of logits (2, 5)"),
-        (("loss=own", "loss._target_=mylab.number"), "gives a int; name one that gives a loss"),
+        (("loss=own", "loss._target_=mylab.scalar"), "mylab.scalar returns () for two images"),
+        (("loss=own", "loss._target_=torch.nn.MSELoss"), "torch.nn.MSELoss fails on logits (2, 5)"),
+        (("loss=own", "loss._target_=mylab.number"), "returns a int; name one that returns a loss"),
         (("optim=own", "optim._target_=torch.optim.SGD", "+optim.rate=1"), "optim.rate: torch.optim.SGD takes no"),
         (("schedule=own", "schedule._target_=torch.optim.lr_scheduler.StepLR"), "schedule.step_size is missing"),
         (("+callbacks.mine._target_=mylab.Net", "+callbacks.mine.num_classes=2"), "gives a Net, no lightning.Callback"),
         (("+callbacks.mine._target_=mylab.Steps",), "callbacks.mine.stop is missing; mylab.Steps needs it"),
         (("+callbacks.mine.stop=1",), "callbacks.mine has no _target_"),
         (("callbacks=5",), "callbacks"),
-        (("data=own", "data._target_=mylab.Net", "data.root=."), "mylab.Net is no data set: derive it from"),
-        (("data.mean=model",), "data.mean=model: resnet_lab.models.resnet.resnet names no mean"),
+        (("data=own", "data._target_=mylab.Net", "data.root=."), "mylab.Net is not a data set: derive it from"),
+        (("data.mean=model",), "data.mean=model: resnet_lab.models.resnet.resnet defines no mean"),
         (("data.std=model",), "data.std=model: set data.mean=model"),
     ],
 )
@@ -303,7 +303,7 @@ def test_weights_that_fit_are_loaded_and_the_others_are_named(
     assert "extra [3]" in caplog.text
     other = mylab_module.Net(1000, width=9)
     message = refusal(load_fitting, other, str(tmp_path / "weights.safetensors"))
-    assert "1 of 8 tensors of the network fit" in message
+    assert "1 of 8 tensors of the network match" in message
 
 
 def test_a_checkpoint_fetches_no_weights() -> None:

@@ -111,7 +111,7 @@ def test_other_names_are_no_patients_and_raise_no_doubt(names):
         ),
         (eyes("P{p}-{f}", " ", (1, 2)), "auto", "P1-1, P1-2", "set \"data.patient_regex='(.+)[-_. ][^-_. ]+'\""),
         (eyes("{p}{f}", " ", "ab"), "auto", "10a, 10b", "set \"data.patient_regex='(.*\\d)[a-z]\\d*'\""),
-        (eyes("{p}_{f}_{side}", "lr", (1, 2)), "auto", "10_1, 10_2", "a pattern whose first group is the patient"),
+        (eyes("{p}_{f}_{side}", "lr", (1, 2)), "auto", "10_1, 10_2", "set data.patient_regex to a pattern"),
         (NO_PATIENTS["IDRiD"], OLD, "matches no name (names such as IDRiD_001)", "set data.patient_regex"),
     ],
 )
@@ -189,7 +189,7 @@ def test_patients_by_a_pattern_of_ones_own(pattern, patients):
     assert table["patient"].tolist() == patients
 
 
-@pytest.mark.parametrize(("pattern", "seen"), [("(", "missing )"), (r"\d+", "put what names the patient in brackets")])
+@pytest.mark.parametrize(("pattern", "seen"), [("(", "missing )"), (r"\d+", "put the patient's part in parentheses")])
 def test_pattern_that_names_no_patient(pattern, seen):
     assert seen in refusal(add_patients, pd.DataFrame({"image": ["a"]}), pattern)
 

@@ -30,7 +30,7 @@ def test_every_kind_below_a_folder_and_no_junk(root, caplog):
     with caplog.at_level(logging.INFO):
         table, _ = photographs(root, val_fraction=0).table()
     assert table["image"].tolist() == ["a.Jpeg", "sub/b.webp"]
-    assert f"{root}: left out 2 files without the suffix of an image: 1 .csv, 1 .txt" in caplog.text
+    assert f"{root}: left out 2 files without an image suffix: 1 .csv, 1 .txt" in caplog.text
     assert "patients" not in caplog.text  # nothing is split
 
 
@@ -59,4 +59,4 @@ def test_unreadable_one_among_others(root):
 def test_nothing_there(root):
     assert refusal(photographs(root).read_table) == f"{root} does not exist; give an image or a folder of images"
     root.mkdir()
-    assert refusal(photographs(root).read_table).startswith(f"{root} holds no image (.jpeg .jpg .png .tif …)")
+    assert refusal(photographs(root).read_table).startswith(f"{root} contains no image (.jpeg .jpg .png .tif …)")

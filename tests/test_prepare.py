@@ -184,7 +184,7 @@ def test_nothing_is_prepared_where_the_arguments_are_wrong(root, tmp_path):
     assert "cannot be written" in refusal(prepare, root, f"out={root / 'train_img.csv'}")
     write_medmnist(tmp_path / "arrays" / "retinamnist.npz", {"train": [0, 1, 2, 3, 4], "val": [0], "test": [1]})
     message = refusal(prepare, tmp_path / "arrays", "data=retinamnist")
-    assert message == "data=retinamnist has no image files; there is nothing to prepare"
+    assert message == "data=retinamnist has no image files, so there is nothing to prepare"
     assert photographs(root).prepared_set.cache_dir == tmp_path / "cache"
 
 

@@ -345,7 +345,7 @@ def test_a_running_average_is_named_and_not_taken(plain, average, tmp_path, capl
         content[key] = {f"{rest}{name}": value for name, value in inner.items()}
     source = saved(content, tmp_path / "weights.pt")
     assert equal(resnet(8, 10, form="cifar", pretrained=source), small())
-    assert f"{plain}* is taken, not the running average {average}*" in caplog.text
+    assert f"using {plain}*, not the running average {average}*" in caplog.text
     del content[plain.partition(".")[0]]
     averaged = resnet(8, 10, form="cifar", pretrained=saved(content, tmp_path / "weights.pt"))
     assert torch.equal(averaged.conv1.weight, 2 * small().conv1.weight)
@@ -354,7 +354,7 @@ def test_a_running_average_is_named_and_not_taken(plain, average, tmp_path, capl
 def test_one_of_several_networks_is_not_guessed(tmp_path):
     content = {"student": prefixed("module."), "teacher": prefixed("")}
     message = refusal(saved(content, tmp_path / "weights.pt"))
-    assert "it holds 2 networks (student.module.*, teacher.*)" in message
+    assert "it contains 2 networks (student.module.*, teacher.*)" in message
 
 
 def test_nan_in_what_is_not_taken_does_not_matter(tmp_path):
@@ -402,12 +402,12 @@ def test_a_folder_without_exactly_one_file_of_the_depth_lists_what_is_there(tmp_
     folder = folder_of(tmp_path, {"resnet8-a.pth": 8, "r8.pth": 8, "resnet18.pth": 8})
     assert "found r8.pth, resnet8-a.pth; name the file itself" in refusal(folder)
     message = refusal(folder, depth=14)
-    assert "one file with depth 14 in its name (as resnet14.pth) is needed" in message
+    assert "one file with depth 14 in its name (such as resnet14.pth)" in message
     assert "found none among r8.pth, resnet18.pth, resnet8-a.pth" in message
     for file in folder.iterdir():
         file.rename(file.with_suffix(".npz"))
     message = refusal(folder)
-    assert message.startswith(f"model.pretrained={folder}: it holds neither runs nor weights")
+    assert message.startswith(f"model.pretrained={folder} contains neither runs nor weights")
     assert message.endswith("but r8.npz, resnet18.npz, resnet8-a.npz")
 
 
@@ -471,7 +471,7 @@ def test_weights_and_buffers_that_are_undefined_are_refused(tmp_path, name, valu
     state = small().state_dict()
     state[name].view(-1)[1] = value
     source = saved(state, tmp_path / "weights.pt")
-    assert f"{source}: 1 of {len(state)} tensors hold NaN or infinite values (first {name})" in refusal(source)
+    assert f"{source}: 1 of {len(state)} tensors have NaN or infinite values (first {name})" in refusal(source)
 
 
 def test_another_number_of_classes_leaves_only_the_head(tmp_path, caplog):
@@ -539,11 +539,11 @@ def test_another_architecture_is_one_clear_error(theirs, ours, words, tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ([1, 2], "holds a list, no state dict"),
-        ({"epoch": 3, "args": {"lr": 0.1}}, "no tensors in it, but epoch (int), args (dict)"),
-        ({"features.0.weight": torch.ones(3)}, "these are no weights of a ResNet"),
-        ({"fc.weight": torch.ones(10, 64)}, "these are no weights of a ResNet"),
-        ({}, "no tensors in it, but nothing"),
+        ([1, 2], "a list, not a state dict"),
+        ({"epoch": 3, "args": {"lr": 0.1}}, "no tensors, but epoch (int), args (dict)"),
+        ({"features.0.weight": torch.ones(3)}, "not weights of a ResNet"),
+        ({"fc.weight": torch.ones(10, 64)}, "not weights of a ResNet"),
+        ({}, "no tensors, but nothing"),
     ],
 )
 def test_files_without_a_network(content, words, tmp_path):
@@ -611,7 +611,7 @@ def test_a_malicious_pickle_is_refused_unread(name, save, tmp_path):
     assert not created.exists()
     assert "not readable as plain tensors" in message
     if save is save_zip and "safetensors" not in name:
-        assert "(it holds getattr)" in message
+        assert "(it contains getattr)" in message
     pickle.loads(pickle.dumps(Malice(created)))
     assert created.exists(), "the pickle was harmless, so the test showed nothing"
 
@@ -638,5 +638,5 @@ def test_a_folder_of_runs_gives_the_run_of_the_same_depth(tmp_path: Path) -> Non
     for depth, state in states.items():
         loaded = resnet(depth, 3, form="cifar", pretrained=str(tmp_path / "sweep")).state_dict()
         assert all(torch.equal(loaded[key], value) for key, value in state.items())
-    with pytest.raises(UserError, match="one run of depth 20 is needed, found none; name the run itself"):
+    with pytest.raises(UserError, match="must contain one run of depth 20, found none; name the run itself"):
         resnet(20, 3, form="cifar", pretrained=str(tmp_path / "sweep"))

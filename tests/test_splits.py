@@ -179,7 +179,7 @@ def leaking():
 
 def test_leak_is_an_error_that_counts(leaking):
     message = refusal(resolve_leaks, leaking, "error")
-    assert message.startswith("3 images of train or val are of 2 patients who also stand in another split, by name or ")
+    assert message.startswith("3 images of train or val are of 2 patients who are also in a later split, by name or ")
     assert "data.on_leak=drop" in message
 
 

@@ -85,13 +85,13 @@ def test_features_are_what_the_last_layer_takes(model: Trained) -> None:
 @pytest.mark.parametrize(
     ("images", "line"),
     [
-        ([], "holds no image"),
+        ([], "no image"),
         ("nothing.jpeg", "nothing.jpeg cannot be read"),
         (torch.zeros(2, 3, 7, 7), "shape (2, 3, 7, 7): give (N, 3, 24, 24)"),
         (torch.full((1, 3, 24, 24), 7.0), "values in [0, 1]"),
         (torch.full((1, 3, 24, 24), torch.nan), "values in [0, 1]"),
         (torch.zeros(1, 3, 24, 24, dtype=torch.int64), "a tensor of torch.int64"),
-        (torch.zeros(0, 3, 24, 24), "one image or more"),
+        (torch.zeros(0, 3, 24, 24), "at least one image"),
         (np.zeros((24, 24), np.uint8), "shape (24, 24): give uint8 (H, W, 3)"),
         (np.zeros((24, 24, 3), np.float32), "an array of float32"),
         (7, "give a file"),

@@ -117,7 +117,7 @@ def test_words_of_trust(monkeypatch):
     [
         ("nolab", "there is no module nolab"),
         ("model:nolab.Net", "there is no module nolab"),
-        ("modle:mylab.Net", "modle is no group of parts; choose among data, model"),
+        ("modle:mylab.Net", "modle is not a group; choose one of data, model"),
     ],
 )
 def test_trust_in_what_is_not_there_is_refused(word, reason):

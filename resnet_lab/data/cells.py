@@ -14,16 +14,16 @@ from resnet_lab.errors import UserError
 
 WHOLE_NUMBER = re.compile(r"\s*([+-]?\d{1,100})(?:[.,]0*)?\s*")  # 2, 2.0 or 2,0
 SEPARATORS = ",;\t|"
-EXCEL = re.compile(r"sep=(.)\s*\n")  # a first line by which Excel tells the separator
+EXCEL = re.compile(r"sep=(.)\s*\n")  # Excel's first line that declares the separator
 LAST_SPACE = r"\s+(?=\S+\s*$)"  # before the last word: `photo 1.jpg 0`
 
 
 def read_text(path: Path, separators: str = SEPARATORS) -> pd.DataFrame:
-    """The cells of a CSV as text, first row included; names such as `001` or `NA` stay what they are.
+    """Return the cells of a CSV as text, first row included; names such as `001` or `NA` are not converted.
 
     Args:
         path: the file.
-        separators: that may stand between columns, and spaces where there are several.
+        separators: characters that may separate columns; if there are several, so may spaces.
 
     Raises:
         UserError: the file is missing, empty, not UTF-8 or not a CSV.
@@ -33,19 +33,19 @@ def read_text(path: Path, separators: str = SEPARATORS) -> pd.DataFrame:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; check data.root, or name the file in data.train_csv") from None
     except pd.errors.EmptyDataError:
-        raise UserError(f"{path} is empty; it has to list one image per row") from None
+        raise UserError(f"{path} is empty; it must list one image per row") from None
     except (pd.errors.ParserError, UnicodeDecodeError, IsADirectoryError) as error:
         raise UserError(f"{path} is not a comma-separated file in UTF-8: {' '.join(str(error).split())}") from None
 
 
 def read_cells(text: str, separators: str = SEPARATORS) -> pd.DataFrame:
-    """The cells of a text; blank lines are rows, and the text may begin with Excel's `sep=`."""
+    """Return the cells of a text; blank lines count as rows, and the text may begin with Excel's `sep=`."""
     declared = EXCEL.match(text)
     text = text[declared.end() :] if declared else text
     separator = declared[1] if declared else _separator(text.splitlines()[:20], separators)
     if len(separator) == 1:
         text = _as_wide_as_its_rows(text, separator)
-    # a blank line is a row whose label is missing: skipping it would shift the rows of one file of a pair
+    # a blank line is a row with a missing label: skipping it would shift the rows of one file of a pair
     cells = pd.read_csv(
         io.StringIO(text), sep=separator, header=None, dtype=str, keep_default_na=False, skip_blank_lines=False,
         engine="c" if len(separator) == 1 else "python",
@@ -55,7 +55,10 @@ def read_cells(text: str, separators: str = SEPARATORS) -> pd.DataFrame:
 
 
 def _separator(head: Sequence[str], separators: str) -> str:
-    """What every line has equally often, or else the first one most; the last space where the first line has none."""
+    """Return the separator that every line has equally often, or else the most frequent one of the first line.
+
+    If the first line has none, return the pattern of the last space.
+    """
     lines = [re.sub(r'"[^"]*"', "", line) for line in head if line.strip()]
     first = lines[0] if lines else ""
     even = [each for each in separators if len({line.count(each) for line in lines}) == 1 and first.count(each)]
@@ -73,17 +76,17 @@ def _separator(head: Sequence[str], separators: str) -> str:
 
 
 def _as_wide_as_its_rows(text: str, separator: str) -> str:
-    """The text with an empty cell more in its header, where rows have one more: an index without a name, or a comma."""
+    """Add an empty cell to a header with one cell fewer than the rows: for an unnamed index, or a trailing comma."""
     header, row = [*csv.reader(text.splitlines()[:2], delimiter=separator), [], []][:2]
     if len(row) != len(header) + 1:
         return text
     if row[-1] == "":
         return text.replace("\n", f"{separator}\n", 1)
-    return text if is_whole(row[1]) and is_whole(row[-1]) else separator + text  # which one is the index is not told
+    return text if is_whole(row[1]) and is_whole(row[-1]) else separator + text  # either may be the index
 
 
 def with_blank_lines(path: Path, cells: pd.DataFrame, rows: int) -> pd.DataFrame:
-    """The cells with as many of the blank lines at the end, and then at the beginning, as there are rows too few."""
+    """Restore blank lines, first those at the end and then those at the beginning, until there are `rows` rows."""
     text = path.read_text(encoding="utf-8-sig")
     before, after = (text[: len(text) - len(text.lstrip())], text[len(text.rstrip()) :])
     last = min(max(rows - len(cells), 0), max(after.count("\n") - 1, 0))
@@ -92,5 +95,5 @@ def with_blank_lines(path: Path, cells: pd.DataFrame, rows: int) -> pd.DataFrame
 
 
 def is_whole(cell: object) -> bool:
-    """Whether the text of a cell is a whole number."""
+    """Return whether the text of a cell is a whole number."""
     return WHOLE_NUMBER.fullmatch(str(cell)) is not None

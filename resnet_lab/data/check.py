@@ -1,4 +1,4 @@
-"""The check that every image file can be read, and what identifies its bytes and pixels; each file is opened once."""
+"""Checks that every image file can be read, and hashes its bytes and pixels; each file is opened once."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from resnet_lab.data.progress import with_progress
 from resnet_lab.errors import UserError, count
 from resnet_lab.files import write_atomically
 
-MAX_PIXELS = 100_000_000  # of an image, unless `data.max_pixels` says otherwise; more than any fundus camera has
+MAX_PIXELS = 100_000_000  # default of `data.max_pixels`; more than any fundus camera has
 LARGEST = 1 << 30  # bytes of an image file
-Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit; ours is looked at before anything is decoded
+Image.MAX_IMAGE_PIXELS = None  # disables Pillow's own limit; ours is checked before decoding
 
 log = logging.getLogger(__name__)
 
 
 class Rules(NamedTuple):
-    """What counts as damage.
+    """Rules for what counts as damage.
 
     Args:
-        max_pixels: of an image; one with more is not decoded.
-        strict: whether a JPEG of which the decoder warns is damaged, although it yields an image.
+        max_pixels: limit per image; a larger image is not decoded.
+        strict: whether a JPEG counts as damaged if the decoder warns about it but still yields an image.
     """
 
     max_pixels: int = MAX_PIXELS
@@ -47,18 +47,18 @@ class Rules(NamedTuple):
 
 RULES = Rules()
 
-Verdict = tuple[str, str, str]  # what is wrong with a file, or nothing; the hashes of its bytes and of its pixels
+Verdict = tuple[str, str, str]  # defect (may be empty), hash of the bytes, hash of the pixels
 HASH_DIGITS = 16  # hexadecimal digits of the hash of an image's pixels
-SMALLEST = 64  # pixels: below, different JPEGs of a small size could decode to equal ones
+SMALLEST = 64  # pixels a side; at smaller scales, different JPEGs could decode to equal images
 
 
 def digest_of(data: bytes) -> str:
-    """What tells one content from another, 32 hexadecimal digits."""
+    """Return a hash of bytes, 32 hexadecimal digits."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def image_hash(size: tuple[int, int], data: bytes) -> str:
-    """The hash of an image's pixels, `HASH_DIGITS` digits; equal for files whose names, metadata or packing differ.
+    """Return the hash of an image's pixels, `HASH_DIGITS` digits, which ignores name, metadata and compression.
 
     Args:
         size: width and height.
@@ -70,13 +70,13 @@ def image_hash(size: tuple[int, int], data: bytes) -> str:
 
 
 def read_file(path: str) -> bytes:
-    """The bytes of a regular file: a pipe among the images would never end, and a device neither.
+    """Return the bytes of a regular file; reading a pipe or a device might never end.
 
     Raises:
-        OSError: it is no such file, larger than `LARGEST`, or cannot be read.
+        OSError: the file is not regular, larger than `LARGEST`, or cannot be read.
     """
     status = os.stat(path)  # noqa: PTH116 - a third of the time of a Path
-    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # reading a folder fails by itself
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # reading a folder raises its own error
         raise OSError("not a regular file")
     if status.st_size > LARGEST:
         raise OSError(f"{status.st_size >> 20} MB, which is too large for an image file")
@@ -84,7 +84,7 @@ def read_file(path: str) -> bytes:
 
 
 class PixelBudget:
-    """Lets threads decode so many pixels at once; one image alone may have more.
+    """Limit of the pixels that all threads decode at once; a single image may exceed it.
 
     Args:
         most: pixels.
@@ -95,7 +95,7 @@ class PixelBudget:
 
     @contextmanager
     def of(self, pixels: int) -> Iterator[None]:
-        """Wait until there is room for an image."""
+        """Wait until the budget has room for an image of so many pixels."""
         with self.change:
             self.change.wait_for(lambda: self.used == 0 or self.used + pixels <= self.most)
             self.used += pixels
@@ -112,13 +112,13 @@ os.register_at_fork(after_in_child=lambda: AT_ONCE.__init__(AT_ONCE.most))  # ty
 
 
 def too_many(size: tuple[int, int], most: int) -> str:
-    """Why an image of this width and height is not decoded; empty where it is."""
+    """Return why an image of this width and height is not decoded; empty if it is."""
     width, height = size
     return f"{width}×{height} pixels, more than data.max_pixels={most}" if width * height > most else ""
 
 
 def examine(path: str, rules: Rules = RULES) -> Verdict:
-    """What is wrong with an image file, or nothing, and the hashes of its bytes and pixels; the file is read once."""
+    """Return the defect of an image file (may be empty) and the hashes of its bytes and pixels; reads the file once."""
     try:
         data = read_file(path)
     except OSError as error:
@@ -128,10 +128,10 @@ def examine(path: str, rules: Rules = RULES) -> Verdict:
 
 
 def decode(data: bytes, rules: Rules = RULES) -> tuple[str, str]:
-    """What is wrong with the bytes of an image, or nothing, and the hash of its pixels.
+    """Return the defect of an encoded image (may be empty) and the hash of its pixels.
 
-    A JPEG is decoded at 1/8 scale where that leaves `SMALLEST` pixels, which also finds truncated ones. The pixels are
-    those that are stored, whatever the EXIF orientation says, as tools that strip EXIF leave them alone.
+    A JPEG is decoded at 1/8 scale if that leaves `SMALLEST` pixels; truncated files are found at this scale, too. The
+    hash ignores the EXIF orientation: tools that strip EXIF do not rotate the stored pixels.
     """
     try:
         with io.BytesIO(data) as stream, Image.open(stream) as file:
@@ -146,7 +146,7 @@ def decode(data: bytes, rules: Rules = RULES) -> tuple[str, str]:
             with AT_ONCE.of(file.width * file.height):
                 judged = isinstance(file, JpegImageFile) and rules.strict and file.mode in ("L", "RGB")
                 if damage := damage_of(file, data, scan) if judged else "":
-                    return f"{damage}; data.strict_jpeg=false takes it as it is", ""
+                    return f"{damage}; data.strict_jpeg=false accepts it", ""
                 image = file.convert("RGB")
                 ImageOps.exif_transpose(file)
                 return "", image_hash(image.size, image.tobytes())
@@ -157,16 +157,16 @@ def decode(data: bytes, rules: Rules = RULES) -> tuple[str, str]:
 
 
 def check_files(paths: Iterable[str], cache_dir: Path, rules: Rules = RULES) -> pd.DataFrame:
-    """Check every file once; the verdicts are kept by path, size and time of change, except of files not read at all.
+    """Check every file once; results are cached by path, size and modification time, unless a file was unreadable.
 
     Args:
         paths: image files.
-        cache_dir: where the verdicts are kept; a folder that cannot be written costs only the repetition.
+        cache_dir: folder of the cache; if it is not writable, the check is repeated each time.
         rules: what counts as damage.
 
     Returns:
-        One row per path, its index: `defect` (empty where the file can be read), `digest` (of its bytes) and `decoded`
-        (the hash of its decoded pixels; empty where it cannot be read).
+        One row per path (the index): `defect` (empty if the file can be read), `digest` (of its bytes) and `decoded`
+        (the hash of its decoded pixels; empty if it cannot be read).
     """
     limit = "" if rules.max_pixels == MAX_PIXELS else f"|{rules.max_pixels}"
     keys = {path: _key(path, limit + "|strict" * rules.strict) for path in paths}
@@ -180,14 +180,14 @@ def check_files(paths: Iterable[str], cache_dir: Path, rules: Rules = RULES) -> 
             cache_dir.mkdir(parents=True, exist_ok=True)
             write_atomically(cache_file, json.dumps(_of_content(known), ensure_ascii=False))
         except OSError as error:
-            log.warning("cannot keep the check of the images: %s", error)
+            log.warning("cannot cache the check of the images: %s", error)
     return pd.DataFrame(
         [known[key] for key in keys.values()], index=list(keys), columns=["defect", "digest", "decoded"]
     )
 
 
 def _key(path: str, rules: str) -> str:
-    """Path, size, time of change, and rules other than those of the first version; of a dangling link the path."""
+    """Return path, size, modification time and non-default rules as a cache key; for a dangling link the path."""
     try:
         status = os.stat(path)  # noqa: PTH116
     except OSError:
@@ -196,7 +196,7 @@ def _key(path: str, rules: str) -> str:
 
 
 def _known(cache_file: Path) -> dict[str, Verdict]:
-    """The verdicts so far; none where the file is missing or damaged."""
+    """Return the cached verdicts; none if the cache file is missing or damaged."""
     try:
         known = json.loads(cache_file.read_text("utf-8"))
     except (OSError, ValueError):
@@ -205,7 +205,7 @@ def _known(cache_file: Path) -> dict[str, Verdict]:
 
 
 def _of_content(verdicts: dict[str, Verdict]) -> dict[str, Verdict]:
-    """The verdicts on what files hold; a permission or a disk may be mended without a change of the file."""
+    """Keep only verdicts on a file's content: permissions or a disk can be repaired without changing the file."""
     return {
         key: each for key, each in verdicts.items() if isinstance(each, list | tuple) and len(each) == 3 and each[1]
     }
@@ -218,23 +218,23 @@ def _examine_all(paths: list[str], rules: Rules) -> list[Verdict]:
 
 
 def drop_defects(table: pd.DataFrame, on_bad_image: str) -> tuple[pd.DataFrame, int]:
-    """Remove rows whose image cannot be read, or stop at them.
+    """Remove rows with an unreadable image, or refuse them.
 
     Args:
         table: rows with `path` and `defect`.
         on_bad_image: `error` or `drop`.
 
     Returns:
-        The table without them, and how many they were.
+        The remaining rows, and the number of removed rows.
 
     Raises:
-        UserError: there are some and `on_bad_image` is `error`, or all are bad.
+        UserError: there are bad images and `on_bad_image` is `error`, or all are bad.
     """
     bad = table[table["defect"] != ""]
     if len(bad) and on_bad_image == "error":
         raise UserError(
             f"{bad.iloc[0]['path']}: {bad.iloc[0]['defect']}; {len(bad)} of {len(table)} images cannot be read; "
-            "mend them, or set data.on_bad_image=drop to go on without them"
+            "repair them, or set data.on_bad_image=drop to continue without them"
         )
     if len(bad) == len(table) > 0:
         raise UserError(

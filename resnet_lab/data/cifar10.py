@@ -1,4 +1,4 @@
-"""CIFAR-10 through torchvision, which downloads it where it is absent and checks it."""
+"""CIFAR-10 through torchvision, which downloads it if absent and verifies it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from resnet_lab.errors import UserError
 
 @dataclass(kw_only=True)
 class CIFAR10(ArrayData):
-    """`root/cifar-10-batches-py`, or the archive `root/cifar-10-python.tar.gz`."""
+    """CIFAR-10 from `root/cifar-10-batches-py` or the archive `root/cifar-10-python.tar.gz`."""
 
     def read_arrays(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Train (50,000) and test (10,000), 32×32; sets `class_names` where the configuration gives none.
+        """Return train (50,000) and test (10,000), 32×32; sets `class_names` if the configuration gives none.
 
         Raises:
-            UserError: it is neither there nor can be downloaded.
+            UserError: the data set is absent and cannot be downloaded.
         """
         splits = {"train": self._load(train=True), "test": self._load(train=False)}
         self.class_names = self.class_names or splits["train"].classes

@@ -1,4 +1,4 @@
-"""A folder per class, with or without a folder per split above it."""
+"""Data sets with a folder per class, optionally inside a folder per split."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ FILLERS = {"set", "split", "data", "dataset", "image", "images", "imgs", "img", 
 class ClassFolders(ImageData):
     """`root/<split>/<class>/<image>` or `root/<class>/<image>` (all of it train); classes in the order of their names.
 
-    Images count in sub-folders of a class, too. A split's folder has a name of SPLIT_NAMES in any case,
-    alone or with FILLERS (`a. Training Set`, `train_images`).
+    Images in sub-folders of a class belong to the class. A split's folder has a name of SPLIT_NAMES in upper or lower
+    case, alone or with FILLERS (`a. Training Set`, `train_images`).
     """
 
     all_kinds: bool
     natural_order: bool
 
     def read_table(self) -> pd.DataFrame:
-        """Rows of all splits; sets `class_names` from the folders of train where the configuration gives none.
+        """Return the rows of all splits; sets `class_names` from the folders of train if the configuration gives none.
 
         Raises:
-            UserError: there is no image, a split has two folders, a class has a folder that train does not have, or
-                the folders of classes are or hold those of splits.
+            UserError: there is no image, a split has two folders, train lacks a class, or the class folders are
+                named after splits or contain folders of splits.
         """
         root = existing_folder(self.root)
         if not self.all_kinds:
@@ -59,12 +59,12 @@ class ClassFolders(ImageData):
             self.class_names = self._found_classes(root, listings, filled)
         rows = [row for split, found in listings.items() for row in self._rows(found, split, root)]
         if not rows:
-            raise UserError(f"{root} holds no images ({' '.join(SUFFIXES[:4])} …) in a folder per class")
+            raise UserError(f"{root} contains no images ({' '.join(SUFFIXES[:4])} …) in class folders")
         self._say_left_out(root, folders, listings)
         return pd.DataFrame(rows)
 
     def _older_table(self, root: Path) -> pd.DataFrame:
-        """What versions before 2 listed, so that their runs go on: files of few kinds directly in a class folder."""
+        """List the images as versions before 2 did, so that their runs can resume: few suffixes, no sub-folders."""
         folders = {split: root / split for split in SPLIT_NAMES if (root / split).is_dir()} or {"train": root}
         classes = {
             split: [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
@@ -82,10 +82,10 @@ class ClassFolders(ImageData):
         )
 
     def _found_classes(self, root: Path, listings: dict[str, dict[Path, Listing]], filled: set[str]) -> list[str]:
-        """The classes of train; where all images are one split and there is no train, those of any split."""
+        """Return the classes of train; without train, if `all_images` is set, the classes of any split."""
         if "train" not in listings and self.all_images is None:
             raise UserError(
-                f"{root} holds no folder train; put the training classes into {root / 'train'}, "
+                f"{root} contains no folder train; put the training classes into {root / 'train'}, "
                 "or set data.all_images=test to evaluate on all images"
             )
         found = [listings["train"]] if "train" in listings else listings.values()
@@ -93,11 +93,11 @@ class ClassFolders(ImageData):
         _refuse_splits_as_classes(root, names)
         if self.ordered and not all(re.search(r"\d", name) for name in names):
             order = ", ".join(names)
-            log.warning("%s: grades in alphabetical order (%s); data.class_names=[…] gives another", root, order)
+            log.warning("%s: grades in alphabetical order (%s); set data.class_names=[…] for another", root, order)
         return names
 
     def _in_order(self, names: Iterable[str]) -> list[str]:
-        """The class names by their numbers (`2 - moderate`, `10 - other`), or else as strings."""
+        """Sort the class names by their numbers (`2 - moderate`, `10 - other`), or else as strings."""
         names = sorted(names)
         by_number = self.natural_order and (self.ordered or all(name[:1].isdecimal() for name in names))
         return sorted(names, key=_by_number) if by_number else names
@@ -110,7 +110,7 @@ class ClassFolders(ImageData):
                 continue
             if class_folder.name not in self.class_names:
                 raise UserError(
-                    f"{class_folder}: no class of that name among {', '.join(self.class_names)}; "
+                    f"{class_folder} is not one of the classes {', '.join(self.class_names)}; "
                     "rename the folder, or set data.class_names"
                 )
             _refuse_splits_below(class_folder, listing)
@@ -122,7 +122,7 @@ class ClassFolders(ImageData):
         return rows
 
     def _say_left_out(self, root: Path, folders: dict[str, Path], listings: dict[str, dict[Path, Listing]]) -> None:
-        """Log which folders are no class, what lies in no class folder of a split, and what is no image."""
+        """Log folders without images, images in sub-folders or outside the class folders, and files without images."""
         assert self.class_names is not None
         outside, others, inner, empty = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
         for folder, listing in ((path, listing) for found in listings.values() for path, listing in found.items()):
@@ -145,7 +145,7 @@ class ClassFolders(ImageData):
 
 
 def _refuse_splits_below(class_folder: Path, listing: Listing) -> None:
-    """Stop where a folder at any depth of a class holds splits; `train` alone is one if it holds folders itself."""
+    """Refuse a class with folders of splits at any depth; a lone `train` counts only if it contains folders."""
     children: dict[PurePosixPath, set[str]] = {}
     for part in {name.rpartition("/")[0] for name in listing.images} - {""}:
         for path in (PurePosixPath(part), *PurePosixPath(part).parents[:-1]):
@@ -157,11 +157,11 @@ def _refuse_splits_below(class_folder: Path, listing: Listing) -> None:
             remedy = (
                 "set data.root to it" if too_high else f"put the splits above the classes (train/{class_folder.name})"
             )
-            raise UserError(f"{class_folder / parent} is no class, as it holds a folder per split; {remedy}")
+            raise UserError(f"{class_folder / parent} is not a class: it contains a folder per split; {remedy}")
 
 
 def _by_number(name: str) -> list[str | int]:
-    """Text and numbers in turn, so that names compare number by number."""
+    """Split a name into alternating text and numbers, so that names sort numerically."""
     return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", name))]
 
 
@@ -170,7 +170,7 @@ def _words(name: str) -> set[str]:
 
 
 def _splits(names: Iterable[str]) -> dict[str, list[str]]:
-    """Split → its names, those without fillers before others; none where they are classes (`valid`, `invalid`)."""
+    """Map each split to its names, preferably without fillers; empty if they are classes (`valid`, `invalid`)."""
     names, found = sorted(names), {}
     for split, own in SPLIT_NAMES.items():
         exact = [name for name in names if name.lower() in own]
@@ -181,23 +181,23 @@ def _splits(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
-    """Split → its folder; none where the folders are classes.
+    """Map each split to its folder; empty if the folders are classes.
 
     Raises:
-        UserError: two folders are of one split.
+        UserError: two folders belong to one split.
     """
     found = _splits(path.name for path in subfolders(root))
     for split, names in found.items():
         if len(names) > 1:
             both = " and ".join(names)
-            raise UserError(f"{root} holds {both}, which are both {split}; put their images into one folder")
+            raise UserError(f"{root} contains {both}, both of split {split}; put their images into one folder")
     return {split: root / names[0] for split, names in found.items()}
 
 
 def _refuse_splits_as_classes(root: Path, names: list[str]) -> None:
-    """Stop where every class is named after a split, and they are not all the same one (`my_train`, `my_test`)."""
+    """Refuse classes that are all named after splits, unless it is the same split (`my_train`, `my_test`)."""
     named = [frozenset(splits_of(name)) for name in names]
     if all(named) and len({*named}) > 1:
         raise UserError(
-            f"{root} holds {' and '.join(names)}, which are splits and no classes; rename them to train, val and test"
+            f"{root} contains {' and '.join(names)}: splits, not classes; rename them to train, val and test"
         )

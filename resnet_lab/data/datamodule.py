@@ -32,29 +32,29 @@ from resnet_lab.errors import UserError, count
 
 log = logging.getLogger(__name__)
 
-MEMORY = 2e9  # bytes of decoded images that data.in_memory=auto keeps
-SOURCES = {"originals": "the originals", "prepared": "a prepared set"}  # what pixels are read from, in words
-PREFETCH = 2  # batches of each worker that wait in shared memory …
-IN_USE = 2  # … and those that are on their way to the device
-TIMEOUT = 600.0  # seconds without a batch from the workers, after which the job fails
-STATISTICS_IMAGES = 2000  # mean and std of a training split that is not in memory come from so many, evenly spaced
+MEMORY = 2e9  # bytes of decoded images that data.in_memory=auto keeps at most
+SOURCES = {"originals": "the originals", "prepared": "a prepared set"}  # sources of pixels, for messages
+PREFETCH = 2  # batches per worker that wait in shared memory …
+IN_USE = 2  # … and batches on their way to the device
+TIMEOUT = 600.0  # seconds without a batch from the workers before the job fails
+STATISTICS_IMAGES = 2000  # if train is not in memory, mean and std use so many images, evenly spaced
 
 
 Batches = DataLoader[dict[str, Tensor]]
 
 
 class ImageDataset(Dataset[dict[str, Tensor]]):
-    """Images of one split, handed out by the batch: `image` (B, S, S, 3) uint8, `target` and `index` (B,).
+    """Images of one split, returned in batches: `image` (B, S, S, 3) uint8, `target` and `index` (B,).
 
-    There is no `target` where the rows have none. `index` is -1 where a row counts for nothing. Where colors are
-    augmented, `color` (B, 5) holds the factors, for the device to apply.
+    `target` is absent if the rows have none. `index` is -1 for padding, which does not count. If colors are
+    augmented, `color` (B, 5) holds the factors, which the device applies.
 
     Args:
-        rows: the split's part of the table.
-        data: how to read an image, and how to augment it.
-        augment: whether to.
-        seed: of the augmentation, with epoch and index.
-        images: the decoded images, uint8 (H, W, 3) each; None: they are read when they are needed.
+        rows: the split's rows of the table.
+        data: how to read and augment an image.
+        augment: whether to augment.
+        seed: seed of the augmentation, beside epoch and index.
+        images: the decoded images, uint8 (H, W, 3) each; None: each is read on demand.
     """
 
     def __init__(
@@ -70,18 +70,18 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
         self.colors = augment and changes_color(data)
 
     def read(self, index: int) -> np.ndarray:
-        """The image before augmentation, uint8 (H, W, 3)."""
+        """Return the image before augmentation, uint8 (H, W, 3)."""
         if self.images is not None:
             return self.images[index]
         return read_prepared(self.prepared[index]) if self.prepared[index] else self.data.read(self.paths[index])
 
     def read_all(self) -> list[np.ndarray]:
-        """All images before augmentation, read on all cores (decoding happens outside the interpreter's lock)."""
+        """Read all images before augmentation, on all cores (decoding releases the interpreter's lock)."""
         with ThreadPoolExecutor(environment.cores()) as pool:
             return list(pool.map(self.read, range(len(self))))
 
     def __getitems__(self, keys: Sequence[int | tuple[int, int, int]]) -> dict[str, Tensor]:
-        """The batch of these keys, `index` or `(epoch, index, repeat)`; called by DataLoader in place of one by one."""
+        """Return the batch of these keys, `index` or `(epoch, index, repeat)`; DataLoader calls it once per batch."""
         epochs, indices, repeats = np.array([key if isinstance(key, tuple) else (0, key, 0) for key in keys]).T
         rows = np.maximum(indices, 0)
         augment = self.augmented[rows]
@@ -103,14 +103,14 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
 
 
 def whole(batch: Any) -> Any:
-    """In place of DataLoader's collation: the data set has made the batch already."""
+    """Return the batch unchanged, as collate function: the data set has already collated it."""
     return batch
 
 
 def end_with_rank(worker: int) -> None:
-    """In a worker that a fork server started: end when the rank dies.
+    """Exit when the rank dies, in a worker started by a fork server.
 
-    (torch's workers look for their own parent, which is the server; and the server waits for its workers.)
+    (torch's workers watch their own parent, which is the server; and the server waits for its workers.)
     """
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -130,10 +130,10 @@ class DataModule(LightningDataModule):
 
     Args:
         data: the data set and its settings.
-        seed: of order and augmentation.
-        follow_test: also evaluate test after each epoch; nothing is selected by it.
-        statistics: mean and std to use in place of those of this data set (for evaluating elsewhere).
-        pixels: `originals` or `prepared`: what to read; None: the prepared set where it is complete.
+        seed: seed of order and augmentation.
+        follow_test: also evaluate test after each epoch; it selects nothing.
+        statistics: mean and std to use in place of this data set's own (to evaluate on other data).
+        pixels: `originals` or `prepared`: what to read; None: the prepared set if it is complete.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class DataModule(LightningDataModule):
         self.data, self.seed, self.follow_test, self.statistics = data, seed, follow_test, statistics
         self.pixels, self.is_set_up = pixels, False
         self.table: pd.DataFrame | None = None
-        self.images: dict[str, Sequence[np.ndarray]] = {}  # split → decoded images, where they are kept in memory
+        self.images: dict[str, Sequence[np.ndarray]] = {}  # split → decoded images, if kept in memory
         self.test_splits: list[str] = []
 
     @classmethod
@@ -158,15 +158,15 @@ class DataModule(LightningDataModule):
         statistics: tuple[Sequence[float], Sequence[float]] | None = None,
         pixels: str | None = None,
     ) -> DataModule:
-        """The data of a configuration, as `resnet_lab.compose` or a run folder has it.
+        """Build the data of a configuration from `resnet_lab.compose` or a run folder.
 
         Args:
-            config: with `data`, `seed` and `follow_test`.
+            config: configuration with `data`, `seed` and `follow_test`.
             statistics: see the class.
-            pixels: likewise.
+            pixels: see the class.
 
         Raises:
-            UserError: a key of data is wrong.
+            UserError: a key of data is invalid.
         """
         plain: Any = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
         return cls(build("data", plain["data"]), plain["seed"], plain["follow_test"], statistics, pixels)
@@ -193,7 +193,7 @@ class DataModule(LightningDataModule):
         self.test_splits = [split for split in self.splits if split != "train"]
 
     def setup(self, stage: str | None = None) -> None:
-        """All that comes before the first batch, once; every error in the data shows here."""
+        """Do everything that precedes the first batch, once; every error in the data is raised here."""
         if self.is_set_up:
             return
         self.read()
@@ -204,12 +204,12 @@ class DataModule(LightningDataModule):
         chosen = self.data.augment_classes
         if unknown := (set() if isinstance(chosen, str) else set(chosen) - set(range(len(self.class_names)))):
             classes = f"0 to {len(self.class_names) - 1}"
-            raise UserError(f"data.augment_classes: there is no class {min(unknown)}; classes run from {classes}")
+            raise UserError(f"data.augment_classes: there is no class {min(unknown)}; choose among {classes}")
         self.num_workers = self._workers()
         self.is_set_up = True
 
     def rows(self, split: str) -> pd.DataFrame:
-        """The split's part of the table."""
+        """Return the split's rows of the table."""
         assert self.table is not None
         rows = self.table[self.table["split"] == split]
         if rows.empty:
@@ -227,14 +227,14 @@ class DataModule(LightningDataModule):
         return "".join(sorted(set(self.table.loc[self.table["split"] == "train", "decoded"])))
 
     def dataset(self, split: str, augment: bool) -> ImageDataset:
-        """The images of one split, decoded at most once, with the training or the evaluation transform."""
+        """Return the images of one split, decoded at most once, with the training or the evaluation transform."""
         dataset = ImageDataset(self.rows(split), self.data, augment, self.seed, self.images.get(split))
         if self.in_memory and dataset.images is None:
             dataset.images = self.images[split] = dataset.read_all()
         return dataset
 
     def train_dataloader(self) -> Batches:
-        """Batches of the global size divided by the number of ranks; a last batch of one image is left out."""
+        """Return the loader of train, global batches divided among the ranks; a last batch of one image is dropped."""
         dataset, data = self.dataset("train", augment=True), self.data
         assert dataset.targets is not None
         sampling = Sampling(dataset.targets, data.sampling, data.sampling_decay, data.sampling_final)
@@ -244,7 +244,7 @@ class DataModule(LightningDataModule):
         return self._loader(dataset, sampler)
 
     def _begun(self) -> tuple[int, int]:
-        """The epoch that training goes on with, and how many of its images this rank has trained on."""
+        """Return the epoch that training resumes in, and how many of its images this rank has trained on."""
         assert self.trainer is not None
         loop = self.trainer.fit_loop
         epochs: Any = loop.epoch_progress.current
@@ -253,17 +253,17 @@ class DataModule(LightningDataModule):
         return epochs.processed, batches * self.batch_size_per_rank(self._rank()[1])
 
     def batches_per_epoch(self) -> int:
-        """Batches of one epoch on each rank.
+        """Return the number of batches in one epoch on each rank.
 
-        (Lightning's `estimated_stepping_batches` starts the loader that it trains with, before the epoch is known.)
+        (Lightning's `estimated_stepping_batches` would start the training loader before the epoch is known.)
         """
         return self._limited("limit_train_batches", self.train_dataloader())
 
     def _limited(self, key: str, loader: Batches) -> int:
-        """How many batches of a loader the Trainer takes in an epoch.
+        """Return how many batches of a loader the Trainer uses in an epoch.
 
         Raises:
-            UserError: there are some, and it takes none.
+            UserError: the loader has batches, but the Trainer would use none.
         """
         batches, limit = len(loader), getattr(self.trainer, key, 1.0)
         taken = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
@@ -275,22 +275,22 @@ class DataModule(LightningDataModule):
         return taken
 
     def val_dataloader(self) -> list[Batches]:
-        """One loader for each of `val_splits`."""
+        """Return one loader for each of `val_splits`."""
         loaders = [self.evaluation_dataloader(split) for split in self.val_splits]
         for loader in loaders:
             self._limited("limit_val_batches", loader)
         return loaders
 
     def test_dataloader(self) -> list[Batches]:
-        """One loader for each of `test_splits`."""
+        """Return one loader for each of `test_splits`."""
         return [self.evaluation_dataloader(split) for split in self.test_splits]
 
     def predict_dataloader(self) -> Batches:
-        """The images without targets."""
+        """Return the loader of the images without targets."""
         return self.evaluation_dataloader("test")
 
     def evaluation_dataloader(self, split: str) -> Batches:
-        """Every image of a split once, in the order of the table."""
+        """Return a loader of every image of a split, once, in the order of the table."""
         dataset = self.dataset(split, augment=False)
         return self._loader(dataset, EvaluationSampler(len(dataset), *self._rank()))
 
@@ -308,7 +308,7 @@ class DataModule(LightningDataModule):
             batch_size=batch_size,
             sampler=sampler,
             collate_fn=whole,
-            # batch norm cannot normalize a single value per channel, which small images come down to
+            # batch norm cannot normalize a single value per channel, which small images are reduced to
             drop_last=isinstance(sampler, TrainSampler) and len(sampler) % batch_size == 1,
             num_workers=self.num_workers,
             multiprocessing_context=context,
@@ -316,15 +316,15 @@ class DataModule(LightningDataModule):
             persistent_workers=self.num_workers > 0,
             prefetch_factor=PREFETCH if self.num_workers else None,
             timeout=TIMEOUT if self.num_workers else 0,
-            generator=torch.Generator(),  # each pass draws a number, which may not come from dropout's generator
+            generator=torch.Generator(),  # each pass draws a number; dropout's generator must not be touched
             pin_memory=torch.cuda.is_available(),
         )
 
     def batch_size_per_rank(self, world_size: int) -> int:
-        """One rank's part of `data.batch_size`, which must be divisible."""
+        """Return one rank's share of `data.batch_size`, which must be divisible."""
         if self.data.batch_size % world_size:
             raise UserError(
-                f"data.batch_size={self.data.batch_size} cannot be shared by {world_size} ranks evenly; "
+                f"data.batch_size={self.data.batch_size} cannot be divided evenly among {world_size} ranks; "
                 f"set a multiple of {world_size}"
             )
         return self.data.batch_size // world_size
@@ -334,16 +334,15 @@ class DataModule(LightningDataModule):
 
     @property
     def noted(self) -> dict[str, Any]:
-        """What the pixels come from, for status.json and checkpoints: by recipe and digests, never by path."""
+        """Source of the pixels, for status.json and checkpoints: recipe and digests, never paths."""
         assert self.pixels is not None
         recipe = self.data.prepared_set.noted(self.pixels)
         return {"pixels": self.pixels, "recipe": recipe, "pixel_digests": self.pixel_digests}
 
     def difference(self, before: Mapping[str, Any]) -> str:
-        """How the pixels differ from those that a status.json or a checkpoint notes; empty where they do not.
+        """Describe how the pixels differ from those recorded in a status.json or a checkpoint; empty if they do not.
 
-        Digests are compared where a split holds the same images, and those of prepared files where they were made by
-        the same recipe.
+        Digests are compared for splits with the same images, and for prepared files only under the same recipe.
         """
         now, recipe, images = self.noted, before.get("recipe") or {}, before.get("split_fingerprint") or {}
         if (before.get("pixels") or self.pixels) != self.pixels:
@@ -359,19 +358,19 @@ class DataModule(LightningDataModule):
         return ""
 
     def advice(self) -> str:
-        """What makes the images come faster, for a training that waits for them."""
+        """Return advice that speeds up image loading, for a training that waits for images."""
         cores = environment.cores()
         if not self.in_memory and self.pixels == "originals":
-            return "run resnet-lab prepare with the same keys once, and train in another sweep_dir"
+            return "run resnet-lab prepare once with the same keys, then train in another sweep_dir"
         if self.num_workers < cores and not (self.in_memory and cores == 1):
             return f"set data.num_workers={cores}"
-        return "take smaller images (data.image_size), or more cores"
+        return "use smaller images (data.image_size), or more cores"
 
     def _workers(self) -> int:
-        """As many as are set, or as `auto` finds useful and shared memory has room for.
+        """Return the number of workers: the given one, or as many as are useful and fit into shared memory (`auto`).
 
         Raises:
-            UserError: shared memory has no room for what the ranks of a machine prefetch together.
+            UserError: the batches that the ranks of a machine prefetch do not fit into shared memory.
         """
         chosen, free = self.data.num_workers, environment.shared_memory()
         workers = (0 if self.in_memory else min(8, environment.cores())) if chosen == "auto" else int(chosen)
@@ -386,27 +385,27 @@ class DataModule(LightningDataModule):
                 f"data.num_workers={workers}: {text}; set data.num_workers={fitting}, or start the container with "
                 "more (docker run --shm-size=1g)"
             )
-        log.warning("%s: taking %d; start the container with more (docker run --shm-size=1g)", text, fitting)
+        log.warning("%s: using %d; start the container with more (docker run --shm-size=1g)", text, fitting)
         return fitting
 
     def _context(self) -> BaseContext | None:
-        """How workers start; None: as torch starts them.
+        """Return how workers start; None: torch's default.
 
-        Before Python 3.12 a forked process can hang from its first moment where a thread of torch.distributed enters
-        Python just then (python/cpython#112275).
+        Before Python 3.12 a forked process can hang from the start if a thread of torch.distributed enters Python
+        during the fork (python/cpython#112275).
         """
         if sys.version_info >= (3, 12) or self._rank()[1] == 1:
             return None
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__])  # so that the workers need not import it one by one
+        context.set_forkserver_preload([__name__])  # saves each worker the import
         return context
 
     def _fits_memory(self, table: pd.DataFrame) -> bool:
-        # a photograph whose shorter side is image_size is seldom longer than 1.5 of that
+        # the longer side of a photograph is seldom more than 1.5 times the shorter, which is image_size
         return len(table) * 3 * self.data.image_size**2 * 1.5 < MEMORY
 
     def _mean_and_std(self) -> tuple[list[float], list[float]]:
-        """By channel, in [0, 1]: given, computed from the training split, or 0 and 1."""
+        """Return mean and std by channel, in [0, 1]: given, computed from the training split, or 0 and 1."""
         mean, std = self.data.mean, self.data.std
         if mean is None:
             return [0.0] * 3, [1.0] * 3

@@ -1,4 +1,4 @@
-"""Finds pictures that are listed twice: the same file, the same photograph saved anew, the same eye taken twice."""
+"""Finds duplicate images: identical files, one photograph saved twice, one eye photographed twice."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ import pandas as pd
 
 from resnet_lab.data.progress import with_progress
 
-VERSION = 1  # of the search for near pairs; raise it when the same thumbnails give others
+VERSION = 1  # of the search for near pairs; raise it when the same thumbnails give other pairs
 COLUMNS = ["image_a", "split_a", "label_a", "image_b", "split_b", "label_b", "kind"]
 SIDE = 64  # pixels of a thumbnail
-COARSE = 32  # pixels at which all pictures are compared with all
-# Of IDRiD's 516 photographs copies (quality 50, 60 % of the size, darker, cropped by 3 to 6 %) reach 0.93 to 1.0 as
-# coarse patterns and 0.89 to 1.0 aligned; pairs of two eyes at most 0.92 and 0.74; two photographs of one eye 0.98
-MIN_COARSE = 0.75  # correlation of the patterns from which a pair is looked at closely …
-NEIGHBORS = 5  # … at most so many of each picture
-MIN_ALIGNED = 0.85  # correlation from which two aligned pictures are one photograph
-MAX_WARP = 0.15  # how far the alignment may scale, turn and move, in shares of the picture
-MIN_CONTRAST = 0.1  # of a pattern, below which a picture is black or flat, and like all others that are
-BLOCK = 256  # rows of the matrix of correlations that exist at a time
-MANY = 20  # copies of one file up to which all pairs are listed
+COARSE = 32  # side in pixels of the patterns for comparing all pictures with all
+# Measured on IDRiD's 516 photographs, as correlation of coarse patterns / of aligned pictures: copies (quality 50,
+# 60 % of the size, darker, cropped by 3 to 6 %) 0.93 to 1.0 / 0.89 to 1.0; two eyes at most 0.92 / 0.74; one eye 0.98
+MIN_COARSE = 0.75  # least correlation of the patterns for aligning a pair …
+NEIGHBORS = 5  # … with at most so many neighbors of each picture
+MIN_ALIGNED = 0.85  # least correlation for two aligned pictures to be one photograph
+MAX_WARP = 0.15  # largest scaling, rotation and shift of the alignment, as shares of the picture
+MIN_CONTRAST = 0.1  # below this contrast of the pattern a picture is black or flat and resembles all other flat ones
+BLOCK = 256  # rows of the correlation matrix in memory at a time
+MANY = 20  # above so many copies of one file, not all pairs are listed
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
-    """The gray picture (SIDE, SIDE), uint8, by which `near_pairs` knows an image, uint8 (H, W, 3) RGB or (H, W)."""
+    """Shrink an image, uint8 (H, W, 3) RGB or (H, W), to the gray thumbnail (SIDE, SIDE), uint8, for `near_pairs`."""
     gray = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     return cv2.resize(gray, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
 
 
 def find_duplicates(rows: pd.DataFrame, near: Iterable[Sequence[int]]) -> pd.DataFrame:
-    """Pairs of images that show the same: first those across splits and with two labels, then with one of these.
+    """Return pairs of duplicate images; pairs across splits and with different labels come first.
 
-    `exact`: the files are the same, byte by byte. `near`: one photograph in two files (saved anew, resized, made
-    brighter or darker, cropped a little), or one eye taken twice from the same place. Mirrored copies are not found.
+    `exact`: the files are identical, byte by byte. `near`: one photograph in two files (saved again, resized, brighter
+    or darker, slightly cropped), or one eye photographed twice from the same position. Mirrored copies are not found.
 
-    Of more than MANY copies of one file each is listed with the first alone.
+    If a file has more than MANY copies, each is paired with the first only.
 
     Args:
-        rows: `image, split, target, digest` (of the file's bytes), one row per image that can be read.
-        near: the `near_pairs` of the first rows of each digest.
+        rows: `image, split, target, digest` (of the file's bytes), one row per readable image.
+        near: the `near_pairs` of the first row of each digest.
     """
     copies = [np.asarray(group).tolist() for group in rows.groupby("digest", sort=False).indices.values()]
     exact = [pair for group in copies for pair in _pairs(group)]
@@ -58,7 +58,7 @@ def _pairs(group: list[int]) -> Iterable[tuple[int, int]]:
 
 
 def _listed(rows: pd.DataFrame, pairs: list[tuple[int, int]], kinds: list[str]) -> pd.DataFrame:
-    """The table of the pairs; within a pair, and among equally bad pairs, the names decide."""
+    """Return the table of the pairs; the two of a pair, and equally bad pairs, are sorted by name."""
     names = rows["image"].tolist()
     ordered = np.array([sorted(pair, key=names.__getitem__) for pair in pairs], dtype=int).reshape(-1, 2)
     sides = [rows[["image", "split", "target"]].iloc[side].reset_index(drop=True) for side in ordered.T]
@@ -70,14 +70,14 @@ def _listed(rows: pd.DataFrame, pairs: list[tuple[int, int]], kinds: list[str]) 
 
 
 def near_pairs(thumbnails: np.ndarray) -> list[tuple[int, int]]:
-    """Pairs of places whose thumbnails, uint8 (N, SIDE, SIDE), agree once they are aligned.
+    """Return pairs of indices of thumbnails, uint8 (N, SIDE, SIDE), that agree after alignment.
 
-    Each picture is compared with all others as a coarse pattern, and with its nearest ones after an affine alignment
-    (Evangelidis & Psarakis 2008).
+    Each picture is compared with all others as a coarse pattern, then with its nearest neighbors after affine
+    alignment (Evangelidis & Psarakis 2008).
     """
     patterns = np.array([_pattern(picture) for picture in thumbnails], dtype=np.float32)
     starts, found = range(0, len(patterns), BLOCK), list[tuple[int, int]]()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # cv2 works outside the interpreter's lock
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # cv2 releases the interpreter's lock
         for start in with_progress(starts, len(patterns), "compared", BLOCK):
             pairs = _candidates(patterns, start)
             agreement = pool.map(lambda pair: _agreement(*thumbnails[list(pair)]), pairs)
@@ -86,7 +86,7 @@ def near_pairs(thumbnails: np.ndarray) -> list[tuple[int, int]]:
 
 
 def _candidates(patterns: np.ndarray, start: int) -> list[tuple[int, int]]:
-    """For each of the BLOCK rows from `start` the NEIGHBORS later rows whose patterns resemble it most."""
+    """Pair each of the BLOCK rows from `start` with the NEIGHBORS later rows of the most similar patterns."""
     likeness = patterns[start : start + BLOCK] @ patterns[start:].T
     alike = np.flatnonzero(likeness >= MIN_COARSE)  # ten times faster than np.nonzero
     first, second = np.divmod(alike, likeness.shape[1])
@@ -96,7 +96,7 @@ def _candidates(patterns: np.ndarray, start: int) -> list[tuple[int, int]]:
 
 
 def _pattern(picture: np.ndarray) -> np.ndarray:
-    """A thumbnail as a vector of length 1, blurred so that small shifts matter little; 0 where it is flat."""
+    """Return a thumbnail as a vector of length 1, blurred to tolerate small shifts; 0 if it is flat."""
     coarse = cv2.resize(picture, (COARSE, COARSE), interpolation=cv2.INTER_AREA)
     inside = cv2.GaussianBlur(_flattened(coarse), (0, 0), 1)[_disc(COARSE) > 0]
     inside -= inside.mean()
@@ -105,9 +105,9 @@ def _pattern(picture: np.ndarray) -> np.ndarray:
 
 
 def _flattened(picture: np.ndarray) -> np.ndarray:
-    """What differs from its surroundings, float32, in units of how much the pixels there differ.
+    """Normalize a picture by local mean and local standard deviation, float32.
 
-    Exposure and the camera's light cancel out; vessels count as much as the optic disc.
+    Exposure and illumination cancel out; vessels count as much as the optic disc.
     """
     sigma, noise = 2, 2  # pixels, gray levels
     gray = picture.astype(np.float32)
@@ -118,14 +118,14 @@ def _flattened(picture: np.ndarray) -> np.ndarray:
 
 @cache
 def _disc(side: int) -> np.ndarray:
-    """Where a picture (side, side) is compared, uint8: not near the rim of the eye, which looks alike in all."""
+    """Return the mask (side, side), uint8, for comparing pictures: without the rim of the eye, alike in all of them."""
     away = (np.arange(side) - (side - 1) / 2) / (side / 2)
     values: np.ndarray = (np.hypot(away[:, None], away) < 0.8).astype(np.uint8)
     return values
 
 
 def _agreement(one: np.ndarray, other: np.ndarray) -> float:
-    """Correlation of two thumbnails after the best small affine alignment; -1 where there is none."""
+    """Return the correlation of two thumbnails after the best small affine alignment; -1 if there is none."""
     still: np.ndarray = np.eye(2, 3, dtype=np.float32)
     stop = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 30, 1e-3)
     pictures = _flattened(one), _flattened(other)

@@ -1,4 +1,4 @@
-"""The eye in a fundus photograph: find its disc, cut the square around it, subtract the local mean."""
+"""Finds the eye's disc in a fundus photograph, crops the square around it, subtracts the local mean."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-THUMB = 160  # pixels of the shorter side on which the disc is looked for, whatever size was decoded
-RIM = 0.1  # the eye begins where a pixel is this much of the way from the border's level to the eye's
-CONTRAST = 8  # gray levels between border and eye, below which there is nothing to see
-BLACK = 8  # gray level up to which a pixel shows nothing, being border or padding
+THUMB = 160  # pixels of the shorter side of the thumbnail for finding the disc, at any decoded size
+RIM = 0.1  # the eye begins this fraction of the way from the border's gray level to the eye's
+CONTRAST = 8  # least difference in gray levels between border and eye
+BLACK = 8  # pixels up to this gray level are border or padding
 TRIALS = 120  # circles through three points; with half of the points off the circle 15 of them are good
 MARGIN = 3  # pixels of the thumbnail to either side of an edge
 TOLERANCE = 1.0  # pixels of the thumbnail
 
 
 class Disc(NamedTuple):
-    """The circle within which a fundus camera shows the eye; parts may lie outside the picture.
+    """Circle within which a fundus camera shows the eye; parts may be outside the picture.
 
     Args:
         x: center in pixels from the picture's left edge (not from the first pixel's center).
@@ -31,7 +31,7 @@ class Disc(NamedTuple):
 
 
 class Box(NamedTuple):
-    """A square in pixels of a picture; it may reach outside."""
+    """Square in pixels of a picture; it may extend outside."""
 
     left: int
     top: int
@@ -39,10 +39,10 @@ class Box(NamedTuple):
 
 
 def find_disc(image: np.ndarray) -> Disc | None:
-    """The disc in pixels of `image` (H, W, 3), or None where no round border shows.
+    """Return the disc in pixels of `image` (H, W, 3), or None if no round border is visible.
 
-    Works on a thumbnail, so that one photograph decoded at several scales gives the same disc to about 0.1 %: pixels
-    brighter than the border, of those the largest connected part, its outline, and the circle most of that lies on.
+    Steps: threshold above the border, largest connected part, its outline, the circle through most of the outline.
+    They run on a thumbnail, so that one photograph decoded at several scales gives the same disc to about 0.1 %.
     """
     height, width = image.shape[:2]
     gray = cv2.GaussianBlur(_thumbnail(image), (0, 0), 1)
@@ -58,7 +58,7 @@ def find_disc(image: np.ndarray) -> Disc | None:
 
 
 def _thumbnail(image: np.ndarray) -> np.ndarray:
-    """uint8 (h, w), the brightest channel (a dark eye shows in red alone), the shorter side at most `THUMB`."""
+    """Return the brightest channel, uint8 (h, w), shorter side at most `THUMB` (a dark eye is visible in red only)."""
     height, width = image.shape[:2]
     scale = min(1.0, THUMB / min(height, width))
     red, green, blue = cv2.split(shrink(image, round(scale * width), round(scale * height)))
@@ -66,10 +66,10 @@ def _thumbnail(image: np.ndarray) -> np.ndarray:
 
 
 def shrink(image: np.ndarray, width: int, height: int) -> np.ndarray:
-    """The image (H, W, 3) at a width and height no larger than its own, with antialiasing.
+    """Shrink an image (H, W, 3) with antialiasing to a width and height no larger than its own.
 
-    Halves as often as it goes (means of 2 × 2 pixels), then makes twice the wanted size and halves that: twice as fast
-    as cv2's INTER_AREA in one step, and 0.1 gray levels from it.
+    It is halved as often as possible (means of 2 × 2 pixels), resized to twice the target size and halved again. This
+    is twice as fast as cv2's INTER_AREA in one step and differs by 0.1 gray levels.
     """
     while image.shape[1] >= 2 * width or image.shape[0] >= 2 * height:
         sides = zip(image.shape[1::-1], (width, height), strict=True)
@@ -82,9 +82,9 @@ def shrink(image: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def _rim_level(gray: np.ndarray) -> float | None:
-    """The gray level at which the eye begins, or None without a border.
+    """Return the gray level at which the eye begins, or None without a border.
 
-    Relative to the picture's own: the border's level is its 1st percentile, the eye's its 90th.
+    The border's level is the picture's 1st percentile, the eye's level its 90th.
     """
     shares = np.cumsum(np.bincount(gray.ravel(), minlength=256)) / gray.size
     border, eye = np.searchsorted(shares, (0.01, 0.9))
@@ -92,14 +92,14 @@ def _rim_level(gray: np.ndarray) -> float | None:
 
 
 def _largest_part(bright: np.ndarray) -> np.ndarray:
-    """bool (H, W), the largest connected part of a mask that holds something."""
+    """Return the largest connected part, bool (H, W), of a mask that is not empty."""
     _, labels, statistics, _ = cv2.connectedComponentsWithStats(bright.astype(np.uint8), connectivity=4)
     values: np.ndarray = labels == 1 + np.argmax(statistics[1:, cv2.CC_STAT_AREA])
     return values
 
 
 def _outline(gray: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """float (N, 2), x and y of the mask's first and last edge in each row and column, except at the picture's edge."""
+    """Return x and y, float (N, 2), of the mask's outer edges in each row and column, without the picture's edge."""
     height, width = mask.shape
     left, right = _first_edges(gray, mask), _first_edges(gray[:, ::-1], mask[:, ::-1])
     top, bottom = _first_edges(gray.T, mask.T), _first_edges(gray[::-1].T, mask[::-1].T)
@@ -108,31 +108,31 @@ def _outline(gray: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def _first_edges(gray: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """float (N, 2), x and y where rows enter the mask, to a fraction of a pixel.
+    """Return x and y, float (N, 2), where rows enter the mask, with subpixel precision.
 
-    The step of gray within `MARGIN` pixels lies where a sharp one with the same mean would, however blurred it is
-    (Tabatabai & Mitchell 1984), so neither the blur nor the mask's threshold move it.
+    The edge within `MARGIN` pixels is placed where a sharp edge of the same mean would be (Tabatabai & Mitchell 1984),
+    so neither blur nor the mask's threshold moves it.
     """
     column = mask.argmax(axis=1)
     row = np.flatnonzero(column)  # the mask begins inside the picture
     around = column[row, None] + np.arange(-MARGIN, MARGIN + 1)
     step = gray[row[:, None], around.clip(0, gray.shape[1] - 1)].astype(float)
     low, high = step[:, :1], step[:, -1:]
-    share = ((step - low) / np.maximum(high - low, 1)).clip(0, 1).sum(axis=1)  # of the pixels around, how many are eye
+    share = ((step - low) / np.maximum(high - low, 1)).clip(0, 1).sum(axis=1)  # number of eye pixels among these
     return np.stack([column[row] + MARGIN + 1 - share, row + 0.5], axis=1)
 
 
 def _fit_circle(points: np.ndarray) -> Disc | None:
-    """The circle that most of the points (N, 2) lie on, or None where fewer than half do or too short an arc.
+    """Fit a circle to points (N, 2); None if fewer than half are on it or they cover too short an arc.
 
-    RANSAC (Fischler & Bolles 1981) with fixed draws, as notches, writing and shadows leave points off the circle.
+    RANSAC (Fischler & Bolles 1981) with fixed draws, because notches, writing and shadows add points off the circle.
     """
     if len(points) < 12:
         return None
     z = points[:, 0] + 1j * points[:, 1]
     a, b, c = z[np.random.default_rng(0).integers(len(z), size=(3, TRIALS))]
     sample = z[:: 1 + len(z) // 128]
-    with np.errstate(divide="ignore", invalid="ignore"):  # three points on a line: NaN, on which no point lies
+    with np.errstate(divide="ignore", invalid="ignore"):  # three collinear points give NaN, which no point matches
         w = (c - a) / (b - a)
         centers = a + (b - a) * (w - np.abs(w) ** 2) / (2j * w.imag)
         radii = np.abs(a - centers)
@@ -148,32 +148,32 @@ def _fit_circle(points: np.ndarray) -> Disc | None:
 
 
 def _least_squares(z: np.ndarray) -> tuple[complex, float]:
-    """Center and radius by linear least squares: |z|² = 2 cx·x + 2 cy·y + k (Kåsa 1976)."""
+    """Return center and radius by linear least squares: |z|² = 2 cx·x + 2 cy·y + k (Kåsa 1976)."""
     x, y, k = np.linalg.lstsq(np.stack([2 * z.real, 2 * z.imag, np.ones(len(z))], axis=1), np.abs(z) ** 2)[0]
     return complex(x, y), float(np.sqrt(k + x**2 + y**2))
 
 
 def _spans(degrees: np.ndarray) -> bool:
-    """Whether arcs seen at these angles fix a circle: enough of them, and not all on one side."""
+    """Return whether arcs at these angles determine a circle: enough of them, and not all on one side."""
     gaps = np.diff(np.sort(degrees), append=degrees.min() + 360)
     return bool(gaps.max() < 280 and gaps[gaps < 5].sum() > 45)
 
 
 def _agrees(disc: Disc, mask: np.ndarray) -> bool:
-    """Whether the disc's part inside the picture and the mask (H, W) are much the same."""
+    """Return whether the disc's part inside the picture largely overlaps the mask (H, W)."""
     y, x = np.ogrid[: mask.shape[0], : mask.shape[1]]
     inside = (x + 0.5 - disc.x) ** 2 + (y + 0.5 - disc.y) ** 2 < disc.radius**2
     return bool((inside & mask).sum() > 0.7 * (inside | mask).sum())
 
 
 def disc_box(disc: Disc, step: int = 1) -> Box:
-    """The square around a disc, its corner and side rounded to multiples of `step` pixels."""
+    """Return the square around a disc, its corner and side rounded to multiples of `step` pixels."""
     side = step * max(1, round(2 * disc.radius / step))
     return Box(step * round((disc.x - side / 2) / step), step * round((disc.y - side / 2) / step), side)
 
 
 def crop(image: np.ndarray, box: Box) -> np.ndarray:
-    """The pixels in a box; what lies outside the picture is black, so the eye keeps its shape and size."""
+    """Return the pixels in a box; outside the picture they are black, so the eye keeps its shape and size."""
     height, width = image.shape[:2]
     left, top, right, bottom = box.left, box.top, box.left + box.side, box.top + box.side
     inside = image[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
@@ -182,15 +182,15 @@ def crop(image: np.ndarray, box: Box) -> np.ndarray:
 
 
 def subtract_local_mean(image: np.ndarray, radius: float) -> np.ndarray:
-    """What differs from its surroundings, times 4 around gray 128: evens out light and color of camera and skin.
+    """Subtract the local mean, scale by 4 and add gray 128: this evens out lighting, camera color and pigmentation.
 
-    B. Graham, winner of Kaggle's Diabetic Retinopathy Detection (competition report, 2015): the mean is a Gaussian's
-    with sigma = radius / 30, and beyond 0.9 radius, where the black border enters the mean, all is gray. Black pixels
-    do not enter it, so that the straight edges of a disc that is cut off do not shine.
+    Method of B. Graham, winner of Kaggle's Diabetic Retinopathy Detection (competition report, 2015). The mean is
+    Gaussian with sigma = radius / 30. Beyond 0.9 radius, where the black border enters the mean, the result is gray.
+    Black pixels are excluded from the mean, so that the straight edges of a cut-off disc do not shine.
 
     Args:
-        image: uint8, (H, W, 3), the eye in its middle.
-        radius: of the eye, pixels.
+        image: uint8, (H, W, 3), the eye in the center.
+        radius: radius of the eye in pixels.
     """
     picture = cv2.erode((image.max(axis=2) > BLACK).astype(np.float32), np.ones((3, 3)))
     sigma = radius / 30

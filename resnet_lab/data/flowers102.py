@@ -1,4 +1,4 @@
-"""Oxford Flowers-102 through torchvision, which downloads it where it is absent."""
+"""Oxford Flowers-102 through torchvision, which downloads it if absent."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class Flowers102(ImageData):
-    """`root/flowers-102` with `jpg/`, `imagelabels.mat` and `setid.mat`; the images of a whole split may be absent."""
+    """`root/flowers-102` with `jpg/`, `imagelabels.mat` and `setid.mat`; all images of a split may be absent."""
 
     names_patients = False
 
     def read_table(self) -> pd.DataFrame:
-        """The official splits; sets `class_names` where the configuration gives none.
+        """Return the official splits; sets `class_names` if the configuration gives none.
 
         Raises:
-            UserError: the data set is neither there nor can be downloaded, or some images of a split are missing.
+            UserError: the data set is absent and cannot be downloaded, or some images of a split are missing.
         """
         folder = Path(self.root).expanduser() / "flowers-102"
         if self.class_names is None:
@@ -37,7 +37,7 @@ class Flowers102(ImageData):
         return _present(listed, folder / "jpg")
 
     def _split(self, folder: Path, split: str) -> pd.DataFrame:
-        """The rows of one official split, whether or not the images are there."""
+        """Return the rows of one official split, whether or not the images exist."""
         refuse_closed(folder.parent, folder, folder / "jpg")
         try:
             flowers = Torchvision(folder.parent, split, download=True)
@@ -55,8 +55,8 @@ class Flowers102(ImageData):
 
 
 def _present(listed: pd.DataFrame, folder: Path) -> pd.DataFrame:
-    """The rows of the splits that have images in the folder, which then are all to be there."""
-    present = listed["image"].isin(os.listdir(folder))  # noqa: PTH208 - names alone are faster
+    """Return the rows of the splits with images in the folder; refuse a split that is incomplete."""
+    present = listed["image"].isin(os.listdir(folder))  # noqa: PTH208 - names are faster than paths
     found = set(listed["split"][present]) or set(SPLITS)
     missing = listed["image"][~present & listed["split"].isin(found)]
     if len(missing):
@@ -66,5 +66,5 @@ def _present(listed: pd.DataFrame, folder: Path) -> pd.DataFrame:
             f"again, from {Torchvision._download_url_prefix}"
         )
     if absent := [split for split in SPLITS if split not in found]:
-        log.warning("%s has no image of the official split %s, left out", folder, " and ".join(absent))
+        log.warning("%s has no image of the official split %s, which is left out", folder, " and ".join(absent))
     return listed[present].reset_index(drop=True)

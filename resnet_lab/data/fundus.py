@@ -1,4 +1,4 @@
-"""Draws one fundus photograph; `python -m resnet_lab.data.fundus FILE.png` draws one of each grade."""
+"""Draws a synthetic fundus photograph; `python -m resnet_lab.data.fundus FILE.png` draws one of each grade."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DRAWING_VERSION = 1  # raise it when the same arguments give other pictures
 # Mean counts by grade, after the International Clinical Diabetic Retinopathy scale (Wilkinson et al. 2003)
 LESIONS = {
     "microaneurysms": (0, 6, 11, 18, 14),
-    "haemorrhages": (0, 0, 4, 16, 10),
+    "hemorrhages": (0, 0, 4, 16, 10),
     "exudates": (0, 0, 9, 16, 12),
     "cotton_wool": (0, 0, 0.4, 3, 2),
     "beads": (0, 0, 0, 14, 6),
@@ -29,23 +29,23 @@ LESIONS = {
     "preretinal": (0, 0, 0, 0, 1.5),
     "scars": (0, 0, 0, 0, 12),
 }
-SEVERITY_SPREAD = 0.45  # in grades: what a second grader would see differently
+SEVERITY_SPREAD = 0.45  # standard deviation in grades, as between two graders
 
 PIGMENTS = np.array([(0.86, 0.46, 0.10), (0.86, 0.50, 0.34), (0.76, 0.27, 0.06), (0.66, 0.35, 0.14)])
-VESSEL, BLOOD = np.array((0.75, 0.48, 0.48)), np.array((0.62, 0.32, 0.32))  # what they let through
+VESSEL, BLOOD = np.array((0.75, 0.48, 0.48)), np.array((0.62, 0.32, 0.32))  # transmission by channel
 YELLOW, WHITE, PALE = (1.0, 0.92, 0.40), (1.0, 0.95, 0.82), (0.95, 0.80, 0.55)
-DISC, DISC_RADIUS = np.array((0.64, -0.04)), 0.16  # in radii of the field, seen from the fovea
-FINE, SHIFT = 2, 4  # masks have twice the image's size; cv2 takes coordinates in 1/16 pixel
+DISC, DISC_RADIUS = np.array((0.64, -0.04)), 0.16  # in radii of the field, relative to the fovea
+FINE, SHIFT = 2, 4  # masks have twice the image's size; cv2 uses coordinates in 1/16 pixel
 
 
 def draw_fundus(grade: int, eye: str, patient: int, seed: int, size: int) -> np.ndarray:
-    """One photograph, uint8 RGB of shape (size, size * 4 // 3, 3), a function of its arguments alone.
+    """Draw one photograph, uint8 RGB of shape (size, size * 4 // 3, 3), as a function of its arguments alone.
 
-    Pigment and vessels belong to the patient; exposure, focus, dust and framing to the photograph; `grade`
-    changes nothing but the lesions, whose severity scatters so that neighboring grades overlap.
+    Pigment and vessels depend on the patient; exposure, focus, dust and framing on the photograph. `grade`
+    changes only the lesions; their severity varies so that neighboring grades overlap.
     """
     number = EYES.index(eye)
-    # numpy pads short seeds with zeros: two streams must not differ by a trailing 0 alone
+    # numpy pads short seeds with zeros, so two streams must not differ only by a trailing 0
     person, photo = default_rng((seed, patient, 9)), default_rng((seed, patient, number, 1))
     field, view = _frame(photo, size, size * 4 // 3, mirrored=eye == "left")
     pigment = person.dirichlet((0.8,) * len(PIGMENTS)) @ PIGMENTS
@@ -56,9 +56,9 @@ def draw_fundus(grade: int, eye: str, patient: int, seed: int, size: int) -> np.
 
 
 def _frame(rng: Generator, height: int, width: int, mirrored: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The camera's round field (x, y, radius in pixels) and the (2, 3) map from the retina to pixels.
+    """Return the camera's round field (x, y, radius in pixels) and the (2, 3) map from the retina to pixels.
 
-    On the retina the fovea is the origin, the field's radius is 1, and the optic disc lies on the right.
+    On the retina the fovea is the origin, the field's radius is 1, and the optic disc is on the right.
     """
     radius = height * rng.uniform(0.46, 0.54)  # above 0.5 the frame cuts the field off
     center = np.array((width, height)) / 2 + height * rng.normal(0, (0.02, 0.01))
@@ -70,32 +70,32 @@ def _frame(rng: Generator, height: int, width: int, mirrored: bool) -> tuple[np.
 
 
 def _scale(view: np.ndarray) -> float:
-    """Pixels per unit of the retina."""
+    """Return pixels per unit of the retina."""
     return float(np.hypot(*view[:, 0]))
 
 
 def _fixed(pixels: np.ndarray) -> Any:
-    """Lengths or places in pixels as cv2's fixed-point numbers on a fine mask, in nested lists."""
+    """Convert lengths or positions in pixels to cv2's fixed-point numbers on a fine mask, as nested lists."""
     return np.round(pixels * FINE * 2**SHIFT).astype(int).tolist()
 
 
 def _places(points: np.ndarray, view: np.ndarray) -> Any:
-    """Points of the retina (..., 2) as cv2's fixed-point numbers."""
+    """Convert points of the retina (..., 2) to cv2's fixed-point numbers."""
     return _fixed(points @ view[:, :2].T + view[:, 2] + 0.5)
 
 
 def _empty(image: np.ndarray) -> np.ndarray:
-    """A fine mask over `image` with nothing on it."""
+    """Return an empty fine mask over `image`."""
     return np.zeros((image.shape[1] * FINE, image.shape[2] * FINE), np.uint8)
 
 
 def _planes(color: Color) -> np.ndarray:
-    """A color (3,) in a shape that broadcasts over images (3, H, W)."""
+    """Return a color (3,) in a shape that broadcasts over images (3, H, W)."""
     return np.asarray(color, np.float32)[:, None, None]
 
 
 def _paint(image: np.ndarray, mask: np.ndarray, color: Color, blur: float = 0) -> None:
-    """Blend `color` into `image` (3, H, W) where the fine `mask` says, edges softened by `blur` pixels."""
+    """Blend `color` into `image` (3, H, W) inside the fine `mask`, edges softened by `blur` pixels."""
     cover = cv2.resize(mask, image.shape[:0:-1], interpolation=cv2.INTER_AREA)
     if blur > 0:
         cover = cv2.GaussianBlur(cover, (0, 0), blur)
@@ -105,12 +105,12 @@ def _paint(image: np.ndarray, mask: np.ndarray, color: Color, blur: float = 0) -
 
 
 def _ellipse(mask: np.ndarray, center: Any, axes: Any, angle: float, end: float, value: float) -> None:
-    """A filled ellipse, or its lower half with `end` 180; center and axes in fixed-point numbers."""
+    """Draw a filled ellipse, or its lower half with `end` 180; center and axes in fixed-point numbers."""
     cv2.ellipse(mask, center, axes, angle, 0, end, value, -1, cv2.LINE_AA, SHIFT)
 
 
 def _spots(rng: Generator, mask: np.ndarray, view: np.ndarray, centers: np.ndarray, radii: tuple[float, float]) -> None:
-    """Ellipses of random shape and opacity on `mask`, their long half axes between two `radii`."""
+    """Draw ellipses of random shape and opacity on `mask`, their long half axes between two `radii`."""
     n = len(centers)
     axes = rng.uniform(*radii, (n, 1)) * np.column_stack((np.ones(n), rng.uniform(0.6, 1, n)))
     angles, opacity = rng.uniform(0, 180, n), rng.uniform(130, 255, n)
@@ -119,33 +119,33 @@ def _spots(rng: Generator, mask: np.ndarray, view: np.ndarray, centers: np.ndarr
 
 
 def _scattered(rng: Generator, count: int, inner: float, outer: float) -> np.ndarray:
-    """Points (count, 2), evenly over the ring between two radii around the fovea."""
+    """Draw points (count, 2) uniformly in the ring between two radii around the fovea."""
     radius, angle = np.sqrt(rng.uniform(inner**2, outer**2, count)), rng.uniform(0, 2 * np.pi, count)
     return np.column_stack((radius * np.cos(angle), radius * np.sin(angle)))
 
 
 def _hill(image: np.ndarray, center: np.ndarray, width: float) -> np.ndarray:
-    """A Gaussian of height 1 around a pixel (x, y) of `image`, float32 (H, W)."""
+    """Return a Gaussian of height 1 around a pixel (x, y) of `image`, float32 (H, W)."""
     away = (np.arange(n) - at for n, at in zip(image.shape[:0:-1], center, strict=True))
     columns, rows = (np.exp(-((pixels / width) ** 2) / 2).astype(np.float32) for pixels in away)
     return np.outer(rows, columns)
 
 
 def _clouds(rng: Generator, shape: tuple[int, int], cells: int) -> np.ndarray:
-    """Smooth noise (H, W) of about unit variance, `cells` cells high."""
+    """Return smooth noise (H, W) of about unit variance, `cells` cells high."""
     grid = rng.standard_normal((cells, cells * 4 // 3), np.float32)
     return cv2.resize(grid, shape[::-1], interpolation=cv2.INTER_CUBIC)
 
 
 def _retina(rng: Generator, pigment: np.ndarray, view: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Pigment with choroidal texture, macula, drusen and optic disc, float32 (3, H, W)."""
+    """Draw pigment with choroidal texture, macula, drusen and optic disc, float32 (3, H, W)."""
     image: np.ndarray = np.tile(_planes(pigment), (1, *shape))
     coarse, fine = rng.uniform(0.01, 0.04, 2).astype(np.float32)
     image *= 1 + coarse * _clouds(rng, shape, 8) + fine * _clouds(rng, shape, 30)
     image *= 1 - rng.uniform(0.25, 0.45) * _hill(image, view[:, 2], 0.15 * _scale(view))
     glow = _hill(image, view[:, :2] @ DISC + view[:, 2], 0.25 * _scale(view))
     image += glow * _planes(rng.uniform(0.05, 0.2) * np.array((1, 0.75, 0.4)))
-    # drusen come with age, not with diabetes: they keep yellow spots from giving the grade away
+    # drusen come with age, not with diabetes: with them, yellow spots alone do not reveal the grade
     drusen = _empty(image)
     _spots(rng, drusen, view, _scattered(rng, rng.poisson(rng.exponential(3)), 0.05, 0.5), (0.012, 0.025))
     _paint(image, drusen, PALE, 0.006 * _scale(view))
@@ -160,7 +160,7 @@ def _retina(rng: Generator, pigment: np.ndarray, view: np.ndarray, shape: tuple[
 def _walks(
     rng: Generator, starts: np.ndarray, headings: np.ndarray, lengths: np.ndarray, bends: np.ndarray
 ) -> np.ndarray:
-    """Wavering paths (n, 13, 2) from `starts` (n, 2) that turn by `bends` (radians), mostly early on."""
+    """Draw wavering paths (n, 13, 2) from `starts` (n, 2) that turn by `bends` (radians), mostly early on."""
     steps = np.linspace(0, 1, 12)
     turns = bends[:, None] * (2 * steps - steps**2) + rng.normal(0, 0.09, (len(starts), 12)).cumsum(axis=1)
     angles = headings[:, None] + turns
@@ -169,7 +169,7 @@ def _walks(
 
 
 def _branches(rng: Generator, parents: np.ndarray, count: int, length: float) -> np.ndarray:
-    """`count` side branches on each of the `parents` (n, 13, 2), as paths (n * count, 13, 2)."""
+    """Draw `count` side branches on each of the `parents` (n, 13, 2), as paths (n * count, 13, 2)."""
     rows, step = np.arange(len(parents))[:, None], rng.integers(2, 12, (len(parents), count))
     starts = parents[rows, step].reshape(-1, 2)
     ahead = parents[rows, step + 1].reshape(-1, 2) - starts
@@ -179,7 +179,7 @@ def _branches(rng: Generator, parents: np.ndarray, count: int, length: float) ->
 
 
 def _strokes(mask: np.ndarray, view: np.ndarray, paths: np.ndarray, width: float, value: float) -> None:
-    """Draw paths (n, 13, 2) that taper from `width` (in units of the retina) to its half."""
+    """Draw paths (n, 13, 2) that taper from `width` (in units of the retina) to half of it."""
     fixed = np.array(_places(paths, view), np.int32)
     for first in (0, 4, 8):
         pixels = width * (1 - first / 16) * _scale(view) * FINE
@@ -190,7 +190,7 @@ def _strokes(mask: np.ndarray, view: np.ndarray, paths: np.ndarray, width: float
 
 
 def _draw_vessels(rng: Generator, image: np.ndarray, pigment: np.ndarray, view: np.ndarray) -> np.ndarray:
-    """Four arcades from the disc, each an artery and a wider, darker vein; returns the veins (4, 13, 2)."""
+    """Draw four arcades from the disc, each an artery and a wider, darker vein; return the veins (4, 13, 2)."""
     # the two temporal arcades bend around the macula, the two nasal ones leave the field
     headings = np.radians((-105, 105, -50, 50)) + rng.normal(0, 0.1, (2, 4))
     bends = np.radians((-85, 85, 25, -25)) + rng.normal(0, 0.12, (2, 4))
@@ -210,19 +210,19 @@ def _draw_vessels(rng: Generator, image: np.ndarray, pigment: np.ndarray, view: 
 def _draw_lesions(
     rng: Generator, grade: int, image: np.ndarray, pigment: np.ndarray, view: np.ndarray, veins: np.ndarray
 ) -> None:
-    """What makes the grade, from the deepest layer of the retina to the blood in front of it."""
+    """Draw the lesions of a grade, from the deepest layer of the retina to the blood in front of it."""
     severity = np.clip(rng.normal(grade, SEVERITY_SPREAD), 0, len(GRADES) - 1)
     means = {kind: np.interp(severity, range(len(GRADES)), by_grade) for kind, by_grade in LESIONS.items()}
     count = {kind: rng.poisson(mean * rng.gamma(3, 1 / 3)) for kind, mean in means.items()}
     pale, white, yellow, blood = (_empty(image) for _ in range(4))
     _spots(rng, pale, view, _scattered(rng, count["scars"], 0.65, 0.95), (0.03, 0.05))
     _spots(rng, white, view, _scattered(rng, count["cotton_wool"], 0.3, 0.8), (0.05, 0.08))
-    # hard exudates lie in rings around leaking vessels
+    # hard exudates form rings around leaking vessels
     foci = _scattered(rng, 1 + count["exudates"] // 10, 0.2, 0.6)
     rings = rng.choice(foci, count["exudates"]) + _scattered(rng, count["exudates"], 0.06, 0.16)
     _spots(rng, yellow, view, rings, (0.014, 0.03))
     _spots(rng, blood, view, _scattered(rng, count["microaneurysms"], 0.1, 0.85), (0.018, 0.028))
-    _spots(rng, blood, view, _scattered(rng, count["haemorrhages"], 0.2, 0.9), (0.03, 0.065))
+    _spots(rng, blood, view, _scattered(rng, count["hemorrhages"], 0.2, 0.9), (0.03, 0.065))
     _spots(rng, blood, view, rng.choice(veins[:2].reshape(-1, 2), count["beads"]), (0.02, 0.035))
     _draw_tufts(rng, blood, view, count["tufts"])
     _draw_pools(rng, blood, view, count["preretinal"])
@@ -232,7 +232,7 @@ def _draw_lesions(
 
 
 def _draw_tufts(rng: Generator, mask: np.ndarray, view: np.ndarray, count: int) -> None:
-    """New vessels: fine and tortuous, on the disc or along the arcades."""
+    """Draw new vessels: fine and tortuous, on the disc or along the arcades."""
     for focus in np.where(rng.random((count, 1)) < 0.4, DISC, _scattered(rng, count, 0.4, 0.75)):
         starts, headings = focus + rng.normal(0, 0.03, (14, 2)), rng.uniform(0, 2 * np.pi, 14)
         paths = _walks(rng, starts, headings, rng.uniform(0.15, 0.35, 14), rng.uniform(-5, 5, 14))
@@ -240,14 +240,14 @@ def _draw_tufts(rng: Generator, mask: np.ndarray, view: np.ndarray, count: int) 
 
 
 def _draw_pools(rng: Generator, mask: np.ndarray, view: np.ndarray, count: int) -> None:
-    """Preretinal haemorrhage: boat-shaped, level at the top, because the blood sinks."""
+    """Draw preretinal hemorrhages: boat-shaped, level at the top, because the blood sinks."""
     for center in _places(_scattered(rng, count, 0.3, 0.6), view):
         axes = _fixed(rng.uniform((0.14, 0.08), (0.28, 0.2)) * _scale(view))
         _ellipse(mask, center, axes, rng.uniform(-8, 8), 180, 245)
 
 
 def _expose(rng: Generator, image: np.ndarray, field: np.ndarray, view: np.ndarray) -> np.ndarray:
-    """What the camera makes of it: light, glare, dust, black border, focus, grain; as uint8 (H, W, 3)."""
+    """Add the camera's effects: light, glare, dust, black border, focus, grain; return uint8 (H, W, 3)."""
     center, radius = field[:2], field[2]
     light = 0.35 + 0.65 * _hill(image, rng.normal(center, 0.2 * radius), rng.uniform(0.7, 1.2) * radius)
     image *= light * _planes(rng.lognormal(0, 0.2) * rng.lognormal(0, 0.06, 3))

@@ -1,4 +1,4 @@
-"""What one data set is: where its table comes from, and every setting of how its images become batches (no torch)."""
+"""Base class of data sets: the table of images, and every setting for turning them into batches (no torch)."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ Side = Annotated[int, Within(1, 10_000)]
 
 @dataclass(kw_only=True)
 class ImageData(ABC):
-    """The settings that all data sets share; a data set adds its own fields and `read_table`.
+    """Settings shared by all data sets; a data set adds its own fields and `read_table`.
 
-    The fields are the keys of `conf/data/*.yaml`, which says what they mean (`_common.yaml` those of all data sets).
+    The fields are the keys of `conf/data/*.yaml`, which documents them (`_common.yaml` the shared ones).
     """
 
     names_patients = True  # whether `patient_regex=auto` looks for patients in the names
@@ -94,9 +94,9 @@ class ImageData(ABC):
     cache_dir: str
 
     def __post_init__(self) -> None:
-        """Refuse, by key, what is of another type or makes no sense."""
-        self.bad_labels = 0  # rows that were left out, as their label is empty, out of range or unknown
-        self.patients = EACH_IMAGE  # how they were found, from listing the rows on
+        """Refuse values of a wrong type and contradictions, by key."""
+        self.bad_labels = 0  # rows dropped because their label is empty, out of range or unknown
+        self.patients = EACH_IMAGE  # how patients were found; set by `listed`
         hints = get_type_hints(type(self), include_extras=True)
         for field in fields(self):
             setattr(self, field.name, conform(f"data.{field.name}", getattr(self, field.name), hints[field.name]))
@@ -104,32 +104,32 @@ class ImageData(ABC):
 
     @property
     def recipe(self) -> Recipe:
-        """How a file becomes an image, before augmentation."""
+        """Recipe that turns a file into an image, before augmentation."""
         return Recipe(self.image_size, self.resize, self.eye_crop, self.local_mean)
 
     @property
     def rules(self) -> Rules:
-        """What counts as damage of an image file."""
+        """Rules for what counts as a damaged image file."""
         return Rules(self.max_pixels, self.strict_jpeg)
 
     @abstractmethod
     def read_table(self) -> pd.DataFrame:
-        """The rows that the files of the data set list: `image, target, split, path`, and `patient` where known."""
+        """Return one row per image of the data set: `image, target, split, path`, and `patient` if known."""
 
     def read(self, path: str) -> np.ndarray:
-        """The image of a row before augmentation, uint8 (H, W, 3)."""
+        """Return the image of a row before augmentation, uint8 (H, W, 3)."""
         return read_image(path, self.recipe, max_pixels=self.max_pixels)
 
     def check(self, rows: pd.DataFrame, pixels: str | None = None) -> pd.DataFrame:
         """Add `defect`, `digest`, `decoded`, `prepared` and `pixels`.
 
-        `defect` is empty where the image can be read, `digest` equal for identical files and `decoded` for files that
-        decode to the same image; `prepared` is the file to read in its place, empty where the original is read;
-        `pixels` is the digest of the file that is read.
+        `defect` is empty if the image can be read. `digest` is equal for identical files, `decoded` for files that
+        decode to the same image. `prepared` is the file to read instead, empty if the original is read. `pixels` is
+        the digest of the file that is read.
 
         Args:
-            rows: with `path`.
-            pixels: `originals` or `prepared`: what to read; None: the prepared set where it is complete.
+            rows: rows with `path`.
+            pixels: `originals` or `prepared`: what to read; None: the prepared set if it is complete.
         """
         if pixels != "originals":
             found = self.prepared_set.lookup(rows, needed=pixels == "prepared")
@@ -140,25 +140,25 @@ class ImageData(ABC):
 
     @property
     def prepared_set(self) -> PreparedSet:
-        """Where the photographs are prepared, or would be."""
-        root = Path(self.root).expanduser().absolute()  # links stay: the rows' paths have them, too
+        """The prepared set of this data set and recipe, whether or not it exists."""
+        root = Path(self.root).expanduser().absolute()  # links are not resolved: the rows' paths contain them, too
         return PreparedSet(root, self.recipe, Path(self.cache_dir).expanduser(), self.rules)
 
     def listed(self) -> pd.DataFrame:
-        """The rows that the data set lists, with their patients, in the splits that are asked for."""
+        """Return the rows of the data set with their patients, in the configured splits."""
         rows = self._in_one_split(remap_splits(self.read_table(), self.splits))
         refuse_undecodable(rows["path"])
         rows = self._with_patients(rows)
         return limit_rows(rows, self.max_images, self.split_seed)
 
     def _in_one_split(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """All rows in the split that `all_images` names, where it names one; no two of them have the same name."""
+        """Move all rows to the split that `all_images` names, if any, and make their names distinct."""
         if self.all_images is None:
             return rows
         return rows.assign(split=self.all_images, image=distinct_names(rows, Path(self.root).expanduser()))
 
     def _with_patients(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """Add `patient` where no column names it, and say how patients are found."""
+        """Add `patient` if no column names it, and log how patients are found."""
         if "patient" in rows:
             self.patients = patients_of_column(rows)
         else:
@@ -169,31 +169,31 @@ class ImageData(ABC):
         return rows
 
     def table(self, pixels: str | None = None) -> tuple[pd.DataFrame, dict[str, int]]:
-        """The table that is trained on, and what was dropped on the way.
+        """Return the table for training, and the numbers of dropped rows.
 
-        Bad images leave first, so that no split counts on them; then leaks are resolved, and splits are cut.
+        Bad images are dropped first, so that no split depends on them; then leaks are resolved and splits are cut.
 
         Args:
             pixels: see `check`.
 
         Returns:
-            Columns `image, target, split, path, patient` and those of `check`; and `skipped_images`,
-            `skipped_labels` and `leaks`, which are numbers of rows.
+            The table, with columns `image, target, split, path, patient` and the columns of `check`; and the numbers
+            of rows `skipped_images`, `skipped_labels` and `leaks`.
         """
         rows, skipped = drop_defects(self.check(self.listed(), pixels), self.on_bad_image)
         rows, leaks = resolve_leaks(join_patients(rows), self.on_leak)
         return self.cut(rows), {"skipped_images": skipped, "skipped_labels": self.bad_labels, "leaks": leaks}
 
     def cut(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """Cut the splits that the data set does not have: a fold, or a share of the training patients."""
+        """Cut the splits that the data set lacks: a fold, or a share of the training patients."""
         seed, given = self.split_seed, set(rows["split"])
-        if "train" not in given:  # for evaluation alone
+        if "train" not in given:  # data for evaluation only
             return rows
         if self.all_images is not None:
             return limit_classes(rows, self.max_per_class, seed)
         if self.folds is not None:
             if {"val", "test"} <= given:
-                raise UserError("data.folds: the data has splits val and test of its own; leave one out by data.splits")
+                raise UserError("data.folds: the data has its own val and test splits; leave one out with data.splits")
             rows = cut_fold(rows, "val" if "test" in given else "test", self.folds, self.fold, seed)
         elif "test" not in given:
             rows = cut_split(rows, "test", self.test_fraction, seed, "data.test_fraction")
@@ -203,9 +203,9 @@ class ImageData(ABC):
 
 
 def existing_folder(root: str, key: str = "data.root", source: str = "") -> Path:
-    """`root` as a path; a clear error where there is no such folder, with where its content can be had."""
+    """Return `root` as a path; refuse a missing folder, with the key to set and the source of the data."""
     folder = Path(str(root)).expanduser()
     if not folder.is_dir():
         hint = f" ({source})" if source else ""
-        raise UserError(f"{folder} is not a folder; set {key} to the folder that holds the data set{hint}")
+        raise UserError(f"{folder} is not a folder; set {key} to the folder of the data set{hint}")
     return folder

@@ -1,4 +1,4 @@
-"""Damage inside the compressed data of a JPEG: decoders only warn about it, or fill the picture with something else."""
+"""Detects damage inside the compressed data of a JPEG, which decoders only warn about or hide."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ BLANK = bytes(32)  # more than a block of coefficients
 
 
 def damage_of(file: ImageFile, data: bytes, start: int) -> str:
-    """What is wrong inside a gray or color JPEG; empty where nothing is found.
+    """Describe the damage inside a gray or color JPEG; empty if none is found.
 
     Args:
-        file: opened, nothing decoded.
+        file: the opened image, not yet decoded.
         data: its content, with an end-of-image marker.
-        start: where the compressed data begins.
+        start: offset of the compressed data.
     """
     if holds_zeros(file, data, start):
         return "damaged JPEG (zeros in place of compressed data)"
@@ -28,46 +28,47 @@ def damage_of(file: ImageFile, data: bytes, start: int) -> str:
 
 
 def lacks_end(data: bytes, scan: int) -> bool:
-    """Whether a JPEG, whose first scan begins at byte `scan`, is cut.
+    """Return whether a JPEG, with its first scan at byte `scan`, is truncated.
 
-    Compressed data never holds FF D9, the end-of-image marker, so it is missing when the end is (a thumbnail before
-    the scan has its own); after it cameras may write what they like.
+    Compressed data never contains FF D9, the end-of-image marker, so a truncated file lacks the marker. (A thumbnail
+    before the scan has its own; cameras may append data after the marker.)
     """
     return data.rfind(b"\xff\xd9", scan) < 0
 
 
 def warning_of(data: bytes) -> str:
-    """What libjpeg-turbo warns of, such as a wrong number of blocks; empty where of nothing.
+    """Return the warning of libjpeg-turbo, such as a wrong number of blocks; empty if there is none.
 
-    Pillow is silent about it, and OpenCV writes it to the terminal without the file. A decoder cannot find damage that
-    leaves the number of blocks as it was.
+    Pillow hides the warning, and OpenCV prints it without the file name. A decoder cannot find damage that leaves the
+    number of blocks unchanged.
     """
     gray = partial(simplejpeg.decode_jpeg, data, "GRAY", fastdct=True, fastupsample=True, min_factor=8)
     try:
         gray(strict=True)
     except ValueError as warning:
-        with suppress(ValueError):  # an error, of a kind of JPEG that it cannot decode, says nothing of damage
+        with suppress(ValueError):  # an error means an unsupported kind of JPEG, not damage
             gray(strict=False)
             return " ".join(str(warning).split())
     return ""
 
 
 def holds_zeros(file: ImageFile, data: bytes, start: int) -> bool:
-    """Whether zero bytes stand where no image has them, as after a fault of a disk or of a transfer.
+    """Return whether a run of zero bytes replaces compressed data, as after a disk or transfer error.
 
-    Zero bits are the shortest code again and again: nothing but coefficients of -1, unless it is the end of a block, as
-    for black borders with Huffman tables made for the image (then nothing is found here, nor in progressive files).
+    Zero bits decode to the shortest code, repeated: a run of coefficients of -1, which no image has. If the shortest
+    code is the end of a block (black borders with optimized Huffman tables), or the file is progressive, nothing is
+    found.
     """
-    head = start - 8 - 2 * getattr(file, "layers", 0)  # of the scan's header, if the scan is of all channels
+    head = start - 8 - 2 * getattr(file, "layers", 0)  # offset of the scan's header, if the scan has all channels
     if data[head : head + 2] != b"\xff\xda" or "progressive" in file.info:
         return False
-    table = 0x10 | data[head + 6] & 0x0F  # of the first channel's AC coefficients
+    table = 0x10 | data[head + 6] & 0x0F  # table of the first channel's AC coefficients
     zeros = data.find(BLANK, start, data.find(b"\xff\xd9", start)) >= 0
     return zeros and shortest_code(data, table) not in (None, 0)
 
 
 def shortest_code(data: bytes, table: int) -> int | None:
-    """What the first code of a Huffman table stands for; None where the header has no such table."""
+    """Return the symbol of the first code of a Huffman table; None if the header has no such table."""
     found = None
     for content in _huffman_tables(data):
         while len(content) > 17:
@@ -78,7 +79,7 @@ def shortest_code(data: bytes, table: int) -> int | None:
 
 
 def _huffman_tables(data: bytes) -> Iterator[bytes]:
-    """The contents of the segments of tables before the first scan."""
+    """Yield the contents of the Huffman table segments before the first scan."""
     place = 2
     while data[place : place + 1] == b"\xff" and (kind := data[place + 1]) != 0xDA:
         if kind == 0xFF:  # a filler

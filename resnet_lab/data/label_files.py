@@ -11,22 +11,22 @@ from resnet_lab.data.labels import Grades, lists_labels
 from resnet_lab.data.listing import is_junk, splits_of
 
 SUFFIXES = (".csv", ".tsv", ".txt")
-SHEETS = (".xlsx", ".xls", ".ods")  # which nothing here reads
-SEVERAL = "several"  # in place of a split: a name that speaks of two, as `train_and_val_labels.csv` does
-ANSWERS = re.compile(r"submission|pred", re.IGNORECASE)  # of files with labels that are a model's
-DEEPEST = 3  # folders below the root in which label files are looked for
+SHEETS = (".xlsx", ".xls", ".ods")  # spreadsheets, which this program cannot read
+SEVERAL = "several"  # in place of a split, for a name with two splits, such as `train_and_val_labels.csv`
+ANSWERS = re.compile(r"submission|pred", re.IGNORECASE)  # names of files with a model's predictions
+DEEPEST = 3  # levels of folders below the root that are searched
 
 
 def label_files(root: Path, columns: tuple[str | None, str | None], grades: Grades) -> dict[str, list[Path]]:
-    """The label files at and below a folder by the split that their name speaks of, or else that of their folder.
+    """Return the label files at and below a folder, by the split in their name, or else in their folder's name.
 
     Args:
         root: the folder.
         columns: `data.image_column` and `data.label_column`.
-        grades: what a label may be, for files without header.
+        grades: the valid labels, for files without a header.
 
     Returns:
-        Split, "" for none, or SEVERAL → files; those directly in `root` come first.
+        Split, "" for none, or SEVERAL → files; files directly in `root` come first.
     """
     found: dict[str, list[Path]] = {}
     for path in _tables(root):
@@ -38,12 +38,12 @@ def label_files(root: Path, columns: tuple[str | None, str | None], grades: Grad
 
 
 def unreadable(root: Path) -> list[Path]:
-    """The tables at and below a folder that are no text in UTF-8, as those of Excel."""
+    """Return the tables at and below a folder that are not UTF-8 text, such as Excel files."""
     return [path for path in _tables(root, (*SUFFIXES, *SHEETS)) if not is_text(path)]
 
 
 def is_text(path: Path) -> bool:
-    """Whether a file holds text in UTF-8."""
+    """Return whether a file is UTF-8 text."""
     try:
         path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError):
@@ -56,7 +56,7 @@ def _tables(root: Path, suffixes: tuple[str, ...] = SUFFIXES) -> Iterator[Path]:
     for folder, below, names in os.walk(root, followlinks=True):
         depth = len(Path(folder).relative_to(root).parts)
         below[:] = sorted(name for name in below if not is_junk(name)) if depth < DEEPEST else []
-        if os.path.realpath(folder) in seen:  # by another link
+        if os.path.realpath(folder) in seen:  # visited through another link
             below[:], names = [], []
         seen.add(os.path.realpath(folder))
         for name in sorted(names):

@@ -1,4 +1,4 @@
-"""Image names and grades of a CSV, as people write them."""
+"""Reads image names and grades from CSVs in the formats that people use."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from resnet_lab.data.listing import is_image
 from resnet_lab.errors import UserError, count
 
 log = logging.getLogger(__name__)
-# in the order of preference, as `plain` writes them
+# in the order of preference, in the form that `plain` returns
 IMAGE_COLUMNS = (
     *("image", "id_code", "image_id", "image_name", "img_name", "filename", "file_name", "img", "imageid", "name"),
     *("file", "id", "image_path", "img_path", "path"),
@@ -24,22 +24,22 @@ LABEL_COLUMNS = (
     *("level", "diagnosis", "label", "retinopathy_grade", "dr_grade", "adjudicated_dr_grade", "dr_level", "grade"),
     *("dr_grading", "retinopathy"),
 )
-EYES = ("left_eye_dr_level", "right_eye_dr_level")  # of DeepDRiD: each photograph has a grade in that of its eye
+EYES = ("left_eye_dr_level", "right_eye_dr_level")  # DeepDRiD: the column of its eye holds the photograph's grade
 # 3_r1, right_4, 5_OD
 LEFT, RIGHT = (rf"(?i)(?:.*[_\-. \d])?(?:{eye})(?:\d*|[_\-. ].*)" for eye in ("l|left|os|oi|le", "r|right|od|re"))
-BAD = -1  # the target of a row whose label is none
+BAD = -1  # target of a row with an invalid label
 
 
 @dataclass(frozen=True)
 class Grades:
-    """What the labels of a file may be: numbers, the names of classes, or the words of a mapping."""
+    """Valid labels of a file: numbers, class names, or the keys of a mapping."""
 
     class_names: Sequence[str]
-    labels: Mapping[str, int] | None = None  # text → class, in whatever case; nothing else is a label then
+    labels: Mapping[str, int] | None = None  # text → class, ignoring case; if given, only these are valid
     first: int = 0  # the number of the first class
 
     def __post_init__(self) -> None:
-        """Refuse a mapping to classes that there are not."""
+        """Refuse a mapping to classes that do not exist."""
         for text, target in (self.labels or {}).items():
             if not 0 <= target < len(self.class_names):
                 raise UserError(
@@ -47,7 +47,7 @@ class Grades:
                 )
         words = [plain(text) for text in self.labels or {}]
         if alike := [word for word in words if words.count(word) > 1]:
-            raise UserError(f"data.labels: several labels read {alike[0]!r} in lower case; keep one of them")
+            raise UserError(f"data.labels: several labels become {alike[0]!r} in lower case; keep one of them")
 
     @property
     def last(self) -> int:
@@ -55,7 +55,7 @@ class Grades:
         return self.first + len(self.class_names) - 1
 
     def targets(self, labels: pd.Series) -> pd.Series:
-        """The class of each label, or BAD."""
+        """Return the class of each label, or BAD."""
         known = {label: self._target(label) for label in labels.unique()}
         return labels.map(known).astype(int)
 
@@ -65,24 +65,24 @@ class Grades:
         if self.labels is not None:
             words = {plain(text): target for text, target in self.labels.items()}
             return words.get(plain(label), words.get(number, BAD))
-        if whole:  # a number is one, even where classes are called by numbers
+        if whole:  # a number is a number, even if class names are numbers
             return int(number) - self.first if self.first <= int(number) <= self.last else BAD
         names = [plain(name) for name in self.class_names]
         return names.index(plain(label)) if plain(label) in names else BAD
 
     def rule(self, label: str) -> str:
-        """Why a label is none."""
+        """Return why a label is invalid."""
         if self.labels is not None:
             return f"data.labels has no such label; it has {', '.join(map(str, self.labels))}"
         if is_whole(label):
             return f"labels run from {self.first} to {self.last}"
         return (
-            f"labels must be whole numbers, names of classes ({', '.join(self.class_names)}) or words of data.labels, "
-            "as data.labels={none: 0, R1: 1}"
+            f"labels must be whole numbers, class names ({', '.join(self.class_names)}) or keys of data.labels, "
+            "such as data.labels={none: 0, R1: 1}"
         )
 
     def shift(self, labels: pd.Series) -> str:
-        """What to set where the numbers run from 1 to the number of classes; empty where they do not."""
+        """Return the key to set if the numbers run from 1 to the number of classes; else an empty text."""
         found = {int(whole[1]) for label in labels.unique() if (whole := WHOLE_NUMBER.fullmatch(label))}
         if self.labels is not None or self.first != 0 or self.last + 1 not in found or 0 in found:
             return ""
@@ -90,12 +90,12 @@ class Grades:
 
 
 def plain(text: str) -> str:
-    """A name as it is compared: lower case, `_` for spaces and hyphens."""
+    """Normalize a name for comparison: lower case, `_` for spaces and hyphens."""
     return re.sub(r"[\s_-]+", "_", text.strip().lower())
 
 
 def lists_labels(path: Path, columns: tuple[str | None, str | None], grades: Grades) -> bool:
-    """Whether the first lines of a file are names and labels, with a header or without."""
+    """Return whether the first lines of a file contain names and labels, with or without a header."""
     try:
         with path.open(encoding="utf-8-sig") as file:
             cells = read_cells("".join(line for line, _ in zip(file, range(3), strict=False)).strip())
@@ -104,7 +104,7 @@ def lists_labels(path: Path, columns: tuple[str | None, str | None], grades: Gra
     if cells.shape[1] < 2:
         return False
     if columns == (None, None) and _starts_with_data(cells, grades):
-        # prose may end in a number, and a confusion matrix has names of classes in its header
+        # prose may end in a number, and a confusion matrix has class names in its header
         return cells.shape[1] == 2 and (path.suffix.lower() != ".txt" or is_image(str(cells.iloc[0, 0])))
     header = list(cells.iloc[0])
     label = _place(header, columns[1], LABEL_COLUMNS) is not None or _eyes(header) is not None
@@ -118,17 +118,17 @@ def read_labels(
     grades: Grades,
     more: Mapping[str, tuple[str, str]] | None = None,
 ) -> pd.DataFrame:
-    """One CSV of names and labels → columns `image`, `label` and those of `more`, all text.
+    """Read one CSV of names and labels into columns `image`, `label` and the columns of `more`, all text.
 
-    Without column names these are known ones (IMAGE_COLUMNS, LABEL_COLUMNS) in whatever case, or the first two columns
-    of a file without header; the first row is data when its second cell is a label.
+    If no columns are named, known ones are used (IMAGE_COLUMNS, LABEL_COLUMNS, ignoring case), or the first two columns
+    of a file without a header. The first row is data if its second cell is a label.
 
     Args:
         path: the CSV.
-        image_column: of the header; None: a known one.
-        label_column: of the header; None: a known one.
-        grades: what a label may be.
-        more: name of a further column → its name in the header, and the configuration key that says so.
+        image_column: column in the header; None: a known one.
+        label_column: column in the header; None: a known one.
+        grades: the valid labels.
+        more: name of a further column → its name in the header, and the configuration key that names it.
     """
     cells = read_text(path)
     cells = cells[(cells != "").any(axis=1)]
@@ -146,13 +146,13 @@ def read_labels(
 
 
 def _eyes(header: Sequence[str]) -> tuple[int, int] | None:
-    """The places of the columns EYES."""
+    """Return the indices of the columns EYES; None if the header lacks them."""
     names = [plain(name) for name in header]
     return (names.index(EYES[0]), names.index(EYES[1])) if {*EYES} <= {*names} else None
 
 
 def _of_its_eye(image: pd.Series, left: pd.Series, right: pd.Series) -> pd.Series:
-    """The grade of the eye that a name speaks of, or the only one that a row has; empty where neither tells."""
+    """Return the grade of the eye in the image's name, or the only grade of a row; empty if neither exists."""
     names = image.str.replace(r"\.\w+$", "", regex=True)
     is_left, is_right = names.str.fullmatch(LEFT), names.str.fullmatch(RIGHT)
     own = right.where(is_right & ~is_left, left.where(is_left & ~is_right, ""))
@@ -161,13 +161,13 @@ def _of_its_eye(image: pd.Series, left: pd.Series, right: pd.Series) -> pd.Serie
 
 
 def read_pair(image_csv: Path, label_csv: Path, grades: Grades) -> pd.DataFrame:
-    """The studies' layout, two single-column files aligned row by row → columns `image`, `label`, both text.
+    """Read the studies' layout, two single-column files aligned row by row, into text columns `image`, `label`.
 
-    The header is optional: the first row is one when its label cell starts with a letter and is no label. A blank line
-    of the labels is a row whose label is missing; at the end or the beginning only where there are too many lines.
+    The header is optional: the first row is a header if its label cell starts with a letter and is not a label. A blank
+    line in the labels is a row with a missing label; at either end it counts only if rows are missing.
 
     Raises:
-        UserError: the two files differ in their number of rows, or hold no row.
+        UserError: the two files differ in their number of rows, or have no row.
     """
     image_cells = read_text(image_csv, ",")
     label_cells = with_blank_lines(label_csv, read_text(label_csv, ","), len(image_cells))
@@ -183,7 +183,7 @@ def read_pair(image_csv: Path, label_csv: Path, grades: Grades) -> pd.DataFrame:
 
 
 def _starts_with_data(cells: pd.DataFrame, grades: Grades) -> bool:
-    """Whether there is no header: the first cell names a file, or the second is a number, another label, or empty."""
+    """Return whether there is no header: the first cell is a file name, or the second a number, a label, or empty."""
     if cells.shape[1] < 2 or plain(str(cells.iloc[0, 0])) in IMAGE_COLUMNS:
         return False
     name, label = map(str, cells.iloc[0, :2])
@@ -193,7 +193,7 @@ def _starts_with_data(cells: pd.DataFrame, grades: Grades) -> bool:
 
 
 def _place(header: Sequence[str], wanted: str | None, known: Sequence[str]) -> int | None:
-    """The place of a column, by its name as it is or else as it is compared."""
+    """Return the index of a column, by its exact name or else by its normalized name; None if there is none."""
     names = [plain(name) for name in header]
     for name in [wanted] if wanted is not None else known:
         if name in header:
@@ -215,22 +215,22 @@ def _find_column(path: Path, header: Sequence[str], wanted: str | None, known: S
 
 def _not_empty(path: Path, labels: pd.DataFrame) -> pd.DataFrame:
     if labels.empty:
-        raise UserError(f"{path} lists no image; it has to hold one per row")
+        raise UserError(f"{path} lists no image; it must list one per row")
     return labels.reset_index(drop=True)
 
 
 def parse(labels: pd.DataFrame, image_csv: Path, label_csv: Path, grades: Grades, drop: bool = False) -> pd.DataFrame:
-    """Text columns `image`, `label` → `image`, `target` (int), checked row by row; further columns stay.
+    """Convert text columns `image`, `label` to `image`, `target` (int), checked row by row; other columns stay.
 
     Args:
-        labels: as `read_labels` and `read_pair` give them.
-        image_csv: the file to name in errors of names.
-        label_csv: the file to name in errors of labels.
-        grades: what a label may be.
-        drop: give rows whose label is none the target BAD, in place of an error.
+        labels: result of `read_labels` or `read_pair`.
+        image_csv: the file to name in errors about names.
+        label_csv: the file to name in errors about labels.
+        grades: the valid labels.
+        drop: set the target BAD for invalid labels instead of raising an error.
 
     Raises:
-        UserError: a label is none; a name is empty, repeated, absolute or holds `..`.
+        UserError: a label is invalid; a name is empty, repeated, absolute or contains `..`.
     """
     targets = grades.targets(labels["label"])
     bad, shift = labels[targets == BAD], grades.shift(labels["label"])
@@ -240,18 +240,18 @@ def parse(labels: pd.DataFrame, image_csv: Path, label_csv: Path, grades: Grades
     if shift:
         log.warning("%s: %s", label_csv, shift)
     if len(bad) == len(labels):
-        raise UserError(f"{label_csv}: no row has a label; {grades.rule(bad['label'].iloc[0])}")
+        raise UserError(f"{label_csv}: no row has a valid label; {grades.rule(bad['label'].iloc[0])}")
     good, names = targets != BAD, labels["image"]
-    windows = names.str.contains("\\", regex=False)  # paths of Windows; one that begins with `\` is below the folder
+    windows = names.str.contains("\\", regex=False)  # Windows paths; a leading `\` means the folder itself
     names = names.mask(windows, names.str.replace("\\", "/", regex=False).str.lstrip("/"))
     unsafe = names.map(lambda name: name == "" or name.startswith("/") or ".." in name.split("/"))
-    labels = labels.assign(image=names.mask(unsafe & ~good, ""))  # no one looks for these
+    labels = labels.assign(image=names.mask(unsafe & ~good, ""))  # these images are not searched for
     used = labels[good]
     rule = "names must be relative paths without '..' inside the image folder"
     _refuse(image_csv, used[unsafe[good]], "image", rule)
     _refuse(image_csv, used[used["image"].duplicated()], "image", "image names must not repeat")
     if "patient" in used:
-        _refuse(image_csv, used[used["patient"] == ""], "patient", "data.patient_column must name one in every row")
+        _refuse(image_csv, used[used["patient"] == ""], "patient", "data.patient_column must have a value in every row")
     return labels.drop(columns="label").assign(target=targets)
 
 

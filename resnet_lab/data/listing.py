@@ -1,4 +1,4 @@
-"""Lists the image files of a folder and its sub-folders, finds those that a table names, and says what is left out."""
+"""Lists the image files of a folder and its sub-folders, finds the files of a table, and logs what is left out."""
 
 from __future__ import annotations
 
@@ -20,62 +20,62 @@ from resnet_lab.errors import UserError, count
 
 log = logging.getLogger(__name__)
 
-# what Pillow and OpenCV decode, in lower case; a CSV's name without suffix is the first of these that the folder has
+# formats that Pillow and OpenCV decode, in lower case; a name without suffix in a CSV gets the first that exists
 SUFFIXES = (
     *(".jpeg", ".jpg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".jpe", ".jfif", ".mpo", ".dib", ".avif"),
     *(".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".pcx"),
 )
 SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
-WORD = re.compile(r"[A-Z]{2,}(?=[A-Z][a-z])|[A-Z]?[a-z]{2,}|[A-Z]{2,}")  # not the letter of `a. Training Set`
+WORD = re.compile(r"[A-Z]{2,}(?=[A-Z][a-z])|[A-Z]?[a-z]{2,}|[A-Z]{2,}")  # skips the letter in `a. Training Set`
 JUNK = (
     *("__macosx", "icon\r", "@eadir", "@recycle", "#recycle", "#snapshot", "lost+found", "__pycache__"),
     *("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information"),
 )
-NO_IMAGES = ("file without the suffix of an image", "files without the suffix of an image")
-KINDS = 5  # suffixes and folders that a line names, at most
+NO_IMAGES = ("file without an image suffix", "files without an image suffix")
+KINDS = 5  # suffixes or folders that a log line names, at most
 
 
 class Listing(NamedTuple):
-    """The content of a folder."""
+    """Content of a folder."""
 
     images: list[str]  # paths below the folder, sorted folder by folder
-    others: Counter[str]  # suffix → files that are no images
+    others: Counter[str]  # suffix → number of files that are not images
 
 
 def is_image(name: str) -> bool:
-    """Whether a file name has the suffix of an image, in whatever case."""
+    """Return whether a file name has an image suffix, ignoring case."""
     return os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122 - ten times faster than Path objects
 
 
 def is_junk(name: str) -> bool:
-    """Whether a file or folder is hidden, or left behind by an operating system (`._1.jpg`, `__MACOSX`)."""
+    """Return whether a file or folder is hidden or created by an operating system (`._1.jpg`, `__MACOSX`)."""
     return name.startswith(".") or name.lower() in JUNK
 
 
 def words_of(name: str) -> list[str]:
-    """The words of a name in lower case: `train` and `images` of `trainImages_2`."""
+    """Return the words of a name in lower case: `train` and `images` of `trainImages_2`."""
     return [word.lower() for word in WORD.findall(name)]
 
 
 def splits_of(name: str) -> set[str]:
-    """The splits that a name speaks of, as `Training Set` or `validset` do."""
+    """Return the splits that a name contains, such as `Training Set` or `validset`."""
     words = {word.removesuffix("set") for word in words_of(name)}
     return {split for split, own in SPLIT_NAMES.items() if words & {*own}}
 
 
 def stem_of(name: str) -> str:
-    """A name without its folders and without the suffix of an image."""
+    """Return a name without its folders and without an image suffix."""
     name = name.rsplit("/", 1)[-1]
     return name.rsplit(".", 1)[0] if is_image(name) else name
 
 
 def list_images(folder: Path, deep: bool = True, apart: Path | None = None) -> Listing:
-    """The images at and below a folder, junk aside; a folder that links lead to twice is listed once.
+    """Return the images at and below a folder, without junk; a folder reached through several links is listed once.
 
     Args:
-        folder: where to look; links to folders are followed, except upward.
-        deep: false leaves sub-folders alone.
-        apart: a folder to leave alone.
+        folder: the folder; links to folders are followed, except upward.
+        deep: whether to list sub-folders, too.
+        apart: a folder to skip.
 
     Raises:
         UserError: a folder cannot be read.
@@ -107,13 +107,13 @@ def list_images(folder: Path, deep: bool = True, apart: Path | None = None) -> L
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The folders in a folder in the order of their names; without junk and without links that lead upward."""
+    """Return the sub-folders of a folder, sorted by name, without junk and without links that lead upward."""
     found = [entry for entry in _entries(folder) if os.path.isdir(entry.path)]  # noqa: PTH112
     return sorted(folder / entry.name for entry in found if not (entry.is_symlink() and _leads_up(entry.path, folder)))
 
 
 def _leads_up(link: str, folder: Path) -> bool:
-    """Whether a link leads to a folder that contains the link or `folder`; its images are not of the folder's class."""
+    """Return whether a link leads to a folder that contains the link or `folder`; such links are not followed."""
     places = {Path(os.path.abspath(folder)), folder.resolve(), Path(link).parent.resolve()}  # noqa: PTH100
     above = {os.path.realpath(parent) for place in places for parent in (place, *place.parents)}
     return os.path.realpath(link) in above
@@ -128,10 +128,10 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def refuse_closed(*folders: Path) -> None:
-    """Stop at a folder that is there and may not be read, as others take it for an absent one.
+    """Refuse a folder that exists but is not readable; libraries would treat it as absent.
 
     Raises:
-        UserError: there is one.
+        UserError: a folder is not readable.
     """
     for folder in folders:
         if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
@@ -139,14 +139,14 @@ def refuse_closed(*folders: Path) -> None:
 
 
 def say_left_out(place: Path, one: str, several: str, counts: Counter[str], done: str = "left out") -> None:
-    """Log in one line how many files are left out, the most frequent kinds or folders first; nothing where none is.
+    """Log in one line how many files are left out, the most frequent kinds or folders first; nothing if none.
 
     Args:
         place: the folder of the data set.
-        one: what a file is, as `image that no CSV lists`.
-        several: what the files are, as `images that no CSV lists`.
-        counts: kind or folder → files.
-        done: what happened to them.
+        one: description of one file, such as `image that no CSV lists`.
+        several: description of several files, such as `images that no CSV lists`.
+        counts: kind or folder → number of files.
+        done: what was done with them.
     """
     if total := counts.total():
         named = ", ".join(f"{number} {kind or 'without suffix'}" for kind, number in counts.most_common(KINDS))
@@ -162,21 +162,21 @@ def find_images(
     split: str,
     below: Callable[[Path], Sequence[str]] = lambda top: list_images(top).images,
 ) -> pd.DataFrame:
-    """Add `path`: the file of each name below the first folder that has it, its suffix found where the CSV gives none.
+    """Add `path`: the file of each name in the first folder that has it; a missing suffix is completed.
 
-    Names that are in none of the folders are looked for at any depth, in any case and with any suffix of an image.
+    Names found in none of the folders are searched for at any depth, in upper or lower case, with any image suffix.
 
     Args:
-        table: rows with `image`, and `target`, which is negative in rows whose image need not be there.
-        folders: where to look first.
-        borrowed: those of `folders` that belong to other splits; a name that two of them have is no one's
-            unless both are one file, as where one folder is a link to the other.
-        places: a folder with all that is looked at in depth, and then the one to be near to.
-        split: of the table; images in folders of other splits are no one's where it has folders of its own.
-        below: the images at any depth of a folder, as paths below it.
+        table: rows with `image` and `target`; a negative target means that the image may be missing.
+        folders: folders to search first.
+        borrowed: the `folders` that belong to other splits; a name found in two of them is ambiguous, unless both are
+            the same file (one folder is a link to the other).
+        places: the folder to search in depth, and the folder to prefer files near to.
+        split: split of the table; images in folders of other splits are not used if it has its own folders.
+        below: function that lists the images at any depth of a folder, as paths below it.
 
     Raises:
-        UserError: a listed image is missing (how many, the first names), or two folders have it.
+        UserError: a listed image is missing (how many, the first names), or is in two folders.
     """
     parents = {os.path.dirname(os.path.normpath(name)) for name in table["image"]}  # noqa: PTH120 - a fifth of the time
     listing = [(folder, {parent: _by_name(_list(folder / parent)) for parent in parents}) for folder in folders]
@@ -200,7 +200,7 @@ def find_images(
         names = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
         raise UserError(
             f"{' and '.join(map(str, folders))}: {len(missing)} of {count(len(table), 'listed image')} "
-            f"{'is' if len(missing) == 1 else 'are'} missing ({names}); looked there and below {places[0]}, in any "
+            f"{'is' if len(missing) == 1 else 'are'} missing ({names}); searched there and below {places[0]}, ignoring "
             f"case, without and with the suffixes {' '.join(SUFFIXES[:4])} …; check data.root, and data.images or "
             f"data.{split}_images"
         )
@@ -208,18 +208,18 @@ def find_images(
 
 
 def has_own(images: Iterable[str], split: str) -> bool:
-    """Whether some images, by their paths, lie in a folder whose name speaks of the split."""
+    """Return whether any image, by its path, is in a folder named after the split."""
     return any(_rank(PurePosixPath(folder), split) == 0 for folder in {os.path.dirname(image) for image in images})  # noqa: PTH120
 
 
 def _in_depth(names: pd.Series, places: Sequence[Path], split: str, images: Iterable[str]) -> pd.Series:
-    """The files of names at any depth: by the name as it is before others, then near the label file.
+    """Find the files of names at any depth; exact names come first, then files near the label file.
 
-    Folders of other splits do not count, and no image may come from farther away than most of them. Says in one line
-    how many names differ from their files in case or suffix.
+    Folders of other splits are skipped, and a file farther from the label file than most is not used. One log line
+    counts the names that differ from their files in case or suffix.
 
     Raises:
-        UserError: two folders have a file that fits equally well, or one has two kinds of it.
+        UserError: two folders have an equally good match, or one folder has two formats of it.
     """
     top, near = places
     files: dict[str, list[PurePosixPath]] = {}
@@ -244,7 +244,7 @@ def _in_depth(names: pd.Series, places: Sequence[Path], split: str, images: Iter
         _refuse_two_places(name, [top / file for file in {file.parent: file for file in closest}.values()])
         if len(closest) > 1 and is_image(pure.name):
             kinds = " and ".join(file.name for file in closest)
-            raise UserError(f"image {name!r}: {top / closest[0].parent} holds {kinds}; name one of them in the CSV")
+            raise UserError(f"image {name!r}: {top / closest[0].parent} contains {kinds}; name one of them in the CSV")
         chosen = min(closest, key=lambda file: (SUFFIXES.index(file.suffix.lower()), file.name))
         return _shared(chosen.parts, beside), chosen
 
@@ -258,25 +258,25 @@ def _in_depth(names: pd.Series, places: Sequence[Path], split: str, images: Iter
     ]
     if other:
         number = count(len(other), "name")
-        log.info("%s: %s in another case or with another suffix than the file (%s)", near, number, other[0])
+        log.info("%s: %s with a case or suffix that differs from the file's (%s)", near, number, other[0])
     return pd.Series([str(top / paths[name]) if name in paths else None for name in names], names.index, dtype=object)
 
 
 def _otherness(name: str, file: str) -> int:
-    """How far the name of a file is from a name: 0 as it is or without suffix, 1 in case, 2 in its suffix."""
+    """Return how a file's name differs from a name: 0 not at all or by a missing suffix, 1 in case, 2 in its suffix."""
     if name in (file, stem_of(file)):
         return 0
     return 1 if name.lower() in (file.lower(), stem_of(file).lower()) else 2
 
 
 def _rank(folder: PurePosixPath, split: str) -> int:
-    """0 for a folder of the split, 1 for one of no split, 2 for one of others, by the innermost name that tells."""
+    """Return 0 for a folder of the split, 1 for no split, 2 for other splits, by the innermost name with a split."""
     named = next((splits for part in reversed(folder.parts) if (splits := splits_of(part))), {split, ""})
     return 1 if "" in named else 0 if split in named else 2
 
 
 def _shared(parts: Sequence[str], others: Sequence[str]) -> int:
-    """How many folders two paths share from the top on."""
+    """Return how many leading folders two paths share."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(parts, others, strict=False)))
 
 
@@ -286,25 +286,25 @@ def _refuse_two_places(name: str, paths: Sequence[Path]) -> None:
     if others:
         folders = " and in ".join(str(path.parent) for path in (paths[0], *others))
         raise UserError(
-            f"image {name!r} lies in {folders}; give the split a folder of its own (val), or set data.images or "
+            f"image {name!r} is in {folders}; create a folder for the split (val), or set data.images or "
             "data.train_images, data.val_images, data.test_images"
         )
 
 
 def _by_name(files: Iterable[str]) -> dict[str, str]:
-    """Name, with and without the suffix of an image, → file; of several suffixes the first of SUFFIXES, lower case."""
+    """Map names, with and without image suffix, to files; among suffixes, the first of SUFFIXES in lower case wins."""
     images = [(*os.path.splitext(file), file) for file in files if is_image(file)]  # noqa: PTH122
     images.sort(key=lambda image: (image[1] != image[1].lower(), SUFFIXES.index(image[1].lower()), image[2]))
     return {stem: file for stem, _, file in reversed(images)} | {file: file for file in files}
 
 
 def say_unlisted(table: pd.DataFrame, root: Path, cache_dir: Path) -> None:
-    """Log how many images of `root`, or of folders of listed images elsewhere, are not listed themselves.
+    """Log how many images in `root`, or in folders of listed images elsewhere, are not listed.
 
     Args:
-        table: rows with `path`, of all splits.
+        table: rows of all splits, with `path`.
         root: folder of the data set.
-        cache_dir: a folder to leave alone.
+        cache_dir: a folder to skip.
     """
     real = cache(os.path.realpath)
     listed = {(real(os.path.dirname(path)), os.path.basename(path)) for path in table["path"]}  # noqa: PTH119, PTH120
@@ -320,19 +320,19 @@ def say_unlisted(table: pd.DataFrame, root: Path, cache_dir: Path) -> None:
 
 
 def _images_around(table: pd.DataFrame, root: Path) -> Iterator[tuple[str, list[str]]]:
-    """Folders and the images at and below each: those of `root` and of listed images; of `root` itself, beside it."""
+    """Yield the folders in `root` and of listed images, with all images below; for `root` only those directly in it."""
     folders = {os.path.dirname(path) for path in table["path"]}  # noqa: PTH120 - ten times faster than Path objects
     with suppress(UserError):
         yield str(root), list_images(root, deep=False).images
         folders |= {str(folder) for folder in subfolders(root)}
     for folder in sorted(folders):
         if not any(str(parent) in folders for parent in Path(folder).parents):
-            with suppress(UserError):  # a folder beside them that cannot be read matters to no one
+            with suppress(UserError):  # an unreadable folder nearby is not an error
                 yield folder, list_images(Path(folder)).images
 
 
 def _list(folder: Path) -> set[str]:
-    """The names in a folder, without folders that are not called like an image; nothing where it is not there."""
+    """Return the file names in a folder, and folders with an image suffix; empty if the folder does not exist."""
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries if is_image(entry.name) or not entry.is_dir()}
@@ -341,10 +341,10 @@ def _list(folder: Path) -> set[str]:
 
 
 def refuse_undecodable(paths: Iterable[str]) -> None:
-    """Stop at a file name that is no UTF-8: no CSV, log or report could hold it."""
+    """Refuse a file name that is not UTF-8: it cannot be written to a CSV, log or report."""
     for path in paths:
         try:
             path.encode()
         except UnicodeEncodeError:
             shown = path.encode(errors="backslashreplace").decode()
-            raise UserError(f"{shown}: the name is not UTF-8; rename the file (convmv does many)") from None
+            raise UserError(f"{shown}: the name is not UTF-8; rename the file (convmv renames many at once)") from None

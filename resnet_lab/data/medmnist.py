@@ -1,4 +1,4 @@
-"""MedMNIST's 2D sets with one class an image: an npz each, with splits of its own."""
+"""MedMNIST's 2D sets with one class per image: one npz per set, with its own splits."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ class MedMNIST(ArrayData):
 
     @property
     def source(self) -> Path:
-        """The npz."""
+        """The npz file."""
         name = self.file or (f"{self.flag}.npz" if self.size == 28 else f"{self.flag}_{self.size}.npz")
         return Path(self.root).expanduser() / Path(name).expanduser()
 
     def read_arrays(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """The splits of the file; classes that the configuration does not name are named by the medmnist package."""
+        """Return the splits of the file; if the configuration has no class names, the medmnist package gives them."""
         if not self.source.exists():
             self._download()
-        with self.source.open("rb") as stream:  # a file that cannot be read is no damaged one
+        with self.source.open("rb") as stream:  # an unreadable file is not a damaged one
             whole = zipfile.is_zipfile(stream)
         if not whole:
-            raise UserError(f"{self.source} is no npz, or only part of one; delete it, and get it again from {WEB}")
+            raise UserError(f"{self.source} is not an npz, or incomplete; delete it, and download it again from {WEB}")
         try:
             with self.source.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 arrays = {split: self._split(file, split) for split in SPLITS if f"{split}_images" in file.files}
         except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise UserError(f"{self.source} is damaged ({error}); get the file from {WEB}") from None
+            raise UserError(f"{self.source} is damaged ({error}); download it from {WEB}") from None
         if self.class_names is None and (package := _package()) and self.flag in package.INFO:
             self.class_names = list(package.INFO[self.flag]["label"].values())
         return arrays
@@ -61,20 +61,21 @@ class MedMNIST(ArrayData):
         try:
             array = file[name]
             if not isinstance(array, np.ndarray):
-                raise ValueError("it is no array")
+                raise ValueError("it is not an array")
             return array
         except (KeyError, ValueError, OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
-            raise UserError(f"{self.source}: cannot read {name}: {error}; get the file from {WEB}") from None
+            raise UserError(f"{self.source}: cannot read {name}: {error}; download the file from {WEB}") from None
 
     def _download(self) -> None:
-        """Let the medmnist package fetch the file and check its MD5; it appears whole or not at all."""
+        """Download the file with the medmnist package, which checks its MD5; the file appears only when complete."""
         package, file = _package(), self.source
         if self.file is not None or package is None:
-            also = "" if self.file else "; to have it downloaded, pip install 'resnet-lab[medmnist]'"
-            raise UserError(f"{file} does not exist; get it from {WEB}, or name yours in data.file{also}")
+            also = "" if self.file else "; for automatic download, pip install 'resnet-lab[medmnist]'"
+            raise UserError(f"{file} does not exist; download it from {WEB}, or name yours in data.file{also}")
         fits = [flag for flag, info in package.INFO.items() if flag[-2:] != "3d" and "multi-label" not in info["task"]]
         if self.flag not in fits or self.size not in SIZES:
-            raise UserError(f"no MedMNIST set {file.name}: data.flag is one of {', '.join(fits)}; data.size of {SIZES}")
+            flags = ", ".join(fits)
+            raise UserError(f"no MedMNIST set {file.name}: data.flag must be one of {flags}; data.size of {SIZES}")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=file.parent) as folder:
@@ -82,11 +83,11 @@ class MedMNIST(ArrayData):
                 dataset(split="val", size=self.size, root=folder, download=True)
                 (Path(folder) / file.name).replace(file)
         except (OSError, RuntimeError) as error:
-            raise UserError(f"cannot download {file}: {error.__context__ or error}; get it from {WEB}") from None
+            raise UserError(f"cannot download {file}: {error.__context__ or error}; download it from {WEB}") from None
 
 
 def _package() -> Any:
-    """The medmnist package, or None where it is not installed."""
+    """Return the medmnist package, or None if it is not installed."""
     try:
         import medmnist
     except ImportError:

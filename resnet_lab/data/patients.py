@@ -1,4 +1,4 @@
-"""Finds which images belong to one patient, by the names of their files."""
+"""Groups images by patient, using their file names."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from resnet_lab.data.listing import stem_of
 from resnet_lab.errors import UserError
 
 AUTO = "auto"
-DEFAULTS = CHANGED["data.patient_regex"][1:]  # of versions before, and of this one
+DEFAULTS = CHANGED["data.patient_regex"][1:]  # defaults of earlier versions, and of this one
 COLUMN = "data.patient_column"
 REGEX = "data.patient_regex"
-REMEDY = f"if a patient has several images, set {REGEX}, or {COLUMN} of a CSV"
-SHARE = 0.9  # of the names that a form has to match for `auto` to take it
-EXAMPLES = 2  # patients that a line shows, at most
-FEW = 10  # images of a patient on average, up to which names may be one patient's: eye_L001 to eye_L400 are not
+REMEDY = f"if a patient has several images, set {REGEX}, or {COLUMN} for a CSV"
+SHARE = 0.9  # least share of the names that a form must match for `auto` to use it
+EXAMPLES = 2  # patients that a log line shows, at most
+FEW = 10  # largest plausible average of images per patient: eye_L001 to eye_L400 are not one patient's
 
 SIDES = {
     ("left", "right"): "left|right",
@@ -31,8 +31,8 @@ SIDES = {
     ("OD", "OS"): "od|os|oi",
     ("LE", "RE"): "le|re",
 }
-# name of a form → its pattern; a field has a number or a word after the side (7_l1, 1_left_2, P3_OD_macula), which
-# needs a digit before it (not mild_left_1), or a number at an end (left1_7, left_7_1)
+# name of a form → its pattern; a number or a word may follow the side (7_l1, 1_left_2, P3_OD_macula), but only if a
+# digit precedes it (not mild_left_1); if the side comes first, numbers may follow side and patient (left1_7, left_7_1)
 FORMS = {
     f"_{one}/_{other}": rf"(?=\D*\d.*(?:[_\-. ]|(?<=\d))(?:{sides})|.*[_\-. ](?:{sides})$)"
     rf"(?P<patient>.+?)(?:[_\-. ]|(?<=\d))(?P<side>{sides})(?:[_\-. ]?\d\d?)?(?:[_\-. ]\w{{1,12}})?"
@@ -41,9 +41,9 @@ FORMS = {
     f"{one}_/{other}_": rf"(?P<side>{sides})\d?[_\-. ](?P<patient>\d+(?=[_\-. ]\d\d?$)|.+)(?:[_\-. ]\d\d?)?"
     for (one, other), sides in SIDES.items()
 }
-# a folder for each patient, whose photographs are named after their side alone (P001/left.jpg, P001/OD_2.jpg)
+# a folder per patient, with photographs named only by their side (P001/left.jpg, P001/OD_2.jpg)
 FORMS["folder"] = rf"(?P<patient>[^/]+)/(?P<side>{'|'.join(SIDES.values())})(?:[_\-. ]?\d\d?)?(?:[_\-. ]\w{{1,12}})?"
-# pattern to propose → names that it may be meant for: a start with a digit, then a short end (7_1, P12-macula, 7a)
+# pattern to propose → names that suggest it: a start with a digit, then a short end (7_1, P12-macula, 7a)
 STARTS = {  # not IDRiD_001, image_00001 or 20051019_38557_0100_PP
     r"(.+)[-_. ][^-_. ]+": r"(?P<patient>[^\d]*\d.*)[-_. ](?=\D*\d{0,3}\D*$)[^-_. ]+",
     r"(.*\d)[a-z]\d*": r"(?P<patient>.*\d)[a-z]\d{0,2}",
@@ -52,31 +52,31 @@ STARTS = {  # not IDRiD_001, image_00001 or 20051019_38557_0100_PP
 
 @dataclass(frozen=True)
 class Patients:
-    """How the patients of a table were found."""
+    """Record of how the patients of a table were found."""
 
     form: str | None  # a form of FORMS, data.patient_regex or data.patient_column; None: each image is a patient
-    summary: str  # how many there are and a few of them, or that none are found; empty where no one looked
-    doubt: str = ""  # in one line, which patients the pattern may not see, and what to set
+    summary: str  # their number and examples, or that none were found; empty if patients were not searched for
+    doubt: str = ""  # in one line, images that may be one patient's, and what to set
 
 
 EACH_IMAGE = Patients(None, "")
 
 
 def patients_of_column(table: pd.DataFrame) -> Patients:
-    """What is to be said of patients whom a column of the data set names."""
+    """Describe the patients that a column of the data set names."""
     return Patients(COLUMN, summary(table, COLUMN))
 
 
 def find_patients(
     table: pd.DataFrame, setting: str | None, root: Path, shared: bool = True
 ) -> tuple[pd.DataFrame, Patients]:
-    """Add `patient` to a table, and say how it was found.
+    """Add `patient` to a table, and return how it was found.
 
     Args:
         table: rows with `image` and `path`.
         setting: `data.patient_regex`: `auto`, a form's name, a regular expression (see `add_patients`), or None.
-        root: folder of the data set, for images of the same name.
-        shared: as in `find_form`.
+        root: folder of the data set, to distinguish images of the same name.
+        shared: see `find_form`.
     """
     names = names_of(table)
     splits = table["split"] if "split" in table else pd.Series("train", table.index)
@@ -96,15 +96,15 @@ def find_patients(
 
 
 def find_form(names: pd.Series, splits: pd.Series, shared: bool = True) -> str | None:
-    """The form of FORMS that at least SHARE of the names match, and by which two images share a patient.
+    """Return the form of FORMS that at least SHARE of the names match and that joins at least two images.
 
-    The names of one split suffice: another data set's photographs to test on leave the patients of train what they are.
-    Where names repeat in the folders of a split (P1/OD_1, P2/OD_1) only a form with a folder stands for a patient.
+    The names of one split suffice, so that a test split from another data set does not change the patients of train.
+    If names repeat in the folders of a split (P1/OD_1, P2/OD_1), only a form with a folder can identify patients.
 
     Args:
-        names: as of `names_of`, (N,).
-        splits: of the images, (N,).
-        shared: false takes a form of which no two images share a patient, too.
+        names: result of `names_of`, (N,).
+        splits: splits of the images, (N,).
+        shared: false also accepts a form that joins no two images.
     """
     parts = [list(part) for _, part in names.groupby(splits)]
     for form, pattern in FORMS.items():
@@ -119,7 +119,7 @@ def find_form(names: pd.Series, splits: pd.Series, shared: bool = True) -> str |
 
 
 def names_of(table: pd.DataFrame) -> list[str]:
-    """The names of images without suffix, each behind the folder that it lies in: `P001/left`."""
+    """Return the names of images without suffix, each preceded by its folder: `P001/left`."""
     names = table["image"].tolist()
     files = table["path"].tolist() if "path" in table else names
     folder_of = cache(os.path.basename)
@@ -132,12 +132,12 @@ def _without_folder(name: str) -> str:
 
 
 def _seen_by(pattern: str, names: Iterable[str]) -> Iterator[str]:
-    """What of each name a pattern has to match: the folder too where the pattern has one."""
+    """Return the part of each name that a pattern must match: with the folder if the pattern has one."""
     return iter(names) if "/" in pattern else map(_without_folder, names)
 
 
 def _groups(names: Sequence[str], pattern: str) -> list[list[str]]:
-    """The names that match a pattern, a list for each patient."""
+    """Return the names that match a pattern, one list per patient."""
     groups: dict[str, list[str]] = {}
     for name, match in _fullmatches(names, pattern):
         groups.setdefault(match["patient"], []).append(name)
@@ -145,7 +145,7 @@ def _groups(names: Sequence[str], pattern: str) -> list[list[str]]:
 
 
 def _are_eyes(pattern: str, groups: Sequence[list[str]]) -> bool:
-    """Whether patients have few images each and, where the side comes first, most of them both eyes (not r1_7)."""
+    """Return whether patients have few images each and, if the side comes first (not r1_7), mostly both eyes."""
     several = [group for group in groups if len(group) > 1]
     both = [group for group in several if len({match["side"].lower() for _, match in _fullmatches(group, pattern)}) > 1]
     few = sum(map(len, groups)) <= FEW * len(groups)
@@ -160,20 +160,20 @@ def _fullmatches(names: Sequence[str], pattern: str) -> Iterator[tuple[str, re.M
 def add_patients(
     table: pd.DataFrame, pattern: str | None, root: Path | None = None, names: Sequence[str] | None = None
 ) -> pd.DataFrame:
-    """Add `patient`: the first group of `pattern` in a name; an image that does not match is a patient of its own.
+    """Add `patient`: the first group of `pattern` in a name; an image that does not match is its own patient.
 
-    The suffix of a name does not count, and its folder only for a pattern with a slash, `(.+)/.*`: the eyes of a
-    patient may lie in two folders, of a split or a class each. An image that does not match is named by its name, or by
-    its path where two files have that name.
+    The suffix of a name is ignored; its folder counts only for a pattern with a slash, `(.+)/.*`, because a patient's
+    eyes may be in two folders (of a split or class). An image that does not match is identified by its name, or by its
+    path if two files have that name.
 
     Args:
-        table: rows with `image`, and `path` where `root` is given.
-        pattern: regular expression that the whole name has to match, in whatever case; None: each image its own.
-        root: folder of the data set, which paths begin below.
-        names: those of `names_of`, where they are known.
+        table: rows with `image`, and `path` if `root` is given.
+        pattern: regular expression for the entire name, ignoring case; None: each image is its own patient.
+        root: folder of the data set; paths are relative to it.
+        names: result of `names_of`, if already computed.
 
     Raises:
-        UserError: the pattern is no regular expression with a group.
+        UserError: the pattern is not a regular expression with a group.
     """
     own = table["image"] if root is None else distinct_names(table, root)
     found = pd.Series(_matches(names or names_of(table), pattern) if pattern else None, index=table.index, dtype=object)
@@ -181,29 +181,29 @@ def add_patients(
 
 
 def distinct_names(table: pd.DataFrame, root: Path) -> pd.Series:
-    """`image`, or the path below `root` where two files have the same name.
+    """Return `image`, or the path below `root` if two files have the same name.
 
-    Paths outside `root` begin below the folder that all of them share, so that no name holds a machine's folders.
+    Paths outside `root` are relative to their common folder, so that names contain no folders of a machine.
     """
     names, several = table["image"], table["image"].duplicated(keep=False)
     if not several.any():
         return names
     paths = table.loc[several, "path"].map(os.path.abspath)
     shared = os.path.commonpath(list(paths))
-    base = os.path.abspath(root)  # noqa: PTH100 - links stay: the paths have them, too
+    base = os.path.abspath(root)  # noqa: PTH100 - not resolved: the paths contain links, too
     inside = os.path.commonpath([base, shared]) == base
     return names.mask(several, paths.map(lambda path: os.path.relpath(path, base if inside else shared)))
 
 
 def _matches(names: Iterable[str], pattern: str) -> list[str | None]:
-    """The patient of each name, None where the pattern does not match."""
+    """Return the patient of each name, None if the pattern does not match."""
     try:
         expression = re.compile(pattern, re.IGNORECASE)
     except re.error as error:
         raise UserError(f"{REGEX}={pattern}: {error}") from None
     if not expression.groups:
         raise UserError(
-            f"{REGEX}={pattern}: put what names the patient in brackets: (.+)_(?:left|right); or name a form: "
+            f"{REGEX}={pattern}: put the patient's part in parentheses: (.+)_(?:left|right); or choose a form: "
             f"{AUTO}, {', '.join(FORMS)}"
         )
     group = "patient" if "patient" in expression.groupindex else 1
@@ -212,8 +212,8 @@ def _matches(names: Iterable[str], pattern: str) -> list[str | None]:
 
 
 def summary(table: pd.DataFrame, by: str) -> str:
-    """How many patients a table has, how they were found, and a few who have several images."""
-    groups: dict[str, list[str]] = {}  # by hand: groupby takes a second for 35,000 images
+    """Describe how many patients a table has, how they were found, and a few with several images."""
+    groups: dict[str, list[str]] = {}  # a plain loop: groupby takes a second for 35,000 images
     for patient, image in zip(table["patient"].tolist(), table["image"].tolist(), strict=True):
         groups.setdefault(patient, []).append(image)
     several = islice(((patient, images) for patient, images in groups.items() if len(images) > 1), EXAMPLES)
@@ -223,32 +223,32 @@ def summary(table: pd.DataFrame, by: str) -> str:
 
 
 def _doubt(names: Sequence[str], setting: str, pattern: str | None, matched: bool) -> str:
-    """What the pattern may not see, and what to set; empty where there is no reason for doubt."""
+    """Describe images that may be one patient's, and the key to set; empty if there is no reason for doubt."""
     found = _matches(names, pattern) if pattern else [None] * len(names)
     labels = sorted({patient or _without_folder(name) for patient, name in zip(found, names, strict=True)})
     better, alike = _alike(labels)
-    takes = f"{REGEX}={setting}" + ("" if matched else " takes no form" if setting == AUTO else " matches no name")
+    key = f"{REGEX}={setting}" + ("" if matched else " finds no form" if setting == AUTO else " matches no name")
     if alike:
         forms = (form for form, each in FORMS.items() if 2 * len(list(_fullmatches(names, each))) > len(names))
-        fits = better in FORMS or not matched  # else it fits the patients, and not the names
+        fits = better in FORMS or not matched  # else it matches the patients, not the names
         if not any(_matches(names, FORMS.get(better, better))):
             better = next(forms, "")
             fits = better != ""
-        quoted = f"{REGEX}={better}" if better in FORMS else f"\"{REGEX}='{better}'\""  # for the shell, and for Hydra
-        remedy = f"set {quoted}" if fits else f"set {REGEX} to a pattern whose first group is the patient"
+        quoted = f"{REGEX}={better}" if better in FORMS else f"\"{REGEX}='{better}'\""  # for shell and Hydra
+        remedy = f"set {quoted}" if fits else f"set {REGEX} to a pattern with the patient as first group"
         return (
-            f"{', '.join(alike[:4])} may be one patient's but count as {len(alike)} patients ({takes}); "
+            f"{', '.join(alike[:4])} may be one patient's but count as {len(alike)} patients ({key}); "
             f"if they are one patient's, {remedy}"
         )
     if matched or setting == AUTO:
         return ""
-    return f"{takes} (names such as {_without_folder(names[0])}), so each image counts as a patient; {REMEDY}"
+    return f"{key} (names such as {_without_folder(names[0])}), so each image counts as a patient; {REMEDY}"
 
 
 def _alike(labels: Sequence[str]) -> tuple[str, list[str]]:
-    """Labels that may be one patient's, and the setting that would join them; empty where none look so.
+    """Return the setting that would join labels, and the labels of one patient; both empty if none look alike.
 
-    A form counts where two labels share a patient, a common start where most labels share theirs with a few others.
+    A form counts if it joins at least two groups; a common start counts if most labels share it with a few others.
     """
     for form, pattern in FORMS.items():
         shared = [group for group in _groups(labels, pattern) if len(group) > 1]

@@ -1,4 +1,4 @@
-"""Photographs without labels, for prediction: one file, or all images below a folder."""
+"""Unlabeled photographs for prediction: one file, or all images below a folder."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Photographs(ImageData):
     """Every image at or below `root`, as split `test`, without targets."""
 
     def read_table(self) -> pd.DataFrame:
-        """One row per file, in the order of the names.
+        """Return one row per file, sorted by name.
 
         Raises:
-            UserError: `root` does not exist, or no image is below it.
+            UserError: `root` does not exist, or contains no image.
         """
         root = Path(self.root).expanduser()
         if not root.exists():
@@ -31,12 +31,12 @@ class Photographs(ImageData):
         return pd.DataFrame({"image": names, "path": files, "split": "test"})
 
     def _with_patients(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """As for any data set, without a word, as nothing is split; one photograph alone has a patient, too."""
+        """Add `patient` without logging, as nothing is split; a single photograph gets a patient, too."""
         return find_patients(rows, self.patient_regex, Path(self.root).expanduser(), shared=False)[0]
 
     def _list(self, root: Path) -> list[str]:
         listing = list_images(root)
         if not listing.images:
-            raise UserError(f"{root} holds no image ({' '.join(SUFFIXES[:4])} …)")
+            raise UserError(f"{root} contains no image ({' '.join(SUFFIXES[:4])} …)")
         say_left_out(root, *NO_IMAGES, listing.others)
         return listing.images

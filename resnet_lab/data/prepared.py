@@ -1,4 +1,4 @@
-"""A prepared set: photographs read once through a recipe and kept as JPEGs, with an index of what they came from."""
+"""Prepared sets: photographs read once by a recipe and stored as JPEGs, with an index of their sources."""
 
 from __future__ import annotations
 
@@ -33,31 +33,33 @@ from resnet_lab.files import remove_unfinished, write_atomically
 log = logging.getLogger(__name__)
 
 VERSION = 2  # raise it when the same recipe gives other pixels
-# whole color resolution: a microaneurysm is a few red pixels. At 512 px quality 90 costs 1.0 gray levels and 47 KB and
-# decodes in two thirds of the time of 95, which costs 0.9 and 72 KB
+# Full color resolution: a microaneurysm is a few red pixels. At 512 px, quality 90 has an error of 1.0 gray levels and
+# 47 KB (95: 0.9 and 72 KB), and decodes in two thirds of the time.
 JPEG = (cv2.IMWRITE_JPEG_QUALITY, 90, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
 AS_THEY_ARE = Rules(strict=False)  # for files that were examined when they were prepared
-CHUNK = 8  # photographs that a process takes at a time
+CHUNK = 8  # photographs per task of a process
 FACTS = ("brightness", "dark", "bright", *(f"{kind}_{color}" for kind in ("mean", "square") for color in "rgb"))
 COLUMNS = ("image", "bytes", "changed", "digest", "width", "height", "defect", "prepared", *FACTS, "decoded")
 TEXT = dict.fromkeys(("image", "digest", "prepared", "decoded"), str)  # a hash may look like a number
-Entry = dict[Hashable, Any]  # a line of the index: see `PreparedSet`
+Entry = dict[Hashable, Any]  # a row of the index: see `PreparedSet`
 
 
 @dataclass(frozen=True)
 class PreparedSet:
-    """The folder of one recipe and one source.
+    """Folder of one recipe and one source.
 
-    It holds `images/`, `index.csv` with one row per photograph, and, until that is whole, `journal.jsonl`. The columns
-    of the index: `image` (below the root), `bytes`, `changed` (ns), `digest`, `width` and `height` (pixels) of the
-    source, `defect` (empty, or why it cannot be read), `prepared` (digest of the JPEG), and `FACTS`: `brightness`
-    (mean gray of the eye, 0 to 255), `dark`, `bright` (shares of the eye below 20 and above 235), mean and mean square
-    of each channel in [0, 1]; and `decoded`, the hash of the source's pixels (empty in sets of older versions).
+    It contains `images/`, `index.csv` with one row per photograph, and `journal.jsonl` until the index is complete.
+    Columns of the index:
+    - of the source: `image` (path below the root), `bytes`, `changed` (ns), `digest`, `width` and `height` (pixels),
+      `defect` (empty, or why it cannot be read), `decoded` (hash of the pixels; empty in sets of older versions);
+    - `prepared`: digest of the JPEG;
+    - `FACTS`: `brightness` (mean gray of the eye, 0 to 255), `dark`, `bright` (shares of the eye below 20 and above
+      235), mean and mean square of each channel in [0, 1].
 
     Args:
         root: folder of the source.
-        recipe: how its photographs are read.
-        cache_dir: where prepared sets are kept.
+        recipe: recipe for reading the photographs.
+        cache_dir: folder of all prepared sets.
         rules: what counts as damage.
     """
 
@@ -68,38 +70,38 @@ class PreparedSet:
 
     @cached_property
     def folder(self) -> Path:
-        """Named by the source and a hash of recipe and source, so that a changed recipe never mixes with old files."""
+        """The folder, named by the source and a hash of recipe and source, so that recipes never mix."""
         text = json.dumps({"version": VERSION, "jpeg": JPEG, "root": str(self.root), **asdict(self.recipe)})
         return self.cache_dir / "prepared" / f"{self.root.name}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
     @property
     def index_file(self) -> Path:
-        """One row per photograph, in the order of their names."""
+        """The index: one row per photograph, sorted by name."""
         return self.folder / "index.csv"
 
     @property
     def journal_file(self) -> Path:
-        """The rows of an index that is not whole yet, as they come."""
+        """The rows of an incomplete index, in the order of preparation."""
         return self.folder / "journal.jsonl"
 
     @property
     def near_file(self) -> Path:
-        """The pairs of photographs that are nearly identical, as `resnet-lab prepare` found them."""
+        """The pairs of nearly identical photographs that `resnet-lab prepare` found."""
         return self.folder / "near_duplicates.json"
 
     def name(self, path: str) -> str:
-        """Of a source photograph in the index: its path below the root; of one elsewhere, a folder of its own."""
+        """Return the name in the index: the path below the root; a photograph elsewhere gets a separate folder."""
         folder, name = os.path.split(path)
         if not folder.startswith("/"):
             folder = os.path.join(os.getcwd(), folder)  # noqa: PTH109, PTH118 - a tenth of the time
         return _place(self.root, folder) + name
 
     def file(self, path: str) -> Path:
-        """The JPEG of a source photograph."""
+        """Return the JPEG of a source photograph."""
         return Path(self.file_name(path))
 
     def file_name(self, path: str) -> str:
-        """Its whole name, at a third of the cost."""
+        """Return the path of the JPEG as text, three times as fast as `file`."""
         name = self.name(path)
         return f"{self._images}/{name}" if name.endswith(".jpeg") else f"{self._images}/{name}.jpeg"
 
@@ -108,41 +110,41 @@ class PreparedSet:
         return str(self.folder / "images")
 
     def entries(self) -> dict[str, Entry]:
-        """The rows of index and journal by name; none where nothing was prepared."""
+        """Return the rows of index and journal by name; none if nothing was prepared."""
         rows: dict[str, Entry] = {}
         if self.index_file.is_file():
             try:
                 frame = pd.read_csv(self.index_file, dtype=TEXT, keep_default_na=False)
                 frame = frame.assign(decoded=frame.get("decoded", ""))[list(COLUMNS)]  # sets of older versions lack it
                 rows = dict(zip(frame["image"], frame.to_dict("records"), strict=True))
-            except (ValueError, KeyError):  # damaged: as if it had not been written
-                log.warning("%s is damaged; resnet-lab prepare makes it again", self.index_file)
+            except (ValueError, KeyError):  # damaged: treated as absent
+                log.warning("%s is damaged; run resnet-lab prepare to rebuild it", self.index_file)
         if self.journal_file.is_file():
             for line in self.journal_file.read_text(encoding="utf-8").splitlines():
                 try:
                     row = json.loads(line)
-                except ValueError:  # the line that was being written when the process died
+                except ValueError:  # a line cut off when the process died
                     continue
                 rows[row["image"]] = row | {"decoded": row.get("decoded", "")}
         return rows
 
     def noted(self, pixels: str) -> dict[str, Any]:
-        """What made the pixels, as a run notes it; `pixels` is `originals` or `prepared`."""
+        """Return the recipe that a run records; `pixels` is `originals` or `prepared`."""
         jpeg = {"jpeg": list(JPEG)} if pixels == "prepared" else {}
         return {"version": VERSION, **asdict(self.recipe), **jpeg}
 
     def lookup(self, rows: pd.DataFrame, needed: bool = False) -> pd.DataFrame | None:
-        """The rows with the columns that `ImageData.check` adds, where every one of them was prepared.
+        """Return the rows with the columns of `ImageData.check`, if all of them were prepared.
 
         Args:
-            rows: with `path`.
-            needed: the photographs themselves must not be read in place of the prepared set.
+            rows: rows with `path`.
+            needed: refuse an incomplete set instead of reading the originals.
 
         Returns:
-            None where nothing was prepared, or not all of it.
+            The rows; None if the set is empty or incomplete.
 
         Raises:
-            UserError: a prepared file is missing, or was altered since, or the set is `needed` and incomplete.
+            UserError: a prepared file is missing or was modified, or the set is `needed` and incomplete.
         """
         entries = self.entries()
         if not entries and not needed:
@@ -153,12 +155,12 @@ class PreparedSet:
         )
         if lacking and needed:
             raise UserError(
-                f"the images were read from a prepared set so far, and {self.folder} lacks {lacking} of "
+                f"the images were read from a prepared set before, but {self.folder} lacks {lacking} of "
                 f"{count(len(rows), 'photograph')}; run resnet-lab prepare with the same keys, or choose another "
                 "sweep_dir"
             )
         if lacking:
-            text = "%s lacks %d of %s, so the originals are read; go on with resnet-lab prepare"
+            text = "%s lacks %d of %s, so the originals are read; run resnet-lab prepare to complete it"
             log.warning(text, self.folder, lacking, count(len(rows), "photograph"))
             return None
         index = pd.DataFrame(found, index=rows.index)[["defect", "digest", "decoded", "prepared"]]
@@ -173,13 +175,13 @@ class PreparedSet:
         seen = check_files([file for file in files if file], self.cache_dir, AS_THEY_ARE)["digest"]
         for file, digest in zip(files, index["prepared"], strict=True):
             if file and seen[file] != digest:
-                raise UserError(f"{file} is missing or was altered; run resnet-lab prepare again with the same keys")
+                raise UserError(f"{file} is missing or was modified; rerun resnet-lab prepare with the same keys")
         return rows.join(index.assign(pixels=index["prepared"], prepared=files))
 
 
 @cache
 def _place(root: Path, folder: str) -> str:
-    """What the names of a folder's photographs begin with: its path below the root, or a hash of its path."""
+    """Return the prefix of the names in a folder: its path below the root, or else a hash of its path."""
     place = os.path.relpath(folder, root)
     if Path(place).parts[:1] == (os.pardir,):
         return f"elsewhere_{hashlib.sha256(str(Path(folder)).encode()).hexdigest()[:12]}/"
@@ -189,7 +191,7 @@ def _place(root: Path, folder: str) -> str:
 def _same_source(entry: Entry, path: str) -> bool:
     try:
         stat = os.stat(path)  # noqa: PTH116 - a third of the time of a Path
-    except OSError:  # as a dangling link; its row is from such a time, too
+    except OSError:  # such as a dangling link; matches a row recorded in the same state
         return not entry["changed"] and bool(entry["defect"])
     if entry["defect"] == os.strerror(errno.EACCES) and os.access(path, os.R_OK):
         return False
@@ -199,13 +201,13 @@ def _same_source(entry: Entry, path: str) -> bool:
 def prepare(target: PreparedSet, paths: Sequence[str], processes: int) -> pd.DataFrame:
     """Read every photograph that is not prepared yet, and write the index.
 
-    Interrupted at any moment and started again, it goes on and ends with the same bytes: a JPEG gets its name when it
-    is whole, and one that does not fit its row is made again.
+    It can be interrupted and restarted at any time, and the output is byte-identical: a JPEG gets its name when it is
+    complete, and one that does not match its row is written again.
 
     Args:
         target: the set.
         paths: source photographs.
-        processes: how many read.
+        processes: number of processes.
 
     Returns:
         The index.
@@ -215,37 +217,37 @@ def prepare(target: PreparedSet, paths: Sequence[str], processes: int) -> pd.Dat
     """
     names = {path: target.name(path) for path in paths}
     if len({name.removesuffix(".jpeg") for name in names.values()}) < len(names):
-        raise UserError(f"{target.root}: two photographs differ in their suffix alone; rename one of them")
+        raise UserError(f"{target.root}: two photographs differ only in their suffix; rename one of them")
     try:
         target.folder.mkdir(parents=True, exist_ok=True)
         with _turn(target.folder):
             return _prepare_missing(target, names, processes)
     except BrokenProcessPool:
         raise UserError(
-            "a process died, for want of memory perhaps; the same command goes on, with processes=1 if need be"
+            "a process died, most likely out of memory; rerun the same command to continue, with processes=1 if needed"
         ) from None
     except OSError as error:
         raise UserError(
-            f"{error.filename or target.folder}: {error.strerror or error}; what is prepared stays: make room, and run "
-            "the same command again to go on"
+            f"{error.filename or target.folder}: {error.strerror or error}; free some space and rerun the same command "
+            "to continue; prepared files are kept"
         ) from error
 
 
 @contextmanager
 def _turn(folder: Path) -> Iterator[None]:
-    """Wait until no other process prepares the same set."""
-    file = folder.parents[1] / f"{folder.name}.lock"  # elsewhere, so that a set holds its files alone
+    """Lock the set; wait while another process prepares it."""
+    file = folder.parents[1] / f"{folder.name}.lock"  # outside the set's folder, which holds only its own files
     with file.open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            log.info("%s: another process prepares this set; waiting for it", folder)
+            log.info("%s: waiting for another process that prepares this set", folder)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def _prepare_missing(target: PreparedSet, names: dict[str, str], processes: int) -> pd.DataFrame:
-    """Prepare what is missing of the photographs with these names in the index, and write the index."""
+    """Prepare the missing ones of these photographs (path → name in the index), and write the index."""
     write_atomically(target.folder / "recipe.json", json.dumps({"root": str(target.root), **asdict(target.recipe)}))
     remove_unfinished(target.folder)
     entries = target.entries()
@@ -254,7 +256,7 @@ def _prepare_missing(target: PreparedSet, names: dict[str, str], processes: int)
     missing = [path for path, there in zip(names, whole, strict=True) if not there]
     log.info("%s: %d of %s to prepare", target.folder, len(missing), count(len(names), "photograph"))
     if not missing and target.index_file.is_file() and not target.journal_file.exists():
-        return pd.DataFrame([entries[name] for name in sorted(entries)])  # as the file has it
+        return pd.DataFrame([entries[name] for name in sorted(entries)])  # equal to the file
     with target.journal_file.open("a", encoding="utf-8") as journal:
         for entry in with_progress(_prepare_all(target, missing, processes), len(missing), "prepared"):
             entries[entry["image"]] = entry
@@ -279,13 +281,13 @@ def _is_whole(target: PreparedSet, entry: Entry | None, path: str) -> bool:
 
 
 def _prepare_all(target: PreparedSet, paths: Sequence[str], processes: int) -> Iterator[Entry]:
-    """The rows as they come; no more chunks are under way than keep the processes busy, so memory stays flat."""
+    """Yield the rows as they finish; few chunks are submitted at a time, so memory use stays constant."""
     work = partial(_prepare_chunk, target)
     if processes == 1 or len(paths) <= CHUNK:
         yield from map(partial(prepare_photograph, target), paths)
         return
     chunks = (paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK))
-    # spawned, not forked: the caller may hold threads of torch
+    # spawned, not forked: the caller may have threads of torch
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
         pending: set[Future[list[Entry]]] = {pool.submit(work, chunk) for chunk in islice(chunks, 3 * processes)}
@@ -301,7 +303,7 @@ def _prepare_chunk(target: PreparedSet, paths: Sequence[str]) -> list[Entry]:
 
 
 def prepare_photograph(target: PreparedSet, path: str) -> Entry:
-    """Read one photograph, write its JPEG, and return its row of the index; one that cannot be read is a row, too."""
+    """Read one photograph, write its JPEG, and return its row of the index; an unreadable one gets a row, too."""
     row: Entry = {"image": target.name(path), "bytes": 0, "changed": 0, "digest": "", "width": 0, "height": 0}
     row |= {"defect": "", "prepared": "", **dict.fromkeys(FACTS, 0.0), "decoded": ""}
     try:
@@ -322,16 +324,16 @@ def prepare_photograph(target: PreparedSet, path: str) -> Entry:
 
 
 def read_prepared(file: str, gray: bool = False) -> np.ndarray:
-    """A photograph of a prepared set as it was stored, uint8 (H, W, 3), RGB; or (H, W), in a third of the time."""
+    """Read a photograph of a prepared set, uint8 (H, W, 3), RGB; or gray (H, W), in a third of the time."""
     data = np.frombuffer(Path(file).read_bytes(), np.uint8)
     image = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR)
     if image is None:
-        raise OSError(f"{file} was altered while it was in use")
+        raise OSError(f"{file} was modified while it was in use")
     return image if gray else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def _facts(image: np.ndarray) -> dict[str, float]:
-    """Exposure of the eye, taken for the circle in the middle, and mean and mean square of the channels."""
+    """Return the exposure of the eye (a circle in the center), and mean and mean square of the channels."""
     gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     middle = np.zeros_like(gray)
     height, width = gray.shape

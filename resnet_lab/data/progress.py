@@ -1,4 +1,4 @@
-"""Says how far a long phase is: every command has a line for each phase that may take minutes."""
+"""Logs the progress of phases that may take minutes."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import TypeVar
 
 log = logging.getLogger(__name__)
 
-SAY_EVERY = 10.0  # seconds between two lines
+LOG_EVERY = 10.0  # seconds between two lines
 Item = TypeVar("Item")
 
 
 def with_progress(items: Iterable[Item], total: int, done: str, each: int = 1) -> Iterator[Item]:
-    """Hand the items on, and log every few seconds how many images there were, how fast, and how long it will take.
+    """Yield the items, and log every few seconds the number of images, images/s and the time left.
 
     Args:
-        items: one for `each` images; the last may stand for fewer.
+        items: one item per `each` images; the last may represent fewer.
         total: number of images.
-        done: what happened to them, as `prepared`.
+        done: what is done with them, such as `prepared`.
         each: images per item.
     """
-    start = said = time.monotonic()
+    start = logged = time.monotonic()
     for count, item in enumerate(items, 1):
         yield item
         now, number = time.monotonic(), min(count * each, total)
-        if now - said > SAY_EVERY or number == total:
-            rate, said = number / max(now - start, 1e-9), now
+        if now - logged > LOG_EVERY or number == total:
+            rate, logged = number / max(now - start, 1e-9), now
             log.info("%s %d of %d, %.1f images/s, %.0f s left", done, number, total, rate, (total - number) / rate)

@@ -1,4 +1,4 @@
-"""The only code that decodes images: file → uint8 image, the same for every verb."""
+"""Decodes images for all commands: file → uint8 image."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ JPEG_SCALES = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a file becomes the image that is trained on, before augmentation.
+    """Steps from a file to the image for training, before augmentation.
 
     Args:
         image_size: pixels.
-        resize: `square` (both sides become `image_size`) or else `shorter` (the shorter side does).
-        eye_crop: cut the square around the eye's disc first; where none is found, the image stays whole.
-        local_mean: subtract the local mean color (2015's winner).
+        resize: `square` (both sides become `image_size`) or `shorter` (the shorter side does).
+        eye_crop: crop the square around the eye's disc first; if none is found, the image is not cropped.
+        local_mean: subtract the local mean color (the winner's method of 2015).
     """
 
     image_size: int
@@ -44,17 +44,17 @@ def read_image(path: str, recipe: Recipe, scaled: bool = True, max_pixels: int =
     """Read one image, decoded at the smallest JPEG scale that suffices.
 
     Args:
-        path: an image of any kind that `listing.SUFFIXES` names and of any size, with 8 bits a channel.
-        recipe: what becomes of it.
-        scaled: false decodes every pixel of a JPEG, to measure what the smaller scales change.
-        max_pixels: of the file; one with more is not decoded.
+        path: an image in a format of `listing.SUFFIXES`, of any size, with 8 bits per channel.
+        recipe: the steps to apply.
+        scaled: false decodes every pixel of a JPEG, to measure the effect of smaller scales.
+        max_pixels: limit per file; a larger image is not decoded.
 
     Returns:
         uint8, (H, W, 3), RGB.
 
     Raises:
-        OSError: the file cannot be read, is truncated, or no image.
-        ValueError: it holds what this program does not take: more than 8 bits a channel, or too many pixels.
+        OSError: the file cannot be read, is truncated, or is not an image.
+        ValueError: the image has more than 8 bits per channel, or too many pixels.
     """
     data, size = read_file(path), recipe.image_size
     try:
@@ -71,19 +71,19 @@ def read_image(path: str, recipe: Recipe, scaled: bool = True, max_pixels: int =
 
 
 def decode(data: bytes, shorter: float, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, int]:
-    """Decode the bytes of an image file, upright as its EXIF entry says.
+    """Decode the bytes of an image file, turned upright by its EXIF orientation.
 
-    A JPEG (not CMYK) is decoded at 1/8, 1/4 or 1/2 where its shorter side stays at least `shorter` pixels, 5 to 10
-    times as fast as decoding and shrinking it; all else by Pillow.
+    A JPEG (not CMYK) is decoded at 1/8, 1/4 or 1/2 if its shorter side stays at least `shorter` pixels, 5 to 10
+    times as fast as decoding and shrinking it. Pillow decodes all other formats.
 
     Returns:
-        uint8 (H, W, 3), RGB; and the number, 1 to 8, that the sides were divided by.
+        uint8 (H, W, 3), RGB; and the divisor of the sides, 1 to 8.
 
     Raises:
         OSError, ValueError: see `read_image`.
     """
     try:
-        with io.BytesIO(data) as stream, Image.open(stream) as file:  # reads no more than the header
+        with io.BytesIO(data) as stream, Image.open(stream) as file:  # reads only the header
             if file.mode[0] in "IF":
                 raise ValueError(f"mode {file.mode}, which has more than 8 bits a pixel; convert it to 8 bits")
             if reason := too_many(file.size, max_pixels):
@@ -101,12 +101,12 @@ def decode(data: bytes, shorter: float, max_pixels: int = MAX_PIXELS) -> tuple[n
 
 
 def _jpeg_scale(side: float, least: float) -> int:
-    """What a side may be divided by, without falling below `least`."""
+    """Return the largest divisor that keeps a side at least `least` pixels long."""
     return next(scale for scale in JPEG_SCALES if scale == 1 or side >= scale * least)
 
 
 def _decode_jpeg(data: bytes, scan: int, scale: int) -> np.ndarray:
-    """RGB (H, W, 3) of a JPEG whose first scan begins at byte `scan`; a cut one is an error, not gray below the cut."""
+    """Decode a JPEG, with its first scan at byte `scan`, to RGB (H, W, 3); refuse a truncated one."""
     if lacks_end(data, scan):
         raise OSError(TRUNCATED)
     flags = JPEG_SCALES[scale] | cv2.IMREAD_IGNORE_ORIENTATION
@@ -117,7 +117,7 @@ def _decode_jpeg(data: bytes, scan: int, scale: int) -> np.ndarray:
 
 
 def _upright(image: np.ndarray, orientation: object) -> np.ndarray:
-    """The image turned and mirrored by its EXIF orientation (1 to 8; all else means nothing)."""
+    """Rotate and mirror an image by its EXIF orientation (1 to 8; other values are ignored)."""
     if orientation in (5, 6, 7, 8):
         image = image.transpose(1, 0, 2)
     if orientation in (2, 3, 6, 7):
@@ -128,7 +128,7 @@ def _upright(image: np.ndarray, orientation: object) -> np.ndarray:
 
 
 def fit(image: np.ndarray, recipe: Recipe) -> np.ndarray:
-    """What `read_image` does after decoding, for an image (H, W, 3), uint8 RGB, that comes from no file."""
+    """Apply a recipe to a decoded image (H, W, 3), uint8 RGB, as `read_image` does."""
     return _fit(image, recipe, find_disc(image) if recipe.eye_crop else None, 1)
 
 
@@ -136,14 +136,14 @@ def _fit(image: np.ndarray, recipe: Recipe, disc: Disc | None, scale: int) -> np
     """Crop, resize, and subtract the local mean; the image was decoded at 1/`scale`."""
     size = recipe.image_size
     if disc is not None:
-        # whole pixels of the smallest scale that would have sufficed: the same box at whatever scale was decoded
+        # a step of whole pixels at the smallest sufficient scale gives the same box at every decoded scale
         image = crop(image, disc_box(disc, max(1, _jpeg_scale(2 * disc.radius * scale, size) // scale)))
     image = _resize(image, size, recipe.resize)
     return subtract_local_mean(image, min(image.shape[:2]) / 2) if recipe.local_mean else image
 
 
 def _resize(image: np.ndarray, image_size: int, resize: str) -> np.ndarray:
-    """Shrink with antialiasing, then enlarge where that is called for."""
+    """Shrink with antialiasing, then enlarge if necessary."""
     height, width = image.shape[:2]
     scale = image_size / min(height, width)
     target = (image_size, image_size) if resize == "square" else (round(scale * width), round(scale * height))

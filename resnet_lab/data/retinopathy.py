@@ -21,37 +21,37 @@ from resnet_lab.values import Count
 
 log = logging.getLogger(__name__)
 
-SOURCE = (  # where the data can be had
+SOURCE = (  # where to download the data
     "EyePACS: kaggle.com/c/diabetic-retinopathy-detection, APTOS: kaggle.com/c/aptos2019-blindness-detection, "
     "IDRiD: doi.org/10.3390/data3030025"
 )
-LABEL_FILES = {  # the 2015 competition's, APTOS 2019's; those that win over others
+LABEL_FILES = {  # names of the 2015 competition and of APTOS 2019; they take precedence over other files
     "train": ("trainLabels.csv", "train.csv"),
     "val": ("val.csv", "valid.csv", "validation.csv"),
     "test": ("test.csv", "testing.csv"),
 }
-SOLUTION = "retinopathy_solution.csv"  # the 2015 competition's, published after it
+SOLUTION = "retinopathy_solution.csv"  # of the 2015 competition, published afterwards
 USAGES = {"Public": "val", "Private": "test"}  # the community's protocol
-OLDER_VAL = ("images", "test", "test_images", "train", "train_images")  # where versions before 2 looked for val
+OLDER_VAL = ("images", "test", "test_images", "train", "train_images")  # searched for val by versions before 2
 IMAGE_FOLDERS = {
     "train": ("images", "train", "train_images"),
     # the competition's validation images are among its test images
     "val": ("images", "val", "val_images", "valid", "validation", "test", "test_images", "train", "train_images"),
     "test": ("images", "test", "test_images", "train", "train_images"),
 }
-BORROWED = {"train": (), "val": ("test", "test_images", "train", "train_images"), "test": ()}  # of other splits
+BORROWED = {"train": (), "val": ("test", "test_images", "train", "train_images"), "test": ()}  # folders of other splits
 
 
 def _speaks_of_others(folder: Path, split: str) -> bool:
     return bool(splits_of(folder.name)) and split not in splits_of(folder.name)
 
 
-Labels = tuple[pd.DataFrame, Path]  # rows with `image` and `target`, and the file that they stand in
+Labels = tuple[pd.DataFrame, Path]  # rows with `image` and `target`, and their file
 
 
 @dataclass(kw_only=True)
 class Retinopathy(ImageData):
-    """A folder of photographs and its CSVs; a key that is None is found by the names that users have."""
+    """A folder of photographs and its CSVs; files and columns of keys that are None are found by common names."""
 
     train_csv: str | None
     val_csv: str | None
@@ -70,10 +70,10 @@ class Retinopathy(ImageData):
     on_bad_label: Literal["error", "drop"]
 
     def read_table(self) -> pd.DataFrame:
-        """Rows of all splits that have a file, without those whose label is none; sets `bad_labels`, their number.
+        """Return the rows of all splits with a file, without invalid labels; sets `bad_labels`, the number of these.
 
         Raises:
-            UserError: a folder, file, column, label, name or image is wrong; the message says which.
+            UserError: a folder, file, column, label, name or image is wrong; the message names it.
         """
         root = existing_folder(self.root, source=SOURCE)
         labels = self._labels(root)
@@ -83,7 +83,7 @@ class Retinopathy(ImageData):
         below = cache(lambda top: list_images(top, apart=self.prepared_set.cache_dir).images)
         located = [self._located(root, split, *rows, below) for split, rows in labels.items()]
         table = pd.concat(located, ignore_index=True)
-        here = table.dropna(subset="path")  # images of rows without a good label may be missing
+        here = table.dropna(subset="path")  # images of rows with an invalid label may be missing
         good = here[here["target"] != BAD]
         twice = good.loc[good["path"].duplicated(), "image"]  # not the names: `1` and `1.jpeg` are one file
         if len(twice):
@@ -96,17 +96,17 @@ class Retinopathy(ImageData):
         self.bad_labels = int(bad.sum())
         if self.bad_labels:
             first = table.loc[bad, "image"].iloc[0]
-            log.warning("%s: left out %s without a good label (first %s)", root, count(self.bad_labels, "row"), first)
+            log.warning("%s: left out %s without a valid label (first %s)", root, count(self.bad_labels, "row"), first)
         return table[~bad].reset_index(drop=True)
 
     def _labels(self, root: Path) -> dict[str, Labels]:
-        """Split → its rows and their file: those that keys name, the studies' pairs, or what is found.
+        """Return rows and label file by split: files named by keys, the studies' pairs, or files found.
 
         Raises:
-            UserError: there is no train, which `all_images` alone does without.
+            UserError: train is missing and `all_images` is not set.
         """
         if self.solution_csv and (self.val_csv or self.test_csv):
-            raise UserError("data.solution_csv names both val and test; leave out data.val_csv and data.test_csv")
+            raise UserError("data.solution_csv provides both val and test; leave out data.val_csv and data.test_csv")
         named = {"train": self.train_csv, "val": self.val_csv, "test": self.test_csv}
         labels = {split: self._read(root / name) for split, name in named.items() if name is not None}
         if self.train_csv is None:
@@ -118,23 +118,23 @@ class Retinopathy(ImageData):
         if "train" not in labels and not (self.all_images and labels):
             broken = ", ".join(str(path.relative_to(root)) for path in unreadable(root)[:3]) if self.find_csvs else ""
             raise UserError(
-                (f"{root}: save {broken} as CSV in UTF-8; so far it " if broken else f"{root} ")
-                + f"holds neither train_img.csv with train_label.csv, nor {' nor '.join(LABEL_FILES['train'])}, "
+                (f"{root}: save {broken} as CSV in UTF-8; the folder " if broken else f"{root} ")
+                + f"contains neither train_img.csv with train_label.csv, nor {' nor '.join(LABEL_FILES['train'])}, "
                 "nor another file with names and grades for train; name yours in data.train_csv (and its columns in "
                 "data.image_column and data.label_column), or set data.all_images=test to evaluate without a train CSV"
             )
         return {split: labels[split] for split in SPLITS if split in labels}
 
     def _has_solution(self, root: Path) -> bool:
-        """Whether the competition's solution is there, with the columns that are asked for."""
+        """Return whether the competition's solution exists and has the configured columns."""
         file = root / SOLUTION
         return file.is_file() and (not self.find_csvs or lists_labels(file, self._columns, self._grades))
 
     def _found(self, root: Path, labels: dict[str, Labels]) -> dict[str, Path]:
-        """Split → its label file below root, of splits without one; of train alone where a key names a file.
+        """Find label files below root for splits without one; only for train if a key names any file.
 
         Raises:
-            UserError: a split has several.
+            UserError: a split has several candidates.
         """
         keys = (self.train_csv, self.val_csv, self.test_csv, self.solution_csv)
         wanted = [split for split in (("train",) if any(keys) else SPLITS) if split not in labels]
@@ -144,12 +144,12 @@ class Retinopathy(ImageData):
         files = label_files(root, self._columns, self._grades)
         known = [root / name for name in (*keys, SOLUTION) if name]
         files = {split: [file for file in found if file not in known] for split, found in files.items()}
-        fitting = {  # one that cannot be read is, so that the error says so
+        fitting = {  # including unreadable files, so that the error names them
             split: [file for file in usual[split] if file in files.get(split, []) or not is_text(file)]
             for split in wanted
         }
         without = [file for split in wanted for file in usual[split] if file not in fitting[split]]
-        if fitting["train"] or files.get("train") or files.get(""):  # else the error is about the usual one
+        if fitting["train"] or files.get("train") or files.get(""):  # else the error names the usual file
             usual["train"] = fitting["train"]
         usual |= {split: fitting[split] for split in wanted[1:]}
         found = {split: usual[split][:1] or files.get(split, []) for split in wanted}
@@ -158,18 +158,18 @@ class Retinopathy(ImageData):
         for split, several in found.items():
             if len(several) > 1:
                 names = " and ".join(str(file.relative_to(root)) for file in several)
-                raise UserError(f"{root}: {names} may each list the images of {split}; name one in data.{split}_csv")
+                raise UserError(f"{root}: {names} could each be the labels of {split}; name one in data.{split}_csv")
         taken = {split: one for split, several in found.items() for one in several}
         left = [file for several in (*files.values(), without) for file in several if file not in taken.values()]
-        said = [f"{split} from {file.relative_to(root)}" for split, file in taken.items()]
+        used = [f"{split} from {file.relative_to(root)}" for split, file in taken.items()]
         more = f"; left out {', '.join(str(file.relative_to(root)) for file in left)}" if left else ""
-        log.info("%s: %s%s", root, ", ".join(said) or "no label files", more)
+        log.info("%s: %s%s", root, ", ".join(used) or "no label files", more)
         return taken
 
     def _located(
         self, root: Path, split: str, labels: pd.DataFrame, source: Path, below: Callable[[Path], list[str]]
     ) -> pd.DataFrame:
-        """The rows of a split with the paths of their images; `below` lists those of a folder."""
+        """Return the rows of a split with the paths of their images; `below` lists the images of a folder."""
         own = getattr(self, f"{split}_images")
         if own is None and self.images is None:
             top, names = root, IMAGE_FOLDERS[split] if self.find_csvs or split != "val" else OLDER_VAL
@@ -186,10 +186,10 @@ class Retinopathy(ImageData):
         return find_images(labels, folders, borrowed, (top, source.parent), split, below).assign(split=split)
 
     def _solution(self, path: Path) -> dict[str, Labels]:
-        """The competition's public rows as val and its private rows as test."""
+        """Return the competition's public rows as val and its private rows as test."""
         rows, _ = self._read(path, {"usage": ("Usage", "data.solution_csv")})
         if unknown := set(rows["usage"]) - set(USAGES):
-            raise UserError(f"{path}: Usage {sorted(unknown)[0]!r}: it has to be {' or '.join(USAGES)}")
+            raise UserError(f"{path}: Usage {sorted(unknown)[0]!r}: it must be {' or '.join(USAGES)}")
         return {split: (rows[rows["usage"] == usage].drop(columns="usage"), path) for usage, split in USAGES.items()}
 
     def _pair(self, root: Path, split: str) -> Labels | None:
@@ -198,7 +198,7 @@ class Retinopathy(ImageData):
             return None
         if self.patient_column is not None:
             raise UserError(
-                f"data.patient_column={self.patient_column}: {images} has one column; name a CSV that has it"
+                f"data.patient_column={self.patient_column}: {images} has a single column; name a CSV with this column"
             )
         return parse(
             read_pair(images, labels, self._grades), images, labels, self._grades, self.on_bad_label == "drop"

@@ -1,4 +1,4 @@
-"""(seed, epoch, rank) → indices: which images, in which order, is a function of these alone."""
+"""Samplers: (seed, epoch, rank) → indices of images in order, a function of these alone."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch.utils.data import Sampler
 
 @dataclass(frozen=True)
 class Sampling:
-    """How often an epoch draws each class: the keys `data.sampling*` and the classes of the training images.
+    """Number of images that an epoch draws from each class, by the keys `data.sampling*`.
 
     Args:
         targets: class of each training image, (N,).
-        kind: `none`: each image once | `balanced`: N images, equally many of each class | `undersample`: of each class
-            as many as the rarest has, others each epoch | `progressive`: N images, from balanced towards `final`.
+        kind: `none`: each image once | `balanced`: N images, equally many of each class | `undersample`: as many of
+            each class as the rarest has, drawn anew each epoch | `progressive`: N images, from balanced to `final`.
         decay: r of the progressive law (2nd place, Kaggle 2015): weights r^t w_0 + (1 − r^t) w_f in epoch t, where
             w_0 balances the classes.
-        final: w_f of all classes but the largest, whose own is 1.
+        final: w_f of all classes but the largest, which has 1.
     """
 
     targets: np.ndarray
@@ -28,7 +28,7 @@ class Sampling:
     final: float
 
     def counts(self, epoch: int) -> np.ndarray:
-        """Images to draw of each class, (K,); classes that no image has get none."""
+        """Return the number of images to draw of each class, (K,); 0 for classes without images."""
         own = np.bincount(self.targets)
         present = own > 0
         if self.kind == "none":
@@ -41,7 +41,7 @@ class Sampling:
         return _shares(len(self.targets), own * weights)
 
     def draw(self, seed: int, epoch: int) -> np.ndarray:
-        """Indices of an epoch in order; no image comes again before all others of its class did."""
+        """Draw the indices of an epoch in order; an image repeats only after all others of its class."""
         random = np.random.default_rng([seed, epoch])
         drawn = []
         for target, count in enumerate(self.counts(epoch)):
@@ -52,7 +52,7 @@ class Sampling:
 
 
 def _shares(total: int, weights: np.ndarray) -> np.ndarray:
-    """Whole numbers in proportion to `weights` (K,) that add up to `total`, by largest remainder."""
+    """Return whole numbers proportional to `weights` (K,) that add up to `total`, by largest remainder."""
     exact = total * weights / weights.sum()
     counts: np.ndarray = np.floor(exact).astype(int)
     counts[np.argsort(counts - exact, kind="stable")[: total - counts.sum()]] += 1
@@ -60,7 +60,7 @@ def _shares(total: int, weights: np.ndarray) -> np.ndarray:
 
 
 def _repeats(indices: np.ndarray) -> np.ndarray:
-    """How often each index stood earlier in `indices`, (M,) → (M,)."""
+    """Return how often each index occurs earlier in `indices`, (M,) → (M,)."""
     order = np.argsort(indices, kind="stable")
     ordered = indices[order]
     starts = np.flatnonzero(np.diff(ordered, prepend=-1))
@@ -70,30 +70,30 @@ def _repeats(indices: np.ndarray) -> np.ndarray:
 
 
 class TrainSampler(Sampler[tuple[int, int, int]]):
-    """Each epoch a new order, dealt to the ranks so that together they draw one global batch.
+    """Sampler with a new order each epoch, dealt to the ranks so that together they draw one global batch.
 
-    Yields `(epoch, index, repeat)`, on which the augmentation of an image depends; `repeat` tells the draws of one
-    image in one epoch apart.
+    Yields `(epoch, index, repeat)`, which determine the augmentation of an image; `repeat` distinguishes the draws of
+    one image in one epoch.
 
     Args:
-        sampling: which images an epoch draws.
-        seed: of the run.
-        rank: of this process.
-        world_size: number of processes; the last ranks repeat a few images where it does not divide the epoch.
+        sampling: number of images per class and epoch.
+        seed: seed of the run.
+        rank: rank of this process.
+        world_size: number of processes; if it does not divide the epoch, the last ranks repeat a few images.
     """
 
     def __init__(self, sampling: Sampling, seed: int, rank: int, world_size: int) -> None:
         self.sampling, self.seed, self.rank, self.world_size = sampling, seed, rank, world_size
         self.length = int(sampling.counts(0).sum())
         self.epoch = 0
-        self.begun = (0, 0)  # an epoch, and how many of its indices an earlier start has drawn on this rank
+        self.begun = (0, 0)  # an epoch, and the number of its indices that this rank drew before a restart
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch."""
+        """Set the epoch; Lightning calls this before each epoch."""
         self.epoch = epoch
 
     def go_on(self, epoch: int, drawn: int) -> None:
-        """Begin with this epoch, without its first `drawn` indices."""
+        """Resume in this epoch, without its first `drawn` indices."""
         self.epoch, self.begun = epoch, (epoch, drawn)
 
     def __iter__(self) -> Iterator[tuple[int, int, int]]:
@@ -109,7 +109,7 @@ class TrainSampler(Sampler[tuple[int, int, int]]):
 
 
 class EvaluationSampler(Sampler[int]):
-    """Every image once, in order, dealt to the ranks; a rank that has one fewer draws -1, which counts for nothing."""
+    """Sampler of every image once, in order, dealt to the ranks; a rank with one fewer draws -1 as padding."""
 
     def __init__(self, length: int, rank: int, world_size: int) -> None:
         self.length, self.rank, self.world_size = length, rank, world_size

@@ -1,4 +1,4 @@
-"""Which rows train, validate and test: splits cut by patient, folds, leaks, limits, fingerprints."""
+"""Splits of a table: cut by patient, folds, leaks, limits, fingerprints."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ NO_TEST = "there is no test split; set data.test_fraction or data.folds, or add 
 
 
 def remap_splits(table: pd.DataFrame, splits: Mapping[str, str] | None) -> pd.DataFrame:
-    """Rename the splits of a data set: `{train: test, val: val}` trains on its test split; what is not named goes.
+    """Rename the splits of a data set: `{train: test, val: val}` trains on its test split; other splits are dropped.
 
     Raises:
-        UserError: a name is none of the three, is given twice, or train has no images.
+        UserError: a name is not one of the three or is given twice, or train has no images.
     """
     if splits is None:
         return table
     if not set(splits) <= set(SPLITS) or len(set(splits.values())) < len(splits) or "train" not in splits:
         raise UserError(
-            f"data.splits={dict(splits)}: give each of train, val, test at most once, as {{train: test, …}}"
+            f"data.splits={dict(splits)}: give each of train, val, test at most once, such as {{train: test, …}}"
         )
     known = sorted(table["split"].unique())
     if splits["train"] not in known:
@@ -44,10 +44,10 @@ def remap_splits(table: pd.DataFrame, splits: Mapping[str, str] | None) -> pd.Da
 
 
 def join_patients(table: pd.DataFrame) -> pd.DataFrame:
-    """Make patients who share an identical image one patient, so that no rule about patients tells them apart.
+    """Merge patients who share an identical image into one patient.
 
     Args:
-        table: rows with `patient` and `digest`; the joined patient has the name that comes first in the table.
+        table: rows with `patient` and `digest`; the merged patient gets the first name in the table.
     """
     shared = table[table["digest"].duplicated(keep=False)]
     if shared.groupby("digest")["patient"].nunique().le(1).all():
@@ -64,14 +64,14 @@ def join_patients(table: pd.DataFrame) -> pd.DataFrame:
 def cut_split(table: pd.DataFrame, name: str, fraction: float, seed: int, key: str) -> pd.DataFrame:
     """Move a share of the training patients to split `name`, stratified by a patient's worst grade.
 
-    Both eyes of a patient go together. Depends on the table and `seed` alone. (Not stratified where every class is too
-    small to give one.)
+    Both eyes of a patient stay together. The result depends only on the table and `seed`. (It is not stratified if
+    every class is too small to give a patient.)
 
     Args:
         table: rows of every split; only rows of `train` move.
         name: `val` or `test`.
         fraction: share of the patients, in [0, 1); 0 changes nothing.
-        seed: of the split, not of the training.
+        seed: seed of the split, not of the training.
         key: the configuration key, for errors.
     """
     if not 0 <= fraction < 1:
@@ -80,7 +80,7 @@ def cut_split(table: pd.DataFrame, name: str, fraction: float, seed: int, key: s
         return table
     worst = table[table["split"] == "train"].groupby("patient")["target"].max()
     chosen = worst.groupby(worst).sample(frac=fraction, random_state=seed).index
-    if not len(chosen):  # no class alone is large enough
+    if not len(chosen):  # no single class is large enough
         chosen = worst.sample(frac=fraction, random_state=seed).index
     if not len(chosen) or len(chosen) == len(worst):
         raise UserError(
@@ -97,7 +97,7 @@ def cut_fold(table: pd.DataFrame, name: str, folds: int, fold: int, seed: int) -
     The parts of `fold` 0, 1, … do not overlap and cover all training patients.
 
     Raises:
-        UserError: there is no such fold, or a class has fewer patients than there are folds.
+        UserError: the fold does not exist, or a class has fewer patients than there are folds.
     """
     if not 0 <= fold < folds:
         raise UserError(f"data.fold={fold}: data.folds={folds} has folds 0 to {folds - 1}")
@@ -108,9 +108,9 @@ def cut_fold(table: pd.DataFrame, name: str, folds: int, fold: int, seed: int) -
     if fewest.min() < folds:
         raise UserError(
             f"data.folds={folds}: class {fewest.idxmin()} has only {count(fewest.min(), 'patient')} "
-            "(by their worst grade); each fold needs one, so take fewer folds"
+            "(by their worst grade); each fold needs one, so use fewer folds"
         )
-    from sklearn.model_selection import StratifiedKFold  # takes half a second, which every command would pay
+    from sklearn.model_selection import StratifiedKFold  # imported here because it takes half a second
 
     parts = StratifiedKFold(folds, shuffle=True, random_state=seed).split(worst, worst)
     chosen = worst.index[next(islice((held_out for _, held_out in parts), fold, None))]
@@ -119,22 +119,22 @@ def cut_fold(table: pd.DataFrame, name: str, folds: int, fold: int, seed: int) -
 
 
 def leaking(table: pd.DataFrame) -> pd.Series:
-    """Which rows are of train or val and of a patient who also stands in a later split, (N,) bool."""
+    """Return which rows of train or val belong to a patient who is also in a later split, (N,) bool."""
     order = table["split"].map({split: rank for rank, split in enumerate(SPLITS)})
     return order < order.groupby(table["patient"]).transform("max")
 
 
 def resolve_leaks(table: pd.DataFrame, on_leak: str) -> tuple[pd.DataFrame, int]:
-    """Find patients who stand in two splits: in train and in val or test, or in val and test.
+    """Handle patients who are in two splits: in train and in val or test, or in val and test.
 
-    Whoever shares an identical image is one patient here (`join_patients`).
+    Patients who share an identical image must already be merged (`join_patients`).
 
     Args:
         table: rows of every split.
-        on_leak: `error`, `drop` (removes the rows from train, or from val where the patient is in test) or `ignore`.
+        on_leak: `error`, `drop` (remove the rows from train, or from val if the patient is in test) or `ignore`.
 
     Returns:
-        The table, and the number of rows that leak or leaked from train or val into a later split.
+        The table, and the number of leaking rows of train or val.
 
     Raises:
         UserError: there are such rows and `on_leak` is `error`.
@@ -145,9 +145,9 @@ def resolve_leaks(table: pd.DataFrame, on_leak: str) -> tuple[pd.DataFrame, int]
         patients = table.loc[leaks, "patient"].unique()
         raise UserError(
             f"{count(number, 'image of train or val is', 'images of train or val are')} of "
-            f"{count(len(patients), 'patient who also stands', 'patients who also stand')} in another split, by name "
-            f"or by an identical image ({', '.join(patients[:3])}{', …' if len(patients) > 3 else ''}); set "
-            "data.on_leak=drop to remove them there, or ignore to train on them knowingly"
+            f"{count(len(patients), 'patient who is', 'patients who are')} also in a later split, by name or by an "
+            f"identical image ({', '.join(patients[:3])}{', …' if len(patients) > 3 else ''}); set "
+            "data.on_leak=drop to remove these images, or data.on_leak=ignore to train on them"
         )
     if number:
         share = count(number, "image of train or val shares", "images of train or val share")
@@ -156,9 +156,9 @@ def resolve_leaks(table: pd.DataFrame, on_leak: str) -> tuple[pd.DataFrame, int]
 
 
 def limit_rows(table: pd.DataFrame, most: int | None, seed: int) -> pd.DataFrame:
-    """Keep at most `most` images of each split, the classes in proportion and each kept at least once.
+    """Keep at most `most` images of each split, with classes in proportion and at least one image per class.
 
-    What rare classes get beyond their proportion, the largest one gives.
+    The largest class gives up the images that rare classes get beyond their proportion.
     """
     if most is None:
         return table
@@ -181,11 +181,11 @@ def limit_classes(table: pd.DataFrame, most: int | None, seed: int) -> pd.DataFr
 
 
 def fingerprints(table: pd.DataFrame, column: str = "target") -> dict[str, str]:
-    """A hash of the images and targets of each split: equal where two runs saw the same split, in whatever order.
+    """Return a hash of the images and targets of each split, independent of their order.
 
     Args:
         table: rows with `image` and `split`.
-        column: what is hashed beside the name of an image: its target, or another column.
+        column: the column that is hashed with the image's name.
     """
     prints = {}
     for split, rows in table.groupby("split"):
@@ -195,7 +195,7 @@ def fingerprints(table: pd.DataFrame, column: str = "target") -> dict[str, str]:
 
 
 def class_counts(table: pd.DataFrame, num_classes: int) -> dict[str, list[int]]:
-    """Images of each class, by split."""
+    """Return the number of images of each class, by split."""
     return {
         str(split): rows["target"].value_counts().reindex(range(num_classes), fill_value=0).tolist()
         for split, rows in table.groupby("split")

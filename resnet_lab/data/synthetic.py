@@ -1,4 +1,4 @@
-"""Photographs drawn by the project, written in the studies' layout and read through the same code (no torch)."""
+"""Synthetic photographs, written in the studies' layout and read by the same code (no torch)."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ logger = logging.getLogger(__name__)
 Photograph = tuple[Path, int, str, int]  # file, grade, eye, patient
 
 SHARES = {"studies": (20655, 1955, 4210, 698, 581), "balanced": (1, 1, 1, 1, 1)}
-UNEQUAL_EYES = 0.3  # patients whose eyes differ, as a share of the rarer of two neighboring grades
+UNEQUAL_EYES = 0.3  # patients with different grades of the two eyes, as a share of the rarer of two neighboring grades
 
 
 @dataclass(kw_only=True)
 class Synthetic(Retinopathy):
-    """Drawn at `root` when they are not there yet; from then on a retinopathy data set like any other."""
+    """Synthetic photographs, drawn into `root` at first use; afterwards a retinopathy data set like any other."""
 
     draw_seed: Seed
     train_patients: FromOne
@@ -43,7 +43,7 @@ class Synthetic(Retinopathy):
     balance: Literal["studies", "balanced"]
 
     def read_table(self) -> pd.DataFrame:
-        """Draw what is missing, and read it back."""
+        """Draw the photographs unless they exist, and read the table."""
         root = Path(self.root).expanduser()
         write_synthetic(root, self.draw_seed, self.train_patients, self.test_patients, self.draw_size, self.balance)
         return super().read_table()
@@ -58,10 +58,10 @@ def write_synthetic(
     balance: str,
     processes: int | None = None,
 ) -> None:
-    """Write photographs of both eyes of every patient in the layout of the studies, unless `root` holds them.
+    """Write photographs of both eyes of every patient in the layout of the studies, unless `root` contains them.
 
     `images/<patient>_<eye>.jpeg`, and `{train,test}_{img,label}.csv` of one column without a header, aligned
-    row by row. No patient is in both splits. The folder appears whole or not at all, and several processes
+    row by row. No patient is in both splits. The folder appears only when complete, and several processes
     may write it at once.
 
     Args:
@@ -71,10 +71,10 @@ def write_synthetic(
         test_patients: patients of test.
         size: height of the photographs in pixels.
         balance: `studies` for the studies' class shares, `balanced` for equal ones.
-        processes: how many draw, which leaves the bytes alone; None: every core, if worth it.
+        processes: number of processes, which does not change the bytes; None: one per core if there are many images.
 
     Raises:
-        UserError: an argument makes no sense, or `root` holds something else.
+        UserError: an argument is invalid, or `root` contains something else.
     """
     recipe: dict[str, Any] = {"seed": seed, "train_patients": train_patients, "test_patients": test_patients}
     recipe |= {"size": size, "balance": balance, "drawing_version": DRAWING_VERSION}
@@ -94,20 +94,20 @@ def write_synthetic(
 def _check(recipe: dict[str, Any]) -> None:
     """Refuse arguments that cannot give a data set."""
     if recipe["balance"] not in SHARES:
-        raise UserError(f"balance={recipe['balance']}: take one of {', '.join(SHARES)}")
-    # three patients are six eyes: the fewest that can show five grades
+        raise UserError(f"balance={recipe['balance']}: choose one of {', '.join(SHARES)}")
+    # three patients are six eyes: the fewest with five grades
     for key, least in {"seed": 0, "train_patients": 3, "test_patients": 3, "size": 32}.items():
         if recipe[key] < least:
             raise UserError(f"{key}={recipe[key]}: synthetic photographs need at least {least}")
 
 
 def _holds(root: Path, recipe: dict[str, Any]) -> bool:
-    """Whether `root` holds the data set of this recipe; a UserError where it holds anything else."""
+    """Return whether `root` contains the data set of this recipe; refuse any other content."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     file = root / "recipe.json"
     if not file.is_file():
-        raise UserError(f"{root} holds no synthetic photographs (no {file.name}); name another folder")
+        raise UserError(f"{root} contains no synthetic photographs (no {file.name}); name another folder")
     found = json.loads(file.read_text(encoding="utf-8"))
     wrong = [key for key in recipe if found.get(key) != recipe[key]]
     if wrong:
@@ -117,7 +117,7 @@ def _holds(root: Path, recipe: dict[str, Any]) -> bool:
 
 
 def _move(temporary: Path, root: Path, recipe: dict[str, Any]) -> None:
-    """Give the finished folder its name, or leave it if another process was faster with the same set."""
+    """Rename the finished folder, unless another process has already written the same set."""
     try:
         temporary.rename(root)
     except OSError:
@@ -126,7 +126,7 @@ def _move(temporary: Path, root: Path, recipe: dict[str, Any]) -> None:
 
 
 def _write_tables(folder: Path, recipe: dict[str, Any]) -> list[Photograph]:
-    """Write the CSV files of both splits; returns file, grade, eye and patient of each photograph."""
+    """Write the CSV files of both splits; return file, grade, eye and patient of each photograph."""
     rng = default_rng(recipe["seed"])
     sizes = {split: recipe[f"{split}_patients"] for split in ("train", "test")}
     numbers = 1 + rng.permutation(sum(sizes.values()))
@@ -145,7 +145,7 @@ def _write_tables(folder: Path, recipe: dict[str, Any]) -> list[Photograph]:
 
 
 def _assign_grades(rng: Generator, patients: int, shares: tuple[int, ...]) -> np.ndarray:
-    """Grades (patients, 2) of both eyes: mostly equal, else neighbors; their counts follow `shares`."""
+    """Draw grades (patients, 2) of both eyes: mostly equal, else neighbors; their counts follow `shares`."""
     pairs = np.repeat(np.arange(len(shares)), _allocate(2 * patients, shares)).reshape(-1, 2)
     for grade in range(len(shares) - 1):
         lower, upper = (np.flatnonzero((pairs == g).all(axis=1)) for g in (grade, grade + 1))
@@ -155,7 +155,7 @@ def _assign_grades(rng: Generator, patients: int, shares: tuple[int, ...]) -> np
 
 
 def _allocate(total: int, shares: tuple[int, ...]) -> np.ndarray:
-    """Counts (K,) by largest remainder, lifted to two of each grade where the total allows it."""
+    """Return counts (K,) by largest remainder, raised to two of each grade if the total allows it."""
     exact = total * np.array(shares) / sum(shares)
     counts = np.floor(exact).astype(int)
     counts[np.argsort(counts - exact, kind="stable")[: total - counts.sum()]] += 1
@@ -166,7 +166,7 @@ def _allocate(total: int, shares: tuple[int, ...]) -> np.ndarray:
 
 
 def _draw_all(photographs: list[Photograph], recipe: dict[str, Any], processes: int | None) -> None:
-    """Draw and write every photograph, in a pool where that pays."""
+    """Draw and write every photograph, in a pool of processes if there are many."""
     logger.info("drawing %s", count(len(photographs), "synthetic photograph"))
     write = partial(_write_photograph, seed=recipe["seed"], size=recipe["size"])
     if processes is None:
@@ -175,7 +175,7 @@ def _draw_all(photographs: list[Photograph], recipe: dict[str, Any], processes: 
         for photograph in photographs:
             write(photograph)
         return
-    # spawned, not forked: the caller may hold threads of torch
+    # spawned, not forked: the caller may have threads of torch
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
         list(pool.map(write, photographs, chunksize=32))

@@ -1,4 +1,4 @@
-"""Augmentation by the batch: geometry as one resampling of uint8 on the CPU, color and normalization on the device."""
+"""Augmentation of batches: geometry as one resampling of uint8 on the CPU, color and normalization on the device."""
 
 from __future__ import annotations
 
@@ -14,33 +14,36 @@ from resnet_lab.data.image_data import ImageData
 INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "nearest": cv2.INTER_NEAREST}
 GEOMETRY = ("horizontal_flip", "vertical_flip", "rotation", "scale", "crop_x", "crop_y", "translate_x", "translate_y")
 COLOR = ("brightness", "contrast", "saturation", "hue", "grayscale")
-GRAY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601, as torchvision's
+GRAY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601, as in torchvision
 
-cv2.setNumThreads(0)  # one image is too small to share among threads
+cv2.setNumThreads(0)  # one image is too small to divide among threads
 
 
 def draws(seed: int, epoch: int, index: int, repeat: int) -> np.ndarray:
-    """Uniform random numbers in [0, 1), one for each of `GEOMETRY` and `COLOR`, a function of the arguments alone."""
-    bits = np.random.Philox(key=[seed, epoch], counter=[0, index, repeat, 0])  # each image a stream of its own
+    """Draw uniform random numbers in [0, 1), one for each of `GEOMETRY` and `COLOR`, determined by the arguments."""
+    bits = np.random.Philox(key=[seed, epoch], counter=[0, index, repeat, 0])  # an independent stream per image
     return np.random.Generator(bits).random(len(GEOMETRY) + len(COLOR))
 
 
 class Geometry:
     """Flips, rotation, scale, translation and crop of uint8 images, composed so that an image is resampled once.
 
-    Evaluation, and training images that are not augmented, take the center. The side S of the result is `data.crop`, or
-    `data.image_size` where that is None.
+    Images that are not augmented are cropped at the center. The side S of the result is `data.crop`, or
+    `data.image_size` if that is None.
     """
 
     def __init__(self, data: ImageData) -> None:
         self.data, self.size = data, data.crop or data.image_size
 
     def __call__(self, images: Sequence[np.ndarray], u: np.ndarray, augment: np.ndarray) -> np.ndarray:
-        """Images (H, W, 3) of any sizes, numbers in [0, 1) (B, 8 or more), which to augment (B,) → (B, S, S, 3)."""
+        """Transform images (H, W, 3) of any sizes to (B, S, S, 3), with numbers `u` in [0, 1) (B, 8 or more).
+
+        `augment` (B,) selects the images to augment.
+        """
         batch = np.empty((len(images), self.size, self.size, 3), np.uint8)
         sizes = np.array([image.shape[1::-1] for image in images])
         flags = INTERPOLATIONS[self.data.interpolation]
-        # OpenCV takes two thirds of the time with four channels as with three; new memory costs as much again
+        # OpenCV is a third faster with four channels than with three; allocating new memory would cost as much again
         source, result = np.empty((0, 0, 4), np.uint8), np.empty((self.size, self.size, 4), np.uint8)
         for image, target, matrix, exact in zip(images, batch, *self.matrices(sizes, u, augment), strict=True):
             if exact and image.shape == target.shape and _only_flips(matrix, self.size):
@@ -55,12 +58,12 @@ class Geometry:
         return batch
 
     def matrices(self, sizes: np.ndarray, u: np.ndarray, augment: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Maps from source to target coordinates (B, 2, 3), and which of them move whole pixels (B,).
+        """Return the maps from source to target coordinates (B, 2, 3), and which of them move whole pixels (B,).
 
         Args:
             sizes: widths and heights, (B, 2).
             u: uniform random numbers, one column for each of `GEOMETRY`.
-            augment: whether to use them, (B,).
+            augment: which images to augment, (B,).
         """
         data = self.data
         flip = np.where((u[:, :2] < (data.horizontal_flip, data.vertical_flip)) & augment[:, None], -1.0, 1.0)
@@ -78,7 +81,7 @@ class Geometry:
         return np.concatenate([linear, shift[:, :, None]], 2), exact
 
     def _offset(self, sizes: np.ndarray, u: np.ndarray, augment: np.ndarray) -> np.ndarray:
-        """Where the window begins, x and y (B, 2): the center, or anywhere in the padded image for a random crop."""
+        """Return the window's corner, x and y (B, 2): centered, or random in the padded image for a random crop."""
         center = (sizes - self.size) / 2
         if self.data.crop is None:
             return center
@@ -87,13 +90,13 @@ class Geometry:
 
 
 def _only_flips(matrix: np.ndarray, size: int) -> bool:
-    """Whether a map of whole pixels (2, 3) keeps a square of `size` pixels where it is."""
+    """Return whether a map of whole pixels (2, 3) maps a square of `size` pixels onto itself."""
     x, y = (size - 1 if matrix[axis, axis] < 0 else 0 for axis in (0, 1))
     return bool(matrix[0, 2] == x and matrix[1, 2] == y)
 
 
 def _mirror(image: np.ndarray, matrix: np.ndarray, target: np.ndarray) -> None:
-    """What `warpAffine` does where there are flips at most, ten times as fast."""
+    """Apply a map of flips only, ten times as fast as `warpAffine`."""
     x, y = matrix[0, 0] < 0, matrix[1, 1] < 0
     if x or y:
         cv2.flip(image, -1 if x and y else int(x), dst=target)
@@ -102,7 +105,7 @@ def _mirror(image: np.ndarray, matrix: np.ndarray, target: np.ndarray) -> None:
 
 
 def color_factors(data: ImageData, u: np.ndarray, augment: np.ndarray) -> np.ndarray:
-    """Numbers in [0, 1) (B, 5), which to augment (B,) → factors of `COLOR` (B, 5) float32.
+    """Convert numbers in [0, 1) (B, 5) to factors of `COLOR` (B, 5) float32, neutral unless `augment` (B,).
 
     Brightness, contrast and saturation are factors around 1, hue is in turns around 0, grayscale is 0 or 1.
     """
@@ -115,15 +118,15 @@ def color_factors(data: ImageData, u: np.ndarray, augment: np.ndarray) -> np.nda
 
 
 def changes_color(data: ImageData) -> bool:
-    """Whether training images change their color."""
+    """Return whether the colors of training images are augmented."""
     return any((data.brightness, data.contrast, data.saturation, data.hue, data.random_grayscale))
 
 
 def recolor(images: Tensor, factors: Tensor) -> Tensor:
-    """Color jitter of float images (B, H, W, 3) in [0, 1] by `color_factors` (B, 5), as one linear map an image.
+    """Apply color jitter to float images (B, H, W, 3) in [0, 1] by `color_factors` (B, 5), as one linear map per image.
 
-    Brightness, contrast, saturation, hue, grayscale, in this order (torchvision's is random); hue turns the color
-    plane of YIQ, as NVIDIA's DALI does, where torchvision goes through HSV.
+    The order is brightness, contrast, saturation, hue, grayscale (torchvision's is random). Hue rotates the color
+    plane of YIQ, as in NVIDIA's DALI; torchvision uses HSV.
     """
     brightness, contrast, saturation, hue, gray = factors.unbind(1)
     luma = torch.tensor(GRAY, device=images.device)
@@ -143,22 +146,22 @@ def recolor(images: Tensor, factors: Tensor) -> Tensor:
 
 
 def normalize(images: Tensor, mean: Tensor, std: Tensor, color: Tensor | None = None) -> Tensor:
-    """uint8 (B, H, W, 3) → float32 (B, 3, H, W) with each channel in units of `std` from `mean` (3,), both in [0, 1].
+    """Normalize uint8 (B, H, W, 3) to float32 (B, 3, H, W) by `mean` and `std` of each channel (3,), both in [0, 1].
 
-    The result is laid out channels-last in memory, as the images come; `color` (B, 5) recolors them first.
+    The result is channels-last in memory, like the images; `color` (B, 5) recolors them first.
     """
     if color is None and images.device.type == "cpu":
         return _looked_up(images, mean, std)
     batch, height, width, channels = images.shape
     pixels = images.float() if color is None else recolor(images.float() / 255, color) * 255
-    # whole rows at once: a broadcast over three channels, innermost, takes ten times as long
+    # entire rows at once: a broadcast over the innermost three channels takes ten times as long
     scale, shift = (1 / (255 * std)).repeat(width), (-mean / std).repeat(width)
     rows = pixels.view(batch, height, width * channels).mul_(scale).add_(shift)
     return rows.view(images.shape).permute(0, 3, 1, 2)
 
 
 def _looked_up(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """`normalize` by a table of all 256 values, in one pass where arithmetic takes three."""
+    """Normalize by a lookup table of all 256 values, in one pass instead of three."""
     values = (torch.arange(256).view(256, 1) / 255 - mean) / std
     batch, height, width, channels = images.shape
     found = cv2.LUT(images.contiguous().view(batch * height, width, channels).numpy(), values.view(1, 256, 3).numpy())
@@ -166,6 +169,6 @@ def _looked_up(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 def denormalize(images: Tensor, mean: Tensor, std: Tensor) -> np.ndarray:
-    """float (B, 3, H, W) → uint8 (B, H, W, 3), the inverse of `normalize`, for pictures."""
+    """Invert `normalize` for pictures: float (B, 3, H, W) → uint8 (B, H, W, 3)."""
     pixels = images.permute(0, 2, 3, 1).float() * std + mean
     return (pixels * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()

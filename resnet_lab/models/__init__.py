@@ -1,1 +1,1 @@
-"""Residual networks and the weights that they start from."""
+"""Residual networks and their initial weights."""

@@ -1,4 +1,4 @@
-"""A small conventional CNN, to compare residual networks with."""
+"""A small conventional CNN for comparison with residual networks."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ def example_cnn(
     activation: Text,
     pretrained: Text = "none",
 ) -> nn.Sequential:
-    """The plain recipe of textbooks, in place of study B's "example" CNN, which its write-up does not describe.
+    """Build a textbook CNN, a substitute for study B's "example" CNN, which the study does not describe.
 
-    For each width a 3×3 convolution, an activation and a 2×2 max pool; then the average over the image, so that any
-    image size will do, a hidden layer, dropout and the layer to the classes. No batch norm and no shortcuts. Images
-    (B, 3, H, W) of at least 2 ** len(widths) pixels a side to logits (B, K).
+    For each width: a 3×3 convolution, an activation and a 2×2 max pool. Then: global average pooling (any image size
+    works), a hidden layer, dropout and the output layer. No batch norm and no shortcuts. Input: images (B, 3, H, W) of
+    at least 2 ** len(widths) pixels a side; output: logits (B, K).
 
-    conf/model/example_cnn.yaml says what the arguments mean.
+    conf/model/example_cnn.yaml documents the arguments.
 
     Args:
         num_classes: K.
 
     Raises:
-        UserError: a number makes no sense, or the weights do not fit.
+        UserError: a number is out of range, or the weights do not fit.
     """
     if not widths or min(*widths, hidden) < 1 or not 0 <= dropout < 1:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Weights in: from torchvision, a file or a run of this project; only plain tensors are ever unpickled."""
+"""Loads weights from torchvision, a file or a run of this project; unpickles nothing but plain tensors."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ SOURCES = (
     "give none, imagenet, IMAGENET1K_V2, or the path of a state dict, a checkpoint, a run, or a folder with one run or "
     "one file of weights for each depth"
 )
-SUFFIXES = (".pth", ".pt", ".th", ".ckpt", ".tar", ".bin", ".pkl", ".safetensors")  # of files of weights
+SUFFIXES = (".pth", ".pt", ".th", ".ckpt", ".tar", ".bin", ".pkl", ".safetensors")  # of weight files
 
-# rebuild a number and an array of numpy; their module has another name since numpy 2
+# functions that rebuild a number and an array of numpy; numpy 2 renamed their module
 _scalar, _array = np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]
-# what training scripts keep beside the tensors: the arguments of argparse, paths, and numbers and arrays of numpy
+# objects that training scripts save beside the tensors: arguments of argparse, paths, numbers and arrays of numpy
 HARMLESS: list[Any] = [
     argparse.Namespace,
     *((PosixPath, f"pathlib{module}.PosixPath") for module in ("", "._local")),
@@ -39,23 +39,23 @@ HARMLESS: list[Any] = [
     *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
     *((_array, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
 ]
-COPIES = re.compile(r"(^|[._])(ema|encoder_k|momentum|target)(?![a-z])", re.IGNORECASE)  # running averages of another
+COPIES = re.compile(r"(^|[._])(ema|encoder_k|momentum|target)(?![a-z])", re.IGNORECASE)  # running averages
 
 
 def load_pretrained(model: nn.Module, source: str) -> None:
-    """Replace the initial values of a network in place, and log by key what was not replaced.
+    """Load pretrained weights into a network in place, and log the keys that were not replaced.
 
-    A head (`fc`) of another shape (another number of classes) keeps its initial values; all else must fit.
+    A head (`fc`) of another shape (another number of classes) keeps its initial values; everything else must fit.
 
     Args:
         model: a network with the parameter names of torchvision's ResNet.
-        source: `imagenet` (torchvision's IMAGENET1K_V1), a name from torchvision's weight enum for this
-            depth, or the path of a state dict (torch or safetensors), of a checkpoint or run folder of ours, or
-            of a folder with runs or files of weights, of which one has this depth.
+        source: `imagenet` (torchvision's IMAGENET1K_V1), a name from torchvision's weight enum for this depth, or a
+            path. The path is a state dict (torch or safetensors), a checkpoint, a run folder, or a folder with runs or
+            weight files, exactly one of this depth.
 
     Raises:
-        UserError: the weights are not there, cannot be fetched, are more than plain tensors, are NaN or infinite, or do
-            not fit.
+        UserError: the weights are missing, cannot be downloaded, contain more than plain tensors, are NaN or infinite,
+            or do not fit.
     """
     own = model.state_dict()
     content, source = contents(source, depth_of(own))
@@ -73,22 +73,22 @@ def load_pretrained(model: nn.Module, source: str) -> None:
     )
     if "pytorch-lightning_version" not in content and strides_on_first(model):
         logger.warning(
-            "model.pretrained=%s: weights trained with the stride on the 3×3 (all of torchvision's) compute "
-            "another function with the stride on the first 1×1; set model.stride_on=3x3 for them",
+            "model.pretrained=%s: weights trained with the stride on the 3×3 convolution (all of torchvision's) give "
+            "wrong results with the stride on the first 1×1; set model.stride_on=3x3 for them",
             source,
         )
 
 
 def load_fitting(model: nn.Module, source: str) -> None:
-    """Load into a network from outside, in place, every tensor of a file whose name and shape fit, and log the others.
+    """Load every tensor of a file with a matching name and shape into an external network, and log the others.
 
     Args:
-        model: any network.
-        source: the path of a state dict (torch or safetensors), of a checkpoint or of a run folder.
+        model: any network, changed in place.
+        source: the path of a state dict (torch or safetensors), a checkpoint or a run folder.
 
     Raises:
-        UserError: the weights are not there, are more than plain tensors, or NaN or infinite; or fewer than half of the
-            network's tensors are among them.
+        UserError: the weights are missing, contain more than plain tensors, or are NaN or infinite; or fewer than half
+            of the network's tensors match.
     """
     own = model.state_dict()
     try:
@@ -103,7 +103,7 @@ def load_fitting(model: nn.Module, source: str) -> None:
     if 2 * len(kept) > len(names):
         others = [name for name in state if name not in fits]
         raise UserError(
-            f"model.pretrained={source}: {len(names) - len(kept)} of {len(names)} tensors of the network fit by name "
+            f"model.pretrained={source}: {len(names) - len(kept)} of {len(names)} tensors of the network match by name "
             f"and shape (it has {', '.join(kept[:3])} …; the file has {', '.join(others[:3]) or 'none'} …); give "
             "weights of this network"
         )
@@ -116,15 +116,15 @@ def load_fitting(model: nn.Module, source: str) -> None:
 
 
 def fitting(content: Mapping[str, Any], own: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """The tensors of a file under the names of a network, all of which fit, except for the head.
+    """Return the tensors of a file under the names of a network; all but the head must fit.
 
     Args:
-        content: of the file.
+        content: content of the file.
         own: the network's state dict; its values may be without data (device `meta`).
-        source: for errors.
+        source: source of the weights, for errors.
 
     Raises:
-        UserError: they are none of such a network, NaN or infinite, or of another architecture.
+        UserError: the tensors are not of such a network, are NaN or infinite, or of another architecture.
     """
     state = rename(find_network(content, own, source), own)
     refuse_nan_weights(state, f"model.pretrained={source}")
@@ -138,12 +138,12 @@ def fitting(content: Mapping[str, Any], own: Mapping[str, Tensor], source: str) 
 
 
 def contents(source: str, depth: int) -> tuple[dict[str, Any], str]:
-    """What `source` names, for a network of `depth` layers: a state dict, or a checkpoint with one in it.
+    """Return the state dict or checkpoint that `source` names, for a network of `depth` layers.
 
-    Beside it the source for messages, with the file where that is in a folder.
+    The second value is the source for messages, with the file name if `source` is a folder.
 
     Raises:
-        UserError: as for `load_pretrained`.
+        UserError: see `load_pretrained`.
     """
     if re.fullmatch(r"imagenet|DEFAULT|IMAGENET\w*|\w+_Weights\.\w+", source):
         return fetch(source, depth), source
@@ -155,33 +155,33 @@ def contents(source: str, depth: int) -> tuple[dict[str, Any], str]:
 
 
 def depth_of(names: Collection[str]) -> int:
-    """Layers with weights, counted from a state dict's names: stem, head, and two or three in each block."""
+    """Count the layers with weights from a state dict's names: stem, head, and two or three in each block."""
     return 2 + sum(re.fullmatch(r"layer\d+\.\d+\.conv\d\.weight", name) is not None for name in names)
 
 
 def fetch(source: str, depth: int) -> dict[str, Tensor]:
-    """Torchvision's ImageNet weights for a ResNet of `depth`, through its own download and cache."""
+    """Return torchvision's ImageNet weights for a ResNet of `depth`, through its own download and cache."""
     weights = weights_of_torchvision(source, depth)
     if weights is None:
         resnet = f"resnet{depth}"
         known = get_model_weights(resnet).__members__ if resnet in list_models() else {}
         names = ", ".join(known) or "none"
-        raise UserError(f"model.pretrained={source}: torchvision's for model.depth={depth} are: {names}")
+        raise UserError(f"model.pretrained={source}: torchvision's weights for model.depth={depth} are: {names}")
     file = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
     refuse_damaged(file, source)
     try:
-        # torchvision's default would unpickle whatever a poisoned cache holds
+        # torchvision's default would unpickle anything in a manipulated cache
         options = {"check_hash": True, "progress": True, "map_location": "cpu", "weights_only": True}
         return dict(weights.get_state_dict(**options))
-    except Exception as error:  # network, disk, hash: each raises its own
+    except Exception as error:  # network, disk and hash raise different types
         raise UserError(
-            f"model.pretrained={source}: cannot fetch {weights.url} ({reason(error)}); fetch it elsewhere and copy it "
-            f"to {file}, or give another file through model.pretrained=PATH"
+            f"model.pretrained={source}: cannot download {weights.url} ({reason(error)}); download it elsewhere and "
+            f"copy it to {file}, or give another file with model.pretrained=PATH"
         ) from error
 
 
 def weights_of_torchvision(source: str, depth: int) -> Any:
-    """The member of torchvision's enumeration of weights that `model.pretrained` names; None: it names none."""
+    """Return the member of torchvision's weight enum that `model.pretrained` names; None if there is none."""
     resnet, (enum, _, name) = f"resnet{depth}", source.rpartition(".")
     known = get_model_weights(resnet).__members__ if resnet in list_models() else {}
     weights = known.get("IMAGENET1K_V1" if source == "imagenet" else name)
@@ -189,7 +189,7 @@ def weights_of_torchvision(source: str, depth: int) -> Any:
 
 
 def refuse_damaged(file: Path, source: str) -> None:
-    """Stop at a copy in torch's cache that is not what its name promises; torch checks that while it downloads only.
+    """Refuse a damaged file in torch's cache; torch itself checks hashes only while downloading.
 
     Raises:
         UserError: the hash of the file does not begin with the digits in its name.
@@ -207,19 +207,19 @@ def refuse_damaged(file: Path, source: str) -> None:
     if not found.startswith(promised):
         raise UserError(
             f"model.pretrained={source}: {file} is damaged (its SHA-256 begins with {found[: len(promised)]}, not with "
-            f"{promised}); delete {file}, and the next start fetches it again, or copy a complete one there"
+            f"{promised}); delete {file} to download it again, or copy a complete file there"
         )
 
 
 def find_file(source: str, depth: int | None = None) -> Path:
-    """The file itself, or the checkpoint of a run folder that its job tested.
+    """Return the file itself, or the checkpoint that the job of a run folder tested.
 
     Args:
-        source: a file, a run folder, or a folder with files of weights or with runs, of which one has this depth.
-        depth: of the network that takes the weights; None where only a run or a file will do.
+        source: a file, a run folder, or a folder with weight files or runs, exactly one of this depth.
+        depth: depth of the network that gets the weights; None: only a run or a file is accepted.
 
     Raises:
-        UserError: there is no such file, not exactly one of this depth, or the run has lost its checkpoint.
+        UserError: there is no such file, not exactly one of this depth, or the run's checkpoint is missing.
     """
     path = Path(source).expanduser()
     if path.is_file():
@@ -234,13 +234,13 @@ def find_file(source: str, depth: int | None = None) -> Path:
         run = find_run(path, depth)
     file = run.last_checkpoint if selects_nothing(run) else run.best_checkpoint
     if not file.is_file():
-        other = f"; to take the last epoch, name {run.last_checkpoint}" if run.last_checkpoint.is_file() else ""
+        other = f"; to use the last epoch, name {run.last_checkpoint}" if run.last_checkpoint.is_file() else ""
         raise UserError(f"{source}: {file} is missing or not a file; give another run or a checkpoint{other}")
     return file
 
 
 def selects_nothing(run: RunFolder) -> bool:
-    """Whether a run keeps its last epoch as no validation split selects one; not where its status cannot be read."""
+    """Return whether a run keeps its last epoch for lack of a validation split; False if its status is unreadable."""
     try:
         return run.read_status().get("best_checkpoint", "") is None
     except UserError:
@@ -248,9 +248,9 @@ def selects_nothing(run: RunFolder) -> bool:
 
 
 def file_of_depth(folder: Path, files: Iterable[Path], depth: int) -> Path:
-    """The one file that has this depth in its name, as in resnet18-f37072fd.pth, ResNet-18.pt, r18.ckpt or 18.pth.
+    """Return the one file with this depth in its name: resnet18-f37072fd.pth, ResNet-18.pt, r18.ckpt or 18.pth.
 
-    A number counts only behind such a word, as a name may also hold a hash, an epoch or an image size.
+    A number counts only after such a word, because a name may also contain a hash, an epoch or an image size.
     """
     word = r"(?:resnet|(?<![a-z])(?:res|rn|r|depth)|^(?=\d+\.))"
     pattern = re.compile(rf"{word}(?:[-_=. ]*){depth}(?!\d)", re.IGNORECASE)
@@ -258,28 +258,28 @@ def file_of_depth(folder: Path, files: Iterable[Path], depth: int) -> Path:
     if len(found) != 1:
         matches = ", ".join(file.name for file in found) or f"none among {', '.join(file.name for file in files)}"
         raise UserError(
-            f"{folder}: one file with depth {depth} in its name (as resnet{depth}.pth) is needed, found {matches}; "
-            "name the file itself"
+            f"{folder} must contain one file with depth {depth} in its name (such as resnet{depth}.pth), found "
+            f"{matches}; name the file itself"
         )
     return found[0]
 
 
 def find_run(folder: Path, depth: int) -> RunFolder:
-    """The one run at or below `folder` whose network has this depth."""
+    """Return the one run at or below `folder` with a network of this depth."""
     try:
         runs = find_runs([folder])
     except UserError:
         there = ", ".join(sorted(each.name for each in folder.iterdir())[:8]) or "nothing"
-        raise UserError(f"{folder}: it holds neither runs nor weights ({' '.join(SUFFIXES)}), but {there}") from None
+        raise UserError(f"{folder} contains neither runs nor weights ({' '.join(SUFFIXES)}), but {there}") from None
     runs = [run for run in runs if run.read_config().get("model", {}).get("depth") == depth]
     if len(runs) != 1:
         found = ", ".join(str(run.path) for run in runs) or "none"
-        raise UserError(f"{folder}: one run of depth {depth} is needed, found {found}; name the run itself")
+        raise UserError(f"{folder} must contain one run of depth {depth}, found {found}; name the run itself")
     return runs[0]
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The content of a weight file; a pickle with more in it than tensors, plain values and `HARMLESS` is refused."""
+    """Read a weight file; refuse a pickle with anything but tensors, plain values and `HARMLESS` objects."""
     try:
         with path.open("rb") as stream:
             start = stream.read(16)
@@ -294,45 +294,45 @@ def read(path: Path) -> dict[str, Any]:
         remedy = "save the weights again with torch.save(model.state_dict(), PATH)"
         last = path.with_name("last.ckpt")
         if path.name == "best.ckpt" and last.is_file():
-            remedy = f"to take the last epoch, name {last}"
+            remedy = f"to use the last epoch, name {last}"
         why = reason(error) if is_pickle(start) else f"it begins with {start!r}" if start else "it is empty"
         raise UserError(f"{path}: not readable as plain tensors ({why}); {remedy}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}, no state dict; save model.state_dict()")
+        raise UserError(f"{path} contains a {type(content).__name__}, not a state dict; save model.state_dict()")
     return content
 
 
 def is_safetensors(start: bytes) -> bool:
-    """Whether a file begins as one of safetensors does, whatever its suffix: with the length of a JSON object."""
+    """Return whether a file begins like a safetensors file (with the length of a JSON object), ignoring its suffix."""
     return start[8:9] == b"{" and not is_pickle(start)
 
 
 def is_pickle(start: bytes) -> bool:
-    """Whether a file begins as one of `torch.save` does: a zip archive, or a pickle in older versions."""
+    """Return whether a file begins like one of `torch.save`: a zip archive, or a pickle in older versions."""
     return start.startswith((b"PK", b"\x80"))
 
 
 def reason(error: Exception) -> str:
-    """One line of an error; of torch's paragraphs about a forbidden object only the object's name."""
+    """Shorten an error to one line; torch's paragraphs about a forbidden object become the object's name."""
     forbidden = re.search(r"GLOBAL (\S+)", str(error))
     if forbidden:
-        return f"it holds {forbidden[1]}"
-    text = str(error).rpartition("WeightsUnpickler error:")[2]  # before it torch advises to unpickle anything
+        return f"it contains {forbidden[1]}"
+    text = str(error).rpartition("WeightsUnpickler error:")[2]  # removes torch's advice to unpickle anything
     text = text.partition("Check the documentation")[0].partition("In PyTorch 2.6")[0]
     return " ".join(f"{type(error).__name__}: {text}".split())[:200]
 
 
 def find_network(content: Mapping[str, Any], own: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """The tensors of the network in a file, wherever a training script nests it, without what precedes their names.
+    """Return the tensors of the network in a file, at any nesting, without the prefix of their names.
 
     Raises:
-        UserError: the file holds no tensors, or several networks.
+        UserError: the file contains no tensors, or several networks.
     """
     networks = {key: value for key, value in content.items() if "optim" not in str(key)}
     tensors = with_names({name: value for name, value in flat(networks).items() if is_dense(value)})
     if not tensors:
         kinds = ", ".join(f"{key} ({type(value).__name__})" for key, value in list(content.items())[:5]) or "nothing"
-        raise UserError(f"model.pretrained={source}: there are no tensors in it, but {kinds}; {SOURCES}")
+        raise UserError(f"model.pretrained={source}: it contains no tensors, but {kinds}; {SOURCES}")
     place = place_of_network(tensors, own, source)
     beside = [name for name in tensors if not name.startswith(place)]
     if beside:
@@ -343,14 +343,14 @@ def find_network(content: Mapping[str, Any], own: Mapping[str, Tensor], source: 
 
 
 def is_dense(value: object) -> bool:
-    """Whether something is a tensor with a number in each place: not sparse, quantized or without data."""
+    """Return whether a value is a dense tensor: not sparse, quantized or without data."""
     return isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_quantized or value.is_meta)
 
 
 def with_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors with the names of layers in place of numbers: 4.0.conv1.weight → layer1.0.conv1.weight.
+    """Replace layer numbers by layer names: 4.0.conv1.weight → layer1.0.conv1.weight.
 
-    `nn.Sequential(*list(resnet.children())[:-1])` numbers layers so, which is how scripts cut off the head.
+    `nn.Sequential(*list(resnet.children())[:-1])`, the usual way to cut off the head, numbers the layers.
     """
     blocks = [re.fullmatch(r"((?:.*?\.)?)(\d+)\.\d+\.conv1\.weight", name) for name in tensors]
     stages = {(block[1], int(block[2])) for block in blocks if block and f"{block[1]}0.weight" in tensors}
@@ -367,10 +367,10 @@ def with_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def place_of_network(tensors: Collection[str], own: Mapping[str, Tensor], source: str) -> str:
-    """What precedes the names of a network's tensors in a file (`state_dict.module.`): its first two layers tell.
+    """Return the prefix of a network's tensor names in a file (`state_dict.module.`), found by its first two layers.
 
     Raises:
-        UserError: there are several networks, and not all but one are running averages.
+        UserError: there are several networks besides running averages.
     """
     first, second = [name for name, value in own.items() if value.ndim > 1][:2]
     places = [name.removesuffix(first) for name in tensors if f".{name}".endswith(f".{first}")]
@@ -378,35 +378,35 @@ def place_of_network(tensors: Collection[str], own: Mapping[str, Tensor], source
     chosen = [place for place in places if not COPIES.search(place)] or places or [""]
     if len(chosen) > 1:
         found = ", ".join(f"{place}*" for place in chosen)
-        raise UserError(f"model.pretrained={source}: it holds {len(chosen)} networks ({found}); save one of them alone")
+        raise UserError(f"model.pretrained={source}: it contains {len(chosen)} networks ({found}); save only one")
     if len(places) > 1:
         averages = ", ".join(f"{place}*" for place in places if place != chosen[0])
-        text = "model.pretrained=%s: %s* is taken, not the running average %s; save that alone to take it"
+        text = "model.pretrained=%s: using %s*, not the running average %s; to use the average, save it alone"
         logger.warning(text, source, chosen[0], averages)
     return chosen[0]
 
 
 def refuse_nan_weights(state: Mapping[str, Any], source: str) -> None:
-    """Stop at weights or buffers that are NaN or infinite: argmax of NaN is class 0 for every image.
+    """Refuse weights or buffers that are NaN or infinite: argmax of NaN is class 0 for every image.
 
     Raises:
-        UserError: there are some; the message names the source and the first tensor. Or there are no weights at all.
+        UserError: there are such values (the message names the source and the first tensor), or no weights at all.
     """
     if not isinstance(state, Mapping):
         raise UserError(
-            f"{source}: state_dict holds {type(state).__name__}, not tensors by name; give another checkpoint"
+            f"{source}: state_dict is of type {type(state).__name__}, not tensors by name; give another checkpoint"
         )
     floating = {name: each for name, each in state.items() if isinstance(each, Tensor) and each.is_floating_point()}
     undefined = [name for name, each in floating.items() if not torch.isfinite(each.double()).all()]
     if undefined:
         raise UserError(
-            f"{source}: {len(undefined)} of {len(state)} tensors hold NaN or infinite values (first {undefined[0]}), "
-            "so its predictions mean nothing; give another checkpoint, or train again with a lower optim.lr"
+            f"{source}: {len(undefined)} of {len(state)} tensors have NaN or infinite values (first {undefined[0]}), "
+            "so its predictions are invalid; give another checkpoint, or train again with a lower optim.lr"
         )
 
 
 def rename(state: Mapping[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
-    """Undo other authors' names of layers."""
+    """Rename layers from other authors' conventions to torchvision's."""
     renamed = {}
     for name, value in state.items():
         name = re.sub(r"^linear\.", "fc.", name).replace(".shortcut.", ".downsample.")
@@ -417,14 +417,14 @@ def rename(state: Mapping[str, Tensor], own: Collection[str]) -> dict[str, Tenso
 
 
 def explain(misfits: list[str], own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
-    """The likely cause, and the keys that do not fit (the first three of each kind)."""
+    """Describe the likely cause, and the keys that do not fit (the first three of each kind)."""
     depth, found = depth_of(own), depth_of(state)
     if found == 2:
-        cause = "these are no weights of a ResNet"
+        cause = "these are not weights of a ResNet"
     elif found != depth:
         cause = f"weights of depth {found}, but model.depth={depth}; set model.depth={found} or give others"
     else:
-        cause = "the weights have another form, shortcut, stem, widths or bias; set model.* as they have it"
+        cause = "the weights have another form, shortcut, stem, widths or bias; set model.* to match them"
     groups = {
         "missing": [name for name in misfits if name not in state],
         "unexpected": [name for name in misfits if name not in own],
@@ -437,6 +437,6 @@ def explain(misfits: list[str], own: Mapping[str, Tensor], state: Mapping[str, T
 
 
 def strides_on_first(model: nn.Module) -> bool:
-    """Whether a bottleneck halves the resolution on its first 1×1 convolution, as in the paper."""
+    """Return whether a bottleneck halves the resolution on its first 1×1 convolution, as in the paper."""
     first = [module for name, module in model.named_modules() if name.endswith(".conv1")]
     return any(module.kernel_size == (1, 1) and module.stride == (2, 2) for module in first)

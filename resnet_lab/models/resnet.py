@@ -1,4 +1,4 @@
-"""The residual-network family: one class made of parts, and the builder that picks the parts."""
+"""The family of residual networks: one class made of parts, and the builder that selects them."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ Shortcut = Callable[[int, int, int], nn.Module]
 
 
 def conv(inplanes: int, planes: int, kernel: int, stride: int = 1, bias: bool = False) -> nn.Conv2d:
-    """A convolution padded so that stride alone changes the resolution: (B, I, H, W) to (B, P, H/s, W/s)."""
+    """Build a convolution with padding, so that only stride changes the size: (B, I, H, W) to (B, P, H/s, W/s)."""
     return nn.Conv2d(inplanes, planes, kernel, stride, padding=kernel // 2, bias=bias)
 
 
 def projection(inplanes: int, planes: int, stride: int, bias: bool) -> nn.Module:
-    """The shortcut that learns: a 1×1 convolution and batch norm (He et al. 2016, option B)."""
+    """Build the learned shortcut: a 1×1 convolution and batch norm (He et al. 2016, option B)."""
     return nn.Sequential(conv(inplanes, planes, 1, stride, bias), nn.BatchNorm2d(planes))
 
 
 class ZeroPad(nn.Module):
-    """The shortcut without parameters: every `stride`-th pixel, new channels zero (He et al. 2016, option A).
+    """Shortcut without parameters: every `stride`-th pixel, new channels zero (He et al. 2016, option A).
 
-    The zeros go half in front of and half behind the old channels, as in the published CIFAR weights.
+    Half of the new channels precede the old ones and half follow, as in the published CIFAR weights.
     """
 
     def __init__(self, inplanes: int, planes: int, stride: int) -> None:
@@ -47,13 +47,13 @@ class ZeroPad(nn.Module):
         self.back = planes - inplanes - self.front
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, I, H, W) to (B, P, ceil(H/stride), ceil(W/stride))."""
+        """Map (B, I, H, W) to (B, P, ceil(H/stride), ceil(W/stride))."""
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.front, self.back))
 
 
 @dataclass(frozen=True)
 class BlockParts:
-    """What all blocks of one network share; `shortcut` None makes a plain network."""
+    """Parts shared by all blocks of one network; `shortcut` None makes a plain network."""
 
     shortcut: Shortcut | None
     activation: Activation
@@ -62,7 +62,7 @@ class BlockParts:
     bias: bool
 
     def make_shortcut(self, inplanes: int, planes: int, stride: int) -> nn.Module | None:
-        """The way around one block's convolutions: the identity wherever the shape stays."""
+        """Build the shortcut of one block: the identity if the shape does not change."""
         if self.shortcut is None:
             return None
         if stride == 1 and inplanes == planes:
@@ -70,7 +70,7 @@ class BlockParts:
         return self.shortcut(inplanes, planes, stride)
 
     def make_last_activation(self) -> nn.Module:
-        """What follows the addition."""
+        """Build the activation after the addition."""
         return self.activation() if self.last_activation else nn.Identity()
 
 
@@ -90,7 +90,7 @@ class BasicBlock(nn.Module):
         self.last_activation = parts.make_last_activation()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, I, H, W) to (B, P, H/stride, W/stride)."""
+        """Map (B, I, H, W) to (B, P, H/stride, W/stride)."""
         out = self.activation(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         if self.downsample is not None:
@@ -119,7 +119,7 @@ class Bottleneck(nn.Module):
         self.last_activation = parts.make_last_activation()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, I, H, W) to (B, 4 P, H/stride, W/stride)."""
+        """Map (B, I, H, W) to (B, 4 P, H/stride, W/stride)."""
         out = self.activation1(self.bn1(self.conv1(x)))
         out = self.activation2(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
@@ -131,7 +131,7 @@ class Bottleneck(nn.Module):
 
 @dataclass(frozen=True)
 class Stem:
-    """The first convolution, and whether a 3×3/2 max pool follows."""
+    """First convolution, and whether a 3×3/2 max pool follows."""
 
     kernel: int
     stride: int
@@ -142,13 +142,13 @@ Block = type[BasicBlock] | type[Bottleneck]
 
 
 class ResNet(nn.Module):
-    """A residual (or plain) network made of parts, with the parameter names of torchvision's ResNet.
+    """Residual (or plain) network made of parts, with the parameter names of torchvision's ResNet.
 
-    Convolutions start from the normal distribution of He et al. (2015; fan out, the gain of ReLU whatever
-    the activation), batch norms from weight 1 and bias 0; linear layers and convolution biases keep torch's
-    defaults. A seed gives the values that it gives in torchvision.
+    Convolutions are initialized from the normal distribution of He et al. (2015; fan out, ReLU's gain for any
+    activation), batch norms with weight 1 and bias 0; linear layers and convolution biases keep torch's
+    defaults. A seed gives the same values as in torchvision.
 
-    `layers` counts the blocks of each stage and `widths` its base filters, of which the stem has the first.
+    `layers` is the number of blocks in each stage, `widths` the base filters of each stage; the stem has the first.
     """
 
     def __init__(
@@ -181,7 +181,7 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) to logits (B, K)."""
+        """Map images (B, 3, H, W) to logits (B, K)."""
         x = self.maxpool(self.activation(self.bn1(self.conv1(images))))
         for stage in range(1, self.stages + 1):
             x = getattr(self, f"layer{stage}")(x)
@@ -190,7 +190,7 @@ class ResNet(nn.Module):
 
 
 def make_head(features: int, num_classes: int, activation: Activation | None) -> nn.Module:
-    """A linear layer to the classes; with `activation`, it follows ImageNet's 1000-way layer (study C)."""
+    """Build the linear output layer; with `activation`, it follows ImageNet's 1000-way layer (study C)."""
     if activation is None:
         return nn.Linear(features, num_classes)
     return nn.Sequential(nn.Linear(features, 1000), activation(), nn.Linear(1000, num_classes))
@@ -198,7 +198,7 @@ def make_head(features: int, num_classes: int, activation: Activation | None) ->
 
 @dataclass(frozen=True)
 class Form:
-    """The choices that go together under one name; depths None are the 6n+2 of the paper's CIFAR form."""
+    """Defaults of a named form; `depths` None means the 6n+2 layers of the paper's CIFAR form."""
 
     depths: dict[int, tuple[Block, Sequence[int]]] | None
     widths: Sequence[int]
@@ -246,15 +246,15 @@ def resnet(
     hidden_head: bool = False,
     pretrained: Text = "none",
 ) -> ResNet:
-    """Build a network of the family; `shortcut`, `stem`, `widths` and `bias` are the form's own where None.
+    """Build a network of the family; `shortcut`, `stem`, `widths` and `bias` default to the form's own if None.
 
-    conf/model/_resnet.yaml says what the arguments mean.
+    conf/model/_resnet.yaml documents the arguments.
 
     Args:
         num_classes: length K of the logits.
 
     Raises:
-        UserError: a choice that does not exist or fit the others; weights that are missing or do not fit.
+        UserError: a choice does not exist or contradicts another; weights are missing or do not fit.
     """
     family = pick("form", form, FORMS)
     block, layers = find_layers(form, depth)
@@ -284,7 +284,7 @@ def resnet(
 
 
 def pick(argument: str, value: object, choices: Mapping[Any, Choice]) -> Choice:
-    """What `value` stands for in `choices`; a UserError that names them when it is none of them."""
+    """Return the choice that `value` names; refuse an unknown value and list the choices."""
     for known, choice in choices.items():
         if value == known:
             return choice
@@ -292,7 +292,7 @@ def pick(argument: str, value: object, choices: Mapping[Any, Choice]) -> Choice:
 
 
 def find_layers(form: str, depth: int) -> tuple[Block, Sequence[int]]:
-    """The block and the number of blocks in each stage (He et al. 2016, table 1 and section 4.2; study D)."""
+    """Return the block and the number of blocks in each stage (He et al. 2016, table 1 and section 4.2; study D)."""
     depths = FORMS[form].depths
     if depths is not None:
         return pick(f"form={form} model.depth", depth, depths)
@@ -302,38 +302,40 @@ def find_layers(form: str, depth: int) -> tuple[Block, Sequence[int]]:
 
 
 def check_widths(widths: Sequence[int], form: str, stages: int) -> Sequence[int]:
-    """`widths`, when they are one positive whole number for each stage."""
+    """Return `widths` if they are one positive whole number per stage; else refuse them."""
     whole = isinstance(widths, Sequence) and all(isinstance(width, int) and width > 0 for width in widths)
     if not whole or len(widths) != stages:
         own = list(FORMS[form].widths)
-        raise UserError(f"model.widths={widths}: model.form={form} needs {stages} whole numbers like {own}")
+        raise UserError(
+            f"model.widths={widths}: model.form={form} needs {stages} positive whole numbers, such as {own}"
+        )
     return widths
 
 
 def find_activation(name: str) -> Activation:
-    """Torch's activation of that name; in place where the gradient needs no more than the result."""
+    """Return torch's activation of that name; in place if the gradient needs only the result."""
     known = {kind.lower(): kind for kind in nn.modules.activation.__all__ if kind not in NOT_ELEMENTWISE}
     if name not in known.values():
         close = difflib.get_close_matches(str(name).lower(), known) or ("relu", "leakyrelu", "silu", "gelu")
         names = ", ".join(known[match] for match in close)
-        raise UserError(f"model.activation={name} is no activation of torch.nn that fits; try {names}")
+        raise UserError(f"model.activation={name} is not a suitable activation of torch.nn; try {names}")
     kind = getattr(nn, name)
     return partial(kind, inplace=True) if name in ("ReLU", "LeakyReLU") else kind
 
 
 def parameter_count(model: nn.Module) -> int:
-    """Number of parameters, trained or not."""
+    """Return the number of parameters, trained or not."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def multiply_adds(model: nn.Module, image_size: int) -> int:
-    """Multiply-adds of the convolutions and linear layers for one square image of `image_size` pixels a side.
+    """Return the multiply-adds of convolutions and linear layers for one image of `image_size` pixels a side.
 
-    It runs on tensors without storage: nothing is computed, and the model's weights and statistics stay.
+    It runs on tensors without storage: nothing is computed, and the model's weights and statistics do not change.
     """
     names = chain(model.named_parameters(), model.named_buffers())
     tensors = {name: tensor.detach().to("meta") for name, tensor in names}
-    # two images, as batch norm in training refuses one value per channel; two operations per multiply-add
+    # two images: batch norm in training refuses one value per channel; two operations per multiply-add
     images = torch.empty(2, 3, image_size, image_size, device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         functional_call(model, tensors, (images,))
