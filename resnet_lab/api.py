@@ -106,6 +106,8 @@ def resnet(depth: int, num_classes: int, form: str = "resnet", **keys: Any) -> n
     Raises:
         UserError: a key does not exist, or a value is not allowed.
     """
+    if training := sorted({"freeze", "unfreeze_at_epoch"} & {*keys}):
+        raise UserError(f"{training[0]}: a job freezes parts while it trains; set requires_grad of the parameters")
     config = compose_config([f"model={form}"])
     OmegaConf.set_struct(config, False)
     config.model.update({"depth": depth, **keys})

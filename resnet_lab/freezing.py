@@ -10,26 +10,11 @@ from lightning import Callback, LightningModule, Trainer
 from torch import nn
 
 from resnet_lab.errors import UserError
+from resnet_lab.parts import head_of
 
 log = logging.getLogger(__name__)
 
 ALL_BUT_HEAD = "all_but_head"
-
-
-def head_of(network: nn.Module, key: str) -> str:
-    """Return the dotted name of the last linear layer, which computes the outputs.
-
-    Args:
-        network: any network.
-        key: the configuration key that needs the head, for the error.
-
-    Raises:
-        UserError: the network has no linear layer.
-    """
-    linear = [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear)]
-    if not linear:
-        raise UserError(f"{key}: this network has no linear layer and thus no head; name parts in model.freeze")
-    return str(linear[-1])
 
 
 def is_in(name: str, part: str) -> bool:

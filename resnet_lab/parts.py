@@ -6,6 +6,7 @@ import copy
 import inspect
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from resnet_lab.models.pretrained import load_fitting, weights_of_torchvision
 from resnet_lab.objectives import Criterion, Objective
 from resnet_lab.signatures import imported, is_ours
 
+TRIAL = 96  # pixels of an image that shows which layer comes last
 SOURCES = ("pretrained", "weights", "checkpoint_path")  # keys of networks that select initial weights
 
 
@@ -116,6 +118,35 @@ def refuse_no_data_set(data: object) -> None:
         raise UserError(
             f"data._target_ {target} is not a data set: derive it from resnet_lab.data.image_data.ImageData"
         )
+
+
+def head_of(network: nn.Module, key: str) -> str:
+    """Return the dotted name of the linear layer that computes the outputs: the one that an image reaches last.
+
+    If the network rejects an image of `TRIAL` pixels, it is the linear layer that is defined last.
+
+    Args:
+        network: any network; it stays as it is.
+        key: the configuration key that needs the head, for the error.
+
+    Raises:
+        UserError: the network has no linear layer.
+    """
+    linear = {layer: name for name, layer in network.named_modules() if isinstance(layer, nn.Linear)}
+    if not linear:
+        raise UserError(f"{key}: this network has no linear layer and thus no head; name parts in model.freeze")
+    reached = list(linear)
+    hooks = [layer.register_forward_hook(lambda each, *_: reached.append(each)) for layer in linear]
+    modes = {layer: layer.training for layer in network.modules()}
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), suppress(Exception):
+            network.eval()(torch.zeros(1, 3, TRIAL, TRIAL, device=next(network.parameters()).device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for layer, mode in modes.items():
+            layer.training = mode
+    return str(linear[reached[-1]])
 
 
 def refuse_misfit(network: nn.Module, num_outputs: int, size: int, target: str) -> None:

@@ -26,7 +26,7 @@ from resnet_lab.errors import UserError
 from resnet_lab.models.pretrained import find_file, read, refuse_nan_weights
 from resnet_lab.objectives import Objective
 from resnet_lab.origin import origin_of
-from resnet_lab.parts import build_network, build_objective, without_weights
+from resnet_lab.parts import build_network, build_objective, head_of, without_weights
 
 One: TypeAlias = str | Path | np.ndarray | Image.Image
 Images: TypeAlias = One | Sequence[One] | Tensor
@@ -101,11 +101,9 @@ class Trained:
         Raises:
             UserError: see `__call__`; or the network has no linear layer.
         """
-        layers = [each for each in self.network.modules() if isinstance(each, nn.Linear)]
-        if not layers:
-            raise UserError(f"{self.file}: features are the input of the last linear layer, but the network has none")
+        head = self.network.get_submodule(head_of(self.network, f"features of {self.file}"))
         found: list[Tensor] = []
-        hook = layers[-1].register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].float().cpu()))
+        hook = head.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].float().cpu()))
         try:
             for batch in self._seen(images)[1]:
                 self._outputs(batch)
@@ -142,6 +140,8 @@ class Trained:
     def _pixels(self, images: Tensor) -> Tensor:
         """Convert a tensor of the network's size to uint8 (N, S, S, 3)."""
         images = images[None] if images.ndim == 3 else images
+        if not len(images):
+            raise UserError("a tensor without images: give at least one image")
         if images.ndim != 4 or images.shape[1:] != (3, self.size, self.size):
             raise UserError(
                 f"a tensor of shape {tuple(images.shape)}: give (N, 3, {self.size}, {self.size}), or arrays (H, W, 3) "
@@ -179,7 +179,7 @@ class Trained:
         return (normalize(batch, mean, std) for batch in batches)
 
 
-def load(source: str | Path, trust: Sequence[str] = ()) -> Trained:
+def load(source: str | Path, trust: str | Sequence[str] = ()) -> Trained:
     """Read a trained network.
 
     Args:
@@ -190,7 +190,7 @@ def load(source: str | Path, trust: Sequence[str] = ()) -> Trained:
         UserError: there is no checkpoint, it contains more than plain values or is not of this project, it names
             functions that are neither ours nor trusted, or its weights are NaN, infinite, or of another network.
     """
-    trusting.trust(trust)
+    trusting.trust([trust] if isinstance(trust, str) else trust)
     file = find_file(str(source))
     checkpoint = read(file)
     origin, state = origin_of(checkpoint, file), checkpoint.get("state_dict", {})

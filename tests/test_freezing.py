@@ -17,6 +17,7 @@ from resnet_lab.freezing import Freezing, idle_keys, names_in
 from resnet_lab.models.example_cnn import example_cnn
 from resnet_lab.models.resnet import resnet
 from resnet_lab.optim import optimizer_of, refuse_lost_factor
+from resnet_lab.parts import head_of
 from resnet_lab.run_folder import RunFolder
 from resnet_lab.training import guarded
 
@@ -200,3 +201,31 @@ def test_a_layer_that_does_not_exist_fails_before_training(make_run: MakeRun) ->
     assert guarded(run) == 1
     assert "no part layer9" in run.read_status()["error"]
     assert not run.last_checkpoint.exists()
+
+
+class HeadFirst(nn.Module):
+    """A head that is defined before the body, whose last layer is linear, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(6, 5)
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.last = nn.Linear(8, 6)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.last(self.body(images)))
+
+
+def test_the_head_is_the_layer_that_images_reach_last() -> None:
+    network = HeadFirst()
+    before, state = {name: value.clone() for name, value in network.state_dict().items()}, torch.get_rng_state()
+    assert head_of(network, "key") == "head"
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert network.training
+    assert network.body[1].training
+    assert torch.equal(torch.get_rng_state(), state)
+    trained = set(network.state_dict()) - names_in(network, "all_but_head")
+    assert trained == {"head.weight", "head.bias"}
+    with torch.device("meta"):
+        assert head_of(HeadFirst(), "key") == "head"
+    assert head_of(nn.Sequential(nn.Flatten(), nn.Linear(27, 4), nn.Linear(4, 2)), "key") == "2"  # not of 96 pixels

@@ -362,7 +362,7 @@ def test_parts_are_checked_with_the_classes_of_their_data(mylab: None) -> None:
     preflight.check_parts(OmegaConf.to_container(config, resolve=True))
     wrong = compose_config([*data, "model=own", "model._target_=mylab.Seven", "data.image_size=12"])
     line = refusal(preflight.check_parts, OmegaConf.to_container(wrong, resolve=True))
-    assert "gives (2, 7) for two images in training, not (2, 3)" in line
+    assert "(2, 7) for two images in training, not (2, 3)" in line
 
 
 def test_a_missing_module_is_named_by_the_part_that_needs_it() -> None:

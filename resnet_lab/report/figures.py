@@ -39,8 +39,8 @@ class Curve(NamedTuple):
 
 CURVES = {
     "accuracy": Curve("Accuracy by epoch", "accuracy", ("train", "val", "test"), True, "accuracy, %", 100),
-    "loss": Curve("Loss by epoch", "loss", ("train", "val", "test"), True, "cross-entropy", 1),
-    "train_loss": Curve("Training loss by epoch", "loss", ("train",), False, "training cross-entropy", 1),
+    "loss": Curve("Loss by epoch", "loss", ("train", "val", "test"), True, "loss", 1),
+    "train_loss": Curve("Training loss by epoch", "loss", ("train",), False, "training loss", 1),
     "error": Curve("Error by epoch", "error", ("judged",), False, "error, %", 100),
     "error_by_depth": Curve("Error by epoch and depth", "error", ("train", "judged"), True, "error, %", 100),
 }
