@@ -70,7 +70,7 @@ class Freezing(Callback):
     Args:
         network: whose parameters the constructor freezes.
         freeze: `model.freeze`.
-        until: the epoch from which on all parts are trained; None: never.
+        until: number of epochs after which all parts are trained; None: never.
 
     Attributes:
         names: the dotted names of all frozen modules and tensors.
@@ -101,7 +101,7 @@ class Freezing(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._begin(trainer.current_epoch)
         if self.names and trainer.current_epoch == self.until:
-            log.info("epoch %d  the frozen parts are trained from here on", self.until)
+            log.info("epoch %d  the frozen parts are trained from here on", trainer.current_epoch + 1)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         if self._drops_gradients and not self.trains(trainer.current_epoch):

@@ -89,7 +89,7 @@ class LayerStatistics(Callback):
             frame = pd.DataFrame(self.rows)
             write_atomically(self.run.layers_file, frame.to_csv(index=False))
             for board in boards(trainer):
-                figure = plots.layers.by_depth({f"epoch {epoch}": plots.layers.profile_of(frame, epoch)})
+                figure = plots.layers.by_depth({f"epoch {epoch + 1}": plots.layers.profile_of(frame, epoch)})
                 board.experiment.add_figure("train/layers", figure, epoch)
 
     def state_dict(self) -> dict[str, Any]:

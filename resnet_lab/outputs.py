@@ -15,7 +15,7 @@ from resnet_lab.files import new_folder, write_atomically
 from resnet_lab.run_folder import RunFolder
 from resnet_lab.scores import SCORES, majority_baseline
 
-LABEL = 26  # characters of the first column of the table of scores
+LABEL, CELL = 26, 9  # characters of the columns of the table of scores: six of them fit into 80
 
 
 def refuse_undefined(rows: pd.DataFrame, probabilities: np.ndarray, source: str = "the model") -> None:
@@ -132,7 +132,9 @@ def score_table(
     majority = int(np.argmax(train_counts))
     always = f"  always “{on_one_line(names[majority])}”"
     always = always if len(always) <= LABEL else f"{always[: LABEL - 2]}…”"
-    lines = [" " * LABEL + "".join(f"{name:>19}" for name in columns)]
+    words = [["", *name.split("_", 1)][-2:] for name in columns]  # `balanced_accuracy` takes two lines
+    titles = ["".join(f"{each:>{CELL}}" for each in line) for line in zip(*words, strict=True)]
+    lines = [" " * LABEL + line for line in titles if line.strip()]
     for split, images in counts.items():
         targets = np.repeat(np.arange(len(images)), images)
         baseline = majority_baseline(targets, majority, len(images))
@@ -144,6 +146,6 @@ def score_table(
 
 def _cells(metrics: dict[str, float], split: str, names: Sequence[str]) -> str:
     return "".join(
-        f"{round(metrics[key], 4) + 0.0:19.4f}" if (key := f"{split}/{name}") in metrics else f"{'':19}"
+        f"{round(metrics[key], 4) + 0.0:{CELL}.4f}" if (key := f"{split}/{name}") in metrics else " " * CELL
         for name in names
     )

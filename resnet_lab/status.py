@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from resnet_lab.command_line import run_command
 from resnet_lab.errors import UserError, count, printable
 from resnet_lab.run_folder import UNTRAINED, RunFolder, closed_folders, find_runs, jobs_file, list_jobs
+from resnet_lab.terminal import duration
 from resnet_lab.verbs import VERBS
 
 STATES = ("done", "running", "interrupted", "failed", "created", "missing", "unreadable")
@@ -55,14 +56,6 @@ def _note(status: dict[str, Any], config: dict[str, Any]) -> str:
         seconds = status["seconds"] / finished
         note += f", {duration(seconds)} an epoch, about {duration(seconds * (epochs - finished))} left"
     return note
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people."""
-    if seconds < 100:
-        return f"{seconds:.3g} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
 def states_of(folder: Path) -> list[JobState]:

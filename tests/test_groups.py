@@ -143,7 +143,7 @@ def test_what_is_wrong_is_said(tmp_path):
     write_run(tmp_path / "again", seed=0)
     found = {finding.kind: finding.text for finding in compare(tmp_path)[2]}
     assert found["failed"] == "failed: OutOfMemoryError: 6 GB"
-    assert found["interrupted"] == "killed: no result, last epoch: 3"
+    assert found["interrupted"] == "killed: no result, last epoch: 4"
     assert (
         found["leaking"]
         == "5618 images of train or val share a patient or picture with a later split (1 of 6 runs: leaky)"

@@ -15,7 +15,7 @@ from fake_data import refusal
 
 from resnet_lab import status
 from resnet_lab.run_folder import RunFolder, list_jobs
-from resnet_lab.status import JobState, duration, state_of, states_of, table
+from resnet_lab.status import JobState, state_of, states_of, table
 
 
 @pytest.fixture
@@ -102,13 +102,6 @@ def test_a_folder_without_runs_is_one_error(tmp_path: Path) -> None:
     assert "no run" in refusal(status.command, [str(tmp_path)])
     assert "is not a folder" in refusal(status.command, [str(tmp_path / "nowhere")])
     assert "resnet-lab status --help" in refusal(status.command, [])
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(5.04, "5.04 s"), (99, "99 s"), (100, "2 min"), (3600, "60 min"), (7500, "2 h 05 min")]
-)
-def test_durations_are_for_people(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
 
 
 def test_the_verb_prints_them(run: RunFolder) -> None:

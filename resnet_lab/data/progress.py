@@ -1,4 +1,4 @@
-"""Says how far a long phase is: every command has a line for each phase that may take minutes."""
+"""Shows how far a long phase is: every phase that may take long runs through `with_progress`."""
 
 from __future__ import annotations
 
@@ -7,25 +7,45 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
+from resnet_lab.terminal import Progress, left
+
 log = logging.getLogger(__name__)
 
+FIRST = 2.0  # seconds up to the first line, where nothing else shows that the command works
 SAY_EVERY = 10.0  # seconds between two lines
 Item = TypeVar("Item")
 
 
-def with_progress(items: Iterable[Item], total: int, done: str, each: int = 1) -> Iterator[Item]:
-    """Hand the items on, and log every few seconds how many images there were, how fast, and how long it will take.
+def with_progress(items: Iterable[Item], total: int, done: str, each: int = 1, unit: str = "images") -> Iterator[Item]:
+    """Hand the items on, and show how many images there were, how fast, and how long the rest will take.
+
+    A terminal shows it as a bar. Without one it is logged after two seconds, and then every ten. The log has it at the
+    end, too.
 
     Args:
         items: one for `each` images; the last may stand for fewer.
         total: number of images.
         done: what happened to them, as `prepared`.
         each: images per item.
+        unit: what the items are.
     """
-    start = said = time.monotonic()
-    for count, item in enumerate(items, 1):
-        yield item
-        now, number = time.monotonic(), min(count * each, total)
-        if now - said > SAY_EVERY or number == total:
-            rate, said = number / max(now - start, 1e-9), now
-            log.info("%s %d of %d, %.1f images/s, %.0f s left", done, number, total, rate, (total - number) / rate)
+    start, progress = time.monotonic(), Progress()
+    draws = log.isEnabledFor(logging.INFO) and total > 0
+    said = start + FIRST - SAY_EVERY
+    if draws and progress.is_due():
+        progress.draw(0, [f"{done} 0 of {total}"])
+    try:
+        for count, item in enumerate(items, 1):
+            yield item
+            now, number = time.monotonic(), min(count * each, total)
+            rate = number / max(now - start, 1e-9)
+            if number == total or (now - said >= SAY_EVERY and not progress.shown):
+                progress.close()
+                rest = f", {left((total - number) / rate)}" if number < total else ""
+                log.info("%s %d of %d, %.1f %s/s%s", done, number, total, rate, unit, rest)
+                said = now
+            elif draws and progress.is_due():
+                parts = [f"{done} {number} of {total}", left((total - number) / rate), f"{rate:.1f} {unit}/s"]
+                progress.draw(number / total, parts)
+    finally:
+        progress.close()

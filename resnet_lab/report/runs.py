@@ -142,7 +142,7 @@ def read_run(folder: RunFolder) -> Run:
             _score(run)
         else:
             epoch = run.status.get("epoch", UNTRAINED)
-            reached = f"no result, last epoch: {'none' if epoch == UNTRAINED else epoch}"
+            reached = f"no result, last epoch: {'none' if epoch == UNTRAINED else epoch + 1}"
             run.problem = _first_line(run.status.get("error") or reached)
     except UserError as error:
         run.problem = _first_line(error).replace(f"{folder.path}/", "")
