@@ -22,7 +22,7 @@ from resnet_lab.data.datamodule import DataModule
 from resnet_lab.data.transforms import denormalize
 from resnet_lab.errors import UserError
 from resnet_lab.failures import fail, note_stop
-from resnet_lab.loggers import boards, log_to_all
+from resnet_lab.loggers import AFTER_CURVES, boards, log_to_all
 from resnet_lab.metrics import is_collapsed
 from resnet_lab.module import Classifier
 from resnet_lab.processes import Stopped, stop_on_signals
@@ -194,7 +194,7 @@ class Observer(Callback):
         for board in boards(trainer):
             pixels = denormalize(batch["image"][:16], datamodule.mean, datamodule.std)
             names = [self.class_names[target] for target in batch["target"][:16].tolist()]
-            board.experiment.add_figure("train/sample_batch", plots.samples.images(pixels, names), 0)
+            board.experiment.add_figure(f"{AFTER_CURVES}pictures/sample_batch", plots.samples.images(pixels, names), 0)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -247,7 +247,9 @@ class Observer(Callback):
             counts = pl_module.confusion[split]
             for board in boards(trainer):
                 figure = plots.matrices.confusion_matrix(counts.cpu().numpy(), self.class_names)
-                board.experiment.add_figure(f"{split}/confusion_matrix", figure, trainer.current_epoch)
+                board.experiment.add_figure(
+                    f"{AFTER_CURVES}pictures/{split}_confusion_matrix", figure, trainer.current_epoch
+                )
             if split == "val" and is_collapsed(counts):
                 name = self.class_names[int(counts.sum(0).argmax())]
                 log.warning("collapsed: at least 98 %% of the validation predictions are '%s'", name)

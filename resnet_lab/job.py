@@ -30,7 +30,7 @@ def main() -> int:
         trust(given.trust)
         run.read_config()
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"{time.strftime('%H:%M:%S')}  {run.path.name}: loading PyTorch", flush=True)
+            print(f"{time.strftime('%H:%M:%S')}  loading PyTorch", flush=True)
         try:
             from resnet_lab.build import rank, set_up_logging
             from resnet_lab.training import guarded

@@ -80,6 +80,7 @@ def write_split(
     probabilities: np.ndarray,
     counts: np.ndarray,
     class_names: Sequence[str],
+    title: str,
 ) -> None:
     """Predictions, confusion matrix (counts and picture) and class report of one split, into `run`.
 
@@ -91,6 +92,7 @@ def write_split(
         probabilities: (N, K).
         counts: (K, K), rows true.
         class_names: K names.
+        title: of the picture, before the split.
     """
     write_predictions(run.predictions_file(split), rows, classes, probabilities)
     names = list(class_names)
@@ -98,7 +100,7 @@ def write_split(
     write_atomically(run.confusion_matrix_file(split), matrix, durable=True)
     write_atomically(run.class_report_file(split), class_report(counts, names).to_csv(index=False), durable=True)
     picture = io.BytesIO()
-    plots.matrices.confusion_matrix(counts, names, title=f"{run.path.name}: {split}").savefig(picture, dpi=120)
+    plots.matrices.confusion_matrix(counts, names, title=f"{title}: {split}").savefig(picture, dpi=120)
     write_atomically(run.confusion_matrix_file(split, "png"), picture.getbuffer(), durable=True)
 
 

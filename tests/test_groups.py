@@ -5,6 +5,7 @@ import pytest
 from fake_runs import write_run, write_sweep
 
 from resnet_lab.rendering import Finding
+from resnet_lab.report.effects import effects_of
 from resnet_lab.report.findings import findings_of
 from resnet_lab.report.groups import places_of, tables_of
 from resnet_lab.report.runs import read_run
@@ -210,3 +211,15 @@ def test_a_group_over_different_folders_of_images_is_doubted(tmp_path):
     doubts = [finding.text for finding in findings_of(runs, tables_of(runs)) if finding.kind == "different images"]
     assert len(doubts) == 1
     assert "/data/cropped and /data/whole" in doubts[0]
+
+
+def test_labeled_values_stand_for_themselves(tmp_path):
+    given = {f"labels.model.{key}": text for key, text in (("pretrained.none", "scratch"), ("depth.18", "small"))}
+    for depth in (18, 34):
+        write_run(tmp_path / f"a{depth}", depth, pretrained="none", config=given)
+        write_run(tmp_path / f"b{depth}", depth, pretrained="weights/imagenet.pt")
+    _, (table,), _ = compare(tmp_path)
+    sources = ("scratch", "pretrained=weights/imagenet.pt")
+    assert labels(table) == [f"{depth} {source}" for depth in ("small", "depth=34") for source in sources]
+    found = {effect.label for effect in effects_of(table)}
+    assert found == {"depth=34 instead of small", "pretrained=weights/imagenet.pt instead of scratch"}

@@ -39,12 +39,12 @@ def test_precision_and_recall_are_scikit_learns() -> None:
 
 def test_files_are_replaced_and_never_rewritten_in_place(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
-    write_split(run, "test", *rows_and_predictions(6), COUNTS, NAMES)
+    write_split(run, "test", *rows_and_predictions(6), COUNTS, NAMES, "run")
     before = {file: file.read_bytes() for file in run.path.iterdir()}
     assert len(before) == 4
     for file in before:
         os.link(file, tmp_path / file.name)  # another name of the same bytes
-    write_split(run, "test", *rows_and_predictions(9), COUNTS.T, NAMES)
+    write_split(run, "test", *rows_and_predictions(9), COUNTS.T, NAMES, "run")
     for file, content in before.items():
         assert file.read_bytes() != content, file.name
         assert (tmp_path / file.name).read_bytes() == content, file.name
@@ -56,7 +56,7 @@ def test_a_full_disk_names_the_file_and_leaves_each_one_complete(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
     run, room, write_bytes = RunFolder(tmp_path / "run"), [after], Path.write_bytes
-    write_split(run, "test", *rows_and_predictions(6), COUNTS, NAMES)
+    write_split(run, "test", *rows_and_predictions(6), COUNTS, NAMES, "run")
     before = {file: file.read_bytes() for file in run.path.iterdir()}
 
     def write(path: Path, data: bytes) -> int:
@@ -68,7 +68,7 @@ def test_a_full_disk_names_the_file_and_leaves_each_one_complete(
 
     monkeypatch.setattr(Path, "write_bytes", write)
     with pytest.raises(OSError, match=rf"No space left on device: '{run.path}/\w+_test.\w+'"):
-        write_split(run, "test", *rows_and_predictions(9), COUNTS.T, NAMES)
+        write_split(run, "test", *rows_and_predictions(9), COUNTS.T, NAMES, "run")
     now = {file: file.read_bytes() for file in run.path.iterdir()}
     assert set(now) == set(before)
     assert sum(now[file] != before[file] for file in before) == after

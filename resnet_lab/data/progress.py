@@ -16,18 +16,25 @@ SAY_EVERY = 10.0  # seconds between two lines
 Item = TypeVar("Item")
 
 
-def with_progress(items: Iterable[Item], total: int, done: str, each: int = 1, unit: str = "images") -> Iterator[Item]:
+def with_progress(
+    items: Iterable[Item],
+    total: int,
+    done: str,
+    each: int = 1,
+    unit: str = "images",
+    end: bool = True,
+) -> Iterator[Item]:
     """Hand the items on, and show how many images there were, how fast, and how long the rest will take.
 
-    A terminal shows it as a bar. Without one it is logged after two seconds, and then every ten. The log has it at the
-    end, too.
+    A terminal shows it as a bar. Without one it is logged after two seconds, and then every ten.
 
     Args:
         items: one for `each` images; the last may stand for fewer.
         total: number of images.
         done: what happened to them, as `prepared`.
         each: images per item.
-        unit: what the items are.
+        unit: what is counted.
+        end: whether the log has a line at the end.
     """
     start, progress = time.monotonic(), Progress()
     draws = log.isEnabledFor(logging.INFO) and total > 0
@@ -39,7 +46,7 @@ def with_progress(items: Iterable[Item], total: int, done: str, each: int = 1, u
             yield item
             now, number = time.monotonic(), min(count * each, total)
             rate = number / max(now - start, 1e-9)
-            if number == total or (now - said >= SAY_EVERY and not progress.shown):
+            if (number == total and end) or (now - said >= SAY_EVERY and not progress.shown):
                 progress.close()
                 rest = f", {left((total - number) / rate)}" if number < total else ""
                 log.info("%s %d of %d, %.1f %s/s%s", done, number, total, rate, unit, rest)
