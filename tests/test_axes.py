@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
+from conftest import TINY
 from omegaconf import OmegaConf
 
 from resnet_lab.axes import axes_of, axes_of_run, label_of, labels_in, note_jobs, plain, shown_of, texts_of
 from resnet_lab.config import check, compose_config, config_hash
 from resnet_lab.errors import UserError
+from resnet_lab.evaluate import title_of
+from resnet_lab.loggers import RowLogger
 from resnet_lab.run_folder import RunFolder, is_bookkeeping, list_jobs
+from resnet_lab.train import main
+from resnet_lab.training import log_hyperparameters
 
 LABELS = {"model.pretrained": {"none": "scratch", "imagenet": "ImageNet"}, "optim.lr": {0.001: "slow"}}
 CONSTANT = [f"data.key{number}={number}" for number in range(10)]
@@ -146,3 +153,39 @@ def test_labels_are_no_part_of_an_experiment() -> None:
     assert is_bookkeeping("labels")
     assert is_bookkeeping("labels.model.pretrained.none")
     checked(labels={"model.widths": {"[8]": "narrow"}})  # a key of another network
+
+
+def test_a_sweep_shows_its_jobs_by_label_and_ends_with_a_summary(
+    tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("resnet_lab.train.preflight", lambda _: True)
+    labels = "+labels={model.depth:{8:small}}"
+    words = ["-m", *(each for each in TINY if "depth" not in each), f"data.root={photographs}", "sweep_dir=sweep"]
+    monkeypatch.setattr("sys.argv", ["train", *words, labels, "model.depth=8,14", "seed=0", "start=false"])
+    assert main() == 0
+    shown = capsys.readouterr().out
+    assert "job 1 of 2: small\n" in shown
+    assert "job 2 of 2: depth=14\n" in shown
+    assert "data.image_size" not in shown  # Hydra's own line of a job has all overrides
+    assert "sweep: 2 jobs: 2 created" in shown
+    jobs = list_jobs(tmp_path / "sweep")
+    assert list(json.loads((tmp_path / "sweep" / "jobs.json").read_text())) == jobs
+    assert sorted(file.parent.name for file in tmp_path.glob("sweep/*/config.yaml")) == sorted(jobs)
+    assert not any("small" in name or "labels" in name for name in jobs)
+    first = RunFolder(tmp_path / "sweep" / jobs[0])
+    assert label_of(first) == title_of(first.best_checkpoint) == "small"
+    assert title_of(tmp_path / "loose.ckpt") == "loose.ckpt"
+    logger = RowLogger(str(tmp_path / "logged"))
+    (tmp_path / "logged").mkdir()
+    log_hyperparameters(SimpleNamespace(loggers=[logger], global_step=1), first, {"test/qwk": 0.5})  # type: ignore[arg-type]
+    assert logger.hyperparameters == {"seed": 0, "label": "small", "model.depth": 8}
+
+
+def test_a_run_that_is_done_takes_new_labels_and_nothing_else(make_run: Callable[..., RunFolder]) -> None:
+    run = make_run()
+    run.update_status(state="done")
+    before = run.read_config()
+    make_run("+labels={model.depth:{8:small}}", "figures=[loss]")
+    assert run.read_config() == before | {"labels": {"model.depth": {8: "small"}}}
+    assert run.read_status()["state"] == "done"
