@@ -92,6 +92,16 @@ def test_predictions_keep_the_order_of_the_rows(tmp_path: Path) -> None:
     assert stored[["p_0", "p_1", "p_2"]].to_numpy() == pytest.approx(probabilities, abs=1e-7)
 
 
+def test_six_scores_fit_80_columns_and_each_has_its_name() -> None:
+    names = ["qwk", "accuracy", "balanced_accuracy", "auroc", "f1_macro", "f1_weighted"]
+    table = score_table({f"test/{name}": -0.5 for name in names}, {"test": [2, 8, 9]}, [1, 2, 3], NAMES).splitlines()
+    assert max(map(len, table)) <= 80
+    cells = [[line[start : start + 9].strip() for line in table[:2]] for start in range(26, 80, 9)]
+    titles = [" ".join(filter(None, words)) for words in cells]
+    assert titles == [name.replace("_", " ") for name in names]
+    assert table[2].split()[-6:] == ["-0.5000"] * 6
+
+
 def test_the_baseline_is_the_training_majority_by_name() -> None:
     metrics = {"test/accuracy": 0.5, "val/accuracy": 0.25}
     table = score_table(metrics, {"val": [1, 1, 8], "test": [2, 8, 0]}, [10, 30, 20], NAMES)
