@@ -58,10 +58,10 @@ def _note(status: dict[str, Any], config: dict[str, Any]) -> str:
     if status["epoch"] == UNTRAINED:
         return "trains no epoch"
     finished, epochs = status["epoch"] + 1, config["trainer"]["max_epochs"]
-    note = f"epoch {finished} of {epochs}"
+    note = f"{finished} of {count(epochs, 'epoch')}"
     if status["state"] == "running":
         seconds = status["seconds"] / finished
-        note += f", {duration(seconds)} an epoch, about {duration(seconds * (epochs - finished))} left"
+        note += f", {duration(seconds)} each, about {duration(seconds * (epochs - finished))} left"
     return note
 
 

@@ -114,6 +114,7 @@ def checked() -> bool:
 def main() -> int:
     """Run; a sweep ends with a summary of its jobs."""
     began, words = time.monotonic(), sys.argv[1:]
+    SWEPT.clear()
     code = run_command()
     for sweep_dir in SWEPT:
         with suppress(UserError, OSError):  # it holds nothing yet, or cannot be read; an error has been shown
