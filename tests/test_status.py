@@ -198,6 +198,7 @@ def test_a_sweep_ends_with_what_is_not_done_and_what_to_type(sweep: Path) -> Non
     assert max(map(len, lines[2:])) <= 80
     assert lines[-2].endswith("resnet-lab report sweep")
     assert lines[-1].endswith("resnet-lab train -m experiment=mine seed=0,1 sweep_dir=sweep")
+    RunFolder(sweep / "depth-34_pretrained-none_seed-0").update_status(state="created")
     typed = summary(Path("sweep"), ["-m", "sweep_dir=sweep"], 1.0).splitlines()
     assert typed[-1].endswith("resnet-lab train -m sweep_dir=sweep")
 
