@@ -6,13 +6,16 @@ import difflib
 import os
 import sys
 import textwrap
+import time
 
 from resnet_lab.command_line import run_command, show, version
 from resnet_lab.errors import UserError
 from resnet_lab.keys import WIDTH, as_text, matching
+from resnet_lab.terminal import is_terminal
 from resnet_lab.verbs import TASKS, VERBS
 
 ABOUT = "Train, compare and trust residual networks on retinopathy photographs."
+SLOW = ("evaluate", "predict", "prepare", "report")  # whose imports take seconds
 OTHERS = {
     "resnet-lab VERB --help": "arguments, options and examples of a verb",
     "resnet-lab help KEY": "meaning, values and default of a key",
@@ -53,6 +56,8 @@ def command(words: list[str]) -> None:
         show(version())
     elif verb in VERBS:
         VERBS[verb]().read(others)  # what is wrong here shows before anything heavy is imported
+        if verb in SLOW and is_terminal():
+            show(f"{time.strftime('%H:%M:%S')}  loading the program")
         os.execv(sys.executable, [sys.executable, "-m", f"resnet_lab.{verb}", *others])
     else:
         close = difflib.get_close_matches(verb, [*VERBS, "help", "--help", "--version"], n=1)

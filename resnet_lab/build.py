@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,12 +15,12 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 
 from resnet_lab import environment
-from resnet_lab.checkpoints import AtomicCheckpointIO
+from resnet_lab.callbacks import ProgressLine
+from resnet_lab.checkpoints import AtomicCheckpointIO, RunCheckpoint
 from resnet_lab.command_line import log_to
 from resnet_lab.compatibility import SCHEMA_VERSION
 from resnet_lab.config import build
@@ -32,6 +31,7 @@ from resnet_lab.origin import TRAIN_IMAGES
 from resnet_lab.parts import build_network, build_objective, refuse_misfit, without_weights
 from resnet_lab.ranks import slurm_tasks
 from resnet_lab.run_folder import RunFolder
+from resnet_lab.terminal import Lines, is_terminal
 
 
 def build_datamodule(
@@ -108,7 +108,8 @@ def build_trainer(
     )
     module.memory_format = torch.channels_last if channels_last else torch.contiguous_format
     module.model.to(memory_format=module.memory_format)
-    show_progress = settings["progress_bar"] and sys.stdout.isatty()
+    show_progress = settings["progress_bar"] and is_terminal()
+    best = next((each for each in callbacks if isinstance(each, RunCheckpoint) and each.monitor), None)
     accelerator = settings["accelerator"]
     if accelerator in ("gpu", "cuda") and not torch.cuda.is_available() and not torch.backends.mps.is_available():
         raise UserError(f"trainer.accelerator={accelerator}: PyTorch sees no GPU here; set trainer.accelerator=auto")
@@ -130,7 +131,7 @@ def build_trainer(
         log_every_n_steps=settings["log_every_n_steps"],
         profiler=profiler,
         logger=loggers,
-        callbacks=[*callbacks, *([RichProgressBar()] if show_progress else [])],
+        callbacks=[*callbacks, *([ProgressLine(best)] if show_progress else [])],
         enable_checkpointing=bool(callbacks),
         plugins=plugins(),
         enable_progress_bar=show_progress,
@@ -192,7 +193,7 @@ def rank() -> int:
 
 def set_up_logging(file: Path | None = None) -> None:
     """Log lines and warnings to the terminal and, from the first rank, to `file`."""
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
+    handlers: list[logging.Handler] = [Lines()]
     if rank() == 0 and file is not None:
         handlers.append(logging.FileHandler(file, encoding="utf-8", errors="backslashreplace"))
     level = logging.INFO if rank() == 0 else logging.WARNING

@@ -1,4 +1,4 @@
-"""What a run shows by epoch, and what stops it: TensorBoard pictures, speed, signals, a loss that is no number."""
+"""What a run shows while it works, and what stops it: progress, TensorBoard pictures, signals, a NaN loss."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from typing import Any
 import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ProgressBar
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from resnet_lab import plots
-from resnet_lab.checkpoints import ends_step
+from resnet_lab.checkpoints import RunCheckpoint, ends_step
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.data.transforms import denormalize
 from resnet_lab.errors import UserError
 from resnet_lab.failures import fail, note_stop
-from resnet_lab.loggers import boards, log_to_all
+from resnet_lab.loggers import AFTER_CURVES, boards, log_to_all
 from resnet_lab.metrics import is_collapsed
 from resnet_lab.module import Classifier
 from resnet_lab.processes import Stopped, stop_on_signals
 from resnet_lab.run_folder import RunFolder
+from resnet_lab.terminal import Progress, left
 from resnet_lab.values import BelowOne
 
 log = logging.getLogger(__name__)
@@ -155,7 +156,7 @@ class FiniteLoss(Callback):
         if not bool(torch.isfinite(value).all()):
             seen = value[~torch.isfinite(value)].ravel()[0]
             raise UserError(
-                f"{name} became {float(seen)} in epoch {trainer.current_epoch}: lower optim.lr, warm up "
+                f"{name} became {float(seen)} in epoch {trainer.current_epoch + 1}: lower optim.lr, warm up "
                 "(schedule.warmup_epochs), or take trainer.precision=32-true; the checkpoints before it are kept"
             )
 
@@ -193,7 +194,7 @@ class Observer(Callback):
         for board in boards(trainer):
             pixels = denormalize(batch["image"][:16], datamodule.mean, datamodule.std)
             names = [self.class_names[target] for target in batch["target"][:16].tolist()]
-            board.experiment.add_figure("train/sample_batch", plots.samples.images(pixels, names), 0)
+            board.experiment.add_figure(f"{AFTER_CURVES}pictures/sample_batch", plots.samples.images(pixels, names), 0)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -246,7 +247,91 @@ class Observer(Callback):
             counts = pl_module.confusion[split]
             for board in boards(trainer):
                 figure = plots.matrices.confusion_matrix(counts.cpu().numpy(), self.class_names)
-                board.experiment.add_figure(f"{split}/confusion_matrix", figure, trainer.current_epoch)
+                board.experiment.add_figure(
+                    f"{AFTER_CURVES}pictures/{split}_confusion_matrix", figure, trainer.current_epoch
+                )
             if split == "val" and is_collapsed(counts):
                 name = self.class_names[int(counts.sum(0).argmax())]
                 log.warning("collapsed: at least 98 %% of the validation predictions are '%s'", name)
+
+
+class ProgressLine(ProgressBar):
+    """Lightning's progress on one line: epoch, time left, loss, the metric that selects with its best, images/s.
+
+    Args:
+        best: what keeps the best checkpoint; None where nothing selects.
+    """
+
+    def __init__(self, best: RunCheckpoint | None = None) -> None:
+        super().__init__()
+        self.best, self.progress, self.enabled = best, Progress(), True
+        self._began = self._first = 0.0  # when this start began to train, and with which epoch
+        self._since, self._images = 0.0, 0  # of the phase, after its first batch
+
+    def enable(self) -> None:
+        self.enabled = True
+
+    def disable(self) -> None:
+        self.enabled = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._began, self._first = time.monotonic(), float(trainer.current_epoch)
+        if self.enabled and self.progress.is_due():
+            self.progress.draw(0, [self._epoch()])  # the first batch may take long
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not self._counts(batch, batch_idx):
+            return
+        share = (batch_idx + 1) / self.total_train_batches
+        epochs = trainer.current_epoch + share - self._first
+        rest = (trainer.max_epochs or 0) - self._first - epochs
+        seconds = (time.monotonic() - self._began) / epochs * rest
+        self._draw(share, [self._epoch(), left(seconds), f"loss {float(outputs['loss']):.3g}"])
+
+    def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        self._phase("validating", trainer.num_val_batches, *args)
+
+    def on_test_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        self._phase("testing", trainer.num_test_batches, *args)
+
+    def on_predict_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        self._phase("predicting", trainer.num_predict_batches, *args)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.progress.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.progress.close()
+
+    def _phase(self, doing: str, totals: list[int | float], *args: Any) -> None:
+        """Draw how far the batches of a split are; `args`: module, outputs, batch, its number, number of the loader."""
+        batch, batch_idx, loader = args[2], args[3], (*args, 0)[4]
+        if self._counts(batch, batch_idx):
+            share = (batch_idx + 1) / totals[loader]
+            seconds = (time.monotonic() - self._since) * (1 - share) / share
+            fits = self.trainer.state.fn == TrainerFn.FITTING
+            self._draw(share, [f"{self._epoch()}, {doing}"] if fits else [doing, left(seconds)])
+
+    def _counts(self, batch: Any, batch_idx: int) -> bool:
+        """Count the images of a batch; whether the line is to be drawn."""
+        if batch_idx == 0:
+            self._since, self._images = time.monotonic(), 0
+        else:
+            self._images += len(batch["image"]) * self.trainer.world_size
+        return self.enabled and self.progress.is_due()
+
+    def _draw(self, share: float, parts: list[str]) -> None:
+        speed = self._images / max(time.monotonic() - self._since, 1e-9)
+        self.progress.draw(share, [*parts, *self._selected(), *[f"{speed:.0f} images/s"] * bool(self._images)])
+
+    def _epoch(self) -> str:
+        return f"epoch {self.trainer.current_epoch + 1}/{self.trainer.max_epochs}"
+
+    def _selected(self) -> list[str]:
+        """The last value of the metric that selects, and the best one."""
+        if self.best is None or self.best.best_model_score is None or self.trainer.state.fn != TrainerFn.FITTING:
+            return []
+        name, best = str(self.best.monitor), float(self.best.best_model_score)
+        return [f"{name.partition('/')[2]} {float(self.trainer.callback_metrics.get(name, best)):.3f}, best {best:.3f}"]

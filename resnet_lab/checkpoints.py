@@ -175,7 +175,7 @@ class EpochRows(Callback):
             return
         shown = {name: value for name, value in self.rows[-1].items() if name.split("/")[-1] in SHOWN}
         text = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
-        log.info("epoch %d  %s", self.rows[-1]["epoch"], text)
+        log.info("epoch %d  %s", self.rows[-1]["epoch"] + 1, text)
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows}
@@ -234,7 +234,7 @@ class RunCheckpoint(ModelCheckpoint):
         if current is not None and current.isnan():
             if not self._said and not self.undefined and trainer.is_global_zero:
                 text = "%s is undefined in epoch %d; no such epoch is selected"
-                log.warning(text, self.monitor, trainer.current_epoch)
+                log.warning(text, self.monitor, trainer.current_epoch + 1)
                 self._said = True
             current = torch.full_like(current, torch.inf if self.mode == "min" else -torch.inf)
         return super().check_monitor_top_k(trainer, current) or (
@@ -302,7 +302,7 @@ class LastCheckpoint(RunCheckpoint):
             trainer.save_checkpoint(self.run.last_checkpoint)
             self.saved_at = time.monotonic()
             text = "saved in epoch %d after batch %d of %d"
-            log.info(text, trainer.current_epoch, batch_idx + 1, trainer.num_training_batches)
+            log.info(text, trainer.current_epoch + 1, batch_idx + 1, trainer.num_training_batches)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_epoch_end(trainer, pl_module)

@@ -27,6 +27,7 @@ class Added(NamedTuple):
 ADDED: dict[str, Added] = {
     "follow_layers": Added(False),
     "figures": Added(["accuracy", "confusion_matrices"]),
+    "labels": Added({}),
     "on_failed": Added("retry"),
     "on_corrupt": Added("best"),
     "keep_last": Added(True),

@@ -78,8 +78,12 @@ def one_line(error: Exception) -> str:
     text = f"{error}\n{error.__cause__ or ''}"
     unknown = re.search(r"Key '.*' (?:not in '|is not in struct)", text)
     key = re.search(r"Could not override '(.+)'|full_key: (.+)", text)
+    if unknown and key and key[1] in known_keys():
+        return f"{key[1]} is a mapping; add to it with +{key[1]}={{…}}"
     if unknown and key:
         return no_such_key(key[1] or key[2])
+    if "Incompatible key type 'NoneType'" in text:
+        return "a key of a mapping is null, as in labels: {model.pretrained: {null: scratch}}; write none"
     text = str(error).partition("Config search path")[0]
     lines = [line.strip(" .\t") for line in f"{text}\n{error.__cause__ or ''}".splitlines()]
     noise = ("full_key:", "object_type=", "reference_type=", "To append")
@@ -160,6 +164,7 @@ def check(config: DictConfig, importing: bool = False) -> None:
         close = difflib.get_close_matches(str(unknown[0]), FIGURES, n=1)
         hint = f"did you mean {close[0]}?" if close else f"choose among {', '.join(FIGURES)}"
         raise UserError(f"figures: there is none called {unknown[0]}; {hint}")
+    _check_labels(OmegaConf.to_container(config, resolve=True))
     for group in PROVIDED:
         node = config[group]
         if not isinstance(node, DictConfig) or node.get("_target_") is None:
@@ -169,6 +174,23 @@ def check(config: DictConfig, importing: bool = False) -> None:
             raise UserError(f"{group}._partial_={node.get('_partial_')}: it has to be {group in PARTIAL}".lower())
     for group in BY_NAME:
         _check_named(group, config[group], importing)
+
+
+def _check_labels(config: Any) -> None:
+    """Refuse labels of a key that does not exist, labels that are no text, and equal ones of two values."""
+    if not isinstance(config["labels"], dict):
+        raise UserError(f"labels={config['labels']}: must be a mapping {{key: {{value: text}}}}")
+    known = {*flat(config), *known_keys()}  # another network may lack what an experiment labels
+    for key, texts in config["labels"].items():
+        if key not in known:
+            raise UserError(f"labels: {no_such_key(str(key))}")
+        if not isinstance(texts, dict):
+            raise UserError(f"labels: {key}: {texts}: must be a mapping {{value: text}}")
+        for value, text in texts.items():
+            if not isinstance(text, str) or not text.strip():
+                raise UserError(f"labels: {key}: {value}: {text}: must be text; quote words such as on and no")
+            if list(texts.values()).count(text) > 1:
+                raise UserError(f"labels: {key}: two values are labeled {text}; give each a text of its own")
 
 
 def _check_named(group: str, parts: Any, importing: bool) -> None:

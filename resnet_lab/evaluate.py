@@ -16,6 +16,7 @@ from lightning import Trainer
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from resnet_lab.axes import label_of
 from resnet_lab.build import build_datamodule, build_trainer, rank, set_up_logging
 from resnet_lab.command_line import run_command
 from resnet_lab.config import check, compose_config, job_name, one_line
@@ -121,7 +122,7 @@ def override(origin: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
             raise UserError(f"{item}: neither an option (see --help) nor a key of data or trainer")
         if item.partition("=")[0] in IDLE:
             raise UserError(f"{item}: it has no effect on a trained model; leave it out")
-    config = copy.deepcopy(origin["config"])
+    config = copy.deepcopy(origin["config"]) | {"labels": {}}  # other data may lack a key that is labeled
     for group, name in groups.items():
         node = OmegaConf.to_container(compose_config([f"{group}={name}"])[group], resolve=False)
         assert isinstance(node, dict)
@@ -171,6 +172,12 @@ def own_folder(file: Path, split: str, overrides: list[str], root: str, pixels: 
     return RunFolder(run / name)
 
 
+def title_of(file: Path) -> str:
+    """The label of the run that a checkpoint is in; the name of the file where it is in none."""
+    run = RunFolder(file.resolve().parent.parent)
+    return label_of(run) if file.parent.name == "checkpoints" and run.config_file.is_file() else file.name
+
+
 def chosen_folder(out: str, split: str, overwrite: bool) -> RunFolder:
     """Return the folder that `out` names.
 
@@ -206,7 +213,8 @@ def command(arguments: list[str]) -> None:
         run = own_folder(*inputs, datamodule.pixels)
     probabilities, classes = module.predictions[split]
     matrix = module.confusion[split].cpu().numpy()
-    write_split(run, split, datamodule.rows(split), classes, probabilities, matrix, datamodule.class_names)
+    title = " ".join([title_of(model.file), *given.overrides])
+    write_split(run, split, datamodule.rows(split), classes, probabilities, matrix, datamodule.class_names, title)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     counts = {split: datamodule.class_counts[split]}
     table = score_table(metrics, counts, model.origin["class_counts"]["train"], model.origin["class_names"])

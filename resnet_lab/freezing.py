@@ -55,7 +55,7 @@ class Freezing(Callback):
     Args:
         network: the network; the constructor freezes its parameters.
         freeze: `model.freeze`.
-        until: the first epoch that trains all parts; None: never.
+        until: number of epochs after which all parts are trained; None: never.
 
     Attributes:
         names: the dotted names of all frozen modules and tensors.
@@ -86,7 +86,7 @@ class Freezing(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._begin(trainer.current_epoch)
         if self.names and trainer.current_epoch == self.until:
-            log.info("epoch %d  the frozen parts are trained from now on", self.until)
+            log.info("epoch %d  the frozen parts are trained from now on", trainer.current_epoch + 1)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         if self._drops_gradients and not self.trains(trainer.current_epoch):

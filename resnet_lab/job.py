@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from pathlib import Path
 
 from resnet_lab.command_line import begin
@@ -27,6 +29,8 @@ def main() -> int:
     try:
         trust(given.trust)
         run.read_config()
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"{time.strftime('%H:%M:%S')}  loading PyTorch", flush=True)
         try:
             from resnet_lab.build import rank, set_up_logging
             from resnet_lab.training import guarded

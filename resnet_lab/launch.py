@@ -17,6 +17,7 @@ from resnet_lab.errors import UserError, printable
 from resnet_lab.processes import BUSY, SIGNALS, describe_death, run_tied
 from resnet_lab.run_folder import PATIENCE, Busy, RunFolder, find_runs, jobs_file
 from resnet_lab.status import state_of
+from resnet_lab.terminal import clear
 from resnet_lab.trust import OPTION
 
 
@@ -81,6 +82,7 @@ def create_run(run: RunFolder, config: DictConfig, overrides: Sequence[str] = ()
     if run.config_file.is_file():
         mended = _accepted(run, plain)
         if not mended and (run.read_status()["state"] == "done" or run.is_locked()):  # that stays written
+            _relabel(run, plain["labels"])
             return
     first = {"schema_version": version, "state": "created", "error": None}
     first |= {"seed": plain["seed"], "config_hash": config_hash(plain)}
@@ -91,6 +93,13 @@ def create_run(run: RunFolder, config: DictConfig, overrides: Sequence[str] = ()
             run.update_status(**(mended if run.status_file.is_file() else first), overrides=list(overrides))
     except OSError as error:
         raise UserError(one_line(error)) from error
+
+
+def _relabel(run: RunFolder, labels: dict[str, Any]) -> None:
+    """Give a run that is done the labels of this command, which people alone read."""
+    if run.read_config()["labels"] != labels and not run.is_locked():
+        with run.lock(PATIENCE):
+            run.write_config(run.read_config() | {"labels": labels})
 
 
 def _older(run: RunFolder) -> RunFolder | None:
@@ -179,6 +188,7 @@ def start(run: RunFolder, trusted: Sequence[str] = ()) -> None:
     code = run_tied([sys.executable, "-m", "resnet_lab.job", str(run.path), str(starts), *words])
     if not code:
         return
+    clear()
     if code == BUSY:
         raise Busy(f"{run.path} is run by another process, and left to it")
     if code > 128 or -code in SIGNALS:

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from resnet_lab import plots
 from resnet_lab.files import write_atomically
-from resnet_lab.loggers import boards
+from resnet_lab.loggers import AFTER_CURVES, boards
 from resnet_lab.run_folder import RunFolder
 
 BATCHES = 8  # of an epoch, evenly spread, that are measured
@@ -89,8 +89,8 @@ class LayerStatistics(Callback):
             frame = pd.DataFrame(self.rows)
             write_atomically(self.run.layers_file, frame.to_csv(index=False))
             for board in boards(trainer):
-                figure = plots.layers.by_depth({f"epoch {epoch}": plots.layers.profile_of(frame, epoch)})
-                board.experiment.add_figure("train/layers", figure, epoch)
+                figure = plots.layers.by_depth({f"epoch {epoch + 1}": plots.layers.profile_of(frame, epoch)})
+                board.experiment.add_figure(f"{AFTER_CURVES}pictures/layers", figure, epoch)
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows, "sums": self._sums, "counts": dict(self._counts)}

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from resnet_lab.files import write_atomically
 
+AFTER_CURVES = "z_"  # before the names of pictures and final scores, as TensorBoard sorts by name and opens the first
+
 
 def tensorboard(save_dir: str) -> TensorBoardLogger:
     """TensorBoard's events in `tensorboard/` of the run folder `save_dir`; a resumed run adds to them."""

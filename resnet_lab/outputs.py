@@ -15,7 +15,7 @@ from resnet_lab.files import new_folder, write_atomically
 from resnet_lab.run_folder import RunFolder
 from resnet_lab.scores import SCORES, majority_baseline
 
-LABEL = 26  # characters of the first column of the table of scores
+LABEL, CELL = 26, 9  # characters of the columns of the table of scores: six of them fit into 80
 
 
 def refuse_undefined(rows: pd.DataFrame, probabilities: np.ndarray, source: str = "the model") -> None:
@@ -80,6 +80,7 @@ def write_split(
     probabilities: np.ndarray,
     counts: np.ndarray,
     class_names: Sequence[str],
+    title: str,
 ) -> None:
     """Write predictions, confusion matrix (counts and picture) and class report of one split into `run`.
 
@@ -91,6 +92,7 @@ def write_split(
         probabilities: probabilities (N, K).
         counts: confusion matrix (K, K), rows true.
         class_names: K names.
+        title: of the picture, before the split.
     """
     write_predictions(run.predictions_file(split), rows, classes, probabilities)
     names = list(class_names)
@@ -98,7 +100,7 @@ def write_split(
     write_atomically(run.confusion_matrix_file(split), matrix, durable=True)
     write_atomically(run.class_report_file(split), class_report(counts, names).to_csv(index=False), durable=True)
     picture = io.BytesIO()
-    plots.matrices.confusion_matrix(counts, names, title=f"{run.path.name}: {split}").savefig(picture, dpi=120)
+    plots.matrices.confusion_matrix(counts, names, title=f"{title}: {split}").savefig(picture, dpi=120)
     write_atomically(run.confusion_matrix_file(split, "png"), picture.getbuffer(), durable=True)
 
 
@@ -132,7 +134,9 @@ def score_table(
     majority = int(np.argmax(train_counts))
     always = f"  always “{on_one_line(names[majority])}”"
     always = always if len(always) <= LABEL else f"{always[: LABEL - 2]}…”"
-    lines = [" " * LABEL + "".join(f"{name:>19}" for name in columns)]
+    words = [["", *name.split("_", 1)][-2:] for name in columns]  # `balanced_accuracy` takes two lines
+    titles = ["".join(f"{each:>{CELL}}" for each in line) for line in zip(*words, strict=True)]
+    lines = [" " * LABEL + line for line in titles if line.strip()]
     for split, images in counts.items():
         targets = np.repeat(np.arange(len(images)), images)
         baseline = majority_baseline(targets, majority, len(images))
@@ -144,6 +148,6 @@ def score_table(
 
 def _cells(metrics: dict[str, float], split: str, names: Sequence[str]) -> str:
     return "".join(
-        f"{round(metrics[key], 4) + 0.0:19.4f}" if (key := f"{split}/{name}") in metrics else f"{'':19}"
+        f"{round(metrics[key], 4) + 0.0:{CELL}.4f}" if (key := f"{split}/{name}") in metrics else " " * CELL
         for name in names
     )

@@ -18,13 +18,14 @@ from resnet_lab.data import progress
 from resnet_lab.freezing import Freezing
 from resnet_lab.models.pretrained import contents, depth_of, fitting
 from resnet_lab.parts import build_network, build_objective, refuse_misfit, refuse_no_data_set, without_weights
+from resnet_lab.terminal import Lines
 from resnet_lab.training import own_parts
 from resnet_lab.trust import trust, without_trust
 
 
 def command(arguments: list[str]) -> None:
     """Read the table of every data set, so that leaks and bad images show, and see that all weights fit."""
-    handler = logging.StreamHandler(sys.stdout)
+    handler = Lines()
     handler.addFilter(logging.Filter(progress.__name__))  # the jobs log the rest
     log_to([handler])
     trust(without_trust(arguments)[1], exists=False)  # the part that names a missing module is named below

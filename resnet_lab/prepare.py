@@ -26,6 +26,7 @@ from resnet_lab.data.splits import join_patients, leaking
 from resnet_lab.data_report import DataSummary, write_data_report
 from resnet_lab.errors import UserError, count
 from resnet_lab.files import write_atomically
+from resnet_lab.terminal import Lines
 from resnet_lab.trust import trust
 from resnet_lab.verbs import VERBS
 
@@ -99,7 +100,7 @@ def thumbnails(files: list[str]) -> np.ndarray:
 def command(arguments: list[str]) -> None:
     """Prepare the data set of the configuration, and report on it; defects in the data do not stop it."""
     given = VERBS["prepare"]().read(arguments)
-    log_to([logging.StreamHandler(sys.stdout)])
+    log_to([Lines()])
     own = [f"hydra.searchpath=[{Path(given.config_dir).resolve()}]"] if given.config_dir else []
     config = compose_config([*given.overrides, *own])
     check(config)

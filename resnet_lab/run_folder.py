@@ -33,6 +33,7 @@ OURS = re.compile(  # the files that a job writes
 BOOKKEEPING = (
     "name",
     "figures",
+    "labels",
     "sweep_dir",
     "on_failed",
     "on_corrupt",
@@ -51,12 +52,18 @@ BOOKKEEPING = (
 
 def is_bookkeeping(key: str) -> bool:
     """Whether runs may differ in a dotted key, as on a command line, and still be the same experiment."""
-    return key in BOOKKEEPING or of_logger(key)
+    return key in BOOKKEEPING or key.startswith("labels.") or of_logger(key)
 
 
 def of_logger(key: str) -> bool:
     """Whether a dotted key belongs to the loggers, whose names are free."""
     return key.lstrip("+~").partition(".")[0] == "logger"
+
+
+def given_keys(overrides: Iterable[str]) -> dict[str, str]:
+    """The keys and groups that overrides set, as text, bookkeeping aside."""
+    given = {key.lstrip("+~"): value for key, _, value in (item.partition("=") for item in overrides)}
+    return {key: value for key, value in given.items() if not is_bookkeeping(key)}
 
 
 @dataclass(frozen=True)
@@ -165,9 +172,7 @@ class RunFolder:
 
         (Not from Hydra's own file, which a command that is refused overwrites.)
         """
-        items = self.read_status().get("overrides", [])
-        given = {key.lstrip("+~"): value for key, _, value in (item.partition("=") for item in items)}
-        return {key: value for key, value in given.items() if not is_bookkeeping(key)}
+        return given_keys(self.read_status().get("overrides", []))
 
     def read_status(self) -> dict[str, Any]:
         """The content of status.json with `state` corrected to `interrupted` where the job was killed."""
@@ -315,6 +320,11 @@ def _locks(file: IO[str], kind: int) -> bool:
 def jobs_file(sweep_dir: Path) -> Path:
     """The names of all jobs that a sweep was ever asked for, one a line."""
     return sweep_dir / "jobs.txt"
+
+
+def planned_file(sweep_dir: Path) -> Path:
+    """Job → its overrides, of all jobs that a sweep was ever asked for (JSON)."""
+    return sweep_dir / "jobs.json"
 
 
 def list_jobs(sweep_dir: Path, names: Iterable[str] | None = None, gone: Collection[str] = ()) -> list[str]:

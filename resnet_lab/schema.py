@@ -61,6 +61,7 @@ class Config:
     follow_test: bool = _key(bool)
     follow_layers: bool = _key(bool)
     figures: list[str] = _key(list[str], f"a list of {', '.join(FIGURES)}")  # noqa: RUF009 - it is field()
+    labels: Any = field(default=MISSING, metadata={"allowed": "a mapping {key: {value: text, …}, …}"})
     sweep_dir: str = _key(Text)
     start: bool = _key(bool)
     on_failed: str = _key(Literal["retry", "skip", "stop"])

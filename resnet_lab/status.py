@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
+import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from statistics import mean
 from typing import Any, NamedTuple
 
+from resnet_lab.axes import labels_in, texts_of
 from resnet_lab.command_line import run_command
 from resnet_lab.errors import UserError, count, printable
+from resnet_lab.keys import WIDTH
 from resnet_lab.run_folder import UNTRAINED, RunFolder, closed_folders, find_runs, jobs_file, list_jobs
+from resnet_lab.terminal import duration, left
 from resnet_lab.verbs import VERBS
 
+SHOWN = 20  # jobs that the end of a sweep lists
 STATES = ("done", "running", "interrupted", "failed", "created", "missing", "unreadable")
 
 
@@ -57,23 +65,20 @@ def _note(status: dict[str, Any], config: dict[str, Any]) -> str:
     if status["epoch"] == UNTRAINED:
         return "trains no epoch"
     finished, epochs = status["epoch"] + 1, config["trainer"]["max_epochs"]
-    note = f"epoch {finished} of {epochs}"
+    note = f"{finished} of {count(epochs, 'epoch')}"
     if status["state"] == "running":
         seconds = status["seconds"] / finished
-        note += f", {duration(seconds)} an epoch, about {duration(seconds * (epochs - finished))} left"
+        note += f", {duration(seconds)} each, about {duration(seconds * (epochs - finished))} left"
     return note
 
 
-def duration(seconds: float) -> str:
-    """Return a duration for people."""
-    if seconds < 100:
-        return f"{seconds:.3g} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"
-
-
 def states_of(folder: Path) -> list[JobState]:
-    """Return all jobs at or below a folder, with the jobs of its sweeps that have not begun.
+    """Return all jobs at or below a folder; see `sweeps_in`."""
+    return [job for jobs in sweeps_in(folder).values() for job in jobs]
+
+
+def sweeps_in(folder: Path) -> dict[Path, list[JobState]]:
+    """Return folder of a sweep → its jobs, including those that have not begun; at or below a folder.
 
     Raises:
         UserError: the folder does not exist, cannot be read, or contains neither a run nor a sweep.
@@ -81,36 +86,134 @@ def states_of(folder: Path) -> list[JobState]:
     closed = closed_folders([str(folder)])
     if str(folder) in closed:
         raise UserError(f"{folder}: no permission to read it")
-    sweeps = {file.parent: list_jobs(file.parent) for file in sorted(folder.rglob(jobs_file(folder).name))}
+    planned = {file.parent.resolve(): list_jobs(file.parent) for file in sorted(folder.rglob(jobs_file(folder).name))}
     try:
         runs = find_runs([folder])
     except UserError:
-        if not sweeps and not closed:
+        if not planned and not closed:
             raise
         runs = []
     begun = {run.path for run in runs}
-    missing = [name for place, names in sweeps.items() for name in names if (place / name).resolve() not in begun]
-    hidden = [Path(each).name for each in closed if Path(each).resolve() not in begun]
-    unread = [JobState(name, "unreadable", "no permission to read it") for name in hidden]
-    missing = [name for name in missing if name not in hidden]
-    return [state_of(run) for run in runs] + [JobState(name, "missing") for name in missing] + unread
+    hidden = [Path(each).resolve() for each in closed if Path(each).resolve() not in begun]
+    sweeps: dict[Path, list[JobState]] = {place: [] for place in planned}
+    for run in runs:
+        sweeps.setdefault(run.path.parent, []).append(state_of(run))
+    for place, names in planned.items():
+        absent = [name for name in names if (place / name).resolve() not in {*begun, *hidden}]
+        sweeps[place] += [JobState(name, "missing") for name in absent]
+    for each in hidden:
+        sweeps.setdefault(each.parent, []).append(JobState(each.name, "unreadable", "no permission to read it"))
+    return sweeps
 
 
-def table(jobs: Sequence[JobState]) -> str:
-    """Return one line per job, and the number of jobs in each state."""
-    width = max((len(job.state) for job in jobs), default=0)
-    longest = max((len(job.name) for job in jobs), default=0)
-    lines = [f"{job.state:<{width}}  {job.name:<{longest}}  {job.note}".rstrip() for job in jobs]
+def time_left(place: Path, jobs: Sequence[JobState]) -> float | None:
+    """Return the seconds until all jobs of a sweep are done, except failed ones; None if unknown or none is left.
+
+    A job that has not begun is expected to take as long as the others do on average.
+    """
+    takes, rest, waiting = list[float](), 0.0, sum(job.state in ("missing", "created") for job in jobs)
+    for job in (job for job in jobs if job.state in ("done", "running", "interrupted")):
+        status, config = RunFolder(place / job.name).read_status(), RunFolder(place / job.name).read_config()
+        finished, epochs = status.get("epoch", UNTRAINED) + 1, config["trainer"]["max_epochs"]
+        seconds = status.get("seconds", 0.0)
+        if job.state == "done":
+            takes.append(seconds)
+        elif finished:
+            takes.append(seconds / finished * epochs)
+            rest += takes[-1] - seconds
+        else:
+            waiting += 1
+    if not takes or not (rest or waiting) or not jobs_file(place).is_file():
+        return None
+    return (rest + waiting * mean(takes)) / max(1, sum(job.state == "running" for job in jobs))
+
+
+def labels_of(place: Path) -> dict[str, str]:
+    """Return folder name → label of each job of a sweep; empty if the folder contains no sweep."""
+    if not jobs_file(place).is_file():
+        return {}
+    for file in sorted(place.glob("*/config.yaml")):
+        with suppress(UserError, OSError):  # another one is not damaged
+            return labels_in(place, texts_of(RunFolder(file.parent).read_config()["labels"]))
+    return labels_in(place, {})
+
+
+def rows(jobs: Sequence[JobState], labels: Mapping[str, str]) -> list[str]:
+    """Return state, label and note of each job, in lines of at most 80 characters."""
+    width = max((len(job.state) for job in jobs), default=0) + 2
+    longest = max((len(labels.get(job.name, job.name)) for job in jobs), default=0)
+    lines = []
+    for job in jobs:
+        head, note = f"{job.state:<{width}}{labels.get(job.name, job.name)}", job.note
+        line = f"{head:<{width + longest}}  {note}".rstrip()
+        lines += [line] if len(line) <= WIDTH else [*_wrapped(head, "", width), *_wrapped(note, " " * width, width)]
+    return lines
+
+
+def _wrapped(text: str, first: str, others: int) -> list[str]:
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=first,
+        subsequent_indent=" " * others,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
+
+
+def table(jobs: Sequence[JobState], labels: Mapping[str, str] | None = None, seconds: float | None = None) -> str:
+    """Return the jobs, the number of jobs in each state, and the time left in seconds."""
+    rest = "" if seconds is None else f"; about {left(seconds)}"
+    return "\n".join([*rows(jobs, labels or {}), f"{counts_of(jobs)}{rest}"])
+
+
+def counts_of(jobs: Sequence[JobState]) -> str:
+    """Return `3 jobs: 2 done, 1 failed`."""
     counts = Counter(job.state for job in jobs)
     ordered = sorted(counts, key=lambda state: STATES.index(state) if state in STATES else len(STATES))
-    total = count(len(jobs), "job")
-    return "\n".join([*lines, f"{total}: {', '.join(f'{counts[state]} {state}' for state in ordered) or 'none'}"])
+    return f"{count(len(jobs), 'job')}: {', '.join(f'{counts[state]} {state}' for state in ordered) or 'none'}"
+
+
+def overview(folder: Path) -> str:
+    """Return a table for each sweep at or below a folder."""
+    sweeps = sweeps_in(folder)
+    tables = {place: table(jobs, labels_of(place), time_left(place, jobs)) for place, jobs in sweeps.items()}
+    if len(tables) < 2:
+        return "".join(tables.values())
+    return "\n\n".join(f"{_from_here(place)}\n{text}" for place, text in tables.items())
+
+
+def _from_here(place: Path) -> Path:
+    return place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place
+
+
+def summary(sweep_dir: Path, command: Sequence[str], seconds: float) -> str:
+    """Return the end of a sweep: counts, what is not done and why, and what to type next.
+
+    Args:
+        sweep_dir: its folder.
+        command: the words of the command line.
+        seconds: duration of the command.
+    """
+    jobs = sweeps_in(sweep_dir).get(sweep_dir.resolve(), [])
+    undone, done = [job for job in jobs if job.state != "done"], [job for job in jobs if job.state == "done"]
+    lines = ["", f"{sweep_dir}: {counts_of(jobs)}; this command took {duration(seconds)}"]
+    lines += rows(undone[:SHOWN], labels_of(sweep_dir))
+    lines += [f"and {len(undone) - SHOWN} more: resnet-lab status {sweep_dir}"] if len(undone) > SHOWN else []
+    folder = [] if any(word.startswith("sweep_dir=") for word in command) else [f"sweep_dir={sweep_dir}"]
+    if done:
+        lines.append(f"compare the jobs:  resnet-lab report {shlex.quote(str(sweep_dir))}")
+    if undone and all(job.state == "created" for job in undone):
+        lines.append(f"start a job:       python -m resnet_lab.job {shlex.quote(str(sweep_dir / undone[0].name))}")
+    elif undone:
+        lines.append(f"run the others:    {shlex.join(['resnet-lab', 'train', *command, *folder])}")
+    return "\n".join(lines)
 
 
 def command(arguments: Sequence[str]) -> None:
     """Show the states of all jobs below the folders."""
     for folder in VERBS["status"]().read(arguments).DIR:
-        print(printable(table(states_of(Path(folder)))))
+        print(printable(overview(Path(folder))))
 
 
 if __name__ == "__main__":

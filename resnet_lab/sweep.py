@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -17,6 +19,7 @@ from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from resnet_lab.axes import note_jobs
 from resnet_lab.config import check, job_name, one_line, words_of_trust
 from resnet_lab.continuation import EPOCHS, epochs_by_job, goes_on_to
 from resnet_lab.errors import UserError
@@ -25,6 +28,9 @@ from resnet_lab.schema import BY_NAME, PROVIDED, conf_dir
 from resnet_lab.signatures import is_ours
 from resnet_lab.trust import OPTION
 from resnet_lab.verbs import VERBS
+
+# Hydra's launchers that show a line with all overrides for each job
+OWN_LINES = ("hydra._internal.core_plugins.basic_launcher", "hydra_plugins.hydra_joblib_launcher._core")
 
 
 def preflight(arguments: Sequence[str]) -> bool:
@@ -43,6 +49,7 @@ def preflight(arguments: Sequence[str]) -> bool:
     words = {f"{OPTION}{word}" for job in jobs for word in words_of_trust(job)}
     if not needs:
         return True
+    print(f"{time.strftime('%H:%M:%S')}  checking what the jobs need (data, weights, parts)", flush=True)
     # in a process of its own, so that this one stays light
     command = [sys.executable, "-m", "resnet_lab.preflight", *sorted(words)]
     return subprocess.run(command, input=json.dumps(sorted(needs)), text=True, check=False).returncode == 0
@@ -127,6 +134,9 @@ def _values(axis: Override) -> list[str]:
     return [f"{key}={axis.get_value_element_as_str()}"]
 
 
+SWEPT: list[Path] = []  # the folder of the sweep that this process has started
+
+
 class ListJobs(Callback):
     """Before a sweep starts, lists its jobs in its folder, for `resnet-lab status` to know which are missing.
 
@@ -134,15 +144,20 @@ class ListJobs(Callback):
     """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        hydra, names, renamed = config.hydra, [], list[str]()
+        hydra, jobs, names, renamed = config.hydra, [], list[str](), list[str]()
         if hydra.runtime.choices["hydra/sweeper"] == "basic":
             overrides = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
             jobs = _grid(overrides, hydra.sweeper.params or {}, seeds=True)
             excluded = hydra.job.config.override_dirname.exclude_keys
             names = [_folder_name(job, excluded, hydra.sweep.dir) for job in jobs]
             renamed = _lengthened(dict(zip(names, jobs, strict=True)), excluded, Path(hydra.sweep.dir))
+        SWEPT[:] = [Path(hydra.sweep.dir)]
+        for launcher in OWN_LINES:  # a job shows its label instead of all overrides
+            logging.getLogger(launcher).setLevel(logging.WARNING)
         try:
             list_jobs(Path(hydra.sweep.dir), names, renamed)
+            if names:
+                note_jobs(Path(hydra.sweep.dir), dict(zip(names, jobs, strict=True)), renamed)
         except OSError as error:  # Hydra would go on without a word of ours
             print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
 
@@ -184,7 +199,9 @@ def _lengthened(jobs: Mapping[str, Sequence[str]], excluded: Sequence[str], swee
 
 def _folder_name(job: Sequence[str], excluded: Sequence[str], sweep_dir: str) -> str:
     """As `hydra.sweep.subdir` makes it."""
-    return job_name(",".join(sorted(item for item in job if item.partition("=")[0] not in excluded)), sweep_dir)
+    return job_name(
+        ",".join(sorted(item for item in job if item.partition("=")[0].lstrip("+~") not in excluded)), sweep_dir
+    )
 
 
 def _composed(overrides: Sequence[str]) -> dict[str, Any]:

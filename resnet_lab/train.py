@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import os
 import sys
+import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,9 +21,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from resnet_lab.command_line import begin
+from resnet_lab.axes import labels_in, texts_of
+from resnet_lab.command_line import begin, show
 from resnet_lab.config import check_overrides, one_line, register, words_of_trust
-from resnet_lab.errors import UserError, one_line_of
+from resnet_lab.errors import UserError, one_line_of, printable
 from resnet_lab.launch import JobFailed, run_in
 from resnet_lab.processes import (
     Stopped,
@@ -29,9 +32,10 @@ from resnet_lab.processes import (
     stop_with_command,
     this_is_the_command,
 )
-from resnet_lab.run_folder import Busy, RunFolder
+from resnet_lab.run_folder import Busy, RunFolder, list_jobs
 from resnet_lab.schema import conf_dir
-from resnet_lab.sweep import preflight
+from resnet_lab.status import summary
+from resnet_lab.sweep import SWEPT, preflight
 from resnet_lab.trust import trust, without_trust
 from resnet_lab.verbs import VERBS
 
@@ -67,6 +71,8 @@ def train(config: DictConfig) -> float | None:
     run, sweep = RunFolder(Path(hydra_config.runtime.output_dir)), hydra_config.mode == RunMode.MULTIRUN
     try:
         plain: Any = OmegaConf.to_container(config, resolve=True)
+        if sweep:
+            say_label(run, plain["labels"])
         run_in(run, config, list(hydra_config.overrides.task), [*words_of_trust(plain), *TRUSTED], sweep)
     except Busy as busy:
         if not sweep:
@@ -85,6 +91,14 @@ def train(config: DictConfig) -> float | None:
     return math.nan if best is None else best
 
 
+def say_label(run: RunFolder, labels: dict[str, Any]) -> None:
+    """One line on which job of its sweep begins now."""
+    names = list_jobs(run.path.parent)
+    place = f"job {names.index(run.path.name) + 1} of {len(names)}" if run.path.name in names else "job"
+    shown = labels_in(run.path.parent, texts_of(labels)).get(run.path.name, run.path.name)
+    print(printable(f"{place}: {shown}"), flush=True)
+
+
 def checked() -> bool:
     """Whether a sweep may start; if not, it says why."""
     try:
@@ -98,7 +112,18 @@ def checked() -> bool:
 
 
 def main() -> int:
-    """Run, and turn what a user got wrong into one line.
+    """Run; a sweep ends with a summary of its jobs."""
+    began, words = time.monotonic(), sys.argv[1:]
+    SWEPT.clear()
+    code = run_command()
+    for sweep_dir in SWEPT:
+        with suppress(UserError, OSError):  # it holds nothing yet, or cannot be read; an error has been shown
+            show(printable(summary(sweep_dir, words, time.monotonic() - began)))
+    return code
+
+
+def run_command() -> int:
+    """Compose and run, and turn what a user got wrong into one line.
 
     Hydra would print several lines for some errors and a traceback for others; with HYDRA_FULL_ERROR it hands them
     over instead.

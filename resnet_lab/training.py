@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from resnet_lab import environment
+from resnet_lab.axes import axes_of_run, label_of
 from resnet_lab.build import build_module, build_profiler, build_trainer, compile_network, rank, set_up_logging
 from resnet_lab.callbacks import Ending, FiniteLoss, Observer, ResumableEarlyStopping, SamePixels, StepSeed
 from resnet_lab.checkpoints import EpochRows, LastCheckpoint, RunCheckpoint, fits, put_objective, resume_point
@@ -40,6 +41,7 @@ from resnet_lab.failures import fail, stopped_elsewhere
 from resnet_lab.files import refuse_unwritable, remove_unfinished
 from resnet_lab.freezing import Freezing, idle_keys
 from resnet_lab.layers import LayerStatistics
+from resnet_lab.loggers import AFTER_CURVES
 from resnet_lab.metrics import is_collapsed, monitored
 from resnet_lab.models.pretrained import read, refuse_nan_weights
 from resnet_lab.models.resnet import multiply_adds, parameter_count
@@ -376,10 +378,11 @@ def finish(
     """Write the files of every evaluated split, the final entry of the loggers and the last status."""
     for split in datamodule.test_splits:  # before anything is written
         refuse_undefined(datamodule.rows(split), module.predictions[split].probabilities)
+    label = label_of(run)
     for split in datamodule.test_splits:
         probabilities, classes = module.predictions[split]
         counts = module.confusion[split].cpu().numpy()
-        write_split(run, split, datamodule.rows(split), classes, probabilities, counts, datamodule.class_names)
+        write_split(run, split, datamodule.rows(split), classes, probabilities, counts, datamodule.class_names, label)
     metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items()) if "/" in name}
     tested = {name: value for name, value in metrics.items() if name.split("/")[0] in datamodule.test_splits}
     metrics = {name: value for name, value in tested.items() if not math.isnan(value)}  # recall of an absent class
@@ -406,18 +409,17 @@ def finish(
 def log_hyperparameters(trainer: Trainer, run: RunFolder, metrics: dict[str, float]) -> None:
     """Flat scalars and final metrics for every logger; together, or TensorBoard's HPARAMS tab stays empty.
 
-    Log only the overrides of the command line where there are some: they contain the sweep's axes.
+    Log the label and the axes of the job's sweep. Of a single run log what the command line gave, or else all keys.
     """
     scalars = {key: value for key, value in flat(run.read_config()).items() if isinstance(value, int | float | str)}
-    overrides = run.overrides()
-    shown = {key: scalars.get(key, value) for key, value in overrides.items()} or {
+    shown = {key: scalars.get(key, value) for key, value in axes_of_run(run).items()} or {
         key: value for key, value in scalars.items() if not (is_bookkeeping(key) or key.endswith("_"))
     }
     final = {f"final/{name}": value for name, value in metrics.items()}
-    shown = {"seed": scalars["seed"], **shown}
+    shown = {"seed": scalars["seed"], "label": label_of(run), **shown}
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.log_hyperparams(shown, final)
+            logger.log_hyperparams(shown, {f"{AFTER_CURVES}{name}": value for name, value in final.items()})
         else:
             logger.log_hyperparams(shown)
             logger.log_metrics(final, trainer.global_step)

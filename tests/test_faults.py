@@ -64,7 +64,7 @@ def test_a_loss_that_is_no_number_stops_before_a_checkpoint_keeps_it(
     assert guarded(run) == 1
     status = run.read_status()
     assert status["state"] == "failed"
-    assert status["error"].startswith("the loss became nan in epoch 2: lower optim.lr")
+    assert status["error"].startswith("the loss became nan in epoch 3: lower optim.lr")
     assert "Traceback" not in run.log_file.read_text()
     assert list(pd.read_csv(run.metrics_file)["epoch"]) == [0, 1]
     assert (run.checkpoints / "best.ckpt").is_file()
@@ -80,7 +80,7 @@ def test_weights_that_are_no_numbers_replace_no_checkpoint(make_run: MakeRun, mo
     with monkeypatch.context() as patch:
         patch.setattr(Classifier, "on_train_batch_end", spoilt, raising=False)
         assert guarded(run) == 1
-    assert "became nan in epoch 2" in run.read_status()["error"]
+    assert "became nan in epoch 3" in run.read_status()["error"]
     for file in (run.last_checkpoint, run.best_checkpoint):
         kept = torch.load(file, weights_only=True)
         assert kept["epoch"] < 2
@@ -355,7 +355,7 @@ def test_a_fault_after_training_costs_no_training(make_run: MakeRun, monkeypatch
     assert is_whole(run.last_checkpoint)
     assert guarded(run) == 0
     assert "going on in" in run.log_file.read_text()
-    assert run.log_file.read_text().count("epoch 1 ") == 1
+    assert run.log_file.read_text().count("epoch 2 ") == 1
     assert not run.last_checkpoint.exists()
 
 

@@ -6,6 +6,7 @@ from fake_runs import write_run, write_sweep
 
 from resnet_lab.errors import UserError
 from resnet_lab.rendering import Finding
+from resnet_lab.report.effects import effects_of
 from resnet_lab.report.findings import findings_of
 from resnet_lab.report.groups import places_of, tables_of
 from resnet_lab.report.runs import read_run
@@ -144,7 +145,7 @@ def test_what_is_wrong_is_said(tmp_path):
     write_run(tmp_path / "again", seed=0)
     found = {finding.kind: finding.text for finding in compare(tmp_path)[2]}
     assert found["failed"] == "failed: OutOfMemoryError: 6 GB"
-    assert found["interrupted"] == "killed: no result, last epoch: 3"
+    assert found["interrupted"] == "killed: no result, last epoch: 4"
     assert (
         found["leaking"]
         == "5618 images of train or val share a patient or picture with a later split (1 of 6 runs: leaky)"
@@ -220,3 +221,15 @@ def test_groups_are_named_by_words_of_their_labels(tmp_path):
     assert table.named == ["pretrained=none depth=50"]
     with pytest.raises(UserError, match="groups=depth=5: no group has these words in its label; one label is depth="):
         tables_of(runs, named=["depth=5"])
+
+
+def test_labeled_values_stand_for_themselves(tmp_path):
+    given = {f"labels.model.{key}": text for key, text in (("pretrained.none", "scratch"), ("depth.18", "small"))}
+    for depth in (18, 34):
+        write_run(tmp_path / f"a{depth}", depth, pretrained="none", config=given)
+        write_run(tmp_path / f"b{depth}", depth, pretrained="weights/imagenet.pt")
+    _, (table,), _ = compare(tmp_path)
+    sources = ("scratch", "pretrained=weights/imagenet.pt")
+    assert labels(table) == [f"{depth} {source}" for depth in ("small", "depth=34") for source in sources]
+    found = {effect.label for effect in effects_of(table)}
+    assert found == {"depth=34 instead of small", "pretrained=weights/imagenet.pt instead of scratch"}

@@ -566,7 +566,7 @@ def test_patients_and_a_lack_of_a_test_split_are_said_at_the_start(
     assert guarded(run) == 0
     lines = run.log_file.read_text().splitlines()
     (place,) = [n for n, line in enumerate(lines) if "there is no test split" in line and "data.test_fraction" in line]
-    assert place < next(n for n, line in enumerate(lines) if "epoch 0" in line)
+    assert place < next(n for n, line in enumerate(lines) if "epoch 1" in line)
 
 
 @pytest.mark.parametrize("mean", ["train", "[0.5,0.5,0.5]"])

@@ -292,7 +292,7 @@ def leaves(node: dict, known: dict, prefix: str = "") -> dict:
     """Dotted keys with values; a mapping is a value where `known` has it."""
     found = {}
     for key, value in node.items():
-        if isinstance(value, dict) and f"{prefix}{key}" not in known:
+        if isinstance(value, dict) and value and f"{prefix}{key}" not in known:
             found |= leaves(value, known, f"{prefix}{key}.")
         elif key not in SPECIAL:
             found[f"{prefix}{key}"] = value

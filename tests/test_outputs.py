@@ -39,12 +39,12 @@ def test_precision_and_recall_are_scikit_learns() -> None:
 
 def test_files_are_replaced_and_never_rewritten_in_place(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
-    write_split(run, "test", *rows_and_predictions(6), COUNTS, NAMES)
+    write_split(run, "test", *rows_and_predictions(6), COUNTS, NAMES, "run")
     before = {file: file.read_bytes() for file in run.path.iterdir()}
     assert len(before) == 4
     for file in before:
         os.link(file, tmp_path / file.name)  # another name of the same bytes
-    write_split(run, "test", *rows_and_predictions(9), COUNTS.T, NAMES)
+    write_split(run, "test", *rows_and_predictions(9), COUNTS.T, NAMES, "run")
     for file, content in before.items():
         assert file.read_bytes() != content, file.name
         assert (tmp_path / file.name).read_bytes() == content, file.name
@@ -56,7 +56,7 @@ def test_a_full_disk_names_the_file_and_leaves_each_one_complete(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
     run, room, write_bytes = RunFolder(tmp_path / "run"), [after], Path.write_bytes
-    write_split(run, "test", *rows_and_predictions(6), COUNTS, NAMES)
+    write_split(run, "test", *rows_and_predictions(6), COUNTS, NAMES, "run")
     before = {file: file.read_bytes() for file in run.path.iterdir()}
 
     def write(path: Path, data: bytes) -> int:
@@ -68,7 +68,7 @@ def test_a_full_disk_names_the_file_and_leaves_each_one_complete(
 
     monkeypatch.setattr(Path, "write_bytes", write)
     with pytest.raises(OSError, match=rf"No space left on device: '{run.path}/\w+_test.\w+'"):
-        write_split(run, "test", *rows_and_predictions(9), COUNTS.T, NAMES)
+        write_split(run, "test", *rows_and_predictions(9), COUNTS.T, NAMES, "run")
     now = {file: file.read_bytes() for file in run.path.iterdir()}
     assert set(now) == set(before)
     assert sum(now[file] != before[file] for file in before) == after
@@ -90,6 +90,16 @@ def test_predictions_keep_the_order_of_the_rows(tmp_path: Path) -> None:
     assert stored["image"].tolist() == rows["image"].tolist()
     assert stored["prediction"].tolist() == (2 - classes).tolist()  # whatever the objective chose
     assert stored[["p_0", "p_1", "p_2"]].to_numpy() == pytest.approx(probabilities, abs=1e-7)
+
+
+def test_six_scores_fit_80_columns_and_each_has_its_name() -> None:
+    names = ["qwk", "accuracy", "balanced_accuracy", "auroc", "f1_macro", "f1_weighted"]
+    table = score_table({f"test/{name}": -0.5 for name in names}, {"test": [2, 8, 9]}, [1, 2, 3], NAMES).splitlines()
+    assert max(map(len, table)) <= 80
+    cells = [[line[start : start + 9].strip() for line in table[:2]] for start in range(26, 80, 9)]
+    titles = [" ".join(filter(None, words)) for words in cells]
+    assert titles == [name.replace("_", " ") for name in names]
+    assert table[2].split()[-6:] == ["-0.5000"] * 6
 
 
 def test_the_baseline_is_the_training_majority_by_name() -> None:

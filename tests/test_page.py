@@ -124,7 +124,7 @@ def test_half_written_files_of_a_killed_run_leave_the_others_whole(tmp_path, und
     (tmp_path / "empty" / "config.yaml").write_text("")
     (tmp_path / "empty" / "status.json").write_text("")
     text = words(page_of(tmp_path))
-    assert "interrupted: killed: no result, last epoch: 5" in text
+    assert "interrupted: killed: no result, last epoch: 6" in text
     assert "no result: hurt: predictions_test.csv: line 2" in text
     assert "unreadable: empty: " in text
     assert "depth=34 1 without result" in text

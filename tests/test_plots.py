@@ -145,6 +145,7 @@ def test_runs_are_thin_and_the_mean_stops_where_a_run_does():
 def test_a_single_epoch_is_a_point():
     (line,) = drawn(plots.curves.by_epoch([curve("p", "a", values=[[70]])], "accuracy")).axes[0].get_lines()
     assert line.get_marker() == "o"
+    assert line.get_xdata().tolist() == [1]  # people count from 1, metrics.csv from 0
 
 
 def test_an_incomplete_row_of_panels_hides_its_gap():

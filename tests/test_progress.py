@@ -24,16 +24,19 @@ def lines(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
     return of
 
 
-def test_a_line_every_ten_seconds_and_one_at_the_end(lines) -> None:
+def test_a_line_after_two_seconds_then_every_ten_and_one_at_the_end(lines) -> None:
     assert lines("abcdefg", 7) == [
-        "prepared 3 of 7, 0.2 images/s, 16 s left",
-        "prepared 6 of 7, 0.2 images/s, 4 s left",
-        "prepared 7 of 7, 0.2 images/s, 0 s left",
+        "prepared 1 of 7, 0.2 images/s, 24 s left",
+        "prepared 4 of 7, 0.2 images/s, 12 s left",
+        "prepared 7 of 7, 0.2 images/s",
     ]
 
 
 def test_an_item_may_stand_for_several_images(lines) -> None:
-    assert lines("abc", 250, 100) == ["prepared 250 of 250, 20.8 images/s, 0 s left"]
+    assert lines("abc", 250, 100) == [
+        "prepared 100 of 250, 25.0 images/s, 6 s left",
+        "prepared 250 of 250, 20.8 images/s",
+    ]
 
 
 def test_nothing_to_do_has_no_line(lines) -> None:

@@ -40,7 +40,7 @@ def test_the_majority_is_of_training_or_where_that_is_unknown_of_these_images(tm
     ("status", "state", "problem"),
     [
         ({"state": "failed", "error": "OutOfMemoryError: 6 GB\nTraceback"}, "failed", "OutOfMemoryError: 6 GB"),
-        ({"state": "running", "epoch": 3}, "interrupted", "no result, last epoch: 3"),
+        ({"state": "running", "epoch": 3}, "interrupted", "no result, last epoch: 4"),
     ],
 )
 def test_a_run_that_is_not_done_has_no_scores_whatever_it_stored(tmp_path, status, state, problem):

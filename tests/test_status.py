@@ -14,8 +14,9 @@ import yaml
 from fake_data import refusal
 
 from resnet_lab import status
+from resnet_lab.axes import note_jobs
 from resnet_lab.run_folder import RunFolder, list_jobs
-from resnet_lab.status import JobState, duration, state_of, states_of, table
+from resnet_lab.status import JobState, overview, state_of, states_of, summary, sweeps_in, table, time_left
 
 
 @pytest.fixture
@@ -34,8 +35,8 @@ def test_every_state_has_its_line(run: RunFolder) -> None:
     with run.lock():
         assert state_of(run) == ("depth-18", "running", "in its first epoch")
         run.update_status(epoch=3, seconds=200.0)
-        assert state_of(run) == ("depth-18", "running", "epoch 4 of 10, 50 s an epoch, about 5 min left")
-    assert state_of(run) == ("depth-18", "interrupted", "epoch 4 of 10")
+        assert state_of(run) == ("depth-18", "running", "4 of 10 epochs, 50 s each, about 5 min left")
+    assert state_of(run) == ("depth-18", "interrupted", "4 of 10 epochs")
     run.update_status(state="running", epoch=-1)
     with run.lock():
         assert state_of(run) == ("depth-18", "running", "trains no epoch")
@@ -104,13 +105,6 @@ def test_a_folder_without_runs_is_one_error(tmp_path: Path) -> None:
     assert "resnet-lab status --help" in refusal(status.command, [])
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(5.04, "5.04 s"), (99, "99 s"), (100, "2 min"), (3600, "60 min"), (7500, "2 h 05 min")]
-)
-def test_durations_are_for_people(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
-
-
 def test_the_verb_prints_them(run: RunFolder) -> None:
     run.update_status(state="failed", error="out of memory")
     command = [sys.executable, "-m", "resnet_lab", "status", str(run.path.parent)]
@@ -135,3 +129,86 @@ def test_an_odd_status_is_that_of_one_job_and_the_others_are_shown(tmp_path: Pat
     assert bad.state == "unreadable"
     assert [job.state for job in missing] == ["missing"]
     assert table([good, bad, *missing]).endswith("3 jobs: 1 done, 1 missing, 1 unreadable")
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A sweep of eight jobs: four are done, one has failed, one is half way, two are missing."""
+    monkeypatch.chdir(tmp_path)
+    grid = {
+        f"depth-{depth}_pretrained-{weights}_seed-{seed}": [
+            "experiment=mine",
+            f"model.pretrained={weights}",
+            f"model.depth={depth}",
+            f"seed={seed}",
+        ]
+        for depth in (18, 34)
+        for weights in ("none", "imagenet")
+        for seed in (0, 1)
+    }
+    list_jobs(Path("sweep"), grid)
+    note_jobs(Path("sweep"), grid)
+    labels = {"model.pretrained": {"none": "scratch", "imagenet": "ImageNet"}}
+    for number, name in enumerate(list(grid)[:6]):
+        run = RunFolder(Path("sweep", name))
+        run.path.mkdir()
+        run.config_file.write_text(yaml.safe_dump({"trainer": {"max_epochs": 10}, "labels": labels}))
+        run.update_status(state="done", seconds=100.0, overrides=grid[name])
+        if number == 4:
+            run.update_status(state="failed", error=f"the disk is full: {'make room and start again, ' * 5}")
+        if number == 5:
+            run.update_status(state="running", seconds=60.0, epoch=4)
+    return tmp_path / "sweep"
+
+
+def test_jobs_are_named_by_what_varies_with_the_time_left_for_all(sweep: Path) -> None:
+    lines = overview(Path("sweep")).splitlines()
+    assert lines[0].split() == ["done", "scratch", "depth=18", "seed=0", "100", "s"] or "2 min" in lines[0]
+    assert any(line.startswith("missing") and "ImageNet depth=34 seed=1" in line for line in lines)
+    assert max(map(len, lines)) <= 80
+    assert "mine" not in overview(Path("sweep"))
+    (jobs,) = sweeps_in(sweep).values()
+    assert time_left(sweep, jobs) == pytest.approx(60 + 2 * (4 * 100 + 120) / 5)
+    assert lines[-1] == "8 jobs: 4 done, 1 interrupted, 1 failed, 2 missing; about 4 min left"
+    running = RunFolder(sweep / jobs[5].name)
+    with running.lock():
+        assert "8 jobs: 4 done, 1 running" in overview(sweep)
+    assert time_left(sweep, jobs[:4]) is None  # all are done
+    assert time_left(sweep, jobs[6:]) is None  # nothing is known
+    doubled = [job._replace(state="running") if place in (3, 5) else job for place, job in enumerate(jobs)]
+    assert time_left(sweep, doubled) < time_left(sweep, jobs)  # two at a time
+
+
+def test_several_sweeps_have_a_table_each(sweep: Path, run: RunFolder) -> None:
+    other = RunFolder(sweep.parent / "runs" / "alone")
+    other.path.mkdir(parents=True)
+    other.config_file.write_text(yaml.safe_dump({"trainer": {"max_epochs": 10}}))
+    other.update_status(state="done", seconds=9.0)
+    lines = overview(sweep.parent).splitlines()
+    assert [line for line in lines if line in ("sweep", "runs")] == ["sweep", "runs"]
+    assert lines[-2:] == ["done  alone  9 s", "1 job: 1 done"]
+
+
+def test_a_sweep_ends_with_what_is_not_done_and_what_to_type(sweep: Path) -> None:
+    lines = summary(Path("sweep"), ["-m", "experiment=mine", "seed=0,1"], 7500.0).splitlines()
+    assert lines[1] == "sweep: 8 jobs: 4 done, 1 interrupted, 1 failed, 2 missing; this command took 2 h 05 min"
+    assert "failed       scratch depth=34 seed=0" in lines
+    assert any("the disk is full" in line for line in lines)
+    assert not any(line.startswith("done") for line in lines)
+    assert max(map(len, lines[2:])) <= 80
+    assert lines[-2].endswith("resnet-lab report sweep")
+    assert lines[-1].endswith("resnet-lab train -m experiment=mine seed=0,1 sweep_dir=sweep")
+    RunFolder(sweep / "depth-34_pretrained-none_seed-0").update_status(state="created")
+    typed = summary(Path("sweep"), ["-m", "sweep_dir=sweep"], 1.0).splitlines()
+    assert typed[-1].endswith("resnet-lab train -m sweep_dir=sweep")
+
+
+@pytest.mark.parametrize(("state", "word"), [("created", "resnet_lab.job sweep/"), ("done", "resnet-lab report sweep")])
+def test_jobs_that_are_all_alike_end_with_one_thing_to_type(sweep: Path, state: str, word: str) -> None:
+    for name in list_jobs(sweep):
+        (sweep / name).mkdir(exist_ok=True)
+        RunFolder(sweep / name).config_file.write_text("trainer: {max_epochs: 1}")
+        RunFolder(sweep / name).update_status(state=state, seconds=1.0)
+    *_, last = summary(Path("sweep"), ["-m"], 1.0).splitlines()
+    assert word in last
+    assert "resnet-lab train" not in summary(Path("sweep"), ["-m"], 1.0)

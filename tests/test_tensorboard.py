@@ -51,7 +51,7 @@ def test_every_job_has_its_hyperparameters_and_final_metrics(runs: list[RunFolde
         shown = hyperparameters(events)
         assert shown["optim.lr"] == pytest.approx(lr)
         assert (shown["model.depth"], shown["seed"]) == (8, 0)
-        assert scalars(events, "final/test/qwk") == pytest.approx([run.read_status()["metrics"]["test/qwk"]])
+        assert scalars(events, "z_final/test/qwk") == pytest.approx([run.read_status()["metrics"]["test/qwk"]])
 
 
 def test_a_command_line_shows_what_it_gave(make_run: MakeRun) -> None:
@@ -59,7 +59,7 @@ def test_a_command_line_shows_what_it_gave(make_run: MakeRun) -> None:
     run.update_status(overrides=["optim.lr=0.1", "model=resnet_cifar", "data.cache_dir=cache", "+data.more=0.1"])
     assert guarded(run) == 0
     shown = hyperparameters(events_of(run))
-    assert shown == {"seed": 0, "optim.lr": 0.1, "model": "resnet_cifar", "data.more": "0.1"}
+    assert shown == {"label": "run", "seed": 0, "optim.lr": 0.1, "model": "resnet_cifar", "data.more": "0.1"}
 
 
 def test_scalars_and_pictures_by_epoch(make_run: MakeRun) -> None:
@@ -72,9 +72,9 @@ def test_scalars_and_pictures_by_epoch(make_run: MakeRun) -> None:
     assert scalars(events, "lr-SGD") == pytest.approx([0.05, 0.05])
     assert np.all(np.array(scalars(events, "train/images_per_second")) > 0)
     assert len(scalars(events, "train/images_per_second")) == 2
-    assert [image.step for image in events.Images("val/confusion_matrix")] == [0, 1]
-    assert [image.step for image in events.Images("train/sample_batch")] == [0]
-    assert events.Images("train/sample_batch")[0].encoded_image_string.startswith(b"\x89PNG")
+    assert [image.step for image in events.Images("z_pictures/val_confusion_matrix")] == [0, 1]
+    assert [image.step for image in events.Images("z_pictures/sample_batch")] == [0]
+    assert events.Images("z_pictures/sample_batch")[0].encoded_image_string.startswith(b"\x89PNG")
 
 
 def test_a_resumed_run_goes_on_in_its_curves(make_run: MakeRun) -> None:
@@ -86,7 +86,7 @@ def test_a_resumed_run_goes_on_in_its_curves(make_run: MakeRun) -> None:
     run.update_status(state="interrupted")
     guarded(run)
     events = events_of(run)
-    assert len(events.Images("val/confusion_matrix")) == 4
+    assert len(events.Images("z_pictures/val_confusion_matrix")) == 4
     losses = list(pd.read_csv(run.metrics_file)["val/loss"])
     assert scalars(events, "val/loss") == pytest.approx(losses)
-    assert len(events.Images("train/sample_batch")) == 1
+    assert len(events.Images("z_pictures/sample_batch")) == 1

@@ -184,7 +184,7 @@ def test_the_row_of_metrics_csv_that_made_the_predictions_is_checked(tmp_path, m
     assert lines(folder) == []
     rows.assign(**{"test/qwk": rows["test/qwk"] + 0.3}).to_csv(folder / "metrics.csv", index=False)
     assert lines(folder) == [
-        f"run: test/qwk of epoch {epoch} in metrics.csv is {true['qwk'] + 0.3:.6f}, "
+        f"run: test/qwk in the row of metrics.csv with epoch={epoch} is {true['qwk'] + 0.3:.6f}, "
         f"the predictions give {true['qwk']:.6f}"
     ]
     (folder / "metrics.csv").unlink()

@@ -29,6 +29,7 @@ HELD = {  # nothing is written to them
     "run_folder.py RunFolder.lock open": "a lock",
     "run_folder.py RunFolder.turn open": "a lock",
     "data/prepared.py _turn open": "a lock",
+    "terminal.py Progress._owns open": "the terminal, for its lock",
 }
 BESIDE = {
     "files.py write_atomically write_bytes": "this is it",

@@ -20,6 +20,7 @@ import pandas as pd
 from numpy.random import Generator, default_rng
 
 from resnet_lab.data.fundus import DRAWING_VERSION, EYES, draw_fundus
+from resnet_lab.data.progress import with_progress
 from resnet_lab.data.retinopathy import Retinopathy
 from resnet_lab.errors import UserError, count
 from resnet_lab.values import Count, FromOne, Seed, Within
@@ -172,13 +173,13 @@ def _draw_all(photographs: list[Photograph], recipe: dict[str, Any], processes: 
     if processes is None:
         processes = os.cpu_count() or 1 if len(photographs) > 200 else 1
     if processes == 1:
-        for photograph in photographs:
+        for photograph in with_progress(photographs, len(photographs), "drawn"):
             write(photograph)
         return
     # spawned, not forked: the caller may have threads of torch
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
-        list(pool.map(write, photographs, chunksize=32))
+        list(with_progress(pool.map(write, photographs, chunksize=32), len(photographs), "drawn"))
 
 
 def _write_photograph(photograph: Photograph, seed: int, size: int) -> None:

@@ -25,7 +25,7 @@ class Series:
     panel: str
     label: str
     split: str  # train (dashed), val (solid) or test (dash-dotted)
-    epochs: np.ndarray  # (E,)
+    epochs: np.ndarray  # (E,), counted from 0 as in metrics.csv; pictures count from 1
     values: np.ndarray  # (R, E), NaN if a run has no value
 
 
@@ -76,14 +76,15 @@ def by_epoch(
 
 
 def _draw_series(axes: Axes, line: Series, color: Color, style: Style, alone: bool) -> None:
+    epochs = line.epochs + 1
     if len(line.values) > 1:
         if alone:
-            axes.plot(line.epochs, line.values.T, color=color, linestyle=style, linewidth=0.6, alpha=0.45)
+            axes.plot(epochs, line.values.T, color=color, linestyle=style, linewidth=0.6, alpha=0.45)
         low, high = np.fmin.reduce(line.values), np.fmax.reduce(line.values)
-        axes.fill_between(line.epochs, low, high, color=color, alpha=0.13, linewidth=0)
+        axes.fill_between(epochs, low, high, color=color, alpha=0.13, linewidth=0)
     # a line does not show a single epoch
     marker = "o" if len(line.epochs) == 1 else None
-    axes.plot(line.epochs, line.values.mean(axis=0), color=color, linestyle=style, linewidth=1.8, marker=marker)
+    axes.plot(epochs, line.values.mean(axis=0), color=color, linestyle=style, linewidth=1.8, marker=marker)
 
 
 def _legend(

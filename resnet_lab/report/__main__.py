@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from resnet_lab.command_line import run_command
+from resnet_lab.command_line import log_to, run_command
+from resnet_lab.data import progress
 from resnet_lab.errors import UserError, count, printable
 from resnet_lab.files import write_atomically
 from resnet_lab.outputs import for_spreadsheets
@@ -90,6 +92,9 @@ def check(folders: Sequence[str]) -> None:
 def command(arguments: Sequence[str]) -> None:
     """Report on the folders; `out` defaults to the first of them."""
     given = VERBS["report"]().read(arguments)
+    lines = logging.StreamHandler(sys.stderr)  # standard output has the result alone
+    lines.addFilter(logging.Filter(progress.__name__))
+    log_to([lines])
     if given.check:
         if options := [key for key in ("metric", "out", "figures", "groups") if vars(given)[key] is not None]:
             raise UserError(f"--check writes no report, so {options[0]}= has no effect; leave it out")

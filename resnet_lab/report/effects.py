@@ -78,7 +78,7 @@ def pairings_of(table: Table) -> list[Pairing]:
                 if _level(groups[other], axis) == level
             ]
             if pairs:
-                first = groups[pairs[0][0]].shown.get(axis, "nothing").partition("=")[2] or "nothing"
+                first = groups[pairs[0][0]].shown.get(axis, "nothing").rpartition("=")[2] or "nothing"
                 label = f"{groups[pairs[0][1]].shown.get(axis, axis)} instead of {first}"
                 found.append(Pairing(axis, label, pairs))
     return found

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from resnet_lab.axes import plain, shown_of
 from resnet_lab.errors import UserError, count
 from resnet_lab.report.intervals import Comparisons, Estimates, estimate
 from resnet_lab.report.runs import Run
@@ -268,34 +269,21 @@ def _groups(runs: Sequence[Run]) -> list[Group]:
 
 def _name(groups: Sequence[Group], axes: Sequence[str]) -> None:
     """Fill `shown` of the groups."""
-    keys = [axis.removesuffix("._target_") for axis in axes]
-    for axis, key in zip(axes, keys, strict=True):
-        separator = "." if axis.endswith("_target_") else "/"
-        texts = [_text(group, axis) for group in groups]
-        for group, text in zip(groups, texts, strict=True):
-            if group.values[axis] != ABSENT:
-                # `best.ckpt` alone is ambiguous
-                least = 2 if separator == "/" and text == group.values[axis] else 1
-                group.shown[axis] = f"{_tail(key, keys, '.')}={_tail(text, texts, separator, least)}"
+    settings = [{axis: group.values[axis] for axis in axes if group.values[axis] != ABSENT} for group in groups]
+    configs = [run.config for group in groups for run in group.runs]
+    for group, shown in zip(groups, shown_of(settings, _labels(configs, axes)), strict=True):
+        group.shown |= shown
 
 
-def _text(group: Group, axis: str) -> str:
-    """Return a value for people; `runs/source/depth-18` in a group of depth 18 becomes `runs/source`."""
-    value = group.values[axis]
-    text = str(value).lower() if isinstance(value, bool) else str(value)
-    head, _, last = text.rpartition("/")
-    repeats = last in {f"{key.split('.')[-1]}-{other}" for key, other in group.values.items()}
-    return head if head and repeats else text
-
-
-def _tail(text: str, others: Sequence[str], separator: str, least: int = 1) -> str:
-    """Return the shortest tail of `text`, of at least `least` parts, that is the tail of none of the `others`."""
-    parts = text.split(separator)
-    for size in range(least, len(parts)):
-        tail = separator.join(parts[-size:])
-        if not any(f"{separator}{other}".endswith(separator + tail) for other in others if other != text):
-            return tail
-    return text
+def _labels(configs: Iterable[dict[str, Any]], axes: Sequence[str]) -> dict[str, str]:
+    """Return `key=value` → its label, from configurations by dotted keys."""
+    found = {key: text for config in configs for key, text in config.items() if key.startswith("labels.")}
+    return {
+        f"{axis}={plain(key.removeprefix(f'labels.{axis}.'))}": str(text)
+        for axis in axes
+        for key, text in found.items()
+        if key.startswith(f"labels.{axis}.")
+    }
 
 
 def order_of(value: Any) -> tuple[bool, bool, float, str]:

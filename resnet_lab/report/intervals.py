@@ -26,6 +26,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import optimize, special
 
+from resnet_lab.data.progress import with_progress
 from resnet_lab.report.resampling import counts_of_patients, drawn_predictions, scores_of, sums_by_patient
 from resnet_lab.scores import SCORES, Predictions, Score
 from resnet_lab.statistics import REFERABLE
@@ -306,7 +307,10 @@ def estimate(groups: Sequence[Sequence[Predictions]], patient: np.ndarray, draws
         draws: number of draws R.
     """
     counts = counts_of_patients(int(patient.max()) + 1, draws)
-    parts = [[_resample(predictions, patient, counts) for predictions in runs] for runs in groups]
+    runs = [predictions for group in groups for predictions in group]
+    steps = with_progress(runs, len(runs), "resampled", unit="runs", end=False)
+    resampled = iter([_resample(predictions, patient, counts) for predictions in steps])
+    parts = [[next(resampled) for _ in group] for group in groups]
     costs = costs_of_errors(groups[0][0], patient)
     reasons = reasons_of(groups[0][0], patient)
     return {metric: _pool(metric, parts, costs[metric], reasons.get(metric, "")) for metric in SCORES}

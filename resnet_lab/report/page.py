@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.colors import to_hex
 
+from resnet_lab.data.progress import with_progress
 from resnet_lab.files import write_atomically
 from resnet_lab.rendering import FEW_NAMES, Finding, base64_of, png, render
 from resnet_lab.report import costs, thresholds
@@ -246,7 +247,8 @@ def pictures(table: Table, names: Sequence[str], folder: Path, suffix: str) -> d
     """Return the table's pictures by name, with figures in base64; pictures in `names` are also saved as files."""
     shown = {}
     once = functools.cache(png)  # a figure may be a file, too
-    for name in dict.fromkeys([*names, *OF_SECTIONS]):
+    wanted = list(dict.fromkeys([*names, *OF_SECTIONS]))
+    for name in with_progress(wanted, len(wanted), "drawn", unit="pictures", end=False):
         as_text = name == "confusion_matrices" and not _many_classes(table)  # the page has them as tables
         drawn = None if as_text and name not in names else picture(name, table)
         if drawn is None:

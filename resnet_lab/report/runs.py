@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from resnet_lab.data.progress import with_progress
 from resnet_lab.errors import UserError
 from resnet_lab.run_folder import REMEDY, UNTRAINED, RunFolder, find_runs, flat
 from resnet_lab.scores import Predictions, majority_baseline, summary_of
@@ -142,7 +143,7 @@ def read_run(folder: RunFolder) -> Run:
             _score(run)
         else:
             epoch = run.status.get("epoch", UNTRAINED)
-            reached = f"no result, last epoch: {'none' if epoch == UNTRAINED else epoch}"
+            reached = f"no result, last epoch: {'none' if epoch == UNTRAINED else epoch + 1}"
             run.problem = _first_line(run.status.get("error") or reached)
     except UserError as error:
         run.problem = _first_line(error).replace(f"{folder.path}/", "")
@@ -167,7 +168,8 @@ def read_runs(folders: Sequence[str], closed: Sequence[str] = ()) -> list[Run]:
         if folder in closed:
             raise UserError(f"{folder}: no permission to read it")
     try:
-        return [read_run(folder) for folder in find_runs(folders)]
+        found = find_runs(folders)
+        return [read_run(folder) for folder in with_progress(found, len(found), "read", unit="runs", end=False)]
     except PermissionError as error:
         raise UserError(f"{error.filename}: no permission to read it; list the other folders by name") from error
     except UserError as error:

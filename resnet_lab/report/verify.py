@@ -98,7 +98,7 @@ def _row_differences(run: Run, found: dict[str, Split], row: pd.DataFrame) -> It
         for name in sorted({f"{split}/{each}" for each in derived if each != "loss"} & set(row.columns)):
             stored, value = float(row[name].iloc[0]), derived[name.partition("/")[2]]
             if abs(stored - value) > BEST_TOLERANCE:
-                where = f"{name} of epoch {row.index[0]:g} in metrics.csv"
+                where = f"{name} in the row of metrics.csv with epoch={row.index[0]:g}"
                 yield f"{where} is {stored:.6f}, the predictions give {value:.6f}"
 
 

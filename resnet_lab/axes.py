@@ -1,0 +1,128 @@
+"""What the jobs of a sweep differ in, and the label that people read of each (no torch here).
+
+The report finds the axes of its groups in configurations, as it compares runs of several sweeps. A job, `status` and
+the terminal find them in overrides: a job that has not begun has no configuration yet. `shown_of` words both.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from resnet_lab.errors import UserError
+from resnet_lab.files import write_atomically
+from resnet_lab.run_folder import RunFolder, given_keys, jobs_file, planned_file
+
+Texts = Mapping[str, str]  # `key=value` → what a label has instead
+
+
+def plain(value: object) -> str:
+    """Equal for two ways to write a value: `1e-3` and `0.001`, null and none, `[1, 2]` and `[1,2]`."""
+    text = "".join(str(value).strip("'\"").split())
+    if text.lower() in ("true", "false", "null", "none"):
+        return text.lower().replace("null", "none")
+    try:
+        return repr(float(text))
+    except ValueError:
+        return text
+
+
+def texts_of(labels: Mapping[Any, Mapping[Any, str]]) -> Texts:
+    """Of the key `labels` of a configuration."""
+    return {f"{key}={plain(value)}": text for key, texts in labels.items() for value, text in texts.items()}
+
+
+def shown_of(settings: Sequence[Mapping[str, Any]], texts: Texts) -> list[dict[str, str]]:
+    """For each of several settings (dotted key → value), dotted key → `key=value` in short, or the label of the value.
+
+    Keys and paths are cut as far as they still differ from the others.
+    """
+    axes = list(dict.fromkeys(axis for each in settings for axis in each))
+    keys = [axis.removesuffix("._target_") for axis in axes]
+    shown = [dict[str, str]() for _ in settings]
+    for axis, key in zip(axes, keys, strict=True):
+        separator = "." if axis.endswith("_target_") else "/"
+        values = [_text(each, axis) if axis in each else "" for each in settings]
+        for each, words, value in zip(settings, shown, values, strict=True):
+            if axis in each:
+                least = 2 if separator == "/" and value == each[axis] else 1  # best.ckpt alone says little
+                words[axis] = texts.get(f"{axis}={plain(each[axis])}") or (
+                    f"{_tail(key, keys, '.')}={_tail(value, values, separator, least)}"
+                )
+    return shown
+
+
+def _text(values: Mapping[str, Any], axis: str) -> str:
+    """A value for people; `runs/source/depth-18` in a group of depth 18 is `runs/source`."""
+    value = values[axis]
+    text = str(value).lower() if isinstance(value, bool) else "none" if value == "null" else str(value)
+    head, _, last = text.rpartition("/")
+    repeats = last in {f"{key.split('.')[-1]}-{other}" for key, other in values.items()}
+    return head if head and repeats else text
+
+
+def _tail(text: str, others: Sequence[str], separator: str, least: int = 1) -> str:
+    """The shortest tail of `text` (of `least` parts or more) that is the tail of none of the `others`."""
+    parts = text.split(separator)
+    for size in range(least, len(parts)):
+        tail = separator.join(parts[-size:])
+        if not any(f"{separator}{other}".endswith(separator + tail) for other in others if other != text):
+            return tail
+    return text
+
+
+def note_jobs(sweep_dir: Path, jobs: Mapping[str, Iterable[str]], gone: Iterable[str] = ()) -> None:
+    """Keep the overrides of jobs that are to run (folder name → overrides), and forget those in `gone`."""
+    known = {name: items for name, items in _planned(sweep_dir).items() if name not in {*gone}}
+    text = json.dumps(known | {name: list(items) for name, items in jobs.items()}, indent=1, ensure_ascii=False)
+    write_atomically(planned_file(sweep_dir), f"{text}\n")
+
+
+def _planned(sweep_dir: Path) -> dict[str, list[str]]:
+    with suppress(OSError, ValueError, AttributeError, TypeError):  # no such file, or damaged
+        found = json.loads(planned_file(sweep_dir).read_text(encoding="utf-8"))
+        return {str(name): [str(item) for item in items] for name, items in found.items()}
+    return {}
+
+
+def settings_in(sweep_dir: Path) -> dict[str, dict[str, str]]:
+    """Folder name → what its overrides set, of the jobs of a sweep that are to run or have begun."""
+    found = {name: given_keys(items) for name, items in _planned(sweep_dir).items()}
+    for file in sorted(sweep_dir.glob("*/status.json")):
+        if file.parent.name not in found:  # of an older version, or of another sweeper
+            with suppress(UserError, OSError, TypeError, AttributeError):  # damaged, which `status` shows
+                found[file.parent.name] = RunFolder(file.parent).overrides()
+    return found
+
+
+def axes_of(jobs: Iterable[Mapping[str, str]]) -> list[str]:
+    """The keys in which jobs differ, in the order of the command."""
+    jobs = list(jobs)
+    keys = dict.fromkeys(key for job in jobs for key in job)
+    return [key for key in keys if len({plain(job[key]) if key in job else None for job in jobs}) > 1]
+
+
+def labels_in(sweep_dir: Path, texts: Texts) -> dict[str, str]:
+    """Folder name → label, of the jobs of a sweep; the name where nothing varies."""
+    jobs = settings_in(sweep_dir)
+    axes = axes_of(jobs.values())
+    shown = shown_of([{axis: job[axis] for axis in axes if axis in job} for job in jobs.values()], texts)
+    return {name: " ".join(words.values()) or name for name, words in zip(jobs, shown, strict=True)}
+
+
+def label_of(run: RunFolder) -> str:
+    """What varies in the sweep of a job, as `depth=18 ImageNet seed=0`; of another run the name of its folder."""
+    if not jobs_file(run.path.parent).is_file():
+        return run.path.name
+    return labels_in(run.path.parent, texts_of(run.read_config()["labels"])).get(run.path.name, run.path.name)
+
+
+def axes_of_run(run: RunFolder) -> dict[str, str]:
+    """The axes of a job's sweep with its own values; of another run all that its overrides set."""
+    own = run.overrides()
+    if not jobs_file(run.path.parent).is_file():
+        return own
+    return {axis: own[axis] for axis in axes_of(settings_in(run.path.parent).values()) if axis in own}

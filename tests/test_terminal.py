@@ -1,0 +1,148 @@
+"""What a terminal shows of a command at work: its last line, and the lines of the log above it."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from resnet_lab import terminal
+from resnet_lab.callbacks import ProgressLine
+from resnet_lab.data import progress
+from resnet_lab.data.progress import with_progress
+from resnet_lab.terminal import CLEAR, Lines, Progress, duration, left, line_of
+
+PARTS = ["epoch 12/40", "12 min left", "loss 0.512", "qwk 0.612, best 0.634", "312 images/s"]
+
+
+class Screen(io.StringIO):
+    """A terminal that remembers what was written to it."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self.descriptor = descriptor
+
+    def isatty(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self.descriptor
+
+
+@pytest.fixture
+def screen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Screen]:
+    ends = pty.openpty()
+    shown = Screen(ends[1])
+    monkeypatch.setattr(terminal, "sys", SimpleNamespace(stdout=shown))
+    monkeypatch.setattr(terminal, "EVERY", 0.0)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    yield shown
+    for end in ends:
+        os.close(end)
+
+
+def test_a_line_has_what_fits_the_first_parts_first() -> None:
+    assert line_of(0.45, PARTS, 80) == (
+        "epoch 12/40   45%  12 min left  loss 0.512  qwk 0.612, best 0.634  312 images/s"
+    )
+    shown = "epoch 12/40  [####.....]   45%  12 min left  loss 0.512  qwk 0.612, best 0.634"
+    assert line_of(0.45, PARTS, 79) == shown
+    assert "[##########..............]" in line_of(0.45, PARTS, 200)
+    assert line_of(0.45, PARTS, 6) == "epoch"
+
+
+def test_no_line_breaks() -> None:
+    for columns in range(2, 130):
+        for share in (0, 0.333, 1, 1.2):
+            assert len(line_of(share, PARTS, columns)) < columns
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(5.04, "5.04 s"), (99, "99 s"), (100, "2 min"), (3600, "60 min"), (7500, "2 h 05 min")]
+)
+def test_durations_are_for_people(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_the_time_that_is_left_is_never_negative_and_has_no_fraction() -> None:
+    assert [left(seconds) for seconds in (-3, 4.4, 7500)] == ["0 s left", "4 s left", "2 h 05 min left"]
+
+
+def test_a_log_line_takes_the_place_of_the_last_line_in_a_terminal_alone(
+    screen: Screen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = logging.LogRecord("", logging.INFO, "", 0, "epoch 1", (), None)
+    assert Lines().format(record) == f"{CLEAR}epoch 1"
+    monkeypatch.setenv("TERM", "dumb")
+    assert Lines().format(record) == "epoch 1"
+    assert not Progress().is_due()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(screen, "isatty", lambda: False)
+    assert Lines().format(record) == "epoch 1"
+    assert not Progress().is_due()
+
+
+def test_one_of_several_processes_draws(screen: Screen) -> None:
+    first, second = Progress(), Progress()
+    assert first.is_due()
+    assert not second.is_due()
+    first.draw(0.5, ["half"])
+    first.close()
+    assert screen.getvalue().startswith("\rhalf")
+    assert screen.getvalue().endswith(CLEAR)
+    assert second.is_due()
+    other = "import sys; from resnet_lab.terminal import Progress; sys.exit(Progress().is_due())"
+    command = [sys.executable, "-c", other]
+    assert subprocess.run(command, stdout=screen.descriptor, check=False).returncode == 0
+    second.close()
+    assert subprocess.run(command, stdout=screen.descriptor, check=False).returncode == 1
+
+
+def test_a_phase_is_drawn_in_a_terminal_and_its_line_is_removed(
+    screen: Screen, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("FIRST", "SAY_EVERY"):  # nevertheless the log has the last line alone
+        monkeypatch.setattr(progress, name, 0.0)
+    with caplog.at_level(logging.INFO):
+        assert list(with_progress("abc", 250, "read", 100, unit="files")) == ["a", "b", "c"]
+    assert "read 100 of 250" in screen.getvalue()
+    assert "files/s" in screen.getvalue()
+    assert screen.getvalue().endswith(CLEAR)
+    assert [line.partition(",")[0] for line in caplog.messages] == ["read 250 of 250"]
+    phase = with_progress("abc", 3, "read")
+    next(phase)
+    phase.close()
+    assert Progress().is_due()
+
+
+def test_training_shows_epoch_time_loss_metric_and_speed(screen: Screen) -> None:
+    best = SimpleNamespace(monitor="val/qwk", best_model_score=torch.tensor(0.634))
+    line, trainer = (
+        ProgressLine(best),
+        SimpleNamespace(  # type: ignore[arg-type]
+            current_epoch=2, max_epochs=40, world_size=1, callback_metrics={"val/qwk": torch.tensor(0.612)}
+        ),
+    )
+    trainer.num_training_batches, trainer.state = 4, SimpleNamespace(fn="fit")
+    trainer.num_val_batches, trainer.is_global_zero = [2], True
+    line.setup(trainer, None, "fit")  # type: ignore[arg-type]
+    batch = {"image": torch.zeros(8, 1)}
+    line.on_train_start(trainer, None)  # type: ignore[arg-type]
+    assert "epoch 3/40" in screen.getvalue()
+    for number in range(2):
+        line.on_train_batch_end(trainer, None, {"loss": torch.tensor(0.5)}, batch, number)  # type: ignore[arg-type]
+    last = screen.getvalue().rpartition("\r")[2]
+    assert all(each in last for each in ("epoch 3/40", " 50%", "left", "loss 0.5", "qwk 0.612, best 0.634", "images/s"))
+    line.on_validation_batch_end(trainer, None, None, batch, 0, 0)  # type: ignore[arg-type]
+    assert "epoch 3/40, validating" in screen.getvalue().rpartition("\r")[2]
+    line.teardown(trainer, None, "fit")  # type: ignore[arg-type]
+    assert screen.getvalue().endswith(CLEAR)
