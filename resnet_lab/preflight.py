@@ -30,6 +30,7 @@ def command(arguments: list[str]) -> None:
     log_to([handler])
     trust(without_trust(arguments)[1], exists=False)  # the part that names a missing module is named below
     needs = [json.loads(text) for text in json.load(sys.stdin)]
+    class_names_of.cache_clear()  # files may have changed since an earlier command of this process
     for need in sorted(needs, key=lambda need: "parts" not in need):  # they take no time
         if "parts" in need:
             check_parts(need["parts"])

@@ -45,6 +45,7 @@ def sweep(tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch) ->
     return folder
 
 
+@pytest.mark.slow
 def test_the_command_of_an_older_sweep_goes_on_with_it(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
 

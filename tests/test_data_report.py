@@ -141,6 +141,7 @@ def test_the_page_loads_nothing_from_elsewhere(tmp_path):
     assert all((tmp_path / "out" / address).is_file() for address in page.loads if address.startswith("./"))
 
 
+@pytest.mark.slow
 def test_a_large_set_of_many_classes_stays_a_short_page(tmp_path):
     names = tuple(f"class {k}" for k in range(102))
     facts = facts_of(tmp_path, listed(90_000, classes=102) + listed(10_000, "test", classes=102))

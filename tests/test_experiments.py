@@ -113,6 +113,7 @@ def composed(*overrides: str) -> tuple[Any, list[list[str]]]:
     return config, [list(job) for job in jobs]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STUDIES)
 def test_each_job_has_the_hyper_parameters_of_its_study(name: str) -> None:
     shared, grid = STUDIES[name]

@@ -240,6 +240,7 @@ def test_bands_hold_their_lower_edge_and_the_last_its_upper_one():
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*figures.CURVES, *figures.PICTURES])
 def test_every_picture_is_drawn_or_left_out(name, tmp_path):
     names = ["$x^$", "<b>", *(f"flower {k}" for k in range(100))]

@@ -157,6 +157,7 @@ def test_the_csv_logger_holds_what_metrics_csv_holds(make_run: Make) -> None:
     assert status([str(run.path)]) in (None, 0)
 
 
+@pytest.mark.slow
 def test_the_same_training_whatever_the_logger_is(make_run: Make, mylab: None) -> None:
     pairs = {"none": ["logger=none"], "both": ["logger=[tensorboard,csv]", "+logger.mine._target_=mylab.Lines"]}
     runs = {name: make_run(*overrides, "trainer.max_epochs=2", name=name) for name, overrides in pairs.items()}

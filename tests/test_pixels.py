@@ -105,6 +105,7 @@ def test_a_run_that_began_with_the_originals_goes_on_with_them(make_run: MakeRun
     assert evaluated.read_text() == whole.predictions_file("test").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_that_began_with_a_prepared_set_waits_for_it(
     make_run: MakeRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -347,6 +348,7 @@ def test_the_folder_of_another_sweeper_is_that_of_a_sweep_too(tmp_path: Path) ->
     assert jobs_file(tmp_path / "sweep").read_text() == ""
 
 
+@pytest.mark.slow
 def test_two_first_jobs_decide_one_after_the_other(make_job: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prepared files appear after the first job has looked for them and before it has noted what it found."""
     runs, looked, go_on = [make_job("a"), make_job("b", "seed=1")], threading.Event(), threading.Event()

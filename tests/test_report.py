@@ -105,6 +105,7 @@ def test_deviation_is_empty_for_a_single_run(tmp_path, undrawn):
     assert (row["n"], row["accuracy_std"], row["group"]) == ("1", "", "depth=18 pretrained=none")
 
 
+@pytest.mark.slow
 def test_the_page_is_one_file_with_every_picture_and_escaped_names(tmp_path):
     write_run(tmp_path / "<i>a_b", 18, class_names=["<script>alert(1)</script>", "$x^$", "b|c", "d", "e"])
     write_run(tmp_path / "b", 50, state="failed", error="<img src=x>")
@@ -154,6 +155,7 @@ def test_bad_input_names_itself(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_the_report_loads_nothing_heavy_and_survives_damage(tmp_path):
     write_run(tmp_path / "fine")
     write_run(tmp_path / "hurt", seed=1)

@@ -262,6 +262,7 @@ def test_other_numbers_of_epochs_are_refused_with_a_remedy(
     assert RunFolder(Path("sweep")).read_status() == before
 
 
+@pytest.mark.slow
 def test_a_run_that_stopped_early_is_done_with_more_epochs_too(
     sweep: Sweep, started: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -340,6 +341,7 @@ def test_the_death_of_a_waiting_process_is_not_that_of_the_job(sweep: Sweep, mon
     assert run.read_status()["state"] == "failed"
 
 
+@pytest.mark.slow
 def test_more_epochs_on_other_data_leave_a_done_run_alone(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
     assert sweep("schedule=constant", "trainer.max_epochs=1", multirun=False) == 0
     before = RunFolder(Path("sweep")).config_file.read_bytes()

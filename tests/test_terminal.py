@@ -110,7 +110,7 @@ def test_one_of_several_processes_draws(screen: Screen) -> None:
 def test_a_phase_is_drawn_in_a_terminal_and_its_line_is_removed(
     screen: Screen, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("FIRST", "SAY_EVERY"):  # nevertheless the log has the last line alone
+    for name in ("FIRST", "LOG_EVERY"):  # nevertheless the log has the last line alone
         monkeypatch.setattr(progress, name, 0.0)
     with caplog.at_level(logging.INFO):
         assert list(with_progress("abc", 250, "read", 100, unit="files")) == ["a", "b", "c"]

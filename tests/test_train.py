@@ -114,6 +114,7 @@ def test_light_commands_leave_torch_out(module: str) -> None:
     assert result.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_a_sweep_survives_a_failing_job(tmp_path: Path, photographs: Path) -> None:
     own = [f"data.root={photographs}", f"data.cache_dir={tmp_path / 'cache'}", "trainer.max_epochs=0"]
     grid = ["model.depth=7,8", "seed=0", "sweep_dir=sweep"]

@@ -269,7 +269,7 @@ def test_an_evaluation_and_a_report_write_behind_no_link(tmp_path, undrawn):
     elsewhere.mkdir()
     (elsewhere / "cost.png").touch()
     (run.path / "report_figures").symlink_to(elsewhere)
-    assert "report_figures is a link" in refusal(report, [str(run.path)], run.path)
+    assert "report_figures is a symbolic link" in refusal(report, [str(run.path)], run.path)
     (run.path / "report_figures").unlink()
     (run.path / "summary.csv").symlink_to(elsewhere / "summary.csv")
     report([str(run.path)], run.path)
