@@ -7,6 +7,7 @@ import hashlib
 import logging
 import re
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from resnet_lab.axes import label_of
 from resnet_lab.build import build_datamodule, build_trainer, rank, set_up_logging
 from resnet_lab.command_line import run_command
 from resnet_lab.config import check, compose_config, job_name, one_line
+from resnet_lab.data.augmentation import Augmentation
 from resnet_lab.data.check import HASH_DIGITS
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.errors import UserError, count
@@ -45,11 +47,7 @@ OF_TRAINING = (
 )
 IDLE = {f"trainer.{key}" for key in OF_TRAINING} | {
     f"data.{key}"
-    for key in (
-        *("horizontal_flip", "vertical_flip", "rotation", "scale", "translate", "augment_classes"),
-        *("brightness", "contrast", "saturation", "hue", "random_grayscale"),
-        *("sampling", "sampling_decay", "sampling_final"),
-    )
+    for key in (*(field.name for field in fields(Augmentation)), "sampling", "sampling_decay", "sampling_final")
 }
 
 

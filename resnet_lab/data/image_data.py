@@ -11,6 +11,7 @@ from typing import Annotated, Literal, get_type_hints
 import numpy as np
 import pandas as pd
 
+from resnet_lab.data.augmentation import Augmentation
 from resnet_lab.data.check import Rules, check_files, drop_defects
 from resnet_lab.data.listing import refuse_undecodable
 from resnet_lab.data.patients import DEFAULTS, EACH_IMAGE, distinct_names, find_patients, patients_of_column
@@ -35,7 +36,7 @@ Side = Annotated[int, Within(1, 10_000)]
 
 
 @dataclass(kw_only=True)
-class ImageData(ABC):
+class ImageData(Augmentation, ABC):
     """Settings shared by all data sets; a data set adds its own fields and `read_table`.
 
     The fields are the keys of `conf/data/*.yaml`, which documents them (`_common.yaml` the shared ones).
@@ -54,17 +55,6 @@ class ImageData(ABC):
     local_mean: bool
     crop: Side | None
     padding: Annotated[int, Within(0, 10_000)]
-    horizontal_flip: Share
-    vertical_flip: Share
-    rotation: Annotated[float, Within(0, 360)]
-    scale: list[float]
-    translate: Share
-    brightness: Share
-    contrast: Share
-    saturation: Share
-    hue: Annotated[float, Within(0, 0.5)]
-    random_grayscale: Share
-    augment_classes: Literal["all", "none"] | list[Count]
     interpolation: Literal["bilinear", "nearest"]
     mean: Literal["train", "model"] | list[float] | None
     std: Literal["train", "model"] | list[float] | None

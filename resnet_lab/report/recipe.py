@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
 from typing import Any, NamedTuple
 
+from resnet_lab.data.augmentation import NEUTRAL as NO_AUGMENTATION
+from resnet_lab.data.augmentation import Augmentation
 from resnet_lab.report.groups import Table, sweeps_of
 from resnet_lab.report.runs import Run
 
-AUGMENTATION = (  # keys of data with their neutral values
-    *(("horizontal_flip", 0), ("vertical_flip", 0), ("rotation", 0), ("scale", [1.0, 1.0]), ("translate", 0)),
-    *(("padding", 0), ("crop", None), ("brightness", 0), ("contrast", 0), ("saturation", 0), ("hue", 0)),
-    *(("random_grayscale", 0), ("augment_classes", None)),
-)
 NEUTRAL = {"optim.backbone_lr_factor": 1.0}  # neutral values of other keys
 MOST = 6  # values of one fact at most
 
@@ -112,8 +110,9 @@ def _training(run: Run) -> str:
 
 
 def _augmentation(run: Run) -> str:
-    keys = [key for key, neutral in AUGMENTATION if run.config.get(f"data.{key}", neutral) != neutral]
-    return " ".join(f"{key}={run.config[f'data.{key}']}" for key in keys)
+    keys = [*(field.name for field in fields(Augmentation)), "padding", "crop"]
+    shown = {key: run.config.get(f"data.{key}") for key in keys}
+    return " ".join(f"{key}={value}" for key, value in shown.items() if value not in NO_AUGMENTATION)
 
 
 def _selection(run: Run) -> str:
