@@ -40,7 +40,7 @@ PATIENCE = 0.1  # share of an epoch that may go to waiting for data unsaid
 class ResumableEarlyStopping(EarlyStopping):
     """Early stopping that a run which was killed between the decision and the end does not forget.
 
-    An epoch whose metric is undefined counts as one without gain; Lightning would stop there without a word.
+    An epoch whose metric is undefined counts as one without gain; Lightning would stop there without a message.
     """
 
     def __init__(self, monitor: str, patience: int, mode: str) -> None:

@@ -73,7 +73,7 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
 def one_line(error: Exception) -> str:
     """The message of an error of Hydra, OmegaConf or the operating system, with its cause, without line breaks."""
     if isinstance(error, OSError) and not isinstance(error, HydraException):
-        remedy = "make room" if error.errno in NO_ROOM else "choose a sweep_dir that can be written"
+        remedy = "free some space" if error.errno in NO_ROOM else "choose a sweep_dir that can be written"
         return f"{error.filename or 'disk'}: {error.strerror}; {remedy}"
     text = f"{error}\n{error.__cause__ or ''}"
     unknown = re.search(r"Key '.*' (?:not in '|is not in struct)", text)

@@ -79,9 +79,11 @@ def explained(error: Exception) -> str:
             "is full (docker run --shm-size=1g); data.num_workers=0 needs none"
         )
     if any(sign in text for sign in LOST):
-        return "another rank died without a word, mostly for want of memory: lower data.batch_size or data.image_size"
+        reason = "another rank exited without an error message, most likely out of memory"
+        return f"{reason}: lower data.batch_size or data.image_size"
     if isinstance(error, OSError) and error.errno in NO_ROOM:
-        return f"{error.filename or 'disk'}: {error.strerror}; make room, and the same command goes on: no file is cut"
+        remedy = "free some space and run the same command again; no file was truncated"
+        return f"{error.filename or 'disk'}: {error.strerror}; {remedy}"
     if isinstance(error, OSError) and error.filename:
         remedy = "; make it readable and writable" if error.errno in (errno.EACCES, errno.EPERM) else ""
         return f"{error.filename}: {error.strerror}{remedy}; the same command goes on"

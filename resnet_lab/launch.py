@@ -163,7 +163,7 @@ def _may_start(run: RunFolder, on_failed: str, sweep: bool) -> bool:
         for other in find_runs([run.path.parent]) if sweep else [run]:
             if state_of(other).state == "failed":
                 failed = "it" if other.path == run.path else other.path.name
-                raise UserError(f"not started, as {failed} failed; mend it, and go on with on_failed=retry")
+                raise UserError(f"not started, as {failed} failed; fix the cause, then rerun with on_failed=retry")
     if on_failed == "skip" and status["state"] == "failed":
         print(f"{run.path.name}: left as it is (on_failed=skip): {printable(str(status['error']))}", flush=True)
         return False
@@ -180,7 +180,7 @@ def start(run: RunFolder, trusted: Sequence[str] = ()) -> None:
     Raises:
         JobFailed: it failed, and has shown why.
         Busy: another process is running it.
-        UserError: it died without a word, or was stopped.
+        UserError: it exited without an error message, or was stopped.
     """
     starts = run.read_status().get("starts", 0)
     words = [f"{OPTION}{word}" for word in trusted]

@@ -107,7 +107,7 @@ def _watch(parent: int, grace: float) -> None:
 
 
 def describe_death(code: int) -> str:
-    """What the exit code of a process says that died without a word."""
+    """Return what an exit code says about a process without an error message."""
     if code == -signal.SIGKILL:
-        return "killed (SIGKILL), mostly for want of memory: lower data.batch_size, data.image_size or data.num_workers"
+        return "killed (SIGKILL), most likely out of memory: lower data.batch_size, data.image_size or data.num_workers"
     return f"died of {signal.Signals(-code).name}" if code < 0 else f"died with exit code {code}"

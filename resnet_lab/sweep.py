@@ -158,7 +158,7 @@ class ListJobs(Callback):
             list_jobs(Path(hydra.sweep.dir), names, renamed)
             if names:
                 note_jobs(Path(hydra.sweep.dir), dict(zip(names, jobs, strict=True)), renamed)
-        except OSError as error:  # Hydra would go on without a word of ours
+        except OSError as error:  # Hydra would continue without our message
             print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
 
 

@@ -181,7 +181,7 @@ def test_a_full_disk_cuts_no_file_and_the_job_goes_on_when_there_is_room(
         assert guarded(broken) == 1
     assert broken.read_status()["state"] == "failed"
     assert broken.read_status()["error"] == (
-        f"{file}: No space left on device; make room, and the same command goes on: no file is cut"
+        f"{file}: No space left on device; free some space and run the same command again; no file was truncated"
     )
     assert all(is_whole(kept) for kept in broken.checkpoints.iterdir())
     assert guarded(broken) == 0

@@ -155,7 +155,10 @@ def test_a_job_that_is_requeued_goes_on_in_its_folder(tmp_path: Path, lab: Lab) 
 
 @pytest.mark.parametrize(
     ("how", "message"),
-    [("1 / 0", "rank 1: ZeroDivisionError: division by zero"), ("os.kill(os.getpid(), 9)", "died without a word")],
+    [
+        ("1 / 0", "rank 1: ZeroDivisionError: division by zero"),
+        ("os.kill(os.getpid(), 9)", "exited without an error message"),
+    ],
 )
 def test_a_rank_that_fails_ends_the_job_and_says_why(tmp_path: Path, lab: Lab, how: str, message: str) -> None:
     process = sweep(lab, *DDP, "seed=0", "trainer.max_epochs=1000", patch=FAILS.format(how=how))

@@ -380,6 +380,7 @@ def test_odd_loggers_of_a_given_run_folder_are_named(make_run: Make, logger: obj
 @pytest.mark.filterwarnings("ignore")
 def test_weights_and_biases_offline(make_run: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     wandb = pytest.importorskip("wandb")
+    trust.trust([f"logger:{LIGHTNING}.WandbLogger"])  # as the command that names it does
     run = make_run(f"+logger.w._target_={LIGHTNING}.WandbLogger", "+logger.w.offline=true", "trainer.max_epochs=2")
     with monkeypatch.context() as patch:
         kill_at(patch, Classifier, "training_step", 1, 0)
@@ -405,6 +406,7 @@ def test_mlflow_in_sqlite(make_run: Make, tmp_path: Path) -> None:
     pytest.importorskip("sqlalchemy")
     from mlflow import MlflowClient
 
+    trust.trust([f"logger:{LIGHTNING}.MLFlowLogger"])
     place = f"sqlite:///{tmp_path / 'mlflow.db'}"
     run = make_run(f"+logger.m._target_={LIGHTNING}.MLFlowLogger", f"+logger.m.tracking_uri={place}")
     assert guarded(run) == 0

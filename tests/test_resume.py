@@ -142,7 +142,7 @@ def test_a_full_disk_is_said_for_each_job(
 
     monkeypatch.setattr(RunFolder, "write_config", full)
     assert sweep("seed=0,1") == 1
-    lines = [f"error: experiment-tiny_seed-{seed}: disk: No space left on device; make room" for seed in (0, 1)]
+    lines = [f"error: experiment-tiny_seed-{seed}: disk: No space left on device; free some space" for seed in (0, 1)]
     assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")] == lines
 
 
@@ -336,7 +336,7 @@ def test_the_death_of_a_waiting_process_is_not_that_of_the_job(sweep: Sweep, mon
         with pytest.raises(Busy):
             launch.start(run)
         assert run.read_status()["state"] == "running"
-    with pytest.raises(UserError, match="mostly for want of memory"):
+    with pytest.raises(UserError, match="most likely out of memory"):
         launch.start(run)
     assert run.read_status()["state"] == "failed"
 
