@@ -66,6 +66,7 @@ def test_validation_selects_by_the_average(make_run: Make) -> None:
     assert differences_of([read_run(ema)]) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("minutes", "loss"),
     [

@@ -102,6 +102,7 @@ def make(make_run: MakeRun) -> MakeRun:
     return create_run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("first", "then"), [pytest.param(2, 0, marks=pytest.mark.slow), (0, 1)])
 def test_a_run_goes_on_with_another_number_of_workers(
     make: MakeRun, monkeypatch: pytest.MonkeyPatch, first: int, then: int
@@ -122,6 +123,7 @@ def test_a_run_goes_on_with_another_number_of_workers(
 INSIDE = ("data.batch_size=8", "trainer.checkpoint_minutes=1e-9", "follow_layers=true")  # saves after every batch
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_inside_an_epoch(make: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     # small batches, so that LayerStatistics measures before and after the kill
     whole = make("dropout", "whole", *INSIDE, "trainer.checkpoint_minutes=null", "trainer.max_epochs=2")

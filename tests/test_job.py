@@ -180,6 +180,7 @@ def test_an_interrupted_run_may_be_moved(make_run: MakeRun, monkeypatch: pytest.
     assert moved.read_status()["best_checkpoint"] == "checkpoints/best.ckpt"
 
 
+@pytest.mark.slow
 def test_early_stopping_is_not_forgotten(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     choices = ["optim.lr=0", "trainer.early_stopping=2", "trainer.max_epochs=9"]
     whole, broken = make_run(*choices, name="whole"), make_run(*choices, name="broken")

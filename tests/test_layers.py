@@ -94,6 +94,7 @@ def test_a_left_out_last_activation_keeps_its_place() -> None:
     assert len(names[0]) == 17  # stem, and two in each of 8 blocks
 
 
+@pytest.mark.slow
 def test_a_job_writes_them_for_every_epoch_and_goes_on_after_a_kill(make_run, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = make_run("follow_layers=true", "trainer.max_epochs=2", name="whole")
     assert guarded(whole) == 0

@@ -196,6 +196,7 @@ def kill_at(patch: pytest.MonkeyPatch, owner: type, hook: str, epoch: int, numbe
     patch.setattr(owner, hook, dies)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("hook", "minutes"),
     [

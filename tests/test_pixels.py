@@ -90,6 +90,7 @@ def test_what_is_noted_and_said_holds_digests(make_run: MakeRun, caplog: pytest.
     assert (digests if pixels == "prepared" else "the originals") in line
 
 
+@pytest.mark.slow
 def test_a_run_that_began_with_the_originals_goes_on_with_them(make_run: MakeRun, tmp_path: Path) -> None:
     keys = ("trainer.max_epochs=2", "trainer.precision=32-true")
     whole, broken = make_run(*keys, name="whole"), make_run(*keys, name="broken")
@@ -255,6 +256,7 @@ def make_job(make_run: MakeRun) -> MakeRun:
     return make
 
 
+@pytest.mark.slow
 def test_a_sweep_that_began_with_the_originals_ends_with_them(
     make_job: MakeRun, make_run: MakeRun, caplog: pytest.LogCaptureFixture
 ) -> None:

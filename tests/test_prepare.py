@@ -131,6 +131,7 @@ def copy_of(root: Path, name: str, source: str) -> None:
     Image.open(root / "images" / f"{source}.jpeg").save(root / "images" / f"{name}.jpeg", quality=90)
 
 
+@pytest.mark.slow
 def test_near_duplicates_are_searched_once_for_the_same_photographs(root, searched):
     write_pair(root, "train", TRAIN | {"41_left": 3, "42_left": 0})
     for name in ("41_left", "42_left"):

@@ -56,6 +56,7 @@ def test_no_result_at_all_is_a_table_of_dashes(tmp_path):
     assert (row.n, set(row.cells)) == ("0", {"–"})
 
 
+@pytest.mark.slow
 def test_the_files_say_the_same(tmp_path, as_asked, capsys):
     sweep, out = write_sweep(tmp_path / "sweep", seeds=(0, 1)), tmp_path / "out"
     report.command([str(sweep), f"out={out}"])

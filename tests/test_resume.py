@@ -134,6 +134,7 @@ def test_a_folder_is_a_run_or_a_sweep(sweep: Sweep, started: list[str], capsys: 
     assert started == []
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_said_for_each_job(
     sweep: Sweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -193,6 +194,7 @@ def test_a_folder_without_an_epoch_takes_a_mended_configuration(
     assert RunFolder(Path("sweep")).read_status()["config_hash"] != before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["constant", pytest.param("plateau", marks=pytest.mark.slow)])
 def test_more_epochs_go_on_as_if_they_had_been_asked_for(sweep: Sweep, started: list[str], schedule: str) -> None:
     own = (f"schedule={schedule}", "optim.lr=0.02")
@@ -238,6 +240,7 @@ def test_a_job_whose_schedule_is_another_one_is_trained_anew(
     assert len(find_runs([Path("sweep")])) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "then", "said"),
     [

@@ -31,6 +31,7 @@ def grid(*arguments: str) -> set[tuple[int, str]]:
     return {(job["model"]["depth"], job["model"]["pretrained"]) for job in jobs_of(["-m", *arguments])}
 
 
+@pytest.mark.slow
 def test_jobs_are_those_of_the_grid_without_seeds() -> None:
     assert jobs_of(["model.depth=18,34"]) == []  # no sweep
     assert len(jobs_of(["model.depth=18,34", "-m", "optim.lr=1,2"])) == 4
@@ -44,6 +45,7 @@ def test_jobs_are_those_of_the_grid_without_seeds() -> None:
     assert len(jobs_of(["-m", "model.depth=18,34", "seed=range(5)"])) == 2
 
 
+@pytest.mark.slow
 def test_the_command_line_wins_over_the_grid_of_the_experiment() -> None:
     experiment = "experiment=dr_depth_pretraining"
     assert grid(experiment) == {(18, "none"), (18, "imagenet"), (50, "none"), (50, "imagenet")}
@@ -148,6 +150,7 @@ def test_a_folder_of_weights_that_lacks_a_depth_stops_the_sweep(
     assert "missing: layer2.0.downsample.0.weight" in refusal(command.command, [])
 
 
+@pytest.mark.slow
 def test_what_is_there_is_enough(photographs: Path, make_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run: RunFolder = make_run()
     run.checkpoints.mkdir()

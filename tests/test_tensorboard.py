@@ -77,6 +77,7 @@ def test_scalars_and_pictures_by_epoch(make_run: MakeRun) -> None:
     assert events.Images("z_pictures/sample_batch")[0].encoded_image_string.startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_in_its_curves(make_run: MakeRun) -> None:
     run = make_run("trainer.max_epochs=2")
     guarded(run)
