@@ -1,4 +1,4 @@
-"""What the jobs of a sweep differ in, and the label that people read of each (no torch here).
+"""Axes of a sweep, and the label of each job (no torch here).
 
 The report finds the axes of its groups in configurations, as it compares runs of several sweeps. A job, `status` and
 the terminal find them in overrides: a job that has not begun has no configuration yet. `shown_of` words both.
@@ -20,7 +20,7 @@ Texts = Mapping[str, str]  # `key=value` → what a label has instead
 
 
 def plain(value: object) -> str:
-    """Equal for two ways to write a value: `1e-3` and `0.001`, null and none, `[1, 2]` and `[1,2]`."""
+    """Return one text for all ways to write a value: `1e-3` and `0.001`, null and none, `[1, 2]` and `[1,2]`."""
     text = "".join(str(value).strip("'\"").split())
     if text.lower() in ("true", "false", "null", "none"):
         return text.lower().replace("null", "none")
@@ -31,14 +31,14 @@ def plain(value: object) -> str:
 
 
 def texts_of(labels: Mapping[Any, Mapping[Any, str]]) -> Texts:
-    """Of the key `labels` of a configuration."""
+    """Return `key=value` → label, from the key `labels` of a configuration."""
     return {f"{key}={plain(value)}": text for key, texts in labels.items() for value, text in texts.items()}
 
 
 def shown_of(settings: Sequence[Mapping[str, Any]], texts: Texts) -> list[dict[str, str]]:
-    """For each of several settings (dotted key → value), dotted key → `key=value` in short, or the label of the value.
+    """Return dotted key → short `key=value`, or the label of the value, for each of the settings (dotted key → value).
 
-    Keys and paths are cut as far as they still differ from the others.
+    Keys and paths are cut to the shortest form that still differs from the others.
     """
     axes = list(dict.fromkeys(axis for each in settings for axis in each))
     keys = [axis.removesuffix("._target_") for axis in axes]
@@ -56,7 +56,7 @@ def shown_of(settings: Sequence[Mapping[str, Any]], texts: Texts) -> list[dict[s
 
 
 def _text(values: Mapping[str, Any], axis: str) -> str:
-    """A value for people; `runs/source/depth-18` in a group of depth 18 is `runs/source`."""
+    """Return a value for people; `runs/source/depth-18` in a group of depth 18 becomes `runs/source`."""
     value = values[axis]
     text = str(value).lower() if isinstance(value, bool) else "none" if value == "null" else str(value)
     head, _, last = text.rpartition("/")
@@ -65,7 +65,7 @@ def _text(values: Mapping[str, Any], axis: str) -> str:
 
 
 def _tail(text: str, others: Sequence[str], separator: str, least: int = 1) -> str:
-    """The shortest tail of `text` (of `least` parts or more) that is the tail of none of the `others`."""
+    """Return the shortest tail of `text`, of at least `least` parts, that is the tail of none of the `others`."""
     parts = text.split(separator)
     for size in range(least, len(parts)):
         tail = separator.join(parts[-size:])
@@ -75,7 +75,7 @@ def _tail(text: str, others: Sequence[str], separator: str, least: int = 1) -> s
 
 
 def note_jobs(sweep_dir: Path, jobs: Mapping[str, Iterable[str]], gone: Iterable[str] = ()) -> None:
-    """Keep the overrides of jobs that are to run (folder name → overrides), and forget those in `gone`."""
+    """Store the overrides of planned jobs (folder name → overrides), and remove those in `gone`."""
     known = {name: items for name, items in _planned(sweep_dir).items() if name not in {*gone}}
     text = json.dumps(known | {name: list(items) for name, items in jobs.items()}, indent=1, ensure_ascii=False)
     write_atomically(planned_file(sweep_dir), f"{text}\n")
@@ -89,7 +89,7 @@ def _planned(sweep_dir: Path) -> dict[str, list[str]]:
 
 
 def settings_in(sweep_dir: Path) -> dict[str, dict[str, str]]:
-    """Folder name → what its overrides set, of the jobs of a sweep that are to run or have begun."""
+    """Return folder name → keys and values of its overrides, for all planned and begun jobs of a sweep."""
     found = {name: given_keys(items) for name, items in _planned(sweep_dir).items()}
     for file in sorted(sweep_dir.glob("*/status.json")):
         if file.parent.name not in found:  # of an older version, or of another sweeper
@@ -99,14 +99,14 @@ def settings_in(sweep_dir: Path) -> dict[str, dict[str, str]]:
 
 
 def axes_of(jobs: Iterable[Mapping[str, str]]) -> list[str]:
-    """The keys in which jobs differ, in the order of the command."""
+    """Return the keys in which jobs differ, in the order of the command."""
     jobs = list(jobs)
     keys = dict.fromkeys(key for job in jobs for key in job)
     return [key for key in keys if len({plain(job[key]) if key in job else None for job in jobs}) > 1]
 
 
 def labels_in(sweep_dir: Path, texts: Texts) -> dict[str, str]:
-    """Folder name → label, of the jobs of a sweep; the name where nothing varies."""
+    """Return folder name → label of the jobs of a sweep; the name itself if nothing varies."""
     jobs = settings_in(sweep_dir)
     axes = axes_of(jobs.values())
     shown = shown_of([{axis: job[axis] for axis in axes if axis in job} for job in jobs.values()], texts)
@@ -114,14 +114,14 @@ def labels_in(sweep_dir: Path, texts: Texts) -> dict[str, str]:
 
 
 def label_of(run: RunFolder) -> str:
-    """What varies in the sweep of a job, as `depth=18 ImageNet seed=0`; of another run the name of its folder."""
+    """Return the label of a job, such as `depth=18 ImageNet seed=0`; of a single run, the name of its folder."""
     if not jobs_file(run.path.parent).is_file():
         return run.path.name
     return labels_in(run.path.parent, texts_of(run.read_config()["labels"])).get(run.path.name, run.path.name)
 
 
 def axes_of_run(run: RunFolder) -> dict[str, str]:
-    """The axes of a job's sweep with its own values; of another run all that its overrides set."""
+    """Return the axes of a job's sweep with its own values; of a single run, all its overrides."""
     own = run.overrides()
     if not jobs_file(run.path.parent).is_file():
         return own

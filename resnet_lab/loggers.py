@@ -1,4 +1,4 @@
-"""Where a job logs what it measures while it trains, beside metrics.csv: TensorBoard, rows of a CSV file, or others."""
+"""Loggers of a training, besides metrics.csv: TensorBoard, and rows of a CSV file."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ AFTER_CURVES = "z_"  # before the names of pictures and final scores, as TensorB
 
 
 def tensorboard(save_dir: str) -> TensorBoardLogger:
-    """TensorBoard's events in `tensorboard/` of the run folder `save_dir`; a resumed run adds to them."""
+    """Return the logger for `tensorboard/` in the run folder `save_dir`; a resumed run appends."""
     return TensorBoardLogger(save_dir, name="", version="tensorboard", default_hp_metric=False)
 
 
 def boards(trainer: Trainer) -> list[TensorBoardLogger]:
-    """The loggers of a trainer that show pictures."""
+    """Return the loggers of a trainer that show pictures."""
     return [each for each in trainer.loggers if isinstance(each, TensorBoardLogger)]
 
 
 def log_to_all(trainer: Trainer, metrics: Mapping[str, float]) -> None:
-    """Log what belongs to the last step of the optimizer, in every logger, before a checkpoint can follow it."""
+    """Log metrics of the last optimizer step in every logger, before the checkpoint of this step."""
     for logger in trainer.loggers:
         logger.log_metrics(dict(metrics), trainer.global_step - 1)
         logger.save()
 
 
 class RowLogger(Logger):
-    """All that is logged, as rows of `csv/metrics.csv`; the hyperparameters stand in `csv/hparams.yaml`.
+    """Logger that writes rows to `csv/metrics.csv` and hyperparameters to `csv/hparams.yaml`.
 
-    A row is known by its step and its names. A resumed run logs the rows since its checkpoint again, and each takes the
-    place of the earlier one. (Lightning's CSVLogger removes the earlier rows, or begins another file.)
+    Step and names identify a row. A resumed run logs the rows since its checkpoint again, and they replace the earlier
+    ones. (Lightning's CSVLogger removes the earlier rows, or begins another file.)
 
     Args:
         save_dir: the run folder.
@@ -88,7 +88,7 @@ class RowLogger(Logger):
             self._write(self.rows)
 
     def _read(self) -> dict[tuple[str, frozenset[str]], dict[str, str]]:
-        """The rows of earlier starts, without one that was cut."""
+        """Return the rows of earlier starts, without an incomplete last row."""
         text = self.file.read_text(encoding="utf-8", errors="replace") if self.file.is_file() else ""
         lines = text[: text.rfind("\n") + 1].splitlines(keepends=True)
         rows = [{name: value for name, value in each.items() if name and value} for each in csv.DictReader(lines)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -14,7 +15,7 @@ from resnet_lab.values import NotNegative, Share
 LEAST_WIDTH = 1e-3  # in grades; keeps probabilities defined for a network without errors on validation
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """Interpretation of a network's M outputs for an image of one of K classes.
 
     Attributes:
@@ -27,13 +28,13 @@ class Objective(nn.Module):
     decision = "argmax"
     fitted = False
 
+    @abstractmethod
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return losses (B,) of outputs (B, M) and classes (B,); a step averages them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def probabilities(self, outputs: Tensor) -> Tensor:
         """Return probabilities (B, K), float32, of outputs (B, M); each row adds up to 1."""
-        raise NotImplementedError
 
     def decide(self, outputs: Tensor) -> Tensor:
         """Return the predicted classes (B,) of outputs (B, M)."""

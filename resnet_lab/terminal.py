@@ -1,4 +1,4 @@
-"""What a terminal shows of a command at work: the lines of its log, and below them one line on how far it is."""
+"""The terminal of a running command: log lines, and one progress line below them."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ WIDEST = 24  # characters of the bar
 
 
 def is_terminal() -> bool:
-    """Whether the output goes to a terminal that can clear a line; a log file must hold no control characters."""
+    """Return whether the output is a terminal that can clear a line; log files get no control characters."""
     return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def clear() -> None:
-    """Remove the line that a process has left which was killed."""
+    """Remove the progress line, also that of a killed process."""
     if is_terminal():
         sys.stdout.write(CLEAR)
         sys.stdout.flush()
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people."""
+    """Return a duration for people."""
     if seconds < 100:
         return f"{seconds:.3g} s"
     minutes = round(seconds / 60)
@@ -36,12 +36,12 @@ def duration(seconds: float) -> str:
 
 
 def left(seconds: float) -> str:
-    """The time that a phase still takes, without digits that change with every drawing."""
+    """Return the time left of a phase, rounded so that it does not flicker."""
     return f"{duration(round(max(seconds, 0)))} left"
 
 
 def line_of(share: float, parts: Sequence[str], columns: int) -> str:
-    """A bar, and as many of the first parts as fit into a line beside each other.
+    """Return a line with a bar and as many of the first parts as fit.
 
     Args:
         share: of the work that is done, from 0 to 1.
@@ -59,25 +59,25 @@ def line_of(share: float, parts: Sequence[str], columns: int) -> str:
 
 
 class Lines(logging.StreamHandler):  # type: ignore[type-arg]
-    """Log lines on standard output, each in the place of the line that shows the progress."""
+    """Handler that writes log lines to standard output, each over the progress line."""
 
     def __init__(self) -> None:
         super().__init__(sys.stdout)
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, and before it at a terminal what clears the last one, whichever process has drawn that."""
+        """Return the line; at a terminal it first clears the progress line of any process."""
         return (CLEAR if is_terminal() else "") + super().format(record)
 
 
 class Progress:
-    """The last line of the terminal, on how far a phase is; of several processes at a terminal one draws it."""
+    """Progress line of a phase. If several processes share a terminal, one of them draws."""
 
     def __init__(self) -> None:
         self._next, self._lock = 0.0, -1
         self.shown = False  # whether the line stands there
 
     def is_due(self) -> bool:
-        """Whether it is time to draw the line again, at a terminal where no other process draws one."""
+        """Return whether this process may draw the line again now."""
         if not is_terminal() or time.monotonic() < self._next:
             return False
         self._next = time.monotonic() + EVERY
@@ -99,7 +99,7 @@ class Progress:
         self._lock, self._next, self.shown = -1, 0.0, False
 
     def _owns(self) -> bool:
-        """Whether this process has the terminal's lock, or takes it now."""
+        """Return whether this process has the lock of the terminal; take it if it is free."""
         if self._lock >= 0:
             return True
         try:

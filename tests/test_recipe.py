@@ -47,3 +47,10 @@ def test_values_of_the_same_keys_are_merged():
 def test_damaged_facts_are_left_out(tmp_path):
     write_run(tmp_path / "a", hardware="fast", versions=[1], overrides="depth=1", finished=None)
     assert {"machine", "versions", "command", "finished"} & {*facts(tmp_path)} == set()
+
+
+def test_an_axis_without_a_fact_of_its_own_is_one(tmp_path):
+    for last in (True, False):
+        write_run(tmp_path / str(last), config={"model.last_activation": last})
+    fact = facts(tmp_path)["model.last_activation"]
+    assert ({*fact.values}, fact.varies) == ({"True", "False"}, True)

@@ -11,7 +11,11 @@ from resnet_lab.data.augmentation import Augmentation
 from resnet_lab.report.groups import Table, sweeps_of
 from resnet_lab.report.runs import Run
 
+NAMES = [field.name for field in fields(Augmentation)]
 NEUTRAL = {"optim.backbone_lr_factor": 1.0}  # neutral values of other keys
+COVERED = {"sweep", "model.depth", "model.pretrained", "model._target_", "trainer.max_epochs"} | {  # axes in a fact
+    f"data.{key}" for key in ("name", "image_size", "crop", "padding", "batch_size", "sampling", *NAMES)
+}
 MOST = 6  # values of one fact at most
 
 
@@ -38,6 +42,12 @@ def recipe_of(runs: Sequence[Run], tables: Sequence[Table]) -> list[Fact]:
         values = list(dict.fromkeys(text for run in (*in_order, *runs) if (text := of(run))))
         if values:
             facts.append(Fact(title, merged(values), any(_varies(table, of) for table in tables)))
+    axes = dict.fromkeys(axis for table in tables for group in table.groups for axis in group.values)
+    facts += [
+        Fact(axis, list(dict.fromkeys(str(run.config.get(axis)) for run in in_order)), varies=True)
+        for axis in axes
+        if axis not in COVERED and not axis.startswith(("loss.", "optim.", "schedule."))
+    ]
     if commands := [command for members in sweeps_of(runs).values() if (command := command_of(members))]:
         facts.append(Fact("command", commands, code=True))
     return facts
@@ -110,8 +120,7 @@ def _training(run: Run) -> str:
 
 
 def _augmentation(run: Run) -> str:
-    keys = [*(field.name for field in fields(Augmentation)), "padding", "crop"]
-    shown = {key: run.config.get(f"data.{key}") for key in keys}
+    shown = {key: run.config.get(f"data.{key}") for key in (*NAMES, "padding", "crop")}
     return " ".join(f"{key}={value}" for key, value in shown.items() if value not in NO_AUGMENTATION)
 
 
