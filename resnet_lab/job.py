@@ -12,7 +12,7 @@ from resnet_lab.errors import UserError, one_line_of
 from resnet_lab.processes import BUSY, GRACE, Stopped, stop_on_signals, stop_with_parent
 from resnet_lab.ranks import repeat_failure, stop_with_ranks
 from resnet_lab.run_folder import PATIENCE, Busy, RunFolder
-from resnet_lab.trust import trust
+from resnet_lab.trust import trust, warn_of_unused
 from resnet_lab.verbs import job
 
 
@@ -28,11 +28,12 @@ def main() -> int:
     stop_on_signals()
     try:
         trust(given.trust)
-        run.read_config()
+        config = run.read_config()
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"{time.strftime('%H:%M:%S')}  loading PyTorch", flush=True)
         try:
             from resnet_lab.build import rank, set_up_logging
+            from resnet_lab.config import words_of_trust
             from resnet_lab.training import guarded
         except Exception as error:  # out of memory, or a broken package
             return not_imported(run, error)
@@ -44,6 +45,7 @@ def main() -> int:
             if code:
                 repeat_failure(run)
             return code
+        warn_of_unused(given.trust, words_of_trust(config))
         with run.lock(PATIENCE):
             # `starts`: number of earlier starts when the launcher decided to start this one
             if given.starts is not None and given.starts != run.read_status().get("starts", 0):

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from resnet_lab import values
 from resnet_lab.errors import UserError, reason_of
+from resnet_lab.trust import refuse_reexported
 
 REQUIRED = inspect.Parameter.empty
 EXTRAS = {  # `_target_` of an optional dependency → our extra that installs it
@@ -48,7 +49,7 @@ def imported(group: str, target: str) -> Any:
     """Return the function or class that a `_target_` names.
 
     Raises:
-        UserError: it does not exist, its module raises an error, or it cannot be called.
+        UserError: it does not exist, its module raises an error, it cannot be called, or trust does not cover it.
     """
     module, _, name = target.rpartition(".")
     if not module:
@@ -69,6 +70,7 @@ def imported(group: str, target: str) -> Any:
         raise UserError(f"{group}._target_ {target}: importing {module} fails ({reason}); fix the module") from error
     if not callable(found):
         raise UserError(f"{group}._target_ {target} is a {type(found).__name__}; name a function or class")
+    refuse_reexported(group, target, found)
     return found
 
 

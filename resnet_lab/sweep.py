@@ -26,18 +26,19 @@ from resnet_lab.errors import UserError
 from resnet_lab.run_folder import RunFolder, list_jobs, of_logger
 from resnet_lab.schema import BY_NAME, PROVIDED, conf_dir
 from resnet_lab.signatures import is_ours
-from resnet_lab.trust import OPTION
+from resnet_lab.trust import OPTION, warn_of_unused
 from resnet_lab.verbs import VERBS
 
 # Hydra's launchers that log all overrides of each job
 OWN_LINES = ("hydra._internal.core_plugins.basic_launcher", "hydra_plugins.hydra_joblib_launcher._core")
 
 
-def preflight(arguments: Sequence[str]) -> bool:
+def preflight(arguments: Sequence[str], trusted: Sequence[str] = ()) -> bool:
     """Return whether everything that the jobs of a sweep need is available; print what is missing.
 
     Args:
         arguments: arguments of `resnet-lab train`. For a single run, only parts that are not resnet_lab's are checked.
+        trusted: values of `trust=` on the command line; one that no part needs is named in a line.
 
     Raises:
         UserError: a key is wrong.
@@ -46,12 +47,14 @@ def preflight(arguments: Sequence[str]) -> bool:
     needs = {json.dumps(need, sort_keys=True) for job in jobs for need in _needs(job)}
     needs |= {json.dumps(need, sort_keys=True) for job in alone for need in _needs(job) if "parts" in need}
     jobs += alone
-    words = {f"{OPTION}{word}" for job in jobs for word in words_of_trust(job)}
+    words = {word for job in jobs for word in words_of_trust(job)}
+    if jobs or not _read(arguments)[0].multirun:  # the jobs of a sweeper other than Hydra's basic one are unknown
+        warn_of_unused(trusted, words)
     if not needs:
         return True
     print(f"{time.strftime('%H:%M:%S')}  checking what the jobs need (data, weights, parts)", flush=True)
     # in a separate process, as this one must not import torch
-    command = [sys.executable, "-m", "resnet_lab.preflight", *sorted(words)]
+    command = [sys.executable, "-m", "resnet_lab.preflight", *(f"{OPTION}{word}" for word in sorted(words))]
     return subprocess.run(command, input=json.dumps(sorted(needs)), text=True, check=False).returncode == 0
 
 

@@ -41,7 +41,6 @@ from resnet_lab.verbs import VERBS
 
 LAUNCHERS = ("joblib", "submitit")  # an error from these packages means that a worker died
 FAILED: list[RunFolder] = []  # the single run of this process, if it failed
-TRUSTED: list[str] = []  # values of trust= on the command line
 
 register()
 
@@ -73,7 +72,7 @@ def train(config: DictConfig) -> float | None:
         plain: Any = OmegaConf.to_container(config, resolve=True)
         if sweep:
             print_label(run, plain["labels"])
-        run_in(run, config, list(hydra_config.overrides.task), [*words_of_trust(plain), *TRUSTED], sweep)
+        run_in(run, config, list(hydra_config.overrides.task), words_of_trust(plain), sweep)
     except Busy as busy:
         if not sweep:
             FAILED.append(run)
@@ -102,10 +101,10 @@ def print_label(run: RunFolder, labels: dict[str, Any]) -> None:
 def checked() -> bool:
     """Return whether the command may start; print the error if not."""
     try:
-        sys.argv[1:], TRUSTED[:] = without_trust(sys.argv[1:])
-        trust(TRUSTED)
+        sys.argv[1:], trusted = without_trust(sys.argv[1:])
+        trust(trusted)
         check_overrides(sys.argv[1:])
-        return preflight(sys.argv[1:])
+        return preflight(sys.argv[1:], trusted)
     except UserError as error:
         print(f"error: {one_line_of(error)}", file=sys.stderr)
         return False

@@ -93,17 +93,19 @@ class Trained:
         return table
 
     def features(self, images: Images) -> np.ndarray:
-        """Return the input of the last linear layer, (N, F) float32; for a ResNet the pooled features.
+        """Return the input of the head, (N, F) float32; for a ResNet the pooled features.
+
+        If the head is a convolution, its input is averaged over the positions.
 
         Args:
             images: see `__call__`.
 
         Raises:
-            UserError: see `__call__`; or the network has no linear layer.
+            UserError: see `__call__`; or the network has no head (see `head_of`).
         """
         head = self.network.get_submodule(head_of(self.network, f"features of {self.file}"))
         found: list[Tensor] = []
-        hook = head.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].float().cpu()))
+        hook = head.register_forward_pre_hook(lambda _, inputs: found.append(_pooled(inputs[0].float().cpu())))
         try:
             for batch in self._seen(images)[1]:
                 self._outputs(batch)
@@ -237,3 +239,8 @@ def _listed(images: One | Sequence[One]) -> tuple[list[str], list[One]]:
     if not sources:
         raise UserError(f"{images} contains no image")
     return names, [Path(each).expanduser() if isinstance(each, str) else each for each in sources]
+
+
+def _pooled(features: Tensor) -> Tensor:
+    """Average features (B, F, H, W) over the positions; features (B, F) stay as they are."""
+    return features.flatten(2).mean(2) if features.ndim == 4 else features
