@@ -117,8 +117,8 @@ def _typed(path: str | None) -> list[str]:
     if path is None:
         return [""]
     plain = path.strip("'\"")
-    whole = os.path.abspath(Path(plain).expanduser())  # noqa: PTH100 - links stay
-    return [path, os.path.normpath(plain), os.path.relpath(whole), whole]
+    absolute = os.path.abspath(Path(plain).expanduser())  # noqa: PTH100 - links stay
+    return [path, os.path.normpath(plain), os.path.relpath(absolute), absolute]
 
 
 def _name_of(pairs: Sequence[tuple[str, str]]) -> str:
