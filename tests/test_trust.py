@@ -254,11 +254,11 @@ def test_secrets_of_the_environment_are_not_read(make_run, monkeypatch, tmp_path
     config = run.read_config()
     run.config_file.write_text(yaml.safe_dump(config | {"data": config["data"] | {"name": "${oc.env:SECRET}"}}))
     assert guarded(run) == 1
-    assert "data.name: it holds ${…}" in run.read_status()["error"]
+    assert "data.name: it contains ${…}" in run.read_status()["error"]
     for origin in ({"class_names": ["${oc.env:SECRET}", "b"]}, {"config": config | {"name": "x ${oc.env:SECRET}"}}):
         whole = {"config": config, "class_names": ["a", "b"]} | origin
         torch.save({"resnet_lab": whole, "state_dict": {"w": torch.ones(1)}}, tmp_path / "given.ckpt")
-        assert "it holds ${…}" in refusal(evaluate.command, [str(tmp_path / "given.ckpt")])
+        assert "it contains ${…}" in refusal(evaluate.command, [str(tmp_path / "given.ckpt")])
     assert not any(b"s3cr3t" in file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
 
 
