@@ -6,13 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from resnet_lab.signatures import keys_in
 from resnet_lab.values import Count, FromOne, Positive, Seed, Text, Within
 
 MISSING: Any = "???"  # OmegaConf's marker of a mandatory value
-FIGURES = (  # figures of resnet_lab/report/figures.py, which is not imported here
-    *("accuracy", "loss", "train_loss", "error", "error_by_depth", "scores", "confusion_matrices", "recall", "gap"),
-    *("class_counts", "class_scores", "score_bands", "layers", "roc", "precision_recall", "reliability", "cost"),
-)
+FIGURES = keys_in("resnet_lab.report.figures", "CURVES", "PICTURES")  # parsed, as importing it takes a second
 
 
 def _key(hint: Any, allowed: str = "") -> Any:

@@ -147,6 +147,21 @@ def hints_of(target: str) -> dict[str, Any]:
     return found
 
 
+def keys_in(module: str, *names: str) -> tuple[str, ...]:
+    """Return the keys of dictionaries that one of our modules defines, parsed from its source.
+
+    Args:
+        module: dotted name of the module.
+        names: names of the dictionaries.
+    """
+    found = dict[str, list[str]]()
+    for node in ast.parse(Path(str(getattr(importlib.util.find_spec(module), "origin", ""))).read_text("utf-8")).body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Dict):
+            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+            found[ast.unparse(target)] = [str(key.value) for key in node.value.keys if isinstance(key, ast.Constant)]
+    return tuple(key for name in names for key in found[name])
+
+
 def _hints(annotations: Mapping[str, ast.expr | None], known: Mapping[str, Any]) -> dict[str, Any]:
     """Return the annotations that consist of known types."""
     found = {}

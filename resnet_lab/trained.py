@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from resnet_lab import environment
 from resnet_lab import trust as trusting
 from resnet_lab.config import PHOTOGRAPHS, build
+from resnet_lab.data.augmentation import GEOMETRY
 from resnet_lab.data.image_data import ImageData
 from resnet_lab.data.listing import list_images
 from resnet_lab.data.reader import fit
-from resnet_lab.data.transforms import GEOMETRY, Geometry, normalize
+from resnet_lab.data.transforms import Geometry, normalize
 from resnet_lab.errors import UserError
 from resnet_lab.models.pretrained import find_file, read, refuse_nan_weights
 from resnet_lab.objectives import Objective
