@@ -29,7 +29,7 @@ def main() -> int:
     try:
         trust(given.trust)
         config = run.read_config()
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        if os.environ.get("LOCAL_RANK", "0") == "0" and "torch" not in sys.modules:
             print(f"{time.strftime('%H:%M:%S')}  loading PyTorch", flush=True)
         try:
             from resnet_lab.build import rank, set_up_logging

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,10 @@ from resnet_lab.compatibility import SCHEMA_VERSION, with_older_defaults
 from resnet_lab.config import changed_keys, check, config_hash, differences, one_line, without_unknown
 from resnet_lab.continuation import EPOCHS, refuse_epochs
 from resnet_lab.errors import UserError, printable
-from resnet_lab.processes import BUSY, SIGNALS, describe_death, run_tied
+from resnet_lab.processes import BUSY, SIGNALS, describe_death
 from resnet_lab.run_folder import PATIENCE, Busy, RunFolder, find_runs, jobs_file
 from resnet_lab.status import state_of
+from resnet_lab.supervisor import forks, run_module
 from resnet_lab.terminal import clear
 from resnet_lab.trust import OPTION
 
@@ -26,7 +26,12 @@ class JobFailed(UserError):
 
 
 def run_in(
-    run: RunFolder, config: DictConfig, overrides: Sequence[str], trusted: Sequence[str], sweep: bool = False
+    run: RunFolder,
+    config: DictConfig,
+    overrides: Sequence[str],
+    trusted: Sequence[str],
+    sweep: bool = False,
+    local: bool = False,
 ) -> None:
     """Create a run folder unless it exists, and run its job unless it is done.
 
@@ -36,6 +41,7 @@ def run_in(
         overrides: overrides of the command line.
         trusted: trusted names and packages (see `resnet_lab.trust`).
         sweep: whether the job is part of a sweep.
+        local: whether the sweep runs on this machine; its jobs are forked then (see `resnet_lab.supervisor`).
 
     Raises:
         Busy: another process uses the folder.
@@ -45,7 +51,7 @@ def run_in(
     _refuse_mixture(run, sweep)
     create_run(run, config, overrides)
     if config.start and _may_start(run, config.on_failed, sweep):
-        start(run, trusted)
+        start(run, trusted, local and forks(run.read_config()["trainer"]))
 
 
 def _refuse_mixture(run: RunFolder, sweep: bool) -> None:
@@ -173,12 +179,13 @@ def _may_start(run: RunFolder, on_failed: str, sweep: bool) -> bool:
     return True
 
 
-def start(run: RunFolder, trusted: Sequence[str] = ()) -> None:
+def start(run: RunFolder, trusted: Sequence[str] = (), fork: bool = False) -> None:
     """Run the job in a separate process: its memory is freed at the end, and its crash does not end this process.
 
     Args:
         run: run folder.
         trusted: trusted names and packages (see `resnet_lab.trust`).
+        fork: whether to fork the process, which saves the time of the imports; otherwise it is a new one.
 
     Raises:
         JobFailed: the job failed and printed its error.
@@ -188,7 +195,7 @@ def start(run: RunFolder, trusted: Sequence[str] = ()) -> None:
     starts = run.read_status().get("starts", 0)
     words = [f"{OPTION}{word}" for word in trusted]
     by_hand = " ".join(["python -m resnet_lab.job", str(run.path), *words])
-    code = run_tied([sys.executable, "-m", "resnet_lab.job", str(run.path), str(starts), *words])
+    code = run_module("resnet_lab.job", [str(run.path), str(starts), *words], fork)
     if not code:
         return
     clear()

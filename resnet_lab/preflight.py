@@ -91,5 +91,10 @@ def check_weights(model: dict[str, Any]) -> None:
     fitting(content, own, source)
 
 
+def main() -> int:
+    """Run the check and return the exit code."""
+    return run_command(command)
+
+
 if __name__ == "__main__":
-    sys.exit(run_command(command))
+    sys.exit(main())

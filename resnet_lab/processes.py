@@ -15,6 +15,7 @@ BUSY = 75  # exit code: another process is running the job (EX_TEMPFAIL in sysex
 GRACE = 30.0  # seconds for a job to stop before it is killed
 PARENT = "RESNET_LAB_PARENT"  # environment variable: ID of the process with which this one stops
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+started_by = "process"  # how this process began: as a new process, or by a fork of `resnet_lab.supervisor`
 
 
 class Stopped(BaseException):
@@ -55,16 +56,22 @@ def _stop_all_the_same(unraisable: sys.UnraisableHookArgs) -> None:
     again.start()
 
 
-def run_tied(command: Sequence[str]) -> int:
+def run_tied(command: Sequence[str], text: str = "") -> int:
     """Run `command`, stop it when this process stops or dies, and return its exit code.
+
+    Args:
+        command: program and arguments.
+        text: its standard input; empty: that of this process.
 
     Raises:
         Stopped: this process received a signal; the command has ended.
     """
     # in a new session, so that Ctrl-C reaches only this process, which then stops the command
-    process = subprocess.Popen(command, env=os.environ | {PARENT: str(os.getpid())}, start_new_session=True)
+    environment, stdin = os.environ | {PARENT: str(os.getpid())}, subprocess.PIPE if text else None
+    process = subprocess.Popen(command, env=environment, start_new_session=True, stdin=stdin, text=True)
     try:
-        return process.wait()
+        process.communicate(text or None)
+        return process.returncode
     except BaseException:
         process.terminate()
         try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,9 +22,11 @@ from resnet_lab.axes import note_jobs
 from resnet_lab.config import check, job_name, one_line, words_of_trust
 from resnet_lab.continuation import EPOCHS, epochs_by_job, goes_on_to
 from resnet_lab.errors import UserError
+from resnet_lab.processes import describe_death
 from resnet_lab.run_folder import RunFolder, list_jobs, of_logger
 from resnet_lab.schema import BY_NAME, PROVIDED, conf_dir
 from resnet_lab.signatures import is_ours
+from resnet_lab.supervisor import run_module
 from resnet_lab.trust import OPTION, warn_of_unused
 from resnet_lab.verbs import VERBS
 
@@ -54,8 +55,11 @@ def preflight(arguments: Sequence[str], trusted: Sequence[str] = ()) -> bool:
         return True
     print(f"{time.strftime('%H:%M:%S')}  checking what the jobs need (data, weights, parts)", flush=True)
     # in a separate process, as this one must not import torch
-    command = [sys.executable, "-m", "resnet_lab.preflight", *(f"{OPTION}{word}" for word in sorted(words))]
-    return subprocess.run(command, input=json.dumps(sorted(needs)), text=True, check=False).returncode == 0
+    options, multirun = [f"{OPTION}{word}" for word in sorted(words)], _read(arguments)[0].multirun
+    code = run_module("resnet_lab.preflight", options, fork=multirun, text=json.dumps(sorted(needs)))
+    if code < 0:  # it printed no error itself
+        print(f"error: the check was {describe_death(code)}", file=sys.stderr)
+    return code == 0
 
 
 def _needs(job: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -21,6 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from resnet_lab import supervisor
 from resnet_lab.axes import labels_in, texts_of
 from resnet_lab.command_line import begin, show
 from resnet_lab.config import check_overrides, one_line, register, words_of_trust
@@ -40,6 +41,7 @@ from resnet_lab.trust import trust, without_trust
 from resnet_lab.verbs import VERBS
 
 LAUNCHERS = ("joblib", "submitit")  # an error from these packages means that a worker died
+LOCAL_LAUNCHERS = ("basic", "joblib")
 FAILED: list[RunFolder] = []  # the single run of this process, if it failed
 
 register()
@@ -72,7 +74,8 @@ def train(config: DictConfig) -> float | None:
         plain: Any = OmegaConf.to_container(config, resolve=True)
         if sweep:
             print_label(run, plain["labels"])
-        run_in(run, config, list(hydra_config.overrides.task), words_of_trust(plain), sweep)
+        local = sweep and hydra_config.runtime.choices["hydra/launcher"] in LOCAL_LAUNCHERS
+        run_in(run, config, list(hydra_config.overrides.task), words_of_trust(plain), sweep, local)
     except Busy as busy:
         if not sweep:
             FAILED.append(run)
@@ -98,12 +101,14 @@ def print_label(run: RunFolder, labels: dict[str, Any]) -> None:
     print(printable(f"{place}: {shown}"), flush=True)
 
 
-def checked() -> bool:
+def checked(multirun: bool) -> bool:
     """Return whether the command may start; print the error if not."""
     try:
         sys.argv[1:], trusted = without_trust(sys.argv[1:])
         trust(trusted)
         check_overrides(sys.argv[1:])
+        if multirun:
+            supervisor.begin()  # it imports while the jobs are composed
         return preflight(sys.argv[1:], trusted)
     except UserError as error:
         print(f"error: {one_line_of(error)}", file=sys.stderr)
@@ -114,7 +119,10 @@ def main() -> int:
     """Run the command; print a summary at the end of a sweep."""
     began, words = time.monotonic(), sys.argv[1:]
     SWEPT.clear()
-    code = run_command()
+    try:
+        code = run_command()
+    finally:
+        supervisor.close()
     for sweep_dir in SWEPT:
         with suppress(UserError, OSError):  # the folder is empty or unreadable; an error has been printed
             show(printable(summary(sweep_dir, words, time.monotonic() - began)))
@@ -128,7 +136,7 @@ def run_command() -> int:
     """
     begin()
     try:
-        VERBS["train"]().read(sys.argv[1:])
+        given = VERBS["train"]().read(sys.argv[1:])
     except UserError as error:
         print(f"error: {one_line_of(error)}", file=sys.stderr)
         return 2
@@ -136,7 +144,7 @@ def run_command() -> int:
     stop_on_signals()
     this_is_the_command()
     try:
-        if not checked():
+        if not checked(given.multirun and not (given.cfg or given.info or given.hydra_help)):
             return 1
         train()
     except UserError:  # already printed

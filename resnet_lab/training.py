@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from resnet_lab import environment
+from resnet_lab import environment, processes
 from resnet_lab.axes import axes_of_run, label_of
 from resnet_lab.build import build_module, build_profiler, build_trainer, compile_network, rank, set_up_logging
 from resnet_lab.callbacks import Ending, FiniteLoss, Observer, ResumableEarlyStopping, SamePixels, StepSeed
@@ -343,6 +343,7 @@ def describe(run: RunFolder, trainer: Trainer, datamodule: DataModule, module: C
         "multiply_adds": multiply_adds(module.model, datamodule.data.crop or datamodule.data.image_size),
         "versions": environment.versions(),
         "commit": environment.commit(),
+        "started_by": processes.started_by,
         "hardware": environment.hardware(),
     }
     run.update_status(**facts)

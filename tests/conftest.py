@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from resnet_lab import plots, trust
+from resnet_lab import plots, supervisor, trust
 from resnet_lab.config import check, register
 from resnet_lab.launch import create_run
 from resnet_lab.run_folder import RunFolder
@@ -54,6 +54,12 @@ optim: {lr: 0.05}
 def _no_trust_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trust, "_trusted", set())
     monkeypatch.setattr(trust, "_used", set())
+
+
+@pytest.fixture(autouse=True)
+def _no_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command inside a test's process starts new processes; tests of forks start the command itself."""
+    monkeypatch.setattr(supervisor, "begin", lambda: None)
 
 
 @pytest.fixture

@@ -159,7 +159,7 @@ def test_a_sweep_shows_its_jobs_by_label_and_ends_with_a_summary(
     tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("resnet_lab.train.preflight", lambda _: True)
+    monkeypatch.setattr("resnet_lab.train.preflight", lambda *_: True)
     labels = "+labels={model.depth:{8:small}}"
     words = ["-m", *(each for each in TINY if "depth" not in each), f"data.root={photographs}", "sweep_dir=sweep"]
     monkeypatch.setattr("sys.argv", ["train", *words, labels, "model.depth=8,14", "seed=0", "start=false"])

@@ -49,14 +49,14 @@ def sweep(tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_the_command_of_an_older_sweep_goes_on_with_it(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
 
-    def run_here(command: list[str]) -> int:
-        run = RunFolder(Path(command[-2]))
+    def run_here(module: str, arguments: list[str], fork: bool) -> int:
+        run = RunFolder(Path(arguments[0]))
         started.append(run.path.name)
         with run.lock():
             return guarded(run)
 
-    monkeypatch.setattr(launch, "run_tied", run_here)
-    monkeypatch.setattr(train, "preflight", lambda arguments: True)
+    monkeypatch.setattr(launch, "run_module", run_here)
+    monkeypatch.setattr(train, "preflight", lambda *_: True)
     command = ["train", "--config-dir", "conf", "-m", "experiment=tiny", "seed=0,1,2", "sweep_dir=sweep"]
     monkeypatch.setattr(sys, "argv", command)
     for again in (False, True):  # the new job of an older sweep is found done, too

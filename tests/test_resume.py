@@ -47,8 +47,8 @@ def started() -> list[str]:
 def sweep(tmp_path: Path, experiment: None, monkeypatch: pytest.MonkeyPatch, started: list[str]) -> Sweep:
     """Run a sweep in the folder `sweep`; returns its exit code."""
 
-    def run_here(command: Sequence[str]) -> int:
-        run = RunFolder(Path(command[-2]))
+    def run_here(module: str, arguments: Sequence[str], fork: bool) -> int:
+        run = RunFolder(Path(arguments[0]))
         if run.is_locked():
             return BUSY
         started.append(run.path.name)
@@ -64,8 +64,8 @@ def sweep(tmp_path: Path, experiment: None, monkeypatch: pytest.MonkeyPatch, sta
         return train.main()
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(launch, "run_tied", run_here)
-    monkeypatch.setattr(train, "preflight", lambda arguments: True)
+    monkeypatch.setattr(launch, "run_module", run_here)
+    monkeypatch.setattr(train, "preflight", lambda *_: True)
     return run
 
 
@@ -332,7 +332,7 @@ def test_a_broken_file_of_a_job_is_named(sweep: Sweep, capsys: pytest.CaptureFix
 def test_the_death_of_a_waiting_process_is_not_that_of_the_job(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sweep("seed=0", "start=false") == 0
     (run,) = find_runs(["sweep"])
-    monkeypatch.setattr(launch, "run_tied", lambda command: -signal.SIGKILL)
+    monkeypatch.setattr(launch, "run_module", lambda *_: -signal.SIGKILL)
     monkeypatch.setattr(launch, "PATIENCE", 0.1)
     with run.lock():
         run.update_status(state="running")

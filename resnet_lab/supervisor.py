@@ -1,0 +1,237 @@
+"""`Supervisor`: a process that imports PyTorch once and forks every job of a local sweep (Linux).
+
+The command starts `python -m resnet_lab.supervisor FD` and sends it one request at a time through a socket. A forked
+process has its own session, environment and folder, and ends like a new one. It imports configurations and parts of
+users itself, so nothing of one job reaches the next.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from io import StringIO
+from pathlib import Path
+from typing import Any, TextIO
+
+from resnet_lab import processes
+from resnet_lab.processes import GRACE, PARENT, SIGNALS, Stopped, run_tied, stop_on_signals
+
+# what every job imports; a module that starts threads must not be among them
+IMPORTS = (
+    "resnet_lab.job",
+    "resnet_lab.preflight",
+    "resnet_lab.training",
+    "resnet_lab.models.resnet",
+    "resnet_lab.data.retinopathy",
+    "torch.utils.tensorboard",
+    "matplotlib.backends.backend_agg",
+)
+# variables that take effect on import: a job with other values needs a new process
+ON_IMPORT = ("OMP_", "MKL_", "KMP_", "OPENBLAS_", "CUDA_", "LD_", "PYTHON", "PYTORCH_", "TORCH_", "MPL")
+RANKS = ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID", "WORLD_SIZE", "RANK", "LOCAL_RANK")  # of jobs with several processes
+POLL = 0.02  # seconds between two looks at a forked process
+
+
+class Supervisor:
+    """The command's side: start the process, let it run modules, and stop it."""
+
+    def __init__(self) -> None:
+        self._socket, theirs = socket.socketpair()
+        self._answers: TextIO = self._socket.makefile("r")
+        self._environment = _on_import(os.environ)
+        command = [sys.executable, "-m", "resnet_lab.supervisor", str(theirs.fileno())]
+        # in a new session, so that Ctrl-C reaches only this process
+        self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], start_new_session=True)
+        theirs.close()
+        self._threads: int | None = None
+
+    def can_run(self) -> bool:
+        """Return whether a forked process would be the same as a new one; the first call waits for the imports."""
+        if _on_import(os.environ) != self._environment:
+            return False
+        if self._threads is None:
+            self._threads = self._answer().get("threads", 0)
+        return self._threads == 1 and self._process.poll() is None
+
+    def run(self, module: str, arguments: Sequence[str], text: str = "") -> int:
+        """Run `python -m MODULE ARGUMENTS` in a forked process, and return its exit code (negative: its signal).
+
+        Args:
+            module: a module of this package with a function `main`.
+            arguments: its arguments.
+            text: its standard input.
+
+        Raises:
+            Stopped: this process received a signal; the forked process has ended.
+        """
+        request = {"module": module, "arguments": [*arguments], "text": text, "folder": str(Path.cwd())}
+        answer = dict[str, int]()
+        try:
+            with suppress(OSError):  # the process died, and the answers are empty
+                self._socket.sendall(json.dumps(request | {"environment": dict(os.environ)}).encode() + b"\n")
+                answer = self._answer()
+                answer |= self._answer()
+        except BaseException:
+            self.stop()
+            raise
+        if "code" in answer:
+            return answer["code"]
+        if "process" in answer:
+            with suppress(ProcessLookupError):
+                os.killpg(answer["process"], signal.SIGKILL)
+        return self._process.wait()
+
+    def stop(self) -> None:
+        """Stop the process, and the one that it forked."""
+        self._process.terminate()
+        try:
+            self._process.wait(GRACE + 5)  # it grants the forked process `GRACE`
+        except subprocess.TimeoutExpired:
+            self.close()
+
+    def close(self) -> None:
+        """End the process while it runs nothing."""
+        self._process.kill()
+        self._process.wait()
+        self._answers.close()
+        self._socket.close()
+
+    def _answer(self) -> dict[str, int]:
+        line = self._answers.readline()
+        found: dict[str, int] = json.loads(line) if line else {}
+        return found
+
+
+def _on_import(environment: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in environment.items() if key.startswith(ON_IMPORT)}
+
+
+_own: Supervisor | None = None
+
+
+def begin() -> Supervisor | None:
+    """Return the supervisor of this process, which the first call starts; None on systems without a safe fork."""
+    global _own
+    if _own is None and sys.platform == "linux":
+        _own = Supervisor()
+    return _own
+
+
+def close() -> None:
+    """End the supervisor of this process, if it has one."""
+    global _own
+    if _own is not None:
+        _own.close()
+    _own = None
+
+
+def run_module(module: str, arguments: Sequence[str], fork: bool, text: str = "") -> int:
+    """Run `python -m MODULE ARGUMENTS`, stop it when this process stops or dies, and return its exit code.
+
+    Args:
+        module: a module of this package with a function `main`.
+        arguments: its arguments.
+        fork: whether to fork it where that is possible; otherwise it is a new process.
+        text: its standard input.
+
+    Raises:
+        Stopped: this process received a signal; the other one has ended.
+    """
+    if fork and (own := begin()) is not None and own.can_run():
+        return own.run(module, arguments, text)
+    return run_tied([sys.executable, "-m", module, *arguments], text)
+
+
+def forks(trainer: Mapping[str, Any]) -> bool:
+    """Return whether a job may be forked: one device, and no launcher of ranks."""
+    devices = trainer["devices"]
+    one = devices == 1 or (isinstance(devices, list) and len(devices) == 1)
+    ranks = trainer["num_nodes"] != 1 or trainer["strategy"] != "auto" or any(key in os.environ for key in RANKS)
+    return one and not ranks
+
+
+def serve(connection: socket.socket) -> int:
+    """Import, then fork a process for every request; return the exit code of this process, which may be a forked one.
+
+    Args:
+        connection: to the command.
+
+    Raises:
+        Stopped: the command died, or this process received a signal; the forked process has ended.
+    """
+    stop_on_signals()
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # CUDA must not be initialized before a fork
+    for module in IMPORTS:
+        importlib.import_module(module)
+    requests = connection.makefile("r")
+    _send(connection, {"threads": len(list(Path("/proc/self/task").iterdir()))})
+    for line in requests:
+        process = os.fork()
+        if process == 0:
+            requests.close()
+            connection.close()
+            return _forked(**json.loads(line))
+        _send(connection, {"process": process})
+        _send(connection, {"code": _wait(process, connection)})
+    return 0
+
+
+def _send(connection: socket.socket, answer: Mapping[str, int]) -> None:
+    with suppress(OSError):  # the command died, which the next read shows
+        connection.sendall(json.dumps(answer).encode() + b"\n")
+
+
+def _wait(process: int, connection: socket.socket) -> int:
+    """Return the exit code of a forked process; stop it when the command dies or this process receives a signal."""
+    try:
+        while (ended := os.waitpid(process, os.WNOHANG))[0] == 0:
+            if select.select([connection], [], [], POLL)[0]:  # no request comes now, so the command is gone
+                raise Stopped(signal.SIGTERM)
+    except Stopped:
+        _stop(process)
+        raise
+    return os.waitstatus_to_exitcode(ended[1])
+
+
+def _stop(process: int) -> None:
+    deadline = time.monotonic() + GRACE
+    os.kill(process, signal.SIGTERM)
+    while os.waitpid(process, os.WNOHANG)[0] == 0:
+        if time.monotonic() > deadline:
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+            return
+        time.sleep(POLL)
+
+
+def _forked(module: str, arguments: list[str], text: str, folder: str, environment: dict[str, str]) -> int:
+    """Make this process what `python -m MODULE ARGUMENTS` would be, and return its exit code."""
+    os.setsid()
+    for signum in SIGNALS:
+        signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
+    os.environ.clear()
+    os.environ.update(environment | {PARENT: str(os.getppid())})
+    os.chdir(folder)
+    sys.path[0] = folder
+    sys.stdin = StringIO(text)
+    processes.started_by = "fork"
+    main = importlib.import_module(module)
+    sys.argv = [str(main.__file__), *arguments]
+    code: int = main.main()
+    return code
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(serve(socket.socket(fileno=int(sys.argv[1]))))
+    except Stopped as stopped:
+        sys.exit(stopped.code)
