@@ -1,4 +1,4 @@
-"""`import resnet_lab`: what it offers, and that it costs nothing before it is used."""
+"""The Python API: its names, its results, and a cheap import."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_compare_is_the_leaderboard_best_first(tmp_path: Path) -> None:
     alone = resnet_lab.compare([tmp_path / "sweep" / "18_0"], metric="matthews")
     assert alone["ranked_by"].tolist() == ["matthews"]
     assert "metric=kappa is in no run" in refusal(resnet_lab.compare, tmp_path, "kappa")
-    assert "is no run folder" in refusal(resnet_lab.read_run, tmp_path)
+    assert "is not a run folder" in refusal(resnet_lab.read_run, tmp_path)
 
 
 @pytest.mark.slow

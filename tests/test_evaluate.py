@@ -35,7 +35,7 @@ def trained(make_run) -> RunFolder:
 
 
 def damage(run: RunFolder, value: float) -> Path:
-    """Make one weight of the best checkpoint undefined."""
+    """Set one weight of the best checkpoint to NaN."""
     checkpoint = torch.load(run.best_checkpoint, weights_only=True)
     checkpoint["state_dict"]["model.layer2.0.conv1.weight"][0, 0, 0, 0] = value
     torch.save(checkpoint, run.best_checkpoint)
@@ -47,7 +47,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 
 class Forbidden:
-    """A pickle that would write a file."""
+    """Pickle that would write a file."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -59,7 +59,7 @@ class Forbidden:
 def test_the_runs_own_test_split_scores_as_it_did(trained: RunFolder) -> None:
     before = contents(trained.path)
     stored = {path.name: path.read_text() for path in trained.path.glob("*_test.csv")}
-    for _ in range(2):  # the same inputs have the same folder
+    for _ in range(2):  # equal inputs have the same folder
         evaluate.command([str(trained.path)])
         (folder,) = trained.path.glob("evaluation_*")
         assert {path.name: path.read_text() for path in folder.glob("*.csv")} == stored
@@ -70,7 +70,7 @@ def test_another_split_or_checkpoint_leaves_the_runs_own_files_alone(trained: Ru
     before = trained.predictions_file("val").read_text()
     evaluate.command([str(trained.last_checkpoint), "split=val"])
     folder = RunFolder(trained.path / "evaluation_last_val")
-    assert folder.predictions_file("val").read_text() == before  # after one epoch last is best
+    assert folder.predictions_file("val").read_text() == before  # with one epoch, last is best
     evaluate.command([str(trained.path), "split=train"])
     rows = pd.read_csv(RunFolder(trained.path / "evaluation_best_train").predictions_file("train"))
     assert len(rows) == sum(trained.read_status()["class_counts"]["train"])
@@ -86,7 +86,7 @@ def test_another_data_set_is_seen_as_the_model_was_taught(trained: RunFolder, tm
     assert sorted(rows["image"]) == sorted(TRAIN)
     origin = load(str(trained.path)).origin
     config = evaluate.override(origin, ["data=retinopathy", f"data.root={root}"])
-    assert config["data"]["image_size"] == 24  # conf/data/retinopathy.yaml says 224
+    assert config["data"]["image_size"] == 24  # conf/data/retinopathy.yaml has 224
     _, _, datamodule = evaluate.evaluate_split(load(str(trained.path)), config, "train")
     assert datamodule.mean.tolist() == pytest.approx(origin["mean"])
 
@@ -119,7 +119,7 @@ def test_a_misspelt_key_is_refused(trained: RunFolder) -> None:
 def test_checkpoints_that_are_none_of_ours_are_refused(trained: RunFolder, tmp_path: Path) -> None:
     foreign, malicious, broken = (tmp_path / name for name in ("foreign.ckpt", "malicious.ckpt", "broken.ckpt"))
     torch.save({"state_dict": {"weight": torch.zeros(1)}}, foreign)
-    assert "is no checkpoint of resnet_lab" in refusal(evaluate.command, [str(foreign)])
+    assert "is not a checkpoint of resnet_lab" in refusal(evaluate.command, [str(foreign)])
     torch.save({"state_dict": {}, "resnet_lab": Forbidden(tmp_path / "proof")}, malicious)
     assert "malicious.ckpt" in refusal(evaluate.command, [str(malicious)])
     assert not (tmp_path / "proof").exists()
@@ -198,7 +198,7 @@ def test_raw_photographs_are_seen_as_the_prepared_ones_were(make_run, photograph
     raw = pd.read_csv(tmp_path / "raw.csv").set_index("image").rename(index=lambda name: Path(name).stem)
     columns = [f"p_{k}" for k in range(5)]
     differences = (raw.loc[trained_on.index, columns] - trained_on[columns]).abs()
-    assert differences.to_numpy().max() < 0.05  # what the JPEG of the prepared set costs
+    assert differences.to_numpy().max() < 0.05  # error of the prepared JPEGs
 
 
 @pytest.mark.parametrize("key", ["data.folds=2", "data.splits={train: test, test: train}", "data.max_per_class=4"])
@@ -218,7 +218,7 @@ def test_data_without_a_train_split_can_be_evaluated_on(make_run, tmp_path: Path
     assert len(pd.read_csv(RunFolder(tmp_path / "out").predictions_file("test"))) == 6
     broken = make_run("data=retinamnist", f"data.root={root}", "data.file=other.npz", name="broken")
     assert guarded(broken) != 0
-    assert "has no split train, but test; to train on another one name it" in broken.read_status()["error"]
+    assert "has no split train, only test; to train on another split, name it" in broken.read_status()["error"]
 
 
 def test_every_split_is_scored_by_all_metrics(trained: RunFolder) -> None:
@@ -238,11 +238,11 @@ def test_the_baseline_is_the_majority_that_the_model_was_trained_on(
     keys = ["data=retinopathy", f"data.root={root}", "data.val_fraction=0"]
     evaluate.command([str(trained.path), "split=train", *keys])
     line = next(line for line in capsys.readouterr().out.splitlines() if "always" in line)
-    assert line.split()[:5] == ["always", "“no", "DR”", "0.0000", "0.3000"]  # 0.7000 would be that of the foreign set
+    assert line.split()[:5] == ["always", "“no", "DR”", "0.0000", "0.3000"]  # 0.7000: the external majority
 
 
 def copies(source: Path, folder: Path, names: list[str]) -> Path:
-    """The same photographs under other names; the second with other metadata, the third encoded again."""
+    """Write the same photographs under other names; the second has other metadata, the third is encoded again."""
     folder.mkdir()
     for number, name in enumerate(names):
         shutil.copy(source / f"{name}.jpeg", folder / f"copy{number}.jpeg")
@@ -274,7 +274,7 @@ def test_images_that_the_model_was_trained_on_are_counted(
 
 def test_a_checkpoint_without_hashes_cannot_tell(trained: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = torch.load(trained.best_checkpoint, weights_only=True)
-    assert len(checkpoint["resnet_lab"].pop("train_images")) == 16 * 32  # of 32 training images
+    assert len(checkpoint["resnet_lab"].pop("train_images")) == 16 * 32  # 32 training images
     torch.save(checkpoint, trained.best_checkpoint)
     evaluate.command([str(trained.path)])
     assert "has no hashes of its training images" in capsys.readouterr().out
@@ -342,7 +342,7 @@ def test_a_model_of_undefined_weights_is_refused_before_its_data_is_read(
 
 @pytest.fixture
 def undefined_third() -> Iterator[None]:
-    """Every model has NaN for the third image of the last split that is tested."""
+    """Make every model predict NaN for the third image of the last tested split."""
     gather = Classifier._gather
 
     def undefined(self: Classifier, kept: list) -> tuple[torch.Tensor, ...]:
@@ -425,7 +425,7 @@ def test_predict_does_not_overwrite_unless_told(trained: RunFolder, photographs:
     out = tmp_path / "labels.csv"
     out.write_text("precious")
     words = [str(photographs / "images"), f"out={out}"]
-    for source in (trained.path, tmp_path / "no model"):  # before the model is read
+    for source in (trained.path, tmp_path / "no model"):  # raised before the model is read
         assert "set overwrite=true" in refusal(predict.command, [str(source), *words])
     assert out.read_text() == "precious"
     predict.command([str(trained.path), *words, "overwrite=true"])
@@ -458,7 +458,7 @@ def test_classes_in_another_order_are_refused(trained: RunFolder) -> None:
     assert "in another order; its order is [no DR,mild,moderate,severe,proliferative]" in message
 
 
-SEEN = {  # none is the default of conf/data/retinopathy.yaml
+SEEN = {  # all differ from conf/data/retinopathy.yaml
     "image_size": 26,
     "resize": "shorter",
     "eye_crop": False,
@@ -509,7 +509,7 @@ def test_a_done_job_that_lost_its_predictions_tests_again(trained: RunFolder, ca
         assert guarded(trained) == 0
     assert {name: (trained.path / name).read_bytes() for name in names} == before
     trained.predictions_file("test").unlink()
-    trained.last_checkpoint.unlink()  # it would train
+    trained.last_checkpoint.unlink()  # a job would train again
     assert guarded(trained) == 0
     assert not trained.predictions_file("test").exists()
 

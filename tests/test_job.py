@@ -1,4 +1,4 @@
-"""One job: the files that it leaves, resuming, selection, and what goes wrong before training."""
+"""One job: its files, resuming, selection, and errors before training."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MakeRun = Callable[..., RunFolder]
 
 
 class Killed(BaseException):
-    """Ends a job as kill -9 would: nothing is written after it."""
+    """Ends a job like kill -9: nothing is written afterwards."""
 
 
 def state_of(run: RunFolder, name: str = "last.ckpt") -> dict[str, torch.Tensor]:
@@ -85,7 +85,7 @@ def test_what_a_finished_run_says(make_run: MakeRun) -> None:
         "core_seconds", "images_per_second", "peak_memory_mb",
     }  # fmt: skip
     assert (status["state"], status["error"], status["monitor"], status["epoch"]) == ("done", None, "val/qwk", 2)
-    assert 0 < status["seconds"] < status["core_seconds"]  # this process did more than this job
+    assert 0 < status["seconds"] < status["core_seconds"]  # the process did more than this job
     assert (status["best_checkpoint"], status["last_checkpoint"]) == ("checkpoints/best.ckpt", "checkpoints/last.ckpt")
     metrics = pd.read_csv(run.metrics_file)
     assert list(metrics["epoch"]) == [0, 1, 2]
@@ -109,7 +109,7 @@ def test_the_best_checkpoint_is_what_is_tested(make_run: MakeRun) -> None:
     run = make_run("optim.lr=0.2")
     guarded(run)
     status, metrics = run.read_status(), pd.read_csv(run.metrics_file)
-    best = metrics.loc[metrics["val/qwk"][::-1].idxmax()]  # of equal epochs the later
+    best = metrics.loc[metrics["val/qwk"][::-1].idxmax()]  # the later of equal epochs
     assert status["metrics"]["val/qwk"] == pytest.approx(best["val/qwk"], abs=1e-6)
     assert status["metrics"]["val/loss"] == pytest.approx(best["val/loss"], rel=1e-3)
 
@@ -196,7 +196,7 @@ def test_early_stopping_is_not_forgotten(make_run: MakeRun, monkeypatch: pytest.
 
 @pytest.fixture
 def one_class(photographs: Path) -> list[str]:
-    """Keys of a data set whose validation images are of one class."""
+    """Return the keys of a data set whose validation images are of one class."""
     grades = {f"{patient}_left": patient % 5 for patient in range(20)}
     write_labels(photographs / "train.csv", grades, "image,level")
     write_labels(photographs / "val.csv", dict.fromkeys(("30_left", "31_left"), 0), "image,level")
@@ -213,7 +213,7 @@ def test_where_the_monitor_is_undefined_the_last_epoch_is_kept(
     status = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert (status["best_checkpoint"], status["best_value"], status["epoch"]) == ("checkpoints/best.ckpt", None, 2)
     assert torch.load(run.best_checkpoint, weights_only=True)["epoch"] == 2
-    assert f"{status['monitor']} is undefined, as validation holds one class" in capsys.readouterr().out
+    assert f"{status['monitor']} is undefined with a single class in validation" in capsys.readouterr().out
     assert [finding.kind for finding in findings_of([read_run(run)], [])] == ["undefined monitor"]
     assert differences_of([read_run(run)]) == []
 
@@ -226,7 +226,7 @@ def test_a_validation_of_one_class_selects_no_epoch_by_kappa(
 
     def with_kappa(
         self: SplitMetrics, objective: Objective
-    ) -> dict[str, torch.Tensor]:  # a wrong prediction gives 0, right ones alone NaN
+    ) -> dict[str, torch.Tensor]:  # 0 with a wrong prediction, NaN without one
         return compute(self, objective) | (
             {"val/qwk": torch.tensor(next(values, torch.nan))} if self.split == "val" else {}
         )
@@ -236,7 +236,7 @@ def test_a_validation_of_one_class_selects_no_epoch_by_kappa(
         assert guarded(run) == 0
     assert torch.load(run.best_checkpoint, weights_only=True)["epoch"] == 2
     assert run.read_status()["best_value"] is None
-    assert capsys.readouterr().out.count("val/qwk is undefined, as validation holds one class") == 1
+    assert capsys.readouterr().out.count("val/qwk is undefined with a single class in validation") == 1
 
 
 def test_an_epoch_with_a_value_is_better_than_undefined_ones(make_run: MakeRun) -> None:
@@ -312,7 +312,7 @@ def test_the_optimizer_and_its_schedule_get_what_the_configuration_says(make_run
     guarded(run)
     (group,) = torch.load(run.last_checkpoint, weights_only=True)["optimizer_states"][0]["param_groups"]
     assert (group["initial_lr"], group["weight_decay"], group["momentum"]) == (0.05, 0.01, 0.7)
-    rates = pd.read_csv(run.metrics_file)["lr"]  # at the end of each epoch; the cosine falls with each step
+    rates = pd.read_csv(run.metrics_file)["lr"]  # rates at the end of each epoch; the cosine changes in each step
     assert list(rates) == pytest.approx([0.05 * (1 + np.cos(np.pi * epoch / 3)) / 2 for epoch in (1, 2, 3)])
 
 
@@ -362,7 +362,7 @@ def test_pretraining_from_a_run_starts_at_its_weights(make_run: MakeRun) -> None
 
 @pytest.fixture
 def published(tmp_path: Path) -> Path:
-    """Weights of the tiny network as others publish them, with statistics that no image here has."""
+    """Write published weights of the tiny network, with batch norm statistics unlike those of the images."""
     torch.manual_seed(5)
     network = resnet(8, 5, form="cifar", widths=[8, 8, 16])
     for module in network.modules():
@@ -447,7 +447,7 @@ def test_a_collapsed_run_is_marked(make_run: MakeRun, caplog: pytest.LogCaptureF
     one_class = counts.sum(0).max() >= 0.98 * counts.sum()
     assert run.read_status()["collapsed"] == one_class
     assert ("at least 98 % of the validation predictions" in run.log_file.read_text()) == one_class
-    assert one_class  # an untrained network predicts one class everywhere
+    assert one_class  # an untrained network always predicts one class
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Sweeps under Hydra's launchers, several ranks, two nodes on one machine, signals: all of it starts processes."""
+"""Sweeps under Hydra's launchers, several ranks, two nodes on one machine, and signals, in real processes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LAUNCHERS = {
     "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
     "submitit_local": ["hydra/launcher=submitit_local"],
 }
-# read by every process of Python that starts; jobs alone are changed
+# every Python process runs this; only jobs are changed
 PATCH = """
 import sys
 if "resnet_lab.job" in sys.orig_argv:
@@ -51,7 +51,7 @@ Lab = Callable[..., subprocess.Popen[str]]
 
 @pytest.fixture
 def lab(tmp_path: Path, experiment: None) -> Iterator[Lab]:
-    """Start `python -m MODULE …` in a folder with the tiny experiment; what is left of it at the end is killed."""
+    """Start `python -m MODULE …` in a folder with the tiny experiment; leftover processes are killed at the end."""
     (tmp_path / "patch").mkdir()
     processes: list[subprocess.Popen[str]] = []
 
@@ -83,7 +83,7 @@ def output(folder: Path, number: int = 0) -> str:
 
 
 def said(folder: Path, number: int) -> str:
-    """What a job printed, without the traceback of its launcher."""
+    """Return the output of a job, without the traceback of its launcher."""
     return "".join(line for line in output(folder, number).splitlines(True) if line[0].isdigit() or "error" in line)
 
 
@@ -99,7 +99,7 @@ def trains(run: RunFolder) -> bool:
 
 
 def jobs_alive(folder: Path) -> list[int]:
-    """The processes of jobs in this folder."""
+    """Return the processes of jobs in this folder."""
     alive = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -111,9 +111,9 @@ def jobs_alive(folder: Path) -> list[int]:
 
 
 def starts(run: RunFolder) -> int:
-    """How often its job has begun or gone on."""
+    """Return how often its job started or resumed."""
     lines = run.log_file.read_text().splitlines()
-    return sum(line.endswith((f"starting in {run.path}", f"going on in {run.path}")) for line in lines)
+    return sum(line.endswith((f"starting in {run.path}", f"resuming in {run.path}")) for line in lines)
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
@@ -123,7 +123,7 @@ def test_ranks_in_a_sweep_agree_under_each_launcher(tmp_path: Path, lab: Lab, la
     process = sweep(lab, *LAUNCHERS[launcher], *DDP, "seed=0,1", patch=HASHES)
     assert process.wait(120) == 0, output(tmp_path)
     runs = find_runs([tmp_path / "sweep"])
-    assert [run.path.parent for run in runs] == [tmp_path / "sweep"] * 2  # one folder, nothing replayed
+    assert [run.path.parent for run in runs] == [tmp_path / "sweep"] * 2  # one folder, and no job ran twice
     for seed, run in enumerate(runs):
         assert (run.read_status()["state"], starts(run)) == ("done", 1)
         assert len(run.metrics_file.read_text().splitlines()) == 3
@@ -182,7 +182,7 @@ def test_a_rank_that_fails_ends_the_job_and_says_why(tmp_path: Path, lab: Lab, h
 def test_a_sweep_that_is_stopped_leaves_no_process_and_goes_on(
     tmp_path: Path, lab: Lab, signum: signal.Signals, ranks: int, workers: int
 ) -> None:
-    epochs = 100 if ranks == 1 else 30  # some seconds, so that no job is done before it is stopped
+    epochs = 100 if ranks == 1 else 30  # some seconds, so that the stop comes before any job ends
     grid = [*(DDP if ranks == 2 else ()), "seed=0,1", f"trainer.max_epochs={epochs}", f"data.num_workers={workers}"]
     process = sweep(lab, *grid)
     wait_for(lambda: any(path.name == "metrics.csv" for path in tmp_path.glob("sweep/*/metrics.csv")))
@@ -195,7 +195,7 @@ def test_a_sweep_that_is_stopped_leaves_no_process_and_goes_on(
     shown = output(tmp_path)
     assert "Traceback" not in shown
     if signum != signal.SIGKILL:
-        assert shown.rstrip().splitlines()[-1].endswith(" ".join(["train", *SWEEP, *grid]))  # what to type next
+        assert shown.rstrip().splitlines()[-1].endswith(" ".join(["train", *SWEEP, *grid]))  # the command to run next
     assert sweep(lab, *grid).wait(120) == 0, output(tmp_path, 1)
     assert [run.read_status()["state"] for run in find_runs([tmp_path / "sweep"])] == ["done", "done"]
     assert starts(first) == 2
@@ -226,7 +226,7 @@ def test_the_death_of_the_command_stops_the_jobs_of_joblib(tmp_path: Path, lab: 
     process.wait()
     wait_for(lambda: not jobs_alive(tmp_path), 20)
     time.sleep(3)
-    assert not jobs_alive(tmp_path)  # nor does the third one begin
+    assert not jobs_alive(tmp_path)  # the third job does not start either
     assert [run.read_status()["state"] for run in find_runs([tmp_path / "sweep"])] == ["interrupted"] * 2
 
 
@@ -260,7 +260,7 @@ def test_two_nodes_by_torchrun(tmp_path: Path, lab: Lab) -> None:
 
 
 def slurm(task: int, tasks: int, nodes: int, port: int) -> dict[str, str]:
-    """What `srun` sets for a task."""
+    """Return the environment that `srun` sets for a task."""
     values = {
         "JOB_ID": 1,
         "STEP_ID": 0,
@@ -383,7 +383,7 @@ def test_ranks_that_are_killed_end_as_those_that_were_not(
         wait_for(lambda: not jobs_alive(tmp_path), 20)
         assert job(broken.path.name, workers) == 0
         assert starts(broken) == 2
-        assert ("going on in" in broken.log_file.read_text()) == (epoch > 0 or minutes != "null")
+        assert ("resuming in" in broken.log_file.read_text()) == (epoch > 0 or minutes != "null")
         assert broken.metrics_file.read_text() == whole.metrics_file.read_text()
         weights, others = (torch.load(run.last_checkpoint, weights_only=True)["state_dict"] for run in (whole, broken))
         assert all(torch.equal(weights[key], others[key]) for key in weights)

@@ -1,4 +1,4 @@
-"""What users bring: any network, loss, optimizer, schedule, data set and callback, by its dotted name."""
+"""User code by its dotted name: network, loss, optimizer, schedule, data set and callback."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class Spots(ArrayData):
 
 @pytest.fixture
 def mylab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package of a user, which is trusted."""
+    """Write and trust a user's package."""
     (tmp_path / "mylab.py").write_text(MYLAB)
     (tmp_path / "broken.py").write_text("raise RuntimeError('no license')")
     (tmp_path / "leaving.py").write_text("import sys; sys.exit(3)")
@@ -161,10 +161,10 @@ def test_everything_from_outside_resumes_and_is_evaluated(
     assert guarded(broken) == 0
     assert Path("count").read_text() == "6"  # three epochs of two batches
     assert broken.metrics_file.read_bytes() == whole.metrics_file.read_bytes()
-    assert "going on in" in broken.log_file.read_text()
+    assert "resuming in" in broken.log_file.read_text()
     assert "evaluate and predict will need trust=model:mylab.Net,loss:mylab.focal" in whole.log_file.read_text()
     rates = pd.read_csv(whole.metrics_file)["lr"]
-    assert rates.iloc[-1] < rates.iloc[0] < 0.02  # OneCycleLR was given the number of steps
+    assert rates.iloc[-1] < rates.iloc[0] < 0.02  # OneCycleLR got the number of steps
     assert differences_of([read_run(whole)]) == []
 
     before = whole.read_status()["metrics"]["test/accuracy"]
@@ -217,7 +217,7 @@ def test_a_schedule_may_step_by_epoch(make_run: Make) -> None:
     schedule = ("schedule=own", "schedule._target_=torch.optim.lr_scheduler.ExponentialLR", "+schedule.gamma=0.5")
     run = make_run(*schedule, "schedule.interval=epoch")
     assert guarded(run) == 0
-    assert pd.read_csv(run.metrics_file)["lr"].tolist() == pytest.approx([0.025, 0.0125, 0.00625])  # after the epoch
+    assert pd.read_csv(run.metrics_file)["lr"].tolist() == pytest.approx([0.025, 0.0125, 0.00625])  # epoch ends
 
 
 def test_a_data_set_from_outside(make_run: Make, mylab: None) -> None:
@@ -255,7 +255,7 @@ def test_a_data_set_from_outside(make_run: Make, mylab: None) -> None:
         (("loss=own", "loss._target_=mylab.number"), "returns a int; name one that returns a loss"),
         (("optim=own", "optim._target_=torch.optim.SGD", "+optim.rate=1"), "optim.rate: torch.optim.SGD takes no"),
         (("schedule=own", "schedule._target_=torch.optim.lr_scheduler.StepLR"), "schedule.step_size is missing"),
-        (("+callbacks.mine._target_=mylab.Net", "+callbacks.mine.num_classes=2"), "gives a Net, no lightning.Callback"),
+        (("+callbacks.mine._target_=mylab.Net", "+callbacks.mine.num_classes=2"), "a Net, not a lightning.Callback"),
         (("+callbacks.mine._target_=mylab.Steps",), "callbacks.mine.stop is missing; mylab.Steps needs it"),
         (("+callbacks.mine.stop=1",), "callbacks.mine has no _target_"),
         (("callbacks=5",), "callbacks"),
@@ -284,7 +284,7 @@ def test_well_known_constructors_are_defined_where_their_names_say() -> None:
             assert found.__module__.startswith(f"{module}.") or found.__module__ == module, target
             assert found.__name__ == name
     own = {f"torchvision.models.{name}" for name in torchvision.models.list_models(module=torchvision.models)}
-    aside = {"torchvision.models.googlenet", "torchvision.models.inception_v3"}  # give several outputs in training
+    aside = {"torchvision.models.googlenet", "torchvision.models.inception_v3"}  # several outputs in training
     assert own - aside == {name for name in known_names("model") if name.startswith("torchvision")}
 
 
@@ -366,5 +366,5 @@ def test_parts_are_checked_with_the_classes_of_their_data(mylab: None) -> None:
 
 
 def test_a_missing_module_is_named_by_the_part_that_needs_it() -> None:
-    trust.trust(["loss:nixmod.Nix"], exists=False)  # as the checks before the first job trust what a command names
+    trust.trust(["loss:nixmod.Nix"], exists=False)  # as in the checks before the first job
     assert refusal(build_objective, {"_target_": "nixmod.Nix"}, [1, 1]).startswith("loss._target_ nixmod.Nix: there is")

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: one line for an error, one folder a job, no torch where none is needed."""
+"""The command line for users: one line per error, one folder per job, and no torch where it is not needed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def lab(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[
 
 
 def one_error(result: subprocess.CompletedProcess[str]) -> str:
-    """The only line that an error may show."""
+    """Return the only line that an error may show."""
     assert result.returncode != 0
     lines = [line for line in (result.stdout + result.stderr).splitlines() if line.strip()]
     lines = [line for line in lines if not line.endswith("loading PyTorch")]
@@ -156,7 +156,7 @@ def test_a_killed_job_is_recognizable_and_goes_on(tmp_path: Path, photographs: P
     run.config_file.write_text(config.replace("max_epochs: 2000", f"max_epochs: {reached + 3}"))
     assert lab("job", "run", cwd=tmp_path).returncode == 0
     assert run.read_status()["state"] == "done"
-    assert "going on" in run.log_file.read_text()
+    assert "resuming" in run.log_file.read_text()
     epochs = [int(line.split(",")[0]) for line in run.metrics_file.read_text().splitlines()[1:]]
     assert epochs == list(range(reached + 3))
 
@@ -167,8 +167,8 @@ DDP = ["trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp"]
 @pytest.mark.slow
 def test_two_processes_evaluate_and_train_as_one(tmp_path: Path, photographs: Path) -> None:
     own = [f"data.root={photographs}", f"data.cache_dir={tmp_path / 'cache'}", "trainer.precision=32-true"]
-    more = ["trainer.max_epochs=2", "data.max_images=39"]  # odd, so that a rank has to pad
-    # SyncBatchNorm has no place in an evaluation, so that two CPU processes can evaluate what was trained with it
+    more = ["trainer.max_epochs=2", "data.max_images=39"]  # odd, so that one rank has padding
+    # an evaluation has no SyncBatchNorm, so two CPU processes can evaluate a run with it
     alone = ["trainer.sync_batchnorm=true", "sweep_dir=one"]
     assert lab("train", *QUICK, *own, *more, *alone, cwd=tmp_path).returncode == 0
     for devices, out in (([], "alone"), (DDP, "pair")):
@@ -190,7 +190,7 @@ def test_two_processes_evaluate_and_train_as_one(tmp_path: Path, photographs: Pa
     one = RunFolder(tmp_path / "one").read_status()
     status = RunFolder(tmp_path / "two").read_status()
     assert status["state"] == "done"
-    assert status["core_seconds"] > one["core_seconds"]  # both ranks' starts
+    assert status["core_seconds"] > one["core_seconds"]  # the starts of both ranks
     assert sum(status["class_counts"]["test"]) == len(
         RunFolder(tmp_path / "two").predictions_file("test").read_text().splitlines()[1:]
     )
@@ -199,7 +199,7 @@ def test_two_processes_evaluate_and_train_as_one(tmp_path: Path, photographs: Pa
 
 @pytest.mark.slow
 def test_two_ranks_hold_identical_weights_and_share_one_sample(tmp_path: Path, photographs: Path) -> None:
-    """Each rank writes a hash of its weights, and how often it drew each class, at the end of training."""
+    """Each rank writes a hash of its weights and its number of images per class at the end of training."""
     script = tmp_path / "ranks.py"
     script.write_text(
         "import hashlib, json, pathlib, sys\n"
