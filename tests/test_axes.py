@@ -1,4 +1,4 @@
-"""What people read of the jobs of a sweep: the axes, with the labels that an experiment gives their values."""
+"""Axes of a sweep, and the labels that an experiment gives to their values."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CONSTANT = [f"data.key{number}={number}" for number in range(10)]
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Path:
-    """A sweep over depth, pretraining and seed with ten constant overrides, of which nothing has begun."""
+    """Return a sweep over depth, pretraining and seed with ten constant overrides; no job has started."""
     grid = [(seed, depth, weights) for seed in (0, 1) for depth in (18, 34) for weights in ("none", "imagenet")]
     jobs = {
         f"job{number}": [
@@ -152,7 +152,7 @@ def test_labels_are_no_part_of_an_experiment() -> None:
     assert config_hash(plainly | {"labels": {}}) == config_hash(plainly)  # type: ignore[arg-type]
     assert is_bookkeeping("labels")
     assert is_bookkeeping("labels.model.pretrained.none")
-    checked(labels={"model.widths": {"[8]": "narrow"}})  # a key of another network
+    checked(labels={"model.widths": {"[8]": "narrow"}})  # the key of another network
 
 
 def test_a_sweep_shows_its_jobs_by_label_and_ends_with_a_summary(
@@ -167,7 +167,7 @@ def test_a_sweep_shows_its_jobs_by_label_and_ends_with_a_summary(
     shown = capsys.readouterr().out
     assert "job 1 of 2: small\n" in shown
     assert "job 2 of 2: depth=14\n" in shown
-    assert "data.image_size" not in shown  # Hydra's own line of a job has all overrides
+    assert "data.image_size" not in shown  # Hydra's line about a job contains all overrides
     assert "sweep: 2 jobs: 2 created" in shown
     jobs = list_jobs(tmp_path / "sweep")
     assert list(json.loads((tmp_path / "sweep" / "jobs.json").read_text())) == jobs

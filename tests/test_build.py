@@ -1,4 +1,4 @@
-"""Which environment starts the ranks, and what Lightning says about itself stays out of the log unless it matters."""
+"""The environment that starts the ranks, the checks of a checkpoint, and the Trainer."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_srun_is_hinted_at_in_slurm_jobs_alone(tmp_path: Path, monkeypatch: pyte
     [
         ({}, None),  # Lightning chooses
         ({"SLURM_NTASKS": "1"}, LightningEnvironment),
-        ({"SLURM_NTASKS": "4"}, LightningEnvironment),  # a process of a batch script, which is alone
+        ({"SLURM_NTASKS": "4"}, LightningEnvironment),  # a single process of a batch script
         ({"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "4", "SLURM_STEP_ID": "0"}, SLURMEnvironment),
         ({"SLURM_NTASKS": "1", "SLURM_STEP_ID": "0"}, LightningEnvironment),
     ],

@@ -1,4 +1,4 @@
-"""Scores of single classes against scikit-learn and scipy, and how often their intervals are right."""
+"""Scores of single classes against scikit-learn and scipy, and the coverage of their intervals."""
 
 import numpy as np
 import pytest
@@ -44,7 +44,7 @@ def test_of_many_classes_those_that_are_found_least_come_first():
     classes = MANY_CLASSES + 1
     targets = np.repeat(np.arange(classes - 1), 2)  # the last class has no image
     predictions = targets.copy()
-    predictions[[7, 10, 11]] = 0  # of class 3 one image is found, of class 5 none
+    predictions[[7, 10, 11]] = 0  # one image of class 3 is found, and none of class 5
     names = [f"class {k}" for k in range(classes)]
     rows = class_rows([Predictions(targets, predictions, np.eye(classes)[predictions])], np.arange(len(targets)), names)
     assert [row.name for row in rows[:3]] == ["class 5", "class 3", "class 0"]

@@ -25,13 +25,13 @@ def test_reliability_is_scikit_learns_calibration_curve():
     np.testing.assert_allclose(found.accuracy[filled], accuracy)
     np.testing.assert_allclose(found.confidence[filled], mean)
     assert found.images.sum() == 800
-    assert np.isnan(found.accuracy[:2]).all()  # of five classes one has at least 0.2
+    assert np.isnan(found.accuracy[:2]).all()  # one of five classes has at least 0.2
 
 
 def test_the_error_is_the_mean_distance_over_images():
     probabilities = np.array([[0.95, 0.05], [0.91, 0.09], [0.35, 0.65], [0.4, 0.6]])
     predictions = Predictions(np.array([0, 1, 1, 1]), probabilities.argmax(axis=1), probabilities)
-    # (0.9, 1]: sure 0.93, right 0.5; (0.6, 0.7]: 0.65, 1; (0.5, 0.6]: 0.6, 1
+    # confidence, accuracy: 0.93, 0.5 in (0.9, 1]; 0.65, 1 in (0.6, 0.7]; 0.6, 1 in (0.5, 0.6]
     assert calibration.calibration_error(predictions) == pytest.approx((2 * 0.43 + 0.35 + 0.4) / 4)
 
 

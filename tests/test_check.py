@@ -1,4 +1,4 @@
-"""The check that finds what cannot be read, and the hash that tells identical files."""
+"""The check for unreadable images, and the hash that finds identical ones."""
 
 import io
 import json
@@ -22,7 +22,7 @@ from resnet_lab.data.reader import Recipe, read_image
 
 
 def defects(paths, cache):
-    """The bad files, and what is wrong with each."""
+    """Return the defective files with their defects."""
     found = check_files(paths, cache)["defect"]
     return found[found != ""].to_dict()
 
@@ -32,7 +32,7 @@ def noise(height=200, width=200):
 
 
 def fundus(left, top, width, height):
-    """An ellipse of flesh color that touches this box, on a black frame of 120 × 90 with camera noise."""
+    """Return a flesh-colored ellipse inside this box, on a black frame of 120 × 90 pixels with camera noise."""
     image = np.random.default_rng(0).integers(0, 8, (90, 120, 3), dtype=np.uint8)
     center, axes = (left + (width - 1) / 2, top + (height - 1) / 2), (width / 2, height / 2)
     y, x = np.mgrid[:90, :120]
@@ -87,7 +87,7 @@ def test_identical_files_have_one_digest(save, tmp_path):
 
 @pytest.fixture
 def checked(monkeypatch):
-    """The paths that were decoded since it was last cleared."""
+    """Return the list of paths that are decoded."""
     paths = []
 
     def count(path, **limit):
@@ -105,7 +105,7 @@ def test_verdicts_are_kept_until_the_file_changes(save, tmp_path, checked):
     assert list(defects(paths, cache)) == [str(bad)]
     assert sorted(checked) == sorted(paths)
     checked.clear()
-    assert list(defects(paths, cache)) == [str(bad)]  # the bad verdict is remembered too
+    assert list(defects(paths, cache)) == [str(bad)]  # defects are cached too
     assert checked == []
     save(noise(8, 8), "b.png")
     paths.append(save(noise(8, 8), "c.png"))
@@ -118,7 +118,7 @@ def test_same_size_at_another_time_is_another_file(save, tmp_path, checked):
     data = (tmp_path / "image.png").read_bytes()
     assert defects([path], tmp_path / "cache") == {}
     (tmp_path / "image.png").write_bytes(bytes(len(data)))
-    os.utime(path, ns=(0, Path(path).stat().st_mtime_ns + 1))  # the clock of a file system may be coarse
+    os.utime(path, ns=(0, Path(path).stat().st_mtime_ns + 1))  # file systems may have coarse clocks
     assert list(defects([path], tmp_path / "cache")) == [path]
 
 
@@ -177,7 +177,7 @@ def test_a_dangling_link_is_a_defect_and_a_damaged_cache_costs_only_time(tmp_pat
 
 def test_the_check_refuses_what_the_reader_refuses(tmp_path):
     path = tmp_path / "padded.jpeg"
-    path.write_bytes(encoded("a", ".jpeg")[:-2] + bytes(50))  # the end is gone, and zeros stand for it
+    path.write_bytes(encoded("a", ".jpeg")[:-2] + bytes(50))  # zeros replace the end
     found, *_ = examine(str(path))
     assert found == "image file is truncated: it has no end-of-image marker"
     with pytest.raises(OSError, match=found):
@@ -185,7 +185,7 @@ def test_the_check_refuses_what_the_reader_refuses(tmp_path):
 
 
 def photograph(**options):
-    """A JPEG of 64 × 64 pixels, as bytes."""
+    """Return a JPEG of 64 × 64 pixels as bytes."""
     file = io.BytesIO()
     mode = options.pop("mode", "RGB")
     colors = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
@@ -194,7 +194,7 @@ def photograph(**options):
 
 
 def zeroed(data):
-    """A JPEG with 60 bytes of its compressed data set to 0."""
+    """Return a JPEG with 60 bytes of its compressed data set to 0."""
     middle = (data.index(b"\xff\xda") + len(data)) // 2
     return data[:middle] + bytes(60) + data[middle + 60 :]
 
@@ -277,11 +277,11 @@ def test_a_cache_of_an_older_version_is_not_taken(save, tmp_path, checked):
     assert checked == [path]
 
 
-# ---- what never ends, and what unpacks to more than memory has ----
+# ---- endless files, and files that unpack to more than the memory ----
 
 
 def bomb(file: Path, side: int = 13_300) -> str:
-    """A PNG of some KB with many pixels of one bit."""
+    """Write a small PNG with very many pixels of one bit."""
     Image.new("1", (side, side)).save(file)
     return str(file)
 
@@ -334,4 +334,4 @@ def test_threads_decode_no_more_pixels_at_once_than_there_is_room_for():
         list(pool.map(decode, [4, 5, 6, 25, 3, 3, 4, 9, 1] * 3))
     assert budget.used == 0
     assert max(each for each in most if each != 25) <= 10
-    assert 25 in most  # a larger one alone
+    assert 25 in most  # a larger image is decoded alone

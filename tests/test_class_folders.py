@@ -162,7 +162,7 @@ def test_a_root_one_level_too_high_is_refused(root):
     write_class_folders(root, {"data/train/a": 1, "data/train/b": 1})
     message = refusal(class_folders(root).read_table)
     assert message == f"{root / 'data'} is not a class: it contains a folder per split; set data.root to it"
-    write_class_folders(root.with_name("other"), {"vehicles/train": 1, "animals": 1})  # a class with such a sub-folder
+    write_class_folders(root.with_name("other"), {"vehicles/train": 1, "animals": 1})  # a class with such a subfolder
     assert len(class_folders(root.with_name("other")).read_table()) == 2
 
 

@@ -1,4 +1,4 @@
-"""What a process makes up for before it runs a verb."""
+"""The surroundings of a verb: terminals without UTF-8 and users without a home folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The configuration: every file composes, every misspelt key is found, jobs get readable names."""
+"""The configuration: every file composes, every misspelled key is found, and jobs get readable names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What runs cost: from the status files, in units for people."""
+"""The costs of runs, from the status files, in readable units."""
 
 import pytest
 from fake_runs import write_run

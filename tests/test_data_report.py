@@ -1,4 +1,4 @@
-"""The data report: what is wrong in words, counts that add up, pictures, and a page that holds its own."""
+"""The data report: findings, counts, pictures, and a self-contained page."""
 
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,7 +17,7 @@ NAMES = ("healthy", "ill")
 
 
 def facts_of(folder: Path, rows: list[tuple]) -> pd.DataFrame:
-    """One readable image for each `image, split, target, patient`, all of one small picture."""
+    """Return facts of one readable image per `image, split, target, patient`, all with one small picture."""
     folder.mkdir(parents=True, exist_ok=True)
     picture = folder / "picture.jpeg"
     cv2.imwrite(str(picture), pixels("a"))
@@ -50,7 +50,7 @@ def texts(facts, duplicates, summary) -> list[str]:
 
 
 class Page(HTMLParser):
-    """Collects the tags of a page, and what they load."""
+    """Collects the tags of a page and the addresses that they load."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -153,7 +153,7 @@ def test_a_large_set_of_many_classes_stays_a_short_page(tmp_path):
     assert page.tags.count("tr") <= 4 + CLASSES + 3 * ROWS + 12
     assert "78 between them are left out" in text
     assert len(pd.read_csv(tmp_path / "out" / "class_counts.csv")) == 102
-    assert len(pd.read_csv(tmp_path / "out" / "leaks.csv")) == 9990  # ten cannot be read
+    assert len(pd.read_csv(tmp_path / "out" / "leaks.csv")) == 9990  # ten are unreadable
     assert len(text) < 2_000_000
 
 

@@ -1,4 +1,4 @@
-"""From files to normalized batches: the same for any number of workers and ranks, in memory or not."""
+"""From files to normalized batches: identical for any number of workers and ranks, in memory or not."""
 
 import sys
 from itertools import product
@@ -35,7 +35,7 @@ def build(root):
 
 
 def trainer_of(rank, world_size, epoch=0, batches=0):
-    """A trainer that goes on with an epoch of which some batches were trained on."""
+    """Return a trainer that resumes in the middle of an epoch."""
     epochs = SimpleNamespace(current=SimpleNamespace(ready=epoch + (batches > 0), processed=epoch))
     inside = SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(ready=batches or 4)))
     fit_loop = SimpleNamespace(epoch_progress=epochs, epoch_loop=inside)
@@ -58,7 +58,7 @@ def test_the_trainer_limits_the_batches_of_an_epoch(build, limit, batches):
 
 
 def epoch(datamodule, number):
-    """Indices (N,), targets (N,) and pixels (N, S, S, 3) of one epoch of training, in order."""
+    """Return indices (N,), targets (N,) and pixels (N, S, S, 3) of one epoch of training, in order."""
     loader = datamodule.train_dataloader()
     loader.sampler.set_epoch(number)
     return [torch.cat([batch[key] for batch in loader]).numpy() for key in ("index", "target", "image")]
@@ -100,7 +100,7 @@ def test_seed_leaves_the_splits_alone(build):
 
 def test_setup_reads_once(build, monkeypatch):
     datamodule = build()
-    monkeypatch.setattr(datamodule.data, "table", None)  # a second reading would call None
+    monkeypatch.setattr(datamodule.data, "table", None)  # a second reading would fail
     datamodule.setup("fit")
     datamodule.setup("test")
 
@@ -147,7 +147,7 @@ def test_batch_on_the_device_is_normalized_and_channels_last(build):
     ]
     torch.testing.assert_close(images, expected)
     assert moved["target"] is batch["target"]
-    assert batch["image"].dtype == torch.uint8  # the loader's batch is left as it was
+    assert batch["image"].dtype == torch.uint8  # the loader's batch is unchanged
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
@@ -214,7 +214,7 @@ def test_images_in_memory_are_decoded_once(build, monkeypatch):
     for number in range(2):
         epoch(datamodule, number)
         list(datamodule.val_dataloader()[0])
-    assert calls == [30, 10]  # test has not been asked for
+    assert calls == [30, 10]  # test is not read
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning", "ignore:.*max number of worker.*:UserWarning")
@@ -223,7 +223,7 @@ def test_a_resumed_loader_begins_at_its_epoch_before_the_sampler_is_told(build, 
     keys = AUGMENTED | {"num_workers": workers, "mean": None, "std": None}
     datamodule = build(**keys)
     datamodule.trainer = trainer_of(0, 1, epoch=3)
-    batches = iter(datamodule.train_dataloader())  # workers fetch from here on
+    batches = iter(datamodule.train_dataloader())  # workers start to read here
     expected = epoch(build(**AUGMENTED, mean=None, std=None), 3)
     batches = list(batches)
     for key, value in zip(("index", "target", "image"), expected, strict=True):
@@ -388,7 +388,7 @@ def test_statistics_of_many_images_on_disk_come_from_evenly_spaced_ones(build, r
 
 
 def test_no_normalization_gives_0_to_1(build):
-    datamodule = build(mean=None, std=[0.2, 0.2, 0.2])  # std has no effect then, so that mean is an axis by itself
+    datamodule = build(mean=None, std=[0.2, 0.2, 0.2])  # std has no effect without mean, so mean can be an axis
     batch = next(iter(datamodule.train_dataloader()))
     images = datamodule.on_after_batch_transfer(batch, 0)["image"]
     torch.testing.assert_close(images, batch["image"].permute(0, 3, 1, 2) / 255)
@@ -415,7 +415,7 @@ def test_automatic_memory_and_workers(build, monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(5)))
     small = build(num_workers="auto")
     assert (small.in_memory, small.num_workers) == (True, 0)
-    monkeypatch.setattr(module, "MEMORY", 50 * 12 * 12 * 3)  # less than all images at 1.5 times their square
+    monkeypatch.setattr(module, "MEMORY", 50 * 12 * 12 * 3)  # less than all images at 1.5 times their area
     large = build(num_workers="auto")
     assert (large.in_memory, large.num_workers) == (False, 5)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)))
@@ -424,7 +424,7 @@ def test_automatic_memory_and_workers(build, monkeypatch):
 
 
 def test_workers_prefetch_no_more_than_shared_memory_holds(build, monkeypatch, caplog):
-    batch = 8 * 3 * 12 * 12  # bytes; a worker has 2 of them waiting, and 2 are in use
+    batch = 8 * 3 * 12 * 12  # bytes; each worker prefetches 2, and 2 are in use
     monkeypatch.setattr("resnet_lab.environment.shared_memory", lambda: 9 * batch)
     keys = {"in_memory": False}
     assert build(num_workers=3, **keys).num_workers == 3
@@ -450,7 +450,7 @@ def test_photographs_need_the_statistics_of_a_training(root):
 
 @pytest.mark.parametrize(("batch_size", "batches"), [(13, 3), (12, 4), (20, 2)])
 def test_a_last_training_batch_of_one_image_is_left_out(tmp_path: Path, batch_size: int, batches: int) -> None:
-    # 40 training images: 13 leave one over, 12 leave four, 20 leave none
+    # 40 training images: batches of 13 leave one, 12 leave four, 20 leave none
     data = retinopathy(write_studies(tmp_path / "data"), batch_size=batch_size, val_fraction=0.0, mean=None, std=None)
     datamodule = DataModule(data, seed=0)
     datamodule.setup()

@@ -1,4 +1,4 @@
-"""Public data sets of retinopathy as they are downloaded: which keys each needs, and what is read."""
+"""Public retinopathy data sets in their downloaded form: the keys that each needs, and the rows that result."""
 
 import logging
 from pathlib import Path
@@ -13,7 +13,7 @@ def write(file: Path, header: str, rows) -> None:
 
 
 def read(root, **keys):
-    """Split → {name: (target, path below root)}."""
+    """Return split → {name: (target, path below root)}."""
     data = retinopathy(root, **keys)
     table = data.read_table()
     return {
@@ -31,7 +31,7 @@ def root(tmp_path):
 
 
 def write_idrid(root):
-    """IDRiD's zip `B. Disease Grading`, beside the localization part, which holds the same photographs."""
+    """IDRiD's zip `B. Disease Grading` is beside the localization part, which has the same photographs."""
     for part in ("B. Disease Grading", "C. Localization"):
         for split, n in (("a. Training Set", 8), ("b. Testing Set", 4)):
             names = [f"IDRiD_{k:03d}" for k in range(1, n + 1)]
@@ -55,7 +55,7 @@ def test_idrid_needs_no_key(root):
         f"IDRiD_{k:03d}": (k % 5, f"{images}/b. Testing Set/IDRiD_{k:03d}.jpg") for k in range(1, 5)
     }
     patients = retinopathy(root / "B. Disease Grading").listed()["patient"]
-    assert patients.nunique() == 12  # IDRiD_001 of each split is another person
+    assert patients.nunique() == 12  # IDRiD_001 is a different patient in each split
 
 
 def test_aptos_of_the_competition_needs_no_key(root):
@@ -80,11 +80,11 @@ def test_kaggles_copy_of_aptos_needs_no_key(root, caplog):
     assert found["val"][f"{103:012x}"] == (3, f"val_images/val_images/{103:012x}.png")
     assert "train from train_1.csv, val from valid.csv, test from test.csv" in caplog.text
     named = {"train_csv": "train_1.csv", "train_images": "train_images/train_images"}
-    assert read(root, **named)[0] == {"train": found["train"]}  # files that keys name are all there are
+    assert read(root, **named)[0] == {"train": found["train"]}  # if keys name files, others are ignored
 
 
 def test_rfmid_needs_the_column_and_its_classes(root):
-    """The numbers of its images begin anew in each split."""
+    """The image numbers start again in each split."""
     for folder, inner, word, n in (
         ("Training_Set", "Training", "Training", 9),
         ("Evaluation_Set", "Validation", "Validation", 4),
@@ -101,7 +101,7 @@ def test_rfmid_needs_the_column_and_its_classes(root):
     assert found["val"]["3"] == (1, "Evaluation_Set/Evaluation_Set/Validation/3.png")
     assert found["test"]["4"] == (0, "Test_Set/Test_Set/Test/4.png")
     assert retinopathy(root, **keys).listed()["patient"].nunique() == 17
-    (root / "Training_Set/Training_Set/Training/3.png").unlink()  # not that of another split
+    (root / "Training_Set/Training_Set/Training/3.png").unlink()  # the image of another split is not taken
     assert "1 of 9 listed images is missing (3)" in refusal(retinopathy(root, **keys).read_table)
 
 
@@ -139,7 +139,7 @@ def test_messidor_2_needs_the_rule_for_ungradable_photographs(root, caplog):
 
 
 def write_deepdrid(root):
-    """The folder `regular_fundus_images`: two fields of each eye, graded in the column of the eye, paths of Windows."""
+    """`regular_fundus_images` has two fields per eye, a grade column per eye, and Windows paths."""
     for split, patients in (("training", (1, 2)), ("validation", (265,))):
         place = root / f"regular-fundus-{split}"
         rows = []
@@ -187,7 +187,7 @@ def test_eyeq_needs_no_key_for_grades(root, keys, target):
     assert found["train"]["11_right.jpeg" if not keys else "12_left.jpeg"][0] == target
 
 
-# what is refused, and what older runs do
+# refusals, and older runs
 
 
 def test_two_files_for_a_split_are_named(root):
@@ -242,7 +242,7 @@ def test_the_name_as_it_is_comes_before_the_folder_of_the_split(root):
     pictures(root, "photos/a.jpg", "photos/b.jpg", "train_masks/a.png", "train_masks/b.png")
     write(root / "labels.csv", "image,level", ["a.jpg,0", "b.jpg,1"])
     assert read(root)[0]["train"]["b.jpg"] == (1, "photos/b.jpg")
-    write(root / "labels.csv", "image,level", ["a,0", "b,1"])  # now both fit
+    write(root / "labels.csv", "image,level", ["a,0", "b,1"])  # now both files fit
     assert "image 'a' is in" in refusal(retinopathy(root).read_table)
 
 
@@ -250,7 +250,7 @@ def test_photographs_near_the_label_file_come_before_those_of_another_data_set(r
     pictures(root, *(f"mine/photos/{n}.jpg" for n in (1, 2, 3)), *(f"other/Training/{n}.png" for n in (1, 2, 3)))
     write(root / "mine" / "labels.csv", "image,level", ["1,0", "2,1", "3,2"])
     assert read(root)[0]["train"]["2"] == (1, "mine/photos/2.jpg")
-    (root / "mine" / "photos" / "2.jpg").unlink()  # not that of the other set
+    (root / "mine" / "photos" / "2.jpg").unlink()  # the image of the other data set is not taken
     assert "1 of 3 listed images is missing (2)" in refusal(retinopathy(root).read_table)
 
 

@@ -1,4 +1,4 @@
-"""What axes change: the means of paired differences, and sentences that claim no more than the intervals."""
+"""Effects of axes: means of paired differences, and sentences that claim no more than the intervals allow."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def table_of(folder, metric="accuracy"):
 
 
 def write_grid(root, skills, seeds=(0, 1, 2), images=400):
-    """Runs by (depth, pretrained) → skill."""
+    """Write runs from (depth, pretrained) → skill."""
     for (depth, pretrained), skill in skills.items():
         for seed in seeds:
             write_run(root / f"{depth}-{pretrained}-{seed}", depth, pretrained, seed, skill, images=images)

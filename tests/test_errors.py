@@ -1,4 +1,4 @@
-"""Numbers of things in messages, and names in them that would steer a terminal."""
+"""Numbers with nouns in messages, and names with control characters."""
 
 from __future__ import annotations
 

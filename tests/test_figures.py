@@ -1,4 +1,4 @@
-"""The pictures of a report: what they show of made-up runs, and that absent data are no picture."""
+"""The pictures of a report on made-up runs; absent data give no picture."""
 
 import json
 
@@ -26,7 +26,7 @@ def table_of(*folders):
 
 
 def texts(figure) -> str:
-    """All titles, labels of axes and legends."""
+    """Return all titles, axis labels and legends."""
     found = [axes.get_title(loc) for axes in figure.axes for loc in ("left", "center", "right")]
     found += [label.get_text() for axes in figure.axes for label in (*axes.get_yticklabels(), *axes.get_xticklabels())]
     found += [text.get_text() for legend in figure.legends for text in legend.get_texts()]
@@ -61,7 +61,7 @@ def test_each_depth_has_its_panel_where_more_than_the_depth_differs(tmp_path):
     assert [(s.panel, s.label) for s in series if s.split == "val"] == [
         (f"depth={depth}", f"depth={depth} pretrained={pretrained}")
         for depth in (18, 50)
-        for pretrained in ("IMAGENET1K_V1", "none")  # the better one first, as in every picture
+        for pretrained in ("IMAGENET1K_V1", "none")  # the better group first, as in every picture
     ]
 
 
@@ -83,7 +83,7 @@ def test_a_curve_of_training_images_alone_says_so(tmp_path):
 
 
 def follow(run, **columns):
-    """Give a run further columns of metrics.csv, by split and metric with `__` between them."""
+    """Add columns to a run's metrics.csv; `split__metric` names a column."""
     rows = pd.read_csv(run / "metrics.csv")
     rows.assign(**{name.replace("__", "/"): value for name, value in columns.items()}).to_csv(
         run / "metrics.csv", index=False
@@ -250,7 +250,7 @@ def test_every_picture_is_drawn_or_left_out(name, tmp_path):
     table = table_of(tmp_path / "done", tmp_path / "flat", tmp_path / "failed")
     drawn = figures.picture(name, table)
     if name in ("layers", "recall"):
-        assert drawn is None  # nothing was measured
+        assert drawn is None  # there are no measurements
     else:
         assert all(png(figure) for drawing in drawn.shown for figure in drawing if figure)
     write_run(tmp_path / "alone" / "run", state="failed", error="boom", epochs=0)

@@ -1,4 +1,4 @@
-"""What is wrong with made-up runs is found, and nothing is found that is not there."""
+"""Faults in made-up runs are found, and there are no false findings."""
 
 import json
 import shutil
@@ -205,9 +205,9 @@ def test_nearly_one_answer_to_everything_is_a_collapse(tmp_path):
 
 def test_runs_on_originals_and_on_prepared_files_are_a_finding(tmp_path):
     write_run(tmp_path / "a", pixels="originals")
-    write_run(tmp_path / "b", seed=1, pixels=None)  # not decided
-    write_run(tmp_path / "c", seed=2, prepared=None)  # of an older version
-    write_run(tmp_path / "d", seed=3)  # before there were prepared sets
+    write_run(tmp_path / "b", seed=1, pixels=None)  # not known yet
+    write_run(tmp_path / "c", seed=2, prepared=None)  # an older version
+    write_run(tmp_path / "d", seed=3)  # a version without prepared sets
     assert "mixed pixels" not in found(tmp_path)
     write_run(tmp_path / "e", seed=4, prepared="/somewhere/prepared")
     write_run(tmp_path / "f", seed=5, pixels="prepared")
@@ -217,7 +217,7 @@ def test_runs_on_originals_and_on_prepared_files_are_a_finding(tmp_path):
     for place in "ef":
         shutil.rmtree(tmp_path / place)
     write_run(tmp_path / "other", config={"data.name": "flowers"}, pixels="prepared", seed=6)
-    assert "prepared (other)" in found(tmp_path)["mixed pixels"]  # the name of the data is free
+    assert "prepared (other)" in found(tmp_path)["mixed pixels"]  # the name of the data is arbitrary
 
 
 def test_files_of_other_digests_are_a_finding_where_images_and_recipe_are_the_same(tmp_path):

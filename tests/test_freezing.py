@@ -1,4 +1,4 @@
-"""Parts of a network that are not trained, and the learning rate of the backbone."""
+"""Frozen parts of a network, and the learning rate of the backbone."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def test_a_layer_that_does_not_exist_fails_before_training(make_run: MakeRun) ->
 
 
 class HeadFirst(nn.Module):
-    """A head that is defined before the body, whose last layer is linear, too."""
+    """Network with a head that is defined before the body, whose last layer is also linear."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -228,4 +228,4 @@ def test_the_head_is_the_layer_that_images_reach_last() -> None:
     assert trained == {"head.weight", "head.bias"}
     with torch.device("meta"):
         assert head_of(HeadFirst(), "key") == "head"
-    assert head_of(nn.Sequential(nn.Flatten(), nn.Linear(27, 4), nn.Linear(4, 2)), "key") == "2"  # not of 96 pixels
+    assert head_of(nn.Sequential(nn.Flatten(), nn.Linear(27, 4), nn.Linear(4, 2)), "key") == "2"  # not 96 inputs

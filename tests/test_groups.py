@@ -1,4 +1,4 @@
-"""Comparing made-up runs: what makes a table and a group, how they are named, and what is warned of."""
+"""Tables and groups of made-up runs: their definition, names and warnings."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Intervals and tie marks: against scipy where it has the same, and by simulation of how often they err."""
+"""Intervals and tie marks: against scipy, and by simulation of their error rates."""
 
 import importlib.util
 from pathlib import Path
@@ -24,7 +24,7 @@ def one_group(seed: int = 0, patients: int = 200, runs: int = 1, **settings):
 
 
 def normal_estimates(values, spread: float, groups: int = 3, draws: int = 4000, shared: float = 0.0) -> Estimates:
-    """Made-up groups whose patients' part is normal, independent but for a shared one."""
+    """Return made-up groups with normal contributions of the patients, independent except for a shared part."""
     generator = np.random.default_rng(3)
     noise = generator.normal(size=(groups, draws)) * spread + shared * generator.normal(size=draws)
     left_out = np.array(values)[:, None] + generator.normal(size=(groups, 400)) * spread / 400
@@ -55,14 +55,14 @@ def test_two_eyes_of_a_patient_count_for_less_than_two_patients():
 
 
 def labeled(right: int, images: int, classes: int = 2) -> Predictions:
-    """Predictions of which so many are right; classes are of the same size where images allow."""
+    """Return predictions with a given number of correct ones; classes are of equal size if possible."""
     targets = np.arange(images) % classes
     predictions = np.where(np.arange(images) < right, targets, (targets + 1) % classes)
     return Predictions(targets, predictions, np.eye(classes)[predictions])
 
 
 def wilsons(right: float, images: float) -> tuple[float, float]:
-    """By the formula itself: the shares whose standard error is at most 1.96 times too small for what was seen."""
+    """Compute Wilson's limits by definition: shares within 1.96 of their standard errors of the observed one."""
     share, square = right / images, 1.959963984540054**2
     return tuple(np.sort(np.roots([images + square, -2 * right - square, images * share**2])).real)
 
@@ -111,7 +111,7 @@ def test_three_equal_seeds_are_one(right):
 
 
 def test_the_design_effect_of_patients_is_that_of_their_errors():
-    """Errors that come in pairs count once, those that do not count each; half an error is of a pair."""
+    """Errors in pairs count once, other errors count each; half an error is one of a pair."""
     patient = np.repeat(np.arange(100), 2)
     for errors, effect in (([0, 1, 2, 3], 2.0), ([0, 2, 4, 6], 1.0)):
         predictions = labeled(200, 200)
@@ -179,7 +179,7 @@ def test_a_model_of_one_answer_has_a_score_without_chance():
 
 
 def differing(only_first: int, only_second: int, images: int = 200) -> intervals.Comparisons:
-    """Two groups of which each errs in so many images in which the other does not."""
+    """Return two groups; each errs in a given number of images in which the other does not."""
     first, second = labeled(images, images), labeled(images, images)
     second.classes[:only_first] = 1 - second.targets[:only_first]
     first.classes[only_first : only_first + only_second] ^= 1
@@ -240,11 +240,11 @@ def test_identical_runs_are_tied_and_differences_are_paired():
     _, shortfall = found.against_best()
     assert (shortfall.values.tolist(), shortfall.p.tolist()) == ([0, 0], [1, 1])
     worse = predictions[0].classes.copy()
-    worse[np.flatnonzero(worse == predictions[0].targets)[::30]] = 4  # 12 of 400 images, nothing else
+    worse[np.flatnonzero(worse == predictions[0].targets)[::30]] = 4  # 12 of 400 images differ
     found = estimate([predictions, [predictions[0]._replace(classes=worse)]], patient)["accuracy"]
     _, shortfall = found.against_best()
     assert shortfall.p[1] < 0.02
-    assert found.interval(0).low < found.values[1]  # though the intervals overlap
+    assert found.interval(0).low < found.values[1]  # although the intervals overlap
 
 
 def test_seeds_widen_what_patients_leave_open():
@@ -263,7 +263,7 @@ def test_seeds_that_scatter_alike_are_pooled_and_a_single_run_has_the_spread_of_
     still = [np.random.default_rng(0).normal(size=1000) * 0.001 + each[:, None] for each in runs]
     found = seeds_of(runs, still)
     pooled = (0.01**2 + 0.012**2) / 2
-    np.testing.assert_allclose(found.between, [pooled, 0.012**2, pooled])  # none is lowered
+    np.testing.assert_allclose(found.between, [pooled, 0.012**2, pooled])  # no variance is lowered
     np.testing.assert_allclose(found.degrees, [4, 4, 4])
     assert found.total == 4
 
@@ -330,7 +330,7 @@ def test_seeds_unknown_everywhere_add_nothing():
 def misses(
     sweeps: int, patients: int, groups: int, runs: int, draws: int = 2, networks: int = 200, **settings
 ) -> tuple[dict, dict]:
-    """Shares, by metric: of intervals of a first group that miss the truth; of sweeps in which some group is not tied.
+    """Return shares by metric: intervals of a first group that miss the truth; sweeps in which a group is not tied.
 
     Only sweeps with an interval count.
     """
@@ -362,13 +362,13 @@ def test_a_short_simulation_finds_no_gross_error():
 
 
 def judge(shares: dict, least: float, most: float) -> None:
-    """Show the shares of misses (`pytest -m slow -rP`), and hold those of the metrics of every table to limits."""
+    """Print the shares of misses (`pytest -m slow -rP`), and check the limits for the metrics of every table."""
     print(" ".join(f"{metric} {100 * share:.1f}" for metric, share in shares.items()), "% missed")
     assert all(least <= shares[metric] <= most for metric in LEADERBOARD), shares
     assert max(shares.values()) <= most + 0.01, shares
 
 
-SIMULATED = 5000  # sweeps; the standard error of 95 % is then 0.3 points
+SIMULATED = 5000  # sweeps, for a standard error of 0.3 points at 95 %
 
 
 @pytest.mark.slow
@@ -377,7 +377,7 @@ SIMULATED = 5000  # sweeps; the standard error of 95 % is then 0.3 points
 )
 def test_intervals_cover_the_truth_94_to_96_percent_of_the_time(patients, shares, skill):
     outside, _ = misses(SIMULATED, patients, groups=1, runs=1, shares=shares, skill=skill)
-    judge(outside, 0.02, 0.065)  # cautious where eight images of a class are rare, and the rest have no interval
+    judge(outside, 0.02, 0.065)  # conservative: most have fewer than eight images of a class, and so no interval
 
 
 @pytest.mark.slow
@@ -397,7 +397,7 @@ def test_tie_marks_err_in_at_most_5_percent_of_sweeps_without_differences(groups
 
 
 def scattered(spreads, patients: int = 200, draws: int = 400, sweeps: int = 600) -> tuple[float, np.ndarray]:
-    """Groups of three normal runs with one mean: shares of sweeps with one behind, and of intervals that hold it."""
+    """Return, for groups of three normal runs with one mean, the share of sweeps with a worse group, and coverage."""
     generator, truth = np.random.default_rng(7), 0.7
     apart, holds = 0, np.zeros(len(spreads))
     for _ in range(sweeps):

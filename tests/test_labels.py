@@ -210,7 +210,7 @@ def test_hundred_thousand_rows(file, monkeypatch, tmp_path):
         "image|level\nx 1.jpg|0\nb.jpg|2\n",
         "image,level,,\nx 1.jpg,0,,\n,,,\n\nb.jpg,2,,\n,,,\n",
         ",image,level\n0,x 1.jpg,0\n1,b.jpg,2\n",
-        "image,level\n0,x 1.jpg,0\n1,b.jpg,2\n",  # R's write.table: its index has no cell in the header
+        "image,level\n0,x 1.jpg,0\n1,b.jpg,2\n",  # R's write.table: the header lacks a cell for the index
         "image,level\nx 1.jpg,0,\nb.jpg,2,\n",
         '\ufeff"image","level"\r\n"x 1.jpg","0"\r\n"b.jpg","2"\r\n',
         "IMAGE , Level\nx 1.jpg,0.0\nb.jpg,2.0\n",

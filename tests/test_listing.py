@@ -1,4 +1,4 @@
-"""Which files of a folder are images, what is junk, and that nothing else is left out without a word."""
+"""Images and junk in a folder; all other files that are left out are reported."""
 
 import logging
 
@@ -12,7 +12,7 @@ from resnet_lab.data.check import examine
 from resnet_lab.data.listing import NO_IMAGES, SUFFIXES, is_image, list_images, say_left_out, splits_of, subfolders
 from resnet_lab.data.reader import Recipe, read_image
 
-FORMATS = {".jpx": "JPEG2000", ".jpf": "JPEG2000", ".jpc": "JPEG2000", ".mpo": "JPEG"}  # Pillow does not know to write
+FORMATS = {".jpx": "JPEG2000", ".jpf": "JPEG2000", ".jpc": "JPEG2000", ".mpo": "JPEG"}  # Pillow cannot write these
 
 
 def touch(folder, *names):
@@ -78,7 +78,7 @@ def test_links_that_lead_upward_are_not_followed(tmp_path, target):
     (train / "a" / "up").symlink_to(target)
     (train / "up").symlink_to(target)
     (train / "c").symlink_to(tmp_path / "store" / "c")
-    (tmp_path / "store" / "c" / "up").symlink_to(train)  # the links lead up, the real folder does not
+    (tmp_path / "store" / "c" / "up").symlink_to(train)  # the link leads upward, the real folder does not
     (tmp_path / "store" / "c" / "out").symlink_to(tmp_path / "store")
     assert list_images(train / "a").images == ["1.jpg"]
     assert list_images(train / "c").images == ["3.jpg"]

@@ -1,4 +1,4 @@
-"""MedMNIST's npz files: splits, gray and color, what is wrong with a file, and the download, without a network."""
+"""MedMNIST's npz files: splits, gray and color, damaged files, and the download, without a network."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def network(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """No network, and no medmnist package unless a test brings one."""
+    """Block the network, and the medmnist package unless a test brings one."""
     monkeypatch.setitem(sys.modules, "medmnist", None)
     return web(monkeypatch, {})
 
@@ -39,7 +39,7 @@ def written(root: Path, labels: dict[str, list[int]] = LABELS, **form: int) -> P
 
 
 def changed(root: Path, **arrays: np.ndarray | None) -> str:
-    """What a file of these arrays, others as they should be, is refused with, after its name."""
+    """Return the error message, without the file name, for a file with these arrays and otherwise valid ones."""
     file = written(root)
     whole = {name: array for name, array in (dict(np.load(file)) | arrays).items() if array is not None}
     np.savez(file, **whole)
@@ -49,7 +49,7 @@ def changed(root: Path, **arrays: np.ndarray | None) -> str:
 
 
 def package(monkeypatch: pytest.MonkeyPatch, **md5: str) -> None:
-    """A stand-in for the package medmnist 3.0.2, which downloads through torchvision and hides why it could not."""
+    """Replace the package medmnist 3.0.2, which downloads through torchvision and hides the reason of a failure."""
 
     class BloodMNIST:
         def __init__(self, split: str, download: bool, root: str, size: int) -> None:
@@ -84,7 +84,7 @@ def test_images_come_as_they_are_stored(root: Path) -> None:
     data = medmnist(root, image_size=28)
     data.read_table()
     assert np.array_equal(data.read("val/00002"), pixels("val/00002", 28, 28))
-    again = pickle.loads(pickle.dumps(data))  # as a worker process gets it
+    again = pickle.loads(pickle.dumps(data))  # as in a worker process
     assert np.array_equal(again.read("test/00001"), pixels("test/00001", 28, 28))
 
 
@@ -138,7 +138,7 @@ def test_a_file_may_lack_splits(root: Path) -> None:
     table, _ = medmnist(root, val_fraction=0.2).table()
     assert class_counts(table, 2) == {"train": [8, 8], "val": [2, 2]}
     written(root, {"val": [0, 1], "test": [1, 1, 0]})
-    assert medmnist(root).table()[0]["split"].tolist() == ["val", "val", "test", "test", "test"]  # to evaluate on
+    assert medmnist(root).table()[0]["split"].tolist() == ["val", "val", "test", "test", "test"]  # for evaluation
     table, _ = medmnist(root, splits={"train": "test", "val": "val"}).table()
     assert table["split"].tolist() == ["val", "val", "train", "train", "train"]
     assert table["path"].tolist()[-1] == "test/00002"

@@ -1,4 +1,4 @@
-"""torchmetrics as we put it together, against scikit-learn."""
+"""Our combination of torchmetrics, against scikit-learn."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_scores_are_scikit_learns_also_where_a_class_is_absent(absent: int | Non
         expected["val/f1_macro"] = sk.f1_score(truth, predicted, average="macro")
         expected["val/precision_macro"] = sk.precision_score(truth, predicted, average="macro")
         expected["val/recall_macro"] = sk.recall_score(truth, predicted, average="macro")
-    else:  # scikit-learn warns of the predictions in a class that is not there
+    else:  # scikit-learn warns of predictions of an absent class
         recalls = sk.recall_score(truth, predicted, labels=present, average=None)
         expected["val/balanced_accuracy"] = recalls.mean()
     assert {name: values[name] for name in expected} == pytest.approx(expected, abs=1e-5)
@@ -130,7 +130,7 @@ def test_recall_of_each_class_is_known_by_epoch() -> None:
     values = metrics.compute(SOFTMAX)
     assert values["val/recall_0"] == pytest.approx(2 / 3)
     assert values["val/recall_1"] == 1
-    assert torch.isnan(values["val/recall_2"])  # no such image
+    assert torch.isnan(values["val/recall_2"])  # no image of class 2
     many = SplitMetrics("val", 102, ordered=False)
     many.update(torch.zeros(5), torch.rand(5, 102), targets)
     assert not [name for name in many.compute(SOFTMAX) if "recall_" in name and name.split("_")[-1].isdigit()]

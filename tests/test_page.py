@@ -1,4 +1,4 @@
-"""The page of a report: every section where it belongs, and bad input in words instead of a crash."""
+"""The page of a report: its sections, and messages instead of a crash for bad input."""
 
 import html
 import json
@@ -28,13 +28,13 @@ def page_of(folder, *options) -> str:
 
 
 def words(text: str) -> str:
-    """What a reader sees, in one line."""
+    """Return the visible text in one line."""
     visible = re.sub(r"<(style|script)\b.*?</\1>", "", text.replace("<wbr>", ""), flags=re.DOTALL)
     return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", visible)).split())
 
 
 def difference_of(text: str) -> dict:
-    """The data of the script that sets two runs against each other."""
+    """Return the data of the script that compares two runs."""
     return json.loads(re.search(r'<script type="application/json">(.*?)</script>', text, re.DOTALL)[1])
 
 
@@ -74,7 +74,7 @@ def test_matrices_stand_in_a_grid_over_two_axes():
     groups = [group(depth=depth, weights=weights) for depth in (18, 34, 50) for weights in ("none", "web")]
     assert page.grid_of(groups, room=4) == (3, [(1, 1), (2, 1), (1, 2), (2, 2), (1, 3), (2, 3)])
     assert page.grid_of(groups, room=2) == (2, [(1, 1), (1, 2), (2, 1), (2, 2), (3, 1), (3, 2)])
-    assert page.grid_of(groups[:-1], room=4)[1] == [(1, 1), (2, 1), (1, 2), (2, 2), (1, 3)]  # a hole stays a hole
+    assert page.grid_of(groups[:-1], room=4)[1] == [(1, 1), (2, 1), (1, 2), (2, 2), (1, 3)]  # cell 6 is empty
     assert page.grid_of(groups, room=1) == (1, [(place, 1) for place in range(1, 7)])
     assert page.grid_of(groups[:1], room=4) == (1, [(1, 1)])
 
@@ -152,7 +152,7 @@ def test_different_class_names_are_never_ranked_together(tmp_path, undrawn):
     text = page_of(tmp_path)
     assert text.count("Leaderboard by QWK") == 2
     assert "different class names" in text
-    assert "badge" not in re.sub(r"<style>.*?</style>", "", text, flags=re.DOTALL)  # nobody is best, nobody tied
+    assert "badge" not in re.sub(r"<style>.*?</style>", "", text, flags=re.DOTALL)  # no group is best or tied
 
 
 def test_a_class_that_the_test_split_lacks_is_a_dash(tmp_path, undrawn):
@@ -194,7 +194,7 @@ def test_html_in_names_and_paths_is_text(tmp_path, undrawn):
 
 @pytest.fixture
 def elsewhere():
-    """A folder that any user can reach, unlike pytest's own, and may write to."""
+    """Return a folder that any user can access, unlike pytest's own."""
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o777)
     yield folder
@@ -206,7 +206,7 @@ def elsewhere():
 
 @pytest.fixture
 def nobody():
-    """Not root, who may read everything."""
+    """Drop root, which may read everything."""
     if os.geteuid():
         yield
         return
@@ -222,7 +222,7 @@ def test_a_folder_without_read_permission_is_named(elsewhere, undrawn, request):
     write_run(elsewhere / "more" / "closed" / "run").parent.chmod(0)
     (elsewhere / "out").mkdir()
     (elsewhere / "out").chmod(0o777)
-    report.report([str(elsewhere / "sweep" / "fine")], elsewhere / "first")  # loads what nobody else may load
+    report.report([str(elsewhere / "sweep" / "fine")], elsewhere / "first")  # loads modules as root
     request.getfixturevalue("nobody")
     shown = report.report([str(elsewhere / "sweep")], elsewhere / "out")
     assert f"unreadable: {elsewhere / 'sweep' / 'locked'}: no permission to read it" in shown
@@ -255,7 +255,7 @@ def test_a_browser_shows_it_all_without_a_word_on_the_console(tmp_path, width):
             )
     shutil.copy(run / "predictions_test.csv", run / "predictions_val.csv")
     text = page_of(tmp_path)
-    frame = tmp_path / "frame.html"  # a window is never as narrow as a phone
+    frame = tmp_path / "frame.html"  # a browser window cannot be as narrow as a phone
     (tmp_path / "probed.html").write_text(text.replace("</body>", PROBE + "</body>"))
     frame.write_text(
         f'<iframe id="f" src="probed.html" style="width:{width}px;height:900px;border:0"></iframe>'
@@ -296,7 +296,7 @@ def test_of_many_classes_the_confusions_are_listed_and_the_single_classes_folded
 
 
 def contrast(one: tuple[float, ...], other: tuple[float, ...]) -> float:
-    """The WCAG contrast ratio of two colors."""
+    """Return the WCAG contrast ratio of two colors."""
     levels = np.array([one[:3], other[:3]])
     linear = np.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4)
     dark, light = sorted(linear @ (0.2126, 0.7152, 0.0722))

@@ -1,4 +1,4 @@
-"""Which images are of one patient, by the names of their files: what is found, what is not, and what is said."""
+"""Patients from file names: what is found, what is not, and the messages."""
 
 import shlex
 from pathlib import Path
@@ -172,7 +172,7 @@ def test_names_of_two_files_become_paths_unless_the_pattern_matches():
     below = add_patients(table, OLD, Path("/"))["patient"].tolist()
     assert below[:3] == ["d/a. Training/IDRiD_1.jpg", "d/b. Testing/IDRiD_1.jpg", "IDRiD_2"]
     outside = add_patients(table, OLD, Path("/elsewhere"))["patient"].tolist()
-    assert outside[:2] == ["a. Training/IDRiD_1.jpg", "b. Testing/IDRiD_1.jpg"]  # no folder of the machine
+    assert outside[:2] == ["a. Training/IDRiD_1.jpg", "b. Testing/IDRiD_1.jpg"]  # no absolute path
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_names_of_two_files_become_paths_unless_the_pattern_matches():
         (r"(\d+)-.*", ["17", "17", "ü-1", "x"]),
         (None, ["17-a", "17-b.PNG", "ü-1", "x"]),
         (r"(\w)-\d", ["17-a", "17-b.PNG", "ü", "x"]),
-        (r"(\d+)?.*", ["17", "17", "ü-1", "x"]),  # a group that takes no part
+        (r"(\d+)?.*", ["17", "17", "ü-1", "x"]),  # a group without a match
     ],
 )
 def test_patients_by_a_pattern_of_ones_own(pattern, patients):

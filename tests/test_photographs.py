@@ -31,7 +31,7 @@ def test_every_kind_below_a_folder_and_no_junk(root, caplog):
         table, _ = photographs(root, val_fraction=0).table()
     assert table["image"].tolist() == ["a.Jpeg", "sub/b.webp"]
     assert f"{root}: left out 2 files without an image suffix: 1 .csv, 1 .txt" in caplog.text
-    assert "patients" not in caplog.text  # nothing is split
+    assert "patients" not in caplog.text  # there is no split
 
 
 def test_one_file(root):

@@ -1,4 +1,4 @@
-"""A prepared set: the same bytes however often it was interrupted, found by training, and never mixed or half."""
+"""A prepared set: byte-identical after interruptions, found by training, and never mixed or partial."""
 
 import errno
 import logging
@@ -41,7 +41,7 @@ def target(root, tmp_path):
 
 
 def contents(target):
-    """Every file of the set and what is in it."""
+    """Return every file of the set with its content."""
     return {file.relative_to(target.folder): file.read_bytes() for file in target.folder.rglob("*") if file.is_file()}
 
 
@@ -56,7 +56,7 @@ def test_a_jpeg_and_a_row_for_each_photograph(target, paths):
     assert row["prepared"] == digest_of(target.file(paths[0]).read_bytes())
     image, stored = read_image(paths[0], RECIPE), read_prepared(str(target.file(paths[0])))
     assert stored.shape == (16, 16, 3)
-    assert np.abs(stored.astype(int) - image).mean() < 3  # what the JPEG costs
+    assert np.abs(stored.astype(int) - image).mean() < 3  # error of the JPEG
     np.testing.assert_allclose(row[["mean_r", "mean_g", "mean_b"]].astype(float), image.mean((0, 1)) / 255, atol=1e-5)
     squares = ((image / 255) ** 2).mean((0, 1))
     np.testing.assert_allclose(row[["square_r", "square_g", "square_b"]].astype(float), squares, atol=1e-5)
@@ -82,7 +82,7 @@ def test_interrupted_and_started_again_it_ends_with_the_same_bytes(target, paths
     assert not target.index_file.exists()
     assert len(target.journal_file.read_text().splitlines()) == 7
     with target.journal_file.open("a") as journal:
-        journal.write('{"image": "images/9_le')  # killed while it wrote
+        journal.write('{"image": "images/9_le')  # killed while writing
     monkeypatch.setattr(module, "prepare_photograph", once)
     prepare(target, paths, processes)
     assert contents(target) == contents(other)
@@ -140,7 +140,7 @@ def test_names_are_paths_below_the_root_wherever_the_command_runs(root, target, 
     names = ["images/1_left.jpeg", "x.jpeg", "a/b/c.png"]
     assert [target.name(str(root / name)) for name in names] == names
     assert [target.name(f"{root}/images/../{name}") for name in names] == names
-    for folder in (tmp_path, root):  # relative paths, of which one means another file each time
+    for folder in (tmp_path, root):  # a relative path means a different file in each folder
         monkeypatch.chdir(folder)
         assert [target.name(os.path.relpath(root / name)) for name in names] == names
     outside = {target.name(f"{tmp_path / folder}/x.jpeg") for folder in ("other", "more", "other/")}
@@ -200,7 +200,7 @@ def test_names_that_differ_in_their_suffix_alone_do_not_share_a_file(target, pat
 
 @pytest.mark.parametrize("links", [1, 9])
 def test_a_linked_root_keeps_its_files_to_itself(root, paths, tmp_path, links):
-    deep = tmp_path.joinpath(*"abcdefghi"[:links])  # so deep that a path relative to it would lead anywhere
+    deep = tmp_path.joinpath(*"abcdefghi"[:links])  # deep enough for wrong relative paths
     deep.parent.mkdir(parents=True, exist_ok=True)
     deep.symlink_to(root)
     before = {path: Path(path).read_bytes() for path in paths}
@@ -244,7 +244,7 @@ def test_a_damaged_index_is_as_none(target, paths, text, caplog):
 
 def test_what_a_dead_process_was_writing_goes(target, paths):
     prepare(target, paths[:3], processes=1)
-    dead = target.file(paths[0]).with_name(".x.jpeg.4194305")  # above the largest process number
+    dead = target.file(paths[0]).with_name(".x.jpeg.4194305")  # above the largest process ID
     living = target.file(paths[0]).with_name(f".x.jpeg.{os.getpid()}")
     for file in (dead, living):
         file.write_bytes(b"half")
@@ -264,7 +264,7 @@ def datamodule(root, **keys):
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_training_finds_the_prepared_set(root, target, paths, in_memory, monkeypatch):
     prepare(target, paths, processes=1)
-    monkeypatch.setattr("resnet_lab.data.image_data.read_image", None)  # the photographs are not opened again
+    monkeypatch.setattr("resnet_lab.data.image_data.read_image", None)  # photographs are not opened again
     built = datamodule(root, in_memory=in_memory, val_fraction=0)
     assert built.table["prepared"].tolist() == [str(target.file(path)) for path in built.table["path"]]
     batch = next(iter(built.evaluation_dataloader("train")))
@@ -320,7 +320,7 @@ def test_a_prepared_set_knows_the_pixels_of_its_source_and_an_older_one_looks(ro
     built = datamodule(root)
     assert "" not in set(built.table["prepared"])
     assert built.table["decoded"].tolist() == expected.tolist()
-    prepare(target, paths, processes=1)  # nothing is prepared anew
+    prepare(target, paths, processes=1)  # nothing is prepared again
     assert datamodule(root).table["decoded"].tolist() == expected.tolist()
 
 

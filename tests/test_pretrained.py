@@ -1,4 +1,4 @@
-"""Weights in: every source, what does not load said by key, and nothing but tensors unpickled."""
+"""Pretrained weights: every source, keys that are not loaded are named, and only tensors are unpickled."""
 
 import argparse
 import hashlib
@@ -35,7 +35,7 @@ WEIGHTS18 = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """Torch's cache of downloads, empty, and no network behind it."""
+    """Empty torch's cache of downloads, and block the network."""
 
     def refuse(*arguments, **options):
         raise URLError("Name or service not known")
@@ -55,7 +55,7 @@ def torchvision18():
 
 @pytest.fixture
 def cached18(cache, torchvision18, monkeypatch):
-    """The cached file of torchvision's weights for depth 18, and what its name promises of its hash."""
+    """Return the cached file of torchvision's weights for depth 18, and the hash prefix in its name."""
     buffer = io.BytesIO()
     torch.save(torchvision18.state_dict(), buffer)
     digits = hashlib.sha256(buffer.getvalue()).hexdigest()[:8]
@@ -66,14 +66,14 @@ def cached18(cache, torchvision18, monkeypatch):
 
 
 def serve(monkeypatch, content):
-    """Answer each download with this content."""
+    """Return this content for each download."""
     response = io.BytesIO(content)
     response.info = Message  # type: ignore[attr-defined]
     monkeypatch.setattr(torch.hub, "urlopen", lambda *arguments, **options: response)
 
 
 def small(**choices):
-    """The smallest network of the family, with values that no other seed gives."""
+    """Return the smallest network of the family, with values that depend on the seed."""
     torch.manual_seed(8)
     model = resnet(**{"form": "cifar", "depth": 8, "num_classes": 10, **choices})
     for module in model.modules():
@@ -180,11 +180,11 @@ def test_names_that_torchvision_does_not_have_for_the_depth(source, choices, kno
     assert known in refusal(source, **choices)
 
 
-# ---- state dicts of others ----
+# ---- external state dicts ----
 
 
 def published_logits(state, images):
-    """The paper's CIFAR form, depth 8, as written by others, from a state dict with their names."""
+    """Another implementation of the paper's CIFAR form, depth 8, from a state dict with its names."""
 
     def norm(x, name):
         statistics = [state[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")]
@@ -242,7 +242,7 @@ def prefixed(prefix, **choices):
 
 
 def trained_by(script):
-    """What a training script writes, with the weights of `small()` in it."""
+    """Return the content that a training script saves, with the weights of `small()`."""
     args = argparse.Namespace(lr=0.1, model="resnet18", milestones=[30, 60], resume=None)
     optimizer = {"state": {0: {"momentum_buffer": torch.ones(3)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
     scalars = {"epoch": np.int64(3), "best": np.float64(0.5), "loss": np.float32(1.5), "improved": np.bool_(True)}
@@ -366,7 +366,7 @@ def test_nan_in_what_is_not_taken_does_not_matter(tmp_path):
 
 
 def folder_of(tmp_path, files):
-    """Files of weights, by name with their depth."""
+    """Write files of weights from name → depth."""
     folder = tmp_path / "weights"
     folder.mkdir()
     for name, depth in files.items():
@@ -507,7 +507,7 @@ def test_weights_of_the_other_stride_warn(own_run, choices, warns, tmp_path, cap
     assert all("model.stride_on=3x3" in message for message in warnings)
 
 
-# ---- what does not fit ----
+# ---- weights that do not fit ----
 
 
 @pytest.mark.parametrize(
@@ -576,11 +576,11 @@ def test_files_of_another_kind_show_how_they_begin(content, words, tmp_path):
     assert words in refusal(tmp_path / "weights.pth")
 
 
-# ---- nothing is run ----
+# ---- no code is run ----
 
 
 class Malice:
-    """A pickle that would create a file when it is read."""
+    """Pickle that would create a file when it is read."""
 
     def __init__(self, path):
         self.path = path

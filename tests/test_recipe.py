@@ -1,4 +1,4 @@
-"""The facts at the head of a report: what was trained, and what differs between groups."""
+"""The facts at the head of a report: the training, and the differences between groups."""
 
 from fake_runs import write_run
 

@@ -1,4 +1,4 @@
-"""The report on made-up runs: rows, and that page, tables and terminal say the same."""
+"""The report on made-up runs: rows, and agreement of page, tables and terminal."""
 
 import csv
 import re
@@ -28,7 +28,7 @@ def table_of(*folders):
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    """Without pictures, which take longest."""
+    """Make reports without pictures, which take most of the time."""
     monkeypatch.setattr(page, "pictures", lambda *_: {})
 
 
@@ -115,7 +115,7 @@ def test_the_page_is_one_file_with_every_picture_and_escaped_names(tmp_path):
     assert "<script>alert" not in page
     assert "<i>" not in page
     assert "<img src=x>" not in page
-    assert page.count("data:image/png;base64,") == 8  # curves, ROC, precision, reliability: wide and narrow
+    assert page.count("data:image/png;base64,") == 8  # curves, ROC, precision, reliability; wide and narrow each
     assert not re.search(r'(src|href)="(https?:|/)', page)
     assert "<script" not in (tmp_path / "summary.md").read_text()
     assert "&lt;i&gt;a_<wbr>b" in page
@@ -171,4 +171,4 @@ def test_the_report_loads_nothing_heavy_and_survives_damage(tmp_path):
     assert done.stdout.splitlines()[-1] == "heavy []"
     assert "depth=18" in done.stdout
     assert "hurt: status.json is damaged" in done.stdout
-    assert [line for line in done.stderr.splitlines() if not line.endswith(" left")] == []  # progress alone
+    assert [line for line in done.stderr.splitlines() if not line.endswith(" left")] == []  # only progress lines

@@ -1,4 +1,4 @@
-"""Scores of resampled test sets against scikit-learn's on the resampled images themselves."""
+"""Scores of resampled test sets against scikit-learn's on the resampled images."""
 
 import numpy as np
 import pytest
@@ -64,7 +64,7 @@ def test_each_draw_has_as_many_patients_as_there_are():
     counts = counts_of_patients(50, 4000)
     assert counts.shape == (4000, 50)
     assert (counts.sum(axis=1) == 50).all()
-    assert counts.var(ddof=1) == pytest.approx(1 - 1 / 50, abs=0.02)  # of a binomial with 50 tries
+    assert counts.var(ddof=1) == pytest.approx(1 - 1 / 50, abs=0.02)  # variance of a binomial with 50 trials
     np.testing.assert_array_equal(counts, counts_of_patients(50, 4000))
 
 

@@ -21,7 +21,7 @@ NARROW = (4, 8, 16, 32)
 
 
 def randomize(model):
-    """Statistics and affine weights of every batch norm off their defaults, so that none can be left out."""
+    """Change statistics and affine weights of every batch norm from their defaults, so that none can be missed."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
@@ -96,7 +96,7 @@ def test_every_parameter_receives_a_gradient(choices):
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
-        # batch norm takes out the mean, and with it the bias of the convolution before it
+        # batch norm removes the mean, and with it the bias of the preceding convolution
         if not name.endswith(("conv1.bias", "conv2.bias", "conv3.bias", "downsample.0.bias")):
             assert parameter.grad.abs().sum() > 0, name
 

@@ -1,4 +1,4 @@
-"""Retinopathy photographs in every layout that users have, from files on disk to the table that is trained on."""
+"""Retinopathy photographs in all layouts of users, from files to the table for training."""
 
 import logging
 
@@ -56,7 +56,7 @@ def test_studies_with_a_validation_file(root):
     data = retinopathy(root, val_csv="val.csv")
     table, _ = data.table()
     assert listed(table, "val") == {"99_left": 1, "99_right": 2}
-    assert listed(table, "train") == TRAIN  # nothing is cut where there is a file
+    assert listed(table, "train") == TRAIN  # no split is cut if there is a file
 
 
 def test_kaggle(root):
@@ -176,7 +176,7 @@ def test_table_by_default(root):
     assert dropped == {"skipped_images": 0, "skipped_labels": 0, "leaks": 0}
     found = ["defect", "digest", "decoded", "prepared", "pixels"]
     assert table.columns.tolist() == ["image", "target", "path", "split", "patient", *found]
-    # of four patients of each grade 0.15 are 0.6, so one each
+    # 0.15 of four patients per grade is 0.6, so one each
     assert class_counts(table, 5) == {"train": [6] * 5, "val": [2] * 5, "test": [2] * 5}
     assert listed(table, "test") == TEST
     assert table["patient"].tolist()[:3] == ["1", "1", "2"]
@@ -209,7 +209,7 @@ def test_splits_depend_on_split_seed(root):
 
 
 def write_eyepacs(root):
-    """Kaggle 2015 with the solution that was published later, and the photographs of both parts."""
+    """Write Kaggle 2015 with the solution, published later, and the photographs of both parts."""
     write_kaggle(root)
     test = {f"{patient}_{eye}": patient % 5 for patient in range(31, 37) for eye in ("left", "right")}
     usage = ["Public" if n < 4 else "Private" for n in range(len(test))]
@@ -226,7 +226,7 @@ def test_eyepacs_community_protocol(root):
     assert listed(table, "val") == dict(list(test.items())[:4])
     assert listed(table, "test") == dict(list(test.items())[4:])
     assert table["path"].iloc[-1] == str(root / "test" / "36_right.jpeg")
-    assert set(retinopathy(root, train_csv="trainLabels.csv").read_table()["split"]) == {"train"}  # named: that alone
+    assert set(retinopathy(root, train_csv="trainLabels.csv").read_table()["split"]) == {"train"}  # only the named file
 
 
 def test_solution_of_an_unknown_usage(root):
@@ -270,8 +270,8 @@ def test_folds_of_data_whose_splits_are_given(root):
 
 def test_identical_images_in_two_splits_are_a_leak(root):
     write_studies(root)
-    twin = root / "images" / "21_left.jpeg"  # of test
-    twin.write_bytes((root / "images" / "3_right.jpeg").read_bytes())  # of train
+    twin = root / "images" / "21_left.jpeg"  # an image of test
+    twin.write_bytes((root / "images" / "3_right.jpeg").read_bytes())  # an image of train
     assert refusal(retinopathy(root).table).startswith("2 images of train or val are of 1 patient")
     table, dropped = retinopathy(root, on_leak="drop", val_fraction=0).table()
     assert dropped["leaks"] == 2
@@ -328,7 +328,7 @@ def test_every_kind_of_bad_image_is_counted(root, caplog):
     (images / "4_left.jpeg").unlink()
     (images / "4_left.jpeg").mkdir()
     Image.fromarray(np.full((8, 8), 30_000, np.uint16)).save(images / "5_left.jpeg", "png")
-    Image.fromarray(np.zeros((8, 8, 4), np.uint8), "CMYK").save(images / "6_left.jpeg")  # these two can be read
+    Image.fromarray(np.zeros((8, 8, 4), np.uint8), "CMYK").save(images / "6_left.jpeg")  # these two are readable
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(images / "7_left.jpeg", "png")
     assert "5 of 50 images cannot be read" in refusal(retinopathy(root).table)
     with caplog.at_level(logging.WARNING):
@@ -346,11 +346,11 @@ def test_bad_images_leave_before_splits_are_cut(root, tmp_path):
     table, dropped = retinopathy(root, on_bad_image="drop").table()
     assert dropped == {"skipped_images": 3, "skipped_labels": 0, "leaks": 0}
     assert sorted(table["image"]) == sorted({*TRAIN, *TEST} - set(bad))
-    # the same rows without the bad ones from the start give the same splits
+    # rows without bad images from the start give the same splits
     clean = tmp_path / "clean"
     kept = [{name: grade for name, grade in rows.items() if name not in bad} for rows in (TRAIN, TEST)]
     assert fingerprints(table) == fingerprints(retinopathy(write_studies(clean, *kept)).table()[0])
-    assert class_counts(table, 5)["val"] == [0, 2, 2, 2, 2]  # of the three healthy patients left 0.15 is none
+    assert class_counts(table, 5)["val"] == [0, 2, 2, 2, 2]  # 0.15 of the three remaining healthy patients is none
 
 
 def test_bad_test_image_is_no_leak(root):
@@ -388,7 +388,7 @@ def test_a_row_without_its_patient(root):
 
 
 def write_two_folders(root, train=("train", "train_images"), test=("test", "test_images"), content=("train/", "test/")):
-    """As IDRiD is published: the same names in a folder for each split."""
+    """The layout of IDRiD: the same names in a folder for each split."""
     for (name, folder), count, what in zip((train, test), (10, 5), content, strict=True):
         labels = {f"IDRiD_{n:03d}": n % 5 for n in range(1, count + 1)}
         write_labels(root / f"{name}.csv", labels, "image,level")
@@ -407,7 +407,7 @@ def test_the_same_names_in_a_folder_of_each_split_are_no_leak(root, regex):
     patients = dict(zip(folders + "/" + table["image"], table["patient"], strict=True))
     assert patients["train_images/IDRiD_001"] == "train_images/IDRiD_001.jpeg"
     assert patients["test_images/IDRiD_001"] == "test_images/IDRiD_001.jpeg"
-    assert patients["train_images/IDRiD_010"] == "IDRiD_010"  # in one folder only: its name, as ever
+    assert patients["train_images/IDRiD_010"] == "IDRiD_010"  # in one folder only: the name alone
 
 
 def test_the_same_names_leak_where_pattern_column_or_bytes_say_so(root):
@@ -427,7 +427,7 @@ def test_validation_images_come_from_their_own_folder_or_none(root):
     write_two_folders(root, test=("val", "val"))
     table = retinopathy(root, val_csv="val.csv").read_table()
     assert set(table.loc[table["split"] == "val", "path"].map(lambda path: path.split("/")[-2])) == {"val"}
-    (root / "val").rename(root / "test")  # the names are in train's folder, too: which are meant?
+    (root / "val").rename(root / "test")  # the names are also in train's folder: ambiguous
     message = refusal(retinopathy(root, val_csv="val.csv").read_table)
     assert f"'IDRiD_001' is in {root / 'test'} and in {root / 'train_images'}" in message
 

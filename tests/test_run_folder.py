@@ -1,4 +1,4 @@
-"""Files are complete under their name at any moment."""
+"""Files are complete under their final name at any moment."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_durable_file_is_on_the_disk_before_it_gets_its_name(
 
 
 def test_what_a_living_process_writes_stays_without_proc(tmp_path, monkeypatch):
-    monkeypatch.setattr(Path, "exists", lambda *_: False)  # as /proc on macOS
+    monkeypatch.setattr(Path, "exists", lambda *_: False)  # like macOS, which lacks /proc
     for number in (os.getpid(), 1, 4194305):
         (tmp_path / f".a.csv.{number}").touch()
     remove_unfinished(tmp_path)

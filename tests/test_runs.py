@@ -1,4 +1,4 @@
-"""Reading one run folder: scores come from the stored predictions, and whatever is damaged is said, not raised."""
+"""Reading one run folder: scores come from the stored predictions, and damage is reported, not raised."""
 
 import numpy as np
 import pandas as pd

@@ -1,4 +1,4 @@
-"""What runs of several sweeps do not share."""
+"""Differences between the runs of several sweeps."""
 
 from fake_runs import write_run
 

@@ -20,11 +20,11 @@ from resnet_lab.data.splits import (
 )
 
 EYES = r"(.+)_(?:left|right)"
-SHARES = {0: 100, 1: 20, 2: 40, 3: 10, 4: 30}  # patients by worst grade
+SHARES = {0: 100, 1: 20, 2: 40, 3: 10, 4: 30}  # number of patients by worst grade
 
 
 def patients(shares=SHARES, split="train"):
-    """Two eyes each; the left one is healthy, the right one has the worst grade."""
+    """Return patients with two eyes; the left eye is healthy, the right eye has the worst grade."""
     worst = np.repeat(list(shares), list(shares.values()))
     names = [f"{split}{n}" for n in range(len(worst))]
     rows = [
@@ -164,7 +164,7 @@ def test_chains_of_identical_images_join_many():
 
 @pytest.fixture
 def leaking():
-    """Three training images of two patients whose other images are held out."""
+    """Return three training images of two patients whose other images are held out."""
     rows = [
         ("1_left", "train", "1"),
         ("1_right", "test", "1"),
@@ -236,7 +236,7 @@ def test_fingerprint_is_of_images_and_targets_not_of_their_order():
     renamed = table.assign(image=table["image"].str.replace("train5", "train9"))
     fewer, moved = table.iloc[1:], table.assign(split=["test"] + ["train"] * 11)
     others = [fingerprints(other)["train"] for other in (relabeled, renamed, fewer, moved)]
-    assert len({prints["train"], *others}) == 4  # fewer and moved train on the same images
+    assert len({prints["train"], *others}) == 4  # `fewer` and `moved` have the same training images
     assert others[2] == others[3]
     assert set(fingerprints(moved)) == {"train", "test"}
 

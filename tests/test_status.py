@@ -1,4 +1,4 @@
-"""`resnet-lab status`: how far the jobs of a sweep are."""
+"""`resnet-lab status`: the progress of the jobs of a sweep."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_every_state_has_its_line(run: RunFolder) -> None:
     run.update_status(state="created")
     assert state_of(run) == JobState("depth-18", "created", "not started")
     run.update_status(state="running")
-    assert state_of(run) == ("depth-18", "interrupted", "before the end of its first epoch")  # nobody holds the lock
+    assert state_of(run) == ("depth-18", "interrupted", "before the end of its first epoch")  # the lock is free
     with run.lock():
         assert state_of(run) == ("depth-18", "running", "in its first epoch")
         run.update_status(epoch=3, seconds=200.0)
@@ -80,7 +80,7 @@ def test_jobs_that_were_asked_for_and_not_begun_are_missing(run: RunFolder) -> N
     sweep = run.path.parent
     assert list_jobs(sweep) == []
     assert list_jobs(sweep, ["depth-18", "depth-34"]) == ["depth-18", "depth-34"]
-    assert list_jobs(sweep, ["depth-50", "depth-34"]) == ["depth-18", "depth-34", "depth-50"]  # a sweep that grew
+    assert list_jobs(sweep, ["depth-50", "depth-34"]) == ["depth-18", "depth-34", "depth-50"]  # the sweep grew
     assert [(job.name, job.state) for job in states_of(sweep.parent)] == [
         ("depth-18", "created"),
         ("depth-34", "missing"),
@@ -133,7 +133,7 @@ def test_an_odd_status_is_that_of_one_job_and_the_others_are_shown(tmp_path: Pat
 
 @pytest.fixture
 def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A sweep of eight jobs: four are done, one has failed, one is half way, two are missing."""
+    """Return a sweep of eight jobs: four are done, one has failed, one is running, two are missing."""
     monkeypatch.chdir(tmp_path)
     grid = {
         f"depth-{depth}_pretrained-{weights}_seed-{seed}": [
@@ -174,7 +174,7 @@ def test_jobs_are_named_by_what_varies_with_the_time_left_for_all(sweep: Path) -
     with running.lock():
         assert "8 jobs: 4 done, 1 running" in overview(sweep)
     assert time_left(sweep, jobs[:4]) is None  # all are done
-    assert time_left(sweep, jobs[6:]) is None  # nothing is known
+    assert time_left(sweep, jobs[6:]) is None  # no job has finished
     doubled = [job._replace(state="running") if place in (3, 5) else job for place, job in enumerate(jobs)]
     assert time_left(sweep, doubled) < time_left(sweep, jobs)  # two at a time
 

@@ -1,4 +1,4 @@
-"""What a sweep needs is checked before its first job, for all jobs at once."""
+"""A sweep checks the requirements of all jobs before the first job."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_misspelt_key_stops_the_sweep(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def needs(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    """What the process that looks for data and weights is asked, answered here."""
+    """Set stdin to the data and weights that a command needs, as a sweep passes them to the process that checks."""
     from resnet_lab import sweep
 
     asked = {json.dumps(need) for job in jobs_of(["-m", *arguments]) for need in sweep._needs(job)}
@@ -124,7 +124,7 @@ def test_weights_of_a_run_that_is_not_there_stop_the_sweep(
 
 def test_a_leak_stops_the_sweep_before_its_first_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_studies(tmp_path / "data")
-    (root / "images" / "1_left.jpeg").write_bytes((root / "images" / "21_left.jpeg").read_bytes())  # of test
+    (root / "images" / "1_left.jpeg").write_bytes((root / "images" / "21_left.jpeg").read_bytes())  # an image of test
     cache = f"data.cache_dir={tmp_path / 'cache'}"
     needs(monkeypatch, *TINY, "data=retinopathy", f"data.root={root}", cache, "model.depth=18,34")
     message = refusal(command.command, [])
@@ -156,7 +156,7 @@ def test_what_is_there_is_enough(photographs: Path, make_run, tmp_path: Path, mo
     run.checkpoints.mkdir()
     run.best_checkpoint.write_bytes(b"")
     needs(monkeypatch, *TINY, f"data.root={photographs}", f"model.pretrained=none,{run.path}")
-    with pytest.raises(UserError, match="not readable as plain tensors"):  # the file is found, and read
+    with pytest.raises(UserError, match="not readable as plain tensors"):  # the file is found and read
         command.command([])
     needs(monkeypatch, *TINY, f"data.root={photographs}", "model.pretrained=none", "optim.lr=0.1,0.2")
     command.command([])

@@ -1,4 +1,4 @@
-"""The drawn photographs: what they show, and what stands in their folder."""
+"""The drawn photographs: their content, and the layout of their folder."""
 
 import json
 import subprocess
@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def healthy(monkeypatch):
-    """Draws an eye without any lesion."""
+    """Draw an eye without lesions."""
 
     def draw(eye, patient):
         with monkeypatch.context() as patch:

@@ -1,4 +1,4 @@
-"""What a terminal shows of a command at work: its last line, and the lines of the log above it."""
+"""The terminal during a command: the progress line, and log lines above it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PARTS = ["epoch 12/40", "12 min left", "loss 0.512", "qwk 0.612, best 0.634", "3
 
 
 class Screen(io.StringIO):
-    """A terminal that remembers what was written to it."""
+    """Terminal that stores its output."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ def test_one_of_several_processes_draws(screen: Screen) -> None:
 def test_a_phase_is_drawn_in_a_terminal_and_its_line_is_removed(
     screen: Screen, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("FIRST", "LOG_EVERY"):  # nevertheless the log has the last line alone
+    for name in ("FIRST", "LOG_EVERY"):  # nevertheless, the log has only the last line
         monkeypatch.setattr(progress, name, 0.0)
     with caplog.at_level(logging.INFO):
         assert list(with_progress("abc", 250, "read", 100, unit="files")) == ["a", "b", "c"]

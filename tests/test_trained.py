@@ -1,4 +1,4 @@
-"""A trained network without its data set grades files, arrays and tensors as the commands do."""
+"""A trained network without its data set predicts files, arrays and tensors as the commands do."""
 
 from __future__ import annotations
 
@@ -66,9 +66,7 @@ def test_a_tensor_is_taken_as_the_network_sees_it(model: Trained) -> None:
     mean, std = (torch.tensor(model.origin[key]).view(3, 1, 1) for key in ("mean", "std"))
     with torch.inference_mode():
         expected = model.network((pixels / 255 - mean) / std).softmax(1)
-    np.testing.assert_allclose(
-        found[model.class_names], expected, atol=0.02
-    )  # the run computes in bf16 where it is fast
+    np.testing.assert_allclose(found[model.class_names], expected, atol=0.02)  # the run uses bf16 on fast hardware
 
 
 def test_features_are_what_the_last_layer_takes(model: Trained) -> None:

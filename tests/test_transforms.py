@@ -24,7 +24,7 @@ STILL = {"horizontal_flip": 0.0, "vertical_flip": 0.0, "rotation": 0.0}
 
 
 class Draws:
-    """In place of numpy's generator: the draws that a test wants."""
+    """Replacement for numpy's generator with given draws."""
 
     def __init__(self, angle=0.0, flips=(1.0, 1.0)):
         self.angle, self.flips = angle, flips
@@ -124,12 +124,12 @@ def test_other_angles_against_torchvision(angle, interpolation):
     tensor = torch.from_numpy(image).permute(2, 0, 1)
     expected = reference.rotate(tensor, angle, InterpolationMode(interpolation)).permute(1, 2, 0).numpy()
     result = train(64, rotation=30.0, interpolation=interpolation)(image, Draws(angle))
-    inside = (result.min(axis=2) > 0) & (expected.min(axis=2) > 0)  # the edge to black is a matter of rounding
+    inside = (result.min(axis=2) > 0) & (expected.min(axis=2) > 0)  # the edge to black depends on rounding
     difference = np.abs(result.astype(int) - expected)
     assert inside.mean() > 0.8
     assert difference[inside].max() <= (2 if interpolation == "bilinear" else 12)
     assert (difference[inside] <= 1).mean() > 0.99
-    assert result[0, 0].max() == 0  # what turns into view is black
+    assert result[0, 0].max() == 0  # areas outside the image are black
 
 
 def test_interpolations_differ():
@@ -176,7 +176,7 @@ def test_scale_and_translation_fill_their_ranges():
 
 def test_translation_moves_whole_pixels_where_nothing_is_resampled():
     image = noise(10, 10)
-    draw = np.array([[1.0, 1.0, 0.5, 0.5, 0.5, 0.5, 1.0, 0.0]])  # as far right and up as it goes
+    draw = np.array([[1.0, 1.0, 0.5, 0.5, 0.5, 0.5, 1.0, 0.0]])  # as far right and up as possible
     result = geometry(10, **STILL | {"translate": 0.2})([image], draw, np.array([True]))[0]
     expected = np.zeros_like(image)
     expected[:8, 2:] = image[2:, :8]

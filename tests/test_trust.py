@@ -1,4 +1,4 @@
-"""Given files call nothing but what conf/ names, or the command line trusts; nothing is written behind a link."""
+"""Files may name only functions of conf/ or trusted ones, and nothing is written behind a link."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def callables(module) -> Iterator[str]:
 
 
 def modules() -> Iterator[str]:
-    """Of the package, those that run when they are imported aside; and OUTSIDE."""
+    """Return the modules of the package (without those that run on import) and OUTSIDE."""
     found = (module.name for module in pkgutil.walk_packages(resnet_lab.__path__, "resnet_lab."))
     yield from (name for name in found if "__main__" not in name)
     yield from OUTSIDE
@@ -210,7 +210,7 @@ def test_a_command_trusts_what_it_names_and_a_folder_does_not(make_run, proof, t
     assert job.main() == 1
     assert not (tmp_path / "imported").exists()
     monkeypatch.setattr(sys, "argv", ["job", str(run.path), "1", "trust=model:hostile.net"])
-    job.main()  # it fails, as this is no network, but it is called
+    job.main()  # it fails, since this is no network, but it is called
     assert proof.exists()
 
 

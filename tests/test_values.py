@@ -1,4 +1,4 @@
-"""Values of the configuration: of the type that their field says, or refused by key."""
+"""Values of the configuration have the type of their field, or are refused by key."""
 
 import pytest
 from fake_data import refusal, retinopathy

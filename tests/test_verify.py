@@ -1,4 +1,4 @@
-"""`report --check`: stored numbers follow from the predictions, and where one was changed it is named."""
+"""`report --check`: stored numbers follow from the predictions, and each changed number is named."""
 
 import json
 
@@ -18,7 +18,7 @@ from resnet_lab.scores import Predictions
 
 
 def run_with_metrics(folder, **config):
-    """A run that stores what its predictions give."""
+    """Write a run whose stored numbers follow from its predictions."""
     run = read_run(RunFolder(write_run(folder, config=config)))
     derived = metrics_of(run.predictions.labeled, run.config, run.class_counts("train"))
     change_status(folder, metrics={f"test/{name}": value for name, value in derived.items()})
