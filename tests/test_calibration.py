@@ -35,7 +35,7 @@ def test_the_error_is_the_mean_distance_over_images():
     assert calibration.calibration_error(predictions) == pytest.approx((2 * 0.43 + 0.35 + 0.4) / 4)
 
 
-def test_temperature_undoes_what_was_done_to_calibrated_answers():
+def test_temperature_restores_distorted_probabilities():
     generator = np.random.default_rng(0)
     probabilities = generator.dirichlet(np.ones(4), 20_000)
     targets = (generator.random((20_000, 1)) > probabilities.cumsum(axis=1)).sum(axis=1)
@@ -64,7 +64,7 @@ def test_probabilities_of_0_and_1_do_no_harm():
     assert np.isfinite(calibration.temperature_scaled(predictions, temperature).probabilities).all()
 
 
-def test_operating_points_keep_their_promise_on_validation_only():
+def test_operating_points_reach_their_target_on_validation_only():
     validation, test = made(1), made(2)
     cuts = calibration.thresholds(validation)
     sensitive, specific = (calibration.operate(validation, cuts[name]) for name in calibration.TARGETS)
@@ -82,7 +82,7 @@ def test_operating_points_keep_their_promise_on_validation_only():
     assert frozen.specificity == pytest.approx(counts[0, 0] / counts[0].sum())
 
 
-def test_one_kind_alone_has_no_operating_point():
+def test_images_of_one_kind_have_no_operating_point():
     predictions = made()
     healthy = Predictions(*(column[predictions.targets < 2] for column in predictions))
     assert calibration.thresholds(healthy) == {}

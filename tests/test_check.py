@@ -40,7 +40,7 @@ def fundus(left, top, width, height):
     return image
 
 
-def test_half_a_jpeg_passes_a_look_at_its_header_only(save, tmp_path):
+def test_half_a_jpeg_passes_only_a_check_of_its_header(save, tmp_path):
     path = save(noise(), "image.jpeg")
     assert examine(path)[:2] == ("", digest_of((tmp_path / "image.jpeg").read_bytes()))
     data = (tmp_path / "image.jpeg").read_bytes()
@@ -53,12 +53,12 @@ def test_half_a_jpeg_passes_a_look_at_its_header_only(save, tmp_path):
 @pytest.mark.parametrize(
     ("data", "seen"), [(b"", "the file is empty"), (b"\xff\xd8\xff\xe0 text", "Truncated File Read")]
 )
-def test_what_is_no_image(tmp_path, data, seen):
+def test_other_files_are_not_images(tmp_path, data, seen):
     (tmp_path / "x.jpeg").write_bytes(data)
     assert examine(str(tmp_path / "x.jpeg"))[0].startswith(seen)
 
 
-def test_half_a_png_and_a_folder(save, tmp_path):
+def test_half_a_png_and_a_folder_are_defects(save, tmp_path):
     path = save(noise())
     data = (tmp_path / "image.png").read_bytes()
     (tmp_path / "image.png").write_bytes(data[: len(data) // 2])
@@ -98,7 +98,7 @@ def checked(monkeypatch):
     return paths
 
 
-def test_verdicts_are_kept_until_the_file_changes(save, tmp_path, checked):
+def test_verdicts_are_cached_until_the_file_changes(save, tmp_path, checked):
     cache, bad = tmp_path / "cache", tmp_path / "b.png"
     paths = [save(noise(8, 8), "a.png"), str(bad)]
     bad.write_bytes(b"x")
@@ -122,7 +122,7 @@ def test_same_size_at_another_time_is_another_file(save, tmp_path, checked):
     assert list(defects([path], tmp_path / "cache")) == [path]
 
 
-def test_cache_that_cannot_be_written(save, tmp_path, caplog):
+def test_an_unwritable_cache_gives_a_warning(save, tmp_path, caplog):
     (tmp_path / "cache").write_text("a file where the folder should be")
     with caplog.at_level(logging.WARNING):
         assert defects([save(noise(8, 8))], tmp_path / "cache") == {}
@@ -212,11 +212,11 @@ def test_a_jpeg_of_which_the_decoder_warns_is_damaged(tmp_path, options):
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"mode": "L"}, {"mode": "CMYK"}, {"optimize": True}])
 @pytest.mark.parametrize("trailer", [b"", bytes(200), b"SEFT" * 50])
-def test_what_cameras_write_is_no_damage(options, trailer):
+def test_bytes_that_cameras_append_are_not_damage(options, trailer):
     assert check.decode(photograph(**options) + trailer)[0] == ""
 
 
-def test_nothing_but_bad_images(tmp_path):
+def test_data_with_only_bad_images_are_refused(tmp_path):
     table = pd.DataFrame({"path": ["a", "b"], "defect": ["the file is empty", "truncated"]})
     assert refusal(drop_defects, table, "drop") == "a: the file is empty; none of the 2 images can be read"
 
@@ -228,7 +228,7 @@ def pixels(path):
     return digest
 
 
-def test_pixels_are_equal_whatever_the_name_the_metadata_and_the_packing(save, tmp_path):
+def test_pixel_hashes_do_not_depend_on_name_metadata_or_compression(save, tmp_path):
     image = Image.fromarray(noise(90, 60))
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation], exif[ExifTags.Base.Make] = 6, "camera"
@@ -244,7 +244,7 @@ def test_pixels_are_equal_whatever_the_name_the_metadata_and_the_packing(save, t
     assert len({digest_of(Path(path).read_bytes()) for path in lossless + jpegs}) == 7
 
 
-def test_pixels_differ_where_the_images_do(save):
+def test_pixel_hashes_differ_if_the_images_do(save):
     image = noise(90, 60)
     changed = image.copy()
     changed[40, 30, 1] ^= 1
@@ -253,7 +253,7 @@ def test_pixels_differ_where_the_images_do(save):
     assert len({pixels(path) for path in [save(image), *others]}) == 6
 
 
-def test_small_jpegs_that_differ_in_their_details_are_not_taken_for_one(save):
+def test_small_jpegs_that_differ_in_details_have_different_hashes(save):
     image = np.full((16, 16, 3), 128, np.uint8)
     image[::2, ::2] = 255
     image[1::2, 1::2] = 255
@@ -265,7 +265,7 @@ def test_small_jpegs_that_differ_in_their_details_are_not_taken_for_one(save):
     assert pixels(paths[0]) != pixels(paths[1])
 
 
-def test_a_cache_of_an_older_version_is_not_taken(save, tmp_path, checked):
+def test_a_cache_of_an_older_version_is_ignored(save, tmp_path, checked):
     path, cache = save(noise(8, 8)), tmp_path / "cache"
     check_files([path], cache)
     (file,) = cache.iterdir()
@@ -320,7 +320,7 @@ def test_the_limit_of_pixels_is_a_key_and_part_of_the_verdict(tmp_path):
         assert list(check_files([path], tmp_path / "cache", Rules(most))["defect"]) == [defect]
 
 
-def test_threads_decode_no_more_pixels_at_once_than_there_is_room_for():
+def test_threads_decode_no_more_pixels_at_once_than_memory_allows():
     budget, running, most = PixelBudget(10), [], []
 
     def decode(pixels):

@@ -103,7 +103,7 @@ def pack(root: Path, archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "tgz_md5", md5(archive))
 
 
-def test_absent_and_no_network(tmp_path: Path) -> None:
+def test_missing_data_without_a_network_are_refused(tmp_path: Path) -> None:
     root = tmp_path / "none"
     assert refusal(cifar10(root).read_table) == (
         f"{root / 'cifar-10-batches-py'} is absent or damaged, and cannot be downloaded "
@@ -112,7 +112,7 @@ def test_absent_and_no_network(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["data_batch_3", "test_batch", "batches.meta"])
-def test_a_damaged_batch(root: Path, name: str) -> None:
+def test_a_damaged_batch_is_refused(root: Path, name: str) -> None:
     file = root / "cifar-10-batches-py" / name
     file.write_bytes(file.read_bytes()[:-5])
     assert refusal(cifar10(root).read_table).startswith(f"{root / 'cifar-10-batches-py'} is absent or damaged")

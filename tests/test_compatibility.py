@@ -46,7 +46,7 @@ def sweep(tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.slow
-def test_the_command_of_an_older_sweep_goes_on_with_it(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_of_an_older_sweep_resumes_it(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
 
     def run_here(command: list[str]) -> int:
@@ -113,12 +113,12 @@ def test_an_older_folder_keeps_its_pattern_of_patients_and_its_splits() -> None:
     assert with_older_defaults({"data": {"patient_regex": "auto"}}, older, 1, ())["data"] == older["data"]
 
 
-def test_overrides_of_an_older_status_have_their_name_of_today() -> None:
+def test_overrides_of_an_older_status_get_their_current_name() -> None:
     assert upgraded_status({"asked": ["seed=1"], "state": "done"}) == {"overrides": ["seed=1"], "state": "done"}
 
 
 @pytest.mark.slow
-def test_keys_that_began_with_another_value_have_it_in_commands_of_older_sweeps() -> None:
+def test_keys_added_with_another_default_keep_it_in_commands_of_older_sweeps() -> None:
     """The default of an added key reproduces older runs, or the table of changes has the version of the change."""
     for key, added in ADDED.items():
         for name in ("synthetic", "retinopathy", "class_folders"):

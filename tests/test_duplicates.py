@@ -55,7 +55,7 @@ def test_a_gray_picture_has_the_same_thumbnail(eyes):
     np.testing.assert_array_equal(thumbnail(cv2.cvtColor(eyes[0], cv2.COLOR_RGB2GRAY)), thumbnail(eyes[0]))
 
 
-def test_the_same_bytes_are_exact_and_not_near_as_well(eyes):
+def test_identical_files_are_exact_duplicates_and_not_near_ones(eyes):
     table = found([eyes[0], eyes[1], eyes[0]], rows_of(["a", "b", "c"], digests=["x", "y", "x"]))
     assert table.to_numpy().tolist() == [["a", "train", 0, "c", "train", 0, "exact"]]
 
@@ -90,7 +90,7 @@ def test_the_worst_pairs_come_first(eyes):
     pd.testing.assert_frame_equal(found([images[k] for k in shuffled], rows), table)
 
 
-def test_black_and_flat_pictures_are_not_like_one_another():
+def test_black_and_flat_pictures_are_not_duplicates():
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:96, :96]
     light = 1 - ((y - 48) ** 2 + (x - 48) ** 2)[..., None] / 5000  # darker towards the rim

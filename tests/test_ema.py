@@ -26,9 +26,7 @@ def checkpoint(run: RunFolder) -> dict:
     return torch.load(run.last_checkpoint, weights_only=True)
 
 
-def test_the_average_is_what_is_tested_and_loaded(
-    make_run: Make, monkeypatch: pytest.MonkeyPatch, photographs: Path
-) -> None:
+def test_the_average_is_tested_and_loaded(make_run: Make, monkeypatch: pytest.MonkeyPatch, photographs: Path) -> None:
     weights: list[torch.Tensor] = []  # weights of the head after each step
     end = Observer.on_train_batch_end
 

@@ -104,7 +104,7 @@ def make(make_run: MakeRun) -> MakeRun:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("first", "then"), [pytest.param(2, 0, marks=pytest.mark.slow), (0, 1)])
-def test_a_run_goes_on_with_another_number_of_workers(
+def test_a_run_resumes_with_another_number_of_workers(
     make: MakeRun, monkeypatch: pytest.MonkeyPatch, first: int, then: int
 ) -> None:
     whole, broken = make("dropout", "whole"), make("dropout", "broken", f"data.num_workers={first}")
@@ -124,7 +124,7 @@ INSIDE = ("data.batch_size=8", "trainer.checkpoint_minutes=1e-9", "follow_layers
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_inside_an_epoch(make: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_resumes_inside_an_epoch(make: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     # small batches, so that LayerStatistics measures before and after the kill
     whole = make("dropout", "whole", *INSIDE, "trainer.checkpoint_minutes=null", "trainer.max_epochs=2")
     broken = make("dropout", "broken", *INSIDE, "trainer.max_epochs=2")
@@ -196,7 +196,7 @@ def test_every_key_of_the_trainer_resumes_exactly(make: MakeRun, monkeypatch: py
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("workers", "memory", "persistent"), LOADERS)
-def test_killed_inside_any_epoch(
+def test_a_run_killed_inside_any_epoch_resumes_exactly(
     make: MakeRun, monkeypatch: pytest.MonkeyPatch, workers: int, memory: bool, persistent: bool
 ) -> None:
     network = "dropout" if memory else "resnet"
@@ -220,7 +220,7 @@ def test_killed_inside_any_epoch(
 @pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize(("workers", "memory", "persistent"), LOADERS)
-def test_killed_at_any_moment(
+def test_a_run_killed_at_any_moment_resumes_exactly(
     make: MakeRun, monkeypatch: pytest.MonkeyPatch, network: str, workers: int, memory: bool, persistent: bool
 ) -> None:
     whole = make(network, "whole", "data.num_workers=0")

@@ -206,6 +206,6 @@ def test_every_job_of_one_experiment_runs(tmp_path: Path) -> None:
     assert seen == {(depth, shortcut) for depth in (20, 56) for shortcut in ("projection", "none")}
 
 
-def test_sizes_are_those_of_experiments_that_there_are() -> None:
+def test_sizes_belong_to_existing_experiments() -> None:
     sizes = {file.stem for file in conf_dir().glob("size/*/*.yaml")}
     assert sizes <= {file.stem for file in conf_dir().glob("experiment/*.yaml")}

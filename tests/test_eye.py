@@ -36,7 +36,7 @@ def jpeg(image, quality=70):
     ],
 )
 @pytest.mark.parametrize("color", [(180, 90, 40), (30, 12, 8)])  # bright, underexposed
-def test_disc_to_a_few_pixels(x, y, radius, color):
+def test_the_disc_is_found_to_a_few_pixels(x, y, radius, color):
     found = find_disc(jpeg(fundus(x, y, radius, color=color)))
     assert found is not None
     np.testing.assert_allclose(found, (x + 0.5, y + 0.5, radius + 0.5), atol=2.5)
@@ -44,7 +44,7 @@ def test_disc_to_a_few_pixels(x, y, radius, color):
 
 @pytest.mark.parametrize("share", [0.7, 0.5])
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_a_disc_of_which_half_the_picture_is_gone(share, side):
+def test_a_disc_is_found_with_half_the_picture_missing(share, side):
     whole, width = fundus(180, 150, 170), round(share * 360)  # cut off above and below as well
     part = whole[:, :width] if side == "right" else whole[:, 360 - width :]
     x = 180.5 if side == "right" else 180.5 - (360 - width)
@@ -76,7 +76,7 @@ def test_a_bright_optic_disc_and_a_dark_half_do_not_matter():
         np.full((1, 1, 3), 9, np.uint8),
     ],
 )
-def test_no_disc(image):
+def test_pictures_without_a_disc_have_none(image):
     assert find_disc(image) is None
 
 
@@ -99,7 +99,7 @@ def test_box_is_a_square_around_the_disc_in_whole_steps(step):
     np.testing.assert_allclose((left + side / 2, top + side / 2, side / 2), disc, atol=step)
 
 
-def test_what_lies_outside_the_picture_is_black():
+def test_areas_outside_the_picture_are_black():
     image = fundus(30, 25, 20, 60, 50)
     cut = crop(image, Box(-5, 40, 20))
     assert cut.shape == (20, 20, 3)
@@ -111,7 +111,7 @@ def test_what_lies_outside_the_picture_is_black():
 # the local mean
 
 
-def test_local_mean_leaves_what_is_small_and_removes_what_is_large():
+def test_local_mean_keeps_small_structures_and_removes_large_ones():
     light = np.linspace(60, 180, 200)[None, :, None].repeat(200, 0).repeat(3, 2)
     image = light.copy()
     image[98:102, 98:102] -= 30
@@ -123,7 +123,7 @@ def test_local_mean_leaves_what_is_small_and_removes_what_is_large():
     assert result[100, 100].max() < 80
 
 
-def test_local_mean_by_its_formula_where_nothing_is_black():
+def test_local_mean_follows_its_formula_without_black_areas():
     image = np.random.default_rng(0).integers(40, 256, (120, 120, 3), dtype=np.uint8)
     result = subtract_local_mean(image, radius=60)
     formula = cv2.addWeighted(image, 4, cv2.GaussianBlur(image, (0, 0), 2), -4, 128)

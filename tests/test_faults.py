@@ -52,7 +52,7 @@ def raising(error: BaseException, call: int, hook: Callable[..., Any]) -> Callab
     return wrapped
 
 
-def test_a_loss_that_is_no_number_stops_before_a_checkpoint_keeps_it(
+def test_a_nan_loss_stops_the_job_before_a_checkpoint_is_saved(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def spoilt(self: Classifier, batch: Any, batch_idx: int, step: Any = Classifier.training_step) -> Any:
@@ -71,7 +71,7 @@ def test_a_loss_that_is_no_number_stops_before_a_checkpoint_keeps_it(
     assert all(torch.isfinite(value).all() for value in state_of(run).values())
 
 
-def test_weights_that_are_no_numbers_replace_no_checkpoint(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nan_weights_replace_no_checkpoint(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     def spoilt(self: Classifier, *_: Any) -> None:  # the last step of an epoch, after its loss
         if self.trainer.is_last_batch and self.current_epoch == 2:
             next(self.parameters()).data[:] = float("nan")
@@ -88,7 +88,7 @@ def test_weights_that_are_no_numbers_replace_no_checkpoint(make_run: MakeRun, mo
     assert guarded(run) == 0  # resumes
 
 
-def test_weights_that_explode_in_the_first_step_are_no_result(make_run: MakeRun) -> None:
+def test_weights_that_explode_in_the_first_step_fail_the_job(make_run: MakeRun) -> None:
     run = make_run("trainer.max_epochs=1", "data.batch_size=64", "optim.lr=1e30")
     assert guarded(run) == 1
     assert "became" in run.read_status()["error"]
@@ -105,7 +105,7 @@ def test_weights_that_explode_in_the_first_step_are_no_result(make_run: MakeRun)
         OSError(errno.ENOMEM, "Cannot allocate memory"),
     ],
 )
-def test_want_of_memory_is_one_line_with_advice(
+def test_out_of_memory_is_one_line_with_advice(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     monkeypatch.setattr(Classifier, "training_step", raising(error, 2, Classifier.training_step))
@@ -142,9 +142,7 @@ def test_a_job_whose_packages_cannot_be_imported_has_failed(
 
 
 @pytest.mark.slow
-def test_workers_that_deliver_nothing_end_the_job_in_one_line(
-    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_workers_that_hang_end_the_job_with_one_line(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datamodule, "TIMEOUT", 2.0)
     monkeypatch.setattr(ImageDataset, "__getitems__", lambda self, keys: time.sleep(60))
     run = make_run("data.num_workers=1")
@@ -162,7 +160,7 @@ def test_workers_that_deliver_nothing_end_the_job_in_one_line(
         pytest.param("metrics.csv", marks=pytest.mark.slow),
     ],
 )
-def test_a_full_disk_cuts_no_file_and_the_job_goes_on_when_there_is_room(
+def test_a_full_disk_truncates_no_file_and_the_job_resumes_with_free_space(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, file: str
 ) -> None:
     whole, broken = make_run(name="whole"), make_run(name="broken")
@@ -234,7 +232,7 @@ def _first(trainer: Any) -> bool:
         ("another network", "best"),
     ],
 )
-def test_a_damaged_last_checkpoint_is_said_and_another_start_taken(
+def test_a_damaged_last_checkpoint_is_reported_and_replaced(
     make_run: MakeRun, halfway: RunFolder, damage: str, choice: str
 ) -> None:
     whole = make_run("trainer.max_epochs=4", name="whole")
@@ -284,7 +282,7 @@ def test_a_checkpoint_without_its_parts_is_damaged(tmp_path: Path, parts: dict[s
 
 
 @pytest.mark.parametrize("content", [[PARTS], {"a": 1}, torch.ones(2), "text", None])
-def test_what_is_no_checkpoint_is_moved_aside_before_another_takes_its_name(tmp_path: Path, content: Any) -> None:
+def test_an_invalid_checkpoint_is_moved_aside_before_it_is_replaced(tmp_path: Path, content: Any) -> None:
     run = keep(RunFolder(tmp_path))
     assert resume_point(run, "best") == run.last_checkpoint
     run.last_checkpoint.unlink()
@@ -300,7 +298,7 @@ def test_what_is_no_checkpoint_is_moved_aside_before_another_takes_its_name(tmp_
 
 
 @pytest.mark.parametrize("fault", [errno.EACCES, errno.EIO, errno.ESTALE, errno.EMFILE, None])
-def test_a_checkpoint_that_cannot_be_read_now_stays_as_it_is(
+def test_a_checkpoint_that_is_unreadable_for_now_is_not_changed(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, fault: int | None
 ) -> None:
     run = keep(make_run())
@@ -313,7 +311,7 @@ def test_a_checkpoint_that_cannot_be_read_now_stays_as_it_is(
     assert {file.name: file.read_bytes() for file in run.checkpoints.iterdir()} == before
 
 
-def test_a_damaged_best_checkpoint_is_said_and_another_takes_its_place(halfway: RunFolder) -> None:
+def test_a_damaged_best_checkpoint_is_reported_and_replaced(halfway: RunFolder) -> None:
     halfway.best_checkpoint.write_bytes(b"")
     assert guarded(halfway) == 0
     assert "best.ckpt is damaged; the best of the epochs from here on" in halfway.log_file.read_text()
@@ -359,7 +357,7 @@ def test_a_fault_after_training_costs_no_training(make_run: MakeRun, monkeypatch
     assert not run.last_checkpoint.exists()
 
 
-def test_a_job_does_not_go_on_with_other_labels(
+def test_a_job_does_not_resume_with_other_labels(
     make_run: MakeRun, photographs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run()
@@ -377,7 +375,7 @@ def test_a_job_does_not_go_on_with_other_labels(
     assert run.read_status()["split_fingerprint"]["test"] == before
 
 
-def test_damage_where_no_checksum_looks_is_seen(make_run: MakeRun) -> None:
+def test_damage_outside_the_checksums_is_found(make_run: MakeRun) -> None:
     run = make_run("trainer.max_epochs=1", "data.val_fraction=0")
     guarded(run)
     data = run.last_checkpoint.read_bytes()
@@ -388,7 +386,7 @@ def test_damage_where_no_checksum_looks_is_seen(make_run: MakeRun) -> None:
         assert not is_whole(run.last_checkpoint), place
 
 
-def test_what_a_killed_process_was_writing_is_removed(make_run: MakeRun) -> None:
+def test_unfinished_files_of_a_killed_process_are_removed(make_run: MakeRun) -> None:
     run = make_run("trainer.max_epochs=1")
     run.checkpoints.mkdir()
     leftover = run.checkpoints / ".last.ckpt.4194305"  # no process has this number
@@ -399,7 +397,7 @@ def test_what_a_killed_process_was_writing_is_removed(make_run: MakeRun) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_sweep_killed_at_random_moments_ends_as_one_that_was_not(
+def test_a_sweep_killed_at_random_moments_ends_like_an_uninterrupted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))

@@ -99,12 +99,12 @@ def test_a_split_without_images_is_left_out(root: Path, caplog: pytest.LogCaptur
     assert line.startswith(f"{root}/flowers-102/jpg has no image of the official split {gone}, ")
 
 
-def test_the_split_to_train_on_is_absent(root: Path) -> None:
+def test_a_missing_training_split_is_refused(root: Path) -> None:
     remove(root, 4, 6, 7, 8, 9)
     assert "no split test to train on; the data has train, val" in refusal(flowers102(root).table)
 
 
-def test_some_images_of_a_split_are_missing(root: Path) -> None:
+def test_missing_images_of_a_split_are_refused(root: Path) -> None:
     remove(root, 1, 2, 5, 8)  # one image of val, all of train, one of test
     message = refusal(flowers102(root).read_table)
     assert message == (

@@ -52,7 +52,7 @@ def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> 
         (["layer2.0.conv1.weight"], TOP),
     ],
 )
-def test_what_is_frozen_has_no_gradient(freeze: Any, trained: set[str]) -> None:
+def test_frozen_parts_have_no_gradient(freeze: Any, trained: set[str]) -> None:
     network = small()
     Freezing(network, freeze, None)
     found = {name.partition(".")[0] for name, each in network.named_parameters() if each.requires_grad}
@@ -92,7 +92,7 @@ def test_numbers_are_names_of_layers_too() -> None:
         (nn.Sequential(nn.Conv2d(3, 2, 1)), "all_but_head", ["no linear layer"]),
     ],
 )
-def test_a_part_that_cannot_be_frozen(network: nn.Module, freeze: Any, words: Sequence[str]) -> None:
+def test_a_part_that_cannot_be_frozen_is_refused(network: nn.Module, freeze: Any, words: Sequence[str]) -> None:
     message = refusal(Freezing, network, freeze, None)
     assert message.startswith("model.freeze")
     assert all(word in message for word in words)
@@ -100,7 +100,7 @@ def test_a_part_that_cannot_be_frozen(network: nn.Module, freeze: Any, words: Se
 
 @pytest.mark.parametrize(("epoch", "trains"), [(0, False), (1, False), (2, True), (3, True)])
 @pytest.mark.parametrize("hook", ["on_train_start", "on_train_epoch_start"])
-def test_parts_thaw_at_their_epoch(hook: str, epoch: int, trains: bool) -> None:
+def test_parts_are_unfrozen_at_their_epoch(hook: str, epoch: int, trains: bool) -> None:
     network = small()
     freezing = Freezing(network, ["layer1", "conv1.weight"], 2)
     getattr(freezing, hook)(SimpleNamespace(current_epoch=epoch), None)
@@ -123,7 +123,7 @@ def test_parts_thaw_at_their_epoch(hook: str, epoch: int, trains: bool) -> None:
         ("all_but_head", 5, 0.1, 3, ["is not reached", "backbone_lr_factor=0.1 has no effect"]),
     ],
 )
-def test_keys_that_change_nothing_are_said(
+def test_keys_without_effect_are_reported(
     freeze: Any, until: int | None, factor: float, epochs: int, words: list[str]
 ) -> None:
     config = {"trainer": {"max_epochs": epochs}, "optim": {"backbone_lr_factor": factor}}
@@ -166,7 +166,7 @@ def test_a_schedule_that_loses_the_factor_is_refused(schedule: Any, lost: bool) 
         refuse_lost_factor(optimizer, 0.2)
 
 
-def test_linear_probing_changes_the_head_alone(make_run: MakeRun) -> None:
+def test_linear_probing_changes_only_the_head(make_run: MakeRun) -> None:
     settings = ("data.batch_size=8", "optim.momentum=0.9", "optim.weight_decay=0.1")
     first = make_run("trainer.max_epochs=0", name="first")
     probe = make_run("model.freeze=all_but_head", "trainer.max_epochs=1", *settings, name="probe")
@@ -179,7 +179,9 @@ def test_linear_probing_changes_the_head_alone(make_run: MakeRun) -> None:
 
 
 @pytest.mark.slow
-def test_parts_thaw_in_a_run_and_the_backbone_learns_less(make_run: MakeRun, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_unfreezes_parts_and_its_backbone_learns_less(
+    make_run: MakeRun, caplog: pytest.LogCaptureFixture
+) -> None:
     first = make_run("trainer.max_epochs=0", name="first")
     settings = ("model.freeze=[bn1,layer1]", "model.unfreeze_at_epoch=1", "optim.backbone_lr_factor=0.5")
     frozen = make_run("trainer.max_epochs=1", *settings, name="frozen")

@@ -63,7 +63,7 @@ SIZES = [(1, 1), (8, 8), (17, 33), (64, 50), (160, 200)]
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_good_files_are_no_damage(mode, options):
+def test_good_files_are_not_damaged(mode, options):
     for size, pixels in itertools.product(SIZES, (photograph, lambda size: np.zeros((*size, 3), np.uint8))):
         data = jpeg(pixels(size), mode, **options)
         with Image.open(io.BytesIO(data)) as file:

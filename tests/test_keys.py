@@ -112,7 +112,7 @@ def outcome(key: str, value: str) -> str:
 
 
 @pytest.mark.parametrize("key", FINE)
-def test_odd_values_are_refused_by_key_or_mean_something(key: str) -> None:
+def test_odd_values_are_refused_by_key_or_have_a_meaning(key: str) -> None:
     said = {value: outcome(key, value) for value in ODD}
     assert {value for value, line in said.items() if not line} == {*FINE[key]}
     assert all("\n" not in line for line in said.values())
@@ -120,7 +120,7 @@ def test_odd_values_are_refused_by_key_or_mean_something(key: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["seed", "trainer.devices", "optim.lr", "loss.label_smoothing", "trainer.max_epochs"])
-def test_the_command_line_says_the_key(key: str) -> None:
+def test_the_command_line_names_the_key(key: str) -> None:
     assert key in refusal(lambda: check(compose_config([f"{key}=abc"])))
 
 
@@ -165,7 +165,7 @@ def test_the_command_line_says_the_key(key: str) -> None:
         "optim.backbone_lr_factor=0",
     ],
 )
-def test_known_slips_are_refused_by_key(override: str) -> None:
+def test_common_mistakes_are_refused_by_key(override: str) -> None:
     assert override.partition("=")[0] in refusal(lambda: check(compose_config([override])))
 
 
@@ -270,14 +270,14 @@ def test_a_group_that_is_set_to_nothing_is_refused_by_name(argument: str, remedy
     ],
 )
 @pytest.mark.parametrize("sign", ["", "+"])
-def test_what_others_call_a_key_is_understood(typed: str, meant: str, sign: str) -> None:
+def test_synonyms_of_keys_are_understood(typed: str, meant: str, sign: str) -> None:
     def compose() -> None:
         check(compose_config([f"{sign}{typed}=1"]))
 
     assert f"did you mean {meant}?" in refusal(compose)
 
 
-def test_synonyms_name_keys_that_there_are() -> None:
+def test_synonyms_name_existing_keys() -> None:
     names = known_keys() | {*CHOSEN}
     assert set(SYNONYMS.values()) <= names
     assert not set(SYNONYMS) & {name.rpartition(".")[2] for name in names}
@@ -315,7 +315,7 @@ def test_every_key_has_one_meaning() -> None:
     assert {key.name for key in keys.all_keys() if not key.allowed} == {"schedule.interval"}  # keys of external parts
 
 
-def test_every_choice_says_what_it_is() -> None:
+def test_every_choice_has_a_description() -> None:
     assert [(group, name) for group in CHOSEN for name, about in keys.choices_of(group).items() if not about] == []
 
 
@@ -337,7 +337,7 @@ def words_of(hint: object) -> set[str]:
     return {word for each in get_args(hint) for word in words_of(each)}
 
 
-def test_the_words_that_a_key_takes_stand_in_its_meaning() -> None:
+def test_the_allowed_words_of_a_key_are_in_its_description() -> None:
     hints = {f"trainer.{each.name}": each.metadata["hint"] for each in fields(TrainerConfig)}
     hints |= {each.name: each.metadata["hint"] for each in fields(Config) if "hint" in each.metadata}
     for group, name in FILES[1:]:
@@ -356,7 +356,7 @@ def our_targets() -> list[str]:
 
 
 @pytest.mark.parametrize("target", our_targets())
-def test_no_key_is_described_in_the_code_as_well(target: str) -> None:
+def test_no_key_is_also_described_in_the_code(target: str) -> None:
     module, _, name = target.rpartition(".")
     source = Path(importlib.util.find_spec(module).origin).read_text("utf-8")
     (node,) = [each for each in ast.parse(source).body if getattr(each, "name", "") == name]

@@ -132,7 +132,7 @@ def test_ranks_in_a_sweep_agree_under_each_launcher(tmp_path: Path, lab: Lab, la
     assert (tmp_path / "weights_0_0").read_text() != (tmp_path / "weights_1_0").read_text()
 
 
-def test_jobs_side_by_side_share_the_threads(tmp_path: Path, lab: Lab) -> None:
+def test_parallel_jobs_share_the_threads(tmp_path: Path, lab: Lab) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     process = sweep(lab, *LAUNCHERS["joblib"], "seed=0,1", environment={"OMP_NUM_THREADS": ""})
     assert process.wait(120) == 0, output(tmp_path)
@@ -140,7 +140,7 @@ def test_jobs_side_by_side_share_the_threads(tmp_path: Path, lab: Lab) -> None:
     assert threads == [max(1, len(os.sched_getaffinity(0)) // 2)] * 2
 
 
-def test_a_job_that_is_requeued_goes_on_in_its_folder(tmp_path: Path, lab: Lab) -> None:
+def test_a_requeued_job_resumes_in_its_folder(tmp_path: Path, lab: Lab) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     process = sweep(lab, *LAUNCHERS["submitit_local"], "seed=0", "trainer.max_epochs=60")
     run = RunFolder(tmp_path / "sweep" / "experiment-tiny_seed-0_max_epochs-60")
@@ -179,7 +179,7 @@ def test_a_rank_that_fails_ends_the_job_and_says_why(tmp_path: Path, lab: Lab, h
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (2, 0), (1, 2)])
-def test_a_sweep_that_is_stopped_leaves_no_process_and_goes_on(
+def test_a_stopped_sweep_leaves_no_process_and_resumes(
     tmp_path: Path, lab: Lab, signum: signal.Signals, ranks: int, workers: int
 ) -> None:
     epochs = 100 if ranks == 1 else 30  # some seconds, so that the stop comes before any job ends
@@ -246,7 +246,7 @@ def agree(tmp_path: Path) -> bool:
     return (tmp_path / "weights_0_0").read_text() == (tmp_path / "weights_0_1").read_text()
 
 
-def test_two_nodes_by_torchrun(tmp_path: Path, lab: Lab) -> None:
+def test_torchrun_starts_two_nodes(tmp_path: Path, lab: Lab) -> None:
     run = created(tmp_path, lab, "trainer.num_nodes=2", "trainer.strategy=ddp")
     address = ["--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={free_port()}"]
     nodes = [
@@ -275,7 +275,7 @@ def slurm(task: int, tasks: int, nodes: int, port: int) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("nodes", [1, 2])
-def test_tasks_of_slurm(tmp_path: Path, lab: Lab, nodes: int) -> None:
+def test_slurm_starts_the_tasks(tmp_path: Path, lab: Lab, nodes: int) -> None:
     run = created(tmp_path, lab, f"trainer.num_nodes={nodes}", f"trainer.devices={2 // nodes}", "trainer.strategy=ddp")
     port = free_port()
     tasks = [lab("resnet_lab.job", "run", patch=HASHES, environment=slurm(task, 2, nodes, port)) for task in (0, 1)]
@@ -284,7 +284,7 @@ def test_tasks_of_slurm(tmp_path: Path, lab: Lab, nodes: int) -> None:
     assert agree(tmp_path)
 
 
-def test_a_task_that_fails_before_the_ranks_meet_ends_the_other(tmp_path: Path, lab: Lab) -> None:
+def test_a_task_that_fails_before_the_ranks_connect_ends_the_other(tmp_path: Path, lab: Lab) -> None:
     run = created(tmp_path, lab, "trainer.devices=2", "trainer.strategy=ddp")
     patch = """from resnet_lab.data.datamodule import DataModule
     def missing(self):
@@ -298,7 +298,7 @@ def test_a_task_that_fails_before_the_ranks_meet_ends_the_other(tmp_path: Path, 
     assert not run.is_locked()
 
 
-def test_a_rank_that_is_told_to_stop_is_no_failure(tmp_path: Path, lab: Lab) -> None:
+def test_a_stopped_rank_is_not_a_failure(tmp_path: Path, lab: Lab) -> None:
     run = created(tmp_path, lab, *DDP, "trainer.max_epochs=1000")
     job = lab("resnet_lab.job", "run")
     wait_for(lambda: trains(run))
@@ -335,7 +335,7 @@ PARTS = ("model.freeze=[conv1,layer1]", "model.unfreeze_at_epoch=1", "optim.back
         (*PARTS, "trainer.gradient_clip_val=0.5", "trainer.accumulate_grad_batches=2"),
     ],
 )
-def test_ranks_train_as_one_process_but_for_batch_norm(tmp_path: Path, lab: Lab, choices: tuple[str, ...]) -> None:
+def test_ranks_train_as_one_process_except_for_batch_norm(tmp_path: Path, lab: Lab, choices: tuple[str, ...]) -> None:
     # 36 training images make three batches on one process and on two
     own = ["trainer.precision=32-true", "data.batch_size=12", "trainer.max_epochs=3", "optim.lr=0.01", *choices]
     runs = {}
@@ -365,7 +365,7 @@ KILLED = """def on_train_batch_start(self, batch, batch_idx):
         (0, (1, 2), "1e-9", PARTS),
     ],
 )
-def test_ranks_that_are_killed_end_as_those_that_were_not(
+def test_killed_ranks_end_like_uninterrupted_ones(
     tmp_path: Path, lab: Lab, workers: int, epochs: tuple[int, ...], minutes: str, choices: tuple[str, ...]
 ) -> None:
     own = [*choices, *DDP, "trainer.max_epochs=4", "data.rotation=20", "data.in_memory=false"]

@@ -35,7 +35,7 @@ def trained(statistics: LayerStatistics, model: nn.Module, batches: list[torch.T
     return read_layers(statistics.run.layers_file)
 
 
-def test_quantities_are_those_of_their_definition(run: RunFolder) -> None:
+def test_quantities_match_their_definition(run: RunFolder) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     with torch.no_grad():
@@ -85,7 +85,7 @@ def test_an_accumulated_step_is_measured_once(run: RunFolder) -> None:
     assert not any(layer._forward_hooks for layer in model.modules())
 
 
-def test_a_left_out_last_activation_keeps_its_place() -> None:
+def test_an_omitted_last_activation_keeps_its_place() -> None:
     names = [
         [name for name, layer in resnet(18, last_activation=last).named_modules() if is_activation(name, layer)]
         for last in (True, False)
@@ -95,7 +95,7 @@ def test_a_left_out_last_activation_keeps_its_place() -> None:
 
 
 @pytest.mark.slow
-def test_a_job_writes_them_for_every_epoch_and_goes_on_after_a_kill(make_run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_writes_them_for_every_epoch_and_resumes_after_a_kill(make_run, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = make_run("follow_layers=true", "trainer.max_epochs=2", name="whole")
     assert guarded(whole) == 0
     frame = read_layers(whole.layers_file)

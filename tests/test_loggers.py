@@ -105,7 +105,7 @@ def test_rows_are_appended_and_new_columns_are_added(tmp_path: Path) -> None:
     assert logger.log_dir == str(tmp_path / "csv")
 
 
-def test_what_is_logged_again_takes_the_place_of_the_earlier_row(tmp_path: Path) -> None:
+def test_a_repeated_row_replaces_the_earlier_one(tmp_path: Path) -> None:
     first = RowLogger(str(tmp_path))
     for step in range(3):
         first.log_metrics({"a": step}, step)
@@ -119,7 +119,7 @@ def test_what_is_logged_again_takes_the_place_of_the_earlier_row(tmp_path: Path)
     assert text_of(tmp_path) == "step,epoch,a,b\n0,,0,\n0,,,0\n1,,1,\n1,,,5\n2,,2,\n2,,,2\n3,,3,\n"
 
 
-def test_no_row_goes_through_a_link(tmp_path: Path) -> None:
+def test_no_row_is_written_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("step,epoch,a\n1,,1\n")
     (tmp_path / "csv").mkdir()
     (tmp_path / "csv" / "metrics.csv").symlink_to(tmp_path / "precious")
@@ -138,7 +138,7 @@ def test_hyperparameters_add_up(tmp_path: Path) -> None:
 # ---- jobs ----
 
 
-def test_the_csv_logger_holds_what_metrics_csv_holds(make_run: Make) -> None:
+def test_the_csv_logger_contains_the_values_of_metrics_csv(make_run: Make) -> None:
     run = make_run("logger=csv", *OFTEN, "follow_layers=true")
     assert guarded(run) == 0
     metrics = pd.read_csv(run.metrics_file)
@@ -158,7 +158,7 @@ def test_the_csv_logger_holds_what_metrics_csv_holds(make_run: Make) -> None:
 
 
 @pytest.mark.slow
-def test_the_same_training_whatever_the_logger_is(make_run: Make, mylab: None) -> None:
+def test_the_logger_does_not_change_the_training(make_run: Make, mylab: None) -> None:
     pairs = {"none": ["logger=none"], "both": ["logger=[tensorboard,csv]", "+logger.mine._target_=mylab.Lines"]}
     runs = {name: make_run(*overrides, "trainer.max_epochs=2", name=name) for name, overrides in pairs.items()}
     assert [guarded(run) for run in runs.values()] == [0, 0]
@@ -206,7 +206,7 @@ def kill_at(patch: pytest.MonkeyPatch, owner: type, hook: str, epoch: int, numbe
         pytest.param("test_step", "null", marks=pytest.mark.slow),
     ],
 )
-def test_a_killed_run_ends_with_the_rows_of_one_that_was_not(
+def test_a_killed_run_ends_with_the_rows_of_an_uninterrupted_one(
     make_run: Make, monkeypatch: pytest.MonkeyPatch, hook: str, minutes: str
 ) -> None:
     own = ("logger=[csv,tensorboard]", *OFTEN, "trainer.max_epochs=2", f"trainer.checkpoint_minutes={minutes}")
@@ -230,7 +230,7 @@ def test_a_killed_run_ends_with_the_rows_of_one_that_was_not(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("logger", ["[csv,tensorboard]", "none"])
-def test_sigkill(make_run: Make, logger: str) -> None:
+def test_rows_survive_sigkill(make_run: Make, logger: str) -> None:
     own = (f"logger={logger}", *OFTEN, "trainer.max_epochs=6", "trainer.checkpoint_minutes=0.005")
     whole, broken = (make_run(*own, name=name) for name in ("whole", "broken"))
     command = [sys.executable, "-m", "resnet_lab.job"]
@@ -247,7 +247,7 @@ def test_sigkill(make_run: Make, logger: str) -> None:
         assert timeless(broken) == timeless(whole)
 
 
-def test_a_file_in_the_place_of_the_rows_is_named(make_run: Make) -> None:
+def test_a_file_in_place_of_the_rows_is_named(make_run: Make) -> None:
     run = make_run("logger=csv")
     (run.path / "csv").touch()
     assert guarded(run) == 1
@@ -284,18 +284,18 @@ def test_neither_hash_nor_name_of_a_job_depends_on_its_logger() -> None:
 
 
 @pytest.mark.parametrize("axis", ["logger=csv,none", "logger.tensorboard.x=1,2", "+logger.w.project=a,b"])
-def test_a_logger_is_no_axis_of_a_sweep(axis: str) -> None:
+def test_a_logger_is_not_an_axis_of_a_sweep(axis: str) -> None:
     assert "cannot be swept, as it does not make another experiment" in refusal(jobs_of, ["-m", axis])
 
 
-def test_a_logger_from_outside_is_checked_before_the_first_job() -> None:
+def test_an_external_logger_is_checked_before_the_first_job() -> None:
     job = OmegaConf.to_container(composed((f"+logger.c._target_={LIGHTNING}.CSVLogger",)), enum_to_str=True)
     assert any("parts" in need for need in _needs(job))
     assert words_of_trust(job) == [f"logger:{LIGHTNING}.CSVLogger"]  # it deletes files in save_dir
     assert words_of_trust(job | {"logger": {"x": {"_target_": "mylab.Lines"}}}) == ["logger:mylab.Lines"]
 
 
-def test_the_job_gives_place_and_id_unless_the_user_does(mylab: None) -> None:
+def test_the_job_sets_folder_and_id_unless_the_user_does(mylab: None) -> None:
     csv_logger = (f"+logger.c._target_={LIGHTNING}.CSVLogger", "+logger.c.save_dir=mine")
     lines = ("+logger.l._target_=mylab.Lines", "+logger.l.id=me", "+logger.l.level=2", "+logger.l.more=3")
     config = composed(("logger=none", *csv_logger, *lines))
@@ -357,7 +357,7 @@ def test_bad_loggers_are_named_before_anything_is_trained(
 
 
 @pytest.mark.parametrize("target", ["os.system", f"{LIGHTNING}.CSVLogger", "resnet_lab.loggers.boards"])
-def test_a_given_run_folder_brings_no_logger_of_its_own(make_run: Make, target: str) -> None:
+def test_a_given_run_folder_brings_no_external_logger(make_run: Make, target: str) -> None:
     run = make_run()
     run.write_config(run.read_config() | {"logger": {"mine": {"_target_": target}}})
     assert guarded(run) == 1

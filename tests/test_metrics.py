@@ -32,7 +32,7 @@ def scored(logits: torch.Tensor, targets: torch.Tensor, split: str = "val") -> t
 
 
 @pytest.mark.parametrize("absent", [None, 3])
-def test_scores_are_scikit_learns_also_where_a_class_is_absent(absent: int | None) -> None:
+def test_scores_match_scikit_learn_even_without_a_class(absent: int | None) -> None:
     logits, targets = batches(absent=absent)
     metrics, values = scored(logits, targets)
     truth, predicted, probabilities = targets.numpy(), logits.argmax(1).numpy(), logits.softmax(1).numpy()
@@ -68,7 +68,7 @@ def test_a_constant_model_scores_like_the_baseline() -> None:
     assert values["val/auroc"] == pytest.approx(0.5)
 
 
-def test_logits_that_are_no_numbers_score_nothing() -> None:
+def test_nan_logits_give_nan_scores() -> None:
     targets = torch.zeros(8, dtype=torch.long)
     values = scored(torch.full((8, 5), torch.nan), targets)[1]
     scores = [value for name, value in values.items() if "recall_" not in name or "macro" in name]
@@ -82,7 +82,7 @@ def test_with_one_class_kappa_and_auroc_are_undefined() -> None:
     assert np.isnan([values["val/qwk"], values["val/auroc"]]).all()
 
 
-def test_an_empty_batch_counts_for_nothing_and_reset_forgets() -> None:
+def test_an_empty_batch_has_no_effect_and_reset_discards_values() -> None:
     logits, targets = batches()
     metrics, values = scored(logits, targets)
     metrics.update(torch.zeros(0), torch.zeros(0, 5), torch.zeros(0, dtype=torch.long))
@@ -101,7 +101,7 @@ def test_train_keeps_no_predictions() -> None:
     }
 
 
-def test_monitor() -> None:
+def test_the_monitor_is_a_metric_of_val_with_its_mode() -> None:
     assert monitored("auto", 5, ordered=True) == ("val/qwk", "max")
     assert monitored("auto", 10, ordered=False) == ("val/accuracy", "max")
     assert monitored("val/loss", 5, ordered=True) == ("val/loss", "min")

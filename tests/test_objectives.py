@@ -31,7 +31,7 @@ def objective() -> SquaredError:
     return found
 
 
-def test_probabilities_are_a_gaussian_s_between_the_mid_points(objective: SquaredError) -> None:
+def test_probabilities_are_those_of_a_gaussian_between_the_midpoints(objective: SquaredError) -> None:
     outputs = torch.tensor([[1.2], [-3.0], [9.0]])
     found = objective.probabilities(outputs)
     assert found.shape == (3, 4)

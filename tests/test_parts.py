@@ -146,7 +146,7 @@ EVERYTHING = (
 )
 
 
-def test_everything_from_outside_resumes_and_is_evaluated(
+def test_external_parts_resume_and_are_evaluated(
     make_run: Make, mylab: None, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -220,7 +220,7 @@ def test_a_schedule_may_step_by_epoch(make_run: Make) -> None:
     assert pd.read_csv(run.metrics_file)["lr"].tolist() == pytest.approx([0.025, 0.0125, 0.00625])  # epoch ends
 
 
-def test_a_data_set_from_outside(make_run: Make, mylab: None) -> None:
+def test_an_external_data_set_is_read(make_run: Make, mylab: None) -> None:
     keys = ("data=own", "data._target_=mylab.Spots", "data.root=.", "+data.bright=200", "data.test_fraction=0.2")
     run = make_run(*keys, "data.class_names=null", "trainer.max_epochs=1")
     assert guarded(run) == 0
@@ -337,7 +337,7 @@ def test_reduction_is_set_by_the_job(mylab: None) -> None:
 
 
 @pytest.mark.slow
-def test_timm(make_run: Make, tmp_path: Path) -> None:
+def test_a_network_of_timm_is_pretrained_and_trained(make_run: Make, tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")
     source = timm.create_model("resnet10t", num_classes=7)
     save_file(source.state_dict(), tmp_path / "timm.safetensors")
@@ -350,7 +350,7 @@ def test_timm(make_run: Make, tmp_path: Path) -> None:
     assert load(run.best_checkpoint).network.num_classes == 5
 
 
-def test_a_loss_without_arguments_of_its_own_is_given_none(mylab: None) -> None:
+def test_a_loss_without_its_own_arguments_gets_none(mylab: None) -> None:
     assert build_objective({"_target_": "mylab.Plain"}, [3, 2, 1]).num_outputs == 3
 
 

@@ -98,7 +98,7 @@ def write_all(root: Path) -> None:
         (flowers102, "flowers", "flowers-102/jpg", {}),
     ],
 )
-def test_what_may_not_be_read_is_named(
+def test_unreadable_files_and_folders_are_named(
     tmp_path: Path, close: Close, monkeypatch: pytest.MonkeyPatch, data: Any, root: str, file: str, changes: Any
 ) -> None:
     from torchvision.datasets import CIFAR10
@@ -116,7 +116,7 @@ def test_what_may_not_be_read_is_named(
         assert not any(word in line for word in ("delete", "again", "damaged", "download"))
 
 
-def test_weights_that_may_not_be_read_are_named(tmp_path: Path, close: Close) -> None:
+def test_unreadable_weights_are_named(tmp_path: Path, close: Close) -> None:
     file = tmp_path / "weights.pth"
     file.touch()
     close(file)
@@ -133,7 +133,7 @@ def test_check_and_report_name_the_permission_of_the_metrics(tmp_path: Path, clo
     )
 
 
-def test_status_names_folders_that_may_not_be_read(tmp_path: Path, close: Close) -> None:
+def test_status_names_unreadable_folders(tmp_path: Path, close: Close) -> None:
     write_run(tmp_path / "a")
     write_run(tmp_path / "b")
     list_jobs(tmp_path, ["a", "b", "c"])
@@ -145,7 +145,7 @@ def test_status_names_folders_that_may_not_be_read(tmp_path: Path, close: Close)
         states_of(tmp_path / "b")
 
 
-def test_a_permission_that_is_given_back_is_seen(tmp_path: Path, close: Close, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_restored_permission_is_noticed(tmp_path: Path, close: Close, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file keeps its size and time, so the verdict on it must not be cached."""
     data = retinopathy(write_kaggle(tmp_path / "data"), on_bad_image="drop")
     file = tmp_path / "data" / "train" / "7_left.jpeg"

@@ -76,7 +76,7 @@ def other_jpeg(target: PreparedSet, name: str) -> None:
 
 
 @pytest.mark.parametrize("pixels", ["originals", "prepared"])
-def test_what_is_noted_and_said_holds_digests(make_run: MakeRun, caplog: pytest.LogCaptureFixture, pixels: str) -> None:
+def test_status_and_log_contain_digests(make_run: MakeRun, caplog: pytest.LogCaptureFixture, pixels: str) -> None:
     run = make_run()
     if pixels == "prepared":
         prepared(run)
@@ -91,7 +91,7 @@ def test_what_is_noted_and_said_holds_digests(make_run: MakeRun, caplog: pytest.
 
 
 @pytest.mark.slow
-def test_a_run_that_began_with_the_originals_goes_on_with_them(make_run: MakeRun, tmp_path: Path) -> None:
+def test_a_run_that_started_with_the_originals_resumes_with_them(make_run: MakeRun, tmp_path: Path) -> None:
     keys = ("trainer.max_epochs=2", "trainer.precision=32-true")
     whole, broken = make_run(*keys, name="whole"), make_run(*keys, name="broken")
     guarded(whole)
@@ -107,7 +107,7 @@ def test_a_run_that_began_with_the_originals_goes_on_with_them(make_run: MakeRun
 
 
 @pytest.mark.slow
-def test_a_run_that_began_with_a_prepared_set_waits_for_it(
+def test_a_run_that_started_with_a_prepared_set_waits_for_it(
     make_run: MakeRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     keys = ("trainer.max_epochs=2", "trainer.precision=32-true")
@@ -147,7 +147,7 @@ def test_a_run_that_began_with_a_prepared_set_waits_for_it(
     assert "trained on other image files: a prepared set then, the originals now" in warned()
 
 
-def test_a_run_without_an_epoch_to_show_decides_anew(make_run: MakeRun) -> None:
+def test_a_run_without_a_finished_epoch_chooses_again(make_run: MakeRun) -> None:
     run = make_run("trainer.max_epochs=1")
     kill(run, epoch=0)
     assert run.read_status()["pixels"] == "originals"
@@ -159,7 +159,7 @@ def test_a_run_without_an_epoch_to_show_decides_anew(make_run: MakeRun) -> None:
 @pytest.mark.parametrize(
     ("note", "pixels"), [({"prepared": None}, "originals"), ({}, "originals"), ({"prepared": "/a/b"}, "prepared")]
 )
-def test_a_run_of_an_older_version_goes_on_with_what_it_noted(
+def test_a_run_of_an_older_version_resumes_with_its_stored_source(
     make_run: MakeRun, note: dict[str, str | None], pixels: str
 ) -> None:
     run = make_run()
@@ -175,7 +175,7 @@ def test_a_run_of_an_older_version_goes_on_with_what_it_noted(
     assert (begin(run) == "originals") == (pixels == "originals")
 
 
-def test_a_set_that_is_incomplete_now_stops_the_run(make_run: MakeRun, photographs: Path) -> None:
+def test_a_set_that_became_incomplete_stops_the_run(make_run: MakeRun, photographs: Path) -> None:
     run = make_run()
     prepared(run)
     assert begin(run) == "prepared"
@@ -184,7 +184,7 @@ def test_a_set_that_is_incomplete_now_stops_the_run(make_run: MakeRun, photograp
     assert "lacks 1 of 64 photographs" in begin(run)
 
 
-def test_a_set_that_was_made_anew_with_other_bytes_stops_the_run(make_run: MakeRun) -> None:
+def test_a_set_that_was_rebuilt_with_other_bytes_stops_the_run(make_run: MakeRun) -> None:
     run = make_run()
     target = prepared(run)
     begin(run)
@@ -229,7 +229,7 @@ def test_a_done_run_that_cannot_be_tested_again_stays_done(make_run: MakeRun) ->
     assert run.stored_predictions("val").is_file()
 
 
-def test_arrays_are_noted_and_nothing_is_said_of_files(
+def test_arrays_are_stored_as_the_source_without_a_log_line(
     make_run: MakeRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     labels = {split: [0, 1, 2, 3, 4] * 2 for split in ("train", "val", "test")}
@@ -257,7 +257,7 @@ def make_job(make_run: MakeRun) -> MakeRun:
 
 
 @pytest.mark.slow
-def test_a_sweep_that_began_with_the_originals_ends_with_them(
+def test_a_sweep_that_started_with_the_originals_ends_with_them(
     make_job: MakeRun, make_run: MakeRun, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = make_job("a")
@@ -269,7 +269,7 @@ def test_a_sweep_that_began_with_the_originals_ends_with_them(
     assert begin(make_run("seed=2")) == "prepared"
 
 
-def test_a_sweep_that_began_with_a_prepared_set_ends_with_it(make_job: MakeRun) -> None:
+def test_a_sweep_that_started_with_a_prepared_set_ends_with_it(make_job: MakeRun) -> None:
     first, second, third = make_job("a"), make_job("b", "seed=1"), make_job("c", "seed=2")
     target = prepared(first)
     assert begin(first) == "prepared"
@@ -290,7 +290,7 @@ def test_another_recipe_in_the_sweep_takes_the_same_kind_of_files(make_job: Make
     assert begin(ready) == "prepared"
 
 
-def test_originals_are_the_same_whatever_the_recipe_of_the_job(make_job: MakeRun, photographs: Path) -> None:
+def test_originals_do_not_depend_on_the_recipe_of_the_job(make_job: MakeRun, photographs: Path) -> None:
     assert begin(make_job("a")) == "originals"
     assert begin(make_job("b", "data.image_size=16")) == "originals"
     (photographs / "images" / "test0_left.jpeg").write_bytes(encoded("another", ".jpeg"))
@@ -316,7 +316,7 @@ def test_jobs_without_an_epoch_and_jobs_on_other_data_do_not_count(make_job: Mak
 
 
 @pytest.mark.parametrize("state", ["done", "running"])
-def test_a_job_without_a_last_checkpoint_decides_where_it_is_done_or_runs(make_job: MakeRun, state: str) -> None:
+def test_a_done_or_running_job_decides_even_without_a_last_checkpoint(make_job: MakeRun, state: str) -> None:
     first = make_job("a")
     begin(first)
     first.last_checkpoint.unlink()
@@ -326,7 +326,7 @@ def test_a_job_without_a_last_checkpoint_decides_where_it_is_done_or_runs(make_j
         assert begin(make_job("b")) == "originals"
 
 
-def test_the_note_of_a_job_that_has_yet_to_decide_anew_does_not_count(
+def test_the_former_source_of_a_job_that_has_to_choose_again_does_not_count(
     make_job: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, seen = make_job("a"), []

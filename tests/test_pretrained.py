@@ -140,7 +140,7 @@ def test_weights_that_cannot_be_fetched_name_the_file_and_its_folder(cache):
     assert "model.pretrained=PATH" in message
 
 
-def test_a_download_is_kept_and_a_damaged_one_is_not(cached18, torchvision18, monkeypatch):
+def test_a_download_is_cached_and_a_damaged_one_is_not(cached18, torchvision18, monkeypatch):
     content = cached18.read_bytes()
     cached18.unlink()
     serve(monkeypatch, content[:-1])
@@ -176,7 +176,7 @@ def test_a_damaged_copy_in_the_cache_is_to_be_deleted(damage, cached18, torchvis
         ("imagenet", {"form": "wide", "depth": 20, "widths": NARROW}, "model.depth=20 are: none"),
     ],
 )
-def test_names_that_torchvision_does_not_have_for_the_depth(source, choices, known, cache):
+def test_names_that_torchvision_lacks_for_the_depth_are_refused(source, choices, known, cache):
     assert known in refusal(source, **choices)
 
 
@@ -277,7 +277,7 @@ def test_files_of_the_usual_scripts(script, legacy, tmp_path):
     assert equal(resnet(8, 10, form="cifar", pretrained=str(tmp_path / "weights.pth.tar")), small())
 
 
-def test_numbers_that_numpy_1_has_written(tmp_path, monkeypatch):
+def test_numbers_saved_by_numpy_1_are_read(tmp_path, monkeypatch):
     scalar = np.float64(0).__reduce__()[0]
     source = saved({"model": state(), "best": np.float64(0.5)}, tmp_path / "weights.pth")
     written = (tmp_path / "weights.pth").read_bytes()
@@ -303,7 +303,7 @@ PREFIXES = [
 
 @pytest.mark.parametrize("nested", [True, False])
 @pytest.mark.parametrize("prefix", PREFIXES)
-def test_what_precedes_the_names_does_not_matter(prefix, nested, tmp_path, caplog):
+def test_prefixes_of_the_names_do_not_matter(prefix, nested, tmp_path, caplog):
     content = {**prefixed(prefix), "criterion.weight": torch.ones(10)}
     source = saved({"state_dict": content} if nested else content, tmp_path / "weights.pt")
     assert equal(resnet(8, 10, form="cifar", pretrained=source), small())
@@ -317,7 +317,7 @@ def body_of(model):
 
 @pytest.mark.parametrize("cut", [1, 2, None])
 @pytest.mark.parametrize("prefix", ["", "backbone.", "state_dict.module.features."])
-def test_layers_by_their_number_have_their_names_again(prefix, cut, tmp_path):
+def test_numbered_layers_get_their_names(prefix, cut, tmp_path):
     model = resnet(18, 10, form="imagenet", widths=[4, 8, 16, 32])
     body = nn.Sequential(*list(model.children())[: cut and -cut])
     head = {"projection_head.layers.0.weight": torch.ones(2, 2), "projection_head.layers.2.weight": torch.ones(2, 2)}
@@ -337,7 +337,7 @@ def test_layers_by_their_number_have_their_names_again(prefix, cut, tmp_path):
         ("q.", "momentum_encoder."),
     ],
 )
-def test_a_running_average_is_named_and_not_taken(plain, average, tmp_path, caplog):
+def test_a_running_average_is_named_and_not_loaded(plain, average, tmp_path, caplog):
     content = {}
     for place, factor in ((average, 2), (plain, 1)):
         inner = {name: factor * value for name, value in state().items()}
@@ -357,7 +357,7 @@ def test_one_of_several_networks_is_not_guessed(tmp_path):
     assert "it contains 2 networks (student.module.*, teacher.*)" in message
 
 
-def test_nan_in_what_is_not_taken_does_not_matter(tmp_path):
+def test_nan_in_unused_weights_does_not_matter(tmp_path):
     content = {"model": state(), "optimizer": {"state": {0: torch.tensor([float("nan")])}}}
     assert equal(resnet(8, 10, form="cifar", pretrained=saved(content, tmp_path / "weights.pt")), small())
 
@@ -467,14 +467,14 @@ def test_a_run_that_lost_its_best_checkpoint_does_not_give_its_last(tmp_path, lo
 
 @pytest.mark.parametrize("name", ["conv1.weight", "bn1.running_var"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_and_buffers_that_are_undefined_are_refused(tmp_path, name, value):
+def test_nan_weights_and_buffers_are_refused(tmp_path, name, value):
     state = small().state_dict()
     state[name].view(-1)[1] = value
     source = saved(state, tmp_path / "weights.pt")
     assert f"{source}: 1 of {len(state)} tensors have NaN or infinite values (first {name})" in refusal(source)
 
 
-def test_another_number_of_classes_leaves_only_the_head(tmp_path, caplog):
+def test_another_number_of_classes_leaves_out_only_the_head(tmp_path, caplog):
     source = checkpoint(small(), tmp_path / "best.ckpt")
     torch.manual_seed(0)
     scratch = resnet(8, 5, form="cifar")
@@ -546,7 +546,7 @@ def test_another_architecture_is_one_clear_error(theirs, ours, words, tmp_path):
         ({}, "no tensors, but nothing"),
     ],
 )
-def test_files_without_a_network(content, words, tmp_path):
+def test_files_without_a_network_are_refused(content, words, tmp_path):
     assert words in refusal(saved(content, tmp_path / "weights.pt"))
 
 
@@ -558,7 +558,7 @@ def test_a_missing_file_an_empty_folder_and_null(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_damaged_files(suffix, tmp_path):
+def test_damaged_files_are_refused(suffix, tmp_path):
     path = tmp_path / f"weights{suffix}"
     path.write_bytes(b"no weights\nbut text")
     assert "not readable as plain tensors" in refusal(path)

@@ -72,7 +72,7 @@ def test_a_child_stops_when_its_parent_is_killed(tmp_path: Path) -> None:
     assert (tmp_path / "stopped").read_text() == "SIGTERM"
 
 
-def test_a_child_that_hangs_is_gone_after_its_grace(tmp_path: Path) -> None:
+def test_a_hanging_child_is_killed_after_a_grace_period(tmp_path: Path) -> None:
     process = start(tmp_path, HANG, grace=0.2)
     process.kill()
     process.wait()

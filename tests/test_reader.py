@@ -96,7 +96,7 @@ def test_camera_orientation_is_undone_by_both_decoders(save, orientation, name):
     assert np.abs(read.astype(int) - np.asarray(image)).mean() < 4
 
 
-def test_content_counts_and_not_the_suffix_and_names_may_be_of_any_script(save, tmp_path):
+def test_content_counts_and_not_the_suffix_and_names_may_use_any_script(save, tmp_path):
     image = noise(16, 16)
     path = save(image, "image.png")
     wrong = tmp_path / "зеница 目.jpeg"
@@ -177,7 +177,7 @@ def test_damaged_jpegs(save, tmp_path, spoil, seen):
     assert str(tmp_path / "bad.jpeg") in str(caught.value)
 
 
-def test_what_cameras_write_behind_the_end_does_not_matter(save):
+def test_bytes_that_cameras_append_do_not_matter(save):
     path = save(noise(40, 40), "image.jpeg")
     expected = read_image(path, recipe(16))
     Path(path).write_bytes(Path(path).read_bytes() + b"\0" * 100 + b"maker's notes")

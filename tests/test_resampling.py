@@ -68,7 +68,7 @@ def test_each_draw_has_as_many_patients_as_there_are():
     np.testing.assert_array_equal(counts, counts_of_patients(50, 4000))
 
 
-def test_sums_are_those_of_each_patients_images_in_whatever_order():
+def test_sums_are_those_of_each_patients_images_in_any_order():
     predictions, patient = world(1)
     shuffled = np.random.default_rng(0).permutation(len(patient))
     mixed = Predictions(*(column[shuffled] for column in predictions))

@@ -122,7 +122,7 @@ def test_multiply_adds_are_torchvisions(depth):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_multiply_adds_leave_the_model_alone(training):
+def test_multiply_adds_do_not_change_the_model(training):
     model = resnet(18, widths=NARROW).train(training)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     assert multiply_adds(model, 32) > 0
@@ -181,7 +181,7 @@ def test_where_the_bottleneck_strides(stride_on, strides):
     ("choices", "places"),
     [({}, 1 + 16), ({"last_activation": False}, 1 + 8), ({"hidden_head": True}, 18), ({"depth": 50}, 1 + 48)],
 )
-def test_the_activation_is_everywhere(choices, places):
+def test_the_activation_is_used_everywhere(choices, places):
     model = on_meta(**{"depth": 18, "activation": "SiLU", **choices})
     assert sum(isinstance(module, nn.SiLU) for module in model.modules()) == places
     assert not any(isinstance(module, nn.ReLU) for module in model.modules())

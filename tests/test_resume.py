@@ -135,7 +135,7 @@ def test_a_folder_is_a_run_or_a_sweep(sweep: Sweep, started: list[str], capsys: 
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_said_for_each_job(
+def test_a_full_disk_is_reported_for_each_job(
     sweep: Sweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(*args: object) -> None:
@@ -147,7 +147,7 @@ def test_a_full_disk_is_said_for_each_job(
     assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")] == lines
 
 
-def test_a_refused_command_changes_nothing_of_what_was_asked(sweep: Sweep) -> None:
+def test_a_refused_command_does_not_change_the_overrides(sweep: Sweep) -> None:
     assert sweep("optim.lr=0.1", "trainer.max_epochs=1", multirun=False) == 0
     assert sweep("optim.lr=0.2", "schedule=cosine", multirun=False) == 1
     overrides = {"experiment": "tiny", "optim.lr": "0.1", "trainer.max_epochs": "1"}
@@ -180,7 +180,7 @@ def test_a_folder_of_another_configuration_is_refused_by_its_keys(
     assert "data.image_size is 24 there, 32 here; optim.lr is 0.05 there, 0.3 here; choose another sweep_dir" in error
 
 
-def test_a_folder_without_an_epoch_takes_a_mended_configuration(
+def test_a_folder_without_an_epoch_accepts_a_corrected_configuration(
     sweep: Sweep, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert sweep("start=false", multirun=False) == 0
@@ -196,7 +196,7 @@ def test_a_folder_without_an_epoch_takes_a_mended_configuration(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["constant", pytest.param("plateau", marks=pytest.mark.slow)])
-def test_more_epochs_go_on_as_if_they_had_been_asked_for(sweep: Sweep, started: list[str], schedule: str) -> None:
+def test_more_epochs_continue_a_run_as_if_set_from_the_start(sweep: Sweep, started: list[str], schedule: str) -> None:
     own = (f"schedule={schedule}", "optim.lr=0.02")
     assert sweep(*own, "trainer.max_epochs=4", "sweep_dir=whole", multirun=False) == 0
     assert sweep(*own, "trainer.max_epochs=2", multirun=False) == 0
@@ -212,7 +212,7 @@ def test_more_epochs_go_on_as_if_they_had_been_asked_for(sweep: Sweep, started: 
 
 
 @pytest.mark.slow
-def test_the_jobs_of_a_sweep_go_on_to_more_epochs(
+def test_the_jobs_of_a_sweep_continue_with_more_epochs(
     sweep: Sweep, started: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = ("schedule=constant", "seed=0")
@@ -231,7 +231,7 @@ def test_the_jobs_of_a_sweep_go_on_to_more_epochs(
 
 
 @pytest.mark.slow
-def test_a_job_whose_schedule_is_another_one_is_trained_anew(
+def test_a_job_with_another_schedule_is_trained_from_scratch(
     sweep: Sweep, started: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     for epochs in (1, 2):
@@ -284,7 +284,7 @@ def test_a_run_that_stopped_early_is_done_with_more_epochs_too(
 
 
 @pytest.mark.slow
-def test_the_root_of_the_data_may_be_typed_otherwise(sweep: Sweep, started: list[str]) -> None:
+def test_the_root_of_the_data_may_be_typed_differently(sweep: Sweep, started: list[str]) -> None:
     assert sweep("data.root=photographs", "trainer.max_epochs=1") == 0
     (name,) = started
     started.clear()
@@ -301,7 +301,7 @@ def test_differences_name_a_few_keys() -> None:
     assert differences({}, many, most=2)[-1] == "and 7 more keys"
 
 
-def test_names_of_jobs_leave_out_what_makes_no_other_experiment() -> None:
+def test_names_of_jobs_leave_out_bookkeeping() -> None:
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         keys = compose("config", return_hydra_config=True).hydra.job.config.override_dirname.exclude_keys
     assert set(keys) == set(BOOKKEEPING) - {"data.root"}  # two folders of images may be an axis

@@ -279,7 +279,7 @@ def test_identical_images_in_two_splits_are_a_leak(root):
     assert set(table.loc[table["image"].isin(["21_left", "21_right"]), "patient"]) == {"3"}
 
 
-def test_identical_images_of_train_are_never_cut_apart(root):
+def test_identical_images_of_train_are_never_split(root):
     write_studies(root)
     for patient in range(1, 19, 2):
         source = (root / "images" / f"{patient}_left.jpeg").read_bytes()
@@ -303,7 +303,7 @@ def test_leaks_between_the_files(root):
         assert {"1_right", "2_right"}.isdisjoint(listed(table, "train")) == (on_leak == "drop")
 
 
-def test_validation_that_is_cut_never_leaks(root):
+def test_a_validation_split_cut_from_train_never_leaks(root):
     table, dropped = retinopathy(write_studies(root), val_fraction=0.5).table()
     assert dropped["leaks"] == 0
     patients = table.groupby("split")["patient"].agg(set)
@@ -410,7 +410,7 @@ def test_the_same_names_in_a_folder_of_each_split_are_no_leak(root, regex):
     assert patients["train_images/IDRiD_010"] == "IDRiD_010"  # in one folder only: the name alone
 
 
-def test_the_same_names_leak_where_pattern_column_or_bytes_say_so(root):
+def test_the_same_names_leak_if_pattern_column_or_bytes_match(root):
     write_two_folders(root)
     same_name = retinopathy(root, test_csv="test.csv", patient_regex=r"IDRiD_(\d+)")
     assert refusal(same_name.table).startswith("5 images of train or val are of 5 patients")
@@ -457,7 +457,7 @@ def test_suffixes_of_every_kind_and_case_are_found(root):
     assert retinopathy(root).read_table()["path"].tolist() == [str(root / "images" / file) for file in files]
 
 
-def test_of_two_suffixes_the_first_is_taken_and_the_other_said(root, caplog):
+def test_the_first_of_two_suffixes_is_used_and_the_other_reported(root, caplog):
     write_labels(root / "train.csv", {"a": 0, "b": 1}, "image,level")
     for suffix in (".webp", ".PNG", ".JPG", ".png"):
         write_photographs(root / "images", ["a"], suffix)
@@ -468,7 +468,7 @@ def test_of_two_suffixes_the_first_is_taken_and_the_other_said(root, caplog):
     assert f"{root}: left out 4 images that no CSV lists: 3 in images, 1 in images/sub" in caplog.text
 
 
-def test_whole_folders_that_no_csv_lists_are_said(root, caplog):
+def test_folders_that_no_csv_lists_are_reported(root, caplog):
     data = retinopathy(write_kaggle(root), cache_dir=str(root / "cache"))
     write_photographs(root / "test", ["1", "2", "sub/3"])
     write_photographs(root / "other" / "deep", ["4"], ".png")
@@ -482,7 +482,7 @@ def test_whole_folders_that_no_csv_lists_are_said(root, caplog):
     assert f"{root}: {said}" in caplog.text
 
 
-def test_nothing_is_said_where_all_images_are_listed(root, caplog):
+def test_there_is_no_message_if_all_images_are_listed(root, caplog):
     with caplog.at_level(logging.INFO):
         retinopathy(write_studies(root)).read_table()
     assert "left out" not in caplog.text
@@ -547,7 +547,7 @@ def test_the_remedy_of_a_missing_test_split_is_all_images(root):
     assert message.endswith("no split test; choose among train, or set data.all_images=test to evaluate on all images")
 
 
-def test_all_images_of_two_csvs_have_names_of_their_own(root):
+def test_all_images_of_two_csvs_have_distinct_names(root):
     table, _ = retinopathy(write_two_folders(root), test_csv="test.csv", all_images="test").table()
     assert table["image"].is_unique
     assert table["image"].tolist()[:1] == ["train_images/IDRiD_001.jpeg"]

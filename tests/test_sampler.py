@@ -28,7 +28,7 @@ def test_every_image_once_with_its_epoch():
     assert all(type(index) is int for _, index in order)
 
 
-def test_order_depends_on_seed_and_epoch_alone():
+def test_order_depends_only_on_seed_and_epoch():
     np.random.seed(1)
     first = draw(50, seed=0, epoch=1)
     np.random.seed(2)
@@ -99,7 +99,7 @@ def test_eyepacs_starts_with_the_weights_of_the_second_place():
     assert counts.tolist() == [7026, 7025, 7025, 7025, 7025]
 
 
-def test_no_image_comes_again_before_all_of_its_class_did():
+def test_no_image_repeats_before_all_images_of_its_class_occur():
     drawn = sampling(kind="balanced").draw(0, 0)
     times = np.bincount(drawn, minlength=80)
     for target, (least, most) in {0: (0, 1), 1: (4, 4), 2: (1, 2), 4: (6, 7)}.items():

@@ -50,7 +50,9 @@ def test_scores_at_the_edge(targets: list[int], predictions: list[int], matthews
     assert found["specificity_macro"] == pytest.approx(specificity, nan_ok=True)
 
 
-def test_new_scores_go_all_the_way(make_run, tmp_path: Path, undrawn: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_new_scores_are_used_everywhere(
+    make_run, tmp_path: Path, undrawn: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = make_run("monitor=val/matthews", "optim.lr=0.02")
     assert guarded(run) == 0
     predictions = read_predictions(run.predictions_file("test")).labeled
@@ -88,7 +90,7 @@ def test_a_changed_score_is_found(tmp_path: Path) -> None:
     ]
 
 
-def test_scores_that_a_version_did_not_have_are_not_missed(tmp_path: Path) -> None:
+def test_scores_that_a_version_lacks_are_not_required(tmp_path: Path) -> None:
     run = RunFolder(write_run(tmp_path / "run"))
     derived = summary_of(read_run(run).predictions.labeled)
     status = json.loads(run.status_file.read_text())
@@ -130,7 +132,7 @@ def test_a_score_without_a_formula_of_sums_is_resampled_one_by_one(distance: Sco
     assert against.p[0] < 0.01
 
 
-def test_a_record_from_outside_goes_all_the_way(make_run, tmp_path: Path, undrawn: None, distance: Score) -> None:
+def test_an_external_record_is_used_everywhere(make_run, tmp_path: Path, undrawn: None, distance: Score) -> None:
     run = make_run("monitor=val/distance", "trainer.max_epochs=2")
     assert guarded(run) == 0
     predictions = read_predictions(run.predictions_file("test")).labeled
@@ -143,7 +145,7 @@ def test_a_record_from_outside_goes_all_the_way(make_run, tmp_path: Path, undraw
     assert differences_of([read_run(run)]) == []
 
 
-def test_the_leaderboard_of_a_falling_score_begins_with_the_smallest(tmp_path: Path, distance: Score) -> None:
+def test_the_leaderboard_of_a_falling_score_starts_with_the_smallest(tmp_path: Path, distance: Score) -> None:
     runs = [read_run(RunFolder(write_run(tmp_path / f"{skill}", depth=int(skill), skill=skill))) for skill in (1, 6)]
     (table,) = tables_of(runs, "distance")
     assert isinstance(table, Table)

@@ -70,7 +70,7 @@ def test_absent_classes_count_nowhere():
     assert counts[[1, 4]].sum() == 0
 
 
-def test_averages_count_what_divides_by_nothing_as_0():
+def test_averages_count_a_division_by_0_as_0():
     targets, predictions = (
         np.array([0, 0, 1, 1, 3]),
         np.array([0, 0, 0, 4, 3]),
@@ -98,7 +98,7 @@ def test_a_constant_predictor_has_no_skill():
     assert {name: baseline[name] for name in expected} == pytest.approx(expected, abs=1e-12)
 
 
-def test_the_baseline_answers_the_class_of_the_training_images():
+def test_the_baseline_predicts_the_largest_class_of_the_training_images():
     targets = np.array([0, 0, 0, 1])
     assert majority_baseline(targets, majority=1, num_classes=2)["accuracy"] == 0.25
 
@@ -111,7 +111,7 @@ def test_kappa_grows_with_nearness_and_turns_negative_when_reversed():
     assert statistics.quadratic_weighted_kappa(targets, near) > statistics.quadratic_weighted_kappa(targets, far)
 
 
-def test_what_is_undefined_is_nan():
+def test_undefined_values_are_nan():
     same = np.array([2, 2, 2])
     assert np.isnan(statistics.quadratic_weighted_kappa(same, same))
     assert np.isnan(statistics.auroc(same, np.full((3, 3), 1 / 3)))

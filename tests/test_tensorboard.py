@@ -54,7 +54,7 @@ def test_every_job_has_its_hyperparameters_and_final_metrics(runs: list[RunFolde
         assert scalars(events, "z_final/test/qwk") == pytest.approx([run.read_status()["metrics"]["test/qwk"]])
 
 
-def test_a_command_line_shows_what_it_gave(make_run: MakeRun) -> None:
+def test_a_single_run_shows_its_overrides(make_run: MakeRun) -> None:
     run = make_run("optim.lr=0.1", "trainer.max_epochs=1")
     run.update_status(overrides=["optim.lr=0.1", "model=resnet_cifar", "data.cache_dir=cache", "+data.more=0.1"])
     assert guarded(run) == 0
@@ -78,7 +78,7 @@ def test_scalars_and_pictures_by_epoch(make_run: MakeRun) -> None:
 
 
 @pytest.mark.slow
-def test_a_resumed_run_goes_on_in_its_curves(make_run: MakeRun) -> None:
+def test_a_resumed_run_continues_its_curves(make_run: MakeRun) -> None:
     run = make_run("trainer.max_epochs=2")
     guarded(run)
     config = run.read_config()

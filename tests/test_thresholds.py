@@ -55,7 +55,7 @@ def test_areas_are_scikit_learns(seed):
     assert np.mean(values) == pytest.approx(precision, abs=0.02)  # its area is that of steps; straight lines have more
 
 
-def test_a_curve_says_what_its_thresholds_do():
+def test_a_curve_shows_the_rates_of_its_thresholds():
     positive, scores = random_case(0)
     cut = np.quantile(scores[~positive], 0.8) + 1e-9
     false_alarms, found = np.mean(scores[~positive] >= cut), np.mean(scores[positive] >= cut)
@@ -109,7 +109,7 @@ def test_without_validation_nothing_is_chosen_or_scaled(tmp_path):
     assert row.before == pytest.approx(np.mean(errors))
 
 
-def test_operating_rows_say_what_they_were_chosen_on_and_which_refer_nobody(tmp_path):
+def test_operating_rows_name_their_split_and_thresholds_that_refer_no_one(tmp_path):
     run = with_validation(tmp_path / "run")
     frame = pd.read_csv(run / "predictions_val.csv", dtype={"image": str})
     kept = frame.groupby("target").head(3)  # 6 of 15 are not referable
@@ -134,7 +134,7 @@ def sharpened(run, split, power):
 
 
 @pytest.mark.parametrize(("on_test", "on_val"), [(4, 4), (4, 1), (1, 4)])
-def test_temperature_is_fitted_on_validation_and_tried_on_test(tmp_path, on_test, on_val):
+def test_temperature_is_fitted_on_validation_and_evaluated_on_test(tmp_path, on_test, on_val):
     run = with_validation(tmp_path / "run")
     sharpened(run, "test", on_test)
     sharpened(run, "val", on_val)

@@ -80,7 +80,7 @@ def test_flips(horizontal, vertical, expected):
         np.testing.assert_array_equal(transform(image, generator(seed)), expected(image))
 
 
-def test_flips_come_as_often_as_asked_and_apart():
+def test_flips_are_independent_and_as_frequent_as_configured():
     image, transform = noise(4, 4), train(4, horizontal_flip=0.25, vertical_flip=0.5)
     forms = [image, image[:, ::-1], image[::-1], image[::-1, ::-1]]
     counts, random = np.zeros(4), generator()
@@ -97,7 +97,7 @@ def test_flips_come_as_often_as_asked_and_apart():
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
 @pytest.mark.parametrize("size", [8, 9])
 @pytest.mark.parametrize(("angle", "quarters"), [(90, 1), (-90, -1), (180, 2), (-180, 2)])
-def test_quarters_turn_against_the_clock_to_the_pixel(interpolation, size, angle, quarters):
+def test_quarter_turns_are_counterclockwise_to_the_pixel(interpolation, size, angle, quarters):
     image = noise(size, size)
     result = train(size, rotation=180.0, interpolation=interpolation)(image, Draws(angle))
     np.testing.assert_array_equal(result, np.rot90(image, quarters))
@@ -174,7 +174,7 @@ def test_scale_and_translation_fill_their_ranges():
     )
 
 
-def test_translation_moves_whole_pixels_where_nothing_is_resampled():
+def test_translation_moves_whole_pixels_without_resampling():
     image = noise(10, 10)
     draw = np.array([[1.0, 1.0, 0.5, 0.5, 0.5, 0.5, 1.0, 0.0]])  # as far right and up as possible
     result = geometry(10, **STILL | {"translate": 0.2})([image], draw, np.array([True]))[0]
@@ -192,7 +192,7 @@ def test_only_the_chosen_are_augmented():
     np.testing.assert_array_equal(same, images[0])
 
 
-def test_draws_depend_on_all_four_numbers_and_on_nothing_else():
+def test_draws_depend_on_exactly_four_numbers():
     keys = [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]
     rows = np.array([draws(*key) for key in keys])
     assert len(np.unique(rows)) == rows.size
@@ -294,7 +294,7 @@ def test_color_factors_fill_their_ranges():
 
 
 @pytest.mark.parametrize(("key", "column"), [("brightness", 0), ("contrast", 1), ("saturation", 2), ("hue", 3)])
-def test_each_color_key_changes_its_own_factor_alone(key: str, column: int):
+def test_each_color_key_changes_only_its_own_factor(key: str, column: int):
     data = retinopathy(Path("none"), **{key: 0.2})
     factors = color_factors(data, generator().random((100, 5)), np.full(100, True))
     changed = np.flatnonzero((factors != [1, 1, 1, 0, 0]).any(axis=0))

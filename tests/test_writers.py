@@ -86,7 +86,7 @@ def writes(call: ast.Call) -> bool:
         ("write_atomically(p, '')", False),
     ],
 )  # fmt: skip
-def test_what_counts_as_writing(source: str, found: bool) -> None:
+def test_calls_that_write_are_recognized(source: str, found: bool) -> None:
     places = list(writers(f"class A:\n    def b(self):\n        {source}"))
     assert [place.partition(" ")[0] for place in places] == ["A.b"] * found
 
