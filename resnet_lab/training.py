@@ -165,7 +165,7 @@ def checked_config(run: RunFolder) -> dict[str, Any]:
     """Return the checked configuration of a run folder, which may be written by hand.
 
     Raises:
-        UserError: a key does not exist or is missing, or a value is not allowed.
+        UserError: a key does not exist or is missing, or its value is not allowed.
     """
     config = run.read_config()
     try:
