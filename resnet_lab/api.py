@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
-from resnet_lab.config import build, check, compose_config, words_of_trust
+from resnet_lab.config import build, check, check_overrides, compose_config, words_of_trust
 from resnet_lab.errors import UserError
 from resnet_lab.launch import run_in
 from resnet_lab.report import runs
@@ -18,6 +18,7 @@ from resnet_lab.report.groups import tables_of
 from resnet_lab.report.runs import Run
 from resnet_lab.report.summaries import summary
 from resnet_lab.run_folder import RunFolder
+from resnet_lab.sweep import preflight
 from resnet_lab.trust import trust
 
 if TYPE_CHECKING:
@@ -53,7 +54,10 @@ def train(*overrides: str) -> Run:
     Raises:
         UserError: a key is wrong, the folder contains a run with another configuration, or the training failed.
     """
+    check_overrides(overrides)
     config = compose_config(overrides)
+    if not preflight(overrides):
+        raise UserError("the check before the training failed; the line above names the reason")
     run = RunFolder(Path(config.sweep_dir).expanduser().absolute())
     plain: Any = OmegaConf.to_container(config, resolve=True)
     run_in(run, config, overrides, words_of_trust(plain))

@@ -1,4 +1,4 @@
-"""What a run keeps: `best.ckpt`, `last.ckpt`, metrics.csv, whole at any moment; and what a resumed one goes on from."""
+"""Write `best.ckpt`, `last.ckpt` and metrics.csv of a run atomically, and choose the checkpoint to resume from."""
 
 from __future__ import annotations
 
@@ -26,74 +26,76 @@ from resnet_lab.origin import CHECKPOINT_KEY
 from resnet_lab.run_folder import UNTRAINED, RunFolder
 from resnet_lab.scores import SCORES
 
-SHOWN = {"lr", "loss", *(name for name, score in SCORES.items() if "log" in score.shown)}  # in the line of an epoch
+SHOWN = {"lr", "loss", *(name for name, score in SCORES.items() if "log" in score.shown)}  # in the log line of an epoch
 
 log = logging.getLogger(__name__)
 
-# what a job writes into a checkpoint
+# content of a job's checkpoint
 PARTS = {"epoch": int, "global_step": int, "state_dict": dict, "optimizer_states": list, "lr_schedulers": list}
 PARTS |= {"loops": dict, "callbacks": dict, "pytorch-lightning_version": str, CHECKPOINT_KEY: dict}
 
-_damaged: set[Path] = set()  # files that are moved aside before another one takes their name
+_damaged: set[Path] = set()  # damaged files, renamed before they are overwritten
 
 
 def real(file: Path) -> Path:
-    """The file, by whatever way its folder is named."""
+    """Return the path of a file with links in its folder resolved."""
     return file.parent.resolve() / file.name
 
 
 def free_name(file: Path) -> Path:
-    """Where a damaged file is moved: `last.ckpt.damaged`, or the first such name with a number that is free."""
+    """Return the name for a damaged file: `last.ckpt.damaged`, or the first free `last.ckpt.damaged1`, `…2`."""
     names = (file.with_name(f"{file.name}.damaged{number or ''}") for number in count(0))
     return next(name for name in names if not name.exists())
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and renames it.
+    """Write each checkpoint to a temporary file in the same folder and rename it.
 
-    Lightning's own goes through the folder for temporary files, and where that is another disk, a full one here would
-    cut the checkpoint before it short.
+    Lightning's own class writes to the system's temporary folder first. If that is on another disk, and this one is
+    full, copying the file truncates the existing checkpoint.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        if real(Path(path)) in _damaged:  # someone may save something of it
+        if real(Path(path)) in _damaged:  # kept, as parts of it may be recoverable
             _damaged.discard(real(Path(path)))
             Path(path).replace(free_name(Path(path)))
         write_atomically(Path(path), buffer.getbuffer(), durable=True)
 
 
 def resume_point(run: RunFolder, on_corrupt: str, misfits: Collection[Path] = ()) -> Path | None:
-    """The checkpoint that a job goes on from; None: it starts. Damaged ones are said, left out, and kept aside.
+    """Return the checkpoint to resume from; None: start from the first epoch.
+
+    A damaged checkpoint is logged, and renamed before its name is used again.
 
     Args:
-        run: the folder.
-        on_corrupt: where `last.ckpt` is damaged: `best` goes on from `best.ckpt` if there is one, `start` starts.
-        misfits: files that turned out not to be of this job's network.
+        run: run folder.
+        on_corrupt: if `last.ckpt` is damaged, `best` resumes from `best.ckpt` if it is undamaged; `start` starts over.
+        misfits: checkpoints that do not fit this job's network.
 
     Raises:
-        UserError: a file cannot be read now, which says nothing about its content.
+        UserError: a file cannot be read now and may be undamaged.
     """
 
     def usable(file: Path) -> bool:
-        whole = file not in misfits and is_whole(file)
-        if not whole and file.exists():
+        complete = file not in misfits and is_whole(file)
+        if not complete and file.exists():
             _damaged.add(real(file))
-        return whole
+        return complete
 
     if not run.last_checkpoint.exists():
         return None
     if usable(run.last_checkpoint):
         return run.last_checkpoint
     best = run.best_checkpoint if on_corrupt == "best" and usable(run.best_checkpoint) else None
-    log.warning("last.ckpt is damaged; going on from %s", best.name if best else "the start")
+    log.warning("last.ckpt is damaged; resuming from %s", best.name if best else "the first epoch")
     return best
 
 
 def is_whole(file: Path) -> bool:
-    """Whether a checkpoint is there, every part of it has its checksum, and it holds what a job goes on from.
+    """Return whether a checkpoint exists, its checksums are right, and it contains all parts that a job needs.
 
     Raises:
         UserError: permission is missing, or the disk fails.
@@ -101,32 +103,33 @@ def is_whole(file: Path) -> bool:
     """
     try:
         with zipfile.ZipFile(file) as archive:
-            whole = archive.testzip() is None
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)  # names have no checksum
+            intact = archive.testzip() is None
+        # also checks the names of the archive, which have no checksum
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except MemoryError:
         raise
     except OSError as error:
-        if error.errno in (None, errno.ENOENT, errno.EISDIR, errno.EINVAL):  # the last is zipfile's word for nonsense
+        if error.errno in (None, errno.ENOENT, errno.EISDIR, errno.EINVAL):  # EINVAL: zipfile found invalid offsets
             return False
         raise UserError(
-            f"{file} cannot be read ({error.strerror}) and may be whole; make it readable, and the same command goes on"
+            f"{file} cannot be read ({error.strerror}), but may be undamaged; make it readable, then rerun the command"
         ) from error
-    except Exception as error:  # damage has many faces
+    except Exception as error:  # damage raises many types of exceptions
         if "allocate memory" in str(error):
             raise MemoryError(str(error)) from error
         return False
-    return whole and _is_of_a_job(content)
+    return intact and _is_of_a_job(content)
 
 
 def _is_of_a_job(content: object) -> bool:
-    """Whether a checkpoint has all the parts that a job writes."""
+    """Return whether a checkpoint has all parts that a job writes."""
     if not isinstance(content, dict) or not all(isinstance(content.get(key), kind) for key, kind in PARTS.items()):
         return False
     return bool(content["callbacks"]) and all(isinstance(each, Tensor) for each in content["state_dict"].values())
 
 
 def fits(file: Path, module: LightningModule) -> bool:
-    """Whether a whole checkpoint has the names and shapes of a network."""
+    """Return whether an undamaged checkpoint has the same names and shapes as a network."""
     state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
     return {name: each.shape for name, each in state.items()} == {
         name: each.shape for name, each in module.state_dict().items()
@@ -134,40 +137,40 @@ def fits(file: Path, module: LightningModule) -> bool:
 
 
 def put_objective(file: Path, module: Classifier) -> None:
-    """Replace what a checkpoint holds of the objective by what was fitted with its weights."""
+    """Replace the values of the objective in a checkpoint by those that were fitted with its weights."""
     content = torch.load(file, map_location="cpu", weights_only=True)
     fitted = {name: value.cpu() for name, value in module.state_dict().items() if name.startswith("loss.")}
     AtomicCheckpointIO().save_checkpoint(content | {"state_dict": content["state_dict"] | fitted}, file)
 
 
 def ends_step(trainer: Trainer, batch_idx: int) -> bool:
-    """Whether the optimizer steps after a batch, and does not wait for the gradients of the next one."""
+    """Return whether the optimizer steps after a batch, instead of accumulating gradients of the next one."""
     return trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
 
 
 def of_split(name: str) -> bool:
-    """Whether a logged value is a metric of a split; learning rates of several groups (`lr-SGD/head`) are none."""
+    """Return whether a logged value is a metric of a split (`val/loss`), not a learning rate (`lr-SGD/head`)."""
     return name.partition("/")[0] in ("train", "val", "test")
 
 
 class EpochRows(Callback):
-    """The rows of metrics.csv, which live in the checkpoints.
+    """Rows of metrics.csv, stored in the checkpoints.
 
-    So whichever epoch a resumed run goes on from, the file holds the epochs up to it and no other.
+    A resumed run thus has the rows of the epochs before its checkpoint, and no others.
     """
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
 
     def note(self, trainer: Trainer) -> None:
-        """Add the row of this epoch, once; its metrics are complete when checkpoints are written, and not before."""
+        """Add the row of this epoch, once; call it when checkpoints are written, as the metrics are complete then."""
         if not self.rows or self.rows[-1]["epoch"] < trainer.current_epoch:
             metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items()) if of_split(name)}
             lr = trainer.optimizers[0].param_groups[0]["lr"]
             self.rows.append({"epoch": trainer.current_epoch, "lr": lr, **metrics})
 
     def write(self, file: Path, metrics: Iterable[str] = ()) -> None:
-        """Write the file, and say the last row; without rows a header with these metrics."""
+        """Write the file and log the last row; without rows, write a header with these metrics."""
         columns = list(self.rows[0]) if self.rows else ["epoch", "lr", *sorted(metrics)]
         lines = [",".join(columns), *(",".join(repr(row[name]) for name in columns) for row in self.rows)]
         write_atomically(file, "\n".join(lines) + "\n", durable=True)
@@ -185,15 +188,15 @@ class EpochRows(Callback):
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """One checkpoint of a run folder, which may be moved between two starts.
+    """One checkpoint file of a run folder; the folder may be moved between two starts.
 
     Args:
-        run: the folder.
-        rows: of metrics.csv so far.
-        name: of the file, without its suffix.
-        monitor: the metric that selects; None keeps the last epoch.
+        run: run folder.
+        rows: rows of metrics.csv so far.
+        name: file name without suffix.
+        monitor: metric that selects the epoch; None: the last epoch.
         mode: `min` or `max`.
-        undefined: whether the metric means nothing on this validation split, whatever number it has.
+        undefined: whether the metric is meaningless on this validation split; its values are ignored.
     """
 
     def __init__(
@@ -214,7 +217,7 @@ class RunCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
             save_on_train_epoch_end=True,
         )
-        self.run, self.rows, self.undefined, self._said = run, rows, undefined, False
+        self.run, self.rows, self.undefined, self._warned = run, rows, undefined, False
 
     def _monitor_candidates(self, trainer: Trainer) -> dict[str, Tensor]:
         found = super()._monitor_candidates(trainer)
@@ -227,37 +230,37 @@ class RunCheckpoint(ModelCheckpoint):
         super().on_train_epoch_end(trainer, pl_module)
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
-        """Of equal epochs the later is kept: a collapsed network scores QWK 0 from its first, untrained epoch on.
+        """Return whether to save this epoch: it is at least as good as the best (a collapsed network always has QWK 0).
 
-        An undefined value is below every number, so where no epoch has a number the last one is kept.
+        NaN is worse than every number. If all epochs have NaN, the last one is kept.
         """
         if current is not None and current.isnan():
-            if not self._said and not self.undefined and trainer.is_global_zero:
-                text = "%s is undefined in epoch %d; no such epoch is selected"
+            if not self._warned and not self.undefined and trainer.is_global_zero:
+                text = "%s is undefined in epoch %d; undefined epochs are not selected as best"
                 log.warning(text, self.monitor, trainer.current_epoch + 1)
-                self._said = True
+                self._warned = True
             current = torch.full_like(current, torch.inf if self.mode == "min" else -torch.inf)
         return super().check_monitor_top_k(trainer, current) or (
             current is not None and current == self.best_model_score
         )
 
     def keep_untrained(self, trainer: Trainer) -> None:
-        """Save the weights that a trainer of no epoch has validated."""
+        """Save the initial weights, validated but not trained (`trainer.max_epochs=0`)."""
         self.best_model_path = str(self.run.checkpoints / f"{self.filename}.ckpt")
         self.best_model_score = self._monitor_candidates(trainer).get(self.monitor) if self.monitor else None
         trainer.save_checkpoint(self.best_model_path)
 
     @property
     def saved(self) -> str | None:
-        """The file relative to the run folder, once there is one."""
+        """The checkpoint's path relative to the run folder; None before the first save."""
         return str(Path(self.best_model_path).relative_to(self.run.path)) if self.best_model_path else None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the state, with the paths as they are now; a best checkpoint that is damaged is forgotten."""
+        """Restore the state with current paths; a damaged best checkpoint is ignored."""
         best = self._moved(state_dict["best_model_path"])
         if self.monitor and best and not is_whole(Path(best)):
             _damaged.add(real(Path(best)))
-            log.warning("%s is damaged; the best of the epochs from here on takes its place", Path(best).name)
+            log.warning("%s is damaged; the best of the following epochs replaces it", Path(best).name)
             return
         state = {**state_dict, "dirpath": self.dirpath}
         for key in ("best_model_path", "kth_best_model_path"):
@@ -270,13 +273,13 @@ class RunCheckpoint(ModelCheckpoint):
 
 
 class LastCheckpoint(RunCheckpoint):
-    """`last.ckpt` and `metrics.csv` of every epoch. (ModelCheckpoint's save_last wants a new best.)
+    """Write `last.ckpt` and `metrics.csv` after every epoch; ModelCheckpoint's `save_last` needs a new best epoch.
 
     Args:
-        run: the folder.
-        rows: of metrics.csv so far.
-        best: what keeps `best.ckpt`; None where nothing selects.
-        minutes: after which `last.ckpt` is saved inside an epoch, too; None: never.
+        run: run folder.
+        rows: rows of metrics.csv so far.
+        best: callback that writes `best.ckpt`; None if no metric selects an epoch.
+        minutes: interval for saving `last.ckpt` within an epoch, too; None: never.
     """
 
     def __init__(
@@ -291,12 +294,12 @@ class LastCheckpoint(RunCheckpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.minutes is None or trainer.is_last_batch:  # which the end of the epoch follows
+        if self.minutes is None or trainer.is_last_batch:  # the end of the epoch saves it
             return
-        if not ends_step(trainer, batch_idx):  # a checkpoint holds no gradients
+        if not ends_step(trainer, batch_idx):  # a checkpoint contains no accumulated gradients
             return
         due = time.monotonic() - self.saved_at >= 60 * self.minutes
-        if trainer.world_size > 1:  # all ranks save or none
+        if trainer.world_size > 1:  # all ranks must save together
             due = trainer.strategy.reduce_boolean_decision(due, all=False)
         if due:
             trainer.save_checkpoint(self.run.last_checkpoint)
@@ -318,14 +321,14 @@ class LastCheckpoint(RunCheckpoint):
             checkpoint["epoch"] = UNTRAINED
 
     def _note(self, trainer: Trainer, epoch: int) -> None:
-        """Write metrics.csv, and into status.json how far the job is."""
+        """Write metrics.csv, and the progress of the job into status.json."""
         cost = self.cost(trainer)
         if trainer.is_global_zero:
             self.rows.write(self.run.metrics_file, filter(of_split, trainer.callback_metrics))
             self.run.update_status(epoch=epoch, **cost, **self.selection())
 
     def cost(self, trainer: Trainer) -> dict[str, float]:
-        """What the job took so far, in all its starts: seconds, and core seconds of all ranks (asked on each)."""
+        """Return `seconds` and `core_seconds` (of all ranks) of the job over all starts; every rank must call it."""
         cores = trainer.strategy.reduce(
             torch.tensor(environment.core_seconds(), device=trainer.strategy.root_device), reduce_op="sum"
         )
@@ -333,7 +336,7 @@ class LastCheckpoint(RunCheckpoint):
         return {name: round(self.before[name] + value, 1) for name, value in cost.items()}
 
     def selection(self) -> dict[str, Any]:
-        """For status.json: both checkpoints relative to the run folder, and the value that selected the best."""
+        """Return the paths of both checkpoints and the value that selected the best one, for status.json."""
         score = None if self.best is None else self.best.best_model_score
         return {
             "best_checkpoint": None if self.best is None else self.best.saved,

@@ -1,4 +1,4 @@
-"""The command line of a verb, declared once for reading and for help; what every command makes up for and prints."""
+"""Command lines: parsing, help, log format, and what every command does first and last."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from resnet_lab.keys import WIDTH, known_keys
 
 
 def stop_printing() -> None:
-    """Nobody reads the output any more, as after `| head`, and Python need not report it at its end."""
+    """Discard further output, as its reader has ended (`| head`); Python would otherwise print an error at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def show(text: str) -> None:
-    """Print a text, as far as somebody reads it."""
+    """Print a text; stop without an error if its reader has ended."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -34,18 +34,18 @@ def show(text: str) -> None:
 
 
 def version() -> str:
-    """`resnet-lab 0.1.0`."""
-    from importlib import metadata  # which takes 20 ms
+    """Return `resnet-lab 0.1.0`."""
+    from importlib import metadata  # takes 20 ms
 
     return f"resnet-lab {metadata.version('resnet-lab')}"
 
 
 class Show(argparse.Action):
-    """An option that prints a text and ends the command.
+    """Option that prints a text and exits.
 
     Args:
-        text: values of the option → text.
-        keywords: as every action of argparse takes them.
+        text: function that returns the text for the values of the option.
+        keywords: arguments of `argparse.Action`.
     """
 
     def __init__(self, text: Callable[[list[str]], str], **keywords: Any) -> None:
@@ -58,7 +58,7 @@ class Show(argparse.Action):
 
 
 class _Format(argparse.RawDescriptionHelpFormatter):
-    """80 columns; an option whose metavar begins with `=` is shown as it is typed."""
+    """Help of 80 columns; an option whose metavar begins with `=` is shown as `key=VALUE`."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=22, width=WIDTH)
@@ -69,14 +69,14 @@ class _Format(argparse.RawDescriptionHelpFormatter):
 
 
 class Verb(argparse.ArgumentParser):
-    """The one declaration of a verb: it reads the command line, and writes the help.
+    """Parser of a verb (`train`, `report`, …) and its help.
 
     Args:
-        prog: what users type for it.
-        about: what it does.
-        writes: lines on what it writes, and where.
+        prog: command that users type.
+        about: description.
+        writes: lines that describe the files it writes.
         examples: command lines.
-        more: further sections of the help, as a text.
+        more: function that returns further sections of the help.
     """
 
     def __init__(
@@ -85,53 +85,53 @@ class Verb(argparse.ArgumentParser):
         described = textwrap.fill(about, WIDTH)
         super().__init__(prog, prog, described, formatter_class=_Format, add_help=False, allow_abbrev=False)
         self.about, self.writes, self.examples, self.more = about, writes, examples, more
-        self.shape = list[str]()  # the words of the usage
-        self.known = dict[str, str]()  # option with its dashes → how users type it
+        self.shape = list[str]()  # words of the usage line
+        self.known = dict[str, str]()  # option with dashes → as users type it
         self.arguments, self.options = self.add_argument_group("arguments"), self.add_argument_group("options")
         self.flag("-h", "--help", action=Show, nargs=0, text=lambda _: self.format_help(), help="show this help")
         self.flag("--version", action=Show, nargs=0, text=lambda _: version(), help="show the version")
         self.shape.clear()
 
     def argument(self, name: str, text: str, several: bool = False) -> None:
-        """A word in a place of its own."""
+        """Add a positional argument."""
         self.shape.append(f"{name} …" if several else name)
         self.arguments.add_argument(name, nargs="+" if several else None, help=text)
 
     def takes_keys(self, text: str) -> None:
-        """Any other `KEY=VALUE` is one of `overrides`, of the configuration."""
+        """Collect every other `KEY=VALUE` in `overrides` of the configuration."""
         self.shape.append("[KEY=VALUE …]")
         self.arguments.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=text)
 
     def option(self, key: str, shape: str, text: str, default: Any = None, **keywords: Any) -> None:
-        """An option that is typed as `key=SHAPE` (or `--key SHAPE`)."""
+        """Add an option that users type as `key=SHAPE` (or `--key SHAPE`)."""
         shown = f" (default: {'false' if default is False else default})" if default not in (None, []) else ""
         self.options.add_argument(f"--{key}", metavar=f"={shape}", help=f"{text}{shown}", default=default, **keywords)
         self.known[f"--{key}"] = f"{key}={shape}"
         self.shape.append(f"[{key}={shape}]")
 
     def flag(self, *names: str, **keywords: Any) -> None:
-        """An option that is typed with dashes; one without a text is no part of the help."""
+        """Add an option with dashes; without the keyword `help` it is not in the help."""
         shape = [keywords["metavar"]] if "metavar" in keywords else []
         self.options.add_argument(*names, **{"help": argparse.SUPPRESS} | keywords)
         self.known |= {name: name for name in names}
         self.shape += [f"[{' '.join((names[0], *shape))}]"] if "help" in keywords else []
 
     def format_help(self) -> str:
-        """Usage, arguments, options, what is written, and examples."""
-        words = " ".join(word.replace(" ", "\xa0") for word in self.shape)  # each stays on one line
+        """Return usage, arguments, options, files written, and examples."""
+        words = " ".join(word.replace(" ", "\xa0") for word in self.shape)  # no line break within a word
         indent = " " * len(f"usage: {self.prog} ")
         lines = textwrap.wrap(words, WIDTH - len(indent), break_on_hyphens=False)
         self.usage = f"{self.prog} {f'{chr(10)}{indent}'.join(lines)}".replace("\xa0", " ")
-        sections = [self.more(), "what is written:", *self.writes, "", "examples:", *self.examples]
+        sections = [self.more(), "files written:", *self.writes, "", "examples:", *self.examples]
         self.epilog = "\n".join(sections)
         return super().format_help().rstrip()
 
     def read(self, words: Sequence[str]) -> argparse.Namespace:
-        """The values of a command line.
+        """Parse a command line.
 
         Raises:
-            UserError: a word is not understood or given twice, or one is missing.
-            SystemExit: with code 0, after an option that shows something.
+            UserError: an argument is unknown, given twice or missing.
+            SystemExit: with code 0, after an option such as `--help`.
         """
         typed = [f"--{word}" if "=" in word and f"--{word.partition('=')[0]}" in self.known else word for word in words]
         for word in typed:
@@ -142,11 +142,11 @@ class Verb(argparse.ArgumentParser):
         given = self.parse_intermixed_args(typed)
         for word in given.overrides if "overrides" in given else ():
             if "=" not in word and not word.startswith("~"):
-                self.error(f"{word}: it has to be KEY=VALUE")
+                self.error(f"{word}: must be KEY=VALUE")
         return given
 
     def _refuse_slips(self, word: str) -> None:
-        """Stop at an option that does not exist, or at `KEY=VALUE` where KEY is none, but nearly one."""
+        """Refuse an unknown option, and `KEY=VALUE` if KEY resembles an option and is no key."""
         key, equals, _ = word.partition("=")
         if key in self.known:
             return
@@ -156,26 +156,26 @@ class Verb(argparse.ArgumentParser):
             self.error(f"{word}: there is no such option{meant}")
 
     def _meant(self, word: str) -> str:
-        """`; did you mean …?` if an option has a similar name."""
+        """Return `; did you mean …?` if an option has a similar name."""
         names = {option.lstrip("-"): shown for option, shown in self.known.items() if option.startswith("--")}
         close = difflib.get_close_matches(word.partition("=")[0].lstrip("-"), names, n=1)
         return f"; did you mean {names[close[0]]}?" if close else ""
 
     def error(self, message: str) -> NoReturn:
-        """End the command: what argparse finds wrong is a user's error like any other."""
+        """Raise an error of argparse as `UserError`."""
         text = message.replace("the following arguments are required:", "missing")
         text = re.sub(r"^argument \S+ (?=\S*[=:])", "", text)
         raise UserError(f"{text} (see {self.prog} --help)")
 
 
 class PrintableFormatter(logging.Formatter):
-    """Lines with the time, in which no name from a file steers the terminal or breaks the line."""
+    """Format log lines with the time; control characters and line breaks in names from files are escaped."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s  %(message)s", "%H:%M:%S")
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line; of several lines are only messages that hold them without arguments, as tables and tracebacks."""
+        """Return the line; only a message without arguments (a table, a traceback) keeps its line breaks."""
         shown = copy(record)
         if isinstance(record.args, tuple):
             texts = (on_one_line(str(each)) if isinstance(each, str | Path) else each for each in record.args)
@@ -184,14 +184,14 @@ class PrintableFormatter(logging.Formatter):
 
 
 def log_to(handlers: Sequence[logging.Handler], level: int = logging.INFO, alone: bool = False) -> None:
-    """Send the log to these handlers; `alone` takes those of before away."""
+    """Send the log to these handlers; `alone` removes earlier ones."""
     for handler in handlers:
         handler.setFormatter(PrintableFormatter())
     logging.basicConfig(level=level, handlers=handlers, force=alone)
 
 
 def begin() -> None:
-    """Make up for what this process lacks: characters in the terminal's encoding (shown as `?`), and a home folder."""
+    """Print characters that the terminal cannot encode as `?`, and create a home folder if the user has none."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -199,11 +199,11 @@ def begin() -> None:
         home = os.path.join(tempfile.gettempdir(), f"resnet_lab_{os.getuid()}")  # noqa: PTH118
         os.makedirs(home, mode=0o700, exist_ok=True)  # noqa: PTH103
         os.environ["HOME"] = home
-        print(f"this user has no home folder (HOME is not set); caches go to {home}", file=sys.stderr)
+        print(f"this user has no home folder (HOME is not set); caches are written to {home}", file=sys.stderr)
 
 
 def run_command(command: Callable[[list[str]], None]) -> int:
-    """Run a verb; what the user got wrong is one line and exit code 2."""
+    """Run a verb and return the exit code; an error of the user is one line and code 2."""
     begin()
     try:
         command(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""The check of a configuration, of every `_target_` against its signature (without importing it), and the call."""
+"""Compose and check a configuration, and build its parts; a `_target_` is checked by its signature, not imported."""
 
 from __future__ import annotations
 
@@ -45,18 +45,18 @@ from resnet_lab.trust import WELL_KNOWN, refuse_foreign, trust_words
 from resnet_lab.values import conform
 
 ABSENT = "absent"
-PHOTOGRAPHS = "resnet_lab.data.photographs.Photographs"  # what `predict` puts in the place of the data
-PARTIAL = ("optim", "schedule")  # the groups that are called with more arguments later
+PHOTOGRAPHS = "resnet_lab.data.photographs.Photographs"  # replaces the data set in `predict`
+PARTIAL = ("optim", "schedule")  # groups whose objects get more arguments later
 
 
 def register() -> None:
-    """Make the schema and the name of a sweep's job known to Hydra."""
+    """Register the schema and the resolver `job_name` with Hydra."""
     ConfigStore.instance().store(name="schema", node=Config)
     OmegaConf.register_new_resolver("job_name", job_name, replace=True)
 
 
 def compose_config(overrides: Sequence[str]) -> DictConfig:
-    """The configuration of these overrides, outside Hydra's own command line.
+    """Return the configuration of these overrides, without Hydra's command line.
 
     Raises:
         UserError: a key, group or value does not exist.
@@ -71,7 +71,7 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
 
 
 def one_line(error: Exception) -> str:
-    """The message of an error of Hydra, OmegaConf or the operating system, with its cause, without line breaks."""
+    """Return the message of an error of Hydra, OmegaConf or the operating system, with its cause, on one line."""
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         remedy = "free some space" if error.errno in NO_ROOM else "choose a sweep_dir that can be written"
         return f"{error.filename or 'disk'}: {error.strerror}; {remedy}"
@@ -92,13 +92,15 @@ def one_line(error: Exception) -> str:
 
 
 def job_name(overrides: str, sweep_dir: str | None = None) -> str:
-    """The folder of a sweep's job, from `key=value,key=value`: readable, and usable as a value of an override.
+    """Return the folder name of a sweep's job, which needs no quotes in an override.
 
-    `model.depth=18,seed=0` → `depth-18_seed-0`. A value that is no plain word is cut to its end, with a hash.
+    `model.depth=18,seed=0` → `depth-18_seed-0`. Of a value with other characters (a path), only the end is used, with
+    a hash.
 
     Args:
-        overrides: of the job.
-        sweep_dir: a folder; where it holds a job with the same `data.root`, typed otherwise, the name is that one's.
+        overrides: overrides of the job, `key=value,key=value`.
+        sweep_dir: folder of the sweep. If it has a job that differs only in how `data.root` is written, that job's
+            name is returned.
     """
     pairs = [item.partition("=")[::2] for item in re.split(r",(?=[\w.@/+~]+=)", overrides) if item]
     pairs = [(key, value) for key, value in pairs if not of_logger(key)]
@@ -111,12 +113,12 @@ def job_name(overrides: str, sweep_dir: str | None = None) -> str:
 
 
 def _typed(path: str | None) -> list[str]:
-    """The ways to type a path: as it is, without detours, from here, and from the root."""
+    """Return the ways to write a path: as given, normalized, relative and absolute."""
     if path is None:
         return [""]
     plain = path.strip("'\"")
-    whole = os.path.abspath(Path(plain).expanduser())  # noqa: PTH100 - links stay
-    return [path, os.path.normpath(plain), os.path.relpath(whole), whole]
+    absolute = os.path.abspath(Path(plain).expanduser())  # noqa: PTH100 - links stay
+    return [path, os.path.normpath(plain), os.path.relpath(absolute), absolute]
 
 
 def _name_of(pairs: Sequence[tuple[str, str]]) -> str:
@@ -139,31 +141,31 @@ def _hash(text: str, length: int) -> str:
 
 
 def check(config: DictConfig, importing: bool = False) -> None:
-    """Everything that can be wrong with a configuration before anything is built.
+    """Check a configuration before anything is built.
 
     Args:
-        config: composed.
-        importing: whether parts from outside are imported, and their arguments checked, too.
+        config: composed configuration.
+        importing: also import the parts that are not resnet_lab's, and check their arguments.
 
     Raises:
-        UserError: a mandatory key is not set, or a group has a key that its `_target_` does not take, or lacks one.
+        UserError: a mandatory key is not set, a value is wrong, or a group has a key too many or too few.
     """
     if missing := sorted(OmegaConf.missing_keys(config)):
         raise UserError(f"{missing[0]} is not set; give {missing[0]}=… on the command line")
     _check_names(config, Config)
     if not isinstance(config.trainer, DictConfig):
-        raise UserError(f"trainer={config.trainer}: it has to be a group of keys; choose one with trainer=…")
+        raise UserError(f"trainer={config.trainer}: must be a group of keys; choose one with trainer=…")
     _check_names(config.trainer, TrainerConfig, "trainer.")
     _check_values(config, Config)
     _check_values(config.trainer, TrainerConfig, "trainer.")
     if config.follow_layers and config.trainer.compile:
         raise UserError(
-            "follow_layers=true with trainer.compile: a compiled network does not show its layers; set one to false"
+            "follow_layers=true with trainer.compile: layers of a compiled network cannot be observed; set one to false"
         )
     if unknown := [name for name in config.figures if name not in FIGURES]:
         close = difflib.get_close_matches(str(unknown[0]), FIGURES, n=1)
         hint = f"did you mean {close[0]}?" if close else f"choose among {', '.join(FIGURES)}"
-        raise UserError(f"figures: there is none called {unknown[0]}; {hint}")
+        raise UserError(f"figures: no figure is named {unknown[0]}; {hint}")
     _check_labels(OmegaConf.to_container(config, resolve=True))
     for group in PROVIDED:
         node = config[group]
@@ -171,16 +173,16 @@ def check(config: DictConfig, importing: bool = False) -> None:
             raise UserError(f"{group} has no _target_; choose one with {group}=…, see conf/{group}/")
         _check_part(group, node, importing)
         if node.get("_partial_", False) is not (group in PARTIAL):
-            raise UserError(f"{group}._partial_={node.get('_partial_')}: it has to be {group in PARTIAL}".lower())
+            raise UserError(f"{group}._partial_={node.get('_partial_')}: must be {group in PARTIAL}".lower())
     for group in BY_NAME:
         _check_named(group, config[group], importing)
 
 
 def _check_labels(config: Any) -> None:
-    """Refuse labels of a key that does not exist, labels that are no text, and equal ones of two values."""
+    """Refuse labels of an unknown key, labels that are not text, and equal labels of two values."""
     if not isinstance(config["labels"], dict):
         raise UserError(f"labels={config['labels']}: must be a mapping {{key: {{value: text}}}}")
-    known = {*flat(config), *known_keys()}  # another network may lack what an experiment labels
+    known = {*flat(config), *known_keys()}  # an experiment may label keys that another network lacks
     for key, texts in config["labels"].items():
         if key not in known:
             raise UserError(f"labels: {no_such_key(str(key))}")
@@ -190,14 +192,14 @@ def _check_labels(config: Any) -> None:
             if not isinstance(text, str) or not text.strip():
                 raise UserError(f"labels: {key}: {value}: {text}: must be text; quote words such as on and no")
             if list(texts.values()).count(text) > 1:
-                raise UserError(f"labels: {key}: two values are labeled {text}; give each a text of its own")
+                raise UserError(f"labels: {key}: two values are labeled {text}; give each a different text")
 
 
 def _check_named(group: str, parts: Any, importing: bool) -> None:
-    """Refuse parts that have no names, or no `_target_`, and what is wrong with the keys of each."""
+    """Check the callbacks or loggers: each needs a name, a `_target_` and valid keys."""
     kind = group.removesuffix("s")
     if not isinstance(parts, DictConfig):
-        raise UserError(f"{group}={parts}: it has to be a group of {kind}s by name")
+        raise UserError(f"{group}={parts}: must be a mapping {{name: {kind}}}")
     for name, node in parts.items():
         place = f"{group}.{name!s}"
         if not isinstance(node, DictConfig) or node.get("_target_") is None:
@@ -206,11 +208,11 @@ def _check_named(group: str, parts: Any, importing: bool) -> None:
 
 
 def _check_part(group: str, node: DictConfig, importing: bool) -> None:
-    """Refuse keys that a part does not take, and the lack of those that it needs."""
+    """Refuse keys that a part does not take, missing ones, and values of a wrong type."""
     target = node["_target_"]
     if not isinstance(target, str) or not target:
         raise UserError(f"{group}._target_={target}: must be text, the dotted name of a function or class")
-    refuse_foreign(group, OmegaConf.to_container(node), {target})  # special keys in other places
+    refuse_foreign(group, OmegaConf.to_container(node), {target})  # refuses special keys below the top
     if not is_ours(target) and not importing:
         return
     takes, keys = _arguments(group, target), {str(key) for key in node} - {"_target_", "_partial_"}
@@ -220,7 +222,7 @@ def _check_part(group: str, node: DictConfig, importing: bool) -> None:
     provided = PROVIDED.get(group, FOR_LOGGERS if of_logger(group) else set()) & {*takes.defaults}
     if not is_ours(target):
         provided -= FOR_LOGGERS & keys
-        provided |= {*list(takes.defaults)[:1]} if group in PARTIAL else set()  # which comes by its place
+        provided |= {*list(takes.defaults)[:1]} if group in PARTIAL else set()  # passed by position
         keys -= {*_of_the_job(group, node, takes)}
     taken = {*takes.defaults, *own} - provided
     for key in sorted(keys & provided if takes.others else keys - taken):
@@ -244,7 +246,7 @@ def _check_part(group: str, node: DictConfig, importing: bool) -> None:
 
 
 def _check_values(node: DictConfig, schema: type, prefix: str = "") -> None:
-    """Refuse the value of a key that is not as its hint in the schema says."""
+    """Refuse values that do not match their hint in the schema."""
     plain = OmegaConf.to_container(node, resolve=True, enum_to_str=True)
     assert isinstance(plain, dict)
     for each in fields(schema):
@@ -256,7 +258,7 @@ def _check_values(node: DictConfig, schema: type, prefix: str = "") -> None:
 
 
 def _check_names(node: DictConfig, schema: type, prefix: str = "") -> None:
-    """Refuse a key that the schema does not have, which nothing would read, and the lack of one that it has."""
+    """Refuse unknown keys, which nothing would read, and missing ones."""
     names, known = {str(name) for name in node}, {each.name for each in fields(schema)}
     if unknown := sorted(names - known):
         raise UserError(no_such_key(f"{prefix}{unknown[0]}"))
@@ -265,9 +267,9 @@ def _check_names(node: DictConfig, schema: type, prefix: str = "") -> None:
 
 
 def without_unknown(config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The configuration without the keys that the schema does not have, and their dotted names.
+    """Return the configuration without unknown keys, and the dotted names of these keys.
 
-    Versions before 2 accepted such keys, and nothing read them.
+    Schema version 1 accepted unknown keys, which nothing read.
     """
     top, trainer = ({each.name for each in fields(schema)} for schema in (Config, TrainerConfig))
     kept = {key: value for key, value in config.items() if key in top}
@@ -277,13 +279,13 @@ def without_unknown(config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 
 def check_overrides(arguments: Sequence[str]) -> None:
-    """Refuse what Hydra would add to the configuration although nothing reads it.
+    """Refuse overrides that Hydra accepts although nothing reads them.
 
     Args:
-        arguments: of a command line.
+        arguments: arguments of a command line.
 
     Raises:
-        UserError: a group is added that has been chosen already, or set to nothing, or a key that Hydra does not have.
+        UserError: a group is added twice or set to no name, or a key of `hydra` does not exist.
     """
     for argument in arguments:
         key, _, value = argument.lstrip("+").partition("=")
@@ -298,11 +300,11 @@ def check_overrides(arguments: Sequence[str]) -> None:
 
 
 def _refuse_no_names(argument: str, group: str) -> None:
-    """Stop where a group is chosen by null, a number or a mapping, which Hydra takes for a defect."""
+    """Refuse null, a number or a mapping as the choice of a group: Hydra raises an assertion error."""
     try:
         override = OverridesParser.create().parse_override(argument)
         chosen = list(override.sweep_iterator()) if override.is_choice_sweep() else [override.value()]
-    except HydraException:  # composing says it
+    except HydraException:  # raised again when the configuration is composed
         return
     if not all(isinstance(each, str | list) and each for each in chosen):
         remedy = ", or leave it out" if group in ("experiment", "scale") else ""
@@ -313,7 +315,7 @@ def _check_hydra(key: str) -> None:
     known: Any = HydraConf
     for name in key.split(".")[1:]:
         hints = get_type_hints(known) if is_dataclass(known) else None
-        if hints is None:  # a mapping of free names, or what a plugin defines
+        if hints is None:  # a mapping with any names, or the keys of a plugin
             return
         if name not in hints:
             close = difflib.get_close_matches(name, hints, n=1)
@@ -329,9 +331,10 @@ def _arguments(group: str, target: str) -> Arguments:
 
 
 def _of_the_job(group: str, node: Mapping[Any, Any], takes: Arguments) -> dict[str, Any]:
-    """The keys of a part from outside that the job reads itself, with their values.
+    """Return the keys that the job reads itself, with their values, of a part that is not resnet_lab's.
 
-    Those that the part takes itself are its own, but for a name of weights where it takes a truth value only (timm).
+    A key that the part takes is passed to it instead, except text where the part takes true or false
+    (`pretrained` of timm).
     """
     found = {key: node[key] for key in FOR_OTHERS.get(group, ()) if key in node}
     return {
@@ -342,7 +345,7 @@ def _of_the_job(group: str, node: Mapping[Any, Any], takes: Arguments) -> dict[s
 
 
 def of_the_job(group: str, node: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys that the job reads itself, of a part that `check` has passed; empty of a part of ours.
+    """Return the keys of a checked part that the job reads itself, with their values; empty for resnet_lab's parts.
 
     Raises:
         UserError: see `imported`.
@@ -353,7 +356,7 @@ def of_the_job(group: str, node: Mapping[str, Any]) -> dict[str, Any]:
 
 @cache
 def named_in_conf(group: str) -> frozenset[str]:
-    """The exact names that our own conf/ has as `_target_` of a group, and what `predict` puts there."""
+    """Return all `_target_` names of a group in resnet_lab's conf/, and the data set of `predict`."""
     nodes = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in (conf_dir() / group).glob("*.yaml")]
     if group in BY_NAME:
         nodes = [each for node in nodes for each in node.values()]
@@ -362,39 +365,39 @@ def named_in_conf(group: str) -> frozenset[str]:
 
 
 def known_names(group: str) -> frozenset[str]:
-    """The exact names that a given file may have called: those of conf/, and well-known ones."""
+    """Return the names that a file from others may call: those of conf/, and well-known ones."""
     return named_in_conf(group) | WELL_KNOWN.get(group, frozenset())
 
 
 def refuse_foreign_targets(config: Mapping[str, Any]) -> None:
-    """Stop at a group of a given configuration that names what is not to be called (see `trust`).
+    """Refuse a configuration with a group whose `_target_` is neither known nor trusted (see `resnet_lab.trust`).
 
     Raises:
-        UserError: there is one.
+        UserError: a group has such a name.
     """
     for group in PROVIDED:
         refuse_foreign(group, config.get(group), known_names(group))
 
 
 def refuse_foreign_named(config: Mapping[str, Any]) -> None:
-    """Likewise of its callbacks and loggers, which a training alone calls.
+    """Refuse callbacks and loggers whose `_target_` is neither known nor trusted; only training calls them.
 
     Raises:
-        UserError: there is one.
+        UserError: a callback or logger has such a name.
     """
     for group, name, node in _named(config):
         refuse_foreign(group, node, known_names(group), f"{group}.{name}")
 
 
 def _named(config: Mapping[str, Any]) -> Iterator[tuple[str, str, object]]:
-    """Group, name and node of each callback and logger."""
+    """Yield group, name and node of each callback and logger."""
     for group in BY_NAME:
         parts = config.get(group)
         yield from ((group, str(name), node) for name, node in parts.items()) if isinstance(parts, Mapping) else ()
 
 
 def words_of_trust(config: Mapping[str, Any]) -> list[str]:
-    """What a configuration that the user composed names beside what conf/ does: `GROUP:dotted.name`."""
+    """Return the names (`GROUP:dotted.name`) that a user's own configuration calls and conf/ does not have."""
     words = trust_words(config, {group: known_names(group) for group in PROVIDED})
     for group, _, node in _named(config):
         words += trust_words({group: node}, {group: known_names(group)})
@@ -402,17 +405,17 @@ def words_of_trust(config: Mapping[str, Any]) -> list[str]:
 
 
 def build(group: str, node: dict[str, Any], place: str = "", **arguments: Any) -> Any:
-    """What a group's `_target_` makes; a UserError raised in it comes out as it is. The one call of `instantiate()`.
+    """Build the object of a group's `_target_`; the only call of `instantiate()`.
 
     Args:
-        group: of the configuration.
-        node: what the group holds.
-        place: where it stands in the configuration; empty: at the group.
-        arguments: of the job; a part is given those that it names, and a network with `**kwargs` gets `num_classes`.
-            The keys of the job itself (`OF_JOB`) are left out.
+        group: group of the configuration.
+        node: content of the group; the keys that the job reads itself (`OF_JOB`) are removed.
+        place: path of the node in the configuration; empty: the group.
+        arguments: arguments of the job. A part gets those that it names; a network with `**kwargs` gets `num_classes`.
 
     Raises:
-        UserError: nothing in conf/, and no word of trust, has its name; or it is from outside and raises an error.
+        UserError: the name is neither known nor trusted, building a part that is not resnet_lab's fails, or the part
+            raises it itself.
     """
     refuse_foreign(group, node, known_names(group), place)
     target, place = node["_target_"], place or group
@@ -440,12 +443,12 @@ def build(group: str, node: dict[str, Any], place: str = "", **arguments: Any) -
 
 
 def config_hash(config: dict[str, Any]) -> str:
-    """Equal for two runs that differ in paths and bookkeeping alone."""
+    """Return a hash of all keys except paths and bookkeeping."""
     return _hash(json.dumps(_comparable(config), sort_keys=True), 16)
 
 
 def differences(before: dict[str, Any], now: dict[str, Any], most: int = 5) -> list[str]:
-    """The keys in which two configurations differ, paths and bookkeeping aside, with both values; at most `most`."""
+    """Return the first `most` keys in which two configurations differ, with both values; see `changed_keys`."""
     old, new = _comparable(before), _comparable(now)
     keys = [key for key in {**old, **new} if key in changed_keys(before, now)]
     texts = [f"{key} is {old.get(key, ABSENT)} there, {new.get(key, ABSENT)} here" for key in keys[:most]]
@@ -453,7 +456,7 @@ def differences(before: dict[str, Any], now: dict[str, Any], most: int = 5) -> l
 
 
 def changed_keys(before: dict[str, Any], now: dict[str, Any]) -> set[str]:
-    """The dotted keys in which two configurations differ, paths and bookkeeping aside."""
+    """Return the dotted keys in which two configurations differ, except paths and bookkeeping."""
     old, new = _comparable(before), _comparable(now)
     return {key for key in {**old, **new} if old.get(key, ABSENT) != new.get(key, ABSENT)}
 

@@ -31,7 +31,7 @@ from resnet_lab.origin import TRAIN_IMAGES
 from resnet_lab.outputs import refuse_undefined, score_table, write_split
 from resnet_lab.run_folder import RunFolder
 from resnet_lab.trained import Trained, load
-from resnet_lab.trust import trust
+from resnet_lab.trust import trust, warn_of_unused
 from resnet_lab.verbs import VERBS
 
 log = logging.getLogger("resnet_lab")
@@ -206,6 +206,7 @@ def command(arguments: list[str]) -> None:
     trainer, module, datamodule = evaluate_split(model, config, split)
     if not trainer.is_global_zero:
         return
+    warn_of_unused(given.trust)
     assert datamodule.pixels is not None
     if not out and datamodule.pixels != model.origin.get("pixels", datamodule.pixels):
         run = own_folder(*inputs, datamodule.pixels)

@@ -1,4 +1,4 @@
-"""Files that are complete or not there: atomic writing, folders that cannot be written, leftovers."""
+"""Write files atomically, refuse folders that cannot be written, and remove leftovers of dead processes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from resnet_lab.errors import UserError
 
 
 def write_atomically(path: Path, content: str | bytes | memoryview, durable: bool = False) -> None:
-    """Write to a neighbor of `path` first and rename it, so that no half file ever has its name.
+    """Write a temporary file in the same folder and rename it to `path`, so that `path` is never incomplete.
 
     Args:
-        path: the file.
-        content: of it.
-        durable: wait for the disk, or after a power cut the name may stand over nothing.
+        path: file to write.
+        content: its content.
+        durable: flush to disk first; otherwise the file may be empty after a power failure.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -27,15 +27,19 @@ def write_atomically(path: Path, content: str | bytes | memoryview, durable: boo
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        error.filename = str(path)  # a full disk names no file
+        error.filename = str(path)  # the error of a full disk has no file name
         raise
 
 
-def refuse_unwritable(folder: Path, remedy: str = "name another place with out=") -> None:
-    """Stop before the work whose files could not be written; creates nothing.
+def refuse_unwritable(folder: Path, remedy: str = "choose another folder with out=") -> None:
+    """Refuse a folder that cannot be written, before any work starts; create nothing.
+
+    Args:
+        folder: folder for results, which need not exist.
+        remedy: end of the error message.
 
     Raises:
-        UserError: `folder`, or where it does not exist the first folder above it that does, cannot be written.
+        UserError: `folder`, or its first existing parent, cannot be written.
     """
     path = folder.absolute()
     there = next(each for each in (path, *path.parents) if each.exists() or each.is_symlink())
@@ -45,20 +49,20 @@ def refuse_unwritable(folder: Path, remedy: str = "name another place with out="
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[None]:
-    """Create a folder for what is written in it; where that fails, no empty folder stays."""
+    """Create a folder for the files written in the `with` block; if the block fails, remove empty new folders."""
     new = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     except BaseException:
         for each in new:
-            with suppress(OSError):  # it holds something
+            with suppress(OSError):  # not empty
                 each.rmdir()
         raise
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what processes left that died while they wrote (`write_atomically` names such files by the process)."""
+    """Remove temporary files of `write_atomically` (`.NAME.PROCESS_ID`) whose process no longer exists."""
     for file in folder.rglob(".*.*"):
         number = file.name.rpartition(".")[2]
         if number.isdigit() and not _lives(int(number)):
@@ -66,7 +70,7 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def _lives(process: int) -> bool:
-    """Whether there is a process with this number (not by /proc, which macOS lacks)."""
+    """Return whether a process with this ID exists (without /proc, which macOS lacks)."""
     try:
         os.kill(process, 0)
     except PermissionError:

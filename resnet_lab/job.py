@@ -1,4 +1,4 @@
-"""`python -m resnet_lab.job RUN_DIR`: start a run folder's job, resume it, or find it done (no Hydra here)."""
+"""`python -m resnet_lab.job RUN_DIR`: start or resume the job of a run folder (imports no Hydra)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from resnet_lab.errors import UserError, one_line_of
 from resnet_lab.processes import BUSY, GRACE, Stopped, stop_on_signals, stop_with_parent
 from resnet_lab.ranks import repeat_failure, stop_with_ranks
 from resnet_lab.run_folder import PATIENCE, Busy, RunFolder
-from resnet_lab.trust import trust
+from resnet_lab.trust import trust, warn_of_unused
 from resnet_lab.verbs import job
 
 
 def main() -> int:
-    """Take the run folder's lock, run its job, and leave a status that says what became of it."""
+    """Lock the run folder, run its job, store the outcome in status.json, and return the exit code."""
     begin()
     try:
         given = job().read(sys.argv[1:])
@@ -28,13 +28,14 @@ def main() -> int:
     stop_on_signals()
     try:
         trust(given.trust)
-        run.read_config()
+        config = run.read_config()
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"{time.strftime('%H:%M:%S')}  loading PyTorch", flush=True)
         try:
             from resnet_lab.build import rank, set_up_logging
+            from resnet_lab.config import words_of_trust
             from resnet_lab.training import guarded
-        except Exception as error:  # memory is short, or a package is broken
+        except Exception as error:  # out of memory, or a broken package
             return not_imported(run, error)
         stop_with_parent(GRACE if rank() == 0 else GRACE / 6)
         stop_with_ranks(run)
@@ -44,26 +45,26 @@ def main() -> int:
             if code:
                 repeat_failure(run)
             return code
+        warn_of_unused(given.trust, words_of_trust(config))
         with run.lock(PATIENCE):
-            # a launcher tells how often the job had begun when it decided to start it
+            # `starts`: number of earlier starts when the launcher decided to start this one
             if given.starts is not None and given.starts != run.read_status().get("starts", 0):
-                raise Busy(f"{run.path} was begun by another process meanwhile, and is left to it")
+                raise Busy(f"{run.path}: another process started this job in the meantime")
             return guarded(run)
     except Stopped as stopped:
         return stopped.code
     except UserError as error:
         print(f"error: {one_line_of(error)}", file=sys.stderr)
         return BUSY if isinstance(error, Busy) else 1
-    except OSError as error:  # the lock, the log or the status; what happens in the job itself ends in its status
-        print(
-            f"error: {error.filename or run.path}: {error.strerror}; the run folder has to be writable", file=sys.stderr
-        )
+    except OSError as error:  # of the lock, the log or the status; errors of the job itself are in status.json
+        print(f"error: {error.filename or run.path}: {error.strerror}; make the run folder writable", file=sys.stderr)
         return 1
 
 
 def not_imported(run: RunFolder, error: Exception) -> int:
-    """Say, and note unless another process is at the job, that the packages it needs cannot be imported."""
-    message = f"cannot import what a job needs ({type(error).__name__}: {one_line_of(error)}); see memory (ulimit -v)"
+    """Report that an import failed, store it in status.json unless another process runs the job, and return 1."""
+    reason = f"{type(error).__name__}: {one_line_of(error)}"
+    message = f"cannot import the packages of a job ({reason}); check the memory limit (ulimit -v)"
     if not run.is_locked() and run.read_status()["state"] != "done":
         run.update_status(state="failed", error=message)
     print(f"error: {message}", file=sys.stderr)

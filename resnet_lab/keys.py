@@ -1,4 +1,4 @@
-"""Every key of the configuration with default, meaning and allowed values, read from conf/ (imports nothing heavy)."""
+"""All keys of the configuration with default, meaning and allowed values, read from conf/ (imports nothing heavy)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from resnet_lab.schema import BY_NAME, CHOSEN, MISSING, OF_JOB, PROVIDED, Config
 from resnet_lab.signatures import hints_of, is_ours
 from resnet_lab.values import words
 
-# what other programs call a key of ours
+# name in other programs → our key
 SYNONYMS = {
     **dict.fromkeys(("learning_rate", "base_lr", "init_lr"), "optim.lr"),
     **dict.fromkeys(("epochs", "num_epochs", "n_epochs"), "trainer.max_epochs"),
@@ -32,27 +32,27 @@ SYNONYMS = {
     **dict.fromkeys(("opt", "optimiser", "optimizer"), "optim"),
     "amp": "trainer.precision",
 }
-GROUPS = (*PROVIDED, "trainer", *BY_NAME)  # whose files have keys; those of scale and experiment only set them
+GROUPS = (*PROVIDED, "trainer", *BY_NAME)  # groups that define keys; scale and experiment only set them
 KEY = re.compile(r"(?P<indent> *)(?:- )?(?P<key>\w+):(?P<value>(?: +[^\s#]\S*)*)(?: *# (?P<comment>.+))?")
 COMMENT = re.compile(r"(?P<indent> *)# (?P<comment>.*)")
-WIDTH = 80  # columns of a text for a terminal
+WIDTH = 80  # columns of a terminal
 
 
 @dataclass(frozen=True)
 class Key:
-    """A key of the configuration as one file of conf/ sets it."""
+    """A key of the configuration with the default of one file in conf/."""
 
     name: str  # dotted
-    default: str  # as the file has it; `???` where the user has to give it
+    default: str  # as in the file; `???`: the user must set it
     meaning: str
-    note: str  # on the default, where the file overrides one that it builds on
-    group: str  # empty: the top level
-    choices: tuple[str, ...]  # of the group, which have this default; empty: all that have no other one
-    file: str  # such as `conf/model/resnet_cifar.yaml`
+    note: str  # comment on the default, if the file overrides the default of its base file
+    group: str  # empty: top level
+    choices: tuple[str, ...]  # choices of the group with this default; empty: all without a different one
+    file: str  # `conf/model/resnet_cifar.yaml`
 
     @property
     def allowed(self) -> str:
-        """The values that the key takes, in words; empty where its type is not known."""
+        """Description of the allowed values; empty if the type is unknown."""
         if self.name in CHOSEN:
             return ", ".join(choices_of(self.name))
         own = self.name.rpartition(".")[2]
@@ -65,17 +65,17 @@ class Key:
 
 @dataclass
 class _File:
-    """What the text of a YAML file says."""
+    """Parsed content of a YAML file."""
 
-    about: str = ""  # the comment before the first key, up to an empty line
-    bases: list[str] = field(default_factory=list)  # the files of the same group that it builds on
+    about: str = ""  # comment before the first key, up to an empty line
+    bases: list[str] = field(default_factory=list)  # base files in the same group
     targets: list[str] = field(default_factory=list)
-    keys: dict[str, tuple[str, str]] = field(default_factory=dict)  # dotted, below the group → default and comment
+    keys: dict[str, tuple[str, str]] = field(default_factory=dict)  # dotted key without its group → default, comment
 
 
 @cache
 def _read(group: str, name: str) -> _File:
-    """A file of conf/; the comment of a key stands above it, or behind it and goes on in indented lines."""
+    """Parse a file of conf/; the comment of a key is above it, or behind it with indented continuation lines."""
     found, above, path, last = _File(), list[str](), list[str](), ""
     for line in (conf_dir() / group / f"{name}.yaml").read_text(encoding="utf-8").splitlines():
         if comment := COMMENT.fullmatch(line):
@@ -104,30 +104,30 @@ def _read(group: str, name: str) -> _File:
 
 
 def _files(group: str) -> list[str]:
-    """The names of a group's files, those that others build on first."""
+    """Return the names of a group's files, base files first."""
     return sorted((file.stem for file in (conf_dir() / group).glob("*.yaml")), key=lambda name: (name[0] != "_", name))
 
 
 def _chain(group: str, name: str) -> list[str]:
-    """A file and those that it builds on, itself first."""
+    """Return a file and its base files, the file itself first."""
     return [name, *(each for base in _read(group, name).bases for each in _chain(group, base))]
 
 
 def _targets(group: str, choices: Sequence[str]) -> list[str]:
-    """Our constructors that may take a key: those of the choices, then those of the whole group."""
+    """Return resnet_lab's functions that may take a key: those of the choices, then those of the whole group."""
     names = [*(each for choice in choices for each in _chain(group, choice)), *_files(group)]
     return [target for name in names for target in _read(group, name).targets if is_ours(target)]
 
 
 def choices_of(group: str) -> dict[str, str]:
-    """The files of conf/ that `group=` chooses from, with the first sentence of each."""
+    """Return the choices of a group (files in conf/) with the first sentence of each."""
     about = {name: _read(group, name).about for name in _files(group) if not name.startswith("_")}
     return {name: re.split(r"(?<=[.?]) +(?=[A-Z]|resnet-lab)", text)[0] for name, text in about.items()}
 
 
 @cache
 def all_keys() -> tuple[Key, ...]:
-    """All keys in the order of conf/; a key with several defaults is there once for each file that sets it."""
+    """Return all keys in the order of conf/; a key with several defaults appears once per file that sets it."""
     return tuple(key for group in ("", *GROUPS) for name in _files(group) for key in _keys_of(group, name))
 
 
@@ -135,7 +135,7 @@ def _keys_of(group: str, name: str) -> Iterator[Key]:
     chains = {choice: _chain(group, choice) for choice in (choices_of(group) if group else ())}
     for key, (default, comment) in _read(group, name).keys.items():
         here = [choice for choice, chain in chains.items() if _setting(group, chain, key) == name]
-        if group and not here:  # every file that builds on this one has another default
+        if group and not here:  # all files with this base override the default
             continue
         meanings = [_read(group, each).keys[key][1] for each in _chain(group, name) if key in _read(group, each).keys]
         everywhere = all(name in chain for chain in chains.values())
@@ -151,15 +151,15 @@ def _keys_of(group: str, name: str) -> Iterator[Key]:
 
 
 def _setting(group: str, chain: Sequence[str], key: str) -> str | None:
-    """The first file of a chain that sets a key."""
+    """Return the first file of a chain that sets a key."""
     return next((name for name in chain if key in _read(group, name).keys), None)
 
 
 def matching(patterns: Sequence[str] = ()) -> list[Key]:
-    """The keys that a dotted name, a group, a glob or a part of a name stands for; all where there is no pattern.
+    """Return the keys that match a dotted name, a group, a glob or a part of a name; all keys without a pattern.
 
     Raises:
-        UserError: there is none.
+        UserError: a pattern matches no key.
     """
     for pattern in patterns:
         if not any(_matches(key.name, pattern) for key in all_keys()):
@@ -174,7 +174,7 @@ def _matches(name: str, pattern: str) -> bool:
 
 
 def described(keys: Sequence[Key]) -> Iterator[tuple[str, str, str, list[str]]]:
-    """Name, meaning, allowed values and defaults of each key, each default with the choices and the note it has."""
+    """Yield name, meaning, allowed values and defaults of each key; a default includes its choices and note."""
     for name in dict.fromkeys(key.name for key in keys):
         same = [key for key in keys if key.name == name]
         values = dict.fromkeys(key.allowed for key in same if key.allowed)
@@ -186,7 +186,7 @@ def described(keys: Sequence[Key]) -> Iterator[tuple[str, str, str, list[str]]]:
 
 
 def _default(name: str, default: tuple[str, str], choices: Sequence[str]) -> str:
-    value = "has to be given" if default[0] == MISSING else default[0]
+    value = "must be set" if default[0] == MISSING else default[0]
     place = f"{name.partition('.')[0]}={'|'.join(choices)}" if choices else ""
     return f"{value}  {': '.join(filter(None, (place, default[1])))}".rstrip()
 
@@ -196,7 +196,7 @@ def _wrapped(text: str, first: str, others: int) -> list[str]:
 
 
 def as_text(keys: Sequence[Key]) -> str:
-    """The keys for a terminal of 80 columns."""
+    """Return a description of the keys in lines of at most 80 characters."""
     lines = []
     for name, meaning, allowed, defaults in described(keys):
         lines += [name, *_wrapped(meaning, "    ", 4), *_wrapped(allowed, "    values   ", 13)]
@@ -208,13 +208,13 @@ def as_text(keys: Sequence[Key]) -> str:
 
 
 def no_such_key(key: str) -> str:
-    """The message for a key of the configuration that does not exist."""
+    """Return the error message for an unknown key of the configuration."""
     meant = suggestion(key, known_keys()) or "resnet-lab train --keys lists all keys"
     return f"{key}: there is no such key; {meant}"
 
 
 def suggestion(key: str, known: Collection[str]) -> str:
-    """What a key that does not exist may have meant, of the dotted keys in `known`; empty where nothing is close."""
+    """Return a hint for an unknown key, from the dotted keys in `known`; empty if none is similar."""
     if key in RENAMED:
         return f"it is now {', '.join(RENAMED[key])}"
     if key in known:
@@ -226,12 +226,12 @@ def suggestion(key: str, known: Collection[str]) -> str:
         return f"did you mean {SYNONYMS[own]}?"
     close = difflib.get_close_matches(own, {name.rpartition(".")[2] for name in known}, n=1, cutoff=0.7)
     meant = [name for name in known if name.rpartition(".")[2] in close]
-    # of equal names in several groups, that of the same group
+    # if several groups have the name, prefer the same group
     return f"did you mean {min(meant, key=lambda name: (name.rpartition('.')[0] != group, name))}?" if meant else ""
 
 
 def _choices_with(key: str) -> str:
-    """The choices of its group that have a key: `model=resnet, model=resnet_cifar`."""
+    """Return the choices of a group that have a key: `model=resnet, model=resnet_cifar`."""
     found = [each for each in all_keys() if each.name == key]
     names = [choice for each in found for choice in each.choices or choices_of(each.group)]
     return ", ".join(f"{found[0].group}={name}" for name in dict.fromkeys(names)) if found else key
@@ -239,5 +239,5 @@ def _choices_with(key: str) -> str:
 
 @cache
 def known_keys() -> frozenset[str]:
-    """The dotted keys of all files in conf/, and the groups."""
+    """Return the dotted keys of all files in conf/, and the groups."""
     return frozenset(key.name for key in all_keys())

@@ -1,4 +1,4 @@
-"""A composed configuration becomes a run folder, whose job is started (no torch here)."""
+"""Create the run folder of a composed configuration and start its job (imports no torch)."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from resnet_lab.trust import OPTION
 
 
 class JobFailed(UserError):
-    """A job that ended with an error which it has shown itself."""
+    """A job failed; it has already printed its error."""
 
 
 def run_in(
     run: RunFolder, config: DictConfig, overrides: Sequence[str], trusted: Sequence[str], sweep: bool = False
 ) -> None:
-    """Create a run folder, or find it, and run its job unless it is done.
+    """Create a run folder unless it exists, and run its job unless it is done.
 
     Args:
-        run: the folder.
-        config: composed.
-        overrides: the overrides that the user gave.
-        trusted: words of trust (see `resnet_lab.trust`).
-        sweep: whether it is a job of a sweep.
+        run: run folder.
+        config: composed configuration.
+        overrides: overrides of the command line.
+        trusted: trusted names and packages (see `resnet_lab.trust`).
+        sweep: whether the job is part of a sweep.
 
     Raises:
-        Busy: another process is at work in the folder.
-        UserError: the configuration is wrong, the folder holds another one, or the job failed.
+        Busy: another process uses the folder.
+        UserError: the configuration is wrong, the folder contains a different one, or the job failed.
     """
     check(config)
     _refuse_mixture(run, sweep)
@@ -49,28 +49,28 @@ def run_in(
 
 
 def _refuse_mixture(run: RunFolder, sweep: bool) -> None:
-    """A folder is a run or holds the runs of a sweep; both at once would be counted together.
+    """Refuse a folder that would be both a run and a sweep: their runs would be counted together.
 
     Raises:
-        UserError: it is the other one already.
+        UserError: the folder is already the other kind.
     """
     if sweep and RunFolder(run.path.parent).config_file.is_file():
-        raise UserError(f"{run.path.parent} is a run of its own; choose another sweep_dir")
+        raise UserError(f"{run.path.parent} contains a single run; choose another sweep_dir")
     if not sweep and jobs_file(run.path).is_file():
-        raise UserError(f"{run.path} holds a sweep; choose another sweep_dir for a single run")
+        raise UserError(f"{run.path} contains a sweep; choose another sweep_dir for a single run")
 
 
 def create_run(run: RunFolder, config: DictConfig, overrides: Sequence[str] = ()) -> None:
-    """Write the resolved configuration and the first status, unless the folder holds this very configuration.
+    """Write the resolved configuration and the first status, unless the folder already has this configuration.
 
     Args:
-        run: the folder.
-        config: composed and checked.
-        overrides: the overrides that the command line gave.
+        run: run folder.
+        config: composed and checked configuration.
+        overrides: overrides of the command line.
 
     Raises:
-        UserError: it holds another one, or cannot be written.
-        Busy: another process is laying it.
+        UserError: the folder contains a different configuration, or cannot be written.
+        Busy: another process uses the folder.
     """
     plain: Any = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
     older = _older(run)
@@ -78,32 +78,32 @@ def create_run(run: RunFolder, config: DictConfig, overrides: Sequence[str] = ()
     if older:
         given = {item.partition("=")[0].lstrip("+~") for item in overrides}
         plain = with_older_defaults(plain, older.read_config(), version, given)
-    mended: dict[str, Any] = {}
+    changes: dict[str, Any] = {}
     if run.config_file.is_file():
-        mended = _accepted(run, plain)
-        if not mended and (run.read_status()["state"] == "done" or run.is_locked()):  # that stays written
+        changes = _accepted(run, plain)
+        if not changes and (run.read_status()["state"] == "done" or run.is_locked()):
             _relabel(run, plain["labels"])
             return
     first = {"schema_version": version, "state": "created", "error": None}
     first |= {"seed": plain["seed"], "config_hash": config_hash(plain)}
     try:
         run.path.mkdir(parents=True, exist_ok=True)
-        with run.lock(PATIENCE):  # paths and bookkeeping may have changed
+        with run.lock(PATIENCE):  # rewritten, as paths and bookkeeping keys may have changed
             run.write_config(plain)
-            run.update_status(**(mended if run.status_file.is_file() else first), overrides=list(overrides))
+            run.update_status(**(changes if run.status_file.is_file() else first), overrides=list(overrides))
     except OSError as error:
         raise UserError(one_line(error)) from error
 
 
 def _relabel(run: RunFolder, labels: dict[str, Any]) -> None:
-    """Give a run that is done the labels of this command, which people alone read."""
+    """Write the labels of this command into the configuration of a run; they affect only what reports show."""
     if run.read_config()["labels"] != labels and not run.is_locked():
         with run.lock(PATIENCE):
             run.write_config(run.read_config() | {"labels": labels})
 
 
 def _older(run: RunFolder) -> RunFolder | None:
-    """The run folder whose defaults a job takes where an older version created it: its own, or one of its sweep."""
+    """Return the run folder of an older version whose defaults a job uses: its own, or one of the same sweep."""
     if run.config_file.is_file():
         return run
     if not jobs_file(run.path.parent).is_file():
@@ -113,12 +113,13 @@ def _older(run: RunFolder) -> RunFolder | None:
 
 
 def _accepted(run: RunFolder, plain: dict[str, Any]) -> dict[str, Any]:
-    """The changes of status.json where a folder takes another configuration; empty where it has this very one.
+    """Return the changes of status.json that a changed configuration needs; empty if the configuration is the same.
 
-    A folder without an epoch takes any; one with epochs takes more of them, where its schedule is the same up to there.
+    A run without a finished epoch accepts any configuration. A run with epochs accepts only a larger
+    `trainer.max_epochs`, if its schedule is the same up to there.
 
     Raises:
-        UserError: the configuration is another one.
+        UserError: the run does not accept the configuration.
     """
     before, status = run.read_config(), run.read_status()
     if status.get("schema_version", 1) < SCHEMA_VERSION:
@@ -130,27 +131,28 @@ def _accepted(run: RunFolder, plain: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"{run.path} is done with data.root={roots[0]}; choose another sweep_dir")
     if not different:
         return {}
-    mended = {"state": "created", "error": None, "config_hash": config_hash(plain), "seed": plain["seed"]}
+    changes = {"state": "created", "error": None, "config_hash": config_hash(plain), "seed": plain["seed"]}
     if not trained and not run.is_locked():
-        print(f"{run.path} holds no epoch yet, and takes the new configuration ({different})", flush=True)
-        return mended
+        print(f"{run.path} has no finished epoch; the new configuration is used ({different})", flush=True)
+        return changes
     if changed_keys(before, plain) == {EPOCHS}:
         refuse_epochs(run, before, plain)
         old, new = (config["trainer"]["max_epochs"] for config in (before, plain))
         if status["state"] == "done" and status["epoch"] + 1 < old:
-            print(f"{run.path} stopped early, after {status['epoch'] + 1} epochs; {new} change nothing", flush=True)
-            return mended | {"state": "done"}
-        return mended | {"state": "interrupted"}
-    raise UserError(f"{run.path} holds a run of another configuration: {different}; choose another sweep_dir")
+            stopped = f"{run.path} stopped early, after {status['epoch'] + 1} epochs"
+            print(f"{stopped}; trainer.max_epochs={new} changes nothing", flush=True)
+            return changes | {"state": "done"}
+        return changes | {"state": "interrupted"}
+    raise UserError(f"{run.path} contains a run with a different configuration: {different}; choose another sweep_dir")
 
 
 def _place(root: str | None) -> str | None:
-    """A folder, however it is typed."""
+    """Return the real path of a folder, so that two spellings compare equal."""
     return None if root is None else os.path.realpath(Path(str(root)).expanduser())
 
 
 def _may_start(run: RunFolder, on_failed: str, sweep: bool) -> bool:
-    """Whether the job is still to be done, and `on_failed` lets it start; says why not.
+    """Return whether the job is not done and `on_failed` allows it to start; print the reason if not.
 
     Raises:
         UserError: on_failed=stop, and a job of the sweep has failed.
@@ -162,25 +164,26 @@ def _may_start(run: RunFolder, on_failed: str, sweep: bool) -> bool:
     if on_failed == "stop":
         for other in find_runs([run.path.parent]) if sweep else [run]:
             if state_of(other).state == "failed":
-                failed = "it" if other.path == run.path else other.path.name
-                raise UserError(f"not started, as {failed} failed; fix the cause, then rerun with on_failed=retry")
+                failed = "an earlier attempt" if other.path == run.path else other.path.name
+                raise UserError(f"not started because {failed} failed; fix the cause, then rerun with on_failed=retry")
     if on_failed == "skip" and status["state"] == "failed":
-        print(f"{run.path.name}: left as it is (on_failed=skip): {printable(str(status['error']))}", flush=True)
+        error = printable(str(status["error"]))
+        print(f"{run.path.name}: skipped, it failed before (on_failed=skip): {error}", flush=True)
         return False
     return True
 
 
 def start(run: RunFolder, trusted: Sequence[str] = ()) -> None:
-    """Run the job in a process of its own, so that its memory and its crashes stay its own.
+    """Run the job in a separate process: its memory is freed at the end, and its crash does not end this process.
 
     Args:
-        run: its folder.
-        trusted: words of trust (see `resnet_lab.trust`).
+        run: run folder.
+        trusted: trusted names and packages (see `resnet_lab.trust`).
 
     Raises:
-        JobFailed: it failed, and has shown why.
-        Busy: another process is running it.
-        UserError: it exited without an error message, or was stopped.
+        JobFailed: the job failed and printed its error.
+        Busy: another process is running the job.
+        UserError: the job exited without an error message, or was stopped.
     """
     starts = run.read_status().get("starts", 0)
     words = [f"{OPTION}{word}" for word in trusted]
@@ -190,12 +193,12 @@ def start(run: RunFolder, trusted: Sequence[str] = ()) -> None:
         return
     clear()
     if code == BUSY:
-        raise Busy(f"{run.path} is run by another process, and left to it")
+        raise Busy(f"{run.path}: another process is running this job")
     if code > 128 or -code in SIGNALS:
-        raise UserError(f"stopped by a signal; go on with {by_hand}")
-    with run.lock(PATIENCE):  # or it is at work elsewhere, and what died had only waited for it
+        raise UserError(f"stopped by a signal; resume with {by_hand}")
+    with run.lock(PATIENCE):  # refused if another process runs the job and the dead one only waited for the lock
         status = run.read_status()
         if status["state"] == "failed":
             raise JobFailed(status["error"])
         run.update_status(state="failed", error=describe_death(code))
-    raise UserError(f"{describe_death(code)}; go on with {by_hand}")
+    raise UserError(f"{describe_death(code)}; resume with {by_hand}")

@@ -121,22 +121,24 @@ def refuse_no_data_set(data: object) -> None:
 
 
 def head_of(network: nn.Module, key: str) -> str:
-    """Return the dotted name of the linear layer that computes the outputs: the one that an image reaches last.
+    """Return the dotted name of the layer that computes the outputs: the linear layer that an image reaches last.
 
-    If the network rejects an image of `TRIAL` pixels, it is the linear layer that is defined last.
+    If the network has no linear layer, it is the last convolution (SqueezeNet). If the network rejects an image of
+    `TRIAL` pixels, it is the layer that is defined last.
 
     Args:
         network: any network; it stays as it is.
         key: the configuration key that needs the head, for the error.
 
     Raises:
-        UserError: the network has no linear layer.
+        UserError: the network has neither.
     """
-    linear = {layer: name for name, layer in network.named_modules() if isinstance(layer, nn.Linear)}
-    if not linear:
-        raise UserError(f"{key}: this network has no linear layer and thus no head; name parts in model.freeze")
-    reached = list(linear)
-    hooks = [layer.register_forward_hook(lambda each, *_: reached.append(each)) for layer in linear]
+    layers = {layer: name for name, layer in network.named_modules()}
+    found = ([layer for layer in layers if isinstance(layer, kind)] for kind in (nn.Linear, nn.Conv2d))
+    reached: list[nn.Module] = list(next(filter(None, found), []))
+    if not reached:
+        raise UserError(f"{key}: this network has no linear layer and no convolution, thus no head")
+    hooks = [layer.register_forward_hook(lambda each, *_: reached.append(each)) for layer in [*reached]]
     modes = {layer: layer.training for layer in network.modules()}
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad(), suppress(Exception):
@@ -146,7 +148,7 @@ def head_of(network: nn.Module, key: str) -> str:
             hook.remove()
         for layer, mode in modes.items():
             layer.training = mode
-    return str(linear[reached[-1]])
+    return str(layers[reached[-1]])
 
 
 def refuse_misfit(network: nn.Module, num_outputs: int, size: int, target: str) -> None:

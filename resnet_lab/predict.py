@@ -16,7 +16,7 @@ from resnet_lab.module import Classifier
 from resnet_lab.outputs import refuse_undefined, write_predictions
 from resnet_lab.run_folder import RunFolder
 from resnet_lab.trained import load, photographs
-from resnet_lab.trust import trust
+from resnet_lab.trust import trust, warn_of_unused
 from resnet_lab.verbs import VERBS
 
 log = logging.getLogger("resnet_lab")
@@ -58,6 +58,7 @@ def command(arguments: list[str]) -> None:
     datamodule = build_datamodule(config, (model.origin["mean"], model.origin["std"]))
     rows, module = datamodule.rows("test"), Classifier.of(model)
     count_training_images(model, rows)
+    warn_of_unused(given.trust)
     trainer = build_trainer(config["trainer"], module)
     datamodule.batch_size_per_rank(trainer.world_size)  # raises before anything runs
     trainer.predict(module, datamodule=datamodule, return_predictions=False)

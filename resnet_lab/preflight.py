@@ -1,4 +1,4 @@
-"""Fetches and checks what the jobs of a sweep need (a command of `resnet_lab.sweep`; needs on standard input)."""
+"""Check what the jobs of a sweep need (run by `resnet_lab.sweep`; standard input: a JSON list of needs)."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from resnet_lab.trust import trust, without_trust
 
 
 def command(arguments: list[str]) -> None:
-    """Read the table of every data set, so that leaks and bad images show, and see that all weights fit."""
+    """Check all needs: read the table of every data set (leaks, bad images) and compare weights with networks."""
     handler = Lines()
-    handler.addFilter(logging.Filter(progress.__name__))  # the jobs log the rest
+    handler.addFilter(logging.Filter(progress.__name__))  # the jobs log everything else
     log_to([handler])
-    trust(without_trust(arguments)[1], exists=False)  # the part that names a missing module is named below
+    trust(without_trust(arguments)[1], exists=False)  # the error below names the part whose module is missing
     needs = [json.loads(text) for text in json.load(sys.stdin)]
-    class_names_of.cache_clear()  # files may have changed since an earlier command of this process
-    for need in sorted(needs, key=lambda need: "parts" not in need):  # they take no time
+    class_names_of.cache_clear()  # files may have changed since the last command of this process
+    for need in sorted(needs, key=lambda need: "parts" not in need):  # first, as they take no time
         if "parts" in need:
             check_parts(need["parts"])
         elif "data" in need:
@@ -42,7 +42,10 @@ def command(arguments: list[str]) -> None:
 
 @cache
 def class_names_of(data: str) -> list[str]:
-    """The class names of a data set, whose table is read; `data` is the group as JSON.
+    """Read the table of a data set and return its class names.
+
+    Args:
+        data: configuration group `data` as JSON.
 
     Raises:
         UserError: as for `ImageData.table`.
@@ -53,10 +56,10 @@ def class_names_of(data: str) -> list[str]:
 
 
 def check_parts(config: dict[str, Any]) -> None:
-    """Build the parts of a configuration that come from outside, and see that they fit each other.
+    """Build the parts of a configuration that are not resnet_lab's, and check that they fit each other.
 
     Raises:
-        UserError: one cannot be imported or built, takes other arguments, or does not fit.
+        UserError: a part cannot be imported or built, takes other arguments, or does not fit.
     """
     refuse_no_data_set(config["data"])
     check(OmegaConf.create(config), importing=True)
@@ -73,12 +76,12 @@ def check_parts(config: dict[str, Any]) -> None:
 
 
 def check_weights(model: dict[str, Any]) -> None:
-    """See that the network has the parts to freeze, and that its initial weights have its names and shapes.
+    """Check that the network has the parts to freeze, and that its initial weights have the same names and shapes.
 
     Raises:
         UserError: as for `Freezing` and `load_pretrained`.
     """
-    with torch.device("meta"):  # no values, so no time and no memory; the head may have any number of classes
+    with torch.device("meta"):  # no values: needs neither time nor memory; any number of classes will do
         network = build("model", without_weights(model), num_classes=2)
     Freezing(network, model.get("freeze"), until=None)
     if str(model.get("pretrained", "none")) == "none":

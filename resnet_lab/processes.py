@@ -1,4 +1,4 @@
-"""A job is a process of its own: how it is started, stopped and never left behind (no torch here)."""
+"""Start and stop the process of a job, so that none is left running (imports no torch)."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
-BUSY = 75  # exit code of a job that another process is running (EX_TEMPFAIL of sysexits.h)
-GRACE = 30.0  # seconds that a job has to stop in, before it is killed
-PARENT = "RESNET_LAB_PARENT"  # environment: the process whose end is also ours
+BUSY = 75  # exit code: another process is running the job (EX_TEMPFAIL in sysexits.h)
+GRACE = 30.0  # seconds for a job to stop before it is killed
+PARENT = "RESNET_LAB_PARENT"  # environment variable: ID of the process with which this one stops
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(BaseException):
-    """A signal asks this process to stop.
+    """This process received a signal to stop.
 
     Args:
-        signum: the signal.
+        signum: number of the signal.
     """
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
         self.signum = signum
-        self.code = 128 + signum  # what a shell calls it
+        self.code = 128 + signum  # exit code, as in a shell
 
 
 def stop_on_signals() -> None:
-    """From now on Ctrl-C and SIGTERM raise `Stopped` in the main thread, once."""
+    """Make Ctrl-C and SIGTERM raise `Stopped` in the main thread; later signals are ignored."""
     for signum in SIGNALS:
         signal.signal(signum, _stop)
     sys.unraisablehook = _stop_all_the_same
@@ -39,33 +39,33 @@ def stop_on_signals() -> None:
 
 def _stop(signum: int, frame: FrameType | None) -> None:
     for each in SIGNALS:
-        signal.signal(each, signal.SIG_IGN)  # the way out is not to be disturbed
+        signal.signal(each, signal.SIG_IGN)  # a second signal must not interrupt the cleanup
     raise Stopped(signum)
 
 
 def _stop_all_the_same(unraisable: sys.UnraisableHookArgs) -> None:
-    """Stop where the signal came during a finalizer, in which Python swallows every exception."""
+    """Stop although the signal arrived in a finalizer, where Python discards every exception."""
     if not isinstance(unraisable.exc_value, Stopped):
         sys.__unraisablehook__(unraisable)
         return
     stop_on_signals()
-    # soon, as an exception in this hook is lost, too
+    # a new signal, as Python discards an exception of this hook, too
     again = threading.Timer(0.1, os.kill, (os.getpid(), unraisable.exc_value.signum))
     again.daemon = True
     again.start()
 
 
 def run_tied(command: Sequence[str]) -> int:
-    """Run a command that stops when this process is told to stop, and when it dies; its exit code.
+    """Run `command`, stop it when this process stops or dies, and return its exit code.
 
     Raises:
-        Stopped: this process was told to stop; the command has ended.
+        Stopped: this process received a signal; the command has ended.
     """
-    # a session of its own: Ctrl-C reaches this process alone, which passes it on
+    # in a new session, so that Ctrl-C reaches only this process, which then stops the command
     process = subprocess.Popen(command, env=os.environ | {PARENT: str(os.getpid())}, start_new_session=True)
     try:
         return process.wait()
-    except BaseException:  # whatever ends us ends it
+    except BaseException:
         process.terminate()
         try:
             process.wait(GRACE)
@@ -76,21 +76,21 @@ def run_tied(command: Sequence[str]) -> int:
 
 
 def this_is_the_command() -> None:
-    """Let the workers that a launcher starts know whose they are."""
+    """Store the ID of this process in the environment, for the workers that a launcher starts."""
     os.environ[PARENT] = str(os.getpid())
 
 
 def stop_with_command() -> None:
-    """In a worker of a launcher on this machine (joblib): stop when the command dies, which its workers survive."""
+    """Stop a worker of a local launcher (joblib) when the command dies; otherwise workers survive it."""
     if os.environ.get(PARENT) == str(os.getppid()):
         stop_with_parent()
 
 
 def stop_with_parent(grace: float = GRACE) -> None:
-    """Stop when the process that started this one through `run_tied` dies, and let our own children do likewise.
+    """Stop this process when the one that started it through `run_tied` dies; its own children do the same.
 
     Args:
-        grace: seconds to stop in, where the main thread hangs.
+        grace: seconds to stop before this process is killed, in case the main thread hangs.
     """
     parent = os.environ.get(PARENT)
     os.environ[PARENT] = str(os.getpid())
@@ -107,7 +107,11 @@ def _watch(parent: int, grace: float) -> None:
 
 
 def describe_death(code: int) -> str:
-    """Return what an exit code says about a process without an error message."""
+    """Return how a process ended that printed no error message.
+
+    Args:
+        code: exit code; negative: the signal that ended the process.
+    """
     if code == -signal.SIGKILL:
         return "killed (SIGKILL), most likely out of memory: lower data.batch_size, data.image_size or data.num_workers"
-    return f"died of {signal.Signals(-code).name}" if code < 0 else f"died with exit code {code}"
+    return f"ended by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"

@@ -1,4 +1,4 @@
-"""The processes of a distributed job: how many there are, and that none outlives the failure of another (no torch)."""
+"""Processes (ranks) of a distributed job: count them, and stop all when one fails (imports no torch)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from resnet_lab.run_folder import RunFolder
 
 
 def stop_with_ranks(run: RunFolder) -> None:
-    """Where SLURM or torchrun starts the ranks: stop when another one failed before they all met.
+    """Stop this rank when another one fails before the process group exists, if SLURM or torchrun starts the ranks.
 
-    Later a lost connection tells; Lightning's own launcher ends the others itself.
+    Afterwards a lost connection stops the others. Lightning's own launcher stops its ranks itself.
+
+    Args:
+        run: run folder of the job.
     """
     if int(os.environ.get("WORLD_SIZE") or slurm_tasks()) > 1:
         status = run.read_status()
@@ -26,12 +29,16 @@ def _watch(run: RunFolder, before: tuple[str, int]) -> None:
         time.sleep(1)
         status = run.read_status()
         if status["state"] == "failed" and (status["state"], status.get("starts", 0)) != before:
-            time.sleep(GRACE / 6)  # the rank that failed is on its way out
+            time.sleep(GRACE / 6)  # time for the failed rank to exit
             os._exit(1)
 
 
 def repeat_failure(run: RunFolder) -> None:
-    """Where this rank failed before the first one began, which notes that it runs, note the failure again."""
+    """Write the failure of this rank again if the first rank starts later and overwrites it with `running`.
+
+    Args:
+        run: run folder of the job.
+    """
     error, seen, deadline = run.read_status().get("error"), False, time.monotonic() + GRACE
     while time.monotonic() < deadline and not (seen and not run.is_locked()):
         seen = seen or run.is_locked()
@@ -41,7 +48,7 @@ def repeat_failure(run: RunFolder) -> None:
 
 
 def slurm_tasks() -> int:
-    """How many processes `srun` started as this one; 1 for a process of a batch script, whatever `--ntasks` is."""
+    """Return the number of processes that `srun` started; 1 in a batch script, whatever its `--ntasks` is."""
     if "SLURM_STEP_ID" not in os.environ:
         return 1
     return int(os.environ.get("SLURM_STEP_NUM_TASKS") or os.environ.get("SLURM_NTASKS") or 1)

@@ -1,4 +1,4 @@
-"""The one place that knows the names of the files in a run folder (imports neither torch nor pandas)."""
+"""Names, configuration, status and lock of a run folder (imports neither torch nor pandas)."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from resnet_lab.compatibility import SCHEMA_VERSION, upgraded, upgraded_status
 from resnet_lab.errors import UserError
 from resnet_lab.files import write_atomically
 
-PATIENCE = 10.0  # seconds to wait for a process in a run folder that is about to end
-UNTRAINED = -1  # the `epoch` of a run without any (trainer.max_epochs=0)
-LARGEST = 1 << 24  # bytes of a config.yaml or status.json
-DEEPEST, MOST = 12, 100_000  # levels and values of a configuration
+PATIENCE = 10.0  # seconds to wait for another process to leave a run folder
+UNTRAINED = -1  # `epoch` in status.json of a run without epochs (trainer.max_epochs=0)
+LARGEST = 1 << 24  # maximum size of config.yaml and status.json in bytes
+DEEPEST, MOST = 12, 100_000  # maximum depth and number of values of a configuration
 REMEDY = "remove its folder and train the run again"
-OURS = re.compile(  # the files that a job writes
+OURS = re.compile(  # files that a job writes
     r"config\.yaml|job\.lock|train\.log|status\.json|(metrics|layers)\.csv|"
     r"(predictions|confusion_matrix|class_report)_\w+\.(csv|png)(\.gz)?"
 )
-# configuration keys, dotted, that runs may differ in and still be the same experiment
+# dotted keys that do not change the experiment
 BOOKKEEPING = (
     "name",
     "figures",
@@ -51,27 +51,27 @@ BOOKKEEPING = (
 
 
 def is_bookkeeping(key: str) -> bool:
-    """Whether runs may differ in a dotted key, as on a command line, and still be the same experiment."""
+    """Return whether a dotted key leaves the experiment unchanged."""
     return key in BOOKKEEPING or key.startswith("labels.") or of_logger(key)
 
 
 def of_logger(key: str) -> bool:
-    """Whether a dotted key belongs to the loggers, whose names are free."""
+    """Return whether a dotted key belongs to the loggers."""
     return key.lstrip("+~").partition(".")[0] == "logger"
 
 
 def given_keys(overrides: Iterable[str]) -> dict[str, str]:
-    """The keys and groups that overrides set, as text, bookkeeping aside."""
+    """Return key or group → value (text) of overrides, without bookkeeping keys."""
     given = {key.lstrip("+~"): value for key, _, value in (item.partition("=") for item in overrides)}
     return {key: value for key, value in given.items() if not is_bookkeeping(key)}
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder of one job: its configuration, state and results.
+    """The folder of one job: configuration, state and results.
 
-    The states of a run are `created`, `running`, `failed`, `done`, and `interrupted`: its status says
-    running, but no process holds its lock.
+    The states are `created`, `running`, `failed`, `done` and `interrupted`. A run is interrupted if status.json has
+    `running` but no process holds the lock.
     """
 
     path: Path
@@ -83,22 +83,22 @@ class RunFolder:
 
     @property
     def lock_file(self) -> Path:
-        """An empty file, locked while a process is at work here; the system frees the lock however we die."""
+        """Empty file, locked while a process runs the job; the system frees the lock when the process ends."""
         return self.path / "job.lock"
 
     @property
     def status_file(self) -> Path:
-        """What became of the job (JSON)."""
+        """State and results of the job (JSON)."""
         return self.path / "status.json"
 
     @property
     def metrics_file(self) -> Path:
-        """One row per epoch, train and validation side by side."""
+        """One row per epoch with the metrics of all splits."""
         return self.path / "metrics.csv"
 
     @property
     def log_file(self) -> Path:
-        """What the terminal showed."""
+        """The log of the job."""
         return self.path / "train.log"
 
     @property
@@ -108,17 +108,17 @@ class RunFolder:
 
     @property
     def best_checkpoint(self) -> Path:
-        """What the validation split selected, and what is tested."""
+        """The checkpoint that the validation split selected; it is evaluated on the test split."""
         return self.checkpoints / "best.ckpt"
 
     @property
     def last_checkpoint(self) -> Path:
-        """What a resumed job goes on from."""
+        """The checkpoint from which a job resumes."""
         return self.checkpoints / "last.ckpt"
 
     @property
     def tensorboard(self) -> Path:
-        """Folder of the event files."""
+        """Folder of the TensorBoard event files."""
         return self.path / "tensorboard"
 
     @property
@@ -131,21 +131,21 @@ class RunFolder:
         return self.path / f"predictions_{split}.csv"
 
     def stored_predictions(self, split: str) -> Path:
-        """The file to read them from: of a published run it is compressed."""
+        """The existing file with the predictions; compressed in a published run."""
         return _stored(self.predictions_file(split))
 
     @property
     def stored_metrics(self) -> Path:
-        """The file to read them from: of a published run it is compressed."""
+        """The existing file with the metrics; compressed in a published run."""
         return _stored(self.metrics_file)
 
     @property
     def stored_layers(self) -> Path:
-        """The file to read them from: of a published run it is compressed."""
+        """The existing file with the values of layers; compressed in a published run."""
         return _stored(self.layers_file)
 
     def confusion_matrix_file(self, split: str, suffix: str = "csv") -> Path:
-        """Counts with rows true (`csv`), or the picture of them (`png`)."""
+        """Counts with one row per true class (`csv`), or their picture (`png`)."""
         return self.path / f"confusion_matrix_{split}.{suffix}"
 
     def class_report_file(self, split: str) -> Path:
@@ -153,9 +153,13 @@ class RunFolder:
         return self.path / f"class_report_{split}.csv"
 
     def read_config(self) -> dict[str, Any]:
-        """The resolved configuration as plain dictionaries and lists; one of an older version with today's keys."""
+        """Return the resolved configuration as dictionaries and lists, with the current names of keys.
+
+        Raises:
+            UserError: the folder contains no configuration, or the file is damaged.
+        """
         if not self.config_file.is_file():
-            raise UserError(f"{self.path} is not a run folder: it holds no {self.config_file.name}")
+            raise UserError(f"{self.path} is not a run folder: it contains no {self.config_file.name}")
         config = _parse(self.config_file, _safe_load)
         try:
             refuse_odd(config)
@@ -168,14 +172,14 @@ class RunFolder:
         write_atomically(self.config_file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
     def overrides(self) -> dict[str, str]:
-        """The keys and groups that the command line gave, as text; empty where no command created the run.
+        """Return key or group → value (text) of the command line; empty if no command created the run.
 
-        (Not from Hydra's own file, which a command that is refused overwrites.)
+        (Hydra's own file is not used: a refused command overwrites it.)
         """
         return given_keys(self.read_status().get("overrides", []))
 
     def read_status(self) -> dict[str, Any]:
-        """The content of status.json with `state` corrected to `interrupted` where the job was killed."""
+        """Return the content of status.json; `running` becomes `interrupted` if no process holds the lock."""
         if not self.status_file.is_file():
             return {"schema_version": SCHEMA_VERSION, "state": "created"}
         status = upgraded_status(_parse(self.status_file, json.loads))
@@ -184,34 +188,34 @@ class RunFolder:
         return status
 
     def update_status(self, **changes: Any) -> None:
-        """Merge `changes` into status.json; a reader sees the old file or the new one, never half of it."""
+        """Merge `changes` into status.json, atomically."""
         status = {"schema_version": SCHEMA_VERSION, **self.read_status(), **changes}
         text = json.dumps(_plain(status), indent=2, ensure_ascii=False, allow_nan=False)
         write_atomically(self.status_file, text + "\n", durable=True)
 
     @contextmanager
     def lock(self, patience: float = 0) -> Iterator[None]:
-        """Hold the job, so that no other process takes it.
+        """Hold the lock of the job, so that no other process runs it.
 
         Args:
-            patience: seconds to wait for a process that is about to end, or that only looks whether one is at work.
+            patience: seconds to wait for a process that is about to end, or that only tests the lock.
 
         Raises:
-            Busy: another process is at work in this folder.
+            Busy: another process holds the lock.
         """
         self.refuse_odd_files()
         deadline = time.monotonic() + patience
-        with self.lock_file.open("a") as file:  # NFS locks only what may be written
-            os.register_at_fork(after_in_child=file.close)  # a loader's worker that outlives us holds no lock
+        with self.lock_file.open("a") as file:  # NFS locks only writable files
+            os.register_at_fork(after_in_child=file.close)  # otherwise a surviving data loader worker keeps the lock
             while not _locks(file, fcntl.LOCK_EX):
                 if time.monotonic() > deadline:
-                    raise Busy(f"{self.path}: another process is running this job; wait or stop it")
+                    raise Busy(f"{self.path}: another process is running this job; wait for it, or stop it")
                 time.sleep(0.1)
             yield
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Wait until no other job of the same sweep decides something; then it is this one's turn."""
+        """Hold the lock of the sweep: its jobs make decisions about each other one at a time."""
         if not jobs_file(self.path.parent).is_file():
             yield
             return
@@ -220,33 +224,33 @@ class RunFolder:
             yield
 
     def siblings(self) -> list[RunFolder]:
-        """The other jobs of the same sweep, by name; none where the run is no job of a sweep."""
+        """Return the other jobs of the same sweep, sorted by name; empty for a single run."""
         if not jobs_file(self.path.parent).is_file():
             return []
         folders = (file.parent for file in sorted(self.path.parent.glob("*/status.json")))
         return [RunFolder(folder) for folder in folders if folder.name != self.path.name]
 
     def refuse_odd_files(self) -> None:
-        """Stop where a job could not write: a link to a file somewhere else, a folder or file in the other's place.
+        """Refuse what a job cannot overwrite: a link, or a folder and file with swapped names.
 
-        (A linked `checkpoints` or `tensorboard`, on a scratch disk, is a folder.)
+        (The folders `checkpoints` and `tensorboard` may be links, to a scratch disk.)
 
         Raises:
-            UserError: there is such a thing.
+            UserError: the folder contains such a file.
         """
         for file in sorted(self.path.iterdir()) if self.path.is_dir() else ():
             if OURS.fullmatch(file.name) and file.is_symlink():
                 raise UserError(
-                    f"{file} is a link to {file.readlink()}; a job writes no link: remove it, or copy the file"
+                    f"{file} is a link to {file.readlink()}; a job does not write to links: remove it, or copy the file"
                 )
             if OURS.fullmatch(file.name) and not file.is_file():
-                raise UserError(f"{file} is a folder or no regular file, and a job writes a file there; move it away")
+                raise UserError(f"{file} is a folder or special file, but a job writes a file there; move it away")
         for folder in (self.checkpoints, self.tensorboard):
             if folder.exists() and not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
                 raise UserError(f"{folder} is not a folder, or cannot be written; make it writable, or move it away")
 
     def is_locked(self) -> bool:
-        """Whether a process is at work in this folder."""
+        """Return whether a process runs the job."""
         if not self.lock_file.is_file():
             return False
         with self.lock_file.open() as file:
@@ -254,28 +258,28 @@ class RunFolder:
 
 
 def _safe_load(text: str) -> Any:
-    """YAML of plain values, by libyaml where PyYAML has it, which is ten times as fast."""
+    """Read YAML of plain values; with libyaml, if PyYAML has it, ten times as fast."""
     return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def _parse(file: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
-    """The keys in a file, or what is wrong with it, by name."""
+    """Return the keys in a file, or refuse it by name."""
     try:
         if file.stat().st_size > LARGEST:
-            raise UserError(f"{file} has more than {LARGEST >> 20} MB, and is none of resnet_lab's; {REMEDY}")
+            raise UserError(f"{file} has more than {LARGEST >> 20} MB, so resnet_lab did not write it; {REMEDY}")
         content = parse(file.read_text(encoding="utf-8"))
     except (ValueError, yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{file} is damaged ({str(error).partition(chr(10))[0]}); {REMEDY}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{file} holds {type(content).__name__}, not keys; {REMEDY}")
+        raise UserError(f"{file} contains {type(content).__name__}, not keys; {REMEDY}")
     return content
 
 
 def refuse_odd(values: Mapping[str, Any]) -> None:
-    """Stop at what no file of ours holds: deep nesting, millions of values by aliases, and `${…}`, which is resolved.
+    """Refuse what resnet_lab never writes: deep nesting, millions of values (by YAML aliases), and unresolved `${…}`.
 
     Raises:
-        UserError: there is such a thing.
+        UserError: the values contain one of these.
     """
     seen, rest = 0, [("", values, 0)]
     while rest:
@@ -284,7 +288,7 @@ def refuse_odd(values: Mapping[str, Any]) -> None:
         if depth > DEEPEST or seen > MOST:
             raise UserError(f"{place[:80].strip('.')}: nested too deeply, or too many values; {REMEDY}")
         if isinstance(value, str) and "${" in value:
-            raise UserError(f"{place.strip('.')}: it holds ${{…}}, which nothing resolves here; write the value itself")
+            raise UserError(f"{place.strip('.')}: it contains ${{…}}, which is not resolved; write the value itself")
         if isinstance(value, Mapping):
             rest += [(f"{place}.{key}", each, depth + 1) for key, each in value.items()]
         elif isinstance(value, list | tuple):
@@ -292,7 +296,7 @@ def refuse_odd(values: Mapping[str, Any]) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """A value with null in place of NaN and infinities, which JSON does not have."""
+    """Replace NaN and infinities, which JSON does not have, by null."""
     if isinstance(value, dict):
         return {key: _plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -306,7 +310,7 @@ def _stored(file: Path) -> Path:
 
 
 class Busy(UserError):
-    """Another process is at work in the folder."""
+    """Another process uses the run folder."""
 
 
 def _locks(file: IO[str], kind: int) -> bool:
@@ -318,17 +322,23 @@ def _locks(file: IO[str], kind: int) -> bool:
 
 
 def jobs_file(sweep_dir: Path) -> Path:
-    """The names of all jobs that a sweep was ever asked for, one a line."""
+    """File with the names of all jobs of a sweep, one per line."""
     return sweep_dir / "jobs.txt"
 
 
 def planned_file(sweep_dir: Path) -> Path:
-    """Job → its overrides, of all jobs that a sweep was ever asked for (JSON)."""
+    """File with the overrides of all jobs of a sweep (JSON: name → overrides)."""
     return sweep_dir / "jobs.json"
 
 
 def list_jobs(sweep_dir: Path, names: Iterable[str] | None = None, gone: Collection[str] = ()) -> list[str]:
-    """The names of a sweep's jobs in the order asked for, after adding `names` to them and removing those in `gone`."""
+    """Return the names of a sweep's jobs in the order of the commands.
+
+    Args:
+        sweep_dir: folder of the sweep.
+        names: names to add to the list first.
+        gone: names to remove from the list first.
+    """
     if names is None and not jobs_file(sweep_dir).is_file():
         return []
     sweep_dir.mkdir(parents=True, exist_ok=True)
@@ -343,13 +353,13 @@ def list_jobs(sweep_dir: Path, names: Iterable[str] | None = None, gone: Collect
         if len(kept) < len(known):
             file.seek(0)
             file.writelines(f"{name}\n" for name in kept)
-            file.truncate()  # afterwards, as a full disk has room for what stood here
+            file.truncate()  # after writing: even a full disk has room for the old content
         file.writelines(f"{name}\n" for name in new)
     return kept + new
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A configuration by dotted keys."""
+    """Return dotted key → value of a nested configuration."""
     values: dict[str, Any] = {}
     for key, value in config.items():
         values |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
@@ -357,12 +367,12 @@ def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _is_run(config_file: Path) -> bool:
-    """A job has a status from the start; Hydra's own copies and a project's conf/ have none."""
+    """Return whether a config.yaml belongs to a run: Hydra's own copies and a project's conf/ have no status.json."""
     return config_file.parent.name != ".hydra" and config_file.with_name("status.json").is_file()
 
 
 def closed_folders(folders: Iterable[str]) -> list[str]:
-    """The folders at or below `folders` that we may not read, whose runs are therefore missing."""
+    """Return the folders at or below `folders` without read permission, whose runs cannot be found."""
     closed: list[str] = []
     for folder in folders:
         for _, inner, _ in os.walk(folder, onerror=lambda error: closed.append(str(error.filename))):
@@ -371,16 +381,15 @@ def closed_folders(folders: Iterable[str]) -> list[str]:
 
 
 def find_runs(folders: Iterable[str | Path]) -> list[RunFolder]:
-    """All run folders at or below `folders`, each once, in the order of their paths.
+    """Return all run folders at or below `folders`, each once, sorted by path.
 
     Raises:
-        UserError: a folder does not exist, or none of them holds a run.
+        UserError: a folder does not exist, or there is no run.
     """
     roots = [Path(folder) for folder in folders]
     for root in roots:
         if not root.is_dir():
             raise UserError(f"{root} is not a folder; give run folders or the folder of a sweep")
-    # .hydra/ holds a config.yaml of Hydra's own
     configs = {file.resolve() for root in roots for file in root.rglob("config.yaml") if _is_run(file)}
     if not configs:
         raise UserError(f"no run (config.yaml) in {', '.join(map(str, roots))}; train one with `resnet-lab train`")

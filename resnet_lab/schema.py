@@ -1,4 +1,4 @@
-"""Which keys the configuration has, and what values they take; conf/ says what they mean (imports nothing heavy)."""
+"""Keys of the configuration and their types; conf/ describes their meaning (imports nothing heavy)."""
 
 from __future__ import annotations
 
@@ -6,34 +6,37 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from resnet_lab.signatures import keys_in
 from resnet_lab.values import Count, FromOne, Positive, Seed, Text, Within
 
-MISSING: Any = "???"  # OmegaConf's word for a mandatory value
-FIGURES = (  # the pictures of resnet_lab/report/figures.py, which is not imported here
-    *("accuracy", "loss", "train_loss", "error", "error_by_depth", "scores", "confusion_matrices", "recall", "gap"),
-    *("class_counts", "class_scores", "score_bands", "layers", "roc", "precision_recall", "reliability", "cost"),
-)
+MISSING: Any = "???"  # OmegaConf's marker of a mandatory value
+FIGURES = keys_in("resnet_lab.report.figures", "CURVES", "PICTURES")  # parsed, as importing it takes a second
 
 
 def _key(hint: Any, allowed: str = "") -> Any:
-    """A mandatory key whose values must conform to the hint; `allowed` describes them better than the hint does."""
+    """Return the field of a mandatory key.
+
+    Args:
+        hint: type of its values.
+        allowed: description of the values, if that of the hint is not good enough.
+    """
     return field(default=MISSING, metadata={"hint": hint, "allowed": allowed})
 
 
-Batches = FromOne | Annotated[float, Within(0, 1, without_least=True)] | None  # a number, a share, or all
+Batches = FromOne | Annotated[float, Within(0, 1, without_least=True)] | None  # number, fraction or all
 Compiled = bool | Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
 
 @dataclass
 class TrainerConfig:
-    """The keys of conf/trainer, which says what they mean."""
+    """The keys of conf/trainer, where their meaning is described."""
 
     accelerator: str = _key(Literal["auto", "cpu", "gpu", "cuda", "mps"])
     devices: Any = _key(Literal["auto"] | Annotated[int, Within(1, 128)] | list[Count])  # noqa: RUF009 - it is field()
     num_nodes: int = _key(FromOne)
-    # those that fork or spawn leave their results in the child; FSDP shards what checkpoints need in one piece
+    # not fork or spawn: results stay in the child process; not FSDP: checkpoints need the complete weights
     strategy: str = _key(Literal["auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false"])
-    # images become float32 on the device, so weights of another type cannot read them
+    # float32 weights only, as images become float32 on the device
     precision: str = _key(Literal["auto", "32-true", "32", "16-mixed", "bf16-mixed"])
     channels_last: Any = _key(bool | Literal["auto"])  # noqa: RUF009
     max_epochs: int = _key(Count)
@@ -53,7 +56,7 @@ class TrainerConfig:
 
 @dataclass
 class Config:
-    """The top level of the configuration; what a group holds is checked against its `_target_`."""
+    """The top level of the configuration; the keys of a group are checked against its `_target_`."""
 
     name: str = _key(Text)
     seed: int = _key(Seed)
@@ -77,7 +80,7 @@ class Config:
     logger: Any = MISSING
 
 
-# arguments that the job adds to those in the configuration, where they are taken
+# group → arguments that the job adds to those of the configuration, if the part takes them
 PROVIDED = {
     "data": set(),
     "model": {"num_classes"},
@@ -85,21 +88,21 @@ PROVIDED = {
     "optim": {"params"},
     "schedule": {"optimizer", "steps_per_epoch", "max_epochs", "epochs", "total_steps"},
 }
-# groups of parts by name → what each of them has to be
+# groups of named parts → base class of each part
 BY_NAME = {"callbacks": "lightning.Callback", "logger": "lightning.pytorch.loggers.Logger"}
-FOR_LOGGERS = {"save_dir", "id"}  # what the job adds to a logger that takes it, unless the user sets it
-# keys that the job reads itself where a part from outside does not take them
+FOR_LOGGERS = {"save_dir", "id"}  # arguments that the job adds to a logger that takes them, unless the user sets them
+# keys that the job reads itself if a part that is not resnet_lab's does not take them
 FOR_OTHERS = {"model": {"pretrained"}, "schedule": {"interval", "monitor"}}
-# keys that the job itself reads in a group, whatever its `_target_` is
+# group → keys that the job always reads itself
 OF_JOB: dict[str, dict[str, Any]] = {
     "model": {"freeze": Text | list[Text] | None, "unfreeze_at_epoch": FromOne | None},
     "optim": {"backbone_lr_factor": Positive},
 }
-CHOSEN = (*PROVIDED, "trainer", *BY_NAME, "experiment", "scale")  # the groups that conf/config.yaml chooses from
+CHOSEN = (*PROVIDED, "trainer", *BY_NAME, "experiment", "scale")  # groups with a choice in conf/config.yaml
 
 
 def conf_dir() -> Path:
-    """The folder of the YAML files: beside the package in a checkout, inside it in an installed wheel."""
+    """Return the folder of the YAML files: next to the package in a checkout, inside it in a wheel."""
     package = Path(__file__).resolve().parent
     inside = package / "conf"
     return inside if inside.is_dir() else package.parent / "conf"

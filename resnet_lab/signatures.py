@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from resnet_lab import values
 from resnet_lab.errors import UserError, reason_of
+from resnet_lab.trust import refuse_reexported
 
 REQUIRED = inspect.Parameter.empty
 EXTRAS = {  # `_target_` of an optional dependency → our extra that installs it
@@ -48,7 +49,7 @@ def imported(group: str, target: str) -> Any:
     """Return the function or class that a `_target_` names.
 
     Raises:
-        UserError: it does not exist, its module raises an error, or it cannot be called.
+        UserError: it does not exist, its module raises an error, it cannot be called, or trust does not cover it.
     """
     module, _, name = target.rpartition(".")
     if not module:
@@ -69,6 +70,7 @@ def imported(group: str, target: str) -> Any:
         raise UserError(f"{group}._target_ {target}: importing {module} fails ({reason}); fix the module") from error
     if not callable(found):
         raise UserError(f"{group}._target_ {target} is a {type(found).__name__}; name a function or class")
+    refuse_reexported(group, target, found)
     return found
 
 
@@ -143,6 +145,21 @@ def hints_of(target: str) -> dict[str, Any]:
         if isinstance(node, ast.Assign):  # a type that the module defines
             known |= {ast.unparse(node.targets[0]): hint for hint in _hints({"": node.value}, known).values()}
     return found
+
+
+def keys_in(module: str, *names: str) -> tuple[str, ...]:
+    """Return the keys of dictionaries that one of our modules defines, parsed from its source.
+
+    Args:
+        module: dotted name of the module.
+        names: names of the dictionaries.
+    """
+    found = dict[str, list[str]]()
+    for node in ast.parse(Path(str(getattr(importlib.util.find_spec(module), "origin", ""))).read_text("utf-8")).body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Dict):
+            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+            found[ast.unparse(target)] = [str(key.value) for key in node.value.keys if isinstance(key, ast.Constant)]
+    return tuple(key for name in names for key in found[name])
 
 
 def _hints(annotations: Mapping[str, ast.expr | None], known: Mapping[str, Any]) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def state_of(run: RunFolder) -> JobState:
         status, config = run.read_status(), run.read_config()
         if status["state"] not in STATES:
             raise ValueError(
-                f"status.json: state holds {str(status['state'])[:40]!r}, and not one of {', '.join(STATES)}"
+                f"status.json: state is {str(status['state'])[:40]!r}; it must be one of {', '.join(STATES)}"
             )
         return JobState(name, status["state"], _note(status, config))
     except (
@@ -49,7 +49,7 @@ def state_of(run: RunFolder) -> JobState:
         TypeError,
         ValueError,
         ArithmeticError,
-    ) as error:  # of one job only
+    ) as error:  # one damaged job must not hide the others
         return JobState(name, "unreadable", str(error).partition("\n")[0].replace(f"{run.path}/", ""))
 
 
@@ -63,7 +63,7 @@ def _note(status: dict[str, Any], config: dict[str, Any]) -> str:
     if "epoch" not in status:
         return "in its first epoch" if status["state"] == "running" else "before the end of its first epoch"
     if status["epoch"] == UNTRAINED:
-        return "trains no epoch"
+        return "trains no epochs"
     finished, epochs = status["epoch"] + 1, config["trainer"]["max_epochs"]
     note = f"{finished} of {count(epochs, 'epoch')}"
     if status["state"] == "running":
@@ -133,7 +133,7 @@ def labels_of(place: Path) -> dict[str, str]:
     if not jobs_file(place).is_file():
         return {}
     for file in sorted(place.glob("*/config.yaml")):
-        with suppress(UserError, OSError):  # another one is not damaged
+        with suppress(UserError, OSError):  # damaged: try the next one
             return labels_in(place, texts_of(RunFolder(file.parent).read_config()["labels"]))
     return labels_in(place, {})
 

@@ -1,4 +1,4 @@
-"""What a sweep will run, worked out before its first job: `jobs_of` composes, `preflight` checks (no torch here)."""
+"""Compose the jobs of a sweep and check what they need, before the first one starts (imports no torch)."""
 
 from __future__ import annotations
 
@@ -26,18 +26,19 @@ from resnet_lab.errors import UserError
 from resnet_lab.run_folder import RunFolder, list_jobs, of_logger
 from resnet_lab.schema import BY_NAME, PROVIDED, conf_dir
 from resnet_lab.signatures import is_ours
-from resnet_lab.trust import OPTION
+from resnet_lab.trust import OPTION, warn_of_unused
 from resnet_lab.verbs import VERBS
 
-# Hydra's launchers that show a line with all overrides for each job
+# Hydra's launchers that log all overrides of each job
 OWN_LINES = ("hydra._internal.core_plugins.basic_launcher", "hydra_plugins.hydra_joblib_launcher._core")
 
 
-def preflight(arguments: Sequence[str]) -> bool:
-    """Whether all that the jobs of a sweep need is there; what is not, perhaps days later, is shown.
+def preflight(arguments: Sequence[str], trusted: Sequence[str] = ()) -> bool:
+    """Return whether everything that the jobs of a sweep need is available; print what is missing.
 
     Args:
-        arguments: of `resnet-lab train`; of a single run only parts from outside are checked.
+        arguments: arguments of `resnet-lab train`. For a single run, only parts that are not resnet_lab's are checked.
+        trusted: values of `trust=` on the command line; one that no part needs is named in a line.
 
     Raises:
         UserError: a key is wrong.
@@ -46,17 +47,19 @@ def preflight(arguments: Sequence[str]) -> bool:
     needs = {json.dumps(need, sort_keys=True) for job in jobs for need in _needs(job)}
     needs |= {json.dumps(need, sort_keys=True) for job in alone for need in _needs(job) if "parts" in need}
     jobs += alone
-    words = {f"{OPTION}{word}" for job in jobs for word in words_of_trust(job)}
+    words = {word for job in jobs for word in words_of_trust(job)}
+    if jobs or not _read(arguments)[0].multirun:  # the jobs of a sweeper other than Hydra's basic one are unknown
+        warn_of_unused(trusted, words)
     if not needs:
         return True
     print(f"{time.strftime('%H:%M:%S')}  checking what the jobs need (data, weights, parts)", flush=True)
-    # in a process of its own, so that this one stays light
-    command = [sys.executable, "-m", "resnet_lab.preflight", *sorted(words)]
+    # in a separate process, as this one must not import torch
+    command = [sys.executable, "-m", "resnet_lab.preflight", *(f"{OPTION}{word}" for word in sorted(words))]
     return subprocess.run(command, input=json.dumps(sorted(needs)), text=True, check=False).returncode == 0
 
 
 def _needs(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What a job needs: parts from outside, its data set, weights, and parts of the network that it freezes."""
+    """Yield what a job needs: parts that are not resnet_lab's, the data set, weights, and layers to freeze."""
     parts = [*(job[group] for group in PROVIDED), *(part for group in BY_NAME for part in job[group].values())]
     if any(not is_ours(str(part["_target_"])) for part in parts):
         yield {"parts": job | {"seed": 0}}
@@ -67,7 +70,7 @@ def _needs(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _alone(arguments: Sequence[str]) -> list[dict[str, Any]]:
-    """The configuration of a single run that may name parts from outside; otherwise none, as composing takes time."""
+    """Return the configuration of a single run that may use parts that are not resnet_lab's; else an empty list."""
     options, overrides, searchpath = _read(arguments)
     names_parts = searchpath or any("_target_" in override for override in overrides)
     if options.multirun or options.prints or not names_parts:
@@ -77,7 +80,9 @@ def _alone(arguments: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def jobs_of(arguments: Sequence[str]) -> list[dict[str, Any]]:
-    """The configurations of a sweep's jobs, seeds aside; none where it is no sweep, or not of Hydra's basic sweeper.
+    """Return the configurations of a sweep's jobs, one for all seeds of a group.
+
+    The list is empty for a single run, and for another sweeper than Hydra's basic one.
 
     Raises:
         UserError: a key is wrong.
@@ -96,20 +101,20 @@ def jobs_of(arguments: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _refuse_nameless(overrides: Sequence[Override], hydra: DictConfig) -> None:
-    """An axis that is not part of a job's name would give all its values one folder.
+    """Refuse an axis that is not part of a job's name: all its values would share one folder.
 
     Raises:
-        UserError: there is one.
+        UserError: there is such an axis.
     """
     for axis in overrides:
         key = axis.get_key_element()
         nameless = key in hydra.job.config.override_dirname.exclude_keys or of_logger(key)
         if axis.is_sweep_override() and nameless:
-            raise UserError(f"{key} cannot be swept, as it does not make another experiment; give it one value")
+            raise UserError(f"{key} cannot be swept because it does not change the experiment; give it one value")
 
 
 def _read(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str], list[str]]:
-    """Options (`prints`: whether nothing is to run), overrides, and the override for `--config-dir`."""
+    """Return the options (`prints`: the command only prints), the overrides, and the override for `--config-dir`."""
     given = VERBS["train"]().read(arguments)
     given.prints = bool(given.cfg or given.info or given.hydra_help)
     searchpath = [f"hydra.searchpath=[file://{given.config_dir}]"] if given.config_dir else []
@@ -117,13 +122,19 @@ def _read(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str], list
 
 
 def _grid(overrides: Sequence[Override], params: Mapping[str, Any], seeds: bool = False) -> list[tuple[str, ...]]:
-    """The overrides of each job, with or without its seed; the command line wins over the experiment's grid."""
+    """Return the overrides of each job; the command line replaces axes of the experiment.
+
+    Args:
+        overrides: parsed overrides of the command line.
+        params: axes of the experiment (`hydra.sweeper.params`).
+        seeds: whether `seed` is an axis; if not, it is left out.
+    """
     given = {override.get_key_element() for override in overrides}
     own = [f"{key}={value}" for key, value in params.items() if key not in given]
     axes = [*OverridesParser.create().parse_overrides(own), *overrides]
     if any(axis.is_sweep_override() and not (axis.is_choice_sweep() or axis.is_range_sweep()) for axis in axes):
         return []
-    by_key = {axis.get_key_element(): axis for axis in axes}  # of a key given twice the last counts
+    by_key = {axis.get_key_element(): axis for axis in axes}  # the last override of a key wins
     return list(product(*(_values(axis) for key, axis in by_key.items() if seeds or key != "seed")))
 
 
@@ -134,13 +145,13 @@ def _values(axis: Override) -> list[str]:
     return [f"{key}={axis.get_value_element_as_str()}"]
 
 
-SWEPT: list[Path] = []  # the folder of the sweep that this process has started
+SWEPT: list[Path] = []  # folder of the sweep that this process has started
 
 
 class ListJobs(Callback):
-    """Before a sweep starts, lists its jobs in its folder, for `resnet-lab status` to know which are missing.
+    """Write the list of jobs into the folder of a sweep before it starts; `resnet-lab status` finds missing jobs by it.
 
-    The list marks the folder of a sweep, so there is one, empty, where another sweeper decides on the jobs.
+    The list also marks the folder as a sweep. It is empty if another sweeper chooses the jobs.
     """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -152,25 +163,28 @@ class ListJobs(Callback):
             names = [_folder_name(job, excluded, hydra.sweep.dir) for job in jobs]
             renamed = _lengthened(dict(zip(names, jobs, strict=True)), excluded, Path(hydra.sweep.dir))
         SWEPT[:] = [Path(hydra.sweep.dir)]
-        for launcher in OWN_LINES:  # a job shows its label instead of all overrides
+        for launcher in OWN_LINES:  # a job prints its label instead
             logging.getLogger(launcher).setLevel(logging.WARNING)
         try:
             list_jobs(Path(hydra.sweep.dir), names, renamed)
             if names:
                 note_jobs(Path(hydra.sweep.dir), dict(zip(names, jobs, strict=True)), renamed)
-        except OSError as error:  # Hydra would continue without our message
+        except OSError as error:  # printed here, as Hydra logs a traceback and continues
             print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
 
 
 def _lengthened(jobs: Mapping[str, Sequence[str]], excluded: Sequence[str], sweep_dir: Path) -> list[str]:
-    """Give jobs with fewer epochs the names of those that are asked for, so that they go on; their old names.
+    """Rename jobs with fewer epochs to the names of the new jobs, which then resume them.
 
-    Not where several numbers of epochs are asked for: they are an axis then.
+    Nothing is renamed if `trainer.max_epochs` has several values: it is an axis of the sweep then.
 
     Args:
         jobs: folder name → overrides.
-        excluded: keys that are no part of a name.
-        sweep_dir: the folder of the sweep.
+        excluded: keys that are not part of a name.
+        sweep_dir: folder of the sweep.
+
+    Returns:
+        The old names.
     """
     wanted = {item for job in jobs.values() for item in job if item.partition("=")[0] == EPOCHS}
     if len(wanted) != 1 or not (most := wanted.pop().partition("=")[2]).isdecimal():
@@ -190,15 +204,15 @@ def _lengthened(jobs: Mapping[str, Sequence[str]], excluded: Sequence[str], swee
                 continue
             (sweep_dir / fewer[0]).rename(sweep_dir / name)
         except UserError as error:
-            print(f"{name} is trained from its first epoch on. {error}", flush=True)
+            print(f"{name} starts at the first epoch: {error}", flush=True)
         else:
             renamed += fewer
-            print(f"{fewer[0]} goes on as {name}", flush=True)
+            print(f"{fewer[0]} is renamed to {name} and resumed", flush=True)
     return renamed
 
 
 def _folder_name(job: Sequence[str], excluded: Sequence[str], sweep_dir: str) -> str:
-    """As `hydra.sweep.subdir` makes it."""
+    """Return the folder name of a job, as `hydra.sweep.subdir` has it."""
     return job_name(
         ",".join(sorted(item for item in job if item.partition("=")[0].lstrip("+~") not in excluded)), sweep_dir
     )

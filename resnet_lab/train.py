@@ -1,4 +1,4 @@
-"""`resnet-lab train [-m] key=value …`: compose the configuration and start its job in its run folder (no torch)."""
+"""`resnet-lab train [-m] key=value …`: compose a configuration and start its job (imports no torch)."""
 
 from __future__ import annotations
 
@@ -39,19 +39,18 @@ from resnet_lab.sweep import SWEPT, preflight
 from resnet_lab.trust import trust, without_trust
 from resnet_lab.verbs import VERBS
 
-LAUNCHERS = ("joblib", "submitit")  # packages whose errors mean that a worker died
-FAILED: list[RunFolder] = []  # the single run of this process, where it failed
-TRUSTED: list[str] = []  # words of trust that the command line gave beside what it names itself
+LAUNCHERS = ("joblib", "submitit")  # an error from these packages means that a worker died
+FAILED: list[RunFolder] = []  # the single run of this process, if it failed
 
 register()
 
 
 class Callable(ModuleType):
-    """This module has the name of a function of the package, and takes its place there once it is imported."""
+    """Make this module callable: once imported, it hides the package's function of the same name."""
 
     def __call__(self, *overrides: str) -> Any:
         """`resnet_lab.train`."""
-        from resnet_lab import api  # which imports pandas
+        from resnet_lab import api  # imports pandas
 
         return api.train(*overrides)
 
@@ -61,10 +60,10 @@ sys.modules[__name__].__class__ = Callable
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
 def train(config: DictConfig) -> float | None:
-    """One job: returns the best value of the monitored metric to Hydra's sweepers, or NaN where there is none.
+    """Run one job; return the best value of the monitored metric to Hydra's sweepers, or NaN if there is none.
 
     Raises:
-        UserError: in a sweep, where a job failed; Hydra goes on with the others and ends with exit code 1.
+        UserError: a job of a sweep failed. Hydra runs the others and exits with code 1.
     """
     stop_with_command()
     hydra_config = HydraConfig.get()
@@ -72,15 +71,15 @@ def train(config: DictConfig) -> float | None:
     try:
         plain: Any = OmegaConf.to_container(config, resolve=True)
         if sweep:
-            say_label(run, plain["labels"])
-        run_in(run, config, list(hydra_config.overrides.task), [*words_of_trust(plain), *TRUSTED], sweep)
+            print_label(run, plain["labels"])
+        run_in(run, config, list(hydra_config.overrides.task), words_of_trust(plain), sweep)
     except Busy as busy:
         if not sweep:
             FAILED.append(run)
         print(f"{'' if sweep else 'error: '}{busy}", file=sys.stderr, flush=True)
         return math.nan
     except UserError as error:
-        # at once: Hydra would show the first failed job only, and that at the end
+        # printed now, as Hydra shows only the first failed job, at the end
         if not isinstance(error, JobFailed):
             print(f"error: {f'{run.path.name}: ' if sweep else ''}{one_line_of(error)}", file=sys.stderr, flush=True)
         if sweep:
@@ -91,8 +90,8 @@ def train(config: DictConfig) -> float | None:
     return math.nan if best is None else best
 
 
-def say_label(run: RunFolder, labels: dict[str, Any]) -> None:
-    """One line on which job of its sweep begins now."""
+def print_label(run: RunFolder, labels: dict[str, Any]) -> None:
+    """Print number and label of the job that starts."""
     names = list_jobs(run.path.parent)
     place = f"job {names.index(run.path.name) + 1} of {len(names)}" if run.path.name in names else "job"
     shown = labels_in(run.path.parent, texts_of(labels)).get(run.path.name, run.path.name)
@@ -100,33 +99,32 @@ def say_label(run: RunFolder, labels: dict[str, Any]) -> None:
 
 
 def checked() -> bool:
-    """Whether a sweep may start; if not, it says why."""
+    """Return whether the command may start; print the error if not."""
     try:
-        sys.argv[1:], TRUSTED[:] = without_trust(sys.argv[1:])
-        trust(TRUSTED)
+        sys.argv[1:], trusted = without_trust(sys.argv[1:])
+        trust(trusted)
         check_overrides(sys.argv[1:])
-        return preflight(sys.argv[1:])
+        return preflight(sys.argv[1:], trusted)
     except UserError as error:
         print(f"error: {one_line_of(error)}", file=sys.stderr)
         return False
 
 
 def main() -> int:
-    """Run; a sweep ends with a summary of its jobs."""
+    """Run the command; print a summary at the end of a sweep."""
     began, words = time.monotonic(), sys.argv[1:]
     SWEPT.clear()
     code = run_command()
     for sweep_dir in SWEPT:
-        with suppress(UserError, OSError):  # it holds nothing yet, or cannot be read; an error has been shown
+        with suppress(UserError, OSError):  # the folder is empty or unreadable; an error has been printed
             show(printable(summary(sweep_dir, words, time.monotonic() - began)))
     return code
 
 
 def run_command() -> int:
-    """Compose and run, and turn what a user got wrong into one line.
+    """Compose the configuration, run its jobs, and print one line for a user's error.
 
-    Hydra would print several lines for some errors and a traceback for others; with HYDRA_FULL_ERROR it hands them
-    over instead.
+    Hydra prints several lines for some errors and a traceback for others; with HYDRA_FULL_ERROR it raises them.
     """
     begin()
     try:
@@ -141,35 +139,35 @@ def run_command() -> int:
         if not checked():
             return 1
         train()
-    except UserError:  # shown when it happened
+    except UserError:  # already printed
         return 1
     except Stopped as stopped:
-        handed = "; jobs that a cluster has go on until it is told (scancel)" if _hands_over(sys.argv) else ""
-        print(f"stopped; the same command with the same sweep_dir goes on{handed}", file=sys.stderr)
+        handed = "; jobs on the cluster keep running: cancel them with scancel" if _hands_over(sys.argv) else ""
+        print(f"stopped; resume with the same command and the same sweep_dir{handed}", file=sys.stderr)
         return stopped.code
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     except Exception as error:
-        if _raised_in(error) in ("hydra", "omegaconf"):  # an override that they do not understand
+        if _raised_in(error) in ("hydra", "omegaconf"):  # an override that they cannot parse
             print(f"error: {one_line(error)}", file=sys.stderr)
             return 1
         if type(error).__module__.partition(".")[0] not in LAUNCHERS:
             raise
         first = str(error).strip().partition("\n")[0]
-        print(f"error: a process of the launcher died ({first}); the same command goes on", file=sys.stderr)
+        print(f"error: a process of the launcher died ({first}); resume with the same command", file=sys.stderr)
         return 1
     return 1 if FAILED else 0
 
 
 def _raised_in(error: BaseException) -> str:
-    """The top-level package whose code raised an error."""
+    """Return the top-level package whose code raised an error."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return str(frame.f_globals.get("__name__", "")).partition(".")[0]
 
 
 def _hands_over(arguments: Sequence[str]) -> bool:
-    """Whether the jobs of this command line are another machine's."""
+    """Return whether the launcher submits the jobs to a cluster."""
     launchers = [argument.partition("=")[2] for argument in arguments if argument.startswith("hydra/launcher=")]
     return bool(launchers) and launchers[-1] not in ("basic", "joblib")
 

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from resnet_lab import environment
 from resnet_lab import trust as trusting
 from resnet_lab.config import PHOTOGRAPHS, build
+from resnet_lab.data.augmentation import GEOMETRY
 from resnet_lab.data.image_data import ImageData
 from resnet_lab.data.listing import list_images
 from resnet_lab.data.reader import fit
-from resnet_lab.data.transforms import GEOMETRY, Geometry, normalize
+from resnet_lab.data.transforms import Geometry, normalize
 from resnet_lab.errors import UserError
 from resnet_lab.models.pretrained import find_file, read, refuse_nan_weights
 from resnet_lab.objectives import Objective
@@ -93,17 +94,19 @@ class Trained:
         return table
 
     def features(self, images: Images) -> np.ndarray:
-        """Return the input of the last linear layer, (N, F) float32; for a ResNet the pooled features.
+        """Return the input of the head, (N, F) float32; for a ResNet the pooled features.
+
+        If the head is a convolution, its input is averaged over the positions.
 
         Args:
             images: see `__call__`.
 
         Raises:
-            UserError: see `__call__`; or the network has no linear layer.
+            UserError: see `__call__`; or the network has no head (see `head_of`).
         """
         head = self.network.get_submodule(head_of(self.network, f"features of {self.file}"))
         found: list[Tensor] = []
-        hook = head.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].float().cpu()))
+        hook = head.register_forward_pre_hook(lambda _, inputs: found.append(_pooled(inputs[0].float().cpu())))
         try:
             for batch in self._seen(images)[1]:
                 self._outputs(batch)
@@ -237,3 +240,8 @@ def _listed(images: One | Sequence[One]) -> tuple[list[str], list[One]]:
     if not sources:
         raise UserError(f"{images} contains no image")
     return names, [Path(each).expanduser() if isinstance(each, str) else each for each in sources]
+
+
+def _pooled(features: Tensor) -> Tensor:
+    """Average features (B, F, H, W) over the positions; features (B, F) stay as they are."""
+    return features.flatten(2).mean(2) if features.ndim == 4 else features

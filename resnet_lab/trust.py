@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from importlib.util import find_spec
 from typing import Any
@@ -41,6 +42,7 @@ WELL_KNOWN = {
     "schedule": _below("torch.optim.lr_scheduler", _SCHEDULES),
 }
 _trusted: set[str] = set()  # `GROUP:dotted.name`, or a package
+_used: set[str] = set()  # those of them that allowed a name
 
 
 def trust(words: Iterable[str], exists: bool = True) -> None:
@@ -53,7 +55,7 @@ def trust(words: Iterable[str], exists: bool = True) -> None:
     Raises:
         UserError: a word is neither, its group does not exist, or there is no such module.
     """
-    for word in (part for each in words for part in each.split(",")):
+    for word in _split(words):
         if not re.fullmatch(r"([a-z]+:)?[^\W\d]\w*(\.[^\W\d]\w*)*", word):
             raise UserError(f"{OPTION}{word}: give a package ({OPTION}mylab) or one name ({OPTION}model:mylab.Net)")
         group, _, name = word.rpartition(":")
@@ -98,16 +100,56 @@ def refuse_foreign(group: str, node: object, known: Collection[str], place: str 
     target = node.get("_target_") if isinstance(node, Mapping) else None
     if target is None or (isinstance(target, str) and target in known):
         return
-    word, ours = f"{group}:{target}", sorted(name for name in known if name.startswith("resnet_lab."))
-    if not isinstance(target, str) or not (word in _trusted or _in_a_trusted_package(target)):
+    ours = sorted(name for name in known if name.startswith("resnet_lab."))
+    word = f"{group}:{target}"
+    allowing = {each for each in _trusted if covers(each, word)} if isinstance(target, str) else set()
+    _used.update(allowing)
+    if not allowing:
         raise UserError(
             f"{place}._target_ {target} is none of resnet_lab's ({', '.join(ours)}), and is not called; if "
             f"you know what it does, add {OPTION}{word} to the command"
         )
 
 
-def _in_a_trusted_package(target: str) -> bool:
-    return any(target.startswith(f"{word}.") for word in _trusted if ":" not in word)
+def covers(word: str, exact: str) -> bool:
+    """Return whether a word of trust allows an exact one, `GROUP:dotted.name`."""
+    return word == exact or (":" not in word and exact.partition(":")[2].startswith(f"{word}."))
+
+
+def unused_words(typed: Iterable[str], exact: Iterable[str] = ()) -> list[str]:
+    """Return the words of trust that allowed no name so far, and none of these exact words."""
+    return [word for word in _split(typed) if word not in _used and not any(covers(word, each) for each in exact)]
+
+
+def warn_of_unused(typed: Iterable[str], exact: Iterable[str] = ()) -> None:
+    """Print a line for each unused word (see `unused_words`)."""
+    for word in unused_words(typed, exact):
+        print(f"{OPTION}{word} has no effect: no _target_ needs it; leave it out", file=sys.stderr, flush=True)
+
+
+def _split(words: Iterable[str]) -> list[str]:
+    return [part for each in words for part in each.split(",")]
+
+
+def refuse_reexported(group: str, target: str, found: object) -> None:
+    """Refuse an object that a trusted package only imports from elsewhere (`mylab.system` may be `os.system`).
+
+    Args:
+        group: group of the configuration.
+        target: dotted name of the object.
+        found: the object.
+
+    Raises:
+        UserError: only a package is trusted, and the object is defined outside of it.
+    """
+    word = f"{group}:{target}"
+    allowing = [each for each in _trusted if covers(each, word)]
+    home = str(getattr(found, "__module__", None))
+    if allowing and word not in allowing and not any(f"{home}.".startswith(f"{each}.") for each in allowing):
+        raise UserError(
+            f"{group}._target_ {target} is defined in {home}, and {OPTION}{allowing[0]} covers only what {allowing[0]} "
+            f"defines; if you know what it does, add {OPTION}{word} to the command"
+        )
 
 
 def _special_keys(value: object, place: str) -> Iterator[tuple[str, object]]:

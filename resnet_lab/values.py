@@ -1,4 +1,4 @@
-"""Converts values of the configuration to their types, or refuses them by key."""
+"""Convert values of the configuration to their types; refuse wrong ones by key."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from resnet_lab.command_line import Show, Verb
 from resnet_lab.keys import WIDTH, all_keys, as_text, choices_of, matching
 from resnet_lab.schema import CHOSEN, FIGURES
 
-USUAL = (  # the keys that most commands set
+USUAL = (  # keys that most commands set
     *("data.root", "data.image_size", "data.batch_size", "model.depth", "model.pretrained", "optim.lr"),
     *("trainer.max_epochs", "seed", "sweep_dir"),
 )
@@ -19,13 +19,13 @@ TRUST = "your own code that may be called: mylab, or one name: model:mylab.Net"
 
 
 def train() -> Verb:
-    """One run, or the runs of a sweep."""
+    """Declare `train`."""
     verb = Verb(
         "resnet-lab train",
-        "Train one network, or with -m the networks of a sweep. Each job is a process with a run folder of its own. "
-        "The same command with the same sweep_dir resumes what is not done.",
+        "Train one network, or with -m the networks of a sweep. Each job has its own process and run folder. "
+        "The same command with the same sweep_dir resumes unfinished jobs.",
         [
-            "  runs/NAME/DATE_TIME/         the run folder; of a sweep, it holds one per job",
+            "  runs/NAME/DATE_TIME/         the run folder; a sweep has one per job",
             "    config.yaml, status.json   all keys with their values; state and results",
             "    metrics.csv, train.log     one row per epoch; the log",
             "    checkpoints/               best.ckpt and last.ckpt",
@@ -53,9 +53,9 @@ def train() -> Verb:
         help="show keys with meaning, values and default; PATTERN is a key, a group, a part of a name or data.*",
     )
     verb.flag("-cd", "--config-dir", metavar="DIR", help="folder of your own YAML files: DIR/experiment/mine.yaml")
-    verb.flag("-c", "--cfg", metavar="job", help="show the composed configuration (job, hydra or all) and end")
+    verb.flag("-c", "--cfg", metavar="job", help="show the composed configuration (job, hydra or all) and exit")
     verb.option("trust", "PACKAGE", TRUST, [], action="append")
-    # the others that Hydra has
+    # other options of Hydra, not in the help
     for names in (("--resolve",), ("--hydra-help",), ("-r", "--run"), ("-sc", "--shell-completion")):
         verb.flag(*names, action="store_true")
     for names in (("-p", "--package"), ("-cp", "--config-path"), ("-cn", "--config-name"), ("--experimental-rerun",)):
@@ -69,7 +69,7 @@ def _groups_and_keys() -> str:
     lines = ["groups (GROUP=CHOICE):"]
     for group in CHOSEN:
         lines += _row(group, ", ".join(choices_of(group)), 14)
-    lines += [*_row("hydra/launcher", "joblib, slurm: several jobs of a sweep at a time", 18), "", "often set:"]
+    lines += [*_row("hydra/launcher", "joblib, slurm: run several jobs of a sweep in parallel", 18), "", "often set:"]
     chosen = {key.name: key.default for key in all_keys() if key.name in CHOSEN}
     for name in USUAL:
         same = [key for key in all_keys() if key.name == name]
@@ -83,7 +83,7 @@ def _row(name: str, text: str, width: int) -> list[str]:
 
 
 def evaluate() -> Verb:
-    """Scores of a trained model."""
+    """Declare `evaluate`."""
     verb = Verb(
         "resnet-lab evaluate",
         "Score a trained model on a split of its data set, or on another data set with the same classes.",
@@ -107,7 +107,7 @@ def evaluate() -> Verb:
 
 
 def predict() -> Verb:
-    """Predictions for photographs without labels."""
+    """Declare `predict`."""
     verb = Verb(
         "resnet-lab predict",
         "Predict the classes of photographs without labels, with a trained model.",
@@ -118,7 +118,7 @@ def predict() -> Verb:
         ],
     )
     verb.argument("RUN_OR_CKPT", MODEL)
-    verb.argument("IMAGE_OR_FOLDER", "one image, or a folder; images in sub-folders count, too")
+    verb.argument("IMAGE_OR_FOLDER", "one image, or a folder with images, also in its subfolders")
     verb.option("out", "FILE", "CSV of the predictions", "predictions.csv")
     _add_overwrite(verb, "replace the file out=")
     verb.option("trust", "PACKAGE", TRUST, [], action="append")
@@ -137,11 +137,11 @@ def _switch(value: str) -> bool:
 
 
 def prepare() -> Verb:
-    """A prepared set, and a report on the data."""
+    """Declare `prepare`."""
     verb = Verb(
         "resnet-lab prepare",
         "Decode, crop and resize the photographs of a data set once, and report on the data. "
-        "A training with the same keys of data finds the prepared set by itself.",
+        "A training with the same keys of data uses the prepared set automatically.",
         [
             "  ~/.cache/resnet_lab/prepared/   the prepared set (data.cache_dir)",
             "  data_report.html and its CSVs   in the folder out=",
@@ -154,21 +154,21 @@ def prepare() -> Verb:
     verb.option("out", "DIR", "folder of the report (default: report/ in the prepared set)")
     verb.option("processes", "N", "number of processes (default: one per core)", type=_processes)
     verb.flag("-cd", "--config-dir", metavar="DIR", help="folder of your own YAML files: DIR/experiment/mine.yaml")
-    verb.takes_keys("the keys of resnet-lab train, of which those of data count")
+    verb.takes_keys("keys of resnet-lab train; only those of data are used")
     return verb
 
 
 def _processes(value: str) -> int:
     if not value.isdecimal() or int(value) < 1:
-        raise ArgumentTypeError(f"processes={value}: give a number from 1")
+        raise ArgumentTypeError(f"processes={value}: must be a whole number from 1")
     return int(value)
 
 
 def status() -> Verb:
-    """How far the jobs are."""
+    """Declare `status`."""
     verb = Verb(
         "resnet-lab status",
-        "Show how far the jobs of sweeps and runs are: done, running, interrupted, failed, created or missing.",
+        "Show the state of the jobs of sweeps and runs: done, running, interrupted, failed, created or missing.",
         ["  nothing"],
         ["  resnet-lab status runs/depth", "  resnet-lab status runs"],
     )
@@ -177,10 +177,10 @@ def status() -> Verb:
 
 
 def report() -> Verb:
-    """The comparison of runs."""
+    """Declare `report`."""
     verb = Verb(
         "resnet-lab report",
-        "Compare the runs in one or more folders: tables with intervals, effects of the settings, pictures.",
+        "Compare the runs in one or more folders: tables with intervals, effects of settings, figures.",
         [
             "  report.html, summary.md, summary.csv and report_figures/ in the folder out=",
             "  (with --check: nothing)",
@@ -194,16 +194,16 @@ def report() -> Verb:
     verb.argument("DIR", "folder of a run or sweep, or a folder above it", several=True)
     verb.option("metric", "NAME", "score that ranks the groups (default: qwk for grades, else accuracy)")
     verb.option("out", "DIR", "folder of the report (default: the first DIR)")
-    names = f"pictures to draw (default: the key figures of the runs): {', '.join(FIGURES)}"
+    names = f"figures to draw (default: the key figures of the runs): {', '.join(FIGURES)}"
     verb.option("figures", "NAME,…", names)
-    verb.option("groups", "LABEL,…", "groups that pictures show beside the best, by words of their labels")
+    verb.option("groups", "LABEL,…", "groups to show next to the best one in figures, by words of their labels")
     text = "recompute the stored metrics from the predictions, and exit with code 1 if one differs"
     verb.flag("--check", action="store_true", help=text)
     return verb
 
 
 def job() -> Verb:
-    """The job of a run folder."""
+    """Declare `python -m resnet_lab.job`."""
     verb = Verb(
         "python -m resnet_lab.job",
         "Start the job of a run folder, resume it, or report that it is done.",
@@ -221,7 +221,7 @@ def job() -> Verb:
 
 def _starts(value: str) -> int:
     if not value.isdecimal():
-        raise ArgumentTypeError(f"{value}: a command runs the job of one RUN_DIR")
+        raise ArgumentTypeError(f"{value}: give only one RUN_DIR")
     return int(value)
 
 

@@ -53,6 +53,7 @@ optim: {lr: 0.05}
 @pytest.fixture(autouse=True)
 def _no_trust_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trust, "_trusted", set())
+    monkeypatch.setattr(trust, "_used", set())
 
 
 @pytest.fixture

@@ -252,8 +252,8 @@ def test_a_damaged_last_checkpoint_is_reported_and_replaced(
     config = halfway.read_config()
     halfway.write_config(config | {"on_corrupt": choice})
     assert guarded(halfway) == 0
-    source = "best.ckpt" if choice == "best" and damage != "all" else "the start"
-    assert f"last.ckpt is damaged; going on from {source}" in halfway.log_file.read_text()
+    source = "best.ckpt" if choice == "best" and damage != "all" else "the first epoch"
+    assert f"last.ckpt is damaged; resuming from {source}" in halfway.log_file.read_text()
     assert same_end(whole, halfway)  # from either checkpoint
     assert (halfway.checkpoints / "last.ckpt.damaged").read_bytes() == kept
 
@@ -314,7 +314,7 @@ def test_a_checkpoint_that_is_unreadable_for_now_is_not_changed(
 def test_a_damaged_best_checkpoint_is_reported_and_replaced(halfway: RunFolder) -> None:
     halfway.best_checkpoint.write_bytes(b"")
     assert guarded(halfway) == 0
-    assert "best.ckpt is damaged; the best of the epochs from here on" in halfway.log_file.read_text()
+    assert "best.ckpt is damaged; the best of the following epochs" in halfway.log_file.read_text()
     assert is_whole(halfway.best_checkpoint)
     assert halfway.read_status()["best_value"] == pd.read_csv(halfway.metrics_file)["val/qwk"][2:].max()
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from fake_data import refusal
 from torch import nn
+from torchvision import models
 
 from resnet_lab import optim
 from resnet_lab.freezing import Freezing, idle_keys, names_in
@@ -76,6 +77,12 @@ def test_the_head_is_the_last_linear_layer() -> None:
     assert names_in(nested, "all_but_head") == {"0", "0.weight", "0.bias", "1.0"}
 
 
+def test_the_last_convolution_is_the_head_of_a_network_without_linear_layers() -> None:
+    squeezenet = models.squeezenet1_1(num_classes=5)
+    left = {name for name, _ in squeezenet.named_parameters()} - names_in(squeezenet, "all_but_head")
+    assert left == {"classifier.1.weight", "classifier.1.bias"}
+
+
 def test_numbers_are_names_of_layers_too() -> None:
     assert names_in(example_cnn(3, [4], 8, 0.5, "ReLU"), [0]) == {"0", "0.weight", "0.bias"}  # type: ignore[list-item]
 
@@ -89,7 +96,7 @@ def test_numbers_are_names_of_layers_too() -> None:
         (small(), [""], ["no part"]),
         (small(), ["activation"], ["activation with weights"]),
         (small(), [*TOP], ["nothing is left"]),
-        (nn.Sequential(nn.Conv2d(3, 2, 1)), "all_but_head", ["no linear layer"]),
+        (nn.Sequential(nn.BatchNorm2d(3)), "all_but_head", ["no linear layer and no convolution"]),
     ],
 )
 def test_a_part_that_cannot_be_frozen_is_refused(network: nn.Module, freeze: Any, words: Sequence[str]) -> None:
@@ -132,7 +139,7 @@ def test_keys_without_effect_are_reported(
 
 
 def test_a_factor_without_a_head_is_refused() -> None:
-    network = nn.Sequential(nn.Conv2d(3, 2, 1))
+    network = nn.Sequential(nn.BatchNorm2d(3))
     config = {"trainer": {"max_epochs": 1}, "optim": {"backbone_lr_factor": 0.5}}
     assert refusal(idle_keys, config, Freezing(network, None, None)).startswith("optim.backbone_lr_factor=0.5")
 

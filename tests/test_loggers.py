@@ -285,7 +285,7 @@ def test_neither_hash_nor_name_of_a_job_depends_on_its_logger() -> None:
 
 @pytest.mark.parametrize("axis", ["logger=csv,none", "logger.tensorboard.x=1,2", "+logger.w.project=a,b"])
 def test_a_logger_is_not_an_axis_of_a_sweep(axis: str) -> None:
-    assert "cannot be swept, as it does not make another experiment" in refusal(jobs_of, ["-m", axis])
+    assert "cannot be swept" in refusal(jobs_of, ["-m", axis])
 
 
 def test_an_external_logger_is_checked_before_the_first_job() -> None:

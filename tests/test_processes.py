@@ -85,8 +85,8 @@ def test_exit_codes_come_back_and_are_explained() -> None:
     code = run_tied([sys.executable, "-c", f"import os; os.kill(os.getpid(), {int(signal.SIGKILL)})"])
     assert code == -signal.SIGKILL
     assert "memory" in describe_death(code)
-    assert describe_death(-signal.SIGSEGV) == "died of SIGSEGV"
-    assert describe_death(3) == "died with exit code 3"
+    assert describe_death(-signal.SIGSEGV) == "ended by SIGSEGV"
+    assert describe_death(3) == "exited with code 3"
 
 
 def test_a_job_started_by_hand_has_no_parent_to_follow(tmp_path: Path) -> None:

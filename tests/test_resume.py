@@ -101,14 +101,14 @@ def test_a_failed_job_is_repeated_left_or_stops_the_sweep(
         patch.setattr(Classifier, "training_step", fails)
         assert sweep(*grid, "on_failed=stop") == 1
         assert list(jobs().values()) == ["done", "failed", "created"]
-        assert capsys.readouterr().err.count("not started, as experiment-tiny_seed-1 failed") == 1
+        assert capsys.readouterr().err.count("not started because experiment-tiny_seed-1 failed") == 1
         assert sweep(*grid, "on_failed=stop") == 1
         said = capsys.readouterr().err
         assert "experiment-tiny_seed-0: not started" not in said  # it is done
-        assert "experiment-tiny_seed-1: not started, as it failed" in said
+        assert "experiment-tiny_seed-1: not started because an earlier attempt failed" in said
         assert sweep(*grid, "on_failed=skip") == 0
         assert list(jobs().values()) == ["done", "failed", "done"]
-        assert "left as it is (on_failed=skip): out of memory" in capsys.readouterr().out
+        assert "(on_failed=skip): out of memory" in capsys.readouterr().out
         assert sweep(*grid) == 1  # repeated without success
     assert sweep(*grid, "on_failed=stop") == 1
     assert started == []
@@ -128,9 +128,9 @@ def test_a_sweep_reads_its_pixels_from_one_source(sweep: Sweep) -> None:
 def test_a_folder_is_a_run_or_a_sweep(sweep: Sweep, started: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert sweep("seed=0,1", "start=false") == 0
     assert sweep("seed=0", multirun=False) == 1
-    assert "holds a sweep; choose another sweep_dir for a single run" in capsys.readouterr().err
+    assert "contains a sweep; choose another sweep_dir for a single run" in capsys.readouterr().err
     assert sweep("seed=0,1", "sweep_dir=sweep/experiment-tiny_seed-0") == 1
-    assert "is a run of its own; choose another sweep_dir" in capsys.readouterr().err
+    assert "contains a single run; choose another sweep_dir" in capsys.readouterr().err
     assert started == []
 
 
@@ -165,7 +165,7 @@ def test_a_job_that_another_process_runs_is_left_to_it(
     with runs[0].lock():
         assert sweep("seed=0,1") == 0
         assert started == [runs[1].path.name]
-        assert "is run by another process, and left to it" in capsys.readouterr().err
+        assert "another process is running this job" in capsys.readouterr().err
     assert sweep("seed=0,1") == 0
     assert [run.read_status()["state"] for run in runs] == ["done", "done"]
 
@@ -189,7 +189,7 @@ def test_a_folder_without_an_epoch_accepts_a_corrected_configuration(
     assert RunFolder(Path("sweep")).read_config()["keep_last"] is False
     capsys.readouterr()
     assert sweep("data.image_size=32", "start=false", multirun=False) == 0
-    assert "takes the new configuration (data.image_size is 24 there, 32 here)" in capsys.readouterr().out
+    assert "the new configuration is used (data.image_size is 24 there, 32 here)" in capsys.readouterr().out
     assert RunFolder(Path("sweep")).read_config()["data"]["image_size"] == 32
     assert RunFolder(Path("sweep")).read_status()["config_hash"] != before
 
@@ -221,7 +221,7 @@ def test_the_jobs_of_a_sweep_continue_with_more_epochs(
     assert sweep(*own, "trainer.max_epochs=2") == 0
     longer = "experiment-tiny_schedule-constant_seed-0_max_epochs-2"
     assert started == [longer]
-    assert f"{longer.replace('epochs-2', 'epochs-1')} goes on as {longer}" in capsys.readouterr().out
+    assert f"{longer.replace('epochs-2', 'epochs-1')} is renamed to {longer}" in capsys.readouterr().out
     (run,) = find_runs([Path("sweep")])
     assert [run.path.name] == list_jobs(Path("sweep")) == [longer]
     assert run.read_status()["starts"] == 2
@@ -236,7 +236,7 @@ def test_a_job_with_another_schedule_is_trained_from_scratch(
 ) -> None:
     for epochs in (1, 2):
         assert sweep("schedule=cosine", "seed=0", f"trainer.max_epochs={epochs}") == 0
-    assert "from its first epoch on" in capsys.readouterr().out
+    assert "starts at the first epoch" in capsys.readouterr().out
     assert len(find_runs([Path("sweep")])) == 2
 
 

@@ -59,9 +59,9 @@ def test_a_run_that_never_started_has_no_epoch(tmp_path):
     ("file", "content", "problem"),
     [
         ("status.json", '{"state": "do', "status.json is damaged"),
-        ("status.json", "[]", "status.json holds list, not keys"),
+        ("status.json", "[]", "status.json contains list, not keys"),
         ("config.yaml", "model: {depth: 18", "config.yaml is damaged"),
-        ("config.yaml", "", "config.yaml holds NoneType, not keys"),
+        ("config.yaml", "", "config.yaml contains NoneType, not keys"),
         ("predictions_test.csv", "", "predictions_test.csv is damaged"),
         ("predictions_test.csv", "image,patient\na,b\n", "predictions_test.csv is damaged"),
         ("predictions_test.csv", "image,patient,target,prediction,p_0\n", "has no rows"),

@@ -97,7 +97,7 @@ def test_a_dead_process_of_a_launcher_is_one_line(
             train.main()
         return
     assert train.main() == 1
-    line = "error: a process of the launcher died (a worker is gone); the same command goes on\n"
+    line = "error: a process of the launcher died (a worker is gone); resume with the same command\n"
     assert capsys.readouterr().err == line
 
 

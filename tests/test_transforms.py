@@ -9,16 +9,8 @@ import torchvision.transforms.functional as reference
 from fake_data import pixels, retinopathy
 from torchvision.transforms import InterpolationMode
 
-from resnet_lab.data.transforms import (
-    GEOMETRY,
-    Geometry,
-    changes_color,
-    color_factors,
-    denormalize,
-    draws,
-    normalize,
-    recolor,
-)
+from resnet_lab.data.augmentation import GEOMETRY, affine_maps, changes_color, color_factors, draws, recolor
+from resnet_lab.data.transforms import Geometry, denormalize, normalize
 
 STILL = {"horizontal_flip": 0.0, "vertical_flip": 0.0, "rotation": 0.0}
 
@@ -144,7 +136,9 @@ def test_interpolations_differ():
 
 def test_angles_fill_their_range():
     u = generator().random((1000, len(GEOMETRY)))
-    matrices, exact = geometry(4, **STILL | {"rotation": 30.0}).matrices(np.full((1000, 2), 4), u, np.ones(1000, bool))
+    matrices, exact = affine_maps(
+        geometry(4, **STILL | {"rotation": 30.0}).data, np.full((1000, 2), 4), u, np.ones(1000, bool)
+    )
     angles = np.rad2deg(np.arctan2(matrices[:, 0, 1], matrices[:, 0, 0]))
     np.testing.assert_allclose(np.quantile(angles, [0, 0.25, 0.5, 0.75, 1]), [-30, -15, 0, 15, 30], atol=2.5)
     assert not exact.any()
@@ -164,9 +158,9 @@ def test_scale_is_a_factor_about_the_center():
 
 def test_scale_and_translation_fill_their_ranges():
     u, sizes, augment = generator().random((1000, len(GEOMETRY))), np.full((1000, 2), 100), np.ones(1000, bool)
-    matrices, _ = geometry(100, **STILL | {"scale": [0.8, 1.2]}).matrices(sizes, u, augment)
+    matrices, _ = affine_maps(geometry(100, **STILL | {"scale": [0.8, 1.2]}).data, sizes, u, augment)
     np.testing.assert_allclose(np.quantile(matrices[:, 0, 0], [0, 0.5, 1]), [0.8, 1.0, 1.2], atol=0.02)
-    matrices, exact = geometry(100, **STILL | {"translate": 0.1}).matrices(sizes, u, augment)
+    matrices, exact = affine_maps(geometry(100, **STILL | {"translate": 0.1}).data, sizes, u, augment)
     assert exact.all()
     assert (matrices[:, :, 2] == np.round(matrices[:, :, 2])).all()  # whole pixels
     np.testing.assert_allclose(

@@ -112,6 +112,32 @@ def test_words_of_trust(monkeypatch):
         assert f"add trust={word} to the command" in refusal(build, group, {"_target_": name})
 
 
+def test_a_package_covers_what_it_defines_and_not_what_it_imports(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "reexports.py").write_text(
+        "from os import system\nfrom torchvision.models import resnet18 as net\ndef own(num_classes): ...\n"
+    )
+    trust.trust(["reexports"])
+    build("model", {"_target_": "reexports.own"}, num_classes=2)
+    for name, home in (("system", "posix"), ("net", "torchvision.models.resnet")):
+        message = refusal(build, "model", {"_target_": f"reexports.{name}"})
+        assert f"defined in {home}" in message
+        assert f"add trust=model:reexports.{name}" in message
+    trust.trust(["model:reexports.net"])
+    assert build("model", {"_target_": "reexports.net"}, num_classes=2).fc.out_features == 2
+
+
+def test_words_that_nothing_needed_are_known(monkeypatch):
+    monkeypatch.setattr("resnet_lab.config.instantiate", lambda node, **_: node["_target_"])
+    monkeypatch.setattr("resnet_lab.config.arguments_of", lambda *_: Arguments({}, others=True))
+    monkeypatch.setattr("resnet_lab.trust.find_spec", lambda name: name)
+    words = ["model:lab.Net,lab", "other", "optim:lab.Net"]
+    trust.trust(words)
+    build("model", {"_target_": "lab.Net"})
+    assert trust.unused_words(words) == ["other", "optim:lab.Net"]
+    assert trust.unused_words(words, ["optim:lab.Net"]) == ["other"]
+
+
 @pytest.mark.parametrize(
     ("word", "reason"),
     [
@@ -230,11 +256,11 @@ def test_secrets_of_the_environment_are_not_read(make_run, monkeypatch, tmp_path
     config = run.read_config()
     run.config_file.write_text(yaml.safe_dump(config | {"data": config["data"] | {"name": "${oc.env:SECRET}"}}))
     assert guarded(run) == 1
-    assert "data.name: it holds ${…}" in run.read_status()["error"]
+    assert "data.name: it contains ${…}" in run.read_status()["error"]
     for origin in ({"class_names": ["${oc.env:SECRET}", "b"]}, {"config": config | {"name": "x ${oc.env:SECRET}"}}):
         whole = {"config": config, "class_names": ["a", "b"]} | origin
         torch.save({"resnet_lab": whole, "state_dict": {"w": torch.ones(1)}}, tmp_path / "given.ckpt")
-        assert "it holds ${…}" in refusal(evaluate.command, [str(tmp_path / "given.ckpt")])
+        assert "it contains ${…}" in refusal(evaluate.command, [str(tmp_path / "given.ckpt")])
     assert not any(b"s3cr3t" in file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
 
 

@@ -38,7 +38,7 @@ def test_a_help_shows_what_is_declared_in_80_columns(name: str) -> None:
     text = verb.format_help()
     assert max(map(len, text.splitlines())) <= 80
     assert text.startswith(f"usage: {verb.prog} ")
-    assert all(part in text for part in ("\nwhat is written:\n  ", "\nexamples:\n  ", *verb.shape))
+    assert all(part in text for part in ("\nfiles written:\n  ", "\nexamples:\n  ", *verb.shape))
     assert all(action.help for action in verb._actions)
 
 
@@ -77,14 +77,14 @@ def test_the_examples_of_a_help_are_understood(name: str) -> None:
         ("predict", ["run", "eyes", "overwrte=true"], ["did you mean overwrite=true?"]),
         ("predict", ["run", "eyes", "more"], ["more", "KEY=VALUE"]),
         ("prepare", ["proceses=2"], ["did you mean processes=N?"]),
-        ("prepare", ["data"], ["data: it has to be KEY=VALUE"]),
+        ("prepare", ["data"], ["data: must be KEY=VALUE"]),
         ("status", [], ["missing DIR"]),
         ("status", ["-x"], ["-x", "no such option"]),
         ("report", ["runs", "metrc=qwk"], ["did you mean metric=NAME?"]),
         ("report", ["runs", "--chek"], ["did you mean --check?"]),
         ("train", ["--multrun"], ["did you mean --multirun?"]),
         ("train", ["--key"], ["did you mean --keys?"]),
-        ("train", ["model"], ["model: it has to be KEY=VALUE"]),
+        ("train", ["model"], ["model: must be KEY=VALUE"]),
         ("train", ["--config-dir"], ["expected one argument"]),
         ("job", [], ["missing RUN_DIR"]),
         ("job", ["run", "another"], ["another", "one RUN_DIR"]),

@@ -1,13 +1,28 @@
-"""The keys of augmentation; `transforms.py` applies them to training images."""
+"""Augmentation: its settings, its random numbers, and what they do to an image (no torch until colors change).
+
+A new augmentation is a field here, its part of `affine_maps` or of `color_factors` and `recolor`, and its key in
+`conf/data/_common.yaml`.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
 
 from resnet_lab.values import Count, Share, Within
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from resnet_lab.data.image_data import ImageData
+
 NEUTRAL = (0, None, [1.0, 1.0], "all")  # values of a key that change no image
+
+GEOMETRY = ("horizontal_flip", "vertical_flip", "rotation", "scale", "crop_x", "crop_y", "translate_x", "translate_y")
+COLOR = ("brightness", "contrast", "saturation", "hue", "grayscale")
+GRAY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601, as in torchvision
 
 
 @dataclass(kw_only=True)
@@ -25,3 +40,88 @@ class Augmentation:
     hue: Annotated[float, Within(0, 0.5)]
     random_grayscale: Share
     augment_classes: Literal["all", "none"] | list[Count]
+
+
+def draws(seed: int, epoch: int, index: int, repeat: int) -> np.ndarray:
+    """Draw uniform random numbers in [0, 1), one for each of `GEOMETRY` and `COLOR`, determined by the arguments."""
+    bits = np.random.Philox(key=[seed, epoch], counter=[0, index, repeat, 0])  # an independent stream per image
+    return np.random.Generator(bits).random(len(GEOMETRY) + len(COLOR))
+
+
+def affine_maps(
+    data: ImageData, sizes: np.ndarray, u: np.ndarray, augment: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the maps from source to target coordinates (B, 2, 3), and which of them move whole pixels (B,).
+
+    Args:
+        data: the settings.
+        sizes: widths and heights, (B, 2).
+        u: uniform random numbers, one column for each of `GEOMETRY`.
+        augment: which images to augment, (B,).
+    """
+    size = data.crop or data.image_size
+    flip = np.where((u[:, :2] < (data.horizontal_flip, data.vertical_flip)) & augment[:, None], -1.0, 1.0)
+    angle = np.deg2rad(augment * (2 * u[:, 2] - 1) * data.rotation)
+    low, high = data.scale
+    scale = np.where(augment, low + (high - low) * u[:, 3], 1.0)
+    cosine, sine = scale * np.cos(angle), scale * np.sin(angle)
+    linear = np.stack([cosine, sine, -sine, cosine], 1).reshape(-1, 2, 2) * flip[:, None, :]
+    offset = _offset(data, size, sizes, u[:, 4:6], augment)
+    offset -= augment[:, None] * (2 * u[:, 6:8] - 1) * data.translate * size
+    exact = (angle == 0) & (scale == 1)
+    offset[exact] = np.floor(offset[exact])
+    center = (sizes - 1) / 2
+    shift = center - offset - np.einsum("bij,bj->bi", linear, center)
+    return np.concatenate([linear, shift[:, :, None]], 2), exact
+
+
+def _offset(data: ImageData, size: int, sizes: np.ndarray, u: np.ndarray, augment: np.ndarray) -> np.ndarray:
+    """Return the window's corner, x and y (B, 2): centered, or random in the padded image for a random crop."""
+    center = (sizes - size) / 2
+    if data.crop is None:
+        return center
+    room = np.maximum(sizes + 2 * data.padding - size, 0)
+    return np.where(augment[:, None], np.floor(u * (room + 1)) - data.padding, center)
+
+
+def color_factors(data: ImageData, u: np.ndarray, augment: np.ndarray) -> np.ndarray:
+    """Convert numbers in [0, 1) (B, 5) to factors of `COLOR` (B, 5) float32, neutral unless `augment` (B,).
+
+    Brightness, contrast and saturation are factors around 1, hue is in turns around 0, grayscale is 0 or 1.
+    """
+    neutral = np.array([1.0, 1.0, 1.0, 0.0, 0.0])
+    margins = np.array([data.brightness, data.contrast, data.saturation, data.hue])
+    jitter = margins * (2 * u[:, :4] - 1)
+    gray = u[:, 4:5] < data.random_grayscale
+    values: np.ndarray = (neutral + augment[:, None] * np.concatenate([jitter, gray], 1)).astype(np.float32)
+    return values
+
+
+def changes_color(data: ImageData) -> bool:
+    """Return whether the colors of training images are augmented."""
+    return any((data.brightness, data.contrast, data.saturation, data.hue, data.random_grayscale))
+
+
+def recolor(images: Tensor, factors: Tensor) -> Tensor:
+    """Apply color jitter to float images (B, H, W, 3) in [0, 1] by `color_factors` (B, 5), as one linear map per image.
+
+    The order is brightness, contrast, saturation, hue, grayscale (torchvision's is random). Hue rotates the color
+    plane of YIQ, as in NVIDIA's DALI; torchvision uses HSV.
+    """
+    import torch  # `prepare` and the launcher read the settings without it
+
+    brightness, contrast, saturation, hue, gray = factors.unbind(1)
+    luma = torch.tensor(GRAY, device=images.device)
+    yiq = torch.tensor([GRAY, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312)], device=images.device)
+    cosine, sine = torch.cos(2 * torch.pi * hue), torch.sin(2 * torch.pi * hue)
+    one, zero = torch.ones_like(hue), torch.zeros_like(hue)
+    turn = torch.stack([one, zero, zero, zero, cosine, -sine, zero, sine, cosine], 1).view(-1, 3, 3)
+    to_gray = luma.expand(3, 3)
+    saturate = (
+        saturation.view(-1, 1, 1) * torch.eye(3, device=images.device) + (1 - saturation).view(-1, 1, 1) * to_gray
+    )
+    colored = torch.linalg.inv(yiq) @ turn @ yiq @ saturate
+    matrix = torch.where(gray.view(-1, 1, 1) > 0, to_gray, colored) * (brightness * contrast).view(-1, 1, 1)
+    mean = images.flatten(1, 2).mean(1) @ luma * brightness  # gray of each image after brightness, (B,)
+    mapped = images.flatten(1, 2) @ matrix.transpose(1, 2) + ((1 - contrast) * mean).view(-1, 1, 1)
+    return mapped.clamp_(0, 1).view(images.shape)

@@ -23,11 +23,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from resnet_lab import environment
 from resnet_lab.config import build
+from resnet_lab.data.augmentation import COLOR, GEOMETRY, changes_color, color_factors, draws
 from resnet_lab.data.image_data import ImageData
 from resnet_lab.data.prepared import read_prepared
 from resnet_lab.data.sampler import EvaluationSampler, Sampling, TrainSampler
 from resnet_lab.data.splits import class_counts, fingerprints
-from resnet_lab.data.transforms import COLOR, GEOMETRY, Geometry, changes_color, color_factors, draws, normalize
+from resnet_lab.data.transforms import Geometry, normalize
 from resnet_lab.errors import UserError, count
 
 log = logging.getLogger(__name__)
