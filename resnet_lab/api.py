@@ -1,4 +1,4 @@
-"""The commands as functions, for scripts and notebooks: compose, train, read_run, compare, resnet."""
+"""Functions for scripts and notebooks, equivalent to the commands: compose, train, read_run, compare, resnet."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __version__ = version("resnet-lab")
 
 
 def compose(*overrides: str) -> DictConfig:
-    """The configuration of `resnet-lab train OVERRIDES`; this process may then call the functions that it names.
+    """Return the configuration of `resnet-lab train OVERRIDES`, and trust the functions that it names.
 
     Args:
         overrides: such as `model.depth=50` or `experiment=demo`.
@@ -39,21 +39,20 @@ def compose(*overrides: str) -> DictConfig:
     config = compose_config(overrides)
     check(config)
     plain: Any = OmegaConf.to_container(config, resolve=True)
-    trust(words_of_trust(plain))  # who composes it knows what it names
+    trust(words_of_trust(plain))  # the caller wrote the overrides
     return config
 
 
 def train(*overrides: str) -> Run:
-    """Train one run, as `resnet-lab train OVERRIDES` does, in a process of its own.
+    """Train one run in a separate process, as `resnet-lab train OVERRIDES` does.
 
-    The run folder is `sweep_dir`. With the same `sweep_dir` an interrupted run is resumed, and a finished one is only
-    read.
+    The run folder is `sweep_dir`. If it exists, an interrupted run is resumed, and a finished run is only read.
 
     Args:
         overrides: as for `compose`.
 
     Raises:
-        UserError: a key is wrong, the folder holds a run of another configuration, or the training failed.
+        UserError: a key is wrong, the folder contains a run with another configuration, or the training failed.
     """
     check_overrides(overrides)
     config = compose_config(overrides)
@@ -66,52 +65,51 @@ def train(*overrides: str) -> Run:
 
 
 def read_run(folder: str | Path) -> Run:
-    """A run folder: its configuration, status, predictions and scores.
+    """Read a run folder: configuration, status, predictions and scores.
 
     Raises:
-        UserError: it is no run folder.
+        UserError: it is not a run folder.
     """
     run = RunFolder(Path(folder).expanduser().absolute())
     if not run.config_file.is_file():
-        raise UserError(f"{folder} is no run folder: it has no config.yaml")
+        raise UserError(f"{folder} is not a run folder: it has no config.yaml")
     return runs.read_run(run)
 
 
 def compare(folders: str | Path | Sequence[str | Path], metric: str = "") -> pd.DataFrame:
-    """The leaderboard of the runs in and below some folders, as summary.csv of `resnet-lab report` has it.
+    """Return the leaderboard of the runs in and below folders, equal to summary.csv of `resnet-lab report`.
 
     Args:
-        folders: run folders, or folders that hold some.
-        metric: ranks the groups; QWK of grades and else accuracy where empty.
+        folders: run folders, or folders that contain some.
+        metric: score that ranks the groups; empty: QWK for ordered classes, else accuracy.
 
     Returns:
-        A row per group of runs that differ in their seed alone, the best first within each test set.
+        One row per group of runs that differ only in the seed, best first within each test set.
 
     Raises:
-        UserError: a folder does not exist or holds no run, or the metric is unknown.
+        UserError: a folder does not exist or contains no run, or the metric is unknown.
     """
     places = [folders] if isinstance(folders, str | Path) else list(folders)
     return summary(tables_of(runs.read_runs([str(place) for place in places]), metric), ranked=True)
 
 
 def resnet(depth: int, num_classes: int, form: str = "resnet", **keys: Any) -> nn.Module:
-    """A residual network with initial or pretrained weights.
+    """Build a residual network with initial or pretrained weights.
 
     Args:
         depth: see conf/model.
         num_classes: K, the length of its last layer.
-        form: the file of conf/model whose keys are taken where `keys` has none: `resnet`, `resnet_cifar` or
-            `resnet_wide`.
-        keys: of that file, such as `pretrained="imagenet"`.
+        form: the file of conf/model with the default keys: `resnet`, `resnet_cifar` or `resnet_wide`.
+        keys: other values for keys of that file, such as `pretrained="imagenet"`.
 
     Returns:
-        Images (B, 3, H, W) → logits (B, K), with torchvision's names of parameters.
+        Images (B, 3, H, W) → logits (B, K), with torchvision's parameter names.
 
     Raises:
         UserError: a key does not exist, or a value is not allowed.
     """
     if training := sorted({"freeze", "unfreeze_at_epoch"} & {*keys}):
-        raise UserError(f"{training[0]}: a job freezes parts while it trains; set requires_grad of the parameters")
+        raise UserError(f"{training[0]}: only jobs freeze parts; set requires_grad of the parameters instead")
     config = compose_config([f"model={form}"])
     OmegaConf.set_struct(config, False)
     config.model.update({"depth": depth, **keys})

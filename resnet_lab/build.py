@@ -1,4 +1,4 @@
-"""Configuration → objects: datamodule, module, Trainer."""
+"""Builds the objects of a configuration: datamodule, module, Trainer; sets up logging."""
 
 from __future__ import annotations
 
@@ -39,9 +39,12 @@ def build_datamodule(
     statistics: tuple[Sequence[float], Sequence[float]] | None = None,
     pixels: str | None = None,
 ) -> DataModule:
-    """The data of a configuration, read and checked; `statistics` replace its own mean and std (3,).
+    """Build, read and check the data of a configuration.
 
-    `pixels`: see `DataModule`.
+    Args:
+        config: the configuration.
+        statistics: mean and std (3,) in place of those of the data.
+        pixels: see `DataModule`.
     """
     datamodule = DataModule.from_config(config, statistics, pixels)
     datamodule.setup()
@@ -49,21 +52,24 @@ def build_datamodule(
 
 
 def build_module(config: dict[str, Any], datamodule: DataModule, pretrained: bool) -> Classifier:
-    """The network with its initial values, wrapped.
+    """Build the module with the initial weights of its network.
 
     Args:
-        config: the configuration of a run.
-        datamodule: its data, set up.
-        pretrained: False where a checkpoint will replace the initial values.
+        config: configuration of a run.
+        datamodule: its data, after `setup`.
+        pretrained: whether to load pretrained weights; False if a checkpoint replaces the weights anyway.
+
+    Raises:
+        UserError: the data has no split train, or a part cannot be built or does not fit the others.
     """
     if "train" not in datamodule.splits:
         one = datamodule.data.all_images
         remedy = (
             f"data.all_images={one}; set it to null to train"
             if one
-            else "to train on another one name it, as in data.splits={train: val}"
+            else "to train on another split, name it, as in data.splits={train: val}"
         )
-        raise UserError(f"{datamodule.data.name} has no split train, but {' and '.join(datamodule.splits)}; {remedy}")
+        raise UserError(f"{datamodule.data.name} has no split train, only {' and '.join(datamodule.splits)}; {remedy}")
     objective = build_objective(config["loss"], datamodule.class_counts["train"])
     model = config["model"] if pretrained else without_weights(config["model"])
     network, size = build_network(model, objective.num_outputs), datamodule.data.crop or datamodule.data.image_size
@@ -102,7 +108,11 @@ def build_trainer(
     callbacks: Sequence[Callback] = (),
     profiler: Profiler | None = None,
 ) -> Trainer:
-    """The Trainer of conf/trainer's keys; lays the model channels-last where that is faster."""
+    """Build the Trainer from the keys of conf/trainer, and set the memory format of the network.
+
+    Raises:
+        UserError: there is no GPU, or `devices` lists some but none is used.
+    """
     precision, channels_last = environment.resolve_precision(
         settings["precision"], settings["channels_last"], settings["accelerator"]
     )
@@ -137,26 +147,26 @@ def build_trainer(
         enable_progress_bar=show_progress,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        use_distributed_sampler=False,  # our samplers know their rank
+        use_distributed_sampler=False,  # our samplers split the data over the ranks
     )
 
 
 def build_profiler(name: str | None, run: RunFolder) -> Profiler | None:
-    """The profiler that `trainer.profiler` names, which writes into the run folder."""
+    """Build the profiler of `trainer.profiler`, which writes into the run folder."""
     kinds = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
     return None if name is None else kinds[name](dirpath=run.path, filename="profile")
 
 
 def compile_network(mode: bool | str, module: Classifier, device: torch.device) -> None:
-    """Let torch compile the network in place, so that its weights keep their names.
+    """Compile the network in place, so that its weights keep their names.
 
-    Every shape of batches is compiled by itself: a graph for all shapes would depend on which came first, and a resumed
-    run would compute other digits.
+    Each batch shape is compiled separately: a graph for all shapes would depend on the first shape, and a resumed run
+    would round differently.
 
     Args:
         mode: `trainer.compile`.
-        module: of the network.
-        device: on which it is trained.
+        module: the module with the network.
+        device: device of the training.
 
     Raises:
         UserError: torch cannot compile here.
@@ -171,45 +181,45 @@ def compile_network(mode: bool | str, module: Classifier, device: torch.device) 
             f"trainer.compile={str(mode).lower()}: torch cannot compile here ({reason}); install a C++ compiler, or "
             "set trainer.compile=false"
         ) from error
-    torch._dynamo.config.recompile_limit = 64  # shapes, frozen parts and splits; above it torch would not compile
+    torch._dynamo.config.recompile_limit = 64  # shapes, frozen parts and splits; beyond it torch does not compile
     module.model.compile(mode="default" if mode is True else mode, dynamic=False)
 
 
 def plugins() -> list[Any]:
-    """How checkpoints are written, and who starts the ranks: Lightning, unless SLURM or torchrun started several."""
+    """Return the plugins that write checkpoints and start ranks; Lightning starts them unless SLURM or torchrun did."""
     if "SLURM_NTASKS" not in os.environ or TorchElasticEnvironment.detect():
         return [AtomicCheckpointIO()]
     try:
-        several = slurm_tasks() > 1 and SLURMEnvironment.detect()  # which is false in an interactive shell
+        several = slurm_tasks() > 1 and SLURMEnvironment.detect()  # false in an interactive shell
         return [AtomicCheckpointIO(), SLURMEnvironment(auto_requeue=False) if several else LightningEnvironment()]
     except RuntimeError as error:
         raise UserError(" ".join(str(error).split())) from None
 
 
 def rank() -> int:
-    """Of this process among those of DDP, as torchrun, SLURM or Lightning tell it; 0 where there is one process."""
+    """Return the DDP rank of this process, from torchrun, SLURM or Lightning; 0 for a single process."""
     return getattr(rank_zero_only, "rank", 0)
 
 
 def set_up_logging(file: Path | None = None) -> None:
-    """Log lines and warnings to the terminal and, from the first rank, to `file`."""
+    """Send log lines and warnings to the terminal and, on the first rank, to `file`."""
     handlers: list[logging.Handler] = [Lines()]
     if rank() == 0 and file is not None:
         handlers.append(logging.FileHandler(file, encoding="utf-8", errors="backslashreplace"))
     level = logging.INFO if rank() == 0 else logging.WARNING
     log_to(handlers, level, alone=True)
     logging.captureWarnings(True)
-    logging.raiseExceptions = False  # a full disk is to end in one line, not in one for every line of the log
+    logging.raiseExceptions = False  # a full disk must give one error line, not one for each log line
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    # what Lightning says about itself, and what is so on purpose
+    # warnings about Lightning's internals, and about intended behavior
     for message in (
         r".*isinstance\(treespec, LeafSpec\).*",
         ".*smaller than the logging interval.*",
         ".*but have no logger configured.*",  # logger=none
         ".*does not have many workers.*",
         ".*exists and is not empty.*",  # a resumed run
-        ".*your dataloader is not resumable.*",  # its sampler leaves out what was drawn before
-        ".*sync_dist=True.*",  # torchmetrics has summed over the ranks
+        ".*your dataloader is not resumable.*",  # its sampler skips the batches already used
+        ".*sync_dist=True.*",  # torchmetrics already sums over the ranks
         ".*all_gather.* is deprecated.*",
         ".*Total length of `list` across ranks is zero.*",  # no validation split
         *([] if "SLURM_JOB_ID" in os.environ else [".*`srun` command is available on your system but is not used.*"]),

@@ -1,4 +1,4 @@
-"""What a run shows while it works, and what stops it: progress, TensorBoard pictures, signals, a NaN loss."""
+"""Callbacks that show progress and pictures, or stop a run (signals, early stopping, NaN loss)."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from resnet_lab.values import BelowOne
 log = logging.getLogger(__name__)
 
 
-EXPLODED = 1e10  # no weight that is of use is so large; (val/loss may overflow in the first epochs of deep networks)
-PATIENCE = 0.1  # share of an epoch that may go to waiting for data unsaid
+EXPLODED = 1e10  # larger weights are useless (a limit on val/loss would not do: it may overflow in deep networks)
+PATIENCE = 0.1  # share of the training time spent waiting for data from which there is a warning
 
 
 class ResumableEarlyStopping(EarlyStopping):
-    """Early stopping that a run which was killed between the decision and the end does not forget.
+    """Early stopping that survives a kill between its decision and the end of training.
 
-    An epoch whose metric is undefined counts as one without gain; Lightning would stop there without a message.
+    An epoch with an undefined metric counts as no improvement; Lightning would stop there without a message.
     """
 
     def __init__(self, monitor: str, patience: int, mode: str) -> None:
@@ -52,12 +52,12 @@ class ResumableEarlyStopping(EarlyStopping):
 
 
 class StepSeed(Callback):
-    """Seeds the global generators before each step, so that a resumed run draws the same numbers.
+    """Seeds the global random generators before each step, so that a resumed run draws the same numbers.
 
-    Dropout draws from them; order and augmentation have generators of their own.
+    Dropout uses them; order and augmentation have their own generators.
 
     Args:
-        seed: of the run, which is combined with epoch, batch and rank.
+        seed: seed of the run; it is combined with epoch, batch and rank.
     """
 
     def __init__(self, seed: int) -> None:
@@ -69,20 +69,20 @@ class StepSeed(Callback):
 
 
 class Ending(Callback):
-    """How a job ends before its time: signals stop all ranks at once, and the rank that fails says why.
+    """Ends all ranks of a job at a signal, and reports the error of the rank that fails.
 
-    Lightning's own handler of SIGTERM would first talk to the other ranks from inside the signal, which hangs where
+    Lightning's own handler of SIGTERM would communicate with the other ranks inside the signal handler, and hang if
     they are in the middle of a step.
 
     Args:
-        run: the folder.
+        run: the run folder.
     """
 
     def __init__(self, run: RunFolder) -> None:
         self.run = run
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        stop_on_signals()  # not earlier, as Lightning takes them after on_fit_start
+        stop_on_signals()  # not earlier: Lightning installs its own handlers after on_fit_start
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         stop_on_signals()
@@ -96,40 +96,40 @@ class Ending(Callback):
         elif isinstance(exception, Stopped) and isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):
             trainer.strategy.launcher.kill(signal.SIGKILL)
         elif isinstance(exception, Exception) and not trainer.is_global_zero:
-            # now, as the first rank fails, too, once this one is gone
+            # now, because the first rank fails too once this rank is gone
             fail(self.run, exception, trainer.global_rank)
 
 
 class SamePixels(Callback):
-    """Stops a job whose ranks read different image files, as where `prepare` ends while they start."""
+    """Stops a job whose ranks read different image files, for example if `prepare` ends while they start."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         datamodule: DataModule = trainer.datamodule  # type: ignore[attr-defined]
         first = trainer.strategy.broadcast(datamodule.noted)
         if first != datamodule.noted:
-            raise UserError("this rank and the first one read their images from different files; start the job again")
+            raise UserError("this rank and the first rank read their images from different files; start the job again")
 
 
 class AveragedWeights(EMAWeightAveraging):
-    """The exponential moving average of weights and buffers, which is validated, selected and tested.
+    """Keeps an exponential moving average of weights and buffers, which is validated, selected and tested.
 
-    conf/callbacks/ema.yaml says what the argument means.
+    conf/callbacks/ema.yaml documents the argument.
     """
 
     def __init__(self, decay: BelowOne) -> None:
         super().__init__(decay=decay)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        # Lightning's own puts the weights that were not averaged back in place before a test, too
+        # Lightning's method would restore the weights without averaging before a test, too
         if trainer.state.fn == TrainerFn.FITTING:
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
 
 class FiniteLoss(Callback):
-    """Stops a run whose loss or weights are no numbers any more, before a checkpoint keeps them.
+    """Stops a run with NaN or infinite loss or weights before they are saved in a checkpoint.
 
     Args:
-        every: batches from one look to the next, as each makes a GPU wait.
+        every: number of batches between checks, since each check makes a GPU wait.
     """
 
     def __init__(self, every: int = 50) -> None:
@@ -147,7 +147,7 @@ class FiniteLoss(Callback):
             return
         for name, value in pl_module.named_buffers():
             self._check(name, value, trainer)
-        for name, value in pl_module.named_parameters():  # the last step before has no loss after it
+        for name, value in pl_module.named_parameters():  # no loss follows the last step
             weights = value.detach()
             self._check(name, weights.masked_fill(weights.abs() > EXPLODED, torch.inf), trainer)
 
@@ -157,12 +157,12 @@ class FiniteLoss(Callback):
             seen = value[~torch.isfinite(value)].ravel()[0]
             raise UserError(
                 f"{name} became {float(seen)} in epoch {trainer.current_epoch + 1}: lower optim.lr, warm up "
-                "(schedule.warmup_epochs), or take trainer.precision=32-true; the checkpoints before it are kept"
+                "(schedule.warmup_epochs), or set trainer.precision=32-true; earlier checkpoints are kept"
             )
 
 
 class Observer(Callback):
-    """Pictures for TensorBoard, the collapse warning, and the speed of training.
+    """Draws pictures for TensorBoard, warns of collapse, and measures the speed of training.
 
     Args:
         class_names: K names.
@@ -170,20 +170,20 @@ class Observer(Callback):
 
     def __init__(self, class_names: list[str]) -> None:
         self.class_names = class_names
-        self.speeds: list[float] = []  # images per second, by epoch, from the end of the first batch on
-        self.waits: list[float] = []  # share of that time in which the loop waited for data
-        self._start: float | None = None  # of the epoch, after its first batch
+        self.speeds: list[float] = []  # images per second of each epoch, without its first batch
+        self.waits: list[float] = []  # share of that time spent waiting for data
+        self._start: float | None = None  # end of the epoch's first batch
         self._end, self._waited, self._images = 0.0, 0.0, 0
-        self._all_waited, self._all_seconds, self._said = 0.0, 0.0, False  # of all epochs so far
+        self._all_waited, self._all_seconds, self._said = 0.0, 0.0, False  # totals over all epochs
 
     @property
     def images_per_second(self) -> float | None:
-        """Median over the epochs, without validation; None where every epoch was a single batch."""
+        """The median over the epochs, without validation; None if every epoch is a single batch."""
         return median(self.speeds) if self.speeds else None
 
     @property
     def data_wait(self) -> float | None:
-        """Median over the epochs of the share of time that went to waiting for data, or None likewise."""
+        """The median over the epochs of the share of time spent waiting for data, or None likewise."""
         return median(self.waits) if self.waits else None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -199,7 +199,7 @@ class Observer(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._start is None:  # warm-up: first kernels, first workers
+        if self._start is None:  # warm-up of kernels and workers
             self._start, self._waited, self._images = time.perf_counter(), 0.0, 0
         else:
             self._images += len(batch["target"]) * trainer.world_size
@@ -214,13 +214,13 @@ class Observer(Callback):
         self._end = time.perf_counter()
 
     def _log_loss(self, trainer: Trainer, loss: Tensor, batch_idx: int) -> None:
-        """The loss of the last batch of every n-th optimizer step, on the first rank."""
+        """Log the loss of the last batch of every n-th optimizer step, on the first rank."""
         steps: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if ends_step(trainer, batch_idx) and trainer.global_step % steps == 0:
             log_to_all(trainer, {"train/batch_loss": float(loss)})
 
     def _measure(self, trainer: Trainer, seconds: float) -> None:
-        """Note the epoch's speed, and say it once when the loop waits for data."""
+        """Store the epoch's speed, and warn once if training waits for data."""
         datamodule: DataModule = trainer.datamodule  # type: ignore[attr-defined]
         self.speeds.append(self._images / seconds)
         self.waits.append(self._waited / seconds)
@@ -230,10 +230,10 @@ class Observer(Callback):
         self._all_waited, self._all_seconds = self._all_waited + self._waited, self._all_seconds + seconds
         if trainer.is_global_zero and not self._said and self._all_waited > max(1.0, PATIENCE * self._all_seconds):
             self._said = True
-            # workers read while the network computes, this process reads in between
+            # workers read while the network computes; without workers, this process reads between steps
             reading = seconds if datamodule.num_workers else self._waited
             log.warning(
-                "training waits for data %.0f %% of the time: images come at %.0f/s, the network takes %.0f/s; %s",
+                "training waits for data %.0f %% of the time: it reads %.0f images/s, the network takes %.0f/s; %s",
                 100 * self.waits[-1],
                 self._images / reading,
                 self._images / (seconds - self._waited),
@@ -256,17 +256,17 @@ class Observer(Callback):
 
 
 class ProgressLine(ProgressBar):
-    """Lightning's progress on one line: epoch, time left, loss, the metric that selects with its best, images/s.
+    """Shows progress on one line: epoch, time left, loss, the monitored metric and its best value, images/s.
 
     Args:
-        best: what keeps the best checkpoint; None where nothing selects.
+        best: the callback of the best checkpoint; None without a monitored metric.
     """
 
     def __init__(self, best: RunCheckpoint | None = None) -> None:
         super().__init__()
         self.best, self.progress, self.enabled = best, Progress(), True
-        self._began = self._first = 0.0  # when this start began to train, and with which epoch
-        self._since, self._images = 0.0, 0  # of the phase, after its first batch
+        self._began = self._first = 0.0  # time and epoch at which this process started to train
+        self._since, self._images = 0.0, 0  # start of the phase, and its images after the first batch
 
     def enable(self) -> None:
         self.enabled = True
@@ -277,7 +277,7 @@ class ProgressLine(ProgressBar):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._began, self._first = time.monotonic(), float(trainer.current_epoch)
         if self.enabled and self.progress.is_due():
-            self.progress.draw(0, [self._epoch()])  # the first batch may take long
+            self.progress.draw(0, [self._epoch()])  # the first batch may take a while
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -306,7 +306,7 @@ class ProgressLine(ProgressBar):
         self.progress.close()
 
     def _phase(self, doing: str, totals: list[int | float], *args: Any) -> None:
-        """Draw how far the batches of a split are; `args`: module, outputs, batch, its number, number of the loader."""
+        """Draw the progress through a split; `args`: module, outputs, batch, batch index, loader index."""
         batch, batch_idx, loader = args[2], args[3], (*args, 0)[4]
         if self._counts(batch, batch_idx):
             share = (batch_idx + 1) / totals[loader]
@@ -315,7 +315,7 @@ class ProgressLine(ProgressBar):
             self._draw(share, [f"{self._epoch()}, {doing}"] if fits else [doing, left(seconds)])
 
     def _counts(self, batch: Any, batch_idx: int) -> bool:
-        """Count the images of a batch; whether the line is to be drawn."""
+        """Count the images of a batch, and return whether to draw the line."""
         if batch_idx == 0:
             self._since, self._images = time.monotonic(), 0
         else:
@@ -330,7 +330,7 @@ class ProgressLine(ProgressBar):
         return f"epoch {self.trainer.current_epoch + 1}/{self.trainer.max_epochs}"
 
     def _selected(self) -> list[str]:
-        """The last value of the metric that selects, and the best one."""
+        """Return the last and the best value of the monitored metric."""
         if self.best is None or self.best.best_model_score is None or self.trainer.state.fn != TrainerFn.FITTING:
             return []
         name, best = str(self.best.monitor), float(self.best.best_model_score)

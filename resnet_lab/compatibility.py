@@ -1,7 +1,7 @@
-"""Configurations of older versions: keys that were added, renamed or given another default since they were written.
+"""Upgrades configurations of older versions, whose keys were since added, renamed or given another default.
 
-Every key that is added, renamed or gets another default enters a table here, with the value that reproduces what the
-program did before. The tables apply whenever a config.yaml or a checkpoint is read.
+Every such key needs an entry in a table here, with the value that reproduces the former behavior. The tables apply
+whenever a config.yaml or a checkpoint is read.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ CLASS_FOLDERS = ("resnet_lab.data.class_folders.ClassFolders",)
 class Added(NamedTuple):
     """A key that older configurations lack."""
 
-    value: Any  # what reproduces the behavior from before the key existed
-    targets: tuple[str, ...] = ()  # only where the group's `_target_` is one of these; empty: everywhere
+    value: Any  # reproduces the behavior before the key existed
+    targets: tuple[str, ...] = ()  # the key exists only for these values of the group's `_target_`; empty: for all
 
 
-# dotted key → what a configuration without it did
+# dotted key → its value for configurations without it
 ADDED: dict[str, Added] = {
     "follow_layers": Added(False),
     "figures": Added(["accuracy", "confusion_matrices"]),
@@ -62,16 +62,16 @@ ADDED: dict[str, Added] = {
     "trainer.profiler": Added(None),
 }
 
-# dotted key → the keys that took its place; each gets its value, unless the configuration has it already
+# dotted key → the keys that replace it; each gets its value unless the configuration sets it
 RENAMED: dict[str, tuple[str, ...]] = {
     "data.color_jitter": ("data.brightness", "data.contrast", "data.saturation", "data.hue"),
 }
 
-# `_target_` of older versions → its name now
+# `_target_` in older versions → its current name
 MOVED = {"resnet_lab.optim.cross_entropy": "resnet_lab.objectives.cross_entropy"}
 
-# dotted key → version in which its default changed, the default before, and the default since; a key that was added
-# with another value than the one above stands here, too
+# dotted key → version in which its default changed, the former default, and the new default; also keys that were added
+# with a default other than the value in ADDED
 CHANGED: dict[str, tuple[int, Any, Any]] = {
     "data.patient_regex": (2, "(.+)_(?:left|right)", "auto"),
     "data.all_kinds": (2, False, True),
@@ -83,7 +83,7 @@ CHANGED: dict[str, tuple[int, Any, Any]] = {
 
 
 def upgraded(older: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration of any version with the keys of this one; the argument stays as it is."""
+    """Return a configuration of any version with the keys of this version; the argument is not changed."""
     config = copy.deepcopy(dict(older))
     for old, new in RENAMED.items():
         group, name = _place(config, old)
@@ -105,10 +105,10 @@ def upgraded(older: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def upgraded_status(status: dict[str, Any]) -> dict[str, Any]:
-    """A status.json of any version with the keys of this one.
+    """Return a status.json of any version with the keys of this version.
 
-    Older versions noted the path of the prepared set as `prepared`, and null where the originals were read. They noted
-    the overrides of the command line as `asked`.
+    Older versions stored the path of the prepared set as `prepared` (null for the originals), and the overrides of the
+    command line as `asked`.
     """
     if "asked" in status:
         status.setdefault("overrides", status.pop("asked"))
@@ -121,13 +121,13 @@ def upgraded_status(status: dict[str, Any]) -> dict[str, Any]:
 def with_older_defaults(
     composed: Mapping[str, Any], before: Mapping[str, Any], version: int, given: Collection[str]
 ) -> dict[str, Any]:
-    """A composed configuration as the same command composed it when a run folder was created.
+    """Return the configuration that the same command composed when a run folder was created.
 
     Args:
-        composed: of the command today.
-        before: of the folder.
+        composed: configuration that the command composes today.
+        before: configuration of the folder.
         version: `schema_version` of the folder.
-        given: dotted keys that the command line sets; these stay as they are.
+        given: dotted keys that the command line sets; these are not changed.
     """
     config = copy.deepcopy(dict(composed))
     for key, (changed_in, old, new) in CHANGED.items():
@@ -141,7 +141,7 @@ def with_older_defaults(
 
 
 def _place(config: Mapping[str, Any], key: str) -> tuple[Any, str]:
-    """The mapping that holds a dotted key, or would, and the key's own name; None where there is no such mapping."""
+    """Return the group of a dotted key (None if it does not exist), and the key's name within the group."""
     *path, name = key.split(".")
     group: Any = config
     for part in path:

@@ -1,4 +1,4 @@
-"""A run with epochs goes on to more of them, also as a job of a sweep (no torch here)."""
+"""Decides whether an existing run can be trained for more epochs, also as a job of a sweep (no torch)."""
 
 from __future__ import annotations
 
@@ -16,34 +16,40 @@ UNENDING = ("resnet_lab.optim.constant", "resnet_lab.optim.plateau")  # schedule
 
 
 def refuse_epochs(run: RunFolder, before: dict[str, Any], plain: dict[str, Any]) -> None:
-    """Stop where a run cannot go on to another number of epochs.
+    """Refuse another number of epochs for a run that cannot be resumed with it.
+
+    Args:
+        run: the run folder.
+        before: its configuration.
+        plain: the new configuration.
 
     Raises:
-        UserError: there are fewer of them, the schedule is another one from the start, or its last checkpoint is gone.
+        UserError: the run is in progress or has no epochs or no last checkpoint, the new number is smaller, or the
+            schedule depends on it.
     """
     old, new = (config["trainer"]["max_epochs"] for config in (before, plain))
     schedule = plain["schedule"]["_target_"]
     if run.is_locked():
-        reason = "a process is at work in it; wait for it"
+        reason = "another process is running this job; wait for it"
     elif new < old:
         reason = f"trainer.max_epochs is {old} there, {new} here; choose another sweep_dir"
     elif old == 0:
-        reason = "it holds weights as they were (trainer.max_epochs=0); train in another sweep_dir"
+        reason = "this run has no training (trainer.max_epochs=0); train in another sweep_dir"
     elif schedule not in UNENDING:
         name = schedule.rpartition(".")[2]
         reason = (
-            f"{name} over {new} epochs is another schedule than over {old}, from the first step on; "
-            f"train anew in another sweep_dir, or go on from its weights with model.pretrained={run.path}"
+            f"the schedule {name} over {new} epochs differs from the first step on from that over {old}; train from "
+            f"scratch in another sweep_dir, or start from the weights of this run with model.pretrained={run.path}"
         )
     elif not run.last_checkpoint.is_file():
-        reason = f"last.ckpt is gone (keep_last=false); go on from its weights with model.pretrained={run.path}"
+        reason = f"last.ckpt is missing (keep_last=false); start from the weights with model.pretrained={run.path}"
     else:
         return
     raise UserError(f"{run.path}: {reason}")
 
 
 def epochs_by_job(sweep_dir: Path) -> dict[str, int]:
-    """Folder name → `trainer.max_epochs` of each job of a sweep, damaged ones aside."""
+    """Return folder name → `trainer.max_epochs` of each undamaged job of a sweep."""
     found = {}
     for file in sorted(sweep_dir.glob("*/config.yaml")):
         with suppress(UserError, KeyError, TypeError):
@@ -52,10 +58,10 @@ def epochs_by_job(sweep_dir: Path) -> dict[str, int]:
 
 
 def goes_on_to(run: RunFolder, plain: dict[str, Any]) -> bool:
-    """Whether a run differs from a configuration in having fewer epochs alone.
+    """Return whether a run can be resumed with a configuration that differs only in more epochs.
 
     Raises:
-        UserError: it does, and cannot go on to more.
+        UserError: only the number of epochs differs, but the run cannot be resumed with it.
     """
     before, version = run.read_config(), run.read_status().get("schema_version", 1)
     wanted = with_older_defaults(plain, before, version, set()) if version < SCHEMA_VERSION else plain

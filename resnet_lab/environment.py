@@ -1,4 +1,4 @@
-"""What this machine is, and what `auto` becomes on it."""
+"""Hardware and software of this machine, and the values of `auto` on it."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ PACKAGES = ("resnet_lab", "torch", "torchvision", "lightning", "torchmetrics", "
 
 
 def resolve_precision(precision: str, channels_last: Any, accelerator: str) -> tuple[Any, bool]:
-    """What `auto` becomes: bf16 and channels-last where the hardware is faster with them.
+    """Replace `auto` by bf16 and channels-last on hardware where they are faster.
 
     Args:
-        precision: `auto` or a precision of Lightning's.
-        channels_last: `auto` or a truth value.
-        accelerator: as in conf/trainer.
+        precision: `auto` or a precision of Lightning.
+        channels_last: `auto`, true or false.
+        accelerator: see conf/trainer.
 
     Returns:
-        Lightning's precision, and whether tensors lie channels-last in memory.
+        Lightning's precision, and whether the memory format is channels-last.
     """
     on_gpu = accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available()
     if on_gpu:
@@ -42,18 +42,18 @@ def resolve_precision(precision: str, channels_last: Any, accelerator: str) -> t
 
 
 def cores() -> int:
-    """Cores that this process may use; macOS does not tell which, only how many there are."""
+    """Return the number of cores that this process may use; on macOS, of all cores."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def shared_memory() -> int | None:
-    """Free bytes of shared memory, through which workers pass batches; None where it has no limit of its own."""
+    """Return the free bytes of shared memory, used by workers to pass batches; None if it has no separate limit."""
     folder = Path("/dev/shm")
     return shutil.disk_usage(folder).free if folder.is_dir() else None
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that a result depends on."""
+    """Return the versions of Python and of the packages that a result depends on."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -64,7 +64,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit of the checkout that this code runs from, `+` where it is changed; None for an installed wheel."""
+    """Return the commit of this checkout, with `+` if files are changed; None for an installed wheel."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None
@@ -80,7 +80,7 @@ def commit() -> str | None:
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, cores, threads of torch, and GPUs."""
+    """Return processor, cores, threads of torch, and GPUs."""
     info = Path("/proc/cpuinfo")
     names = (
         [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
@@ -96,13 +96,13 @@ def hardware() -> dict[str, Any]:
 
 
 def core_seconds() -> float:
-    """CPU time of this process and of its children that have ended (workers), summed over all cores."""
+    """Return the CPU time in seconds of this process and its finished children (workers), summed over all cores."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 
 
 def peak_memory_mb() -> float:
-    """Of this process so far: on the GPU where one is used, else resident memory."""
+    """Return the peak memory of this process in MiB: on the GPU if one is used, else resident memory."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 2**20
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

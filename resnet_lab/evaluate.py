@@ -171,7 +171,7 @@ def own_folder(file: Path, split: str, overrides: list[str], root: str, pixels: 
 
 
 def title_of(file: Path) -> str:
-    """The label of the run that a checkpoint is in; the name of the file where it is in none."""
+    """Return the label of the run that contains a checkpoint; the file name if no run contains it."""
     run = RunFolder(file.resolve().parent.parent)
     return label_of(run) if file.parent.name == "checkpoints" and run.config_file.is_file() else file.name
 

@@ -1,4 +1,4 @@
-"""Why a job failed, in one line, with advice where the machine is at fault and not the program."""
+"""Describes why a job failed in one line, with advice if the cause is not a defect of the program."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from resnet_lab.run_folder import RunFolder
 OUT_OF_MEMORY = ("can't allocate memory", "Cannot allocate memory", "is killed by signal: Killed")
 NO_BATCH = ("DataLoader timed out", "is killed by signal: Bus error", "unable to write to file </torch_")
 ONE_VALUE = "Expected more than 1 value per channel when training"
-LOST = ("Connection closed by peer", "Connection reset by peer")  # gloo's words for a rank that is gone
+LOST = ("Connection closed by peer", "Connection reset by peer")  # gloo's messages when another rank has exited
 STOPPED = "stopped by "
 
 log = logging.getLogger(__name__)
 
 
 def fail(run: RunFolder, error: Exception, rank: int) -> None:
-    """Say why a job failed, on the terminal and in its status; what another rank said before is the cause.
+    """Report why a job failed, on the terminal and in its status; an earlier report of another rank stays.
 
     Args:
-        run: the folder.
-        error: what ended the job.
-        rank: of this process.
+        run: the run folder.
+        error: the error that ended the job.
+        rank: rank of this process.
     """
     message, place = explained(error), f"rank {rank}: " if rank else ""
     if rank and str(run.read_status().get("error")).startswith(place):
-        return  # said when it happened, before the ranks let go of each other
+        return  # already reported by `Ending`
     if isinstance(error, UserError | MisconfigurationException) or message != plain(error):
         log.error("error: %s", message)
     else:
         log.error(traceback.format_exc())
     if rank and any(sign in str(error) for sign in LOST):
-        return  # the first rank died, and what became of it is not known here
+        return  # the first rank exited, for a reason unknown here
     try:
         if isinstance(error, UserError) or run.read_status()["state"] != "failed":
             run.update_status(state="failed", error=place + " ".join(message.split()))
@@ -47,36 +47,36 @@ def fail(run: RunFolder, error: Exception, rank: int) -> None:
 
 
 def note_stop(run: RunFolder, stopped: Stopped, rank: int) -> None:
-    """Leave word for the first rank, which sees nothing but a lost connection, that another one was told to stop."""
+    """Write to the status that this rank was stopped, since the first rank sees only a lost connection."""
     run.update_status(error=f"rank {rank}: {STOPPED}{stopped}")
 
 
 def stopped_elsewhere(run: RunFolder, error: Exception) -> bool:
-    """Whether what ended this rank is that another one was told to stop."""
+    """Return whether this rank failed because another rank was stopped."""
     return any(sign in str(error) for sign in LOST) and STOPPED in str(run.read_status().get("error"))
 
 
 def plain(error: Exception) -> str:
-    """The message of an error, with its type where that says something."""
+    """Return the message of an error, with its type unless the message is meant for users."""
     user = isinstance(error, UserError | MisconfigurationException)
     return str(error) if user else f"{type(error).__name__}: {error}"
 
 
 def explained(error: Exception) -> str:
-    """The message of an error, with advice where the machine is at fault and not the program."""
+    """Return the message of an error, with advice if the cause is not a defect of the program."""
     text = str(error)
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in text for sign in OUT_OF_MEMORY):
         first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
         return f"out of memory ({first}): lower data.batch_size, data.image_size or data.num_workers"
     if ONE_VALUE in text:
         return (
-            "batch norm gets one value per channel: set data.batch_size to at least 2 on each rank, or enlarge "
+            "batch norm got a single value per channel: set data.batch_size to at least 2 on each rank, or enlarge "
             "data.image_size"
         )
     if any(sign in text for sign in NO_BATCH):
         return (
-            f"the workers deliver no images ({text.strip().splitlines()[0]}): the disk hangs, or shared memory "
-            "is full (docker run --shm-size=1g); data.num_workers=0 needs none"
+            f"the workers return no images ({text.strip().splitlines()[0]}): the disk hangs, or shared memory "
+            "is full; enlarge it (docker run --shm-size=1g), or set data.num_workers=0"
         )
     if any(sign in text for sign in LOST):
         reason = "another rank exited without an error message, most likely out of memory"
@@ -85,6 +85,6 @@ def explained(error: Exception) -> str:
         remedy = "free some space and run the same command again; no file was truncated"
         return f"{error.filename or 'disk'}: {error.strerror}; {remedy}"
     if isinstance(error, OSError) and error.filename:
-        remedy = "; make it readable and writable" if error.errno in (errno.EACCES, errno.EPERM) else ""
-        return f"{error.filename}: {error.strerror}{remedy}; the same command goes on"
+        remedy = "make it readable and writable, then " if error.errno in (errno.EACCES, errno.EPERM) else ""
+        return f"{error.filename}: {error.strerror}; {remedy}rerun the same command"
     return plain(error)

@@ -1,4 +1,4 @@
-"""Why deep plain networks fail to train: gradients, activations and dead units by layer and epoch."""
+"""Measures gradients, activations and dead units by layer and epoch, to show why deep plain networks fail to train."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from resnet_lab.files import write_atomically
 from resnet_lab.loggers import AFTER_CURVES, boards
 from resnet_lab.run_folder import RunFolder
 
-BATCHES = 8  # of an epoch, evenly spread, that are measured
+BATCHES = 8  # number of measured batches per epoch, evenly spaced
 ACTIVATIONS = tuple(getattr(nn, name) for name in nn.modules.activation.__all__)
 
 
 class LayerStatistics(Callback):
     """Measures each layer on a few training batches of every epoch, for `layers.csv`, TensorBoard and the report.
 
-    The quantities, each a mean over the measured batches:
+    Each quantity is a mean over the measured batches:
 
-    - `gradient_norm`: of each convolution's or linear layer's weights (L2), before the optimizer's step and before
-      clipping; NaN for a layer without gradient, such as a frozen one;
-    - `activation_variance`: over a batch of what follows each activation, and each place of one that is left out;
-    - `dead_units`: share of its channels that are positive for no image and no pixel of the batch.
+    - `gradient_norm`: L2 norm of the gradient of a convolution's or linear layer's weights, before clipping; NaN for a
+      layer without gradient, such as a frozen layer;
+    - `activation_variance`: variance over a batch after an activation, or after the identity in place of one;
+    - `dead_units`: share of the channels there that are positive for no image and no pixel of the batch.
 
-    Where gradients are accumulated, a measurement goes on until the optimizer's step.
-    Under DDP activations are those of the first rank's part of the batch; gradients are of the whole one.
+    If gradients are accumulated, a measurement lasts until the optimizer's step. Under DDP, activations are measured on
+    the first rank's part of the batch, and gradients on the complete batch.
 
     Args:
-        run: the folder.
+        run: the run folder.
     """
 
     def __init__(self, run: RunFolder) -> None:
         self.run = run
-        self.rows: list[dict[str, Any]] = []  # of layers.csv
+        self.rows: list[dict[str, Any]] = []  # rows of layers.csv
         self._handles: list[RemovableHandle] = []
         self._sums: dict[tuple[str, str], Tensor] = {}
         self._counts: dict[tuple[str, str], int] = defaultdict(int)
@@ -96,10 +96,13 @@ class LayerStatistics(Callback):
         return {"rows": self.rows, "sums": self._sums, "counts": dict(self._counts)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows, self._sums = list(state_dict["rows"]), dict(state_dict.get("sums", {}))  # of older versions
+        self.rows, self._sums = (
+            list(state_dict["rows"]),
+            dict(state_dict.get("sums", {})),
+        )  # absent in older versions
         self._counts.update(state_dict.get("counts", {}))
 
 
 def is_activation(name: str, layer: nn.Module) -> bool:
-    """Whether a layer is an activation, or the place of one that is left out."""
+    """Return whether a layer is an activation, or the identity in place of one."""
     return isinstance(layer, ACTIVATIONS) or (isinstance(layer, nn.Identity) and name.endswith("activation"))

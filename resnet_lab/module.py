@@ -1,4 +1,4 @@
-"""The LightningModule: one step method for three splits."""
+"""The LightningModule, with one step method for train, val and test."""
 
 from __future__ import annotations
 
@@ -23,34 +23,34 @@ from resnet_lab.optim import optimizer_of, refuse_lost_factor
 from resnet_lab.origin import CHECKPOINT_KEY
 from resnet_lab.trained import Trained, load
 
-EPOCH_KEY = "resnet_lab_epoch"  # losses, logits and targets of the epoch in which it was saved, of all ranks
+EPOCH_KEY = "resnet_lab_epoch"  # key of the losses, outputs and targets of an unfinished epoch, of all ranks
 
 
 class Outputs(NamedTuple):
-    """What a model predicts for N images."""
+    """Predictions of a model for N images."""
 
     probabilities: np.ndarray  # (N, K)
     classes: np.ndarray  # (N,)
 
 
 class Classifier(LightningModule):
-    """A network, what its outputs mean, its optimizer and its metrics.
+    """Network with its objective, optimizer, schedule and metrics.
 
     Args:
         model: images (B, 3, H, W) → outputs (B, M).
-        loss: the meaning of the outputs.
-        optimizer: parameters → optimizer; None where nothing is trained.
-        schedule: optimizer, steps_per_epoch, max_epochs → scheduler; likewise.
+        loss: the objective: loss, probabilities and classes of the outputs.
+        optimizer: parameters → optimizer; None without training.
+        schedule: optimizer, steps_per_epoch, max_epochs → scheduler; None without training.
         class_names: K names.
         ordered: whether the classes are grades.
-        val_splits: what each validation loader holds (`val`, and `test` where it is followed).
-        test_splits: what each test loader holds.
-        origin: plain values that a checkpoint carries along (see `resnet_lab.origin`).
+        val_splits: the split of each validation loader (`val`, and `test` if it is evaluated after each epoch).
+        test_splits: the split of each test loader.
+        origin: metadata for checkpoints (see `resnet_lab.origin`).
         backbone_lr_factor: see `resnet_lab.optim.optimizer_of`.
 
     Attributes:
-        fit_split: the split on which the objective is fitted after each epoch and, with the chosen checkpoint, before
-            the test; None: it stays as it was loaded.
+        fit_split: the split on which the objective is fitted after each epoch and, with the selected checkpoint, before
+            the test; None: the objective is not fitted.
     """
 
     def __init__(
@@ -72,16 +72,16 @@ class Classifier(LightningModule):
         self.backbone_lr_factor = backbone_lr_factor
         self.val_splits, self.test_splits, self.origin = list(val_splits), list(test_splits), origin or {}
         complete = {"train": "train" in self.test_splits, "val": True, "test": True}
-        # ModuleDict has a method train, so no key may be called so
+        # the suffix is needed: ModuleDict has a method `train`, so a key cannot have this name
         self.metrics = nn.ModuleDict(
             {f"{split}_metrics": SplitMetrics(split, len(class_names), ordered, complete[split]) for split in complete}
         )
         self.memory_format = torch.contiguous_format
-        self._begun: list[Tensor] | None = None  # the rows of the epoch that a resumed run goes on with
+        self._begun: list[Tensor] | None = None  # rows of an unfinished epoch, from a checkpoint
         self.fit_split: str | None = None
         self.outputs: dict[str, list[tuple[Tensor, ...]]] = {}  # split → index (B,), outputs (B, M), targets (B,)
         self.confusion: dict[str, Tensor] = {}  # split → counts (K, K) of the last epoch
-        self.predictions: dict[str, Outputs] = {}  # split → those of the last test
+        self.predictions: dict[str, Outputs] = {}  # split → predictions of the last test
 
     def setup(self, stage: str) -> None:
         datamodule = getattr(self.trainer, "datamodule", None)
@@ -89,18 +89,22 @@ class Classifier(LightningModule):
         self.test_splits = self.test_splits or list(getattr(datamodule, "test_splits", []))
 
     def on_fit_start(self) -> None:
-        for split in ("train", "val", "test"):  # an evaluation before leaves tensors that cannot be trained with
+        for split in (
+            "train",
+            "val",
+            "test",
+        ):  # training cannot use the inference tensors of an earlier evaluation
             self.split_metrics(split).reset()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Outputs (B, M) of images (B, 3, H, W)."""
+        """Return outputs (B, M) of images (B, 3, H, W)."""
         result: Tensor = self.model(images.contiguous(memory_format=self.memory_format))
         return result
 
     def _step(self, batch: dict[str, Any], split: str) -> tuple[Tensor, Tensor]:
-        """The mean loss over the rows that count, and all outputs (B, M); updates the metrics of `split`."""
+        """Return the mean loss without padding rows and all outputs (B, M), and update the metrics of `split`."""
         outputs, targets = self(batch["image"]), batch["target"]
-        # in training every row counts; a mask would only make a GPU wait
+        # training has no padding; a mask would only make a GPU wait
         rows = slice(None) if split == "train" else batch["index"] >= 0
         losses = self.loss.losses(outputs[rows].float(), targets[rows])
         self.split_metrics(split).update(losses, outputs[rows], targets[rows])
@@ -110,18 +114,18 @@ class Classifier(LightningModule):
         self.outputs.setdefault(split, []).append((batch["index"], outputs.float(), batch["target"]))
 
     def split_metrics(self, split: str) -> SplitMetrics:
-        """The metrics of one split."""
+        """Return the metrics of one split."""
         metrics = self.metrics[f"{split}_metrics"]
         assert isinstance(metrics, SplitMetrics)
         return metrics
 
     def _end_epoch(self, split: str) -> None:
         metrics = self.split_metrics(split)
-        # the chosen checkpoint's values at the end are no point of the curves by epoch; HPARAMS has them
+        # the final test is not a point of the curves by epoch; `log_hyperparameters` logs its values
         values = metrics.compute(self.loss)
         logged = split != "train" and not self.trainer.testing
         self.log_dict(values, prog_bar=split == "val", logger=logged, sync_dist=False)
-        if split == "train":  # Lightning would log them after the epoch's checkpoint, so that a kill could lose them
+        if split == "train":  # Lightning logs these only after the epoch's checkpoint, so a kill could lose them
             numbers = {name: float(value) for name, value in values.items()}
             log_to_all(self.trainer, {**numbers, "epoch": self.current_epoch})
         self.confusion[split] = metrics.confusion.compute()
@@ -174,12 +178,12 @@ class Classifier(LightningModule):
         self.predictions["predict"] = self._predictions(outputs)
 
     def _predictions(self, outputs: Tensor) -> Outputs:
-        """Of outputs (N, M)."""
+        """Return the predictions for outputs (N, M)."""
         probabilities, classes = self.loss.probabilities(outputs), self.loss.decide(outputs)
         return Outputs(probabilities.cpu().numpy(), classes.cpu().numpy())
 
     def _gather(self, kept: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """What is kept of all ranks, the index first, in the order of the table; ranks give equally many rows."""
+        """Return stored columns (the index first) of all ranks, without padding, in the order of the table."""
         columns = [self._all_ranks(torch.cat(column)) for column in zip(*kept, strict=True)]
         order = columns[0].argsort()[int((columns[0] < 0).sum()) :]  # without the padding
         return tuple(column[order] for column in columns)
@@ -188,7 +192,7 @@ class Classifier(LightningModule):
     def load_from_checkpoint(  # type: ignore[override]
         cls, checkpoint_path: str | Path, map_location: Any = None, trust: Sequence[str] = (), **_: Any
     ) -> Classifier:
-        """The module of a checkpoint or run folder, which can be evaluated, and trained on.
+        """Load the module of a checkpoint or run folder, for evaluation or further training.
 
         Args:
             checkpoint_path: see `resnet_lab.trained.load`, also for the errors.
@@ -200,7 +204,7 @@ class Classifier(LightningModule):
         optimizer, schedule = build("optim", config["optim"]), build("schedule", config["schedule"])
         module = cls.of(trained, optimizer, schedule)
         module.backbone_lr_factor = float(config["optim"].get("backbone_lr_factor", 1.0))
-        module.train()  # as every new module; a Trainer evaluates in the other mode
+        module.train()  # the mode of any new module; a Trainer switches modes itself
         return module.to(map_location) if map_location is not None else module
 
     @classmethod
@@ -211,7 +215,7 @@ class Classifier(LightningModule):
         schedule: functools.partial[Any] | None = None,
         test_splits: Sequence[str] = (),
     ) -> Classifier:
-        """The module around a trained network."""
+        """Build a module from a trained network."""
         origin = trained.origin
         splits: dict[str, Any] = {"test_splits": test_splits, "origin": origin}
         names = origin["class_names"]
@@ -229,12 +233,12 @@ class Classifier(LightningModule):
         given = {name: value for name, value in known.items() if name in takes}
         scheduler = self.schedule_factory(optimizer, **given)
         refuse_lost_factor(optimizer, self.backbone_lr_factor)
-        # Lightning updates an epoch's plateau after the checkpoint is written, and a resumed run would lack it;
-        # as the last step of the epoch it comes after validation and before the checkpoint
+        # with interval "epoch", Lightning updates a plateau after writing the checkpoint, and a resumed run would miss
+        # that; at the last step of the epoch, the update comes after validation and before the checkpoint
         config: dict[str, Any] = {"scheduler": scheduler, "interval": "step"}
         chosen = self.origin["config"]["schedule"] if "config" in self.origin else self.schedule_factory.keywords
         if isinstance(scheduler, ReduceLROnPlateau):
-            # Lightning counts the frequency in batches, also where it accumulates their gradients
+            # Lightning counts the frequency in batches, even if gradients are accumulated
             config |= {"monitor": chosen["monitor"], "frequency": batches}
         elif chosen.get("interval") == "epoch":
             config |= {"frequency": batches}
@@ -246,7 +250,7 @@ class Classifier(LightningModule):
             checkpoint[EPOCH_KEY] = [self._all_ranks(torch.cat(column)).cpu() for column in zip(*rows, strict=True)]
 
     def _all_ranks(self, values: Tensor) -> Tensor:
-        """(n, …) of each rank → (n · ranks, …), of which `[rank::ranks]` are this rank's."""
+        """Concatenate values (n, …) of each rank to (n · ranks, …); those of a rank are `[rank::ranks]`."""
         ranks = self.all_gather(values)
         assert isinstance(ranks, Tensor)
         return ranks.reshape(-1, *values.shape).transpose(0, 1).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""What a checkpoint carries along, so that its weights can be used without their run folder (no torch here)."""
+"""Metadata of a checkpoint, with which its weights can be used without the run folder (no torch)."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from resnet_lab.errors import UserError
 from resnet_lab.run_folder import refuse_odd
 from resnet_lab.values import Count, Items, conform
 
-CHECKPOINT_KEY = "resnet_lab"  # where a checkpoint keeps it
-TRAIN_IMAGES = "train_images"  # in it: the hashes of the training images' pixels, concatenated
+CHECKPOINT_KEY = "resnet_lab"  # the metadata's key in a checkpoint
+TRAIN_IMAGES = "train_images"  # its key for the concatenated hashes of the training images' pixels
 
 Channels = Annotated[list[float], Items(3, 3)]
-ORIGIN: dict[str, Any] = {  # what a checkpoint has to carry along to be used elsewhere
+ORIGIN: dict[str, Any] = {  # required keys
     "class_names": Annotated[list[str], Items(1)],
     "ordered": bool,
     "mean": Channels,
     "std": Channels,
     "class_counts": dict[str, Annotated[list[Count], Items(1)]],
 }
-ORIGIN_OPTIONAL: dict[str, Any] = {  # older versions have not all of them
+ORIGIN_OPTIONAL: dict[str, Any] = {  # optional keys, which older versions lack
     "decision": str,
     "split_fingerprint": dict[str, str],
     "pixels": Literal["originals", "prepared"] | None,
@@ -32,20 +32,24 @@ ORIGIN_OPTIONAL: dict[str, Any] = {  # older versions have not all of them
 
 
 def origin_of(checkpoint: dict[str, Any], file: Path) -> dict[str, Any]:
-    """What a checkpoint of this project carries along: `config`, `class_names`, `mean`, `std`, `class_counts`, …"""
+    """Return the checked metadata of a checkpoint: `config`, `class_names`, `mean`, `std`, `class_counts`, …
+
+    Raises:
+        UserError: there is none, it is damaged, or it names functions that are neither ours nor trusted.
+    """
     if CHECKPOINT_KEY not in checkpoint:
-        raise UserError(f"{file} is no checkpoint of resnet_lab; give a run folder, its best.ckpt or its last.ckpt")
+        raise UserError(f"{file} is not a checkpoint of resnet_lab; give a run folder, its best.ckpt or its last.ckpt")
     origin: dict[str, Any] = checkpoint[CHECKPOINT_KEY]
-    try:  # a checkpoint may come from anywhere, and it names what we call
+    try:  # a checkpoint may be from an untrusted source, and it names functions that we call
         if not isinstance(origin, dict) or not isinstance(origin.get("config"), dict):
-            raise UserError(f"{CHECKPOINT_KEY}.config is missing; give a checkpoint as a job wrote it")
-        refuse_odd(origin)  # before what follows walks through it
+            raise UserError(f"{CHECKPOINT_KEY}.config is missing; give an unmodified checkpoint of a job")
+        refuse_odd(origin)  # first, because the code below recurses through it
         config = upgraded(origin["config"])
         refuse_foreign_targets(config)
         for key, hint in (ORIGIN | {key: ORIGIN_OPTIONAL[key] for key in {*ORIGIN_OPTIONAL} & {*origin}}).items():
             conform(f"{CHECKPOINT_KEY}.{key}", origin.get(key), hint)
         if "train" not in origin["class_counts"]:
-            raise UserError(f"{CHECKPOINT_KEY}.class_counts.train is missing; give a checkpoint as a job wrote it")
+            raise UserError(f"{CHECKPOINT_KEY}.class_counts.train is missing; give an unmodified checkpoint of a job")
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
     return origin | {"config": config if "schema_version" in origin else without_unknown(config)[0]}

@@ -1,4 +1,4 @@
-"""`resnet-lab predict RUN_OR_CKPT IMAGE_OR_FOLDER [out=predictions.csv]`: grade photographs without labels."""
+"""`resnet-lab predict RUN_OR_CKPT IMAGE_OR_FOLDER [out=predictions.csv]`: predict photographs without labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One job: train, select, test, write."""
+"""Runs one job: training, selection of a checkpoint, test, output files."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ KINDS = {"callbacks": Callback, "logger": Logger}
 
 
 def run_job(run: RunFolder, misfits: frozenset[Path] = frozenset()) -> None:
-    """Train, select, test, write: the whole of one job.
+    """Train, select a checkpoint, test it, and write the files of the run.
 
     Args:
-        run: the folder.
-        misfits: checkpoints in it that are of another network.
+        run: the run folder.
+        misfits: checkpoints in the folder that do not fit the network.
 
     Raises:
         UserError: the configuration, the data or the weights are wrong.
@@ -81,15 +81,15 @@ def run_job(run: RunFolder, misfits: frozenset[Path] = frozenset()) -> None:
     monitor, mode = selection(config, datamodule)
     balances_twice = config["data"]["sampling"] != "none" and config["loss"].get("class_weights", "none") != "none"
     if balances_twice and rank() == 0:
-        log.warning("data.sampling and loss.class_weights both balance the classes: rare ones count twice over")
+        log.warning("data.sampling and loss.class_weights both balance the classes, so rare classes are weighted twice")
     loggers = own_parts(config, "logger", save_dir=str(run.path), id=run.read_status().get("id"))
     for folder in [each.log_dir for each in loggers if each.log_dir] if rank() == 0 else []:
-        refuse_unwritable(Path(folder), "make it writable; the same command goes on")
+        refuse_unwritable(Path(folder), "make it writable, then rerun the same command")
     rows, observer = EpochRows(), Observer(datamodule.class_names)
     needs_two = monitor is not None and (score := SCORES.get(monitor.partition("/")[2])) and score.two_classes
     undefined = bool(needs_two) and sum(count > 0 for count in datamodule.class_counts["val"]) < 2
     if undefined and rank() == 0:
-        log.warning("%s is undefined, as validation holds one class: the last epoch is kept; see monitor=", monitor)
+        log.warning("%s is undefined with a single class in validation: the last epoch is kept; see monitor=", monitor)
     best = RunCheckpoint(run, rows, "best", monitor, mode, undefined) if monitor else None
     last = LastCheckpoint(run, rows, best, config["trainer"]["checkpoint_minutes"])
     callbacks = [
@@ -109,7 +109,7 @@ def run_job(run: RunFolder, misfits: frozenset[Path] = frozenset()) -> None:
     ]
     profiler = build_profiler(config["trainer"]["profiler"], run)
     trainer = build_trainer(config["trainer"], module, loggers, callbacks, profiler)
-    datamodule.batch_size_per_rank(trainer.world_size)  # refused now, before anything runs
+    datamodule.batch_size_per_rank(trainer.world_size)  # raises before anything runs
     synchronizable(config["trainer"], trainer)
     describe(run, trainer, datamodule, module, monitor)
     idle = idle_keys(config, freezing)
@@ -117,7 +117,7 @@ def run_job(run: RunFolder, misfits: frozenset[Path] = frozenset()) -> None:
         log.warning(text)
     compile_network(config["trainer"]["compile"], module, trainer.strategy.root_device)
 
-    log.info("%s in %s", "going on" if resume_from else "starting", run.path)
+    log.info("%s in %s", "resuming" if resume_from else "starting", run.path)
     trains = config["trainer"]["max_epochs"] > 0
     if trains:
         trainer.fit(module, datamodule=datamodule, ckpt_path=resume_from, weights_only=True)
@@ -136,7 +136,7 @@ def run_job(run: RunFolder, misfits: frozenset[Path] = frozenset()) -> None:
     if trainer.is_global_zero:
         dropped = {} if best is None or config["keep_last"] else {"last_checkpoint": None}
         finish(run, trainer, module, datamodule, kept | dropped, observer, cost)
-        if dropped:  # not before the job is done, as a repeated one would start from nothing
+        if dropped:  # only now: a job repeated before this point would start from scratch
             run.last_checkpoint.unlink(missing_ok=True)
     trainer.strategy.barrier()
 
@@ -149,11 +149,11 @@ def keep_untrained(
     resume_from: Path | None,
     checkpoints: Sequence[RunCheckpoint],
 ) -> None:
-    """Validate the weights as they are and write the checkpoints, where `trainer.max_epochs` is 0.
+    """Validate the initial weights and write the checkpoints, if `trainer.max_epochs` is 0.
 
-    (Without an epoch Lightning's fit neither validates nor saves; an epoch at learning rate 0 changes batch norm.)
+    (Without an epoch, Lightning's fit neither validates nor saves; an epoch at learning rate 0 changes batch norm.)
     """
-    log.info("trainer.max_epochs=0: nothing is trained, the weights are evaluated as they are")
+    log.info("trainer.max_epochs=0: no training; the initial weights are evaluated")
     if str(config["model"].get("pretrained", "none")) == "none":
         log.warning("model.pretrained=none: these weights are random initial values")
     trainer.validate(module, datamodule=datamodule, ckpt_path=resume_from, weights_only=True, verbose=False)
@@ -162,14 +162,14 @@ def keep_untrained(
 
 
 def checked_config(run: RunFolder) -> dict[str, Any]:
-    """The configuration of a run folder, which may have been written by hand.
+    """Return the checked configuration of a run folder, which may be written by hand.
 
     Raises:
-        UserError: a key does not exist, or is missing.
+        UserError: a key does not exist or is missing, or its value is not allowed.
     """
     config = run.read_config()
     try:
-        OmegaConf.merge(OmegaConf.structured(Config), config)  # knows the types of the keys that are in no group
+        OmegaConf.merge(OmegaConf.structured(Config), config)  # checks the types of keys outside the groups
     except OmegaConfBaseException as error:
         if not isinstance(error, ConfigKeyError):  # unknown keys are named below
             place = ": ".join(filter(None, (str(run.config_file), error.full_key)))
@@ -189,12 +189,12 @@ def checked_config(run: RunFolder) -> dict[str, Any]:
 
 
 def read_data(run: RunFolder, config: dict[str, Any], resumes: bool) -> DataModule:
-    """The data of a job, with the pixels that it began with, or else those that another job of its sweep began with.
+    """Return the data of a job, with the same source of pixels as at its start, or as in the other jobs of its sweep.
 
-    Jobs of a sweep take turns, so that the first one decides for all; ranks follow what the first rank has noted.
+    Jobs of a sweep take turns, so the first job decides for all. The other ranks use the choice of the first rank.
 
     Raises:
-        UserError: the images, or the files that their pixels came from, are not there any more, or are others now.
+        UserError: the images, or the files with their pixels, are missing or have changed.
     """
     with run.turn() if rank() == 0 else nullcontext():
         own = run.read_status()
@@ -208,7 +208,7 @@ def read_data(run: RunFolder, config: dict[str, Any], resumes: bool) -> DataModu
         for name, status in before.items():
             if different := datamodule.difference(status):
                 raise UserError(
-                    f"{name} began with other image files ({different}); bring those back, or choose another sweep_dir"
+                    f"{name} started with other image files ({different}); restore those, or choose another sweep_dir"
                 )
         if rank() == 0:
             run.update_status(**datamodule.noted, split_fingerprint=datamodule.fingerprints)
@@ -218,48 +218,48 @@ def read_data(run: RunFolder, config: dict[str, Any], resumes: bool) -> DataModu
 
 
 def begun_jobs(run: RunFolder, data: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Name → status of the other jobs of the sweep that train on the same data set and have an epoch to show, or run.
+    """Return name → status of the sweep's other jobs on the same data set that are running or have finished an epoch.
 
-    A job that was stopped before the end of its first epoch does not count: it may decide anew itself.
+    A job that was stopped before the end of its first epoch does not count: it may still choose its source itself.
     """
     found = {}
     for job in run.siblings():
-        with suppress(UserError):  # damaged, which `status` and `report` say
+        with suppress(UserError):  # damaged; `status` and `report` show it
             status = job.read_status()
             begun = status["state"] in ("running", "done") or job.last_checkpoint.is_file()
             other = job.read_config()["data"]
-            same = all(other.get(key) == data.get(key) for key in ("_target_", "root"))  # the name is free
+            same = all(other.get(key) == data.get(key) for key in ("_target_", "root"))
             if begun and status.get("pixels") and same:
                 found[job.path.name] = status
     return found
 
 
 def say_source(datamodule: DataModule, decided_by: str) -> None:
-    """One line, where there are image files; `decided_by` names the job that began with the same source."""
+    """Log the source of the pixels, if there are image files; `decided_by` is the job that chose it, or empty."""
     if isinstance(datamodule.data, ArrayData):
         return
     digests = ", ".join(f"{split} {digest}" for split, digest in datamodule.pixel_digests.items())
     source = "the originals" if datamodule.pixels == "originals" else f"the prepared set ({digests})"
-    log.info("images are read from %s%s", source, f", as {decided_by} began with them" if decided_by else "")
+    log.info("images are read from %s%s", source, f", the source that {decided_by} started with" if decided_by else "")
 
 
 def same_images(run: RunFolder, datamodule: DataModule) -> None:
-    """Refuse to go on with images other than those that the job began with.
+    """Refuse to resume a job with other images than at its start.
 
     Raises:
-        UserError: a split holds other images or targets.
+        UserError: a split has other images or targets.
     """
     before = run.read_status().get("split_fingerprint", {})
     for split, now in datamodule.fingerprints.items():
         if before.get(split, now) != now:
             raise UserError(
-                f"the job began with other images or labels in {split} ({before[split]} then, {now} in "
-                f"{datamodule.data.root} now); give it those of then, or choose another sweep_dir"
+                f"the job started with other images or labels in {split} ({before[split]} then, {now} in "
+                f"{datamodule.data.root} now); restore those, or choose another sweep_dir"
             )
 
 
 def synchronizable(settings: dict[str, Any], trainer: Trainer) -> None:
-    """Refuse batch norm over all ranks where torch has none.
+    """Refuse synchronized batch norm on the CPU, where torch does not support it.
 
     Raises:
         UserError: several ranks train on the CPU with `trainer.sync_batchnorm`.
@@ -272,7 +272,7 @@ def synchronizable(settings: dict[str, Any], trainer: Trainer) -> None:
 
 
 def selection(config: dict[str, Any], datamodule: DataModule) -> tuple[str | None, str]:
-    """The metric that selects the best epoch and its mode; None without a validation split, where nothing selects."""
+    """Return the metric that selects the best epoch (None without a validation split), and its mode."""
     num_classes, ordered = len(datamodule.class_names), datamodule.data.ordered
     monitor, mode = monitored(config["monitor"], num_classes, ordered)
     validates = "val" in datamodule.splits
@@ -287,15 +287,15 @@ def selection(config: dict[str, Any], datamodule: DataModule) -> tuple[str | Non
 
 
 def own_parts(config: dict[str, Any], group: str, **arguments: Any) -> list[Any]:
-    """The callbacks or the loggers that the configuration names.
+    """Build the callbacks or the loggers of the configuration.
 
     Args:
-        config: of a run.
+        config: configuration of a run.
         group: `callbacks` or `logger`.
-        arguments: for each part that takes them, unless its own keys set them.
+        arguments: arguments for each part that accepts them and whose keys do not set them.
 
     Raises:
-        UserError: a part cannot be built, or is of another kind.
+        UserError: a part cannot be built, or has another type.
     """
     kind, found = KINDS[group], []
     for name, node in config[group].items():
@@ -304,13 +304,13 @@ def own_parts(config: dict[str, Any], group: str, **arguments: Any) -> list[Any]
         if not isinstance(each, kind):
             target, other = node["_target_"], type(each).__name__
             remedy = f"name a {kind.__name__.lower()}"
-            raise UserError(f"{group}.{name}._target_ {target} gives a {other}, no {BY_NAME[group]}; {remedy}")
+            raise UserError(f"{group}.{name}._target_ {target} returns a {other}, not a {BY_NAME[group]}; {remedy}")
         found.append(each)
     return found
 
 
 def early_stopping(config: dict[str, Any], monitor: str | None, mode: str) -> list[Callback]:
-    """The callback where it is asked for."""
+    """Return the callback, if `trainer.early_stopping` is set."""
     patience = config["trainer"]["early_stopping"]
     if patience is None:
         return []
@@ -321,7 +321,7 @@ def early_stopping(config: dict[str, Any], monitor: str | None, mode: str) -> li
 
 @rank_zero_only
 def describe(run: RunFolder, trainer: Trainer, datamodule: DataModule, module: Classifier, monitor: str | None) -> None:
-    """Everything about the run that is known before it trains, for status.json and the log."""
+    """Write facts that are known before training to status.json and the log."""
     parameters = parameter_count(module.model)
     trainable = sum(parameter.numel() for parameter in module.model.parameters() if parameter.requires_grad)
     facts = {
@@ -355,7 +355,7 @@ def describe(run: RunFolder, trainer: Trainer, datamodule: DataModule, module: C
     if "test" not in datamodule.splits:
         log.warning(NO_TEST)
     if words := [word for word in words_of_trust(module.origin["config"]) if word.partition(":")[0] in PROVIDED]:
-        log.info("evaluate and predict will need %s%s, as this run names code from outside", OPTION, ",".join(words))
+        log.info("evaluate and predict will need %s%s, as this run uses external code", OPTION, ",".join(words))
     log.info(
         "%s parameters%s, %.3g multiply-adds an image; %s%s; selecting by %s",
         f"{parameters:,}",
@@ -376,7 +376,7 @@ def finish(
     observer: Observer,
     cost: dict[str, float],
 ) -> None:
-    """Write the files of every evaluated split, the final entry of the loggers and the last status."""
+    """Write the files of every evaluated split, the final values of the loggers, and the final status."""
     for split in datamodule.test_splits:  # before anything is written
         refuse_undefined(datamodule.rows(split), module.predictions[split].probabilities)
     label = label_of(run)
@@ -386,7 +386,7 @@ def finish(
         write_split(run, split, datamodule.rows(split), classes, probabilities, counts, datamodule.class_names, label)
     metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items()) if "/" in name}
     tested = {name: value for name, value in metrics.items() if name.split("/")[0] in datamodule.test_splits}
-    metrics = {name: value for name, value in tested.items() if not math.isnan(value)}  # recall of an absent class
+    metrics = {name: value for name, value in tested.items() if not math.isnan(value)}  # NaN: recall of an absent class
     judged = "val" if "val" in module.confusion else "test"
     collapsed = judged in module.confusion and is_collapsed(module.confusion[judged])
     log_hyperparameters(trainer, run, metrics)
@@ -408,9 +408,10 @@ def finish(
 
 
 def log_hyperparameters(trainer: Trainer, run: RunFolder, metrics: dict[str, float]) -> None:
-    """Flat scalars and final metrics for every logger; together, or TensorBoard's HPARAMS tab stays empty.
+    """Log hyperparameters and final metrics; TensorBoard's HPARAMS tab stays empty unless one call has both.
 
-    Log the label and the axes of the job's sweep. Of a single run log what the command line gave, or else all keys.
+    The hyperparameters are the seed, the label and the axes of the sweep. A single run has its overrides instead of
+    axes, or all keys if there are none.
     """
     scalars = {key: value for key, value in flat(run.read_config()).items() if isinstance(value, int | float | str)}
     shown = {key: scalars.get(key, value) for key, value in axes_of_run(run).items()} or {
@@ -428,13 +429,16 @@ def log_hyperparameters(trainer: Trainer, run: RunFolder, metrics: dict[str, flo
 
 
 def has_lost_predictions(run: RunFolder, status: dict[str, Any]) -> bool:
-    """Whether a done job lacks the predictions of a split, and has the checkpoint to test again without training."""
+    """Return whether a finished job lacks predictions of a split, and has the checkpoint to test again."""
     splits = [split for split in ("val", "test") if split in (status.get("class_counts") or {})]
     return run.last_checkpoint.is_file() and not all(run.stored_predictions(split).is_file() for split in splits)
 
 
 def guarded(run: RunFolder) -> int:
-    """Run the job unless it is done; a failure ends in status.json and one line, or a traceback for a defect."""
+    """Run the job unless it is done, and return its exit code.
+
+    A failure is written to status.json and logged: one line, or a traceback for a defect.
+    """
     if rank() == 0:
         set_up_logging(run.log_file)
         remove_unfinished(run.path)
@@ -445,7 +449,7 @@ def guarded(run: RunFolder) -> int:
             return 0
         log.info("predictions are missing; testing again")
     if rank() == 0:
-        # without a checkpoint the job decides anew, and no other one may follow its older note meanwhile
+        # without a checkpoint the job chooses its source of pixels again; other jobs must not follow its former choice
         undecided = {} if run.last_checkpoint.is_file() else {"pixels": None}
         identity = status.get("id") or secrets.token_hex(4)
         starts = status.get("starts", 0) + 1
@@ -453,14 +457,14 @@ def guarded(run: RunFolder) -> int:
     try:
         run_job(run)
     except Stopped as stopped:
-        log.info("stopped by %s; python -m resnet_lab.job %s%s goes on", stopped, run.path, trust_option())
+        log.info("stopped by %s; resume with python -m resnet_lab.job %s%s", stopped, run.path, trust_option())
         raise
     except Exception as error:
         if stopped_elsewhere(run, error):
-            log.info("another rank was told to stop; python -m resnet_lab.job %s%s goes on", run.path, trust_option())
+            log.info("another rank was stopped; resume with python -m resnet_lab.job %s%s", run.path, trust_option())
             raise Stopped(signal.SIGTERM) from error
         fail(run, error, rank())
-        if rank() == 0 and status["state"] == "done":  # only its predictions are missing, still
+        if rank() == 0 and status["state"] == "done":  # training is complete; only predictions are missing
             run.update_status(state="done")
         return 1
     return 0

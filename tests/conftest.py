@@ -64,14 +64,14 @@ def _no_fork(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def experiment(tmp_path: Path, photographs: Path) -> None:
-    """`--config-dir conf experiment=tiny` in the test's folder, on its photographs."""
+    """Write the experiment `tiny` on these photographs, for `--config-dir conf experiment=tiny`."""
     (tmp_path / "conf" / "experiment").mkdir(parents=True)
     (tmp_path / "conf" / "experiment" / "tiny.yaml").write_text(TINY_EXPERIMENT)
 
 
 @pytest.fixture
 def photographs(tmp_path: Path) -> Path:
-    """A folder in the studies' layout: 48 training and 16 test images of patients with two eyes."""
+    """Return a folder in the studies' layout: 48 training and 16 test images of patients with two eyes."""
     root = tmp_path / "photographs"
     grades = {"train": [0, 0, 0, 1, 2, 3, 4, 4] * 6, "test": [0, 1, 2, 3, 4, 0, 0, 2] * 2}
     labels = {
@@ -83,14 +83,14 @@ def photographs(tmp_path: Path) -> Path:
 
 
 def _tiny(overrides: tuple[str, ...]) -> list[str]:
-    """TINY without the keys of groups that a test fills with a part of its own (`model=own`)."""
+    """Return TINY without the keys of groups for which a test brings its own part (`model=own`)."""
     groups = {each.removesuffix("=own") for each in overrides if each.endswith("=own")}
     return [each for each in TINY if each.partition("=")[0].partition(".")[0] not in groups]
 
 
 @functools.cache
 def composed(overrides: tuple[str, ...]) -> DictConfig:
-    """The tiny configuration with these overrides; many tests have the same ones."""
+    """Return the tiny configuration with overrides (cached, because many tests share them)."""
     register()
     own = (f"{key}={PLACEHOLDER}" for key in ("data.root", "data.cache_dir", "sweep_dir"))
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
@@ -101,9 +101,9 @@ def composed(overrides: tuple[str, ...]) -> DictConfig:
 def make_run(
     tmp_path: Path, photographs: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., RunFolder]:
-    """Lay a run folder with the tiny network on the tiny data; keyword `name` is its folder.
+    """Create a run folder with the tiny network on the tiny data; keyword `name` is its folder.
 
-    Its jobs draw empty pictures, as drawing takes a third of their time, except in tests marked `pictures`.
+    Its jobs draw empty pictures, since drawing takes a third of the time, except in tests marked `pictures`.
     """
     if request.node.get_closest_marker("pictures") is None:
         for module, name in ((plots.matrices, "confusion_matrix"), (plots.samples, "images")):
@@ -126,7 +126,7 @@ def make_run(
 
 @pytest.fixture
 def save(tmp_path: Path) -> Callable[..., str]:
-    """Write an image, an array or of Pillow, and give its path."""
+    """Write an image (an array or a Pillow image), and return its path."""
 
     def write(image: np.ndarray | Image.Image, name: str = "image.png", **options: object) -> str:
         image = image if isinstance(image, Image.Image) else Image.fromarray(image)
@@ -137,7 +137,7 @@ def save(tmp_path: Path) -> Callable[..., str]:
 
 
 def unpacked(name: str, folder: Path) -> Path:
-    """A set of ../shared/data, unpacked below `folder`."""
+    """Return a data set of ../shared/data, unpacked below `folder`."""
     with tarfile.open(next(REAL_DATA.glob(f"{name}.tar*"))) as archive:
         archive.extractall(folder, filter="data")
     return folder / name
@@ -145,31 +145,31 @@ def unpacked(name: str, folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def idrid(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """516 real fundus photographs of 385 × 256 pixels with the studies' CSVs."""
+    """Return 516 real fundus photographs of 385 × 256 pixels with the studies' CSVs."""
     return unpacked("idrid_256", tmp_path_factory.mktemp("real"))
 
 
 @pytest.fixture(scope="session")
 def idrid_fullsize(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """25 of them at camera size."""
+    """Return 25 of the photographs at camera size."""
     return unpacked("idrid_fullsize", tmp_path_factory.mktemp("real"))
 
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reports without pictures, which take longest."""
+    """Make reports without pictures, which take most of the time."""
     monkeypatch.setattr("resnet_lab.report.page.pictures", lambda *_: {})
 
 
 @pytest.fixture
 def as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reports with the pictures that are asked for by name alone."""
+    """Make reports only with the pictures that are named."""
     monkeypatch.setattr("resnet_lab.report.page.OF_SECTIONS", ())
 
 
 @pytest.fixture(autouse=True)
 def _restore_logging() -> Iterator[None]:
-    """A job sets up logging for its whole process; here the process goes on."""
+    """Restore logging, which a job sets up for its whole process."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield
@@ -179,6 +179,6 @@ def _restore_logging() -> Iterator[None]:
     root.handlers, root.level = handlers, level
     logging.captureWarnings(False)
     logging.raiseExceptions = True
-    for logger in logging.root.manager.loggerDict.values():  # Hydra disables what there is
+    for logger in logging.root.manager.loggerDict.values():  # Hydra disables existing loggers
         if isinstance(logger, logging.Logger):
             logger.disabled = False

@@ -31,21 +31,21 @@ TEST = {f"{patient}_{eye}": patient % 5 for patient in range(21, 26) for eye in 
 
 
 def pixels(name: str, width: int = 24, height: int = 16) -> np.ndarray:
-    """A smooth picture of its own for each name, uint8 (height, width, 3), nowhere black."""
+    """Return a smooth picture that depends on the name, uint8 (height, width, 3), without black pixels."""
     coarse = np.random.default_rng(zlib.crc32(name.encode())).integers(40, 255, (4, 6, 3), dtype=np.uint8)
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
 @cache
 def encoded(name: str, suffix: str) -> bytes:
-    """The file's content, kept because many tests write the same files."""
+    """Return the content of an image file (cached, because many tests write the same files)."""
     done, data = cv2.imencode(suffix, pixels(name)[..., ::-1])
     assert done
     return data.tobytes()
 
 
 def write_photographs(folder: Path, names: Iterable[str], suffix: str = ".jpeg", content: str = "") -> None:
-    """One photograph a name; `content` makes pictures of the same name differ."""
+    """Write one photograph per name; `content` makes pictures of the same name differ."""
     for name in names:
         file = folder / f"{name}{suffix}"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def write_pair(root: Path, split: str, labels: Mapping[str, int], header: bool =
 def write_studies(
     root: Path, train: Mapping[str, int] = TRAIN, test: Mapping[str, int] = TEST, header: bool = False
 ) -> Path:
-    """The studies' layout: four single-column CSVs without header, and a folder of JPEGs."""
+    """Write the studies' layout: four single-column CSVs without header, and a folder of JPEGs."""
     write_pair(root, "train", train, header)
     write_pair(root, "test", test, header)
     write_photographs(root / "images", [*train, *test])
@@ -75,14 +75,14 @@ def write_labels(file: Path, labels: Mapping[str, int], header: str) -> None:
 
 
 def write_kaggle(root: Path, labels: Mapping[str, int] = TRAIN) -> Path:
-    """Diabetic Retinopathy Detection 2015: `trainLabels.csv` and the folder `train`."""
+    """Write Diabetic Retinopathy Detection 2015: `trainLabels.csv` and the folder `train`."""
     write_labels(root / "trainLabels.csv", labels, "image,level")
     write_photographs(root / "train", labels)
     return root
 
 
 def write_aptos(root: Path) -> Path:
-    """APTOS 2019: `train.csv` of codes and the PNGs in `train_images`."""
+    """Write APTOS 2019: `train.csv` of codes and the PNGs in `train_images`."""
     labels = {f"{zlib.crc32(str(n).encode()):08x}": n % 5 for n in range(20)}
     write_labels(root / "train.csv", labels, "id_code,diagnosis")
     write_photographs(root / "train_images", labels, ".png")
@@ -90,7 +90,7 @@ def write_aptos(root: Path) -> Path:
 
 
 def write_class_folders(root: Path, folders: Mapping[str, int]) -> Path:
-    """`{"train/cat": 3}` gives `root/train/cat/000.jpeg` to `002.jpeg`."""
+    """Write folders of images: `{"train/cat": 3}` gives `root/train/cat/000.jpeg` to `002.jpeg`."""
     for folder, number in folders.items():
         (root / folder).mkdir(parents=True, exist_ok=True)
         write_photographs(root / folder, [f"{n:03d}" for n in range(number)], content=folder)
@@ -98,7 +98,7 @@ def write_class_folders(root: Path, folders: Mapping[str, int]) -> Path:
 
 
 def write_medmnist(file: Path, labels: Mapping[str, Iterable[int]], size: int = 28, channels: int = 3) -> Path:
-    """MedMNIST: one npz of `<split>_images` (N, size, size[, 3]) and `<split>_labels` (N, 1), both uint8."""
+    """Write MedMNIST: one npz of `<split>_images` (N, size, size[, 3]) and `<split>_labels` (N, 1), both uint8."""
     arrays = {}
     for split, column in labels.items():
         pictures = [pixels(f"{split}/{n:05d}", size, size) for n, _ in enumerate(column)]
@@ -110,7 +110,7 @@ def write_medmnist(file: Path, labels: Mapping[str, Iterable[int]], size: int = 
 
 
 def write_cifar10(root: Path, each: int = 4) -> Path:
-    """CIFAR-10's Python version: pickles of 5 training batches and a test batch, `each` images in every one of them.
+    """Write CIFAR-10's Python version: pickles of 5 training batches and a test batch with `each` images each.
 
     Pictures are `pixels("data_batch_1/0")` and so on, the classes 0 to 9 in turn.
     """
@@ -125,7 +125,7 @@ def write_cifar10(root: Path, each: int = 4) -> Path:
 
 
 def write_flowers102(root: Path, splits: Mapping[str, Mapping[int, int]]) -> Path:
-    """Flowers-102: `jpg/image_00001.jpg` …, and the MATLAB files of labels (from 1 on) and of splits.
+    """Write Flowers-102: `jpg/image_00001.jpg` …, and the MATLAB files of labels (from 1 on) and of splits.
 
     `{"trnid": {1: 5}}` makes image 1, of class 5, the official split train; `valid` and `tstid` are val and test.
     """
@@ -154,7 +154,7 @@ def flowers102(root: Path, **changes: Any) -> Flowers102:
 
 
 def web(monkeypatch: pytest.MonkeyPatch, pages: Mapping[str, bytes]) -> list[str]:
-    """Replace the network by these pages, named by the end of their address; returns what was asked for."""
+    """Replace the network by pages, named by the end of their address; return the list of requests."""
     asked = []
 
     def urlopen(request: Any, *_: Any, **__: Any) -> io.BytesIO:
@@ -184,14 +184,14 @@ def photographs(root: Path, **changes: Any) -> Photographs:
 
 
 def settings(name: str, root: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of conf/data as the program composes them, on small images and with a cache beside the data."""
+    """Return the composed keys of conf/data, for small images and with a cache beside the data."""
     small = {"root": str(root), "cache_dir": str(root.parent / "cache"), "image_size": 12, "num_workers": 0}
     merged = composed(name) | small | dict(changes)
     return {key: merged[value[3:-1]] if str(value).startswith("${.") else value for key, value in merged.items()}
 
 
 def composed(name: str) -> dict[str, Any]:
-    """The keys of a file of conf/data and of those that it builds on."""
+    """Return the keys of a file of conf/data and of its parents."""
     own = yaml.safe_load((CONF / f"{name}.yaml").read_text())
     merged: dict[str, Any] = {}
     for base in own.pop("defaults", []):
@@ -201,7 +201,7 @@ def composed(name: str) -> dict[str, Any]:
 
 
 def refusal(call: Callable[..., Any], *arguments: Any) -> str:
-    """The one line of the UserError that a call ends in."""
+    """Return the message of the UserError that a call raises; it is one line."""
     with pytest.raises(UserError) as caught:
         call(*arguments)
     message = str(caught.value)

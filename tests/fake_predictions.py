@@ -1,4 +1,4 @@
-"""Made-up predictions on made-up patients with two eyes, whose true scores a large sample tells."""
+"""Made-up predictions on made-up patients with two eyes; a large sample gives their true scores."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class World:
     """Patients, their grades, and networks that differ in skill and seed.
 
     Args:
-        generator: of all that is random.
-        shares: of the grades, (K,).
-        skill: how far predictions lean to the truth.
+        generator: source of all random numbers.
+        shares: shares of the grades, (K,).
+        skill: tendency of predictions towards the truth.
         seed_spread: standard deviation of the skill over seeds.
     """
 
@@ -25,7 +25,7 @@ class World:
         self.generator, self.shares, self.skill, self.seed_spread = generator, np.asarray(shares), skill, seed_spread
 
     def patients(self, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Targets (2 P,) with alike grades in both eyes, their patients, and how hard each image is (2 P, K)."""
+        """Return targets (2 P,) with similar grades in both eyes, patients, and difficulty of each image (2 P, K)."""
         normal = self.generator.normal
         severity = np.sqrt(0.6) * normal(size=(count, 1)) + np.sqrt(0.4) * normal(size=(count, 2))
         targets = np.searchsorted(ndtri(np.cumsum(self.shares)[:-1]), severity.ravel())
@@ -34,7 +34,7 @@ class World:
         return targets, np.repeat(np.arange(count), 2), hard.reshape(-1, classes)
 
     def predictions(self, targets: np.ndarray, hard: np.ndarray) -> Predictions:
-        """Of one more network."""
+        """Return the predictions of one more network."""
         skill = self.skill + self.seed_spread * self.generator.normal()
         scores = 0.7 * np.log(self.shares) + hard + 0.6 * self.generator.normal(size=hard.shape)
         scores -= 0.8 * skill * np.abs(np.arange(len(self.shares)) - targets[:, None])
@@ -43,7 +43,7 @@ class World:
         return Predictions(targets, probabilities.argmax(axis=1), probabilities)
 
     def truth(self, networks: int, patients: int = 10_000) -> dict[str, float]:
-        """The mean scores over many networks, each on patients of its own."""
+        """Return the mean scores over many networks, each on different patients."""
         found = []
         for _ in range(networks):
             targets, patient, hard = self.patients(patients)

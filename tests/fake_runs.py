@@ -1,4 +1,4 @@
-"""Writes run folders as a job leaves them behind, with made-up but plausible numbers, in milliseconds."""
+"""Writes the run folders of finished jobs with made-up but plausible numbers, in milliseconds."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ def write_run(
     config: dict | None = None,
     **status: object,
 ) -> Path:
-    """A finished run with predictions of one split.
+    """Write a finished run with predictions of one split.
 
     Args:
         folder: the run folder.
         depth: `model.depth`.
         pretrained: `model.pretrained`.
-        seed: `seed`; also of the made-up numbers.
-        skill: how far the probabilities lean to the truth; 0 always predicts the majority class.
-        class_names: the retinopathy grades where None.
+        seed: `seed`, which also determines the made-up numbers.
+        skill: tendency of probabilities towards the truth; 0 always predicts the majority class.
+        class_names: class names; None: the retinopathy grades.
         images: rows of the predictions file.
         epochs: rows of metrics.csv.
-        split: the split that has predictions.
-        test_set: any text; the images' classes, and so the split's fingerprint, follow from it.
-        config: further configuration keys, dotted.
-        status: further keys of status.json, or others' values.
+        split: the split with predictions.
+        test_set: any text; determines the images' classes, and so the split's fingerprint.
+        config: further dotted configuration keys.
+        status: additional or changed keys of status.json.
     """
     folder.mkdir(parents=True)
     names = class_names or GRADES
@@ -74,7 +74,7 @@ def change_status(folder: Path, **changes: object) -> None:
 
 
 def edit_predictions(folder: Path, change: Callable[[pd.DataFrame], pd.DataFrame], split: str = "test") -> None:
-    """Rewrite the predictions of a run, which has been on these images from the start."""
+    """Rewrite the predictions of a run, as if it had always used these images."""
     file = folder / f"predictions_{split}.csv"
     changed = change(pd.read_csv(file, dtype={"image": str}))
     changed.to_csv(file, index=False)
@@ -153,7 +153,7 @@ def write_metrics(file: Path, epochs: int, skill: float, seed: int) -> None:
 
 
 def write_sweep(root: Path, seeds: tuple[int, ...] = (0, 1, 2), skill: float = 2.0) -> Path:
-    """The studies' grid: depth 18 and 50, with and without pretraining (which collapses without)."""
+    """Write the studies' grid: depth 18 and 50, with and without pretraining (without it, runs collapse)."""
     for depth in (18, 50):
         for pretrained in (None, "IMAGENET1K_V1"):
             for seed in seeds:

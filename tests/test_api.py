@@ -1,4 +1,4 @@
-"""`import resnet_lab`: what it offers, and that it costs nothing before it is used."""
+"""The Python API: its names, its results, and a cheap import."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_importing_loads_nothing_heavy() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-def test_every_name_is_there_and_no_other() -> None:
+def test_the_package_exports_exactly_these_names() -> None:
     for name in resnet_lab.__all__:
         assert getattr(resnet_lab, name) is not None
     assert set(resnet_lab.__all__) <= set(dir(resnet_lab))
@@ -33,13 +33,13 @@ def test_every_name_is_there_and_no_other() -> None:
     assert (Path(resnet_lab.__file__).parent / "py.typed").is_file()
 
 
-def test_compose_is_what_the_command_trains_with() -> None:
+def test_compose_returns_the_configuration_of_the_command() -> None:
     config = resnet_lab.compose("model.depth=34", "data=retinopathy", "data.root=photographs")
     assert (config.model.depth, config.data.root) == (34, "photographs")
     assert "model.dpeth" in refusal(resnet_lab.compose, "model.dpeth=34")
 
 
-def test_a_network_by_its_depth() -> None:
+def test_resnet_builds_a_network_by_its_depth() -> None:
     network = resnet_lab.resnet(18, num_classes=3)
     own = torchvision.models.resnet18(num_classes=3)
     own.load_state_dict(network.state_dict())
@@ -51,7 +51,7 @@ def test_a_network_by_its_depth() -> None:
     assert "model.steem" in refusal(lambda: resnet_lab.resnet(18, 3, steem="3x3"))
 
 
-def test_compare_is_the_leaderboard_best_first(tmp_path: Path) -> None:
+def test_compare_returns_the_leaderboard_best_first(tmp_path: Path) -> None:
     for depth, skill in ((18, 1.0), (34, 6.0)):
         for seed in (0, 1):
             write_run(tmp_path / "sweep" / f"{depth}_{seed}", depth=depth, skill=skill, seed=seed)
@@ -64,7 +64,7 @@ def test_compare_is_the_leaderboard_best_first(tmp_path: Path) -> None:
     alone = resnet_lab.compare([tmp_path / "sweep" / "18_0"], metric="matthews")
     assert alone["ranked_by"].tolist() == ["matthews"]
     assert "metric=kappa is in no run" in refusal(resnet_lab.compare, tmp_path, "kappa")
-    assert "is no run folder" in refusal(resnet_lab.read_run, tmp_path)
+    assert "is not a run folder" in refusal(resnet_lab.read_run, tmp_path)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""What people read of the jobs of a sweep: the axes, with the labels that an experiment gives their values."""
+"""Axes of a sweep, and the labels that an experiment gives to their values."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CONSTANT = [f"data.key{number}={number}" for number in range(10)]
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Path:
-    """A sweep over depth, pretraining and seed with ten constant overrides, of which nothing has begun."""
+    """Return a sweep over depth, pretraining and seed with ten constant overrides; no job has started."""
     grid = [(seed, depth, weights) for seed in (0, 1) for depth in (18, 34) for weights in ("none", "imagenet")]
     jobs = {
         f"job{number}": [
@@ -64,7 +64,7 @@ def test_different_values_stay_different() -> None:
     assert len({plain(value) for value in values}) == len(values)
 
 
-def test_labels_are_what_varies_in_the_order_of_the_command(sweep: Path) -> None:
+def test_labels_name_what_varies_in_the_order_of_the_command(sweep: Path) -> None:
     found = labels_in(sweep, texts_of(LABELS))
     assert found["job0"] == "scratch depth=18 seed=0"
     assert found["job7"] == "ImageNet depth=34 seed=1"
@@ -83,7 +83,7 @@ def test_a_sweep_that_grows_by_an_axis_labels_its_older_jobs(sweep: Path) -> Non
 
 
 @pytest.mark.parametrize("damage", [None, "{", "[]", "[1]", '{"a": 1}'])
-def test_jobs_of_an_older_version_have_labels_once_they_have_begun(tmp_path: Path, damage: str | None) -> None:
+def test_jobs_of_an_older_version_have_labels_once_they_have_started(tmp_path: Path, damage: str | None) -> None:
     list_jobs(tmp_path, ["a", "b"])
     first = begin(tmp_path / "a", "model.depth=18", "data.num_workers=0", labels={"model.depth": {18: "small"}})
     begin(tmp_path / "b", "model.depth=34", "data.num_workers=1", "seed=0")
@@ -94,7 +94,7 @@ def test_jobs_of_an_older_version_have_labels_once_they_have_begun(tmp_path: Pat
     assert axes_of_run(first) == {"model.depth": "18"}
 
 
-def test_one_job_and_a_run_of_its_own_have_the_names_of_their_folders(tmp_path: Path) -> None:
+def test_a_single_job_and_a_single_run_are_named_by_their_folders(tmp_path: Path) -> None:
     alone = begin(tmp_path / "alone", "model.depth=18")
     assert label_of(alone) == "alone"
     assert axes_of_run(alone) == {"model.depth": "18"}
@@ -103,7 +103,7 @@ def test_one_job_and_a_run_of_its_own_have_the_names_of_their_folders(tmp_path: 
     assert axes_of_run(alone) == {}
 
 
-def test_equal_values_are_no_axis() -> None:
+def test_equal_values_are_not_an_axis() -> None:
     assert axes_of([{"optim.lr": "1e-3", "seed": "0"}, {"optim.lr": "0.001", "seed": "1"}]) == ["seed"]
     assert axes_of([]) == []
 
@@ -138,13 +138,13 @@ def checked(**labels: object) -> None:
         (None, "must be a mapping"),
     ],
 )
-def test_labels_that_mean_nothing_are_refused(labels: object, message: str) -> None:
+def test_invalid_labels_are_refused(labels: object, message: str) -> None:
     with pytest.raises(UserError, match="labels") as refused:
         checked(labels=labels)
     assert message.replace("?", "") in str(refused.value)
 
 
-def test_labels_are_no_part_of_an_experiment() -> None:
+def test_labels_are_not_part_of_an_experiment() -> None:
     config = compose_config(["experiment=dr_depth_pretraining"])
     assert config.labels["model.pretrained"] == {"none": "scratch", "imagenet": "ImageNet"}
     plainly = OmegaConf.to_container(config, resolve=False)
@@ -152,7 +152,7 @@ def test_labels_are_no_part_of_an_experiment() -> None:
     assert config_hash(plainly | {"labels": {}}) == config_hash(plainly)  # type: ignore[arg-type]
     assert is_bookkeeping("labels")
     assert is_bookkeeping("labels.model.pretrained.none")
-    checked(labels={"model.widths": {"[8]": "narrow"}})  # a key of another network
+    checked(labels={"model.widths": {"[8]": "narrow"}})  # the key of another network
 
 
 def test_a_sweep_shows_its_jobs_by_label_and_ends_with_a_summary(
@@ -167,7 +167,7 @@ def test_a_sweep_shows_its_jobs_by_label_and_ends_with_a_summary(
     shown = capsys.readouterr().out
     assert "job 1 of 2: small\n" in shown
     assert "job 2 of 2: depth=14\n" in shown
-    assert "data.image_size" not in shown  # Hydra's own line of a job has all overrides
+    assert "data.image_size" not in shown  # Hydra's line about a job contains all overrides
     assert "sweep: 2 jobs: 2 created" in shown
     jobs = list_jobs(tmp_path / "sweep")
     assert list(json.loads((tmp_path / "sweep" / "jobs.json").read_text())) == jobs
@@ -182,7 +182,7 @@ def test_a_sweep_shows_its_jobs_by_label_and_ends_with_a_summary(
     assert logger.hyperparameters == {"seed": 0, "label": "small", "model.depth": 8}
 
 
-def test_a_run_that_is_done_takes_new_labels_and_nothing_else(make_run: Callable[..., RunFolder]) -> None:
+def test_a_finished_run_accepts_only_new_labels(make_run: Callable[..., RunFolder]) -> None:
     run = make_run()
     run.update_status(state="done")
     before = run.read_config()

@@ -1,4 +1,4 @@
-"""The benchmark's table: what its lines are computed from, and that a smoke run fills every one of them."""
+"""The benchmark's table: its formulas, and a smoke run that fills every row."""
 
 import math
 import re
@@ -38,7 +38,7 @@ def test_turns_warm_up_once_and_reverse(speed, capsys):
 
 
 def test_bare_loop_counts_what_follows_the_first_batch(speed, monkeypatch):
-    """Three batches of 4, 4 and 2 images, of which 6 count, in 2 s by this clock, twice."""
+    """Two epochs with batches of 4, 4 and 2 images; the last 6 images count and take 2 s by this clock."""
     config = {
         "data": {"image_size": 4, "batch_size": 4},
         "trainer": {"precision": "32-true", "channels_last": False, "max_epochs": 2},
@@ -130,4 +130,4 @@ def test_a_report_is_timed():
     command = [sys.executable, str(BENCHMARKS / "report_speed.py"), "runs=2", "images=40", "seeds=2"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found = re.fullmatch(r"\{'runs': 2, 'images': 40, 'seeds': 2\}: ([\d.]+) s of CPU time, .*\n", done.stdout)
-    assert float(found[1]) > 0.5  # what the imports alone take
+    assert float(found[1]) > 0.5  # duration of the imports alone

@@ -1,4 +1,4 @@
-"""Which environment starts the ranks, and what Lightning says about itself stays out of the log unless it matters."""
+"""The environment that starts the ranks, the checks of a checkpoint, and the Trainer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from resnet_lab.run_folder import RunFolder
 
 
 @pytest.mark.parametrize(("job", "hints"), [(None, 0), ("17", 1)])
-def test_srun_is_hinted_at_in_slurm_jobs_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job, hints) -> None:
+def test_srun_is_mentioned_only_in_slurm_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job, hints) -> None:
     (tmp_path / "srun").write_text("#!/bin/sh\n")
     (tmp_path / "srun").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -43,12 +43,12 @@ def test_srun_is_hinted_at_in_slurm_jobs_alone(tmp_path: Path, monkeypatch: pyte
     [
         ({}, None),  # Lightning chooses
         ({"SLURM_NTASKS": "1"}, LightningEnvironment),
-        ({"SLURM_NTASKS": "4"}, LightningEnvironment),  # a process of a batch script, which is alone
+        ({"SLURM_NTASKS": "4"}, LightningEnvironment),  # a single process of a batch script
         ({"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "4", "SLURM_STEP_ID": "0"}, SLURMEnvironment),
         ({"SLURM_NTASKS": "1", "SLURM_STEP_ID": "0"}, LightningEnvironment),
     ],
 )
-def test_ranks_are_slurm_s_where_srun_started_them(
+def test_ranks_are_slurm_s_if_srun_started_them(
     monkeypatch: pytest.MonkeyPatch, values: dict[str, str], environment: type | None
 ) -> None:
     for name in [name for name in os.environ if name.startswith("SLURM_")]:
@@ -72,33 +72,33 @@ ORIGIN |= {"mean": [0.5] * 3, "std": [0.2] * 3, "class_counts": {"train": [3, 4]
 
 @pytest.mark.parametrize("key", ["config", "class_names", "ordered", "mean", "std", "class_counts"])
 @pytest.mark.parametrize("value", [..., None, 5, "x", [], [[1]], float("nan")])
-def test_what_a_checkpoint_carries_is_checked_by_key(key: str, value: object) -> None:
+def test_the_metadata_of_a_checkpoint_are_checked_by_key(key: str, value: object) -> None:
     origin = {name: each for name, each in (ORIGIN | {key: value}).items() if each is not ...}
     assert f"resnet_lab.{key}" in refusal(origin_of, {"resnet_lab": origin}, Path("odd.ckpt"))
 
 
 @pytest.mark.parametrize(("key", "value"), [("pixels", 5), ("recipe", "x"), ("pixel_digests", [1]), ("std", [0.1])])
-def test_what_only_some_checkpoints_carry_is_checked_where_it_is(key: str, value: object) -> None:
+def test_optional_metadata_of_a_checkpoint_are_checked_if_present(key: str, value: object) -> None:
     assert origin_of({"resnet_lab": ORIGIN}, Path("good.ckpt"))["class_names"] == ["a", "b"]
     assert f"odd.ckpt: resnet_lab.{key}=" in refusal(origin_of, {"resnet_lab": ORIGIN | {key: value}}, Path("odd.ckpt"))
 
 
-def test_a_checkpoint_without_the_class_counts_of_train() -> None:
+def test_a_checkpoint_without_the_class_counts_of_train_is_refused() -> None:
     message = refusal(origin_of, {"resnet_lab": ORIGIN | {"class_counts": {"val": [1, 2]}}}, Path("odd.ckpt"))
     assert "resnet_lab.class_counts.train is missing" in message
 
 
 @pytest.mark.parametrize("origin", [None, 5, "x", [], {}])
-def test_a_checkpoint_that_carries_nothing(origin: object) -> None:
+def test_a_checkpoint_without_metadata_is_refused(origin: object) -> None:
     assert "odd.ckpt: resnet_lab.config is missing" in refusal(origin_of, {"resnet_lab": origin}, Path("odd.ckpt"))
 
 
 @pytest.mark.parametrize("state", [None, 5, "x", []])
-def test_weights_that_are_no_tensors_by_name(state: Any) -> None:
+def test_weights_other_than_named_tensors_are_refused(state: Any) -> None:
     assert "odd.ckpt: state_dict is of type" in refusal(refuse_nan_weights, state, "odd.ckpt")
 
 
-def test_where_torch_cannot_compile_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_without_a_compiler_gives_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any) -> Any:
         raise RuntimeError("InvalidCxxCompiler: none found\n  more lines")
 

@@ -1,4 +1,4 @@
-"""Scores of single classes against scikit-learn and scipy, and how often their intervals are right."""
+"""Scores of single classes against scikit-learn and scipy, and the coverage of their intervals."""
 
 import numpy as np
 import pytest
@@ -40,11 +40,11 @@ def test_one_run_has_scikit_learns_scores():
             assert share.interval.low <= share.value <= share.interval.high
 
 
-def test_of_many_classes_those_that_are_found_least_come_first():
+def test_the_classes_that_are_found_least_come_first():
     classes = MANY_CLASSES + 1
     targets = np.repeat(np.arange(classes - 1), 2)  # the last class has no image
     predictions = targets.copy()
-    predictions[[7, 10, 11]] = 0  # of class 3 one image is found, of class 5 none
+    predictions[[7, 10, 11]] = 0  # one image of class 3 is found, and none of class 5
     names = [f"class {k}" for k in range(classes)]
     rows = class_rows([Predictions(targets, predictions, np.eye(classes)[predictions])], np.arange(len(targets)), names)
     assert [row.name for row in rows[:3]] == ["class 5", "class 3", "class 0"]
@@ -71,18 +71,18 @@ def test_a_share_of_independent_images_has_wilsons_interval(found, size):
     assert share_of(part, np.ones(size)).interval == pytest.approx((expected.low, expected.high))
 
 
-def test_two_images_that_go_together_are_no_more_than_one():
+def test_two_dependent_images_count_as_one():
     part = np.repeat([1.0, 0.0], 50)
     once, twice = share_of(part, np.ones(100)), share_of(2 * part, np.full(100, 2.0))
     assert twice.interval == pytest.approx(once.interval)
 
 
-def test_a_share_of_nothing_is_unknown():
+def test_a_share_of_no_images_is_unknown():
     share = share_of(np.zeros(3), np.zeros(3))
     assert np.isnan([share.value, *share.interval]).all()
 
 
-def test_a_class_that_no_image_has_and_one_that_is_never_called():
+def test_a_class_without_images_and_a_class_without_predictions():
     (predictions,), patient = made()
     some = predictions.targets != 4
     classes = np.where(predictions.classes == 1, 0, predictions.classes)[some]

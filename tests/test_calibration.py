@@ -25,17 +25,17 @@ def test_reliability_is_scikit_learns_calibration_curve():
     np.testing.assert_allclose(found.accuracy[filled], accuracy)
     np.testing.assert_allclose(found.confidence[filled], mean)
     assert found.images.sum() == 800
-    assert np.isnan(found.accuracy[:2]).all()  # of five classes one has at least 0.2
+    assert np.isnan(found.accuracy[:2]).all()  # one of five classes has at least 0.2
 
 
 def test_the_error_is_the_mean_distance_over_images():
     probabilities = np.array([[0.95, 0.05], [0.91, 0.09], [0.35, 0.65], [0.4, 0.6]])
     predictions = Predictions(np.array([0, 1, 1, 1]), probabilities.argmax(axis=1), probabilities)
-    # (0.9, 1]: sure 0.93, right 0.5; (0.6, 0.7]: 0.65, 1; (0.5, 0.6]: 0.6, 1
+    # confidence, accuracy: 0.93, 0.5 in (0.9, 1]; 0.65, 1 in (0.6, 0.7]; 0.6, 1 in (0.5, 0.6]
     assert calibration.calibration_error(predictions) == pytest.approx((2 * 0.43 + 0.35 + 0.4) / 4)
 
 
-def test_temperature_undoes_what_was_done_to_calibrated_answers():
+def test_temperature_restores_distorted_probabilities():
     generator = np.random.default_rng(0)
     probabilities = generator.dirichlet(np.ones(4), 20_000)
     targets = (generator.random((20_000, 1)) > probabilities.cumsum(axis=1)).sum(axis=1)
@@ -64,7 +64,7 @@ def test_probabilities_of_0_and_1_do_no_harm():
     assert np.isfinite(calibration.temperature_scaled(predictions, temperature).probabilities).all()
 
 
-def test_operating_points_keep_their_promise_on_validation_only():
+def test_operating_points_reach_their_target_on_validation_only():
     validation, test = made(1), made(2)
     cuts = calibration.thresholds(validation)
     sensitive, specific = (calibration.operate(validation, cuts[name]) for name in calibration.TARGETS)
@@ -82,7 +82,7 @@ def test_operating_points_keep_their_promise_on_validation_only():
     assert frozen.specificity == pytest.approx(counts[0, 0] / counts[0].sum())
 
 
-def test_one_kind_alone_has_no_operating_point():
+def test_images_of_one_kind_have_no_operating_point():
     predictions = made()
     healthy = Predictions(*(column[predictions.targets < 2] for column in predictions))
     assert calibration.thresholds(healthy) == {}

@@ -1,4 +1,4 @@
-"""What a run says of its speed."""
+"""The speed of training in the log, and the random generators of a step."""
 
 import logging
 import random
@@ -16,7 +16,7 @@ from resnet_lab.run_folder import RunFolder
 
 
 class Clock:
-    """Seconds that pass when the test says so."""
+    """Clock that the test advances."""
 
     now = 0.0
 
@@ -25,7 +25,7 @@ class Clock:
 
 
 def epoch(observer, clock, batches, wait, work, workers=0, rank=0):
-    """An epoch of `batches` of 10 images that take `wait` s to come and `work` s to train on."""
+    """Run an epoch of batches of 10 images, each with `wait` s of reading and `work` s of training."""
     datamodule = SimpleNamespace(num_workers=workers, advice=lambda: "ADVICE")
     for number in range(batches):
         clock.now += wait
@@ -49,8 +49,8 @@ def clock(monkeypatch):
     return clock
 
 
-@pytest.mark.parametrize(("workers", "rates"), [(0, "images come at 40/s"), (2, "images come at 20/s")])
-def test_a_loop_that_waits_for_data_says_so_once(clock, caplog, workers, rates):
+@pytest.mark.parametrize(("workers", "rates"), [(0, "it reads 40 images/s"), (2, "it reads 20 images/s")])
+def test_training_that_waits_for_data_warns_once(clock, caplog, workers, rates):
     observer = Observer(["a"])
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
@@ -61,22 +61,22 @@ def test_a_loop_that_waits_for_data_says_so_once(clock, caplog, workers, rates):
     assert observer.data_wait == pytest.approx(0.5)
 
 
-def test_a_loop_that_hardly_waits_says_nothing(clock, caplog):
+def test_training_that_hardly_waits_does_not_warn(clock, caplog):
     observer = Observer(["a"])
     with caplog.at_level(logging.WARNING):
         epoch(observer, clock, 21, wait=0.01, work=0.25)
-        epoch(Observer(["a"]), clock, 5, wait=0.1, work=0.1)  # 0.4 s are not worth a word
+        epoch(Observer(["a"]), clock, 5, wait=0.1, work=0.1)  # 0.4 s: too little for a warning
     assert not caplog.records
     assert observer.data_wait == pytest.approx(0.01 / 0.26)
 
 
-def test_short_epochs_that_wait_say_so_when_it_adds_up(clock, caplog):
+def test_short_epochs_that_wait_warn_when_the_time_adds_up(clock, caplog):
     observer, other = Observer(["a"]), Observer(["a"])
     with caplog.at_level(logging.WARNING):
         for number in range(6):
-            epoch(other, clock, 5, wait=0.1, work=0.1, rank=1)  # one rank speaks for all
+            epoch(other, clock, 5, wait=0.1, work=0.1, rank=1)  # only the first rank warns
             epoch(observer, clock, 5, wait=0.1, work=0.1)
-            assert len(caplog.records) == (number >= 2)  # 0.4 s an epoch
+            assert len(caplog.records) == (number >= 2)  # 0.4 s per epoch
 
 
 @pytest.mark.parametrize(
@@ -88,13 +88,13 @@ def test_short_epochs_that_wait_say_so_when_it_adds_up(clock, caplog):
         (False, "prepared", 4, "use smaller images (data.image_size), or more cores"),
     ],
 )
-def test_advice_is_what_is_left_to_do(monkeypatch, in_memory, pixels, workers, advice):
+def test_advice_names_the_remaining_options(monkeypatch, in_memory, pixels, workers, advice):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(4))
     datamodule = SimpleNamespace(pixels=pixels, in_memory=in_memory, num_workers=workers)
     assert DataModule.advice(datamodule) == advice
 
 
-def test_the_global_generators_depend_on_seed_epoch_and_rank_alone():
+def test_the_global_generators_depend_only_on_seed_epoch_and_rank():
     def drawn(seed, epoch, rank):
         trainer = SimpleNamespace(current_epoch=epoch, global_rank=rank)
         StepSeed(seed).on_train_batch_start(trainer, None, None, 0)

@@ -1,4 +1,4 @@
-"""What the charts of thresholds, probabilities and cost show, and that hostile names do no harm."""
+"""Charts of thresholds, probabilities and cost, also with hostile names."""
 
 import io
 
@@ -13,7 +13,7 @@ X = np.linspace(0, 1, 5)
 
 
 def drawn(figure: Figure) -> Figure:
-    """The figure, after it could be saved as PNG."""
+    """Save the figure as PNG, and return it."""
     figure.savefig(io.BytesIO(), format="png")
     return figure
 
@@ -29,7 +29,7 @@ def test_curves_are_means_with_bands_and_numbers_in_their_color():
     np.testing.assert_allclose(first.get_ydata(), (X + X**0.5) / 2)
     np.testing.assert_allclose(second.get_ydata(), X**2)
     assert (mark.get_xdata()[0], mark.get_ydata()[0]) == pytest.approx((0.4, 0.9))
-    assert len(axes.collections) == 1  # a band where there are several runs
+    assert len(axes.collections) == 1  # several runs have a band
     shown = {text.get_text(): text.get_color() for text in axes.texts}
     assert shown == {"AUC 0.600": first.get_color(), "AUC 0.333": second.get_color()}
 
@@ -56,7 +56,7 @@ def test_cost_stands_against_quality_with_limits(values):
     figure = drawn(charts.cost(groups, "QWK"))
     points = [line for line in figure.axes[0].get_lines() if line.get_marker() == "o"]
     assert [point.get_xdata()[0] for point in points] == pytest.approx(values, rel=0.02)
-    assert len({point.get_xdata()[0] for point in points}) == 2  # never one over the other
+    assert len({point.get_xdata()[0] for point in points}) == 2  # points do not overlap
     assert list(figure.axes[0].get_lines()[0].get_ydata()) == [0.4, 0.6]
     labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
     assert labels

@@ -1,4 +1,4 @@
-"""The check that finds what cannot be read, and the hash that tells identical files."""
+"""The check for unreadable images, and the hash that finds identical ones."""
 
 import io
 import json
@@ -22,7 +22,7 @@ from resnet_lab.data.reader import Recipe, read_image
 
 
 def defects(paths, cache):
-    """The bad files, and what is wrong with each."""
+    """Return the defective files with their defects."""
     found = check_files(paths, cache)["defect"]
     return found[found != ""].to_dict()
 
@@ -32,7 +32,7 @@ def noise(height=200, width=200):
 
 
 def fundus(left, top, width, height):
-    """An ellipse of flesh color that touches this box, on a black frame of 120 × 90 with camera noise."""
+    """Return a flesh-colored ellipse inside this box, on a black frame of 120 × 90 pixels with camera noise."""
     image = np.random.default_rng(0).integers(0, 8, (90, 120, 3), dtype=np.uint8)
     center, axes = (left + (width - 1) / 2, top + (height - 1) / 2), (width / 2, height / 2)
     y, x = np.mgrid[:90, :120]
@@ -40,7 +40,7 @@ def fundus(left, top, width, height):
     return image
 
 
-def test_half_a_jpeg_passes_a_look_at_its_header_only(save, tmp_path):
+def test_half_a_jpeg_passes_only_a_check_of_its_header(save, tmp_path):
     path = save(noise(), "image.jpeg")
     assert examine(path)[:2] == ("", digest_of((tmp_path / "image.jpeg").read_bytes()))
     data = (tmp_path / "image.jpeg").read_bytes()
@@ -53,12 +53,12 @@ def test_half_a_jpeg_passes_a_look_at_its_header_only(save, tmp_path):
 @pytest.mark.parametrize(
     ("data", "seen"), [(b"", "the file is empty"), (b"\xff\xd8\xff\xe0 text", "Truncated File Read")]
 )
-def test_what_is_no_image(tmp_path, data, seen):
+def test_other_files_are_not_images(tmp_path, data, seen):
     (tmp_path / "x.jpeg").write_bytes(data)
     assert examine(str(tmp_path / "x.jpeg"))[0].startswith(seen)
 
 
-def test_half_a_png_and_a_folder(save, tmp_path):
+def test_half_a_png_and_a_folder_are_defects(save, tmp_path):
     path = save(noise())
     data = (tmp_path / "image.png").read_bytes()
     (tmp_path / "image.png").write_bytes(data[: len(data) // 2])
@@ -87,7 +87,7 @@ def test_identical_files_have_one_digest(save, tmp_path):
 
 @pytest.fixture
 def checked(monkeypatch):
-    """The paths that were decoded since it was last cleared."""
+    """Return the list of paths that are decoded."""
     paths = []
 
     def count(path, **limit):
@@ -98,14 +98,14 @@ def checked(monkeypatch):
     return paths
 
 
-def test_verdicts_are_kept_until_the_file_changes(save, tmp_path, checked):
+def test_verdicts_are_cached_until_the_file_changes(save, tmp_path, checked):
     cache, bad = tmp_path / "cache", tmp_path / "b.png"
     paths = [save(noise(8, 8), "a.png"), str(bad)]
     bad.write_bytes(b"x")
     assert list(defects(paths, cache)) == [str(bad)]
     assert sorted(checked) == sorted(paths)
     checked.clear()
-    assert list(defects(paths, cache)) == [str(bad)]  # the bad verdict is remembered too
+    assert list(defects(paths, cache)) == [str(bad)]  # defects are cached too
     assert checked == []
     save(noise(8, 8), "b.png")
     paths.append(save(noise(8, 8), "c.png"))
@@ -118,11 +118,11 @@ def test_same_size_at_another_time_is_another_file(save, tmp_path, checked):
     data = (tmp_path / "image.png").read_bytes()
     assert defects([path], tmp_path / "cache") == {}
     (tmp_path / "image.png").write_bytes(bytes(len(data)))
-    os.utime(path, ns=(0, Path(path).stat().st_mtime_ns + 1))  # the clock of a file system may be coarse
+    os.utime(path, ns=(0, Path(path).stat().st_mtime_ns + 1))  # file systems may have coarse clocks
     assert list(defects([path], tmp_path / "cache")) == [path]
 
 
-def test_cache_that_cannot_be_written(save, tmp_path, caplog):
+def test_an_unwritable_cache_gives_a_warning(save, tmp_path, caplog):
     (tmp_path / "cache").write_text("a file where the folder should be")
     with caplog.at_level(logging.WARNING):
         assert defects([save(noise(8, 8))], tmp_path / "cache") == {}
@@ -177,7 +177,7 @@ def test_a_dangling_link_is_a_defect_and_a_damaged_cache_costs_only_time(tmp_pat
 
 def test_the_check_refuses_what_the_reader_refuses(tmp_path):
     path = tmp_path / "padded.jpeg"
-    path.write_bytes(encoded("a", ".jpeg")[:-2] + bytes(50))  # the end is gone, and zeros stand for it
+    path.write_bytes(encoded("a", ".jpeg")[:-2] + bytes(50))  # zeros replace the end
     found, *_ = examine(str(path))
     assert found == "image file is truncated: it has no end-of-image marker"
     with pytest.raises(OSError, match=found):
@@ -185,7 +185,7 @@ def test_the_check_refuses_what_the_reader_refuses(tmp_path):
 
 
 def photograph(**options):
-    """A JPEG of 64 × 64 pixels, as bytes."""
+    """Return a JPEG of 64 × 64 pixels as bytes."""
     file = io.BytesIO()
     mode = options.pop("mode", "RGB")
     colors = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
@@ -194,7 +194,7 @@ def photograph(**options):
 
 
 def zeroed(data):
-    """A JPEG with 60 bytes of its compressed data set to 0."""
+    """Return a JPEG with 60 bytes of its compressed data set to 0."""
     middle = (data.index(b"\xff\xda") + len(data)) // 2
     return data[:middle] + bytes(60) + data[middle + 60 :]
 
@@ -212,11 +212,11 @@ def test_a_jpeg_of_which_the_decoder_warns_is_damaged(tmp_path, options):
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"mode": "L"}, {"mode": "CMYK"}, {"optimize": True}])
 @pytest.mark.parametrize("trailer", [b"", bytes(200), b"SEFT" * 50])
-def test_what_cameras_write_is_no_damage(options, trailer):
+def test_bytes_that_cameras_append_are_not_damage(options, trailer):
     assert check.decode(photograph(**options) + trailer)[0] == ""
 
 
-def test_nothing_but_bad_images(tmp_path):
+def test_data_with_only_bad_images_are_refused(tmp_path):
     table = pd.DataFrame({"path": ["a", "b"], "defect": ["the file is empty", "truncated"]})
     assert refusal(drop_defects, table, "drop") == "a: the file is empty; none of the 2 images can be read"
 
@@ -228,7 +228,7 @@ def pixels(path):
     return digest
 
 
-def test_pixels_are_equal_whatever_the_name_the_metadata_and_the_packing(save, tmp_path):
+def test_pixel_hashes_do_not_depend_on_name_metadata_or_compression(save, tmp_path):
     image = Image.fromarray(noise(90, 60))
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation], exif[ExifTags.Base.Make] = 6, "camera"
@@ -244,7 +244,7 @@ def test_pixels_are_equal_whatever_the_name_the_metadata_and_the_packing(save, t
     assert len({digest_of(Path(path).read_bytes()) for path in lossless + jpegs}) == 7
 
 
-def test_pixels_differ_where_the_images_do(save):
+def test_pixel_hashes_differ_if_the_images_do(save):
     image = noise(90, 60)
     changed = image.copy()
     changed[40, 30, 1] ^= 1
@@ -253,7 +253,7 @@ def test_pixels_differ_where_the_images_do(save):
     assert len({pixels(path) for path in [save(image), *others]}) == 6
 
 
-def test_small_jpegs_that_differ_in_their_details_are_not_taken_for_one(save):
+def test_small_jpegs_that_differ_in_details_have_different_hashes(save):
     image = np.full((16, 16, 3), 128, np.uint8)
     image[::2, ::2] = 255
     image[1::2, 1::2] = 255
@@ -265,7 +265,7 @@ def test_small_jpegs_that_differ_in_their_details_are_not_taken_for_one(save):
     assert pixels(paths[0]) != pixels(paths[1])
 
 
-def test_a_cache_of_an_older_version_is_not_taken(save, tmp_path, checked):
+def test_a_cache_of_an_older_version_is_ignored(save, tmp_path, checked):
     path, cache = save(noise(8, 8)), tmp_path / "cache"
     check_files([path], cache)
     (file,) = cache.iterdir()
@@ -277,11 +277,11 @@ def test_a_cache_of_an_older_version_is_not_taken(save, tmp_path, checked):
     assert checked == [path]
 
 
-# ---- what never ends, and what unpacks to more than memory has ----
+# ---- endless files, and files that unpack to more than the memory ----
 
 
 def bomb(file: Path, side: int = 13_300) -> str:
-    """A PNG of some KB with many pixels of one bit."""
+    """Write a small PNG with very many pixels of one bit."""
     Image.new("1", (side, side)).save(file)
     return str(file)
 
@@ -320,7 +320,7 @@ def test_the_limit_of_pixels_is_a_key_and_part_of_the_verdict(tmp_path):
         assert list(check_files([path], tmp_path / "cache", Rules(most))["defect"]) == [defect]
 
 
-def test_threads_decode_no_more_pixels_at_once_than_there_is_room_for():
+def test_threads_decode_no_more_pixels_at_once_than_memory_allows():
     budget, running, most = PixelBudget(10), [], []
 
     def decode(pixels):
@@ -334,4 +334,4 @@ def test_threads_decode_no_more_pixels_at_once_than_there_is_room_for():
         list(pool.map(decode, [4, 5, 6, 25, 3, 3, 4, 9, 1] * 3))
     assert budget.used == 0
     assert max(each for each in most if each != 25) <= 10
-    assert 25 in most  # a larger one alone
+    assert 25 in most  # a larger image is decoded alone

@@ -1,4 +1,4 @@
-"""CIFAR-10 in torchvision's layout, whose checksums are those of the generated files here."""
+"""CIFAR-10 in torchvision's layout, with the checksums of generated files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def md5(file: Path) -> str:
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Five training batches of four images, and a test batch of four, checked as torchvision checks the real ones."""
+    """Write five training batches and a test batch of four images each, with checksums for torchvision's check."""
     root = write_cifar10(tmp_path / "data", each=4)
     dataset, folder = torchvision.datasets.CIFAR10, root / "cifar-10-batches-py"
     for key in ("train_list", "test_list"):
@@ -52,7 +52,7 @@ def test_planes_become_rgb(root: Path) -> None:
     data.read_table()
     assert np.array_equal(data.read("train/00006"), pixels("data_batch_2/2", 32, 32))
     assert np.array_equal(data.read("test/00003"), pixels("test_batch/3", 32, 32))
-    again = pickle.loads(pickle.dumps(data))  # as a worker process gets it
+    again = pickle.loads(pickle.dumps(data))  # as in a worker process
     assert np.array_equal(again.read("train/00019"), pixels("data_batch_5/3", 32, 32))
 
 
@@ -64,7 +64,7 @@ def test_val_is_cut_from_train(root: Path) -> None:
 
 
 def test_study_d(root: Path) -> None:
-    """32 pixels cut out of 40, padded black; normalized by the study's numbers."""
+    """Study D crops 32 of 40 pixels, pads with black, and normalizes with its own mean and std."""
     data = cifar10(root, image_size=32, val_fraction=0.2)
     assert (data.crop, data.padding, data.horizontal_flip, data.rotation) == (32, 4, 0.5, 0.0)
     module = DataModule(data, seed=0)
@@ -103,7 +103,7 @@ def pack(root: Path, archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "tgz_md5", md5(archive))
 
 
-def test_absent_and_no_network(tmp_path: Path) -> None:
+def test_missing_data_without_a_network_are_refused(tmp_path: Path) -> None:
     root = tmp_path / "none"
     assert refusal(cifar10(root).read_table) == (
         f"{root / 'cifar-10-batches-py'} is absent or damaged, and cannot be downloaded "
@@ -112,7 +112,7 @@ def test_absent_and_no_network(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["data_batch_3", "test_batch", "batches.meta"])
-def test_a_damaged_batch(root: Path, name: str) -> None:
+def test_a_damaged_batch_is_refused(root: Path, name: str) -> None:
     file = root / "cifar-10-batches-py" / name
     file.write_bytes(file.read_bytes()[:-5])
     assert refusal(cifar10(root).read_table).startswith(f"{root / 'cifar-10-batches-py'} is absent or damaged")

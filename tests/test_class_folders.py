@@ -49,7 +49,7 @@ def test_given_class_names_set_the_order(root):
     assert class_counts(table, 3)["train"] == [2, 3, 0]
 
 
-def test_other_files_and_hidden_folders_are_no_images(root):
+def test_other_files_and_hidden_folders_are_not_images(root):
     write_class_folders(root, {"a": 1, "b": 1, ".ipynb_checkpoints": 1})
     (root / "a" / "notes.txt").touch()
     (root / "labels.csv").touch()
@@ -74,7 +74,7 @@ def test_eyes_of_a_patient_are_found_across_folders(root):
     assert table["patient"].tolist() == ["1", "1", "2", "3"]
 
 
-def test_class_that_train_lacks(root):
+def test_a_class_that_train_lacks_is_refused(root):
     message = refusal(class_folders(write_class_folders(root, {"train/a": 1, "train/b": 1, "test/c": 1})).read_table)
     assert message.startswith(f"{root / 'test' / 'c'} is not one of the classes a, b; rename the folder")
 
@@ -135,7 +135,7 @@ def test_classes_called_valid_and_invalid(root):
     assert data.class_names == ["invalid", "valid"]
 
 
-def test_junk_is_no_class_and_no_image(root):
+def test_junk_is_neither_a_class_nor_an_image(root):
     write_class_folders(root, {"a": 2, "b": 2, "__MACOSX/a": 1, "@eaDir": 1})
     (root / "a" / "._000.jpeg").write_bytes(b"\0\5\x16\7")
     data = class_folders(root)
@@ -143,7 +143,7 @@ def test_junk_is_no_class_and_no_image(root):
     assert (data.class_names, len(table), dropped["skipped_images"]) == (["a", "b"], 4, 0)
 
 
-def test_what_is_left_out_is_said_in_one_line_of_a_kind(root, caplog):
+def test_ignored_files_are_reported_in_one_line_per_kind(root, caplog):
     write_class_folders(root, {"train/a": 1, "train/b": 1, "extra/deep": 3})
     write_photographs(root / "train", ["stray"])
     write_photographs(root, ["r1", "r2"])
@@ -162,7 +162,7 @@ def test_a_root_one_level_too_high_is_refused(root):
     write_class_folders(root, {"data/train/a": 1, "data/train/b": 1})
     message = refusal(class_folders(root).read_table)
     assert message == f"{root / 'data'} is not a class: it contains a folder per split; set data.root to it"
-    write_class_folders(root.with_name("other"), {"vehicles/train": 1, "animals": 1})  # a class with such a sub-folder
+    write_class_folders(root.with_name("other"), {"vehicles/train": 1, "animals": 1})  # a class with such a subfolder
     assert len(class_folders(root.with_name("other")).read_table()) == 2
 
 
@@ -204,26 +204,26 @@ def test_a_plain_split_folder_goes_before_one_with_fillers(root, caplog):
 
 
 @pytest.mark.parametrize("names", [("kaggle_train", "kaggle_test"), ("my Training 1", "my val", "TEST of mine")])
-def test_splits_are_no_classes(root, names):
+def test_splits_are_not_classes(root, names):
     message = refusal(class_folders(write_class_folders(root, dict.fromkeys(names, 2))).read_table)
     assert message.startswith(str(root))
     assert f"{' and '.join(sorted(names))}: splits, not classes; rename them" in message
 
 
 @pytest.mark.parametrize("names", [("test negative", "test positive"), ("contest", "trainer"), ("bullet train", "car")])
-def test_classes_whose_names_hold_those_of_splits(root, names):
+def test_class_names_may_contain_names_of_splits(root, names):
     data = class_folders(write_class_folders(root, dict.fromkeys(names, 2)))
     assert (len(data.read_table()), data.class_names) == (4, sorted(names))
 
 
-def test_subfolders_that_go_to_their_class_are_said_with_their_counts(root, caplog):
+def test_subfolders_of_a_class_are_reported_with_their_counts(root, caplog):
     write_class_folders(root, {"dr/mild": 3, "dr/severe/old": 2, "healthy": 4})
     table, log = log_of(caplog, class_folders(root).read_table)
     assert class_counts(table, 2) == {"train": [5, 4]}
     assert f"{root}: added 5 images of sub-folders to the class above them: 3 in dr/mild, 2 in dr/severe/old" in log
 
 
-def test_folders_without_an_image_are_no_classes(root, caplog):
+def test_folders_without_an_image_are_not_classes(root, caplog):
     folders = {"train/a": 1, "train/b": 1, "train/aa": 0, "train/__pycache__": 0, "test/aa": 0, "test/other": 0}
     write_class_folders(root, folders | {"train/c": 0, "test/c": 1})
     (root / "train" / "aa" / "notes.txt").touch()
@@ -277,12 +277,12 @@ def test_all_images_of_no_split(root):
     assert message == "data.all_images=dev: must be train, val, test or null"
 
 
-def test_all_images_leaves_nothing_to_train_on(root):
+def test_all_images_leave_nothing_to_train_on(root):
     datamodule = DataModule(class_folders(write_class_folders(root, SPLITS), all_images="test"), seed=0)
     assert "has no split train; choose among test (data.all_images=test)" in refusal(datamodule.setup)
 
 
-def test_an_older_run_lists_what_it_listed(tmp_path: Path) -> None:
+def test_an_older_run_lists_the_same_images_as_before(tmp_path: Path) -> None:
     root = write_class_folders(tmp_path / "data", {"train/cat": 2, "train/dog": 2, "test/cat": 1, "valid/dog": 1})
     source = next((root / "train" / "cat").iterdir())
     for name in ("x.webp", "y.Jpeg", "sub/z.png"):

@@ -1,4 +1,4 @@
-"""What a process makes up for before it runs a verb."""
+"""The surroundings of a verb: terminals without UTF-8 and users without a home folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_characters_that_a_terminal_lacks_are_question_marks(monkeypatch: pytest
     assert written.getvalue() == "?é? ?\n".encode("latin-1")
 
 
-def test_without_a_home_folder_caches_go_to_a_folder_of_the_user_s_own(
+def test_without_a_home_folder_caches_go_to_a_folder_of_the_user(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -33,7 +33,7 @@ def test_without_a_home_folder_caches_go_to_a_folder_of_the_user_s_own(
     assert str(home) in capsys.readouterr().err
 
 
-def test_a_home_folder_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_existing_home_folder_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     begin()
     assert os.environ["HOME"] == str(tmp_path)

@@ -1,4 +1,4 @@
-"""What older versions left behind goes on: a sweep of commit e53b772 is resumed, evaluated and used to predict."""
+"""Run folders of older versions: a sweep of commit e53b772 is resumed, evaluated and used to predict."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ optim: {lr: 0.05}
 
 @pytest.fixture
 def sweep(tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A sweep of commit e53b772: seed 0 is done, seed 1 was killed after two of four epochs."""
+    """Return a sweep of commit e53b772: seed 0 is done, seed 1 was killed after two of four epochs."""
     folder = tmp_path / "sweep"
     shutil.copytree(OLDER / "e53b772", folder)
     (tmp_path / "conf" / "experiment").mkdir(parents=True)
@@ -46,7 +46,7 @@ def sweep(tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.slow
-def test_the_command_of_an_older_sweep_goes_on_with_it(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_of_an_older_sweep_resumes_it(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
 
     def run_here(module: str, arguments: list[str], fork: bool) -> int:
@@ -59,7 +59,7 @@ def test_the_command_of_an_older_sweep_goes_on_with_it(sweep: Path, monkeypatch:
     monkeypatch.setattr(train, "preflight", lambda *_: True)
     command = ["train", "--config-dir", "conf", "-m", "experiment=tiny", "seed=0,1,2", "sweep_dir=sweep"]
     monkeypatch.setattr(sys, "argv", command)
-    for again in (False, True):  # the new job of an older sweep is found done, too
+    for again in (False, True):  # the second time, the new job of the older sweep is done too
         GlobalHydra.instance().clear()
         assert train.main() == 0
         assert started == ([] if again else ["experiment-tiny_seed-1", "experiment-tiny_seed-2"])
@@ -71,7 +71,7 @@ def test_the_command_of_an_older_sweep_goes_on_with_it(sweep: Path, monkeypatch:
     uninterrupted = pd.read_csv(sweep / "uninterrupted.csv")
     shared = [column for column in uninterrupted if column in resumed]
     assert "val/loss" in shared
-    # another processor rounds otherwise
+    # another processor rounds differently
     pd.testing.assert_frame_equal(resumed[shared], uninterrupted[shared], atol=1e-3)
 
 
@@ -113,13 +113,13 @@ def test_an_older_folder_keeps_its_pattern_of_patients_and_its_splits() -> None:
     assert with_older_defaults({"data": {"patient_regex": "auto"}}, older, 1, ())["data"] == older["data"]
 
 
-def test_overrides_of_an_older_status_have_their_name_of_today() -> None:
+def test_overrides_of_an_older_status_get_their_current_name() -> None:
     assert upgraded_status({"asked": ["seed=1"], "state": "done"}) == {"overrides": ["seed=1"], "state": "done"}
 
 
 @pytest.mark.slow
-def test_keys_that_began_with_another_value_have_it_in_commands_of_older_sweeps() -> None:
-    """The composed default of an added key is what older runs did, or the table of changes says when it became so."""
+def test_keys_added_with_another_default_keep_it_in_commands_of_older_sweeps() -> None:
+    """The default of an added key reproduces older runs, or the table of changes has the version of the change."""
     for key, added in ADDED.items():
         for name in ("synthetic", "retinopathy", "class_folders"):
             default = OmegaConf.select(compose_config([f"data={name}", "data.root=x"]), key, default=added.value)

@@ -1,4 +1,4 @@
-"""The configuration: every file composes, every misspelt key is found, jobs get readable names."""
+"""The configuration: every file composes, every misspelled key is found, and jobs get readable names."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ def test_every_experiment_composes_at_every_scale(name: str, scale: str) -> None
     assert config.trainer.max_epochs in {"full": [full], "reduced": [8, 10, 40], "smoke": [1]}[scale]
 
 
-def test_a_misspelt_key_of_a_partial_is_named_with_what_was_meant() -> None:
+def test_a_misspelled_key_of_a_partial_is_named_with_a_suggestion() -> None:
     config = composed("+optim.momentun=0.5")
     with pytest.raises(UserError, match=r"optim\.momentun: resnet_lab\.optim\.sgd .* did you mean optim\.momentum\?"):
         check(config)
 
 
-def test_a_misspelt_key_in_an_experiment_file_is_named() -> None:
+def test_a_misspelled_key_in_an_experiment_file_is_named() -> None:
     config = composed()
     with open_dict(config):  # as Hydra merges the file of an experiment
         config.model.dpeth = 18
@@ -90,27 +90,27 @@ def test_a_misspelt_key_in_an_experiment_file_is_named() -> None:
         ("+trainer.fast_dev_run=true", "trainer.fast_dev_run", "scale=smoke"),
     ],
 )
-def test_a_key_that_nothing_reads_is_refused(override: str, key: str, meant: str) -> None:
+def test_an_unused_key_is_refused(override: str, key: str, meant: str) -> None:
     with pytest.raises(UserError, match=f"^{key}: .*{meant}"):
         check(composed(override))
 
 
 @pytest.mark.parametrize("override", ["trainer.max_epoch=5", "lr=3", "data.color_jitter=0.1", "model.dpth=3"])
-def test_a_key_without_a_plus_is_refused_alike(override: str) -> None:
+def test_an_unused_key_without_a_plus_is_refused_too(override: str) -> None:
     key = override.partition("=")[0]
     with pytest.raises(UserError, match=f"^{key}: there is no such key; (did you mean|it is now) "):
         compose_config([override])
 
 
 @pytest.mark.parametrize("override", ["+hydra.foo=1", "++hydra.job.naem=x", "+data=retinopathy", "+experiment=demo"])
-def test_what_hydra_would_add_in_vain_is_refused(override: str) -> None:
+def test_keys_that_hydra_would_add_without_effect_are_refused(override: str) -> None:
     with pytest.raises(UserError, match=r"has no such key|has a default already"):
         check_overrides(["model.depth=18", override])
     check_overrides(["+optim.lr=1", "hydra.run.dir=x", "+hydra.job.env_set.A=1", "-m"])
 
 
 @pytest.mark.parametrize("override", ["+data._partial_=true", "+model._partial_=true", "optim._partial_=false"])
-def test_partial_stands_where_it_belongs(override: str) -> None:
+def test_partial_is_refused_in_the_wrong_place(override: str) -> None:
     with pytest.raises(UserError, match="_partial_="):
         check(composed(override))
 
@@ -121,12 +121,12 @@ def test_a_negative_number_of_epochs_is_refused() -> None:
         check(composed("data.root=x", "trainer.max_epochs=-1"))
 
 
-def test_a_top_level_key_that_is_taken_out_is_named() -> None:
+def test_a_removed_top_level_key_is_named() -> None:
     with pytest.raises(UserError, match="seed is missing"):
         check(composed("~seed"))
 
 
-def test_a_lacking_key_is_named() -> None:
+def test_a_missing_key_is_named() -> None:
     config = composed()
     with open_dict(config):
         del config.optim.lr
@@ -135,7 +135,7 @@ def test_a_lacking_key_is_named() -> None:
 
 
 @pytest.mark.parametrize("key", ["model.freeze", "model.unfreeze_at_epoch", "optim.backbone_lr_factor"])
-def test_the_job_s_own_keys_of_a_group_are_there_for_every_target(key: str) -> None:
+def test_the_job_s_own_keys_of_a_group_exist_for_every_target(key: str) -> None:
     group, _, name = key.partition(".")
     config = composed()
     check(config)
@@ -208,7 +208,7 @@ def test_job_names_are_readable_and_do_not_collide() -> None:
         assert not set(name) & set("=,/[]{} $")
 
 
-def test_the_hash_ignores_paths_and_bookkeeping_alone() -> None:
+def test_the_hash_ignores_only_paths_and_bookkeeping() -> None:
     def plain(*overrides: str) -> dict:
         return OmegaConf.to_container(composed(*overrides), resolve=True)
 
@@ -240,7 +240,7 @@ def test_the_name_of_a_job_does_not_depend_on_the_working_directory(
     assert job_name("data.root=./eyes,seed=0", str(tmp_path / "sweep")) == here
 
 
-def test_pictures_are_known_before_the_first_job() -> None:
+def test_unknown_pictures_are_refused_before_the_first_job() -> None:
     assert (*CURVES, *PICTURES) == FIGURES
     assert len(FIGURES) == 17
     config = compose_config(["figures=[recal]"])

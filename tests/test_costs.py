@@ -1,4 +1,4 @@
-"""What runs cost: from the status files, in units for people."""
+"""The costs of runs, from the status files, in readable units."""
 
 import pytest
 from fake_runs import write_run
@@ -25,7 +25,7 @@ def test_costs_are_means_over_the_runs_of_a_group(tmp_path):
     assert cost.limits[0] < cost.quality < cost.limits[1]
 
 
-def test_what_a_run_does_not_note_is_left_out_and_what_all_share_is_not_drawn(tmp_path):
+def test_missing_costs_are_left_out_and_costs_that_all_share_are_not_drawn(tmp_path):
     write_run(tmp_path / "a", 18, peak_memory_mb=None)
     write_run(tmp_path / "b", 50, parameters=23_500_000)
     table = table_of(tmp_path)
@@ -34,7 +34,7 @@ def test_what_a_run_does_not_note_is_left_out_and_what_all_share_is_not_drawn(tm
     assert labels == ["parameters, M"]
 
 
-def test_no_result_costs_nothing(tmp_path):
+def test_a_report_without_results_has_no_costs(tmp_path):
     write_run(tmp_path / "run", state="failed", error="boom")
     assert costs_of(table_of(tmp_path)) == []
     assert picture("cost", table_of(tmp_path)) is None

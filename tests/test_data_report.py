@@ -1,4 +1,4 @@
-"""The data report: what is wrong in words, counts that add up, pictures, and a page that holds its own."""
+"""The data report: findings, counts, pictures, and a self-contained page."""
 
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,7 +17,7 @@ NAMES = ("healthy", "ill")
 
 
 def facts_of(folder: Path, rows: list[tuple]) -> pd.DataFrame:
-    """One readable image for each `image, split, target, patient`, all of one small picture."""
+    """Return facts of one readable image per `image, split, target, patient`, all with one small picture."""
     folder.mkdir(parents=True, exist_ok=True)
     picture = folder / "picture.jpeg"
     cv2.imwrite(str(picture), pixels("a"))
@@ -50,7 +50,7 @@ def texts(facts, duplicates, summary) -> list[str]:
 
 
 class Page(HTMLParser):
-    """Collects the tags of a page, and what they load."""
+    """Collects the tags of a page and the addresses that they load."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ def written(folder: Path, facts, duplicates=NO_PAIRS, **changes) -> tuple[str, P
     return text, Page(text)
 
 
-def test_sound_data_are_said_to_be_sound(tmp_path):
+def test_sound_data_have_no_findings(tmp_path):
     facts = facts_of(tmp_path, listed(8) + listed(4, "test"))
     assert texts(facts, NO_PAIRS, summary_of(tmp_path)) == []
     text, _ = written(tmp_path, facts)
@@ -78,7 +78,7 @@ def test_sound_data_are_said_to_be_sound(tmp_path):
     assert "data.mean=[0.5,0.25,0.125]" in text
 
 
-def test_everything_wrong_is_said_the_worst_first(tmp_path):
+def test_all_defects_are_findings_the_worst_first(tmp_path):
     facts = facts_of(tmp_path, [*listed(8), *listed(4, "test"), ("bad", "train", 0, "bad")])
     facts.loc[12, ["defect", "prepared"]] = ["the file is empty", ""]
     facts.loc[0, "brightness"] = 12
@@ -104,7 +104,7 @@ def test_everything_wrong_is_said_the_worst_first(tmp_path):
     ]
 
 
-def test_the_csvs_hold_what_the_page_shows(tmp_path):
+def test_the_csvs_contain_what_the_page_shows(tmp_path):
     facts = facts_of(tmp_path, listed(5) + listed(3, "val") + listed(4, "test"))
     facts.loc[0, "patient"] = facts.loc[5, "patient"] = facts.loc[8, "patient"] = "p"
     text, _ = written(tmp_path, facts)
@@ -124,7 +124,7 @@ def test_a_class_without_images_in_a_split_is_named(tmp_path):
     assert texts(facts, NO_PAIRS, summary_of(tmp_path)) == ["1 class has no image in test: ill"]
 
 
-def test_names_are_text_whatever_they_hold(tmp_path):
+def test_names_are_escaped(tmp_path):
     evil = "<script>alert(1)</script>"
     facts = facts_of(tmp_path, [(evil, "train", 0, evil), (f"{evil}2", "test", 0, evil), ("bad", "train", 1, "bad")])
     facts.loc[2, ["defect", "prepared"]] = [evil, ""]
@@ -134,7 +134,7 @@ def test_names_are_text_whatever_they_hold(tmp_path):
     assert text.count("&lt;script&gt;") > 8
 
 
-def test_the_page_loads_nothing_from_elsewhere(tmp_path):
+def test_the_page_is_self_contained(tmp_path):
     _, page = written(tmp_path, facts_of(tmp_path, listed(8) + listed(4, "test")))
     assert "img" in page.tags
     assert {address.split(":")[0] for address in page.loads if not address.startswith("./")} == {"data"}
@@ -153,7 +153,7 @@ def test_a_large_set_of_many_classes_stays_a_short_page(tmp_path):
     assert page.tags.count("tr") <= 4 + CLASSES + 3 * ROWS + 12
     assert "78 between them are left out" in text
     assert len(pd.read_csv(tmp_path / "out" / "class_counts.csv")) == 102
-    assert len(pd.read_csv(tmp_path / "out" / "leaks.csv")) == 9990  # ten cannot be read
+    assert len(pd.read_csv(tmp_path / "out" / "leaks.csv")) == 9990  # ten are unreadable
     assert len(text) < 2_000_000
 
 
@@ -171,7 +171,7 @@ def test_one_split_alone_is_enough(tmp_path, split):
     assert f">{split}</th>" in text
 
 
-def test_patients_are_shown_and_what_is_doubtful_is_a_finding(tmp_path: Path) -> None:
+def test_patients_are_shown_and_doubts_are_a_finding(tmp_path: Path) -> None:
     facts = facts_of(tmp_path, listed(4) + listed(4, "test"))
     found = Patients("_l/_r", "4 in 8 images, by the form _l/_r, such as 7 (7_l1, 7_r1)")
     write_data_report(tmp_path / "out", facts, NO_PAIRS, summary_of(tmp_path, patients=found))

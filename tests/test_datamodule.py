@@ -1,4 +1,4 @@
-"""From files to normalized batches: the same for any number of workers and ranks, in memory or not."""
+"""From files to normalized batches: identical for any number of workers and ranks, in memory or not."""
 
 import sys
 from itertools import product
@@ -35,7 +35,7 @@ def build(root):
 
 
 def trainer_of(rank, world_size, epoch=0, batches=0):
-    """A trainer that goes on with an epoch of which some batches were trained on."""
+    """Return a trainer that resumes in the middle of an epoch."""
     epochs = SimpleNamespace(current=SimpleNamespace(ready=epoch + (batches > 0), processed=epoch))
     inside = SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(ready=batches or 4)))
     fit_loop = SimpleNamespace(epoch_progress=epochs, epoch_loop=inside)
@@ -58,7 +58,7 @@ def test_the_trainer_limits_the_batches_of_an_epoch(build, limit, batches):
 
 
 def epoch(datamodule, number):
-    """Indices (N,), targets (N,) and pixels (N, S, S, 3) of one epoch of training, in order."""
+    """Return indices (N,), targets (N,) and pixels (N, S, S, 3) of one epoch of training, in order."""
     loader = datamodule.train_dataloader()
     loader.sampler.set_epoch(number)
     return [torch.cat([batch[key] for batch in loader]).numpy() for key in ("index", "target", "image")]
@@ -72,7 +72,7 @@ def images_of(root, names):
 # splits
 
 
-def test_splits_and_what_setup_knows(build):
+def test_setup_provides_splits_classes_and_counts(build):
     datamodule = build()
     assert datamodule.splits == ["train", "val", "test"]
     assert (datamodule.val_splits, datamodule.test_splits) == (["val"], ["val", "test"])
@@ -83,7 +83,7 @@ def test_splits_and_what_setup_knows(build):
     assert dict(datamodule.rows("test")[["image", "target"]].to_numpy()) == TEST
 
 
-def test_followed_test_split(build):
+def test_a_followed_test_split_is_validated(build):
     datamodule = build(follow_test=True)
     assert datamodule.val_splits == ["val", "test"]
     assert [len(loader.dataset) for loader in datamodule.val_dataloader()] == [10, 10]
@@ -92,7 +92,7 @@ def test_followed_test_split(build):
     assert dict(unselected.rows("train")[["image", "target"]].to_numpy()) == TRAIN
 
 
-def test_seed_leaves_the_splits_alone(build):
+def test_the_seed_does_not_change_the_splits(build):
     prints = [build(**seeds).fingerprints for seeds in ({"seed": 0}, {"seed": 1}, {"split_seed": 1})]
     assert prints[0] == prints[1]
     assert prints[0]["train"] != prints[2]["train"]
@@ -100,12 +100,12 @@ def test_seed_leaves_the_splits_alone(build):
 
 def test_setup_reads_once(build, monkeypatch):
     datamodule = build()
-    monkeypatch.setattr(datamodule.data, "table", None)  # a second reading would call None
+    monkeypatch.setattr(datamodule.data, "table", None)  # a second reading would fail
     datamodule.setup("fit")
     datamodule.setup("test")
 
 
-def test_split_that_is_not_there(build):
+def test_a_missing_split_is_refused(build):
     datamodule = build(val_fraction=0)
     assert refusal(datamodule.rows, "val") == "retinopathy has no split val; choose among train, test"
 
@@ -147,11 +147,11 @@ def test_batch_on_the_device_is_normalized_and_channels_last(build):
     ]
     torch.testing.assert_close(images, expected)
     assert moved["target"] is batch["target"]
-    assert batch["image"].dtype == torch.uint8  # the loader's batch is left as it was
+    assert batch["image"].dtype == torch.uint8  # the loader's batch is unchanged
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_evaluation_is_every_image_in_order_without_augmentation(build, root, in_memory):
+def test_evaluation_reads_every_image_in_order_without_augmentation(build, root, in_memory):
     datamodule = build(in_memory=in_memory, horizontal_flip=1.0, vertical_flip=1.0, rotation=30.0)
     for _ in range(2):
         _, loader = datamodule.test_dataloader()
@@ -186,7 +186,7 @@ def test_pixels_do_not_depend_on_workers_or_memory(build):
             np.testing.assert_array_equal(one, two)
 
 
-def test_pixels_depend_on_seed_and_epoch_not_on_what_was_drawn_before(build):
+def test_pixels_depend_on_seed_and_epoch_not_on_earlier_draws(build):
     datamodule = build(**AUGMENTED)
     passes = [epoch(datamodule, number) for number in (0, 1, 1)]
     by_image = [images[np.argsort(indices)] for indices, _, images in passes]
@@ -214,23 +214,23 @@ def test_images_in_memory_are_decoded_once(build, monkeypatch):
     for number in range(2):
         epoch(datamodule, number)
         list(datamodule.val_dataloader()[0])
-    assert calls == [30, 10]  # test has not been asked for
+    assert calls == [30, 10]  # test is not read
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning", "ignore:.*max number of worker.*:UserWarning")
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_a_resumed_loader_begins_at_its_epoch_before_the_sampler_is_told(build, workers):
+def test_a_resumed_loader_starts_at_its_epoch_before_set_epoch(build, workers):
     keys = AUGMENTED | {"num_workers": workers, "mean": None, "std": None}
     datamodule = build(**keys)
     datamodule.trainer = trainer_of(0, 1, epoch=3)
-    batches = iter(datamodule.train_dataloader())  # workers fetch from here on
+    batches = iter(datamodule.train_dataloader())  # workers start to read here
     expected = epoch(build(**AUGMENTED, mean=None, std=None), 3)
     batches = list(batches)
     for key, value in zip(("index", "target", "image"), expected, strict=True):
         np.testing.assert_array_equal(torch.cat([batch[key] for batch in batches]), value)
 
 
-def test_a_loader_leaves_out_what_an_earlier_start_drew_in_that_epoch_alone(build):
+def test_a_resumed_loader_skips_earlier_batches_in_that_epoch_only(build):
     datamodule = build(**AUGMENTED, batch_size=8, mean=None, std=None)
     datamodule.trainer = trainer_of(1, 2, epoch=3, batches=2)
     loader, whole = datamodule.train_dataloader(), build(**AUGMENTED, batch_size=8, mean=None, std=None)
@@ -255,7 +255,7 @@ def test_steps_are_the_batches_of_every_epoch(build, kind, ranks, batch_size):
         assert datamodule.batches_per_epoch() == len(list(datamodule.train_dataloader()))
 
 
-def test_loaders_leave_the_global_generator_alone(build):
+def test_loaders_do_not_use_the_global_generator(build):
     datamodule, before = build(), torch.get_rng_state()
     for loader in (datamodule.train_dataloader(), *datamodule.val_dataloader()):
         list(loader)
@@ -283,7 +283,7 @@ def test_all_classes_or_none_are_augmented(build, root, chosen):
     np.testing.assert_array_equal(images, still[:, :, ::-1] if chosen == "all" else still)
 
 
-def test_unknown_class_to_augment(build):
+def test_an_unknown_class_to_augment_is_refused(build):
     assert refusal(lambda: build(augment_classes="mild")) == (
         "data.augment_classes=mild: must be all, none or a list [a whole number from 0, …]"
     )
@@ -292,7 +292,7 @@ def test_unknown_class_to_augment(build):
     )
 
 
-def test_images_drawn_twice_in_an_epoch_are_augmented_apart(tmp_path):
+def test_images_drawn_twice_in_an_epoch_are_augmented_differently(tmp_path):
     root = write_studies(tmp_path / "data", {"1_left": 0, "2_left": 1, "3_left": 1, "4_left": 1}, {"5_left": 0})
     data = retinopathy(root, sampling="balanced", val_fraction=0, **AUGMENTED)
     datamodule = DataModule(data, seed=0)
@@ -303,7 +303,7 @@ def test_images_drawn_twice_in_an_epoch_are_augmented_apart(tmp_path):
     assert (first != second).any()
 
 
-def test_colors_go_along_with_a_training_batch_only(build):
+def test_only_training_batches_have_color_factors(build):
     datamodule = build(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.2, random_grayscale=0.5)
     batch = next(iter(datamodule.train_dataloader()))
     assert (batch["color"].shape, batch["color"].dtype) == ((8, 5), torch.float32)
@@ -347,7 +347,7 @@ def test_before_python_3_12_several_ranks_fork_no_workers(build, monkeypatch, ve
     assert (context and context.get_start_method()) == method
 
 
-def test_batch_that_ranks_cannot_share(build):
+def test_a_batch_that_ranks_cannot_share_is_refused(build):
     message = refusal(build(ranks=(0, 3)).train_dataloader)
     assert message == "data.batch_size=8 cannot be divided evenly among 3 ranks; set a multiple of 3"
     assert build(ranks=(0, 4)).batch_size_per_rank(4) == 2
@@ -373,7 +373,7 @@ def test_normalized_training_images_have_mean_0_and_std_1(build):
     torch.testing.assert_close(images.std(dim=(0, 2, 3), correction=0), torch.ones(3), atol=1e-5, rtol=0)
 
 
-def test_statistics_of_wide_images_include_what_the_crop_leaves_out(build):
+def test_statistics_of_wide_images_include_pixels_outside_the_crop(build):
     wide = build(resize="shorter")
     pixels = np.concatenate([image.reshape(-1, 3) for image in wide.images["train"]]) / 255
     assert len(pixels) == 30 * 12 * 18
@@ -388,14 +388,14 @@ def test_statistics_of_many_images_on_disk_come_from_evenly_spaced_ones(build, r
 
 
 def test_no_normalization_gives_0_to_1(build):
-    datamodule = build(mean=None, std=[0.2, 0.2, 0.2])  # std has no effect then, so that mean is an axis by itself
+    datamodule = build(mean=None, std=[0.2, 0.2, 0.2])  # std has no effect without mean, so mean can be an axis
     batch = next(iter(datamodule.train_dataloader()))
     images = datamodule.on_after_batch_transfer(batch, 0)["image"]
     torch.testing.assert_close(images, batch["image"].permute(0, 3, 1, 2) / 255)
     assert 0 <= images.min() < images.max() <= 1
 
 
-def test_given_statistics(build):
+def test_given_statistics_are_used(build):
     datamodule = build(mean=[0.3749, 0.2601, 0.1856], std="train")
     torch.testing.assert_close(datamodule.mean, torch.tensor([0.3749, 0.2601, 0.1856]))
     torch.testing.assert_close(datamodule.std, build().std)
@@ -404,7 +404,7 @@ def test_given_statistics(build):
 
 
 @pytest.mark.parametrize(("key", "value"), [("mean", [0.5]), ("std", [0.5, 0.5])])
-def test_statistics_that_make_no_sense(build, key, value):
+def test_invalid_statistics_are_refused(build, key, value):
     assert refusal(lambda: build(**{key: value})) == f"data.{key}={value}: give three numbers, train or null"
 
 
@@ -415,7 +415,7 @@ def test_automatic_memory_and_workers(build, monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(5)))
     small = build(num_workers="auto")
     assert (small.in_memory, small.num_workers) == (True, 0)
-    monkeypatch.setattr(module, "MEMORY", 50 * 12 * 12 * 3)  # less than all images at 1.5 times their square
+    monkeypatch.setattr(module, "MEMORY", 50 * 12 * 12 * 3)  # less than all images at 1.5 times their area
     large = build(num_workers="auto")
     assert (large.in_memory, large.num_workers) == (False, 5)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)))
@@ -424,7 +424,7 @@ def test_automatic_memory_and_workers(build, monkeypatch):
 
 
 def test_workers_prefetch_no_more_than_shared_memory_holds(build, monkeypatch, caplog):
-    batch = 8 * 3 * 12 * 12  # bytes; a worker has 2 of them waiting, and 2 are in use
+    batch = 8 * 3 * 12 * 12  # bytes; each worker prefetches 2, and 2 are in use
     monkeypatch.setattr("resnet_lab.environment.shared_memory", lambda: 9 * batch)
     keys = {"in_memory": False}
     assert build(num_workers=3, **keys).num_workers == 3
@@ -450,7 +450,7 @@ def test_photographs_need_the_statistics_of_a_training(root):
 
 @pytest.mark.parametrize(("batch_size", "batches"), [(13, 3), (12, 4), (20, 2)])
 def test_a_last_training_batch_of_one_image_is_left_out(tmp_path: Path, batch_size: int, batches: int) -> None:
-    # 40 training images: 13 leave one over, 12 leave four, 20 leave none
+    # 40 training images: batches of 13 leave one, 12 leave four, 20 leave none
     data = retinopathy(write_studies(tmp_path / "data"), batch_size=batch_size, val_fraction=0.0, mean=None, std=None)
     datamodule = DataModule(data, seed=0)
     datamodule.setup()

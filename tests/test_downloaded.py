@@ -1,4 +1,4 @@
-"""Public data sets of retinopathy as they are downloaded: which keys each needs, and what is read."""
+"""Public retinopathy data sets in their downloaded form: the keys that each needs, and the rows that result."""
 
 import logging
 from pathlib import Path
@@ -13,7 +13,7 @@ def write(file: Path, header: str, rows) -> None:
 
 
 def read(root, **keys):
-    """Split → {name: (target, path below root)}."""
+    """Return split → {name: (target, path below root)}."""
     data = retinopathy(root, **keys)
     table = data.read_table()
     return {
@@ -31,7 +31,7 @@ def root(tmp_path):
 
 
 def write_idrid(root):
-    """IDRiD's zip `B. Disease Grading`, beside the localization part, which holds the same photographs."""
+    """IDRiD's zip `B. Disease Grading` is beside the localization part, which has the same photographs."""
     for part in ("B. Disease Grading", "C. Localization"):
         for split, n in (("a. Training Set", 8), ("b. Testing Set", 4)):
             names = [f"IDRiD_{k:03d}" for k in range(1, n + 1)]
@@ -55,7 +55,7 @@ def test_idrid_needs_no_key(root):
         f"IDRiD_{k:03d}": (k % 5, f"{images}/b. Testing Set/IDRiD_{k:03d}.jpg") for k in range(1, 5)
     }
     patients = retinopathy(root / "B. Disease Grading").listed()["patient"]
-    assert patients.nunique() == 12  # IDRiD_001 of each split is another person
+    assert patients.nunique() == 12  # IDRiD_001 is a different patient in each split
 
 
 def test_aptos_of_the_competition_needs_no_key(root):
@@ -80,11 +80,11 @@ def test_kaggles_copy_of_aptos_needs_no_key(root, caplog):
     assert found["val"][f"{103:012x}"] == (3, f"val_images/val_images/{103:012x}.png")
     assert "train from train_1.csv, val from valid.csv, test from test.csv" in caplog.text
     named = {"train_csv": "train_1.csv", "train_images": "train_images/train_images"}
-    assert read(root, **named)[0] == {"train": found["train"]}  # files that keys name are all there are
+    assert read(root, **named)[0] == {"train": found["train"]}  # if keys name files, others are ignored
 
 
 def test_rfmid_needs_the_column_and_its_classes(root):
-    """The numbers of its images begin anew in each split."""
+    """The image numbers start again in each split."""
     for folder, inner, word, n in (
         ("Training_Set", "Training", "Training", 9),
         ("Evaluation_Set", "Validation", "Validation", 4),
@@ -101,7 +101,7 @@ def test_rfmid_needs_the_column_and_its_classes(root):
     assert found["val"]["3"] == (1, "Evaluation_Set/Evaluation_Set/Validation/3.png")
     assert found["test"]["4"] == (0, "Test_Set/Test_Set/Test/4.png")
     assert retinopathy(root, **keys).listed()["patient"].nunique() == 17
-    (root / "Training_Set/Training_Set/Training/3.png").unlink()  # not that of another split
+    (root / "Training_Set/Training_Set/Training/3.png").unlink()  # the image of another split is not taken
     assert "1 of 9 listed images is missing (3)" in refusal(retinopathy(root, **keys).read_table)
 
 
@@ -139,7 +139,7 @@ def test_messidor_2_needs_the_rule_for_ungradable_photographs(root, caplog):
 
 
 def write_deepdrid(root):
-    """The folder `regular_fundus_images`: two fields of each eye, graded in the column of the eye, paths of Windows."""
+    """`regular_fundus_images` has two fields per eye, a grade column per eye, and Windows paths."""
     for split, patients in (("training", (1, 2)), ("validation", (265,))):
         place = root / f"regular-fundus-{split}"
         rows = []
@@ -187,7 +187,7 @@ def test_eyeq_needs_no_key_for_grades(root, keys, target):
     assert found["train"]["11_right.jpeg" if not keys else "12_left.jpeg"][0] == target
 
 
-# what is refused, and what older runs do
+# refusals, and older runs
 
 
 def test_two_files_for_a_split_are_named(root):
@@ -199,7 +199,7 @@ def test_two_files_for_a_split_are_named(root):
     assert len(read(root, train_csv="train_2.csv")[0]["train"]) == 2
 
 
-def test_a_name_in_two_places_is_no_ones(root):
+def test_a_name_in_two_places_is_ambiguous(root):
     for folder in ("left camera", "right camera"):
         write_photographs(root / "photographs" / folder, ["a", "b"], content=folder)
     write(root / "labels.csv", "image,level", ["a,0", "b,1"])
@@ -221,7 +221,7 @@ def test_folders_of_splits_by_key(root):
     assert "set data.test_images to" in refusal(retinopathy(root, **keys).read_table)
 
 
-def test_older_runs_look_for_no_further_file(root):
+def test_older_runs_do_not_look_for_more_files(root):
     write_photographs(root / "images", ["a", "b", "c"])
     write(root / "train.csv", "image,level", ["a,0", "b,1"])
     write(root / "valid.csv", "image,level", ["c,0"])
@@ -238,11 +238,11 @@ def pictures(root, *places):
         write_photographs(path.parent, [path.stem], path.suffix, content=str(place))
 
 
-def test_the_name_as_it_is_comes_before_the_folder_of_the_split(root):
+def test_the_unchanged_name_comes_before_the_folder_of_the_split(root):
     pictures(root, "photos/a.jpg", "photos/b.jpg", "train_masks/a.png", "train_masks/b.png")
     write(root / "labels.csv", "image,level", ["a.jpg,0", "b.jpg,1"])
     assert read(root)[0]["train"]["b.jpg"] == (1, "photos/b.jpg")
-    write(root / "labels.csv", "image,level", ["a,0", "b,1"])  # now both fit
+    write(root / "labels.csv", "image,level", ["a,0", "b,1"])  # now both files fit
     assert "image 'a' is in" in refusal(retinopathy(root).read_table)
 
 
@@ -250,12 +250,12 @@ def test_photographs_near_the_label_file_come_before_those_of_another_data_set(r
     pictures(root, *(f"mine/photos/{n}.jpg" for n in (1, 2, 3)), *(f"other/Training/{n}.png" for n in (1, 2, 3)))
     write(root / "mine" / "labels.csv", "image,level", ["1,0", "2,1", "3,2"])
     assert read(root)[0]["train"]["2"] == (1, "mine/photos/2.jpg")
-    (root / "mine" / "photos" / "2.jpg").unlink()  # not that of the other set
+    (root / "mine" / "photos" / "2.jpg").unlink()  # the image of the other data set is not taken
     assert "1 of 3 listed images is missing (2)" in refusal(retinopathy(root).read_table)
 
 
 @pytest.mark.parametrize("own", ["test/test", "Test", "Testing Set"])
-def test_a_split_with_a_folder_of_its_own_takes_no_image_of_another(root, own):
+def test_a_split_with_its_own_folder_takes_no_image_of_another(root, own):
     pictures(root, *(f"train/{n}.png" for n in range(1, 6)), f"{own}/4.png", f"{own}/5.png")
     write(root / "train.csv", "image,level", ["1,0", "2,1", "3,2"])
     write(root / "test.csv", "image,level", ["4,0", "5,1"])
@@ -264,7 +264,7 @@ def test_a_split_with_a_folder_of_its_own_takes_no_image_of_another(root, own):
     assert "1 of 2 listed images is missing (5)" in refusal(retinopathy(root).read_table)
 
 
-def test_a_folder_of_another_split_serves_no_one(root):
+def test_a_folder_of_another_split_is_not_used(root):
     pictures(root, "photos/test/3.jpg")
     write(root / "train.csv", "image,level", ["3,0"])
     assert "1 of 1 listed image is missing" in refusal(retinopathy(root).read_table)
@@ -278,13 +278,13 @@ def test_the_suffix_in_another_case_is_the_same_suffix(root):
     assert "contains y.jpg and y.png; name one" in refusal(retinopathy(root).read_table)
 
 
-def test_a_folder_called_like_an_image_is_none(root):
+def test_a_folder_named_like_an_image_is_not_an_image(root):
     pictures(root, "images/1/1.png", "images/2/2.png")
     write(root / "train.csv", "image,level", ["1,0", "2,1"])
     assert read(root)[0]["train"]["2"] == (1, "images/2/2.png")
 
 
-def test_label_files_behind_links_are_found_and_answers_are_none(root, tmp_path):
+def test_label_files_behind_links_are_found_and_predictions_are_not_labels(root, tmp_path):
     write(tmp_path / "store" / "valid.csv", "image,level", ["v,1"])
     pictures(tmp_path / "store", "valid/v.jpg")
     pictures(root, "images/a.jpg")
@@ -295,7 +295,7 @@ def test_label_files_behind_links_are_found_and_answers_are_none(root, tmp_path)
     assert {split: list(rows) for split, rows in read(root)[0].items()} == {"train": ["a"], "val": ["v"]}
 
 
-def test_eyes_by_od_and_os_or_by_no_name(root):
+def test_eyes_are_read_by_od_and_os_and_need_equal_labels_without_a_side(root):
     pictures(root, "images/1_OD.jpg", "images/1_OS.jpg", "images/x.jpg", "images/y.jpg")
     rows = ["1_OD,0,4", "1_OS,0,4", "x,2,2", "y,1,3"]
     write(root / "train.csv", "image_id,left_eye_DR_Level,right_eye_DR_Level", rows)
@@ -304,7 +304,7 @@ def test_eyes_by_od_and_os_or_by_no_name(root):
     assert {name: target for name, (target, _) in found.items()} == {"1_OD": 4, "1_OS": 0, "x": 2}
 
 
-def test_files_that_are_left_out_are_said(root, caplog):
+def test_ignored_files_are_reported(root, caplog):
     pictures(root, "images/a.jpg", "images/b.jpg")
     write(root / "train.csv", "image,level", ["a,0"])
     write(root / "valid.csv", "image,quality", ["b,1"])
@@ -324,7 +324,7 @@ def test_tables_that_cannot_be_read_are_named(root, name):
     assert f"save tables/{name} as CSV in UTF-8" in refusal(retinopathy(root).read_table)
 
 
-def test_the_solution_counts_where_it_has_the_column(root):
+def test_the_solution_is_used_if_it_has_the_column(root):
     write_photographs(root / "train", [f"{n}_left" for n in range(4)], ".jpeg")
     write(root / "retinopathy_solution.csv", "image,level,Usage", ["9_left,0,Public"])
     write(root / "Label_EyeQ_train.csv", "image,quality,DR_grade", [f"{n}_left,{n % 3},0" for n in range(4)])
@@ -339,7 +339,7 @@ def test_photographs_in_the_cache_are_not_found(root):
     assert read(root, cache_dir=str(root / "cache"))[0]["train"]["a"] == (0, "photos/a.jpg")
 
 
-def test_rows_without_a_good_label_need_neither_name_nor_patient(root):
+def test_rows_without_a_valid_label_need_neither_name_nor_patient(root):
     pictures(root, "images/a.jpg", "images/b.jpg")
     write(root / "train.csv", "image,level,patient", ["a,0,p", "b,1,q", "a,9,p", "b.jpg,,", ",7,r", "../c,8,s", "b,x,"])
     found, data = read(root, on_bad_label="drop", patient_column="patient")

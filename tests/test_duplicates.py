@@ -1,4 +1,4 @@
-"""Duplicates among drawn eyes: copies are found whatever was done to them, other eyes are not."""
+"""Duplicates among drawn eyes: edited copies are found, other eyes are not."""
 
 import cv2
 import numpy as np
@@ -14,7 +14,7 @@ EYES = 24
 
 @pytest.fixture(scope="module")
 def eyes() -> list[np.ndarray]:
-    """Photographs (96, 96, 3) of eyes of as many patients."""
+    """Return photographs (96, 96, 3), one eye per patient."""
     return [draw_fundus(k % 5, ("left", "right")[k % 2], k, 0, 96)[:, 16:112] for k in range(EYES)]
 
 
@@ -55,7 +55,7 @@ def test_a_gray_picture_has_the_same_thumbnail(eyes):
     np.testing.assert_array_equal(thumbnail(cv2.cvtColor(eyes[0], cv2.COLOR_RGB2GRAY)), thumbnail(eyes[0]))
 
 
-def test_the_same_bytes_are_exact_and_not_near_as_well(eyes):
+def test_identical_files_are_exact_duplicates_and_not_near_ones(eyes):
     table = found([eyes[0], eyes[1], eyes[0]], rows_of(["a", "b", "c"], digests=["x", "y", "x"]))
     assert table.to_numpy().tolist() == [["a", "train", 0, "c", "train", 0, "exact"]]
 
@@ -90,10 +90,10 @@ def test_the_worst_pairs_come_first(eyes):
     pd.testing.assert_frame_equal(found([images[k] for k in shuffled], rows), table)
 
 
-def test_black_and_flat_pictures_are_not_like_one_another():
+def test_black_and_flat_pictures_are_not_duplicates():
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:96, :96]
-    light = 1 - ((y - 48) ** 2 + (x - 48) ** 2)[..., None] / 5000  # falls off towards the rim
+    light = 1 - ((y - 48) ** 2 + (x - 48) ** 2)[..., None] / 5000  # darker towards the rim
     levels = [0, 2, 4, 8, 12, 90, 180, 240] * 3
     images = [np.clip(level * light + rng.normal(0, 1, (96, 96, 3)), 0, 255).astype(np.uint8) for level in levels]
     assert found(images, rows_of([str(k) for k in range(len(images))])).empty

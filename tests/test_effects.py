@@ -1,4 +1,4 @@
-"""What axes change: the means of paired differences, and sentences that claim no more than the intervals."""
+"""Effects of axes: means of paired differences, and sentences that claim no more than the intervals allow."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def table_of(folder, metric="accuracy"):
 
 
 def write_grid(root, skills, seeds=(0, 1, 2), images=400):
-    """Runs by (depth, pretrained) → skill."""
+    """Write runs from (depth, pretrained) → skill."""
     for (depth, pretrained), skill in skills.items():
         for seed in seeds:
             write_run(root / f"{depth}-{pretrained}-{seed}", depth, pretrained, seed, skill, images=images)
@@ -36,7 +36,7 @@ def test_an_effect_is_the_mean_of_the_paired_differences(tmp_path):
     assert depth.low < depth.value < depth.high
 
 
-def test_what_is_large_raises_and_what_is_nothing_cannot_be_concluded(tmp_path):
+def test_a_large_effect_is_stated_and_no_effect_is_inconclusive(tmp_path):
     skills = {(depth, weights): 4.0 if weights else 1.5 for depth in (18, 50) for weights in (None, "web")}
     write_grid(tmp_path, skills)
     depth, pretrained = effects_of(table_of(tmp_path))
@@ -56,7 +56,7 @@ def test_an_average_that_hides_opposite_differences_says_so(tmp_path):
         assert f"{100 * value:+.2f} at {rest}".replace("-", "−") in depth.sentence
 
 
-def test_one_seed_each_is_about_these_networks(tmp_path):
+def test_with_one_seed_each_the_sentence_is_about_these_networks(tmp_path):
     write_grid(tmp_path, {(18, None): 2.0, (50, None): 2.0}, seeds=(0,))
     (effect,) = effects_of(table_of(tmp_path))
     assert effect.sentence.endswith("this compares trained networks, not settings.")
@@ -75,14 +75,14 @@ def test_axes_that_change_together_are_named_not_guessed(tmp_path):
     assert confounded_of(table) == ["model.depth", "model.pretrained"]
 
 
-def test_a_group_alone_has_no_effects(tmp_path):
+def test_a_single_group_has_no_effects(tmp_path):
     write_grid(tmp_path, {(18, None): 2.0})
     assert effects_of(table_of(tmp_path)) == []
     assert confounded_of(table_of(tmp_path)) == []
 
 
 @pytest.mark.parametrize("metric", ["qwk", "auroc"])
-def test_a_key_that_does_nothing_changes_nothing(tmp_path, metric):
+def test_a_key_without_effect_changes_nothing(tmp_path, metric):
     for depth in (18, 34, 50, 101, 152):
         for lr in (0.1, 0.01):
             write_run(tmp_path / f"{depth}-{lr}", depth, config={"optim.lr": lr}, images=600)

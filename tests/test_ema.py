@@ -1,4 +1,4 @@
-"""`callbacks=ema`: the average is what is validated, selected, tested and loaded, and a resumed run is exact."""
+"""`callbacks=ema`: the averaged weights are validated, selected, tested and loaded, and a resumed run is exact."""
 
 from __future__ import annotations
 
@@ -26,10 +26,8 @@ def checkpoint(run: RunFolder) -> dict:
     return torch.load(run.last_checkpoint, weights_only=True)
 
 
-def test_the_average_is_what_is_tested_and_loaded(
-    make_run: Make, monkeypatch: pytest.MonkeyPatch, photographs: Path
-) -> None:
-    weights: list[torch.Tensor] = []  # of the head, after each step
+def test_the_average_is_tested_and_loaded(make_run: Make, monkeypatch: pytest.MonkeyPatch, photographs: Path) -> None:
+    weights: list[torch.Tensor] = []  # weights of the head after each step
     end = Observer.on_train_batch_end
 
     def note(self, trainer, pl_module, *rest) -> None:
@@ -51,7 +49,7 @@ def test_the_average_is_what_is_tested_and_loaded(
     again.index = [Path(name).stem for name in again.index]
     np.testing.assert_allclose(tested, again.loc[tested.index, model.class_names], atol=1e-5)
     assert not torch.allclose(average, weights[-1], atol=1e-4)
-    assert differences_of([read_run(run)]) == []  # the stored metrics are those of the predictions
+    assert differences_of([read_run(run)]) == []  # the stored metrics follow from the predictions
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Numbers of things in messages, and names in them that would steer a terminal."""
+"""Numbers with nouns in messages, and names with control characters."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_one_is_singular(words, expected: str) -> None:
         ("ä 眼 é", "ä 眼 é"),
     ],
 )
-def test_no_name_steers_the_terminal(text: str, shown: str) -> None:
+def test_control_characters_in_names_are_escaped(text: str, shown: str) -> None:
     assert printable(text) == shown
     record = logging.LogRecord("x", logging.INFO, "", 0, "%s", (text,), None)
     assert PrintableFormatter().format(record).endswith("  " + shown.replace("\n", "\\n"))
@@ -49,7 +49,7 @@ def test_no_name_steers_the_terminal(text: str, shown: str) -> None:
         ("100 %\ntable", (), "100 %\ntable"),
     ],
 )
-def test_a_name_breaks_no_line_of_the_log(message: str, names: tuple[object, ...], shown: str) -> None:
+def test_line_breaks_in_names_are_escaped(message: str, names: tuple[object, ...], shown: str) -> None:
     record = logging.LogRecord("x", logging.INFO, "", 0, message, names, None)
     assert PrintableFormatter().format(record).endswith(f"  {shown}")
     assert record.args == names

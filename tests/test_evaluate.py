@@ -35,7 +35,7 @@ def trained(make_run) -> RunFolder:
 
 
 def damage(run: RunFolder, value: float) -> Path:
-    """Make one weight of the best checkpoint undefined."""
+    """Set one weight of the best checkpoint to NaN."""
     checkpoint = torch.load(run.best_checkpoint, weights_only=True)
     checkpoint["state_dict"]["model.layer2.0.conv1.weight"][0, 0, 0, 0] = value
     torch.save(checkpoint, run.best_checkpoint)
@@ -47,7 +47,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 
 class Forbidden:
-    """A pickle that would write a file."""
+    """Pickle that would write a file."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -59,7 +59,7 @@ class Forbidden:
 def test_the_runs_own_test_split_scores_as_it_did(trained: RunFolder) -> None:
     before = contents(trained.path)
     stored = {path.name: path.read_text() for path in trained.path.glob("*_test.csv")}
-    for _ in range(2):  # the same inputs have the same folder
+    for _ in range(2):  # equal inputs have the same folder
         evaluate.command([str(trained.path)])
         (folder,) = trained.path.glob("evaluation_*")
         assert {path.name: path.read_text() for path in folder.glob("*.csv")} == stored
@@ -70,13 +70,13 @@ def test_another_split_or_checkpoint_leaves_the_runs_own_files_alone(trained: Ru
     before = trained.predictions_file("val").read_text()
     evaluate.command([str(trained.last_checkpoint), "split=val"])
     folder = RunFolder(trained.path / "evaluation_last_val")
-    assert folder.predictions_file("val").read_text() == before  # after one epoch last is best
+    assert folder.predictions_file("val").read_text() == before  # with one epoch, last is best
     evaluate.command([str(trained.path), "split=train"])
     rows = pd.read_csv(RunFolder(trained.path / "evaluation_best_train").predictions_file("train"))
     assert len(rows) == sum(trained.read_status()["class_counts"]["train"])
 
 
-def test_another_data_set_is_seen_as_the_model_was_taught(trained: RunFolder, tmp_path: Path) -> None:
+def test_another_data_set_gets_the_preprocessing_of_the_model(trained: RunFolder, tmp_path: Path) -> None:
     root = write_kaggle(tmp_path / "kaggle")
     out = tmp_path / "elsewhere"
     evaluate.command(
@@ -86,7 +86,7 @@ def test_another_data_set_is_seen_as_the_model_was_taught(trained: RunFolder, tm
     assert sorted(rows["image"]) == sorted(TRAIN)
     origin = load(str(trained.path)).origin
     config = evaluate.override(origin, ["data=retinopathy", f"data.root={root}"])
-    assert config["data"]["image_size"] == 24  # conf/data/retinopathy.yaml says 224
+    assert config["data"]["image_size"] == 24  # conf/data/retinopathy.yaml has 224
     _, _, datamodule = evaluate.evaluate_split(load(str(trained.path)), config, "train")
     assert datamodule.mean.tolist() == pytest.approx(origin["mean"])
 
@@ -112,14 +112,14 @@ def test_wrong_data_is_refused(trained: RunFolder, tmp_path: Path) -> None:
     assert "data.image_size=[1" in refusal(evaluate.command, [str(trained.path), "data.image_size=[1"])
 
 
-def test_a_misspelt_key_is_refused(trained: RunFolder) -> None:
+def test_a_misspelled_key_is_refused(trained: RunFolder) -> None:
     assert "data.rooot" in refusal(evaluate.command, [str(trained.path), "data.rooot=x"])
 
 
-def test_checkpoints_that_are_none_of_ours_are_refused(trained: RunFolder, tmp_path: Path) -> None:
+def test_checkpoints_of_other_programs_are_refused(trained: RunFolder, tmp_path: Path) -> None:
     foreign, malicious, broken = (tmp_path / name for name in ("foreign.ckpt", "malicious.ckpt", "broken.ckpt"))
     torch.save({"state_dict": {"weight": torch.zeros(1)}}, foreign)
-    assert "is no checkpoint of resnet_lab" in refusal(evaluate.command, [str(foreign)])
+    assert "is not a checkpoint of resnet_lab" in refusal(evaluate.command, [str(foreign)])
     torch.save({"state_dict": {}, "resnet_lab": Forbidden(tmp_path / "proof")}, malicious)
     assert "malicious.ckpt" in refusal(evaluate.command, [str(malicious)])
     assert not (tmp_path / "proof").exists()
@@ -152,7 +152,7 @@ def test_predictions_without_labels(trained: RunFolder, photographs: Path, tmp_p
     assert "no image" in refusal(predict.command, [str(trained.path), str(tmp_path / "empty")])
 
 
-def test_a_checkpoint_calls_nothing_foreign(trained: RunFolder, tmp_path: Path) -> None:
+def test_a_checkpoint_calls_no_external_function(trained: RunFolder, tmp_path: Path) -> None:
     checkpoint = torch.load(trained.last_checkpoint, weights_only=True)
     foreign, nested = tmp_path / "foreign.ckpt", tmp_path / "nested.ckpt"
     target = {"_target_": "pathlib.Path.touch", "self": str(tmp_path / "proof")}
@@ -180,13 +180,13 @@ def test_folders_are_matched_to_classes_by_name(trained: RunFolder, tmp_path: Pa
     assert targets == {"no DR": 0, "mild": 1, "moderate": 2, "severe": 3, "proliferative": 4}
 
 
-def test_an_output_that_cannot_be_written_is_found_first(trained: RunFolder, photographs: Path, tmp_path: Path) -> None:
+def test_an_unwritable_output_is_refused_first(trained: RunFolder, photographs: Path, tmp_path: Path) -> None:
     assert "is a folder" in refusal(predict.command, [str(trained.path), str(photographs), f"out={tmp_path}"])
     assert "data/foo" in refusal(evaluate.command, [str(trained.path), "data=foo"])
     assert "trainer.devices=abc" in refusal(evaluate.command, [str(trained.path), "trainer.devices=abc"])
 
 
-def test_raw_photographs_are_seen_as_the_prepared_ones_were(make_run, photographs: Path, tmp_path: Path) -> None:
+def test_raw_photographs_are_predicted_like_prepared_ones(make_run, photographs: Path, tmp_path: Path) -> None:
     run = make_run("trainer.max_epochs=1", "data.eye_crop=true", "data.local_mean=true")
     data = build("data", run.read_config()["data"])
     paths = sorted(map(str, (photographs / "images").iterdir()))
@@ -198,7 +198,7 @@ def test_raw_photographs_are_seen_as_the_prepared_ones_were(make_run, photograph
     raw = pd.read_csv(tmp_path / "raw.csv").set_index("image").rename(index=lambda name: Path(name).stem)
     columns = [f"p_{k}" for k in range(5)]
     differences = (raw.loc[trained_on.index, columns] - trained_on[columns]).abs()
-    assert differences.to_numpy().max() < 0.05  # what the JPEG of the prepared set costs
+    assert differences.to_numpy().max() < 0.05  # error of the prepared JPEGs
 
 
 @pytest.mark.parametrize("key", ["data.folds=2", "data.splits={train: test, test: train}", "data.max_per_class=4"])
@@ -218,7 +218,7 @@ def test_data_without_a_train_split_can_be_evaluated_on(make_run, tmp_path: Path
     assert len(pd.read_csv(RunFolder(tmp_path / "out").predictions_file("test"))) == 6
     broken = make_run("data=retinamnist", f"data.root={root}", "data.file=other.npz", name="broken")
     assert guarded(broken) != 0
-    assert "has no split train, but test; to train on another one name it" in broken.read_status()["error"]
+    assert "has no split train, only test; to train on another split, name it" in broken.read_status()["error"]
 
 
 def test_every_split_is_scored_by_all_metrics(trained: RunFolder) -> None:
@@ -238,11 +238,11 @@ def test_the_baseline_is_the_majority_that_the_model_was_trained_on(
     keys = ["data=retinopathy", f"data.root={root}", "data.val_fraction=0"]
     evaluate.command([str(trained.path), "split=train", *keys])
     line = next(line for line in capsys.readouterr().out.splitlines() if "always" in line)
-    assert line.split()[:5] == ["always", "“no", "DR”", "0.0000", "0.3000"]  # 0.7000 would be that of the foreign set
+    assert line.split()[:5] == ["always", "“no", "DR”", "0.0000", "0.3000"]  # 0.7000: the external majority
 
 
 def copies(source: Path, folder: Path, names: list[str]) -> Path:
-    """The same photographs under other names; the second with other metadata, the third encoded again."""
+    """Write the same photographs under other names; the second has other metadata, the third is encoded again."""
     folder.mkdir()
     for number, name in enumerate(names):
         shutil.copy(source / f"{name}.jpeg", folder / f"copy{number}.jpeg")
@@ -272,9 +272,9 @@ def test_images_that_the_model_was_trained_on_are_counted(
         assert f"{count} images are training images" in capsys.readouterr().out
 
 
-def test_a_checkpoint_without_hashes_cannot_tell(trained: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_without_hashes_is_reported(trained: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = torch.load(trained.best_checkpoint, weights_only=True)
-    assert len(checkpoint["resnet_lab"].pop("train_images")) == 16 * 32  # of 32 training images
+    assert len(checkpoint["resnet_lab"].pop("train_images")) == 16 * 32  # 32 training images
     torch.save(checkpoint, trained.best_checkpoint)
     evaluate.command([str(trained.path)])
     assert "has no hashes of its training images" in capsys.readouterr().out
@@ -299,14 +299,14 @@ def test_a_failed_evaluation_or_prediction_leaves_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_place_that_cannot_be_written_is_found_before_the_data_is_read(trained: RunFolder, tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_refused_before_the_data_is_read(trained: RunFolder, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for out in ("file", "file/below"):
         words = [str(trained.path), f"out={tmp_path / out}", f"data.root={tmp_path / 'nothing'}"]
         assert f"{tmp_path / 'file'} is not a folder" in refusal(evaluate.command, words)
 
 
-def test_an_evaluations_name_is_short_and_its_own(tmp_path: Path) -> None:
+def test_an_evaluations_name_is_short_and_unique(tmp_path: Path) -> None:
     file = tmp_path / "run" / "checkpoints" / "best.ckpt"
     sets = [[], ["data=retinopathy", f"data.root=/data/{'long' * 30}"], ["data=retinopathy", f"data.root=/{'d' * 90}"]]
     sets += [["data.test_csv=one.csv"], ["data.test_csv=two.csv"], ["trainer.precision=32-true"]]
@@ -325,7 +325,7 @@ def test_an_evaluations_name_is_short_and_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_model_of_undefined_weights_is_refused_before_its_data_is_read(
+def test_a_model_with_nan_weights_is_refused_before_its_data_is_read(
     trained: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, value: float
 ) -> None:
     file, before = damage(trained, value=value), sorted(tmp_path.rglob("*"))
@@ -342,7 +342,7 @@ def test_a_model_of_undefined_weights_is_refused_before_its_data_is_read(
 
 @pytest.fixture
 def undefined_third() -> Iterator[None]:
-    """Every model has NaN for the third image of the last split that is tested."""
+    """Make every model predict NaN for the third image of the last tested split."""
     gather = Classifier._gather
 
     def undefined(self: Classifier, kept: list) -> tuple[torch.Tensor, ...]:
@@ -369,7 +369,7 @@ def test_images_without_a_prediction_are_named_and_nothing_is_written(
     assert not (tmp_path / "p.csv").exists()
 
 
-def test_a_job_does_not_write_predictions_that_are_none(make_run, undefined_third: None) -> None:
+def test_a_job_does_not_write_undefined_predictions(make_run, undefined_third: None) -> None:
     run = make_run("trainer.max_epochs=1")
     assert guarded(run) == 1
     assert run.read_status()["state"] == "failed"
@@ -421,11 +421,11 @@ def test_an_evaluation_is_not_written_into_a_run_or_over_another(trained: RunFol
     assert "overwrite=yes: choose true or false" in refusal(evaluate.command, [str(trained.path), "overwrite=yes"])
 
 
-def test_predict_does_not_overwrite_unless_told(trained: RunFolder, photographs: Path, tmp_path: Path) -> None:
+def test_predict_overwrites_only_with_overwrite_true(trained: RunFolder, photographs: Path, tmp_path: Path) -> None:
     out = tmp_path / "labels.csv"
     out.write_text("precious")
     words = [str(photographs / "images"), f"out={out}"]
-    for source in (trained.path, tmp_path / "no model"):  # before the model is read
+    for source in (trained.path, tmp_path / "no model"):  # raised before the model is read
         assert "set overwrite=true" in refusal(predict.command, [str(source), *words])
     assert out.read_text() == "precious"
     predict.command([str(trained.path), *words, "overwrite=true"])
@@ -458,7 +458,7 @@ def test_classes_in_another_order_are_refused(trained: RunFolder) -> None:
     assert "in another order; its order is [no DR,mild,moderate,severe,proliferative]" in message
 
 
-SEEN = {  # none is the default of conf/data/retinopathy.yaml
+SEEN = {  # all differ from conf/data/retinopathy.yaml
     "image_size": 26,
     "resize": "shorter",
     "eye_crop": False,
@@ -471,7 +471,7 @@ SEEN = {  # none is the default of conf/data/retinopathy.yaml
 }
 
 
-def test_another_data_set_is_seen_with_every_key_of_the_run(make_run, photographs: Path) -> None:
+def test_another_data_set_gets_every_preprocessing_key_of_the_run(make_run, photographs: Path) -> None:
     run = make_run("trainer.max_epochs=1", *(f"data.{key}={json.dumps(value)}" for key, value in SEEN.items()))
     assert guarded(run) == 0
     keys = ["data=retinopathy", f"data.root={photographs}", "data.val_fraction=0.25"]
@@ -484,9 +484,7 @@ def test_another_data_set_is_seen_with_every_key_of_the_run(make_run, photograph
     assert RunFolder(folder).predictions_file("test").read_text() == run.predictions_file("test").read_text()
 
 
-def test_predictions_are_of_their_images_in_whatever_order_these_come(
-    trained: RunFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_predictions_belong_to_their_images_in_any_order(trained: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     class Backwards(datamodule_module.EvaluationSampler):
         def __iter__(self):
             return iter(list(super().__iter__())[::-1])
@@ -509,7 +507,7 @@ def test_a_done_job_that_lost_its_predictions_tests_again(trained: RunFolder, ca
         assert guarded(trained) == 0
     assert {name: (trained.path / name).read_bytes() for name in names} == before
     trained.predictions_file("test").unlink()
-    trained.last_checkpoint.unlink()  # it would train
+    trained.last_checkpoint.unlink()  # a job would train again
     assert guarded(trained) == 0
     assert not trained.predictions_file("test").exists()
 
@@ -542,7 +540,7 @@ def test_prediction_takes_every_photograph_of_a_folder_once(
 
 
 @pytest.mark.parametrize("key", ["data=class_folders", "data.root=elsewhere", "data.train_csv=a.csv", "data.folds=5"])
-def test_prediction_refuses_keys_that_would_do_nothing(trained: RunFolder, photographs: Path, key: str) -> None:
+def test_prediction_refuses_keys_without_effect(trained: RunFolder, photographs: Path, key: str) -> None:
     message = refusal(predict.command, [str(trained.path), str(photographs), "out=unused.csv", key])
     assert key in message
     assert not Path("unused.csv").exists()
@@ -557,5 +555,5 @@ def test_leaks_inside_another_data_set_do_not_stop_an_evaluation(trained: RunFol
 
 
 @pytest.mark.parametrize("key", evaluate.OF_TRAINING)
-def test_keys_of_training_alone_are_refused(key: str) -> None:
+def test_keys_for_training_only_are_refused(key: str) -> None:
     assert refusal(evaluate.override, {}, [f"trainer.{key}=1"]).startswith(f"trainer.{key}=1: it has no effect")

@@ -1,4 +1,4 @@
-"""A killed run ends with the weights and metrics of one that was not, whatever reads its images."""
+"""A killed and resumed run ends with the weights and metrics of an uninterrupted run, with any number of workers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MakeRun = Callable[..., RunFolder]
 AUGMENTED = ("data.rotation=20", "data.horizontal_flip=0.5", "trainer.max_epochs=4", "data.max_images=40")
 DROPOUT = {"widths": [4, 8], "hidden": 8, "dropout": 0.5, "activation": "ReLU", "pretrained": "none"}
 NETWORKS = {"resnet": None, "dropout": {"_target_": "resnet_lab.models.example_cnn.example_cnn", **DROPOUT}}
-# hook of the module, epoch in which it dies
+# hook of the module, epoch of the kill
 MOMENTS = {
     "first epoch": ("training_step", 0, 1),
     "start of the second epoch": ("training_step", 1, 0),
@@ -37,11 +37,11 @@ LOADERS = [
 
 
 class Killed(BaseException):
-    """Ends a job as kill -9 would: nothing is written after it."""
+    """Ends a job like kill -9: nothing is written afterwards."""
 
 
 def dying(monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
-    """Let the next job die at a moment."""
+    """Kill the next job at a given moment."""
     hook, epoch, number = MOMENTS[moment]
     original = getattr(Classifier, hook)
 
@@ -54,7 +54,7 @@ def dying(monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
 
 
 def loading(monkeypatch: pytest.MonkeyPatch, persistent: bool) -> None:
-    """Let workers die with their epoch where they are not to be persistent."""
+    """End non-persistent workers with their epoch."""
     loader = datamodule.DataLoader
 
     def make(*args: Any, persistent_workers: bool, **kwargs: Any) -> Any:
@@ -64,13 +64,13 @@ def loading(monkeypatch: pytest.MonkeyPatch, persistent: bool) -> None:
 
 
 def end_of(run: RunFolder) -> tuple[str, str, dict[str, torch.Tensor]]:
-    """What a run ends with."""
+    """Return the final results of a run."""
     weights = torch.load(run.last_checkpoint, weights_only=True)["state_dict"]
     return run.metrics_file.read_text(), run.predictions_file("test").read_text(), weights
 
 
 def trained_batches(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """Run the job; the (epoch, batch) of its training steps."""
+    """Run the job, and return (epoch, batch) of its training steps."""
     seen, original = [], Classifier.training_step
 
     def steps(self: Classifier, batch: Any, batch_idx: int) -> Any:
@@ -91,7 +91,7 @@ def same_end(run: RunFolder, other: RunFolder) -> bool:
 
 @pytest.fixture
 def make(make_run: MakeRun) -> MakeRun:
-    """Lay a run with augmentation and one of `NETWORKS`."""
+    """Create a run with augmentation and one of `NETWORKS`."""
 
     def create_run(network: str, name: str, *overrides: str) -> RunFolder:
         run = make_run(*AUGMENTED, *overrides, name=name)
@@ -104,7 +104,7 @@ def make(make_run: MakeRun) -> MakeRun:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("first", "then"), [pytest.param(2, 0, marks=pytest.mark.slow), (0, 1)])
-def test_a_run_goes_on_with_another_number_of_workers(
+def test_a_run_resumes_with_another_number_of_workers(
     make: MakeRun, monkeypatch: pytest.MonkeyPatch, first: int, then: int
 ) -> None:
     whole, broken = make("dropout", "whole"), make("dropout", "broken", f"data.num_workers={first}")
@@ -116,7 +116,7 @@ def test_a_run_goes_on_with_another_number_of_workers(
     config = broken.read_config()
     broken.write_config(config | {"data": config["data"] | {"num_workers": then}})
     assert guarded(broken) == 0
-    assert "going on" in broken.log_file.read_text()
+    assert "resuming" in broken.log_file.read_text()
     assert same_end(whole, broken)
 
 
@@ -124,7 +124,7 @@ INSIDE = ("data.batch_size=8", "trainer.checkpoint_minutes=1e-9", "follow_layers
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_inside_an_epoch(make: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_resumes_inside_an_epoch(make: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     # small batches, so that LayerStatistics measures before and after the kill
     whole = make("dropout", "whole", *INSIDE, "trainer.checkpoint_minutes=null", "trainer.max_epochs=2")
     broken = make("dropout", "broken", *INSIDE, "trainer.max_epochs=2")
@@ -139,7 +139,7 @@ def test_a_run_goes_on_inside_an_epoch(make: MakeRun, monkeypatch: pytest.Monkey
     assert whole.layers_file.read_text() == broken.layers_file.read_text()
 
 
-# overrides; batch of the second epoch in which the job dies; batches that the resumed job trains on
+# overrides; batch of the second epoch with the kill; batches of the resumed job
 KEYS = {
     "an accumulation that was not stepped is repeated": (["trainer.accumulate_grad_batches=3"], 2, [0, 1, 2, 3]),
     "an accumulation that was stepped is kept": (["trainer.accumulate_grad_batches=3"], 3, [3]),
@@ -158,7 +158,7 @@ KEYS = {
     "after the thaw": (["model.freeze=all_but_head", "model.unfreeze_at_epoch=1", "optim=nadam"], 0, [0, 1, 2, 3]),
     "a compiled network": (
         ["trainer.compile=true", "model.freeze=all_but_head", "model.unfreeze_at_epoch=1"],
-        3,  # a smaller batch, which the resumed job compiles first
+        3,  # a smaller batch, the first that the resumed job compiles
         [3],
     ),
     "limits and clipping": (
@@ -185,7 +185,7 @@ def test_every_key_of_the_trainer_resumes_exactly(make: MakeRun, monkeypatch: py
         dying(patch, "inside")
         with pytest.raises(Killed):
             guarded(broken)
-    torch._dynamo.reset()  # a new process has compiled nothing yet
+    torch._dynamo.reset()  # as in a new process
     again = trained_batches(broken, monkeypatch)
     assert [batch for epoch, batch in again if epoch == 1] == goes_on_with
     assert same_end(whole, broken)
@@ -196,7 +196,7 @@ def test_every_key_of_the_trainer_resumes_exactly(make: MakeRun, monkeypatch: py
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("workers", "memory", "persistent"), LOADERS)
-def test_killed_inside_any_epoch(
+def test_a_run_killed_inside_any_epoch_resumes_exactly(
     make: MakeRun, monkeypatch: pytest.MonkeyPatch, workers: int, memory: bool, persistent: bool
 ) -> None:
     network = "dropout" if memory else "resnet"
@@ -220,7 +220,7 @@ def test_killed_inside_any_epoch(
 @pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize(("workers", "memory", "persistent"), LOADERS)
-def test_killed_at_any_moment(
+def test_a_run_killed_at_any_moment_resumes_exactly(
     make: MakeRun, monkeypatch: pytest.MonkeyPatch, network: str, workers: int, memory: bool, persistent: bool
 ) -> None:
     whole = make(network, "whole", "data.num_workers=0")

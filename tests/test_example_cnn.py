@@ -23,7 +23,7 @@ def test_parameters_are_counted_by_hand():
     assert sum(p.numel() for p in example_cnn(5, **SETTINGS).parameters()) == convolutions + 13 * 16 + 17 * 5
 
 
-def test_weights_of_another_run_come_in(tmp_path):
+def test_weights_of_another_run_are_loaded(tmp_path):
     torch.manual_seed(0)
     model = example_cnn(5, **SETTINGS)
     torch.save(model.state_dict(), tmp_path / "weights.pt")
@@ -33,5 +33,5 @@ def test_weights_of_another_run_come_in(tmp_path):
 
 
 @pytest.mark.parametrize("wrong", [{"widths": []}, {"widths": [0]}, {"hidden": 0}, {"dropout": 1.0}])
-def test_numbers_that_make_no_sense(wrong):
+def test_invalid_numbers_are_refused(wrong):
     assert "give numbers from 1" in refusal(lambda: example_cnn(5, **(SETTINGS | wrong)))

@@ -1,4 +1,4 @@
-"""The studies' experiments: every hyper-parameter of the write-ups, and the jobs of each grid."""
+"""The studies' experiments: every hyperparameter of the write-ups, and the jobs of each grid."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ B = {"data._target_": "resnet_lab.data.flowers102.Flowers102", "data.resize": "s
 B |= {"data.splits": {"train": "test", "val": "val", "test": "train"}, "data.crop": 224, "data.horizontal_flip": 0.5}
 B |= {"data.rotation": 30.0, "data.random_grayscale": 0.1, "data.batch_size": 32}
 B |= {f"data.{kind}": 0.2 for kind in ("brightness", "contrast", "saturation", "hue")}
-B |= {"data.on_leak": "drop"}  # ours
+B |= {"data.on_leak": "drop"}  # our choice, not in the write-up
 B |= {"data.mean": [0.485, 0.456, 0.406], "data.std": [0.229, 0.224, 0.225], "data.sampling": "none"}
 B |= {"optim._target_": "resnet_lab.optim.nadam", "optim.lr": 0.001, "optim.weight_decay": 1e-4, "follow_test": False}
 B |= {"schedule._target_": "resnet_lab.optim.plateau", "schedule.monitor": "val/loss", "schedule.factor": 0.1}
@@ -62,13 +62,13 @@ D |= {"data.horizontal_flip": 0.5, "data.vertical_flip": 0.0, "data.rotation": 0
 D |= {"data.mean": [0.4914, 0.4824, 0.4467], "data.std": [0.2471, 0.2435, 0.2616], "data.batch_size": 128}
 D |= {"optim._target_": "resnet_lab.optim.sgd", "optim.lr": 0.1, "optim.momentum": 0.9, "optim.weight_decay": 1e-4}
 D |= {"schedule._target_": "resnet_lab.optim.multistep", "schedule.milestones": [0.5, 0.75], "schedule.gamma": 0.1}
-D |= {"schedule.warmup_epochs": 1.0}  # ours
+D |= {"schedule.warmup_epochs": 1.0}  # our choice, not in the write-up
 D |= {"trainer.max_epochs": 164, "follow_test": True, "loss.class_weights": "none", "model.stem": "3x3"}
 WIDE = {"model.form": "wide", "model.bias": True, "model.widths": [64, 128, 256, 512]}
 PAPER = {"model.form": "cifar", "model.bias": False, "model.widths": [16, 32, 64]}
 
 DEPTH_AND_PRETRAINING = {"model.depth": [18, 50], "model.pretrained": ["none", "imagenet"]}
-STUDIES: dict[str, tuple[dict[str, Any], dict[str, list[Any]]]] = {  # what all jobs share, and the grid
+STUDIES: dict[str, tuple[dict[str, Any], dict[str, list[Any]]]] = {  # shared values of all jobs, and the grid
     "dr_depth_pretraining": (A, DEPTH_AND_PRETRAINING),
     "dr_normalization": (
         {key: value for key, value in A.items() if key != "data.mean"} | {"model.pretrained": "imagenet"},
@@ -103,7 +103,7 @@ STUDIES: dict[str, tuple[dict[str, Any], dict[str, list[Any]]]] = {  # what all 
 
 
 def composed(*overrides: str) -> tuple[Any, list[list[str]]]:
-    """The configuration, and the overrides of each job of its grid, as Hydra's sweeper splits them."""
+    """Return the configuration, and the overrides of each job of its grid, as Hydra's sweeper splits them."""
     register()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = compose("config", ["sweep_dir=unused", *overrides], return_hydra_config=True)
@@ -148,7 +148,7 @@ def test_reduced_has_three_seeds_and_fits_two_cores(name: str) -> None:
     assert len(jobs) <= 3 * max(1, len(full_jobs))
     assert config.data.image_size <= min(128, full.data.image_size)
     assert config.data.batch_size == full.data.batch_size
-    if "patience" in config.schedule:  # epochs; those of the other schedules are shares of the training
+    if "patience" in config.schedule:  # in epochs; other schedules have shares of the training
         assert config.schedule.patience < config.trainer.early_stopping < config.trainer.max_epochs
         full.schedule.patience = config.schedule.patience
     assert config.schedule == full.schedule
@@ -167,7 +167,7 @@ def test_only_healthy_eyes_are_left_out_of_study_cs_data_at_any_scale(scale: str
 
 
 def own_data(name: str, folder: Path) -> list[str]:
-    """Tiny data for an experiment: the retinopathy CSVs, or a folder per class (torchvision's sets are under MD5)."""
+    """Write tiny data for an experiment: the retinopathy CSVs, or a folder per class (torchvision checks MD5 sums)."""
     if name.startswith("dr_"):
         return [f"data.root={write_studies(folder)}"]
     splits = ("train", "val", "test")
@@ -176,7 +176,7 @@ def own_data(name: str, folder: Path) -> list[str]:
 
 
 def smoke(name: str, tmp_path: Path, *arguments: str) -> list[RunFolder]:
-    """Run an experiment as a user does, at the scale at which every job takes seconds."""
+    """Run an experiment from the command line, at the scale at which every job takes seconds."""
     own = [*own_data(name, tmp_path / "data"), f"data.cache_dir={tmp_path / 'cache'}"]
     command = [sys.executable, "-m", "resnet_lab.train", *arguments, f"experiment={name}", "scale=smoke", *own]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -206,6 +206,6 @@ def test_every_job_of_one_experiment_runs(tmp_path: Path) -> None:
     assert seen == {(depth, shortcut) for depth in (20, 56) for shortcut in ("projection", "none")}
 
 
-def test_sizes_are_those_of_experiments_that_there_are() -> None:
+def test_sizes_belong_to_existing_experiments() -> None:
     sizes = {file.stem for file in conf_dir().glob("size/*/*.yaml")}
     assert sizes <= {file.stem for file in conf_dir().glob("experiment/*.yaml")}

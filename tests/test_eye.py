@@ -1,4 +1,4 @@
-"""The eye's disc: found wherever it lies, and nowhere where there is none."""
+"""The eye's disc: found at any position, and not found in pictures without one."""
 
 import cv2
 import numpy as np
@@ -9,7 +9,7 @@ from resnet_lab.data.eye import Box, Disc, crop, disc_box, find_disc, subtract_l
 
 
 def fundus(x, y, radius, width=360, height=300, color=(180, 90, 40), border=3):
-    """A disc with some texture in a border with some noise, uint8 (height, width, 3)."""
+    """Return a disc with texture in a border with noise, uint8 (height, width, 3)."""
     random = np.random.default_rng(0)
     image = random.integers(0, 2 * border + 1, (height, width, 3)).astype(np.uint8)
     texture = cv2.resize(random.uniform(0.7, 1.1, (12, 14)).astype(np.float32), (width, height))
@@ -27,8 +27,8 @@ def jpeg(image, quality=70):
 @pytest.mark.parametrize(
     ("x", "y", "radius"),
     [
-        (180, 150, 120),  # in the middle
-        (130, 120, 90),  # off it
+        (180, 150, 120),  # centered
+        (130, 120, 90),  # off center
         (180, 150, 170),  # cut off above and below
         (80, 150, 140),  # cut off on the left
         (180, 230, 140),  # cut off below
@@ -36,7 +36,7 @@ def jpeg(image, quality=70):
     ],
 )
 @pytest.mark.parametrize("color", [(180, 90, 40), (30, 12, 8)])  # bright, underexposed
-def test_disc_to_a_few_pixels(x, y, radius, color):
+def test_the_disc_is_found_to_a_few_pixels(x, y, radius, color):
     found = find_disc(jpeg(fundus(x, y, radius, color=color)))
     assert found is not None
     np.testing.assert_allclose(found, (x + 0.5, y + 0.5, radius + 0.5), atol=2.5)
@@ -44,7 +44,7 @@ def test_disc_to_a_few_pixels(x, y, radius, color):
 
 @pytest.mark.parametrize("share", [0.7, 0.5])
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_a_disc_of_which_half_the_picture_is_gone(share, side):
+def test_a_disc_is_found_with_half_the_picture_missing(share, side):
     whole, width = fundus(180, 150, 170), round(share * 360)  # cut off above and below as well
     part = whole[:, :width] if side == "right" else whole[:, 360 - width :]
     x = 180.5 if side == "right" else 180.5 - (360 - width)
@@ -53,7 +53,7 @@ def test_a_disc_of_which_half_the_picture_is_gone(share, side):
 
 def test_a_notch_and_writing_in_the_border_do_not_matter():
     image = fundus(180, 150, 120)
-    image[140:160, 285:301] = 3  # the notch that cameras put at the rim
+    image[140:160, 285:301] = 3  # the notch that some cameras add at the rim
     image[10:30, 5:60] = 250
     np.testing.assert_allclose(find_disc(image), (180.5, 150.5, 120.5), atol=1.5)
 
@@ -72,11 +72,11 @@ def test_a_bright_optic_disc_and_a_dark_half_do_not_matter():
         np.zeros((300, 360, 3), np.uint8),
         np.full((300, 360, 3), 255, np.uint8),
         np.random.default_rng(0).integers(0, 256, (300, 360, 3), dtype=np.uint8),
-        np.pad(np.full((200, 360, 3), 120, np.uint8), ((50, 50), (0, 0), (0, 0))),  # bars, but nothing round
+        np.pad(np.full((200, 360, 3), 120, np.uint8), ((50, 50), (0, 0), (0, 0))),  # bars, but no disc
         np.full((1, 1, 3), 9, np.uint8),
     ],
 )
-def test_no_disc(image):
+def test_pictures_without_a_disc_have_none(image):
     assert find_disc(image) is None
 
 
@@ -99,7 +99,7 @@ def test_box_is_a_square_around_the_disc_in_whole_steps(step):
     np.testing.assert_allclose((left + side / 2, top + side / 2, side / 2), disc, atol=step)
 
 
-def test_what_lies_outside_the_picture_is_black():
+def test_areas_outside_the_picture_are_black():
     image = fundus(30, 25, 20, 60, 50)
     cut = crop(image, Box(-5, 40, 20))
     assert cut.shape == (20, 20, 3)
@@ -111,7 +111,7 @@ def test_what_lies_outside_the_picture_is_black():
 # the local mean
 
 
-def test_local_mean_leaves_what_is_small_and_removes_what_is_large():
+def test_local_mean_keeps_small_structures_and_removes_large_ones():
     light = np.linspace(60, 180, 200)[None, :, None].repeat(200, 0).repeat(3, 2)
     image = light.copy()
     image[98:102, 98:102] -= 30
@@ -119,16 +119,16 @@ def test_local_mean_leaves_what_is_small_and_removes_what_is_large():
     assert result.dtype == np.uint8
     middle = result[60:140, 60:140].astype(int)
     assert abs(np.median(middle) - 128) <= 3
-    assert np.ptp(np.median(middle, axis=(0, 2))) <= 8  # no light from the left any more
+    assert np.ptp(np.median(middle, axis=(0, 2))) <= 8  # the light from the left is removed
     assert result[100, 100].max() < 80
 
 
-def test_local_mean_by_its_formula_where_nothing_is_black():
+def test_local_mean_follows_its_formula_without_black_areas():
     image = np.random.default_rng(0).integers(40, 256, (120, 120, 3), dtype=np.uint8)
     result = subtract_local_mean(image, radius=60)
     formula = cv2.addWeighted(image, 4, cv2.GaussianBlur(image, (0, 0), 2), -4, 128)
     inside = np.hypot(*(np.mgrid[:120, :120] - 59.5)) < 54
-    assert np.abs(result.astype(int) - formula)[inside].max() <= 4  # it rounds the mean
+    assert np.abs(result.astype(int) - formula)[inside].max() <= 4  # the function rounds the mean
     np.testing.assert_array_equal(result[~inside], 128)
 
 
@@ -147,7 +147,7 @@ def test_every_photograph_of_idrid_has_its_disc(idrid):
     discs = [find_disc(cv2.imread(str(file))) for file in sorted((idrid / "images").iterdir())]
     assert len(discs) == 516
     x, y, radius = np.array(discs, float).T  # None would be NaN
-    # one camera, 385 × 256 pixels: the disc is wider than the picture is high
+    # one camera, 385 × 256 pixels: the disc is wider than the picture's height
     np.testing.assert_allclose(x, 192, atol=20)
     np.testing.assert_allclose(y, 128, atol=20)
     np.testing.assert_allclose(radius, 153, atol=12)

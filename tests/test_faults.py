@@ -1,4 +1,4 @@
-"""What goes wrong while a job runs is said in one line, and costs at most the epoch under way."""
+"""Each fault during a job gives a one-line error, and costs at most the current epoch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def state_of(run: RunFolder, name: str = "last.ckpt") -> dict[str, torch.Tensor]
 
 
 def same_end(run: RunFolder, other: RunFolder) -> bool:
-    """Whether two runs ended with the same weights, metrics and predictions."""
+    """Return whether two runs ended with the same weights, metrics and predictions."""
     one, two = state_of(run), state_of(other)
     files = (run.metrics_file, run.predictions_file("test"))
     others = (other.metrics_file, other.predictions_file("test"))
@@ -41,7 +41,7 @@ def same_end(run: RunFolder, other: RunFolder) -> bool:
 
 
 def raising(error: BaseException, call: int, hook: Callable[..., Any]) -> Callable[..., Any]:
-    """`hook`, but for one call, which raises."""
+    """Return `hook` with one call that raises."""
     calls = iter(range(10**6))
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -52,7 +52,7 @@ def raising(error: BaseException, call: int, hook: Callable[..., Any]) -> Callab
     return wrapped
 
 
-def test_a_loss_that_is_no_number_stops_before_a_checkpoint_keeps_it(
+def test_a_nan_loss_stops_the_job_before_a_checkpoint_is_saved(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def spoilt(self: Classifier, batch: Any, batch_idx: int, step: Any = Classifier.training_step) -> Any:
@@ -71,8 +71,8 @@ def test_a_loss_that_is_no_number_stops_before_a_checkpoint_keeps_it(
     assert all(torch.isfinite(value).all() for value in state_of(run).values())
 
 
-def test_weights_that_are_no_numbers_replace_no_checkpoint(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    def spoilt(self: Classifier, *_: Any) -> None:  # by the last step of an epoch, after its loss
+def test_nan_weights_replace_no_checkpoint(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoilt(self: Classifier, *_: Any) -> None:  # the last step of an epoch, after its loss
         if self.trainer.is_last_batch and self.current_epoch == 2:
             next(self.parameters()).data[:] = float("nan")
 
@@ -85,10 +85,10 @@ def test_weights_that_are_no_numbers_replace_no_checkpoint(make_run: MakeRun, mo
         kept = torch.load(file, weights_only=True)
         assert kept["epoch"] < 2
         assert all(torch.isfinite(value).all() for value in kept["state_dict"].values())
-    assert guarded(run) == 0  # goes on
+    assert guarded(run) == 0  # resumes
 
 
-def test_weights_that_explode_in_the_first_step_are_no_result(make_run: MakeRun) -> None:
+def test_weights_that_explode_in_the_first_step_fail_the_job(make_run: MakeRun) -> None:
     run = make_run("trainer.max_epochs=1", "data.batch_size=64", "optim.lr=1e30")
     assert guarded(run) == 1
     assert "became" in run.read_status()["error"]
@@ -105,7 +105,7 @@ def test_weights_that_explode_in_the_first_step_are_no_result(make_run: MakeRun)
         OSError(errno.ENOMEM, "Cannot allocate memory"),
     ],
 )
-def test_want_of_memory_is_one_line_with_advice(
+def test_out_of_memory_is_one_line_with_advice(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     monkeypatch.setattr(Classifier, "training_step", raising(error, 2, Classifier.training_step))
@@ -138,13 +138,11 @@ def test_a_job_whose_packages_cannot_be_imported_has_failed(
     assert capsys.readouterr().err.count("\n") == 1
     run.update_status(state="done")
     job.not_imported(run, error)
-    assert run.read_status()["state"] == "done"  # a result is not lost
+    assert run.read_status()["state"] == "done"  # the result is not lost
 
 
 @pytest.mark.slow
-def test_workers_that_deliver_nothing_end_the_job_in_one_line(
-    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_workers_that_hang_end_the_job_with_one_line(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datamodule, "TIMEOUT", 2.0)
     monkeypatch.setattr(ImageDataset, "__getitems__", lambda self, keys: time.sleep(60))
     run = make_run("data.num_workers=1")
@@ -162,7 +160,7 @@ def test_workers_that_deliver_nothing_end_the_job_in_one_line(
         pytest.param("metrics.csv", marks=pytest.mark.slow),
     ],
 )
-def test_a_full_disk_cuts_no_file_and_the_job_goes_on_when_there_is_room(
+def test_a_full_disk_truncates_no_file_and_the_job_resumes_with_free_space(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, file: str
 ) -> None:
     whole, broken = make_run(name="whole"), make_run(name="broken")
@@ -209,7 +207,7 @@ def test_a_disk_too_full_for_the_status_is_still_one_line(
 
 @pytest.fixture
 def halfway(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
-    """A run that died in its third epoch, with a best epoch that is its first; a worker reads its images."""
+    """Return a run that died in its third epoch; its first epoch is the best; a worker reads its images."""
     run = make_run("trainer.max_epochs=4", "data.num_workers=1", name="halfway")
     with monkeypatch.context() as patch:
         patch.setattr(Classifier, "training_step", raising(KeyboardInterrupt(), 4, Classifier.training_step))
@@ -234,7 +232,7 @@ def _first(trainer: Any) -> bool:
         ("another network", "best"),
     ],
 )
-def test_a_damaged_last_checkpoint_is_said_and_another_start_taken(
+def test_a_damaged_last_checkpoint_is_reported_and_replaced(
     make_run: MakeRun, halfway: RunFolder, damage: str, choice: str
 ) -> None:
     whole = make_run("trainer.max_epochs=4", name="whole")
@@ -256,7 +254,7 @@ def test_a_damaged_last_checkpoint_is_said_and_another_start_taken(
     assert guarded(halfway) == 0
     source = "best.ckpt" if choice == "best" and damage != "all" else "the first epoch"
     assert f"last.ckpt is damaged; resuming from {source}" in halfway.log_file.read_text()
-    assert same_end(whole, halfway)  # whichever it went on from
+    assert same_end(whole, halfway)  # from either checkpoint
     assert (halfway.checkpoints / "last.ckpt.damaged").read_bytes() == kept
 
 
@@ -265,7 +263,7 @@ PARTS |= {"loops": {}, "callbacks": {"a": {}}, "pytorch-lightning_version": "2.5
 
 
 def keep(run: RunFolder, **parts: Any) -> RunFolder:
-    """Checkpoints in a folder that was never trained; `parts` replace some of last.ckpt, None takes one out."""
+    """Write checkpoints without training; `parts` replace those of last.ckpt, and None removes one."""
     run.checkpoints.mkdir(parents=True)
     torch.save(PARTS, run.best_checkpoint)
     content = {key: value for key, value in (PARTS | parts).items() if value is not None}
@@ -284,7 +282,7 @@ def test_a_checkpoint_without_its_parts_is_damaged(tmp_path: Path, parts: dict[s
 
 
 @pytest.mark.parametrize("content", [[PARTS], {"a": 1}, torch.ones(2), "text", None])
-def test_what_is_no_checkpoint_is_moved_aside_before_another_takes_its_name(tmp_path: Path, content: Any) -> None:
+def test_an_invalid_checkpoint_is_moved_aside_before_it_is_replaced(tmp_path: Path, content: Any) -> None:
     run = keep(RunFolder(tmp_path))
     assert resume_point(run, "best") == run.last_checkpoint
     run.last_checkpoint.unlink()
@@ -300,7 +298,7 @@ def test_what_is_no_checkpoint_is_moved_aside_before_another_takes_its_name(tmp_
 
 
 @pytest.mark.parametrize("fault", [errno.EACCES, errno.EIO, errno.ESTALE, errno.EMFILE, None])
-def test_a_checkpoint_that_cannot_be_read_now_stays_as_it_is(
+def test_a_checkpoint_that_is_unreadable_for_now_is_not_changed(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, fault: int | None
 ) -> None:
     run = keep(make_run())
@@ -313,7 +311,7 @@ def test_a_checkpoint_that_cannot_be_read_now_stays_as_it_is(
     assert {file.name: file.read_bytes() for file in run.checkpoints.iterdir()} == before
 
 
-def test_a_damaged_best_checkpoint_is_said_and_another_takes_its_place(halfway: RunFolder) -> None:
+def test_a_damaged_best_checkpoint_is_reported_and_replaced(halfway: RunFolder) -> None:
     halfway.best_checkpoint.write_bytes(b"")
     assert guarded(halfway) == 0
     assert "best.ckpt is damaged; the best of the following epochs" in halfway.log_file.read_text()
@@ -344,7 +342,7 @@ def test_last_checkpoints_are_dropped_on_demand(make_run: MakeRun) -> None:
     assert run.read_status()["last_checkpoint"] is None
     alone = make_run("keep_last=false", "trainer.max_epochs=1", "data.val_fraction=0", name="alone")
     assert guarded(alone) == 0
-    assert [file.name for file in alone.checkpoints.iterdir()] == ["last.ckpt"]  # the only one
+    assert [file.name for file in alone.checkpoints.iterdir()] == ["last.ckpt"]  # the only checkpoint
 
 
 def test_a_fault_after_training_costs_no_training(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,12 +352,12 @@ def test_a_fault_after_training_costs_no_training(make_run: MakeRun, monkeypatch
         assert guarded(run) == 1
     assert is_whole(run.last_checkpoint)
     assert guarded(run) == 0
-    assert "going on in" in run.log_file.read_text()
+    assert "resuming in" in run.log_file.read_text()
     assert run.log_file.read_text().count("epoch 2 ") == 1
     assert not run.last_checkpoint.exists()
 
 
-def test_a_job_does_not_go_on_with_other_labels(
+def test_a_job_does_not_resume_with_other_labels(
     make_run: MakeRun, photographs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run()
@@ -371,22 +369,24 @@ def test_a_job_does_not_go_on_with_other_labels(
     labels.write_text("\n".join(reversed(labels.read_text().splitlines())))
     before = run.read_status()["split_fingerprint"]["test"]
     assert guarded(run) == 1
-    assert run.read_status()["error"].startswith(f"the job began with other images or labels in test ({before} then, ")
+    assert run.read_status()["error"].startswith(
+        f"the job started with other images or labels in test ({before} then, "
+    )
     assert run.read_status()["split_fingerprint"]["test"] == before
 
 
-def test_damage_where_no_checksum_looks_is_seen(make_run: MakeRun) -> None:
+def test_damage_outside_the_checksums_is_found(make_run: MakeRun) -> None:
     run = make_run("trainer.max_epochs=1", "data.val_fraction=0")
     guarded(run)
     data = run.last_checkpoint.read_bytes()
     assert is_whole(run.last_checkpoint)
-    entry = data.rindex(b"PK\x01\x02", 0, data.rindex(b"PK\x06\x06"))  # of the directory at the end
+    entry = data.rindex(b"PK\x01\x02", 0, data.rindex(b"PK\x06\x06"))  # entry of the directory at the end
     for place in (entry + 8, entry + 10, entry + 47):  # flags, method, name
         run.last_checkpoint.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
         assert not is_whole(run.last_checkpoint), place
 
 
-def test_what_a_killed_process_was_writing_is_removed(make_run: MakeRun) -> None:
+def test_unfinished_files_of_a_killed_process_are_removed(make_run: MakeRun) -> None:
     run = make_run("trainer.max_epochs=1")
     run.checkpoints.mkdir()
     leftover = run.checkpoints / ".last.ckpt.4194305"  # no process has this number
@@ -397,11 +397,11 @@ def test_what_a_killed_process_was_writing_is_removed(make_run: MakeRun) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_sweep_killed_at_random_moments_ends_as_one_that_was_not(
+def test_a_sweep_killed_at_random_moments_ends_like_an_uninterrupted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     import faults
 
-    assert len(faults.kills(tmp_path.resolve(), 3, int(time.time()), 40, workers)) == 3  # it asserts the rest
+    assert len(faults.kills(tmp_path.resolve(), 3, int(time.time()), 40, workers)) == 3  # `kills` asserts the rest

@@ -1,4 +1,4 @@
-"""The pictures of a report: what they show of made-up runs, and that absent data are no picture."""
+"""The pictures of a report on made-up runs; absent data give no picture."""
 
 import json
 
@@ -26,14 +26,14 @@ def table_of(*folders):
 
 
 def texts(figure) -> str:
-    """All titles, labels of axes and legends."""
+    """Return all titles, axis labels and legends."""
     found = [axes.get_title(loc) for axes in figure.axes for loc in ("left", "center", "right")]
     found += [label.get_text() for axes in figure.axes for label in (*axes.get_yticklabels(), *axes.get_xticklabels())]
     found += [text.get_text() for legend in figure.legends for text in legend.get_texts()]
     return " | ".join([*found, figure.get_suptitle()])
 
 
-def test_the_baseline_of_curves_is_that_of_the_split_they_judge_by(tmp_path):
+def test_curves_show_the_baseline_of_their_split(tmp_path):
     counts = {"train": [1, 9, 2, 0, 0], "val": [2, 2, 0, 0, 0], "test": [1, 3, 0, 0, 0]}
     write_run(tmp_path / "run", class_counts=counts)
     table = table_of(tmp_path)
@@ -42,7 +42,7 @@ def test_the_baseline_of_curves_is_that_of_the_split_they_judge_by(tmp_path):
     assert figures.baseline_of(table, {"train"}) is None
 
 
-def test_curves_are_in_percent_and_of_the_runs_that_count(tmp_path):
+def test_curves_are_in_percent_and_of_counted_runs_only(tmp_path):
     for seed, state in ((0, "done"), (1, "done"), (2, "failed")):
         write_run(tmp_path / str(seed), seed=seed, state=state)
     write_run(tmp_path / "deep", depth=50, epochs=3)
@@ -61,7 +61,7 @@ def test_each_depth_has_its_panel_where_more_than_the_depth_differs(tmp_path):
     assert [(s.panel, s.label) for s in series if s.split == "val"] == [
         (f"depth={depth}", f"depth={depth} pretrained={pretrained}")
         for depth in (18, 50)
-        for pretrained in ("IMAGENET1K_V1", "none")  # the better one first, as in every picture
+        for pretrained in ("IMAGENET1K_V1", "none")  # the better group first, as in every picture
     ]
 
 
@@ -74,7 +74,7 @@ def test_a_followed_test_split_has_its_curve(tmp_path):
     np.testing.assert_allclose(test.values[0], 100 * rows["val/accuracy"])
 
 
-def test_a_curve_of_training_images_alone_says_so(tmp_path):
+def test_a_curve_of_training_images_is_labeled(tmp_path):
     file = write_run(tmp_path / "run") / "metrics.csv"
     assert "alone" not in figures.picture("accuracy", table_of(tmp_path)).note
     rows = pd.read_csv(file)
@@ -83,14 +83,14 @@ def test_a_curve_of_training_images_alone_says_so(tmp_path):
 
 
 def follow(run, **columns):
-    """Give a run further columns of metrics.csv, by split and metric with `__` between them."""
+    """Add columns to a run's metrics.csv; `split__metric` names a column."""
     rows = pd.read_csv(run / "metrics.csv")
     rows.assign(**{name.replace("__", "/"): value for name, value in columns.items()}).to_csv(
         run / "metrics.csv", index=False
     )
 
 
-def test_error_is_of_test_where_it_is_followed_and_of_val_else(tmp_path):
+def test_the_error_is_of_test_if_followed_and_of_val_otherwise(tmp_path):
     run = write_run(tmp_path / "run")
     (line,) = figures.series_of(table_of(tmp_path), figures.CURVES["error"])
     assert line.split == "val"
@@ -100,7 +100,7 @@ def test_error_is_of_test_where_it_is_followed_and_of_val_else(tmp_path):
     np.testing.assert_allclose(line.values[0], [50, 40, 30, 20, 10, 0])
 
 
-def test_training_loss_is_of_all_runs_together(tmp_path):
+def test_the_training_loss_covers_all_runs(tmp_path):
     write_sweep(tmp_path / "sweep", seeds=(0,))
     series = list(figures.series_of(table_of(tmp_path), figures.CURVES["train_loss"]))
     assert {line.panel for line in series} == {""}
@@ -154,7 +154,7 @@ def test_layers_show_the_first_epoch_and_the_last(tmp_path):
     assert figures.picture("layers", table_of(tmp_path)) is None
 
 
-def test_scores_by_class_name_what_lies_below_the_pass_mark(tmp_path):
+def test_scores_by_class_name_the_classes_below_the_pass_mark(tmp_path):
     names = [f"flower {k}" for k in range(102)]
     write_run(tmp_path / "run", class_names=names, images=1020, skill=9.0)
     table = table_of(tmp_path)
@@ -185,7 +185,7 @@ def test_a_class_that_one_run_never_predicts_has_half_the_precision_of_the_other
     np.testing.assert_allclose(figures.mean_class_scores(table_of(tmp_path).groups[0])[0, 1], whole[0, 1] / 2)
 
 
-def test_classes_below_the_mark_are_named_or_where_they_are_most_the_others(tmp_path):
+def test_classes_below_the_mark_are_named_or_the_others_if_those_are_fewer(tmp_path):
     names = [f"flower {k}" for k in range(102)]
     for few, caption in (
         (3, "3 of 102 below 0.7: flower 0, flower 1, flower 2"),
@@ -231,7 +231,7 @@ def test_a_loss_far_above_the_others_makes_the_axis_logarithmic(tmp_path):
     assert figures.picture("loss", table_of(tmp_path)).shown[0].wide.axes[0].get_yscale() == "linear"
 
 
-def test_bands_hold_their_lower_edge_and_the_last_its_upper_one():
+def test_bands_include_their_lower_edge_and_the_last_band_its_upper_one():
     values = np.array([[0.0, 0.5, 0.7, 1.0], [np.nan, 0.69, 0.95, 0.9], [0.1, 0.2, 0.3, 0.4]])
     assert figures.band_shares(values).tolist() == [
         [0.25, 0.25, 0, 0.25, 0, 0.25],
@@ -250,7 +250,7 @@ def test_every_picture_is_drawn_or_left_out(name, tmp_path):
     table = table_of(tmp_path / "done", tmp_path / "flat", tmp_path / "failed")
     drawn = figures.picture(name, table)
     if name in ("layers", "recall"):
-        assert drawn is None  # nothing was measured
+        assert drawn is None  # there are no measurements
     else:
         assert all(png(figure) for drawing in drawn.shown for figure in drawing if figure)
     write_run(tmp_path / "alone" / "run", state="failed", error="boom", epochs=0)
@@ -266,7 +266,7 @@ def test_runs_without_epochs_have_no_curve(name, tmp_path):
     assert all(png(figure) for drawing in drawn.shown for figure in drawing if figure)
 
 
-def test_runs_say_what_is_drawn_of_them_and_the_command_line_wins(tmp_path, as_asked, capsys):
+def test_runs_choose_their_pictures_and_the_command_line_wins(tmp_path, as_asked, capsys):
     run = write_run(tmp_path / "run", config={"figures": ["loss", "class_counts"]})
     report.command([str(run)])
     assert sorted(file.name for file in (run / "report_figures").iterdir()) == ["class_counts.png", "loss.png"]
@@ -276,7 +276,7 @@ def test_runs_say_what_is_drawn_of_them_and_the_command_line_wins(tmp_path, as_a
         report.command([str(run), "figures=nothing"])
 
 
-def test_experiments_ask_for_pictures_that_there_are():
+def test_experiments_name_existing_pictures():
     import yaml
 
     from resnet_lab.schema import conf_dir

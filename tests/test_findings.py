@@ -1,4 +1,4 @@
-"""What is wrong with made-up runs is found, and nothing is found that is not there."""
+"""Faults in made-up runs are found, and there are no false findings."""
 
 import json
 import shutil
@@ -59,7 +59,7 @@ def test_selection_on_test_is_found_by_its_metric_or_by_its_images(tmp_path):
     assert found(tmp_path / "b")["selected on test"] == "validation and test images are the same (1 of 1 run)"
 
 
-def test_training_images_that_are_tested_are_a_leak(tmp_path):
+def test_training_images_in_test_are_a_leak(tmp_path):
     run = write_run(tmp_path / "run")
     fingerprints = json.loads((run / "status.json").read_text())["split_fingerprint"]
     change_status(run, split_fingerprint=fingerprints | {"train": fingerprints["test"]})
@@ -74,7 +74,7 @@ def test_thresholds_are_not_chosen_on_a_copy_of_the_test_predictions(tmp_path):
     )
 
 
-def test_runs_that_disagree_on_patients_are_told_and_the_fewest_patients_believed(tmp_path):
+def test_runs_that_disagree_on_patients_are_named_and_the_fewest_patients_used(tmp_path):
     for seed in (0, 1):
         write_run(tmp_path / str(seed), seed=seed)
     assert "different patients" not in found(tmp_path)
@@ -86,14 +86,14 @@ def test_runs_that_disagree_on_patients_are_told_and_the_fewest_patients_believe
     assert len(np.unique(table.patient)) == 200
 
 
-def test_a_group_whose_interval_holds_the_baseline_is_not_shown_to_be_better(tmp_path):
+def test_a_group_whose_interval_includes_the_baseline_is_not_shown_to_be_better(tmp_path):
     for depth, skill in ((18, 0.9), (50, 3.0)):
         write_run(tmp_path / str(depth), depth, skill=skill)
     text = found(tmp_path, "accuracy")["may be no better than always predicting one class"]
     assert text == "the accuracy interval includes the majority baseline: depth=18"
 
 
-def test_validation_images_that_chose_nothing_are_not_said_to_have(tmp_path):
+def test_validation_images_are_named_as_selecting_only_if_they_did(tmp_path):
     write_run(tmp_path / "a" / "run", split="val", monitor=None)
     assert found(tmp_path / "a")["no test split"] == "all scores are from validation images"
     assert "(7) in validation: " in found(tmp_path / "a")["few images"]
@@ -103,7 +103,7 @@ def test_validation_images_that_chose_nothing_are_not_said_to_have(tmp_path):
     assert found(tmp_path / "c")["no test split"] == "all scores are from validation images"
 
 
-def test_of_several_tables_each_is_named(tmp_path):
+def test_each_of_several_tables_is_named(tmp_path):
     for name, images in (("a", 300), ("b", 350)):
         write_run(tmp_path / name, images=images, test_set=name * 16)
     runs = [read_run(run) for run in find_runs([tmp_path])]
@@ -120,7 +120,7 @@ def test_a_class_that_no_run_finds_is_named(tmp_path):
     assert texts["class never found"] == "none of the 2 runs finds a single image of: mild, severe"
 
 
-def test_a_class_without_test_images_is_said_to_be_unknown(tmp_path):
+def test_a_class_without_test_images_is_reported_as_unknown(tmp_path):
     run = write_run(tmp_path / "run")
     edit_predictions(run, lambda frame: frame[frame["target"] != 4])
     texts = found(tmp_path)
@@ -138,7 +138,7 @@ def test_few_images_of_a_class_are_counted(tmp_path):
     assert "QWK" not in found(tmp_path)["few images"]
 
 
-def test_referable_grades_that_are_few_have_no_area_with_an_interval(tmp_path):
+def test_few_referable_images_give_no_interval_of_their_auroc(tmp_path):
     run = write_run(tmp_path / "run")
     edit_predictions(run, lambda frame: frame[(frame["target"] < 2) | (frame.index < 12)])
     targets = pd.read_csv(run / "predictions_test.csv")["target"]
@@ -148,7 +148,7 @@ def test_referable_grades_that_are_few_have_no_area_with_an_interval(tmp_path):
     assert any("AUROC, referable" in text and "fewer than 8 images are referable" in text for text in texts)
 
 
-def test_one_error_in_200_images_is_shown_to_be_better_than_one_answer(tmp_path):
+def test_one_error_in_200_images_is_shown_to_be_better_than_the_baseline(tmp_path):
     def one_error(frame):
         frame["prediction"] = frame["target"] = np.arange(len(frame)) % 5
         frame.loc[0, "prediction"] = 4
@@ -169,7 +169,7 @@ def test_a_group_below_the_baseline_is_named(tmp_path):
     assert found(tmp_path, "accuracy")["no better than always predicting one class"] == expected
 
 
-def test_the_same_images_under_other_class_names_are_no_common_table(tmp_path):
+def test_the_same_images_under_other_class_names_share_no_table(tmp_path):
     write_run(tmp_path / "a")
     write_run(tmp_path / "b", class_names=["0", "1", "2", "3", "4"])
     runs = [read_run(run) for run in find_runs([tmp_path])]
@@ -179,20 +179,20 @@ def test_the_same_images_under_other_class_names_are_no_common_table(tmp_path):
     assert "do not compare" in texts["different test sets"]
 
 
-def test_runs_that_failed_alike_share_a_line(tmp_path):
+def test_runs_with_the_same_error_share_a_line(tmp_path):
     write_run(tmp_path / "fine")
     for number in range(12):
         write_run(tmp_path / f"failed{number:02d}", seed=number, state="failed", error="out of memory")
     assert found(tmp_path)["failed"] == "12 runs: out of memory: failed00; failed01; failed02; and 9 more"
 
 
-def test_damaged_validation_files_are_said(tmp_path):
+def test_damaged_validation_files_are_reported(tmp_path):
     run = write_run(tmp_path / "run")
     (run / "predictions_val.csv").write_text("image,target\n")
     assert found(tmp_path)["validation damaged"].startswith("run: predictions_val.csv")
 
 
-def test_nearly_one_answer_to_everything_is_a_collapse(tmp_path):
+def test_nearly_constant_predictions_are_a_collapse(tmp_path):
     def spoil(frame):
         shares = [f"p_{k}" for k in range(5)]
         frame.loc[3:, shares] = [0.8, 0.05, 0.05, 0.05, 0.05]
@@ -205,9 +205,9 @@ def test_nearly_one_answer_to_everything_is_a_collapse(tmp_path):
 
 def test_runs_on_originals_and_on_prepared_files_are_a_finding(tmp_path):
     write_run(tmp_path / "a", pixels="originals")
-    write_run(tmp_path / "b", seed=1, pixels=None)  # not decided
-    write_run(tmp_path / "c", seed=2, prepared=None)  # of an older version
-    write_run(tmp_path / "d", seed=3)  # before there were prepared sets
+    write_run(tmp_path / "b", seed=1, pixels=None)  # not known yet
+    write_run(tmp_path / "c", seed=2, prepared=None)  # an older version
+    write_run(tmp_path / "d", seed=3)  # a version without prepared sets
     assert "mixed pixels" not in found(tmp_path)
     write_run(tmp_path / "e", seed=4, prepared="/somewhere/prepared")
     write_run(tmp_path / "f", seed=5, pixels="prepared")
@@ -217,10 +217,10 @@ def test_runs_on_originals_and_on_prepared_files_are_a_finding(tmp_path):
     for place in "ef":
         shutil.rmtree(tmp_path / place)
     write_run(tmp_path / "other", config={"data.name": "flowers"}, pixels="prepared", seed=6)
-    assert "prepared (other)" in found(tmp_path)["mixed pixels"]  # the name of the data is free
+    assert "prepared (other)" in found(tmp_path)["mixed pixels"]  # the name of the data is arbitrary
 
 
-def test_files_of_other_digests_are_a_finding_where_images_and_recipe_are_the_same(tmp_path):
+def test_files_of_other_digests_are_a_finding_if_images_and_recipe_are_the_same(tmp_path):
     def write(name, pixels, digest, seed, **recipe):
         noted = {"pixels": pixels, "recipe": {"version": 2, **recipe}, "pixel_digests": {"train": digest}}
         write_run(tmp_path / name, seed=seed, **noted)
@@ -247,7 +247,7 @@ def test_pixels_of_other_versions_of_the_recipe_are_a_finding(tmp_path):
 
 
 @pytest.mark.parametrize("figures", [5, ["recal"], [["accuracy"]], "recal,accuracy", None])
-def test_pictures_that_there_are_not_are_a_finding_and_no_error(tmp_path, figures):
+def test_unknown_pictures_are_a_finding_and_not_an_error(tmp_path, figures):
     write_run(tmp_path / "fine", seed=0, config={"figures": ["accuracy"]})
     write_run(tmp_path / "odd", seed=1, config={"figures": figures})
     text = found(tmp_path).get("unknown figure", "")
@@ -257,7 +257,7 @@ def test_pictures_that_there_are_not_are_a_finding_and_no_error(tmp_path, figure
     assert "recal" not in figures_of(group)
 
 
-def test_epochs_that_metrics_csv_lost_are_a_finding(tmp_path):
+def test_epochs_missing_in_metrics_csv_are_a_finding(tmp_path):
     run = write_run(tmp_path / "run", epochs=6)
     assert "epochs lost" not in found(tmp_path)
     text = (run / "metrics.csv").read_text()

@@ -1,4 +1,4 @@
-"""Flowers-102 in torchvision's layout, whose checksums are those of the generated files here."""
+"""Flowers-102 in torchvision's layout, with the checksums of generated files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SPLITS = {"trnid": {2: 1, 5: 102}, "valid": {1: 1, 3: 102}, "tstid": {4: 1, 6: 1
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Nine images of the first and the last class, checked as torchvision checks the real files."""
+    """Write nine images of the first and the last class, with checksums for torchvision's check."""
     root = write_flowers102(tmp_path / "data", SPLITS)
     sign(monkeypatch, root)
     return root
@@ -81,7 +81,7 @@ def test_a_batch(root: Path) -> None:
     (batch,) = module.evaluation_dataloader("val")
     assert batch["target"].tolist() == [0, 101]
     image = data.read(str(root / "flowers-102/jpg/image_00001.jpg"))
-    assert image.shape == (12, 18, 3)  # 24 × 16, the shorter side resized
+    assert image.shape == (12, 18, 3)  # 24 × 16 with the shorter side resized
     assert np.array_equal(batch["image"][0].numpy(), image[1:11, 4:14])  # the center
     (batch,) = module.train_dataloader()
     assert batch["image"].shape == (5, 10, 10, 3)
@@ -99,13 +99,13 @@ def test_a_split_without_images_is_left_out(root: Path, caplog: pytest.LogCaptur
     assert line.startswith(f"{root}/flowers-102/jpg has no image of the official split {gone}, ")
 
 
-def test_the_split_to_train_on_is_absent(root: Path) -> None:
+def test_a_missing_training_split_is_refused(root: Path) -> None:
     remove(root, 4, 6, 7, 8, 9)
     assert "no split test to train on; the data has train, val" in refusal(flowers102(root).table)
 
 
-def test_some_images_of_a_split_are_missing(root: Path) -> None:
-    remove(root, 1, 2, 5, 8)  # one of val, all of train, one of test
+def test_missing_images_of_a_split_are_refused(root: Path) -> None:
+    remove(root, 1, 2, 5, 8)  # one image of val, all of train, one of test
     message = refusal(flowers102(root).read_table)
     assert message == (
         f"{root}/flowers-102/jpg: 2 images are missing (image_00001.jpg, image_00008.jpg); unpack 102flowers.tgz "
@@ -158,5 +158,5 @@ def test_the_real_flowers(tmp_path: Path) -> None:
         "skipped_images": 0,
         "skipped_labels": 0,
         "leaks": 1,
-    }  # image_08067 of official test is image_08077 of val
+    }  # image_08067 of the official test split equals image_08077 of val
     assert "image_08067.jpg" not in set(table["image"])

@@ -1,4 +1,4 @@
-"""Parts of a network that are not trained, and the learning rate of the backbone."""
+"""Frozen parts of a network, and the learning rate of the backbone."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> 
         (["layer2.0.conv1.weight"], TOP),
     ],
 )
-def test_what_is_frozen_has_no_gradient(freeze: Any, trained: set[str]) -> None:
+def test_frozen_parts_have_no_gradient(freeze: Any, trained: set[str]) -> None:
     network = small()
     Freezing(network, freeze, None)
     found = {name.partition(".")[0] for name, each in network.named_parameters() if each.requires_grad}
@@ -99,7 +99,7 @@ def test_numbers_are_names_of_layers_too() -> None:
         (nn.Sequential(nn.BatchNorm2d(3)), "all_but_head", ["no linear layer and no convolution"]),
     ],
 )
-def test_a_part_that_cannot_be_frozen(network: nn.Module, freeze: Any, words: Sequence[str]) -> None:
+def test_a_part_that_cannot_be_frozen_is_refused(network: nn.Module, freeze: Any, words: Sequence[str]) -> None:
     message = refusal(Freezing, network, freeze, None)
     assert message.startswith("model.freeze")
     assert all(word in message for word in words)
@@ -107,7 +107,7 @@ def test_a_part_that_cannot_be_frozen(network: nn.Module, freeze: Any, words: Se
 
 @pytest.mark.parametrize(("epoch", "trains"), [(0, False), (1, False), (2, True), (3, True)])
 @pytest.mark.parametrize("hook", ["on_train_start", "on_train_epoch_start"])
-def test_parts_thaw_at_their_epoch(hook: str, epoch: int, trains: bool) -> None:
+def test_parts_are_unfrozen_at_their_epoch(hook: str, epoch: int, trains: bool) -> None:
     network = small()
     freezing = Freezing(network, ["layer1", "conv1.weight"], 2)
     getattr(freezing, hook)(SimpleNamespace(current_epoch=epoch), None)
@@ -130,7 +130,7 @@ def test_parts_thaw_at_their_epoch(hook: str, epoch: int, trains: bool) -> None:
         ("all_but_head", 5, 0.1, 3, ["is not reached", "backbone_lr_factor=0.1 has no effect"]),
     ],
 )
-def test_keys_that_change_nothing_are_said(
+def test_keys_without_effect_are_reported(
     freeze: Any, until: int | None, factor: float, epochs: int, words: list[str]
 ) -> None:
     config = {"trainer": {"max_epochs": epochs}, "optim": {"backbone_lr_factor": factor}}
@@ -173,7 +173,7 @@ def test_a_schedule_that_loses_the_factor_is_refused(schedule: Any, lost: bool) 
         refuse_lost_factor(optimizer, 0.2)
 
 
-def test_linear_probing_changes_the_head_alone(make_run: MakeRun) -> None:
+def test_linear_probing_changes_only_the_head(make_run: MakeRun) -> None:
     settings = ("data.batch_size=8", "optim.momentum=0.9", "optim.weight_decay=0.1")
     first = make_run("trainer.max_epochs=0", name="first")
     probe = make_run("model.freeze=all_but_head", "trainer.max_epochs=1", *settings, name="probe")
@@ -186,7 +186,9 @@ def test_linear_probing_changes_the_head_alone(make_run: MakeRun) -> None:
 
 
 @pytest.mark.slow
-def test_parts_thaw_in_a_run_and_the_backbone_learns_less(make_run: MakeRun, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_unfreezes_parts_and_its_backbone_learns_less(
+    make_run: MakeRun, caplog: pytest.LogCaptureFixture
+) -> None:
     first = make_run("trainer.max_epochs=0", name="first")
     settings = ("model.freeze=[bn1,layer1]", "model.unfreeze_at_epoch=1", "optim.backbone_lr_factor=0.5")
     frozen = make_run("trainer.max_epochs=1", *settings, name="frozen")
@@ -211,7 +213,7 @@ def test_a_layer_that_does_not_exist_fails_before_training(make_run: MakeRun) ->
 
 
 class HeadFirst(nn.Module):
-    """A head that is defined before the body, whose last layer is linear, too."""
+    """Network with a head that is defined before the body, whose last layer is also linear."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -235,4 +237,4 @@ def test_the_head_is_the_layer_that_images_reach_last() -> None:
     assert trained == {"head.weight", "head.bias"}
     with torch.device("meta"):
         assert head_of(HeadFirst(), "key") == "head"
-    assert head_of(nn.Sequential(nn.Flatten(), nn.Linear(27, 4), nn.Linear(4, 2)), "key") == "2"  # not of 96 pixels
+    assert head_of(nn.Sequential(nn.Flatten(), nn.Linear(27, 4), nn.Linear(4, 2)), "key") == "2"  # not 96 inputs

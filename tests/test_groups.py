@@ -1,4 +1,4 @@
-"""Comparing made-up runs: what makes a table and a group, how they are named, and what is warned of."""
+"""Tables and groups of made-up runs: their definition, names and warnings."""
 
 import numpy as np
 import pytest
@@ -58,7 +58,7 @@ def test_axes_leave_out_bookkeeping_and_keep_names_short_but_unique(tmp_path):
     assert labels(table) == ["optim.lr=0.1 head.lr=1", "optim.lr=0.2 head.lr=2"]
 
 
-def test_what_only_sweeps_differ_in_is_one_axis(tmp_path):
+def test_keys_that_differ_only_between_sweeps_are_one_axis(tmp_path):
     several = {f"optim.{key}": 1 for key in ("lr", "momentum", "weight_decay", "nesterov")}
     for sweep, config in (("old", {}), ("new", several)):
         for depth in (18, 50):
@@ -79,7 +79,7 @@ def test_targets_are_named_by_their_last_part_and_missing_keys_left_out(tmp_path
     assert labels(compare(tmp_path)[1][0]) == ["optim=nadam", "optim=sgd momentum=0.9"]
 
 
-def test_checkpoint_paths_are_as_short_as_tells_them_apart(tmp_path):
+def test_checkpoint_paths_are_as_short_as_distinguishes_them(tmp_path):
     for name in ("a", "b"):
         write_run(tmp_path / name, pretrained=f"/long/path/runs/{name}/checkpoints/best.ckpt")
     write_run(tmp_path / "c", pretrained="/elsewhere/weights/resnet.pt")
@@ -92,7 +92,7 @@ def test_checkpoint_paths_are_as_short_as_tells_them_apart(tmp_path):
     ]
 
 
-def test_a_path_does_not_repeat_what_the_group_says_anyway(tmp_path):
+def test_a_path_does_not_repeat_what_the_group_shows(tmp_path):
     for depth in (18, 34):
         write_run(tmp_path / f"own{depth}", depth, pretrained=f"runs/source/depth-{depth}")
     write_run(tmp_path / "other", 34, pretrained="runs/source/depth-18")
@@ -103,7 +103,7 @@ def test_a_path_does_not_repeat_what_the_group_says_anyway(tmp_path):
     ]
 
 
-def test_what_a_path_does_not_repeat_still_tells_groups_apart(tmp_path):
+def test_shortened_paths_still_distinguish_groups(tmp_path):
     for source in "ab":
         for depth in (18, 34):
             write_run(tmp_path / f"{source}{depth}", depth, pretrained=f"{source}/source/depth-{depth}")
@@ -129,14 +129,14 @@ def test_kappa_is_shown_for_ordered_classes_only(tmp_path):
     assert ["qwk" in names for names in shown] == [True, False]
 
 
-def test_without_a_test_split_validation_stands_in_and_says_so(tmp_path):
+def test_without_a_test_split_validation_is_shown_and_labeled(tmp_path):
     write_run(tmp_path / "run", split="val")
     _, (table,), findings = compare(tmp_path)
     assert table.title.startswith("retinopathy, val split: 400 images")
     assert "no test split" in kinds(findings)
 
 
-def test_what_is_wrong_is_said(tmp_path):
+def test_faults_are_reported(tmp_path):
     write_run(tmp_path / "fine", seed=0)
     write_run(tmp_path / "failed", seed=1, state="failed", error="OutOfMemoryError: 6 GB\nTraceback")
     write_run(tmp_path / "killed", seed=2, state="running", epoch=3)
@@ -159,7 +159,7 @@ def test_what_is_wrong_is_said(tmp_path):
     assert found["one seed only"] == text
 
 
-def test_one_answer_to_everything_is_a_collapse_whatever_the_status_says(tmp_path):
+def test_constant_predictions_are_a_collapse_whatever_the_status(tmp_path):
     write_run(tmp_path / "run", skill=0.0, collapsed=False)
     assert kinds(compare(tmp_path)[2]) == ["collapsed", "few images", "one seed only"]
 
@@ -187,7 +187,7 @@ def test_a_damaged_run_is_listed_and_the_others_still_compared(tmp_path):
     assert findings[0].text.startswith("hurt: config.yaml holds NoneType")
 
 
-def test_an_evaluation_inside_a_run_is_no_run(tmp_path):
+def test_an_evaluation_inside_a_run_is_not_a_run(tmp_path):
     folder = write_run(tmp_path / "run")
     evaluation = folder / "evaluation_best_test_data-synthetic"
     evaluation.mkdir()
@@ -198,14 +198,14 @@ def test_an_evaluation_inside_a_run_is_no_run(tmp_path):
     assert "no result" not in kinds(findings)
 
 
-def test_places_are_short_and_tell_runs_apart(tmp_path):
+def test_places_are_short_and_distinguish_runs(tmp_path):
     for place in ("sweep/a", "sweep/b", "more/a"):
         write_run(tmp_path / place)
     assert sorted(places_of(compare(tmp_path)[0]).values()) == ["more/a", "sweep/a", "sweep/b"]
     assert list(places_of(compare(tmp_path / "sweep/a")[0]).values()) == ["a"]
 
 
-def test_a_group_over_different_folders_of_images_is_doubted(tmp_path):
+def test_a_group_over_different_folders_of_images_gives_a_warning(tmp_path):
     for seed, root in enumerate(("/data/whole", "/data/cropped")):
         write_run(tmp_path / str(seed), 18, seed=seed, config={"data.root": root})
     runs = [read_run(folder) for folder in find_runs([tmp_path])]

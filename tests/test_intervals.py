@@ -1,4 +1,4 @@
-"""Intervals and tie marks: against scipy where it has the same, and by simulation of how often they err."""
+"""Intervals and tie marks: against scipy, and by simulation of their error rates."""
 
 import importlib.util
 from pathlib import Path
@@ -24,7 +24,7 @@ def one_group(seed: int = 0, patients: int = 200, runs: int = 1, **settings):
 
 
 def normal_estimates(values, spread: float, groups: int = 3, draws: int = 4000, shared: float = 0.0) -> Estimates:
-    """Made-up groups whose patients' part is normal, independent but for a shared one."""
+    """Return made-up groups with normal contributions of the patients, independent except for a shared part."""
     generator = np.random.default_rng(3)
     noise = generator.normal(size=(groups, draws)) * spread + shared * generator.normal(size=draws)
     left_out = np.array(values)[:, None] + generator.normal(size=(groups, 400)) * spread / 400
@@ -55,14 +55,14 @@ def test_two_eyes_of_a_patient_count_for_less_than_two_patients():
 
 
 def labeled(right: int, images: int, classes: int = 2) -> Predictions:
-    """Predictions of which so many are right; classes are of the same size where images allow."""
+    """Return predictions with a given number of correct ones; classes are of equal size if possible."""
     targets = np.arange(images) % classes
     predictions = np.where(np.arange(images) < right, targets, (targets + 1) % classes)
     return Predictions(targets, predictions, np.eye(classes)[predictions])
 
 
 def wilsons(right: float, images: float) -> tuple[float, float]:
-    """By the formula itself: the shares whose standard error is at most 1.96 times too small for what was seen."""
+    """Compute Wilson's limits by definition: shares within 1.96 of their standard errors of the observed one."""
     share, square = right / images, 1.959963984540054**2
     return tuple(np.sort(np.roots([images + square, -2 * right - square, images * share**2])).real)
 
@@ -111,7 +111,7 @@ def test_three_equal_seeds_are_one(right):
 
 
 def test_the_design_effect_of_patients_is_that_of_their_errors():
-    """Errors that come in pairs count once, those that do not count each; half an error is of a pair."""
+    """Errors in pairs count once, other errors count each; half an error is one of a pair."""
     patient = np.repeat(np.arange(100), 2)
     for errors, effect in (([0, 1, 2, 3], 2.0), ([0, 2, 4, 6], 1.0)):
         predictions = labeled(200, 200)
@@ -160,7 +160,7 @@ def test_too_few_images_of_a_class_leave_some_metrics_without_an_interval(sizes,
         assert best.p[1] == 1
 
 
-def test_a_score_that_hangs_on_one_patient_has_no_interval():
+def test_a_score_that_depends_on_one_patient_has_no_interval():
     predictions = labeled(20, 20)
     predictions.targets[:] = np.arange(20) == 0
     predictions.classes[:] = np.arange(20) == 0
@@ -170,7 +170,7 @@ def test_a_score_that_hangs_on_one_patient_has_no_interval():
     assert "undefined" in found.withheld
 
 
-def test_a_model_of_one_answer_has_a_score_without_chance():
+def test_a_constant_predictor_has_a_score_without_sampling_variance():
     targets = np.arange(60) % 3
     predictions = Predictions(targets, np.zeros(60, int), np.full((60, 3), 1 / 3))
     found = estimate([[predictions]], np.arange(60), 50)
@@ -179,7 +179,7 @@ def test_a_model_of_one_answer_has_a_score_without_chance():
 
 
 def differing(only_first: int, only_second: int, images: int = 200) -> intervals.Comparisons:
-    """Two groups of which each errs in so many images in which the other does not."""
+    """Return two groups; each errs in a given number of images in which the other does not."""
     first, second = labeled(images, images), labeled(images, images)
     second.classes[:only_first] = 1 - second.targets[:only_first]
     first.classes[only_first : only_first + only_second] ^= 1
@@ -200,7 +200,7 @@ def test_equal_predictions_do_not_rule_out_every_difference():
     assert (found.low[0], found.high[0]) == pytest.approx((-1.96 / 200, 1.96 / 200), rel=0.3)
 
 
-def test_groups_at_99_percent_have_sane_limits_of_their_difference():
+def test_groups_at_99_percent_have_reasonable_limits_of_their_difference():
     found = differing(3, 1)
     assert found.values[0] == pytest.approx(0.01)
     assert -0.03 < found.low[0] < 0 < found.high[0] < 0.05
@@ -240,14 +240,14 @@ def test_identical_runs_are_tied_and_differences_are_paired():
     _, shortfall = found.against_best()
     assert (shortfall.values.tolist(), shortfall.p.tolist()) == ([0, 0], [1, 1])
     worse = predictions[0].classes.copy()
-    worse[np.flatnonzero(worse == predictions[0].targets)[::30]] = 4  # 12 of 400 images, nothing else
+    worse[np.flatnonzero(worse == predictions[0].targets)[::30]] = 4  # 12 of 400 images differ
     found = estimate([predictions, [predictions[0]._replace(classes=worse)]], patient)["accuracy"]
     _, shortfall = found.against_best()
     assert shortfall.p[1] < 0.02
-    assert found.interval(0).low < found.values[1]  # though the intervals overlap
+    assert found.interval(0).low < found.values[1]  # although the intervals overlap
 
 
-def test_seeds_widen_what_patients_leave_open():
+def test_seeds_widen_the_interval_of_the_patients():
     predictions, patient = one_group(runs=4, seed_spread=1.0)
     together = estimate([predictions], patient)["accuracy"]
     runs = [estimate([[run]], patient)["accuracy"].values[0] for run in predictions]
@@ -258,17 +258,17 @@ def test_seeds_widen_what_patients_leave_open():
     assert high - low > 2 * 3.18 * np.std(runs, ddof=1) / np.sqrt(4) * 0.9  # t with 3 degrees of freedom
 
 
-def test_seeds_that_scatter_alike_are_pooled_and_a_single_run_has_the_spread_of_the_others():
+def test_similar_seed_variances_are_pooled_and_a_single_run_gets_that_of_the_others():
     runs = [0.8 + 0.01 * np.array([-1, 0, 1.0]), 0.5 + 0.012 * np.array([-1, 0, 1.0]), np.array([0.7])]
     still = [np.random.default_rng(0).normal(size=1000) * 0.001 + each[:, None] for each in runs]
     found = seeds_of(runs, still)
     pooled = (0.01**2 + 0.012**2) / 2
-    np.testing.assert_allclose(found.between, [pooled, 0.012**2, pooled])  # none is lowered
+    np.testing.assert_allclose(found.between, [pooled, 0.012**2, pooled])  # no variance is lowered
     np.testing.assert_allclose(found.degrees, [4, 4, 4])
     assert found.total == 4
 
 
-def test_seeds_that_scatter_very_differently_keep_their_own_spread():
+def test_very_different_seed_variances_are_not_pooled():
     variances = np.array([1e-6, 1e-2, 1e-6, 1e-2, 1e-6, 1e-2])
     (drawn, freedom), (common, alike) = moderated(variances, np.full(6, 2.0))
     assert (drawn >= variances).all()
@@ -279,7 +279,7 @@ def test_seeds_that_scatter_very_differently_keep_their_own_spread():
     assert alike < 1
 
 
-def test_how_alike_spreads_are_is_found_again():
+def test_the_similarity_of_variances_is_estimated():
     generator = np.random.default_rng(3)
     true = 0.02 / (generator.chisquare(6, 4000) / 6)  # a common variance of 0.02 with 6 degrees of freedom
     sample = true * generator.chisquare(2, 4000) / 2
@@ -301,7 +301,7 @@ def test_a_clear_winner_of_many_groups_is_found_with_two_seeds_each():
     assert (alone.p[1:] <= 0.05).all()
 
 
-def test_unequal_spreads_have_welchs_degrees_of_freedom():
+def test_unequal_variances_have_welchs_degrees_of_freedom():
     one, other = np.array([0.79, 0.80, 0.81, 0.82]), np.array([0.5, 0.7, 0.9])
     spread, freedom = np.array([one.var(ddof=1) / 4, other.var(ddof=1) / 3]), np.array([3.0, 2.0])
     seeds = Seeds(spread, np.zeros(2), freedom, total=5.0)
@@ -312,7 +312,7 @@ def test_unequal_spreads_have_welchs_degrees_of_freedom():
     assert (found.high - found.low)[0] / 2 == pytest.approx(reach, rel=0.05)
 
 
-def test_what_the_images_explain_is_not_counted_again():
+def test_variance_due_to_images_is_not_counted_twice():
     generator = np.random.default_rng(0)
     runs = [0.8 + 0.02 * generator.normal(size=3) for _ in range(200)]
     left_out = [run[:, None] + 0.02 / np.sqrt(299) * generator.normal(size=(3, 300)) for run in runs]
@@ -321,7 +321,7 @@ def test_what_the_images_explain_is_not_counted_again():
     assert found.sampling.mean() == pytest.approx(0.02**2, rel=0.05)
 
 
-def test_seeds_unknown_everywhere_add_nothing():
+def test_single_runs_add_no_seed_variance():
     predictions, patient = one_group(runs=2)
     found = estimate([predictions[:1], predictions[1:]], patient)["qwk"]
     assert not any(np.any(each) for each in found.seeds)
@@ -330,7 +330,7 @@ def test_seeds_unknown_everywhere_add_nothing():
 def misses(
     sweeps: int, patients: int, groups: int, runs: int, draws: int = 2, networks: int = 200, **settings
 ) -> tuple[dict, dict]:
-    """Shares, by metric: of intervals of a first group that miss the truth; of sweeps in which some group is not tied.
+    """Return shares by metric: intervals of a first group that miss the truth; sweeps in which a group is not tied.
 
     Only sweeps with an interval count.
     """
@@ -362,13 +362,13 @@ def test_a_short_simulation_finds_no_gross_error():
 
 
 def judge(shares: dict, least: float, most: float) -> None:
-    """Show the shares of misses (`pytest -m slow -rP`), and hold those of the metrics of every table to limits."""
+    """Print the shares of misses (`pytest -m slow -rP`), and check the limits for the metrics of every table."""
     print(" ".join(f"{metric} {100 * share:.1f}" for metric, share in shares.items()), "% missed")
     assert all(least <= shares[metric] <= most for metric in LEADERBOARD), shares
     assert max(shares.values()) <= most + 0.01, shares
 
 
-SIMULATED = 5000  # sweeps; the standard error of 95 % is then 0.3 points
+SIMULATED = 5000  # sweeps, for a standard error of 0.3 points at 95 %
 
 
 @pytest.mark.slow
@@ -377,7 +377,7 @@ SIMULATED = 5000  # sweeps; the standard error of 95 % is then 0.3 points
 )
 def test_intervals_cover_the_truth_94_to_96_percent_of_the_time(patients, shares, skill):
     outside, _ = misses(SIMULATED, patients, groups=1, runs=1, shares=shares, skill=skill)
-    judge(outside, 0.02, 0.065)  # cautious where eight images of a class are rare, and the rest have no interval
+    judge(outside, 0.02, 0.065)  # conservative: most have fewer than eight images of a class, and so no interval
 
 
 @pytest.mark.slow
@@ -397,7 +397,7 @@ def test_tie_marks_err_in_at_most_5_percent_of_sweeps_without_differences(groups
 
 
 def scattered(spreads, patients: int = 200, draws: int = 400, sweeps: int = 600) -> tuple[float, np.ndarray]:
-    """Groups of three normal runs with one mean: shares of sweeps with one behind, and of intervals that hold it."""
+    """Return, for groups of three normal runs with one mean, the share of sweeps with a worse group, and coverage."""
     generator, truth = np.random.default_rng(7), 0.7
     apart, holds = 0, np.zeros(len(spreads))
     for _ in range(sweeps):
@@ -425,20 +425,20 @@ def scattered(spreads, patients: int = 200, draws: int = 400, sweeps: int = 600)
 @pytest.mark.parametrize(
     "spreads", [(0.003, 0.003, 0.05, 0.05), (0.005, 0.005, 0.005, 0.05), (0.02,) * 4, (0.03, 0.03)]
 )
-def test_groups_whose_seeds_scatter_differently_are_judged_as_strictly(spreads):
+def test_groups_with_different_seed_variances_are_judged_as_strictly(spreads):
     apart, holds = scattered(spreads)
     print(f"{100 * apart:.1f} % of sweeps with a group behind; held by {100 * holds.min():.1f} % or more of intervals")
     assert apart <= 0.05 + 2 * 0.009
     assert holds.min() >= 0.95 - 3 * 0.009
 
 
-def test_confidence_is_what_the_names_say():
+def test_confidence_is_95_percent():
     assert intervals.CONFIDENCE == 0.95
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("runs", "seed_spread"), [(1, 0.0), (3, 0.15)])
-def test_limits_of_a_difference_hold_the_true_one(runs, seed_spread):
+def test_limits_of_a_difference_contain_the_true_one(runs, seed_spread):
     generator, sweeps = np.random.default_rng(11), 1500
     better, worse = (World(generator, skill=skill, seed_spread=seed_spread) for skill in (1.5, 1.0))
     true = [world.truth(networks=200 if seed_spread else 30) for world in (better, worse)]
@@ -468,7 +468,7 @@ def grid():
     return module
 
 
-def test_the_grid_knows_its_true_scores(grid):
+def test_the_true_scores_of_the_grid_are_means_of_drawn_ones(grid):
     for world, classes, seeds in (("recall", 5, 1), ("qwk", 5, 3), ("auroc", 5, 3), ("referable_auroc", 5, 1)):
         cell = grid.Cell(world, 0.8, 400, 2, classes, seeds)
         generator = np.random.default_rng(0)
@@ -491,7 +491,7 @@ def test_the_grid_knows_its_true_scores(grid):
         ("referable_auroc", 0.99, 400, 1, 5, 3),
     ],
 )
-def test_six_cells_of_the_grid_hold_the_true_score(grid, cell):
+def test_intervals_in_six_cells_of_the_grid_contain_the_true_score(grid, cell):
     for metric, (intervals_given, held, _) in grid.coverage(grid.Cell(*cell), 600, seed=2).items():
         if intervals_given > 100 and metric != "accuracy":
             assert held / intervals_given > 0.9, metric

@@ -1,4 +1,4 @@
-"""One job: the files that it leaves, resuming, selection, and what goes wrong before training."""
+"""One job: its files, resuming, selection, and errors before training."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MakeRun = Callable[..., RunFolder]
 
 
 class Killed(BaseException):
-    """Ends a job as kill -9 would: nothing is written after it."""
+    """Ends a job like kill -9: nothing is written afterwards."""
 
 
 def state_of(run: RunFolder, name: str = "last.ckpt") -> dict[str, torch.Tensor]:
@@ -48,7 +48,7 @@ def assert_same_weights(one: RunFolder, other: RunFolder, name: str = "last.ckpt
 
 
 @pytest.mark.pictures
-def test_a_run_folder_holds_exactly_its_files(make_run: MakeRun) -> None:
+def test_a_run_folder_contains_exactly_its_files(make_run: MakeRun) -> None:
     run = make_run()
     assert guarded(run) == 0
     files = {str(path.relative_to(run.path)) for path in run.path.rglob("*") if path.is_file()}
@@ -74,7 +74,7 @@ def test_a_run_folder_holds_exactly_its_files(make_run: MakeRun) -> None:
     }
 
 
-def test_what_a_finished_run_says(make_run: MakeRun) -> None:
+def test_a_finished_run_has_a_complete_status(make_run: MakeRun) -> None:
     run = make_run()
     guarded(run)
     status = run.read_status()
@@ -85,7 +85,7 @@ def test_what_a_finished_run_says(make_run: MakeRun) -> None:
         "core_seconds", "images_per_second", "peak_memory_mb",
     }  # fmt: skip
     assert (status["state"], status["error"], status["monitor"], status["epoch"]) == ("done", None, "val/qwk", 2)
-    assert 0 < status["seconds"] < status["core_seconds"]  # this process did more than this job
+    assert 0 < status["seconds"] < status["core_seconds"]  # the process did more than this job
     assert (status["best_checkpoint"], status["last_checkpoint"]) == ("checkpoints/best.ckpt", "checkpoints/last.ckpt")
     metrics = pd.read_csv(run.metrics_file)
     assert list(metrics["epoch"]) == [0, 1, 2]
@@ -105,16 +105,16 @@ def test_what_a_finished_run_says(make_run: MakeRun) -> None:
     assert report["support"].sum() == len(predictions)
 
 
-def test_the_best_checkpoint_is_what_is_tested(make_run: MakeRun) -> None:
+def test_the_best_checkpoint_is_tested(make_run: MakeRun) -> None:
     run = make_run("optim.lr=0.2")
     guarded(run)
     status, metrics = run.read_status(), pd.read_csv(run.metrics_file)
-    best = metrics.loc[metrics["val/qwk"][::-1].idxmax()]  # of equal epochs the later
+    best = metrics.loc[metrics["val/qwk"][::-1].idxmax()]  # the later of equal epochs
     assert status["metrics"]["val/qwk"] == pytest.approx(best["val/qwk"], abs=1e-6)
     assert status["metrics"]["val/loss"] == pytest.approx(best["val/loss"], rel=1e-3)
 
 
-def test_a_done_run_is_left_alone(make_run: MakeRun) -> None:
+def test_a_finished_run_is_not_changed(make_run: MakeRun) -> None:
     run = make_run()
     guarded(run)
     before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.name != "train.log"}
@@ -134,7 +134,7 @@ QUICK = ((0, "within an epoch"), (0, "after the last epoch"))
         for moment in MOMENTS
     ],
 )
-def test_an_interrupted_run_ends_as_one_that_was_not(
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, moment: str, schedule: str, workers: int
 ) -> None:
     extra = ["schedule.patience=0", "schedule.monitor=val/accuracy"] if schedule == "plateau" else []
@@ -196,7 +196,7 @@ def test_early_stopping_is_not_forgotten(make_run: MakeRun, monkeypatch: pytest.
 
 @pytest.fixture
 def one_class(photographs: Path) -> list[str]:
-    """Keys of a data set whose validation images are of one class."""
+    """Return the keys of a data set whose validation images are of one class."""
     grades = {f"{patient}_left": patient % 5 for patient in range(20)}
     write_labels(photographs / "train.csv", grades, "image,level")
     write_labels(photographs / "val.csv", dict.fromkeys(("30_left", "31_left"), 0), "image,level")
@@ -204,7 +204,7 @@ def one_class(photographs: Path) -> list[str]:
     return ["data.train_csv=train.csv", "data.val_csv=val.csv"]
 
 
-def test_where_the_monitor_is_undefined_the_last_epoch_is_kept(
+def test_with_an_undefined_monitor_the_last_epoch_is_kept(
     make_run: MakeRun, one_class: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = make_run(*one_class, "monitor=val/auroc", "trainer.max_epochs=3", "trainer.early_stopping=3")
@@ -213,7 +213,7 @@ def test_where_the_monitor_is_undefined_the_last_epoch_is_kept(
     status = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert (status["best_checkpoint"], status["best_value"], status["epoch"]) == ("checkpoints/best.ckpt", None, 2)
     assert torch.load(run.best_checkpoint, weights_only=True)["epoch"] == 2
-    assert f"{status['monitor']} is undefined, as validation holds one class" in capsys.readouterr().out
+    assert f"{status['monitor']} is undefined with a single class in validation" in capsys.readouterr().out
     assert [finding.kind for finding in findings_of([read_run(run)], [])] == ["undefined monitor"]
     assert differences_of([read_run(run)]) == []
 
@@ -226,7 +226,7 @@ def test_a_validation_of_one_class_selects_no_epoch_by_kappa(
 
     def with_kappa(
         self: SplitMetrics, objective: Objective
-    ) -> dict[str, torch.Tensor]:  # a wrong prediction gives 0, right ones alone NaN
+    ) -> dict[str, torch.Tensor]:  # 0 with a wrong prediction, NaN without one
         return compute(self, objective) | (
             {"val/qwk": torch.tensor(next(values, torch.nan))} if self.split == "val" else {}
         )
@@ -236,7 +236,7 @@ def test_a_validation_of_one_class_selects_no_epoch_by_kappa(
         assert guarded(run) == 0
     assert torch.load(run.best_checkpoint, weights_only=True)["epoch"] == 2
     assert run.read_status()["best_value"] is None
-    assert capsys.readouterr().out.count("val/qwk is undefined, as validation holds one class") == 1
+    assert capsys.readouterr().out.count("val/qwk is undefined with a single class in validation") == 1
 
 
 def test_an_epoch_with_a_value_is_better_than_undefined_ones(make_run: MakeRun) -> None:
@@ -307,12 +307,12 @@ def test_the_seed_changes_the_weights_but_not_the_splits(make_run: MakeRun) -> N
     assert one.read_status()["split_fingerprint"] == other.read_status()["split_fingerprint"]
 
 
-def test_the_optimizer_and_its_schedule_get_what_the_configuration_says(make_run: MakeRun) -> None:
+def test_the_optimizer_and_its_schedule_get_the_configured_values(make_run: MakeRun) -> None:
     run = make_run("optim.weight_decay=0.01", "optim.momentum=0.7", "schedule=cosine", "schedule.warmup_epochs=0")
     guarded(run)
     (group,) = torch.load(run.last_checkpoint, weights_only=True)["optimizer_states"][0]["param_groups"]
     assert (group["initial_lr"], group["weight_decay"], group["momentum"]) == (0.05, 0.01, 0.7)
-    rates = pd.read_csv(run.metrics_file)["lr"]  # at the end of each epoch; the cosine falls with each step
+    rates = pd.read_csv(run.metrics_file)["lr"]  # rates at the end of each epoch; the cosine changes in each step
     assert list(rates) == pytest.approx([0.05 * (1 + np.cos(np.pi * epoch / 3)) / 2 for epoch in (1, 2, 3)])
 
 
@@ -333,7 +333,7 @@ def test_a_run_is_done_when_its_files_are_written(make_run: MakeRun, monkeypatch
     assert noted == [files()]
 
 
-def test_what_a_resumed_run_needs_is_on_the_disk_before_it_has_its_name(
+def test_files_for_resuming_are_on_the_disk_before_they_are_renamed(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced, durable, sync, rename = [], set(), os.fsync, Path.replace
@@ -362,7 +362,7 @@ def test_pretraining_from_a_run_starts_at_its_weights(make_run: MakeRun) -> None
 
 @pytest.fixture
 def published(tmp_path: Path) -> Path:
-    """Weights of the tiny network as others publish them, with statistics that no image here has."""
+    """Write published weights of the tiny network, with batch norm statistics unlike those of the images."""
     torch.manual_seed(5)
     network = resnet(8, 5, form="cifar", widths=[8, 8, 16])
     for module in network.modules():
@@ -379,7 +379,7 @@ def untrained(make_run: MakeRun, *overrides: str, name: str = "run") -> RunFolde
     return run
 
 
-def test_without_epochs_the_weights_are_evaluated_as_they_are(
+def test_without_epochs_the_initial_weights_are_evaluated(
     make_run: MakeRun, published: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Trainer, "fit", None)
@@ -425,7 +425,7 @@ def test_a_run_without_epochs_is_done_once_and_tests_again(make_run: MakeRun, pu
     assert "random initial values" not in run.log_file.read_text()
 
 
-def test_initial_values_that_are_evaluated_are_named(make_run: MakeRun) -> None:
+def test_evaluating_random_weights_gives_a_warning(make_run: MakeRun) -> None:
     run = untrained(make_run, "data.val_fraction=0", "monitor=val/accuracy")
     assert "model.pretrained=none: these weights are random initial values" in run.log_file.read_text()
     assert run.metrics_file.read_text() == "epoch,lr\n"
@@ -447,7 +447,7 @@ def test_a_collapsed_run_is_marked(make_run: MakeRun, caplog: pytest.LogCaptureF
     one_class = counts.sum(0).max() >= 0.98 * counts.sum()
     assert run.read_status()["collapsed"] == one_class
     assert ("at least 98 % of the validation predictions" in run.log_file.read_text()) == one_class
-    assert one_class  # an untrained network predicts one class everywhere
+    assert one_class  # an untrained network always predicts one class
 
 
 @pytest.mark.parametrize(
@@ -483,7 +483,7 @@ def test_a_bad_image_stops_the_job_or_is_dropped(make_run: MakeRun, photographs)
     assert sum(map(sum, run.read_status()["class_counts"].values())) == 63
 
 
-def test_balancing_twice_is_said_once(make_run: MakeRun, caplog: pytest.LogCaptureFixture) -> None:
+def test_balancing_twice_gives_one_warning(make_run: MakeRun, caplog: pytest.LogCaptureFixture) -> None:
     run = make_run("data.sampling=balanced", "loss.class_weights=balanced", "trainer.max_epochs=2")
     assert guarded(run) == 0
     assert run.log_file.read_text().count("both balance the classes") == 1
@@ -536,7 +536,7 @@ def test_choices_that_do_not_fit_stop_before_training(make_run: MakeRun, overrid
 
 
 @pytest.mark.parametrize(("version", "code"), [(1, 0), (2, 1)])
-def test_a_key_that_nothing_reads_stops_a_job_unless_an_older_version_wrote_it(
+def test_an_unused_key_stops_a_job_unless_an_older_version_wrote_it(
     make_run: MakeRun, version: int, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = make_run("trainer.max_epochs=1")
@@ -549,7 +549,7 @@ def test_a_key_that_nothing_reads_stops_a_job_unless_an_older_version_wrote_it(
         assert "did you mean trainer.max_epochs?" in run.read_status()["error"]
 
 
-def test_patients_and_a_lack_of_a_test_split_are_said_at_the_start(
+def test_patients_and_a_missing_test_split_are_reported_at_the_start(
     make_run: MakeRun, photographs: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = make_run("trainer.max_epochs=1")
@@ -578,7 +578,7 @@ def test_all_images_in_test_cannot_be_trained_on(make_run: MakeRun, mean: str) -
     assert "data.all_images=test" in run.read_status()["error"]
 
 
-def test_a_job_that_tests_again_refuses_weights_that_are_no_numbers(make_run: MakeRun) -> None:
+def test_a_job_that_tests_again_refuses_nan_weights(make_run: MakeRun) -> None:
     run = make_run("trainer.max_epochs=1")
     assert guarded(run) == 0
     checkpoint = torch.load(run.best_checkpoint, weights_only=True)
@@ -593,7 +593,7 @@ def test_a_job_that_tests_again_refuses_weights_that_are_no_numbers(make_run: Ma
 @pytest.mark.parametrize(
     ("key", "value"), [("seed", "x"), ("trainer", None), ("data", None), ("on_failed", "never"), ("keep_last", "maybe")]
 )
-def test_a_value_of_another_type_in_a_configuration_by_hand_is_named(
+def test_a_value_of_another_type_in_a_handwritten_configuration_is_named(
     make_run: MakeRun, key: str, value: object, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = make_run()
@@ -618,7 +618,7 @@ class Net(nn.Module):
 """
 
 
-def test_a_network_from_outside_without_pretraining_is_resumed(
+def test_an_external_network_without_pretraining_is_resumed(
     make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "own_network.py").write_text(OWN_NETWORK)

@@ -1,4 +1,4 @@
-"""Damage inside a JPEG's compressed data, and that no good file is taken for a damaged one."""
+"""Damage inside a JPEG's compressed data is found, and good files pass."""
 
 import io
 import itertools
@@ -16,7 +16,7 @@ REMEDY = "data.strict_jpeg=false accepts it"
 
 
 def photograph(size=(160, 200), seed=0):
-    """An eye before black, with noise."""
+    """Return an eye with noise on a black background."""
     rows, columns = np.mgrid[: size[0], : size[1]] - np.array(size)[:, None, None] / 2
     noise = np.random.default_rng(seed).normal(110, 20, (*size, 3))
     return np.where(np.hypot(rows, columns)[..., None] < 0.45 * min(size), noise, 0).clip(0, 255).astype(np.uint8)
@@ -29,7 +29,7 @@ def jpeg(pixels, mode="RGB", **options):
 
 
 def zeroed(data, place, length=60):
-    """With zeros at a share of the compressed data."""
+    """Return a JPEG with zeros at a relative position of the compressed data."""
     first = data.index(b"\xff\xda") + 14
     start = first + int(place * (len(data) - 2 - length - first))
     return data[:start] + bytes(length) + data[start + length :]
@@ -63,7 +63,7 @@ SIZES = [(1, 1), (8, 8), (17, 33), (64, 50), (160, 200)]
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_good_files_are_no_damage(mode, options):
+def test_good_files_are_not_damaged(mode, options):
     for size, pixels in itertools.product(SIZES, (photograph, lambda size: np.zeros((*size, 3), np.uint8))):
         data = jpeg(pixels(size), mode, **options)
         with Image.open(io.BytesIO(data)) as file:

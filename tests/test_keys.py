@@ -1,4 +1,4 @@
-"""Every key at odd values is refused in one line that names it, or means something; every key is described once."""
+"""Every key: odd values are refused in one line that names it or have a meaning, and one place documents it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from resnet_lab.signatures import hints_of, is_ours
 from resnet_lab.values import NotNegative, Positive, Share, Within, conform
 
 ODD = ("-1", "0.5", "nan", "inf", "-inf", "1e400", "null", "abc", "[1,2]", "{a:1}", "true")
-FINE = {  # key → those of ODD that mean something
+FINE = {  # key → allowed values among ODD
     "seed": (),
     "trainer.accelerator": (),
     "trainer.devices": ("[1,2]",),
@@ -101,7 +101,7 @@ FINE = {  # key → those of ODD that mean something
 
 
 def outcome(key: str, value: str) -> str:
-    """The line by which a value is refused; empty where it means something."""
+    """Return the line that refuses a value; empty if the value is allowed."""
     config = copy.deepcopy(composed(()))
     try:
         OmegaConf.update(config, key, yaml.safe_load(value.replace("nan", ".nan").replace("inf", ".inf")))
@@ -112,7 +112,7 @@ def outcome(key: str, value: str) -> str:
 
 
 @pytest.mark.parametrize("key", FINE)
-def test_odd_values_are_refused_by_key_or_mean_something(key: str) -> None:
+def test_odd_values_are_refused_by_key_or_have_a_meaning(key: str) -> None:
     said = {value: outcome(key, value) for value in ODD}
     assert {value for value, line in said.items() if not line} == {*FINE[key]}
     assert all("\n" not in line for line in said.values())
@@ -120,7 +120,7 @@ def test_odd_values_are_refused_by_key_or_mean_something(key: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["seed", "trainer.devices", "optim.lr", "loss.label_smoothing", "trainer.max_epochs"])
-def test_the_command_line_says_the_key(key: str) -> None:
+def test_the_command_line_names_the_key(key: str) -> None:
     assert key in refusal(lambda: check(compose_config([f"{key}=abc"])))
 
 
@@ -165,7 +165,7 @@ def test_the_command_line_says_the_key(key: str) -> None:
         "optim.backbone_lr_factor=0",
     ],
 )
-def test_known_slips_are_refused_by_key(override: str) -> None:
+def test_common_mistakes_are_refused_by_key(override: str) -> None:
     assert override.partition("=")[0] in refusal(lambda: check(compose_config([override])))
 
 
@@ -214,7 +214,7 @@ def test_keys_of_the_data_that_contradict_each_other_stop_before_anything_is_rea
 def test_hints_come_from_the_annotations() -> None:
     assert hints_of("resnet_lab.optim.sgd")["lr"] == NotNegative
     assert hints_of("resnet_lab.optim.multistep")["gamma"] == Positive
-    assert "class_counts" not in hints_of("resnet_lab.objectives.cross_entropy")  # `values` knows no Sequence
+    assert "class_counts" not in hints_of("resnet_lab.objectives.cross_entropy")  # `values` does not support Sequence
     assert hints_of("resnet_lab.data.synthetic.Synthetic")["rotation"] == Annotated[float, Within(0, 360)]
     assert hints_of("resnet_lab.data.synthetic.Synthetic")["image_size"] == Annotated[int, Within(1, 10_000)]
     assert hints_of("own.package.Net") == {}
@@ -270,14 +270,14 @@ def test_a_group_that_is_set_to_nothing_is_refused_by_name(argument: str, remedy
     ],
 )
 @pytest.mark.parametrize("sign", ["", "+"])
-def test_what_others_call_a_key_is_understood(typed: str, meant: str, sign: str) -> None:
+def test_synonyms_of_keys_are_understood(typed: str, meant: str, sign: str) -> None:
     def compose() -> None:
         check(compose_config([f"{sign}{typed}=1"]))
 
     assert f"did you mean {meant}?" in refusal(compose)
 
 
-def test_synonyms_name_keys_that_there_are() -> None:
+def test_synonyms_name_existing_keys() -> None:
     names = known_keys() | {*CHOSEN}
     assert set(SYNONYMS.values()) <= names
     assert not set(SYNONYMS) & {name.rpartition(".")[2] for name in names}
@@ -289,7 +289,7 @@ SPECIAL = {"defaults", "hydra", "_target_", "_partial_"}
 
 @pytest.mark.parametrize(("group", "name"), FILES)
 def leaves(node: dict, known: dict, prefix: str = "") -> dict:
-    """Dotted keys with values; a mapping is a value where `known` has it."""
+    """Return dotted keys with values; a mapping is a value if `known` has it."""
     found = {}
     for key, value in node.items():
         if isinstance(value, dict) and value and f"{prefix}{key}" not in known:
@@ -312,10 +312,10 @@ def test_the_keys_of_a_file_are_those_that_yaml_finds(group: str, name: str) -> 
 def test_every_key_has_one_meaning() -> None:
     meanings = {name: {key.meaning for key in keys.all_keys() if key.name == name} for name in known_keys()}
     assert {name: found for name, found in meanings.items() if len(found) != 1 or "" in found} == {}
-    assert {key.name for key in keys.all_keys() if not key.allowed} == {"schedule.interval"}  # of parts from outside
+    assert {key.name for key in keys.all_keys() if not key.allowed} == {"schedule.interval"}  # keys of external parts
 
 
-def test_every_choice_says_what_it_is() -> None:
+def test_every_choice_has_a_description() -> None:
     assert [(group, name) for group in CHOSEN for name, about in keys.choices_of(group).items() if not about] == []
 
 
@@ -331,13 +331,13 @@ def test_the_defaults_are_those_that_a_run_has() -> None:
 
 
 def words_of(hint: object) -> set[str]:
-    """The words among the values of a hint."""
+    """Return the words among the values of a type hint."""
     if get_origin(hint) is Literal:
         return {*map(str, get_args(hint))}
     return {word for each in get_args(hint) for word in words_of(each)}
 
 
-def test_the_words_that_a_key_takes_stand_in_its_meaning() -> None:
+def test_the_allowed_words_of_a_key_are_in_its_description() -> None:
     hints = {f"trainer.{each.name}": each.metadata["hint"] for each in fields(TrainerConfig)}
     hints |= {each.name: each.metadata["hint"] for each in fields(Config) if "hint" in each.metadata}
     for group, name in FILES[1:]:
@@ -356,7 +356,7 @@ def our_targets() -> list[str]:
 
 
 @pytest.mark.parametrize("target", our_targets())
-def test_no_key_is_described_in_the_code_as_well(target: str) -> None:
+def test_no_key_is_also_described_in_the_code(target: str) -> None:
     module, _, name = target.rpartition(".")
     source = Path(importlib.util.find_spec(module).origin).read_text("utf-8")
     (node,) = [each for each in ast.parse(source).body if getattr(each, "name", "") == name]

@@ -90,7 +90,7 @@ def test_blank_line_in_a_pair_does_not_shift_the_rows(file):
 
 
 @pytest.mark.parametrize("first", ["1.5", "-", ""])
-def test_bad_first_label_of_a_pair_is_no_header(file, first):
+def test_a_bad_first_label_of_a_pair_is_not_a_header(file, first):
     images, labels = file("a\nb\nc\n", "train_img.csv"), file(f'"{first}"\n1\n2\n', "train_label.csv")
     assert "image row 1" in refusal(parse, read_pair(images, labels, GRADES), images, labels, GRADES)
 
@@ -173,7 +173,7 @@ def test_names_stay_inside_the_folder(file, name):
     assert message.startswith(f"{images}: image {name!r} of image row 2: names must be relative paths")
 
 
-def test_names_may_hold_dots_and_folders(file):
+def test_names_may_contain_dots_and_folders(file):
     assert cells(parse_file(file("a..b,0\nx/c.d,1\n"))) == [("a..b", 0), ("x/c.d", 1)]
 
 
@@ -210,7 +210,7 @@ def test_hundred_thousand_rows(file, monkeypatch, tmp_path):
         "image|level\nx 1.jpg|0\nb.jpg|2\n",
         "image,level,,\nx 1.jpg,0,,\n,,,\n\nb.jpg,2,,\n,,,\n",
         ",image,level\n0,x 1.jpg,0\n1,b.jpg,2\n",
-        "image,level\n0,x 1.jpg,0\n1,b.jpg,2\n",  # R's write.table: its index has no cell in the header
+        "image,level\n0,x 1.jpg,0\n1,b.jpg,2\n",  # R's write.table: the header lacks a cell for the index
         "image,level\nx 1.jpg,0,\nb.jpg,2,\n",
         '\ufeff"image","level"\r\n"x 1.jpg","0"\r\n"b.jpg","2"\r\n',
         "IMAGE , Level\nx 1.jpg,0.0\nb.jpg,2.0\n",
@@ -231,7 +231,7 @@ def test_separators_headers_numbers_and_words(file, text):
         (Grades(["a", "b", "c"], first=1), "1,2,3.0,b", [0, 1, 2, 1]),
     ],
 )
-def test_labels_by_a_mapping_or_from_another_number_on(file, grades, given, expected):
+def test_labels_may_use_a_mapping_or_start_at_another_number(file, grades, given, expected):
     path = file("image,level\n" + "".join(f"{n},{label}\n" for n, label in enumerate(given.split(","))))
     assert parse_file(path, grades)["target"].tolist() == expected
 
@@ -245,7 +245,7 @@ def test_labels_by_a_mapping_or_from_another_number_on(file, grades, given, expe
         (Grades(["a", "b"]), "1.5", "labels must be whole numbers"),
     ],
 )
-def test_other_labels_are_refused_or_dropped(file, grades, label, rule):
+def test_invalid_labels_are_refused_or_dropped(file, grades, label, rule):
     first = "none" if grades.labels else str(grades.first)
     path = file(f"image,level\nx,{first}\ny,{label}\nz,\n")
     assert f"label {label!r} of image row 2 (and 1 more row): {rule}" in refusal(parse_file, path, grades)
@@ -267,7 +267,7 @@ def test_other_labels_are_refused_or_dropped(file, grades, label, rule):
         (Grades(["a", "b"], {"1": 0, "2": 1}), "1,2", False),
     ],
 )
-def test_grades_from_1_on_are_pointed_out(file, caplog, grades, given, said):
+def test_grades_from_1_on_are_reported(file, caplog, grades, given, said):
     path = file("image,level\n" + "".join(f"{n},{label}\n" for n, label in enumerate(given.split(","))))
     hint = "no label is 0; set data.first_label=1 if classes run from 1 to 2"
     parse_file(path, grades, drop=True)
@@ -276,11 +276,11 @@ def test_grades_from_1_on_are_pointed_out(file, caplog, grades, given, said):
         assert hint in refusal(parse_file, path, grades)
 
 
-def test_a_mapping_to_a_class_that_there_is_not():
+def test_a_mapping_to_an_unknown_class_is_refused():
     assert "data.labels: 'x' is class 2; classes run from 0 to 1" in refusal(Grades, ["a", "b"], {"x": 2})
 
 
-def test_names_in_another_case_or_suffix_are_found_and_said(tmp_path, caplog):
+def test_names_in_another_case_or_suffix_are_found_and_reported(tmp_path, caplog):
     for name in ("IM1.jpg", "im2.PNG", "3.tif", "deep/er/4.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -293,7 +293,7 @@ def test_names_in_another_case_or_suffix_are_found_and_said(tmp_path, caplog):
     assert "IM1.JPG is IM1.jpg" in line
 
 
-def test_paths_of_windows_lie_below_the_folder(file):
+def test_windows_paths_are_relative_to_the_folder(file):
     assert cells(parse_file(file("image_path,level\n\\a\\b.jpg,1\nc\\d.jpg,0\n"))) == [("a/b.jpg", 1), ("c/d.jpg", 0)]
     assert "without '..'" in refusal(parse_file, file("image_path,level\n..\\b.jpg,1\n"))
 
@@ -321,7 +321,7 @@ def test_names_that_are_not_utf_8_are_refused():
     assert message.startswith("/data/caf\\udce9.jpeg: the name is not UTF-8; rename the file")
 
 
-def test_tables_of_an_evaluation_are_no_label_files(tmp_path):
+def test_tables_of_an_evaluation_are_not_label_files(tmp_path):
     (tmp_path / "confusion_matrix_test.csv").write_text("true,no DR,mild\nno DR,3,1\nmild,0,2\n")
     (tmp_path / "predictions_test.csv").write_text("image,target,prediction\na,0,1\n")
     (tmp_path / "notes_train.txt").write_text("photographs of 2019\nand of 2020\n")
@@ -330,7 +330,7 @@ def test_tables_of_an_evaluation_are_no_label_files(tmp_path):
     assert label_files(tmp_path, (None, None), GRADES) == {"train": [tmp_path / "labels" / "training.tsv"]}
 
 
-def test_numbers_are_numbers_even_where_classes_are_called_so(file):
+def test_numbers_are_numbers_even_if_classes_have_such_names(file):
     names = Grades(["1", "2", "3"], first=1)
     assert parse_file(file("image,level\na,1\nb,2.0\nc,3\n"), names)["target"].tolist() == [0, 1, 2]
     assert "labels run from 0 to 2" in refusal(parse_file, file("image,level\na,1\nb,3\n"), Grades(["1", "2", "3"]))
@@ -340,18 +340,18 @@ def test_labels_that_compare_equal_are_refused():
     assert "several labels become 'm_1'" in refusal(Grades, ["a", "b"], {"M-1": 0, "m 1": 1})
 
 
-def test_a_label_in_words_is_no_header_of_a_pair(file):
+def test_a_label_in_words_is_not_a_header_of_a_pair(file):
     images, labels = file("a\nb\n", "train_img.csv"), file("mild\nno DR\n", "train_label.csv")
     assert cells(read_pair(images, labels, GRADES)) == [("a", "mild"), ("b", "no DR")]
 
 
-def test_a_column_called_like_a_class_is_a_header(file):
+def test_a_column_named_like_a_class_is_a_header(file):
     grades = Grades(["no DR", "DR"])
     found = parse(read_labels(file("image,DR\nx,1\n"), None, "DR", grades), "x", "x", grades)
     assert cells(found) == [("x", 1)]
 
 
-def test_rows_wider_than_the_header_are_read_where_they_tell_the_index(file):
+def test_rows_wider_than_the_header_are_read_if_they_have_an_index(file):
     assert cells(parse_file(file("image,level\n1,x,0\n2,y,1\n"))) == [("x", 0), ("y", 1)]
     assert "is not a comma-separated file" in refusal(parse_file, file("image,level\n2,1,0\n1,2,0\n"))
 
@@ -363,12 +363,12 @@ def test_rows_wider_than_the_header_are_read_where_they_tell_the_index(file):
         ("a;b;c,0\nd;e;f,1\n", [("a;b;c", 0), ("d;e;f", 1)]),
     ],
 )
-def test_the_separator_is_what_every_line_has_as_often(file, text, expected):
+def test_the_separator_occurs_equally_often_in_every_line(file, text, expected):
     assert cells(parse_file(file(text))) == expected
 
 
 @pytest.mark.parametrize("text", ["a,\nb,1\n", "a.jpg,unknown\nb,1\n"])
-def test_a_bad_first_label_is_no_header(file, text):
+def test_a_bad_first_label_is_not_a_header(file, text):
     assert list(parse_file(file(text), drop=True)["target"]) == [BAD, 1]
 
 
@@ -382,7 +382,7 @@ def test_a_bad_first_label_is_no_header(file, text):
         ("\n\n0\n1\n2\n", [0, 1, 2]),
     ],
 )
-def test_blank_lines_around_a_pair_count_where_rows_are_missing(file, labels, targets):
+def test_blank_lines_around_a_pair_count_if_rows_are_missing(file, labels, targets):
     header = "image\n" if labels.startswith("level") else ""
     images, labels = file(f"{header}a\nb\nc\n", "train_img.csv"), file(labels, "train_label.csv")
     assert list(parse(read_pair(images, labels, GRADES), images, labels, GRADES, drop=True)["target"]) == targets

@@ -1,4 +1,4 @@
-"""Tables of the pages in docs/results that predictions do not give."""
+"""Tables in docs/results that do not follow from predictions."""
 
 import math
 from pathlib import Path

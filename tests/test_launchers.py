@@ -1,4 +1,4 @@
-"""Sweeps under Hydra's launchers, several ranks, two nodes on one machine, signals: all of it starts processes."""
+"""Sweeps under Hydra's launchers, several ranks, two nodes on one machine, and signals, in real processes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LAUNCHERS = {
     "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
     "submitit_local": ["hydra/launcher=submitit_local"],
 }
-# read by every process of Python that starts; jobs alone are changed
+# every Python process runs this; only jobs are changed
 PATCH = """
 import sys
 if "resnet_lab.job" in sys.orig_argv:
@@ -51,7 +51,7 @@ Lab = Callable[..., subprocess.Popen[str]]
 
 @pytest.fixture
 def lab(tmp_path: Path, experiment: None) -> Iterator[Lab]:
-    """Start `python -m MODULE …` in a folder with the tiny experiment; what is left of it at the end is killed."""
+    """Start `python -m MODULE …` in a folder with the tiny experiment; leftover processes are killed at the end."""
     (tmp_path / "patch").mkdir()
     processes: list[subprocess.Popen[str]] = []
 
@@ -83,7 +83,7 @@ def output(folder: Path, number: int = 0) -> str:
 
 
 def said(folder: Path, number: int) -> str:
-    """What a job printed, without the traceback of its launcher."""
+    """Return the output of a job, without the traceback of its launcher."""
     return "".join(line for line in output(folder, number).splitlines(True) if line[0].isdigit() or "error" in line)
 
 
@@ -99,7 +99,7 @@ def trains(run: RunFolder) -> bool:
 
 
 def jobs_alive(folder: Path) -> list[int]:
-    """The processes of jobs in this folder."""
+    """Return the processes of jobs in this folder."""
     alive = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -111,9 +111,9 @@ def jobs_alive(folder: Path) -> list[int]:
 
 
 def starts(run: RunFolder) -> int:
-    """How often its job has begun or gone on."""
+    """Return how often its job started or resumed."""
     lines = run.log_file.read_text().splitlines()
-    return sum(line.endswith((f"starting in {run.path}", f"going on in {run.path}")) for line in lines)
+    return sum(line.endswith((f"starting in {run.path}", f"resuming in {run.path}")) for line in lines)
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
@@ -123,7 +123,7 @@ def test_ranks_in_a_sweep_agree_under_each_launcher(tmp_path: Path, lab: Lab, la
     process = sweep(lab, *LAUNCHERS[launcher], *DDP, "seed=0,1", patch=HASHES)
     assert process.wait(120) == 0, output(tmp_path)
     runs = find_runs([tmp_path / "sweep"])
-    assert [run.path.parent for run in runs] == [tmp_path / "sweep"] * 2  # one folder, nothing replayed
+    assert [run.path.parent for run in runs] == [tmp_path / "sweep"] * 2  # one folder, and no job ran twice
     for seed, run in enumerate(runs):
         assert (run.read_status()["state"], starts(run)) == ("done", 1)
         assert len(run.metrics_file.read_text().splitlines()) == 3
@@ -132,7 +132,7 @@ def test_ranks_in_a_sweep_agree_under_each_launcher(tmp_path: Path, lab: Lab, la
     assert (tmp_path / "weights_0_0").read_text() != (tmp_path / "weights_1_0").read_text()
 
 
-def test_jobs_side_by_side_share_the_threads(tmp_path: Path, lab: Lab) -> None:
+def test_parallel_jobs_share_the_threads(tmp_path: Path, lab: Lab) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     process = sweep(lab, *LAUNCHERS["joblib"], "seed=0,1", environment={"OMP_NUM_THREADS": ""})
     assert process.wait(120) == 0, output(tmp_path)
@@ -140,7 +140,7 @@ def test_jobs_side_by_side_share_the_threads(tmp_path: Path, lab: Lab) -> None:
     assert threads == [max(1, len(os.sched_getaffinity(0)) // 2)] * 2
 
 
-def test_a_job_that_is_requeued_goes_on_in_its_folder(tmp_path: Path, lab: Lab) -> None:
+def test_a_requeued_job_resumes_in_its_folder(tmp_path: Path, lab: Lab) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     process = sweep(lab, *LAUNCHERS["submitit_local"], "seed=0", "trainer.max_epochs=60")
     run = RunFolder(tmp_path / "sweep" / "experiment-tiny_seed-0_max_epochs-60")
@@ -179,10 +179,10 @@ def test_a_rank_that_fails_ends_the_job_and_says_why(tmp_path: Path, lab: Lab, h
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (2, 0), (1, 2)])
-def test_a_sweep_that_is_stopped_leaves_no_process_and_goes_on(
+def test_a_stopped_sweep_leaves_no_process_and_resumes(
     tmp_path: Path, lab: Lab, signum: signal.Signals, ranks: int, workers: int
 ) -> None:
-    epochs = 100 if ranks == 1 else 30  # some seconds, so that no job is done before it is stopped
+    epochs = 100 if ranks == 1 else 30  # some seconds, so that the stop comes before any job ends
     grid = [*(DDP if ranks == 2 else ()), "seed=0,1", f"trainer.max_epochs={epochs}", f"data.num_workers={workers}"]
     process = sweep(lab, *grid)
     wait_for(lambda: any(path.name == "metrics.csv" for path in tmp_path.glob("sweep/*/metrics.csv")))
@@ -195,7 +195,7 @@ def test_a_sweep_that_is_stopped_leaves_no_process_and_goes_on(
     shown = output(tmp_path)
     assert "Traceback" not in shown
     if signum != signal.SIGKILL:
-        assert shown.rstrip().splitlines()[-1].endswith(" ".join(["train", *SWEEP, *grid]))  # what to type next
+        assert shown.rstrip().splitlines()[-1].endswith(" ".join(["train", *SWEEP, *grid]))  # the command to run next
     assert sweep(lab, *grid).wait(120) == 0, output(tmp_path, 1)
     assert [run.read_status()["state"] for run in find_runs([tmp_path / "sweep"])] == ["done", "done"]
     assert starts(first) == 2
@@ -226,7 +226,7 @@ def test_the_death_of_the_command_stops_the_jobs_of_joblib(tmp_path: Path, lab: 
     process.wait()
     wait_for(lambda: not jobs_alive(tmp_path), 20)
     time.sleep(3)
-    assert not jobs_alive(tmp_path)  # nor does the third one begin
+    assert not jobs_alive(tmp_path)  # the third job does not start either
     assert [run.read_status()["state"] for run in find_runs([tmp_path / "sweep"])] == ["interrupted"] * 2
 
 
@@ -246,7 +246,7 @@ def agree(tmp_path: Path) -> bool:
     return (tmp_path / "weights_0_0").read_text() == (tmp_path / "weights_0_1").read_text()
 
 
-def test_two_nodes_by_torchrun(tmp_path: Path, lab: Lab) -> None:
+def test_torchrun_starts_two_nodes(tmp_path: Path, lab: Lab) -> None:
     run = created(tmp_path, lab, "trainer.num_nodes=2", "trainer.strategy=ddp")
     address = ["--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={free_port()}"]
     nodes = [
@@ -260,7 +260,7 @@ def test_two_nodes_by_torchrun(tmp_path: Path, lab: Lab) -> None:
 
 
 def slurm(task: int, tasks: int, nodes: int, port: int) -> dict[str, str]:
-    """What `srun` sets for a task."""
+    """Return the environment that `srun` sets for a task."""
     values = {
         "JOB_ID": 1,
         "STEP_ID": 0,
@@ -275,7 +275,7 @@ def slurm(task: int, tasks: int, nodes: int, port: int) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("nodes", [1, 2])
-def test_tasks_of_slurm(tmp_path: Path, lab: Lab, nodes: int) -> None:
+def test_slurm_starts_the_tasks(tmp_path: Path, lab: Lab, nodes: int) -> None:
     run = created(tmp_path, lab, f"trainer.num_nodes={nodes}", f"trainer.devices={2 // nodes}", "trainer.strategy=ddp")
     port = free_port()
     tasks = [lab("resnet_lab.job", "run", patch=HASHES, environment=slurm(task, 2, nodes, port)) for task in (0, 1)]
@@ -284,7 +284,7 @@ def test_tasks_of_slurm(tmp_path: Path, lab: Lab, nodes: int) -> None:
     assert agree(tmp_path)
 
 
-def test_a_task_that_fails_before_the_ranks_meet_ends_the_other(tmp_path: Path, lab: Lab) -> None:
+def test_a_task_that_fails_before_the_ranks_connect_ends_the_other(tmp_path: Path, lab: Lab) -> None:
     run = created(tmp_path, lab, "trainer.devices=2", "trainer.strategy=ddp")
     patch = """from resnet_lab.data.datamodule import DataModule
     def missing(self):
@@ -298,7 +298,7 @@ def test_a_task_that_fails_before_the_ranks_meet_ends_the_other(tmp_path: Path, 
     assert not run.is_locked()
 
 
-def test_a_rank_that_is_told_to_stop_is_no_failure(tmp_path: Path, lab: Lab) -> None:
+def test_a_stopped_rank_is_not_a_failure(tmp_path: Path, lab: Lab) -> None:
     run = created(tmp_path, lab, *DDP, "trainer.max_epochs=1000")
     job = lab("resnet_lab.job", "run")
     wait_for(lambda: trains(run))
@@ -335,7 +335,7 @@ PARTS = ("model.freeze=[conv1,layer1]", "model.unfreeze_at_epoch=1", "optim.back
         (*PARTS, "trainer.gradient_clip_val=0.5", "trainer.accumulate_grad_batches=2"),
     ],
 )
-def test_ranks_train_as_one_process_but_for_batch_norm(tmp_path: Path, lab: Lab, choices: tuple[str, ...]) -> None:
+def test_ranks_train_as_one_process_except_for_batch_norm(tmp_path: Path, lab: Lab, choices: tuple[str, ...]) -> None:
     # 36 training images make three batches on one process and on two
     own = ["trainer.precision=32-true", "data.batch_size=12", "trainer.max_epochs=3", "optim.lr=0.01", *choices]
     runs = {}
@@ -365,7 +365,7 @@ KILLED = """def on_train_batch_start(self, batch, batch_idx):
         (0, (1, 2), "1e-9", PARTS),
     ],
 )
-def test_ranks_that_are_killed_end_as_those_that_were_not(
+def test_killed_ranks_end_like_uninterrupted_ones(
     tmp_path: Path, lab: Lab, workers: int, epochs: tuple[int, ...], minutes: str, choices: tuple[str, ...]
 ) -> None:
     own = [*choices, *DDP, "trainer.max_epochs=4", "data.rotation=20", "data.in_memory=false"]
@@ -383,7 +383,7 @@ def test_ranks_that_are_killed_end_as_those_that_were_not(
         wait_for(lambda: not jobs_alive(tmp_path), 20)
         assert job(broken.path.name, workers) == 0
         assert starts(broken) == 2
-        assert ("going on in" in broken.log_file.read_text()) == (epoch > 0 or minutes != "null")
+        assert ("resuming in" in broken.log_file.read_text()) == (epoch > 0 or minutes != "null")
         assert broken.metrics_file.read_text() == whole.metrics_file.read_text()
         weights, others = (torch.load(run.last_checkpoint, weights_only=True)["state_dict"] for run in (whole, broken))
         assert all(torch.equal(weights[key], others[key]) for key in weights)

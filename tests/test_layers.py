@@ -1,4 +1,4 @@
-"""Statistics by layer: what is measured equals a computation by hand, and survives a restart."""
+"""Statistics by layer: equal to a computation by hand, and unchanged by a restart."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +23,7 @@ def run(tmp_path: Path) -> RunFolder:
 
 
 def trained(statistics: LayerStatistics, model: nn.Module, batches: list[torch.Tensor]) -> pd.DataFrame:
-    """One epoch without an optimizer; the loss is the sum of all outputs."""
+    """Run one epoch without an optimizer; the loss is the sum of all outputs."""
     trainer = SimpleNamespace(num_training_batches=len(batches), current_epoch=0, is_global_zero=True, loggers=[])
     module = SimpleNamespace(model=model)
     for number, batch in enumerate(batches):
@@ -35,11 +35,11 @@ def trained(statistics: LayerStatistics, model: nn.Module, batches: list[torch.T
     return read_layers(statistics.run.layers_file)
 
 
-def test_quantities_are_those_of_their_definition(run: RunFolder) -> None:
+def test_quantities_match_their_definition(run: RunFolder) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     with torch.no_grad():
-        model[0].bias[1] = -100.0  # a unit that never fires
+        model[0].bias[1] = -100.0  # a dead unit
     batches = [torch.randn(6, 3, 5, 5) for _ in range(2)]
     frame = trained(LayerStatistics(run), model, batches)
     active = [torch.relu(model[0](batch)) for batch in batches]
@@ -85,17 +85,17 @@ def test_an_accumulated_step_is_measured_once(run: RunFolder) -> None:
     assert not any(layer._forward_hooks for layer in model.modules())
 
 
-def test_a_left_out_last_activation_keeps_its_place() -> None:
+def test_an_omitted_last_activation_keeps_its_place() -> None:
     names = [
         [name for name, layer in resnet(18, last_activation=last).named_modules() if is_activation(name, layer)]
         for last in (True, False)
     ]
     assert names[0] == names[1]
-    assert len(names[0]) == 17  # stem, and two in each of 8 blocks
+    assert len(names[0]) == 17  # the stem, and two in each of 8 blocks
 
 
 @pytest.mark.slow
-def test_a_job_writes_them_for_every_epoch_and_goes_on_after_a_kill(make_run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_writes_them_for_every_epoch_and_resumes_after_a_kill(make_run, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = make_run("follow_layers=true", "trainer.max_epochs=2", name="whole")
     assert guarded(whole) == 0
     frame = read_layers(whole.layers_file)

@@ -20,7 +20,7 @@ def table_of(folder, metric=""):
     return table
 
 
-def test_the_best_group_comes_first_and_what_cannot_be_told_apart_is_tied(tmp_path):
+def test_the_best_group_comes_first_and_indistinguishable_ones_are_tied(tmp_path):
     for seed in (0, 1, 2):
         write_run(tmp_path / f"good-{seed}", 50, seed=seed, skill=3.0)
         write_run(tmp_path / f"same-{seed}", 34, seed=seed, skill=3.0)
@@ -38,7 +38,7 @@ def test_the_best_group_comes_first_and_what_cannot_be_told_apart_is_tied(tmp_pa
         assert row.interval.low < row.value < row.interval.high
 
 
-def test_the_metric_of_choice_ranks(tmp_path):
+def test_the_chosen_metric_ranks(tmp_path):
     write_sweep(tmp_path, seeds=(0, 1))
     for metric in ("qwk", "accuracy", "balanced_accuracy", "auroc", "referable_auroc"):
         table = table_of(tmp_path, metric)
@@ -47,7 +47,7 @@ def test_the_metric_of_choice_ranks(tmp_path):
         assert rows_of(table)[0].value == means[0]
 
 
-def test_referable_grades_have_rows_of_their_own_and_the_numbers_published_on_them(tmp_path):
+def test_referable_grades_have_their_own_rows_and_published_numbers(tmp_path):
     for seed in (0, 1):
         write_run(tmp_path / f"a-{seed}", 50, seed=seed, config={"data.name": "eyepacs"})
     table = table_of(tmp_path)
@@ -73,12 +73,12 @@ def test_null_and_the_word_none_are_one_group(tmp_path):
     assert {row.label: row.n for row in rows} == {"depth=18": "2", "depth=50": "1"}
 
 
-def test_a_group_alone_is_neither_best_nor_tied(tmp_path):
+def test_a_single_group_is_neither_best_nor_tied(tmp_path):
     write_run(tmp_path / "run")
     assert [row.mark for row in rows_of(table_of(tmp_path)) if row.kind == "group"] == [""]
 
 
-def test_published_numbers_stand_below_and_say_how_they_were_got(tmp_path):
+def test_published_numbers_are_below_with_their_protocol(tmp_path):
     write_run(tmp_path / "run", config={"data.name": "eyepacs"})
     rows = rows_of(table_of(tmp_path))
     kinds = [row.kind for row in rows]
@@ -103,12 +103,12 @@ def test_differences_have_signs_and_limits(metric, numbers, text):
     assert limits_text(metric, *numbers) == text
 
 
-def test_an_interval_that_is_not_known_is_a_dash():
+def test_an_unknown_interval_is_a_dash():
     assert interval_text("accuracy", Interval(0.415, 0.5)) == "41.50 to 50.00"
     assert interval_text("accuracy", Interval(math.nan, math.nan)) == "–"
 
 
-def test_where_all_is_alike_none_is_the_best(tmp_path):
+def test_equal_groups_have_no_best_one(tmp_path):
     for depth in (18, 34, 50):
         write_run(tmp_path / str(depth), depth, skill=0.0)
     table = table_of(tmp_path)
@@ -136,7 +136,7 @@ def test_without_an_interval_groups_are_ranked_but_not_tested(tmp_path):
     assert "tied |" not in page
 
 
-def test_the_headline_is_what_the_rows_say(tmp_path):
+def test_the_headline_matches_the_rows(tmp_path):
     for depth, skill in ((18, 1.0), (34, 3.0), (50, 3.0)):
         write_run(tmp_path / str(depth), depth, skill=skill)
     table = table_of(tmp_path, "accuracy")

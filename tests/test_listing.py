@@ -1,4 +1,4 @@
-"""Which files of a folder are images, what is junk, and that nothing else is left out without a word."""
+"""Images and junk in a folder; all other files that are left out are reported."""
 
 import logging
 
@@ -12,7 +12,7 @@ from resnet_lab.data.check import examine
 from resnet_lab.data.listing import NO_IMAGES, SUFFIXES, is_image, list_images, say_left_out, splits_of, subfolders
 from resnet_lab.data.reader import Recipe, read_image
 
-FORMATS = {".jpx": "JPEG2000", ".jpf": "JPEG2000", ".jpc": "JPEG2000", ".mpo": "JPEG"}  # Pillow does not know to write
+FORMATS = {".jpx": "JPEG2000", ".jpf": "JPEG2000", ".jpc": "JPEG2000", ".mpo": "JPEG"}  # Pillow cannot write these
 
 
 def touch(folder, *names):
@@ -38,7 +38,7 @@ def test_every_listed_kind_is_read_the_same_by_check_and_reader(tmp_path, suffix
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.csv", "a", "jpg", "a.jpg.part", "a.dcm", "a.heic", ".jpg"])
-def test_other_files_are_no_images(name):
+def test_other_files_are_not_images(name):
     assert not is_image(name)
 
 
@@ -78,7 +78,7 @@ def test_links_that_lead_upward_are_not_followed(tmp_path, target):
     (train / "a" / "up").symlink_to(target)
     (train / "up").symlink_to(target)
     (train / "c").symlink_to(tmp_path / "store" / "c")
-    (tmp_path / "store" / "c" / "up").symlink_to(train)  # the links lead up, the real folder does not
+    (tmp_path / "store" / "c" / "up").symlink_to(train)  # the link leads upward, the real folder does not
     (tmp_path / "store" / "c" / "out").symlink_to(tmp_path / "store")
     assert list_images(train / "a").images == ["1.jpg"]
     assert list_images(train / "c").images == ["3.jpg"]
@@ -94,7 +94,7 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
     assert refusal(list_images, tmp_path) == f"{tmp_path} cannot be listed: Permission denied; make it readable"
 
 
-def test_one_line_counts_what_is_left_out(tmp_path, caplog):
+def test_one_line_counts_the_ignored_files(tmp_path, caplog):
     touch(tmp_path, *(f"{n}.txt" for n in range(10)), "a.xml", "b.xml", "c.csv", "d.e", "f.g", "h.i", "j")
     with caplog.at_level(logging.INFO):
         say_left_out(tmp_path, "file", "files", list_images(tmp_path).others)
@@ -121,5 +121,5 @@ def test_one_line_counts_what_is_left_out(tmp_path, caplog):
         ("contest", set()),
     ],
 )
-def test_splits_that_a_name_speaks_of(name, splits):
+def test_splits_are_recognized_in_names(name, splits):
     assert splits_of(name) == splits

@@ -1,4 +1,4 @@
-"""Loggers: TensorBoard, rows of a CSV file, several at once, none, and those of others by their dotted names."""
+"""Loggers: TensorBoard, rows of a CSV file, several at once, none, and external ones by their dotted names."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from resnet_lab.training import guarded, own_parts
 
 Make = Callable[..., RunFolder]
 LIGHTNING = "lightning.pytorch.loggers"
-OFTEN = ("trainer.log_every_n_steps=1", "data.batch_size=8")  # four steps an epoch
+OFTEN = ("trainer.log_every_n_steps=1", "data.batch_size=8")  # four steps per epoch
 MYLAB = """
 import json, pathlib
 from lightning.pytorch.loggers import Logger
@@ -61,7 +61,7 @@ class NoLogger:
 
 @pytest.fixture
 def mylab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package of a user, which is trusted."""
+    """Write and trust a user's package."""
     (tmp_path / "mylab.py").write_text(MYLAB)
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()
@@ -71,18 +71,18 @@ def mylab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def rows_of(run: RunFolder) -> list[dict[str, str]]:
-    """The rows of the csv logger, each without its empty cells."""
+    """Return the rows of the csv logger, each without its empty cells."""
     with (run.path / "csv" / "metrics.csv").open(newline="") as file:
         return [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
 
 
 def timeless(run: RunFolder) -> list[dict[str, str]]:
-    """Those rows without the ones that measure time; the single batch after a kill has none."""
+    """Return the rows without measured times, since a single batch after a kill has none."""
     return [row for row in rows_of(run) if "train/images_per_second" not in row]
 
 
 def column(run: RunFolder, name: str) -> dict[int, float]:
-    """Step → value."""
+    """Return step → value."""
     return {int(row["step"]): float(row[name]) for row in rows_of(run) if name in row}
 
 
@@ -95,7 +95,7 @@ def text_of(tmp_path: Path) -> str:
 
 def test_rows_are_appended_and_new_columns_are_added(tmp_path: Path) -> None:
     logger = RowLogger(str(tmp_path))
-    assert not (tmp_path / "csv").exists()  # a preflight creates nothing
+    assert not (tmp_path / "csv").exists()  # the preflight creates nothing
     logger.log_metrics({"b": torch.tensor(0.5), "epoch": 0}, 4)
     assert text_of(tmp_path) == "step,epoch,b\n4,0,0.5\n"
     logger.log_metrics({"b": 1.0, "epoch": 1}, 9)
@@ -105,7 +105,7 @@ def test_rows_are_appended_and_new_columns_are_added(tmp_path: Path) -> None:
     assert logger.log_dir == str(tmp_path / "csv")
 
 
-def test_what_is_logged_again_takes_the_place_of_the_earlier_row(tmp_path: Path) -> None:
+def test_a_repeated_row_replaces_the_earlier_one(tmp_path: Path) -> None:
     first = RowLogger(str(tmp_path))
     for step in range(3):
         first.log_metrics({"a": step}, step)
@@ -113,13 +113,13 @@ def test_what_is_logged_again_takes_the_place_of_the_earlier_row(tmp_path: Path)
     (tmp_path / "csv" / "metrics.csv").write_text(text_of(tmp_path) + "7,,0.12")  # cut by a kill
     second = RowLogger(str(tmp_path))
     second.log_metrics({"a": 1}, 1)
-    assert text_of(tmp_path).endswith("7,,0.12")  # the same row: nothing to write
+    assert text_of(tmp_path).endswith("7,,0.12")  # the same row is not written again
     second.log_metrics({"b": 5}, 1)
     second.log_metrics({"a": 3}, 3)
     assert text_of(tmp_path) == "step,epoch,a,b\n0,,0,\n0,,,0\n1,,1,\n1,,,5\n2,,2,\n2,,,2\n3,,3,\n"
 
 
-def test_no_row_goes_through_a_link(tmp_path: Path) -> None:
+def test_no_row_is_written_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("step,epoch,a\n1,,1\n")
     (tmp_path / "csv").mkdir()
     (tmp_path / "csv" / "metrics.csv").symlink_to(tmp_path / "precious")
@@ -138,7 +138,7 @@ def test_hyperparameters_add_up(tmp_path: Path) -> None:
 # ---- jobs ----
 
 
-def test_the_csv_logger_holds_what_metrics_csv_holds(make_run: Make) -> None:
+def test_the_csv_logger_contains_the_values_of_metrics_csv(make_run: Make) -> None:
     run = make_run("logger=csv", *OFTEN, "follow_layers=true")
     assert guarded(run) == 0
     metrics = pd.read_csv(run.metrics_file)
@@ -158,7 +158,7 @@ def test_the_csv_logger_holds_what_metrics_csv_holds(make_run: Make) -> None:
 
 
 @pytest.mark.slow
-def test_the_same_training_whatever_the_logger_is(make_run: Make, mylab: None) -> None:
+def test_the_logger_does_not_change_the_training(make_run: Make, mylab: None) -> None:
     pairs = {"none": ["logger=none"], "both": ["logger=[tensorboard,csv]", "+logger.mine._target_=mylab.Lines"]}
     runs = {name: make_run(*overrides, "trainer.max_epochs=2", name=name) for name, overrides in pairs.items()}
     assert [guarded(run) for run in runs.values()] == [0, 0]
@@ -181,7 +181,7 @@ def test_the_same_training_whatever_the_logger_is(make_run: Make, mylab: None) -
 
 
 class Killed(BaseException):
-    """Ends a job as kill -9 would: nothing is written after it."""
+    """Ends a job like kill -9: nothing is written afterwards."""
 
 
 def kill_at(patch: pytest.MonkeyPatch, owner: type, hook: str, epoch: int, number: int | None = None) -> None:
@@ -206,31 +206,31 @@ def kill_at(patch: pytest.MonkeyPatch, owner: type, hook: str, epoch: int, numbe
         pytest.param("test_step", "null", marks=pytest.mark.slow),
     ],
 )
-def test_a_killed_run_ends_with_the_rows_of_one_that_was_not(
+def test_a_killed_run_ends_with_the_rows_of_an_uninterrupted_one(
     make_run: Make, monkeypatch: pytest.MonkeyPatch, hook: str, minutes: str
 ) -> None:
     own = ("logger=[csv,tensorboard]", *OFTEN, "trainer.max_epochs=2", f"trainer.checkpoint_minutes={minutes}")
     whole, broken = (make_run(*own, name=name) for name in ("whole", "broken"))
     assert guarded(whole) == 0
     with monkeypatch.context() as patch:
-        if hook == "the end of an epoch":  # its checkpoint is written; Lightning has not logged what it logs last
+        if hook == "the end of an epoch":  # the checkpoint is written, but Lightning's last values are not logged yet
             patch.setattr("resnet_lab.checkpoints.EpochRows.write", lambda *_: (_ for _ in ()).throw(Killed))
         else:
             kill_at(patch, Classifier, hook, {"training_step": 1}.get(hook, 2), {"training_step": 3}.get(hook))
         with pytest.raises(Killed):
             guarded(broken)
     assert guarded(broken) == 0
-    assert "going on in" in broken.log_file.read_text()
+    assert "resuming in" in broken.log_file.read_text()
     assert broken.metrics_file.read_bytes() == whole.metrics_file.read_bytes()
     assert timeless(broken) == timeless(whole)
     broken.update_status(state="interrupted")
-    assert guarded(broken) == 0  # tested again
+    assert guarded(broken) == 0  # tests again
     assert timeless(broken) == timeless(whole)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("logger", ["[csv,tensorboard]", "none"])
-def test_sigkill(make_run: Make, logger: str) -> None:
+def test_rows_survive_sigkill(make_run: Make, logger: str) -> None:
     own = (f"logger={logger}", *OFTEN, "trainer.max_epochs=6", "trainer.checkpoint_minutes=0.005")
     whole, broken = (make_run(*own, name=name) for name in ("whole", "broken"))
     command = [sys.executable, "-m", "resnet_lab.job"]
@@ -247,7 +247,7 @@ def test_sigkill(make_run: Make, logger: str) -> None:
         assert timeless(broken) == timeless(whole)
 
 
-def test_a_file_in_the_place_of_the_rows_is_named(make_run: Make) -> None:
+def test_a_file_in_place_of_the_rows_is_named(make_run: Make) -> None:
     run = make_run("logger=csv")
     (run.path / "csv").touch()
     assert guarded(run) == 1
@@ -284,18 +284,18 @@ def test_neither_hash_nor_name_of_a_job_depends_on_its_logger() -> None:
 
 
 @pytest.mark.parametrize("axis", ["logger=csv,none", "logger.tensorboard.x=1,2", "+logger.w.project=a,b"])
-def test_a_logger_is_no_axis_of_a_sweep(axis: str) -> None:
+def test_a_logger_is_not_an_axis_of_a_sweep(axis: str) -> None:
     assert "cannot be swept" in refusal(jobs_of, ["-m", axis])
 
 
-def test_a_logger_from_outside_is_checked_before_the_first_job() -> None:
+def test_an_external_logger_is_checked_before_the_first_job() -> None:
     job = OmegaConf.to_container(composed((f"+logger.c._target_={LIGHTNING}.CSVLogger",)), enum_to_str=True)
     assert any("parts" in need for need in _needs(job))
-    assert words_of_trust(job) == [f"logger:{LIGHTNING}.CSVLogger"]  # which deletes files in save_dir
+    assert words_of_trust(job) == [f"logger:{LIGHTNING}.CSVLogger"]  # it deletes files in save_dir
     assert words_of_trust(job | {"logger": {"x": {"_target_": "mylab.Lines"}}}) == ["logger:mylab.Lines"]
 
 
-def test_the_job_gives_place_and_id_unless_the_user_does(mylab: None) -> None:
+def test_the_job_sets_folder_and_id_unless_the_user_does(mylab: None) -> None:
     csv_logger = (f"+logger.c._target_={LIGHTNING}.CSVLogger", "+logger.c.save_dir=mine")
     lines = ("+logger.l._target_=mylab.Lines", "+logger.l.id=me", "+logger.l.level=2", "+logger.l.more=3")
     config = composed(("logger=none", *csv_logger, *lines))
@@ -331,7 +331,7 @@ def test_the_job_gives_place_and_id_unless_the_user_does(mylab: None) -> None:
         (("+logger.x.y=1",), "logger.x has no _target_; set logger.x._target_ to the name of a logger"),
         (("logger.tensorboard=5",), "logger.tensorboard"),
         (("+logger.x._target_=5",), "logger.x._target_=5: must be text"),
-        (("+logger.x._target_=mylab.NoLogger",), f"gives a NoLogger, no {LIGHTNING}.Logger; name a logger"),
+        (("+logger.x._target_=mylab.NoLogger",), f"returns a NoLogger, not a {LIGHTNING}.Logger; name a logger"),
         (("+logger.x._target_=mylab.Nothing",), "logger.x._target_ mylab.Nothing: mylab has no Nothing"),
         ((f"+logger.x._target_={LIGHTNING}.CSVLogger", "+logger.x.nme=y"), "did you mean logger.x.name?"),
         (
@@ -350,14 +350,14 @@ def test_bad_loggers_are_named_before_anything_is_trained(
         config = compose_config(["data=synthetic", "model=resnet_cifar", "data.image_size=32", *overrides])
         check(config)
         plain = OmegaConf.to_container(config, resolve=True)
-        trust.trust(words_of_trust(plain))  # as the command does
+        trust.trust(words_of_trust(plain))  # as in the command
         preflight.check_parts(plain)
 
     assert line in refusal(look)
 
 
 @pytest.mark.parametrize("target", ["os.system", f"{LIGHTNING}.CSVLogger", "resnet_lab.loggers.boards"])
-def test_a_given_run_folder_brings_no_logger_of_its_own(make_run: Make, target: str) -> None:
+def test_a_given_run_folder_brings_no_external_logger(make_run: Make, target: str) -> None:
     run = make_run()
     run.write_config(run.read_config() | {"logger": {"mine": {"_target_": target}}})
     assert guarded(run) == 1
@@ -374,14 +374,14 @@ def test_odd_loggers_of_a_given_run_folder_are_named(make_run: Make, logger: obj
     assert "Traceback" not in run.read_status()["error"]
 
 
-# ---- loggers of others ----
+# ---- external loggers ----
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_weights_and_biases_offline(make_run: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     wandb = pytest.importorskip("wandb")
-    trust.trust([f"logger:{LIGHTNING}.WandbLogger"])  # as the command that names it does
+    trust.trust([f"logger:{LIGHTNING}.WandbLogger"])  # as in the command that names it
     run = make_run(f"+logger.w._target_={LIGHTNING}.WandbLogger", "+logger.w.offline=true", "trainer.max_epochs=2")
     with monkeypatch.context() as patch:
         kill_at(patch, Classifier, "training_step", 1, 0)
@@ -394,7 +394,7 @@ def test_weights_and_biases_offline(make_run: Make, monkeypatch: pytest.MonkeyPa
     assert final["final/test/qwk"] == pytest.approx(run.read_status()["metrics"]["test/qwk"])
     assert final["val/loss"] == pytest.approx(pd.read_csv(run.metrics_file)["val/loss"].iloc[-1])
     starts = list((run.path / "wandb").glob("offline-run-*"))
-    assert {each.name.rpartition("-")[2] for each in starts} == {run.read_status()["id"]}  # one run of theirs
+    assert {each.name.rpartition("-")[2] for each in starts} == {run.read_status()["id"]}  # one run of W&B
     plain = make_run("logger=none", "trainer.max_epochs=2", name="plain")
     assert guarded(plain) == 0
     assert run.metrics_file.read_bytes() == plain.metrics_file.read_bytes()

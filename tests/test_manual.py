@@ -51,15 +51,15 @@ BLOCK = re.compile(
 COMPOSED_ONLY = ("gpu", "cluster")
 OF_ALL = (
     "scale=smoke",
-    "data.batch_size=2",  # as batch norm's running statistics need more than three steps
+    "data.batch_size=2",  # batch norm's running statistics need more than three steps
     "data.num_workers=0",
     "trainer.progress_bar=false",
 )
 SMALLER = {"scale=reduced": "scale=smoke", "seed=0,1,2": "seed=0,1"}
-WITHOUT_NETWORK = {"imagenet": "weights"}  # a folder with a file per depth, which the test writes
+WITHOUT_NETWORK = {"imagenet": "weights"}  # the test writes a folder with a file per depth
 GROUPS = ("data", "model", "loss", "optim", "schedule", "trainer")
-OF_EXAMPLES = {"optim.learning_rate", "data.color_jitter"}  # which pages name because they do not exist
-OTHERS = (  # lines that are no command of ours
+OF_EXAMPLES = {"optim.learning_rate", "data.color_jitter"}  # pages name these because they do not exist
+OTHERS = (  # lines without a command of this program
     r"make (?P<target>[a-z-]+)",
     r"\. \.venv/bin/activate",
     r"pip install (-e )?'?(\.|resnet-lab)(\[(?P<extras>[a-z,]+)\])?'?",
@@ -71,7 +71,7 @@ OTHERS = (  # lines that are no command of ours
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block of a page."""
+    """Fenced block of a page."""
 
     marker: str
     kind: str
@@ -80,13 +80,13 @@ class Block:
 
     @property
     def lines(self) -> list[str]:
-        """Command lines, joined where they go on."""
+        """Return the command lines; continued lines are joined."""
         return self.text.replace("\\\n", " ").splitlines()
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command line of ours."""
+    """Command line of this program."""
 
     environment: dict[str, str]
     verb: str
@@ -94,7 +94,7 @@ class Command:
 
     @property
     def keys(self) -> list[str]:
-        """Its overrides: what is no option of the verb, no path, and no option of Hydra."""
+        """Return its overrides: words other than options of the verb or of Hydra, and paths."""
         options = {option.removeprefix("--") for option in verb_of(self.verb).known}
         return [word for word in self.words if "=" in word and word.partition("=")[0] not in options]
 
@@ -137,7 +137,7 @@ def test_every_block_has_a_rule(page: str) -> None:
         assert re.fullmatch("|gpu|cluster|fails", block.marker), block
         assert block.kind in ("bash", "python", "yaml", "csv", "text", "bibtex"), block
         assert max(map(len, block.text.splitlines())) <= 80, block
-        assert block.kind != "bash" or "#" not in block.text, block  # which zsh takes as an argument
+        assert block.kind != "bash" or "#" not in block.text, block  # zsh takes it as an argument
         for line in block.lines if block.kind == "bash" else ():
             other = next(filter(None, (re.fullmatch(pattern, line) for pattern in OTHERS)), None)
             assert command_of(line) or other, line
@@ -207,7 +207,7 @@ def test_every_key_and_option_exists(page: str) -> None:
 
 
 def smaller(command: Command) -> list[str]:
-    """The words of a command, so that it takes seconds and no network."""
+    """Return the words of a command, changed to take seconds and to need no network."""
     words = [SMALLER.get(word, word) for word in command.words]
     for name, other in WITHOUT_NETWORK.items():
         words = [re.sub(rf"^(model\.pretrained=.*\b){name}\b", rf"\g<1>{other}", word) for word in words]
@@ -219,7 +219,7 @@ def smaller(command: Command) -> list[str]:
 
 
 def write_stage(folder: Path) -> None:
-    """The data sets that the pages name, tiny."""
+    """Write tiny versions of the data sets on the pages."""
     eyes = {f"{n:03d}_{eye}": (n + (eye == "left") * (n % 3 == 0)) % 5 for n in range(60) for eye in ("left", "right")}
     write_photographs(folder / "photographs" / "images", eyes, ".jpg")
     rows = "".join(f"{name}.jpg,{grade},{name[:3]}\n" for name, grade in eyes.items())
@@ -244,13 +244,13 @@ def write_files(page: str, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder `data` of all pages, so that photographs are drawn once."""
+    """Return the folder `data`, shared by all pages, so that photographs are drawn once."""
     return tmp_path_factory.mktemp("drawn")
 
 
 @pytest.fixture
 def stage(tmp_path: Path, drawn: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory of a page's commands, with a home folder of its own."""
+    """Return the working directory of a page's commands, with its own home folder."""
     write_stage(tmp_path)
     (tmp_path / "data").symlink_to(drawn)
     monkeypatch.chdir(tmp_path)
@@ -291,7 +291,7 @@ def run(command: Command, fails: bool = False) -> None:
 
 
 def composed(command: Command, fails: bool = False) -> None:
-    """Compose each command for hardware that the test does not have, every axis with its first value."""
+    """Compose each command for other hardware, with the first value of each axis."""
     if command.verb == "job":
         return
     parsed = OverridesParser.create().parse_overrides(command.keys)

@@ -1,4 +1,4 @@
-"""MedMNIST's npz files: splits, gray and color, what is wrong with a file, and the download, without a network."""
+"""MedMNIST's npz files: splits, gray and color, damaged files, and the download, without a network."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def network(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """No network, and no medmnist package unless a test brings one."""
+    """Block the network, and the medmnist package unless a test brings one."""
     monkeypatch.setitem(sys.modules, "medmnist", None)
     return web(monkeypatch, {})
 
@@ -39,7 +39,7 @@ def written(root: Path, labels: dict[str, list[int]] = LABELS, **form: int) -> P
 
 
 def changed(root: Path, **arrays: np.ndarray | None) -> str:
-    """What a file of these arrays, others as they should be, is refused with, after its name."""
+    """Return the error message, without the file name, for a file with these arrays and otherwise valid ones."""
     file = written(root)
     whole = {name: array for name, array in (dict(np.load(file)) | arrays).items() if array is not None}
     np.savez(file, **whole)
@@ -49,7 +49,7 @@ def changed(root: Path, **arrays: np.ndarray | None) -> str:
 
 
 def package(monkeypatch: pytest.MonkeyPatch, **md5: str) -> None:
-    """A stand-in for the package medmnist 3.0.2, which downloads through torchvision and hides why it could not."""
+    """Replace the package medmnist 3.0.2, which downloads through torchvision and hides the reason of a failure."""
 
     class BloodMNIST:
         def __init__(self, split: str, download: bool, root: str, size: int) -> None:
@@ -84,7 +84,7 @@ def test_images_come_as_they_are_stored(root: Path) -> None:
     data = medmnist(root, image_size=28)
     data.read_table()
     assert np.array_equal(data.read("val/00002"), pixels("val/00002", 28, 28))
-    again = pickle.loads(pickle.dumps(data))  # as a worker process gets it
+    again = pickle.loads(pickle.dumps(data))  # as in a worker process
     assert np.array_equal(again.read("test/00001"), pixels("test/00001", 28, 28))
 
 
@@ -138,7 +138,7 @@ def test_a_file_may_lack_splits(root: Path) -> None:
     table, _ = medmnist(root, val_fraction=0.2).table()
     assert class_counts(table, 2) == {"train": [8, 8], "val": [2, 2]}
     written(root, {"val": [0, 1], "test": [1, 1, 0]})
-    assert medmnist(root).table()[0]["split"].tolist() == ["val", "val", "test", "test", "test"]  # to evaluate on
+    assert medmnist(root).table()[0]["split"].tolist() == ["val", "val", "test", "test", "test"]  # for evaluation
     table, _ = medmnist(root, splits={"train": "test", "val": "val"}).table()
     assert table["split"].tolist() == ["val", "val", "train", "train", "train"]
     assert table["path"].tolist()[-1] == "test/00002"
@@ -184,7 +184,7 @@ IMAGES = np.zeros((3, 28, 28, 3), np.uint8)
         (np.array([{}, {}, {}]), "cannot read val_images: Object arrays cannot be loaded when allow_pickle=False"),
     ],
 )  # fmt: skip
-def test_images_of_another_kind(root: Path, images: np.ndarray, message: str) -> None:
+def test_images_of_another_type_are_refused(root: Path, images: np.ndarray, message: str) -> None:
     assert changed(root, val_images=images).startswith(f": {message}")
 
 
@@ -199,7 +199,7 @@ def test_images_of_another_kind(root: Path, images: np.ndarray, message: str) ->
         (None, "cannot read val_labels: 'val_labels is not a file in the archive'"),
     ],
 )  # fmt: skip
-def test_labels_of_another_kind(root: Path, labels: np.ndarray | None, message: str) -> None:
+def test_labels_of_another_type_are_refused(root: Path, labels: np.ndarray | None, message: str) -> None:
     assert changed(root, val_labels=labels).startswith(f": {message}")
 
 
@@ -210,12 +210,12 @@ def test_labels_may_be_a_plain_row(root: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"no npz at all"])
-def test_no_npz(root: Path, content: bytes) -> None:
+def test_a_folder_without_npz_is_refused(root: Path, content: bytes) -> None:
     written(root).write_bytes(content)
     assert refusal(medmnist(root).read_table).startswith(f"{root / 'bloodmnist.npz'} is not an npz, or incomplete")
 
 
-def test_a_damaged_npz(root: Path) -> None:
+def test_a_damaged_npz_is_refused(root: Path) -> None:
     file = written(root)
     content = bytearray(file.read_bytes())
     content[300:340] = bytes(40)
@@ -265,7 +265,7 @@ def test_no_network(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "changes", [{"flag": "bloodmnits"}, {"flag": "organmnist3d"}, {"flag": "chestmnist"}, {"size": 32}]
 )
-def test_no_such_set(
+def test_an_unknown_set_is_refused(
     root: Path, network: list[str], monkeypatch: pytest.MonkeyPatch, changes: dict[str, str | int]
 ) -> None:
     package(monkeypatch)
@@ -275,7 +275,7 @@ def test_no_such_set(
     assert network == []
 
 
-def test_the_package_names_no_classes_of_a_file_of_ones_own(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_package_does_not_name_the_classes_of_a_user_file(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package(monkeypatch)
     write_medmnist(root / "mine.npz", LABELS)
     data = medmnist(root, flag="mine")
@@ -319,7 +319,7 @@ def test_an_image_of_an_array_and_its_png_have_equal_pixels(tmp_path, channels):
         assert examine(str(tmp_path / "image.png"))[2] == table["decoded"][row]
 
 
-def test_places_in_arrays_are_no_patients_and_nothing_is_said_of_them(root, caplog):
+def test_array_indices_are_not_patients_and_give_no_message(root, caplog):
     write_medmnist(root / "bloodmnist.npz", LABELS)
     with caplog.at_level("INFO"):
         for regex in ("auto", "(.+)_(?:left|right)", None):
@@ -333,7 +333,7 @@ def test_all_images_are_one_split(root):
     assert set(medmnist(root, all_images="test").table()[0]["split"]) == {"test"}
 
 
-def test_a_label_without_sense_is_named_before_a_billion_classes_are(root: Path) -> None:
+def test_an_absurd_label_is_refused_before_a_billion_classes_are_named(root: Path) -> None:
     labels = np.zeros(40, np.int64)
     labels[7] = 10**9
     root.mkdir(exist_ok=True)

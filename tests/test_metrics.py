@@ -1,4 +1,4 @@
-"""torchmetrics as we put it together, against scikit-learn."""
+"""Our combination of torchmetrics, against scikit-learn."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def scored(logits: torch.Tensor, targets: torch.Tensor, split: str = "val") -> t
 
 
 @pytest.mark.parametrize("absent", [None, 3])
-def test_scores_are_scikit_learns_also_where_a_class_is_absent(absent: int | None) -> None:
+def test_scores_match_scikit_learn_even_without_a_class(absent: int | None) -> None:
     logits, targets = batches(absent=absent)
     metrics, values = scored(logits, targets)
     truth, predicted, probabilities = targets.numpy(), logits.argmax(1).numpy(), logits.softmax(1).numpy()
@@ -52,7 +52,7 @@ def test_scores_are_scikit_learns_also_where_a_class_is_absent(absent: int | Non
         expected["val/f1_macro"] = sk.f1_score(truth, predicted, average="macro")
         expected["val/precision_macro"] = sk.precision_score(truth, predicted, average="macro")
         expected["val/recall_macro"] = sk.recall_score(truth, predicted, average="macro")
-    else:  # scikit-learn warns of the predictions in a class that is not there
+    else:  # scikit-learn warns of predictions of an absent class
         recalls = sk.recall_score(truth, predicted, labels=present, average=None)
         expected["val/balanced_accuracy"] = recalls.mean()
     assert {name: values[name] for name in expected} == pytest.approx(expected, abs=1e-5)
@@ -68,7 +68,7 @@ def test_a_constant_model_scores_like_the_baseline() -> None:
     assert values["val/auroc"] == pytest.approx(0.5)
 
 
-def test_logits_that_are_no_numbers_score_nothing() -> None:
+def test_nan_logits_give_nan_scores() -> None:
     targets = torch.zeros(8, dtype=torch.long)
     values = scored(torch.full((8, 5), torch.nan), targets)[1]
     scores = [value for name, value in values.items() if "recall_" not in name or "macro" in name]
@@ -82,7 +82,7 @@ def test_with_one_class_kappa_and_auroc_are_undefined() -> None:
     assert np.isnan([values["val/qwk"], values["val/auroc"]]).all()
 
 
-def test_an_empty_batch_counts_for_nothing_and_reset_forgets() -> None:
+def test_an_empty_batch_has_no_effect_and_reset_discards_values() -> None:
     logits, targets = batches()
     metrics, values = scored(logits, targets)
     metrics.update(torch.zeros(0), torch.zeros(0, 5), torch.zeros(0, dtype=torch.long))
@@ -101,7 +101,7 @@ def test_train_keeps_no_predictions() -> None:
     }
 
 
-def test_monitor() -> None:
+def test_the_monitor_is_a_metric_of_val_with_its_mode() -> None:
     assert monitored("auto", 5, ordered=True) == ("val/qwk", "max")
     assert monitored("auto", 10, ordered=False) == ("val/accuracy", "max")
     assert monitored("val/loss", 5, ordered=True) == ("val/loss", "min")
@@ -130,7 +130,7 @@ def test_recall_of_each_class_is_known_by_epoch() -> None:
     values = metrics.compute(SOFTMAX)
     assert values["val/recall_0"] == pytest.approx(2 / 3)
     assert values["val/recall_1"] == 1
-    assert torch.isnan(values["val/recall_2"])  # no such image
+    assert torch.isnan(values["val/recall_2"])  # no image of class 2
     many = SplitMetrics("val", 102, ordered=False)
     many.update(torch.zeros(5), torch.rand(5, 102), targets)
     assert not [name for name in many.compute(SOFTMAX) if "recall_" in name and name.split("_")[-1].isdigit()]

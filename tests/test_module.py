@@ -1,4 +1,4 @@
-"""What the steps of the LightningModule gather."""
+"""The optimizer steps and the gathered outputs of the LightningModule."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_schedules_count_optimizer_steps_and_lightning_counts_batches(
         seen.append((steps_per_epoch, max_epochs))
         return torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
 
-    classifier.loss = nn.PReLU()  # which has a parameter
+    classifier.loss = nn.PReLU()  # it has a parameter
     classifier.schedule_factory = functools.partial(schedule, monitor="val/loss")
     datamodule = SimpleNamespace(batches_per_epoch=lambda: batches)
     classifier._trainer = SimpleNamespace(max_epochs=7, accumulate_grad_batches=accumulate, datamodule=datamodule)
@@ -39,13 +39,13 @@ def test_schedules_count_optimizer_steps_and_lightning_counts_batches(
     assert (config["interval"], config["frequency"]) == ("step", max(1, batches))
 
 
-@pytest.mark.parametrize("ranks", [[[3, 0, 4, 1, 2]], [[4, 0, 2], [3, -1, 1]]])  # -1 counts for nothing
+@pytest.mark.parametrize("ranks", [[[3, 0, 4, 1, 2]], [[4, 0, 2], [3, -1, 1]]])  # -1: padding
 def test_outputs_are_in_the_order_of_the_table(
     classifier: Classifier, monkeypatch: pytest.MonkeyPatch, ranks: list[list[int]]
 ) -> None:
     columns = [[torch.tensor(own), torch.tensor(own)[:, None] * torch.tensor([1.0, 10.0])] for own in ranks]
     stacked = iter([torch.stack(column) for column in zip(*columns, strict=True)])
-    # as Lightning gives those of several ranks, and of a single one
+    # all_gather of several ranks, and of a single rank
     monkeypatch.setattr(classifier, "all_gather", lambda own: next(stacked) if len(ranks) > 1 else own)
     index, outputs = classifier._gather([tuple(column[:2] for column in columns[0]), tuple(c[2:] for c in columns[0])])
     assert index.tolist() == [0, 1, 2, 3, 4]

@@ -14,7 +14,7 @@ NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 
 
 def executed(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **environment: str) -> list[dict]:
-    """The outputs of a notebook, run in its folder; a cell that fails raises."""
+    """Run a notebook in its folder, and return its outputs; a failing cell raises."""
     for key, value in environment.items():
         monkeypatch.setenv(key, value)
     monkeypatch.setenv("PYDEVD_DISABLE_FILE_VALIDATION", "1")
@@ -38,7 +38,7 @@ def test_they_are_stored_without_outputs(file: Path) -> None:
     nbformat.validate(book)
     code = [cell for cell in book.cells if cell.cell_type == "code"]
     assert [(cell.outputs, cell.execution_count) for cell in code] == [([], None)] * len(code)
-    assert len(book.cells) - len(code) >= 4  # prose
+    assert len(book.cells) - len(code) >= 4  # text
 
 
 @pytest.mark.slow
@@ -70,4 +70,4 @@ def test_why_plain_networks_degrade(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (run / "layers.csv").write_text("\n".join(["epoch,quantity,layer,value", *lines]) + "\n")
     outputs = executed("03_why_plain_networks_degrade", tmp_path, monkeypatch, SWEEP=str(tmp_path / "sweep"))
     assert pictures(outputs) == 4
-    assert "3.0" in text(outputs)  # the largest norm but the classifier's is three times the smallest
+    assert "3.0" in text(outputs)  # the largest norm besides the classifier's is three times the smallest

@@ -1,4 +1,4 @@
-"""What outputs mean: probabilities, decisions, and what is fitted on validation."""
+"""Objectives: probabilities, decisions, and the fit on validation images."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def objective() -> SquaredError:
     return found
 
 
-def test_probabilities_are_a_gaussian_s_between_the_mid_points(objective: SquaredError) -> None:
+def test_probabilities_are_those_of_a_gaussian_between_the_midpoints(objective: SquaredError) -> None:
     outputs = torch.tensor([[1.2], [-3.0], [9.0]])
     found = objective.probabilities(outputs)
     assert found.shape == (3, 4)
@@ -60,7 +60,7 @@ def test_the_width_is_the_root_of_the_mean_squared_error(objective: SquaredError
 
 
 def rms_of(run: RunFolder, split: str) -> float:
-    """Of the errors on a split, from the stored probabilities: the mean of the Gaussian is where it is cut in half."""
+    """Return the width of the errors on a split from the stored probabilities, by the median of each Gaussian."""
     stored = pd.read_csv(run.predictions_file(split))
     probabilities, targets = stored.filter(like="p_").to_numpy(), stored["target"].to_numpy()
     width = float(torch.load(run.best_checkpoint, weights_only=True)["state_dict"]["loss.width"])
@@ -104,7 +104,7 @@ def test_the_check_follows_the_decision(trained: RunFolder) -> None:
 
 
 class Killed(BaseException):
-    """Ends a job as kill -9 would."""
+    """Ends a job like kill -9."""
 
 
 def test_a_kill_after_the_fit_repeats_it(

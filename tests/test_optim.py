@@ -28,7 +28,7 @@ def optimizer():
     return optim.sgd([nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.9, weight_decay=0.0, nesterov=False)
 
 
-def test_constant(optimizer) -> None:
+def test_constant_keeps_the_rate(optimizer) -> None:
     assert rates(optim.constant(optimizer, 10, 2), optimizer, 20) == [0.1] * 20
 
 
@@ -61,7 +61,7 @@ def test_plateau_cuts_the_rate_after_patience(optimizer, monitor: str, values: l
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
 
 
-def test_plateau_knows_that_kappa_is_to_rise(optimizer) -> None:
+def test_plateau_expects_kappa_to_rise(optimizer) -> None:
     scheduler = optim.plateau(optimizer, 10, 4, monitor="val/qwk", factor=0.1, patience=0)
     for value in (0.1, 0.2, 0.3):
         scheduler.step(value)
@@ -88,7 +88,7 @@ def test_class_weights_against_scikit_learn() -> None:
 
 
 @pytest.mark.parametrize("weights", ["balance", [1.0], [0.0, 0.0, 0.0, 0.0]])
-def test_class_weights_that_make_no_sense(weights: str | list[float]) -> None:
+def test_invalid_class_weights_are_refused(weights: str | list[float]) -> None:
     message = refusal(objectives.cross_entropy, 0.0, weights, [60, 5, 12, 3])
     assert message == f"loss.class_weights={weights}: choose none, balanced or 4 numbers from 0"
     assert "class 1 has no training image" in refusal(objectives.cross_entropy, 0.0, "balanced", [60, 0, 12, 3])
@@ -102,6 +102,6 @@ def test_class_weights_that_make_no_sense(weights: str | list[float]) -> None:
         (optim.nadam, {"lr": 0.02, "weight_decay": 1e-4}),
     ],
 )
-def test_optimizers_take_what_they_are_given(make, given) -> None:
+def test_optimizers_get_their_arguments(make, given) -> None:
     (group,) = make([nn.Parameter(torch.zeros(1))], **given).param_groups
     assert {key: group[key] for key in given} == given

@@ -1,4 +1,4 @@
-"""The files of a split: each complete or as it was, and its scores computed from the counts."""
+"""The files of a split are replaced completely or not at all, and their scores follow from the counts."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_files_are_replaced_and_never_rewritten_in_place(tmp_path: Path) -> None
     before = {file: file.read_bytes() for file in run.path.iterdir()}
     assert len(before) == 4
     for file in before:
-        os.link(file, tmp_path / file.name)  # another name of the same bytes
+        os.link(file, tmp_path / file.name)  # a hard link to the same bytes
     write_split(run, "test", *rows_and_predictions(9), COUNTS.T, NAMES, "run")
     for file, content in before.items():
         assert file.read_bytes() != content, file.name
@@ -88,7 +88,7 @@ def test_predictions_keep_the_order_of_the_rows(tmp_path: Path) -> None:
     write_predictions(tmp_path / "predictions.csv", rows, 2 - classes, probabilities)
     stored = pd.read_csv(tmp_path / "predictions.csv", dtype={"image": str})
     assert stored["image"].tolist() == rows["image"].tolist()
-    assert stored["prediction"].tolist() == (2 - classes).tolist()  # whatever the objective chose
+    assert stored["prediction"].tolist() == (2 - classes).tolist()  # independent of the probabilities
     assert stored[["p_0", "p_1", "p_2"]].to_numpy() == pytest.approx(probabilities, abs=1e-7)
 
 

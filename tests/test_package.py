@@ -1,4 +1,4 @@
-"""A wheel carries the configuration, and works in any directory."""
+"""A wheel contains the configuration, and works in any directory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page of a report: every section where it belongs, and bad input in words instead of a crash."""
+"""The page of a report: its sections, and messages instead of a crash for bad input."""
 
 import html
 import json
@@ -28,13 +28,13 @@ def page_of(folder, *options) -> str:
 
 
 def words(text: str) -> str:
-    """What a reader sees, in one line."""
+    """Return the visible text in one line."""
     visible = re.sub(r"<(style|script)\b.*?</\1>", "", text.replace("<wbr>", ""), flags=re.DOTALL)
     return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", visible)).split())
 
 
 def difference_of(text: str) -> dict:
-    """The data of the script that sets two runs against each other."""
+    """Return the data of the script that compares two runs."""
     return json.loads(re.search(r'<script type="application/json">(.*?)</script>', text, re.DOTALL)[1])
 
 
@@ -47,7 +47,7 @@ def test_the_contents_lead_to_every_section(tmp_path, undrawn):
     assert [name for name in targets if f'id="{name}"' not in text] == []
 
 
-def test_what_is_wrong_stands_before_any_number(tmp_path, undrawn):
+def test_findings_come_before_any_number(tmp_path, undrawn):
     write_sweep(tmp_path / "sweep", seeds=(0,))
     text = page_of(tmp_path / "sweep")
     assert text.index("What is wrong") < text.index("What limits these numbers") < text.index("Leaderboard by")
@@ -70,11 +70,11 @@ def group(**values) -> Group:
     return Group(values, [], {key: f"{key}={value}" for key, value in values.items()})
 
 
-def test_matrices_stand_in_a_grid_over_two_axes():
+def test_matrices_form_a_grid_over_two_axes():
     groups = [group(depth=depth, weights=weights) for depth in (18, 34, 50) for weights in ("none", "web")]
     assert page.grid_of(groups, room=4) == (3, [(1, 1), (2, 1), (1, 2), (2, 2), (1, 3), (2, 3)])
     assert page.grid_of(groups, room=2) == (2, [(1, 1), (1, 2), (2, 1), (2, 2), (3, 1), (3, 2)])
-    assert page.grid_of(groups[:-1], room=4)[1] == [(1, 1), (2, 1), (1, 2), (2, 2), (1, 3)]  # a hole stays a hole
+    assert page.grid_of(groups[:-1], room=4)[1] == [(1, 1), (2, 1), (1, 2), (2, 2), (1, 3)]  # cell 6 is empty
     assert page.grid_of(groups, room=1) == (1, [(place, 1) for place in range(1, 7)])
     assert page.grid_of(groups[:1], room=4) == (1, [(1, 1)])
 
@@ -87,7 +87,7 @@ def test_bars_share_a_scale_with_the_baseline(tmp_path):
     assert np.isnan([bars[1].low, bars[1].high]).all()
 
 
-def test_sweeps_that_do_not_share_everything_say_so(tmp_path, undrawn):
+def test_differences_between_sweeps_are_stated(tmp_path, undrawn):
     for sweep, lr in (("old", 0.1), ("new", 0.01)):
         for depth in (18, 50):
             write_run(tmp_path / sweep / str(depth), depth, config={"optim.lr": lr})
@@ -97,7 +97,7 @@ def test_sweeps_that_do_not_share_everything_say_so(tmp_path, undrawn):
     assert "Differences between the sweeps" not in page_of(tmp_path / "old")
 
 
-def test_another_metric_ranks_and_one_that_nobody_logged_is_named(tmp_path, undrawn):
+def test_another_metric_ranks_and_an_unlogged_metric_is_named(tmp_path, undrawn):
     write_run(tmp_path / "grades" / "0")
     write_run(tmp_path / "birds" / "0", class_names=["duck", "goose", "swan"])
     assert "F1, macro" not in words(page_of(tmp_path / "grades"))
@@ -112,7 +112,7 @@ def test_another_metric_ranks_and_one_that_nobody_logged_is_named(tmp_path, undr
         report.command([str(tmp_path / "birds"), "metric=qwk"])
 
 
-def test_half_written_files_of_a_killed_run_leave_the_others_whole(tmp_path, undrawn):
+def test_half_written_files_of_a_killed_run_do_not_affect_the_others(tmp_path, undrawn):
     write_run(tmp_path / "fine")
     killed = write_run(tmp_path / "killed", 50, state="running")
     hurt = write_run(tmp_path / "hurt", 34)
@@ -131,7 +131,7 @@ def test_half_written_files_of_a_killed_run_leave_the_others_whole(tmp_path, und
     assert "Report on 4 runs" in text
 
 
-def test_missing_predictions_are_said_to_be_missing(tmp_path, undrawn):
+def test_missing_predictions_are_reported(tmp_path, undrawn):
     write_run(tmp_path / "fine")
     (write_run(tmp_path / "bare", 50) / "predictions_test.csv").unlink()
     assert "no result: bare: no predictions_test.csv; remove its folder and train the run again" in words(
@@ -152,7 +152,7 @@ def test_different_class_names_are_never_ranked_together(tmp_path, undrawn):
     text = page_of(tmp_path)
     assert text.count("Leaderboard by QWK") == 2
     assert "different class names" in text
-    assert "badge" not in re.sub(r"<style>.*?</style>", "", text, flags=re.DOTALL)  # nobody is best, nobody tied
+    assert "badge" not in re.sub(r"<style>.*?</style>", "", text, flags=re.DOTALL)  # no group is best or tied
 
 
 def test_a_class_that_the_test_split_lacks_is_a_dash(tmp_path, undrawn):
@@ -171,7 +171,7 @@ def test_one_run_is_a_page_without_comparisons(tmp_path, undrawn):
         assert absent not in words(text)
 
 
-def test_one_seed_has_no_deviation_and_says_so(tmp_path, undrawn):
+def test_one_seed_has_no_deviation_and_a_note(tmp_path, undrawn):
     for depth in (18, 50):
         write_run(tmp_path / str(depth), depth)
     text = words(page_of(tmp_path))
@@ -194,7 +194,7 @@ def test_html_in_names_and_paths_is_text(tmp_path, undrawn):
 
 @pytest.fixture
 def elsewhere():
-    """A folder that any user can reach, unlike pytest's own, and may write to."""
+    """Return a folder that any user can access, unlike pytest's own."""
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o777)
     yield folder
@@ -206,7 +206,7 @@ def elsewhere():
 
 @pytest.fixture
 def nobody():
-    """Not root, who may read everything."""
+    """Drop root, which may read everything."""
     if os.geteuid():
         yield
         return
@@ -222,7 +222,7 @@ def test_a_folder_without_read_permission_is_named(elsewhere, undrawn, request):
     write_run(elsewhere / "more" / "closed" / "run").parent.chmod(0)
     (elsewhere / "out").mkdir()
     (elsewhere / "out").chmod(0o777)
-    report.report([str(elsewhere / "sweep" / "fine")], elsewhere / "first")  # loads what nobody else may load
+    report.report([str(elsewhere / "sweep" / "fine")], elsewhere / "first")  # loads modules as root
     request.getfixturevalue("nobody")
     shown = report.report([str(elsewhere / "sweep")], elsewhere / "out")
     assert f"unreadable: {elsewhere / 'sweep' / 'locked'}: no permission to read it" in shown
@@ -245,7 +245,7 @@ document.title = `${innerWidth} px, ${beyond} beyond, ${broken} broken, ${cells.
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 @pytest.mark.parametrize("width", [400, 1200])
-def test_a_browser_shows_it_all_without_a_word_on_the_console(tmp_path, width):
+def test_a_browser_shows_the_page_without_console_messages(tmp_path, width):
     names = ["no DR", "a name that is longer than any name should be", "moderate", "severe", "proliferative"]
     for depth in (18, 50):
         for seed in (0, 1):
@@ -255,7 +255,7 @@ def test_a_browser_shows_it_all_without_a_word_on_the_console(tmp_path, width):
             )
     shutil.copy(run / "predictions_test.csv", run / "predictions_val.csv")
     text = page_of(tmp_path)
-    frame = tmp_path / "frame.html"  # a window is never as narrow as a phone
+    frame = tmp_path / "frame.html"  # a browser window cannot be as narrow as a phone
     (tmp_path / "probed.html").write_text(text.replace("</body>", PROBE + "</body>"))
     frame.write_text(
         f'<iframe id="f" src="probed.html" style="width:{width}px;height:900px;border:0"></iframe>'
@@ -280,7 +280,7 @@ def test_a_browser_shows_it_all_without_a_word_on_the_console(tmp_path, width):
 
 
 @pytest.mark.slow
-def test_of_many_classes_the_confusions_are_listed_and_the_single_classes_folded(tmp_path):
+def test_with_many_classes_confusions_are_listed_and_single_classes_folded(tmp_path):
     write_run(tmp_path / "run", class_names=[f"flower {k}" for k in range(22)])
     text = page_of(tmp_path).replace("<wbr>", "")
     assert "most frequent confusions" in text
@@ -296,7 +296,7 @@ def test_of_many_classes_the_confusions_are_listed_and_the_single_classes_folded
 
 
 def contrast(one: tuple[float, ...], other: tuple[float, ...]) -> float:
-    """The WCAG contrast ratio of two colors."""
+    """Return the WCAG contrast ratio of two colors."""
     levels = np.array([one[:3], other[:3]])
     linear = np.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4)
     dark, light = sorted(linear @ (0.2126, 0.7152, 0.0722))

@@ -1,4 +1,4 @@
-"""What users bring: any network, loss, optimizer, schedule, data set and callback, by its dotted name."""
+"""User code by its dotted name: network, loss, optimizer, schedule, data set and callback."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class Spots(ArrayData):
 
 @pytest.fixture
 def mylab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package of a user, which is trusted."""
+    """Write and trust a user's package."""
     (tmp_path / "mylab.py").write_text(MYLAB)
     (tmp_path / "broken.py").write_text("raise RuntimeError('no license')")
     (tmp_path / "leaving.py").write_text("import sys; sys.exit(3)")
@@ -146,7 +146,7 @@ EVERYTHING = (
 )
 
 
-def test_everything_from_outside_resumes_and_is_evaluated(
+def test_external_parts_resume_and_are_evaluated(
     make_run: Make, mylab: None, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -161,10 +161,10 @@ def test_everything_from_outside_resumes_and_is_evaluated(
     assert guarded(broken) == 0
     assert Path("count").read_text() == "6"  # three epochs of two batches
     assert broken.metrics_file.read_bytes() == whole.metrics_file.read_bytes()
-    assert "going on in" in broken.log_file.read_text()
+    assert "resuming in" in broken.log_file.read_text()
     assert "evaluate and predict will need trust=model:mylab.Net,loss:mylab.focal" in whole.log_file.read_text()
     rates = pd.read_csv(whole.metrics_file)["lr"]
-    assert rates.iloc[-1] < rates.iloc[0] < 0.02  # OneCycleLR was given the number of steps
+    assert rates.iloc[-1] < rates.iloc[0] < 0.02  # OneCycleLR got the number of steps
     assert differences_of([read_run(whole)]) == []
 
     before = whole.read_status()["metrics"]["test/accuracy"]
@@ -217,10 +217,10 @@ def test_a_schedule_may_step_by_epoch(make_run: Make) -> None:
     schedule = ("schedule=own", "schedule._target_=torch.optim.lr_scheduler.ExponentialLR", "+schedule.gamma=0.5")
     run = make_run(*schedule, "schedule.interval=epoch")
     assert guarded(run) == 0
-    assert pd.read_csv(run.metrics_file)["lr"].tolist() == pytest.approx([0.025, 0.0125, 0.00625])  # after the epoch
+    assert pd.read_csv(run.metrics_file)["lr"].tolist() == pytest.approx([0.025, 0.0125, 0.00625])  # epoch ends
 
 
-def test_a_data_set_from_outside(make_run: Make, mylab: None) -> None:
+def test_an_external_data_set_is_read(make_run: Make, mylab: None) -> None:
     keys = ("data=own", "data._target_=mylab.Spots", "data.root=.", "+data.bright=200", "data.test_fraction=0.2")
     run = make_run(*keys, "data.class_names=null", "trainer.max_epochs=1")
     assert guarded(run) == 0
@@ -255,7 +255,7 @@ def test_a_data_set_from_outside(make_run: Make, mylab: None) -> None:
         (("loss=own", "loss._target_=mylab.number"), "returns a int; name one that returns a loss"),
         (("optim=own", "optim._target_=torch.optim.SGD", "+optim.rate=1"), "optim.rate: torch.optim.SGD takes no"),
         (("schedule=own", "schedule._target_=torch.optim.lr_scheduler.StepLR"), "schedule.step_size is missing"),
-        (("+callbacks.mine._target_=mylab.Net", "+callbacks.mine.num_classes=2"), "gives a Net, no lightning.Callback"),
+        (("+callbacks.mine._target_=mylab.Net", "+callbacks.mine.num_classes=2"), "a Net, not a lightning.Callback"),
         (("+callbacks.mine._target_=mylab.Steps",), "callbacks.mine.stop is missing; mylab.Steps needs it"),
         (("+callbacks.mine.stop=1",), "callbacks.mine has no _target_"),
         (("callbacks=5",), "callbacks"),
@@ -284,7 +284,7 @@ def test_well_known_constructors_are_defined_where_their_names_say() -> None:
             assert found.__module__.startswith(f"{module}.") or found.__module__ == module, target
             assert found.__name__ == name
     own = {f"torchvision.models.{name}" for name in torchvision.models.list_models(module=torchvision.models)}
-    aside = {"torchvision.models.googlenet", "torchvision.models.inception_v3"}  # give several outputs in training
+    aside = {"torchvision.models.googlenet", "torchvision.models.inception_v3"}  # several outputs in training
     assert own - aside == {name for name in known_names("model") if name.startswith("torchvision")}
 
 
@@ -337,7 +337,7 @@ def test_reduction_is_set_by_the_job(mylab: None) -> None:
 
 
 @pytest.mark.slow
-def test_timm(make_run: Make, tmp_path: Path) -> None:
+def test_a_network_of_timm_is_pretrained_and_trained(make_run: Make, tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")
     source = timm.create_model("resnet10t", num_classes=7)
     save_file(source.state_dict(), tmp_path / "timm.safetensors")
@@ -350,7 +350,7 @@ def test_timm(make_run: Make, tmp_path: Path) -> None:
     assert load(run.best_checkpoint).network.num_classes == 5
 
 
-def test_a_loss_without_arguments_of_its_own_is_given_none(mylab: None) -> None:
+def test_a_loss_without_its_own_arguments_gets_none(mylab: None) -> None:
     assert build_objective({"_target_": "mylab.Plain"}, [3, 2, 1]).num_outputs == 3
 
 
@@ -366,5 +366,5 @@ def test_parts_are_checked_with_the_classes_of_their_data(mylab: None) -> None:
 
 
 def test_a_missing_module_is_named_by_the_part_that_needs_it() -> None:
-    trust.trust(["loss:nixmod.Nix"], exists=False)  # as the checks before the first job trust what a command names
+    trust.trust(["loss:nixmod.Nix"], exists=False)  # as in the checks before the first job
     assert refusal(build_objective, {"_target_": "nixmod.Nix"}, [1, 1]).startswith("loss._target_ nixmod.Nix: there is")

@@ -1,4 +1,4 @@
-"""Which images are of one patient, by the names of their files: what is found, what is not, and what is said."""
+"""Patients from file names: what is found, what is not, and the messages."""
 
 import shlex
 from pathlib import Path
@@ -89,7 +89,7 @@ NO_PATIENTS = {
 
 
 @pytest.mark.parametrize("names", NO_PATIENTS.values(), ids=NO_PATIENTS)
-def test_other_names_are_no_patients_and_raise_no_doubt(names):
+def test_other_names_are_not_patients_and_raise_no_doubt(names):
     patients, how = found(names)
     assert patients == names
     assert (how.form, how.doubt) == (None, "")
@@ -115,7 +115,7 @@ def test_other_names_are_no_patients_and_raise_no_doubt(names):
         (NO_PATIENTS["IDRiD"], OLD, "matches no name (names such as IDRiD_001)", "set data.patient_regex"),
     ],
 )
-def test_a_pattern_that_misses_patients_is_said_with_a_remedy(names, setting, seen, remedy):
+def test_a_pattern_that_misses_patients_is_reported_with_a_remedy(names, setting, seen, remedy):
     doubt = found(names, setting)[1].doubt
     assert seen in doubt
     assert remedy in doubt
@@ -130,13 +130,13 @@ def test_the_proposed_patterns_join_what_they_are_proposed_for(pattern):
     assert (len(set(patients)), how.form, how.doubt) == (40, "data.patient_regex", "")
 
 
-def test_a_pattern_with_a_slash_sees_the_folder():
+def test_a_pattern_with_a_slash_matches_the_folder():
     names = [f"P{p}/{view}.jpg" for p in N for view in ("first", "second")]
     assert found(names)[1].form is None
     assert found(names, "(.+)/.*")[0] == [f"P{p}" for p in N for _ in range(2)]
 
 
-def test_null_is_taken_at_its_word():
+def test_null_makes_each_image_a_patient_without_doubt():
     names = eyes("{p}_{side}", ("left", "right"))
     patients, how = found(names, None)
     assert (patients, how.form, how.summary, how.doubt) == (names, None, "", "")
@@ -172,7 +172,7 @@ def test_names_of_two_files_become_paths_unless_the_pattern_matches():
     below = add_patients(table, OLD, Path("/"))["patient"].tolist()
     assert below[:3] == ["d/a. Training/IDRiD_1.jpg", "d/b. Testing/IDRiD_1.jpg", "IDRiD_2"]
     outside = add_patients(table, OLD, Path("/elsewhere"))["patient"].tolist()
-    assert outside[:2] == ["a. Training/IDRiD_1.jpg", "b. Testing/IDRiD_1.jpg"]  # no folder of the machine
+    assert outside[:2] == ["a. Training/IDRiD_1.jpg", "b. Testing/IDRiD_1.jpg"]  # no absolute path
 
 
 @pytest.mark.parametrize(
@@ -181,16 +181,16 @@ def test_names_of_two_files_become_paths_unless_the_pattern_matches():
         (r"(\d+)-.*", ["17", "17", "ü-1", "x"]),
         (None, ["17-a", "17-b.PNG", "ü-1", "x"]),
         (r"(\w)-\d", ["17-a", "17-b.PNG", "ü", "x"]),
-        (r"(\d+)?.*", ["17", "17", "ü-1", "x"]),  # a group that takes no part
+        (r"(\d+)?.*", ["17", "17", "ü-1", "x"]),  # a group without a match
     ],
 )
-def test_patients_by_a_pattern_of_ones_own(pattern, patients):
+def test_patients_are_found_by_a_custom_pattern(pattern, patients):
     table = add_patients(pd.DataFrame({"image": ["17-a", "17-b.PNG", "ü-1", "x"]}), pattern)
     assert table["patient"].tolist() == patients
 
 
 @pytest.mark.parametrize(("pattern", "seen"), [("(", "missing )"), (r"\d+", "put the patient's part in parentheses")])
-def test_pattern_that_names_no_patient(pattern, seen):
+def test_a_pattern_that_names_no_patient_is_refused(pattern, seen):
     assert seen in refusal(add_patients, pd.DataFrame({"image": ["a"]}), pattern)
 
 

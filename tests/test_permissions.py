@@ -1,4 +1,4 @@
-"""Files and folders of data that may not be read: one line with the permission and the name, from every data set."""
+"""Unreadable files and folders give one line with the permission and the name, for every data set."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ Close = Callable[[Path], None]
 
 @pytest.fixture
 def close(monkeypatch: pytest.MonkeyPatch) -> Close:
-    """Take the permission to read away (from root, too, whom chmod does not stop)."""
+    """Return a function that removes the permission to read (from root too, which chmod does not stop)."""
 
     def close(path: Path) -> None:
         def guarded(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -98,7 +98,7 @@ def write_all(root: Path) -> None:
         (flowers102, "flowers", "flowers-102/jpg", {}),
     ],
 )
-def test_what_may_not_be_read_is_named(
+def test_unreadable_files_and_folders_are_named(
     tmp_path: Path, close: Close, monkeypatch: pytest.MonkeyPatch, data: Any, root: str, file: str, changes: Any
 ) -> None:
     from torchvision.datasets import CIFAR10
@@ -110,13 +110,13 @@ def test_what_may_not_be_read_is_named(
     close(closed)
     with pytest.raises((UserError, PermissionError)) as caught:
         described.table()
-    for line in (one_line_of(caught.value), explained(caught.value)):  # of the verbs, and of a job
+    for line in (one_line_of(caught.value), explained(caught.value)):  # messages of a verb and of a job
         assert line.startswith(str(closed)), line
         assert "Permission denied" in line
         assert not any(word in line for word in ("delete", "again", "damaged", "download"))
 
 
-def test_weights_that_may_not_be_read_are_named(tmp_path: Path, close: Close) -> None:
+def test_unreadable_weights_are_named(tmp_path: Path, close: Close) -> None:
     file = tmp_path / "weights.pth"
     file.touch()
     close(file)
@@ -133,7 +133,7 @@ def test_check_and_report_name_the_permission_of_the_metrics(tmp_path: Path, clo
     )
 
 
-def test_status_names_folders_that_may_not_be_read(tmp_path: Path, close: Close) -> None:
+def test_status_names_unreadable_folders(tmp_path: Path, close: Close) -> None:
     write_run(tmp_path / "a")
     write_run(tmp_path / "b")
     list_jobs(tmp_path, ["a", "b", "c"])
@@ -145,8 +145,8 @@ def test_status_names_folders_that_may_not_be_read(tmp_path: Path, close: Close)
         states_of(tmp_path / "b")
 
 
-def test_a_permission_that_is_given_back_is_seen(tmp_path: Path, close: Close, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file has the size and time of before, so the verdict on it must not be kept."""
+def test_a_restored_permission_is_noticed(tmp_path: Path, close: Close, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file keeps its size and time, so the verdict on it must not be cached."""
     data = retinopathy(write_kaggle(tmp_path / "data"), on_bad_image="drop")
     file = tmp_path / "data" / "train" / "7_left.jpeg"
     with monkeypatch.context() as closed:
@@ -156,7 +156,7 @@ def test_a_permission_that_is_given_back_is_seen(tmp_path: Path, close: Close, m
         paths = data.read_table()["path"].tolist()
         assert (prepare(data.prepared_set, paths, 1)["defect"] != "").sum() == 1
     assert check_files([str(file)], tmp_path / "cache").loc[str(file), "defect"] == ""
-    assert data.prepared_set.lookup(data.read_table()) is None  # not complete, so the originals are read
+    assert data.prepared_set.lookup(data.read_table()) is None  # incomplete, so the originals are read
     assert (prepare(data.prepared_set, paths, 1)["defect"] == "").all()
 
 

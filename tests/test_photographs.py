@@ -31,7 +31,7 @@ def test_every_kind_below_a_folder_and_no_junk(root, caplog):
         table, _ = photographs(root, val_fraction=0).table()
     assert table["image"].tolist() == ["a.Jpeg", "sub/b.webp"]
     assert f"{root}: left out 2 files without an image suffix: 1 .csv, 1 .txt" in caplog.text
-    assert "patients" not in caplog.text  # nothing is split
+    assert "patients" not in caplog.text  # there is no split
 
 
 def test_one_file(root):
@@ -42,21 +42,21 @@ def test_one_file(root):
     assert (row["image"], row["path"], row["patient"]) == ("10_left.jpeg", str(root / "10_left.jpeg"), "10")
 
 
-def test_file_that_is_no_image(root):
+def test_a_file_other_than_an_image_is_refused(root):
     root.mkdir()
     (root / "notes.txt").write_text("no image")
     message = refusal(photographs(root / "notes.txt").table)
     assert message.startswith(f"{root / 'notes.txt'}: no image of a known format")
 
 
-def test_unreadable_one_among_others(root):
+def test_one_unreadable_image_among_others_is_named(root):
     write_photographs(root, ["a", "b"])
     (root / "b.jpeg").write_bytes(b"")
     table, dropped = photographs(root, on_bad_image="drop", val_fraction=0).table()
     assert (table["image"].tolist(), dropped["skipped_images"]) == (["a.jpeg"], 1)
 
 
-def test_nothing_there(root):
+def test_a_missing_or_empty_folder_is_refused(root):
     assert refusal(photographs(root).read_table) == f"{root} does not exist; give an image or a folder of images"
     root.mkdir()
     assert refusal(photographs(root).read_table).startswith(f"{root} contains no image (.jpeg .jpg .png .tif …)")

@@ -1,4 +1,4 @@
-"""A run reads its pixels from one source, and so does a sweep, whatever is prepared, deleted or made anew meanwhile."""
+"""A run and a sweep read their pixels from one source, whatever is prepared, deleted or rebuilt meanwhile."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ MakeRun = Callable[..., RunFolder]
 
 
 class Killed(BaseException):
-    """Ends a job as kill -9 would."""
+    """Ends a job like kill -9."""
 
 
 def prepared(run: RunFolder) -> PreparedSet:
-    """Prepare the photographs of a run, with its keys."""
+    """Prepare the photographs of a run with its keys."""
     data: ImageData = build("data", run.read_config()["data"])
     prepare(data.prepared_set, list(data.listed()["path"]), processes=1)
     return data.prepared_set
@@ -55,7 +55,7 @@ def kill(run: RunFolder, epoch: int = 1) -> None:
 
 
 def begin(run: RunFolder) -> str:
-    """What a job does before it trains, and the checkpoint of its first epoch; the pixels that it takes, or why not."""
+    """Start a job up to its first checkpoint; return its source of pixels, or the error."""
     try:
         with run.lock():
             run.update_status(state="running")
@@ -68,7 +68,7 @@ def begin(run: RunFolder) -> str:
 
 
 def other_jpeg(target: PreparedSet, name: str) -> None:
-    """Make a prepared set anew as another version of OpenCV would: one file has other bytes, and the index says so."""
+    """Rebuild a prepared set as another version of OpenCV would: one file and its index entry change."""
     index = pd.read_csv(target.index_file, dtype=str, keep_default_na=False).set_index("image")
     (target.folder / "images" / name).write_bytes(encoded("another", ".jpeg"))
     index.loc[name, "prepared"] = digest_of(encoded("another", ".jpeg"))
@@ -76,7 +76,7 @@ def other_jpeg(target: PreparedSet, name: str) -> None:
 
 
 @pytest.mark.parametrize("pixels", ["originals", "prepared"])
-def test_what_is_noted_and_said_holds_digests(make_run: MakeRun, caplog: pytest.LogCaptureFixture, pixels: str) -> None:
+def test_status_and_log_contain_digests(make_run: MakeRun, caplog: pytest.LogCaptureFixture, pixels: str) -> None:
     run = make_run()
     if pixels == "prepared":
         prepared(run)
@@ -91,7 +91,7 @@ def test_what_is_noted_and_said_holds_digests(make_run: MakeRun, caplog: pytest.
 
 
 @pytest.mark.slow
-def test_a_run_that_began_with_the_originals_goes_on_with_them(make_run: MakeRun, tmp_path: Path) -> None:
+def test_a_run_that_started_with_the_originals_resumes_with_them(make_run: MakeRun, tmp_path: Path) -> None:
     keys = ("trainer.max_epochs=2", "trainer.precision=32-true")
     whole, broken = make_run(*keys, name="whole"), make_run(*keys, name="broken")
     guarded(whole)
@@ -100,14 +100,14 @@ def test_a_run_that_began_with_the_originals_goes_on_with_them(make_run: MakeRun
     assert guarded(broken) == 0
     assert broken.metrics_file.read_text() == whole.metrics_file.read_text()
     assert broken.predictions_file("test").read_text() == whole.predictions_file("test").read_text()
-    assert "the originals, as the job began with them" in broken.log_file.read_text()
+    assert "the originals, the source that the job started with" in broken.log_file.read_text()
     evaluate.command([str(whole.best_checkpoint), f"out={tmp_path / 'out'}"])
     evaluated = RunFolder(tmp_path / "out").predictions_file("test")
     assert evaluated.read_text() == whole.predictions_file("test").read_text()
 
 
 @pytest.mark.slow
-def test_a_run_that_began_with_a_prepared_set_waits_for_it(
+def test_a_run_that_started_with_a_prepared_set_waits_for_it(
     make_run: MakeRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     keys = ("trainer.max_epochs=2", "trainer.precision=32-true")
@@ -127,7 +127,7 @@ def test_a_run_that_began_with_a_prepared_set_waits_for_it(
     assert broken.metrics_file.read_text() == whole.metrics_file.read_text()
 
     def warned() -> str:
-        logging.getLogger().addHandler(caplog.handler)  # a job takes the handlers away
+        logging.getLogger().addHandler(caplog.handler)  # a job removes the handlers
         caplog.clear()
         evaluate.evaluate_split(model := load(str(whole.path)), model.origin["config"], "test")
         return caplog.text
@@ -147,7 +147,7 @@ def test_a_run_that_began_with_a_prepared_set_waits_for_it(
     assert "trained on other image files: a prepared set then, the originals now" in warned()
 
 
-def test_a_run_without_an_epoch_to_show_decides_anew(make_run: MakeRun) -> None:
+def test_a_run_without_a_finished_epoch_chooses_again(make_run: MakeRun) -> None:
     run = make_run("trainer.max_epochs=1")
     kill(run, epoch=0)
     assert run.read_status()["pixels"] == "originals"
@@ -159,7 +159,7 @@ def test_a_run_without_an_epoch_to_show_decides_anew(make_run: MakeRun) -> None:
 @pytest.mark.parametrize(
     ("note", "pixels"), [({"prepared": None}, "originals"), ({}, "originals"), ({"prepared": "/a/b"}, "prepared")]
 )
-def test_a_run_of_an_older_version_goes_on_with_what_it_noted(
+def test_a_run_of_an_older_version_resumes_with_its_stored_source(
     make_run: MakeRun, note: dict[str, str | None], pixels: str
 ) -> None:
     run = make_run()
@@ -175,16 +175,16 @@ def test_a_run_of_an_older_version_goes_on_with_what_it_noted(
     assert (begin(run) == "originals") == (pixels == "originals")
 
 
-def test_a_set_that_is_incomplete_now_stops_the_run(make_run: MakeRun, photographs: Path) -> None:
+def test_a_set_that_became_incomplete_stops_the_run(make_run: MakeRun, photographs: Path) -> None:
     run = make_run()
     prepared(run)
     assert begin(run) == "prepared"
     file = photographs / "images" / "train0_left.jpeg"
-    file.write_bytes(encoded("another", ".jpeg"))  # its row of the index is of the file before
+    file.write_bytes(encoded("another", ".jpeg"))  # its row of the index is outdated
     assert "lacks 1 of 64 photographs" in begin(run)
 
 
-def test_a_set_that_was_made_anew_with_other_bytes_stops_the_run(make_run: MakeRun) -> None:
+def test_a_set_that_was_rebuilt_with_other_bytes_stops_the_run(make_run: MakeRun) -> None:
     run = make_run()
     target = prepared(run)
     begin(run)
@@ -193,7 +193,7 @@ def test_a_set_that_was_made_anew_with_other_bytes_stops_the_run(make_run: MakeR
     error = begin(run)
     assert "\n" not in error
     assert "choose another sweep_dir" in error
-    assert f"the job began with other image files (a prepared set of test with digest {before['test']} then" in error
+    assert f"the job started with other image files (a prepared set of test with digest {before['test']} then" in error
     assert run.read_status()["pixel_digests"] == before
 
 
@@ -229,7 +229,7 @@ def test_a_done_run_that_cannot_be_tested_again_stays_done(make_run: MakeRun) ->
     assert run.stored_predictions("val").is_file()
 
 
-def test_arrays_are_noted_and_nothing_is_said_of_files(
+def test_arrays_are_stored_as_the_source_without_a_log_line(
     make_run: MakeRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     labels = {split: [0, 1, 2, 3, 4] * 2 for split in ("train", "val", "test")}
@@ -246,7 +246,7 @@ def test_arrays_are_noted_and_nothing_is_said_of_files(
 
 @pytest.fixture
 def make_job(make_run: MakeRun) -> MakeRun:
-    """Lay a job of a sweep."""
+    """Create a job of a sweep."""
 
     def make(name: str, *overrides: str) -> RunFolder:
         run = make_run(*overrides, name=f"sweep/{name}")
@@ -257,7 +257,7 @@ def make_job(make_run: MakeRun) -> MakeRun:
 
 
 @pytest.mark.slow
-def test_a_sweep_that_began_with_the_originals_ends_with_them(
+def test_a_sweep_that_started_with_the_originals_ends_with_them(
     make_job: MakeRun, make_run: MakeRun, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = make_job("a")
@@ -265,11 +265,11 @@ def test_a_sweep_that_began_with_the_originals_ends_with_them(
     prepared(first)
     with caplog.at_level(logging.INFO):
         assert begin(make_job("b", "seed=1")) == "originals"
-    assert "the originals, as a began with them" in caplog.text
+    assert "the originals, the source that a started with" in caplog.text
     assert begin(make_run("seed=2")) == "prepared"
 
 
-def test_a_sweep_that_began_with_a_prepared_set_ends_with_it(make_job: MakeRun) -> None:
+def test_a_sweep_that_started_with_a_prepared_set_ends_with_it(make_job: MakeRun) -> None:
     first, second, third = make_job("a"), make_job("b", "seed=1"), make_job("c", "seed=2")
     target = prepared(first)
     assert begin(first) == "prepared"
@@ -278,7 +278,7 @@ def test_a_sweep_that_began_with_a_prepared_set_ends_with_it(make_job: MakeRun) 
     prepared(first)
     assert begin(second) == "prepared"
     other_jpeg(target, "images/test0_left.jpeg")
-    assert begin(third).startswith("a began with other image files (a prepared set of test")
+    assert begin(third).startswith("a started with other image files (a prepared set of test")
 
 
 def test_another_recipe_in_the_sweep_takes_the_same_kind_of_files(make_job: MakeRun) -> None:
@@ -290,7 +290,7 @@ def test_another_recipe_in_the_sweep_takes_the_same_kind_of_files(make_job: Make
     assert begin(ready) == "prepared"
 
 
-def test_originals_are_the_same_whatever_the_recipe_of_the_job(make_job: MakeRun, photographs: Path) -> None:
+def test_originals_do_not_depend_on_the_recipe_of_the_job(make_job: MakeRun, photographs: Path) -> None:
     assert begin(make_job("a")) == "originals"
     assert begin(make_job("b", "data.image_size=16")) == "originals"
     (photographs / "images" / "test0_left.jpeg").write_bytes(encoded("another", ".jpeg"))
@@ -308,7 +308,7 @@ def test_jobs_without_an_epoch_and_jobs_on_other_data_do_not_count(make_job: Mak
     others = shutil.copytree(photographs, photographs.with_name("others"))
     first, other, last = make_job("a"), make_job("b", f"data.root={others}"), make_job("c", "data.name=free")
     assert (begin(first), begin(other)) == ("originals", "originals")
-    first.last_checkpoint.unlink()  # as where it was stopped in its first epoch
+    first.last_checkpoint.unlink()  # as after a stop in the first epoch
     prepared(first)
     (first.path.parent / "damaged").mkdir()
     (first.path.parent / "damaged" / "status.json").write_text("{")
@@ -316,7 +316,7 @@ def test_jobs_without_an_epoch_and_jobs_on_other_data_do_not_count(make_job: Mak
 
 
 @pytest.mark.parametrize("state", ["done", "running"])
-def test_a_job_without_a_last_checkpoint_decides_where_it_is_done_or_runs(make_job: MakeRun, state: str) -> None:
+def test_a_done_or_running_job_decides_even_without_a_last_checkpoint(make_job: MakeRun, state: str) -> None:
     first = make_job("a")
     begin(first)
     first.last_checkpoint.unlink()
@@ -326,7 +326,7 @@ def test_a_job_without_a_last_checkpoint_decides_where_it_is_done_or_runs(make_j
         assert begin(make_job("b")) == "originals"
 
 
-def test_the_note_of_a_job_that_has_yet_to_decide_anew_does_not_count(
+def test_the_former_source_of_a_job_that_has_to_choose_again_does_not_count(
     make_job: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, seen = make_job("a"), []
@@ -352,7 +352,7 @@ def test_the_folder_of_another_sweeper_is_that_of_a_sweep_too(tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_two_first_jobs_decide_one_after_the_other(make_job: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prepared files appear after the first job has looked for them and before it has noted what it found."""
+    """Prepared files appear after the first job has looked for them and before it stores the result."""
     runs, looked, go_on = [make_job("a"), make_job("b", "seed=1")], threading.Event(), threading.Event()
     table = ImageData.table
 

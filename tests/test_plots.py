@@ -1,4 +1,4 @@
-"""What the figures show: their texts, colors, lines, and that hostile names do no harm."""
+"""The figures: their texts, colors and lines, also with hostile names."""
 
 import io
 from itertools import pairwise
@@ -14,13 +14,13 @@ GRAY = "#e0e0e0"  # a class without images
 
 
 def drawn(figure: Figure) -> Figure:
-    """The figure, after it could be saved as PNG."""
+    """Save the figure as PNG, and return it."""
     figure.savefig(io.BytesIO(), format="png")
     return figure
 
 
 def cell_texts(figure: Figure) -> dict[tuple[int, int], str]:
-    """(row, column) → text, of the first matrix."""
+    """Return (row, column) → text of the first matrix."""
     return {(int(t.get_position()[1]), int(t.get_position()[0])): t.get_text() for t in figure.axes[0].texts}
 
 
@@ -145,7 +145,7 @@ def test_runs_are_thin_and_the_mean_stops_where_a_run_does():
 def test_a_single_epoch_is_a_point():
     (line,) = drawn(plots.curves.by_epoch([curve("p", "a", values=[[70]])], "accuracy")).axes[0].get_lines()
     assert line.get_marker() == "o"
-    assert line.get_xdata().tolist() == [1]  # people count from 1, metrics.csv from 0
+    assert line.get_xdata().tolist() == [1]  # epochs count from 1 here, and from 0 in metrics.csv
 
 
 def test_an_incomplete_row_of_panels_hides_its_gap():
@@ -165,7 +165,7 @@ def test_images_show_the_batch_with_its_labels():
     (sheet,) = (picture.get_array() for picture in axes.get_images())
     assert [text.get_text() for text in axes.texts[:2]] == ["no DR", "mild"]
     assert axes.texts[2].get_text().split() == ["severe"] * 8
-    for image, text in zip(batch, axes.texts, strict=True):  # each label stands in the middle above its image
+    for image, text in zip(batch, axes.texts, strict=True):  # each label is centered above its image
         left, top = (round(place) for place in text.get_position())
         np.testing.assert_array_equal(sheet[top : top + 8, left - 4 : left + 4], image)
     assert not axes.axison
@@ -204,5 +204,5 @@ def test_a_crowded_panel_shows_bands_instead_of_runs():
         axes = drawn(plots.curves.by_epoch(series, "recall")).axes[0]
         return len(axes.get_lines()), len(axes.collections), {line.get_linestyle() for line in axes.get_lines()}
 
-    assert lines_and_bands("abcd") == (4 * (1 + 2), 4, {"-"})  # one split only: its style would say nothing
+    assert lines_and_bands("abcd") == (4 * (1 + 2), 4, {"-"})  # with one split, its line style is not in the legend
     assert lines_and_bands("abcde") == (5, 5, {"-"})

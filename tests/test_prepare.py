@@ -1,4 +1,4 @@
-"""`resnet-lab prepare`: one command makes the set that training finds, and a report; bad data do not stop it."""
+"""`resnet-lab prepare`: one command makes the prepared set and a report; bad data do not stop it."""
 
 import csv
 import logging
@@ -26,7 +26,7 @@ from resnet_lab.data.duplicates import near_pairs
 from resnet_lab.data.prepared import read_prepared
 from resnet_lab.prepare import command, statistics
 
-KNOWN = {("021", "391"), ("028", "327"), ("045", "333"), ("073", "375"), ("079", "279")}  # of IDRiD's train
+KNOWN = {("021", "391"), ("028", "327"), ("045", "333"), ("073", "375"), ("079", "279")}  # in IDRiD's train
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def prepare(root: Path, *overrides: str) -> Path:
-    """Run the command; gives the folder of the report."""
+    """Run the command, and return the folder of the report."""
     out = root.parent / "report"
     own = (f"data.root={root}", f"data.cache_dir={root.parent / 'cache'}", "data.image_size=16")
     given = {word.partition("=")[0] for word in overrides}
@@ -49,7 +49,7 @@ def rows(out: Path, name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_the_report_stands_in_the_prepared_set_and_training_finds_it(root, make_run):
+def test_the_report_is_in_the_prepared_set_which_training_finds(root, make_run):
     command(["data=retinopathy", f"data.root={root}", f"data.cache_dir={root.parent / 'cache'}", "data.image_size=24"])
     (folder,) = (root.parent / "cache" / "prepared").iterdir()
     assert sum(int(row["train"]) + int(row["val"]) for row in rows(folder / "report", "class_counts")) == len(TRAIN)
@@ -57,8 +57,8 @@ def test_the_report_stands_in_the_prepared_set_and_training_finds_it(root, make_
     assert len(list((folder / "images").rglob("*.jpeg"))) == len(TRAIN) + len(TEST)
 
 
-def test_splits_leaks_and_duplicates_are_those_that_training_meets(root):
-    # 41_left of train is the picture of 21_left of test under another label; the right eye of patient 1 is in test
+def test_splits_leaks_and_duplicates_are_those_of_training(root):
+    # 41_left of train equals 21_left of test, with another label; the right eye of patient 1 is in test
     write_pair(root, "train", {name: grade for name, grade in TRAIN.items() if name != "1_right"} | {"41_left": 3})
     write_pair(root, "test", TEST | {"1_right": 1})
     (root / "images" / "41_left.jpeg").write_bytes((root / "images" / "21_left.jpeg").read_bytes())
@@ -72,7 +72,7 @@ def test_splits_leaks_and_duplicates_are_those_that_training_meets(root):
     assert 6 <= sum(int(row["val"]) for row in rows(out, "class_counts")) <= 10  # a fifth of the patients of 40 images
 
 
-def test_what_cannot_be_read_is_listed_and_stops_nothing(root):
+def test_unreadable_files_are_listed_and_do_not_stop_the_command(root):
     (root / "images" / "1_left.jpeg").write_bytes(b"")
     (root / "images" / "2_left.jpeg").write_bytes(b"no photograph")
     out = prepare(root)
@@ -83,7 +83,7 @@ def test_what_cannot_be_read_is_listed_and_stops_nothing(root):
     assert "2 files of 50 cannot be read, such as 1_left (the file is empty)" in (out / "data_report.html").read_text()
 
 
-def test_a_folder_of_nothing_but_bad_files_is_reported(root):
+def test_a_folder_of_only_bad_files_is_reported(root):
     for file in (root / "images").iterdir():
         file.write_bytes(b"x")
     out = prepare(root, "data.folds=2")
@@ -91,7 +91,7 @@ def test_a_folder_of_nothing_but_bad_files_is_reported(root):
     assert "50 files of 50 cannot be read" in (out / "data_report.html").read_text()
 
 
-def test_splits_that_cannot_be_cut_are_said_and_stop_nothing(root):
+def test_splits_that_cannot_be_cut_are_reported_and_do_not_stop_the_command(root):
     (root / "test_img.csv").unlink()
     (root / "test_label.csv").unlink()
     out = prepare(root, "data.folds=30")
@@ -109,7 +109,7 @@ def test_splits_are_those_of_a_training_that_drops_leaks(root):
     assert counted == {"train": trained["train"] + 1, "val": trained["val"], "test": trained["test"]}  # 1_left leaks
 
 
-def test_the_log_says_what_is_wrong_and_where_to_look(root, caplog):
+def test_the_log_names_the_findings_and_the_report(root, caplog):
     write_pair(root, "train", {name: grade for name, grade in TRAIN.items() if name != "1_right"})
     write_pair(root, "test", TEST | {"1_right": 1})
     with caplog.at_level(logging.INFO):
@@ -120,14 +120,14 @@ def test_the_log_says_what_is_wrong_and_where_to_look(root, caplog):
 
 @pytest.fixture
 def searched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The number of thumbnails of each search for near duplicates."""
+    """Return the list of thumbnail counts, one per search for near duplicates."""
     sizes: list[int] = []
     monkeypatch.setattr(module, "near_pairs", lambda pictures: sizes.append(len(pictures)) or near_pairs(pictures))
     return sizes
 
 
 def copy_of(root: Path, name: str, source: str) -> None:
-    """A photograph saved anew, so that the two are near duplicates."""
+    """Save a photograph again, so that the two are near duplicates."""
     Image.open(root / "images" / f"{source}.jpeg").save(root / "images" / f"{name}.jpeg", quality=90)
 
 
@@ -142,14 +142,14 @@ def test_near_duplicates_are_searched_once_for_the_same_photographs(root, search
     near = [(row["image_a"], row["image_b"]) for row in before if row["kind"] == "near"]
     assert {("2_left", "41_left"), ("2_left", "42_left")} <= set(near)
     assert rows(prepare(root, *keys), "duplicates") == before
-    assert searched == [51]  # of 52, two are one file
-    write_pair(root, "train", TRAIN | {"41_left": 1, "42_left": 0})  # labels are no matter of the search
+    assert searched == [51]  # two of 52 are the same file
+    write_pair(root, "train", TRAIN | {"41_left": 1, "42_left": 0})  # labels do not affect the search
     labels = {row["image_b"]: row["label_b"] for row in rows(prepare(root, *keys), "duplicates")}
     assert (labels["41_left"], searched) == ("1", [51])
 
 
 @pytest.mark.parametrize("damage", ["", pytest.param("half {", marks=pytest.mark.slow)])
-def test_near_duplicates_are_searched_again_where_a_photograph_or_the_file_changed(root, searched, damage):
+def test_near_duplicates_are_searched_again_if_a_photograph_or_the_file_changed(root, searched, damage):
     prepare(root)
     copy_of(root, "2_left", "3_left")
     prepare(root)
@@ -175,11 +175,11 @@ def test_mean_and_std_are_those_of_the_prepared_training_images(root):
     names = [f"images/{name}.jpeg" for name in TRAIN]
     mean, std = statistics(index[index["image"].isin(names)].assign(split="train"))
     pixels = np.stack([read_prepared(str(folder / "images" / name)) for name in names]) / 255
-    np.testing.assert_allclose(mean, pixels.mean((0, 1, 2)), atol=0.01)  # the JPEG lies between them
+    np.testing.assert_allclose(mean, pixels.mean((0, 1, 2)), atol=0.01)  # they differ by JPEG compression
     np.testing.assert_allclose(std, pixels.std((0, 1, 2)), atol=0.01)
 
 
-def test_nothing_is_prepared_where_the_arguments_are_wrong(root, tmp_path):
+def test_nothing_is_prepared_with_wrong_arguments(root, tmp_path):
     assert "processes=no" in refusal(prepare, root, "processes=no")
     assert "data.image_sise" in refusal(prepare, root, "data.image_sise=3")
     assert "cannot be written" in refusal(prepare, root, f"out={root / 'train_img.csv'}")
@@ -211,7 +211,7 @@ def test_the_known_pairs_of_idrid_and_one_eye_taken_twice(tmp_path):
     assert {(a.removeprefix("train_"), b.removeprefix("train_")) for a, b in exact[1:]} == KNOWN
     assert len(exact) == 6
     near = {(row["image_a"], row["image_b"]) for row in rows(out, "duplicates") if row["kind"] == "near"}
-    # another exposure of the same eye, graded 3 and 2; and perhaps one that is at the threshold
+    # another exposure of the same eye, graded 3 and 2; and possibly a pair at the threshold
     assert {("train_013", "train_397")} <= near <= {("train_013", "train_397"), ("train_043", "train_401")}
     assert [row["image"] for row in rows(out, "leaks")] == ["train_118"]
     assert [sum(int(row[split]) for row in rows(out, "class_counts")) for split in ("train", "val", "test")][2] == 103

@@ -1,4 +1,4 @@
-"""A prepared set: the same bytes however often it was interrupted, found by training, and never mixed or half."""
+"""A prepared set: byte-identical after interruptions, found by training, and never mixed or partial."""
 
 import errno
 import logging
@@ -41,7 +41,7 @@ def target(root, tmp_path):
 
 
 def contents(target):
-    """Every file of the set and what is in it."""
+    """Return every file of the set with its content."""
     return {file.relative_to(target.folder): file.read_bytes() for file in target.folder.rglob("*") if file.is_file()}
 
 
@@ -56,7 +56,7 @@ def test_a_jpeg_and_a_row_for_each_photograph(target, paths):
     assert row["prepared"] == digest_of(target.file(paths[0]).read_bytes())
     image, stored = read_image(paths[0], RECIPE), read_prepared(str(target.file(paths[0])))
     assert stored.shape == (16, 16, 3)
-    assert np.abs(stored.astype(int) - image).mean() < 3  # what the JPEG costs
+    assert np.abs(stored.astype(int) - image).mean() < 3  # error of the JPEG
     np.testing.assert_allclose(row[["mean_r", "mean_g", "mean_b"]].astype(float), image.mean((0, 1)) / 255, atol=1e-5)
     squares = ((image / 255) ** 2).mean((0, 1))
     np.testing.assert_allclose(row[["square_r", "square_g", "square_b"]].astype(float), squares, atol=1e-5)
@@ -64,7 +64,7 @@ def test_a_jpeg_and_a_row_for_each_photograph(target, paths):
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_interrupted_and_started_again_it_ends_with_the_same_bytes(target, paths, tmp_path, processes, monkeypatch):
+def test_an_interrupted_set_ends_with_the_same_bytes(target, paths, tmp_path, processes, monkeypatch):
     other = PreparedSet(target.root, RECIPE, tmp_path / "other")
     prepare(other, paths, processes=1)
     done: list[str] = []
@@ -82,14 +82,14 @@ def test_interrupted_and_started_again_it_ends_with_the_same_bytes(target, paths
     assert not target.index_file.exists()
     assert len(target.journal_file.read_text().splitlines()) == 7
     with target.journal_file.open("a") as journal:
-        journal.write('{"image": "images/9_le')  # killed while it wrote
+        journal.write('{"image": "images/9_le')  # killed while writing
     monkeypatch.setattr(module, "prepare_photograph", once)
     prepare(target, paths, processes)
     assert contents(target) == contents(other)
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_it_ends_with_the_same_bytes(target, paths, tmp_path, root):
+def test_a_set_killed_at_any_moment_ends_with_the_same_bytes(target, paths, tmp_path, root):
     other = PreparedSet(target.root, RECIPE, tmp_path / "other")
     prepare(other, paths, processes=1)
     code = (
@@ -112,7 +112,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(target, paths, tmp_pat
     assert contents(target) == contents(other)
 
 
-def test_started_again_it_makes_only_what_is_missing_or_altered(target, paths, monkeypatch):
+def test_a_restart_makes_only_missing_or_altered_files(target, paths, monkeypatch):
     prepare(target, paths, processes=1)
     before = contents(target)
     target.file(paths[3]).write_bytes(b"altered")
@@ -125,7 +125,7 @@ def test_started_again_it_makes_only_what_is_missing_or_altered(target, paths, m
     assert contents(target) == before
 
 
-def test_paths_are_built_once_a_folder(target, paths, monkeypatch):
+def test_paths_are_built_once_per_folder(target, paths, monkeypatch):
     prepare(target, paths, processes=1)
     again, calls = PreparedSet(target.root, RECIPE, target.cache_dir), Counter()
     for place, name in ((os.path, "relpath"), (module.hashlib, "sha256")):
@@ -140,7 +140,7 @@ def test_names_are_paths_below_the_root_wherever_the_command_runs(root, target, 
     names = ["images/1_left.jpeg", "x.jpeg", "a/b/c.png"]
     assert [target.name(str(root / name)) for name in names] == names
     assert [target.name(f"{root}/images/../{name}") for name in names] == names
-    for folder in (tmp_path, root):  # relative paths, of which one means another file each time
+    for folder in (tmp_path, root):  # a relative path means a different file in each folder
         monkeypatch.chdir(folder)
         assert [target.name(os.path.relpath(root / name)) for name in names] == names
     outside = {target.name(f"{tmp_path / folder}/x.jpeg") for folder in ("other", "more", "other/")}
@@ -160,7 +160,7 @@ def test_another_recipe_or_source_is_another_folder(target, root, tmp_path):
     assert len({other.folder for other in [target, *others]}) == 6
 
 
-def test_what_cannot_be_read_is_a_row_with_its_reason(target, paths):
+def test_an_unreadable_file_is_a_row_with_its_reason(target, paths):
     Path(paths[0]).write_bytes(b"")
     Path(paths[1]).write_bytes(Path(paths[1]).read_bytes()[:-40])
     Path(paths[2]).unlink()
@@ -172,7 +172,7 @@ def test_what_cannot_be_read_is_a_row_with_its_reason(target, paths):
     assert not target.file(paths[0]).exists()
 
 
-def test_a_full_disk_leaves_nothing_half_and_goes_on_when_there_is_room(target, paths, monkeypatch):
+def test_a_full_disk_leaves_no_partial_file_and_a_restart_completes_the_set(target, paths, monkeypatch):
     room, write_bytes = [12], Path.write_bytes
 
     def write(path, data):
@@ -193,14 +193,14 @@ def test_a_full_disk_leaves_nothing_half_and_goes_on_when_there_is_room(target, 
     assert (prepare(target, paths, processes=1)["defect"] == "").all()
 
 
-def test_names_that_differ_in_their_suffix_alone_do_not_share_a_file(target, paths):
+def test_names_that_differ_only_in_their_suffix_do_not_share_a_file(target, paths):
     twins = [paths[0], f"{paths[0]}.jpeg".replace(".jpeg.jpeg", ".png"), paths[0].replace(".jpeg", ".png.jpeg")]
     assert refusal(prepare, target, twins, 1).startswith(f"{target.root}: two photographs differ only in their suffix")
 
 
 @pytest.mark.parametrize("links", [1, 9])
 def test_a_linked_root_keeps_its_files_to_itself(root, paths, tmp_path, links):
-    deep = tmp_path.joinpath(*"abcdefghi"[:links])  # so deep that a path relative to it would lead anywhere
+    deep = tmp_path.joinpath(*"abcdefghi"[:links])  # deep enough for wrong relative paths
     deep.parent.mkdir(parents=True, exist_ok=True)
     deep.symlink_to(root)
     before = {path: Path(path).read_bytes() for path in paths}
@@ -213,7 +213,7 @@ def test_a_linked_root_keeps_its_files_to_itself(root, paths, tmp_path, links):
     assert {path: Path(path).read_bytes() for path in paths} == before
 
 
-def test_photographs_outside_the_root_stay_as_they_are(target, tmp_path):
+def test_photographs_outside_the_root_are_not_changed(target, tmp_path):
     other = tmp_path / "other" / "a.jpeg"
     other.parent.mkdir()
     other.write_bytes(encoded("a", ".jpeg"))
@@ -223,7 +223,7 @@ def test_photographs_outside_the_root_stay_as_they_are(target, tmp_path):
     assert other.read_bytes() == encoded("a", ".jpeg")
 
 
-def test_a_dangling_link_is_a_bad_image_and_the_set_is_used_all_the_same(root, target, paths):
+def test_a_dangling_link_is_a_bad_image_and_the_set_is_still_used(root, target, paths):
     Path(paths[0]).unlink()
     Path(paths[0]).symlink_to("nowhere")
     prepare(target, paths, processes=1)
@@ -233,7 +233,7 @@ def test_a_dangling_link_is_a_bad_image_and_the_set_is_used_all_the_same(root, t
 
 
 @pytest.mark.parametrize("text", ["", "image\nx\n"])
-def test_a_damaged_index_is_as_none(target, paths, text, caplog):
+def test_a_damaged_index_is_ignored(target, paths, text, caplog):
     prepare(target, paths, processes=1)
     before = contents(target)
     target.index_file.write_text(text)
@@ -242,9 +242,9 @@ def test_a_damaged_index_is_as_none(target, paths, text, caplog):
     assert contents(target) == before
 
 
-def test_what_a_dead_process_was_writing_goes(target, paths):
+def test_unfinished_files_of_a_dead_process_are_removed(target, paths):
     prepare(target, paths[:3], processes=1)
-    dead = target.file(paths[0]).with_name(".x.jpeg.4194305")  # above the largest process number
+    dead = target.file(paths[0]).with_name(".x.jpeg.4194305")  # above the largest process ID
     living = target.file(paths[0]).with_name(f".x.jpeg.{os.getpid()}")
     for file in (dead, living):
         file.write_bytes(b"half")
@@ -264,7 +264,7 @@ def datamodule(root, **keys):
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_training_finds_the_prepared_set(root, target, paths, in_memory, monkeypatch):
     prepare(target, paths, processes=1)
-    monkeypatch.setattr("resnet_lab.data.image_data.read_image", None)  # the photographs are not opened again
+    monkeypatch.setattr("resnet_lab.data.image_data.read_image", None)  # photographs are not opened again
     built = datamodule(root, in_memory=in_memory, val_fraction=0)
     assert built.table["prepared"].tolist() == [str(target.file(path)) for path in built.table["path"]]
     batch = next(iter(built.evaluation_dataloader("train")))
@@ -277,14 +277,14 @@ def test_other_keys_do_not_find_it(root, target, paths):
     assert set(datamodule(root, resize="shorter").table["prepared"]) == {""}
 
 
-def test_an_incomplete_set_is_said_and_not_used(root, target, paths, caplog):
+def test_an_incomplete_set_is_reported_and_not_used(root, target, paths, caplog):
     prepare(target, paths[:-1], processes=1)
     with caplog.at_level(logging.WARNING):
         assert set(datamodule(root).table["prepared"]) == {""}
     assert "lacks 1 of 50 photographs" in caplog.text
 
 
-def test_a_changed_source_is_read_anew(root, target, paths):
+def test_a_changed_source_is_read_again(root, target, paths):
     prepare(target, paths, processes=1)
     os.utime(paths[0], ns=(0, 1))
     assert set(datamodule(root).table["prepared"]) == {""}
@@ -304,14 +304,14 @@ def test_a_prepared_file_that_was_altered_stops_the_training(root, target, paths
     assert len(datamodule(root, val_fraction=0).rows("train")) == len(TRAIN)
 
 
-def test_bad_photographs_of_a_prepared_set_are_dropped_as_ever(root, target, paths):
+def test_bad_photographs_of_a_prepared_set_are_dropped_too(root, target, paths):
     (root / "images" / "7_left.jpeg").write_bytes(b"x")
     prepare(target, paths, processes=1)
     assert "7_left.jpeg: no image of a known format" in refusal(lambda: datamodule(root))
     assert datamodule(root, on_bad_image="drop").dropped["skipped_images"] == 1
 
 
-def test_a_prepared_set_knows_the_pixels_of_its_source_and_an_older_one_looks(root, target, paths, monkeypatch):
+def test_a_prepared_set_stores_pixel_hashes_and_an_older_one_computes_them(root, target, paths, monkeypatch):
     prepare(target, paths, processes=1)
     expected = datamodule(root).table["decoded"]
     assert expected.tolist() == [examine(path)[2] for path in datamodule(root).table["path"]]
@@ -320,7 +320,7 @@ def test_a_prepared_set_knows_the_pixels_of_its_source_and_an_older_one_looks(ro
     built = datamodule(root)
     assert "" not in set(built.table["prepared"])
     assert built.table["decoded"].tolist() == expected.tolist()
-    prepare(target, paths, processes=1)  # nothing is prepared anew
+    prepare(target, paths, processes=1)  # nothing is prepared again
     assert datamodule(root).table["decoded"].tolist() == expected.tolist()
 
 
@@ -333,7 +333,7 @@ def test_hashes_that_look_like_numbers_stay_text(target, paths):
     assert {key: row[key] for key in numbers} == numbers
 
 
-def test_two_that_prepare_at_once_take_turns(target, paths, caplog):
+def test_two_simultaneous_commands_take_turns(target, paths, caplog):
     with caplog.at_level(logging.INFO), ThreadPoolExecutor(2) as pool:
         one, other = pool.map(lambda _: prepare(target, paths, processes=1), range(2))
     pd.testing.assert_frame_equal(one.astype(str), other.astype(str))

@@ -1,4 +1,4 @@
-"""Weights in: every source, what does not load said by key, and nothing but tensors unpickled."""
+"""Pretrained weights: every source, keys that are not loaded are named, and only tensors are unpickled."""
 
 import argparse
 import hashlib
@@ -35,7 +35,7 @@ WEIGHTS18 = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """Torch's cache of downloads, empty, and no network behind it."""
+    """Empty torch's cache of downloads, and block the network."""
 
     def refuse(*arguments, **options):
         raise URLError("Name or service not known")
@@ -55,7 +55,7 @@ def torchvision18():
 
 @pytest.fixture
 def cached18(cache, torchvision18, monkeypatch):
-    """The cached file of torchvision's weights for depth 18, and what its name promises of its hash."""
+    """Return the cached file of torchvision's weights for depth 18, and the hash prefix in its name."""
     buffer = io.BytesIO()
     torch.save(torchvision18.state_dict(), buffer)
     digits = hashlib.sha256(buffer.getvalue()).hexdigest()[:8]
@@ -66,14 +66,14 @@ def cached18(cache, torchvision18, monkeypatch):
 
 
 def serve(monkeypatch, content):
-    """Answer each download with this content."""
+    """Return this content for each download."""
     response = io.BytesIO(content)
     response.info = Message  # type: ignore[attr-defined]
     monkeypatch.setattr(torch.hub, "urlopen", lambda *arguments, **options: response)
 
 
 def small(**choices):
-    """The smallest network of the family, with values that no other seed gives."""
+    """Return the smallest network of the family, with values that depend on the seed."""
     torch.manual_seed(8)
     model = resnet(**{"form": "cifar", "depth": 8, "num_classes": 10, **choices})
     for module in model.modules():
@@ -140,7 +140,7 @@ def test_weights_that_cannot_be_fetched_name_the_file_and_its_folder(cache):
     assert "model.pretrained=PATH" in message
 
 
-def test_a_download_is_kept_and_a_damaged_one_is_not(cached18, torchvision18, monkeypatch):
+def test_a_download_is_cached_and_a_damaged_one_is_not(cached18, torchvision18, monkeypatch):
     content = cached18.read_bytes()
     cached18.unlink()
     serve(monkeypatch, content[:-1])
@@ -176,15 +176,15 @@ def test_a_damaged_copy_in_the_cache_is_to_be_deleted(damage, cached18, torchvis
         ("imagenet", {"form": "wide", "depth": 20, "widths": NARROW}, "model.depth=20 are: none"),
     ],
 )
-def test_names_that_torchvision_does_not_have_for_the_depth(source, choices, known, cache):
+def test_names_that_torchvision_lacks_for_the_depth_are_refused(source, choices, known, cache):
     assert known in refusal(source, **choices)
 
 
-# ---- state dicts of others ----
+# ---- external state dicts ----
 
 
 def published_logits(state, images):
-    """The paper's CIFAR form, depth 8, as written by others, from a state dict with their names."""
+    """Another implementation of the paper's CIFAR form, depth 8, from a state dict with its names."""
 
     def norm(x, name):
         statistics = [state[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")]
@@ -242,7 +242,7 @@ def prefixed(prefix, **choices):
 
 
 def trained_by(script):
-    """What a training script writes, with the weights of `small()` in it."""
+    """Return the content that a training script saves, with the weights of `small()`."""
     args = argparse.Namespace(lr=0.1, model="resnet18", milestones=[30, 60], resume=None)
     optimizer = {"state": {0: {"momentum_buffer": torch.ones(3)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
     scalars = {"epoch": np.int64(3), "best": np.float64(0.5), "loss": np.float32(1.5), "improved": np.bool_(True)}
@@ -277,7 +277,7 @@ def test_files_of_the_usual_scripts(script, legacy, tmp_path):
     assert equal(resnet(8, 10, form="cifar", pretrained=str(tmp_path / "weights.pth.tar")), small())
 
 
-def test_numbers_that_numpy_1_has_written(tmp_path, monkeypatch):
+def test_numbers_saved_by_numpy_1_are_read(tmp_path, monkeypatch):
     scalar = np.float64(0).__reduce__()[0]
     source = saved({"model": state(), "best": np.float64(0.5)}, tmp_path / "weights.pth")
     written = (tmp_path / "weights.pth").read_bytes()
@@ -303,7 +303,7 @@ PREFIXES = [
 
 @pytest.mark.parametrize("nested", [True, False])
 @pytest.mark.parametrize("prefix", PREFIXES)
-def test_what_precedes_the_names_does_not_matter(prefix, nested, tmp_path, caplog):
+def test_prefixes_of_the_names_do_not_matter(prefix, nested, tmp_path, caplog):
     content = {**prefixed(prefix), "criterion.weight": torch.ones(10)}
     source = saved({"state_dict": content} if nested else content, tmp_path / "weights.pt")
     assert equal(resnet(8, 10, form="cifar", pretrained=source), small())
@@ -317,7 +317,7 @@ def body_of(model):
 
 @pytest.mark.parametrize("cut", [1, 2, None])
 @pytest.mark.parametrize("prefix", ["", "backbone.", "state_dict.module.features."])
-def test_layers_by_their_number_have_their_names_again(prefix, cut, tmp_path):
+def test_numbered_layers_get_their_names(prefix, cut, tmp_path):
     model = resnet(18, 10, form="imagenet", widths=[4, 8, 16, 32])
     body = nn.Sequential(*list(model.children())[: cut and -cut])
     head = {"projection_head.layers.0.weight": torch.ones(2, 2), "projection_head.layers.2.weight": torch.ones(2, 2)}
@@ -337,7 +337,7 @@ def test_layers_by_their_number_have_their_names_again(prefix, cut, tmp_path):
         ("q.", "momentum_encoder."),
     ],
 )
-def test_a_running_average_is_named_and_not_taken(plain, average, tmp_path, caplog):
+def test_a_running_average_is_named_and_not_loaded(plain, average, tmp_path, caplog):
     content = {}
     for place, factor in ((average, 2), (plain, 1)):
         inner = {name: factor * value for name, value in state().items()}
@@ -357,7 +357,7 @@ def test_one_of_several_networks_is_not_guessed(tmp_path):
     assert "it contains 2 networks (student.module.*, teacher.*)" in message
 
 
-def test_nan_in_what_is_not_taken_does_not_matter(tmp_path):
+def test_nan_in_unused_weights_does_not_matter(tmp_path):
     content = {"model": state(), "optimizer": {"state": {0: torch.tensor([float("nan")])}}}
     assert equal(resnet(8, 10, form="cifar", pretrained=saved(content, tmp_path / "weights.pt")), small())
 
@@ -366,7 +366,7 @@ def test_nan_in_what_is_not_taken_does_not_matter(tmp_path):
 
 
 def folder_of(tmp_path, files):
-    """Files of weights, by name with their depth."""
+    """Write files of weights from name → depth."""
     folder = tmp_path / "weights"
     folder.mkdir()
     for name, depth in files.items():
@@ -467,14 +467,14 @@ def test_a_run_that_lost_its_best_checkpoint_does_not_give_its_last(tmp_path, lo
 
 @pytest.mark.parametrize("name", ["conv1.weight", "bn1.running_var"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_and_buffers_that_are_undefined_are_refused(tmp_path, name, value):
+def test_nan_weights_and_buffers_are_refused(tmp_path, name, value):
     state = small().state_dict()
     state[name].view(-1)[1] = value
     source = saved(state, tmp_path / "weights.pt")
     assert f"{source}: 1 of {len(state)} tensors have NaN or infinite values (first {name})" in refusal(source)
 
 
-def test_another_number_of_classes_leaves_only_the_head(tmp_path, caplog):
+def test_another_number_of_classes_leaves_out_only_the_head(tmp_path, caplog):
     source = checkpoint(small(), tmp_path / "best.ckpt")
     torch.manual_seed(0)
     scratch = resnet(8, 5, form="cifar")
@@ -507,7 +507,7 @@ def test_weights_of_the_other_stride_warn(own_run, choices, warns, tmp_path, cap
     assert all("model.stride_on=3x3" in message for message in warnings)
 
 
-# ---- what does not fit ----
+# ---- weights that do not fit ----
 
 
 @pytest.mark.parametrize(
@@ -546,7 +546,7 @@ def test_another_architecture_is_one_clear_error(theirs, ours, words, tmp_path):
         ({}, "no tensors, but nothing"),
     ],
 )
-def test_files_without_a_network(content, words, tmp_path):
+def test_files_without_a_network_are_refused(content, words, tmp_path):
     assert words in refusal(saved(content, tmp_path / "weights.pt"))
 
 
@@ -558,7 +558,7 @@ def test_a_missing_file_an_empty_folder_and_null(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_damaged_files(suffix, tmp_path):
+def test_damaged_files_are_refused(suffix, tmp_path):
     path = tmp_path / f"weights{suffix}"
     path.write_bytes(b"no weights\nbut text")
     assert "not readable as plain tensors" in refusal(path)
@@ -576,11 +576,11 @@ def test_files_of_another_kind_show_how_they_begin(content, words, tmp_path):
     assert words in refusal(tmp_path / "weights.pth")
 
 
-# ---- nothing is run ----
+# ---- no code is run ----
 
 
 class Malice:
-    """A pickle that would create a file when it is read."""
+    """Pickle that would create a file when it is read."""
 
     def __init__(self, path):
         self.path = path

@@ -1,4 +1,4 @@
-"""Starting, stopping and not leaving behind: processes that are no jobs, so that this is quick."""
+"""Processes: how they start and stop, and that none is left behind (without jobs, to be fast)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ HANG = "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]
 
 
 def start(folder: Path, work: str, grace: float = 30) -> subprocess.Popen[str]:
-    """A parent whose child is at work."""
+    """Start a parent with a working child."""
     command = [sys.executable, "-c", PARENT.format(child=CHILD.format(work=work, grace=grace))]
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -49,7 +49,7 @@ def start(folder: Path, work: str, grace: float = 30) -> subprocess.Popen[str]:
 
 
 def ended(process: subprocess.Popen[str]) -> None:
-    """Wait until the child, too, has let go of the pipe."""
+    """Wait until the child has closed the pipe too."""
     assert process.stdout is not None
     process.stdout.read()
     process.stdout.close()
@@ -60,7 +60,7 @@ def test_a_signal_stops_parent_and_child(tmp_path: Path, signum: signal.Signals)
     process = start(tmp_path, SLEEP)
     process.send_signal(signum)
     assert process.wait() == 128 + signum
-    assert (tmp_path / "stopped").read_text() == "SIGTERM"  # the child is told by its parent alone
+    assert (tmp_path / "stopped").read_text() == "SIGTERM"  # only the parent sends the child a signal
     ended(process)
 
 
@@ -72,11 +72,11 @@ def test_a_child_stops_when_its_parent_is_killed(tmp_path: Path) -> None:
     assert (tmp_path / "stopped").read_text() == "SIGTERM"
 
 
-def test_a_child_that_hangs_is_gone_after_its_grace(tmp_path: Path) -> None:
+def test_a_hanging_child_is_killed_after_a_grace_period(tmp_path: Path) -> None:
     process = start(tmp_path, HANG, grace=0.2)
     process.kill()
     process.wait()
-    ended(process)  # or this would wait for a minute
+    ended(process)  # otherwise this would take a minute
     assert not (tmp_path / "stopped").exists()
 
 
@@ -96,7 +96,7 @@ def test_a_job_started_by_hand_has_no_parent_to_follow(tmp_path: Path) -> None:
     begun = time.monotonic()
     shown = subprocess.run([sys.executable, "-c", starter], cwd=tmp_path, env=environment, stdout=subprocess.PIPE)
     assert shown.stdout == b"ready\n"
-    assert time.monotonic() - begun > 1.2  # its starter has long been gone
+    assert time.monotonic() - begun > 1.2  # its starter has already exited
     assert not (tmp_path / "stopped").exists()
 
 

@@ -1,4 +1,4 @@
-"""The lines of a long phase: every few seconds and at its end, with what is left."""
+"""The progress lines of a long phase: every few seconds and at its end, with the time left."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from resnet_lab.data.progress import with_progress
 
 @pytest.fixture
 def lines(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
-    """The lines of a phase whose items take 4 seconds each."""
+    """Return the lines of a phase whose items take 4 seconds each."""
     clock = iter(range(0, 1000, 4))
     monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
 

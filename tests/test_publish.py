@@ -1,4 +1,4 @@
-"""Published runs: small, without a machine's paths, and the same report comes out of them."""
+"""Published runs: small, without paths of a machine, and with an unchanged report."""
 
 import importlib.util
 from pathlib import Path
@@ -64,7 +64,7 @@ def test_probabilities_keep_the_digits_that_the_metrics_need(tmp_path):
 
     def nearly(frame):
         frame[["p_1", "p_2"]] = 0.2
-        frame["p_3"] = 0.2 + 1e-6 * (np.arange(len(frame)) % 7) * (frame["target"] == 3)  # four digits would tie them
+        frame["p_3"] = 0.2 + 1e-6 * (np.arange(len(frame)) % 7) * (frame["target"] == 3)  # equal with four digits
         frame["p_0"] = frame["p_4"] = (1 - frame[["p_1", "p_2", "p_3"]].sum(axis=1)) / 2
         frame["prediction"] = 3
         return frame

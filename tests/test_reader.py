@@ -1,4 +1,4 @@
-"""Files to pixels: the same by every path that reads them."""
+"""Files to pixels: identical by every path of the code."""
 
 import io
 import struct
@@ -96,7 +96,7 @@ def test_camera_orientation_is_undone_by_both_decoders(save, orientation, name):
     assert np.abs(read.astype(int) - np.asarray(image)).mean() < 4
 
 
-def test_content_counts_and_not_the_suffix_and_names_may_be_of_any_script(save, tmp_path):
+def test_content_counts_and_not_the_suffix_and_names_may_use_any_script(save, tmp_path):
     image = noise(16, 16)
     path = save(image, "image.png")
     wrong = tmp_path / "зеница 目.jpeg"
@@ -112,7 +112,7 @@ def test_eye_crop_is_a_square_around_the_disc_that_never_distorts(save):
     cropped = read_image(path, recipe(80, "shorter", eye_crop=True))
     assert cropped.shape == (80, 80, 3)
     bright = cropped.max(axis=2) > 40
-    assert bright[40].mean() > 0.95  # the eye touches both sides
+    assert bright[40].mean() > 0.95  # the eye fills the width
     assert bright[:, 40].mean() == pytest.approx(300 / 321, abs=0.03)
     assert cropped[0].max() < 20
 
@@ -121,7 +121,7 @@ def test_a_small_eye_in_a_large_picture_is_decoded_again(save):
     image = fundus(1500, 700, 130, 2400, 1600)
     path = save(image, "image.jpeg", quality=95)
     read, full = (read_image(path, recipe(200, eye_crop=True), scaled) for scaled in (True, False))
-    assert np.abs(read.astype(int) - full).mean() < 0.5  # 1/8 of it would have been 33 pixels
+    assert np.abs(read.astype(int) - full).mean() < 0.5  # a scale of 1/8 would give 33 pixels
 
 
 def test_without_a_disc_the_whole_picture_is_taken(save):
@@ -146,7 +146,7 @@ def test_arrays_are_fitted_as_files_are(save):
         np.testing.assert_array_equal(fit(image, wanted), read_image(path, wanted))
 
 
-# what cannot be read
+# unreadable files
 
 
 def truncated(data):
@@ -154,7 +154,7 @@ def truncated(data):
 
 
 def thumbnail_and_half(data):
-    """Half a photograph after a thumbnail that has an end of its own, as cameras write them."""
+    """Return half a photograph after a thumbnail with its own end marker, as cameras write it."""
     return data[:2] + b"\xff\xe1" + struct.pack(">H", 2 + len(data)) + data + truncated(data[2:])
 
 
@@ -177,7 +177,7 @@ def test_damaged_jpegs(save, tmp_path, spoil, seen):
     assert str(tmp_path / "bad.jpeg") in str(caught.value)
 
 
-def test_what_cameras_write_behind_the_end_does_not_matter(save):
+def test_bytes_that_cameras_append_do_not_matter(save):
     path = save(noise(40, 40), "image.jpeg")
     expected = read_image(path, recipe(16))
     Path(path).write_bytes(Path(path).read_bytes() + b"\0" * 100 + b"maker's notes")

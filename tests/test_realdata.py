@@ -1,4 +1,4 @@
-"""The main job on real photographs, short: pretrain on CIFAR-10, sweep on IDRiD, report."""
+"""A short version of the main job on real photographs: pretrain on CIFAR-10, sweep on IDRiD, report."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ def test_depth_and_pretraining_on_idrid(data: Path, tmp_path: Path) -> None:
             )  # fmt: skip
     status = RunFolder(sweep / "none_0").read_status()
     assert status["class_counts"]["test"] == [34, 5, 32, 19, 13]
-    assert sum(status["class_counts"]["train"]) == 412  # train 118 is byte for byte test 064, with another grade
+    assert sum(status["class_counts"]["train"]) == 412  # train 118 equals test 064, with another grade
     assert status["leaks"] == 1
     assert len(pd.read_csv(RunFolder(sweep / "none_0").predictions_file("test"))) == 103
     shown = report([str(sweep)], sweep)
-    assert "31.07" in shown  # always the training majority, grade 2
+    assert "31.07" in shown  # baseline: the training majority, grade 2
     (table,) = groups.tables_of([runs.read_run(RunFolder(sweep / name)) for name in ("none_0", "source_0")])
     assert len(table.groups) == 2
     assert (sweep / "report.html").stat().st_size > 10_000

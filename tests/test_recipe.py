@@ -1,4 +1,4 @@
-"""The facts at the head of a report: what was trained, and what differs between groups."""
+"""The facts at the head of a report: the training, and the differences between groups."""
 
 from fake_runs import write_run
 
@@ -30,7 +30,7 @@ def test_facts_name_data_network_and_recipe(tmp_path):
     assert (found["optimizer"].text, found["initial weights"].text) == ("sgd lr=0.001", "random")
 
 
-def test_the_command_is_put_together_from_the_overrides(tmp_path):
+def test_the_command_is_built_from_the_overrides(tmp_path):
     for depth in (18, 50):
         overrides = [f"model.depth={depth}", "data.root=x"]
         write_run(tmp_path / "sweep" / str(depth), depth, overrides=overrides)
@@ -49,7 +49,7 @@ def test_damaged_facts_are_left_out(tmp_path):
     assert {"machine", "versions", "command", "finished"} & {*facts(tmp_path)} == set()
 
 
-def test_an_axis_without_a_fact_of_its_own_is_one(tmp_path):
+def test_an_axis_without_its_own_fact_becomes_one(tmp_path):
     for last in (True, False):
         write_run(tmp_path / str(last), config={"model.last_activation": last})
     fact = facts(tmp_path)["model.last_activation"]

@@ -46,7 +46,7 @@ def test_a_protocol_agrees_differs_or_is_not_stated(tmp_path):
     assert silent.verdict([run]) == "Protocol not stated"
 
 
-def test_the_verdict_is_on_the_run_that_comes_nearest(tmp_path):
+def test_the_verdict_is_about_the_closest_run(tmp_path):
     counts = {"train": [800, 100, 100, 50, 30], "test": [400, 0, 0, 0, 0]}
     shared = {"class_counts": counts, "monitor": "val/auroc"}
     runs = [
@@ -58,7 +58,7 @@ def test_the_verdict_is_on_the_run_that_comes_nearest(tmp_path):
     assert found["Google AutoML (MedMNIST v2)"].startswith("Same protocol as far as stated (not stated: ")
 
 
-def test_what_a_reader_read_is_told_by_its_size(tmp_path):
+def test_data_sets_of_one_reader_are_recognized_by_their_size(tmp_path):
     def sources(name, **counts):
         run = run_of(tmp_path / name, class_counts={split: [n, 0, 0, 0, 0] for split, n in counts.items()})
         return {reference.source for reference in references_for([run])}

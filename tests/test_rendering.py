@@ -1,4 +1,4 @@
-"""What the templates share."""
+"""Helpers that the templates share."""
 
 from resnet_lab.rendering import breakable
 

@@ -1,4 +1,4 @@
-"""The report on made-up runs: rows, and that page, tables and terminal say the same."""
+"""The report on made-up runs: rows, and agreement of page, tables and terminal."""
 
 import csv
 import re
@@ -28,7 +28,7 @@ def table_of(*folders):
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    """Without pictures, which take longest."""
+    """Make reports without pictures, which take most of the time."""
     monkeypatch.setattr(page, "pictures", lambda *_: {})
 
 
@@ -40,7 +40,7 @@ def test_the_baseline_is_the_training_majority_on_these_images(tmp_path):
     assert row.cells == ["0.000", f"{100 * np.mean(targets == 1):.2f}", "20.00", "0.500"]
 
 
-def test_what_a_group_lost_stands_beside_its_name(tmp_path):
+def test_missing_runs_of_a_group_are_beside_its_name(tmp_path):
     write_run(tmp_path / "fine", seed=0)
     write_run(tmp_path / "flat", seed=1, skill=0.0)
     write_run(tmp_path / "failed", seed=2, state="failed", error="boom")
@@ -57,7 +57,7 @@ def test_no_result_at_all_is_a_table_of_dashes(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_files_say_the_same(tmp_path, as_asked, capsys):
+def test_all_files_agree(tmp_path, as_asked, capsys):
     sweep, out = write_sweep(tmp_path / "sweep", seeds=(0, 1)), tmp_path / "out"
     report.command([str(sweep), f"out={out}"])
     shown = capsys.readouterr().out
@@ -79,7 +79,7 @@ def test_the_files_say_the_same(tmp_path, as_asked, capsys):
         assert picture.width > picture.height  # two panels in a row
 
 
-def test_pictures_of_an_earlier_report_go(tmp_path, undrawn):
+def test_pictures_of_an_earlier_report_are_removed(tmp_path, undrawn):
     run = write_run(tmp_path / "run")
     (run / "report_figures").mkdir()
     own = {"mine.png", "accuracy_mine.png", "roc_2024.png", "cost.png.txt"}
@@ -115,13 +115,13 @@ def test_the_page_is_one_file_with_every_picture_and_escaped_names(tmp_path):
     assert "<script>alert" not in page
     assert "<i>" not in page
     assert "<img src=x>" not in page
-    assert page.count("data:image/png;base64,") == 8  # curves, ROC, precision, reliability: wide and narrow
+    assert page.count("data:image/png;base64,") == 8  # curves, ROC, precision, reliability; wide and narrow each
     assert not re.search(r'(src|href)="(https?:|/)', page)
     assert "<script" not in (tmp_path / "summary.md").read_text()
     assert "&lt;i&gt;a_<wbr>b" in page
 
 
-def test_a_page_that_is_mailed_links_to_nothing_but_itself(tmp_path, undrawn):
+def test_a_mailed_page_links_only_to_itself(tmp_path, undrawn):
     write_run(tmp_path / "sweep" / "a")
     report.command([str(tmp_path / "sweep"), f"out={tmp_path / 'docs' / 'page'}"])
     page = (tmp_path / "docs" / "page" / "report.html").read_text()
@@ -139,7 +139,7 @@ def test_lines_fit_a_terminal(tmp_path):
     assert "".join(line.strip() for line in lines).count("very_long_folder_name") == 6
 
 
-def test_bad_input_names_itself(tmp_path, capsys):
+def test_bad_input_is_named(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
     run = write_run(tmp_path / "run")
@@ -171,4 +171,4 @@ def test_the_report_loads_nothing_heavy_and_survives_damage(tmp_path):
     assert done.stdout.splitlines()[-1] == "heavy []"
     assert "depth=18" in done.stdout
     assert "hurt: status.json is damaged" in done.stdout
-    assert [line for line in done.stderr.splitlines() if not line.endswith(" left")] == []  # progress alone
+    assert [line for line in done.stderr.splitlines() if not line.endswith(" left")] == []  # only progress lines

@@ -1,4 +1,4 @@
-"""Scores of resampled test sets against scikit-learn's on the resampled images themselves."""
+"""Scores of resampled test sets against scikit-learn's on the resampled images."""
 
 import numpy as np
 import pytest
@@ -64,11 +64,11 @@ def test_each_draw_has_as_many_patients_as_there_are():
     counts = counts_of_patients(50, 4000)
     assert counts.shape == (4000, 50)
     assert (counts.sum(axis=1) == 50).all()
-    assert counts.var(ddof=1) == pytest.approx(1 - 1 / 50, abs=0.02)  # of a binomial with 50 tries
+    assert counts.var(ddof=1) == pytest.approx(1 - 1 / 50, abs=0.02)  # variance of a binomial with 50 trials
     np.testing.assert_array_equal(counts, counts_of_patients(50, 4000))
 
 
-def test_sums_are_those_of_each_patients_images_in_whatever_order():
+def test_sums_are_those_of_each_patients_images_in_any_order():
     predictions, patient = world(1)
     shuffled = np.random.default_rng(0).permutation(len(patient))
     mixed = Predictions(*(column[shuffled] for column in predictions))

@@ -21,7 +21,7 @@ NARROW = (4, 8, 16, 32)
 
 
 def randomize(model):
-    """Statistics and affine weights of every batch norm off their defaults, so that none can be left out."""
+    """Change statistics and affine weights of every batch norm from their defaults, so that none can be missed."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
@@ -96,7 +96,7 @@ def test_every_parameter_receives_a_gradient(choices):
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
-        # batch norm takes out the mean, and with it the bias of the convolution before it
+        # batch norm removes the mean, and with it the bias of the preceding convolution
         if not name.endswith(("conv1.bias", "conv2.bias", "conv3.bias", "downsample.0.bias")):
             assert parameter.grad.abs().sum() > 0, name
 
@@ -122,7 +122,7 @@ def test_multiply_adds_are_torchvisions(depth):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_multiply_adds_leave_the_model_alone(training):
+def test_multiply_adds_do_not_change_the_model(training):
     model = resnet(18, widths=NARROW).train(training)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     assert multiply_adds(model, 32) > 0
@@ -181,7 +181,7 @@ def test_where_the_bottleneck_strides(stride_on, strides):
     ("choices", "places"),
     [({}, 1 + 16), ({"last_activation": False}, 1 + 8), ({"hidden_head": True}, 18), ({"depth": 50}, 1 + 48)],
 )
-def test_the_activation_is_everywhere(choices, places):
+def test_the_activation_is_used_everywhere(choices, places):
     model = on_meta(**{"depth": 18, "activation": "SiLU", **choices})
     assert sum(isinstance(module, nn.SiLU) for module in model.modules()) == places
     assert not any(isinstance(module, nn.ReLU) for module in model.modules())

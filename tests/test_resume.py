@@ -1,4 +1,4 @@
-"""The same command again: what a sweep does with the run folders that it finds. Its jobs run in this process here."""
+"""A sweep command on existing run folders; its jobs run in this process."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Sweep = Callable[..., int]
 
 @pytest.fixture(autouse=True)
 def _signals() -> object:
-    """A sweep takes the signals of its process."""
+    """Restore the signal handlers, which a sweep replaces."""
     handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
     yield
     for signum, handler in handlers.items():
@@ -39,13 +39,13 @@ def _signals() -> object:
 
 @pytest.fixture
 def started() -> list[str]:
-    """The names of the jobs that were started, in their order."""
+    """Return the names of the started jobs, in order."""
     return []
 
 
 @pytest.fixture
 def sweep(tmp_path: Path, experiment: None, monkeypatch: pytest.MonkeyPatch, started: list[str]) -> Sweep:
-    """Run a sweep in the folder `sweep`; returns its exit code."""
+    """Return a function that runs a sweep in the folder `sweep` and returns its exit code."""
 
     def run_here(module: str, arguments: Sequence[str], fork: bool) -> int:
         run = RunFolder(Path(arguments[0]))
@@ -70,7 +70,7 @@ def sweep(tmp_path: Path, experiment: None, monkeypatch: pytest.MonkeyPatch, sta
 
 
 def jobs() -> dict[str, str]:
-    """Name → state."""
+    """Return name → state."""
     return {job.name: job.state for job in states_of(Path("sweep"))}
 
 
@@ -109,7 +109,7 @@ def test_a_failed_job_is_repeated_left_or_stops_the_sweep(
         assert sweep(*grid, "on_failed=skip") == 0
         assert list(jobs().values()) == ["done", "failed", "done"]
         assert "(on_failed=skip): out of memory" in capsys.readouterr().out
-        assert sweep(*grid) == 1  # repeated, in vain
+        assert sweep(*grid) == 1  # repeated without success
     assert sweep(*grid, "on_failed=stop") == 1
     assert started == []
     assert sweep(*grid) == 0
@@ -135,7 +135,7 @@ def test_a_folder_is_a_run_or_a_sweep(sweep: Sweep, started: list[str], capsys: 
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_said_for_each_job(
+def test_a_full_disk_is_reported_for_each_job(
     sweep: Sweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(*args: object) -> None:
@@ -147,7 +147,7 @@ def test_a_full_disk_is_said_for_each_job(
     assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")] == lines
 
 
-def test_a_refused_command_changes_nothing_of_what_was_asked(sweep: Sweep) -> None:
+def test_a_refused_command_does_not_change_the_overrides(sweep: Sweep) -> None:
     assert sweep("optim.lr=0.1", "trainer.max_epochs=1", multirun=False) == 0
     assert sweep("optim.lr=0.2", "schedule=cosine", multirun=False) == 1
     overrides = {"experiment": "tiny", "optim.lr": "0.1", "trainer.max_epochs": "1"}
@@ -180,7 +180,7 @@ def test_a_folder_of_another_configuration_is_refused_by_its_keys(
     assert "data.image_size is 24 there, 32 here; optim.lr is 0.05 there, 0.3 here; choose another sweep_dir" in error
 
 
-def test_a_folder_without_an_epoch_takes_a_mended_configuration(
+def test_a_folder_without_an_epoch_accepts_a_corrected_configuration(
     sweep: Sweep, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert sweep("start=false", multirun=False) == 0
@@ -196,7 +196,7 @@ def test_a_folder_without_an_epoch_takes_a_mended_configuration(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["constant", pytest.param("plateau", marks=pytest.mark.slow)])
-def test_more_epochs_go_on_as_if_they_had_been_asked_for(sweep: Sweep, started: list[str], schedule: str) -> None:
+def test_more_epochs_continue_a_run_as_if_set_from_the_start(sweep: Sweep, started: list[str], schedule: str) -> None:
     own = (f"schedule={schedule}", "optim.lr=0.02")
     assert sweep(*own, "trainer.max_epochs=4", "sweep_dir=whole", multirun=False) == 0
     assert sweep(*own, "trainer.max_epochs=2", multirun=False) == 0
@@ -212,7 +212,7 @@ def test_more_epochs_go_on_as_if_they_had_been_asked_for(sweep: Sweep, started: 
 
 
 @pytest.mark.slow
-def test_the_jobs_of_a_sweep_go_on_to_more_epochs(
+def test_the_jobs_of_a_sweep_continue_with_more_epochs(
     sweep: Sweep, started: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = ("schedule=constant", "seed=0")
@@ -226,12 +226,12 @@ def test_the_jobs_of_a_sweep_go_on_to_more_epochs(
     assert [run.path.name] == list_jobs(Path("sweep")) == [longer]
     assert run.read_status()["starts"] == 2
     assert len(run.metrics_file.read_text().splitlines()) == 3
-    assert sweep(*own, "trainer.max_epochs=3,4", "start=false") == 0  # an axis: nothing goes on
+    assert sweep(*own, "trainer.max_epochs=3,4", "start=false") == 0  # an axis: no job is resumed
     assert len(find_runs([Path("sweep")])) == 3
 
 
 @pytest.mark.slow
-def test_a_job_whose_schedule_is_another_one_is_trained_anew(
+def test_a_job_with_another_schedule_is_trained_from_scratch(
     sweep: Sweep, started: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     for epochs in (1, 2):
@@ -244,15 +244,19 @@ def test_a_job_whose_schedule_is_another_one_is_trained_anew(
 @pytest.mark.parametrize(
     ("first", "then", "said"),
     [
-        (("schedule=cosine",), ("schedule=cosine", "trainer.max_epochs=3"), "cosine over 3 epochs is another schedule"),
+        (("schedule=cosine",), ("schedule=cosine", "trainer.max_epochs=3"), "cosine over 3 epochs differs"),
         (
             ("schedule=multistep",),
             ("schedule=multistep", "trainer.max_epochs=3"),
-            "go on from its weights with model.pre",
+            "with model.pretrained=",
         ),
         (("schedule=constant",), ("schedule=constant", "trainer.max_epochs=1"), "max_epochs is 2 there, 1 here"),
-        (("schedule=constant", "trainer.max_epochs=0"), ("schedule=constant",), "weights as they were"),
-        (("schedule=constant", "keep_last=false"), ("schedule=constant", "trainer.max_epochs=3"), "last.ckpt is gone"),
+        (("schedule=constant", "trainer.max_epochs=0"), ("schedule=constant",), "trainer.max_epochs=0"),
+        (
+            ("schedule=constant", "keep_last=false"),
+            ("schedule=constant", "trainer.max_epochs=3"),
+            "last.ckpt is missing",
+        ),
     ],
 )
 def test_other_numbers_of_epochs_are_refused_with_a_remedy(
@@ -280,7 +284,7 @@ def test_a_run_that_stopped_early_is_done_with_more_epochs_too(
 
 
 @pytest.mark.slow
-def test_the_root_of_the_data_may_be_typed_otherwise(sweep: Sweep, started: list[str]) -> None:
+def test_the_root_of_the_data_may_be_typed_differently(sweep: Sweep, started: list[str]) -> None:
     assert sweep("data.root=photographs", "trainer.max_epochs=1") == 0
     (name,) = started
     started.clear()
@@ -297,10 +301,10 @@ def test_differences_name_a_few_keys() -> None:
     assert differences({}, many, most=2)[-1] == "and 7 more keys"
 
 
-def test_names_of_jobs_leave_out_what_makes_no_other_experiment() -> None:
+def test_names_of_jobs_leave_out_bookkeeping() -> None:
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         keys = compose("config", return_hydra_config=True).hydra.job.config.override_dirname.exclude_keys
-    assert set(keys) == set(BOOKKEEPING) - {"data.root"}  # two sets of images may be an axis
+    assert set(keys) == set(BOOKKEEPING) - {"data.root"}  # two folders of images may be an axis
 
 
 def test_choices_that_do_not_exist_are_refused(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
@@ -312,7 +316,7 @@ def test_choices_that_do_not_exist_are_refused(sweep: Sweep, capsys: pytest.Capt
 def test_a_job_without_its_first_status_gets_it(sweep: Sweep) -> None:
     assert sweep("seed=0", "start=false") == 0
     (run,) = find_runs(["sweep"])
-    run.status_file.unlink()  # as a kill between the two files leaves it
+    run.status_file.unlink()  # as after a kill between the two files
     assert sweep("seed=0", "start=false") == 0
     status = run.read_status()
     assert (status["state"], status["seed"], len(status["config_hash"])) == ("created", 0, 16)

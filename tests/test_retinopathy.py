@@ -1,4 +1,4 @@
-"""Retinopathy photographs in every layout that users have, from files on disk to the table that is trained on."""
+"""Retinopathy photographs in all layouts of users, from files to the table for training."""
 
 import logging
 
@@ -56,7 +56,7 @@ def test_studies_with_a_validation_file(root):
     data = retinopathy(root, val_csv="val.csv")
     table, _ = data.table()
     assert listed(table, "val") == {"99_left": 1, "99_right": 2}
-    assert listed(table, "train") == TRAIN  # nothing is cut where there is a file
+    assert listed(table, "train") == TRAIN  # no split is cut if there is a file
 
 
 def test_kaggle(root):
@@ -176,7 +176,7 @@ def test_table_by_default(root):
     assert dropped == {"skipped_images": 0, "skipped_labels": 0, "leaks": 0}
     found = ["defect", "digest", "decoded", "prepared", "pixels"]
     assert table.columns.tolist() == ["image", "target", "path", "split", "patient", *found]
-    # of four patients of each grade 0.15 are 0.6, so one each
+    # 0.15 of four patients per grade is 0.6, so one each
     assert class_counts(table, 5) == {"train": [6] * 5, "val": [2] * 5, "test": [2] * 5}
     assert listed(table, "test") == TEST
     assert table["patient"].tolist()[:3] == ["1", "1", "2"]
@@ -209,7 +209,7 @@ def test_splits_depend_on_split_seed(root):
 
 
 def write_eyepacs(root):
-    """Kaggle 2015 with the solution that was published later, and the photographs of both parts."""
+    """Write Kaggle 2015 with the solution, published later, and the photographs of both parts."""
     write_kaggle(root)
     test = {f"{patient}_{eye}": patient % 5 for patient in range(31, 37) for eye in ("left", "right")}
     usage = ["Public" if n < 4 else "Private" for n in range(len(test))]
@@ -226,7 +226,7 @@ def test_eyepacs_community_protocol(root):
     assert listed(table, "val") == dict(list(test.items())[:4])
     assert listed(table, "test") == dict(list(test.items())[4:])
     assert table["path"].iloc[-1] == str(root / "test" / "36_right.jpeg")
-    assert set(retinopathy(root, train_csv="trainLabels.csv").read_table()["split"]) == {"train"}  # named: that alone
+    assert set(retinopathy(root, train_csv="trainLabels.csv").read_table()["split"]) == {"train"}  # only the named file
 
 
 def test_solution_of_an_unknown_usage(root):
@@ -270,8 +270,8 @@ def test_folds_of_data_whose_splits_are_given(root):
 
 def test_identical_images_in_two_splits_are_a_leak(root):
     write_studies(root)
-    twin = root / "images" / "21_left.jpeg"  # of test
-    twin.write_bytes((root / "images" / "3_right.jpeg").read_bytes())  # of train
+    twin = root / "images" / "21_left.jpeg"  # an image of test
+    twin.write_bytes((root / "images" / "3_right.jpeg").read_bytes())  # an image of train
     assert refusal(retinopathy(root).table).startswith("2 images of train or val are of 1 patient")
     table, dropped = retinopathy(root, on_leak="drop", val_fraction=0).table()
     assert dropped["leaks"] == 2
@@ -279,7 +279,7 @@ def test_identical_images_in_two_splits_are_a_leak(root):
     assert set(table.loc[table["image"].isin(["21_left", "21_right"]), "patient"]) == {"3"}
 
 
-def test_identical_images_of_train_are_never_cut_apart(root):
+def test_identical_images_of_train_are_never_split(root):
     write_studies(root)
     for patient in range(1, 19, 2):
         source = (root / "images" / f"{patient}_left.jpeg").read_bytes()
@@ -303,7 +303,7 @@ def test_leaks_between_the_files(root):
         assert {"1_right", "2_right"}.isdisjoint(listed(table, "train")) == (on_leak == "drop")
 
 
-def test_validation_that_is_cut_never_leaks(root):
+def test_a_validation_split_cut_from_train_never_leaks(root):
     table, dropped = retinopathy(write_studies(root), val_fraction=0.5).table()
     assert dropped["leaks"] == 0
     patients = table.groupby("split")["patient"].agg(set)
@@ -328,7 +328,7 @@ def test_every_kind_of_bad_image_is_counted(root, caplog):
     (images / "4_left.jpeg").unlink()
     (images / "4_left.jpeg").mkdir()
     Image.fromarray(np.full((8, 8), 30_000, np.uint16)).save(images / "5_left.jpeg", "png")
-    Image.fromarray(np.zeros((8, 8, 4), np.uint8), "CMYK").save(images / "6_left.jpeg")  # these two can be read
+    Image.fromarray(np.zeros((8, 8, 4), np.uint8), "CMYK").save(images / "6_left.jpeg")  # these two are readable
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(images / "7_left.jpeg", "png")
     assert "5 of 50 images cannot be read" in refusal(retinopathy(root).table)
     with caplog.at_level(logging.WARNING):
@@ -346,11 +346,11 @@ def test_bad_images_leave_before_splits_are_cut(root, tmp_path):
     table, dropped = retinopathy(root, on_bad_image="drop").table()
     assert dropped == {"skipped_images": 3, "skipped_labels": 0, "leaks": 0}
     assert sorted(table["image"]) == sorted({*TRAIN, *TEST} - set(bad))
-    # the same rows without the bad ones from the start give the same splits
+    # rows without bad images from the start give the same splits
     clean = tmp_path / "clean"
     kept = [{name: grade for name, grade in rows.items() if name not in bad} for rows in (TRAIN, TEST)]
     assert fingerprints(table) == fingerprints(retinopathy(write_studies(clean, *kept)).table()[0])
-    assert class_counts(table, 5)["val"] == [0, 2, 2, 2, 2]  # of the three healthy patients left 0.15 is none
+    assert class_counts(table, 5)["val"] == [0, 2, 2, 2, 2]  # 0.15 of the three remaining healthy patients is none
 
 
 def test_bad_test_image_is_no_leak(root):
@@ -388,7 +388,7 @@ def test_a_row_without_its_patient(root):
 
 
 def write_two_folders(root, train=("train", "train_images"), test=("test", "test_images"), content=("train/", "test/")):
-    """As IDRiD is published: the same names in a folder for each split."""
+    """The layout of IDRiD: the same names in a folder for each split."""
     for (name, folder), count, what in zip((train, test), (10, 5), content, strict=True):
         labels = {f"IDRiD_{n:03d}": n % 5 for n in range(1, count + 1)}
         write_labels(root / f"{name}.csv", labels, "image,level")
@@ -407,10 +407,10 @@ def test_the_same_names_in_a_folder_of_each_split_are_no_leak(root, regex):
     patients = dict(zip(folders + "/" + table["image"], table["patient"], strict=True))
     assert patients["train_images/IDRiD_001"] == "train_images/IDRiD_001.jpeg"
     assert patients["test_images/IDRiD_001"] == "test_images/IDRiD_001.jpeg"
-    assert patients["train_images/IDRiD_010"] == "IDRiD_010"  # in one folder only: its name, as ever
+    assert patients["train_images/IDRiD_010"] == "IDRiD_010"  # in one folder only: the name alone
 
 
-def test_the_same_names_leak_where_pattern_column_or_bytes_say_so(root):
+def test_the_same_names_leak_if_pattern_column_or_bytes_match(root):
     write_two_folders(root)
     same_name = retinopathy(root, test_csv="test.csv", patient_regex=r"IDRiD_(\d+)")
     assert refusal(same_name.table).startswith("5 images of train or val are of 5 patients")
@@ -427,7 +427,7 @@ def test_validation_images_come_from_their_own_folder_or_none(root):
     write_two_folders(root, test=("val", "val"))
     table = retinopathy(root, val_csv="val.csv").read_table()
     assert set(table.loc[table["split"] == "val", "path"].map(lambda path: path.split("/")[-2])) == {"val"}
-    (root / "val").rename(root / "test")  # the names are in train's folder, too: which are meant?
+    (root / "val").rename(root / "test")  # the names are also in train's folder: ambiguous
     message = refusal(retinopathy(root, val_csv="val.csv").read_table)
     assert f"'IDRiD_001' is in {root / 'test'} and in {root / 'train_images'}" in message
 
@@ -457,7 +457,7 @@ def test_suffixes_of_every_kind_and_case_are_found(root):
     assert retinopathy(root).read_table()["path"].tolist() == [str(root / "images" / file) for file in files]
 
 
-def test_of_two_suffixes_the_first_is_taken_and_the_other_said(root, caplog):
+def test_the_first_of_two_suffixes_is_used_and_the_other_reported(root, caplog):
     write_labels(root / "train.csv", {"a": 0, "b": 1}, "image,level")
     for suffix in (".webp", ".PNG", ".JPG", ".png"):
         write_photographs(root / "images", ["a"], suffix)
@@ -468,7 +468,7 @@ def test_of_two_suffixes_the_first_is_taken_and_the_other_said(root, caplog):
     assert f"{root}: left out 4 images that no CSV lists: 3 in images, 1 in images/sub" in caplog.text
 
 
-def test_whole_folders_that_no_csv_lists_are_said(root, caplog):
+def test_folders_that_no_csv_lists_are_reported(root, caplog):
     data = retinopathy(write_kaggle(root), cache_dir=str(root / "cache"))
     write_photographs(root / "test", ["1", "2", "sub/3"])
     write_photographs(root / "other" / "deep", ["4"], ".png")
@@ -482,7 +482,7 @@ def test_whole_folders_that_no_csv_lists_are_said(root, caplog):
     assert f"{root}: {said}" in caplog.text
 
 
-def test_nothing_is_said_where_all_images_are_listed(root, caplog):
+def test_there_is_no_message_if_all_images_are_listed(root, caplog):
     with caplog.at_level(logging.INFO):
         retinopathy(write_studies(root)).read_table()
     assert "left out" not in caplog.text
@@ -547,7 +547,7 @@ def test_the_remedy_of_a_missing_test_split_is_all_images(root):
     assert message.endswith("no split test; choose among train, or set data.all_images=test to evaluate on all images")
 
 
-def test_all_images_of_two_csvs_have_names_of_their_own(root):
+def test_all_images_of_two_csvs_have_distinct_names(root):
     table, _ = retinopathy(write_two_folders(root), test_csv="test.csv", all_images="test").table()
     assert table["image"].is_unique
     assert table["image"].tolist()[:1] == ["train_images/IDRiD_001.jpeg"]

@@ -1,4 +1,4 @@
-"""Files are complete under their name at any moment."""
+"""Files are complete under their final name at any moment."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ WRITERS = [write_config, write_status, write_checkpoint]
 
 
 @pytest.mark.parametrize("write", WRITERS)
-def test_a_disk_that_is_full_in_the_middle_leaves_the_old_file(
+def test_a_disk_that_fills_up_during_writing_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Any
 ) -> None:
     run = RunFolder(tmp_path)
@@ -59,7 +59,7 @@ def test_a_disk_that_is_full_in_the_middle_leaves_the_old_file(
 
 
 @pytest.mark.parametrize("write", WRITERS)
-def test_a_kill_before_the_renaming_leaves_the_old_file(
+def test_a_kill_before_renaming_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Any
 ) -> None:
     run = RunFolder(tmp_path)
@@ -92,8 +92,8 @@ def test_a_durable_file_is_on_the_disk_before_it_gets_its_name(
     assert file.read_text() == "new"
 
 
-def test_what_a_living_process_writes_stays_without_proc(tmp_path, monkeypatch):
-    monkeypatch.setattr(Path, "exists", lambda *_: False)  # as /proc on macOS
+def test_files_of_a_live_process_are_kept_without_proc(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "exists", lambda *_: False)  # like macOS, which lacks /proc
     for number in (os.getpid(), 1, 4194305):
         (tmp_path / f".a.csv.{number}").touch()
     remove_unfinished(tmp_path)
@@ -101,14 +101,14 @@ def test_what_a_living_process_writes_stays_without_proc(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["metrics.csv", "predictions_test.csv", "train.log", "job.lock"])
-def test_a_folder_in_the_place_of_a_file_is_named_before_the_job(tmp_path: Path, name: str) -> None:
+def test_a_folder_in_place_of_a_file_is_named_before_the_job(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
     with pytest.raises(UserError, match=f"{name} is a folder"), RunFolder(tmp_path).lock():
         pass
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "tensorboard"])
-def test_a_file_in_the_place_of_a_folder_is_named_before_the_job(tmp_path: Path, name: str) -> None:
+def test_a_file_in_place_of_a_folder_is_named_before_the_job(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
     with RunFolder(tmp_path).lock():
         pass

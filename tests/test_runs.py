@@ -1,4 +1,4 @@
-"""Reading one run folder: scores come from the stored predictions, and whatever is damaged is said, not raised."""
+"""Reading one run folder: scores come from the stored predictions, and damage is reported, not raised."""
 
 import numpy as np
 import pandas as pd
@@ -29,7 +29,7 @@ def test_test_is_scored_before_validation(tmp_path):
 
 
 @pytest.mark.parametrize(("counts", "majority"), [({"train": [1, 9, 2, 0, 0]}, 1), (None, 0)])
-def test_the_majority_is_of_training_or_where_that_is_unknown_of_these_images(tmp_path, counts, majority):
+def test_the_majority_is_that_of_training_or_if_unknown_of_these_images(tmp_path, counts, majority):
     run = read_run(RunFolder(write_run(tmp_path / "run", class_counts=counts)))
     targets = pd.read_csv(tmp_path / "run" / "predictions_test.csv")["target"]
     assert run.majority == majority
@@ -90,7 +90,7 @@ def test_names_of_images_are_text(tmp_path):
     assert probabilities.tolist() == [[0.25, 0.75], [0.5, 0.5]]
 
 
-def test_layers_that_are_called_by_numbers_have_names(tmp_path):
+def test_layers_named_by_numbers_are_text(tmp_path):
     (tmp_path / "layers.csv").write_text("epoch,quantity,layer,value\n0,gradient_norm,3,0.5\n")
     assert read_layers(tmp_path / "layers.csv")["layer"].tolist() == ["3"]
 
@@ -115,7 +115,7 @@ def test_half_a_row_of_metrics_is_left_out_and_a_repeated_epoch_counts_once(tmp_
         {"leaks": "some"},
     ],
 )
-def test_entries_of_another_kind_are_named_and_leave_the_other_runs_whole(tmp_path, undrawn, damage):
+def test_entries_of_another_type_are_named_and_do_not_affect_other_runs(tmp_path, undrawn, damage):
     write_run(tmp_path / "fine", seed=0)
     change_status(write_run(tmp_path / "hurt", seed=1), **damage)
     assert report([str(tmp_path)], tmp_path / "out").count("depth=18") == 1
@@ -126,7 +126,7 @@ def test_entries_of_another_kind_are_named_and_leave_the_other_runs_whole(tmp_pa
     assert "train the run again" in hurt.problem
 
 
-def test_a_seed_that_is_none_and_pictures_that_are_one_text_stop_no_report(tmp_path, as_asked):
+def test_an_invalid_seed_and_invalid_pictures_do_not_stop_a_report(tmp_path, as_asked):
     write_run(tmp_path / "fine", seed=0, config={"figures": "scores,recall"})
     write_run(tmp_path / "hurt", config={"seed": [1, 2]})
     report([str(tmp_path)], tmp_path / "out")
@@ -135,6 +135,6 @@ def test_a_seed_that_is_none_and_pictures_that_are_one_text_stop_no_report(tmp_p
     assert problems == ["", "config.yaml: seed is [1, 2], not a number; correct it, or remove the folder"]
 
 
-def test_an_interrupted_run_without_an_epoch_says_so(tmp_path):
+def test_an_interrupted_run_without_an_epoch_is_labeled(tmp_path):
     write_run(tmp_path / "run", state="interrupted", epoch=-1)
     assert read_run(RunFolder(tmp_path / "run")).problem == "no result, last epoch: none"

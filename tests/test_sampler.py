@@ -6,7 +6,7 @@ from torch.utils.data import BatchSampler
 
 from resnet_lab.data.sampler import EvaluationSampler, Sampling, TrainSampler
 
-GRADES = np.repeat([0, 1, 2, 4], [60, 5, 12, 3])  # no image of class 3
+GRADES = np.repeat([0, 1, 2, 4], [60, 5, 12, 3])  # class 3 has no image
 
 
 def sampling(targets=GRADES, kind="none", decay=0.975, final=2.0):
@@ -28,7 +28,7 @@ def test_every_image_once_with_its_epoch():
     assert all(type(index) is int for _, index in order)
 
 
-def test_order_depends_on_seed_and_epoch_alone():
+def test_order_depends_only_on_seed_and_epoch():
     np.random.seed(1)
     first = draw(50, seed=0, epoch=1)
     np.random.seed(2)
@@ -89,7 +89,7 @@ def test_progressive_goes_from_balanced_to_its_final_weights():
         assert counts.sum() == 80
         np.testing.assert_allclose(counts, 80 * weights / weights.sum(), atol=1)
     assert sampling(kind="progressive").counts(0).tolist() == [20, 20, 20, 0, 20]
-    assert sampling(kind="progressive").counts(10_000).tolist() == [48, 8, 19, 0, 5]  # 60, 10, 24, 6 of 100
+    assert sampling(kind="progressive").counts(10_000).tolist() == [48, 8, 19, 0, 5]  # shares 60, 10, 24, 6 of 100
 
 
 def test_eyepacs_starts_with_the_weights_of_the_second_place():
@@ -99,7 +99,7 @@ def test_eyepacs_starts_with_the_weights_of_the_second_place():
     assert counts.tolist() == [7026, 7025, 7025, 7025, 7025]
 
 
-def test_no_image_comes_again_before_all_of_its_class_did():
+def test_no_image_repeats_before_all_images_of_its_class_occur():
     drawn = sampling(kind="balanced").draw(0, 0)
     times = np.bincount(drawn, minlength=80)
     for target, (least, most) in {0: (0, 1), 1: (4, 4), 2: (1, 2), 4: (6, 7)}.items():
@@ -132,7 +132,7 @@ def test_evaluation_counts_each_image_once(length, world_size):
     parts = [EvaluationSampler(length, rank, world_size) for rank in range(world_size)]
     drawn = [list(part) for part in parts]
     assert [len(part) for part in parts] == [len(indices) for indices in drawn]
-    assert len({len(indices) for indices in drawn}) == 1  # every rank takes part in every batch
+    assert len({len(indices) for indices in drawn}) == 1  # every rank has images in every batch
     together = [index for indices in drawn for index in indices]
     assert sorted(index for index in together if index >= 0) == list(range(length))
     assert together.count(-1) == -length % world_size

@@ -1,4 +1,4 @@
-"""A score is one record: what is made of it in a job, in a report, in `--check`, and with a record from a test."""
+"""A score is one record, used by a job, a report and `--check`; also a record from a test."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def predictions_of(targets: list[int], predictions: list[int], classes: int) -> 
 
 
 def test_specificity_by_hand() -> None:
-    # of two images of other classes class 0 is given to one, class 1 to one, class 2 to none
+    # of two images of other classes, one is predicted as class 0, one as class 1, none as class 2
     found = summary_of(predictions_of([0, 1, 2], [1, 0, 2], 4))["specificity_macro"]
     assert found == pytest.approx((1 / 2 + 1 / 2 + 1) / 3)
 
@@ -37,10 +37,10 @@ def test_specificity_by_hand() -> None:
 @pytest.mark.parametrize(
     ("targets", "predictions", "matthews", "specificity"),
     [
-        ([0, 0, 1, 2], [0, 0, 0, 0], 0.0, (0 + 1 + 1) / 3),  # one answer
+        ([0, 0, 1, 2], [0, 0, 0, 0], 0.0, (0 + 1 + 1) / 3),  # constant predictions
         ([0, 1, 2, 0], [0, 1, 2, 0], 1.0, 1.0),
         ([0, 1], [1, 0], -1.0, 0.0),
-        ([1, 1, 1], [1, 1, 1], np.nan, np.nan),  # no image of another class
+        ([1, 1, 1], [1, 1, 1], np.nan, np.nan),  # a single class
         ([1, 1, 1, 1], [1, 1, 1, 0], np.nan, 3 / 4),
     ],
 )
@@ -50,7 +50,9 @@ def test_scores_at_the_edge(targets: list[int], predictions: list[int], matthews
     assert found["specificity_macro"] == pytest.approx(specificity, nan_ok=True)
 
 
-def test_new_scores_go_all_the_way(make_run, tmp_path: Path, undrawn: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_new_scores_are_used_everywhere(
+    make_run, tmp_path: Path, undrawn: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = make_run("monitor=val/matthews", "optim.lr=0.02")
     assert guarded(run) == 0
     predictions = read_predictions(run.predictions_file("test")).labeled
@@ -88,7 +90,7 @@ def test_a_changed_score_is_found(tmp_path: Path) -> None:
     ]
 
 
-def test_scores_that_a_version_did_not_have_are_not_missed(tmp_path: Path) -> None:
+def test_scores_that_a_version_lacks_are_not_required(tmp_path: Path) -> None:
     run = RunFolder(write_run(tmp_path / "run"))
     derived = summary_of(read_run(run).predictions.labeled)
     status = json.loads(run.status_file.read_text())
@@ -106,7 +108,7 @@ def off_by(predictions: Predictions) -> float:
 
 @pytest.fixture
 def distance(monkeypatch: pytest.MonkeyPatch) -> Score:
-    """A score that a test brings: the smaller the better, without an upper end, and without a formula of sums."""
+    """Add a score for which smaller is better, without an upper limit, and without a formula of sums."""
     score = Score(title="distance", from_predictions=off_by, needs="order", falls=True, upper=np.inf)
     monkeypatch.setitem(SCORES, "distance", score)
     return score
@@ -122,7 +124,7 @@ def test_a_score_without_a_formula_of_sums_is_resampled_one_by_one(distance: Sco
     errors = np.abs(targets - near)
     assert found.values == pytest.approx([np.abs(targets - far).mean(), errors.mean()])
     low, high = found.interval(1)
-    half = 1.976 * errors.std(ddof=1) / np.sqrt(150)  # Student's t of a mean
+    half = 1.976 * errors.std(ddof=1) / np.sqrt(150)  # Student's t interval of a mean
     assert (low, high) == pytest.approx((errors.mean() - half, errors.mean() + half), abs=0.02)
     best, against = found.against_best()
     assert best == 1
@@ -130,7 +132,7 @@ def test_a_score_without_a_formula_of_sums_is_resampled_one_by_one(distance: Sco
     assert against.p[0] < 0.01
 
 
-def test_a_record_from_outside_goes_all_the_way(make_run, tmp_path: Path, undrawn: None, distance: Score) -> None:
+def test_an_external_record_is_used_everywhere(make_run, tmp_path: Path, undrawn: None, distance: Score) -> None:
     run = make_run("monitor=val/distance", "trainer.max_epochs=2")
     assert guarded(run) == 0
     predictions = read_predictions(run.predictions_file("test")).labeled
@@ -143,7 +145,7 @@ def test_a_record_from_outside_goes_all_the_way(make_run, tmp_path: Path, undraw
     assert differences_of([read_run(run)]) == []
 
 
-def test_the_leaderboard_of_a_falling_score_begins_with_the_smallest(tmp_path: Path, distance: Score) -> None:
+def test_the_leaderboard_of_a_falling_score_starts_with_the_smallest(tmp_path: Path, distance: Score) -> None:
     runs = [read_run(RunFolder(write_run(tmp_path / f"{skill}", depth=int(skill), skill=skill))) for skill in (1, 6)]
     (table,) = tables_of(runs, "distance")
     assert isinstance(table, Table)

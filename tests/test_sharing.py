@@ -1,4 +1,4 @@
-"""What runs of several sweeps do not share."""
+"""Differences between the runs of several sweeps."""
 
 from fake_runs import write_run
 
@@ -12,7 +12,7 @@ def sweeps(folder):
     return sweeps_of([read_run(run) for run in find_runs([folder])])
 
 
-def test_what_differs_is_listed_for_each_sweep_and_what_both_vary_is_not(tmp_path):
+def test_differences_are_listed_per_sweep_except_keys_that_both_vary(tmp_path):
     for sweep, lr, commit in (("old", 0.1, "aaaa"), ("new", 0.01, "bbbb")):
         for depth in (18, 50):
             for seed in (0, 1):
@@ -32,7 +32,7 @@ def test_versions_are_compared_one_by_one_and_long_lists_are_cut(tmp_path):
     assert rows == {"optim.lr": ["0, 1, 2, 3 and 2 more", "0"], "versions.torch": ["2.14", "2.13"]}
 
 
-def test_sweeps_of_one_name_are_told_apart(tmp_path):
+def test_sweeps_of_the_same_name_are_distinguished(tmp_path):
     for parent in ("a", "b"):
         write_run(tmp_path / parent / "sweep" / "0")
     assert list(sweeps(tmp_path)) == ["a/sweep", "b/sweep"]

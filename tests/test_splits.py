@@ -20,11 +20,11 @@ from resnet_lab.data.splits import (
 )
 
 EYES = r"(.+)_(?:left|right)"
-SHARES = {0: 100, 1: 20, 2: 40, 3: 10, 4: 30}  # patients by worst grade
+SHARES = {0: 100, 1: 20, 2: 40, 3: 10, 4: 30}  # number of patients by worst grade
 
 
 def patients(shares=SHARES, split="train"):
-    """Two eyes each; the left one is healthy, the right one has the worst grade."""
+    """Return patients with two eyes; the left eye is healthy, the right eye has the worst grade."""
     worst = np.repeat(list(shares), list(shares.values()))
     names = [f"{split}{n}" for n in range(len(worst))]
     rows = [
@@ -49,7 +49,7 @@ def test_cut_goes_by_patient_and_by_worst_grade():
         pd.testing.assert_frame_equal(cut.drop(columns="split"), table.drop(columns="split"))
 
 
-def test_cut_depends_on_its_seed_alone():
+def test_a_cut_depends_only_on_its_seed():
     def held(table, seed):
         cut = cut_split(table, "val", 0.1, seed, "data.val_fraction")
         return set(cut.loc[cut["split"] == "val", "image"])
@@ -78,7 +78,7 @@ def test_empty_split(fraction):
     assert f"data.test_fraction={fraction} of 4 training patients (or images) leaves a split empty" in message
 
 
-def test_many_small_classes_give_a_split_together():
+def test_many_small_classes_fill_a_split_jointly():
     cut = cut_split(patients(dict.fromkeys(range(10), 3)), "val", 0.1, 0, "data.val_fraction")
     assert cut.loc[cut["split"] == "val", "patient"].nunique() == 3
 
@@ -100,7 +100,7 @@ def test_folds_are_equal_parts_by_patient_and_by_worst_grade():
     assert sorted(image for part in held for image in part) == sorted(table.loc[table["split"] == "train", "image"])
 
 
-def test_folds_depend_on_their_seed_alone():
+def test_folds_depend_only_on_their_seed():
     np.random.seed(1)
     first = cut_fold(patients(), "val", 5, 2, 0)
     np.random.seed(2)
@@ -127,7 +127,7 @@ def test_splits_are_renamed_and_left_out():
     assert remap_splits(table, None) is table
 
 
-def test_split_that_the_data_lacks_is_said(caplog):
+def test_a_split_that_the_data_lacks_is_reported(caplog):
     table = pd.DataFrame({"image": ["a"], "split": ["test"]})
     with caplog.at_level(logging.WARNING):
         assert remap_splits(table, {"train": "test", "test": "train"})["split"].tolist() == ["train"]
@@ -136,7 +136,7 @@ def test_split_that_the_data_lacks_is_said(caplog):
 
 
 @pytest.mark.parametrize("splits", [{"val": "val"}, {"train": "test", "test": "test"}, {"train": "test", "dev": "val"}])
-def test_splits_that_make_no_sense(splits):
+def test_invalid_splits_are_refused(splits):
     assert refusal(remap_splits, pd.DataFrame({"split": ["test"]}), splits).startswith("data.splits=")
 
 
@@ -164,7 +164,7 @@ def test_chains_of_identical_images_join_many():
 
 @pytest.fixture
 def leaking():
-    """Three training images of two patients whose other images are held out."""
+    """Return three training images of two patients whose other images are held out."""
     rows = [
         ("1_left", "train", "1"),
         ("1_right", "test", "1"),
@@ -236,7 +236,7 @@ def test_fingerprint_is_of_images_and_targets_not_of_their_order():
     renamed = table.assign(image=table["image"].str.replace("train5", "train9"))
     fewer, moved = table.iloc[1:], table.assign(split=["test"] + ["train"] * 11)
     others = [fingerprints(other)["train"] for other in (relabeled, renamed, fewer, moved)]
-    assert len({prints["train"], *others}) == 4  # fewer and moved train on the same images
+    assert len({prints["train"], *others}) == 4  # `fewer` and `moved` have the same training images
     assert others[2] == others[3]
     assert set(fingerprints(moved)) == {"train", "test"}
 
@@ -246,7 +246,7 @@ def test_folds_of_nothing():
     assert "no training image" in refusal(cut_fold, table, "val", 2, 0, 0)
 
 
-def test_largest_classes_lose_training_images_alone():
+def test_limited_classes_lose_only_training_images():
     table = pd.DataFrame(
         {
             "image": [f"{n}" for n in range(40)],

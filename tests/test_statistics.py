@@ -1,4 +1,4 @@
-"""Our formulas against scikit-learn's, and against cases that can be counted by hand."""
+"""Our formulas against scikit-learn, and against cases that can be counted by hand."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from resnet_lab.scores import Predictions, majority_baseline, summary_of
 
 
 def random_case(seed: int, num_classes: int = 5, size: int = 200, absent: tuple[int, ...] = ()):
-    """Skewed targets, tied probabilities (two decimals), and predictions that go with them."""
+    """Return skewed targets, tied probabilities (two decimals), and their predictions."""
     generator = np.random.default_rng(seed)
     present = np.setdiff1d(np.arange(num_classes), absent)
     targets = generator.choice(present, size, p=generator.dirichlet(np.ones(len(present)) * 5))
@@ -27,7 +27,7 @@ def averages(targets, predictions) -> dict[str, float]:
 
 
 def specificity(targets, predictions) -> float:
-    """Recall of the images of other classes, as scikit-learn has it, by the mean over the classes that play a part."""
+    """Return specificity by scikit-learn, averaged over the classes that occur or are predicted."""
     return np.mean([metrics.recall_score(targets != k, predictions != k) for k in np.union1d(targets, predictions)])
 
 
@@ -60,7 +60,7 @@ def test_the_summary_agrees_with_scikit_learn(seed, num_classes):
 
 def test_absent_classes_count_nowhere():
     targets, predictions, probabilities = random_case(7, absent=(1, 4))
-    assert 1 in predictions  # predicted, though no image has it
+    assert 1 in predictions  # predicted, although no image has it
     recalls = metrics.recall_score(targets, predictions, labels=[0, 2, 3], average=None)
     assert statistics.balanced_accuracy(targets, predictions) == pytest.approx(recalls.mean())
     areas = [metrics.roc_auc_score(targets == k, probabilities[:, k]) for k in (0, 2, 3)]
@@ -70,11 +70,11 @@ def test_absent_classes_count_nowhere():
     assert counts[[1, 4]].sum() == 0
 
 
-def test_averages_count_what_divides_by_nothing_as_0():
+def test_averages_count_a_division_by_0_as_0():
     targets, predictions = (
         np.array([0, 0, 1, 1, 3]),
         np.array([0, 0, 0, 4, 3]),
-    )  # 1 not predicted, 2 nowhere, 4 no image
+    )  # class 1 is never predicted, 2 does not occur, 4 has no image
     summary = summary_of(Predictions(targets, predictions, np.eye(5)[predictions]))
     assert averages(targets, predictions) == pytest.approx({name: summary[name] for name in averages([0], [0])})
     assert summary["recall_macro"] == pytest.approx((1 + 0 + 1 + 0) / 4)
@@ -87,7 +87,7 @@ def test_rows_of_the_confusion_matrix_are_true():
 
 def test_ties_count_for_a_half():
     targets = np.array([0, 0, 1, 1])
-    scores = np.array([0.1, 0.4, 0.4, 0.8])  # of four pairs three are in order and one is tied
+    scores = np.array([0.1, 0.4, 0.4, 0.8])  # three of four pairs are in order, and one is tied
     assert statistics.auroc(targets, np.stack([1 - scores, scores], axis=1)) == pytest.approx(0.875)
 
 
@@ -98,7 +98,7 @@ def test_a_constant_predictor_has_no_skill():
     assert {name: baseline[name] for name in expected} == pytest.approx(expected, abs=1e-12)
 
 
-def test_the_baseline_answers_the_class_of_the_training_images():
+def test_the_baseline_predicts_the_largest_class_of_the_training_images():
     targets = np.array([0, 0, 0, 1])
     assert majority_baseline(targets, majority=1, num_classes=2)["accuracy"] == 0.25
 
@@ -111,7 +111,7 @@ def test_kappa_grows_with_nearness_and_turns_negative_when_reversed():
     assert statistics.quadratic_weighted_kappa(targets, near) > statistics.quadratic_weighted_kappa(targets, far)
 
 
-def test_what_is_undefined_is_nan():
+def test_undefined_values_are_nan():
     same = np.array([2, 2, 2])
     assert np.isnan(statistics.quadratic_weighted_kappa(same, same))
     assert np.isnan(statistics.auroc(same, np.full((3, 3), 1 / 3)))

@@ -1,4 +1,4 @@
-"""`resnet-lab status`: how far the jobs of a sweep are."""
+"""`resnet-lab status`: the progress of the jobs of a sweep."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_every_state_has_its_line(run: RunFolder) -> None:
     run.update_status(state="created")
     assert state_of(run) == JobState("depth-18", "created", "not started")
     run.update_status(state="running")
-    assert state_of(run) == ("depth-18", "interrupted", "before the end of its first epoch")  # nobody holds the lock
+    assert state_of(run) == ("depth-18", "interrupted", "before the end of its first epoch")  # the lock is free
     with run.lock():
         assert state_of(run) == ("depth-18", "running", "in its first epoch")
         run.update_status(epoch=3, seconds=200.0)
@@ -65,7 +65,7 @@ def test_a_child_that_outlives_the_job_does_not_hold_its_lock(run: RunFolder) ->
         child.join()
 
 
-def test_what_reads_no_further_is_no_error(run: RunFolder) -> None:
+def test_a_closed_pipe_is_not_an_error(run: RunFolder) -> None:
     run.update_status(state="created")
     command = [sys.executable, "-m", "resnet_lab.status", str(run.path)]
     reader, writer = os.pipe()
@@ -75,12 +75,12 @@ def test_what_reads_no_further_is_no_error(run: RunFolder) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_jobs_that_were_asked_for_and_not_begun_are_missing(run: RunFolder) -> None:
+def test_requested_jobs_that_have_not_started_are_missing(run: RunFolder) -> None:
     run.update_status(state="created")
     sweep = run.path.parent
     assert list_jobs(sweep) == []
     assert list_jobs(sweep, ["depth-18", "depth-34"]) == ["depth-18", "depth-34"]
-    assert list_jobs(sweep, ["depth-50", "depth-34"]) == ["depth-18", "depth-34", "depth-50"]  # a sweep that grew
+    assert list_jobs(sweep, ["depth-50", "depth-34"]) == ["depth-18", "depth-34", "depth-50"]  # the sweep grew
     assert [(job.name, job.state) for job in states_of(sweep.parent)] == [
         ("depth-18", "created"),
         ("depth-34", "missing"),
@@ -89,7 +89,7 @@ def test_jobs_that_were_asked_for_and_not_begun_are_missing(run: RunFolder) -> N
     assert table(states_of(sweep)).splitlines()[-1] == "3 jobs: 1 created, 2 missing"
 
 
-def test_a_sweep_that_has_begun_nothing_is_all_missing(tmp_path: Path) -> None:
+def test_all_jobs_of_an_unstarted_sweep_are_missing(tmp_path: Path) -> None:
     list_jobs(tmp_path / "sweep", ["a", "b"])
     assert [job.state for job in states_of(tmp_path / "sweep")] == ["missing", "missing"]
 
@@ -117,7 +117,7 @@ def test_the_verb_prints_them(run: RunFolder) -> None:
     ['"state": 5', '"state": null', '"state": {"a": []}', '"state": "finished"']
     + [f'"state": "done", "seconds": {value}' for value in ("NaN", "Infinity", "null", '"x"', "[]", "{}")],
 )
-def test_an_odd_status_is_that_of_one_job_and_the_others_are_shown(tmp_path: Path, odd: str) -> None:
+def test_an_invalid_status_affects_only_its_job(tmp_path: Path, odd: str) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.yaml").write_text("trainer: {max_epochs: 1}\n")
@@ -133,7 +133,7 @@ def test_an_odd_status_is_that_of_one_job_and_the_others_are_shown(tmp_path: Pat
 
 @pytest.fixture
 def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A sweep of eight jobs: four are done, one has failed, one is half way, two are missing."""
+    """Return a sweep of eight jobs: four are done, one has failed, one is running, two are missing."""
     monkeypatch.chdir(tmp_path)
     grid = {
         f"depth-{depth}_pretrained-{weights}_seed-{seed}": [
@@ -174,7 +174,7 @@ def test_jobs_are_named_by_what_varies_with_the_time_left_for_all(sweep: Path) -
     with running.lock():
         assert "8 jobs: 4 done, 1 running" in overview(sweep)
     assert time_left(sweep, jobs[:4]) is None  # all are done
-    assert time_left(sweep, jobs[6:]) is None  # nothing is known
+    assert time_left(sweep, jobs[6:]) is None  # no job has finished
     doubled = [job._replace(state="running") if place in (3, 5) else job for place, job in enumerate(jobs)]
     assert time_left(sweep, doubled) < time_left(sweep, jobs)  # two at a time
 
@@ -189,7 +189,7 @@ def test_several_sweeps_have_a_table_each(sweep: Path, run: RunFolder) -> None:
     assert lines[-2:] == ["done  alone  9 s", "1 job: 1 done"]
 
 
-def test_a_sweep_ends_with_what_is_not_done_and_what_to_type(sweep: Path) -> None:
+def test_a_sweep_ends_with_its_unfinished_jobs_and_the_next_command(sweep: Path) -> None:
     lines = summary(Path("sweep"), ["-m", "experiment=mine", "seed=0,1"], 7500.0).splitlines()
     assert lines[1] == "sweep: 8 jobs: 4 done, 1 interrupted, 1 failed, 2 missing; this command took 2 h 05 min"
     assert "failed       scratch depth=34 seed=0" in lines
@@ -204,7 +204,7 @@ def test_a_sweep_ends_with_what_is_not_done_and_what_to_type(sweep: Path) -> Non
 
 
 @pytest.mark.parametrize(("state", "word"), [("created", "resnet_lab.job sweep/"), ("done", "resnet-lab report sweep")])
-def test_jobs_that_are_all_alike_end_with_one_thing_to_type(sweep: Path, state: str, word: str) -> None:
+def test_jobs_in_the_same_state_end_with_one_command(sweep: Path, state: str, word: str) -> None:
     for name in list_jobs(sweep):
         (sweep / name).mkdir(exist_ok=True)
         RunFolder(sweep / name).config_file.write_text("trainer: {max_epochs: 1}")

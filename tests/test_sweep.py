@@ -1,4 +1,4 @@
-"""What a sweep needs is checked before its first job, for all jobs at once."""
+"""A sweep checks the requirements of all jobs before the first job."""
 
 from __future__ import annotations
 
@@ -54,19 +54,19 @@ def test_the_command_line_wins_over_the_grid_of_the_experiment() -> None:
 
 
 @pytest.mark.parametrize("key", ["data.num_workers", "keep_last"])
-def test_what_does_not_name_a_job_is_no_axis(key: str) -> None:
+def test_keys_that_do_not_name_a_job_are_not_axes(key: str) -> None:
     with pytest.raises(UserError, match=f"{key} cannot be swept"):
         jobs_of(["-m", f"{key}=0,1", "seed=0"])
 
 
-def test_experiments_of_ones_own_are_found(tmp_path: Path) -> None:
+def test_user_experiments_are_found(tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nmodel:\n  depth: 50\n")
     jobs = jobs_of(["--config-dir", str(tmp_path), "-m", "experiment=mine", "optim.lr=0.1,0.2"])
     assert [(job["model"]["depth"], job["optim"]["lr"]) for job in jobs] == [(50, 0.1), (50, 0.2)]
 
 
-def test_a_misspelt_key_stops_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_a_misspelled_key_stops_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["train", "-m", "+optim.momentun=0.5,0.9", "sweep_dir=sweep"])
     assert main() == 1
@@ -75,14 +75,14 @@ def test_a_misspelt_key_stops_the_sweep(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def needs(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    """What the process that looks for data and weights is asked, answered here."""
+    """Set stdin to the data and weights that a command needs, as a sweep passes them to the process that checks."""
     from resnet_lab import sweep
 
     asked = {json.dumps(need) for job in jobs_of(["-m", *arguments]) for need in sweep._needs(job)}
     monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(sorted(asked))))
 
 
-def test_a_study_without_its_data_says_where_to_get_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_without_its_data_names_their_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     needs(monkeypatch, "experiment=dr_depth_pretraining", "model.pretrained=none")
     message = refusal(command.command, [])
@@ -114,7 +114,7 @@ def test_weights_that_cannot_be_fetched_stop_the_sweep(
     assert "model.pretrained=PATH" in message
 
 
-def test_weights_of_a_run_that_is_not_there_stop_the_sweep(
+def test_weights_of_a_missing_run_stop_the_sweep(
     photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -124,7 +124,7 @@ def test_weights_of_a_run_that_is_not_there_stop_the_sweep(
 
 def test_a_leak_stops_the_sweep_before_its_first_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_studies(tmp_path / "data")
-    (root / "images" / "1_left.jpeg").write_bytes((root / "images" / "21_left.jpeg").read_bytes())  # of test
+    (root / "images" / "1_left.jpeg").write_bytes((root / "images" / "21_left.jpeg").read_bytes())  # an image of test
     cache = f"data.cache_dir={tmp_path / 'cache'}"
     needs(monkeypatch, *TINY, "data=retinopathy", f"data.root={root}", cache, "model.depth=18,34")
     message = refusal(command.command, [])
@@ -151,12 +151,14 @@ def test_a_folder_of_weights_that_lacks_a_depth_stops_the_sweep(
 
 
 @pytest.mark.slow
-def test_what_is_there_is_enough(photographs: Path, make_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_existing_data_and_weights_pass(
+    photographs: Path, make_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run: RunFolder = make_run()
     run.checkpoints.mkdir()
     run.best_checkpoint.write_bytes(b"")
     needs(monkeypatch, *TINY, f"data.root={photographs}", f"model.pretrained=none,{run.path}")
-    with pytest.raises(UserError, match="not readable as plain tensors"):  # the file is found, and read
+    with pytest.raises(UserError, match="not readable as plain tensors"):  # the file is found and read
         command.command([])
     needs(monkeypatch, *TINY, f"data.root={photographs}", "model.pretrained=none", "optim.lr=0.1,0.2")
     command.command([])

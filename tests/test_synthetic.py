@@ -1,4 +1,4 @@
-"""The drawn photographs: what they show, and what stands in their folder."""
+"""The drawn photographs: their content, and the layout of their folder."""
 
 import json
 import subprocess
@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def healthy(monkeypatch):
-    """Draws an eye without any lesion."""
+    """Draw an eye without lesions."""
 
     def draw(eye, patient):
         with monkeypatch.context() as patch:
@@ -148,7 +148,7 @@ def test_the_bytes_do_not_depend_on_the_processes(folder, tmp_path):
     assert contents(tmp_path / "set") == contents(folder)
 
 
-def test_a_whole_folder_is_left_alone(folder, monkeypatch):
+def test_a_complete_folder_is_not_changed(folder, monkeypatch):
     monkeypatch.setattr(synthetic, "_draw_all", lambda *_: pytest.fail("drew again"))
     write_synthetic(folder, **SMALL)
 
@@ -160,7 +160,7 @@ def test_another_recipe_in_the_same_folder_is_refused(folder):
     assert contents(folder) == before
 
 
-def test_somebody_elses_folder_is_refused(tmp_path):
+def test_a_folder_with_other_files_is_refused(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match=r"no recipe\.json"):
         write_synthetic(tmp_path, **SMALL)
@@ -170,7 +170,7 @@ def test_somebody_elses_folder_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("key", "value"), [("seed", -1), ("train_patients", 2), ("test_patients", 0), ("size", 8), ("balance", "fair")]
 )
-def test_senseless_arguments_are_refused(tmp_path, key, value):
+def test_invalid_arguments_are_refused(tmp_path, key, value):
     with pytest.raises(UserError, match=f"^{key}={value}: "):
         write_synthetic(tmp_path / "set", **{**SMALL, key: value})
     assert not list(tmp_path.iterdir())

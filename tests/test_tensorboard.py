@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run and of a sweep, read from the event files."""
+"""TensorBoard's event files of a run and of a sweep."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ pytestmark = pytest.mark.pictures
 
 
 def events_of(run: RunFolder) -> EventAccumulator:
-    """All event files of a run, whole."""
+    """Read all event files of a run completely."""
     events = EventAccumulator(str(run.tensorboard), size_guidance={"scalars": 0, "images": 0})
     events.Reload()
     return events
 
 
 def hyperparameters(events: EventAccumulator) -> dict[str, object]:
-    """What the HPARAMS tab shows of a run."""
+    """Return a run's values in the HPARAMS tab."""
     content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     values = HParamsPluginData.FromString(content).session_start_info.hparams
     return {key: getattr(value, value.WhichOneof("kind")) for key, value in values.items()}
@@ -37,7 +37,7 @@ def scalars(events: EventAccumulator, tag: str) -> list[float]:
 
 @pytest.fixture
 def runs(make_run: MakeRun) -> Iterator[list[RunFolder]]:
-    """Two jobs of a sweep."""
+    """Return two jobs of a sweep."""
     own = ("trainer.max_epochs=2", "trainer.log_every_n_steps=2")
     folders = [make_run(f"optim.lr={lr}", *own, name=str(lr)) for lr in (0.05, 0.1)]
     for run in folders:
@@ -54,7 +54,7 @@ def test_every_job_has_its_hyperparameters_and_final_metrics(runs: list[RunFolde
         assert scalars(events, "z_final/test/qwk") == pytest.approx([run.read_status()["metrics"]["test/qwk"]])
 
 
-def test_a_command_line_shows_what_it_gave(make_run: MakeRun) -> None:
+def test_a_single_run_shows_its_overrides(make_run: MakeRun) -> None:
     run = make_run("optim.lr=0.1", "trainer.max_epochs=1")
     run.update_status(overrides=["optim.lr=0.1", "model=resnet_cifar", "data.cache_dir=cache", "+data.more=0.1"])
     assert guarded(run) == 0
@@ -68,7 +68,7 @@ def test_scalars_and_pictures_by_epoch(make_run: MakeRun) -> None:
     events, metrics = events_of(run), pd.read_csv(run.metrics_file)
     assert scalars(events, "val/loss") == pytest.approx(list(metrics["val/loss"]))
     assert scalars(events, "train/loss") == pytest.approx(list(metrics["train/loss"]))
-    assert [event.step for event in events.Scalars("train/batch_loss")] == [1, 3]  # of two batches an epoch
+    assert [event.step for event in events.Scalars("train/batch_loss")] == [1, 3]  # two batches per epoch
     assert scalars(events, "lr-SGD") == pytest.approx([0.05, 0.05])
     assert np.all(np.array(scalars(events, "train/images_per_second")) > 0)
     assert len(scalars(events, "train/images_per_second")) == 2
@@ -78,7 +78,7 @@ def test_scalars_and_pictures_by_epoch(make_run: MakeRun) -> None:
 
 
 @pytest.mark.slow
-def test_a_resumed_run_goes_on_in_its_curves(make_run: MakeRun) -> None:
+def test_a_resumed_run_continues_its_curves(make_run: MakeRun) -> None:
     run = make_run("trainer.max_epochs=2")
     guarded(run)
     config = run.read_config()

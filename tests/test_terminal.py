@@ -1,4 +1,4 @@
-"""What a terminal shows of a command at work: its last line, and the lines of the log above it."""
+"""The terminal during a command: the progress line, and log lines above it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PARTS = ["epoch 12/40", "12 min left", "loss 0.512", "qwk 0.612, best 0.634", "3
 
 
 class Screen(io.StringIO):
-    """A terminal that remembers what was written to it."""
+    """Terminal that stores its output."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Screen]:
         os.close(end)
 
 
-def test_a_line_has_what_fits_the_first_parts_first() -> None:
+def test_a_line_has_as_many_parts_as_fit_in_order() -> None:
     assert line_of(0.45, PARTS, 80) == (
         "epoch 12/40   45%  12 min left  loss 0.512  qwk 0.612, best 0.634  312 images/s"
     )
@@ -69,7 +69,7 @@ def test_no_line_breaks() -> None:
 @pytest.mark.parametrize(
     ("seconds", "text"), [(5.04, "5.04 s"), (99, "99 s"), (100, "2 min"), (3600, "60 min"), (7500, "2 h 05 min")]
 )
-def test_durations_are_for_people(seconds: float, text: str) -> None:
+def test_durations_are_readable(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
@@ -77,7 +77,7 @@ def test_the_time_that_is_left_is_never_negative_and_has_no_fraction() -> None:
     assert [left(seconds) for seconds in (-3, 4.4, 7500)] == ["0 s left", "4 s left", "2 h 05 min left"]
 
 
-def test_a_log_line_takes_the_place_of_the_last_line_in_a_terminal_alone(
+def test_a_log_line_replaces_the_progress_line_only_in_a_terminal(
     screen: Screen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = logging.LogRecord("", logging.INFO, "", 0, "epoch 1", (), None)
@@ -110,7 +110,7 @@ def test_one_of_several_processes_draws(screen: Screen) -> None:
 def test_a_phase_is_drawn_in_a_terminal_and_its_line_is_removed(
     screen: Screen, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("FIRST", "LOG_EVERY"):  # nevertheless the log has the last line alone
+    for name in ("FIRST", "LOG_EVERY"):  # nevertheless, the log has only the last line
         monkeypatch.setattr(progress, name, 0.0)
     with caplog.at_level(logging.INFO):
         assert list(with_progress("abc", 250, "read", 100, unit="files")) == ["a", "b", "c"]

@@ -27,7 +27,7 @@ def table_of(folder):
 
 
 def with_validation(folder, seed=0, skill=2.0, **settings):
-    """A run that has predictions of both splits; the validation ones are another run's on other images."""
+    """Write a run with predictions of both splits; those of validation are from another run on other images."""
     run = write_run(folder, seed=seed, skill=skill, **settings)
     other = write_run(folder.parent / f"{folder.name}-val", seed=seed + 50, skill=skill, test_set="v" * 16, split="val")
     (other / "predictions_val.csv").rename(run / "predictions_val.csv")
@@ -52,10 +52,10 @@ def test_areas_are_scikit_learns(seed):
     assert np.all(np.diff(values) >= 0)
     values, precision = precision_recall_of(case)
     assert precision == pytest.approx(average_precision_score(*case))
-    assert np.mean(values) == pytest.approx(precision, abs=0.02)  # the steps have its area; straight lines have more
+    assert np.mean(values) == pytest.approx(precision, abs=0.02)  # its area is that of steps; straight lines have more
 
 
-def test_a_curve_says_what_its_thresholds_do():
+def test_a_curve_shows_the_rates_of_its_thresholds():
     positive, scores = random_case(0)
     cut = np.quantile(scores[~positive], 0.8) + 1e-9
     false_alarms, found = np.mean(scores[~positive] >= cut), np.mean(scores[positive] >= cut)
@@ -93,7 +93,7 @@ def test_operating_points_are_chosen_on_validation_and_frozen(tmp_path):
         expected = calibration.operate(run.predictions.labeled, row.thresholds[0])
         assert (row.sensitivity.value, row.specificity.value) == pytest.approx(expected[1:])
         assert row.sensitivity.interval.low < row.sensitivity.value < row.sensitivity.interval.high
-    edit_predictions(run.folder.path, lambda frame: frame.iloc[:200])  # changes nothing in what was chosen
+    edit_predictions(run.folder.path, lambda frame: frame.iloc[:200])  # does not change the choice
     assert [row.thresholds for row in operating_rows(table_of(tmp_path))] == [row.thresholds for row in rows]
 
 
@@ -109,11 +109,11 @@ def test_without_validation_nothing_is_chosen_or_scaled(tmp_path):
     assert row.before == pytest.approx(np.mean(errors))
 
 
-def test_operating_rows_say_what_they_were_chosen_on_and_which_refer_nobody(tmp_path):
+def test_operating_rows_name_their_split_and_thresholds_that_refer_no_one(tmp_path):
     run = with_validation(tmp_path / "run")
     frame = pd.read_csv(run / "predictions_val.csv", dtype={"image": str})
-    kept = frame.groupby("target").head(3)  # 6 of 15 are not to be referred
-    sure = kept.index[kept["target"] == 0][0]  # and one of those has the highest score of all
+    kept = frame.groupby("target").head(3)  # 6 of 15 are not referable
+    sure = kept.index[kept["target"] == 0][0]  # one of these has the highest score
     kept.loc[sure, [f"p_{k}" for k in range(5)]] = [0, 0, 0, 0, 1.0]
     kept.assign(prediction=kept[[f"p_{k}" for k in range(5)]].to_numpy().argmax(axis=1)).to_csv(
         run / "predictions_val.csv", index=False
@@ -125,7 +125,7 @@ def test_operating_rows_say_what_they_were_chosen_on_and_which_refer_nobody(tmp_
 
 
 def sharpened(run, split, power):
-    """Probabilities with `power` times their logits, rewritten in place."""
+    """Rewrite predictions in place with `power` times their logits."""
     frame = pd.read_csv(run / f"predictions_{split}.csv", dtype={"image": str})
     columns = [f"p_{k}" for k in range(5)]
     sharp = frame[columns] ** power
@@ -134,7 +134,7 @@ def sharpened(run, split, power):
 
 
 @pytest.mark.parametrize(("on_test", "on_val"), [(4, 4), (4, 1), (1, 4)])
-def test_temperature_is_fitted_on_validation_and_tried_on_test(tmp_path, on_test, on_val):
+def test_temperature_is_fitted_on_validation_and_evaluated_on_test(tmp_path, on_test, on_val):
     run = with_validation(tmp_path / "run")
     sharpened(run, "test", on_test)
     sharpened(run, "val", on_val)

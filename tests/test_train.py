@@ -1,4 +1,4 @@
-"""The command line as a user meets it: one line for an error, one folder a job, no torch where none is needed."""
+"""The command line for users: one line per error, one folder per job, and no torch where it is not needed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def lab(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[
 
 
 def one_error(result: subprocess.CompletedProcess[str]) -> str:
-    """The only line that an error may show."""
+    """Return the only line that an error may show."""
     assert result.returncode != 0
     lines = [line for line in (result.stdout + result.stderr).splitlines() if line.strip()]
     lines = [line for line in lines if not line.endswith("loading PyTorch")]
@@ -55,7 +55,7 @@ def test_a_wrong_command_line_is_one_line(tmp_path: Path, arguments: list[str], 
         assert part in line
 
 
-def test_a_misspelt_key_in_a_users_experiment_file_is_one_line(tmp_path: Path) -> None:
+def test_a_misspelled_key_in_a_users_experiment_file_is_one_line(tmp_path: Path) -> None:
     folder = tmp_path / "mine" / "experiment"
     folder.mkdir(parents=True)
     (folder / "typo.yaml").write_text("# @package _global_\noptim:\n  momentun: 0.9\n")
@@ -78,7 +78,7 @@ def test_no_permission_is_one_line(tmp_path: Path) -> None:
     assert "Permission denied" in line
 
 
-def test_a_verb_runs_in_a_process_of_its_own(tmp_path: Path) -> None:
+def test_a_verb_runs_in_its_own_process(tmp_path: Path) -> None:
     assert "nowhere" in one_error(lab("__main__", "status", "nowhere", cwd=tmp_path))
 
 
@@ -104,12 +104,12 @@ def test_a_dead_process_of_a_launcher_is_one_line(
 @pytest.mark.parametrize(
     ("launchers", "handed"), [([], False), (["joblib"], False), (["slurm"], True), (["slurm", "basic"], False)]
 )
-def test_jobs_of_a_cluster_are_known(launchers: list[str], handed: bool) -> None:
+def test_launchers_of_a_cluster_are_recognized(launchers: list[str], handed: bool) -> None:
     assert train._hands_over(["train", *(f"hydra/launcher={name}" for name in launchers)]) == handed
 
 
 @pytest.mark.parametrize("module", ["__main__", "train", "report.__main__", "run_folder"])
-def test_light_commands_leave_torch_out(module: str) -> None:
+def test_light_commands_do_not_import_torch(module: str) -> None:
     code = f"import sys, resnet_lab.{module}; print(sorted({{'torch', 'lightning'}} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
@@ -132,7 +132,7 @@ def test_a_sweep_survives_a_failing_job(tmp_path: Path, photographs: Path) -> No
 
 
 @pytest.mark.slow
-def test_a_killed_job_is_recognizable_and_goes_on(tmp_path: Path, photographs: Path) -> None:
+def test_a_killed_job_is_recognized_and_resumes(tmp_path: Path, photographs: Path) -> None:
     own = [f"data.root={photographs}", f"data.cache_dir={tmp_path / 'cache'}", "trainer.max_epochs=2000"]
     command = [sys.executable, "-m", "resnet_lab.train", *QUICK, *own, "sweep_dir=run"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
@@ -156,7 +156,7 @@ def test_a_killed_job_is_recognizable_and_goes_on(tmp_path: Path, photographs: P
     run.config_file.write_text(config.replace("max_epochs: 2000", f"max_epochs: {reached + 3}"))
     assert lab("job", "run", cwd=tmp_path).returncode == 0
     assert run.read_status()["state"] == "done"
-    assert "going on" in run.log_file.read_text()
+    assert "resuming" in run.log_file.read_text()
     epochs = [int(line.split(",")[0]) for line in run.metrics_file.read_text().splitlines()[1:]]
     assert epochs == list(range(reached + 3))
 
@@ -167,8 +167,8 @@ DDP = ["trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp"]
 @pytest.mark.slow
 def test_two_processes_evaluate_and_train_as_one(tmp_path: Path, photographs: Path) -> None:
     own = [f"data.root={photographs}", f"data.cache_dir={tmp_path / 'cache'}", "trainer.precision=32-true"]
-    more = ["trainer.max_epochs=2", "data.max_images=39"]  # odd, so that a rank has to pad
-    # SyncBatchNorm has no place in an evaluation, so that two CPU processes can evaluate what was trained with it
+    more = ["trainer.max_epochs=2", "data.max_images=39"]  # odd, so that one rank has padding
+    # an evaluation has no SyncBatchNorm, so two CPU processes can evaluate a run with it
     alone = ["trainer.sync_batchnorm=true", "sweep_dir=one"]
     assert lab("train", *QUICK, *own, *more, *alone, cwd=tmp_path).returncode == 0
     for devices, out in (([], "alone"), (DDP, "pair")):
@@ -190,7 +190,7 @@ def test_two_processes_evaluate_and_train_as_one(tmp_path: Path, photographs: Pa
     one = RunFolder(tmp_path / "one").read_status()
     status = RunFolder(tmp_path / "two").read_status()
     assert status["state"] == "done"
-    assert status["core_seconds"] > one["core_seconds"]  # both ranks' starts
+    assert status["core_seconds"] > one["core_seconds"]  # the starts of both ranks
     assert sum(status["class_counts"]["test"]) == len(
         RunFolder(tmp_path / "two").predictions_file("test").read_text().splitlines()[1:]
     )
@@ -198,8 +198,8 @@ def test_two_processes_evaluate_and_train_as_one(tmp_path: Path, photographs: Pa
 
 
 @pytest.mark.slow
-def test_two_ranks_hold_identical_weights_and_share_one_sample(tmp_path: Path, photographs: Path) -> None:
-    """Each rank writes a hash of its weights, and how often it drew each class, at the end of training."""
+def test_two_ranks_have_identical_weights_and_share_one_sample(tmp_path: Path, photographs: Path) -> None:
+    """Each rank writes a hash of its weights and its number of images per class at the end of training."""
     script = tmp_path / "ranks.py"
     script.write_text(
         "import hashlib, json, pathlib, sys\n"

@@ -1,4 +1,4 @@
-"""A trained network without its data set grades files, arrays and tensors as the commands do."""
+"""A trained network without its data set predicts files, arrays and tensors as the commands do."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_all_kinds_of_images_give_the_same(model: Trained, photographs: Path) ->
     np.testing.assert_allclose(alone[model.class_names], expected[model.class_names][1:2], atol=1e-5)
 
 
-def test_a_tensor_is_taken_as_the_network_sees_it(model: Trained) -> None:
+def test_a_tensor_is_the_direct_input_of_the_network(model: Trained) -> None:
     pixels = torch.randint(0, 256, (5, 3, model.size, model.size), dtype=torch.uint8)
     found = model(pixels)
     pd.testing.assert_frame_equal(found, model(pixels / 255))
@@ -66,12 +66,10 @@ def test_a_tensor_is_taken_as_the_network_sees_it(model: Trained) -> None:
     mean, std = (torch.tensor(model.origin[key]).view(3, 1, 1) for key in ("mean", "std"))
     with torch.inference_mode():
         expected = model.network((pixels / 255 - mean) / std).softmax(1)
-    np.testing.assert_allclose(
-        found[model.class_names], expected, atol=0.02
-    )  # the run computes in bf16 where it is fast
+    np.testing.assert_allclose(found[model.class_names], expected, atol=0.02)  # the run uses bf16 on fast hardware
 
 
-def test_features_are_what_the_last_layer_takes(model: Trained) -> None:
+def test_features_are_the_input_of_the_last_layer(model: Trained) -> None:
     pixels = torch.randint(0, 256, (40, 3, model.size, model.size), dtype=torch.uint8)  # several batches
     features = model.features(pixels)
     assert features.shape == (40, model.network.fc.in_features)
@@ -97,11 +95,11 @@ def test_features_are_what_the_last_layer_takes(model: Trained) -> None:
         (7, "give a file"),
     ],
 )
-def test_what_is_no_image_is_named(model: Trained, images: object, line: str) -> None:
+def test_inputs_other_than_images_are_named(model: Trained, images: object, line: str) -> None:
     assert line in refusal(model, images)
 
 
-def test_lightnings_own_way_in(run: RunFolder, model: Trained, photographs: Path) -> None:
+def test_lightnings_load_from_checkpoint_works(run: RunFolder, model: Trained, photographs: Path) -> None:
     module = Classifier.load_from_checkpoint(run.best_checkpoint)
     state = model.network.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in module.model.state_dict().items())
@@ -135,7 +133,7 @@ def test_nothing_of_the_data_set_is_needed(model: Trained, run: RunFolder, photo
     pd.testing.assert_frame_equal(load(run.best_checkpoint)(image), expected)
 
 
-def test_foreign_names_are_trusted_by_name_only(run: RunFolder, tmp_path: Path) -> None:
+def test_external_functions_are_trusted_by_name_only(run: RunFolder, tmp_path: Path) -> None:
     content = torch.load(run.best_checkpoint, weights_only=True)
     foreign = copy.deepcopy(content)
     foreign["resnet_lab"]["config"]["model"]["_target_"] = "pathlib.Path.touch"

@@ -16,7 +16,7 @@ STILL = {"horizontal_flip": 0.0, "vertical_flip": 0.0, "rotation": 0.0}
 
 
 class Draws:
-    """In place of numpy's generator: the draws that a test wants."""
+    """Replacement for numpy's generator with given draws."""
 
     def __init__(self, angle=0.0, flips=(1.0, 1.0)):
         self.angle, self.flips = angle, flips
@@ -72,7 +72,7 @@ def test_flips(horizontal, vertical, expected):
         np.testing.assert_array_equal(transform(image, generator(seed)), expected(image))
 
 
-def test_flips_come_as_often_as_asked_and_apart():
+def test_flips_are_independent_and_as_frequent_as_configured():
     image, transform = noise(4, 4), train(4, horizontal_flip=0.25, vertical_flip=0.5)
     forms = [image, image[:, ::-1], image[::-1], image[::-1, ::-1]]
     counts, random = np.zeros(4), generator()
@@ -89,7 +89,7 @@ def test_flips_come_as_often_as_asked_and_apart():
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
 @pytest.mark.parametrize("size", [8, 9])
 @pytest.mark.parametrize(("angle", "quarters"), [(90, 1), (-90, -1), (180, 2), (-180, 2)])
-def test_quarters_turn_against_the_clock_to_the_pixel(interpolation, size, angle, quarters):
+def test_quarter_turns_are_counterclockwise_to_the_pixel(interpolation, size, angle, quarters):
     image = noise(size, size)
     result = train(size, rotation=180.0, interpolation=interpolation)(image, Draws(angle))
     np.testing.assert_array_equal(result, np.rot90(image, quarters))
@@ -116,12 +116,12 @@ def test_other_angles_against_torchvision(angle, interpolation):
     tensor = torch.from_numpy(image).permute(2, 0, 1)
     expected = reference.rotate(tensor, angle, InterpolationMode(interpolation)).permute(1, 2, 0).numpy()
     result = train(64, rotation=30.0, interpolation=interpolation)(image, Draws(angle))
-    inside = (result.min(axis=2) > 0) & (expected.min(axis=2) > 0)  # the edge to black is a matter of rounding
+    inside = (result.min(axis=2) > 0) & (expected.min(axis=2) > 0)  # the edge to black depends on rounding
     difference = np.abs(result.astype(int) - expected)
     assert inside.mean() > 0.8
     assert difference[inside].max() <= (2 if interpolation == "bilinear" else 12)
     assert (difference[inside] <= 1).mean() > 0.99
-    assert result[0, 0].max() == 0  # what turns into view is black
+    assert result[0, 0].max() == 0  # areas outside the image are black
 
 
 def test_interpolations_differ():
@@ -168,9 +168,9 @@ def test_scale_and_translation_fill_their_ranges():
     )
 
 
-def test_translation_moves_whole_pixels_where_nothing_is_resampled():
+def test_translation_moves_whole_pixels_without_resampling():
     image = noise(10, 10)
-    draw = np.array([[1.0, 1.0, 0.5, 0.5, 0.5, 0.5, 1.0, 0.0]])  # as far right and up as it goes
+    draw = np.array([[1.0, 1.0, 0.5, 0.5, 0.5, 0.5, 1.0, 0.0]])  # as far right and up as possible
     result = geometry(10, **STILL | {"translate": 0.2})([image], draw, np.array([True]))[0]
     expected = np.zeros_like(image)
     expected[:8, 2:] = image[2:, :8]
@@ -186,7 +186,7 @@ def test_only_the_chosen_are_augmented():
     np.testing.assert_array_equal(same, images[0])
 
 
-def test_draws_depend_on_all_four_numbers_and_on_nothing_else():
+def test_draws_depend_on_exactly_four_numbers():
     keys = [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]
     rows = np.array([draws(*key) for key in keys])
     assert len(np.unique(rows)) == rows.size
@@ -288,7 +288,7 @@ def test_color_factors_fill_their_ranges():
 
 
 @pytest.mark.parametrize(("key", "column"), [("brightness", 0), ("contrast", 1), ("saturation", 2), ("hue", 3)])
-def test_each_color_key_changes_its_own_factor_alone(key: str, column: int):
+def test_each_color_key_changes_only_its_own_factor(key: str, column: int):
     data = retinopathy(Path("none"), **{key: 0.2})
     factors = color_factors(data, generator().random((100, 5)), np.full(100, True))
     changed = np.flatnonzero((factors != [1, 1, 1, 0, 0]).any(axis=0))

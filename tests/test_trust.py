@@ -1,4 +1,4 @@
-"""Given files call nothing but what conf/ names, or the command line trusts; nothing is written behind a link."""
+"""Files may name only functions of conf/ or trusted ones, and nothing is written behind a link."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def callables(module) -> Iterator[str]:
 
 
 def modules() -> Iterator[str]:
-    """Of the package, those that run when they are imported aside; and OUTSIDE."""
+    """Return the modules of the package (without those that run on import) and OUTSIDE."""
     found = (module.name for module in pkgutil.walk_packages(resnet_lab.__path__, "resnet_lab."))
     yield from (name for name in found if "__main__" not in name)
     yield from OUTSIDE
 
 
-def test_of_all_callables_a_file_may_name_those_of_conf_alone(monkeypatch):
+def test_a_file_may_name_only_callables_of_conf(monkeypatch):
     called = []
     monkeypatch.setattr("resnet_lab.config.instantiate", lambda node, **_: called.append(node["_target_"]))
     names = {name for module in modules() for name in callables(importlib.import_module(module))} | {*PREFIXES}
@@ -90,12 +90,12 @@ def test_the_names_of_conf_are_exact_and_by_group():
         ({"_partial_": "yes"}, "loss._partial_=yes"),
     ],
 )
-def test_special_keys_stand_at_the_top_alone(node, key):
+def test_special_keys_are_allowed_only_at_the_top(node, key):
     assert refusal(build, "loss", {"_target_": "resnet_lab.objectives.cross_entropy"} | node).startswith(f"{key}")
 
 
 @pytest.mark.parametrize("target", [5, ["os.system"], {"_target_": "os.system"}, True, ""])
-def test_a_target_that_is_no_name_is_refused(target):
+def test_a_target_other_than_a_name_is_refused(target):
     assert refusal(build, "model", {"_target_": target}).startswith("model._target_")
 
 
@@ -146,16 +146,16 @@ def test_words_that_nothing_needed_are_known(monkeypatch):
         ("modle:mylab.Net", "modle is not a group; choose one of data, model"),
     ],
 )
-def test_trust_in_what_is_not_there_is_refused(word, reason):
+def test_trust_in_missing_names_is_refused(word, reason):
     assert refusal(trust.trust, [word]).startswith(f"trust={word}: {reason}")
 
 
 @pytest.mark.parametrize("word", ["", "a b", "model:", "a..b", "x:y:z", "os;system", "../a", "1a"])
-def test_words_that_trust_nothing(word):
+def test_invalid_words_of_trust_are_refused(word):
     assert refusal(trust.trust, [word]).startswith(f"trust={word}: give a package")
 
 
-def test_what_a_composed_configuration_names_is_told_exactly():
+def test_words_of_trust_match_a_composed_configuration_exactly():
     config = {"model": {"_target_": "lab.Net"}, "optim": {"_target_": "resnet_lab.optim.sgd"}, "seed": 0}
     assert words_of_trust(config) == ["model:lab.Net"]
     assert trust.without_trust(["a=1", "trust=lab", "-m"]) == (["a=1", "-m"], ["lab"])
@@ -192,7 +192,9 @@ def hostile(group: str, proof: Path) -> dict:
 
 
 @pytest.mark.parametrize("group", HOSTILE)
-def test_a_given_run_folder_and_its_checkpoint_call_nothing(group, make_run, proof, tmp_path, monkeypatch, capsys):
+def test_a_given_run_folder_and_its_checkpoint_call_no_external_function(
+    group, make_run, proof, tmp_path, monkeypatch, capsys
+):
     run = make_run()
     config = run.read_config()
     run.write_config(config | {group: hostile(group, proof)})
@@ -236,7 +238,7 @@ def test_a_command_trusts_what_it_names_and_a_folder_does_not(make_run, proof, t
     assert job.main() == 1
     assert not (tmp_path / "imported").exists()
     monkeypatch.setattr(sys, "argv", ["job", str(run.path), "1", "trust=model:hostile.net"])
-    job.main()  # it fails, as this is no network, but it is called
+    job.main()  # it fails, since this is no network, but it is called
     assert proof.exists()
 
 
@@ -290,7 +292,7 @@ def test_a_job_writes_through_no_link(name, make_run, tmp_path):
     assert elsewhere.read_text() == "{}"
 
 
-def test_an_evaluation_and_a_report_write_behind_no_link(tmp_path, undrawn):
+def test_an_evaluation_and_a_report_write_through_no_link(tmp_path, undrawn):
     run, elsewhere = RunFolder(write_run(tmp_path / "run")), tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "cost.png").touch()

@@ -1,4 +1,4 @@
-"""Values of the configuration: of the type that their field says, or refused by key."""
+"""Values of the configuration have the type of their field, or are refused by key."""
 
 import pytest
 from fake_data import refusal, retinopathy
@@ -20,7 +20,7 @@ from resnet_lab.values import conform
         (False, bool | str, False),
     ],
 )
-def test_what_fits_passes(value, hint, result):
+def test_valid_values_pass(value, hint, result):
     assert conform("data.key", value, hint) == result
     assert type(conform("data.key", value, hint)) is type(result)
 
@@ -39,7 +39,7 @@ def test_what_fits_passes(value, hint, result):
         ("foo", dict[str, str] | None, "a mapping {text: text, …} or null"),
     ],
 )
-def test_what_does_not_is_named(value, hint, words):
+def test_invalid_values_are_named(value, hint, words):
     assert refusal(conform, "data.key", value, hint) == f"data.key={value}: must be {words}"
 
 

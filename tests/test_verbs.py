@@ -21,7 +21,7 @@ MODULES = {"report": "report.__main__"}
 
 
 def run(monkeypatch: pytest.MonkeyPatch, module: str, *words: str) -> int:
-    """The exit code of `python -m resnet_lab.MODULE …`, in this process."""
+    """Run `python -m resnet_lab.MODULE …` in this process, and return its exit code."""
     found = importlib.import_module(f"resnet_lab.{MODULES.get(module, module)}")
     monkeypatch.setattr(sys, "argv", [module, *words])
     monkeypatch.setattr("resnet_lab.command_line.begin", lambda: None)
@@ -168,7 +168,7 @@ def test_a_verb_replaces_the_process_once_its_words_are_understood(monkeypatch: 
 def test_the_help_of_train_has_groups_and_defaults() -> None:
     text = VERBS["train"]().format_help()
     assert all(choice in text for group in CHOSEN for choice in choices_of(group))
-    assert "(default: data/synthetic)" in text  # of the data set that is the default
+    assert "(default: data/synthetic)" in text  # default of the default data set
     for option in ("--multirun", "--keys", "trust=PACKAGE", "sweep_dir"):
         assert option in text
 

@@ -1,4 +1,4 @@
-"""`report --check`: stored numbers follow from the predictions, and where one was changed it is named."""
+"""`report --check`: stored numbers follow from the predictions, and each changed number is named."""
 
 import json
 
@@ -18,7 +18,7 @@ from resnet_lab.scores import Predictions
 
 
 def run_with_metrics(folder, **config):
-    """A run that stores what its predictions give."""
+    """Write a run whose stored numbers follow from its predictions."""
     run = read_run(RunFolder(write_run(folder, config=config)))
     derived = metrics_of(run.predictions.labeled, run.config, run.class_counts("train"))
     change_status(folder, metrics={f"test/{name}": value for name, value in derived.items()})
@@ -72,7 +72,7 @@ def test_a_loss_of_another_kind_is_not_guessed(tmp_path):
     assert "loss" not in metrics_of(run.predictions.labeled, config, run.class_counts("train"))
 
 
-def test_what_follows_from_the_predictions_passes(tmp_path, capsys):
+def test_numbers_that_follow_from_the_predictions_pass(tmp_path, capsys):
     run_with_metrics(tmp_path / "run")
     write_run(tmp_path / "failed", state="failed", error="boom")
     report.command([str(tmp_path), "--check"])
@@ -93,7 +93,7 @@ def test_a_changed_metric_fails_and_is_named(tmp_path, capsys):
     )
 
 
-def test_changed_predictions_show_in_all_that_was_made_of_them(tmp_path):
+def test_changed_predictions_contradict_all_derived_numbers(tmp_path):
     folder = run_with_metrics(tmp_path / "run")
     file = folder / "predictions_test.csv"
     frame = pd.read_csv(file, dtype={"image": str})
@@ -165,7 +165,7 @@ def test_an_undefined_metric_agrees_only_with_an_undefined_one(tmp_path):
         ({"best_value": 0.99, "monitor": "test/qwk"}, "best_value is stored as 0.990000, the predictions of test give"),
     ],
 )
-def test_whatever_follows_from_the_predictions_is_checked(tmp_path, changes, line):
+def test_all_numbers_that_follow_from_the_predictions_are_checked(tmp_path, changes, line):
     folder = run_with_metrics(tmp_path / "run")
     assert lines(folder) == []
     change_status(folder, **changes)
@@ -201,7 +201,7 @@ def test_epochs_that_were_validated_in_part_are_not_compared_with_the_prediction
     assert len(lines(folder)) == (2 if checked else 0)
 
 
-def test_what_cannot_be_checked_is_no_success(tmp_path, capsys):
+def test_unchecked_numbers_are_not_a_success(tmp_path, capsys):
     folder = run_with_metrics(tmp_path / "cut")
     (folder / "status.json").write_text('{"state": "do')
     bare = run_with_metrics(tmp_path / "bare")
@@ -232,7 +232,7 @@ def test_a_loss_of_another_kind_passes_unchecked(tmp_path):
     assert lines(folder) == []
 
 
-def test_a_loss_beyond_what_probabilities_can_tell_is_known_from_below(tmp_path):
+def test_a_loss_beyond_the_precision_of_probabilities_has_a_lower_bound(tmp_path):
     folder = write_run(tmp_path / "run")
 
     def sure(frame):

@@ -1,4 +1,4 @@
-"""Every place in the package that opens a file for writing: through `write_atomically`, or in the list here."""
+"""All code that writes files uses `write_atomically`, or is in the list here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WRITERS = (
     *("copyfile", "copy2", "copytree", "move", "symlink_to", "hardlink_to", "urlretrieve", "save", "dump"),
     *("download_url_to_file", "extractall", "open_memmap", "memmap"),
 )
-FRAMES = ("to_csv", "to_json", "to_html", "to_parquet", "to_pickle", "to_excel")  # of pandas: a text without a path
+FRAMES = ("to_csv", "to_json", "to_html", "to_parquet", "to_pickle", "to_excel")  # these return text without a path
 APPENDED = {
     "build.py set_up_logging FileHandler": "train.log alone grows by lines",
     "loggers.py tensorboard TensorBoardLogger": "TensorBoard's events, which its writer appends",
@@ -25,7 +25,7 @@ APPENDED = {
     "run_folder.py list_jobs open": "jobs.txt: names of jobs, read and changed under a lock on the file itself",
     "run_folder.py list_jobs touch": "likewise",
 }
-HELD = {  # nothing is written to them
+HELD = {  # these are not written to
     "run_folder.py RunFolder.lock open": "a lock",
     "run_folder.py RunFolder.turn open": "a lock",
     "data/prepared.py _turn open": "a lock",
@@ -46,7 +46,7 @@ NOT_TO_DISK = {
 
 
 def writers(source: str) -> Iterator[str]:
-    """The functions, by their dotted names, that open a file for writing, each with the name that it calls."""
+    """Return the dotted names of functions that open a file for writing, each with the function that it calls."""
 
     def visit(node: ast.AST, place: tuple[str, ...]) -> Iterator[str]:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -86,7 +86,7 @@ def writes(call: ast.Call) -> bool:
         ("write_atomically(p, '')", False),
     ],
 )  # fmt: skip
-def test_what_counts_as_writing(source: str, found: bool) -> None:
+def test_calls_that_write_are_recognized(source: str, found: bool) -> None:
     places = list(writers(f"class A:\n    def b(self):\n        {source}"))
     assert [place.partition(" ")[0] for place in places] == ["A.b"] * found
 
