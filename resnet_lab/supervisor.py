@@ -7,6 +7,8 @@ users itself, so nothing of one job reaches the next.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib
 import json
 import os
@@ -15,12 +17,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from io import StringIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 from resnet_lab import processes
 from resnet_lab.processes import GRACE, PARENT, SIGNALS, Stopped, run_tied, stop_on_signals
@@ -159,8 +163,8 @@ def forks(trainer: Mapping[str, Any]) -> bool:
     return one and not ranks
 
 
-def serve(connection: socket.socket) -> int:
-    """Import, then fork a process for every request; return the exit code of this process, which may be a forked one.
+def serve(connection: socket.socket) -> None:
+    """Import, then fork a process for every request, until the command closes the connection.
 
     Args:
         connection: to the command.
@@ -169,20 +173,22 @@ def serve(connection: socket.socket) -> int:
         Stopped: the command died, or this process received a signal; the forked process has ended.
     """
     stop_on_signals()
-    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # CUDA must not be initialized before a fork
+    # a fork needs a process with one thread, so numpy's BLAS starts none, and CUDA stays uninitialized
+    os.environ |= {"OPENBLAS_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
     for module in IMPORTS:
         importlib.import_module(module)
     requests = connection.makefile("r")
+    gc.collect()
+    gc.freeze()  # otherwise each fork copies the memory that its garbage collector looks at
     _send(connection, {"threads": len(list(Path("/proc/self/task").iterdir()))})
     for line in requests:
         process = os.fork()
         if process == 0:
             requests.close()
             connection.close()
-            return _forked(**json.loads(line))
+            _end(_forked(**json.loads(line)))
         _send(connection, {"process": process})
         _send(connection, {"code": _wait(process, connection)})
-    return 0
 
 
 def _send(connection: socket.socket, answer: Mapping[str, int]) -> None:
@@ -226,12 +232,28 @@ def _forked(module: str, arguments: list[str], text: str, folder: str, environme
     processes.started_by = "fork"
     main = importlib.import_module(module)
     sys.argv = [str(main.__file__), *arguments]
-    code: int = main.main()
+    try:
+        code: int = main.main()
+    except Stopped as stopped:
+        return stopped.code
+    except Exception:
+        traceback.print_exc()
+        return 1
     return code
+
+
+def _end(code: int) -> NoReturn:
+    """End a forked process like a new one, without freeing its objects one by one, which takes a second."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()  # logging.shutdown and those of multiprocessing are among them
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":
     try:
-        sys.exit(serve(socket.socket(fileno=int(sys.argv[1]))))
+        serve(socket.socket(fileno=int(sys.argv[1])))
     except Stopped as stopped:
         sys.exit(stopped.code)
