@@ -192,7 +192,7 @@ def start(run: RunFolder, trusted: Sequence[str] = (), fork: bool = False) -> No
         Busy: another process is running the job.
         UserError: the job exited without an error message, or was stopped.
     """
-    starts = run.read_status().get("starts", 0)
+    starts = _starts_of_idle(run)
     words = [f"{OPTION}{word}" for word in trusted]
     by_hand = " ".join(["python -m resnet_lab.job", str(run.path), *words])
     code = run_module("resnet_lab.job", [str(run.path), str(starts), *words], fork)
@@ -209,3 +209,17 @@ def start(run: RunFolder, trusted: Sequence[str] = (), fork: bool = False) -> No
             raise JobFailed(status["error"])
         run.update_status(state="failed", error=describe_death(code))
     raise UserError(f"{describe_death(code)}; resume with {by_hand}")
+
+
+def _starts_of_idle(run: RunFolder) -> int:
+    """Return how often the job has been started, if no other process runs it.
+
+    Raises:
+        Busy: another process runs the job, or ended it while this one looked.
+    """
+    before, locked, after = run.read_status(), run.is_locked(), run.read_status()
+    changed = any(before.get(key) != after.get(key) for key in ("state", "starts"))
+    if changed or (locked and after["state"] == "running"):
+        raise Busy(f"{run.path}: another process is running this job")
+    starts: int = after.get("starts", 0)
+    return starts
