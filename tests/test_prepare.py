@@ -83,6 +83,16 @@ def test_unreadable_files_are_listed_and_do_not_stop_the_command(root):
     assert "2 files of 50 cannot be read, such as 1_left (the file is empty)" in (out / "data_report.html").read_text()
 
 
+def test_merged_patients_are_explained(root, caplog):
+    (root / "images" / "2_left.jpeg").write_bytes((root / "images" / "1_left.jpeg").read_bytes())
+    with caplog.at_level(logging.INFO):
+        text = (prepare(root) / "data_report.html").read_text()
+    assert "50 of 50 listed photographs can be read.\nPatients: 25 in 50 images" in text
+    merged = "2 patients (1 and 2) share identical images and count as 1"
+    assert f"{merged}.\n" in text
+    assert merged in caplog.text
+
+
 def test_a_row_without_its_file_is_listed_as_unreadable(root):
     (root / "images" / "1_left.jpeg").unlink()
     assert "data.on_bad_image=drop" in refusal(prepare, root)
