@@ -32,6 +32,7 @@ def run_in(
     trusted: Sequence[str],
     sweep: bool = False,
     local: bool = False,
+    config_dir: str = "",
 ) -> None:
     """Create a run folder unless it exists, and run its job unless it is done.
 
@@ -42,6 +43,7 @@ def run_in(
         trusted: trusted names and packages (see `resnet_lab.trust`).
         sweep: whether the job is part of a sweep.
         local: whether the sweep runs on this machine; its jobs are forked then (see `resnet_lab.supervisor`).
+        config_dir: folder that `--config-dir` named.
 
     Raises:
         Busy: another process uses the folder.
@@ -49,7 +51,7 @@ def run_in(
     """
     check(config)
     _refuse_mixture(run, sweep)
-    create_run(run, config, overrides)
+    create_run(run, config, overrides, config_dir)
     if config.start and _may_start(run, config.on_failed, sweep):
         start(run, trusted, local and forks(run.read_config()["trainer"]))
 
@@ -66,13 +68,14 @@ def _refuse_mixture(run: RunFolder, sweep: bool) -> None:
         raise UserError(f"{run.path} contains a sweep; choose another sweep_dir for a single run")
 
 
-def create_run(run: RunFolder, config: DictConfig, overrides: Sequence[str] = ()) -> None:
+def create_run(run: RunFolder, config: DictConfig, overrides: Sequence[str] = (), config_dir: str = "") -> None:
     """Write the resolved configuration and the first status, unless the folder already has this configuration.
 
     Args:
         run: run folder.
         config: composed and checked configuration.
         overrides: overrides of the command line.
+        config_dir: folder that `--config-dir` named.
 
     Raises:
         UserError: the folder contains a different configuration, or cannot be written.
@@ -96,7 +99,10 @@ def create_run(run: RunFolder, config: DictConfig, overrides: Sequence[str] = ()
         run.path.mkdir(parents=True, exist_ok=True)
         with run.lock(PATIENCE):  # rewritten, as paths and bookkeeping keys may have changed
             run.write_config(plain)
-            run.update_status(**(changes if run.status_file.is_file() else first), overrides=list(overrides))
+            changes = changes if run.status_file.is_file() else first
+            if config_dir:
+                changes |= {"config_dir": config_dir}
+            run.update_status(**changes, overrides=list(overrides))
     except OSError as error:
         raise UserError(one_line(error)) from error
 

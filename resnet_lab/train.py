@@ -77,7 +77,8 @@ def train(config: DictConfig) -> float | None:
         if sweep:
             print_label(run, plain["labels"])
         local = sweep and launcher in LOCAL_LAUNCHERS
-        run_in(run, config, list(hydra_config.overrides.task), words_of_trust(plain), sweep, local)
+        config_dir = config_dir_of(hydra_config)
+        run_in(run, config, list(hydra_config.overrides.task), words_of_trust(plain), sweep, local, config_dir)
     except Busy as busy:
         if not sweep:
             FAILED.append(run)
@@ -99,6 +100,15 @@ def train(config: DictConfig) -> float | None:
         return math.nan
     best = run.read_status().get("best_value")
     return math.nan if best is None else best
+
+
+def config_dir_of(hydra_config: Any) -> str:
+    """Return the folder of `--config-dir`, relative to the working folder if it is below; empty without the option."""
+    named = [source.path for source in hydra_config.runtime.config_sources if source.provider == "command-line"]
+    if not named:
+        return ""
+    path, here = Path(named[0]), Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def print_label(run: RunFolder, labels: dict[str, Any]) -> None:
