@@ -140,22 +140,41 @@ def _hash(text: str, length: int) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
-def check(config: DictConfig, importing: bool = False) -> None:
+def check(config: DictConfig, importing: bool = False, unset: bool = False) -> None:
     """Check a configuration before anything is built.
 
     Args:
         config: composed configuration.
         importing: also import the parts that are not resnet_lab's, and check their arguments.
+        unset: accept mandatory keys that are not set; if there are any, values are not checked.
 
     Raises:
         UserError: a mandatory key is not set, a value is wrong, or a group has a key too many or too few.
     """
-    if missing := sorted(OmegaConf.missing_keys(config)):
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing and not unset:
         raise UserError(f"{missing[0]} is not set; give {missing[0]}=… on the command line")
     _check_names(config, Config)
     if not isinstance(config.trainer, DictConfig):
         raise UserError(f"trainer={config.trainer}: must be a group of keys; choose one with trainer=…")
     _check_names(config.trainer, TrainerConfig, "trainer.")
+    if not missing:
+        _check_settings(config)
+    for group in PROVIDED:
+        node = config[group]
+        if isinstance(node, DictConfig) and OmegaConf.is_missing(node, "_target_"):
+            continue
+        if not isinstance(node, DictConfig) or node.get("_target_") is None:
+            raise UserError(f"{group} has no _target_; choose one with {group}=…, see conf/{group}/")
+        _check_part(group, node, importing)
+        if node.get("_partial_", False) is not (group in PARTIAL):
+            raise UserError(f"{group}._partial_={node.get('_partial_')}: must be {group in PARTIAL}".lower())
+    for group in BY_NAME:
+        _check_named(group, config[group], importing)
+
+
+def _check_settings(config: DictConfig) -> None:
+    """Refuse wrong values at the top level and of the trainer."""
     _check_values(config, Config)
     _check_values(config.trainer, TrainerConfig, "trainer.")
     if config.follow_layers and config.trainer.compile:
@@ -167,15 +186,6 @@ def check(config: DictConfig, importing: bool = False) -> None:
         hint = f"did you mean {close[0]}?" if close else f"choose among {', '.join(FIGURES)}"
         raise UserError(f"figures: no figure is named {unknown[0]}; {hint}")
     _check_labels(OmegaConf.to_container(config, resolve=True))
-    for group in PROVIDED:
-        node = config[group]
-        if not isinstance(node, DictConfig) or node.get("_target_") is None:
-            raise UserError(f"{group} has no _target_; choose one with {group}=…, see conf/{group}/")
-        _check_part(group, node, importing)
-        if node.get("_partial_", False) is not (group in PARTIAL):
-            raise UserError(f"{group}._partial_={node.get('_partial_')}: must be {group in PARTIAL}".lower())
-    for group in BY_NAME:
-        _check_named(group, config[group], importing)
 
 
 def _check_labels(config: Any) -> None:
@@ -236,6 +246,8 @@ def _check_part(group: str, node: DictConfig, importing: bool) -> None:
         hint = "; name a function or class that returns the loss function" if group == "loss" else ""
         needs = f"{'every run' if lacking[0] in own else target} needs it"
         raise UserError(f"{group}.{lacking[0]} is missing; {needs}{hint}")
+    if OmegaConf.missing_keys(node):  # the configuration is only printed
+        return
     plain = OmegaConf.to_container(node, resolve=True)
     assert isinstance(plain, dict)
     for key, hint in (hints_of(target) | own).items():

@@ -44,6 +44,7 @@ def preflight(arguments: Sequence[str], trusted: Sequence[str] = ()) -> bool:
     Raises:
         UserError: a key is wrong.
     """
+    refuse_unknown(arguments)
     jobs, alone = jobs_of(arguments), _alone(arguments)
     needs = {json.dumps(need, sort_keys=True) for job in jobs for need in _needs(job)}
     needs |= {json.dumps(need, sort_keys=True) for job in alone for need in _needs(job) if "parts" in need}
@@ -81,6 +82,18 @@ def _alone(arguments: Sequence[str]) -> list[dict[str, Any]]:
         return []
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return [_composed([*overrides, *searchpath])]
+
+
+def refuse_unknown(arguments: Sequence[str]) -> None:
+    """Check a configuration that the command only prints (`--cfg`, `--info`), which Hydra would accept.
+
+    Raises:
+        UserError: a key is unknown, or a value is wrong.
+    """
+    options, overrides, searchpath = _read(arguments)
+    if (options.cfg or options.info) and not options.multirun:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            check(compose("config", [*overrides, *searchpath]), unset=True)
 
 
 def jobs_of(arguments: Sequence[str]) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 import traceback
+from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -37,7 +38,7 @@ from resnet_lab.run_folder import Busy, RunFolder, list_jobs
 from resnet_lab.schema import conf_dir
 from resnet_lab.status import summary
 from resnet_lab.sweep import SWEPT, preflight
-from resnet_lab.trust import trust, without_trust
+from resnet_lab.trust import OPTION, trust, without_trust
 from resnet_lab.verbs import VERBS
 
 LAUNCHERS = ("joblib", "submitit")  # an error from these packages means that a worker died
@@ -115,6 +116,14 @@ def checked(multirun: bool) -> bool:
         return False
 
 
+def arguments_of_hydra(given: Namespace) -> list[str]:
+    """Return a parsed command line with the overrides first and the flags last; Hydra refuses any other order."""
+    trusted = [f"{OPTION}{word}" for word in given.trust]
+    flags = {f"--{name.replace('_', '-')}": value for name, value in vars(given).items() if value}
+    typed = [flag if value is True else f"{flag}={value}" for flag, value in flags.items()]
+    return [*given.overrides, *trusted, *(flag for flag in typed if not flag.startswith(("--overrides=", "--trust=")))]
+
+
 def main() -> int:
     """Run the command; print a summary at the end of a sweep."""
     began, words = time.monotonic(), sys.argv[1:]
@@ -137,6 +146,7 @@ def run_command() -> int:
     begin()
     try:
         given = VERBS["train"]().read(sys.argv[1:])
+        sys.argv[1:] = arguments_of_hydra(given)
     except UserError as error:
         print(f"error: {one_line_of(error)}", file=sys.stderr)
         return 2
