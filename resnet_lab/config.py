@@ -24,7 +24,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from resnet_lab.data.settings import refuse_contradictions
-from resnet_lab.errors import NO_ROOM, UserError, count, reason_of
+from resnet_lab.errors import UserError, count, reason_of
+from resnet_lab.hydra_errors import one_line
 from resnet_lab.keys import known_keys, no_such_key, suggestion
 from resnet_lab.run_folder import flat, is_bookkeeping, of_logger
 from resnet_lab.schema import (
@@ -55,40 +56,40 @@ def register() -> None:
     OmegaConf.register_new_resolver("job_name", job_name, replace=True)
 
 
-def compose_config(overrides: Sequence[str]) -> DictConfig:
+def compose_config(overrides: Sequence[str], config_dir: str | Path = "") -> DictConfig:
     """Return the configuration of these overrides, without Hydra's command line.
 
+    Args:
+        overrides: `KEY=VALUE`.
+        config_dir: folder of further YAML files; empty: none.
+
     Raises:
-        UserError: a key, group or value does not exist.
+        UserError: a key, group, value or folder does not exist, or an override is a flag.
     """
     register()
+    if flags := [each for each in overrides if each.startswith("-")]:
+        raise UserError(f'{flags[0]}: flags are not overrides; give KEY=VALUE, and your own folder as config_dir="DIR"')
     check_overrides(overrides)
+    overrides = [*overrides, *searchpath_of(config_dir)]
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return compose("config", overrides=list(overrides))
+            return compose("config", overrides=overrides)
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(one_line(error)) from error
+        raise UserError(one_line(error, overrides)) from error
 
 
-def one_line(error: Exception) -> str:
-    """Return the message of an error of Hydra, OmegaConf or the operating system, with its cause, on one line."""
-    if isinstance(error, OSError) and not isinstance(error, HydraException):
-        remedy = "free some space" if error.errno in NO_ROOM else "choose a sweep_dir that can be written"
-        return f"{error.filename or 'disk'}: {error.strerror}; {remedy}"
-    text = f"{error}\n{error.__cause__ or ''}"
-    unknown = re.search(r"Key '.*' (?:not in '|is not in struct)", text)
-    key = re.search(r"Could not override '(.+)'|full_key: (.+)", text)
-    if unknown and key and key[1] in known_keys():
-        return f"{key[1]} is a mapping; add to it with +{key[1]}={{…}}"
-    if unknown and key:
-        return no_such_key(key[1] or key[2])
-    if "Incompatible key type 'NoneType'" in text:
-        return "a key of a mapping is null, as in labels: {model.pretrained: {null: scratch}}; write none"
-    text = str(error).partition("Config search path")[0]
-    lines = [line.strip(" .\t") for line in f"{text}\n{error.__cause__ or ''}".splitlines()]
-    noise = ("full_key:", "object_type=", "reference_type=", "To append")
-    kept = [line for line in lines if line and not line.startswith(noise)]
-    return "; ".join([*kept, "resnet-lab train --keys lists all keys"])
+def searchpath_of(config_dir: str | Path) -> list[str]:
+    """Return the override with which Hydra finds the YAML files of a folder; an empty list for an empty name.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    if not str(config_dir):
+        return []
+    if not Path(config_dir).is_dir():
+        raise UserError(f"config_dir={config_dir}: {'not a' if Path(config_dir).exists() else 'no such'} folder")
+    place = str(Path(config_dir).absolute()).replace("'", "\\'")
+    return [f"hydra.searchpath=['file://{place}']"]
 
 
 def job_name(overrides: str, sweep_dir: str | None = None) -> str:

@@ -19,9 +19,10 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from resnet_lab.axes import note_jobs
-from resnet_lab.config import check, job_name, one_line, words_of_trust
+from resnet_lab.config import check, job_name, searchpath_of, words_of_trust
 from resnet_lab.continuation import EPOCHS, epochs_by_job, goes_on_to
 from resnet_lab.errors import UserError
+from resnet_lab.hydra_errors import one_line
 from resnet_lab.processes import describe_death
 from resnet_lab.run_folder import RunFolder, list_jobs, of_logger
 from resnet_lab.schema import BY_NAME, PROVIDED, conf_dir
@@ -134,8 +135,7 @@ def _read(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str], list
     """Return the options (`prints`: the command only prints), the overrides, and the override for `--config-dir`."""
     given = VERBS["train"]().read(arguments)
     given.prints = bool(given.cfg or given.info or given.hydra_help)
-    searchpath = [f"hydra.searchpath=[file://{given.config_dir}]"] if given.config_dir else []
-    return given, given.overrides, searchpath
+    return given, given.overrides, searchpath_of(given.config_dir or "")
 
 
 def _grid(overrides: Sequence[Override], params: Mapping[str, Any], seeds: bool = False) -> list[tuple[str, ...]]:

@@ -25,8 +25,9 @@ from omegaconf.errors import OmegaConfBaseException
 from resnet_lab import supervisor
 from resnet_lab.axes import labels_in, texts_of
 from resnet_lab.command_line import begin, show
-from resnet_lab.config import check_overrides, one_line, register, words_of_trust
+from resnet_lab.config import check_overrides, register, searchpath_of, words_of_trust
 from resnet_lab.errors import UserError, one_line_of, printable
+from resnet_lab.hydra_errors import one_line
 from resnet_lab.launch import JobFailed, run_in
 from resnet_lab.processes import (
     Stopped,
@@ -51,11 +52,11 @@ register()
 class Callable(ModuleType):
     """Make this module callable: once imported, it hides the package's function of the same name."""
 
-    def __call__(self, *overrides: str) -> Any:
+    def __call__(self, *overrides: str, config_dir: str | Path = "") -> Any:
         """`resnet_lab.train`."""
         from resnet_lab import api  # imports pandas
 
-        return api.train(*overrides)
+        return api.train(*overrides, config_dir=config_dir)
 
 
 sys.modules[__name__].__class__ = Callable
@@ -164,7 +165,8 @@ def run_command() -> int:
         print(f"stopped; resume with the same command and the same sweep_dir{handed}", file=sys.stderr)
         return stopped.code
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        overrides = [*given.overrides, *searchpath_of(given.config_dir or "")]
+        print(f"error: {one_line(error, overrides)}", file=sys.stderr)
         return 1
     except Exception as error:
         if _raised_in(error) in ("hydra", "omegaconf"):  # an override that they cannot parse
