@@ -55,7 +55,7 @@ def preflight(arguments: Sequence[str], trusted: Sequence[str] = ()) -> bool:
         warn_of_unused(trusted, words)
     if not needs:
         return True
-    print(f"{time.strftime('%H:%M:%S')}  checking what the jobs need (data, weights, parts)", flush=True)
+    print(f"{time.strftime('%H:%M:%S')}  checking what the jobs need (data, networks, weights, parts)", flush=True)
     # in a separate process, as this one must not import torch
     options, multirun = [f"{OPTION}{word}" for word in sorted(words)], _read(arguments)[0].multirun
     code = run_module("resnet_lab.preflight", options, fork=multirun, text=json.dumps(sorted(needs)))
@@ -65,13 +65,12 @@ def preflight(arguments: Sequence[str], trusted: Sequence[str] = ()) -> bool:
 
 
 def _needs(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield what a job needs: parts that are not resnet_lab's, the data set, weights, and layers to freeze."""
+    """Yield what a job needs: parts that are not resnet_lab's, the data set, and the network with its weights."""
     parts = [*(job[group] for group in PROVIDED), *(part for group in BY_NAME for part in job[group].values())]
     if any(not is_ours(str(part["_target_"])) for part in parts):
         yield {"parts": job | {"seed": 0}}
     yield {"data": job["data"]}
-    model = job["model"]
-    if is_ours(model["_target_"]) and (str(model.get("pretrained", "none")) != "none" or model["freeze"]):
+    if is_ours(job["model"]["_target_"]):
         yield {"model": job["model"]}
 
 
@@ -162,7 +161,7 @@ def _values(axis: Override) -> list[str]:
     return [f"{key}={axis.get_value_element_as_str()}"]
 
 
-SWEPT: list[Path] = []  # folder of the sweep that this process has started
+SWEPT: dict[Path, list[str]] = {}  # folder of the sweep that this process has started → names of its jobs
 
 
 class ListJobs(Callback):
@@ -179,7 +178,7 @@ class ListJobs(Callback):
             excluded = hydra.job.config.override_dirname.exclude_keys
             names = [_folder_name(job, excluded, hydra.sweep.dir) for job in jobs]
             renamed = _lengthened(dict(zip(names, jobs, strict=True)), excluded, Path(hydra.sweep.dir))
-        SWEPT[:] = [Path(hydra.sweep.dir)]
+        SWEPT[Path(hydra.sweep.dir)] = names
         for launcher in OWN_LINES:  # a job prints its label instead
             logging.getLogger(launcher).setLevel(logging.WARNING)
         try:

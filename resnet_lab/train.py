@@ -133,9 +133,9 @@ def main() -> int:
         code = run_command()
     finally:
         supervisor.close()
-    for sweep_dir in SWEPT:
+    for sweep_dir, names in SWEPT.items():
         with suppress(UserError, OSError):  # the folder is empty or unreadable; an error has been printed
-            show(printable(summary(sweep_dir, words, time.monotonic() - began)))
+            show(printable(summary(sweep_dir, words, time.monotonic() - began, names)))
     return code
 
 

@@ -12,6 +12,7 @@ from conftest import TINY
 from fake_data import refusal, web, write_studies
 
 from resnet_lab import preflight as command
+from resnet_lab import sweep
 from resnet_lab.config import register
 from resnet_lab.errors import UserError
 from resnet_lab.models.resnet import resnet
@@ -76,8 +77,6 @@ def test_a_misspelled_key_stops_the_sweep(tmp_path: Path, monkeypatch: pytest.Mo
 
 def needs(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     """Set stdin to the data and weights that a command needs, as a sweep passes them to the process that checks."""
-    from resnet_lab import sweep
-
     asked = {json.dumps(need) for job in jobs_of(["-m", *arguments]) for need in sweep._needs(job)}
     monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(sorted(asked))))
 
@@ -101,6 +100,32 @@ def test_parts_that_do_not_exist_stop_the_sweep(
         assert f"no part {part} with weights" in refusal(command.command, [])
     else:
         command.command([])
+
+
+@pytest.mark.parametrize(
+    ("axes", "refused"),
+    [
+        (["model.depth=18,20"], "model.form=imagenet model.depth=20 is unknown"),
+        (["model=resnet,resnet_cifar", "model.depth=18"], "model.form=cifar model.depth=18 is unknown"),
+        (["model=resnet_cifar", "model.widths=[16,32,64],[16,32]"], "model.widths"),
+        (["model=resnet,example_cnn", "optim.lr=0.1,0.2"], ""),
+    ],
+)
+def test_networks_that_do_not_exist_stop_the_sweep(
+    axes: list[str], refused: str, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs(monkeypatch, *DATA[:1], f"data.root={photographs}", *axes)
+    if refused:
+        assert refused in refusal(command.command, [])
+    else:
+        command.command([])
+
+
+def test_each_network_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[str]()
+    monkeypatch.setattr(sweep, "run_module", lambda *_, text, **__: asked.extend(json.loads(text)) or 0)
+    assert sweep.preflight(["-m", "model.depth=18,34", "optim.lr=range(1,6)", "seed=0,1,2"])
+    assert [json.loads(need).get("model", {}).get("depth") for need in sorted(asked)] == [None, 18, 34]
 
 
 def test_weights_that_cannot_be_fetched_stop_the_sweep(
