@@ -21,9 +21,10 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from resnet_lab.axes import note_jobs
-from resnet_lab.config import check, job_name, one_line, words_of_trust
+from resnet_lab.config import check, job_name, searchpath_of, words_of_trust
 from resnet_lab.continuation import EPOCHS, epochs_by_job, goes_on_to
 from resnet_lab.errors import UserError
+from resnet_lab.hydra_errors import one_line
 from resnet_lab.processes import describe_death
 from resnet_lab.run_folder import RunFolder, list_jobs, of_logger
 from resnet_lab.schema import BY_NAME, CHOSEN, PROVIDED, conf_dir
@@ -46,6 +47,7 @@ def preflight(arguments: Sequence[str], trusted: Sequence[str] = ()) -> bool:
     Raises:
         UserError: a key is wrong.
     """
+    refuse_unknown(arguments)
     jobs, alone = jobs_of(arguments), _alone(arguments)
     needs = {json.dumps(need, sort_keys=True) for job in jobs for need in _needs(job)}
     needs |= {json.dumps(need, sort_keys=True) for job in alone for need in _needs(job) if "parts" in need}
@@ -55,7 +57,7 @@ def preflight(arguments: Sequence[str], trusted: Sequence[str] = ()) -> bool:
         warn_of_unused(trusted, words)
     if not needs:
         return True
-    print(f"{time.strftime('%H:%M:%S')}  checking what the jobs need (data, weights, parts)", flush=True)
+    print(f"{time.strftime('%H:%M:%S')}  checking what the jobs need (data, networks, weights, parts)", flush=True)
     # in a separate process, as this one must not import torch
     options, multirun = [f"{OPTION}{word}" for word in sorted(words)], _read(arguments)[0].multirun
     code = run_module("resnet_lab.preflight", options, fork=multirun, text=json.dumps(sorted(needs)))
@@ -65,13 +67,12 @@ def preflight(arguments: Sequence[str], trusted: Sequence[str] = ()) -> bool:
 
 
 def _needs(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield what a job needs: parts that are not resnet_lab's, the data set, weights, and layers to freeze."""
+    """Yield what a job needs: parts that are not resnet_lab's, the data set, and the network with its weights."""
     parts = [*(job[group] for group in PROVIDED), *(part for group in BY_NAME for part in job[group].values())]
     if any(not is_ours(str(part["_target_"])) for part in parts):
         yield {"parts": job | {"seed": 0}}
     yield {"data": job["data"]}
-    model = job["model"]
-    if is_ours(model["_target_"]) and (str(model.get("pretrained", "none")) != "none" or model["freeze"]):
+    if is_ours(job["model"]["_target_"]):
         yield {"model": job["model"]}
 
 
@@ -83,6 +84,18 @@ def _alone(arguments: Sequence[str]) -> list[dict[str, Any]]:
         return []
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return [_composed([*overrides, *searchpath])]
+
+
+def refuse_unknown(arguments: Sequence[str]) -> None:
+    """Check a configuration that the command only prints (`--cfg`, `--info`), which Hydra would accept.
+
+    Raises:
+        UserError: a key is unknown, or a value is wrong.
+    """
+    options, overrides, searchpath = _read(arguments)
+    if (options.cfg or options.info) and not options.multirun:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            check(compose("config", [*overrides, *searchpath]), unset=True)
 
 
 def jobs_of(arguments: Sequence[str]) -> list[dict[str, Any]]:
@@ -155,8 +168,7 @@ def _read(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str], list
     """Return the options (`prints`: the command only prints), the overrides, and the override for `--config-dir`."""
     given = VERBS["train"]().read(arguments)
     given.prints = bool(given.cfg or given.info or given.hydra_help)
-    searchpath = [f"hydra.searchpath=[file://{given.config_dir}]"] if given.config_dir else []
-    return given, given.overrides, searchpath
+    return given, given.overrides, searchpath_of(given.config_dir or "")
 
 
 def _grid(overrides: Sequence[Override], params: Mapping[str, Any], seeds: bool = False) -> list[tuple[str, ...]]:
@@ -183,7 +195,7 @@ def _values(axis: Override) -> list[str]:
     return [f"{key}={axis.get_value_element_as_str()}"]
 
 
-SWEPT: list[Path] = []  # folder of the sweep that this process has started
+SWEPT: dict[Path, list[str]] = {}  # folder of the sweep that this process has started → names of its jobs
 
 
 class ListJobs(Callback):
@@ -205,7 +217,7 @@ class ListJobs(Callback):
             excluded = hydra.job.config.override_dirname.exclude_keys
             names = [_folder_name(job, excluded, hydra.sweep.dir) for job in jobs]
             renamed = _lengthened(dict(zip(names, jobs, strict=True)), excluded, Path(hydra.sweep.dir))
-        SWEPT[:] = [Path(hydra.sweep.dir)]
+        SWEPT[Path(hydra.sweep.dir)] = names
         for launcher in OWN_LINES:  # a job prints its label instead
             logging.getLogger(launcher).setLevel(logging.WARNING)
         try:

@@ -142,6 +142,32 @@ def test_parts_that_do_not_exist_stop_the_sweep(
         command.command([])
 
 
+@pytest.mark.parametrize(
+    ("axes", "refused"),
+    [
+        (["model.depth=18,20"], "model.form=imagenet model.depth=20 is unknown"),
+        (["model=resnet,resnet_cifar", "model.depth=18"], "model.form=cifar model.depth=18 is unknown"),
+        (["model=resnet_cifar", "model.widths=[16,32,64],[16,32]"], "model.widths"),
+        (["model=resnet,example_cnn", "optim.lr=0.1,0.2"], ""),
+    ],
+)
+def test_networks_that_do_not_exist_stop_the_sweep(
+    axes: list[str], refused: str, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs(monkeypatch, *DATA[:1], f"data.root={photographs}", *axes)
+    if refused:
+        assert refused in refusal(command.command, [])
+    else:
+        command.command([])
+
+
+def test_each_network_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[str]()
+    monkeypatch.setattr(sweep, "run_module", lambda *_, text, **__: asked.extend(json.loads(text)) or 0)
+    assert sweep.preflight(["-m", "model.depth=18,34", "optim.lr=range(1,6)", "seed=0,1,2"])
+    assert [json.loads(need).get("model", {}).get("depth") for need in sorted(asked)] == [None, 18, 34]
+
+
 def test_weights_that_cannot_be_fetched_stop_the_sweep(
     photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
