@@ -182,7 +182,7 @@ def test_folders_are_matched_to_classes_by_name(trained: RunFolder, tmp_path: Pa
 
 def test_an_unwritable_output_is_refused_first(trained: RunFolder, photographs: Path, tmp_path: Path) -> None:
     assert "is a folder" in refusal(predict.command, [str(trained.path), str(photographs), f"out={tmp_path}"])
-    assert "data/foo" in refusal(evaluate.command, [str(trained.path), "data=foo"])
+    assert "data=foo" in refusal(evaluate.command, [str(trained.path), "data=foo"])
     assert "trainer.devices=abc" in refusal(evaluate.command, [str(trained.path), "trainer.devices=abc"])
 
 
