@@ -55,7 +55,11 @@ def command(words: list[str]) -> None:
     elif verb == "--version":
         show(version())
     elif verb in VERBS:
-        VERBS[verb]().read(others)  # what is wrong here shows before anything heavy is imported
+        given = VERBS[verb]().read(others)  # what is wrong here shows before anything heavy is imported
+        if verb in ("evaluate", "predict"):
+            from resnet_lab import inputs  # imports numpy
+
+            (inputs.check_evaluate if verb == "evaluate" else inputs.check_predict)(given)
         if verb in SLOW and is_terminal():
             show(f"{time.strftime('%H:%M:%S')}  loading the program")
         os.execv(sys.executable, [sys.executable, "-m", f"resnet_lab.{verb}", *others])

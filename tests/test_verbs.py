@@ -177,12 +177,20 @@ def test_an_unknown_verb_is_one_line_with_exit_code_2(
     assert "no verb 'tarin'; did you mean train?" in line
 
 
-def test_a_verb_replaces_the_process_once_its_words_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_verb_replaces_the_process_once_its_words_are_understood(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     started = []
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("os.execv", lambda _, command: started.append(command[1:]))
-    lab.command(["evaluate", "run", "split=val"])
+    (tmp_path / "best.ckpt").touch()
+    lab.command(["evaluate", "best.ckpt", "split=val"])
     assert "missing" in refusal(lab.command, ["evaluate"])
-    assert started == [["-m", "resnet_lab.evaluate", "run", "split=val"]]
+    assert "run: no such file" in refusal(lab.command, ["evaluate", "run"])
+    assert "eyes does not exist" in refusal(lab.command, ["predict", "best.ckpt", "eyes"])
+    (tmp_path / "predictions.csv").touch()
+    assert "out=predictions.csv exists" in refusal(lab.command, ["predict", "best.ckpt", "."])
+    assert started == [["-m", "resnet_lab.evaluate", "best.ckpt", "split=val"]]
 
 
 def test_the_help_of_train_has_groups_and_defaults() -> None:
