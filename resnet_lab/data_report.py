@@ -47,6 +47,7 @@ class DataSummary:
     mean_and_std: tuple[list[float], list[float]] | None  # (3,), of the training images in [0, 1]; None without any
     recipe: Mapping[str, Any]
     patients: Patients = EACH_IMAGE  # how they were found
+    merged: str = ""  # patients that share identical photographs
     split_problem: str = ""  # why the configured splits cannot be cut
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import unicodedata
+from collections.abc import Sequence
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # error codes of a full disk
 
@@ -11,6 +12,17 @@ class UserError(Exception):
 
     The command line prints the message alone; any other exception is a defect and shows its traceback.
     """
+
+
+def refuse(faults: Sequence[str]) -> None:
+    """Refuse input with faults, one text each, in a single message; nothing if there are none.
+
+    Raises:
+        UserError: there are faults.
+    """
+    if faults:
+        numbers = [f"({number}) " for number in range(1, len(faults) + 1)] if len(faults) > 1 else [""]
+        raise UserError("; ".join(f"{number}{fault}" for number, fault in zip(numbers, faults, strict=True)))
 
 
 def printable(text: str) -> str:

@@ -33,6 +33,7 @@ def run_in(
     trusted: Sequence[str],
     sweep: bool = False,
     local: bool = False,
+    config_dir: str = "",
 ) -> None:
     """Create a run folder unless it exists, and run its job unless it is done.
 
@@ -43,6 +44,7 @@ def run_in(
         trusted: trusted names and packages (see `resnet_lab.trust`).
         sweep: whether the job is part of a sweep.
         local: whether the sweep runs on this machine; its jobs are forked then (see `resnet_lab.supervisor`).
+        config_dir: folder that `--config-dir` named.
 
     Raises:
         Busy: another process uses the folder.
@@ -50,7 +52,7 @@ def run_in(
     """
     check(config)
     _refuse_mixture(run, sweep)
-    create_run(run, config, overrides)
+    create_run(run, config, overrides, config_dir)
     if config.start and _may_start(run, config.on_failed, sweep):
         start(run, trusted, local and forks(run.read_config()["trainer"]))
 
@@ -67,13 +69,14 @@ def _refuse_mixture(run: RunFolder, sweep: bool) -> None:
         raise UserError(f"{run.path} contains a sweep; choose another sweep_dir for a single run")
 
 
-def create_run(run: RunFolder, config: DictConfig, overrides: Sequence[str] = ()) -> None:
+def create_run(run: RunFolder, config: DictConfig, overrides: Sequence[str] = (), config_dir: str = "") -> None:
     """Write the resolved configuration and the first status, unless the folder already has this configuration.
 
     Args:
         run: run folder.
         config: composed and checked configuration.
         overrides: overrides of the command line.
+        config_dir: folder that `--config-dir` named.
 
     Raises:
         UserError: the folder contains a different configuration, or cannot be written.
@@ -97,7 +100,10 @@ def create_run(run: RunFolder, config: DictConfig, overrides: Sequence[str] = ()
         run.path.mkdir(parents=True, exist_ok=True)
         with run.lock(PATIENCE):  # rewritten, as paths and bookkeeping keys may have changed
             run.write_config(plain)
-            run.update_status(**(changes if run.status_file.is_file() else first), overrides=list(overrides))
+            changes = changes if run.status_file.is_file() else first
+            if config_dir:
+                changes |= {"config_dir": config_dir}
+            run.update_status(**changes, overrides=list(overrides))
     except OSError as error:
         raise UserError(one_line(error)) from error
 
@@ -193,7 +199,7 @@ def start(run: RunFolder, trusted: Sequence[str] = (), fork: bool = False) -> No
         Busy: another process is running the job.
         UserError: the job exited without an error message, or was stopped.
     """
-    starts = run.read_status().get("starts", 0)
+    starts = _starts_of_idle(run)
     words = [f"{OPTION}{word}" for word in trusted]
     by_hand = " ".join(["python -m resnet_lab.job", str(run.path), *words])
     code = run_module("resnet_lab.job", [str(run.path), str(starts), *words], fork)
@@ -210,3 +216,17 @@ def start(run: RunFolder, trusted: Sequence[str] = (), fork: bool = False) -> No
             raise JobFailed(status["error"])
         run.update_status(state="failed", error=describe_death(code))
     raise UserError(f"{describe_death(code)}; resume with {by_hand}")
+
+
+def _starts_of_idle(run: RunFolder) -> int:
+    """Return how often the job has been started, if no other process runs it.
+
+    Raises:
+        Busy: another process runs the job, or ended it while this one looked.
+    """
+    before, locked, after = run.read_status(), run.is_locked(), run.read_status()
+    changed = any(before.get(key) != after.get(key) for key in ("state", "starts"))
+    if changed or (locked and after["state"] == "running"):
+        raise Busy(f"{run.path}: another process is running this job")
+    starts: int = after.get("starts", 0)
+    return starts

@@ -52,6 +52,8 @@ def write_predictions(
 ) -> None:
     """Write `image,patient,target,prediction,p_0…p_{K-1}`; `patient` and `target` only if `rows` has them.
 
+    An image without a patient has its name in both columns, even if its path identified it among several data splits.
+
     Args:
         file: CSV to write.
         rows: N rows in the order of the predictions.
@@ -65,6 +67,10 @@ def write_predictions(
     refuse_undefined(rows, probabilities)
     known = [column for column in ("image", "patient", "target") if column in rows]
     names = rows[known].reset_index(drop=True)
+    if {"patient", "path"} <= {*rows}:
+        cells = zip(rows["image"], rows["patient"], rows["path"], strict=True)
+        own = {patient: image for image, patient, path in cells if path.endswith(f"/{patient}")}
+        names["patient"] = names["patient"].map(lambda patient: own.get(patient, patient))
     table = (names if exact else for_spreadsheets(names)).assign(prediction=classes)
     columns = pd.DataFrame(probabilities, columns=[f"p_{k}" for k in range(probabilities.shape[1])])
     text = pd.concat([table, columns], axis=1).to_csv(index=False, float_format="%.8g")

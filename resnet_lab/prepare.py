@@ -22,7 +22,7 @@ from resnet_lab.data.duplicates import SIDE, VERSION, find_duplicates, near_pair
 from resnet_lab.data.image_data import ImageData
 from resnet_lab.data.prepared import PreparedSet, prepare, read_prepared
 from resnet_lab.data.progress import with_progress
-from resnet_lab.data.splits import join_patients, leaking
+from resnet_lab.data.splits import join_patients, leaking, merged_patients
 from resnet_lab.data_report import DataSummary, write_data_report
 from resnet_lab.errors import UserError, count
 from resnet_lab.files import write_atomically
@@ -124,6 +124,7 @@ def command(arguments: list[str]) -> None:
         recipe=asdict(target.recipe),
         split_problem=problem,
         patients=data.patients,
+        merged=merged_patients(rows["patient"], facts["patient"]),
     )
     for finding in write_data_report(out, facts, duplicates, summary):
         log.warning("%s: %s", finding.kind, finding.text)

@@ -42,6 +42,7 @@ IMPORTS = (
 # variables that take effect on import: a job with other values needs a new process
 ON_IMPORT = ("OMP_", "MKL_", "KMP_", "OPENBLAS_", "CUDA_", "LD_", "PYTHON", "PYTORCH_", "TORCH_", "MPL")
 RANKS = ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID", "WORLD_SIZE", "RANK", "LOCAL_RANK")  # of jobs with several processes
+PROGRAM = "resnet_lab.supervisor"
 POLL = 0.02  # seconds between two looks at a forked process
 
 
@@ -52,7 +53,7 @@ class Supervisor:
         self._socket, theirs = socket.socketpair()
         self._answers: TextIO = self._socket.makefile("r")
         self._environment = _on_import(os.environ)
-        command = [sys.executable, "-m", "resnet_lab.supervisor", str(theirs.fileno())]
+        command = [sys.executable, "-m", PROGRAM, str(theirs.fileno())]
         # in a new session, so that Ctrl-C reaches only this process
         self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], start_new_session=True)
         theirs.close()
@@ -252,8 +253,14 @@ def _end(code: int) -> NoReturn:
     os._exit(code)
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """Serve the command whose socket is the first argument, and return the exit code."""
     try:
         serve(socket.socket(fileno=int(sys.argv[1])))
     except Stopped as stopped:
-        sys.exit(stopped.code)
+        return stopped.code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

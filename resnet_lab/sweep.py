@@ -8,15 +8,17 @@ import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
+from omegaconf.errors import OmegaConfBaseException
 
 from resnet_lab.axes import note_jobs
 from resnet_lab.config import check, job_name, searchpath_of, words_of_trust
@@ -25,7 +27,7 @@ from resnet_lab.errors import UserError
 from resnet_lab.hydra_errors import one_line
 from resnet_lab.processes import describe_death
 from resnet_lab.run_folder import RunFolder, list_jobs, of_logger
-from resnet_lab.schema import BY_NAME, PROVIDED, conf_dir
+from resnet_lab.schema import BY_NAME, CHOSEN, PROVIDED, conf_dir
 from resnet_lab.signatures import is_ours
 from resnet_lab.supervisor import run_module
 from resnet_lab.trust import OPTION, warn_of_unused
@@ -114,7 +116,39 @@ def jobs_of(arguments: Sequence[str]) -> list[dict[str, Any]]:
         if base.hydra.runtime.choices["hydra/sweeper"] != "basic":
             return []
         _refuse_nameless(parsed, base.hydra)
-        return [_composed([*job, *searchpath]) for job in _grid(parsed, base.hydra.sweeper.params or {})]
+        return list(_compositions(_grid(parsed, base.hydra.sweeper.params or {}), searchpath))
+
+
+def _compositions(jobs: Sequence[Sequence[str]], searchpath: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield the configuration of each job of a grid.
+
+    Hydra composes once for each choice of groups, which takes 0.15 s. The other overrides are set in what it returned,
+    as Hydra does, too, after it has merged the groups.
+    """
+    parse = cache(OverridesParser.create().parse_override)
+    composed = dict[tuple[str, ...], DictConfig]()
+    for job in jobs:
+        axes = [parse(text) for text in job]
+        if not all(axis.type == OverrideType.CHANGE and not isinstance(axis.value(), dict) for axis in axes):
+            yield _composed([*job, *searchpath])
+            continue
+        groups = tuple(text for text, axis in zip(job, axes, strict=True) if _is_of_groups(axis))
+        if groups not in composed:
+            composed[groups] = compose("config", [*groups, *searchpath])
+        config = composed[groups]
+        try:
+            for axis in axes:
+                if not _is_of_groups(axis):
+                    OmegaConf.update(config, axis.key_or_group, axis.value(), merge=True)
+        except OmegaConfBaseException:
+            yield _composed([*job, *searchpath])  # whose error names the key
+            continue
+        yield _checked(config)
+
+
+def _is_of_groups(axis: Override) -> bool:
+    """Return whether an override chooses a file of a group, or configures Hydra."""
+    return axis.key_or_group in CHOSEN or axis.key_or_group.partition(".")[0].partition("/")[0] == "hydra"
 
 
 def _refuse_nameless(overrides: Sequence[Override], hydra: DictConfig) -> None:
@@ -145,12 +179,12 @@ def _grid(overrides: Sequence[Override], params: Mapping[str, Any], seeds: bool 
         params: axes of the experiment (`hydra.sweeper.params`).
         seeds: whether `seed` is an axis; if not, it is left out.
     """
-    given = {override.get_key_element() for override in overrides}
-    own = [f"{key}={value}" for key, value in params.items() if key not in given]
-    axes = [*OverridesParser.create().parse_overrides(own), *overrides]
+    own = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
+    # in Hydra's order: the last override of a key wins, at the place of the first
+    by_key = {axis.get_key_element(): axis for axis in [*own, *overrides]}
+    axes = by_key.values()
     if any(axis.is_sweep_override() and not (axis.is_choice_sweep() or axis.is_range_sweep()) for axis in axes):
         return []
-    by_key = {axis.get_key_element(): axis for axis in axes}  # the last override of a key wins
     return list(product(*(_values(axis) for key, axis in by_key.items() if seeds or key != "seed")))
 
 
@@ -172,7 +206,12 @@ class ListJobs(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         hydra, jobs, names, renamed = config.hydra, [], list[str](), list[str]()
-        if hydra.runtime.choices["hydra/sweeper"] == "basic":
+        choices = hydra.runtime.choices
+        if choices["hydra/sweeper"] == choices["hydra/launcher"] == "basic" and hydra.sweeper.max_batch_size is None:
+            # otherwise Hydra composes all jobs again, which `jobs_of` has checked, before it starts the first
+            with read_write(hydra.sweeper):
+                hydra.sweeper.max_batch_size = 1
+        if choices["hydra/sweeper"] == "basic":
             overrides = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
             jobs = _grid(overrides, hydra.sweeper.params or {}, seeds=True)
             excluded = hydra.job.config.override_dirname.exclude_keys
@@ -235,7 +274,10 @@ def _folder_name(job: Sequence[str], excluded: Sequence[str], sweep_dir: str) ->
 
 
 def _composed(overrides: Sequence[str]) -> dict[str, Any]:
-    config = compose("config", list(overrides))
+    return _checked(compose("config", list(overrides)))
+
+
+def _checked(config: DictConfig) -> dict[str, Any]:
     check(config)
     plain: Any = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
     return dict(plain)

@@ -44,7 +44,7 @@ from resnet_lab.verbs import VERBS
 
 LAUNCHERS = ("joblib", "submitit")  # an error from these packages means that a worker died
 LOCAL_LAUNCHERS = ("basic", "joblib")
-FAILED: list[RunFolder] = []  # the single run of this process, if it failed
+FAILED: list[RunFolder] = []  # runs that this process has started, and that failed
 
 register()
 
@@ -67,17 +67,20 @@ def train(config: DictConfig) -> float | None:
     """Run one job; return the best value of the monitored metric to Hydra's sweepers, or NaN if there is none.
 
     Raises:
-        UserError: a job of a sweep failed. Hydra runs the others and exits with code 1.
+        UserError: a job failed in a process of a launcher; Hydra runs the others and exits with code 1.
     """
     stop_with_command()
     hydra_config = HydraConfig.get()
     run, sweep = RunFolder(Path(hydra_config.runtime.output_dir)), hydra_config.mode == RunMode.MULTIRUN
+    launcher, sweeper = (hydra_config.runtime.choices[f"hydra/{each}"] for each in ("launcher", "sweeper"))
+    one_by_one = sweep and launcher == sweeper == "basic"  # Hydra would not start the jobs after one that raises
     try:
         plain: Any = OmegaConf.to_container(config, resolve=True)
         if sweep:
             print_label(run, plain["labels"])
-        local = sweep and hydra_config.runtime.choices["hydra/launcher"] in LOCAL_LAUNCHERS
-        run_in(run, config, list(hydra_config.overrides.task), words_of_trust(plain), sweep, local)
+        local = sweep and launcher in LOCAL_LAUNCHERS
+        config_dir = config_dir_of(hydra_config)
+        run_in(run, config, list(hydra_config.overrides.task), words_of_trust(plain), sweep, local, config_dir)
     except Busy as busy:
         if not sweep:
             FAILED.append(run)
@@ -87,12 +90,27 @@ def train(config: DictConfig) -> float | None:
         # printed now, as Hydra shows only the first failed job, at the end
         if not isinstance(error, JobFailed):
             print(f"error: {f'{run.path.name}: ' if sweep else ''}{one_line_of(error)}", file=sys.stderr, flush=True)
-        if sweep:
+        if sweep and not one_by_one:
             raise
+        FAILED.append(run)
+        return math.nan
+    except Exception:
+        if not one_by_one:
+            raise
+        traceback.print_exc()
         FAILED.append(run)
         return math.nan
     best = run.read_status().get("best_value")
     return math.nan if best is None else best
+
+
+def config_dir_of(hydra_config: Any) -> str:
+    """Return the folder of `--config-dir`, relative to the working folder if it is below; empty without the option."""
+    named = [source.path for source in hydra_config.runtime.config_sources if source.provider == "command-line"]
+    if not named:
+        return ""
+    path, here = Path(named[0]), Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def print_label(run: RunFolder, labels: dict[str, Any]) -> None:

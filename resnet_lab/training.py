@@ -337,6 +337,7 @@ def describe(run: RunFolder, trainer: Trainer, datamodule: DataModule, module: C
         "decision": module.loss.decision,
         "class_counts": datamodule.class_counts,
         **datamodule.dropped,
+        "label_conflicts": datamodule.label_conflicts,
         "patients": datamodule.patients,
         "parameters": parameters,
         "trainable_parameters": trainable,

@@ -3,7 +3,7 @@
 import pytest
 from fake_runs import write_run
 
-from resnet_lab.report.costs import cost_cells, costs_of
+from resnet_lab.report.costs import cost_cells, costs_of, started_differently
 from resnet_lab.report.figures import picture
 from resnet_lab.report.groups import tables_of
 from resnet_lab.report.runs import read_run
@@ -32,6 +32,15 @@ def test_missing_costs_are_left_out_and_costs_that_all_share_are_not_drawn(tmp_p
     assert "peak memory, MB" not in costs_of(table)[0].resources
     labels = [axes.get_xlabel() for axes in picture("cost", table).shown[0].wide.axes if axes.get_visible()]
     assert labels == ["parameters, M"]
+
+
+def test_jobs_that_started_in_two_ways_are_not_compared_by_what_a_process_uses(tmp_path):
+    write_run(tmp_path / "a", 18, started_by="fork", core_seconds=90)
+    write_run(tmp_path / "b", 50, started_by="fork", core_seconds=95)
+    assert {"core seconds", "peak memory, MB"} <= costs_of(table_of(tmp_path))[0].resources.keys()
+    write_run(tmp_path / "c", 34, core_seconds=100)
+    assert started_differently(table_of(tmp_path))
+    assert not {"core seconds", "peak memory, MB"} & costs_of(table_of(tmp_path))[0].resources.keys()
 
 
 def test_a_report_without_results_has_no_costs(tmp_path):

@@ -106,18 +106,18 @@ def test_rfmid_needs_the_column_and_its_classes(root):
 
 
 def test_ddr_needs_the_rule_for_ungradable_photographs(root):
-    for split, n in (("train", 18), ("valid", 6), ("test", 6)):
+    for split, n in (("train", 22), ("valid", 11), ("test", 11)):
         names = [f"007-{k + 1000 * n + 100 * len(split)}-100" for k in range(n)]
         write_photographs(root / split, names, ".jpg")
-        write(root / f"{split}.txt", "", [f"{name}.jpg {k % 6}" for k, name in enumerate(names)])
+        write(root / f"{split}.txt", "", [f"{name}.jpg {5 if k % 11 == 5 else k % 5}" for k, name in enumerate(names)])
     message = refusal(retinopathy(root).read_table)
-    assert "label '5' of image row 6 (and 2 more rows): labels run from 0 to 4" in message
+    assert "label '5' in line 6 (image 007-22" in message
     assert "train.txt" in message
     found, data = read(root, on_bad_label="drop")
-    assert {split: len(rows) for split, rows in found.items()} == {"train": 15, "val": 5, "test": 5}
-    assert found["train"]["007-18502-100.jpg"] == (2, "train/007-18502-100.jpg")
-    assert data.bad_labels == 5
-    assert data.table()[1]["skipped_labels"] == 5
+    assert {split: len(rows) for split, rows in found.items()} == {"train": 20, "val": 10, "test": 10}
+    assert found["train"]["007-22502-100.jpg"] == (2, "train/007-22502-100.jpg")
+    assert data.bad_labels == 4
+    assert data.table()[1]["skipped_labels"] == 4
 
 
 def test_messidor_2_needs_the_rule_for_ungradable_photographs(root, caplog):
@@ -128,7 +128,7 @@ def test_messidor_2_needs_the_rule_for_ungradable_photographs(root, caplog):
             for k, name in enumerate(names)]  # fmt: skip
     head = "image_id,adjudicated_dr_grade,adjudicated_dme,adjudicated_gradable"
     write(root / "messidor_data.csv", head, rows)
-    assert "label '' of image row 4" in refusal(retinopathy(root).read_table)
+    assert "label '' in line 5 (image 20051020_43811_0100_PP.png)" in refusal(retinopathy(root).read_table)
     with caplog.at_level(logging.INFO):
         found, data = read(root, on_bad_label="drop")
     assert found["train"]["IM000002.JPG"] == (3, "IMAGES/IM000002.jpg")
@@ -299,7 +299,7 @@ def test_eyes_are_read_by_od_and_os_and_need_equal_labels_without_a_side(root):
     pictures(root, "images/1_OD.jpg", "images/1_OS.jpg", "images/x.jpg", "images/y.jpg")
     rows = ["1_OD,0,4", "1_OS,0,4", "x,2,2", "y,1,3"]
     write(root / "train.csv", "image_id,left_eye_DR_Level,right_eye_DR_Level", rows)
-    assert "label '' of image row 4" in refusal(retinopathy(root).read_table)
+    assert "label '' in line 5 (image y)" in refusal(retinopathy(root).read_table)
     found = read(root, on_bad_label="drop")[0]["train"]
     assert {name: target for name, (target, _) in found.items()} == {"1_OD": 4, "1_OS": 0, "x": 2}
 
@@ -341,8 +341,9 @@ def test_photographs_in_the_cache_are_not_found(root):
 
 def test_rows_without_a_valid_label_need_neither_name_nor_patient(root):
     pictures(root, "images/a.jpg", "images/b.jpg")
-    write(root / "train.csv", "image,level,patient", ["a,0,p", "b,1,q", "a,9,p", "b.jpg,,", ",7,r", "../c,8,s", "b,x,"])
+    write(root / "train.csv", "image,level,patient", ["a,0,p", "b,1,q", "a,u,p", "b.jpg,,", ",v,r", "../c,w,s", "b,x,"])
     found, data = read(root, on_bad_label="drop", patient_column="patient")
     assert found == {"train": {"a": (0, "images/a.jpg"), "b": (1, "images/b.jpg")}}
     assert data.bad_labels == 5
-    assert "label '9' of image row 3 (and 4 more rows)" in refusal(retinopathy(root).read_table)
+    message = refusal(retinopathy(root).read_table)
+    assert "label 'u' in line 4 (image a), '' in line 5 (image b.jpg), 'v' in line 6, … (5 rows)" in message

@@ -36,6 +36,14 @@ def test_faults_come_first(tmp_path):
     assert set(faults) == {True, False}
 
 
+def test_notes_on_the_images_are_findings(tmp_path):
+    write_run(tmp_path / "a", label_conflicts=2, skipped_labels=1, skipped_images=3)
+    notes = found(tmp_path)
+    assert notes["conflicting labels"] == "2 images have an identical copy with another label (1 of 1 run)"
+    assert notes["skipped labels"] == "1 row has no valid label (1 of 1 run)"
+    assert notes["skipped images"] == "3 images could not be read (1 of 1 run)"
+
+
 def test_a_copied_run_is_suspicious_and_two_collapsed_ones_are_not(tmp_path):
     write_run(tmp_path / "a", 18)
     shutil.copytree(tmp_path / "a", tmp_path / "b")

@@ -12,7 +12,7 @@ from resnet_lab.data.labels import BAD, Grades, parse, read_labels, read_pair
 from resnet_lab.data.listing import find_images, refuse_undecodable
 from resnet_lab.data.patients import add_patients
 from resnet_lab.data.splits import class_counts, cut_split
-from resnet_lab.errors import UserError
+from resnet_lab.errors import UserError, refuse
 
 EYES = r"(.+)_(?:left|right)"
 
@@ -86,13 +86,13 @@ def test_pair_of_unequal_length(file, images, labels, seen):
 def test_blank_line_in_a_pair_does_not_shift_the_rows(file):
     images, labels = file("a\nb\n\nc\n", "train_img.csv"), file("0\n\n1\n2\n", "train_label.csv")
     message = refusal(parse, read_pair(images, labels, GRADES), images, labels, GRADES)
-    assert f"{labels}: label '' of image row 2: labels must be whole numbers" in message
+    assert f"{labels}: label '' in line 2 (image b): labels must be whole numbers" in message
 
 
 @pytest.mark.parametrize("first", ["1.5", "-", ""])
 def test_a_bad_first_label_of_a_pair_is_not_a_header(file, first):
     images, labels = file("a\nb\nc\n", "train_img.csv"), file(f'"{first}"\n1\n2\n', "train_label.csv")
-    assert "image row 1" in refusal(parse, read_pair(images, labels, GRADES), images, labels, GRADES)
+    assert " in line 1 (image a)" in refusal(parse, read_pair(images, labels, GRADES), images, labels, GRADES)
 
 
 @pytest.mark.parametrize("text", ["", "\n", "  \n\n"])
@@ -154,23 +154,68 @@ def test_missing_column(file, columns, seen):
         ("99999999999999999999", "'99999999999999999999'", "labels run from 0 to 4"),
     ],
 )
-def test_bad_label_is_named_by_its_row_of_images(file, header, cell, seen, rule):
+def test_bad_label_is_named_by_its_line_and_image(file, header, cell, seen, rule):
     path = file(f"{header}a,0\nb,4\nc,{cell}\nd,1\n")
     message = refusal(parse_file, path)
-    assert message.startswith(f"{path}: label {seen} of image row 3: {rule}")
+    assert message.startswith(f"{path}: label {seen} in line {4 if header else 3} (image c): {rule}")
     assert "data.on_bad_label=drop" in message
 
 
 def test_more_bad_labels_are_counted(file):
-    message = refusal(parse_file, file("a,0\nb,7\nc,8\nd,9\n"))
-    assert "label '7' of image row 2 (and 2 more rows)" in message
+    message = refusal(parse_file, file("\nsep=,\na,0\nb,7\n\nc,8\nd,9\ne,6\n"))
+    shown = "label '7' in line 4 (image b), '8' in line 6 (image c), '9' in line 7 (image d), … (4 rows): labels run"
+    assert shown in message
+
+
+def test_all_kinds_of_bad_rows_are_in_one_error(file, tmp_path):
+    path = file("image,level\na,0\nb,\nc,9\n../d,1\na,2\ne,x\nf,1\n")
+    faults = []
+    table = parse(read_labels(path, None, None, GRADES), path, path, GRADES, faults=faults)
+    assert [fault.removeprefix(f"{path}: ").split(": ")[0] for fault in faults] == [
+        "label '' in line 3 (image b), 'x' in line 7 (image e) (2 rows)",
+        "label '9' in line 4 (image c)",
+        "image '../d' in line 5",
+        "image 'a' in line 6",
+    ]
+    assert table["target"].tolist() == [0, BAD, BAD, BAD, 2, BAD, 1]
+    (tmp_path / "a.jpeg").touch()
+    find_images(table, [tmp_path], [], (tmp_path, tmp_path), "train", faults=faults)
+    assert faults[4].startswith(f"{tmp_path}: 1 of 7 listed images is missing (f)")
+    message = refusal(refuse, faults)
+    assert [f"({number}) {path}" in message for number in range(1, 5)] == [True] * 4
+    assert "(5) " in message
+
+
+@pytest.mark.parametrize(
+    ("grades", "rejected"),
+    [
+        (Grades(["a", "b"]), "'2': 2, '4': 1"),
+        (Grades(["b", "c", "d", "e"], first=1), "'0': 3"),
+        (Grades(["a", "b"], {"0": 0, "1": 1}), ""),  # the user named the valid labels
+    ],
+)
+def test_too_many_numbers_out_of_range_mean_a_wrong_key(file, caplog, grades, rejected):
+    path = file("image,level\n" + "".join(f"{n},{label}\n" for n, label in enumerate([0, 0, 0, 1, 1, 2, 2, 4, ""])))
+    if rejected:
+        message = refusal(lambda: parse_file(path, grades, drop=True))
+        assert f"3 of 9 rows have a label out of range ({rejected})" in message
+        assert "correct data.first_label" in message
+    else:
+        parse_file(path, grades, drop=True)
+        assert "left out 4 rows without a valid label ('2': 2, '4': 1, empty: 1)" in caplog.text
+
+
+def test_few_numbers_out_of_range_are_left_out(file, caplog):
+    path = file("image,level\n" + "".join(f"{n},{n % 5}\n" for n in range(19)) + "x,9\ny,\nz,\n")
+    assert parse_file(path, drop=True)["target"].tolist()[-3:] == [BAD] * 3
+    assert "left out 3 rows without a valid label (empty: 2, '9': 1)" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["../a", "x/../../a", "/etc/a", ""])
 def test_names_stay_inside_the_folder(file, name):
     images, labels = file(f'ok\n"{name}"\n', "train_img.csv"), file("0\n1\n", "train_label.csv")
     message = refusal(parse, read_pair(images, labels, GRADES), images, labels, GRADES)
-    assert message.startswith(f"{images}: image {name!r} of image row 2: names must be relative paths")
+    assert message.startswith(f"{images}: image {name!r} in line 2: names must be relative paths")
 
 
 def test_names_may_contain_dots_and_folders(file):
@@ -178,7 +223,7 @@ def test_names_may_contain_dots_and_folders(file):
 
 
 def test_repeated_name(file):
-    assert "image 'b' of image row 4: image names must not repeat" in refusal(parse_file, file("a,0\nb,1\nc,1\nb,1\n"))
+    assert "image 'b' in line 4: image names must not repeat" in refusal(parse_file, file("a,0\nb,1\nc,1\nb,1\n"))
 
 
 @pytest.mark.slow
@@ -248,8 +293,11 @@ def test_labels_may_use_a_mapping_or_start_at_another_number(file, grades, given
 def test_invalid_labels_are_refused_or_dropped(file, grades, label, rule):
     first = "none" if grades.labels else str(grades.first)
     path = file(f"image,level\nx,{first}\ny,{label}\nz,\n")
-    assert f"label {label!r} of image row 2 (and 1 more row): {rule}" in refusal(parse_file, path, grades)
-    assert parse_file(path, grades, drop=True)["target"].tolist() == [0, BAD, BAD]
+    message = refusal(parse_file, path, grades)
+    assert f"label {label!r} in line 3 (image y)" in message
+    assert f": {rule}" in message
+    path.write_text(path.read_text() + "".join(f"v{n},{first}\n" for n in range(10)))
+    assert parse_file(path, grades, drop=True)["target"].tolist() == [0, BAD, BAD, *[0] * 10]
     none = file(f"image,level\ny,{label}\n")
     with pytest.raises(UserError, match="no row has a valid label"):
         parse_file(none, grades, drop=True)
@@ -270,10 +318,15 @@ def test_invalid_labels_are_refused_or_dropped(file, grades, label, rule):
 def test_grades_from_1_on_are_reported(file, caplog, grades, given, said):
     path = file("image,level\n" + "".join(f"{n},{label}\n" for n, label in enumerate(given.split(","))))
     hint = "no label is 0; set data.first_label=1 if classes run from 1 to 2"
-    parse_file(path, grades, drop=True)
+    messages = []
+    for drop in (True, False):
+        try:
+            parse_file(path, grades, drop=drop)
+        except UserError as error:
+            messages.append(str(error))
     assert (hint in caplog.text) is said
-    if said:
-        assert hint in refusal(parse_file, path, grades)
+    assert all((hint in message) is said for message in messages)
+    assert len(messages) == 2 or not said
 
 
 def test_a_mapping_to_an_unknown_class_is_refused():
@@ -312,6 +365,10 @@ def test_missing_images_are_counted_and_named(tmp_path):
     message = refusal(located, pd.DataFrame({"image": ["a", "sub/b", "c", "d", "e"]}), tmp_path)
     assert message.startswith(f"{tmp_path}: 4 of 5 listed images are missing (a, sub/b, d, …)")
     assert "check data.root, and data.images" in message
+    assert "on_bad_image" not in message  # most are missing: the folder is wrong
+    assert refusal(located, pd.DataFrame({"image": ["a", "c"]}), tmp_path).endswith(
+        "or set data.on_bad_image=drop to leave such rows out"
+    )
     assert "(a)" in refusal(located, pd.DataFrame({"image": ["a", "c"]}), tmp_path)
 
 

@@ -30,7 +30,7 @@ LAUNCHERS = {
 # every Python process runs this; only jobs are changed
 PATCH = """
 import sys
-if "resnet_lab.job" in sys.orig_argv:
+if {{"resnet_lab.job", "resnet_lab.supervisor"}} & {{*sys.orig_argv}}:
     import hashlib, os, pathlib
     from resnet_lab.module import Classifier
     {body}
@@ -104,7 +104,8 @@ def jobs_alive(folder: Path) -> list[int]:
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             command = (process / "cmdline").read_bytes()
-            ours = b"resnet_lab.job" in command or b"forkserver" in command  # which starts loader workers
+            names = (b"resnet_lab.job", b"resnet_lab.supervisor", b"forkserver")  # the last one starts loader workers
+            ours = any(name in command for name in names)
             if ours and (process / "cwd").readlink() == folder:
                 alive.append(int(process.name))
     return alive

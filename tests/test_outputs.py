@@ -116,3 +116,15 @@ def test_the_baseline_is_the_training_majority_by_name() -> None:
     long = score_table(metrics, {"val": [1, 9]}, [1, 2], ["a", "b" * 99])
     assert len({len(line) for line in long.splitlines()}) == 1
     assert "…”" in long
+
+
+def test_an_image_without_a_patient_has_one_name_in_both_columns(tmp_path):
+    rows = pd.DataFrame(
+        {
+            "image": ["1", "2", "3", "4_left"],
+            "patient": ["test/1.jpg", "test/2.jpg", "test/1.jpg", "4"],  # 3 is a copy of 1
+            "path": [f"/data/test/{name}.jpg" for name in ("1", "2", "3", "4_left")],
+        }
+    )
+    write_predictions(tmp_path / "p.csv", rows, np.zeros(4, int), np.full((4, 2), 0.5))
+    assert pd.read_csv(tmp_path / "p.csv", dtype=str)["patient"].tolist() == ["1", "2", "1", "4"]

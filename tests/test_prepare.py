@@ -83,6 +83,27 @@ def test_unreadable_files_are_listed_and_do_not_stop_the_command(root):
     assert "2 files of 50 cannot be read, such as 1_left (the file is empty)" in (out / "data_report.html").read_text()
 
 
+def test_merged_patients_are_explained(root, caplog):
+    (root / "images" / "2_left.jpeg").write_bytes((root / "images" / "1_left.jpeg").read_bytes())
+    with caplog.at_level(logging.INFO):
+        text = (prepare(root) / "data_report.html").read_text()
+    assert "50 of 50 listed photographs can be read.\nPatients: 25 in 50 images" in text
+    merged = "2 patients (1 and 2) share identical images and count as 1"
+    assert f"{merged}.\n" in text
+    assert merged in caplog.text
+
+
+def test_a_row_without_its_file_is_listed_as_unreadable(root):
+    (root / "images" / "1_left.jpeg").unlink()
+    assert "data.on_bad_image=drop" in refusal(prepare, root)
+    for _ in range(2):  # the second time, the prepared set exists
+        out = prepare(root, "data.on_bad_image=drop")
+        assert [(row["image"], row["defect"]) for row in rows(out, "unreadable")] == [
+            ("1_left", "No such file or directory")
+        ]
+    assert "1 file of 50 cannot be read, such as 1_left" in (out / "data_report.html").read_text()
+
+
 def test_a_folder_of_only_bad_files_is_reported(root):
     for file in (root / "images").iterdir():
         file.write_bytes(b"x")

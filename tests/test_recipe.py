@@ -34,8 +34,26 @@ def test_the_command_is_built_from_the_overrides(tmp_path):
     for depth in (18, 50):
         overrides = [f"model.depth={depth}", "data.root=x"]
         write_run(tmp_path / "sweep" / str(depth), depth, overrides=overrides)
+    (tmp_path / "sweep" / "jobs.txt").touch()
     assert facts(tmp_path)["command"].values == ["resnet-lab train -m model.depth=18,50 data.root=x"]
     assert "command" not in facts(write_run(tmp_path / "older" / "a").parent)
+
+
+def test_each_sweep_and_each_single_run_has_its_own_command(tmp_path):
+    for name in ("first", "own"):
+        overrides = ["experiment=mine", f"sweep_dir=runs/{name}", "data.class_names=[no DR, DR]"]
+        write_run(tmp_path / name, overrides=overrides, config_dir="my conf")
+    for depth in (18, 50):
+        write_run(tmp_path / "grid" / str(depth), depth, overrides=[f"model.depth={depth}", "sweep_dir=runs/grid"])
+    write_run(tmp_path / "grid" / "own", overrides=["loss=own", "model.depth=18", "sweep_dir=runs/grid"])
+    (tmp_path / "grid" / "jobs.txt").touch()
+    single = "resnet-lab train --config-dir 'my conf' experiment=mine sweep_dir=runs/{} 'data.class_names=[no DR, DR]'"
+    assert facts(tmp_path)["command"].values == [
+        single.format("first"),
+        "resnet-lab train -m model.depth=18,50 sweep_dir=runs/grid",
+        "resnet-lab train -m loss=own model.depth=18 sweep_dir=runs/grid",
+        single.format("own"),
+    ]
 
 
 def test_values_of_the_same_keys_are_merged():

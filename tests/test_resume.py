@@ -185,6 +185,7 @@ def test_a_folder_without_an_epoch_accepts_a_corrected_configuration(
 ) -> None:
     assert sweep("start=false", multirun=False) == 0
     before = RunFolder(Path("sweep")).read_status()["config_hash"]
+    assert RunFolder(Path("sweep")).read_status()["config_dir"] == "conf"  # for the command in the report
     assert sweep("data.num_workers=0", "keep_last=false", "start=false", multirun=False) == 0
     assert RunFolder(Path("sweep")).read_config()["keep_last"] is False
     capsys.readouterr()

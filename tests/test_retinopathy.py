@@ -102,7 +102,7 @@ def test_two_classes(root):
     write_studies(root, {"1_left": 0, "2_left": 1}, {"3_left": 1})
     assert class_counts(retinopathy(root, class_names=["no", "yes"]).read_table(), 2)["train"] == [1, 1]
     write_pair(root, "test", {"3_left": 2})
-    assert "label '2' of image row 1: labels run from 0 to 1" in refusal(
+    assert "label '2' in line 1 (image 3_left): labels run from 0 to 1" in refusal(
         retinopathy(root, class_names=["no", "yes"]).read_table
     )
 
@@ -145,7 +145,45 @@ def test_missing_images(root):
     write_studies(root)
     for name in ("1_left", "2_right"):
         (root / "images" / f"{name}.jpeg").unlink()
-    assert "2 of 40 listed images are missing (1_left, 2_right)" in refusal(retinopathy(root).read_table)
+    message = refusal(retinopathy(root).read_table)
+    assert "2 of 40 listed images are missing (1_left, 2_right)" in message
+    assert "data.on_bad_image=drop" in message
+
+
+def test_rows_without_their_file_are_dropped_like_unreadable_images(root, caplog):
+    write_studies(root)
+    for name in ("1_left", "22_right"):
+        (root / "images" / f"{name}.jpeg").unlink()
+    table, dropped = retinopathy(root, on_bad_image="drop").table()
+    assert dropped["skipped_images"] == 2
+    assert len(table) == len(TRAIN) + len(TEST) - 2
+    assert f"dropped {root / 'images' / '1_left'}: No such file or directory" in caplog.text
+
+
+def test_most_files_missing_is_an_error_even_if_bad_images_are_dropped(root):
+    write_studies(root)
+    for name in [*TRAIN][:21]:
+        (root / "images" / f"{name}.jpeg").unlink()
+    message = refusal(retinopathy(root, on_bad_image="drop").read_table)
+    assert "21 of 40 listed images are missing" in message
+    assert "check data.root" in message
+
+
+def test_one_error_names_every_kind_of_bad_row(root):
+    write_studies(root)
+    write_pair(root, "train", TRAIN | {"2_left": "", "3_left": 9, "../x": 0, "99_left": 1})
+    write_pair(root, "test", TEST | {"21_left": "?"})
+    message = refusal(retinopathy(root).read_table)
+    kinds = (
+        "'' in line 3 (image 2_left)",
+        "'9' in line 5 (image 3_left)",
+        "'../x' in line 41",
+        "'?' in line 1",
+        "(99_left)",
+    )
+    for number, kind in enumerate(kinds, 1):
+        assert f"({number}) " in message
+        assert kind in message
 
 
 def test_errors_name_the_file_that_is_wrong(root):
@@ -153,7 +191,8 @@ def test_errors_name_the_file_that_is_wrong(root):
     write_pair(root, "train", {"1_left": 0, "../2_left": 1})
     assert refusal(retinopathy(root).read_table).startswith(f"{root / 'train_img.csv'}: image '../2_left'")
     write_pair(root, "train", {"1_left": 0, "2_left": "x"})
-    assert refusal(retinopathy(root).read_table).startswith(f"{root / 'train_label.csv'}: label 'x' of image row 2")
+    message = refusal(retinopathy(root).read_table)
+    assert message.startswith(f"{root / 'train_label.csv'}: label 'x' in line 2 (image 2_left)")
 
 
 @pytest.mark.parametrize("name", ["3_left", "3_left.jpeg"])
@@ -381,7 +420,7 @@ def test_a_row_without_its_patient(root):
     write_studies(root)
     (root / "mine.csv").write_text("image,level,pid\n1_left,1,a\n2_left,2,\n")
     message = refusal(retinopathy(root, train_csv="mine.csv", patient_column="pid").read_table)
-    assert message.endswith("patient '' of image row 2: data.patient_column must have a value in every row")
+    assert message.endswith("patient '' in line 3 (image 2_left): data.patient_column must have a value in every row")
 
 
 # names, folders and patients

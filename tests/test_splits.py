@@ -13,8 +13,10 @@ from resnet_lab.data.splits import (
     cut_split,
     fingerprints,
     join_patients,
+    label_conflicts,
     limit_classes,
     limit_rows,
+    merged_patients,
     remap_splits,
     resolve_leaks,
 )
@@ -152,9 +154,24 @@ def test_identical_images_make_one_patient_of_two():
         ("4_left", "4", "z"),
     ]
     table = pd.DataFrame(rows, columns=["image", "patient", "digest"])
-    assert join_patients(table)["patient"].tolist() == ["1", "1", "2", "1", "2"]
+    joined = join_patients(table)["patient"]
+    assert joined.tolist() == ["1", "1", "2", "1", "2"]
+    assert merged_patients(table["patient"], joined) == (
+        "4 patients (such as 1 and 3) share identical images and count as 2"
+    )
+    assert merged_patients(pd.Series(["a", "b", "c"]), pd.Series(["a", "a", "c"])) == (
+        "2 patients (a and b) share identical images and count as 1"
+    )
     unlike = table.assign(digest=list("vwxyz"))
     assert join_patients(unlike) is unlike
+
+
+def test_identical_images_with_different_labels_are_counted_and_named(caplog):
+    table = pd.DataFrame({"image": list("abcde"), "split": "train", "target": [0, 1, 1, 2, 3]})
+    assert label_conflicts(table.assign(decoded=["x", "y", "y", "", ""])) == 0
+    assert caplog.text == ""
+    assert label_conflicts(table.assign(decoded=["x", "x", "x", "", ""])) == 3
+    assert "such as a (train, label 0) and b (train, label 1)" in caplog.text
 
 
 def test_chains_of_identical_images_join_many():

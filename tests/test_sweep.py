@@ -10,6 +10,8 @@ import pytest
 import torch
 from conftest import TINY
 from fake_data import refusal, web, write_studies
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from resnet_lab import preflight as command
 from resnet_lab import sweep
@@ -52,6 +54,44 @@ def test_the_command_line_wins_over_the_grid_of_the_experiment() -> None:
     assert grid(experiment) == {(18, "none"), (18, "imagenet"), (50, "none"), (50, "imagenet")}
     assert grid(experiment, "model.pretrained=none") == {(18, "none"), (50, "none")}
     assert grid(experiment, "model.depth=34,18", "model.pretrained=a.pt") == {(34, "a.pt"), (18, "a.pt")}
+
+
+def test_jobs_composed_together_are_those_that_hydra_composes_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = [
+        "-m",
+        "sweep_dir=here",
+        "optim=sgd,adamw",
+        "optim.lr=0.1,0.2",
+        "data.scale=[1,1],[0.9,1.1]",
+        "model.depth=18",
+    ]
+    together = jobs_of(grid)
+    assert len(together) == 8
+    monkeypatch.setattr(sweep, "_compositions", lambda jobs, path: [sweep._composed([*job, *path]) for job in jobs])
+    assert together == jobs_of(grid)
+    assert [(job["optim"]["lr"], job["data"]["scale"]) for job in together[:3]] == [
+        (0.1, [1.0, 1.0]),
+        (0.1, [0.9, 1.1]),
+        (0.2, [1.0, 1.0]),
+    ]
+
+
+def test_a_job_with_a_wrong_value_stops_the_sweep_with_the_name_of_its_key() -> None:
+    with pytest.raises(Exception, match=r"optim\.nesterov"):
+        jobs_of(["-m", "optim.nesterov=true,perhaps"])
+    assert refusal(jobs_of, ["-m", "optim.lr=0.1,-1"]).startswith("optim.lr=-1")
+
+
+def test_jobs_are_listed_in_the_order_in_which_hydra_starts_them() -> None:
+    parsed = OverridesParser.create().parse_overrides(["b=3", "a=1,2"])
+    jobs = sweep._grid(parsed, {"a": "7,8", "c": "5,6"})
+    assert jobs == [
+        tuple(job)
+        for job in BasicSweeper.split_arguments(
+            OverridesParser.create().parse_overrides(["a=7,8", "c=5,6", "b=3", "a=1,2"]), None
+        )[0]
+    ]
+    assert jobs[0] == ("a=1", "c=5", "b=3")
 
 
 @pytest.mark.parametrize("key", ["data.num_workers", "keep_last"])

@@ -21,6 +21,8 @@ LAST_SPACE = r"\s+(?=\S+\s*$)"  # before the last word: `photo 1.jpg 0`
 def read_text(path: Path, separators: str = SEPARATORS) -> pd.DataFrame:
     """Return the cells of a CSV as text, first row included; names such as `001` or `NA` are not converted.
 
+    The index is the line in the file, from 1 on.
+
     Args:
         path: the file.
         separators: characters that may separate columns; if there are several, so may spaces.
@@ -29,7 +31,10 @@ def read_text(path: Path, separators: str = SEPARATORS) -> pd.DataFrame:
         UserError: the file is missing, empty, not UTF-8 or not a CSV.
     """
     try:
-        return read_cells(path.read_text(encoding="utf-8-sig").strip(), separators)
+        text = path.read_text(encoding="utf-8-sig")
+        cells = read_cells(text.strip(), separators)
+        before = text[: len(text) - len(text.lstrip())].count("\n") + (EXCEL.match(text.strip()) is not None)
+        return cells.set_axis(range(before + 1, before + 1 + len(cells)))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; check data.root, or name the file in data.train_csv") from None
     except pd.errors.EmptyDataError:
@@ -91,7 +96,8 @@ def with_blank_lines(path: Path, cells: pd.DataFrame, rows: int) -> pd.DataFrame
     before, after = (text[: len(text) - len(text.lstrip())], text[len(text.rstrip()) :])
     last = min(max(rows - len(cells), 0), max(after.count("\n") - 1, 0))
     first = min(max(rows - len(cells) - last, 0), before.count("\n"))
-    return cells.reindex(range(-first, len(cells) + last), fill_value="").reset_index(drop=True)
+    start = int(cells.index[0])
+    return cells.reindex(range(start - first, start + len(cells) + last), fill_value="")
 
 
 def is_whole(cell: object) -> bool:

@@ -27,7 +27,7 @@ from resnet_lab.data.augmentation import COLOR, GEOMETRY, changes_color, color_f
 from resnet_lab.data.image_data import ImageData
 from resnet_lab.data.prepared import read_prepared
 from resnet_lab.data.sampler import EvaluationSampler, Sampling, TrainSampler
-from resnet_lab.data.splits import class_counts, fingerprints
+from resnet_lab.data.splits import class_counts, fingerprints, label_conflicts
 from resnet_lab.data.transforms import Geometry, normalize
 from resnet_lab.errors import UserError, count
 
@@ -126,7 +126,8 @@ def _end_with_parent() -> None:
 class DataModule(LightningDataModule):
     """Splits, statistics and loaders of one data set.
 
-    After `read`: `table`, `class_names`, `dropped`, `patients`, `fingerprints`, `class_counts`, `pixels`. After `setup`
+    After `read`: `table`, `class_names`, `dropped`, `patients`, `fingerprints`, `class_counts`, `label_conflicts`,
+    `pixels`. After `setup`
     also: `mean` and `std` (3,), `in_memory`, `num_workers`.
 
     Args:
@@ -187,6 +188,7 @@ class DataModule(LightningDataModule):
         self.fingerprints = fingerprints(table, "target" if labeled else "image")
         self.pixel_digests = fingerprints(table, "pixels")
         self.class_counts = class_counts(table, len(self.class_names)) if labeled else {}
+        self.label_conflicts = label_conflicts(table) if labeled else 0
         self.pixels = "prepared" if (table["prepared"] != "").any() else "originals"
         self.table = table
         self.splits = [split for split in ("train", "val", "test") if split in self.fingerprints]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import pandas as pd
 
 from resnet_lab.data.cells import WHOLE_NUMBER, is_whole, read_cells, read_text, with_blank_lines
 from resnet_lab.data.listing import is_image
-from resnet_lab.errors import UserError, count
+from resnet_lab.errors import UserError, count, refuse
 
 log = logging.getLogger(__name__)
 # in the order of preference, in the form that `plain` returns
@@ -28,6 +29,8 @@ EYES = ("left_eye_dr_level", "right_eye_dr_level")  # DeepDRiD: the column of it
 # 3_r1, right_4, 5_OD
 LEFT, RIGHT = (rf"(?i)(?:.*[_\-. \d])?(?:{eye})(?:\d*|[_\-. ].*)" for eye in ("l|left|os|oi|le", "r|right|od|re"))
 BAD = -1  # target of a row with an invalid label
+TOO_MANY = 0.1  # a larger share of numbers out of range means that a key is wrong, not the rows
+SHOWN = 3  # bad rows of each kind that an error names, or values that a log line names
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,22 @@ class Grades:
             "such as data.labels={none: 0, R1: 1}"
         )
 
+    def misread(self, bad: pd.Series, rows: int) -> str:
+        """Return why the keys must be wrong, if too many of the rows have a number out of range; else an empty text.
+
+        Args:
+            bad: the invalid labels.
+            rows: the number of all rows.
+        """
+        numbers = bad[bad.map(is_whole)]
+        if self.labels is not None or len(numbers) <= TOO_MANY * rows:
+            return ""
+        return (
+            f"{len(numbers)} of {count(rows, 'row')} have a label out of range ({_counted(numbers)}), too many to "
+            f"leave out: labels run from {self.first} to {self.last}; correct data.first_label ({self.first}) or "
+            f"data.class_names ({', '.join(self.class_names)}), or name the valid labels in data.labels"
+        )
+
     def shift(self, labels: pd.Series) -> str:
         """Return the key to set if the numbers run from 1 to the number of classes; else an empty text."""
         found = {int(whole[1]) for label in labels.unique() if (whole := WHOLE_NUMBER.fullmatch(label))}
@@ -118,7 +137,7 @@ def read_labels(
     grades: Grades,
     more: Mapping[str, tuple[str, str]] | None = None,
 ) -> pd.DataFrame:
-    """Read one CSV of names and labels into columns `image`, `label` and the columns of `more`, all text.
+    """Read one CSV of names and labels into columns `image`, `label` and the columns of `more`, all text, by line.
 
     If no columns are named, known ones are used (IMAGE_COLUMNS, LABEL_COLUMNS, ignoring case), or the first two columns
     of a file without a header. The first row is data if its second cell is a label.
@@ -161,7 +180,9 @@ def _of_its_eye(image: pd.Series, left: pd.Series, right: pd.Series) -> pd.Serie
 
 
 def read_pair(image_csv: Path, label_csv: Path, grades: Grades) -> pd.DataFrame:
-    """Read the studies' layout, two single-column files aligned row by row, into text columns `image`, `label`.
+    """Read the studies' layout, two single-column files aligned row by row, into text columns `image` and `label`.
+
+    The index is the line in `image_csv`.
 
     The header is optional: the first row is a header if its label cell starts with a letter and is not a label. A blank
     line in the labels is a row with a missing label; at either end it counts only if rows are missing.
@@ -179,7 +200,7 @@ def read_pair(image_csv: Path, label_csv: Path, grades: Grades) -> pd.DataFrame:
             f"{image_csv} has {count(len(images), 'row')} but {label_csv.name} has {len(labels)}; "
             "they must be aligned row by row, both with or both without a header"
         )
-    return _not_empty(image_csv, pd.DataFrame({"image": images.to_numpy(), "label": labels.to_numpy()}))
+    return _not_empty(image_csv, pd.DataFrame({"image": images, "label": labels.to_numpy()}))
 
 
 def _starts_with_data(cells: pd.DataFrame, grades: Grades) -> bool:
@@ -188,7 +209,10 @@ def _starts_with_data(cells: pd.DataFrame, grades: Grades) -> bool:
         return False
     name, label = map(str, cells.iloc[0, :2])
     return (
-        is_image(name) or is_whole(label) or (name != "" and label == "") or grades.targets(cells.iloc[:1, 1])[0] != BAD
+        is_image(name)
+        or is_whole(label)
+        or (name != "" and label == "")
+        or grades.targets(cells.iloc[:1, 1]).iloc[0] != BAD
     )
 
 
@@ -216,10 +240,17 @@ def _find_column(path: Path, header: Sequence[str], wanted: str | None, known: S
 def _not_empty(path: Path, labels: pd.DataFrame) -> pd.DataFrame:
     if labels.empty:
         raise UserError(f"{path} lists no image; it must list one per row")
-    return labels.reset_index(drop=True)
+    return labels
 
 
-def parse(labels: pd.DataFrame, image_csv: Path, label_csv: Path, grades: Grades, drop: bool = False) -> pd.DataFrame:
+def parse(
+    labels: pd.DataFrame,
+    image_csv: Path,
+    label_csv: Path,
+    grades: Grades,
+    drop: bool = False,
+    faults: list[str] | None = None,
+) -> pd.DataFrame:
     """Convert text columns `image`, `label` to `image`, `target` (int), checked row by row; other columns stay.
 
     Args:
@@ -228,35 +259,61 @@ def parse(labels: pd.DataFrame, image_csv: Path, label_csv: Path, grades: Grades
         label_csv: the file to name in errors about labels.
         grades: the valid labels.
         drop: set the target BAD for invalid labels instead of raising an error.
+        faults: gets one text for each kind of bad row, instead of an error; then rows with bad names have target BAD.
 
     Raises:
-        UserError: a label is invalid; a name is empty, repeated, absolute or contains `..`.
+        UserError: a label is invalid; a name is empty, repeated, absolute or contains `..`; or `drop` would leave out
+            so many rows that a key must be wrong.
     """
     targets = grades.targets(labels["label"])
-    bad, shift = labels[targets == BAD], grades.shift(labels["label"])
+    bad, shift, found = labels[targets == BAD], grades.shift(labels["label"]), list[str]()
+    if len(bad) == len(labels) and drop:
+        raise UserError(f"{label_csv}: no row has a valid label; {grades.rule(bad['label'].iloc[0])}")
+    if drop and (misread := grades.misread(bad["label"], len(labels))):
+        raise UserError("; ".join(filter(None, (f"{label_csv}: {misread}", shift))))
     if len(bad) and not drop:
-        rule = "; ".join(filter(None, (grades.rule(bad["label"].iloc[0]), shift)))
-        _refuse(label_csv, bad, "label", f"{rule}; data.on_bad_label=drop leaves such rows out")
+        for rule, rows in bad.groupby(bad["label"].map(grades.rule), sort=False):
+            text = "; ".join(filter(None, (str(rule), shift)))
+            found += _fault(label_csv, rows, "label", f"{text}; data.on_bad_label=drop leaves such rows out")
     if shift:
         log.warning("%s: %s", label_csv, shift)
-    if len(bad) == len(labels):
-        raise UserError(f"{label_csv}: no row has a valid label; {grades.rule(bad['label'].iloc[0])}")
+    if len(bad) and drop:
+        rows_left_out = count(len(bad), "row")
+        log.warning("%s: left out %s without a valid label (%s)", label_csv, rows_left_out, _counted(bad["label"]))
     good, names = targets != BAD, labels["image"]
     windows = names.str.contains("\\", regex=False)  # Windows paths; a leading `\` means the folder itself
     names = names.mask(windows, names.str.replace("\\", "/", regex=False).str.lstrip("/"))
     unsafe = names.map(lambda name: name == "" or name.startswith("/") or ".." in name.split("/"))
-    labels = labels.assign(image=names.mask(unsafe & ~good, ""))  # these images are not searched for
-    used = labels[good]
+    used = labels.assign(image=names.mask(unsafe & ~good, ""))[good]
     rule = "names must be relative paths without '..' inside the image folder"
-    _refuse(image_csv, used[unsafe[good]], "image", rule)
-    _refuse(image_csv, used[used["image"].duplicated()], "image", "image names must not repeat")
+    found += _fault(image_csv, used[unsafe[good]], "image", rule)
+    named = used[~unsafe[good]]
+    found += _fault(image_csv, named[named["image"].duplicated()], "image", "image names must not repeat")
     if "patient" in used:
-        _refuse(image_csv, used[used["patient"] == ""], "patient", "data.patient_column must have a value in every row")
-    return labels.drop(columns="label").assign(target=targets)
+        rule = "data.patient_column must have a value in every row"
+        found += _fault(image_csv, used[used["patient"] == ""], "patient", rule)
+    if faults is None:
+        refuse(found)
+    else:
+        faults += found
+    labels = labels.assign(image=names.mask(unsafe, ""))  # these images are not searched for
+    return labels.drop(columns="label").assign(target=targets.mask(unsafe, BAD)).reset_index(drop=True)
 
 
-def _refuse(source: Path, rows: pd.DataFrame, column: str, rule: str) -> None:
-    if len(rows):
-        row, cell = rows.index[0], rows.iloc[0][column]
-        more = f" (and {count(len(rows) - 1, 'more row')})" if len(rows) > 1 else ""
-        raise UserError(f"{source}: {column} {cell!r} of image row {row + 1}{more}: {rule}")
+def _counted(labels: pd.Series) -> str:
+    """Return how often each label occurs, the most frequent first: `'0': 49, empty: 1`."""
+    counts = Counter(labels).most_common()
+    shown = [f"{repr(label) if label else 'empty'}: {number}" for label, number in counts[:SHOWN]]
+    return ", ".join(shown + ["…"] * (len(counts) > SHOWN))
+
+
+def _fault(source: Path, rows: pd.DataFrame, column: str, rule: str) -> list[str]:
+    """Return a text that counts these rows and names the first of them by line and image; nothing without rows."""
+    if rows.empty:
+        return []
+    shown = []
+    for line, row in rows.head(SHOWN).iterrows():
+        image = f" (image {row['image']})" if column != "image" and row["image"] else ""
+        shown.append(f"{row[column]!r} in line {line}{image}")
+    many = f"{', …' if len(rows) > SHOWN else ''} ({len(rows)} rows)" if len(rows) > 1 else ""
+    return [f"{source}: {column} {', '.join(shown)}{many}: {rule}"]

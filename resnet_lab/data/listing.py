@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from resnet_lab.errors import UserError, count
+from resnet_lab.errors import UserError, count, refuse
 
 log = logging.getLogger(__name__)
 
@@ -161,6 +161,8 @@ def find_images(
     places: Sequence[Path],
     split: str,
     below: Callable[[Path], Sequence[str]] = lambda top: list_images(top).images,
+    drop: bool = False,
+    faults: list[str] | None = None,
 ) -> pd.DataFrame:
     """Add `path`: the file of each name in the first folder that has it; a missing suffix is completed.
 
@@ -174,6 +176,8 @@ def find_images(
         places: the folder to search in depth, and the folder to prefer files near to.
         split: split of the table; images in folders of other splits are not used if it has its own folders.
         below: function that lists the images at any depth of a folder, as paths below it.
+        drop: give a missing image the path where it should be, unless most are missing; it counts as unreadable.
+        faults: gets the text about missing images, instead of an error.
 
     Raises:
         UserError: a listed image is missing (how many, the first names), or is in two folders.
@@ -195,15 +199,22 @@ def find_images(
     paths = table["image"].map(locate)
     if paths.isna().any():
         paths = paths.fillna(_in_depth(table.loc[paths.isna(), "image"], places, split, below(places[0])))
-    missing = table.loc[paths.isna() & (table["target"] >= 0), "image"]
-    if len(missing):
+    wanted = table["target"] >= 0
+    missing = table.loc[paths.isna() & wanted, "image"]
+    few = 2 * len(missing) <= wanted.sum()
+    if drop and few:
+        paths = paths.mask(paths.isna() & wanted, table["image"].map(lambda name: os.path.join(folders[0], name)))  # noqa: PTH118
+    elif len(missing):
         names = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
-        raise UserError(
+        found = [] if faults is None else faults
+        found.append(
             f"{' and '.join(map(str, folders))}: {len(missing)} of {count(len(table), 'listed image')} "
             f"{'is' if len(missing) == 1 else 'are'} missing ({names}); searched there and below {places[0]}, ignoring "
             f"case, without and with the suffixes {' '.join(SUFFIXES[:4])} …; check data.root, and data.images or "
-            f"data.{split}_images"
+            f"data.{split}_images" + (", or set data.on_bad_image=drop to leave such rows out" if few else "")
         )
+        if faults is None:
+            refuse(found)
     return table.assign(path=paths)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +17,7 @@ from resnet_lab.data.label_files import is_text, label_files, unreadable
 from resnet_lab.data.labels import BAD, Grades, lists_labels, parse, read_labels, read_pair
 from resnet_lab.data.listing import find_images, has_own, list_images, say_unlisted, splits_of
 from resnet_lab.data.splits import SPLITS
-from resnet_lab.errors import UserError, count
+from resnet_lab.errors import UserError, count, refuse
 from resnet_lab.values import Count
 
 log = logging.getLogger(__name__)
@@ -70,20 +71,25 @@ class Retinopathy(ImageData):
     on_bad_label: Literal["error", "drop"]
 
     def read_table(self) -> pd.DataFrame:
-        """Return the rows of all splits with a file, without invalid labels; sets `bad_labels`, the number of these.
+        """Return the rows of all splits without invalid labels; sets `bad_labels`, the number of these.
+
+        With `on_bad_image=drop`, a row without its file stays; it is dropped later, like an unreadable image.
 
         Raises:
             UserError: a folder, file, column, label, name or image is wrong; the message names it.
         """
         root = existing_folder(self.root, source=SOURCE)
+        self._faults = list[str]()
         labels = self._labels(root)
         for split in SPLITS:
             if getattr(self, f"{split}_images") and split not in labels:
                 raise UserError(f"data.{split}_images: {split} has no label file; name it in data.{split}_csv")
         below = cache(lambda top: list_images(top, apart=self.prepared_set.cache_dir).images)
         located = [self._located(root, split, *rows, below) for split, rows in labels.items()]
+        refuse(self._faults)
         table = pd.concat(located, ignore_index=True)
         here = table.dropna(subset="path")  # images of rows with an invalid label may be missing
+        here = here[here["path"].map(os.path.isfile)]
         good = here[here["target"] != BAD]
         twice = good.loc[good["path"].duplicated(), "image"]  # not the names: `1` and `1.jpeg` are one file
         if len(twice):
@@ -94,9 +100,6 @@ class Retinopathy(ImageData):
         say_unlisted(here, root, self.prepared_set.cache_dir)
         bad = table["target"] == BAD
         self.bad_labels = int(bad.sum())
-        if self.bad_labels:
-            first = table.loc[bad, "image"].iloc[0]
-            log.warning("%s: left out %s without a valid label (first %s)", root, count(self.bad_labels, "row"), first)
         return table[~bad].reset_index(drop=True)
 
     def _labels(self, root: Path) -> dict[str, Labels]:
@@ -183,7 +186,8 @@ class Retinopathy(ImageData):
             top = existing_folder(str(root / (own or str(self.images))), key)
             folders = [top]
         borrowed = [root / name for name in BORROWED[split]]
-        return find_images(labels, folders, borrowed, (top, source.parent), split, below).assign(split=split)
+        places, drop = (top, source.parent), self.on_bad_image == "drop"
+        return find_images(labels, folders, borrowed, places, split, below, drop, self._faults).assign(split=split)
 
     def _solution(self, path: Path) -> dict[str, Labels]:
         """Return the competition's public rows as val and its private rows as test."""
@@ -200,16 +204,17 @@ class Retinopathy(ImageData):
             raise UserError(
                 f"data.patient_column={self.patient_column}: {images} has a single column; name a CSV with this column"
             )
-        return parse(
-            read_pair(images, labels, self._grades), images, labels, self._grades, self.on_bad_label == "drop"
-        ), images
+        return self._parsed(read_pair(images, labels, self._grades), images, labels), images
 
     def _read(self, path: Path, more: dict[str, tuple[str, str]] | None = None) -> Labels:
         more = dict(more or {})
         if self.patient_column is not None:
             more["patient"] = (self.patient_column, "data.patient_column")
         labels = read_labels(path, self.image_column, self.label_column, self._grades, more)
-        return parse(labels, path, path, self._grades, self.on_bad_label == "drop"), path
+        return self._parsed(labels, path, path), path
+
+    def _parsed(self, labels: pd.DataFrame, image_csv: Path, label_csv: Path) -> pd.DataFrame:
+        return parse(labels, image_csv, label_csv, self._grades, self.on_bad_label == "drop", self._faults)
 
     @property
     def _columns(self) -> tuple[str | None, str | None]:

@@ -57,8 +57,43 @@ def join_patients(table: pd.DataFrame) -> pd.DataFrame:
     size = len(names) + digests.max() + 1
     links = coo_array((np.ones(len(table)), (patients, len(names) + digests)), (size, size))
     _, component = connected_components(links, directed=False)
-    joined = pd.Series(component[patients], index=table.index)
-    return table.assign(patient=table.groupby(joined)["patient"].transform("first"))
+    joined = table.groupby(pd.Series(component[patients], index=table.index))["patient"].transform("first")
+    log.info("patients: %s", merged_patients(table["patient"], joined))
+    return table.assign(patient=joined)
+
+
+def merged_patients(before: pd.Series, after: pd.Series) -> str:
+    """Describe the patients that `join_patients` merged; empty if there are none.
+
+    Args:
+        before: the patient of each image (N,).
+        after: the same after the merge.
+    """
+    changed = before != after
+    if not changed.any():
+        return ""
+    merged = before[after.isin(after[changed])].nunique()
+    one, other = after[changed].iloc[0], before[changed].iloc[0]
+    such = f"{one} and {other}" if merged == 2 else f"such as {one} and {other}"
+    return f"{merged} patients ({such}) share identical images and count as {after[changed].nunique()}"
+
+
+def label_conflicts(table: pd.DataFrame) -> int:
+    """Return how many images have an identical copy with another label, and log the first pair.
+
+    Args:
+        table: rows with `image`, `target` and `decoded` (hash of the pixels; empty if unknown).
+    """
+    known = table[table["decoded"] != ""]
+    rows = known[known.groupby("decoded")["target"].transform("nunique") > 1]
+    if len(rows):
+        first = rows[rows["decoded"] == rows["decoded"].iloc[0]].drop_duplicates("target")
+        pair = " and ".join(f"{row.image} ({row.split}, label {row.target})" for row in first.head(2).itertuples())
+        text = (
+            "%d images have an identical copy with another label, such as %s; correct the labels, or remove one of both"
+        )
+        log.warning(text, len(rows), pair)
+    return len(rows)
 
 
 def cut_split(table: pd.DataFrame, name: str, fraction: float, seed: int, key: str) -> pd.DataFrame:

@@ -32,8 +32,21 @@ RESOURCES = {  # by key of status.json
 }
 
 
+# a forked job shares the imports of its supervisor: it saves their seconds, and counts their memory
+OF_PROCESSES = ("core_seconds", "peak_memory_mb")
+
+
+def started_differently(table: Table) -> bool:
+    """Return whether some jobs with a result were forked and others were new processes (`started_by`)."""
+    return len({run.status.get("started_by", "process") for group in table.ranked for run in group.scored}) > 1
+
+
 def costs_of(table: Table) -> list[Cost]:
-    """Return the means of each group with a result, best first; only resources that all groups have."""
+    """Return the means of each group with a result, best first.
+
+    Only resources that all groups have, and that mean the same in all of them (see `started_differently`).
+    """
+    left_out = OF_PROCESSES if started_differently(table) else ()
     groups = [group for group in table.ranked if group.scored]
     shown = SCORES[table.metric]
     means = [
@@ -43,7 +56,7 @@ def costs_of(table: Table) -> list[Cost]:
         }
         for group in groups
     ]
-    known = [key for key in RESOURCES if all(mean[key] > 0 for mean in means)]
+    known = [key for key in RESOURCES if key not in left_out and all(mean[key] > 0 for mean in means)]
     return [
         Cost(
             group.label,

@@ -181,7 +181,10 @@ def _data_notes(runs: Sequence[Run]) -> Iterator[Finding]:
         if skipped:
             notes["skipped images", f"{count(skipped, 'image')} could not be read"].append(run)
         if rows := run.status.get("skipped_labels") or 0:
-            notes["skipped labels", f"{count(rows, 'row')} without a valid label skipped"].append(run)
+            notes["skipped labels", f"{count(rows, 'row has', 'rows have')} no valid label"].append(run)
+        if copies := run.status.get("label_conflicts") or 0:
+            text = f"{count(copies, 'image has', 'images have')} an identical copy with another label"
+            notes["conflicting labels", text].append(run)
     for (kind, text), some in notes.items():
         yield Finding(kind, f"{text} {_which(some, runs)}")
 

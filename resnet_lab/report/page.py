@@ -115,6 +115,7 @@ def _section(table: Table, drawn: dict[str, dict[str, Any]]) -> dict[str, Any]:
     part |= {"areas": referable_rows_of(table), "operating": thresholds.operating_rows(table)}
     part |= {"first_referred": part["names"][REFERABLE] if table.referable else ""}
     part |= {"calibration": thresholds.calibration_rows(table)}
+    part["started_differently"] = costs.started_differently(table)
     part["costs"] = [
         (cost, costs.cost_cells(cost), SCORES[table.metric].text(cost.quality / SCORES[table.metric].factor))
         for cost in costs.costs_of(table)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from resnet_lab.data.augmentation import NEUTRAL as NO_AUGMENTATION
 from resnet_lab.data.augmentation import Augmentation
-from resnet_lab.report.groups import Table, sweeps_of
+from resnet_lab.report.groups import Table
 from resnet_lab.report.runs import Run
+from resnet_lab.run_folder import jobs_file
 
 NAMES = [field.name for field in fields(Augmentation)]
 NEUTRAL = {"optim.backbone_lr_factor": 1.0}  # neutral values of other keys
@@ -48,7 +51,7 @@ def recipe_of(runs: Sequence[Run], tables: Sequence[Table]) -> list[Fact]:
         for axis in axes
         if axis not in COVERED and not axis.startswith(("loss.", "optim.", "schedule."))
     ]
-    if commands := [command for members in sweeps_of(runs).values() if (command := command_of(members))]:
+    if commands := commands_of(runs):
         facts.append(Fact("command", commands, code=True))
     return facts
 
@@ -171,17 +174,23 @@ FACTS: dict[str, Callable[[Run], str]] = {
 }
 
 
-def command_of(runs: Sequence[Run]) -> str:
-    """Return the command that trained the runs of one sweep, from their stored overrides; empty without any."""
-    given: dict[str, list[str]] = {}
+def commands_of(runs: Sequence[Run]) -> list[str]:
+    """Return the commands that trained the runs, from their stored overrides: one for each sweep or single run.
+
+    Jobs of one sweep with other keys or another `--config-dir` are from another command.
+    """
+    commands: dict[tuple[Path, bool, str, frozenset[str]], dict[str, list[str]]] = {}
     for run in runs:
-        overrides = run.status.get("overrides")
-        for item in overrides if isinstance(overrides, list) else ():
-            key, _, value = str(item).partition("=")
+        stored, config_dir, folder = run.status.get("overrides"), run.status.get("config_dir") or "", run.folder.path
+        overrides = [str(item).partition("=") for item in stored] if isinstance(stored, list) else []
+        sweep, keys = jobs_file(folder.parent).is_file(), frozenset(key for key, _, _ in overrides)
+        given = commands.setdefault((folder.parent if sweep else folder, sweep, str(config_dir), keys), {})
+        for key, _, value in overrides:
             if value not in given.setdefault(key, []):
                 given[key].append(value)
-    if not given:
-        return ""
-    sweep = any(len(values) > 1 for values in given.values())
-    words = [f"{key}={','.join(values)}" for key, values in given.items()]
-    return " ".join(["resnet-lab train", *["-m"] * sweep, *words])
+    return [_command(sweep, config_dir, given) for (_, sweep, config_dir, _), given in commands.items() if given]
+
+
+def _command(sweep: bool, config_dir: str, given: Mapping[str, Sequence[str]]) -> str:
+    options = [*(["--config-dir", config_dir] if config_dir else []), *["-m"] * sweep]
+    return shlex.join(["resnet-lab", "train", *options, *(f"{key}={','.join(each)}" for key, each in given.items())])

@@ -33,6 +33,7 @@ SHAPES: dict[str, Any] = {  # types in status.json; [int]: a list of integers, {
     "leaks": int,
     "skipped_images": int,
     "skipped_labels": int,
+    "label_conflicts": int,
 }
 SUM_TOLERANCE = 1e-3  # stored probabilities are rounded
 

@@ -1,0 +1,204 @@
+"""The supervisor forks processes that behave like new ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from resnet_lab import supervisor
+from resnet_lab.processes import Stopped, stop_on_signals
+from resnet_lab.supervisor import RANKS, Supervisor, forks
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="jobs are forked on Linux only")
+
+MODULE = """
+import atexit, json, os, signal, sys, time
+from pathlib import Path
+from resnet_lab import processes
+
+def main():
+    what, file = sys.argv[1], Path(sys.argv[2])
+    atexit.register(lambda: file.with_suffix(".end").write_text("ended"))
+    found = dict(
+        pid=os.getpid(), parent=os.getppid(), session=os.getsid(0), folder=os.getcwd(), argv=sys.argv, path=sys.path[0],
+        text=sys.stdin.read(), mine=os.environ.get("MINE"), tied=os.environ["RESNET_LAB_PARENT"],
+        blas=os.environ.get("OPENBLAS_NUM_THREADS"), started_by=processes.started_by, torch="torch" in sys.modules,
+        handlers=[signal.getsignal(each) == default
+                  for each, default in ((signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler))],
+    )
+    file.write_text(json.dumps(found))
+    if what == "sleep":
+        time.sleep(60)
+    if what == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what == "raise":
+        os.dup2(os.open(file.with_suffix(".err"), os.O_WRONLY | os.O_CREAT), 2)
+        raise RuntimeError("boom")
+    return int(what)
+"""
+
+
+@pytest.fixture
+def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Supervisor]:
+    """A supervisor without the imports of a job, which take seconds."""
+    (tmp_path / "task_of_test.py").write_text(MODULE)
+    paths = [str(tmp_path), str(Path(__file__).parents[1])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    (tmp_path / "supervisor_of_test.py").write_text(
+        "import sys\nfrom resnet_lab import supervisor\nsupervisor.IMPORTS = ()\nsys.exit(supervisor.main())\n"
+    )
+    monkeypatch.setattr(supervisor, "PROGRAM", "supervisor_of_test")
+    monkeypatch.chdir(tmp_path)
+    found = Supervisor()
+    yield found
+    found.close()
+
+
+def result(file: Path) -> dict[str, object]:
+    found: dict[str, object] = json.loads(file.read_text())
+    return found
+
+
+def test_a_forked_process_is_like_a_new_one(
+    running: Supervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert running.can_run()
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path / "folder")
+    monkeypatch.setenv("MINE", "yes")
+    assert running.run("task_of_test", ["3", "a.json"], text="given") == 3
+    first = result(Path("a.json"))
+    assert Path("a.end").read_text() == "ended"  # functions that are registered for the end run
+    folder = str(tmp_path / "folder")
+    assert (first["folder"], first["path"], first["text"], first["mine"]) == (folder, folder, "given", "yes")
+    assert first["argv"] == [str(tmp_path / "task_of_test.py"), "3", "a.json"]
+    assert (first["session"], first["tied"]) == (first["pid"], str(first["parent"]))
+    assert (first["blas"], first["started_by"], first["handlers"]) == (None, "fork", [True, True])
+    monkeypatch.delenv("MINE")
+    assert running.run("task_of_test", ["0", "b.json"]) == 0
+    second = result(Path("b.json"))
+    assert (second["mine"], second["text"], second["parent"]) == (None, "", first["parent"])
+
+
+def test_how_a_forked_process_ended_is_its_exit_code(running: Supervisor) -> None:
+    assert running.can_run()
+    assert running.run("task_of_test", ["kill", "a.json"]) == -signal.SIGKILL
+    assert running.run("task_of_test", ["raise", "a.json"]) == 1
+    assert "RuntimeError: boom" in Path("a.err").read_text()
+    assert running.run("task_of_test", ["0", "a.json"]) == 0
+
+
+def wait_for(file: Path) -> dict[str, object]:
+    deadline = time.monotonic() + 20
+    while not file.is_file() or not file.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return result(file)
+
+
+def is_alive(process: object) -> bool:
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def ends(process: object) -> bool:
+    deadline = time.monotonic() + 20
+    while is_alive(process) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not is_alive(process)
+
+
+def in_a_thread_kill(file: Path, whom: str, signum: int) -> None:
+    def kill() -> None:
+        seen = wait_for(file)
+        os.kill(os.getpid() if whom == "command" else int(str(seen[whom])), signum)
+
+    threading.Thread(target=kill, daemon=True).start()
+
+
+def test_a_signal_to_the_command_stops_the_forked_process(running: Supervisor, tmp_path: Path) -> None:
+    assert running.can_run()
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    hook = sys.unraisablehook
+    stop_on_signals()
+    try:
+        in_a_thread_kill(tmp_path / "a.json", "command", signal.SIGINT)
+        with pytest.raises(Stopped):
+            running.run("task_of_test", ["sleep", "a.json"])
+    finally:
+        sys.unraisablehook = hook
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+    assert not is_alive(result(tmp_path / "a.json")["pid"])
+    assert not running.can_run()
+
+
+def test_the_death_of_the_supervisor_ends_the_forked_process(running: Supervisor, tmp_path: Path) -> None:
+    assert running.can_run()
+    in_a_thread_kill(tmp_path / "a.json", "parent", signal.SIGKILL)
+    assert running.run("task_of_test", ["sleep", "a.json"]) == -signal.SIGKILL
+    assert ends(result(tmp_path / "a.json")["pid"])
+    assert not running.can_run()
+
+
+def test_a_supervisor_ends_with_the_command(running: Supervisor, tmp_path: Path) -> None:
+    assert running.can_run()
+    running._socket.sendall(
+        json.dumps(
+            {
+                "module": "task_of_test",
+                "arguments": ["sleep", "a.json"],
+                "text": "",
+                "folder": str(tmp_path),
+                "environment": dict(os.environ),
+            }
+        ).encode()
+        + b"\n"
+    )
+    seen = wait_for(tmp_path / "a.json")
+    running._answers.close()
+    running._socket.close()  # what the death of the command does
+    assert ends(seen["pid"])
+    assert running._process.wait(20) == 128 + signal.SIGTERM
+
+
+def test_variables_that_take_effect_on_import_need_a_new_process(
+    running: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert running.can_run()
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert not running.can_run()
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize(
+    ("trainer", "forked"),
+    [
+        ({}, True),
+        ({"devices": [1]}, True),
+        ({"devices": "auto"}, False),
+        ({"devices": 2}, False),
+        ({"num_nodes": 2}, False),
+        ({"strategy": "ddp"}, False),
+    ],
+)
+def test_jobs_of_one_device_are_forked(
+    trainer: dict[str, object], forked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in RANKS:
+        monkeypatch.delenv(name, raising=False)
+    config = {"devices": 1, "num_nodes": 1, "strategy": "auto"} | trainer
+    assert forks(config) is forked
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    assert not forks(config)
