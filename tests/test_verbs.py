@@ -163,6 +163,26 @@ def test_help_takes_a_verb_or_a_key(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("optim.lr\n")
 
 
+@pytest.mark.parametrize(
+    ("words", "lines"),
+    [
+        (["qwk"], ["qwk", "    Quadratic weighted kappa: agreement beyond chance; far errors cost more (1:"]),
+        (["metric"], ["metric=NAME of report", "qwk", "matthews", "referable_auroc"]),
+        (["f1", "optim.lr"], ["F1", "    The harmonic mean of precision and recall.", "optim.lr"]),
+        (["split"], ["split=NAME of evaluate", "data.split_seed"]),
+        (["metric", "seed"], ["metric=NAME of report", "seed"]),
+    ],
+)
+def test_help_takes_a_score_a_term_or_an_option(
+    words: list[str], lines: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    lab.command(["help", *words])
+    shown = capsys.readouterr().out.splitlines()
+    assert {*lines} <= {*shown}
+    assert max(map(len, shown)) <= 80
+    assert refusal(lab.command, ["help", "qwk", "nonsense"]).startswith("nonsense: there is no such key")
+
+
 @pytest.mark.parametrize("words", [["--version"], ["report", "--version"]])
 def test_the_version(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(monkeypatch, "__main__", *words) == 0
