@@ -34,6 +34,7 @@ FIGURES = ("accuracy", "confusion_matrices")  # if no configuration names any
 OF_SECTIONS = ("confusion_matrices", "roc", "precision_recall", "reliability", "cost")  # in a section of their own
 PAGE_WIDTH, NAMES_WIDTH, CELL_WIDTH, LETTER_WIDTH = 1110, 86, 36, 6.5  # pixels of a confusion matrix
 NO_LIMITS = (math.nan, math.nan, math.nan)
+MANY_SWEEPS = 8  # columns in the table of differences; of more, single runs share that of their parent folder
 FAR = 3  # times the range of all intervals; a baseline further below is not drawn
 
 
@@ -56,6 +57,8 @@ def page(
         parts.append({"id": f"t{number}", **_section(table, drawn)})
     metrics = [metric for metric in SCORES if any(metric in table.metrics for table in tables)]
     sweeps = sweeps_of(runs)
+    if len(sweeps) > MANY_SWEEPS:
+        sweeps = sweeps_of(runs, apart=False)
     unshared = unshared_of(sweeps) if len(sweeps) > 1 else []
     return render(
         "report/report.html.j2",
