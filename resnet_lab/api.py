@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
-from resnet_lab.config import build, check, check_overrides, compose_config, words_of_trust
+from resnet_lab.config import build, check, compose_config, words_of_trust
 from resnet_lab.errors import UserError
 from resnet_lab.launch import run_in
 from resnet_lab.report import runs
@@ -27,36 +27,38 @@ if TYPE_CHECKING:
 __version__ = version("resnet-lab")
 
 
-def compose(*overrides: str) -> DictConfig:
+def compose(*overrides: str, config_dir: str | Path = "") -> DictConfig:
     """Return the configuration of `resnet-lab train OVERRIDES`, and trust the functions that it names.
 
     Args:
         overrides: such as `model.depth=50` or `experiment=demo`.
+        config_dir: folder of your own YAML files: `experiment=mine` reads `config_dir/experiment/mine.yaml`.
 
     Raises:
-        UserError: a key, group or value does not exist.
+        UserError: a key, group, value or folder does not exist.
     """
-    config = compose_config(overrides)
+    config = compose_config(overrides, config_dir)
     check(config)
     plain: Any = OmegaConf.to_container(config, resolve=True)
     trust(words_of_trust(plain))  # the caller wrote the overrides
     return config
 
 
-def train(*overrides: str) -> Run:
+def train(*overrides: str, config_dir: str | Path = "") -> Run:
     """Train one run in a separate process, as `resnet-lab train OVERRIDES` does.
 
     The run folder is `sweep_dir`. If it exists, an interrupted run is resumed, and a finished run is only read.
 
     Args:
         overrides: as for `compose`.
+        config_dir: as for `compose`.
 
     Raises:
-        UserError: a key is wrong, the folder contains a run with another configuration, or the training failed.
+        UserError: a key is wrong, a folder does not exist, the run folder contains a run with another configuration,
+            or the training failed.
     """
-    check_overrides(overrides)
-    config = compose_config(overrides)
-    if not preflight(overrides):
+    config = compose_config(overrides, config_dir)
+    if not preflight([*overrides, *([f"--config-dir={config_dir}"] if config_dir else [])]):
         raise UserError("the check before the training failed; the line above names the reason")
     run = RunFolder(Path(config.sweep_dir).expanduser().absolute())
     plain: Any = OmegaConf.to_container(config, resolve=True)

@@ -164,7 +164,7 @@ class Verb(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise an error of argparse as `UserError`."""
         text = message.replace("the following arguments are required:", "missing")
-        text = re.sub(r"^argument \S+ (?=\S*[=:])", "", text)
+        text = re.sub(r"^argument \S+ (?=\S*[=:]|--)", "", text)
         raise UserError(f"{text} (see {self.prog} --help)")
 
 

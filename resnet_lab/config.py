@@ -24,7 +24,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from resnet_lab.data.settings import refuse_contradictions
-from resnet_lab.errors import NO_ROOM, UserError, count, reason_of
+from resnet_lab.errors import UserError, count, reason_of
+from resnet_lab.hydra_errors import one_line
 from resnet_lab.keys import known_keys, no_such_key, suggestion
 from resnet_lab.run_folder import flat, is_bookkeeping, of_logger
 from resnet_lab.schema import (
@@ -55,40 +56,40 @@ def register() -> None:
     OmegaConf.register_new_resolver("job_name", job_name, replace=True)
 
 
-def compose_config(overrides: Sequence[str]) -> DictConfig:
+def compose_config(overrides: Sequence[str], config_dir: str | Path = "") -> DictConfig:
     """Return the configuration of these overrides, without Hydra's command line.
 
+    Args:
+        overrides: `KEY=VALUE`.
+        config_dir: folder of further YAML files; empty: none.
+
     Raises:
-        UserError: a key, group or value does not exist.
+        UserError: a key, group, value or folder does not exist, or an override is a flag.
     """
     register()
+    if flags := [each for each in overrides if each.startswith("-")]:
+        raise UserError(f'{flags[0]}: flags are not overrides; give KEY=VALUE, and your own folder as config_dir="DIR"')
     check_overrides(overrides)
+    overrides = [*overrides, *searchpath_of(config_dir)]
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return compose("config", overrides=list(overrides))
+            return compose("config", overrides=overrides)
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(one_line(error)) from error
+        raise UserError(one_line(error, overrides)) from error
 
 
-def one_line(error: Exception) -> str:
-    """Return the message of an error of Hydra, OmegaConf or the operating system, with its cause, on one line."""
-    if isinstance(error, OSError) and not isinstance(error, HydraException):
-        remedy = "free some space" if error.errno in NO_ROOM else "choose a sweep_dir that can be written"
-        return f"{error.filename or 'disk'}: {error.strerror}; {remedy}"
-    text = f"{error}\n{error.__cause__ or ''}"
-    unknown = re.search(r"Key '.*' (?:not in '|is not in struct)", text)
-    key = re.search(r"Could not override '(.+)'|full_key: (.+)", text)
-    if unknown and key and key[1] in known_keys():
-        return f"{key[1]} is a mapping; add to it with +{key[1]}={{…}}"
-    if unknown and key:
-        return no_such_key(key[1] or key[2])
-    if "Incompatible key type 'NoneType'" in text:
-        return "a key of a mapping is null, as in labels: {model.pretrained: {null: scratch}}; write none"
-    text = str(error).partition("Config search path")[0]
-    lines = [line.strip(" .\t") for line in f"{text}\n{error.__cause__ or ''}".splitlines()]
-    noise = ("full_key:", "object_type=", "reference_type=", "To append")
-    kept = [line for line in lines if line and not line.startswith(noise)]
-    return "; ".join([*kept, "resnet-lab train --keys lists all keys"])
+def searchpath_of(config_dir: str | Path) -> list[str]:
+    """Return the override with which Hydra finds the YAML files of a folder; an empty list for an empty name.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    if not str(config_dir):
+        return []
+    if not Path(config_dir).is_dir():
+        raise UserError(f"config_dir={config_dir}: {'not a' if Path(config_dir).exists() else 'no such'} folder")
+    place = str(Path(config_dir).absolute()).replace("'", "\\'")
+    return [f"hydra.searchpath=['file://{place}']"]
 
 
 def job_name(overrides: str, sweep_dir: str | None = None) -> str:
@@ -140,22 +141,41 @@ def _hash(text: str, length: int) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
-def check(config: DictConfig, importing: bool = False) -> None:
+def check(config: DictConfig, importing: bool = False, unset: bool = False) -> None:
     """Check a configuration before anything is built.
 
     Args:
         config: composed configuration.
         importing: also import the parts that are not resnet_lab's, and check their arguments.
+        unset: accept mandatory keys that are not set; if there are any, values are not checked.
 
     Raises:
         UserError: a mandatory key is not set, a value is wrong, or a group has a key too many or too few.
     """
-    if missing := sorted(OmegaConf.missing_keys(config)):
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing and not unset:
         raise UserError(f"{missing[0]} is not set; give {missing[0]}=… on the command line")
     _check_names(config, Config)
     if not isinstance(config.trainer, DictConfig):
         raise UserError(f"trainer={config.trainer}: must be a group of keys; choose one with trainer=…")
     _check_names(config.trainer, TrainerConfig, "trainer.")
+    if not missing:
+        _check_settings(config)
+    for group in PROVIDED:
+        node = config[group]
+        if isinstance(node, DictConfig) and OmegaConf.is_missing(node, "_target_"):
+            continue
+        if not isinstance(node, DictConfig) or node.get("_target_") is None:
+            raise UserError(f"{group} has no _target_; choose one with {group}=…, see conf/{group}/")
+        _check_part(group, node, importing)
+        if node.get("_partial_", False) is not (group in PARTIAL):
+            raise UserError(f"{group}._partial_={node.get('_partial_')}: must be {group in PARTIAL}".lower())
+    for group in BY_NAME:
+        _check_named(group, config[group], importing)
+
+
+def _check_settings(config: DictConfig) -> None:
+    """Refuse wrong values at the top level and of the trainer."""
     _check_values(config, Config)
     _check_values(config.trainer, TrainerConfig, "trainer.")
     if config.follow_layers and config.trainer.compile:
@@ -167,15 +187,6 @@ def check(config: DictConfig, importing: bool = False) -> None:
         hint = f"did you mean {close[0]}?" if close else f"choose among {', '.join(FIGURES)}"
         raise UserError(f"figures: no figure is named {unknown[0]}; {hint}")
     _check_labels(OmegaConf.to_container(config, resolve=True))
-    for group in PROVIDED:
-        node = config[group]
-        if not isinstance(node, DictConfig) or node.get("_target_") is None:
-            raise UserError(f"{group} has no _target_; choose one with {group}=…, see conf/{group}/")
-        _check_part(group, node, importing)
-        if node.get("_partial_", False) is not (group in PARTIAL):
-            raise UserError(f"{group}._partial_={node.get('_partial_')}: must be {group in PARTIAL}".lower())
-    for group in BY_NAME:
-        _check_named(group, config[group], importing)
 
 
 def _check_labels(config: Any) -> None:
@@ -236,6 +247,8 @@ def _check_part(group: str, node: DictConfig, importing: bool) -> None:
         hint = "; name a function or class that returns the loss function" if group == "loss" else ""
         needs = f"{'every run' if lacking[0] in own else target} needs it"
         raise UserError(f"{group}.{lacking[0]} is missing; {needs}{hint}")
+    if OmegaConf.missing_keys(node):  # the configuration is only printed
+        return
     plain = OmegaConf.to_container(node, resolve=True)
     assert isinstance(plain, dict)
     for key, hint in (hints_of(target) | own).items():

@@ -20,12 +20,13 @@ from omegaconf.errors import OmegaConfBaseException
 from resnet_lab.axes import label_of
 from resnet_lab.build import build_datamodule, build_trainer, rank, set_up_logging
 from resnet_lab.command_line import run_command
-from resnet_lab.config import check, compose_config, job_name, one_line
+from resnet_lab.config import check, compose_config, job_name
 from resnet_lab.data.augmentation import Augmentation
 from resnet_lab.data.check import HASH_DIGITS
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.errors import UserError, count
 from resnet_lab.files import refuse_unwritable
+from resnet_lab.hydra_errors import one_line
 from resnet_lab.module import Classifier
 from resnet_lab.origin import TRAIN_IMAGES
 from resnet_lab.outputs import refuse_undefined, score_table, write_split

@@ -10,9 +10,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from resnet_lab.compatibility import SCHEMA_VERSION, with_older_defaults
-from resnet_lab.config import changed_keys, check, config_hash, differences, one_line, without_unknown
+from resnet_lab.config import changed_keys, check, config_hash, differences, without_unknown
 from resnet_lab.continuation import EPOCHS, refuse_epochs
 from resnet_lab.errors import UserError, printable
+from resnet_lab.hydra_errors import one_line
 from resnet_lab.processes import BUSY, SIGNALS, describe_death
 from resnet_lab.run_folder import PATIENCE, Busy, RunFolder, find_runs, jobs_file
 from resnet_lab.status import state_of

@@ -24,7 +24,7 @@ from resnet_lab.trust import trust, without_trust
 
 
 def command(arguments: list[str]) -> None:
-    """Check all needs: read the table of every data set (leaks, bad images) and compare weights with networks."""
+    """Check all needs: read the table of every data set (leaks, bad images), build each network, compare weights."""
     handler = Lines()
     handler.addFilter(logging.Filter(progress.__name__))  # the jobs log everything else
     log_to([handler])
@@ -37,7 +37,7 @@ def command(arguments: list[str]) -> None:
         elif "data" in need:
             class_names_of(json.dumps(need["data"], sort_keys=True))
         else:
-            check_weights(need["model"])
+            check_network(need["model"])
 
 
 @cache
@@ -75,11 +75,11 @@ def check_parts(config: dict[str, Any]) -> None:
     refuse_misfit(network, objective.num_outputs, size, str(model["_target_"]))
 
 
-def check_weights(model: dict[str, Any]) -> None:
-    """Check that the network has the parts to freeze, and that its initial weights have the same names and shapes.
+def check_network(model: dict[str, Any]) -> None:
+    """Check that there is such a network with the parts to freeze, and that its initial weights fit.
 
     Raises:
-        UserError: as for `Freezing` and `load_pretrained`.
+        UserError: there is no such network, or as for `Freezing` and `load_pretrained`.
     """
     with torch.device("meta"):  # no values: needs neither time nor memory; any number of classes will do
         network = build("model", without_weights(model), num_classes=2)

@@ -101,8 +101,7 @@ def command(arguments: list[str]) -> None:
     """Prepare the data set of the configuration, and report on it; defects in the data do not stop it."""
     given = VERBS["prepare"]().read(arguments)
     log_to([Lines()])
-    own = [f"hydra.searchpath=[{Path(given.config_dir).resolve()}]"] if given.config_dir else []
-    config = compose_config([*given.overrides, *own])
+    config = compose_config(given.overrides, given.config_dir or "")
     check(config)
     trust(words_of_trust(config))  # the command line itself names them
     data: ImageData = build("data", config["data"])

@@ -187,19 +187,24 @@ def _from_here(place: Path) -> Path:
     return place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place
 
 
-def summary(sweep_dir: Path, command: Sequence[str], seconds: float) -> str:
+def summary(sweep_dir: Path, command: Sequence[str], seconds: float, names: Sequence[str] = ()) -> str:
     """Return the end of a sweep: counts, what is not done and why, and what to type next.
 
     Args:
         sweep_dir: its folder.
         command: the words of the command line.
         seconds: duration of the command.
+        names: folder names of the command's jobs; empty: all jobs of the sweep.
     """
     jobs = sweeps_in(sweep_dir).get(sweep_dir.resolve(), [])
-    undone, done = [job for job in jobs if job.state != "done"], [job for job in jobs if job.state == "done"]
+    unfinished, done = [job for job in jobs if job.state != "done"], [job for job in jobs if job.state == "done"]
+    undone = [job for job in unfinished if job.name in names or not names]
+    others = [job for job in unfinished if job not in undone]
     lines = ["", f"{sweep_dir}: {counts_of(jobs)}; this command took {duration(seconds)}"]
-    lines += rows(undone[:SHOWN], labels_of(sweep_dir))
-    lines += [f"and {len(undone) - SHOWN} more: resnet-lab status {sweep_dir}"] if len(undone) > SHOWN else []
+    lines += _some_rows(undone, sweep_dir)
+    if others:
+        lines += ["not of this command (to drop a job, remove its folder and its line in jobs.txt):"]
+        lines += _some_rows(others, sweep_dir)
     folder = [] if any(word.startswith("sweep_dir=") for word in command) else [f"sweep_dir={sweep_dir}"]
     if done:
         lines.append(f"compare the jobs:  resnet-lab report {shlex.quote(str(sweep_dir))}")
@@ -208,6 +213,11 @@ def summary(sweep_dir: Path, command: Sequence[str], seconds: float) -> str:
     elif undone:
         lines.append(f"run the others:    {shlex.join(['resnet-lab', 'train', *command, *folder])}")
     return "\n".join(lines)
+
+
+def _some_rows(jobs: Sequence[JobState], sweep_dir: Path) -> list[str]:
+    more = [f"and {len(jobs) - SHOWN} more: resnet-lab status {sweep_dir}"] if len(jobs) > SHOWN else []
+    return [*rows(jobs[:SHOWN], labels_of(sweep_dir)), *more]
 
 
 def command(arguments: Sequence[str]) -> None:

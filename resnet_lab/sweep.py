@@ -8,23 +8,26 @@ import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
+from omegaconf.errors import OmegaConfBaseException
 
 from resnet_lab.axes import note_jobs
-from resnet_lab.config import check, job_name, one_line, words_of_trust
+from resnet_lab.config import check, job_name, searchpath_of, words_of_trust
 from resnet_lab.continuation import EPOCHS, epochs_by_job, goes_on_to
 from resnet_lab.errors import UserError
+from resnet_lab.hydra_errors import one_line
 from resnet_lab.processes import describe_death
 from resnet_lab.run_folder import RunFolder, list_jobs, of_logger
-from resnet_lab.schema import BY_NAME, PROVIDED, conf_dir
+from resnet_lab.schema import BY_NAME, CHOSEN, PROVIDED, conf_dir
 from resnet_lab.signatures import is_ours
 from resnet_lab.supervisor import run_module
 from resnet_lab.trust import OPTION, warn_of_unused
@@ -44,6 +47,7 @@ def preflight(arguments: Sequence[str], trusted: Sequence[str] = ()) -> bool:
     Raises:
         UserError: a key is wrong.
     """
+    refuse_unknown(arguments)
     jobs, alone = jobs_of(arguments), _alone(arguments)
     needs = {json.dumps(need, sort_keys=True) for job in jobs for need in _needs(job)}
     needs |= {json.dumps(need, sort_keys=True) for job in alone for need in _needs(job) if "parts" in need}
@@ -53,7 +57,7 @@ def preflight(arguments: Sequence[str], trusted: Sequence[str] = ()) -> bool:
         warn_of_unused(trusted, words)
     if not needs:
         return True
-    print(f"{time.strftime('%H:%M:%S')}  checking what the jobs need (data, weights, parts)", flush=True)
+    print(f"{time.strftime('%H:%M:%S')}  checking what the jobs need (data, networks, weights, parts)", flush=True)
     # in a separate process, as this one must not import torch
     options, multirun = [f"{OPTION}{word}" for word in sorted(words)], _read(arguments)[0].multirun
     code = run_module("resnet_lab.preflight", options, fork=multirun, text=json.dumps(sorted(needs)))
@@ -63,13 +67,12 @@ def preflight(arguments: Sequence[str], trusted: Sequence[str] = ()) -> bool:
 
 
 def _needs(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield what a job needs: parts that are not resnet_lab's, the data set, weights, and layers to freeze."""
+    """Yield what a job needs: parts that are not resnet_lab's, the data set, and the network with its weights."""
     parts = [*(job[group] for group in PROVIDED), *(part for group in BY_NAME for part in job[group].values())]
     if any(not is_ours(str(part["_target_"])) for part in parts):
         yield {"parts": job | {"seed": 0}}
     yield {"data": job["data"]}
-    model = job["model"]
-    if is_ours(model["_target_"]) and (str(model.get("pretrained", "none")) != "none" or model["freeze"]):
+    if is_ours(job["model"]["_target_"]):
         yield {"model": job["model"]}
 
 
@@ -81,6 +84,18 @@ def _alone(arguments: Sequence[str]) -> list[dict[str, Any]]:
         return []
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return [_composed([*overrides, *searchpath])]
+
+
+def refuse_unknown(arguments: Sequence[str]) -> None:
+    """Check a configuration that the command only prints (`--cfg`, `--info`), which Hydra would accept.
+
+    Raises:
+        UserError: a key is unknown, or a value is wrong.
+    """
+    options, overrides, searchpath = _read(arguments)
+    if (options.cfg or options.info) and not options.multirun:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            check(compose("config", [*overrides, *searchpath]), unset=True)
 
 
 def jobs_of(arguments: Sequence[str]) -> list[dict[str, Any]]:
@@ -101,7 +116,39 @@ def jobs_of(arguments: Sequence[str]) -> list[dict[str, Any]]:
         if base.hydra.runtime.choices["hydra/sweeper"] != "basic":
             return []
         _refuse_nameless(parsed, base.hydra)
-        return [_composed([*job, *searchpath]) for job in _grid(parsed, base.hydra.sweeper.params or {})]
+        return list(_compositions(_grid(parsed, base.hydra.sweeper.params or {}), searchpath))
+
+
+def _compositions(jobs: Sequence[Sequence[str]], searchpath: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield the configuration of each job of a grid.
+
+    Hydra composes once for each choice of groups, which takes 0.15 s. The other overrides are set in what it returned,
+    as Hydra does, too, after it has merged the groups.
+    """
+    parse = cache(OverridesParser.create().parse_override)
+    composed = dict[tuple[str, ...], DictConfig]()
+    for job in jobs:
+        axes = [parse(text) for text in job]
+        if not all(axis.type == OverrideType.CHANGE and not isinstance(axis.value(), dict) for axis in axes):
+            yield _composed([*job, *searchpath])
+            continue
+        groups = tuple(text for text, axis in zip(job, axes, strict=True) if _is_of_groups(axis))
+        if groups not in composed:
+            composed[groups] = compose("config", [*groups, *searchpath])
+        config = composed[groups]
+        try:
+            for axis in axes:
+                if not _is_of_groups(axis):
+                    OmegaConf.update(config, axis.key_or_group, axis.value(), merge=True)
+        except OmegaConfBaseException:
+            yield _composed([*job, *searchpath])  # whose error names the key
+            continue
+        yield _checked(config)
+
+
+def _is_of_groups(axis: Override) -> bool:
+    """Return whether an override chooses a file of a group, or configures Hydra."""
+    return axis.key_or_group in CHOSEN or axis.key_or_group.partition(".")[0].partition("/")[0] == "hydra"
 
 
 def _refuse_nameless(overrides: Sequence[Override], hydra: DictConfig) -> None:
@@ -121,8 +168,7 @@ def _read(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str], list
     """Return the options (`prints`: the command only prints), the overrides, and the override for `--config-dir`."""
     given = VERBS["train"]().read(arguments)
     given.prints = bool(given.cfg or given.info or given.hydra_help)
-    searchpath = [f"hydra.searchpath=[file://{given.config_dir}]"] if given.config_dir else []
-    return given, given.overrides, searchpath
+    return given, given.overrides, searchpath_of(given.config_dir or "")
 
 
 def _grid(overrides: Sequence[Override], params: Mapping[str, Any], seeds: bool = False) -> list[tuple[str, ...]]:
@@ -133,12 +179,12 @@ def _grid(overrides: Sequence[Override], params: Mapping[str, Any], seeds: bool 
         params: axes of the experiment (`hydra.sweeper.params`).
         seeds: whether `seed` is an axis; if not, it is left out.
     """
-    given = {override.get_key_element() for override in overrides}
-    own = [f"{key}={value}" for key, value in params.items() if key not in given]
-    axes = [*OverridesParser.create().parse_overrides(own), *overrides]
+    own = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
+    # in Hydra's order: the last override of a key wins, at the place of the first
+    by_key = {axis.get_key_element(): axis for axis in [*own, *overrides]}
+    axes = by_key.values()
     if any(axis.is_sweep_override() and not (axis.is_choice_sweep() or axis.is_range_sweep()) for axis in axes):
         return []
-    by_key = {axis.get_key_element(): axis for axis in axes}  # the last override of a key wins
     return list(product(*(_values(axis) for key, axis in by_key.items() if seeds or key != "seed")))
 
 
@@ -149,7 +195,7 @@ def _values(axis: Override) -> list[str]:
     return [f"{key}={axis.get_value_element_as_str()}"]
 
 
-SWEPT: list[Path] = []  # folder of the sweep that this process has started
+SWEPT: dict[Path, list[str]] = {}  # folder of the sweep that this process has started → names of its jobs
 
 
 class ListJobs(Callback):
@@ -160,13 +206,18 @@ class ListJobs(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         hydra, jobs, names, renamed = config.hydra, [], list[str](), list[str]()
-        if hydra.runtime.choices["hydra/sweeper"] == "basic":
+        choices = hydra.runtime.choices
+        if choices["hydra/sweeper"] == choices["hydra/launcher"] == "basic" and hydra.sweeper.max_batch_size is None:
+            # otherwise Hydra composes all jobs again, which `jobs_of` has checked, before it starts the first
+            with read_write(hydra.sweeper):
+                hydra.sweeper.max_batch_size = 1
+        if choices["hydra/sweeper"] == "basic":
             overrides = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
             jobs = _grid(overrides, hydra.sweeper.params or {}, seeds=True)
             excluded = hydra.job.config.override_dirname.exclude_keys
             names = [_folder_name(job, excluded, hydra.sweep.dir) for job in jobs]
             renamed = _lengthened(dict(zip(names, jobs, strict=True)), excluded, Path(hydra.sweep.dir))
-        SWEPT[:] = [Path(hydra.sweep.dir)]
+        SWEPT[Path(hydra.sweep.dir)] = names
         for launcher in OWN_LINES:  # a job prints its label instead
             logging.getLogger(launcher).setLevel(logging.WARNING)
         try:
@@ -223,7 +274,10 @@ def _folder_name(job: Sequence[str], excluded: Sequence[str], sweep_dir: str) ->
 
 
 def _composed(overrides: Sequence[str]) -> dict[str, Any]:
-    config = compose("config", list(overrides))
+    return _checked(compose("config", list(overrides)))
+
+
+def _checked(config: DictConfig) -> dict[str, Any]:
     check(config)
     plain: Any = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
     return dict(plain)

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 import traceback
+from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -24,8 +25,9 @@ from omegaconf.errors import OmegaConfBaseException
 from resnet_lab import supervisor
 from resnet_lab.axes import labels_in, texts_of
 from resnet_lab.command_line import begin, show
-from resnet_lab.config import check_overrides, one_line, register, words_of_trust
+from resnet_lab.config import check_overrides, register, searchpath_of, words_of_trust
 from resnet_lab.errors import UserError, one_line_of, printable
+from resnet_lab.hydra_errors import one_line
 from resnet_lab.launch import JobFailed, run_in
 from resnet_lab.processes import (
     Stopped,
@@ -37,12 +39,12 @@ from resnet_lab.run_folder import Busy, RunFolder, list_jobs
 from resnet_lab.schema import conf_dir
 from resnet_lab.status import summary
 from resnet_lab.sweep import SWEPT, preflight
-from resnet_lab.trust import trust, without_trust
+from resnet_lab.trust import OPTION, trust, without_trust
 from resnet_lab.verbs import VERBS
 
 LAUNCHERS = ("joblib", "submitit")  # an error from these packages means that a worker died
 LOCAL_LAUNCHERS = ("basic", "joblib")
-FAILED: list[RunFolder] = []  # the single run of this process, if it failed
+FAILED: list[RunFolder] = []  # runs that this process has started, and that failed
 
 register()
 
@@ -50,11 +52,11 @@ register()
 class Callable(ModuleType):
     """Make this module callable: once imported, it hides the package's function of the same name."""
 
-    def __call__(self, *overrides: str) -> Any:
+    def __call__(self, *overrides: str, config_dir: str | Path = "") -> Any:
         """`resnet_lab.train`."""
         from resnet_lab import api  # imports pandas
 
-        return api.train(*overrides)
+        return api.train(*overrides, config_dir=config_dir)
 
 
 sys.modules[__name__].__class__ = Callable
@@ -65,16 +67,18 @@ def train(config: DictConfig) -> float | None:
     """Run one job; return the best value of the monitored metric to Hydra's sweepers, or NaN if there is none.
 
     Raises:
-        UserError: a job of a sweep failed. Hydra runs the others and exits with code 1.
+        UserError: a job failed in a process of a launcher; Hydra runs the others and exits with code 1.
     """
     stop_with_command()
     hydra_config = HydraConfig.get()
     run, sweep = RunFolder(Path(hydra_config.runtime.output_dir)), hydra_config.mode == RunMode.MULTIRUN
+    launcher, sweeper = (hydra_config.runtime.choices[f"hydra/{each}"] for each in ("launcher", "sweeper"))
+    one_by_one = sweep and launcher == sweeper == "basic"  # Hydra would not start the jobs after one that raises
     try:
         plain: Any = OmegaConf.to_container(config, resolve=True)
         if sweep:
             print_label(run, plain["labels"])
-        local = sweep and hydra_config.runtime.choices["hydra/launcher"] in LOCAL_LAUNCHERS
+        local = sweep and launcher in LOCAL_LAUNCHERS
         config_dir = config_dir_of(hydra_config)
         run_in(run, config, list(hydra_config.overrides.task), words_of_trust(plain), sweep, local, config_dir)
     except Busy as busy:
@@ -86,8 +90,14 @@ def train(config: DictConfig) -> float | None:
         # printed now, as Hydra shows only the first failed job, at the end
         if not isinstance(error, JobFailed):
             print(f"error: {f'{run.path.name}: ' if sweep else ''}{one_line_of(error)}", file=sys.stderr, flush=True)
-        if sweep:
+        if sweep and not one_by_one:
             raise
+        FAILED.append(run)
+        return math.nan
+    except Exception:
+        if not one_by_one:
+            raise
+        traceback.print_exc()
         FAILED.append(run)
         return math.nan
     best = run.read_status().get("best_value")
@@ -125,6 +135,14 @@ def checked(multirun: bool) -> bool:
         return False
 
 
+def arguments_of_hydra(given: Namespace) -> list[str]:
+    """Return a parsed command line with the overrides first and the flags last; Hydra refuses any other order."""
+    trusted = [f"{OPTION}{word}" for word in given.trust]
+    flags = {f"--{name.replace('_', '-')}": value for name, value in vars(given).items() if value}
+    typed = [flag if value is True else f"{flag}={value}" for flag, value in flags.items()]
+    return [*given.overrides, *trusted, *(flag for flag in typed if not flag.startswith(("--overrides=", "--trust=")))]
+
+
 def main() -> int:
     """Run the command; print a summary at the end of a sweep."""
     began, words = time.monotonic(), sys.argv[1:]
@@ -133,9 +151,9 @@ def main() -> int:
         code = run_command()
     finally:
         supervisor.close()
-    for sweep_dir in SWEPT:
+    for sweep_dir, names in SWEPT.items():
         with suppress(UserError, OSError):  # the folder is empty or unreadable; an error has been printed
-            show(printable(summary(sweep_dir, words, time.monotonic() - began)))
+            show(printable(summary(sweep_dir, words, time.monotonic() - began, names)))
     return code
 
 
@@ -147,6 +165,7 @@ def run_command() -> int:
     begin()
     try:
         given = VERBS["train"]().read(sys.argv[1:])
+        sys.argv[1:] = arguments_of_hydra(given)
     except UserError as error:
         print(f"error: {one_line_of(error)}", file=sys.stderr)
         return 2
@@ -164,7 +183,8 @@ def run_command() -> int:
         print(f"stopped; resume with the same command and the same sweep_dir{handed}", file=sys.stderr)
         return stopped.code
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        overrides = [*given.overrides, *searchpath_of(given.config_dir or "")]
+        print(f"error: {one_line(error, overrides)}", file=sys.stderr)
         return 1
     except Exception as error:
         if _raised_in(error) in ("hydra", "omegaconf"):  # an override that they cannot parse

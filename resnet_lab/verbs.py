@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from argparse import SUPPRESS, ArgumentTypeError
 from collections.abc import Callable
+from pathlib import Path
 
 from resnet_lab.command_line import Show, Verb
 from resnet_lab.keys import WIDTH, all_keys, as_text, choices_of, matching
@@ -14,6 +15,7 @@ USUAL = (  # keys that most commands set
     *("data.root", "data.image_size", "data.batch_size", "model.depth", "model.pretrained", "optim.lr"),
     *("trainer.max_epochs", "seed", "sweep_dir"),
 )
+INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")  # what Hydra's --info shows
 MODEL = "run folder (its best checkpoint) or checkpoint file (.ckpt)"
 TRUST = "your own code that may be called: mylab, or one name: model:mylab.Net"
 
@@ -52,7 +54,7 @@ def train() -> Verb:
         text=lambda patterns: as_text(matching(patterns)),
         help="show keys with meaning, values and default; PATTERN is a key, a group, a part of a name or data.*",
     )
-    verb.flag("-cd", "--config-dir", metavar="DIR", help="folder of your own YAML files: DIR/experiment/mine.yaml")
+    _add_config_dir(verb)
     verb.flag("-c", "--cfg", metavar="job", help="show the composed configuration (job, hydra or all) and exit")
     verb.option("trust", "PACKAGE", TRUST, [], action="append")
     # other options of Hydra, not in the help
@@ -60,9 +62,20 @@ def train() -> Verb:
         verb.flag(*names, action="store_true")
     for names in (("-p", "--package"), ("-cp", "--config-path"), ("-cn", "--config-name"), ("--experimental-rerun",)):
         verb.flag(*names)
-    verb.flag("-i", "--info", nargs="?", const="all")
+    verb.flag("-i", "--info", nargs="?", const="all", choices=INFO)
     verb.takes_keys("any key of the configuration, or a group: model=resnet_cifar")
     return verb
+
+
+def _add_config_dir(verb: Verb) -> None:
+    text = "folder of your own YAML files: DIR/experiment/mine.yaml"
+    verb.flag("-cd", "--config-dir", metavar="DIR", type=_folder, help=text)
+
+
+def _folder(value: str) -> str:
+    if not Path(value).is_dir():
+        raise ArgumentTypeError(f"--config-dir {value}: {'not a' if Path(value).exists() else 'no such'} folder")
+    return value
 
 
 def _groups_and_keys() -> str:
@@ -153,7 +166,7 @@ def prepare() -> Verb:
     )
     verb.option("out", "DIR", "folder of the report (default: report/ in the prepared set)")
     verb.option("processes", "N", "number of processes (default: one per core)", type=_processes)
-    verb.flag("-cd", "--config-dir", metavar="DIR", help="folder of your own YAML files: DIR/experiment/mine.yaml")
+    _add_config_dir(verb)
     verb.takes_keys("keys of resnet-lab train; only those of data are used")
     return verb
 

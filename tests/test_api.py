@@ -39,6 +39,17 @@ def test_compose_returns_the_configuration_of_the_command() -> None:
     assert "model.dpeth" in refusal(resnet_lab.compose, "model.dpeth=34")
 
 
+def test_an_experiment_of_the_caller_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "my_conf" / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 7\nstart: false\n")
+    assert resnet_lab.compose("experiment=mine", config_dir=tmp_path / "my_conf").seed == 7
+    run = resnet_lab.train("experiment=mine", "sweep_dir=one", config_dir="my_conf")
+    assert run.config["seed"] == 7
+    assert refusal(lambda: resnet_lab.train(config_dir="myconf")) == "config_dir=myconf: no such folder"
+    assert "give KEY=VALUE" in refusal(lambda: resnet_lab.train("--config-dir=my_conf", "experiment=mine"))
+
+
 def test_resnet_builds_a_network_by_its_depth() -> None:
     network = resnet_lab.resnet(18, num_classes=3)
     own = torchvision.models.resnet18(num_classes=3)

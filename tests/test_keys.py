@@ -18,8 +18,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from resnet_lab import keys
-from resnet_lab.config import check, check_overrides, compose_config, one_line
+from resnet_lab.config import check, check_overrides, compose_config
 from resnet_lab.errors import UserError
+from resnet_lab.hydra_errors import one_line
 from resnet_lab.keys import SYNONYMS, known_keys, suggestion
 from resnet_lab.schema import CHOSEN, Config, TrainerConfig, conf_dir
 from resnet_lab.signatures import hints_of, is_ours

@@ -314,7 +314,7 @@ def test_the_job_sets_folder_and_id_unless_the_user_does(mylab: None) -> None:
     [
         (
             ("logger=nothing",),
-            "Could not find 'logger/nothing'; Available options in 'logger':; csv; none; tensorboard",
+            "logger=nothing: there is no such choice; choose csv, none, tensorboard",
         ),
         (("logger=null",), "logger=null: name a file of conf/logger/"),
         (("logger=[]",), "logger=[]: name a file of conf/logger/"),

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from resnet_lab.errors import UserError
 from resnet_lab.models.resnet import resnet
-from resnet_lab.preflight import check_weights
+from resnet_lab.preflight import check_network
 
 NARROW = (4, 8, 16, 32)
 BOTTLENECKS = {"depth": 50, "widths": NARROW}
@@ -414,13 +414,13 @@ def test_a_folder_without_exactly_one_file_of_the_depth_lists_what_is_there(tmp_
 def test_the_check_before_a_sweep_compares_shapes(tmp_path):
     folder = folder_of(tmp_path, {"resnet8.pth": 8, "resnet14.pth": 14})
     model = {"_target_": "resnet_lab.models.resnet.resnet", "form": "cifar", "depth": 8, "pretrained": str(folder)}
-    check_weights(model)
-    check_weights(model | {"depth": 14})
+    check_network(model)
+    check_network(model | {"depth": 14})
     with pytest.raises(UserError, match=r"of another shape: conv1\.weight"):
-        check_weights(model | {"widths": [8, 16, 32]})
+        check_network(model | {"widths": [8, 16, 32]})
     (folder / "resnet14.pth").replace(folder / "resnet8.pth")
     with pytest.raises(UserError, match=r"weights \(resnet8\.pth\): weights of depth 14, but model\.depth=8"):
-        check_weights(model)
+        check_network(model)
 
 
 # ---- runs of this project ----

@@ -203,6 +203,17 @@ def test_a_sweep_ends_with_its_unfinished_jobs_and_the_next_command(sweep: Path)
     assert typed[-1].endswith("resnet-lab train -m sweep_dir=sweep")
 
 
+def test_a_sweep_lists_jobs_that_its_command_does_not_contain_apart(sweep: Path) -> None:
+    names = [name for name in list_jobs(sweep) if "depth-34_pretrained-none_seed-0" not in name]
+    lines = summary(Path("sweep"), ["-m", "sweep_dir=sweep"], 1.0, names).splitlines()
+    place = lines.index("not of this command (to drop a job, remove its folder and its line in jobs.txt):")
+    assert lines[place + 1] == "failed  scratch depth=34 seed=0"
+    assert not any(line.startswith("failed") for line in lines[:place])
+    assert lines[-1].startswith("run the others: ")
+    done = [job.name for job in states_of(sweep) if job.state == "done"]
+    assert "run the others" not in summary(Path("sweep"), ["-m", "sweep_dir=sweep"], 1.0, done)
+
+
 @pytest.mark.parametrize(("state", "word"), [("created", "resnet_lab.job sweep/"), ("done", "resnet-lab report sweep")])
 def test_jobs_in_the_same_state_end_with_one_command(sweep: Path, state: str, word: str) -> None:
     for name in list_jobs(sweep):

@@ -10,8 +10,11 @@ import pytest
 import torch
 from conftest import TINY
 from fake_data import refusal, web, write_studies
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from resnet_lab import preflight as command
+from resnet_lab import sweep
 from resnet_lab.config import register
 from resnet_lab.errors import UserError
 from resnet_lab.models.resnet import resnet
@@ -53,6 +56,44 @@ def test_the_command_line_wins_over_the_grid_of_the_experiment() -> None:
     assert grid(experiment, "model.depth=34,18", "model.pretrained=a.pt") == {(34, "a.pt"), (18, "a.pt")}
 
 
+def test_jobs_composed_together_are_those_that_hydra_composes_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = [
+        "-m",
+        "sweep_dir=here",
+        "optim=sgd,adamw",
+        "optim.lr=0.1,0.2",
+        "data.scale=[1,1],[0.9,1.1]",
+        "model.depth=18",
+    ]
+    together = jobs_of(grid)
+    assert len(together) == 8
+    monkeypatch.setattr(sweep, "_compositions", lambda jobs, path: [sweep._composed([*job, *path]) for job in jobs])
+    assert together == jobs_of(grid)
+    assert [(job["optim"]["lr"], job["data"]["scale"]) for job in together[:3]] == [
+        (0.1, [1.0, 1.0]),
+        (0.1, [0.9, 1.1]),
+        (0.2, [1.0, 1.0]),
+    ]
+
+
+def test_a_job_with_a_wrong_value_stops_the_sweep_with_the_name_of_its_key() -> None:
+    with pytest.raises(Exception, match=r"optim\.nesterov"):
+        jobs_of(["-m", "optim.nesterov=true,perhaps"])
+    assert refusal(jobs_of, ["-m", "optim.lr=0.1,-1"]).startswith("optim.lr=-1")
+
+
+def test_jobs_are_listed_in_the_order_in_which_hydra_starts_them() -> None:
+    parsed = OverridesParser.create().parse_overrides(["b=3", "a=1,2"])
+    jobs = sweep._grid(parsed, {"a": "7,8", "c": "5,6"})
+    assert jobs == [
+        tuple(job)
+        for job in BasicSweeper.split_arguments(
+            OverridesParser.create().parse_overrides(["a=7,8", "c=5,6", "b=3", "a=1,2"]), None
+        )[0]
+    ]
+    assert jobs[0] == ("a=1", "c=5", "b=3")
+
+
 @pytest.mark.parametrize("key", ["data.num_workers", "keep_last"])
 def test_keys_that_do_not_name_a_job_are_not_axes(key: str) -> None:
     with pytest.raises(UserError, match=f"{key} cannot be swept"):
@@ -76,8 +117,6 @@ def test_a_misspelled_key_stops_the_sweep(tmp_path: Path, monkeypatch: pytest.Mo
 
 def needs(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     """Set stdin to the data and weights that a command needs, as a sweep passes them to the process that checks."""
-    from resnet_lab import sweep
-
     asked = {json.dumps(need) for job in jobs_of(["-m", *arguments]) for need in sweep._needs(job)}
     monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(sorted(asked))))
 
@@ -101,6 +140,32 @@ def test_parts_that_do_not_exist_stop_the_sweep(
         assert f"no part {part} with weights" in refusal(command.command, [])
     else:
         command.command([])
+
+
+@pytest.mark.parametrize(
+    ("axes", "refused"),
+    [
+        (["model.depth=18,20"], "model.form=imagenet model.depth=20 is unknown"),
+        (["model=resnet,resnet_cifar", "model.depth=18"], "model.form=cifar model.depth=18 is unknown"),
+        (["model=resnet_cifar", "model.widths=[16,32,64],[16,32]"], "model.widths"),
+        (["model=resnet,example_cnn", "optim.lr=0.1,0.2"], ""),
+    ],
+)
+def test_networks_that_do_not_exist_stop_the_sweep(
+    axes: list[str], refused: str, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs(monkeypatch, *DATA[:1], f"data.root={photographs}", *axes)
+    if refused:
+        assert refused in refusal(command.command, [])
+    else:
+        command.command([])
+
+
+def test_each_network_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[str]()
+    monkeypatch.setattr(sweep, "run_module", lambda *_, text, **__: asked.extend(json.loads(text)) or 0)
+    assert sweep.preflight(["-m", "model.depth=18,34", "optim.lr=range(1,6)", "seed=0,1,2"])
+    assert [json.loads(need).get("model", {}).get("depth") for need in sorted(asked)] == [None, 18, 34]
 
 
 def test_weights_that_cannot_be_fetched_stop_the_sweep(

@@ -65,6 +65,30 @@ def test_a_misspelled_key_in_a_users_experiment_file_is_one_line(tmp_path: Path)
     assert "epochs" in one_error(lab("train", "--config-dir", "mine", "experiment=typo", cwd=tmp_path))
 
 
+@pytest.mark.parametrize("shown", [("--cfg", "job"), ("--info", "defaults")])
+def test_unknown_keys_of_a_configuration_that_is_only_printed_are_refused(
+    shown: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\ndata: {image_col: x}\n")
+    for words, error in (
+        (["+optim.learning_rate=0.1"], "did you mean optim.lr?"),
+        (["experiment=mine", "--config-dir", str(tmp_path), "seed=1"], "did you mean data.image_column?"),
+        (["data=retinopathy", "+optim.learning_rate=0.1"], "did you mean optim.lr?"),  # data.root is not set
+        (["trainer.max_epochs=-1"], "trainer.max_epochs=-1"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["train", *words, *shown])
+        assert train.main() == 1
+        printed = capsys.readouterr()
+        assert (printed.out, error in printed.err) == ("", True), printed
+
+
+def test_keys_that_are_not_set_are_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["train", "data=own", "--cfg", "job", "loss=own", "-p", "data"])
+    assert train.main() == 0
+    assert "_target_: ???" in capsys.readouterr().out
+
+
 def test_a_run_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     line = one_error(lab("train", "sweep_dir=file/run", cwd=tmp_path))

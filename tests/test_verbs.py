@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 from fake_data import refusal
@@ -14,6 +15,7 @@ from fake_data import refusal
 import resnet_lab.__main__ as lab
 from resnet_lab.keys import choices_of, known_keys
 from resnet_lab.schema import CHOSEN
+from resnet_lab.train import arguments_of_hydra
 from resnet_lab.verbs import TASKS, VERBS, job
 
 ALL = {**VERBS, "job": job}
@@ -51,7 +53,9 @@ def test_python_m_shows_the_same_help(
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_the_examples_of_a_help_are_understood(name: str) -> None:
+def test_the_examples_of_a_help_are_understood(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_conf").mkdir()
     verb = ALL[name]()
     for example in "\n".join(verb.examples).replace("\\\n", " ").splitlines():
         words = shlex.split(example.partition(verb.prog.removeprefix("python "))[2])
@@ -86,6 +90,9 @@ def test_the_examples_of_a_help_are_understood(name: str) -> None:
         ("train", ["--key"], ["did you mean --keys?"]),
         ("train", ["model"], ["model: must be KEY=VALUE"]),
         ("train", ["--config-dir"], ["expected one argument"]),
+        ("train", ["seed=1", "--config-dir", "myconf"], ["--config-dir myconf: no such folder"]),
+        ("prepare", ["-cd", __file__], [f"--config-dir {__file__}: not a folder"]),
+        ("train", ["--info", "seed=1"], ["invalid choice: 'seed=1'"]),
         ("job", [], ["missing RUN_DIR"]),
         ("job", ["run", "another"], ["another", "one RUN_DIR"]),
         ("job", ["run", "tust=mylab"], ["did you mean trust=PACKAGE?"]),
@@ -118,6 +125,19 @@ def test_values_keep_their_signs_and_words_their_order() -> None:
     )
     assert given.overrides == ["+a.b=c=d", "~data", "seed=0,1", "model=own"]
     assert (given.multirun, given.config_dir, given.trust) == (True, "conf", ["x", "y"])
+
+
+@pytest.mark.parametrize(
+    ("words", "arguments"),
+    [
+        (["a=1", "-m", "b=2,3", "trust=x", "c=4"], ["a=1", "b=2,3", "c=4", "trust=x", "--multirun"]),
+        (["a=1", "-cd", "conf", "--trust", "x", "~b"], ["a=1", "~b", "trust=x", "--config-dir=conf"]),
+        (["--cfg", "job", "a=1", "--resolve"], ["a=1", "--cfg=job", "--resolve"]),
+        (["a=1", "--info"], ["a=1", "--info=all"]),
+    ],
+)
+def test_hydra_is_given_the_overrides_first_and_the_flags_last(words: list[str], arguments: list[str]) -> None:
+    assert arguments_of_hydra(VERBS["train"]().read(words)) == arguments
 
 
 def test_a_folder_may_be_named_like_an_option(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,143 @@
+"""Errors of Hydra and OmegaConf as one line with a remedy (imports nothing heavy)."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import shlex
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from resnet_lab.errors import NO_ROOM
+from resnet_lab.keys import choices_of, known_keys, no_such_key, suggestion
+from resnet_lab.schema import BY_NAME, CHOSEN, PROVIDED, conf_dir
+from resnet_lab.signatures import is_ours
+from resnet_lab.trust import WELL_KNOWN
+
+NOISE = ("full_key:", "object_type=", "reference_type=", "To append")  # beginnings of lines that help nobody
+LABEL_FILES = (".csv", ".tsv")
+RESNET = re.compile(r"(wide_?)?resnet_?(\d+)")
+IMAGENET_DEPTHS = (18, 34, 50, 101, 152)
+
+
+def one_line(error: Exception, overrides: Sequence[str] = ()) -> str:
+    """Return the message of an error of Hydra, OmegaConf or the operating system, with its cause, on one line.
+
+    Args:
+        error: the error.
+        overrides: overrides of the command, for the remedy.
+    """
+    if isinstance(error, OSError) and not isinstance(error, HydraException):
+        remedy = "free some space" if error.errno in NO_ROOM else "choose a sweep_dir that can be written"
+        return f"{error.filename or 'disk'}: {error.strerror}; {remedy}"
+    text = f"{error}\n{error.__cause__ or ''}"
+    if isinstance(error, MissingConfigException):
+        return _no_such_choice(error)
+    if mistake := _mistake_in_file(text):
+        return mistake
+    unknown = re.search(r"Key '.*' (?:not in '|is not in struct)", text)
+    key = re.search(r"Could not override '(.+)'|full_key: (.+)", text)
+    if unknown and key and key[1] in known_keys() and f"full_key: {key[1]}." in text:
+        return f"{key[1]} is a mapping; add to it with +{key[1]}={{…}}"
+    if unknown and key:
+        name = key[1] or key[2]
+        return _for_part_from_outside(name, overrides) or no_such_key(name)
+    if "Incompatible key type 'NoneType'" in text:
+        return "a key of a mapping is null, as in labels: {model.pretrained: {null: scratch}}; write none"
+    text = str(error).partition("Config search path")[0]
+    lines = [line.strip(" .\t") for line in f"{text}\n{error.__cause__ or ''}".splitlines()]
+    kept = [line for line in lines if line and not line.startswith(NOISE)]
+    hints = [] if isinstance(error, yaml.YAMLError) else ["resnet-lab train --keys lists all keys"]
+    return "; ".join([*kept, *hints])
+
+
+def _mistake_in_file(text: str) -> str:
+    """Return the message for a common mistake in an experiment file; empty if it is none."""
+    named = re.search(r"In '(experiment/.+?)'", text)
+    file = f"{named[1]}.yaml" if named else "the experiment file"
+    if named and re.search(r"Could not override '[\w/]+@experiment\b|Key 'experiment' not in 'Config'", text):
+        return f"{file}: its first line must be `# @package _global_`"
+    if twice := re.search(r"Multiple values for (\w+)\. .*'override \w+: (.+)'", text):
+        return f"{file} chooses {twice[1]} without override; write `override /{twice[1]}: {twice[2]}` in its defaults"
+    if slash := re.search(r"Could not override 'experiment/(\w+)@", text):
+        return f"{file}: a group needs a slash; write `override /{slash[1]}: …` in its defaults"
+    wrong = re.search(r"ValidationError raised while composing config:\n(.+)\n\s*full_key: (\S+)", text)
+    return f"{file}: {wrong[2]}: {wrong[1]}" if wrong else ""
+
+
+def _no_such_choice(error: MissingConfigException) -> str:
+    """Return the message for a choice of a group that does not exist, with the choices and a hint."""
+    place = str(error.missing_cfg_file)
+    group, _, name = place.partition("/") if place.partition("/")[0] in CHOSEN else place.rpartition("/")
+    file = str(error).partition("In '")[2].partition("'")[0]
+    inner, _, choice = name.partition("/")
+    if group == "experiment" and inner in CHOSEN and not error.options:
+        return f"{file}.yaml: a group needs override and a slash; write `override /{inner}: {choice}` in its defaults"
+    typed = f"{'' if file in ('config', 'hydra/config') else f'{file}.yaml: '}{group}={name}"
+    choices = [each for each in error.options or choices_of(group) if not each.startswith("_")]
+    close = difflib.get_close_matches(name, choices, n=1)
+    meant = _meant(group, name) or (f"{group}={close[0]}" if close else "")
+    hints = [f"did you mean {meant}?"] if meant else []
+    hints.append(f"choose {', '.join(choices)}")
+    if group == "experiment":
+        hints.append(f"--config-dir DIR reads your own DIR/experiment/{name}.yaml")
+    return f"{typed}: there is no such choice; {'; '.join(hints)}"
+
+
+def _meant(group: str, name: str) -> str:
+    """Return the words to type for what is no choice of a group but has another form; empty if nothing is known."""
+    if group == "experiment":
+        found = sorted(Path.cwd().glob(f"*/experiment/{name}.yaml"))
+        return f"--config-dir {shlex.quote(found[0].parents[1].name)} experiment={name}" if found else ""
+    if group == "data" and (folder := Path(name).expanduser()).is_dir():
+        tables = (file for depth in ("*", "*/*") for file in folder.glob(depth) if file.suffix in LABEL_FILES)
+        form = "retinopathy" if next(tables, None) else "class_folders"
+        return f"data={form} data.root={shlex.quote(name)}"
+    if group == "model" and (resnet := RESNET.match(name)):
+        depth = int(resnet[2])
+        form = "resnet_wide" if resnet[1] else "resnet" if depth in IMAGENET_DEPTHS else "resnet_cifar"
+        return f"model={form} model.depth={depth}"
+    known = {each.rpartition(".")[2].lower(): each for each in sorted(WELL_KNOWN.get(group, ()))}
+    target = known.get(name.lower())
+    return f"{group}=own {group}._target_={target}" if target else ""
+
+
+def _for_part_from_outside(key: str, overrides: Sequence[str]) -> str:
+    """Return the message for an unknown key of a part that is not resnet_lab's; empty if it is not of such a part."""
+    group, name = f"{key}..".split(".")[:2]
+    typed = next((each for each in overrides if each.partition("=")[0] == key), "")
+    if not typed or group not in (*PROVIDED, *BY_NAME):
+        return ""
+    chosen = [each for each in overrides if each != typed and _chooses(each.lstrip("+").partition("=")[0])]
+    with suppress(HydraException, OmegaConfBaseException), initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        parsed = OverridesParser.create().parse_overrides(chosen)
+        config = compose(
+            "config", [text for text, each in zip(chosen, parsed, strict=True) if not each.is_sweep_override()]
+        )
+        part = config[group].get(name) if group in BY_NAME else config[group]
+        if part is None and not suggestion(key, known_keys()):
+            return f"{key}: there is no such key; write +{typed} to add it"
+        if isinstance(part, DictConfig) and (target := _foreign(part)):
+            return f"{key}: conf/{group} has no such key; write +{typed} to pass it to {target}"
+    return ""
+
+
+def _chooses(key: str) -> bool:
+    """Return whether an override of this key chooses a part."""
+    return key in (*CHOSEN, "hydra.searchpath") or key.endswith("._target_")
+
+
+def _foreign(part: DictConfig) -> str:
+    """Return the `_target_` of a part that is not resnet_lab's; empty if it is."""
+    if OmegaConf.is_missing(part, "_target_"):
+        return "the part"
+    target = str(part.get("_target_"))
+    return "" if is_ours(target) else target

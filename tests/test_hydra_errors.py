@@ -1,0 +1,92 @@
+"""An error of Hydra is one line that names the key, group or file, and the remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fake_data import refusal
+
+from resnet_lab.config import compose_config
+
+OWN = "# @package _global_\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in a folder with experiments of a user, photographs in class folders, and photographs with a CSV."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("my conf/experiment", "photos/healthy", "labeled"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "labeled" / "labels.csv").touch()
+    (tmp_path / "my conf" / "experiment" / "mine.yaml").write_text(OWN)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("overrides", "hint"),
+    [
+        (["data=photos"], "did you mean data=class_folders data.root=photos?"),
+        (["data=./labeled"], "did you mean data=retinopathy data.root=./labeled?"),
+        (["data=nowhere"], "choose cifar10, class_folders, flowers102"),
+        (["model=resnet50"], "did you mean model=resnet model.depth=50?"),
+        (["model=resnet56"], "did you mean model=resnet_cifar model.depth=56?"),
+        (["model=wide_resnet50_2"], "did you mean model=resnet_wide model.depth=50?"),
+        (["model=vgg16"], "did you mean model=own model._target_=torchvision.models.vgg16?"),
+        (["optim=adam"], "did you mean optim=own optim._target_=torch.optim.Adam?; choose adamw, nadam, own, sgd"),
+        (["optim=sdg"], "did you mean optim=sgd?"),
+        (["experiment=mine"], "did you mean --config-dir 'my conf' experiment=mine?"),
+        (["experiment=other"], "--config-dir DIR reads your own DIR/experiment/other.yaml"),
+        (["hydra/launcher=slrm"], "hydra/launcher=slrm: there is no such choice; did you mean hydra/launcher=slurm?"),
+    ],
+)
+def test_a_choice_that_does_not_exist_has_a_hint(overrides: list[str], hint: str, folder: Path) -> None:
+    message = refusal(compose_config, overrides)
+    assert hint in message
+    assert ", _" not in message
+    assert "choose _" not in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "hint"),
+    [
+        (["loss=own", "loss._target_=mylab.Focal", "loss.gamma=1"], "write +loss.gamma=1 to pass it to mylab.Focal"),
+        (["loss=own", "loss.gamma=1.0"], "write +loss.gamma=1.0 to pass it to the part"),
+        (["loss.gamma=1.0"], "did you mean schedule.gamma?"),
+        (["model=own", "model._target_=mylab.Net", "model.width=2"], "write +model.width=2 to pass it to mylab.Net"),
+        (["optim=own", "optim._target_=a.B", "optim.x=2", "optim.y=3"], "write +optim.x=2 to pass it to a.B"),
+        (["+callbacks.stop._target_=a.B", "callbacks.stop.x=2"], "write +callbacks.stop.x=2 to pass it to a.B"),
+        (["callbacks.stop._target_=a.B"], "write +callbacks.stop._target_=a.B to add it"),
+        (["callbacks.ema.decay=0.9"], "it is a key of callbacks=ema"),
+    ],
+)
+def test_a_key_of_a_part_from_outside_needs_a_plus(overrides: list[str], hint: str) -> None:
+    message = refusal(compose_config, overrides)
+    assert hint in message
+    assert message.startswith(f"{overrides[-1].partition('=')[0]}: ") or "optim.x: " in message
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("defaults: [override /data: synthetic]\n", "first line must be `# @package _global_`"),
+        ("trainer: {max_epochs: 1}\n", "first line must be `# @package _global_`"),
+        (f"{OWN}trainer: {{max_epochs: two}}\n", "wrong.yaml: trainer.max_epochs: Value 'two' of type 'str'"),
+        (f"{OWN}defaults: [data: retinopathy]\n", "write `override /data: retinopathy`"),
+        (f"{OWN}defaults: [/data: retinopathy]\n", "write `override /data: retinopathy`"),
+        (f"{OWN}defaults: [override data: retinopathy]\n", "write `override /data: …`"),
+        (f"{OWN}defaults: [override /data: eyes]\n", "data=eyes: there is no such choice; choose cifar10"),
+        (f"{OWN}defaults: [base]\n", "experiment/wrong.yaml: experiment=base: there is no such choice; "),
+    ],
+)
+def test_a_mistake_in_an_experiment_file_has_its_remedy(text: str, hint: str, folder: Path) -> None:
+    (folder / "my conf" / "experiment" / "wrong.yaml").write_text(text)
+    assert hint in refusal(lambda: compose_config(["experiment=wrong"], config_dir="my conf"))
+
+
+def test_a_folder_of_yaml_files_may_have_any_name(folder: Path) -> None:
+    (folder / "my conf").rename(folder / "it's, (1)")
+    (folder / "it's, (1)" / "experiment" / "mine.yaml").write_text(f"{OWN}seed: 7\n")
+    assert compose_config(["experiment=mine"], config_dir="it's, (1)").seed == 7
+    assert refusal(lambda: compose_config([], "nowhere")) == "config_dir=nowhere: no such folder"
+    assert refusal(compose_config, ["--config-dir=x"]).startswith("--config-dir=x: flags are not overrides")
