@@ -15,6 +15,7 @@ BUSY = 75  # exit code: another process is running the job (EX_TEMPFAIL in sysex
 GRACE = 30.0  # seconds for a job to stop before it is killed
 PARENT = "RESNET_LAB_PARENT"  # environment variable: ID of the process with which this one stops
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+began = time.time()  # when this process began, before PyTorch is imported
 started_by = "process"  # how this process began: as a new process, or by a fork of `resnet_lab.supervisor`
 
 

@@ -184,7 +184,7 @@ def test_folders_are_matched_to_classes_by_name(trained: RunFolder, tmp_path: Pa
 
 def test_an_unwritable_output_is_refused_first(trained: RunFolder, photographs: Path, tmp_path: Path) -> None:
     assert "is a folder" in refusal(predict.command, [str(trained.path), str(photographs), f"out={tmp_path}"])
-    assert "data/foo" in refusal(evaluate.command, [str(trained.path), "data=foo"])
+    assert "data=foo: there is no such choice" in refusal(evaluate.command, [str(trained.path), "data=foo"])
     assert "trainer.devices=abc" in refusal(evaluate.command, [str(trained.path), "trainer.devices=abc"])
 
 
@@ -346,8 +346,9 @@ def test_an_evaluations_name_is_short_and_unique(tmp_path: Path) -> None:
 def test_a_model_with_nan_weights_is_refused_before_its_data_is_read(
     trained: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, value: float
 ) -> None:
-    file, before = damage(trained, value=value), sorted(tmp_path.rglob("*"))
     nothing, out = str(tmp_path / "nothing"), f"out={tmp_path / 'out.csv'}"
+    Path(nothing).mkdir()
+    file, before = damage(trained, value=value), sorted(tmp_path.rglob("*"))
     for command, words in ((evaluate.command, [f"data.root={nothing}"]), (predict.command, [nothing, out])):
         monkeypatch.setattr(sys, "argv", ["verb", str(trained.path), *words])
         assert run_command(command) == 2

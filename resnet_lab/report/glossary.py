@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from resnet_lab.report.groups import Table
 from resnet_lab.scores import SCORES
+
+if TYPE_CHECKING:  # importing it takes a second
+    from resnet_lab.report.groups import Table
 
 TERMS = {
     "axis": "A setting that differs between groups, such as the depth of the network.",
@@ -37,6 +40,19 @@ def meaning_of(term: str) -> str:
     """Return the sentence that explains a heading; empty if there is none."""
     score = next((each for each in SCORES.values() if term in (each.title, each.label)), None)
     return (score.meaning if score else "") or TERMS.get(term, "")
+
+
+def explained(word: str) -> dict[str, str]:
+    """Return name → sentence of the score or term that a word names, in any case; all scores for `metric`."""
+    word = word.lower()
+    if word.rstrip("s") in ("metric", "score"):
+        return {name: score.meaning or score.title for name, score in SCORES.items()}
+    scores = {name: score.meaning or score.title for name, score in SCORES.items() if _is(word, name, score.label)}
+    return scores or {term: text for term, text in TERMS.items() if _is(word, term)}
+
+
+def _is(word: str, *names: str) -> bool:
+    return word in [name.lower() for name in names]
 
 
 def glossary_of(tables: Sequence[Table]) -> dict[str, str]:
