@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ ONE = {"accelerator": "auto", "devices": 1}
 
 
 @pytest.fixture(autouse=True)
-def _machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A machine with three GPUs, and a folder for its locks."""
     monkeypatch.delenv(VARIABLE, raising=False)
     monkeypatch.setattr(gpus, "_own", None)
@@ -27,6 +28,9 @@ def _machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program.write_text("#!/bin/sh\nprintf '0\\n1\\n2\\n'\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    yield
+    if gpus._own is not None:
+        gpus._own.close()
 
 
 def test_the_gpus_are_those_of_the_driver_or_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
