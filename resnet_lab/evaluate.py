@@ -102,8 +102,9 @@ def count_training_images(model: Trained, rows: pd.DataFrame) -> None:
     hashes = {known[start : start + HASH_DIGITS] for start in range(0, len(known), HASH_DIGITS)}
     found = int(rows["decoded"].isin(hashes).sum())
     if found:
-        are = "image is a training image" if found == 1 else "images are training images"
-        log.warning("%d of the %d %s of %s (their pixels are equal)", found, len(rows), are, model.file)
+        which = f"{found} of the {len(rows)} images" if len(rows) > 1 else "the image"
+        are = "is a training image" if found == 1 else "are training images"
+        log.warning("%s %s of %s (equal pixels)", which, are, model.file)
 
 
 def override(origin: dict[str, Any], overrides: list[str]) -> dict[str, Any]:

@@ -121,5 +121,6 @@ def describe_death(code: int) -> str:
         code: exit code; negative: the signal that ended the process.
     """
     if code == -signal.SIGKILL:
-        return "killed (SIGKILL), most likely out of memory: lower data.batch_size, data.image_size or data.num_workers"
+        remedy = "lower data.batch_size, data.image_size or data.num_workers"
+        return f"killed (SIGKILL): out of memory, or by hand; if out of memory, {remedy}"
     return f"ended by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"

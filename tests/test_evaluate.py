@@ -8,6 +8,8 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -270,6 +272,22 @@ def test_images_that_the_model_was_trained_on_are_counted(
     ):
         command([str(trained.path), *words])
         assert f"{count} images are training images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        ("a", "the image is a training image of"),
+        ("ab", "1 of the 2 images is a training image of"),
+        ("aab", "2 of the 3"),
+    ],
+)
+def test_training_images_are_counted_in_correct_english(
+    caplog: pytest.LogCaptureFixture, images: str, words: str
+) -> None:
+    model: Any = SimpleNamespace(origin={"train_images": "a" * 16}, file="best.ckpt")
+    evaluate.count_training_images(model, pd.DataFrame({"decoded": [letter * 16 for letter in images]}))
+    assert words in caplog.text
 
 
 def test_a_checkpoint_without_hashes_is_reported(trained: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:

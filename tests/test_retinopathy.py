@@ -566,6 +566,20 @@ def test_the_remedy_of_data_without_train_is_all_images(root, keys):
         assert len(retinopathy(root, **keys, all_images="test").read_table()) == 40
 
 
+def test_without_known_columns_the_error_names_the_tables_and_their_columns(root, caplog):
+    write_kaggle(root)
+    (root / "trainLabels.csv").rename(root / "labels.csv")
+    (root / "labels.csv").write_text((root / "labels.csv").read_text().replace("image,level", "photo,stage"))
+    with caplog.at_level(logging.INFO):
+        message = refusal(retinopathy(root, all_images="test").read_table)
+    assert "(labels.csv has the columns photo, stage); name yours in data.test_csv (and its columns in" in message
+    assert "set data.all_images" not in message
+    assert "no label file with known columns" in caplog.text
+    assert "(labels.csv has the columns photo, stage); name yours in data.train_csv" in refusal(
+        retinopathy(root).read_table
+    )
+
+
 def test_all_images_of_files_found_by_name_without_train(root):
     write_studies(root)
     for name in ("train_img.csv", "train_label.csv"):

@@ -176,7 +176,7 @@ def test_a_killed_job_is_recognized_and_resumes(tmp_path: Path, photographs: Pat
     process.stdout.close()
     assert process.returncode == 1
     assert run.read_status()["state"] == "failed"
-    assert "killed (SIGKILL), most likely out of memory" in run.read_status()["error"]
+    assert "killed (SIGKILL): out of memory, or by hand" in run.read_status()["error"]
     config, reached = run.config_file.read_text(), run.read_status()["epoch"]
     run.config_file.write_text(config.replace("max_epochs: 2000", f"max_epochs: {reached + 3}"))
     assert lab("job", "run", cwd=tmp_path).returncode == 0
