@@ -10,7 +10,7 @@ import time
 
 from resnet_lab.command_line import run_command, show, version
 from resnet_lab.errors import UserError
-from resnet_lab.keys import WIDTH, as_text, matching
+from resnet_lab.keys import WIDTH, as_text, known_keys, matching
 from resnet_lab.terminal import is_terminal
 from resnet_lab.verbs import TASKS, VERBS
 
@@ -18,7 +18,7 @@ ABOUT = "Train, compare and trust residual networks on retinopathy photographs."
 SLOW = ("evaluate", "predict", "prepare", "report")  # whose imports take seconds
 OTHERS = {
     "resnet-lab VERB --help": "arguments, options and examples of a verb",
-    "resnet-lab help KEY": "meaning, values and default of a key",
+    "resnet-lab help KEY": "explain a key, a score, or a term",
     "resnet-lab --version": "the version",
     "python -m resnet_lab.job RUN_DIR": "start or resume the job of a run folder",
     "tensorboard --logdir runs": "watch trainings in the browser",
@@ -37,10 +37,35 @@ def overview() -> str:
 
 
 def help_on(words: list[str]) -> str:
-    """The help of a verb, or the keys that the words stand for."""
+    """The help of a verb, or what the words stand for: keys, options, scores or terms of the report."""
     if len(words) == 1 and words[0] in VERBS:
         return VERBS[words[0]]().format_help()
-    return as_text(matching(words)) if words else overview()
+    texts, patterns = list[str](), list[str]()
+    for word in words:
+        text = _explained(word)
+        texts += [text] if text else []
+        try:
+            patterns += [word] if matching([word]) else []
+        except UserError:
+            if not text:
+                raise
+    keys = as_text(matching(patterns)) if patterns else ""
+    return "\n".join([*texts, keys]).rstrip() if words else overview()
+
+
+def _explained(word: str) -> str:
+    """Explain an option of a verb, a score, or a term of the report; empty if the word is a key or unknown."""
+    if word in known_keys():
+        return ""
+    from resnet_lab.report.glossary import explained  # imports numpy
+
+    found = dict[str, str]()
+    for name, verb in VERBS.items():
+        found |= {f"{shape} of {name}": text for shape, text in verb().about_option(word).items()}
+    lines = list[str]()
+    for name, text in (found | explained(word)).items():
+        lines += [name, *textwrap.wrap(text, WIDTH, initial_indent="    ", subsequent_indent="    ")]
+    return "\n".join(lines)
 
 
 def command(words: list[str]) -> None:
@@ -55,7 +80,11 @@ def command(words: list[str]) -> None:
     elif verb == "--version":
         show(version())
     elif verb in VERBS:
-        VERBS[verb]().read(others)  # what is wrong here shows before anything heavy is imported
+        given = VERBS[verb]().read(others)  # what is wrong here shows before anything heavy is imported
+        if verb in ("evaluate", "predict"):
+            from resnet_lab import inputs  # imports numpy
+
+            (inputs.check_evaluate if verb == "evaluate" else inputs.check_predict)(given)
         if verb in SLOW and is_terminal():
             show(f"{time.strftime('%H:%M:%S')}  loading the program")
         os.execv(sys.executable, [sys.executable, "-m", f"resnet_lab.{verb}", *others])

@@ -62,7 +62,7 @@ def train(*overrides: str, config_dir: str | Path = "") -> Run:
         raise UserError("the check before the training failed; the line above names the reason")
     run = RunFolder(Path(config.sweep_dir).expanduser().absolute())
     plain: Any = OmegaConf.to_container(config, resolve=True)
-    run_in(run, config, overrides, words_of_trust(plain))
+    run_in(run, config, overrides, words_of_trust(plain), config_dir=str(config_dir))
     return read_run(run.path)
 
 

@@ -157,10 +157,18 @@ class EpochRows(Callback):
     """Rows of metrics.csv, stored in the checkpoints.
 
     A resumed run thus has the rows of the epochs before its checkpoint, and no others.
+
+    Column `lr` is the rate after the epoch. The log shows the rate of the last step, as a schedule may end at 0.
     """
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
+        self.rate: float | None = None  # of the last step
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self.rate = optimizer.param_groups[0]["lr"]
 
     def note(self, trainer: Trainer) -> None:
         """Add the row of this epoch, once; call it when checkpoints are written, as the metrics are complete then."""
@@ -177,6 +185,7 @@ class EpochRows(Callback):
         if not self.rows:
             return
         shown = {name: value for name, value in self.rows[-1].items() if name.split("/")[-1] in SHOWN}
+        shown |= {} if self.rate is None else {"lr": self.rate}
         text = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
         log.info("epoch %d  %s", self.rows[-1]["epoch"] + 1, text)
 

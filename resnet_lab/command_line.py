@@ -109,6 +109,12 @@ class Verb(argparse.ArgumentParser):
         self.known[f"--{key}"] = f"{key}={shape}"
         self.shape.append(f"[{key}={shape}]")
 
+    def about_option(self, key: str) -> dict[str, str]:
+        """Return `key=SHAPE` → help text of an option; empty if there is none of this name."""
+        shape = self.known.get(f"--{key}", "")
+        texts = [str(each.help) for each in self._actions if f"--{key}" in each.option_strings and "=" in shape]
+        return dict.fromkeys(texts and [shape], "".join(texts))
+
     def flag(self, *names: str, **keywords: Any) -> None:
         """Add an option with dashes; without the keyword `help` it is not in the help."""
         shape = [keywords["metavar"]] if "metavar" in keywords else []

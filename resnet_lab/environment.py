@@ -8,12 +8,17 @@ import resource
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+CGROUPS = (  # files with the most bytes that a container may use, and those that it uses (versions 2 and 1)
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
 PACKAGES = ("resnet_lab", "torch", "torchvision", "lightning", "torchmetrics", "hydra-core")
 
 
@@ -50,6 +55,18 @@ def shared_memory() -> int | None:
     """Return the free bytes of shared memory, used by workers to pass batches; None if it has no separate limit."""
     folder = Path("/dev/shm")
     return shutil.disk_usage(folder).free if folder.is_dir() else None
+
+
+def free_memory() -> float:
+    """Return the bytes of memory that this process may still use, by the system and its container (cgroup)."""
+    found = [float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))]
+    if (info := Path("/proc/meminfo")).is_file():
+        lines = dict(line.split(":") for line in info.read_text().splitlines())
+        found.append(1024.0 * int(lines["MemAvailable"].split()[0]))
+    for most, used in CGROUPS:
+        with suppress(OSError, ValueError):  # absent, or `max`
+            found.append(float(int(Path(most).read_text()) - int(Path(used).read_text())))
+    return max(0.0, min(found))
 
 
 def versions() -> dict[str, str]:

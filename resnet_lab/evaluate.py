@@ -27,6 +27,7 @@ from resnet_lab.data.datamodule import DataModule
 from resnet_lab.errors import UserError, count
 from resnet_lab.files import refuse_unwritable
 from resnet_lab.hydra_errors import one_line
+from resnet_lab.inputs import SEEING, check_evaluate, chosen_folder
 from resnet_lab.module import Classifier
 from resnet_lab.origin import TRAIN_IMAGES
 from resnet_lab.outputs import refuse_undefined, score_table, write_split
@@ -38,9 +39,6 @@ from resnet_lab.verbs import VERBS
 log = logging.getLogger("resnet_lab")
 
 LONGEST = 60  # characters in the name of an evaluation's folder
-# keys that define the model's input; they stay with the model when it is evaluated on other data
-SEEING = ("image_size", "resize", "eye_crop", "local_mean", "crop", "padding", "mean", "std", "batch_size")
-
 # keys of the trainer that have an effect only in training
 OF_TRAINING = (
     *("max_epochs", "early_stopping", "checkpoint_minutes", "sync_batchnorm", "gradient_clip_val", "profiler"),
@@ -104,8 +102,9 @@ def count_training_images(model: Trained, rows: pd.DataFrame) -> None:
     hashes = {known[start : start + HASH_DIGITS] for start in range(0, len(known), HASH_DIGITS)}
     found = int(rows["decoded"].isin(hashes).sum())
     if found:
-        are = "image is a training image" if found == 1 else "images are training images"
-        log.warning("%d of the %d %s of %s (their pixels are equal)", found, len(rows), are, model.file)
+        which = f"{found} of the {len(rows)} images" if len(rows) > 1 else "the image"
+        are = "is a training image" if found == 1 else "are training images"
+        log.warning("%s %s of %s (equal pixels)", which, are, model.file)
 
 
 def override(origin: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
@@ -177,25 +176,12 @@ def title_of(file: Path) -> str:
     return label_of(run) if file.parent.name == "checkpoints" and run.config_file.is_file() else file.name
 
 
-def chosen_folder(out: str, split: str, overwrite: bool) -> RunFolder:
-    """Return the folder that `out` names.
-
-    Raises:
-        UserError: the folder is a run, where only its job writes, or contains predictions and `overwrite` is false.
-    """
-    run = RunFolder(Path(out).expanduser())
-    if run.config_file.exists() or run.status_file.exists() or run.checkpoints.is_dir():
-        raise UserError(f"out={out} is a run folder, where only its job writes; name another folder")
-    if run.stored_predictions(split).exists() and not overwrite:
-        raise UserError(f"{run.stored_predictions(split)} exists; name another folder, or set overwrite=true")
-    return run
-
-
 def command(arguments: list[str]) -> None:
     """Evaluate, write the files of the split, and show the scores and the majority baseline."""
     given = VERBS["evaluate"]().read(arguments)
     trust(given.trust)
     set_up_logging()
+    check_evaluate(given)
     split, out = given.split, given.out
     model = load(given.RUN_OR_CKPT)
     config = override(model.origin, given.overrides)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import sys
 import time
+from argparse import Namespace
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from resnet_lab.command_line import begin
 from resnet_lab.errors import UserError, one_line_of
 from resnet_lab.processes import BUSY, GRACE, Stopped, stop_on_signals, stop_with_parent
-from resnet_lab.ranks import repeat_failure, stop_with_ranks
+from resnet_lab.ranks import is_alone, repeat_failure, stop_with_ranks
 from resnet_lab.run_folder import PATIENCE, Busy, RunFolder
 from resnet_lab.trust import trust, warn_of_unused
 from resnet_lab.verbs import job
@@ -29,28 +33,8 @@ def main() -> int:
     try:
         trust(given.trust)
         config = run.read_config()
-        if os.environ.get("LOCAL_RANK", "0") == "0" and "torch" not in sys.modules:
-            print(f"{time.strftime('%H:%M:%S')}  loading PyTorch", flush=True)
-        try:
-            from resnet_lab.build import rank, set_up_logging
-            from resnet_lab.config import words_of_trust
-            from resnet_lab.training import guarded
-        except Exception as error:  # out of memory, or a broken package
-            return not_imported(run, error)
-        stop_with_parent(GRACE if rank() == 0 else GRACE / 6)
-        stop_with_ranks(run)
-        if rank() > 0:  # the first rank holds the lock
-            set_up_logging()
-            code = guarded(run)
-            if code:
-                repeat_failure(run)
-            return code
-        warn_of_unused(given.trust, words_of_trust(config))
-        with run.lock(PATIENCE):
-            # `starts`: number of earlier starts when the launcher decided to start this one
-            if given.starts is not None and given.starts != run.read_status().get("starts", 0):
-                raise Busy(f"{run.path}: another process started this job in the meantime")
-            return guarded(run)
+        with run.lock(PATIENCE) if is_alone() else nullcontext():  # status shows that the job is starting
+            return run_job(run, config, given)
     except Stopped as stopped:
         return stopped.code
     except UserError as error:
@@ -61,11 +45,44 @@ def main() -> int:
         return 1
 
 
-def not_imported(run: RunFolder, error: Exception) -> int:
-    """Report that an import failed, store it in status.json unless another process runs the job, and return 1."""
+def run_job(run: RunFolder, config: Mapping[str, Any], given: Namespace) -> int:
+    """Import PyTorch, run the job, and return the exit code; the only process of a job holds the lock already."""
+    alone = is_alone()
+    if os.environ.get("LOCAL_RANK", "0") == "0" and "torch" not in sys.modules:
+        print(f"{time.strftime('%H:%M:%S')}  loading PyTorch", flush=True)
+    try:
+        from resnet_lab.build import rank, set_up_logging
+        from resnet_lab.config import words_of_trust
+        from resnet_lab.training import guarded
+    except Exception as error:  # out of memory, or a broken package
+        return not_imported(run, error, alone)
+    stop_with_parent(GRACE if rank() == 0 else GRACE / 6)
+    stop_with_ranks(run)
+    if rank() > 0:  # the first rank holds the lock
+        set_up_logging()
+        code = guarded(run)
+        if code:
+            repeat_failure(run)
+        return code
+    warn_of_unused(given.trust, words_of_trust(config))
+    with nullcontext() if alone else run.lock(PATIENCE):
+        # `starts`: number of earlier starts when the launcher decided to start this one
+        if given.starts is not None and given.starts != run.read_status().get("starts", 0):
+            raise Busy(f"{run.path}: another process started this job in the meantime")
+        return guarded(run)
+
+
+def not_imported(run: RunFolder, error: Exception, alone: bool) -> int:
+    """Report that an import failed, store it in status.json unless another process runs the job, and return 1.
+
+    Args:
+        run: run folder.
+        error: the error of the import.
+        alone: whether this process holds the lock.
+    """
     reason = f"{type(error).__name__}: {one_line_of(error)}"
     message = f"cannot import the packages of a job ({reason}); check the memory limit (ulimit -v)"
-    if not run.is_locked() and run.read_status()["state"] != "done":
+    if (alone or not run.is_locked()) and run.read_status()["state"] != "done":
         run.update_status(state="failed", error=message)
     print(f"error: {message}", file=sys.stderr)
     return 1

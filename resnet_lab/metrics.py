@@ -14,7 +14,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from resnet_lab.errors import UserError
 from resnet_lab.objectives import Objective
-from resnet_lab.scores import SCORES, Predictions, Score, stored_scores
+from resnet_lab.scores import Predictions, Score, mode_of, stored_scores
 from resnet_lab.statistics import COLLAPSED, MANY_CLASSES
 
 
@@ -172,12 +172,6 @@ def monitored(monitor: str, num_classes: int, ordered: bool, key: str = "monitor
     if name not in known:
         raise UserError(f"{key}={monitor}: no such metric; choose auto, {', '.join(known)}")
     return name, mode_of(name)
-
-
-def mode_of(metric: str) -> Literal["min", "max"]:
-    """Return `min` if a smaller value is better, such as a loss, else `max`."""
-    name = metric.rpartition("/")[2]
-    return "min" if name == "loss" or (name in SCORES and SCORES[name].falls) else "max"
 
 
 def is_collapsed(confusion: Tensor) -> bool:

@@ -20,8 +20,8 @@ from torch.optim.lr_scheduler import (
 
 from resnet_lab.errors import UserError
 from resnet_lab.freezing import is_in
-from resnet_lab.metrics import mode_of
 from resnet_lab.parts import head_of
+from resnet_lab.scores import mode_of
 from resnet_lab.values import BelowOne, Count, Factor, Items, NotNegative, Positive, Share
 
 

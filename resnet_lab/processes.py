@@ -15,6 +15,7 @@ BUSY = 75  # exit code: another process is running the job (EX_TEMPFAIL in sysex
 GRACE = 30.0  # seconds for a job to stop before it is killed
 PARENT = "RESNET_LAB_PARENT"  # environment variable: ID of the process with which this one stops
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+began = time.time()  # when this process began, before PyTorch is imported
 started_by = "process"  # how this process began: as a new process, or by a fork of `resnet_lab.supervisor`
 
 
@@ -120,5 +121,6 @@ def describe_death(code: int) -> str:
         code: exit code; negative: the signal that ended the process.
     """
     if code == -signal.SIGKILL:
-        return "killed (SIGKILL), most likely out of memory: lower data.batch_size, data.image_size or data.num_workers"
+        remedy = "lower data.batch_size, data.image_size or data.num_workers"
+        return f"killed (SIGKILL): out of memory, or by hand; if out of memory, {remedy}"
     return f"ended by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"

@@ -47,6 +47,12 @@ def repeat_failure(run: RunFolder) -> None:
         time.sleep(0.5)
 
 
+def is_alone() -> bool:
+    """Return whether no launcher started this process as one of several ranks."""
+    ranks = any(key in os.environ for key in ("RANK", "LOCAL_RANK", "JSM_NAMESPACE_RANK"))
+    return not ranks and int(os.environ.get("WORLD_SIZE") or slurm_tasks()) == 1
+
+
 def slurm_tasks() -> int:
     """Return the number of processes that `srun` started; 1 in a batch script, whatever its `--ntasks` is."""
     if "SLURM_STEP_ID" not in os.environ:

@@ -401,6 +401,12 @@ def stored_scores(num_classes: int, ordered: bool) -> dict[str, Score]:
     }
 
 
+def mode_of(metric: str) -> Literal["min", "max"]:
+    """Return `min` if a smaller value is better, such as a loss, else `max`."""
+    name = metric.rpartition("/")[2]
+    return "min" if name == "loss" or (name in SCORES and SCORES[name].falls) else "max"
+
+
 def summary_of(predictions: Predictions) -> dict[str, float]:
     """Return every score of a model's predictions."""
     return {name: score.of(predictions) for name, score in SCORES.items()}

@@ -8,6 +8,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from resnet_lab.run_folder import UNTRAINED, RunFolder, closed_folders, find_run
 from resnet_lab.terminal import duration, left
 from resnet_lab.verbs import VERBS
 
+TIMED = ("done", "running", "interrupted")  # states with a time per epoch
 SHOWN = 20  # jobs that the end of a sweep lists
 STATES = ("done", "running", "interrupted", "failed", "created", "missing", "unreadable")
 
@@ -41,6 +43,8 @@ def state_of(run: RunFolder) -> JobState:
             raise ValueError(
                 f"status.json: state is {str(status['state'])[:40]!r}; it must be one of {', '.join(STATES)}"
             )
+        if status["state"] not in ("running", "done") and run.is_locked():
+            return JobState(name, "running", "starting")
         return JobState(name, status["state"], _note(status, config))
     except (
         UserError,
@@ -78,7 +82,10 @@ def states_of(folder: Path) -> list[JobState]:
 
 
 def sweeps_in(folder: Path) -> dict[Path, list[JobState]]:
-    """Return folder of a sweep → its jobs, including those that have not begun; at or below a folder.
+    """Return folder of a sweep → its jobs in the order of the commands, including those that have not begun.
+
+    Args:
+        folder: folder of the sweeps, or above them.
 
     Raises:
         UserError: the folder does not exist, cannot be read, or contains neither a run nor a sweep.
@@ -101,6 +108,8 @@ def sweeps_in(folder: Path) -> dict[Path, list[JobState]]:
     for place, names in planned.items():
         absent = [name for name in names if (place / name).resolve() not in {*begun, *hidden}]
         sweeps[place] += [JobState(name, "missing") for name in absent]
+        place_of = {name: number for number, name in enumerate(names)}
+        sweeps[place].sort(key=lambda job: place_of.get(job.name, len(place_of)))
     for each in hidden:
         sweeps.setdefault(each.parent, []).append(JobState(each.name, "unreadable", "no permission to read it"))
     return sweeps
@@ -109,23 +118,37 @@ def sweeps_in(folder: Path) -> dict[Path, list[JobState]]:
 def time_left(place: Path, jobs: Sequence[JobState]) -> float | None:
     """Return the seconds until all jobs of a sweep are done, except failed ones; None if unknown or none is left.
 
-    A job that has not begun is expected to take as long as the others do on average.
+    A job that has not begun is expected to take as long as the others do on average, with its start.
     """
+    records = [(job.state, RunFolder(place / job.name)) for job in jobs if job.state in TIMED]
+    statuses = [(state, run.read_status(), run.read_config()) for state, run in records]
+    starts = [_start_of(status) for state, status, _ in statuses if state == "done"]
+    start = mean([each for each in starts if each is not None] or [0.0])
     takes, rest, waiting = list[float](), 0.0, sum(job.state in ("missing", "created") for job in jobs)
-    for job in (job for job in jobs if job.state in ("done", "running", "interrupted")):
-        status, config = RunFolder(place / job.name).read_status(), RunFolder(place / job.name).read_config()
+    for state, status, config in statuses:
         finished, epochs = status.get("epoch", UNTRAINED) + 1, config["trainer"]["max_epochs"]
         seconds = status.get("seconds", 0.0)
-        if job.state == "done":
-            takes.append(seconds)
+        if state == "done":
+            takes.append(seconds + start)
         elif finished:
-            takes.append(seconds / finished * epochs)
-            rest += takes[-1] - seconds
+            takes.append(seconds / finished * epochs + start)
+            rest += takes[-1] - seconds - start * (state == "running")
         else:
             waiting += 1
     if not takes or not (rest or waiting) or not jobs_file(place).is_file():
         return None
     return (rest + waiting * mean(takes)) / max(1, sum(job.state == "running" for job in jobs))
+
+
+def _start_of(status: Mapping[str, Any]) -> float | None:
+    """Return the seconds of a done job before its training: imports, data and network; None if unknown."""
+    if status.get("starts") != 1 or not {"started", "finished"} <= {*status}:
+        return None
+    try:
+        took = datetime.fromisoformat(status["finished"]) - datetime.fromisoformat(status["started"])
+    except (TypeError, ValueError):  # damaged
+        return None
+    return max(0.0, took.total_seconds() - float(status.get("seconds", 0.0)))
 
 
 def labels_of(place: Path) -> dict[str, str]:

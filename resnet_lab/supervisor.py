@@ -230,7 +230,7 @@ def _forked(module: str, arguments: list[str], text: str, folder: str, environme
     os.chdir(folder)
     sys.path[0] = folder
     sys.stdin = StringIO(text)
-    processes.started_by = "fork"
+    processes.began, processes.started_by = time.time(), "fork"
     main = importlib.import_module(module)
     sys.argv = [str(main.__file__), *arguments]
     try:

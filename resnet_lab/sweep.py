@@ -207,7 +207,7 @@ class ListJobs(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         hydra, jobs, names, renamed = config.hydra, [], list[str](), list[str]()
         choices = hydra.runtime.choices
-        if choices["hydra/sweeper"] == choices["hydra/launcher"] == "basic" and hydra.sweeper.max_batch_size is None:
+        if choices["hydra/sweeper"] == choices.get("hydra/launcher") == "basic" and not hydra.sweeper.max_batch_size:
             # otherwise Hydra composes all jobs again, which `jobs_of` has checked, before it starts the first
             with read_write(hydra.sweeper):
                 hydra.sweeper.max_batch_size = 1

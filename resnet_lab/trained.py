@@ -24,7 +24,8 @@ from resnet_lab.data.listing import list_images
 from resnet_lab.data.reader import fit
 from resnet_lab.data.transforms import Geometry, normalize
 from resnet_lab.errors import UserError
-from resnet_lab.models.pretrained import find_file, read, refuse_nan_weights
+from resnet_lab.inputs import checkpoint_of, warn_of_unfinished
+from resnet_lab.models.pretrained import read, refuse_nan_weights
 from resnet_lab.objectives import Objective
 from resnet_lab.origin import origin_of
 from resnet_lab.parts import build_network, build_objective, head_of, without_weights
@@ -194,7 +195,8 @@ def load(source: str | Path, trust: str | Sequence[str] = ()) -> Trained:
             functions that are neither ours nor trusted, or its weights are NaN, infinite, or of another network.
     """
     trusting.trust([trust] if isinstance(trust, str) else trust)
-    file = find_file(str(source))
+    file = checkpoint_of(str(source))
+    warn_of_unfinished(file)
     checkpoint = read(file)
     origin, state = origin_of(checkpoint, file), checkpoint.get("state_dict", {})
     refuse_nan_weights(state, str(file))

@@ -454,7 +454,8 @@ def guarded(run: RunFolder) -> int:
         undecided = {} if run.last_checkpoint.is_file() else {"pixels": None}
         identity = status.get("id") or secrets.token_hex(4)
         starts = status.get("starts", 0) + 1
-        run.update_status(state="running", error=None, starts=starts, id=identity, **undecided)
+        started = datetime.fromtimestamp(processes.began, UTC).isoformat(timespec="seconds")
+        run.update_status(state="running", error=None, starts=starts, started=started, id=identity, **undecided)
     try:
         run_job(run)
     except Stopped as stopped:

@@ -45,6 +45,7 @@ def test_an_experiment_of_the_caller_is_found(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "my_conf" / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 7\nstart: false\n")
     assert resnet_lab.compose("experiment=mine", config_dir=tmp_path / "my_conf").seed == 7
     run = resnet_lab.train("experiment=mine", "sweep_dir=one", config_dir="my_conf")
+    assert run.status["config_dir"] == "my_conf"
     assert run.config["seed"] == 7
     assert refusal(lambda: resnet_lab.train(config_dir="myconf")) == "config_dir=myconf: no such folder"
     assert "give KEY=VALUE" in refusal(lambda: resnet_lab.train("--config-dir=my_conf", "experiment=mine"))

@@ -219,6 +219,7 @@ def test_bytes_that_cameras_append_are_not_damage(options, trailer):
 def test_data_with_only_bad_images_are_refused(tmp_path):
     table = pd.DataFrame({"path": ["a", "b"], "defect": ["the file is empty", "truncated"]})
     assert refusal(drop_defects, table, "drop") == "a: the file is empty; none of the 2 images can be read"
+    assert refusal(drop_defects, table[:1], "drop") == "a: the file is empty; it is the only image"
 
 
 def pixels(path):

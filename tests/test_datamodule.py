@@ -39,7 +39,8 @@ def trainer_of(rank, world_size, epoch=0, batches=0):
     epochs = SimpleNamespace(current=SimpleNamespace(ready=epoch + (batches > 0), processed=epoch))
     inside = SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(ready=batches or 4)))
     fit_loop = SimpleNamespace(epoch_progress=epochs, epoch_loop=inside)
-    return SimpleNamespace(global_rank=rank, world_size=world_size, fit_loop=fit_loop)
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    return SimpleNamespace(global_rank=rank, world_size=world_size, fit_loop=fit_loop, strategy=strategy)
 
 
 @pytest.mark.parametrize(
@@ -62,6 +63,12 @@ def epoch(datamodule, number):
     loader = datamodule.train_dataloader()
     loader.sampler.set_epoch(number)
     return [torch.cat([batch[key] for batch in loader]).numpy() for key in ("index", "target", "image")]
+
+
+def delivered(datamodule, loaders):
+    """Return indices (N,) and normalized pixels (N, 3, S, S), as the network gets them."""
+    batches = [datamodule.on_after_batch_transfer(batch, 0) for loader in loaders for batch in loader]
+    return [torch.cat([batch[key] for batch in batches]).numpy() for key in ("index", "image")]
 
 
 def images_of(root, names):
@@ -184,6 +191,38 @@ def test_pixels_do_not_depend_on_workers_or_memory(build):
     for other in ({"in_memory": False}, {"in_memory": True, "num_workers": 2}, {"in_memory": False, "num_workers": 2}):
         for one, two in zip(expected, epoch(build(**keys | other), 1), strict=True):
             np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize(
+    "keys", [{}, {"crop": None, "rotation": 0.0, "padding": 0, "brightness": 0.3}, {"resize": "shorter"}]
+)
+def test_images_on_the_device_are_those_of_the_cpu(build, keys, monkeypatch):
+    gray = {"mean": [0.0] * 3, "std": [1 / 255] * 3}
+    decoded, read = [], ImageDataset.read
+    monkeypatch.setattr(ImageDataset, "read", lambda self, row: decoded.append(self.images is None) or read(self, row))
+    here, there = (build(in_memory=place, **AUGMENTED | gray | keys) for place in (True, "device"))
+    for _ in range(2):
+        for loaders in ("train_dataloader", "val_dataloader", "test_dataloader"):
+            found = []
+            for datamodule in (here, there):
+                made = getattr(datamodule, loaders)()
+                found.append(delivered(datamodule, made if isinstance(made, list) else [made]))
+            (one, expected), (two, pixels) = found
+            np.testing.assert_array_equal(one, two)
+            np.testing.assert_allclose(pixels, expected, atol=1.001)
+    assert sum(decoded) == 2 * 50  # each of the two decodes each image once
+    assert there.images == {}
+    assert next(iter(there.test_dataloader()[0])).keys() >= {"index", "target", "split"}
+    assert "image" not in next(iter(there.train_dataloader()))
+
+
+def test_the_device_transforms_images_that_are_streamed(build, monkeypatch):
+    keys = AUGMENTED | {"mean": [0.0] * 3, "std": [1 / 255] * 3, "resize": "shorter", "in_memory": False}
+    here, there = build(**keys), build(num_workers=2, **keys)
+    monkeypatch.setattr(there, "_transforms_on_device", lambda: True)
+    one, two = (delivered(datamodule, [datamodule.train_dataloader()]) for datamodule in (here, there))
+    np.testing.assert_array_equal(one[0], two[0])
+    np.testing.assert_allclose(one[1], two[1], atol=1.001)
 
 
 def test_pixels_depend_on_seed_and_epoch_not_on_earlier_draws(build):
@@ -415,11 +454,12 @@ def test_automatic_memory_and_workers(build, monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(5)))
     small = build(num_workers="auto")
     assert (small.in_memory, small.num_workers) == (True, 0)
-    monkeypatch.setattr(module, "MEMORY", 50 * 12 * 12 * 3)  # less than all images at 1.5 times their area
+    # less than all images at 1.5 times their area
+    monkeypatch.setattr("resnet_lab.environment.free_memory", lambda: 50 * 12 * 12 * 3 / module.HOST_SHARE)
     large = build(num_workers="auto")
     assert (large.in_memory, large.num_workers) == (False, 5)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)))
-    assert build(num_workers="auto").num_workers == 8
+    assert build(num_workers="auto").num_workers == 64
     assert (build(in_memory=True).in_memory, build(num_workers=1).num_workers) == (True, 1)
 
 

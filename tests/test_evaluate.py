@@ -8,6 +8,8 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -182,7 +184,7 @@ def test_folders_are_matched_to_classes_by_name(trained: RunFolder, tmp_path: Pa
 
 def test_an_unwritable_output_is_refused_first(trained: RunFolder, photographs: Path, tmp_path: Path) -> None:
     assert "is a folder" in refusal(predict.command, [str(trained.path), str(photographs), f"out={tmp_path}"])
-    assert "data/foo" in refusal(evaluate.command, [str(trained.path), "data=foo"])
+    assert "data=foo: there is no such choice" in refusal(evaluate.command, [str(trained.path), "data=foo"])
     assert "trainer.devices=abc" in refusal(evaluate.command, [str(trained.path), "trainer.devices=abc"])
 
 
@@ -272,6 +274,22 @@ def test_images_that_the_model_was_trained_on_are_counted(
         assert f"{count} images are training images" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        ("a", "the image is a training image of"),
+        ("ab", "1 of the 2 images is a training image of"),
+        ("aab", "2 of the 3"),
+    ],
+)
+def test_training_images_are_counted_in_correct_english(
+    caplog: pytest.LogCaptureFixture, images: str, words: str
+) -> None:
+    model: Any = SimpleNamespace(origin={"train_images": "a" * 16}, file="best.ckpt")
+    evaluate.count_training_images(model, pd.DataFrame({"decoded": [letter * 16 for letter in images]}))
+    assert words in caplog.text
+
+
 def test_a_checkpoint_without_hashes_is_reported(trained: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = torch.load(trained.best_checkpoint, weights_only=True)
     assert len(checkpoint["resnet_lab"].pop("train_images")) == 16 * 32  # 32 training images
@@ -328,8 +346,9 @@ def test_an_evaluations_name_is_short_and_unique(tmp_path: Path) -> None:
 def test_a_model_with_nan_weights_is_refused_before_its_data_is_read(
     trained: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, value: float
 ) -> None:
-    file, before = damage(trained, value=value), sorted(tmp_path.rglob("*"))
     nothing, out = str(tmp_path / "nothing"), f"out={tmp_path / 'out.csv'}"
+    Path(nothing).mkdir()
+    file, before = damage(trained, value=value), sorted(tmp_path.rglob("*"))
     for command, words in ((evaluate.command, [f"data.root={nothing}"]), (predict.command, [nothing, out])):
         monkeypatch.setattr(sys, "argv", ["verb", str(trained.path), *words])
         assert run_command(command) == 2

@@ -194,6 +194,18 @@ def test_runs_with_the_same_error_share_a_line(tmp_path):
     assert found(tmp_path)["failed"] == "12 runs: out of memory: failed00; failed01; failed02; and 9 more"
 
 
+def test_runs_that_failed_at_the_start_share_a_line_with_the_remedy(tmp_path):
+    for number, error in enumerate(("no column stage", "no GPU")):
+        write_run(tmp_path / f"failed{number}", seed=number, state="failed", error=error, epoch=-1)
+    write_run(tmp_path / "late", seed=2, state="failed", error="out of memory")
+    notes = found(tmp_path)
+    assert notes["failed at the start"] == (
+        "2 runs ended with an error before the first epoch; train again, or remove the folders (rm -r) to leave out "
+        "such runs: failed0: no column stage; failed1: no GPU"
+    )
+    assert notes["failed"] == "late: out of memory"
+
+
 def test_damaged_validation_files_are_reported(tmp_path):
     run = write_run(tmp_path / "run")
     (run / "predictions_val.csv").write_text("image,target\n")

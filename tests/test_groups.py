@@ -67,6 +67,41 @@ def test_keys_that_differ_only_between_sweeps_are_one_axis(tmp_path):
     assert labels(table) == ["sweep=new depth=18", "sweep=new depth=50", "sweep=old depth=18", "sweep=old depth=50"]
 
 
+def test_single_runs_that_differ_in_many_keys_are_named_by_their_folder(tmp_path):
+    several = {f"optim.{key}": 1 for key in ("lr", "momentum", "weight_decay", "nesterov")}
+    for name, seed, config in (("first", 0, {}), ("own", 0, several), ("again", 1, several)):
+        write_run(tmp_path / name, seed=seed, config=config, overrides=["experiment=mine"])
+    for depth in (18, 50):
+        write_run(tmp_path / "grid" / str(depth), depth, config=several | {"optim.lr": 2}, overrides=["seed=0"])
+    (tmp_path / "grid" / "jobs.txt").touch()
+    _, (table,), _ = compare(tmp_path)
+    assert labels(table) == [
+        "sweep=again+own depth=18",
+        "sweep=first depth=18",
+        "sweep=grid depth=18",
+        "sweep=grid depth=50",
+    ]
+    assert [len(group.runs) for group in table.groups] == [2, 1, 1, 1]
+
+
+def test_a_single_run_that_failed_at_the_start_is_in_no_table(tmp_path):
+    typo = {"state": "failed", "error": "no column sage", "epoch": -1, "overrides": ["data.label_column=sage"]}
+    write_run(tmp_path / "typo", config={"data.label_column": "sage"}, **typo)
+    assert labels(compare(tmp_path)[1][0]) == ["depth=18 pretrained=none"]
+    write_run(tmp_path / "fine", overrides=["seed=0"])
+    _, (table,), findings = compare(tmp_path)
+    assert [len(group.runs) for group in table.groups] == [1]
+    assert "failed at the start" in kinds(findings)
+
+
+def test_a_grid_of_single_runs_keeps_its_axes(tmp_path):
+    keys = [f"optim.{key}" for key in ("lr", "momentum", "weight_decay", "nesterov")]
+    for n in range(6):  # more settings than keys
+        config = {key: (n >> place) % 2 for place, key in enumerate(keys[:3])} | {keys[3]: n % 2}
+        write_run(tmp_path / str(n), config=config, overrides=["experiment=mine"])
+    assert labels(compare(tmp_path)[1][0])[0] == "lr=0 momentum=0 weight_decay=0 nesterov=0"
+
+
 def test_other_seeds_than_the_run_s_are_axes(tmp_path):
     for split_seed in (0, 1):
         write_run(tmp_path / str(split_seed), config={"data.split_seed": split_seed})
@@ -184,7 +219,7 @@ def test_a_damaged_run_is_listed_and_the_others_still_compared(tmp_path):
     _, (table,), findings = compare(tmp_path)
     assert [run.folder.path.name for run in table.scored] == ["fine"]
     assert findings[0].kind == "unreadable"
-    assert findings[0].text.startswith("hurt: config.yaml holds NoneType")
+    assert findings[0].text.startswith("hurt: config.yaml contains NoneType")
 
 
 def test_an_evaluation_inside_a_run_is_not_a_run(tmp_path):

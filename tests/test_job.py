@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -314,6 +315,11 @@ def test_the_optimizer_and_its_schedule_get_the_configured_values(make_run: Make
     assert (group["initial_lr"], group["weight_decay"], group["momentum"]) == (0.05, 0.01, 0.7)
     rates = pd.read_csv(run.metrics_file)["lr"]  # rates at the end of each epoch; the cosine changes in each step
     assert list(rates) == pytest.approx([0.05 * (1 + np.cos(np.pi * epoch / 3)) / 2 for epoch in (1, 2, 3)])
+    # the log shows the rates of the last steps; the last one is above 0
+    steps = int(torch.load(run.last_checkpoint, weights_only=True)["global_step"])
+    shown = [float(rate) for rate in re.findall(r"epoch \d  lr (\S+)", run.log_file.read_text())]
+    last = [0.05 * (1 + np.cos(np.pi * (epoch / 3 - 1 / steps))) / 2 for epoch in (1, 2, 3)]
+    assert shown == pytest.approx(last, rel=1e-3)
 
 
 def test_a_run_is_done_when_its_files_are_written(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,7 +145,7 @@ def test_the_headline_matches_the_rows(tmp_path):
         f"Of 3 groups, {best.label} has the highest accuracy: {100 * best.value:.2f} % (95 %: "
     )
     assert headline(table).endswith(
-        "1 of the other 2 may be as good; 1 is worse. Always predicting “no DR” would score "
+        "1 of the other 2 may be as good; 1 is behind. Always predicting “no DR” would score "
         f"{100 * table.scored[0].baseline['accuracy']:.2f} %."
     )
     alone = table_of(tmp_path / "18")

@@ -188,11 +188,13 @@ def test_the_reference_has_every_key_and_verb(monkeypatch: pytest.MonkeyPatch) -
         r"^### `data.image_size`\n\n.*pixels.*\n\n- values: .+\n- default:\n    - 224\n", page, re.MULTILINE
     )
     assert "root/&lt;split>" in page
-    assert re.findall(r"^## (.+)$", reference.verbs(), re.MULTILINE) == [*VERBS, "python -m resnet_lab.job"]
+    assert re.findall(r"^## (.+)$", reference.verbs(), re.MULTILINE) == [*VERBS, "python -m resnet_lab.job", "help"]
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_key_and_option_exists(page: str) -> None:
+def test_every_key_and_option_exists(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_conf").mkdir()
     for block, command in commands(page):
         if command.verb == "help":
             assert set(command.words) <= known_keys(), command

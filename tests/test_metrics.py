@@ -8,8 +8,9 @@ import torch
 from sklearn import metrics as sk
 
 from resnet_lab.errors import UserError
-from resnet_lab.metrics import SplitMetrics, is_collapsed, mode_of, monitored
+from resnet_lab.metrics import SplitMetrics, is_collapsed, monitored
 from resnet_lab.objectives import Softmax
+from resnet_lab.scores import mode_of
 
 SOFTMAX = Softmax(5, None, 0.0)
 

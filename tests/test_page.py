@@ -10,15 +10,16 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
-from fake_runs import edit_predictions, write_run, write_sweep
+from fake_runs import change_status, edit_predictions, write_run, write_sweep
 from matplotlib.colors import to_rgb
 
 from resnet_lab.errors import UserError
 from resnet_lab.report import __main__ as report
 from resnet_lab.report import page
 from resnet_lab.report.groups import Group, tables_of
-from resnet_lab.report.runs import read_run
+from resnet_lab.report.runs import read_predictions, read_run
 from resnet_lab.run_folder import find_runs
 
 
@@ -45,6 +46,27 @@ def test_the_contents_lead_to_every_section(tmp_path, undrawn):
     targets = re.findall(r'href="#([^"]+)"', text)
     assert len(targets) >= 10
     assert [name for name in targets if f'id="{name}"' not in text] == []
+
+
+def test_tied_and_behind_are_words_of_the_page_and_of_the_summary(tmp_path, undrawn):
+    for depth, skill in ((18, 1.0), (34, 3.0), (50, 3.0)):
+        write_run(tmp_path / str(depth), depth, skill=skill)
+    text = page_of(tmp_path)
+    assert 'badge behind">behind</span>' in text
+    assert "1 of the other 2 may be as good; 1 is behind." in words(text)
+    assert "behind These runs show that the group is worse than the best one." in words(text)
+    assert "| behind, −" in (tmp_path / "summary.md").read_text()
+    assert "the images that are not referable, mild ones included" in words(text)
+
+
+def test_a_temperature_of_few_validation_images_has_a_caution(tmp_path, undrawn):
+    run = write_run(tmp_path / "run")
+    frame = pd.read_csv(run / "predictions_test.csv", dtype={"image": str})
+    frame.iloc[:14].assign(image=[f"val_{n}" for n in range(14)]).to_csv(run / "predictions_val.csv", index=False)
+    change_status(run, split_fingerprint={"test": read_predictions(run / "predictions_test.csv").fingerprint})
+    text = page_of(tmp_path)
+    assert '<td data-title="validation images">14</td>' in text
+    assert "With fewer than 100 validation images, the temperature is uncertain" in words(text)
 
 
 def test_findings_come_before_any_number(tmp_path, undrawn):
@@ -142,7 +164,8 @@ def test_missing_predictions_are_reported(tmp_path, undrawn):
 def test_no_result_at_all_is_a_page_too(tmp_path):
     write_run(tmp_path / "run", state="failed", error="boom", epochs=0)
     text = words(page_of(tmp_path))
-    assert "failed: run: boom" in text
+    assert "failed at the start: 1 run ended with an error before the first epoch" in text
+    assert "run: boom" in text
     assert "No run has a result" in text
 
 
@@ -166,7 +189,7 @@ def test_a_class_that_the_test_split_lacks_is_a_dash(tmp_path, undrawn):
 
 def test_one_run_is_a_page_without_comparisons(tmp_path, undrawn):
     text = page_of(write_run(tmp_path / "run"))
-    assert "Report on 1 run<" in text
+    assert "Report on 1 run: somewhere<" in text
     for absent in ("What each setting changes", "Difference of any two", "nan", "None"):
         assert absent not in words(text)
 

@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from resnet_lab.data import progress
-from resnet_lab.data.progress import with_progress
+from resnet_lab.data.progress import speed_text, with_progress
 
 
 @pytest.fixture
@@ -26,17 +26,30 @@ def lines(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
 
 def test_a_line_after_two_seconds_then_every_ten_and_one_at_the_end(lines) -> None:
     assert lines("abcdefg", 7) == [
-        "prepared 1 of 7, 0.2 images/s, 24 s left",
-        "prepared 4 of 7, 0.2 images/s, 12 s left",
-        "prepared 7 of 7, 0.2 images/s",
+        "prepared 1 of 7, 0.25 images/s",  # the first item includes the start
+        "prepared 4 of 7, 0.25 images/s, 12 s left",
+        "prepared 7 of 7, 0.25 images/s",
     ]
 
 
 def test_an_item_may_stand_for_several_images(lines) -> None:
     assert lines("abc", 250, 100) == [
-        "prepared 100 of 250, 25.0 images/s, 6 s left",
+        "prepared 100 of 250, 25 images/s",
         "prepared 250 of 250, 20.8 images/s",
     ]
+
+
+def test_a_phase_of_less_than_a_second_has_no_speed(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        list(with_progress(range(119), 119, "looked up"))
+    assert caplog.messages == ["looked up 119 of 119"]
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"), [(901856.8, "902000"), (0.0512, "0.0512"), (20.83, "20.8"), (1e7, "10000000")]
+)
+def test_a_speed_has_at_most_three_digits(rate: float, text: str) -> None:
+    assert speed_text(rate) == text
 
 
 def test_nothing_to_do_has_no_line(lines) -> None:

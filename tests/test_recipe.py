@@ -3,7 +3,7 @@
 from fake_runs import write_run
 
 from resnet_lab.report.groups import tables_of
-from resnet_lab.report.recipe import Fact, merged, recipe_of
+from resnet_lab.report.recipe import Fact, merged, recipe_of, subject_of
 from resnet_lab.report.runs import read_run
 from resnet_lab.run_folder import find_runs
 
@@ -19,8 +19,8 @@ def test_facts_name_data_network_and_recipe(tmp_path):
             noted = {"commit": "0123456789", "finished": "2026-01-02T03:04:05"}
             write_run(tmp_path / f"{depth}-{seed}", depth, seed=seed, **noted)
     found = facts(tmp_path)
-    assert found["data"].text == "retinopathy: 4,000 train, 500 val, 400 test images, 5 classes"
-    assert (found["image size"].text, found["commit"].text, found["finished"].text) == (
+    assert found["data"].text == "retinopathy in somewhere: 4,000 train, 500 val, 400 test images, 5 classes"
+    assert (found["image size"].text, found["resnet_lab commit"].text, found["finished"].text) == (
         "512 px",
         "0123456",
         "2026-01-02",
@@ -54,6 +54,21 @@ def test_each_sweep_and_each_single_run_has_its_own_command(tmp_path):
         "resnet-lab train -m loss=own model.depth=18 sweep_dir=runs/grid",
         single.format("own"),
     ]
+
+
+def test_the_header_names_experiment_and_folder_of_images(tmp_path):
+    write_run(
+        tmp_path / "a", overrides=["experiment=mine"], config={"data.root": "my/photographs", "trainer.max_epochs": 1}
+    )
+    found = facts(tmp_path)
+    assert found["experiment"].text == "mine"
+    assert found["training"].text == "1 epoch"
+    assert found["data"].text.startswith("retinopathy in photographs: ")
+    runs = [read_run(run) for run in find_runs([tmp_path])]
+    assert subject_of(runs) == ": mine, photographs"
+    write_run(tmp_path / "b", config={"data.root": ""})
+    assert "experiment" not in facts(tmp_path / "b")
+    assert subject_of([read_run(run) for run in find_runs([tmp_path / "b"])]) == ""
 
 
 def test_values_of_the_same_keys_are_merged():

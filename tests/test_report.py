@@ -17,7 +17,7 @@ from resnet_lab.report import page
 from resnet_lab.report.groups import tables_of
 from resnet_lab.report.leaderboard import rows_of
 from resnet_lab.report.runs import read_run
-from resnet_lab.report.summaries import text_table
+from resnet_lab.report.summaries import summary, text_table
 from resnet_lab.run_folder import find_runs
 
 
@@ -38,6 +38,9 @@ def test_the_baseline_is_the_training_majority_on_these_images(tmp_path):
     (row,) = [row for row in rows_of(table_of(tmp_path)) if row.kind == "baseline"]
     assert row.label == "majority baseline: always predicting “mild”"
     assert row.cells == ["0.000", f"{100 * np.mean(targets == 1):.2f}", "20.00", "0.500"]
+    table = table_of(tmp_path)
+    table.scored[0].baseline["qwk"] = -2.220446049250313e-16  # by rounding
+    assert str(summary([table])["baseline_qwk"][0]) == "0.0"
 
 
 def test_missing_runs_of_a_group_are_beside_its_name(tmp_path):

@@ -344,7 +344,7 @@ def test_the_death_of_a_waiting_process_is_not_that_of_the_job(sweep: Sweep, mon
         with pytest.raises(Busy):
             launch.start(run)
         assert run.read_status()["state"] == "running"
-    with pytest.raises(UserError, match="most likely out of memory"):
+    with pytest.raises(UserError, match="out of memory, or by hand"):
         launch.start(run)
     assert run.read_status()["state"] == "failed"
 

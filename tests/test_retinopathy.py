@@ -272,7 +272,10 @@ def test_solution_of_an_unknown_usage(root):
     write_eyepacs(root)
     file = root / "retinopathy_solution.csv"
     file.write_text(file.read_text().replace("Private", "Secret"))
-    assert "Usage 'Secret': it must be Public or Private" in refusal(retinopathy(root).read_table)
+    lines = file.read_text().splitlines()
+    line = next(number for number, text in enumerate(lines, 1) if "Secret" in text)
+    place = f"in line {line} (image {lines[line - 1].split(',')[0]})"
+    assert f"Usage 'Secret' {place}: it must be Public or Private" in refusal(retinopathy(root).read_table)
 
 
 def test_patients_in_a_column(root):
@@ -564,6 +567,20 @@ def test_the_remedy_of_data_without_train_is_all_images(root, keys):
     assert "set data.all_images=test" in message
     if "find_csvs" not in keys:
         assert len(retinopathy(root, **keys, all_images="test").read_table()) == 40
+
+
+def test_without_known_columns_the_error_names_the_tables_and_their_columns(root, caplog):
+    write_kaggle(root)
+    (root / "trainLabels.csv").rename(root / "labels.csv")
+    (root / "labels.csv").write_text((root / "labels.csv").read_text().replace("image,level", "photo,stage"))
+    with caplog.at_level(logging.INFO):
+        message = refusal(retinopathy(root, all_images="test").read_table)
+    assert "(labels.csv has the columns photo, stage); name yours in data.test_csv (and its columns in" in message
+    assert "set data.all_images" not in message
+    assert "no label file with known columns" in caplog.text
+    assert "(labels.csv has the columns photo, stage); name yours in data.train_csv" in refusal(
+        retinopathy(root).read_table
+    )
 
 
 def test_all_images_of_files_found_by_name_without_train(root):

@@ -12,7 +12,7 @@ from fake_runs import write_run
 from sklearn import metrics as sk
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from resnet_lab.metrics import metric_names, mode_of
+from resnet_lab.metrics import metric_names
 from resnet_lab.report import __main__ as report
 from resnet_lab.report.groups import Table, tables_of
 from resnet_lab.report.intervals import estimate
@@ -20,7 +20,7 @@ from resnet_lab.report.leaderboard import rows_of
 from resnet_lab.report.runs import read_predictions, read_run
 from resnet_lab.report.verify import differences_of
 from resnet_lab.run_folder import RunFolder
-from resnet_lab.scores import SCORES, Predictions, Score, summary_of
+from resnet_lab.scores import SCORES, Predictions, Score, mode_of, summary_of
 from resnet_lab.training import guarded
 
 

@@ -41,6 +41,8 @@ def test_every_state_has_its_line(run: RunFolder) -> None:
     with run.lock():
         assert state_of(run) == ("depth-18", "running", "trains no epochs")
     run.update_status(state="failed", error="no such file\nmore")
+    with run.lock():  # a process is loading PyTorch
+        assert state_of(run) == ("depth-18", "running", "starting")
     assert state_of(run) == ("depth-18", "failed", "no such file")
     run.update_status(state="done", seconds=9000.0)
     assert state_of(run) == ("depth-18", "done", "2 h 30 min")
@@ -177,6 +179,30 @@ def test_jobs_are_named_by_what_varies_with_the_time_left_for_all(sweep: Path) -
     assert time_left(sweep, jobs[6:]) is None  # no job has finished
     doubled = [job._replace(state="running") if place in (3, 5) else job for place, job in enumerate(jobs)]
     assert time_left(sweep, doubled) < time_left(sweep, jobs)  # two at a time
+
+
+def test_the_time_left_counts_the_starts_of_jobs(sweep: Path) -> None:
+    (jobs,) = sweeps_in(sweep).values()
+    for job in jobs[:2]:  # each took 40 s longer than its training
+        times = {"started": "2026-01-02T03:04:05+00:00", "finished": "2026-01-02T03:06:25+00:00"}
+        RunFolder(sweep / job.name).update_status(starts=1, **times)
+    RunFolder(sweep / jobs[2].name).update_status(starts=2, **times)  # an interruption of unknown length
+    RunFolder(sweep / jobs[3].name).update_status(starts=1, started=5, finished="now")
+    assert time_left(sweep, jobs) == pytest.approx(60 + 40 + 2 * ((4 * 100 + 120) / 5 + 40))
+    with RunFolder(sweep / jobs[5].name).lock():
+        (running,) = sweeps_in(sweep).values()
+        assert time_left(sweep, running) == pytest.approx(60 + 2 * ((4 * 100 + 120) / 5 + 40))
+
+
+def test_jobs_stand_in_the_order_of_the_commands_at_every_look(sweep: Path) -> None:
+    names = list_jobs(sweep)
+    assert [job.name for job in states_of(sweep)] == names
+    for state in ("created", "done"):
+        for name in names[6:]:
+            (sweep / name).mkdir(exist_ok=True)
+            RunFolder(sweep / name).config_file.write_text("trainer: {max_epochs: 1}")
+            RunFolder(sweep / name).update_status(state=state, seconds=1.0)
+        assert [job.name for job in states_of(sweep)] == names
 
 
 def test_several_sweeps_have_a_table_each(sweep: Path, run: RunFolder) -> None:

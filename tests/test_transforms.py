@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -9,8 +10,9 @@ import torchvision.transforms.functional as reference
 from fake_data import pixels, retinopathy
 from torchvision.transforms import InterpolationMode
 
-from resnet_lab.data.augmentation import GEOMETRY, affine_maps, changes_color, color_factors, draws, recolor
-from resnet_lab.data.transforms import Geometry, denormalize, normalize
+from resnet_lab.data.augmentation import GEOMETRY, affine_maps, changes_color, color_factors, draws, inverted, recolor
+from resnet_lab.data.fundus import draw_fundus
+from resnet_lab.data.transforms import INTERPOLATIONS, Geometry, denormalize, normalize, padded, resample
 
 STILL = {"horizontal_flip": 0.0, "vertical_flip": 0.0, "rotation": 0.0}
 
@@ -188,11 +190,13 @@ def test_only_the_chosen_are_augmented():
 
 def test_draws_depend_on_exactly_four_numbers():
     keys = [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]
-    rows = np.array([draws(*key) for key in keys])
+    rows = np.concatenate([draws(seed, np.array([rest])) for seed, *rest in keys])
     assert len(np.unique(rows)) == rows.size
     np.random.seed(3)
-    np.testing.assert_array_equal(draws(0, 0, 1, 0), rows[3])
-    many = np.array([draws(0, 0, index, 0) for index in range(2000)])
+    many = draws(0, np.array([(0, index, 0) for index in range(2000)]))
+    np.testing.assert_array_equal(many[1], rows[3])
+    bits = np.random.Philox(key=[0, 0], counter=[0, 1, 0, 0])  # a generator of its own for each image
+    np.testing.assert_array_equal(many[1], np.random.Generator(bits).random(13))
     np.testing.assert_allclose(many.mean(0), 0.5, atol=0.03)
     np.testing.assert_allclose(np.corrcoef(many[:-1].ravel(), many[1:].ravel())[0, 1], 0, atol=0.03)
 
@@ -328,3 +332,51 @@ def test_denormalize_keeps_to_uint8():
 
 
 # errors
+
+
+# on the device
+
+
+def both(images, **keys):
+    """Transform images with the same random numbers on the CPU and as a device does."""
+    transform = geometry(keys.pop("image_size"), **STILL | keys)
+    u, augment = np.random.default_rng(1).random((len(images), len(GEOMETRY))), np.ones(len(images), bool)
+    sizes = np.array([image.shape[1::-1] for image in images])
+    maps = torch.from_numpy(inverted(affine_maps(transform.data, sizes, u, augment)[0]).astype(np.float32))
+    one = transform(images, u, augment)
+    two = resample(padded(images), maps, transform.size, transform.data.interpolation).numpy()
+    return one.astype(int), two.astype(int)
+
+
+def photographs(sizes):
+    drawn = [draw_fundus(number % 5, "left", number, 0, max(size)) for number, size in enumerate(sizes)]
+    return [image[: size[0], : size[1]] for image, size in zip(drawn, sizes, strict=True)]
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_the_device_moves_photographs_as_the_cpu_does(interpolation):
+    images = photographs([(64, 96), (96, 64), (80, 80), (97, 73)] * 3)
+    keys = {"rotation": 180.0, "scale": [0.7, 1.4], "translate": 0.1, "horizontal_flip": 0.5, "vertical_flip": 0.5}
+    one, two = both(images, image_size=64, interpolation=interpolation, **keys)
+    different = np.abs(one - two)
+    assert one.std() > 20
+    if interpolation == "bilinear":
+        assert different.max() <= (1 if cv2.__version__ >= "5" else 2)
+    else:
+        assert (different.max(axis=3) > 0).mean() < 0.001
+
+
+@pytest.mark.parametrize("keys", [{"horizontal_flip": 0.5, "vertical_flip": 0.5}, {"crop": 8, "padding": 3}, {}])
+def test_the_device_moves_whole_pixels_exactly(keys):
+    images = [noise(12, 12) + number for number in range(20)]
+    one, two = both(images, image_size=12, **keys)
+    np.testing.assert_array_equal(one, two)
+    assert len(np.unique(one.reshape(20, -1), axis=0)) == 20
+
+
+def test_padding_of_a_batch_is_black_and_does_not_move_its_images():
+    images = [noise(3, 5), noise(4, 2)]
+    batch = padded(images).numpy()
+    assert batch.shape == (2, 4, 5, 3)
+    np.testing.assert_array_equal(batch[0, :3], images[0])
+    assert batch[0, 3:].sum() == batch[1, :, 2:].sum() == 0

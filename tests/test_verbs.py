@@ -163,6 +163,26 @@ def test_help_takes_a_verb_or_a_key(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("optim.lr\n")
 
 
+@pytest.mark.parametrize(
+    ("words", "lines"),
+    [
+        (["qwk"], ["qwk", "    Quadratic weighted kappa: agreement beyond chance; far errors cost more (1:"]),
+        (["metric"], ["metric=NAME of report", "qwk", "matthews", "referable_auroc"]),
+        (["f1", "optim.lr"], ["F1", "    The harmonic mean of precision and recall.", "optim.lr"]),
+        (["split"], ["split=NAME of evaluate", "data.split_seed"]),
+        (["metric", "seed"], ["metric=NAME of report", "seed"]),
+    ],
+)
+def test_help_takes_a_score_a_term_or_an_option(
+    words: list[str], lines: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    lab.command(["help", *words])
+    shown = capsys.readouterr().out.splitlines()
+    assert {*lines} <= {*shown}
+    assert max(map(len, shown)) <= 80
+    assert refusal(lab.command, ["help", "qwk", "nonsense"]).startswith("nonsense: there is no such key")
+
+
 @pytest.mark.parametrize("words", [["--version"], ["report", "--version"]])
 def test_the_version(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(monkeypatch, "__main__", *words) == 0
@@ -177,12 +197,20 @@ def test_an_unknown_verb_is_one_line_with_exit_code_2(
     assert "no verb 'tarin'; did you mean train?" in line
 
 
-def test_a_verb_replaces_the_process_once_its_words_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_verb_replaces_the_process_once_its_words_are_understood(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     started = []
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("os.execv", lambda _, command: started.append(command[1:]))
-    lab.command(["evaluate", "run", "split=val"])
+    (tmp_path / "best.ckpt").touch()
+    lab.command(["evaluate", "best.ckpt", "split=val"])
     assert "missing" in refusal(lab.command, ["evaluate"])
-    assert started == [["-m", "resnet_lab.evaluate", "run", "split=val"]]
+    assert "run: no such file" in refusal(lab.command, ["evaluate", "run"])
+    assert "eyes does not exist" in refusal(lab.command, ["predict", "best.ckpt", "eyes"])
+    (tmp_path / "predictions.csv").touch()
+    assert "out=predictions.csv exists" in refusal(lab.command, ["predict", "best.ckpt", "."])
+    assert started == [["-m", "resnet_lab.evaluate", "best.ckpt", "split=val"]]
 
 
 def test_the_help_of_train_has_groups_and_defaults() -> None:

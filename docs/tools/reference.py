@@ -20,6 +20,15 @@ VERBS_ABOUT = """# Verbs
 The command is `resnet-lab VERB …`. `resnet-lab VERB --help` prints the same text.
 """
 
+HELP = """## help
+
+- `resnet-lab help VERB` prints the same as `resnet-lab VERB --help`.
+- `resnet-lab help KEY` prints meaning, values and default of a [key](keys.md). `KEY` is a key, a group, a part of a
+  name, or a pattern: `data.batch_size`, `data`, `batch`, `data.*`.
+- `resnet-lab help WORD` explains a score or another term of the report, or an option: `qwk`, `referable`, `out`.
+  `help metric` lists all scores.
+"""
+
 
 def keys() -> Iterator[str]:
     """A section for each group, with its choices, and one for each key, so that the search finds it."""
@@ -46,7 +55,7 @@ def verbs() -> str:
     helps = [each().format_help() for each in (*VERBS.values(), job)]
     names = [*VERBS, "python -m resnet_lab.job"]
     sections = (f"## {name}\n\n```text\n{text}\n```\n" for name, text in zip(names, helps, strict=True))
-    return "\n".join([VERBS_ABOUT, *sections])
+    return "\n".join([VERBS_ABOUT, *sections, HELP])
 
 
 def main() -> None:

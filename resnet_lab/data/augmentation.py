@@ -42,10 +42,22 @@ class Augmentation:
     augment_classes: Literal["all", "none"] | list[Count]
 
 
-def draws(seed: int, epoch: int, index: int, repeat: int) -> np.ndarray:
-    """Draw uniform random numbers in [0, 1), one for each of `GEOMETRY` and `COLOR`, determined by the arguments."""
-    bits = np.random.Philox(key=[seed, epoch], counter=[0, index, repeat, 0])  # an independent stream per image
-    return np.random.Generator(bits).random(len(GEOMETRY) + len(COLOR))
+def draws(seed: int, keys: np.ndarray) -> np.ndarray:
+    """Draw uniform random numbers in [0, 1), one for each of `GEOMETRY` and `COLOR`, (B, 13).
+
+    Args:
+        seed: seed of the augmentation.
+        keys: epoch, index and repeat of each image, (B, 3); with the seed they determine its numbers.
+    """
+    bits = np.random.Philox(key=[seed, 0])
+    generator, state = np.random.Generator(bits), bits.state
+    numbers = np.empty((len(keys), len(GEOMETRY) + len(COLOR)))
+    for row, (epoch, index, repeat) in zip(numbers, keys, strict=True):
+        # an independent stream per image; to set the state takes a third of the time of a new generator
+        state["state"]["key"][1], state["state"]["counter"][:], state["buffer_pos"] = epoch, (0, index, repeat, 0), 4
+        bits.state = state
+        generator.random(out=row)
+    return numbers
 
 
 def affine_maps(
@@ -73,6 +85,12 @@ def affine_maps(
     center = (sizes - 1) / 2
     shift = center - offset - np.einsum("bij,bj->bi", linear, center)
     return np.concatenate([linear, shift[:, :, None]], 2), exact
+
+
+def inverted(maps: np.ndarray) -> np.ndarray:
+    """Return the maps from target to source coordinates (B, 2, 3) for maps from source to target."""
+    linear = np.linalg.inv(maps[:, :, :2])
+    return np.concatenate([linear, -linear @ maps[:, :, 2:]], 2)
 
 
 def _offset(data: ImageData, size: int, sizes: np.ndarray, u: np.ndarray, augment: np.ndarray) -> np.ndarray:

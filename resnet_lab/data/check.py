@@ -237,9 +237,8 @@ def drop_defects(table: pd.DataFrame, on_bad_image: str) -> tuple[pd.DataFrame, 
             "repair them, or set data.on_bad_image=drop to continue without them"
         )
     if len(bad) == len(table) > 0:
-        raise UserError(
-            f"{bad.iloc[0]['path']}: {bad.iloc[0]['defect']}; none of the {count(len(bad), 'image')} can be read"
-        )
+        none = f"none of the {len(bad)} images can be read" if len(bad) > 1 else "it is the only image"
+        raise UserError(f"{bad.iloc[0]['path']}: {bad.iloc[0]['defect']}; {none}")
     for path, reason in zip(bad["path"][:10], bad["defect"], strict=False):
         log.warning("dropped %s: %s", path, reason)
     return table[table["defect"] == ""].reset_index(drop=True), len(bad)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from multiprocessing.context import BaseContext
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,17 +23,26 @@ from torch.utils.data import DataLoader, Dataset
 
 from resnet_lab import environment
 from resnet_lab.config import build
-from resnet_lab.data.augmentation import COLOR, GEOMETRY, changes_color, color_factors, draws
+from resnet_lab.data.augmentation import (
+    COLOR,
+    GEOMETRY,
+    affine_maps,
+    changes_color,
+    color_factors,
+    draws,
+    inverted,
+)
 from resnet_lab.data.image_data import ImageData
 from resnet_lab.data.prepared import read_prepared
 from resnet_lab.data.sampler import EvaluationSampler, Sampling, TrainSampler
 from resnet_lab.data.splits import class_counts, fingerprints, label_conflicts
-from resnet_lab.data.transforms import Geometry, normalize
+from resnet_lab.data.transforms import Geometry, normalize, padded, resample
 from resnet_lab.errors import UserError, count
 
 log = logging.getLogger(__name__)
 
-MEMORY = 2e9  # bytes of decoded images that data.in_memory=auto keeps at most
+HOST_SHARE = 0.25  # share of the free memory that data.in_memory=auto uses at most …
+DEVICE_SHARE = 0.5  # … and of the free memory of a GPU
 SOURCES = {"originals": "the originals", "prepared": "a prepared set"}  # sources of pixels, for messages
 PREFETCH = 2  # batches per worker that wait in shared memory …
 IN_USE = 2  # … and batches on their way to the device
@@ -50,17 +59,30 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
     `target` is absent if the rows have none. `index` is -1 for padding, which does not count. If colors are
     augmented, `color` (B, 5) holds the factors, which the device applies.
 
+    If the device transforms, `image` holds the images before that, (B, H, W, 3), and `map` (B, 2, 3) what `resample`
+    needs, unless no image moves. If the images are on the device already, `split` replaces `image`.
+
     Args:
         rows: the split's rows of the table.
         data: how to read and augment an image.
         augment: whether to augment.
         seed: seed of the augmentation, beside epoch and index.
         images: the decoded images, uint8 (H, W, 3) each; None: each is read on demand.
+        on_device: whether the device transforms.
+        sizes: widths and heights (N, 2) of images that are on the device already.
     """
 
     def __init__(
-        self, rows: pd.DataFrame, data: ImageData, augment: bool, seed: int, images: Sequence[np.ndarray] | None
+        self,
+        rows: pd.DataFrame,
+        data: ImageData,
+        augment: bool,
+        seed: int,
+        images: Sequence[np.ndarray] | None,
+        on_device: bool = False,
+        sizes: np.ndarray | None = None,
     ) -> None:
+        self.split, self.on_device, self.sizes = str(rows["split"].iloc[0]), on_device, sizes
         self.paths, self.prepared = list(rows["path"]), list(rows["prepared"])
         self.targets = rows["target"].to_numpy(np.int64) if "target" in rows else None
         self.data, self.seed, self.images, self.geometry = data, seed, images, Geometry(data)
@@ -87,20 +109,35 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
         rows = np.maximum(indices, 0)
         augment = self.augmented[rows]
         u = np.zeros((len(rows), len(GEOMETRY) + len(COLOR)))
-        for place in np.flatnonzero(augment):
-            u[place] = draws(self.seed, epochs[place], rows[place], repeats[place])
-        batch = {
-            "image": torch.from_numpy(self.geometry([self.read(row) for row in rows], u, augment)),
-            "index": torch.from_numpy(indices),
-        }
+        u[augment] = draws(self.seed, np.stack([epochs, rows, repeats], 1)[augment])
+        batch: dict[str, Any] = {"index": torch.from_numpy(indices)} | self._images(rows, u, augment)
         if self.targets is not None:
             batch["target"] = torch.from_numpy(self.targets[rows])
         if self.colors:
             batch["color"] = torch.from_numpy(color_factors(self.data, u[:, len(GEOMETRY) :], augment))
         return batch
 
+    def _images(self, rows: np.ndarray, u: np.ndarray, augment: np.ndarray) -> dict[str, Any]:
+        """Return the images of a batch, transformed or with their maps; `u` (B, 13) are random numbers."""
+        images = [self.read(row) for row in rows] if self.sizes is None else []
+        if not self.on_device:
+            return {"image": torch.from_numpy(self.geometry(images, u, augment))}
+        sizes = np.array([image.shape[1::-1] for image in images]) if self.sizes is None else self.sizes[rows]
+        maps, _ = affine_maps(self.data, sizes, u, augment)
+        found: dict[str, Any] = {"image": padded(images)} if images else {"split": self.split}
+        if (maps != np.eye(2, 3)).any() or (sizes != self.geometry.size).any():
+            found["map"] = torch.from_numpy(inverted(maps).astype(np.float32))
+        return found
+
     def __len__(self) -> int:
         return len(self.paths)
+
+
+class Resident(NamedTuple):
+    """All images of a split, on the device."""
+
+    pixels: Tensor  # uint8 (N, H, W, 3); smaller images are padded with zeros
+    sizes: np.ndarray  # widths and heights (N, 2), on the CPU
 
 
 def whole(batch: Any) -> Any:
@@ -151,6 +188,7 @@ class DataModule(LightningDataModule):
         self.pixels, self.is_set_up = pixels, False
         self.table: pd.DataFrame | None = None
         self.images: dict[str, Sequence[np.ndarray]] = {}  # split → decoded images, if kept in memory
+        self.resident: dict[str, Resident] = {}  # split → decoded images, if kept on the device
         self.test_splits: list[str] = []
 
     @classmethod
@@ -201,7 +239,7 @@ class DataModule(LightningDataModule):
             return
         self.read()
         assert self.table is not None
-        self.in_memory = self._fits_memory(self.table) if self.data.in_memory == "auto" else bool(self.data.in_memory)
+        self.in_memory = self._placement(self.table)
         mean, std = self.statistics or self._mean_and_std()
         self.mean, self.std = torch.tensor(mean), torch.tensor(std)
         chosen = self.data.augment_classes
@@ -231,10 +269,36 @@ class DataModule(LightningDataModule):
 
     def dataset(self, split: str, augment: bool) -> ImageDataset:
         """Return the images of one split, decoded at most once, with the training or the evaluation transform."""
-        dataset = ImageDataset(self.rows(split), self.data, augment, self.seed, self.images.get(split))
-        if self.in_memory and dataset.images is None:
+        images, on_device = self.images.get(split), self._transforms_on_device()
+        dataset = ImageDataset(self.rows(split), self.data, augment, self.seed, images, on_device)
+        if self.in_memory and dataset.images is None and split not in self.resident:
             dataset.images = self.images[split] = dataset.read_all()
         return dataset
+
+    def _on_device(self, dataset: ImageDataset) -> None:
+        """Move the images of a data set to the device, once.
+
+        Raises:
+            UserError: they do not fit there.
+        """
+        if dataset.split not in self.resident:
+            images, device = self.images.pop(dataset.split), self._device()
+            sizes = np.array([image.shape[1::-1] for image in images])
+            need = 3 * len(images) * int(sizes.max(0).prod())
+            if device.type == "cuda" and need > (free := torch.cuda.mem_get_info(device)[0]):
+                text = (
+                    f"the images of {dataset.split} need {need / 1e6:.0f} MB, and the GPU has {free / 1e6:.0f} MB free"
+                )
+                raise UserError(f"data.in_memory=device: {text}; set data.in_memory=auto")
+            self.resident[dataset.split] = Resident(padded(images).to(device), sizes)
+        dataset.images, dataset.sizes = None, self.resident[dataset.split].sizes
+
+    def _transforms_on_device(self) -> bool:
+        return self.in_memory == "device" or self._device().type == "cuda"
+
+    def _device(self) -> torch.device:
+        device: torch.device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        return device
 
     def train_dataloader(self) -> Batches:
         """Return the loader of train, global batches divided among the ranks; a last batch of one image is dropped."""
@@ -298,13 +362,18 @@ class DataModule(LightningDataModule):
         return self._loader(dataset, EvaluationSampler(len(dataset), *self._rank()))
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Color and normalize on the device: `image` (B, S, S, 3) uint8 becomes float32 (B, 3, S, S)."""
-        images: Tensor = batch["image"]
+        """Transform, color and normalize on the device: `image` becomes float32 (B, 3, S, S)."""
+        resident = self.resident.get(batch.get("split", ""))
+        images: Tensor = batch["image"] if resident is None else resident.pixels[batch["index"].clamp(min=0)]
+        if "map" in batch:
+            images = resample(images, batch["map"], self.data.crop or self.data.image_size, self.data.interpolation)
         self.mean, self.std = self.mean.to(images.device), self.std.to(images.device)
         return batch | {"image": normalize(images, self.mean, self.std, batch.get("color"))}
 
     def _loader(self, dataset: ImageDataset, sampler: TrainSampler | EvaluationSampler) -> Batches:
         batch_size = self.batch_size_per_rank(self._rank()[1])
+        if self.in_memory == "device":
+            self._on_device(dataset)
         context = self._context() if self.num_workers else None
         return DataLoader(
             dataset,
@@ -376,7 +445,8 @@ class DataModule(LightningDataModule):
             UserError: the batches that the ranks of a machine prefetch do not fit into shared memory.
         """
         chosen, free = self.data.num_workers, environment.shared_memory()
-        workers = (0 if self.in_memory else min(8, environment.cores())) if chosen == "auto" else int(chosen)
+        cores = max(1, environment.cores() // getattr(self.trainer, "num_devices", 1))
+        workers = (0 if self.in_memory else cores) if chosen == "auto" else int(chosen)
         batch = self.data.batch_size * 3 * (self.data.crop or self.data.image_size) ** 2
         fitting = workers if free is None else max(0, (free // batch - IN_USE) // PREFETCH)
         if workers <= fitting:
@@ -403,9 +473,16 @@ class DataModule(LightningDataModule):
         context.set_forkserver_preload([__name__])  # saves each worker the import
         return context
 
-    def _fits_memory(self, table: pd.DataFrame) -> bool:
+    def _placement(self, table: pd.DataFrame) -> bool | Literal["device"]:
+        """Return where decoded images stay: on the device, in memory (True), or nowhere (False)."""
+        if self.data.in_memory != "auto":
+            return self.data.in_memory
         # the longer side of a photograph is seldom more than 1.5 times the shorter, which is image_size
-        return len(table) * 3 * self.data.image_size**2 * 1.5 < MEMORY
+        need, device = len(table) * 3 * self.data.image_size**2 * 1.5, self._device()
+        if need > HOST_SHARE * environment.free_memory() / getattr(self.trainer, "num_devices", 1):
+            return False
+        fits = device.type == "cuda" and need < DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]
+        return "device" if fits else True
 
     def _mean_and_std(self) -> tuple[list[float], list[float]]:
         """Return mean and std by channel, in [0, 1]: given, computed from the training split, or 0 and 1."""

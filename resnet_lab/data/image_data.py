@@ -80,7 +80,7 @@ class ImageData(Augmentation, ABC):
 
     batch_size: FromOne
     num_workers: Literal["auto"] | Annotated[int, Within(0, 1_000)]
-    in_memory: bool | Literal["auto"]
+    in_memory: bool | Literal["auto", "device"]
     cache_dir: str
 
     def __post_init__(self) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+from resnet_lab.data.cells import read_text
 from resnet_lab.data.labels import Grades, lists_labels
 from resnet_lab.data.listing import is_junk, splits_of
+from resnet_lab.errors import UserError
 
 SUFFIXES = (".csv", ".tsv", ".txt")
 SHEETS = (".xlsx", ".xls", ".ods")  # spreadsheets, which this program cannot read
@@ -34,6 +37,16 @@ def label_files(root: Path, columns: tuple[str | None, str | None], grades: Grad
         named = next((splits for part in reversed(parts) if (splits := splits_of(part))), {""})
         if lists_labels(path, columns, grades):
             found.setdefault(named.pop() if len(named) == 1 else SEVERAL, []).append(path)
+    return found
+
+
+def columns_of_tables(root: Path) -> list[str]:
+    """Return `labels.csv has the columns file, stage` for the tables at and below a folder."""
+    found = []
+    for path in _tables(root):
+        with suppress(UserError):  # empty, or no table
+            header = ", ".join(map(str, read_text(path).iloc[0]))
+            found.append(f"{path.relative_to(root)} has the columns {header}")
     return found
 
 

@@ -11,6 +11,7 @@ from resnet_lab.data.image_data import ImageData
 from resnet_lab.data.listing import NO_IMAGES, SUFFIXES, list_images, say_left_out
 from resnet_lab.data.patients import find_patients
 from resnet_lab.errors import UserError
+from resnet_lab.inputs import refuse_no_images
 
 
 @dataclass(kw_only=True)
@@ -24,8 +25,7 @@ class Photographs(ImageData):
             UserError: `root` does not exist, or contains no image.
         """
         root = Path(self.root).expanduser()
-        if not root.exists():
-            raise UserError(f"{root} does not exist; give an image or a folder of images")
+        refuse_no_images(root)
         names, folder = ([root.name], root.parent) if root.is_file() else (self._list(root), root)
         files = [str(folder / name) for name in names]
         return pd.DataFrame({"image": names, "path": files, "split": "test"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -13,7 +14,14 @@ log = logging.getLogger(__name__)
 
 FIRST = 2.0  # seconds until the first line
 LOG_EVERY = 10.0  # seconds between two lines
+SPEED_AFTER = 1.0  # seconds until a speed means something …
+LEFT_AFTER = 2.0  # … and seconds after the first item, which includes the start, until the time left does
 Item = TypeVar("Item")
+
+
+def speed_text(rate: float) -> str:
+    """Return a speed with at most three significant digits: `0.25`, `902000`."""
+    return f"{float(f'{rate:.3g}'):.15g}"
 
 
 def with_progress(
@@ -36,7 +44,7 @@ def with_progress(
         unit: name of what is counted.
         end: whether to log a line at the end.
     """
-    start, progress = time.monotonic(), Progress()
+    start, progress, first = time.monotonic(), Progress(), math.inf
     draws = log.isEnabledFor(logging.INFO) and total > 0
     logged = start + FIRST - LOG_EVERY
     if draws and progress.is_due():
@@ -45,14 +53,15 @@ def with_progress(
         for count, item in enumerate(items, 1):
             yield item
             now, number = time.monotonic(), min(count * each, total)
+            first = min(first, now)
             rate = number / max(now - start, 1e-9)
+            speed = [f"{speed_text(rate)} {unit}/s"] * (now - start >= SPEED_AFTER)
+            rest = [left((total - number) / rate)] * (number < total and now - first >= LEFT_AFTER)
             if (number == total and end) or (now - logged >= LOG_EVERY and not progress.shown):
                 progress.close()
-                rest = f", {left((total - number) / rate)}" if number < total else ""
-                log.info("%s %d of %d, %.1f %s/s%s", done, number, total, rate, unit, rest)
+                log.info("%s", ", ".join([f"{done} {number} of {total}", *speed, *rest]))
                 logged = now
             elif draws and progress.is_due():
-                parts = [f"{done} {number} of {total}", left((total - number) / rate), f"{rate:.1f} {unit}/s"]
-                progress.draw(number / total, parts)
+                progress.draw(number / total, [f"{done} {number} of {total}", *rest, *speed])
     finally:
         progress.close()

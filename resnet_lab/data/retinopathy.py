@@ -13,7 +13,7 @@ from typing import Literal
 import pandas as pd
 
 from resnet_lab.data.image_data import ImageData, existing_folder
-from resnet_lab.data.label_files import is_text, label_files, unreadable
+from resnet_lab.data.label_files import columns_of_tables, is_text, label_files, unreadable
 from resnet_lab.data.labels import BAD, Grades, lists_labels, parse, read_labels, read_pair
 from resnet_lab.data.listing import find_images, has_own, list_images, say_unlisted, splits_of
 from resnet_lab.data.splits import SPLITS
@@ -119,12 +119,16 @@ class Retinopathy(ImageData):
             labels |= self._solution(root / (self.solution_csv or SOLUTION))
         labels |= {split: self._read(path) for split, path in self._found(root, labels).items()}
         if "train" not in labels and not (self.all_images and labels):
+            tables = columns_of_tables(root)[:3] if self.find_csvs else []
+            seen = f" ({'; '.join(tables)})" if tables else ""
+            split = self.all_images or "train"
+            instead = "" if self.all_images else ", or set data.all_images=test to evaluate without a train CSV"
             broken = ", ".join(str(path.relative_to(root)) for path in unreadable(root)[:3]) if self.find_csvs else ""
             raise UserError(
                 (f"{root}: save {broken} as CSV in UTF-8; the folder " if broken else f"{root} ")
                 + f"contains neither train_img.csv with train_label.csv, nor {' nor '.join(LABEL_FILES['train'])}, "
-                "nor another file with names and grades for train; name yours in data.train_csv (and its columns in "
-                "data.image_column and data.label_column), or set data.all_images=test to evaluate without a train CSV"
+                f"nor another file with names and grades{'' if self.all_images else ' for train'}{seen}; name yours in "
+                f"data.{split}_csv (and its columns in data.image_column and data.label_column){instead}"
             )
         return {split: labels[split] for split in SPLITS if split in labels}
 
@@ -166,7 +170,7 @@ class Retinopathy(ImageData):
         left = [file for several in (*files.values(), without) for file in several if file not in taken.values()]
         used = [f"{split} from {file.relative_to(root)}" for split, file in taken.items()]
         more = f"; left out {', '.join(str(file.relative_to(root)) for file in left)}" if left else ""
-        log.info("%s: %s%s", root, ", ".join(used) or "no label files", more)
+        log.info("%s: %s%s", root, ", ".join(used) or "no label file with known columns", more)
         return taken
 
     def _located(
@@ -192,8 +196,11 @@ class Retinopathy(ImageData):
     def _solution(self, path: Path) -> dict[str, Labels]:
         """Return the competition's public rows as val and its private rows as test."""
         rows, _ = self._read(path, {"usage": ("Usage", "data.solution_csv")})
-        if unknown := set(rows["usage"]) - set(USAGES):
-            raise UserError(f"{path}: Usage {sorted(unknown)[0]!r}: it must be {' or '.join(USAGES)}")
+        unknown = rows[~rows["usage"].isin(USAGES)]
+        if len(unknown):
+            line, row = unknown.index[0], unknown.iloc[0]
+            place = f"in line {line} (image {row['image']})"
+            raise UserError(f"{path}: Usage {row['usage']!r} {place}: it must be {' or '.join(USAGES)}")
         return {split: (rows[rows["usage"] == usage].drop(columns="usage"), path) for usage, split in USAGES.items()}
 
     def _pair(self, root: Path, split: str) -> Labels | None:

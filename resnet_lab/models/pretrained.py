@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights, list_models
 
 from resnet_lab.errors import UserError, count
+from resnet_lab.inputs import checkpoint_of, tested_checkpoint
 from resnet_lab.run_folder import RunFolder, find_runs, flat
 
 logger = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ def load_fitting(model: nn.Module, source: str) -> None:
     """
     own = model.state_dict()
     try:
-        content = read(find_file(source))
+        content = read(checkpoint_of(source))
     except UserError as error:
         raise UserError(f"model.pretrained={error}") from None
     state = find_network(content, own, source)
@@ -211,12 +212,12 @@ def refuse_damaged(file: Path, source: str) -> None:
         )
 
 
-def find_file(source: str, depth: int | None = None) -> Path:
-    """Return the file itself, or the checkpoint that the job of a run folder tested.
+def find_file(source: str, depth: int) -> Path:
+    """Return the file itself, the checkpoint that the job of a run folder tested, or the only one of a depth.
 
     Args:
         source: a file, a run folder, or a folder with weight files or runs, exactly one of this depth.
-        depth: depth of the network that gets the weights; None: only a run or a file is accepted.
+        depth: depth of the network that gets the weights.
 
     Raises:
         UserError: there is no such file, not exactly one of this depth, or the run's checkpoint is missing.
@@ -225,26 +226,13 @@ def find_file(source: str, depth: int | None = None) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        remedy = "give a run folder or a checkpoint" if depth is None else SOURCES
-        raise UserError(f"{source}: no such file{'' if depth is None else ', folder or name'}; {remedy}")
+        raise UserError(f"{source}: no such file, folder or name; {SOURCES}")
     run = RunFolder(path)
-    if depth is not None and not run.config_file.is_file() and not run.checkpoints.is_dir():
+    if not run.config_file.is_file() and not run.checkpoints.is_dir():
         if files := sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file()):
             return file_of_depth(path, files, depth)
         run = find_run(path, depth)
-    file = run.last_checkpoint if selects_nothing(run) else run.best_checkpoint
-    if not file.is_file():
-        other = f"; to use the last epoch, name {run.last_checkpoint}" if run.last_checkpoint.is_file() else ""
-        raise UserError(f"{source}: {file} is missing or not a file; give another run or a checkpoint{other}")
-    return file
-
-
-def selects_nothing(run: RunFolder) -> bool:
-    """Return whether a run keeps its last epoch for lack of a validation split; False if its status is unreadable."""
-    try:
-        return run.read_status().get("best_checkpoint", "") is None
-    except UserError:
-        return False
+    return tested_checkpoint(run, source)
 
 
 def file_of_depth(folder: Path, files: Iterable[Path], depth: int) -> Path:

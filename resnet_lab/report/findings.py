@@ -38,10 +38,18 @@ def findings_of(runs: Sequence[Run], tables: Sequence[Table]) -> list[Finding]:
 
 
 def _problems(runs: Sequence[Run]) -> Iterator[Finding]:
-    """Yield runs without a result; runs with the same problem share a line."""
+    """Yield runs without a result; runs with the same problem share a line, as do those that failed at the start."""
     names, alike = places_of(runs), defaultdict(list)
+    unstarted = [run for run in runs if run.failed_at_start]
+    if unstarted:
+        text = (
+            f"{count(len(unstarted), 'run')} ended with an error before the first epoch; train again, or remove the "
+            f"folder{'s' if len(unstarted) > 1 else ''} (rm -r) to leave out such runs"
+        )
+        listed = tuple(f"{names[run.folder.path]}: {run.problem}" for run in unstarted)
+        yield Finding("failed at the start", text, names=listed)
     for run in runs:
-        if run.problem:
+        if run.problem and not run.failed_at_start:
             alike["no result" if run.state == "done" else run.state, run.problem].append(names[run.folder.path])
     for (kind, problem), places in alike.items():
         if len(places) > 1:

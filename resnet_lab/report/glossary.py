@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from resnet_lab.report.groups import Table
 from resnet_lab.scores import SCORES
+
+if TYPE_CHECKING:  # importing it takes a second
+    from resnet_lab.report.groups import Table
 
 TERMS = {
     "axis": "A setting that differs between groups, such as the depth of the network.",
@@ -15,12 +18,13 @@ TERMS = {
     "95 %": "In 95 of 100 such studies, with other patients and seeds, this range contains the true value.",
     "best": "The group with the highest mean.",
     "tied": "These runs cannot show a difference to the best group; it may be as good.",
+    "behind": "These runs show that the group is worse than the best one.",
     "to the best": "The difference to the best group on the same images, with its 95 % interval.",
     "majority baseline": "A model that always predicts the largest class of the training images.",
     "collapsed": "A run that predicts one class for nearly all images.",
     "referable": "Moderate retinopathy or worse: the patient should see an eye doctor.",
-    "sensitivity": "The share of diseased images that the model finds.",
-    "specificity": "The share of healthy images that the model calls healthy.",
+    "sensitivity": "The share of the referable images that the model refers.",
+    "specificity": "The share of the images that are not referable, mild ones included, that the model does not refer.",
     "operating point": "A threshold, chosen on validation: images with a larger probability count as referable.",
     "precision": "Of the images predicted as a class, the share that belong to it.",
     "recall": "Of the images of a class, the share that the model finds.",
@@ -36,6 +40,19 @@ def meaning_of(term: str) -> str:
     """Return the sentence that explains a heading; empty if there is none."""
     score = next((each for each in SCORES.values() if term in (each.title, each.label)), None)
     return (score.meaning if score else "") or TERMS.get(term, "")
+
+
+def explained(word: str) -> dict[str, str]:
+    """Return name → sentence of the score or term that a word names, in any case; all scores for `metric`."""
+    word = word.lower()
+    if word.rstrip("s") in ("metric", "score"):
+        return {name: score.meaning or score.title for name, score in SCORES.items()}
+    scores = {name: score.meaning or score.title for name, score in SCORES.items() if _is(word, name, score.label)}
+    return scores or {term: text for term, text in TERMS.items() if _is(word, term)}
+
+
+def _is(word: str, *names: str) -> bool:
+    return word in [name.lower() for name in names]
 
 
 def glossary_of(tables: Sequence[Table]) -> dict[str, str]:

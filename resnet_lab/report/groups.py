@@ -174,6 +174,8 @@ def _last_if_unknown(value: float) -> float:
 def tables_of(runs: Sequence[Run], metric: str = "", named: Sequence[str] = ()) -> list[Table]:
     """Return one table per set of test images; a run without a result joins the table of its data.
 
+    A single run that failed at the start joins none, unless all did; its wrong keys would become axes.
+
     Args:
         runs: the runs of all tables.
         metric: ranks the groups; empty: the first applicable metric of each table.
@@ -183,7 +185,8 @@ def tables_of(runs: Sequence[Run], metric: str = "", named: Sequence[str] = ()) 
         UserError: the metric ranks no table, or no label contains the words.
     """
     sets: dict[tuple[Any, ...], list[Run]] = {}
-    for run in sorted(runs, key=lambda run: not run.scores):
+    begun = [run for run in runs if not (run.single and run.failed_at_start)] or runs
+    for run in sorted(begun, key=lambda run: not run.scores):
         if run.scores:
             sets.setdefault(run.test_set, []).append(run)
         elif run.config:
@@ -227,11 +230,18 @@ def _value(run: Run, key: str) -> Any:
     return "none" if value is None else value
 
 
-def sweeps_of(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Return the runs by name of their parent folder (with its own parent if names repeat)."""
+def sweeps_of(runs: Sequence[Run], apart: bool = True) -> dict[str, list[Run]]:
+    """Return the runs by name of their sweep's folder (with its own parent if names repeat).
+
+    Args:
+        runs: the runs.
+        apart: whether a single run is a sweep of its own; otherwise it belongs to its parent folder, as a published
+            run does, which has neither overrides nor a list of jobs beside it.
+    """
     folders: dict[Path, list[Run]] = {}
     for run in runs:
-        folders.setdefault(run.folder.path.parent, []).append(run)
+        path = run.folder.path
+        folders.setdefault(path if apart and run.single else path.parent, []).append(run)
     names = [folder.name for folder in folders]
     return {
         folder.name if names.count(folder.name) == 1 else f"{folder.parent.name}/{folder.name}": members
@@ -242,7 +252,8 @@ def sweeps_of(runs: Sequence[Run]) -> dict[str, list[Run]]:
 def _settings(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return the values of the axes, by run.
 
-    The effects of keys that differ only between sweeps cannot be separated; many of them become one axis, the sweep.
+    The effects of keys that differ only between sweeps cannot be separated if there are more keys than settings; many
+    such keys become one axis, the sweep.
     """
     # a single group has no axes, but needs a label
     axes = axes_of(runs) or [key for key in ("model.depth", "model.pretrained") if key in runs[0].config]
@@ -253,9 +264,12 @@ def _settings(runs: Sequence[Run]) -> list[dict[str, Any]]:
         if len(sweeps) > 1
         and all(len({repr(_value(run, axis)) for run in members}) == 1 for members in sweeps.values())
     ]
-    if len(bound) < MANY_BOUND or len(sweeps) == len(runs):
+    alike: dict[str, list[str]] = {}  # values of the bound axes → names of the sweeps that have them
+    for name, members in sweeps.items():
+        alike.setdefault(repr([_value(members[0], axis) for axis in bound]), []).append(name)
+    if len(bound) < MANY_BOUND or len(alike) > len(bound):
         return [{axis: _value(run, axis) for axis in axes} for run in runs]
-    named = {run.folder: name for name, members in sweeps.items() for run in members}
+    named = {run.folder: "+".join(names) for names in alike.values() for name in names for run in sweeps[name]}
     free = [axis for axis in axes if axis not in bound]
     return [{"sweep": named[run.folder]} | {axis: _value(run, axis) for axis in free} for run in runs]
 

@@ -22,7 +22,7 @@ from resnet_lab.report.figures import CURVES, PICTURES, picture
 from resnet_lab.report.glossary import glossary_of, meaning_of
 from resnet_lab.report.groups import Group, Table, places_of, sweeps_of
 from resnet_lab.report.leaderboard import interval_text, referable_rows_of, rows_of
-from resnet_lab.report.recipe import recipe_of
+from resnet_lab.report.recipe import recipe_of, subject_of
 from resnet_lab.report.runs import Run
 from resnet_lab.report.score_figures import RELIABLE
 from resnet_lab.report.sharing import unshared_of
@@ -34,6 +34,7 @@ FIGURES = ("accuracy", "confusion_matrices")  # if no configuration names any
 OF_SECTIONS = ("confusion_matrices", "roc", "precision_recall", "reliability", "cost")  # in a section of their own
 PAGE_WIDTH, NAMES_WIDTH, CELL_WIDTH, LETTER_WIDTH = 1110, 86, 36, 6.5  # pixels of a confusion matrix
 NO_LIMITS = (math.nan, math.nan, math.nan)
+MANY_SWEEPS = 8  # columns in the table of differences; of more, single runs share that of their parent folder
 FAR = 3  # times the range of all intervals; a baseline further below is not drawn
 
 
@@ -56,11 +57,14 @@ def page(
         parts.append({"id": f"t{number}", **_section(table, drawn)})
     metrics = [metric for metric in SCORES if any(metric in table.metrics for table in tables)]
     sweeps = sweeps_of(runs)
+    if len(sweeps) > MANY_SWEEPS:
+        sweeps = sweeps_of(runs, apart=False)
     unshared = unshared_of(sweeps) if len(sweeps) > 1 else []
     return render(
         "report/report.html.j2",
         tables=parts,
         recipe=recipe_of(runs, tables),
+        subject=subject_of(runs),
         glossary=glossary_of(tables),
         meaning_of=meaning_of,
         shown_rows=SHOWN_ROWS,
@@ -114,7 +118,7 @@ def _section(table: Table, drawn: dict[str, dict[str, Any]]) -> dict[str, Any]:
     ]
     part |= {"areas": referable_rows_of(table), "operating": thresholds.operating_rows(table)}
     part |= {"first_referred": part["names"][REFERABLE] if table.referable else ""}
-    part |= {"calibration": thresholds.calibration_rows(table)}
+    part |= {"calibration": thresholds.calibration_rows(table), "few_to_fit": thresholds.few_to_fit(table)}
     part["started_differently"] = costs.started_differently(table)
     part["costs"] = [
         (cost, costs.cost_cells(cost), SCORES[table.metric].text(cost.quality / SCORES[table.metric].factor))

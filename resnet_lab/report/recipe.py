@@ -10,15 +10,16 @@ from typing import Any, NamedTuple
 
 from resnet_lab.data.augmentation import NEUTRAL as NO_AUGMENTATION
 from resnet_lab.data.augmentation import Augmentation
+from resnet_lab.errors import count
 from resnet_lab.report.groups import Table
 from resnet_lab.report.runs import Run
-from resnet_lab.run_folder import jobs_file
 
 NAMES = [field.name for field in fields(Augmentation)]
 NEUTRAL = {"optim.backbone_lr_factor": 1.0}  # neutral values of other keys
 COVERED = {"sweep", "model.depth", "model.pretrained", "model._target_", "trainer.max_epochs"} | {  # axes in a fact
     f"data.{key}" for key in ("name", "image_size", "crop", "padding", "batch_size", "sampling", *NAMES)
 }
+IN_TITLE = 4  # experiments and folders of images in the title at most
 MOST = 6  # values of one fact at most
 
 
@@ -78,7 +79,27 @@ def _data(run: Run) -> str:
     counts = {split: sum(run.class_counts(split)) for split in ("train", "val", "test")}
     images = ", ".join(f"{number:,} {split}" for split, number in counts.items() if number)
     name = str(run.config.get("data.name", ""))
+    folder = folder_of(run)
+    name += f" in {folder}" if folder not in ("", name) else ""
     return f"{name}: {images} images, {len(run.class_names)} classes" if images and run.class_names else name
+
+
+def folder_of(run: Run) -> str:
+    """Return the name of the folder with the images, the last part of `data.root`."""
+    return Path(str(run.config.get("data.root") or "")).name
+
+
+def experiment_of(run: Run) -> str:
+    """Return the experiment that the command named; empty if it named none."""
+    overrides = run.status.get("overrides")
+    items = [str(item).partition("=") for item in overrides] if isinstance(overrides, list) else []
+    return next((value for key, _, value in items if key == "experiment" and value != "null"), "")
+
+
+def subject_of(runs: Sequence[Run]) -> str:
+    """Return `: mine, photographs`, the experiments and folders of images, for the title; empty if unknown or many."""
+    names = [name for of in (experiment_of, folder_of) for name in dict.fromkeys(map(of, runs)) if name]
+    return f": {', '.join(names)}" if 0 < len(names) <= IN_TITLE else ""
 
 
 def _image_size(run: Run) -> str:
@@ -119,7 +140,8 @@ def _part(group: str, without: Iterable[str] = ()) -> Callable[[Run], str]:
 
 def _training(run: Run) -> str:
     epochs, batch = run.config.get("trainer.max_epochs"), run.config.get("data.batch_size")
-    return ", ".join([f"{epochs} epochs"] * (epochs is not None) + [f"batches of {batch} images"] * (batch is not None))
+    length = [count(epochs, "epoch") if isinstance(epochs, int) else f"{epochs} epochs"] * (epochs is not None)
+    return ", ".join(length + [f"batches of {batch} images"] * (batch is not None))
 
 
 def _augmentation(run: Run) -> str:
@@ -150,6 +172,7 @@ def _versions(run: Run) -> str:
 
 
 FACTS: dict[str, Callable[[Run], str]] = {
+    "experiment": experiment_of,
     "data": _data,
     "image size": _image_size,
     "sampling": lambda run: (
@@ -170,21 +193,24 @@ FACTS: dict[str, Callable[[Run], str]] = {
     "finished": lambda run: str(run.status.get("finished") or "")[:10],
     "machine": _machine,
     "versions": _versions,
-    "commit": lambda run: str(run.status.get("commit") or "")[:7],
+    "resnet_lab commit": lambda run: str(run.status.get("commit") or "")[:7],
 }
 
 
 def commands_of(runs: Sequence[Run]) -> list[str]:
     """Return the commands that trained the runs, from their stored overrides: one for each sweep or single run.
 
-    Jobs of one sweep with other keys or another `--config-dir` are from another command.
+    A single run that failed at the start has none. Jobs of one sweep with other keys or another `--config-dir` are from
+    another command.
     """
     commands: dict[tuple[Path, bool, str, frozenset[str]], dict[str, list[str]]] = {}
     for run in runs:
+        if run.single and run.failed_at_start:
+            continue
         stored, config_dir, folder = run.status.get("overrides"), run.status.get("config_dir") or "", run.folder.path
         overrides = [str(item).partition("=") for item in stored] if isinstance(stored, list) else []
-        sweep, keys = jobs_file(folder.parent).is_file(), frozenset(key for key, _, _ in overrides)
-        given = commands.setdefault((folder.parent if sweep else folder, sweep, str(config_dir), keys), {})
+        place, keys = folder if run.single else folder.parent, frozenset(key for key, _, _ in overrides)
+        given = commands.setdefault((place, not run.single, str(config_dir), keys), {})
         for key, _, value in overrides:
             if value not in given.setdefault(key, []):
                 given[key].append(value)

@@ -19,7 +19,7 @@ SHOWN_ROWS = 20  # groups per table; the page shows further ones on demand
 MARKS = {
     "best": "best",
     "tied": "tied with the best",
-    "behind": "worse than the best",
+    "behind": "behind the best",
     "untested": "not tested against the best",
 }
 
@@ -54,13 +54,13 @@ def headline(table: Table) -> str:
         return f"All {len(rows)} groups have the same {table.title_of_metric}: {value}. {against}"
     tied, behind, others = marks.count("tied"), marks.count("behind"), len(rows) - 1
     if others == 1:
-        others_are = f"The other one {'may be as good' if tied else 'is worse'}."
+        others_are = f"The other one {'may be as good' if tied else 'is behind'}."
     elif tied == others:
         others_are = "Each of the others may be as good."
     elif not tied:
-        others_are = "All others are worse."
+        others_are = "All others are behind."
     else:
-        others_are = f"{tied} of the other {others} may be as good; {behind} {'is' if behind == 1 else 'are'} worse."
+        others_are = f"{tied} of the other {others} may be as good; {behind} {'is' if behind == 1 else 'are'} behind."
     text = f"Of {len(rows)} groups, {best.label} has the {most} {table.title_of_metric}: {value}. {others_are}"
     return f"{text} {against}"
 
@@ -105,7 +105,8 @@ def markdown(tables: Sequence[Table], findings: Sequence[Finding]) -> str:
         blocks += [f"**{_escaped(table.title)}**", _markdown_table(table)]
     note = (
         "Mean ± standard deviation over n runs with different seeds; 95 % intervals over patients and seeds. "
-        "Tied: these runs cannot show a difference to the best (paired, corrected for many comparisons)."
+        "Tied: these runs cannot show a difference to the best (paired, corrected for many comparisons). "
+        "Behind: they show that the group is worse."
     )
     return "\n\n".join([*blocks, note]) + "\n"
 
@@ -116,7 +117,7 @@ def _markdown_table(table: Table) -> str:
     for row in rows_of(table):
         label = _escaped(row.label + (f" ({row.remark})" if row.remark else ""))
         limits = interval_text(table.metric, row.interval) if row.kind == "group" else ""
-        against = row.shortfall if row.mark in ("behind", "untested") else row.mark
+        against = {"behind": f"behind, {row.shortfall}", "untested": row.shortfall}.get(row.mark, row.mark)
         lines.append("| " + " | ".join([label, row.n, *row.cells, limits, against]) + " |")
     return "\n".join(lines)
 
@@ -153,5 +154,5 @@ def _summary_row(table: Table, group: Group, mark: str) -> dict[str, Any]:
     for run in group.scored[:1]:
         row |= {"split": run.split, "images": run.test_set[3], "fingerprint": run.test_set[1]}
         row |= {"baseline_class": run.class_names[run.majority]}
-        row |= {f"baseline_{metric}": run.baseline[metric] for metric in table.metrics}
+        row |= {f"baseline_{metric}": round(run.baseline[metric], 12) + 0.0 for metric in table.metrics}  # no -2e-16
     return row

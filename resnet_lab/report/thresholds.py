@@ -16,6 +16,7 @@ from resnet_lab.statistics import REFERABLE, threshold_counts
 
 PLACES = np.linspace(0, 1, 201)  # positions at which the curves of several runs are averaged
 HARDEST = 6  # panels if there are more than `PANELS` classes: those with the lowest recall
+FEW_TO_FIT = 100  # validation images; a temperature fitted on fewer is uncertain
 PANELS = 12  # classes with a panel each
 
 Binary = tuple[np.ndarray, np.ndarray]  # whether each image is positive (N,), and its score (N,)
@@ -145,6 +146,7 @@ class CalibrationRow(NamedTuple):
     before: float
     temperature: float
     after: float
+    fitted_on: str = ""  # number of validation images, by run
 
 
 def calibration_rows(table: Table) -> list[CalibrationRow]:
@@ -159,8 +161,19 @@ def calibration_rows(table: Table) -> list[CalibrationRow]:
             else math.nan
         )
         mean = float(np.exp(np.mean([np.log(each) for each, _ in scaled]))) if scaled else math.nan
-        rows.append(CalibrationRow(group.label, before, mean, after))
+        sizes = dict.fromkeys(str(number) for number in _validation_sizes(group)) if scaled else {}
+        rows.append(CalibrationRow(group.label, before, mean, after, "; ".join(sizes)))
     return rows
+
+
+def few_to_fit(table: Table) -> int:
+    """Return `FEW_TO_FIT` if a temperature is fitted on fewer validation images, else 0."""
+    sizes = [number for group in table.groups for number in _validation_sizes(group)]
+    return FEW_TO_FIT if sizes and min(sizes) < FEW_TO_FIT else 0
+
+
+def _validation_sizes(group: Group) -> list[int]:
+    return [len(run.validation.images) for run in group.scored if run.validation]
 
 
 def scaled_predictions(group: Group) -> list[tuple[float, Predictions]]:
