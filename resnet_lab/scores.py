@@ -71,6 +71,11 @@ def sums_of_counts(counts: np.ndarray) -> Sums:
     return Sums(counts.sum(), counts.trace(), *by_target, squared, true, counts.diagonal(), predicted)
 
 
+def _counts_of(predictions: Predictions) -> np.ndarray:
+    targets, classes, probabilities = predictions
+    return statistics.confusion_matrix(targets, classes, probabilities.shape[1])
+
+
 @dataclass(frozen=True, kw_only=True)
 class Score:
     """One score.
@@ -159,13 +164,11 @@ class Score:
         """Return whether the score applies to these classes."""
         return not self.needs or (ordered and (self.needs == "order" or num_classes > REFERABLE))
 
-    def of(self, predictions: Predictions) -> float:
-        """Return the score of a model's predictions."""
+    def of(self, predictions: Predictions, counts: np.ndarray | None = None) -> float:
+        """Return the score of a model's predictions; `counts` is their confusion matrix (K, K), if it is known."""
         if self.from_predictions is not None:
             return float(self.from_predictions(predictions))
-        return self.of_counts(
-            statistics.confusion_matrix(predictions.targets, predictions.classes, predictions.probabilities.shape[1])
-        )
+        return self.of_counts(_counts_of(predictions) if counts is None else counts)
 
     def of_counts(self, counts: np.ndarray) -> float:
         """Return the score of a confusion matrix (K, K), rows true."""
@@ -409,7 +412,8 @@ def mode_of(metric: str) -> Literal["min", "max"]:
 
 def summary_of(predictions: Predictions) -> dict[str, float]:
     """Return every score of a model's predictions."""
-    return {name: score.of(predictions) for name, score in SCORES.items()}
+    counts = _counts_of(predictions)
+    return {name: score.of(predictions, counts) for name, score in SCORES.items()}
 
 
 def majority_baseline(targets: np.ndarray, majority: int, num_classes: int) -> dict[str, float]:

@@ -92,6 +92,8 @@ def _square(axes: Axes, xlabel: str, ylabel: str, title: str) -> None:
     axes.grid(color="0.92")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+    for artist in (*axes.lines, *axes.collections, *axes.patches, *axes.texts):
+        artist.set_in_layout(False)  # all of it is inside the axes; the layout need not measure it
 
 
 def reliability(panels: Sequence[tuple[str, Reliability, float]], columns: int) -> Figure:
