@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -359,8 +360,9 @@ def append(file: Path, **record: object) -> None:
 
 def run_tests(bench: Bench, file: Path) -> bool:
     """Run the tests of the GPU, append how many passed, and return whether none failed."""
+    several = ["-n", "4", "--dist", "worksteal"] if find_spec("xdist") and not bench.plan.tests else []
     own = os.environ | {"RESNET_LAB_GPU_TESTS": "gpu" if bench.device.type == "cuda" else "cpu"}
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/test_gpu.py", *bench.plan.tests]
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/test_gpu.py", *several, *bench.plan.tests]
     start = time.perf_counter()
     done = subprocess.run(command, cwd=ROOT, env=own, stdout=subprocess.PIPE, text=True, check=False)
     print(done.stdout, file=sys.stderr)

@@ -227,6 +227,7 @@ def set_up_logging(file: Path | None = None) -> None:
     for message in (
         r".*isinstance\(treespec, LeafSpec\).*",
         ".*smaller than the logging interval.*",
+        ".*GPU available but not used.*",  # trainer=cpu
         ".*but have no logger configured.*",  # logger=none
         ".*does not have many workers.*",
         ".*exists and is not empty.*",  # a resumed run

@@ -5,6 +5,7 @@ Networks are tiny and most jobs run in the test's process, so that the file take
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import signal
@@ -39,6 +40,7 @@ EXPERIMENTS = sorted(file.stem for file in conf_dir().glob("experiment/[!_]*.yam
 
 pytestmark = [
     pytest.mark.gpu,
+    pytest.mark.filterwarnings("default"),  # hints of torch about this GPU are shown, and fail no test
     pytest.mark.skipif(DEVICE == "gpu" and not torch.cuda.is_available(), reason="there is no GPU"),
 ]
 only_on_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="the CPU cannot rehearse this")
@@ -205,7 +207,8 @@ def test_a_run_resumes_on_another_device(make_run: MakeRun, places: tuple[str, s
 
 @only_on_gpu
 def test_out_of_memory_is_one_line(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
-    run = make_run(ON_GPU, "data.num_workers=0")
+    run = make_run(ON_GPU, "data.num_workers=0", "data.image_size=224", "trainer.max_epochs=1")
+    gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(1e-6)
     try:
