@@ -98,8 +98,10 @@ def use_fused(optimizer: Optimizer, precision: str) -> None:
 
 def _keep_implementation(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
     """Return the state of a checkpoint with the implementation that its optimizer has now."""
-    pairs = zip(state["param_groups"], optimizer.param_groups, strict=True)
-    groups = [saved | {key: own[key] for key in ("fused", "foreach")} for saved, own in pairs]
+    saved, own = state["param_groups"], optimizer.param_groups
+    if len(saved) != len(own):
+        return state  # torch refuses it
+    groups = [old | {key: new[key] for key in ("fused", "foreach")} for old, new in zip(saved, own, strict=True)]
     return state | {"param_groups": groups}
 
 

@@ -158,3 +158,6 @@ def test_a_resumed_optimizer_takes_the_implementation_of_its_device(monkeypatch:
         (group,) = optimizer.param_groups
         assert (group["fused"], group["foreach"]) == implementation
     assert [each.param_groups[0]["lr"] for each in made] == [0.2, 0.1]
+    states[0]["param_groups"] *= 2
+    with pytest.raises(ValueError, match="different number of parameter groups"):
+        made[0].load_state_dict(states[0])
