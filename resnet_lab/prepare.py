@@ -39,11 +39,14 @@ def facts_of(data: ImageData, target: PreparedSet, rows: pd.DataFrame, index: pd
     Returns:
         The facts, and the reason if the splits cannot be cut; then the facts have the splits of the data set.
     """
-    index = index.set_index("image").drop(columns=["bytes", "changed", "decoded"]).rename(columns={"prepared": "jpeg"})
+    index = (
+        index.set_index("image").drop(columns=["bytes", "changed", "decoded"]).rename(columns={"prepared": "stored"})
+    )
     keys = [target.name(path) for path in rows["path"].tolist()]
     facts = rows.assign(key=keys).join(index, on="key").drop(columns="key")
-    files = pd.Series([target.file_name(path) for path in facts["path"].tolist()], facts.index, dtype=object)
-    facts["prepared"] = files.where(facts["defect"] == "", "")
+    places = facts["place"] if "place" in facts else [""] * len(facts)
+    files = [target.stored(*each) for each in zip(facts["path"], places, strict=True)]
+    facts["prepared"] = pd.Series(files, facts.index, dtype=object).where(facts["defect"] == "", "")
     good = join_patients(facts[facts["defect"] == ""])
     facts.loc[good.index, "patient"] = good["patient"]
     problem = ""
@@ -72,10 +75,10 @@ def stored_near_pairs(target: PreparedSet, good: pd.DataFrame) -> list[Sequence[
 
     Args:
         target: the set.
-        good: rows with `digest`, `prepared` (a JPEG) and `jpeg` (its digest).
+        good: rows with `digest`, `prepared` (for `read_prepared`) and `stored` (the digest of that).
     """
     distinct = good.drop_duplicates("digest")
-    jpegs = digest_of(f"{VERSION} {' '.join(distinct['jpeg'])}".encode())
+    jpegs = digest_of(f"{VERSION} {' '.join(distinct['stored'])}".encode())
     with suppress(OSError, ValueError, TypeError, KeyError):  # not searched yet, or damaged
         kept = json.loads(target.near_file.read_text(encoding="utf-8"))
         if kept["jpegs"] == jpegs:
