@@ -7,10 +7,10 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,10 +18,9 @@ import pandas as pd
 from resnet_lab.command_line import log_to, run_command
 from resnet_lab.config import build, check, compose_config, words_of_trust
 from resnet_lab.data.check import digest_of
-from resnet_lab.data.duplicates import SIDE, VERSION, find_duplicates, near_pairs, thumbnail
+from resnet_lab.data.duplicates import VERSION, find_duplicates, near_pairs, thumbnail
 from resnet_lab.data.image_data import ImageData
 from resnet_lab.data.prepared import PreparedSet, prepare, read_prepared
-from resnet_lab.data.progress import with_progress
 from resnet_lab.data.splits import join_patients, leaking, merged_patients
 from resnet_lab.data_report import DataSummary, write_data_report
 from resnet_lab.errors import UserError, count
@@ -84,7 +83,7 @@ def stored_near_pairs(target: PreparedSet, good: pd.DataFrame) -> list[Sequence[
         if kept["jpegs"] == jpegs:
             return list(kept["pairs"])
     log.info("searching for duplicates among %s", count(len(distinct), "photograph"))
-    pairs = near_pairs(thumbnails(list(distinct["prepared"])))
+    pairs = near_pairs(Thumbnails(list(distinct["prepared"])))
     try:
         write_atomically(target.near_file, json.dumps({"jpegs": jpegs, "pairs": pairs}))
     except OSError as error:
@@ -92,12 +91,17 @@ def stored_near_pairs(target: PreparedSet, good: pd.DataFrame) -> list[Sequence[
     return list(pairs)
 
 
-def thumbnails(files: list[str]) -> np.ndarray:
-    """Compute thumbnails of prepared photographs, (N, SIDE, SIDE) uint8, on all cores."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(lambda file: thumbnail(read_prepared(file, gray=True)), files)
-        pictures = list(with_progress(found, len(files), "loaded"))
-    return np.array(pictures, np.uint8).reshape(len(pictures), SIDE, SIDE)
+class Thumbnails(Sequence[np.ndarray]):
+    """The thumbnails of prepared photographs, (SIDE, SIDE) uint8 each, which are read on demand."""
+
+    def __init__(self, files: Sequence[str]) -> None:
+        self.files = files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, place: Any) -> Any:
+        return thumbnail(read_prepared(self.files[place], gray=True))
 
 
 def command(arguments: list[str]) -> None:
