@@ -424,6 +424,22 @@ def test_hashes_that_look_like_numbers_stay_text(target, paths):
     assert {key: row[key] for key in numbers} == numbers
 
 
+def test_rows_of_an_index_are_stored_by_column_and_take_the_place_of_earlier_ones():
+    rows = module.Rows(module.COLUMNS)
+    facts = dict.fromkeys(module.FACTS, 0.25)
+    for name, width in (("b", 1), ("a", 2), ("b", 3)):
+        rows[name] = {"image": name, "bytes": 5, "changed": 2**60, "width": width, "height": 4, **facts}
+    assert (len(rows), list(rows), rows["b"]["width"], rows["b"]["decoded"]) == (2, ["b", "a"], 3, "")
+    assert rows.frame()[["image", "changed", "width", "dark"]].to_numpy().tolist() == [
+        ["a", 2**60, 2, 0.25],
+        ["b", 2**60, 3, 0.25],
+    ]
+    again = module.Rows(module.COLUMNS)
+    again.add(rows.frame())
+    assert dict(again) == dict(rows)
+    assert again.frame(["b"])["width"].tolist() == [3]
+
+
 def test_two_simultaneous_commands_take_turns(target, paths, caplog):
     with caplog.at_level(logging.INFO), ThreadPoolExecutor(2) as pool:
         one, other = pool.map(lambda _: prepare(target, paths, processes=1), range(2))

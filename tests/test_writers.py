@@ -43,6 +43,7 @@ BESIDE = {
 NOT_TO_DISK = {
     "checkpoints.py AtomicCheckpointIO.save_checkpoint save": "to memory, and then through write_atomically",
     "outputs.py write_split savefig": "likewise",
+    "data/prepared.py _prepare_missing to_csv": "likewise",
     "rendering.py png savefig": "likewise",
     "command_line.py stop_printing open": "/dev/null",
 }
