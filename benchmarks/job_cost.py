@@ -54,6 +54,9 @@ epochs with validation. An epoch writes two checkpoints if it is the best so far
 - "End" is the time from the end of training to the end of the process. It includes a test of the selected checkpoint on
   both splits, predictions, confusion matrices with their pictures, and class reports.
 - "A done job, rerun" is `resnet-lab train` on a done folder.
+- The jobs of a sweep are at smoke scale and 32 px: a few steps, one epoch. On Linux, a local sweep forks its jobs from
+  a process that has imported PyTorch once. "Each a new process" creates the same folders with `start=false`, and runs
+  `python -m resnet_lab.job` on each. Both times include the start of the command and its check.
 """
 
 
@@ -72,6 +75,45 @@ def rerun_seconds(folder: Path, overrides: list[str]) -> float:
     command = [sys.executable, "-m", "resnet_lab", "train", *overrides]
     subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - begun
+
+
+def sweep_seconds(folder: Path, overrides: list[str], jobs: int, forked: bool) -> float:
+    """Run a sweep over seeds on a new folder, and return its seconds.
+
+    Args:
+        folder: working folder.
+        overrides: of each job.
+        jobs: number of seeds.
+        forked: as the sweep does it; if not, it only creates the folders, and each job is started as a new process.
+    """
+    shutil.rmtree(folder / "sweep", ignore_errors=True)
+    seeds = f"seed={','.join(map(str, range(jobs)))}"
+    command = [sys.executable, "-m", "resnet_lab", "train", "-m", *overrides, seeds, "sweep_dir=sweep"]
+    begun = time.perf_counter()
+    subprocess.run(command + ([] if forked else ["start=false"]), cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    for config in sorted((folder / "sweep").glob("*/config.yaml")) if not forked else ():
+        job = [sys.executable, "-m", "resnet_lab.job", str(config.parent)]
+        subprocess.run(job, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - begun
+
+
+def sweeps(folder: Path, quick: bool) -> list[page.Row]:
+    """Return the rows of sweeps with jobs of a few steps, forked and as new processes, in turns."""
+    jobs, rows = 2 if quick else 6, []
+    common = ["data=retinopathy", "data.root=data", "data.cache_dir=cache", "data.image_size=32", "data.num_workers=0"]
+    common += ["trainer=cpu", "trainer.max_epochs=1", "scale=smoke"]
+    networks = {"CIFAR ResNet-20": ["model=resnet_cifar", "model.depth=20"], "ResNet-18": ["model.depth=18"]}
+    for name, network in networks.items():
+        times: dict[bool, list[float]] = {True: [], False: []}
+        for _ in range(1 if quick else 3):
+            for forked, seconds in times.items():
+                seconds.append(sweep_seconds(folder, [*network, *common], jobs, forked))
+        rows += [
+            page.Row(f"{jobs} jobs of {name}, forked by the sweep", "s", times[True]),
+            page.Row(f"{jobs} jobs of {name}, each a new process", "s", times[False]),
+            page.Row(f"forked / new processes, {name}", "ratio", page.ratios(times[True], times[False]), "≤ 0.4"),
+        ]
+    return rows
 
 
 def measure(folder: Path, quick: bool) -> list[page.Row]:
@@ -103,6 +145,7 @@ def measure(folder: Path, quick: bool) -> list[page.Row]:
         page.Row("pictures of an epoch", "ms", spent("pictures")),
         page.Row("end: test, predictions, pictures", "s", between("trained", "ended")),
         page.Row("a done job, rerun", "s", repeats),
+        *sweeps(folder, quick),
     ]
 
 

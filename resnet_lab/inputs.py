@@ -52,7 +52,7 @@ def _refuse_several(folder: Path) -> None:
             raise UserError(f"{folder} is a sweep without runs; give a run folder or a checkpoint") from None
         return
     kind = "is a sweep" if sweep else "is not a run but contains some"
-    raise UserError(f"{folder} {kind}; choose one of its {count(len(runs), 'run')}, such as {_best_of(folder, runs)}")
+    raise UserError(f"{folder} {kind}; choose one of its runs, such as {_best_of(folder, runs)}")
 
 
 def _best_of(folder: Path, runs: Sequence[RunFolder]) -> str:

@@ -27,6 +27,7 @@ from resnet_lab.axes import labels_in, texts_of
 from resnet_lab.command_line import begin, show
 from resnet_lab.config import check_overrides, register, searchpath_of, words_of_trust
 from resnet_lab.errors import UserError, one_line_of, printable
+from resnet_lab.gpus import place_on_gpu
 from resnet_lab.hydra_errors import one_line
 from resnet_lab.launch import JobFailed, run_in
 from resnet_lab.processes import (
@@ -79,6 +80,8 @@ def train(config: DictConfig) -> float | None:
         if sweep:
             print_label(run, plain["labels"])
         local = sweep and launcher in LOCAL_LAUNCHERS
+        if launcher == "joblib" and (line := place_on_gpu(plain["trainer"])):
+            print(line, flush=True)
         config_dir = config_dir_of(hydra_config)
         run_in(run, config, list(hydra_config.overrides.task), words_of_trust(plain), sweep, local, config_dir)
     except Busy as busy:

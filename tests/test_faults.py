@@ -132,12 +132,16 @@ def test_a_job_whose_packages_cannot_be_imported_has_failed(
 ) -> None:
     run = make_run()
     error = ImportError("libtorch_cpu.so: failed to map segment\nfrom shared object")
-    assert job.not_imported(run, error) == 1
+    with run.lock():
+        assert job.not_imported(run, error, alone=False) == 1
+        assert run.read_status()["state"] == "created"  # another process runs the job
+        capsys.readouterr()
+        assert job.not_imported(run, error, alone=True) == 1
     assert run.read_status()["state"] == "failed"
     assert "libtorch_cpu.so" in run.read_status()["error"]
     assert capsys.readouterr().err.count("\n") == 1
     run.update_status(state="done")
-    job.not_imported(run, error)
+    job.not_imported(run, error, alone=False)
     assert run.read_status()["state"] == "done"  # the result is not lost
 
 

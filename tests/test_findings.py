@@ -194,8 +194,7 @@ def test_runs_with_the_same_error_share_a_line(tmp_path):
     assert found(tmp_path)["failed"] == "12 runs: out of memory: failed00; failed01; failed02; and 9 more"
 
 
-def test_runs_that_failed_at_the_start_share_a_line_with_the_remedy(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_runs_that_failed_at_the_start_share_a_line_with_the_remedy(tmp_path):
     for number, error in enumerate(("no column stage", "no GPU")):
         write_run(tmp_path / f"failed{number}", seed=number, state="failed", error=error, epoch=-1)
     write_run(tmp_path / "late", seed=2, state="failed", error="out of memory")

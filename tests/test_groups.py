@@ -84,6 +84,16 @@ def test_single_runs_that_differ_in_many_keys_are_named_by_their_folder(tmp_path
     assert [len(group.runs) for group in table.groups] == [2, 1, 1, 1]
 
 
+def test_a_single_run_that_failed_at_the_start_is_in_no_table(tmp_path):
+    typo = {"state": "failed", "error": "no column sage", "epoch": -1, "overrides": ["data.label_column=sage"]}
+    write_run(tmp_path / "typo", config={"data.label_column": "sage"}, **typo)
+    assert labels(compare(tmp_path)[1][0]) == ["depth=18 pretrained=none"]
+    write_run(tmp_path / "fine", overrides=["seed=0"])
+    _, (table,), findings = compare(tmp_path)
+    assert [len(group.runs) for group in table.groups] == [1]
+    assert "failed at the start" in kinds(findings)
+
+
 def test_a_grid_of_single_runs_keeps_its_axes(tmp_path):
     keys = [f"optim.{key}" for key in ("lr", "momentum", "weight_decay", "nesterov")]
     for n in range(6):  # more settings than keys

@@ -272,7 +272,10 @@ def test_solution_of_an_unknown_usage(root):
     write_eyepacs(root)
     file = root / "retinopathy_solution.csv"
     file.write_text(file.read_text().replace("Private", "Secret"))
-    assert "Usage 'Secret': it must be Public or Private" in refusal(retinopathy(root).read_table)
+    lines = file.read_text().splitlines()
+    line = next(number for number, text in enumerate(lines, 1) if "Secret" in text)
+    place = f"in line {line} (image {lines[line - 1].split(',')[0]})"
+    assert f"Usage 'Secret' {place}: it must be Public or Private" in refusal(retinopathy(root).read_table)
 
 
 def test_patients_in_a_column(root):

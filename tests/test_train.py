@@ -142,17 +142,18 @@ def test_light_commands_do_not_import_torch(module: str) -> None:
 @pytest.mark.slow
 def test_a_sweep_survives_a_failing_job(tmp_path: Path, photographs: Path) -> None:
     own = [f"data.root={photographs}", f"data.cache_dir={tmp_path / 'cache'}", "trainer.max_epochs=0"]
-    grid = ["model.depth=7,8", "seed=0", "sweep_dir=sweep"]
+    grid = ["monitor=val/nothing,auto", "seed=0", "sweep_dir=sweep"]  # the check before a sweep builds no monitor
     result = lab("train", "-m", *QUICK, *own, *grid, cwd=tmp_path)
     assert result.returncode == 1
     assert "Traceback" not in result.stdout + result.stderr
-    runs = {run.read_config()["model"]["depth"]: run for run in find_runs([tmp_path / "sweep"])}
-    assert (runs[7].read_status()["state"], runs[8].read_status()["state"]) == ("failed", "done")
+    runs = {run.read_config()["monitor"]: run for run in find_runs([tmp_path / "sweep"])}
+    failed, done = runs["val/nothing"], runs["auto"]
+    assert (failed.read_status()["state"], done.read_status()["state"]) == ("failed", "done")
     shown = result.stdout + result.stderr
-    assert shown.index("model.depth=7 is unknown") < shown.index("done")  # at once, not at the end
-    assert "model.depth=7" in runs[7].read_status()["error"]
-    assert "depth-7" in runs[7].path.name
-    assert (runs[8].path / ".hydra").is_dir()
+    assert shown.index("monitor=val/nothing: no such metric") < shown.index("done")  # at once, not at the end
+    assert "monitor=val/nothing" in failed.read_status()["error"]
+    assert "monitor-n" in failed.path.name
+    assert (done.path / ".hydra").is_dir()
 
 
 @pytest.mark.slow

@@ -251,7 +251,7 @@ def parse(
     drop: bool = False,
     faults: list[str] | None = None,
 ) -> pd.DataFrame:
-    """Convert text columns `image`, `label` to `image`, `target` (int), checked row by row; other columns stay.
+    """Convert text columns `image`, `label` to `image`, `target` (int), checked row by row; index and others stay.
 
     Args:
         labels: result of `read_labels` or `read_pair`.
@@ -297,7 +297,7 @@ def parse(
     else:
         faults += found
     labels = labels.assign(image=names.mask(unsafe, ""))  # these images are not searched for
-    return labels.drop(columns="label").assign(target=targets.mask(unsafe, BAD)).reset_index(drop=True)
+    return labels.drop(columns="label").assign(target=targets.mask(unsafe, BAD))
 
 
 def _counted(labels: pd.Series) -> str:

@@ -196,8 +196,11 @@ class Retinopathy(ImageData):
     def _solution(self, path: Path) -> dict[str, Labels]:
         """Return the competition's public rows as val and its private rows as test."""
         rows, _ = self._read(path, {"usage": ("Usage", "data.solution_csv")})
-        if unknown := set(rows["usage"]) - set(USAGES):
-            raise UserError(f"{path}: Usage {sorted(unknown)[0]!r}: it must be {' or '.join(USAGES)}")
+        unknown = rows[~rows["usage"].isin(USAGES)]
+        if len(unknown):
+            line, row = unknown.index[0], unknown.iloc[0]
+            place = f"in line {line} (image {row['image']})"
+            raise UserError(f"{path}: Usage {row['usage']!r} {place}: it must be {' or '.join(USAGES)}")
         return {split: (rows[rows["usage"] == usage].drop(columns="usage"), path) for usage, split in USAGES.items()}
 
     def _pair(self, root: Path, split: str) -> Labels | None:

@@ -6,7 +6,6 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 
@@ -17,7 +16,6 @@ from resnet_lab.report.groups import Table, places_of
 from resnet_lab.report.intervals import FEW_OF_A_CLASS, FEWEST
 from resnet_lab.report.leaderboard import AREA
 from resnet_lab.report.runs import Run, may_not_be_read, read_metrics
-from resnet_lab.run_folder import UNTRAINED
 from resnet_lab.scores import ABSENT, SCORES
 
 ALIKE = 6  # digits of a probability; two trainings differ within these
@@ -42,28 +40,22 @@ def findings_of(runs: Sequence[Run], tables: Sequence[Table]) -> list[Finding]:
 def _problems(runs: Sequence[Run]) -> Iterator[Finding]:
     """Yield runs without a result; runs with the same problem share a line, as do those that failed at the start."""
     names, alike = places_of(runs), defaultdict(list)
-    unstarted = [run for run in runs if run.state == "failed" and run.status.get("epoch", UNTRAINED) == UNTRAINED]
+    unstarted = [run for run in runs if run.failed_at_start]
     if unstarted:
         text = (
             f"{count(len(unstarted), 'run')} ended with an error before the first epoch; train again, or remove the "
             f"folder{'s' if len(unstarted) > 1 else ''} (rm -r) to leave out such runs"
         )
-        listed = tuple(f"{_from_here(run.folder.path)}: {run.problem}" for run in unstarted)
+        listed = tuple(f"{names[run.folder.path]}: {run.problem}" for run in unstarted)
         yield Finding("failed at the start", text, names=listed)
     for run in runs:
-        if run.problem and not any(run is other for other in unstarted):
+        if run.problem and not run.failed_at_start:
             alike["no result" if run.state == "done" else run.state, run.problem].append(names[run.folder.path])
     for (kind, problem), places in alike.items():
         if len(places) > 1:
             yield Finding(kind, f"{len(places)} runs: {problem}", names=tuple(places))
         else:
             yield Finding(kind, f"{places[0]}: {problem}")
-
-
-def _from_here(path: Path) -> str:
-    """Return a path as typed in the working folder."""
-    here = Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def _validation(runs: Sequence[Run]) -> Iterator[Finding]:

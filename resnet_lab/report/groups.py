@@ -16,7 +16,7 @@ from resnet_lab.axes import plain, shown_of
 from resnet_lab.errors import UserError, count
 from resnet_lab.report.intervals import Comparisons, Estimates, estimate
 from resnet_lab.report.runs import Run
-from resnet_lab.run_folder import is_bookkeeping, jobs_file
+from resnet_lab.run_folder import is_bookkeeping
 from resnet_lab.scores import ABSENT, NEEDS, SCORES, Predictions
 
 DRAWN = 10  # groups in pictures, the best ones
@@ -171,6 +171,8 @@ def _last_if_unknown(value: float) -> float:
 def tables_of(runs: Sequence[Run], metric: str = "", named: Sequence[str] = ()) -> list[Table]:
     """Return one table per set of test images; a run without a result joins the table of its data.
 
+    A single run that failed at the start joins none, unless all did; its wrong keys would become axes.
+
     Args:
         runs: the runs of all tables.
         metric: ranks the groups; empty: the first applicable metric of each table.
@@ -180,7 +182,8 @@ def tables_of(runs: Sequence[Run], metric: str = "", named: Sequence[str] = ()) 
         UserError: the metric ranks no table, or no label contains the words.
     """
     sets: dict[tuple[Any, ...], list[Run]] = {}
-    for run in sorted(runs, key=lambda run: not run.scores):
+    begun = [run for run in runs if not (run.single and run.failed_at_start)] or runs
+    for run in sorted(begun, key=lambda run: not run.scores):
         if run.scores:
             sets.setdefault(run.test_set, []).append(run)
         elif run.config:
@@ -235,8 +238,7 @@ def sweeps_of(runs: Sequence[Run], apart: bool = True) -> dict[str, list[Run]]:
     folders: dict[Path, list[Run]] = {}
     for run in runs:
         path = run.folder.path
-        single = apart and run.status.get("overrides") and not jobs_file(path.parent).is_file()
-        folders.setdefault(path if single else path.parent, []).append(run)
+        folders.setdefault(path if apart and run.single else path.parent, []).append(run)
     names = [folder.name for folder in folders]
     return {
         folder.name if names.count(folder.name) == 1 else f"{folder.parent.name}/{folder.name}": members

@@ -13,7 +13,6 @@ from resnet_lab.data.augmentation import Augmentation
 from resnet_lab.errors import count
 from resnet_lab.report.groups import Table
 from resnet_lab.report.runs import Run
-from resnet_lab.run_folder import jobs_file
 
 NAMES = [field.name for field in fields(Augmentation)]
 NEUTRAL = {"optim.backbone_lr_factor": 1.0}  # neutral values of other keys
@@ -201,14 +200,17 @@ FACTS: dict[str, Callable[[Run], str]] = {
 def commands_of(runs: Sequence[Run]) -> list[str]:
     """Return the commands that trained the runs, from their stored overrides: one for each sweep or single run.
 
-    Jobs of one sweep with other keys or another `--config-dir` are from another command.
+    A single run that failed at the start has none. Jobs of one sweep with other keys or another `--config-dir` are from
+    another command.
     """
     commands: dict[tuple[Path, bool, str, frozenset[str]], dict[str, list[str]]] = {}
     for run in runs:
+        if run.single and run.failed_at_start:
+            continue
         stored, config_dir, folder = run.status.get("overrides"), run.status.get("config_dir") or "", run.folder.path
         overrides = [str(item).partition("=") for item in stored] if isinstance(stored, list) else []
-        sweep, keys = jobs_file(folder.parent).is_file(), frozenset(key for key, _, _ in overrides)
-        given = commands.setdefault((folder.parent if sweep else folder, sweep, str(config_dir), keys), {})
+        place, keys = folder if run.single else folder.parent, frozenset(key for key, _, _ in overrides)
+        given = commands.setdefault((place, not run.single, str(config_dir), keys), {})
         for key, _, value in overrides:
             if value not in given.setdefault(key, []):
                 given[key].append(value)

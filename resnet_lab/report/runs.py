@@ -18,7 +18,7 @@ import pandas as pd
 
 from resnet_lab.data.progress import with_progress
 from resnet_lab.errors import UserError
-from resnet_lab.run_folder import REMEDY, UNTRAINED, RunFolder, find_runs, flat
+from resnet_lab.run_folder import REMEDY, UNTRAINED, RunFolder, find_runs, flat, jobs_file
 from resnet_lab.scores import Predictions, majority_baseline, summary_of
 from resnet_lab.statistics import COLLAPSED, confusion_matrix
 
@@ -78,6 +78,16 @@ class Run:
     def trained(self) -> bool:
         """Whether the job trained; False if it only evaluated its initial weights (trainer.max_epochs=0)."""
         return self.status.get("epoch") != UNTRAINED
+
+    @property
+    def single(self) -> bool:
+        """Whether a command created this run alone; False for jobs of a sweep, and for published runs."""
+        return bool(self.status.get("overrides")) and not jobs_file(self.folder.path.parent).is_file()
+
+    @property
+    def failed_at_start(self) -> bool:
+        """Whether an error ended the job before its first epoch."""
+        return self.state == "failed" and self.status.get("epoch", UNTRAINED) == UNTRAINED
 
     @property
     def collapsed(self) -> bool:
