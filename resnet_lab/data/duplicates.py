@@ -25,7 +25,7 @@ NEIGHBORS = 5  # … with at most so many neighbors of each picture
 MIN_ALIGNED = 0.85  # least correlation for two aligned pictures to be one photograph
 MAX_WARP = 0.15  # largest scaling, rotation and shift of the alignment, as shares of the picture
 MIN_CONTRAST = 0.1  # below this contrast of the pattern a picture is black or flat and resembles all other flat ones
-BLOCK, WIDTH = 256, 4096  # rows and columns of the correlation matrix in memory at a time
+BLOCK, WIDTH = 256, 2048  # rows and columns of the correlation matrix in memory at a time
 STEPS = 500  # a pattern is stored in steps of 1 / STEPS as int8, half a KB a picture
 MANY = 20  # above so many copies of one file, not all pairs are listed
 
