@@ -57,7 +57,8 @@ def origin(command: str, **packages: str) -> str:
     machine, versions = environment.hardware(), environment.versions() | packages
     text = (
         f"Measured with `{command}` on {datetime.now(UTC):%Y-%m-%d} at commit {environment.commit()}. "
-        f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads. "
+        f"Machine: {', '.join([*machine['gpus'], machine['cpu']])}, {machine['cores']} cores, "
+        f"{machine['threads']} threads. "
         f"Versions: {', '.join(map(' '.join, versions.items()))}."
     )
     return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)

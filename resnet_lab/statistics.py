@@ -76,8 +76,22 @@ def _area(positive: np.ndarray, scores: np.ndarray) -> float:
 
 def _mid_ranks(scores: np.ndarray) -> np.ndarray:
     """Return ranks from 1, (N,); equal scores share their mean rank."""
-    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[place]
+    order, first, last = _sorted(scores)
+    ranks = np.empty(len(scores))
+    ranks[order] = (first + last + 1) / 2
+    return ranks
+
+
+def _sorted(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the order of the scores (N,), and by place in it the bounds [first, last) of its equal scores, (N,) each.
+
+    `first` of the scores are lower, and N - `last` are higher.
+    """
+    order = np.argsort(scores)
+    ordered = scores[order]
+    edges = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1], [True]]))
+    sizes = np.diff(edges)
+    return order, np.repeat(edges[:-1], sizes), np.repeat(edges[1:], sizes)
 
 
 def placements(positives: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -93,15 +107,33 @@ def placements(positives: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, n
         positives: whether an image is positive (N, B).
         scores: the higher, the more likely positive (N, B).
     """
-    above, below = np.zeros((2, *scores.shape))
+    above, below = np.zeros((2, *scores.T.shape))
     for column in np.flatnonzero(positives.any(axis=0) & ~positives.all(axis=0)):
         positive = positives[:, column]
-        ranks = _mid_ranks(scores[:, column])
-        for mine, rows in ((above, positive), (below, ~positive)):
-            lower = (ranks[rows] - _mid_ranks(scores[rows, column])) / (len(scores) - rows.sum())
-            share = lower if mine is above else 1 - lower
-            mine[rows, column] = share - share.mean() / 2
-    return above, below
+        order, first, last = _sorted(scores[:, column])
+        passed = np.concatenate([[0], np.cumsum(positive[order])])  # positives among the lowest scores
+        positives_below = (passed[first] + passed[last]) / 2  # equal scores count half
+        negatives_below = (first + last) / 2 - positives_below
+        share = np.empty(len(scores))
+        share[order] = np.where(
+            positive[order], negatives_below / (len(scores) - passed[-1]), 1 - positives_below / passed[-1]
+        )
+        for mine, rows in ((above[column], positive), (below[column], ~positive)):
+            mine[rows] = share[rows] - share[rows].mean() / 2
+    return above.T, below.T
+
+
+def threshold_counts(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return for each distinct score, highest first: positives and negatives from it on, and the score; (T,) each.
+
+    Args:
+        positive: whether an image is positive (N,).
+        scores: the higher, the more likely positive (N,).
+    """
+    order, first, _ = _sorted(-scores)
+    lowest = np.append(np.flatnonzero(np.diff(first)), len(scores) - 1)  # the last of each distinct score
+    found = np.cumsum(positive[order])[lowest]
+    return found, lowest + 1 - found, scores[order[lowest]]
 
 
 def class_scores(counts: np.ndarray) -> np.ndarray:

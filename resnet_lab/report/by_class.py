@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from resnet_lab.report.intervals import Interval, wilson
-from resnet_lab.report.resampling import sums_by_patient, sums_of
+from resnet_lab.report.resampling import cells_by_patient
 from resnet_lab.scores import Predictions
 from resnet_lab.statistics import MANY_CLASSES
 
@@ -47,8 +47,7 @@ def class_rows(runs: Sequence[Predictions], patient: np.ndarray, class_names: Se
         class_names: K names.
     """
     # (P, K) each: means over the runs
-    sums = sums_of(np.mean([sums_by_patient(predictions, patient) for predictions in runs], axis=0))
-    found, true, predicted = sums.found, sums.true, sums.predicted
+    found, true, predicted = np.mean([cells_by_patient(predictions, patient) for predictions in runs], axis=0)
     rows = []
     for k, name in enumerate(class_names):
         jaccard = share_of(found[:, k], true[:, k] + predicted[:, k] - found[:, k])

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy import optimize
-from sklearn.metrics import roc_curve
 
 from resnet_lab import statistics
 from resnet_lab.scores import Predictions
@@ -50,26 +49,28 @@ def temperature(predictions: Predictions) -> float:
 
     The search covers 0.05 to 20; T = 1 changes nothing.
     """
-    logits, rows = _logits(predictions), np.arange(len(predictions.targets))
+    logits = _logits(predictions)
+    true = float(np.mean(logits[predictions.targets, np.arange(logits.shape[1])]))
 
     def loss(log_temperature: float) -> float:
-        scaled = logits / np.exp(log_temperature)
-        return float(np.mean(np.logaddexp.reduce(scaled, axis=1) - scaled[rows, predictions.targets]))
+        scale = np.exp(-log_temperature)
+        return float(np.mean(np.log(np.sum(np.exp(scale * logits), axis=0))) - scale * true)
 
     return float(np.exp(optimize.minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded").x))
 
 
 def _logits(predictions: Predictions) -> np.ndarray:
-    """Return logits (N, K), up to a constant per row."""
-    values: np.ndarray = np.log(np.maximum(predictions.probabilities, SMALLEST))
+    """Return logits (K, N); the largest of each image is 0."""
+    values: np.ndarray = np.log(np.maximum(predictions.probabilities.T, SMALLEST))
+    values -= values.max(axis=0)
     return values
 
 
 def temperature_scaled(predictions: Predictions, temperature: float) -> Predictions:
     """Return the predictions with temperature-scaled probabilities; the predicted classes stay."""
-    scaled = _logits(predictions) / temperature
-    probabilities = np.exp(scaled - np.logaddexp.reduce(scaled, axis=1, keepdims=True))
-    return predictions._replace(probabilities=probabilities)
+    scaled = np.exp(_logits(predictions) / temperature)
+    scaled /= scaled.sum(axis=0)
+    return predictions._replace(probabilities=scaled.T)
 
 
 class OperatingPoint(NamedTuple):
@@ -94,9 +95,10 @@ def thresholds(validation: Predictions) -> dict[str, float]:
     positive, probability = referable(validation)
     if positive.all() or not positive.any():
         return {}
-    false_alarms, found, cuts = roc_curve(positive, probability, drop_intermediate=False)
-    sensitive = cuts[np.argmax(found >= TARGETS["high sensitivity"])]
-    specific = cuts[np.flatnonzero(1 - false_alarms >= TARGETS["high specificity"])[-1]]
+    found, false_alarms, cuts = statistics.threshold_counts(positive, probability)
+    sensitive = cuts[np.argmax(found / found[-1] >= TARGETS["high sensitivity"])]
+    # a threshold above all scores refers nobody
+    specific = np.append(np.inf, cuts)[np.sum(1 - false_alarms / false_alarms[-1] >= TARGETS["high specificity"])]
     return dict(zip(TARGETS, map(float, (sensitive, specific)), strict=True))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -12,9 +13,8 @@ import numpy as np
 from resnet_lab.errors import count
 from resnet_lab.rendering import Finding
 from resnet_lab.report.figures import CURVES, PICTURES
-from resnet_lab.report.groups import Table, places_of
+from resnet_lab.report.groups import AREA, Table, places_of
 from resnet_lab.report.intervals import FEW_OF_A_CLASS, FEWEST
-from resnet_lab.report.leaderboard import AREA
 from resnet_lab.report.runs import Run, may_not_be_read, read_metrics
 from resnet_lab.scores import ABSENT, SCORES
 
@@ -108,7 +108,7 @@ def _doubts(table: Table) -> Iterator[Finding]:
             yield Finding("different images", f"{group.label}: its runs read different folders: {' and '.join(roots)}")
         if repeated:
             yield Finding("seed twice", f"{group.label}: seed {repeated[0]} occurs more than once, so n is too large")
-    if any(not np.array_equal(each, table.patient) for each in table.patients_of_runs):
+    if any(not np.array_equal(each, table.patient) for each in table.groupings):
         text = "the runs disagree on which images belong to one patient; the grouping with the fewest patients is used"
         yield Finding("different patients", text)
     if table.scored and table.scored[0].split == "val":
@@ -218,7 +218,7 @@ def _identical(runs: Sequence[Run]) -> Iterator[Finding]:
         if run.predictions and not run.collapsed:
             predictions = run.predictions.labeled
             rounded = np.round(predictions.probabilities, ALIKE)
-            same[run.test_set, rounded.tobytes()].append(names[run.folder.path])
+            same[run.test_set, hashlib.sha256(rounded.tobytes()).digest()].append(names[run.folder.path])
     copies = tuple(_listed(places, "runs") for places in same.values() if len(places) > 1)
     if copies:
         text = f"runs with the same {ALIKE} digits in every probability (a copied folder, or a key without effect)"

@@ -20,6 +20,7 @@ from resnet_lab.run_folder import is_bookkeeping
 from resnet_lab.scores import ABSENT, NEEDS, SCORES, Predictions
 
 DRAWN = 10  # groups in pictures, the best ones
+AREA = "referable_auroc"  # has intervals in a table of its own
 MANY_BOUND = 4  # from so many keys that differ between sweeps alone, the sweep's name replaces them in labels
 
 
@@ -97,7 +98,7 @@ class Table:
     @property
     def referable(self) -> bool:
         """Whether the classes are grades, some of them referable."""
-        return "referable_auroc" in self.possible
+        return AREA in self.possible
 
     @cached_property
     def metric(self) -> str:
@@ -111,9 +112,10 @@ class Table:
 
     @cached_property
     def estimates(self) -> dict[str, Estimates]:
-        """The estimates of `scored_groups`, in their order, by metric; empty if no run has a result."""
+        """The estimates of `scored_groups`, in their order, by shown metric; empty if no run has a result."""
         found = [group.predictions for group in self.scored_groups]
-        return estimate(found, self.patient) if found else {}
+        shown = [*self.metrics, AREA] if self.referable else self.metrics
+        return estimate(found, self.patient, metrics=shown, compared=[self.metric]) if found else {}
 
     @cached_property
     def patient(self) -> np.ndarray:
@@ -121,12 +123,13 @@ class Table:
 
         If runs disagree, the grouping with the fewest patients is used.
         """
-        return max(self.patients_of_runs, key=lambda each: -each.max(), default=np.zeros(0, int))
+        return max(self.groupings, key=lambda each: -each.max(), default=np.zeros(0, int))
 
-    @property
-    def patients_of_runs(self) -> list[np.ndarray]:
-        """`patient` by run; the groupings differ if some runs lack patient IDs."""
-        return [np.unique(run.predictions.patients, return_inverse=True)[1] for run in self.scored if run.predictions]
+    @cached_property
+    def groupings(self) -> list[np.ndarray]:
+        """`patient` by file of images; the groupings differ if some runs lack patient IDs."""
+        names = {id(run.predictions.split): run.predictions.patients for run in self.scored if run.predictions}
+        return [np.unique(patients, return_inverse=True)[1] for patients in names.values()]
 
     @cached_property
     def against_best(self) -> tuple[int, Comparisons]:

@@ -19,7 +19,7 @@ benchmarks/intervals.py and tests/test_intervals.py simulate the error rates.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -41,6 +41,7 @@ PSEUDO = 0.5  # errors added to each of the compared groups
 ONE_SIDED = 0.146  # one-sided error rate of a limit if there are few errors
 LEAST_DEGREES = 12
 AT_ONCE = 512  # contrasts whose draws are in memory at once
+RUNS_AT_ONCE = 8  # runs that share a matrix product
 FEW_OF_A_CLASS = f"a class has fewer than {FEWEST} images"
 
 
@@ -75,7 +76,7 @@ class Estimates:
 
     metric: str
     values: np.ndarray  # (G,), means over the runs of a group
-    draws: np.ndarray  # (G, R)
+    draws: np.ndarray  # (G, R); R = 0: only intervals are needed
     left_out: np.ndarray  # (G, P)
     seeds: Seeds  # of the means
     cost: float = 0.0  # cost of a typical error, as a share of the metric's range
@@ -298,38 +299,68 @@ def reasons_of(predictions: Predictions, patient: np.ndarray) -> dict[str, str]:
     return reasons
 
 
-def estimate(groups: Sequence[Sequence[Predictions]], patient: np.ndarray, draws: int = DRAWS) -> dict[str, Estimates]:
-    """Return the estimates of every metric for groups of runs on the same N images.
+def estimate(
+    groups: Sequence[Sequence[Predictions]],
+    patient: np.ndarray,
+    draws: int = DRAWS,
+    metrics: Collection[str] = SCORES,
+    compared: Collection[str] = SCORES,
+) -> dict[str, Estimates]:
+    """Return the estimates of metrics for groups of runs on the same N images.
 
     Args:
         groups: predictions of the runs of each group; runs differ in their seed.
         patient: the patient of each image (N,), all integers from 0 to P - 1.
         draws: number of draws R.
+        metrics: their names.
+        compared: the metrics that `Estimates.compare` tests; the others have no draws, unless their range is infinite.
     """
     counts = counts_of_patients(int(patient.max()) + 1, draws)
     runs = [predictions for group in groups for predictions in group]
-    steps = with_progress(runs, len(runs), "resampled", unit="runs", end=False)
-    resampled = iter([_resample(predictions, patient, counts) for predictions in steps])
+    drawn = [name for name in metrics if name in compared or np.isinf(SCORES[name].upper)]
+    batches = [runs[start : start + RUNS_AT_ONCE] for start in range(0, len(runs), RUNS_AT_ONCE)]
+    steps = with_progress(batches, len(runs), "resampled", RUNS_AT_ONCE, "runs", end=False)
+    resampled = iter([run for batch in steps for run in _resample(batch, patient, counts, metrics, drawn)])
     parts = [[next(resampled) for _ in group] for group in groups]
     costs = costs_of_errors(groups[0][0], patient)
     reasons = reasons_of(groups[0][0], patient)
-    return {metric: _pool(metric, parts, costs[metric], reasons.get(metric, "")) for metric in SCORES}
+    return {metric: _pool(metric, parts, costs[metric], reasons.get(metric, "")) for metric in metrics}
 
 
 Resampled = tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]
 
 
-def _resample(predictions: Predictions, patient: np.ndarray, counts: np.ndarray) -> Resampled:
-    """Return the scores of one run: on all images (), in the draws (R,), and without each patient (P,)."""
-    sums = sums_by_patient(predictions, patient)
-    total = sums.sum(axis=0)
-    found = scores_of(total), scores_of((counts @ sums.astype(np.float32)).astype(float)), scores_of(total - sums)
-    for name, score in SCORES.items():
-        if score.from_sums is None:
-            found[0][name] = np.array(score.of(predictions))
-            found[1][name] = np.array([score.of(drawn) for drawn in drawn_predictions(predictions, patient, counts)])
-            found[2][name] = np.array([score.of(predictions.of(patient != one)) for one in range(len(sums))])
-    return found
+def _resample(
+    runs: Sequence[Predictions],
+    patient: np.ndarray,
+    counts: np.ndarray,
+    metrics: Collection[str],
+    drawn: Collection[str],
+) -> Iterator[Resampled]:
+    """Yield the scores of each run: on all images (), in the draws (R,), and without each patient (P,).
+
+    Args:
+        runs: predictions of runs on the same N images.
+        patient: the patient of each image (N,).
+        counts: how often each patient is in each draw (R, P).
+        metrics: names of the scores.
+        drawn: those with draws; the others have none (0,).
+    """
+    sums = [sums_by_patient(predictions, patient) for predictions in runs]
+    totals = np.split(counts @ np.hstack(sums).astype(np.float32), len(runs), axis=1)
+    for predictions, by_patient, of_draws in zip(runs, sums, totals, strict=True):
+        total = by_patient.sum(axis=0)
+        complete, left_out = scores_of(total, metrics), scores_of(total - by_patient, metrics)
+        in_draws = dict.fromkeys(metrics, np.zeros(0)) | scores_of(of_draws.astype(float), drawn)
+        for name in metrics:
+            score = SCORES[name]
+            if score.from_sums is None:
+                complete[name] = np.array(score.of(predictions))
+                left_out[name] = np.array([score.of(predictions.of(patient != one)) for one in range(len(by_patient))])
+                if name in drawn:
+                    each = drawn_predictions(predictions, patient, counts)
+                    in_draws[name] = np.array([score.of(predictions) for predictions in each])
+        yield complete, in_draws, left_out
 
 
 def _pool(metric: str, parts: Sequence[Sequence[Resampled]], cost: float = 0.0, reason: str = "") -> Estimates:

@@ -8,13 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from resnet_lab.report.groups import Group, Table
+from resnet_lab.report.groups import AREA, Group, Table
 from resnet_lab.report.intervals import CONFIDENCE, Interval
 from resnet_lab.report.references import references_for
 from resnet_lab.scores import ABSENT, SCORES
 
 NOTHING = Interval(math.nan, math.nan)
-AREA = "referable_auroc"
 READ = {"original": "", "abstract": " (from the abstract)", "copy": " (from a second-hand copy)"}  # source of a number
 
 

@@ -6,7 +6,7 @@ function of sums over images. Therefore a draw costs one row of a matrix product
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 
@@ -30,21 +30,31 @@ def sums_by_patient(predictions: Predictions, patient: np.ndarray) -> np.ndarray
         predictions: predictions on N images.
         patient: the patient of each image (N,), all integers from 0 to P - 1.
     """
-    order = np.argsort(patient, kind="stable")
-    starts = np.flatnonzero(np.diff(patient[order], prepend=-1))
-    return np.add.reduceat(_terms(predictions)[order], starts, axis=0)
-
-
-def _terms(predictions: Predictions) -> np.ndarray:
-    """Return the contribution of each image to the sums, (N, F)."""
-    t, p = predictions.targets.astype(float), predictions.classes.astype(float)
-    classes = np.arange(predictions.probabilities.shape[1])
-    true, predicted = predictions.targets[:, None] == classes, predictions.classes[:, None] == classes
-    moments = np.stack([np.ones_like(t), t == p, t, t**2, p, p**2, (t - p) ** 2], axis=1)
-    referred, probability = referable(predictions.targets, predictions.probabilities)
+    targets, classes, probabilities = predictions
+    found, true, predicted = cells_by_patient(predictions, patient)
+    grades = np.arange(probabilities.shape[1])
+    of_classes = [found.sum(axis=1), true @ grades, true @ grades**2, predicted @ grades, predicted @ grades**2]
+    moments = [np.bincount(patient), *of_classes, np.bincount(patient, (targets - classes) ** 2)]
+    referred, probability = referable(targets, probabilities)
     areas = placements(referred[:, None], probability[:, None])
-    by_class = placements(true, predictions.probabilities)
-    return np.hstack([moments, *areas, true, true & predicted, predicted, *by_class])
+    by_class = placements(targets[:, None] == grades, probabilities)
+    referable_areas, class_areas = (
+        [np.bincount(patient, column) for each in pair for column in each.T] for pair in (areas, by_class)
+    )
+    return np.column_stack([*moments, *referable_areas, true, found, predicted, *class_areas])
+
+
+def cells_by_patient(predictions: Predictions, patient: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return `found`, `true` and `predicted` of `scores.Sums` by patient, (P, K) each; see `sums_by_patient`."""
+    targets, classes, probabilities = predictions
+    shape = patient.max() + 1, probabilities.shape[1]
+    cells = patient * shape[1]
+    right = targets == classes
+    found, true, predicted = (
+        np.bincount(each, minlength=shape[0] * shape[1]).reshape(shape)
+        for each in ((cells + targets)[right], cells + targets, cells + classes)
+    )
+    return found, true, predicted
 
 
 def sums_of(totals: np.ndarray) -> Sums:
@@ -54,15 +64,15 @@ def sums_of(totals: np.ndarray) -> Sums:
     return Sums(*moments[:7], *by_class[:3], *moments[7:], *by_class[3:])
 
 
-def scores_of(totals: np.ndarray) -> dict[str, np.ndarray]:
-    """Return every score with a formula of sums, each (…,), from totals (…, F) over the patients of a draw.
+def scores_of(totals: np.ndarray, metrics: Collection[str] = SCORES) -> dict[str, np.ndarray]:
+    """Return the scores with a formula of sums, each (…,), from totals (…, F) over the patients of a draw.
 
     On the whole test set, they equal `scores.summary_of` exactly. In a resample, areas are first-order expansions in
     the weights (the placements of DeLong et al. 1988); other scores are exact. A draw ignores classes that it lacks.
     """
     sums = sums_of(totals)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return {name: score.from_sums(sums) for name, score in SCORES.items() if score.from_sums}
+        return {name: score.from_sums(sums) for name, score in SCORES.items() if score.from_sums and name in metrics}
 
 
 def drawn_predictions(predictions: Predictions, patient: np.ndarray, counts: np.ndarray) -> Iterator[Predictions]:

@@ -9,7 +9,7 @@ import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import pandas as pd
 from resnet_lab.data.progress import with_progress
 from resnet_lab.errors import UserError
 from resnet_lab.run_folder import REMEDY, UNTRAINED, RunFolder, find_runs, flat, jobs_file
-from resnet_lab.scores import Predictions, majority_baseline, summary_of
+from resnet_lab.scores import SCORES, Predictions, majority_baseline, summary_of
 from resnet_lab.statistics import COLLAPSED, confusion_matrix
 
 SHAPES: dict[str, Any] = {  # types in status.json; [int]: a list of integers, {"": str}: texts by name
@@ -35,22 +35,60 @@ SHAPES: dict[str, Any] = {  # types in status.json; [int]: a list of integers, {
     "skipped_labels": int,
     "label_conflicts": int,
 }
+KEPT = 16  # different splits in memory
 SUM_TOLERANCE = 1e-3  # stored probabilities are rounded
+
+
+@dataclass(frozen=True)
+class SplitImages:
+    """The N images of a split, sorted by name; runs on the same images share one object (`_images_of`)."""
+
+    order: np.ndarray  # (N,) their rows in the file
+    images: np.ndarray  # (N,) names
+    targets: np.ndarray  # (N,) true classes
+    patients: np.ndarray  # (N,) names; an image without one is its own patient
+    fingerprint: str
+
+
+@lru_cache(maxsize=KEPT)
+def _images_of(images: tuple[str, ...], patients: tuple[str, ...], targets: tuple[int, ...]) -> SplitImages:
+    """Return the images of a split, from the columns of its file; `patients` may be empty."""
+    names = np.array(images)
+    order = np.argsort(names, kind="stable")
+    groups = np.array(patients or images)
+    lines = sorted(f"{image}\t{target}" for image, target in zip(images, targets, strict=True))
+    fingerprint = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+    groups = np.where(groups == "", names, groups)
+    return SplitImages(order, names[order], np.array(targets)[order], groups[order], fingerprint)
+
+
+@lru_cache(maxsize=KEPT)
+def _baseline(targets: tuple[int, ...], majority: int, num_classes: int, scores: tuple[str, ...]) -> dict[str, float]:
+    """Return `majority_baseline`, computed once for all runs on the same images; `scores` are the known ones."""
+    return majority_baseline(np.array(targets), majority, num_classes)
 
 
 @dataclass
 class StoredPredictions:
     """The predictions of a run on the N images of a split, sorted by image name."""
 
-    images: np.ndarray  # (N,) names
-    patients: np.ndarray  # (N,) names; an image without one is its own patient
+    split: SplitImages
     labeled: Predictions
 
     @property
+    def images(self) -> np.ndarray:
+        """The name of each image (N,)."""
+        return self.split.images
+
+    @property
+    def patients(self) -> np.ndarray:
+        """The name of the patient of each image (N,)."""
+        return self.split.patients
+
+    @property
     def fingerprint(self) -> str:
-        """A hash of images and targets; the same as in `table.fingerprints`."""
-        lines = sorted(f"{image}\t{target}" for image, target in zip(self.images, self.labeled.targets, strict=True))
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+        """A hash of images and targets; the same as in `data.splits.fingerprints`."""
+        return self.split.fingerprint
 
 
 @dataclass
@@ -243,7 +281,7 @@ def _score(run: Run) -> None:
     run.majority = int(np.argmax(train_counts))
     run.counts = confusion_matrix(targets, classes, num_classes)
     run.scores = summary_of(found.labeled)
-    run.baseline = majority_baseline(targets, run.majority, num_classes)
+    run.baseline = _baseline(tuple(targets.tolist()), run.majority, num_classes, tuple(SCORES))
 
 
 def read_predictions(file: Path) -> StoredPredictions:
@@ -254,11 +292,11 @@ def read_predictions(file: Path) -> StoredPredictions:
     """
     try:
         # image names may be NA or 007
-        frame = pd.read_csv(file, dtype={"image": str, "patient": str}, keep_default_na=False)
+        frame = pd.read_csv(file, dtype={"image": str, "patient": str}, keep_default_na=False, low_memory=False)
         num_classes = sum(str(name).startswith("p_") for name in frame)
         columns = ["target", "prediction", *(f"p_{k}" for k in range(num_classes))]
-        frame = frame.sort_values("image", kind="stable")
-        numbers = frame[columns].apply(pd.to_numeric, errors="coerce").to_numpy(float)
+        numbers = _numbers(frame[columns]).to_numpy(float)
+        images = tuple(frame["image"].to_numpy(object))
     except OSError as error:
         raise UserError(f"{file.name} cannot be read ({error.strerror or _first_line(error)})") from error
     except (ValueError, KeyError, EOFError, zlib.error) as error:
@@ -267,7 +305,7 @@ def read_predictions(file: Path) -> StoredPredictions:
     no_class = (classes % 1 != 0) | (classes < 0) | (classes >= num_classes)
     no_share = ~np.isfinite(probabilities) | (probabilities < 0)
     improper = no_share.any(axis=1) | (np.abs(probabilities.sum(axis=1) - 1) > SUM_TOLERANCE)
-    bad = frame.index[no_class.any(axis=1) | improper]
+    bad = np.flatnonzero(no_class.any(axis=1) | improper)
     if len(bad) or not len(frame):
         where = (
             f"line {bad.min() + 2} has no class, or the sum of its probabilities is not 1"
@@ -275,10 +313,18 @@ def read_predictions(file: Path) -> StoredPredictions:
             else "has no rows"
         )
         raise UserError(f"{file.name}: {where}; {_remedy(file.parent)}")
-    images = frame["image"].to_numpy(str)
-    patients = frame["patient"].to_numpy(str) if "patient" in frame else images
-    predictions = Predictions(classes[:, 0].astype(int), classes[:, 1].astype(int), probabilities)
-    return StoredPredictions(images, np.where(patients == "", images, patients), predictions)
+    targets, predicted = classes.astype(int).T
+    patients = tuple(frame["patient"].to_numpy(object)) if "patient" in frame else ()
+    split = _images_of(images, patients, tuple(targets.tolist()))
+    return StoredPredictions(split, Predictions(split.targets, predicted[split.order], probabilities[split.order]))
+
+
+def _numbers(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the columns as numbers; other texts become NaN."""
+    if all(map(pd.api.types.is_numeric_dtype, frame.dtypes)):
+        return frame
+    numbers: pd.DataFrame = frame.apply(pd.to_numeric, errors="coerce")
+    return numbers
 
 
 def may_not_be_read(file: Path) -> bool:
@@ -291,7 +337,7 @@ def read_metrics(file: Path) -> pd.DataFrame:
     try:
         stored = file.read_bytes() if file.is_file() else b""
         text = (gzip.decompress(stored) if file.suffix == ".gz" else stored).decode("utf-8", errors="replace")
-        frame = pd.read_csv(io.StringIO(text[: text.rfind("\n") + 1])).apply(pd.to_numeric, errors="coerce")
+        frame = _numbers(pd.read_csv(io.StringIO(text[: text.rfind("\n") + 1])))
         result: pd.DataFrame = frame.dropna(subset="epoch").drop_duplicates("epoch", keep="last").set_index("epoch")
         return result
     except (OSError, ValueError, KeyError, EOFError, zlib.error):

@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.metrics import precision_recall_curve, roc_curve
 
 from resnet_lab.report import calibration, charts
 from resnet_lab.report.by_class import NOTHING, Share, by_patient, share_of
 from resnet_lab.report.groups import Group, Table
 from resnet_lab.scores import Predictions
-from resnet_lab.statistics import REFERABLE
+from resnet_lab.statistics import REFERABLE, threshold_counts
 
 PLACES = np.linspace(0, 1, 201)  # positions at which the curves of several runs are averaged
 HARDEST = 6  # panels if there are more than `PANELS` classes: those with the lowest recall
@@ -26,16 +25,16 @@ Curve = tuple[np.ndarray, float]  # values at PLACES, and the area under it
 
 def roc_of(binary: Binary) -> Curve:
     """Return sensitivity at each false positive rate, and the area under the curve."""
-    false_alarms, found, _ = roc_curve(*binary)
+    found, false_alarms = (np.append(0, counts) / counts[-1] for counts in threshold_counts(*binary)[:2])
     return np.interp(PLACES, false_alarms, found), float(np.trapezoid(found, false_alarms))
 
 
 def precision_recall_of(binary: Binary) -> Curve:
     """Return precision at each recall, and average precision: the mean precision over the steps of recall."""
-    precision, recall, _ = precision_recall_curve(*binary)
-    reached = np.searchsorted(recall[::-1], PLACES)  # no threshold lies between two recalls
-    values = precision[::-1][reached]
-    return values, float(-np.sum(np.diff(recall) * precision[:-1]))
+    found, false_alarms, _ = threshold_counts(*binary)
+    precision, recall = np.append(1, found / (found + false_alarms)), np.append(0, found / found[-1])
+    reached = np.searchsorted(recall, PLACES)  # no threshold lies between two recalls
+    return precision[reached], float(np.sum(np.diff(recall) * precision[1:]))
 
 
 def panels_of(table: Table, curve: Callable[[Binary], Curve], score: str) -> list[tuple[str, list[charts.Line]]]:
