@@ -28,6 +28,7 @@ APPENDED = {
     "run_folder.py list_jobs touch": "likewise",
 }
 HELD = {  # these are not written to
+    "gpus.py place_on_gpu open": "a lock",
     "run_folder.py RunFolder.lock open": "a lock",
     "run_folder.py RunFolder.turn open": "a lock",
     "data/prepared.py _turn open": "a lock",
