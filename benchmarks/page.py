@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from resnet_lab import environment
 from resnet_lab.build import set_up_logging
 
-DIGITS = {"s": 2, "ms": 1, "images/s": 1, "ratio": 3, "CPU s": 2, "MB": 0, "gray levels": 3, "QWK": 3}
+DIGITS = {"s": 2, "ms": 1, "images/s": 1, "ratio": 3, "CPU s": 2, "MB": 0, "KB": 1, "gray levels": 3, "QWK": 3}
 
 
 @dataclass(frozen=True)

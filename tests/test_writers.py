@@ -31,6 +31,8 @@ APPENDED = {
     "loggers.py log_to_all save": "loggers flush what they append",
     "loggers.py RowLogger.log_metrics open": "rows of csv/metrics.csv: a cut one is dropped and logged again",
     "data/prepared.py _prepare_missing open": "the journal: a line for each photograph, and a cut line is done again",
+    "data/prepared.py _pixels open": "the pixels of photographs: those without a row in the journal are cut off",
+    "data/prepared.py _pixels touch": "likewise",
     "run_folder.py list_jobs open": "jobs.txt: names of jobs, read and changed under a lock on the file itself",
     "run_folder.py list_jobs touch": "likewise",
 }
@@ -39,6 +41,7 @@ HELD = {  # these are not written to
     "run_folder.py RunFolder.lock open": "a lock",
     "run_folder.py RunFolder.turn open": "a lock",
     "data/prepared.py _turn open": "a lock",
+    "data/prepared.py _all_pixels memmap": "mapped to read",
     "terminal.py Progress._owns open": "the terminal, for its lock",
 }
 BESIDE = {
@@ -50,6 +53,7 @@ BESIDE = {
 NOT_TO_DISK = {
     "checkpoints.py AtomicCheckpointIO.save_checkpoint save": "to memory, and then through write_atomically",
     "outputs.py write_split savefig": "likewise",
+    "data/prepared.py _prepare_missing to_csv": "likewise",
     "rendering.py png savefig": "likewise",
     "command_line.py stop_printing open": "/dev/null",
 }

@@ -102,7 +102,8 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
     def read_all(self) -> list[np.ndarray]:
         """Read all images before augmentation, on all cores (decoding releases the interpreter's lock)."""
         with ThreadPoolExecutor(environment.cores()) as pool:
-            return list(pool.map(self.read, range(len(self))))
+            images = pool.map(self.read, range(len(self)))
+            return [np.require(image, requirements="W") for image in images]  # copies what is mapped from a file
 
     def __getitems__(self, keys: Sequence[int | tuple[int, int, int]]) -> dict[str, Tensor]:
         """Return the batch of these keys, `index` or `(epoch, index, repeat)`; DataLoader calls it once per batch."""
