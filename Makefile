@@ -46,10 +46,11 @@ docs: $(INSTALLED)  ## the manual → site/, which is read without a network
 	$(BIN)/python docs/tools/reference.py
 	$(BIN)/zensical build --strict --clean
 
-bench: $(INSTALLED)  ## speed and memory in pairs, coverage of intervals → docs/results/ (about an hour)
+bench: $(INSTALLED)  ## speed and memory, coverage of intervals → docs/results/ (about an hour)
 	$(BIN)/python benchmarks/speed.py --out docs/results/speed.md
 	$(BIN)/python benchmarks/data_speed.py --out docs/results/data_speed.md
 	$(BIN)/python benchmarks/job_cost.py --out docs/results/job_cost.md
+	$(BIN)/python benchmarks/report_speed.py --out docs/results/report_speed.md
 	$(BIN)/python benchmarks/intervals.py --out docs/results/intervals.md
 
 gpu: $(INSTALLED)  ## on a GPU: its tests, then speed in two stages → docs/results/gpu.md (about 15 minutes)

@@ -46,11 +46,12 @@ def shown_of(settings: Sequence[Mapping[str, Any]], texts: Texts) -> list[dict[s
     for axis, key in zip(axes, keys, strict=True):
         separator = "." if axis.endswith("_target_") else "/"
         values = [_text(each, axis) if axis in each else "" for each in settings]
+        others = list(dict.fromkeys(values))
         for each, words, value in zip(settings, shown, values, strict=True):
             if axis in each:
                 least = 2 if separator == "/" and value == each[axis] else 1  # best.ckpt alone says little
                 words[axis] = texts.get(f"{axis}={plain(each[axis])}") or (
-                    f"{_tail(key, keys, '.')}={_tail(value, values, separator, least)}"
+                    f"{_tail(key, keys, '.')}={_tail(value, others, separator, least)}"
                 )
     return shown
 

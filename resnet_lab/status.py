@@ -102,11 +102,12 @@ def sweeps_in(folder: Path) -> dict[Path, list[JobState]]:
         runs = []
     begun = {run.path for run in runs}
     hidden = [Path(each).resolve() for each in closed if Path(each).resolve() not in begun]
+    known = {*begun, *hidden}
     sweeps: dict[Path, list[JobState]] = {place: [] for place in planned}
     for run in runs:
         sweeps.setdefault(run.path.parent, []).append(state_of(run))
     for place, names in planned.items():
-        absent = [name for name in names if (place / name).resolve() not in {*begun, *hidden}]
+        absent = [name for name in names if (place / name).resolve() not in known]
         sweeps[place] += [JobState(name, "missing") for name in absent]
         place_of = {name: number for number, name in enumerate(names)}
         sweeps[place].sort(key=lambda job: place_of.get(job.name, len(place_of)))
@@ -120,22 +121,23 @@ def time_left(place: Path, jobs: Sequence[JobState]) -> float | None:
 
     A job that has not begun is expected to take as long as the others do on average, with its start.
     """
+    if all(job.state in ("done", "failed", "unreadable") for job in jobs) or not jobs_file(place).is_file():
+        return None
     records = [(job.state, RunFolder(place / job.name)) for job in jobs if job.state in TIMED]
-    statuses = [(state, run.read_status(), run.read_config()) for state, run in records]
+    statuses = [(state, run.read_status(), {} if state == "done" else run.read_config()) for state, run in records]
     starts = [_start_of(status) for state, status, _ in statuses if state == "done"]
     start = mean([each for each in starts if each is not None] or [0.0])
     takes, rest, waiting = list[float](), 0.0, sum(job.state in ("missing", "created") for job in jobs)
     for state, status, config in statuses:
-        finished, epochs = status.get("epoch", UNTRAINED) + 1, config["trainer"]["max_epochs"]
-        seconds = status.get("seconds", 0.0)
+        finished, seconds = status.get("epoch", UNTRAINED) + 1, status.get("seconds", 0.0)
         if state == "done":
             takes.append(seconds + start)
         elif finished:
-            takes.append(seconds / finished * epochs + start)
+            takes.append(seconds / finished * config["trainer"]["max_epochs"] + start)
             rest += takes[-1] - seconds - start * (state == "running")
         else:
             waiting += 1
-    if not takes or not (rest or waiting) or not jobs_file(place).is_file():
+    if not takes or not (rest or waiting):
         return None
     return (rest + waiting * mean(takes)) / max(1, sum(job.state == "running" for job in jobs))
 

@@ -321,6 +321,16 @@ def test_variance_due_to_images_is_not_counted_twice():
     assert found.sampling.mean() == pytest.approx(0.02**2, rel=0.05)
 
 
+def test_metrics_that_are_not_compared_have_the_same_intervals_without_draws():
+    predictions, patient = one_group(runs=3)
+    every = estimate([predictions], patient, 50)
+    some = estimate([predictions], patient, 50, metrics=["qwk", "auroc"], compared=["qwk"])
+    assert list(some) == ["qwk", "auroc"]
+    assert some["auroc"].draws.shape == (1, 0)
+    assert some["auroc"].interval(0) == every["auroc"].interval(0)
+    np.testing.assert_allclose(some["qwk"].draws, every["qwk"].draws)
+
+
 def test_single_runs_add_no_seed_variance():
     predictions, patient = one_group(runs=2)
     found = estimate([predictions[:1], predictions[1:]], patient)["qwk"]

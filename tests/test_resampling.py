@@ -6,7 +6,7 @@ from fake_predictions import World
 from sklearn import metrics
 
 from resnet_lab import statistics
-from resnet_lab.report.resampling import counts_of_patients, scores_of, sums_by_patient, sums_of
+from resnet_lab.report.resampling import cells_by_patient, counts_of_patients, scores_of, sums_by_patient, sums_of
 from resnet_lab.scores import Predictions, summary_of
 
 
@@ -77,6 +77,14 @@ def test_sums_are_those_of_each_patients_images_in_any_order():
     matrix = metrics.confusion_matrix(predictions.targets, predictions.classes, labels=range(5))
     expected = (matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0))
     np.testing.assert_array_equal((sums.found, sums.true, sums.predicted), expected)
+
+
+def test_counts_of_classes_by_patient():
+    predictions = Predictions(np.array([0, 1, 1, 0]), np.array([0, 1, 0, 1]), np.zeros((4, 2)))
+    found, true, predicted = cells_by_patient(predictions, np.array([0, 0, 1, 1]))
+    assert found.tolist() == [[1, 1], [0, 0]]
+    assert true.tolist() == [[1, 1], [1, 1]]
+    assert predicted.tolist() == [[1, 1], [1, 1]]
 
 
 def test_a_class_that_a_draw_lacks_does_not_count_in_it():

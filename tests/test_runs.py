@@ -21,6 +21,18 @@ def test_numbers_come_from_the_stored_predictions(tmp_path):
     assert run.config["model.depth"] == 18
 
 
+def test_runs_on_the_same_images_share_them_in_any_order_of_rows(tmp_path):
+    runs = [write_run(tmp_path / f"{seed}", seed=seed) for seed in (0, 1)]
+    one, other = (read_predictions(run / "predictions_test.csv") for run in runs)
+    assert one.split is other.split
+    rows = pd.read_csv(runs[0] / "predictions_test.csv", dtype={"image": str})
+    rows.iloc[::-1].to_csv(runs[0] / "predictions_test.csv", index=False)
+    reversed_rows = read_predictions(runs[0] / "predictions_test.csv")
+    assert reversed_rows.fingerprint == one.fingerprint
+    np.testing.assert_array_equal(reversed_rows.images, one.images)
+    np.testing.assert_array_equal(reversed_rows.labeled.probabilities, one.labeled.probabilities)
+
+
 def test_test_is_scored_before_validation(tmp_path):
     folder = write_run(tmp_path / "run", split="val")
     assert read_run(RunFolder(folder)).split == "val"

@@ -91,6 +91,12 @@ def test_ties_count_for_a_half():
     assert statistics.auroc(targets, np.stack([1 - scores, scores], axis=1)) == pytest.approx(0.875)
 
 
+def test_distinct_scores_are_thresholds_with_the_images_from_them_on():
+    positive, scores = np.array([True, False, True, False, True]), np.array([0.2, 0.5, 0.9, 0.2, 0.5])
+    found, false_alarms, cuts = statistics.threshold_counts(positive, scores)
+    assert (found.tolist(), false_alarms.tolist(), cuts.tolist()) == ([1, 2, 3], [0, 1, 2], [0.9, 0.5, 0.2])
+
+
 def test_a_constant_predictor_has_no_skill():
     targets = np.repeat([0, 1, 2, 4], [730, 70, 150, 50])
     baseline = majority_baseline(targets, majority=0, num_classes=5)
