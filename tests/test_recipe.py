@@ -19,7 +19,10 @@ def test_facts_name_data_network_and_recipe(tmp_path):
             noted = {"commit": "0123456789", "finished": "2026-01-02T03:04:05"}
             write_run(tmp_path / f"{depth}-{seed}", depth, seed=seed, **noted)
     found = facts(tmp_path)
-    assert found["data"].text == "retinopathy in somewhere: 4,000 train, 500 val, 400 test images, 5 classes"
+    assert (
+        found["data"].text
+        == "retinopathy in somewhere: 4,000 train, 500 val, 400 test images, 5 classes, test images of 200 patients"
+    )
     assert (found["image size"].text, found["resnet_lab commit"].text, found["finished"].text) == (
         "512 px",
         "0123456",
@@ -28,6 +31,29 @@ def test_facts_name_data_network_and_recipe(tmp_path):
     assert (found["network"].text, found["network"].varies) == ("ResNet-18; ResNet-50", True)
     assert (found["seeds"].text, found["seeds"].varies) == ("0; 1", False)
     assert (found["optimizer"].text, found["initial weights"].text) == ("sgd lr=0.001", "random")
+
+
+def test_a_value_that_turns_something_off_is_listed_beside_the_others(tmp_path):
+    for number, sampling in enumerate((None, "none", "balanced")):
+        overrides = ["experiment=mine"] if number else ["seed=0"]
+        config = {"data.sampling": sampling, "data.rotation": 15 * number}
+        write_run(tmp_path / str(number), config=config, overrides=overrides)
+    found = facts(tmp_path)
+    assert (set(found["sampling"].values), found["sampling"].varies) == ({"none", "balanced"}, True)
+    assert set(found["augmentation"].values) == {"none", "rotation=15", "rotation=30"}
+    assert set(found["experiment"].values) == {"none", "mine"}
+    assert {"sampling", "augmentation", "experiment"} & {*facts(tmp_path / "0")} == set()
+
+
+def test_a_run_that_stopped_before_its_data_adds_no_second_value(tmp_path):
+    write_run(tmp_path / "done", precision="32-true")
+    write_run(tmp_path / "failed", 50, state="failed", error="boom", class_counts=None, class_names=None)
+    found = facts(tmp_path)
+    assert found["data"].values == [
+        "retinopathy in somewhere: 4,000 train, 500 val, 400 test images, 5 classes, test images of 200 patients"
+    ]
+    assert not found["data"].varies
+    assert (found["precision"].text, found["precision"].varies) == ("32-true", False)
 
 
 def test_the_command_is_built_from_the_overrides(tmp_path):

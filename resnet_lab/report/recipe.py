@@ -16,6 +16,7 @@ from resnet_lab.report.runs import Run
 
 NAMES = [field.name for field in fields(Augmentation)]
 NEUTRAL = {"optim.backbone_lr_factor": 1.0}  # neutral values of other keys
+OPTIONAL = ("experiment", "sampling", "augmentation")  # facts that are `none` in a run without them
 COVERED = {"sweep", "model.depth", "model.pretrained", "model._target_", "trainer.max_epochs"} | {  # axes in a fact
     f"data.{key}" for key in ("name", "image_size", "crop", "padding", "batch_size", "sampling", *NAMES)
 }
@@ -43,9 +44,15 @@ def recipe_of(runs: Sequence[Run], tables: Sequence[Table]) -> list[Fact]:
     facts = []
     in_order = [run for table in tables for group in table.groups for run in group.runs]
     for title, of in FACTS.items():
-        values = list(dict.fromkeys(text for run in (*in_order, *runs) if (text := of(run))))
-        if values:
-            facts.append(Fact(title, merged(values), any(_varies(table, of) for table in tables)))
+        texts = {id(run): of(run) for run in (*in_order, *runs)}
+        if title in OPTIONAL and any(texts.values()):
+            # a published run has no overrides, a damaged one no configuration
+            known = [run for run in runs if (run.status.get("overrides") if title == "experiment" else run.config)]
+            texts |= {id(run): texts[id(run)] or "none" for run in known}
+        if title == "data":
+            texts = _completed(texts)
+        if values := list(dict.fromkeys(filter(None, texts.values()))):
+            facts.append(Fact(title, merged(values), any(_varies(table, texts) for table in tables)))
     axes = dict.fromkeys(axis for table in tables for group in table.groups for axis in group.values)
     facts += [
         Fact(axis, list(dict.fromkeys(str(run.config.get(axis)) for run in in_order)), varies=True)
@@ -67,8 +74,17 @@ def merged(texts: Sequence[str]) -> list[str]:
     return [" ".join(", ".join([first, *(word.partition("=")[2] for word in more)]) for first, *more in columns)]
 
 
-def _varies(table: Table, of: Callable[[Run], str]) -> bool:
-    return len({frozenset(of(run) for run in group.runs) for group in table.groups}) > 1
+def _completed(texts: Mapping[int, str]) -> dict[int, str]:
+    """Replace the text of a run that stopped early by that of another run that begins with it and continues."""
+    every = sorted(set(texts.values()), key=len)
+    longest = {text: more for text in every for more in every if f"{more}, ".startswith((f"{text}: ", f"{text}, "))}
+    return {run: longest[text] for run, text in texts.items()}
+
+
+def _varies(table: Table, texts: Mapping[int, str]) -> bool:
+    """Return whether groups have different texts; unknown ones, of runs that stopped early, do not count."""
+    known = [frozenset(filter(None, (texts.get(id(run)) for run in group.runs))) for group in table.groups]
+    return len(set(filter(None, known))) > 1
 
 
 def _of_key(key: str) -> Callable[[Run], str]:
@@ -81,7 +97,16 @@ def _data(run: Run) -> str:
     name = str(run.config.get("data.name", ""))
     folder = folder_of(run)
     name += f" in {folder}" if folder not in ("", name) else ""
-    return f"{name}: {images} images, {len(run.class_names)} classes" if images and run.class_names else name
+    if not images or not run.class_names:
+        return name
+    return f"{name}: {images} images, {len(run.class_names)} classes" + _patients(run)
+
+
+def _patients(run: Run) -> str:
+    """Return `, test images of 10 patients` for the scored split; empty if each image counts as a patient."""
+    if run.predictions is None or run.predictions.split.number_of_patients == len(run.predictions.images):
+        return ""
+    return f", {run.split} images of {count(run.predictions.split.number_of_patients, 'patient')}"
 
 
 def folder_of(run: Run) -> str:

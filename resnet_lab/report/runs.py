@@ -49,6 +49,11 @@ class SplitImages:
     patients: np.ndarray  # (N,) names; an image without one is its own patient
     fingerprint: str
 
+    @cached_property
+    def number_of_patients(self) -> int:
+        """The number of different patients."""
+        return len(np.unique(self.patients))
+
 
 @lru_cache(maxsize=KEPT)
 def _images_of(images: tuple[str, ...], patients: tuple[str, ...], targets: tuple[int, ...]) -> SplitImages:
