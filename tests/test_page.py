@@ -164,7 +164,7 @@ def test_missing_predictions_are_reported(tmp_path, undrawn):
 def test_no_result_at_all_is_a_page_too(tmp_path):
     write_run(tmp_path / "run", state="failed", error="boom", epochs=0)
     text = words(page_of(tmp_path))
-    assert "failed at the start: 1 run ended with an error before the first epoch" in text
+    assert "failed at the start: 1 run ended with an error before the end of the first epoch" in text
     assert "run: boom" in text
     assert "No run has a result" in text
 

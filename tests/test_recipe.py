@@ -65,6 +65,22 @@ def test_the_command_is_built_from_the_overrides(tmp_path):
     assert "command" not in facts(write_run(tmp_path / "older" / "a").parent)
 
 
+def test_the_command_has_the_order_of_the_jobs_not_of_their_names(tmp_path):
+    jobs = [(depth, sampling) for depth in (34, 18) for sampling in ("none", "balanced")]
+    for depth, sampling in jobs:
+        overrides = [f"model.depth={depth}", f"data.sampling={sampling}"]
+        write_run(tmp_path / f"{sampling}-{depth}", depth, config={"data.sampling": sampling}, overrides=overrides)
+    (tmp_path / "jobs.txt").write_text("".join(f"{sampling}-{depth}\n" for depth, sampling in jobs))
+    found = facts(tmp_path)
+    assert found["command"].values == ["resnet-lab train -m model.depth=34,18 data.sampling=none,balanced"]
+
+
+def test_the_command_of_a_run_that_failed_at_the_start_comes_last(tmp_path):
+    write_run(tmp_path / "a", state="failed", error="boom", epoch=-1, overrides=["model.depth=50"])
+    write_run(tmp_path / "b", overrides=["model.depth=18"])
+    assert facts(tmp_path)["command"].values == [f"resnet-lab train model.depth={depth}" for depth in (18, 50)]
+
+
 def test_each_sweep_and_each_single_run_has_its_own_command(tmp_path):
     for name in ("first", "own"):
         overrides = ["experiment=mine", f"sweep_dir=runs/{name}", "data.class_names=[no DR, DR]"]

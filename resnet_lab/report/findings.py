@@ -43,8 +43,8 @@ def _problems(runs: Sequence[Run]) -> Iterator[Finding]:
     unstarted = [run for run in runs if run.failed_at_start]
     if unstarted:
         text = (
-            f"{count(len(unstarted), 'run')} ended with an error before the first epoch; train again, or remove the "
-            f"folder{'s' if len(unstarted) > 1 else ''} (rm -r) to leave out such runs"
+            f"{count(len(unstarted), 'run')} ended with an error before the end of the first epoch; train again, or "
+            f"remove the folder{'s' if len(unstarted) > 1 else ''} (rm -r) to leave out such runs"
         )
         listed = tuple(f"{names[run.folder.path]}: {run.problem}" for run in unstarted)
         yield Finding("failed at the start", text, names=listed)

@@ -12,7 +12,7 @@ from resnet_lab.data.augmentation import NEUTRAL as NO_AUGMENTATION
 from resnet_lab.data.augmentation import Augmentation
 from resnet_lab.errors import count
 from resnet_lab.report.groups import Table
-from resnet_lab.report.runs import Run
+from resnet_lab.report.runs import Run, in_order_of_jobs
 
 NAMES = [field.name for field in fields(Augmentation)]
 NEUTRAL = {"optim.backbone_lr_factor": 1.0}  # neutral values of other keys
@@ -47,7 +47,7 @@ def recipe_of(runs: Sequence[Run], tables: Sequence[Table]) -> list[Fact]:
         texts = {id(run): of(run) for run in (*in_order, *runs)}
         if title in OPTIONAL and any(texts.values()):
             # a published run has no overrides, a damaged one no configuration
-            known = [run for run in runs if (run.status.get("overrides") if title == "experiment" else run.config)]
+            known = [run for run in runs if (run.overrides if title == "experiment" else run.config)]
             texts |= {id(run): texts[id(run)] or "none" for run in known}
         if title == "data":
             texts = _completed(texts)
@@ -116,9 +116,7 @@ def folder_of(run: Run) -> str:
 
 def experiment_of(run: Run) -> str:
     """Return the experiment that the command named; empty if it named none."""
-    overrides = run.status.get("overrides")
-    items = [str(item).partition("=") for item in overrides] if isinstance(overrides, list) else []
-    return next((value for key, _, value in items if key == "experiment" and value != "null"), "")
+    return next((value for key, value in run.overrides if key == "experiment" and value != "null"), "")
 
 
 def subject_of(runs: Sequence[Run]) -> str:
@@ -225,18 +223,15 @@ FACTS: dict[str, Callable[[Run], str]] = {
 def commands_of(runs: Sequence[Run]) -> list[str]:
     """Return the commands that trained the runs, from their stored overrides: one for each sweep or single run.
 
-    A single run that failed at the start has none. Jobs of one sweep with other keys or another `--config-dir` are from
-    another command.
+    Values have the order in which the jobs were planned. Single runs that failed at the start come last. Jobs of one
+    sweep with other keys or another `--config-dir` are from another command.
     """
     commands: dict[tuple[Path, bool, str, frozenset[str]], dict[str, list[str]]] = {}
-    for run in runs:
-        if run.single and run.failed_at_start:
-            continue
-        stored, config_dir, folder = run.status.get("overrides"), run.status.get("config_dir") or "", run.folder.path
-        overrides = [str(item).partition("=") for item in stored] if isinstance(stored, list) else []
-        place, keys = folder if run.single else folder.parent, frozenset(key for key, _, _ in overrides)
+    for run in sorted(in_order_of_jobs(runs), key=lambda run: run.single and run.failed_at_start):
+        config_dir, folder = run.status.get("config_dir") or "", run.folder.path
+        place, keys = folder if run.single else folder.parent, frozenset(key for key, _ in run.overrides)
         given = commands.setdefault((place, not run.single, str(config_dir), keys), {})
-        for key, _, value in overrides:
+        for key, value in run.overrides:
             if value not in given.setdefault(key, []):
                 given[key].append(value)
     return [_command(sweep, config_dir, given) for (_, sweep, config_dir, _), given in commands.items() if given]
