@@ -102,6 +102,17 @@ def test_matrices_have_the_order_of_the_leaderboard(tmp_path, undrawn):
     assert places == sorted(places)
 
 
+def test_the_note_says_how_intervals_are_made(tmp_path, undrawn):
+    assert page.method_of("accuracy") == "Wilson's score method"
+    for depth in (18, 50):
+        write_run(tmp_path / str(depth), depth)
+    text = words(page_of(tmp_path))
+    assert "The 95 % intervals use Wilson's score method on QWK rescaled from −1…1 to 0…1; they cover" in text
+    brackets = "Brackets: 95 % limits of the difference. They hold for all pairs of groups at once, so they can reach"
+    assert brackets in text
+    assert brackets not in words(page_of(tmp_path / "18"))
+
+
 def test_bars_share_a_scale_with_the_baseline(tmp_path):
     bars = page._bars([(0.2, 0.3, 0.4), (np.nan, 0.6, np.nan)], mark=0.1)
     assert [bar.mark for bar in bars] == [3, 3]

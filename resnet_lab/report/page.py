@@ -27,7 +27,7 @@ from resnet_lab.report.runs import Run
 from resnet_lab.report.score_figures import RELIABLE
 from resnet_lab.report.sharing import unshared_of
 from resnet_lab.report.summaries import SHOWN_ROWS, headline, titles_of
-from resnet_lab.scores import ABSENT, SCORES
+from resnet_lab.scores import ABSENT, MINUS, SCORES
 from resnet_lab.statistics import MANY_CLASSES, REFERABLE
 
 FIGURES = ("accuracy", "confusion_matrices")  # if no configuration names any
@@ -98,6 +98,7 @@ def _section(table: Table, drawn: dict[str, dict[str, Any]]) -> dict[str, Any]:
     part["colors"] = {label: to_hex(color) for label, color in colors_of(table).items()}
     part["best_of"] = best_of(table)
     part["withheld"] = table.estimates[table.metric].withheld if groups else ""
+    part["method"] = method_of(table.metric)
     part |= _board(table)
     part["rest"] = [each for name, each in drawn.items() if name not in OF_SECTIONS]
     if not groups:
@@ -125,6 +126,15 @@ def _section(table: Table, drawn: dict[str, dict[str, Any]]) -> dict[str, Any]:
         for cost in costs.costs_of(table)
     ]
     return part
+
+
+def method_of(metric: str) -> str:
+    """Return how the intervals of a metric are made, for the note below the leaderboard; see `Estimates.interval`."""
+    score = SCORES[metric]
+    if math.isinf(score.upper):
+        return "Student's t distribution"
+    rescaled = f" on {score.label} rescaled from {score.lower:g}…{score.upper:g} to 0…1".replace("-", MINUS)
+    return "Wilson's score method" + rescaled * ((score.lower, score.upper) != (0, 1))
 
 
 class Bar(NamedTuple):
@@ -170,7 +180,8 @@ def _board(table: Table) -> dict[str, Any]:
     marks = [row.mark for row in rows if row.mark in ("tied", "behind")]
     crossed = "behind" in marks and "tied" in marks[marks.index("behind") :]
     published = [row for row in every if row.kind == "reference"]
-    return {"rows": board, "dotted": near, "crossed": crossed, "published": published}
+    bracketed = any("[" in row.shortfall for row in rows)
+    return {"rows": board, "bracketed": bracketed, "dotted": near, "crossed": crossed, "published": published}
 
 
 def _without(cells: Sequence[str], lead: int) -> list[str]:
