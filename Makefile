@@ -7,7 +7,7 @@ LAB := $(BIN)/resnet-lab
 QUICK := not slow and not realdata
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format docs bench wheel clean
+.PHONY: help install demo test test-slow lint format docs bench gpu wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -52,6 +52,11 @@ bench: $(INSTALLED)  ## speed and memory, coverage of intervals → docs/results
 	$(BIN)/python benchmarks/job_cost.py --out docs/results/job_cost.md
 	$(BIN)/python benchmarks/report_speed.py --out docs/results/report_speed.md
 	$(BIN)/python benchmarks/intervals.py --out docs/results/intervals.md
+
+gpu: $(INSTALLED)  ## on a GPU: its tests, then speed in two stages → docs/results/gpu.md (about 15 minutes)
+	$(BIN)/python benchmarks/gpu.py --stage tests --out gpu.jsonl
+	$(BIN)/python benchmarks/gpu.py --stage main --out gpu.jsonl
+	$(BIN)/python benchmarks/gpu.py --stage rest --out gpu.jsonl --page docs/results/gpu.md
 
 wheel: $(INSTALLED)  ## dist/*.whl, with conf/ inside
 	$(BIN)/python -m build --wheel

@@ -82,13 +82,18 @@ def configuration(overrides: Sequence[str]) -> dict[str, Any]:
     return config
 
 
-def program_speed(overrides: Sequence[str]) -> float:
-    """Run a job in this process and return the images per second from its status.json."""
+def program_status(overrides: Sequence[str]) -> dict[str, Any]:
+    """Run a job in this process and return its status.json."""
     with TemporaryDirectory() as folder:
         run = RunFolder(Path(folder))
         run.config_file.write_text(yaml.safe_dump(configuration(overrides)), encoding="utf-8")
         run_job(run)
-        speed: float = run.read_status()["images_per_second"]
+        return run.read_status()
+
+
+def program_speed(overrides: Sequence[str]) -> float:
+    """Run a job in this process and return its images per second."""
+    speed: float = program_status(overrides)["images_per_second"]
     return speed
 
 

@@ -110,6 +110,8 @@ def build_trainer(
 ) -> Trainer:
     """Build the Trainer from the keys of conf/trainer, and set the memory format of the network.
 
+    On CUDA it also sets cuDNN's choice of algorithms, and whether float32 products are rounded to TF32.
+
     Raises:
         UserError: there is no GPU, or `devices` lists some but none is used.
     """
@@ -125,6 +127,9 @@ def build_trainer(
         raise UserError(f"trainer.accelerator={accelerator}: PyTorch sees no GPU here; set trainer.accelerator=auto")
     if isinstance(settings["devices"], list) and (accelerator == "cpu" or not torch.cuda.is_available()):
         raise UserError(f"trainer.devices={settings['devices']}: a list names GPUs; give the number of processes")
+    on_cuda = environment.uses_cuda(accelerator)
+    if on_cuda:
+        use_tf32(str(precision) in ("32-true", "32") and not settings["deterministic"])
     return Trainer(
         accelerator=accelerator,
         devices=settings["devices"],
@@ -134,6 +139,7 @@ def build_trainer(
         max_epochs=settings["max_epochs"],
         sync_batchnorm=settings["sync_batchnorm"],  # Lightning converts the network for training only
         deterministic=settings["deterministic"],
+        benchmark=not settings["deterministic"] if on_cuda else None,  # None: torch's default, which the CPU ignores
         gradient_clip_val=settings["gradient_clip_val"],
         accumulate_grad_batches=settings["accumulate_grad_batches"],
         limit_train_batches=settings["limit_train_batches"],
@@ -149,6 +155,12 @@ def build_trainer(
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # our samplers split the data over the ranks
     )
+
+
+def use_tf32(allowed: bool) -> None:
+    """Set whether CUDA rounds the factors of float32 products and convolutions to TF32, which is faster."""
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed
 
 
 def build_profiler(name: str | None, run: RunFolder) -> Profiler | None:
@@ -215,6 +227,7 @@ def set_up_logging(file: Path | None = None) -> None:
     for message in (
         r".*isinstance\(treespec, LeafSpec\).*",
         ".*smaller than the logging interval.*",
+        ".*GPU available but not used.*",  # trainer=cpu
         ".*but have no logger configured.*",  # logger=none
         ".*does not have many workers.*",
         ".*exists and is not empty.*",  # a resumed run

@@ -148,7 +148,9 @@ class Verb(argparse.ArgumentParser):
         given = self.parse_intermixed_args(typed)
         for word in given.overrides if "overrides" in given else ():
             if "=" not in word and not word.startswith("~"):
-                self.error(f"{word}: must be KEY=VALUE")
+                place = typed.index(word)
+                spaced = f"; write {typed[place - 1]}{word} without a space" if typed[place - 1].endswith(",") else ""
+                self.error(f"{word}: must be KEY=VALUE{spaced}")
         return given
 
     def _refuse_slips(self, word: str) -> None:

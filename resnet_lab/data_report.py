@@ -137,8 +137,8 @@ def data_findings(facts: pd.DataFrame, tables: Mapping[str, pd.DataFrame], summa
     """Yield the findings about the data, worst first."""
     if lost := len(tables["unreadable"]):
         first = tables["unreadable"].iloc[0]
-        text = f"{count(lost, 'file')} of {len(facts)} cannot be read, such as {first['image']} ({first['defect']})"
-        yield Finding("unreadable", text)
+        example = f"{first['image']} ({first['defect']})"
+        yield Finding("unreadable", f"{lost} of {len(facts)} files missing or unreadable, such as {example}")
     if summary.split_problem:
         yield Finding("splits", summary.split_problem)
     elif "train" in tables["class_counts"] and "test" not in tables["class_counts"]:

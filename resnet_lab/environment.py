@@ -22,6 +22,11 @@ CGROUPS = (  # files with the most bytes that a container may use, and those tha
 PACKAGES = ("resnet_lab", "torch", "torchvision", "lightning", "torchmetrics", "hydra-core")
 
 
+def uses_cuda(accelerator: str) -> bool:
+    """Return whether this accelerator (see conf/trainer) is a CUDA GPU here."""
+    return accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available()
+
+
 def resolve_precision(precision: str, channels_last: Any, accelerator: str) -> tuple[Any, bool]:
     """Replace `auto` by bf16 and channels-last on hardware where they are faster.
 
@@ -33,7 +38,7 @@ def resolve_precision(precision: str, channels_last: Any, accelerator: str) -> t
     Returns:
         Lightning's precision, and whether the memory format is channels-last.
     """
-    on_gpu = accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available()
+    on_gpu = uses_cuda(accelerator)
     if on_gpu:
         fast = "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
     elif accelerator == "mps" or (accelerator == "auto" and torch.backends.mps.is_available()):

@@ -204,7 +204,8 @@ def command(arguments: list[str]) -> None:
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     counts = {split: datamodule.class_counts[split]}
     table = score_table(metrics, counts, model.origin["class_counts"]["train"], model.origin["class_names"])
-    log.info(f"{table}\nfiles in {run.path}")
+    log.info(f"done\n{table}")
+    log.info("files in %s", run.path)
 
 
 if __name__ == "__main__":

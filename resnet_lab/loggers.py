@@ -20,9 +20,19 @@ from resnet_lab.files import write_atomically
 AFTER_CURVES = "z_"  # before the names of pictures and final scores, as TensorBoard sorts by name and opens the first
 
 
+class Board(TensorBoardLogger):
+    """TensorBoard's logger, whose first cards are the curves of train and val."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        # the epoch is the step already, and learning rates (lr-SGD) would come before the curves
+        named = {f"{AFTER_CURVES}{key}" if key.startswith("lr-") else key: value for key, value in metrics.items()}
+        super().log_metrics({key: value for key, value in named.items() if key != "epoch"}, step)
+
+
 def tensorboard(save_dir: str) -> TensorBoardLogger:
     """Return the logger for `tensorboard/` in the run folder `save_dir`; a resumed run appends."""
-    return TensorBoardLogger(save_dir, name="", version="tensorboard", default_hp_metric=False)
+    return Board(save_dir, name="", version="tensorboard", default_hp_metric=False)
 
 
 def boards(trainer: Trainer) -> list[TensorBoardLogger]:

@@ -19,7 +19,7 @@ from resnet_lab.config import build
 from resnet_lab.loggers import log_to_all
 from resnet_lab.metrics import SplitMetrics
 from resnet_lab.objectives import Objective
-from resnet_lab.optim import optimizer_of, refuse_lost_factor
+from resnet_lab.optim import optimizer_of, refuse_lost_factor, use_fused
 from resnet_lab.origin import CHECKPOINT_KEY
 from resnet_lab.trained import Trained, load
 
@@ -224,6 +224,7 @@ class Classifier(LightningModule):
     def configure_optimizers(self) -> Any:
         assert self.optimizer_factory is not None and self.schedule_factory is not None  # noqa: PT018
         optimizer = optimizer_of(self.optimizer_factory, self, self.model, self.backbone_lr_factor)
+        use_fused(optimizer, str(self.trainer.precision))
         epochs = int(self.trainer.max_epochs or 0)
         batches = max(1, self.trainer.datamodule.batches_per_epoch())  # type: ignore[attr-defined]
         steps = -(-batches // self.trainer.accumulate_grad_batches)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Annotated
+from typing import Annotated, Any
 
 from torch import nn
-from torch.optim import SGD, AdamW, NAdam, Optimizer
+from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer
 from torch.optim.lr_scheduler import (
     ConstantLR,
     CosineAnnealingLR,
@@ -68,6 +68,41 @@ def optimizer_of(
     optimizer = make([{"params": others, "name": "head"}, {"params": scaled, "name": "backbone"}])
     optimizer.param_groups[1]["lr"] *= backbone_lr_factor
     return optimizer
+
+
+def use_fused(optimizer: Optimizer, precision: str) -> None:
+    """Let SGD, Adam and AdamW update all weights on CUDA in one kernel, unless their arguments choose otherwise.
+
+    A resumed run takes the implementation for its own device, in place of that in the checkpoint. (With the argument
+    `fused` of the constructor, Lightning would refuse `trainer.gradient_clip_val`.)
+
+    Args:
+        optimizer: the optimizer.
+        precision: Lightning's precision; with 16-mixed, the gradient scaler needs the usual implementation.
+    """
+    if type(optimizer) not in (SGD, Adam, AdamW):
+        return
+    groups = optimizer.param_groups
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    chosen = any(
+        group["foreach"] is not None or group["fused"] is not None or group.get("capturable") or group["differentiable"]
+        for group in groups
+    )
+    if chosen:
+        return
+    if precision != "16-mixed" and all(each.is_cuda and each.is_floating_point() for each in parameters):
+        for group in groups:
+            group.update(fused=True, foreach=False)
+    optimizer.register_load_state_dict_pre_hook(_keep_implementation)
+
+
+def _keep_implementation(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """Return the state of a checkpoint with the implementation that its optimizer has now."""
+    saved, own = state["param_groups"], optimizer.param_groups
+    if len(saved) != len(own):
+        return state  # torch refuses it
+    groups = [old | {key: new[key] for key in ("fused", "foreach")} for old, new in zip(saved, own, strict=True)]
+    return state | {"param_groups": groups}
 
 
 def refuse_lost_factor(optimizer: Optimizer, backbone_lr_factor: float) -> None:

@@ -7,10 +7,10 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,10 +18,9 @@ import pandas as pd
 from resnet_lab.command_line import log_to, run_command
 from resnet_lab.config import build, check, compose_config, words_of_trust
 from resnet_lab.data.check import digest_of
-from resnet_lab.data.duplicates import SIDE, VERSION, find_duplicates, near_pairs, thumbnail
+from resnet_lab.data.duplicates import VERSION, find_duplicates, near_pairs, thumbnail
 from resnet_lab.data.image_data import ImageData
 from resnet_lab.data.prepared import PreparedSet, prepare, read_prepared
-from resnet_lab.data.progress import with_progress
 from resnet_lab.data.splits import join_patients, leaking, merged_patients
 from resnet_lab.data_report import DataSummary, write_data_report
 from resnet_lab.errors import UserError, count
@@ -39,11 +38,14 @@ def facts_of(data: ImageData, target: PreparedSet, rows: pd.DataFrame, index: pd
     Returns:
         The facts, and the reason if the splits cannot be cut; then the facts have the splits of the data set.
     """
-    index = index.set_index("image").drop(columns=["bytes", "changed", "decoded"]).rename(columns={"prepared": "jpeg"})
+    index = (
+        index.set_index("image").drop(columns=["bytes", "changed", "decoded"]).rename(columns={"prepared": "stored"})
+    )
     keys = [target.name(path) for path in rows["path"].tolist()]
     facts = rows.assign(key=keys).join(index, on="key").drop(columns="key")
-    files = pd.Series([target.file_name(path) for path in facts["path"].tolist()], facts.index, dtype=object)
-    facts["prepared"] = files.where(facts["defect"] == "", "")
+    places = facts["place"] if "place" in facts else [""] * len(facts)
+    files = [target.stored(*each) for each in zip(facts["path"], places, strict=True)]
+    facts["prepared"] = pd.Series(files, facts.index, dtype=object).where(facts["defect"] == "", "")
     good = join_patients(facts[facts["defect"] == ""])
     facts.loc[good.index, "patient"] = good["patient"]
     problem = ""
@@ -72,16 +74,16 @@ def stored_near_pairs(target: PreparedSet, good: pd.DataFrame) -> list[Sequence[
 
     Args:
         target: the set.
-        good: rows with `digest`, `prepared` (a JPEG) and `jpeg` (its digest).
+        good: rows with `digest`, `prepared` (for `read_prepared`) and `stored` (the digest of that).
     """
     distinct = good.drop_duplicates("digest")
-    jpegs = digest_of(f"{VERSION} {' '.join(distinct['jpeg'])}".encode())
+    jpegs = digest_of(f"{VERSION} {' '.join(distinct['stored'])}".encode())
     with suppress(OSError, ValueError, TypeError, KeyError):  # not searched yet, or damaged
         kept = json.loads(target.near_file.read_text(encoding="utf-8"))
         if kept["jpegs"] == jpegs:
             return list(kept["pairs"])
     log.info("searching for duplicates among %s", count(len(distinct), "photograph"))
-    pairs = near_pairs(thumbnails(list(distinct["prepared"])))
+    pairs = near_pairs(Thumbnails(list(distinct["prepared"])))
     try:
         write_atomically(target.near_file, json.dumps({"jpegs": jpegs, "pairs": pairs}))
     except OSError as error:
@@ -89,12 +91,17 @@ def stored_near_pairs(target: PreparedSet, good: pd.DataFrame) -> list[Sequence[
     return list(pairs)
 
 
-def thumbnails(files: list[str]) -> np.ndarray:
-    """Compute thumbnails of prepared photographs, (N, SIDE, SIDE) uint8, on all cores."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(lambda file: thumbnail(read_prepared(file, gray=True)), files)
-        pictures = list(with_progress(found, len(files), "loaded"))
-    return np.array(pictures, np.uint8).reshape(len(pictures), SIDE, SIDE)
+class Thumbnails(Sequence[np.ndarray]):
+    """The thumbnails of prepared photographs, (SIDE, SIDE) uint8 each, which are read on demand."""
+
+    def __init__(self, files: Sequence[str]) -> None:
+        self.files = files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, place: Any) -> Any:
+        return thumbnail(read_prepared(self.files[place], gray=True))
 
 
 def command(arguments: list[str]) -> None:

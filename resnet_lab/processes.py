@@ -16,6 +16,7 @@ GRACE = 30.0  # seconds for a job to stop before it is killed
 PARENT = "RESNET_LAB_PARENT"  # environment variable: ID of the process with which this one stops
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 began = time.time()  # when this process began, before PyTorch is imported
+tied = False  # whether this process stops with the one that started it
 started_by = "process"  # how this process began: as a new process, or by a fork of `resnet_lab.supervisor`
 
 
@@ -100,8 +101,10 @@ def stop_with_parent(grace: float = GRACE) -> None:
     Args:
         grace: seconds to stop before this process is killed, in case the main thread hangs.
     """
+    global tied
     parent = os.environ.get(PARENT)
     os.environ[PARENT] = str(os.getpid())
+    tied = bool(parent)
     if parent:
         threading.Thread(target=_watch, args=(int(parent), grace), daemon=True).start()
 

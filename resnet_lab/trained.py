@@ -175,7 +175,8 @@ class Trained:
                 raise UserError(f"{source} cannot be read: {error}") from error
         array = np.asarray(source.convert("RGB") if isinstance(source, Image.Image) else source)
         if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
-            raise UserError(f"an array of {array.dtype} and shape {array.shape}: give uint8 (H, W, 3), RGB")
+            remedy = "give uint8 (H, W, 3), RGB; several images are a list of them"
+            raise UserError(f"an array of {array.dtype} and shape {array.shape}: {remedy}")
         return fit(array, self._data.recipe)
 
     def _normalized(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:

@@ -459,7 +459,8 @@ def guarded(run: RunFolder) -> int:
     try:
         run_job(run)
     except Stopped as stopped:
-        log.info("stopped by %s; resume with python -m resnet_lab.job %s%s", stopped, run.path, trust_option())
+        by_hand = f"; resume with python -m resnet_lab.job {run.path}{trust_option()}"
+        log.info("stopped by %s%s", stopped, "" if processes.tied else by_hand)  # the command says how to resume
         raise
     except Exception as error:
         if stopped_elsewhere(run, error):

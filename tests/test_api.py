@@ -88,4 +88,4 @@ def test_train_runs_once_and_then_reads(tmp_path: Path, monkeypatch: pytest.Monk
     again = resnet_lab.train(*own, "sweep_dir=runs/one")
     assert again.status["starts"] == 1
     assert again.scores == run.scores
-    assert "another configuration" in refusal(resnet_lab.train, *own, "seed=5", "sweep_dir=runs/one")
+    assert "different configuration" in refusal(resnet_lab.train, *own, "seed=5", "sweep_dir=runs/one")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -130,3 +131,40 @@ def test_the_trainer_gets_its_keys_and_tests_all_images() -> None:
     trainer: Any = build_trainer(settings, SimpleNamespace(model=torch.nn.Identity()))  # type: ignore[arg-type]
     assert {key: getattr(trainer, key) for key in given} == given
     assert trainer.limit_test_batches == 1.0
+
+
+@pytest.fixture
+def on_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """Make `build_trainer` believe that there is a CUDA GPU; return the arguments of its Trainer."""
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr("resnet_lab.environment.uses_cuda", lambda accelerator: accelerator != "cpu")
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda **_: True)
+    monkeypatch.setattr("resnet_lab.build.Trainer", lambda **arguments: seen.update(arguments))
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)  # restored at the end
+    yield seen
+    torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize(
+    ("precision", "deterministic", "tf32"),
+    [("32-true", False, True), ("32-true", True, False), ("bf16-mixed", False, False), ("auto", False, False)],
+)
+def test_float32_training_on_cuda_uses_tf32_unless_it_must_be_deterministic(
+    on_cuda: dict[str, Any], precision: str, deterministic: bool, tf32: bool
+) -> None:
+    config = composed((f"trainer.precision={precision}", f"trainer.deterministic={deterministic}"))
+    settings: Any = OmegaConf.to_container(config.trainer)
+    module: Any = SimpleNamespace(model=torch.nn.Identity())
+    build_trainer(settings | {"accelerator": "auto"}, module)
+    assert torch.get_float32_matmul_precision() == ("high" if tf32 else "highest")
+    assert torch.backends.cudnn.allow_tf32 is tf32
+    assert on_cuda["benchmark"] is not deterministic
+
+
+def test_training_on_the_cpu_changes_neither_products_nor_cudnn(on_cuda: dict[str, Any]) -> None:
+    before = torch.backends.cudnn.allow_tf32
+    config = composed(("trainer.precision=32-true",))
+    settings: Any = OmegaConf.to_container(config.trainer)
+    build_trainer(settings, SimpleNamespace(model=torch.nn.Identity()))  # type: ignore[arg-type]
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("highest", before)
+    assert on_cuda["benchmark"] is None

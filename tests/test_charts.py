@@ -34,6 +34,24 @@ def test_curves_are_means_with_bands_and_numbers_in_their_color():
     assert shown == {"AUC 0.600": first.get_color(), "AUC 0.333": second.get_color()}
 
 
+@pytest.mark.parametrize(
+    ("curve", "corner"), [(np.full(5, 0.9), (0.98, False)), (1 - X, (0.03, False)), (0.1 * X, (0.98, True))]
+)
+def test_numbers_are_in_a_corner_without_curves(curve, corner):
+    axes = drawn(charts.unit_curves([("one", [charts.Line("a", X, curve[None], "AP 0.235")])], "x", "y", 1)).axes[0]
+    (text,) = axes.texts
+    assert (text.get_position()[0], text.get_position()[1] > 0.5) == corner
+
+
+def test_reliability_titles_stay_clear_of_the_labels_above():
+    bins = Reliability(np.array([0.3, 0.9]), np.array([0.5, 0.6]), np.array([1, 9]))
+    figure = charts.reliability([("sampling=balanced depth=34, as trained", bins, 0.2)] * 6, 3)
+    figure.draw_without_rendering()
+    label, title = figure.axes[0].xaxis.label.get_window_extent(), figure.axes[3].title.get_window_extent()
+    assert label.y0 - title.y1 > 0.1 * figure.dpi  # inches
+    assert "\n" not in figure.axes[0].get_title()
+
+
 def test_panels_that_are_not_needed_are_hidden():
     line = charts.Line("a", X, X[None])
     figure = drawn(charts.unit_curves([(str(k), [line]) for k in range(4)], "x", "y", 3))
@@ -46,7 +64,8 @@ def test_reliability_shows_accuracy_as_bars_and_the_gap_to_confidence():
     assert [bar.get_height() for bar in axes.patches] == [0.5, 0, 0.6]
     gaps = [line.get_ydata() for line in axes.get_lines() if len(set(line.get_xdata())) == 1]
     assert [list(gap) for gap in gaps] == [[0.5, 0.3], [0.6, 0.9]]
-    assert axes.get_title() == "group: ECE 0.290"
+    assert axes.get_title() == "group"
+    assert [text.get_text() for text in axes.texts] == ["ECE 0.290"]
     assert axes.patches[0].get_facecolor()[3] < axes.patches[2].get_facecolor()[3]
 
 

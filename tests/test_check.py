@@ -309,9 +309,9 @@ def test_an_image_with_too_many_pixels_is_not_decoded(tmp_path, monkeypatch):
     path, decoded = bomb(tmp_path / "bomb.png"), []
     monkeypatch.setattr(Image.Image, "convert", lambda *_: decoded.append(1))
     assert examine(path)[0] == "13300×13300 pixels, more than data.max_pixels=100000000"
-    assert prepare_photograph(PreparedSet(tmp_path, Recipe(8, "square", False, False), tmp_path), path)["defect"] == (
-        "13300×13300 pixels, more than data.max_pixels=100000000"
-    )
+    assert prepare_photograph(PreparedSet(tmp_path, Recipe(8, "square", False, False), tmp_path), path)[0][
+        "defect"
+    ] == ("13300×13300 pixels, more than data.max_pixels=100000000")
     assert decoded == []
 
 

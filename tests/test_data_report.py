@@ -91,7 +91,7 @@ def test_all_defects_are_findings_the_worst_first(tmp_path):
         ("train_6", "train", 0, "train_7", "train", 1, "near"),
     )
     assert texts(facts, pairs, summary_of(tmp_path, split_problem="data.folds=9: too many")) == [
-        "1 file of 13 cannot be read, such as bad (the file is empty)",
+        "1 of 13 files missing or unreadable, such as bad (the file is empty)",
         "data.folds=9: too many",
         "1 pair of identical files across the splits: test_1 (test, ill) and train_1 (train, ill)",
         "2 pairs of nearly identical photographs in one split, with different labels: "

@@ -8,7 +8,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from fake_data import TEST, TRAIN, class_folders, photographs, refusal, retinopathy, write_class_folders, write_studies
+from fake_data import (
+    TEST,
+    TRAIN,
+    class_folders,
+    photographs,
+    refusal,
+    retinopathy,
+    settings,
+    write_class_folders,
+    write_studies,
+)
 
 from resnet_lab.data import datamodule as module
 from resnet_lab.data.datamodule import DataModule, ImageDataset
@@ -477,6 +487,38 @@ def test_workers_prefetch_no_more_than_shared_memory_holds(build, monkeypatch, c
     assert build(num_workers=0, **keys).num_workers == 0
     monkeypatch.setattr("resnet_lab.environment.shared_memory", lambda: None)  # as on macOS
     assert build(num_workers=64, **keys).num_workers == 64
+
+
+@pytest.mark.parametrize(("device", "batches"), [("cpu", 2), ("cuda", 1)])
+def test_evaluation_batches_on_cuda_are_twice_as_large(build, monkeypatch, device, batches):
+    datamodule = build()
+    monkeypatch.setattr(datamodule, "_device", lambda: torch.device(device))
+    assert len(datamodule.test_dataloader()[0]) == batches  # 10 images, data.batch_size=8
+    assert [len(loader) for loader in (datamodule.train_dataloader(), build().train_dataloader())] == [4, 4]
+
+
+@pytest.mark.parametrize(("free", "place"), [(1e9, "device"), (1e4, True)])
+def test_images_are_placed_on_the_gpu_of_the_coming_training(root, monkeypatch, free, place):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (free, free))
+    data = settings("retinopathy", root, {}) | {"_target_": "resnet_lab.data.retinopathy.Retinopathy"}
+    config = {"data": data, "seed": 0, "follow_test": False}
+    for accelerator, expected in (("auto", place), ("cpu", True)):
+        datamodule = DataModule.from_config(config | {"trainer": {"accelerator": accelerator}})
+        datamodule.setup()
+        assert datamodule.in_memory == expected
+    plain = DataModule.from_config(config)
+    plain.setup()
+    assert plain.in_memory is True
+
+
+def test_evaluation_batches_on_cuda_count_in_shared_memory(root, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("resnet_lab.environment.shared_memory", lambda: 9 * 8 * 3 * 12 * 12)
+    for accelerator, fitting in (("cpu", 3), ("auto", 1)):
+        data = retinopathy(root, batch_size=8, in_memory=False, num_workers=4)
+        datamodule = DataModule(data, 0, accelerator=accelerator)
+        assert f"set data.num_workers={fitting}, or start" in refusal(datamodule.setup)
 
 
 def test_photographs_need_the_statistics_of_a_training(root):

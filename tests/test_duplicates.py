@@ -1,5 +1,7 @@
 """Duplicates among drawn eyes: edited copies are found, other eyes are not."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import cv2
 import numpy as np
 import pandas as pd
@@ -110,5 +112,17 @@ def test_many_copies_of_one_file_are_listed_with_the_first(eyes):
 
 def test_pairs_are_found_across_blocks(eyes, monkeypatch):
     monkeypatch.setattr(duplicates, "BLOCK", 5)
+    monkeypatch.setattr(duplicates, "WIDTH", 7)
     table = found([*eyes, EDITS["resized"](eyes[3])], rows_of([f"{k:02}" for k in range(EYES + 1)]))
     assert table[["image_a", "image_b"]].to_numpy().tolist() == [["03", f"{EYES:02}"]]
+
+
+def test_a_pattern_takes_one_byte_a_pixel_and_agrees_as_before(eyes):
+    pictures = [thumbnail(eye) for eye in [*eyes, *map(EDITS["darker"], eyes)]]
+    with ThreadPoolExecutor(2) as pool:
+        stored = duplicates._patterns(pictures, pool)
+    exact = np.array([duplicates._pattern(picture) for picture in pictures])
+    assert stored.dtype == np.int8
+    assert stored.shape == exact.shape == (2 * EYES, 524)
+    values = stored.astype(np.float32) / duplicates.STEPS
+    assert np.abs(values @ values.T - exact @ exact.T).max() < 0.005

@@ -62,6 +62,17 @@ def test_with_one_seed_each_the_sentence_is_about_these_networks(tmp_path):
     assert effect.sentence.endswith("this compares trained networks, not settings.")
 
 
+def test_sweeps_that_differ_in_several_settings_are_no_single_effect(tmp_path):
+    own = {"optim._target_": "my.optim", "optim.lr": 0.5, "data.image_size": 64, "trainer.max_epochs": 9}
+    for name, config in (("first", {}), ("own", own)):
+        for seed in (0, 1):
+            write_run(tmp_path / name / str(seed), seed=seed, config=config)
+    (effect,) = effects_of(table_of(tmp_path))
+    assert effect.sentence.startswith("sweep=own instead of first: accuracy ")
+    several = " The sweeps differ in several settings (data.image_size, optim, trainer.max_epochs), whose effects "
+    assert several + "cannot be separated." in effect.sentence
+
+
 def test_one_patient_allows_no_interval(tmp_path):
     write_grid(tmp_path, {(18, None): 2.0, (50, None): 2.0}, images=2)
     (effect,) = effects_of(table_of(tmp_path))

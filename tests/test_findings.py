@@ -200,8 +200,8 @@ def test_runs_that_failed_at_the_start_share_a_line_with_the_remedy(tmp_path):
     write_run(tmp_path / "late", seed=2, state="failed", error="out of memory")
     notes = found(tmp_path)
     assert notes["failed at the start"] == (
-        "2 runs ended with an error before the first epoch; train again, or remove the folders (rm -r) to leave out "
-        "such runs: failed0: no column stage; failed1: no GPU"
+        "2 runs ended with an error before the end of the first epoch; train again, or remove the folders (rm -r) "
+        "to leave out such runs: failed0: no column stage; failed1: no GPU"
     )
     assert notes["failed"] == "late: out of memory"
 

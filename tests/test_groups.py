@@ -102,6 +102,15 @@ def test_a_grid_of_single_runs_keeps_its_axes(tmp_path):
     assert labels(compare(tmp_path)[1][0])[0] == "lr=0 momentum=0 weight_decay=0 nesterov=0"
 
 
+def test_axes_have_the_order_of_the_command(tmp_path):
+    for lr, depth, sampling in ((0.1, 18, "none"), (0.2, 34, "balanced"), (0.1, 34, "none")):
+        config = {"data.sampling": sampling, "optim.lr": lr, "trainer.max_epochs": depth}
+        overrides = ["optim=sgd", f"model.depth={depth}", f"+data.sampling={sampling}"]
+        write_run(tmp_path / f"{lr}-{depth}", depth, config=config, overrides=overrides)
+    (tmp_path / "jobs.txt").touch()
+    assert labels(compare(tmp_path)[1][0])[-1] == "lr=0.2 depth=34 sampling=balanced max_epochs=34"
+
+
 def test_other_seeds_than_the_run_s_are_axes(tmp_path):
     for split_seed in (0, 1):
         write_run(tmp_path / str(split_seed), config={"data.split_seed": split_seed})

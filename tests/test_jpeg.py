@@ -82,4 +82,4 @@ def test_train_prepare_and_predict_find_it(tmp_path):
     assert words in refusal(photographs(root / "train").table)
     dropping = retinopathy(root, on_bad_image="drop")
     assert dropping.table()[1]["skipped_images"] == 1
-    assert "zeros in place" in prepare_photograph(dropping.prepared_set, str(file))["defect"]
+    assert "zeros in place" in prepare_photograph(dropping.prepared_set, str(file))[0]["defect"]

@@ -33,7 +33,9 @@ def test_schedules_count_optimizer_steps_and_lightning_counts_batches(
     classifier.loss = nn.PReLU()  # it has a parameter
     classifier.schedule_factory = functools.partial(schedule, monitor="val/loss")
     datamodule = SimpleNamespace(batches_per_epoch=lambda: batches)
-    classifier._trainer = SimpleNamespace(max_epochs=7, accumulate_grad_batches=accumulate, datamodule=datamodule)
+    classifier._trainer = SimpleNamespace(
+        max_epochs=7, accumulate_grad_batches=accumulate, datamodule=datamodule, precision="32-true"
+    )
     config = classifier.configure_optimizers()["lr_scheduler"]
     assert seen == [(steps, 7)]
     assert (config["interval"], config["frequency"]) == ("step", max(1, batches))

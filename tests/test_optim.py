@@ -105,3 +105,59 @@ def test_invalid_class_weights_are_refused(weights: str | list[float]) -> None:
 def test_optimizers_get_their_arguments(make, given) -> None:
     (group,) = make([nn.Parameter(torch.zeros(1))], **given).param_groups
     assert {key: group[key] for key in given} == given
+
+
+def on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every parameter look as if it were on a CUDA GPU."""
+    monkeypatch.setattr(nn.Parameter, "is_cuda", True, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("make", "given", "precision", "fused"),
+    [
+        (torch.optim.SGD, {}, "bf16-mixed", True),
+        (torch.optim.Adam, {}, "32-true", True),
+        (torch.optim.AdamW, {}, "bf16-mixed", True),
+        (torch.optim.SGD, {}, "16-mixed", None),
+        (torch.optim.NAdam, {}, "bf16-mixed", None),
+        (torch.optim.RMSprop, {}, "bf16-mixed", None),
+        (torch.optim.SGD, {"foreach": True}, "bf16-mixed", None),
+        (torch.optim.Adam, {"fused": False}, "bf16-mixed", False),
+        (torch.optim.Adam, {"capturable": True}, "bf16-mixed", None),
+    ],
+)
+def test_optimizers_on_cuda_are_fused_unless_their_arguments_choose(
+    monkeypatch: pytest.MonkeyPatch, make, given, precision, fused
+) -> None:
+    on_cuda(monkeypatch)
+    optimizer = make([nn.Parameter(torch.zeros(1))], lr=0.1, **given)
+    optim.use_fused(optimizer, precision)
+    (group,) = optimizer.param_groups
+    assert group.get("fused") is fused
+    assert group.get("foreach") is (False if fused else given.get("foreach"))
+
+
+def test_optimizers_on_the_cpu_are_unchanged() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    before = [{**group} for group in optimizer.param_groups]
+    optim.use_fused(optimizer, "32-true")
+    assert optimizer.param_groups == before
+    mixed = torch.optim.SGD([{"params": [nn.Parameter(torch.zeros(1))]}], lr=0.1)
+    optim.use_fused(mixed, "bf16-mixed")
+    assert mixed.param_groups[0]["fused"] is None
+
+
+def test_a_resumed_optimizer_takes_the_implementation_of_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = [torch.optim.AdamW([nn.Parameter(torch.ones(2))], lr=lr) for lr in (0.1, 0.2)]
+    optim.use_fused(made[0], "32-true")
+    on_cuda(monkeypatch)
+    optim.use_fused(made[1], "32-true")
+    states = [each.state_dict() for each in made]
+    for optimizer, state, implementation in zip(made, reversed(states), [(None, None), (True, False)], strict=True):
+        optimizer.load_state_dict(state)
+        (group,) = optimizer.param_groups
+        assert (group["fused"], group["foreach"]) == implementation
+    assert [each.param_groups[0]["lr"] for each in made] == [0.2, 0.1]
+    states[0]["param_groups"] *= 2
+    with pytest.raises(ValueError, match="different number of parameter groups"):
+        made[0].load_state_dict(states[0])

@@ -18,7 +18,7 @@ from matplotlib.colors import to_rgb
 from resnet_lab.errors import UserError
 from resnet_lab.report import __main__ as report
 from resnet_lab.report import page
-from resnet_lab.report.groups import Group, tables_of
+from resnet_lab.report.groups import tables_of
 from resnet_lab.report.runs import read_predictions, read_run
 from resnet_lab.run_folder import find_runs
 
@@ -80,25 +80,37 @@ def test_the_difference_has_the_counts_of_every_group_and_run(tmp_path, undrawn)
     data = difference_of(page_of(tmp_path / "sweep"))
     runs = [read_run(run) for run in find_runs([tmp_path / "sweep"])]
     assert [side["label"] for side in data["sides"]][3:6] == [
-        "depth=50 pretrained=IMAGENET1K_V1",
-        "depth=18 pretrained=none, seed 0",
-        "depth=18 pretrained=none, seed 1",
+        "depth=18 pretrained=none",  # the groups and their runs have the order of the leaderboard
+        "depth=50 pretrained=IMAGENET1K_V1, seed 0",
+        "depth=50 pretrained=IMAGENET1K_V1, seed 1",
     ]
-    assert data["sides"][4]["counts"] == next(run for run in runs if run.collapsed).counts.tolist()
+    assert data["sides"][10]["counts"] == next(run for run in runs if run.collapsed).counts.tolist()
     assert np.sum([side["counts"] for side in data["sides"]], axis=(1, 2)).tolist() == [800] * 4 + [400] * 8
 
 
-def group(**values) -> Group:
-    return Group(values, [], {key: f"{key}={value}" for key, value in values.items()})
+@pytest.mark.parametrize(("number", "columns"), [(1, 1), (3, 3), (4, 4), (5, 3), (6, 3), (9, 3)])
+def test_matrices_fill_their_rows_about_equally(number, columns):
+    assert page.columns_of(number, room=4) == columns
 
 
-def test_matrices_form_a_grid_over_two_axes():
-    groups = [group(depth=depth, weights=weights) for depth in (18, 34, 50) for weights in ("none", "web")]
-    assert page.grid_of(groups, room=4) == (3, [(1, 1), (2, 1), (1, 2), (2, 2), (1, 3), (2, 3)])
-    assert page.grid_of(groups, room=2) == (2, [(1, 1), (1, 2), (2, 1), (2, 2), (3, 1), (3, 2)])
-    assert page.grid_of(groups[:-1], room=4)[1] == [(1, 1), (2, 1), (1, 2), (2, 2), (1, 3)]  # cell 6 is empty
-    assert page.grid_of(groups, room=1) == (1, [(place, 1) for place in range(1, 7)])
-    assert page.grid_of(groups[:1], room=4) == (1, [(1, 1)])
+def test_matrices_have_the_order_of_the_leaderboard(tmp_path, undrawn):
+    for depth, skill in ((18, 1.0), (34, 4.0), (50, 2.0)):
+        write_run(tmp_path / str(depth), depth, skill=skill)
+    text = words(page_of(tmp_path))
+    captions = [f"depth={depth} no DR mild" for depth in (34, 50, 18)]
+    places = [text.index(caption) for caption in captions]
+    assert places == sorted(places)
+
+
+def test_the_note_says_how_intervals_are_made(tmp_path, undrawn):
+    assert page.method_of("accuracy") == "Wilson's score method"
+    for depth in (18, 50):
+        write_run(tmp_path / str(depth), depth)
+    text = words(page_of(tmp_path))
+    assert "The 95 % intervals use Wilson's score method on QWK rescaled from −1…1 to 0…1; they cover" in text
+    brackets = "Brackets: 95 % limits of the difference. They hold for all pairs of groups at once, so they can reach"
+    assert brackets in text
+    assert brackets not in words(page_of(tmp_path / "18"))
 
 
 def test_bars_share_a_scale_with_the_baseline(tmp_path):
@@ -164,7 +176,7 @@ def test_missing_predictions_are_reported(tmp_path, undrawn):
 def test_no_result_at_all_is_a_page_too(tmp_path):
     write_run(tmp_path / "run", state="failed", error="boom", epochs=0)
     text = words(page_of(tmp_path))
-    assert "failed at the start: 1 run ended with an error before the first epoch" in text
+    assert "failed at the start: 1 run ended with an error before the end of the first epoch" in text
     assert "run: boom" in text
     assert "No run has a result" in text
 

@@ -80,7 +80,10 @@ def test_unreadable_files_are_listed_and_do_not_stop_the_command(root):
         ("1_left", "the file is empty"),
         ("2_left", "no image of a known format"),
     ]
-    assert "2 files of 50 cannot be read, such as 1_left (the file is empty)" in (out / "data_report.html").read_text()
+    assert (
+        "2 of 50 files missing or unreadable, such as 1_left (the file is empty)"
+        in (out / "data_report.html").read_text()
+    )
 
 
 def test_merged_patients_are_explained(root, caplog):
@@ -101,7 +104,7 @@ def test_a_row_without_its_file_is_listed_as_unreadable(root):
         assert [(row["image"], row["defect"]) for row in rows(out, "unreadable")] == [
             ("1_left", "No such file or directory")
         ]
-    assert "1 file of 50 cannot be read, such as 1_left" in (out / "data_report.html").read_text()
+    assert "1 of 50 files missing or unreadable, such as 1_left" in (out / "data_report.html").read_text()
 
 
 def test_a_folder_of_only_bad_files_is_reported(root):
@@ -109,7 +112,7 @@ def test_a_folder_of_only_bad_files_is_reported(root):
         file.write_bytes(b"x")
     out = prepare(root, "data.folds=2")
     assert len(rows(out, "unreadable")) == len(TRAIN) + len(TEST)
-    assert "50 files of 50 cannot be read" in (out / "data_report.html").read_text()
+    assert "50 of 50 files missing or unreadable" in (out / "data_report.html").read_text()
 
 
 def test_splits_that_cannot_be_cut_are_reported_and_do_not_stop_the_command(root):

@@ -10,10 +10,13 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from fake_data import TRAIN, encoded, refusal, retinopathy, write_studies
 
 from resnet_lab.data import prepared as module
@@ -40,6 +43,11 @@ def target(root, tmp_path):
     return PreparedSet(root, RECIPE, tmp_path / "cache")
 
 
+@pytest.fixture
+def raw(root, tmp_path):
+    return PreparedSet(root, RECIPE, tmp_path / "cache", format="raw")
+
+
 def contents(target):
     """Return every file of the set with its content."""
     return {file.relative_to(target.folder): file.read_bytes() for file in target.folder.rglob("*") if file.is_file()}
@@ -63,9 +71,9 @@ def test_a_jpeg_and_a_row_for_each_photograph(target, paths):
     pd.testing.assert_frame_equal(pd.read_csv(target.index_file, keep_default_na=False), index, check_dtype=False)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_an_interrupted_set_ends_with_the_same_bytes(target, paths, tmp_path, processes, monkeypatch):
-    other = PreparedSet(target.root, RECIPE, tmp_path / "other")
+@pytest.mark.parametrize(("format", "processes"), [("jpeg", 1), ("jpeg", 2), ("raw", 1), ("raw", 2)])
+def test_an_interrupted_set_ends_with_the_same_bytes(root, paths, tmp_path, format, processes, monkeypatch):
+    target, other = (PreparedSet(root, RECIPE, tmp_path / name, format=format) for name in ("cache", "other"))
     prepare(other, paths, processes=1)
     done: list[str] = []
 
@@ -83,6 +91,9 @@ def test_an_interrupted_set_ends_with_the_same_bytes(target, paths, tmp_path, pr
     assert len(target.journal_file.read_text().splitlines()) == 7
     with target.journal_file.open("a") as journal:
         journal.write('{"image": "images/9_le')  # killed while writing
+    if format == "raw":
+        with target.pixels_file.open("ab") as pixels:
+            pixels.write(b"half a photograph")
     monkeypatch.setattr(module, "prepare_photograph", once)
     prepare(target, paths, processes)
     assert contents(target) == contents(other)
@@ -252,6 +263,86 @@ def test_unfinished_files_of_a_dead_process_are_removed(target, paths):
     assert (dead.exists(), living.exists()) == (False, True)
 
 
+# uncompressed pixels
+
+
+def test_raw_pixels_are_those_of_the_originals_in_one_mapped_file(raw, target, paths):
+    prepare(target, paths, processes=1)
+    index = prepare(raw, paths, processes=1)
+    assert index["place"].tolist() == [f"{768 * number}:16x16" for number in range(50)]
+    assert raw.pixels_file.stat().st_size == 50 * 768
+    assert sorted(map(str, contents(raw))) == ["index.csv", "pixels.raw", "recipe.json"]
+    for path, (_, row) in zip(paths, index.iterrows(), strict=True):
+        image, expected = read_prepared(raw.stored(path, row["place"])), read_image(path, RECIPE)
+        np.testing.assert_array_equal(image, expected)
+        assert (image.flags.owndata, image.flags.writeable) == (False, False)  # mapped
+        assert row["prepared"] == digest_of(expected.tobytes())
+    jpegs = pd.read_csv(target.index_file)
+    assert jpegs.columns.tolist() == [name for name in index.columns if name != "place"]
+    np.testing.assert_array_equal(index["mean_r"], jpegs["mean_r"])
+    gray = read_prepared(raw.stored(paths[0], "0:16x16"), gray=True)
+    np.testing.assert_array_equal(gray, cv2.cvtColor(read_image(paths[0], RECIPE), cv2.COLOR_RGB2GRAY))
+
+
+def test_raw_photographs_of_different_sizes_and_unreadable_ones(root, paths, tmp_path):
+    Path(paths[1]).write_bytes(cv2.imencode(".jpeg", np.zeros((40, 20, 3), np.uint8))[1].tobytes())
+    Path(paths[2]).write_bytes(b"")
+    recipe = Recipe(16, "shorter", eye_crop=False, local_mean=False)
+    places = prepare(PreparedSet(root, recipe, tmp_path, format="raw"), paths[:4], processes=1)["place"]
+    assert places.tolist() == ["0:16x24", "1152:32x16", "", "2688:16x24"]
+
+
+def test_altered_raw_pixels_are_written_to_their_place_and_new_photographs_at_the_end(raw, paths):
+    prepare(raw, paths[:40], processes=1)
+    before = contents(raw)
+    with raw.pixels_file.open("r+b") as file:
+        file.seek(3 * 768)
+        file.write(b"altered")
+    prepare(raw, paths[:40], processes=1)
+    assert contents(raw) == before
+    raw.pixels_file.unlink()
+    prepare(raw, paths[:40], processes=1)
+    assert contents(raw) == before
+    index = prepare(raw, paths, processes=1)
+    assert index["place"].tolist() == [f"{768 * number}:16x16" for number in range(50)]
+
+
+def test_a_disk_without_room_for_raw_pixels_is_refused_before_the_first(raw, target, paths, monkeypatch):
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: SimpleNamespace(free=50 * 768 - 1))
+    text = "data.prepared_format=raw needs 0.0 GB for 50 photographs, and 0.0 GB are free"
+    assert text in refusal(prepare, raw, paths, 1)
+    assert not raw.pixels_file.exists()
+    assert len(prepare(target, paths, processes=1)) == 50
+    assert len(prepare(raw, paths[:49], processes=1)) == 49
+
+
+def test_training_finds_the_set_of_its_format(root, raw, target, paths, monkeypatch):
+    prepare(target, paths, processes=1)
+    assert set(datamodule(root, prepared_format="raw").table["prepared"]) == {""}
+    original = datamodule(root, prepared_format="raw", in_memory=False, val_fraction=0)
+    expected = next(iter(original.evaluation_dataloader("train")))["image"].clone()
+    prepare(raw, paths, processes=1)
+    checked = []
+    once = module._digest
+    monkeypatch.setattr(module, "_digest", lambda file: checked.append(file) or once(file))
+    for in_memory in (False, True):
+        built = datamodule(root, prepared_format="raw", in_memory=in_memory, val_fraction=0)
+        assert built.pixels == "prepared"
+        assert built.table["prepared"].str.startswith(f"{raw.pixels_file}:").all()
+        assert built.table["pixels"].tolist() == [digest_of(read_image(path, RECIPE)) for path in built.table["path"]]
+        assert torch.equal(next(iter(built.evaluation_dataloader("train")))["image"], expected)
+        assert built.noted["recipe"]["raw"] == "uint8"
+    assert len(checked) == 50  # once
+    assert "jpeg" in datamodule(root).noted["recipe"]
+    with raw.pixels_file.open("r+b") as file:
+        file.write(b"altered")
+    assert "pixels.raw:0:16x16 is missing or was modified; rerun" in refusal(
+        lambda: datamodule(root, prepared_format="raw")
+    )
+    raw.pixels_file.unlink()
+    assert "is missing or was modified" in refusal(lambda: datamodule(root, prepared_format="raw"))
+
+
 # training
 
 
@@ -331,6 +422,22 @@ def test_hashes_that_look_like_numbers_stay_text(target, paths):
     frame.assign(**numbers).to_csv(target.index_file, index=False)
     (row,) = target.entries().values()
     assert {key: row[key] for key in numbers} == numbers
+
+
+def test_rows_of_an_index_are_stored_by_column_and_take_the_place_of_earlier_ones():
+    rows = module.Rows(module.COLUMNS)
+    facts = dict.fromkeys(module.FACTS, 0.25)
+    for name, width in (("b", 1), ("a", 2), ("b", 3)):
+        rows[name] = {"image": name, "bytes": 5, "changed": 2**60, "width": width, "height": 4, **facts}
+    assert (len(rows), list(rows), rows["b"]["width"], rows["b"]["decoded"]) == (2, ["b", "a"], 3, "")
+    assert rows.frame()[["image", "changed", "width", "dark"]].to_numpy().tolist() == [
+        ["a", 2**60, 2, 0.25],
+        ["b", 2**60, 3, 0.25],
+    ]
+    again = module.Rows(module.COLUMNS)
+    again.add(rows.frame())
+    assert dict(again) == dict(rows)
+    assert again.frame(["b"])["width"].tolist() == [3]
 
 
 def test_two_simultaneous_commands_take_turns(target, paths, caplog):

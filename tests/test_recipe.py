@@ -19,7 +19,10 @@ def test_facts_name_data_network_and_recipe(tmp_path):
             noted = {"commit": "0123456789", "finished": "2026-01-02T03:04:05"}
             write_run(tmp_path / f"{depth}-{seed}", depth, seed=seed, **noted)
     found = facts(tmp_path)
-    assert found["data"].text == "retinopathy in somewhere: 4,000 train, 500 val, 400 test images, 5 classes"
+    assert (
+        found["data"].text
+        == "retinopathy in somewhere: 4,000 train, 500 val, 400 test images, 5 classes, test images of 200 patients"
+    )
     assert (found["image size"].text, found["resnet_lab commit"].text, found["finished"].text) == (
         "512 px",
         "0123456",
@@ -30,6 +33,29 @@ def test_facts_name_data_network_and_recipe(tmp_path):
     assert (found["optimizer"].text, found["initial weights"].text) == ("sgd lr=0.001", "random")
 
 
+def test_a_value_that_turns_something_off_is_listed_beside_the_others(tmp_path):
+    for number, sampling in enumerate((None, "none", "balanced")):
+        overrides = ["experiment=mine"] if number else ["seed=0"]
+        config = {"data.sampling": sampling, "data.rotation": 15 * number}
+        write_run(tmp_path / str(number), config=config, overrides=overrides)
+    found = facts(tmp_path)
+    assert (set(found["sampling"].values), found["sampling"].varies) == ({"none", "balanced"}, True)
+    assert set(found["augmentation"].values) == {"none", "rotation=15", "rotation=30"}
+    assert set(found["experiment"].values) == {"none", "mine"}
+    assert {"sampling", "augmentation", "experiment"} & {*facts(tmp_path / "0")} == set()
+
+
+def test_a_run_that_stopped_before_its_data_adds_no_second_value(tmp_path):
+    write_run(tmp_path / "done", precision="32-true")
+    write_run(tmp_path / "failed", 50, state="failed", error="boom", class_counts=None, class_names=None)
+    found = facts(tmp_path)
+    assert found["data"].values == [
+        "retinopathy in somewhere: 4,000 train, 500 val, 400 test images, 5 classes, test images of 200 patients"
+    ]
+    assert not found["data"].varies
+    assert (found["precision"].text, found["precision"].varies) == ("32-true", False)
+
+
 def test_the_command_is_built_from_the_overrides(tmp_path):
     for depth in (18, 50):
         overrides = [f"model.depth={depth}", "data.root=x"]
@@ -37,6 +63,22 @@ def test_the_command_is_built_from_the_overrides(tmp_path):
     (tmp_path / "sweep" / "jobs.txt").touch()
     assert facts(tmp_path)["command"].values == ["resnet-lab train -m model.depth=18,50 data.root=x"]
     assert "command" not in facts(write_run(tmp_path / "older" / "a").parent)
+
+
+def test_the_command_has_the_order_of_the_jobs_not_of_their_names(tmp_path):
+    jobs = [(depth, sampling) for depth in (34, 18) for sampling in ("none", "balanced")]
+    for depth, sampling in jobs:
+        overrides = [f"model.depth={depth}", f"data.sampling={sampling}"]
+        write_run(tmp_path / f"{sampling}-{depth}", depth, config={"data.sampling": sampling}, overrides=overrides)
+    (tmp_path / "jobs.txt").write_text("".join(f"{sampling}-{depth}\n" for depth, sampling in jobs))
+    found = facts(tmp_path)
+    assert found["command"].values == ["resnet-lab train -m model.depth=34,18 data.sampling=none,balanced"]
+
+
+def test_the_command_of_a_run_that_failed_at_the_start_comes_last(tmp_path):
+    write_run(tmp_path / "a", state="failed", error="boom", epoch=-1, overrides=["model.depth=50"])
+    write_run(tmp_path / "b", overrides=["model.depth=18"])
+    assert facts(tmp_path)["command"].values == [f"resnet-lab train model.depth={depth}" for depth in (18, 50)]
 
 
 def test_each_sweep_and_each_single_run_has_its_own_command(tmp_path):

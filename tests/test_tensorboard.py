@@ -69,7 +69,8 @@ def test_scalars_and_pictures_by_epoch(make_run: MakeRun) -> None:
     assert scalars(events, "val/loss") == pytest.approx(list(metrics["val/loss"]))
     assert scalars(events, "train/loss") == pytest.approx(list(metrics["train/loss"]))
     assert [event.step for event in events.Scalars("train/batch_loss")] == [1, 3]  # two batches per epoch
-    assert scalars(events, "lr-SGD") == pytest.approx([0.05, 0.05])
+    assert scalars(events, "z_lr-SGD") == pytest.approx([0.05, 0.05])
+    assert "epoch" not in events.Tags()["scalars"]  # the first cards are curves
     assert np.all(np.array(scalars(events, "train/images_per_second")) > 0)
     assert len(scalars(events, "train/images_per_second")) == 2
     assert [image.step for image in events.Images("z_pictures/val_confusion_matrix")] == [0, 1]

@@ -62,6 +62,13 @@ def test_a_curve_shows_the_rates_of_its_thresholds():
     assert np.interp(false_alarms, PLACES, roc_of((positive, scores))[0]) == pytest.approx(found, abs=0.02)
 
 
+def test_precision_starts_at_the_first_threshold_that_finds_a_positive():
+    positive, scores = np.array([False, True, False, True]), np.array([0.9, 0.8, 0.7, 0.6])
+    values, precision = precision_recall_of((positive, scores))
+    assert values[[0, 100, 101, 200]].tolist() == [0.5] * 4
+    assert precision == pytest.approx(average_precision_score(positive, scores))
+
+
 def test_each_class_and_the_referable_grades_have_a_panel(tmp_path):
     for seed in (0, 1):
         write_run(tmp_path / str(seed), seed=seed)

@@ -324,6 +324,33 @@ def test_normalize_against_torchvision():
     np.testing.assert_array_equal(denormalize(result, mean, std), images)
 
 
+def test_normalize_uses_memory_again_only_if_no_tensor_refers_to_it():
+    mean, std = torch.zeros(3), torch.ones(3)
+
+    def normalized(value, number=2):
+        return normalize(torch.full((number, 4, 4, 3), value, dtype=torch.uint8), mean, std)
+
+    first = normalized(51)
+    place, part = first.data_ptr(), first[1:, :2].permute(0, 2, 3, 1)
+    second = normalized(102)
+    del first
+    third = normalized(153)
+    assert len({place, second.data_ptr(), third.data_ptr()}) == 3
+    assert [float(part.max()), float(second.min()), float(third.min())] == pytest.approx([0.2, 0.4, 0.6])
+    weights = torch.ones(1, 3, 1, 1, requires_grad=True)
+    loss = torch.nn.functional.conv2d(third, weights).sum()
+    del third
+    fourth = normalized(0)  # autograd still needs the third
+    loss.backward()
+    assert weights.grad.flatten().tolist() == pytest.approx([0.6 * 32] * 3)
+    place = fourth.data_ptr()
+    del fourth
+    smaller = normalized(204, number=1)
+    assert (smaller.data_ptr(), smaller.shape, float(smaller.max())) == (place, (1, 3, 4, 4), pytest.approx(0.8))
+    del smaller
+    assert normalized(255).data_ptr() == place
+
+
 def test_denormalize_keeps_to_uint8():
     images = torch.tensor([-1.0, 0.0, 0.5, 1.0, 9.0]).reshape(1, 1, 1, 5).expand(1, 3, 1, 5)
     shown = denormalize(images, torch.zeros(3), torch.ones(3))

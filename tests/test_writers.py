@@ -11,24 +11,37 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "resnet_lab"
 WRITERS = (
     *("write_text", "write_bytes", "savefig", "imwrite", "savez", "savez_compressed", "savetxt", "tofile", "touch"),
-    *("mkstemp", "NamedTemporaryFile", "FileHandler", "TensorBoardLogger", "CSVLogger", "SummaryWriter", "save_file"),
+    *(
+        "mkstemp",
+        "NamedTemporaryFile",
+        "FileHandler",
+        "TensorBoardLogger",
+        "Board",
+        "CSVLogger",
+        "SummaryWriter",
+        "save_file",
+    ),
     *("copyfile", "copy2", "copytree", "move", "symlink_to", "hardlink_to", "urlretrieve", "save", "dump"),
     *("download_url_to_file", "extractall", "open_memmap", "memmap"),
 )
 FRAMES = ("to_csv", "to_json", "to_html", "to_parquet", "to_pickle", "to_excel")  # these return text without a path
 APPENDED = {
     "build.py set_up_logging FileHandler": "train.log alone grows by lines",
-    "loggers.py tensorboard TensorBoardLogger": "TensorBoard's events, which its writer appends",
+    "loggers.py tensorboard Board": "TensorBoard's events, which its writer appends",
     "loggers.py log_to_all save": "loggers flush what they append",
     "loggers.py RowLogger.log_metrics open": "rows of csv/metrics.csv: a cut one is dropped and logged again",
     "data/prepared.py _prepare_missing open": "the journal: a line for each photograph, and a cut line is done again",
+    "data/prepared.py _pixels open": "the pixels of photographs: those without a row in the journal are cut off",
+    "data/prepared.py _pixels touch": "likewise",
     "run_folder.py list_jobs open": "jobs.txt: names of jobs, read and changed under a lock on the file itself",
     "run_folder.py list_jobs touch": "likewise",
 }
 HELD = {  # these are not written to
+    "gpus.py place_on_gpu open": "a lock",
     "run_folder.py RunFolder.lock open": "a lock",
     "run_folder.py RunFolder.turn open": "a lock",
     "data/prepared.py _turn open": "a lock",
+    "data/prepared.py _all_pixels memmap": "mapped to read",
     "terminal.py Progress._owns open": "the terminal, for its lock",
 }
 BESIDE = {
@@ -40,6 +53,7 @@ BESIDE = {
 NOT_TO_DISK = {
     "checkpoints.py AtomicCheckpointIO.save_checkpoint save": "to memory, and then through write_atomically",
     "outputs.py write_split savefig": "likewise",
+    "data/prepared.py _prepare_missing to_csv": "likewise",
     "rendering.py png savefig": "likewise",
     "command_line.py stop_printing open": "/dev/null",
 }

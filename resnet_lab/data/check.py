@@ -52,7 +52,7 @@ HASH_DIGITS = 16  # hexadecimal digits of the hash of an image's pixels
 SMALLEST = 64  # pixels a side; at smaller scales, different JPEGs could decode to equal images
 
 
-def digest_of(data: bytes) -> str:
+def digest_of(data: bytes | memoryview) -> str:
     """Return a hash of bytes, 32 hexadecimal digits."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 

@@ -46,6 +46,7 @@ DEVICE_SHARE = 0.5  # … and of the free memory of a GPU
 SOURCES = {"originals": "the originals", "prepared": "a prepared set"}  # sources of pixels, for messages
 PREFETCH = 2  # batches per worker that wait in shared memory …
 IN_USE = 2  # … and batches on their way to the device
+EVALUATION_FACTOR = 2  # on CUDA, evaluation batches are so many times larger: they keep no activations for gradients
 TIMEOUT = 600.0  # seconds without a batch from the workers before the job fails
 STATISTICS_IMAGES = 2000  # if train is not in memory, mean and std use so many images, evenly spaced
 
@@ -101,7 +102,8 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
     def read_all(self) -> list[np.ndarray]:
         """Read all images before augmentation, on all cores (decoding releases the interpreter's lock)."""
         with ThreadPoolExecutor(environment.cores()) as pool:
-            return list(pool.map(self.read, range(len(self))))
+            images = pool.map(self.read, range(len(self)))
+            return [np.require(image, requirements="W") for image in images]  # copies what is mapped from a file
 
     def __getitems__(self, keys: Sequence[int | tuple[int, int, int]]) -> dict[str, Tensor]:
         """Return the batch of these keys, `index` or `(epoch, index, repeat)`; DataLoader calls it once per batch."""
@@ -173,6 +175,7 @@ class DataModule(LightningDataModule):
         follow_test: also evaluate test after each epoch; it selects nothing.
         statistics: mean and std to use in place of this data set's own (to evaluate on other data).
         pixels: `originals` or `prepared`: what to read; None: the prepared set if it is complete.
+        accelerator: `trainer.accelerator`; `setup` places the images before there is a Trainer.
     """
 
     def __init__(
@@ -182,10 +185,11 @@ class DataModule(LightningDataModule):
         follow_test: bool = False,
         statistics: tuple[Sequence[float], Sequence[float]] | None = None,
         pixels: str | None = None,
+        accelerator: str = "cpu",
     ) -> None:
         super().__init__()
         self.data, self.seed, self.follow_test, self.statistics = data, seed, follow_test, statistics
-        self.pixels, self.is_set_up = pixels, False
+        self.pixels, self.accelerator, self.is_set_up = pixels, accelerator, False
         self.table: pd.DataFrame | None = None
         self.images: dict[str, Sequence[np.ndarray]] = {}  # split → decoded images, if kept in memory
         self.resident: dict[str, Resident] = {}  # split → decoded images, if kept on the device
@@ -201,7 +205,7 @@ class DataModule(LightningDataModule):
         """Build the data of a configuration from `resnet_lab.compose` or a run folder.
 
         Args:
-            config: configuration with `data`, `seed` and `follow_test`.
+            config: configuration with `data`, `seed`, `follow_test` and, for `data.in_memory=auto`, `trainer`.
             statistics: see the class.
             pixels: see the class.
 
@@ -209,7 +213,8 @@ class DataModule(LightningDataModule):
             UserError: a key of data is invalid.
         """
         plain: Any = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
-        return cls(build("data", plain["data"]), plain["seed"], plain["follow_test"], statistics, pixels)
+        accelerator = plain.get("trainer", {}).get("accelerator", "cpu")
+        return cls(build("data", plain["data"]), plain["seed"], plain["follow_test"], statistics, pixels, accelerator)
 
     def read(self) -> None:
         """Read and check the table, once."""
@@ -300,6 +305,10 @@ class DataModule(LightningDataModule):
         device: torch.device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         return device
 
+    def _on_cuda(self) -> bool:
+        """Return whether the training uses a CUDA GPU; before there is a Trainer, whether it will."""
+        return self._device().type == "cuda" if self.trainer else environment.uses_cuda(self.accelerator)
+
     def train_dataloader(self) -> Batches:
         """Return the loader of train, global batches divided among the ranks; a last batch of one image is dropped."""
         dataset, data = self.dataset("train", augment=True), self.data
@@ -359,7 +368,8 @@ class DataModule(LightningDataModule):
     def evaluation_dataloader(self, split: str) -> Batches:
         """Return a loader of every image of a split, once, in the order of the table."""
         dataset = self.dataset(split, augment=False)
-        return self._loader(dataset, EvaluationSampler(len(dataset), *self._rank()))
+        larger = EVALUATION_FACTOR if self._device().type == "cuda" else 1
+        return self._loader(dataset, EvaluationSampler(len(dataset), *self._rank()), larger)
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Transform, color and normalize on the device: `image` becomes float32 (B, 3, S, S)."""
@@ -370,8 +380,8 @@ class DataModule(LightningDataModule):
         self.mean, self.std = self.mean.to(images.device), self.std.to(images.device)
         return batch | {"image": normalize(images, self.mean, self.std, batch.get("color"))}
 
-    def _loader(self, dataset: ImageDataset, sampler: TrainSampler | EvaluationSampler) -> Batches:
-        batch_size = self.batch_size_per_rank(self._rank()[1])
+    def _loader(self, dataset: ImageDataset, sampler: TrainSampler | EvaluationSampler, factor: int = 1) -> Batches:
+        batch_size = factor * self.batch_size_per_rank(self._rank()[1])
         if self.in_memory == "device":
             self._on_device(dataset)
         context = self._context() if self.num_workers else None
@@ -447,7 +457,8 @@ class DataModule(LightningDataModule):
         chosen, free = self.data.num_workers, environment.shared_memory()
         cores = max(1, environment.cores() // getattr(self.trainer, "num_devices", 1))
         workers = (0 if self.in_memory else cores) if chosen == "auto" else int(chosen)
-        batch = self.data.batch_size * 3 * (self.data.crop or self.data.image_size) ** 2
+        factor = EVALUATION_FACTOR if self._on_cuda() else 1
+        batch = factor * self.data.batch_size * 3 * (self.data.crop or self.data.image_size) ** 2
         fitting = workers if free is None else max(0, (free // batch - IN_USE) // PREFETCH)
         if workers <= fitting:
             return workers
@@ -478,11 +489,13 @@ class DataModule(LightningDataModule):
         if self.data.in_memory != "auto":
             return self.data.in_memory
         # the longer side of a photograph is seldom more than 1.5 times the shorter, which is image_size
-        need, device = len(table) * 3 * self.data.image_size**2 * 1.5, self._device()
+        need = len(table) * 3 * self.data.image_size**2 * 1.5
         if need > HOST_SHARE * environment.free_memory() / getattr(self.trainer, "num_devices", 1):
             return False
-        fits = device.type == "cuda" and need < DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]
-        return "device" if fits else True
+        if not self._on_cuda():
+            return True
+        device = int(os.environ.get("LOCAL_RANK", "0"))
+        return "device" if need < DEVICE_SHARE * torch.cuda.mem_get_info(device)[0] else True
 
     def _mean_and_std(self) -> tuple[list[float], list[float]]:
         """Return mean and std by channel, in [0, 1]: given, computed from the training split, or 0 and 1."""

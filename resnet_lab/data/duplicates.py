@@ -14,7 +14,7 @@ import pandas as pd
 
 from resnet_lab.data.progress import with_progress
 
-VERSION = 1  # of the search for near pairs; raise it when the same thumbnails give other pairs
+VERSION = 2  # of the search for near pairs; raise it when the same thumbnails give other pairs
 COLUMNS = ["image_a", "split_a", "label_a", "image_b", "split_b", "label_b", "kind"]
 SIDE = 64  # pixels of a thumbnail
 COARSE = 32  # side in pixels of the patterns for comparing all pictures with all
@@ -25,7 +25,8 @@ NEIGHBORS = 5  # … with at most so many neighbors of each picture
 MIN_ALIGNED = 0.85  # least correlation for two aligned pictures to be one photograph
 MAX_WARP = 0.15  # largest scaling, rotation and shift of the alignment, as shares of the picture
 MIN_CONTRAST = 0.1  # below this contrast of the pattern a picture is black or flat and resembles all other flat ones
-BLOCK = 256  # rows of the correlation matrix in memory at a time
+BLOCK, WIDTH = 256, 2048  # rows and columns of the correlation matrix in memory at a time
+STEPS = 500  # a pattern is stored in steps of 1 / STEPS as int8, half a KB a picture
 MANY = 20  # above so many copies of one file, not all pairs are listed
 
 
@@ -69,30 +70,51 @@ def _listed(rows: pd.DataFrame, pairs: list[tuple[int, int]], kinds: list[str]) 
     return table.sort_values(order, ascending=[False, True, True, True], ignore_index=True)[COLUMNS]
 
 
-def near_pairs(thumbnails: np.ndarray) -> list[tuple[int, int]]:
-    """Return pairs of indices of thumbnails, uint8 (N, SIDE, SIDE), that agree after alignment.
+def near_pairs(thumbnails: Sequence[np.ndarray]) -> list[tuple[int, int]]:
+    """Return pairs of indices of thumbnails, uint8 (SIDE, SIDE) each, that agree after alignment.
 
     Each picture is compared with all others as a coarse pattern, then with its nearest neighbors after affine
-    alignment (Evangelidis & Psarakis 2008).
+    alignment (Evangelidis & Psarakis 2008). Only the patterns stay in memory: a sequence may load its thumbnails on
+    demand.
     """
-    patterns = np.array([_pattern(picture) for picture in thumbnails], dtype=np.float32)
-    starts, found = range(0, len(patterns), BLOCK), list[tuple[int, int]]()
+    found = list[tuple[int, int]]()
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # cv2 releases the interpreter's lock
-        for start in with_progress(starts, len(patterns), "compared", BLOCK):
+        patterns = _patterns(thumbnails, pool)
+        for start in with_progress(range(0, len(patterns), BLOCK), len(patterns), "compared", BLOCK):
             pairs = _candidates(patterns, start)
-            agreement = pool.map(lambda pair: _agreement(*thumbnails[list(pair)]), pairs)
+            needed = sorted({place for pair in pairs for place in pair})
+            loaded = dict(zip(needed, pool.map(thumbnails.__getitem__, needed), strict=True))
+            agreement = pool.map(lambda pair, loaded=loaded: _agreement(loaded[pair[0]], loaded[pair[1]]), pairs)
             found += [pair for pair, value in zip(pairs, agreement, strict=True) if value >= MIN_ALIGNED]
     return found
 
 
+def _patterns(thumbnails: Sequence[np.ndarray], pool: ThreadPoolExecutor) -> np.ndarray:
+    """Return the patterns of thumbnails, int8 (N, P), in steps of 1 / STEPS."""
+    patterns = np.empty((len(thumbnails), np.count_nonzero(_disc(COARSE))), np.int8)
+    for start in with_progress(range(0, len(patterns), BLOCK), len(patterns), "loaded", BLOCK):
+        block = patterns[start : start + BLOCK]
+        places = range(start, start + len(block))
+        block[:] = list(pool.map(lambda place: (_pattern(thumbnails[place]) * STEPS).round().clip(-127, 127), places))
+    return patterns
+
+
 def _candidates(patterns: np.ndarray, start: int) -> list[tuple[int, int]]:
     """Pair each of the BLOCK rows from `start` with the NEIGHBORS later rows of the most similar patterns."""
-    likeness = patterns[start : start + BLOCK] @ patterns[start:].T
-    alike = np.flatnonzero(likeness >= MIN_COARSE)  # ten times faster than np.nonzero
-    first, second = np.divmod(alike, likeness.shape[1])
-    found = pd.DataFrame({"a": first, "b": second, "likeness": likeness[first, second]}).query("a < b")
-    nearest = found.sort_values("likeness", ascending=False, kind="stable").groupby("a").head(NEIGHBORS)
-    return list(zip((start + nearest["a"]).tolist(), (start + nearest["b"]).tolist(), strict=True))
+    rows, chunks = patterns[start : start + BLOCK].astype(np.float32) / STEPS**2, list[pd.DataFrame]()
+    for left in range(start, len(patterns), WIDTH):
+        likeness = rows @ patterns[left : left + WIDTH].T.astype(np.float32)
+        alike = np.flatnonzero(likeness >= MIN_COARSE)  # ten times faster than np.nonzero
+        first, second = np.divmod(alike, likeness.shape[1])
+        found = pd.DataFrame({"a": start + first, "b": left + second, "likeness": likeness.ravel()[alike]})
+        chunks.append(_nearest(found.query("a < b")))
+    nearest = _nearest(pd.concat(chunks))
+    return list(zip(nearest["a"].tolist(), nearest["b"].tolist(), strict=True))
+
+
+def _nearest(found: pd.DataFrame) -> pd.DataFrame:
+    """Return the NEIGHBORS rows of the largest `likeness` for each `a`."""
+    return found.sort_values("likeness", ascending=False, kind="stable").groupby("a").head(NEIGHBORS)
 
 
 def _pattern(picture: np.ndarray) -> np.ndarray:

@@ -82,6 +82,7 @@ class ImageData(Augmentation, ABC):
     num_workers: Literal["auto"] | Annotated[int, Within(0, 1_000)]
     in_memory: bool | Literal["auto", "device"]
     cache_dir: str
+    prepared_format: Literal["jpeg", "raw"]
 
     def __post_init__(self) -> None:
         """Refuse values of a wrong type and contradictions, by key."""
@@ -132,7 +133,7 @@ class ImageData(Augmentation, ABC):
     def prepared_set(self) -> PreparedSet:
         """The prepared set of this data set and recipe, whether or not it exists."""
         root = Path(self.root).expanduser().absolute()  # links are not resolved: the rows' paths contain them, too
-        return PreparedSet(root, self.recipe, Path(self.cache_dir).expanduser(), self.rules)
+        return PreparedSet(root, self.recipe, Path(self.cache_dir).expanduser(), self.rules, self.prepared_format)
 
     def listed(self) -> pd.DataFrame:
         """Return the rows of the data set with their patients, in the configured splits."""

@@ -1,23 +1,27 @@
-"""Prepared sets: photographs read once by a recipe and stored as JPEGs, with an index of their sources."""
+"""Prepared sets: photographs read once by a recipe and stored as JPEGs or as pixels, with an index of their sources."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import logging
 import multiprocessing
 import os
-from collections.abc import Hashable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+import shutil
+from array import array
+from collections import deque
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
-from functools import cache, cached_property, partial
+from functools import cache, cached_property, lru_cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Literal
 
 import cv2
 import numpy as np
@@ -40,19 +44,68 @@ AS_THEY_ARE = Rules(strict=False)  # for files that were examined when they were
 CHUNK = 8  # photographs per task of a process
 FACTS = ("brightness", "dark", "bright", *(f"{kind}_{color}" for kind in ("mean", "square") for color in "rgb"))
 COLUMNS = ("image", "bytes", "changed", "digest", "width", "height", "defect", "prepared", *FACTS, "decoded")
-TEXT = dict.fromkeys(("image", "digest", "prepared", "decoded"), str)  # a hash may look like a number
+TEXT = dict.fromkeys(("image", "digest", "prepared", "decoded", "place"), str)  # a hash may look like a number
+PIXELS = "pixels.raw"  # file name
+NOTHING: np.ndarray = np.empty((0, 0, 3), np.uint8)
 Entry = dict[Hashable, Any]  # a row of the index: see `PreparedSet`
+Format = Literal["jpeg", "raw"]
+
+
+class Rows(Mapping[str, Entry]):
+    """Rows of an index by name, stored by column: half a kilobyte a row, a fifth of dictionaries."""
+
+    def __init__(self, columns: Sequence[str]) -> None:
+        numbers = {**dict.fromkeys(FACTS, "d"), **dict.fromkeys(("bytes", "changed", "width", "height"), "q")}
+        self._columns: dict[str, Any] = {name: array(numbers[name]) if name in numbers else [] for name in columns}
+        self._places: dict[str, int] = {}
+
+    def add(self, frame: pd.DataFrame) -> None:
+        """Add the rows of a table with distinct new names."""
+        for name, values in self._columns.items():
+            values.extend(frame[name].tolist())
+        self._places |= {name: place for place, name in enumerate(frame["image"], len(self))}
+
+    def __setitem__(self, name: str, row: Entry) -> None:
+        place = self._places.setdefault(name, len(self))
+        for column, values in self._columns.items():
+            value = row.get(column, "")
+            if place == len(values):
+                values.append(value)
+            else:
+                values[place] = value
+
+    def __getitem__(self, name: str) -> Entry:
+        place = self._places[name]
+        return {column: values[place] for column, values in self._columns.items()}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def frame(self, names: Sequence[str] | None = None) -> pd.DataFrame:
+        """Return the rows with these names, in this order; None: all, sorted."""
+        places = [self._places[name] for name in (sorted(self) if names is None else names)]
+        return pd.DataFrame(
+            {
+                name: np.array(values)[places] if isinstance(values, array) else [values[place] for place in places]
+                for name, values in self._columns.items()
+            }
+        )
 
 
 @dataclass(frozen=True)
 class PreparedSet:
     """Folder of one recipe and one source.
 
-    It contains `images/`, `index.csv` with one row per photograph, and `journal.jsonl` until the index is complete.
-    Columns of the index:
+    It contains `images/`, `index.csv` with one row per photograph, and `journal.jsonl` until the index is complete. The
+    format `raw` has one file `pixels.raw` in place of `images/`: the pixels of all photographs, uint8 (H, W, 3) each,
+    in the order of preparation. Columns of the index:
     - of the source: `image` (path below the root), `bytes`, `changed` (ns), `digest`, `width` and `height` (pixels),
       `defect` (empty, or why it cannot be read), `decoded` (hash of the pixels; empty in sets of older versions);
-    - `prepared`: digest of the JPEG;
+    - `prepared`: digest of the JPEG, or of the pixels;
+    - `place` (only in the format `raw`): `START:HEIGHTxWIDTH`, the first byte and the shape in `pixels.raw`;
     - `FACTS`: `brightness` (mean gray of the eye, 0 to 255), `dark`, `bright` (shares of the eye below 20 and above
       235), mean and mean square of each channel in [0, 1].
 
@@ -61,18 +114,34 @@ class PreparedSet:
         recipe: recipe for reading the photographs.
         cache_dir: folder of all prepared sets.
         rules: what counts as damage.
+        format: `jpeg`, or `raw` (uncompressed, as read from the originals).
     """
 
     root: Path
     recipe: Recipe
     cache_dir: Path
     rules: Rules = RULES
+    format: Format = "jpeg"
 
     @cached_property
     def folder(self) -> Path:
         """The folder, named by the source and a hash of recipe and source, so that recipes never mix."""
-        text = json.dumps({"version": VERSION, "jpeg": JPEG, "root": str(self.root), **asdict(self.recipe)})
+        text = json.dumps({"version": VERSION, **self._encoding, "root": str(self.root), **asdict(self.recipe)})
         return self.cache_dir / "prepared" / f"{self.root.name}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+    @property
+    def _encoding(self) -> dict[str, Any]:
+        return {"jpeg": list(JPEG)} if self.format == "jpeg" else {"raw": "uint8"}
+
+    @property
+    def pixels_file(self) -> Path:
+        """The pixels of all photographs, in the format `raw`."""
+        return self.folder / PIXELS
+
+    @property
+    def columns(self) -> list[str]:
+        """Columns of the index."""
+        return [*COLUMNS, *["place"] * (self.format == "raw")]
 
     @property
     def index_file(self) -> Path:
@@ -105,33 +174,40 @@ class PreparedSet:
         name = self.name(path)
         return f"{self._images}/{name}" if name.endswith(".jpeg") else f"{self._images}/{name}.jpeg"
 
+    def stored(self, path: str, place: str = "") -> str:
+        """Return what `read_prepared` reads: the JPEG of a source photograph, or its `place` in the file of pixels."""
+        return f"{self._pixels}:{place}" if self.format == "raw" else self.file_name(path)
+
+    @cached_property
+    def _pixels(self) -> str:
+        return str(self.pixels_file)
+
     @cached_property
     def _images(self) -> str:
         return str(self.folder / "images")
 
-    def entries(self) -> dict[str, Entry]:
+    def entries(self) -> Rows:
         """Return the rows of index and journal by name; none if nothing was prepared."""
-        rows: dict[str, Entry] = {}
+        rows = Rows(self.columns)
         if self.index_file.is_file():
             try:
                 frame = pd.read_csv(self.index_file, dtype=TEXT, keep_default_na=False)
-                frame = frame.assign(decoded=frame.get("decoded", ""))[list(COLUMNS)]  # sets of older versions lack it
-                rows = dict(zip(frame["image"], frame.to_dict("records"), strict=True))
-            except (ValueError, KeyError):  # damaged: treated as absent
+                frame = frame.assign(decoded=frame.get("decoded", ""))[self.columns]  # sets of older versions lack it
+                rows.add(frame)
+            except (ValueError, KeyError, TypeError):  # damaged: treated as absent
+                rows = Rows(self.columns)
                 log.warning("%s is damaged; run resnet-lab prepare to rebuild it", self.index_file)
         if self.journal_file.is_file():
-            for line in self.journal_file.read_text(encoding="utf-8").splitlines():
-                try:
-                    row = json.loads(line)
-                except ValueError:  # a line cut off when the process died
-                    continue
-                rows[row["image"]] = row | {"decoded": row.get("decoded", "")}
+            with self.journal_file.open(encoding="utf-8") as journal:
+                for line in journal:
+                    with suppress(ValueError):  # a line cut off when the process died
+                        row = json.loads(line)
+                        rows[row["image"]] = row
         return rows
 
     def noted(self, pixels: str) -> dict[str, Any]:
         """Return the recipe that a run records; `pixels` is `originals` or `prepared`."""
-        jpeg = {"jpeg": list(JPEG)} if pixels == "prepared" else {}
-        return {"version": VERSION, **asdict(self.recipe), **jpeg}
+        return {"version": VERSION, **asdict(self.recipe), **(self._encoding if pixels == "prepared" else {})}
 
     def lookup(self, rows: pd.DataFrame, needed: bool = False) -> pd.DataFrame | None:
         """Return the rows with the columns of `ImageData.check`, if all of them were prepared.
@@ -149,9 +225,10 @@ class PreparedSet:
         entries = self.entries()
         if not entries and not needed:
             return None
-        found = [entries.get(self.name(path)) for path in rows["path"]]
+        names = [self.name(path) for path in rows["path"]]
         lacking = sum(
-            entry is None or not _same_source(entry, path) for entry, path in zip(found, rows["path"], strict=True)
+            name not in entries or not _same_source(entries[name], path)
+            for name, path in zip(names, rows["path"], strict=True)
         )
         if lacking and needed:
             raise UserError(
@@ -163,20 +240,46 @@ class PreparedSet:
             text = "%s lacks %d of %s, so the originals are read; run resnet-lab prepare to complete it"
             log.warning(text, self.folder, lacking, count(len(rows), "photograph"))
             return None
-        index = pd.DataFrame(found, index=rows.index)[["defect", "digest", "decoded", "prepared"]]
+        index = entries.frame(names).set_axis(rows.index)
+        places = index.get("place", pd.Series("", rows.index))
+        index = index[["defect", "digest", "decoded", "prepared"]]
         unknown = rows.loc[(index["decoded"] == "") & (index["defect"] == ""), "path"]
         if len(unknown):  # prepared by an older version
             index.loc[unknown.index, "decoded"] = unknown.map(
                 check_files(unknown, self.cache_dir, AS_THEY_ARE)["decoded"]
             )
         files = [
-            self.file_name(path) if good else "" for path, good in zip(rows["path"], index["defect"] == "", strict=True)
+            self.stored(path, place) if good else ""
+            for path, place, good in zip(rows["path"], places, index["defect"] == "", strict=True)
         ]
-        seen = check_files([file for file in files if file], self.cache_dir, AS_THEY_ARE)["digest"]
+        seen = self._digests([file for file in files if file])
         for file, digest in zip(files, index["prepared"], strict=True):
             if file and seen[file] != digest:
                 raise UserError(f"{file} is missing or was modified; rerun resnet-lab prepare with the same keys")
         return rows.join(index.assign(pixels=index["prepared"], prepared=files))
+
+    def _digests(self, files: Sequence[str]) -> Mapping[Hashable, str]:
+        """Return the digests of stored photographs; they are cached until a file changes."""
+        if self.format == "jpeg":
+            return check_files(files, self.cache_dir, AS_THEY_ARE)["digest"].to_dict()
+        try:
+            stat = self.pixels_file.stat()
+        except OSError:
+            return dict.fromkeys(files, "")
+        version, known = [stat.st_size, stat.st_mtime_ns], dict[Hashable, str]()
+        cache_file = self.cache_dir / f"checked_{self.folder.name}.json"
+        with suppress(OSError, ValueError, TypeError, KeyError):  # not checked yet, or damaged
+            before = json.loads(cache_file.read_text(encoding="utf-8"))
+            known = before["digests"] if before["version"] == version else {}
+        if new := [file for file in files if file not in known]:
+            log.info("checking %s (once)", count(len(new), "prepared photograph"))
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                known |= dict(zip(new, with_progress(pool.map(_digest, new), len(new), "checked"), strict=True))
+            try:
+                write_atomically(cache_file, json.dumps({"version": version, "digests": known}, ensure_ascii=False))
+            except OSError as error:
+                log.warning("cannot cache the check of the images: %s", error)
+        return known
 
 
 @cache
@@ -202,7 +305,8 @@ def prepare(target: PreparedSet, paths: Sequence[str], processes: int) -> pd.Dat
     """Read every photograph that is not prepared yet, and write the index.
 
     It can be interrupted and restarted at any time, and the output is byte-identical: a JPEG gets its name when it is
-    complete, and one that does not match its row is written again.
+    complete, and one that does not match its row is written again. In the format `raw`, pixels are appended in
+    the order of `paths`, and those without a row are cut off. An altered photograph is written to its place again.
 
     Args:
         target: the set.
@@ -256,16 +360,70 @@ def _prepare_missing(target: PreparedSet, names: dict[str, str], processes: int)
     missing = [path for path, there in zip(names, whole, strict=True) if not there]
     log.info("%s: %d of %s to prepare", target.folder, len(missing), count(len(names), "photograph"))
     if not missing and target.index_file.is_file() and not target.journal_file.exists():
-        return pd.DataFrame([entries[name] for name in sorted(entries)])  # equal to the file
-    with target.journal_file.open("a", encoding="utf-8") as journal:
-        for entry in with_progress(_prepare_all(target, missing, processes), len(missing), "prepared"):
+        return entries.frame()  # equal to the file
+    refuse_full(target, sum(not entries.get(names[path], {}).get("place") for path in missing))
+    with target.journal_file.open("a", encoding="utf-8") as journal, _pixels(target) as pixels:
+        end = _end(entries)
+        if pixels:
+            pixels.truncate(end)
+        for entry, content in with_progress(_prepare_all(target, missing, processes), len(missing), "prepared"):
+            if pixels:
+                end = _write_pixels(pixels, content, entry, entries.get(entry["image"], {}), end)
             entries[entry["image"]] = entry
             journal.write(json.dumps(entry, ensure_ascii=False) + "\n")
             journal.flush()
-    index = pd.DataFrame([entries[name] for name in sorted(entries)])
-    write_atomically(target.index_file, index.to_csv(index=False))
+    index = entries.frame()
+    encoded = io.BytesIO()  # half of the memory of a text
+    index.to_csv(encoded, index=False)
+    write_atomically(target.index_file, encoded.getbuffer())
     target.journal_file.unlink()
     return index
+
+
+def refuse_full(target: PreparedSet, number: int) -> None:
+    """Refuse to prepare uncompressed photographs that the disk has no room for.
+
+    Raises:
+        UserError: fewer bytes are free than `number` photographs need at least.
+    """
+    need, free = 3 * target.recipe.image_size**2 * number, shutil.disk_usage(target.folder).free
+    if target.format == "raw" and need > free:
+        raise UserError(
+            f"{target.folder}: data.prepared_format=raw needs {need / 1e9:.1f} GB for {count(number, 'photograph')}, "
+            f"and {free / 1e9:.1f} GB are free; free some space, or set data.prepared_format=jpeg or a smaller "
+            "data.image_size"
+        )
+
+
+def _pixels(target: PreparedSet) -> AbstractContextManager[BinaryIO | None]:
+    """Open the file of pixels; None in the format `jpeg`."""
+    if target.format == "jpeg":
+        return nullcontext()
+    target.pixels_file.touch()
+    return target.pixels_file.open("r+b")
+
+
+def _end(entries: Mapping[str, Entry]) -> int:
+    """Return the number of bytes that these rows have in the file of pixels."""
+    found = (place_of(f"/{PIXELS}:{entry['place']}") for entry in entries.values() if entry.get("place"))
+    return max((start + 3 * height * width for _, start, height, width in found), default=0)
+
+
+def _write_pixels(pixels: BinaryIO, content: np.ndarray, entry: Entry, before: Entry, end: int) -> int:
+    """Write a photograph, (H, W, 3), where it was before if it has the same size, else at the end; return the new end.
+
+    The row gets its `place`.
+    """
+    entry["place"], shape = "", f"{content.shape[0]}x{content.shape[1]}"
+    if not content.size:  # unreadable
+        return end
+    place = str(before.get("place", ""))
+    start = int(place.partition(":")[0]) if place.endswith(f":{shape}") else end
+    pixels.seek(start)
+    pixels.write(content.data)
+    pixels.flush()  # before its row
+    entry["place"] = f"{start}:{shape}"
+    return max(end, start + content.nbytes)
 
 
 def _is_whole(target: PreparedSet, entry: Entry | None, path: str) -> bool:
@@ -274,36 +432,41 @@ def _is_whole(target: PreparedSet, entry: Entry | None, path: str) -> bool:
     try:
         if entry["defect"]:
             return True
+        if target.format == "raw":
+            return bool(_digest(target.stored(path, entry["place"])) == entry["prepared"])
         with open(target.file_name(path), "rb") as file:  # noqa: PTH123
             return bool(digest_of(file.read()) == entry["prepared"])
     except OSError:
         return False
 
 
-def _prepare_all(target: PreparedSet, paths: Sequence[str], processes: int) -> Iterator[Entry]:
-    """Yield the rows as they finish; few chunks are submitted at a time, so memory use stays constant."""
-    work = partial(_prepare_chunk, target)
+def _prepare_all(target: PreparedSet, paths: Sequence[str], processes: int) -> Iterator[tuple[Entry, np.ndarray]]:
+    """Yield rows and pixels in the order of `paths`; few chunks are submitted at a time, so memory use is constant."""
     if processes == 1 or len(paths) <= CHUNK:
         yield from map(partial(prepare_photograph, target), paths)
         return
-    chunks = (paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK))
+    size = 1 if target.format == "raw" else CHUNK  # pixels wait in memory
+    chunks = (paths[start : start + size] for start in range(0, len(paths), size))
     # spawned, not forked: the caller may have threads of torch
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
-        pending: set[Future[list[Entry]]] = {pool.submit(work, chunk) for chunk in islice(chunks, 3 * processes)}
+        tasks = (pool.submit(_prepare_chunk, target, chunk) for chunk in chunks)
+        pending = deque(islice(tasks, 3 * processes))
         while pending:
-            done, pending = wait(pending, return_when=FIRST_COMPLETED)
-            pending |= {pool.submit(work, chunk) for chunk in islice(chunks, len(done))}
-            for future in done:
-                yield from future.result()
+            yield from pending.popleft().result()
+            pending.extend(islice(tasks, 1))
 
 
-def _prepare_chunk(target: PreparedSet, paths: Sequence[str]) -> list[Entry]:
+def _prepare_chunk(target: PreparedSet, paths: Sequence[str]) -> list[tuple[Entry, np.ndarray]]:
     return [prepare_photograph(target, path) for path in paths]
 
 
-def prepare_photograph(target: PreparedSet, path: str) -> Entry:
-    """Read one photograph, write its JPEG, and return its row of the index; an unreadable one gets a row, too."""
+def prepare_photograph(target: PreparedSet, path: str) -> tuple[Entry, np.ndarray]:
+    """Read one photograph and write its JPEG; an unreadable one gets a row, too.
+
+    Returns:
+        The row of the index; and the pixels that the caller has to write, uint8 (H, W, 3): none in the format `jpeg`.
+    """
     row: Entry = {"image": target.name(path), "bytes": 0, "changed": 0, "digest": "", "width": 0, "height": 0}
     row |= {"defect": "", "prepared": "", **dict.fromkeys(FACTS, 0.0), "decoded": ""}
     try:
@@ -311,25 +474,70 @@ def prepare_photograph(target: PreparedSet, path: str) -> Entry:
         row |= {"bytes": stat.st_size, "changed": stat.st_mtime_ns}
         defect, row["digest"], row["decoded"] = examine(path, target.rules)
         if defect:
-            return row | {"defect": defect}
+            return row | {"defect": defect}, NOTHING
         image = read_image(path, target.recipe, max_pixels=target.rules.max_pixels)
         with Image.open(path) as file:
             row["width"], row["height"] = file.size
     except (OSError, ValueError) as error:
-        return row | {"defect": getattr(error, "strerror", "") or str(error).removeprefix(f"{path}: ")}
+        return row | {"defect": getattr(error, "strerror", "") or str(error).removeprefix(f"{path}: ")}, NOTHING
+    if target.format == "raw":
+        image = np.ascontiguousarray(image)
+        return row | {"prepared": digest_of(image.data)} | _facts(image), image
     _, encoded = cv2.imencode(".jpeg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), JPEG)
     target.file(path).parent.mkdir(parents=True, exist_ok=True)
     write_atomically(target.file(path), encoded.tobytes())
-    return row | {"prepared": digest_of(encoded.tobytes())} | _facts(image)
+    return row | {"prepared": digest_of(encoded.data)} | _facts(image), NOTHING
 
 
 def read_prepared(file: str, gray: bool = False) -> np.ndarray:
-    """Read a photograph of a prepared set, uint8 (H, W, 3), RGB; or gray (H, W), in a third of the time."""
+    """Read a photograph of a prepared set, uint8 (H, W, 3), RGB; or gray (H, W), in a third of the time.
+
+    Args:
+        file: a JPEG, or a place in a file of pixels (see `PreparedSet.stored`), whose pixels are mapped, not copied.
+        gray: whether to return gray.
+
+    Raises:
+        OSError: the file is missing, or was modified.
+    """
+    if not file.endswith(".jpeg"):
+        pixels = _mapped(file)
+        return cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY) if gray else pixels
     data = np.frombuffer(Path(file).read_bytes(), np.uint8)
     image = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR)
     if image is None:
         raise OSError(f"{file} was modified while it was in use")
     return image if gray else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def place_of(file: str) -> tuple[str, int, int, int]:
+    """Return file, first byte, height and width of a place in a file of pixels."""
+    name, start, shape = file.rsplit(":", 2)
+    height, width = shape.split("x")
+    return name, int(start), int(height), int(width)
+
+
+def _mapped(file: str) -> np.ndarray:
+    """Return the pixels at a place, (H, W, 3), read-only, without a copy."""
+    name, start, height, width = place_of(file)
+    stat = os.stat(name)  # noqa: PTH116 - a third of the time of a Path
+    pixels = _all_pixels(name, stat.st_ino, stat.st_size)[start : start + 3 * height * width]
+    if len(pixels) < 3 * height * width:
+        raise OSError(f"{name} was modified while it was in use")
+    return pixels.reshape(height, width, 3)
+
+
+@lru_cache(maxsize=8)
+def _all_pixels(name: str, _inode: int, size: int) -> np.ndarray:
+    """Map a file of pixels, once per version of the file."""
+    return np.frombuffer(b"", np.uint8) if not size else np.asarray(np.memmap(name, np.uint8, "r"))
+
+
+def _digest(file: str) -> str:
+    """Return the digest of the pixels at a place; empty if they are missing."""
+    try:
+        return digest_of(_mapped(file).data)
+    except OSError:
+        return ""
 
 
 def _facts(image: np.ndarray) -> dict[str, float]:

@@ -16,6 +16,8 @@ from matplotlib.lines import Line2D
 from resnet_lab.plots.frame import BLUE, GRAY, LEGEND_WIDTH, RED, Color, add_legend, legend_height, palette
 from resnet_lab.report.calibration import OperatingPoint, Reliability
 
+CORNERS = ((0.98, False), (0.03, False), (0.98, True), (0.03, True))  # of a panel, for numbers: x, whether at the top
+SCORE_WIDTH, SCORE_HEIGHT = 0.3, 0.06  # of a number, as shares of the panel
 PLAQUE = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1}  # keeps text on curves readable
 
 
@@ -60,15 +62,29 @@ def unit_curves(
     for axes, (title, lines) in zip(grid, panels, strict=False):
         if diagonal:
             axes.plot([0, 1], [0, 1], color=GRAY, linestyle=":", linewidth=1)
+        x, top = _free_corner(lines, CORNERS[:1] if diagonal else CORNERS)
         for place, line in enumerate(lines):
             _draw(axes, line, shades[line.label])
-            side = {"x": 0.98, "ha": "right"} if diagonal else {"x": 0.03, "ha": "left"}
-            height = 0.03 + 0.06 * (len(lines) - 1 - place)
-            axes.text(**side, y=height, s=line.score, color=shades[line.label], fontsize=9, bbox=PLAQUE)
+            y = (0.97 if top else 0.03 + SCORE_HEIGHT * len(lines)) - SCORE_HEIGHT * (place + 1)
+            side = "left" if x < 0.5 else "right"
+            axes.text(x, y, line.score, ha=side, color=shades[line.label], fontsize=9, bbox=PLAQUE)
         _square(axes, xlabel, ylabel, title)
     handles = [Line2D([], [], color=shades[name], linewidth=1.8, label=fill(name, LEGEND_WIDTH)) for name in names]
     add_legend(figure, handles, 1 if columns == 1 else 2)
     return figure
+
+
+def _free_corner(lines: Sequence[Line], corners: Sequence[tuple[float, bool]]) -> tuple[float, bool]:
+    """Return the corner, as x and whether at the top, where the fewest points of curves lie behind the numbers."""
+    places = np.concatenate([line.x for line in lines])
+    curves = np.concatenate([line.values.mean(axis=0) for line in lines])
+    height = SCORE_HEIGHT * len(lines) + 0.05
+
+    def behind(corner: tuple[float, bool]) -> int:
+        x, top = corner
+        return int(np.sum((abs(places - x) < SCORE_WIDTH) & ((curves > 1 - height) if top else (curves < height))))
+
+    return min(corners, key=behind)
 
 
 def _draw(axes: Axes, line: Line, shade: Color) -> None:
@@ -105,7 +121,8 @@ def reliability(panels: Sequence[tuple[str, Reliability, float]], columns: int) 
     """
     columns = min(columns, len(panels))
     rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(max(3.9 * columns, 5.2), 4.1 * rows), layout="constrained")
+    figure = Figure(figsize=(max(4.2 * columns, 5.2), 4.6 * rows), layout="constrained")
+    figure.set_layout_engine("constrained", h_pad=0.12)  # inches, between an axis label and the title below it
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes, (title, bins, error) in zip(grid, panels, strict=False):
         width = 1 / len(bins.images)
@@ -122,8 +139,9 @@ def reliability(panels: Sequence[tuple[str, Reliability, float]], columns: int) 
             axes,
             "confidence (probability of the predicted class)",
             "accuracy (share of correct predictions)",
-            f"{title}: ECE {error:.3f}",
+            title,
         )
+        axes.text(0.03, 0.92, f"ECE {error:.3f}", fontsize=9, bbox=PLAQUE)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     handles = [

@@ -9,11 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from resnet_lab.report.groups import Group, Table, order_of
+from resnet_lab.report.groups import Group, Table, axes_of, order_of
 from resnet_lab.report.intervals import CONFIDENCE, Comparisons
 from resnet_lab.report.leaderboard import limits_text
 from resnet_lab.scores import SCORES
 
+NAMED = 3  # settings in which sweeps differ that a sentence names
 SETTINGS = 4  # of more settings, only the smallest and the largest effect are listed
 
 
@@ -109,7 +110,8 @@ def _sentence(table: Table, pairing: Pairing, settings: tuple[float, ...], found
     name, over = table.title_of_metric, ", averaged over the other axes" if len(settings) > 1 else ""
     if math.isnan(low):
         reason = table.estimates[table.metric].withheld
-        return f"{pairing.label}: {name} {metric.difference(value)}{metric.unit}; no interval, since {reason}."
+        text = f"{pairing.label}: {name} {metric.difference(value)}{metric.unit}; no interval, since {reason}."
+        return text + _about_sweeps(table, pairing)
     text = f"{pairing.label}: {name} {limits_text(table.metric, value, low, high)}{metric.unit}{over}. "
     if p <= 1 - CONFIDENCE:
         text += f"It {'raises' if value > 0 else 'lowers'} {name} on images like these."
@@ -118,7 +120,22 @@ def _sentence(table: Table, pairing: Pairing, settings: tuple[float, ...], found
         text += (
             f"These runs cannot show a difference; the true one may be anything up to {metric.text(most)}{metric.unit}."
         )
-    return text + _uneven(table, pairing, settings, axes) + _about_seeds(table, pairing)
+    warnings = _about_sweeps(table, pairing), _uneven(table, pairing, settings, axes), _about_seeds(table, pairing)
+    return text + "".join(warnings)
+
+
+def _about_sweeps(table: Table, pairing: Pairing) -> str:
+    """Return a warning if the values of the axis are sweeps, which differ in several settings."""
+    if pairing.axis != "sweep":
+        return ""
+    groups = [table.scored_groups[place] for pair in pairing.pairs for place in pair]
+    keys = [key for key in axes_of([run for group in groups for run in group.runs]) if key not in groups[0].values]
+    parts = {key.removesuffix("._target_") for key in keys if key.endswith("._target_")}
+    names = list(dict.fromkeys(next((part for part in parts if key.startswith(f"{part}.")), key) for key in keys))
+    more = ", …" if len(names) > NAMED else ""
+    return (
+        f" The sweeps differ in several settings ({', '.join(names[:NAMED])}{more}), whose effects cannot be separated."
+    )
 
 
 def _uneven(table: Table, pairing: Pairing, settings: tuple[float, ...], axes: int) -> str:

@@ -43,8 +43,8 @@ def _problems(runs: Sequence[Run]) -> Iterator[Finding]:
     unstarted = [run for run in runs if run.failed_at_start]
     if unstarted:
         text = (
-            f"{count(len(unstarted), 'run')} ended with an error before the first epoch; train again, or remove the "
-            f"folder{'s' if len(unstarted) > 1 else ''} (rm -r) to leave out such runs"
+            f"{count(len(unstarted), 'run')} ended with an error before the end of the first epoch; train again, or "
+            f"remove the folder{'s' if len(unstarted) > 1 else ''} (rm -r) to leave out such runs"
         )
         listed = tuple(f"{names[run.folder.path]}: {run.problem}" for run in unstarted)
         yield Finding("failed at the start", text, names=listed)
@@ -90,7 +90,7 @@ def _lost_epochs(runs: Sequence[Run]) -> Iterator[Finding]:
 def _collapsed(table: Table) -> Iterator[Finding]:
     """Yield one finding on all runs that nearly always predict one class."""
     texts = []
-    for group in table.groups:
+    for group in table.ranked:
         if group.collapsed:
             seeds = ", ".join(str(run.config.get("seed", ABSENT)) for run in group.collapsed)
             texts.append(f"{group.label}: {len(group.collapsed)} of {len(group.scored)} (seed {seeds})")
@@ -101,7 +101,7 @@ def _collapsed(table: Table) -> Iterator[Finding]:
 
 
 def _doubts(table: Table) -> Iterator[Finding]:
-    for group in table.groups:
+    for group in table.ranked:
         repeated = [seed for seed, n in Counter(run.config.get("seed") for run in group.scored).items() if n > 1]
         roots = sorted({str(run.config.get("data.root")) for run in group.scored})
         if len(roots) > 1:
@@ -121,12 +121,13 @@ def _doubts(table: Table) -> Iterator[Finding]:
 def _against_baseline(table: Table) -> Iterator[Finding]:
     """Yield groups that are not better than the majority baseline, and groups that may not be."""
     below, open_still = [], []
-    for place, group in enumerate(table.scored_groups):
+    places = {id(group): place for place, group in enumerate(table.scored_groups)}
+    for group in (group for group in table.ranked if group.scored):
         value = group.mean_and_std(table.metric)[0]
         baseline = float(np.mean([run.baseline[table.metric] for run in group.scored]))
         if len(group.collapsed) < len(group.scored) and value <= baseline:
             below.append(group.label)
-        elif value > baseline >= table.estimates[table.metric].interval(place).low:
+        elif value > baseline >= table.estimates[table.metric].interval(places[id(group)]).low:
             open_still.append(group.label)
     if below:
         text = f"{table.title_of_metric} is not above the majority baseline: {_listed(below, 'groups', separator='; ')}"
@@ -281,7 +282,7 @@ def _pixels(runs: Sequence[Run]) -> Iterator[Finding]:
 
 
 def _single_seeds(tables: Sequence[Table]) -> Iterator[Finding]:
-    scored = [group for table in tables for group in table.scored_groups]
+    scored = [group for table in tables for group in table.ranked if group.scored]
     single = [group.label for group in scored if len(group.scored) == 1]
     if single:
         everywhere = len(single) == len(scored)

@@ -19,7 +19,7 @@ TERMS = {
     "best": "The group with the highest mean.",
     "tied": "These runs cannot show a difference to the best group; it may be as good.",
     "behind": "These runs show that the group is worse than the best one.",
-    "to the best": "The difference to the best group on the same images, with its 95 % interval.",
+    "to the best": "The difference to the best group on the same images; its 95 % limits hold for all pairs at once.",
     "majority baseline": "A model that always predicts the largest class of the training images.",
     "collapsed": "A run that predicts one class for nearly all images.",
     "referable": "Moderate retinopathy or worse: the patient should see an eye doctor.",

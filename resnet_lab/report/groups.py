@@ -15,7 +15,7 @@ import numpy as np
 from resnet_lab.axes import plain, shown_of
 from resnet_lab.errors import UserError, count
 from resnet_lab.report.intervals import Comparisons, Estimates, estimate
-from resnet_lab.report.runs import Run
+from resnet_lab.report.runs import Run, in_order_of_jobs
 from resnet_lab.run_folder import is_bookkeeping
 from resnet_lab.scores import ABSENT, NEEDS, SCORES, Predictions
 
@@ -219,9 +219,22 @@ def _runs_with(run: Run, sets: dict[tuple[Any, ...], list[Run]]) -> list[Run]:
 
 
 def axes_of(runs: Sequence[Run]) -> list[str]:
-    """Return the configuration keys (dotted) in which runs differ, without seed and bookkeeping."""
+    """Return the configuration keys (dotted) in which runs differ, without seed and bookkeeping.
+
+    They have the order of the command, as in `status`; then come keys that no command gave.
+    """
     keys = dict.fromkeys(key for run in runs for key in run.config if key != "seed" and not is_bookkeeping(key))
-    return [key for key in keys if len({repr(_value(run, key)) for run in runs}) > 1]
+    axes = [key for key in keys if len({repr(_value(run, key)) for run in runs}) > 1]
+    given = dict.fromkeys(key.lstrip("+~") for run in in_order_of_jobs(runs) for key, _ in run.overrides)
+    places = {key: place for place, key in enumerate(given)}
+
+    def place(axis: str) -> int:
+        """Return the place of the key, or of the longest group that contains it: `optim` for `optim.lr`."""
+        parts = axis.split(".")
+        groups = (".".join(parts[:size]) for size in range(len(parts), 0, -1))
+        return next((places[group] for group in groups if group in places), len(places))
+
+    return sorted(axes, key=place)
 
 
 def _value(run: Run, key: str) -> Any:

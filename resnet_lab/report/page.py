@@ -27,7 +27,7 @@ from resnet_lab.report.runs import Run
 from resnet_lab.report.score_figures import RELIABLE
 from resnet_lab.report.sharing import unshared_of
 from resnet_lab.report.summaries import SHOWN_ROWS, headline, titles_of
-from resnet_lab.scores import ABSENT, SCORES
+from resnet_lab.scores import ABSENT, MINUS, SCORES
 from resnet_lab.statistics import MANY_CLASSES, REFERABLE
 
 FIGURES = ("accuracy", "confusion_matrices")  # if no configuration names any
@@ -98,6 +98,7 @@ def _section(table: Table, drawn: dict[str, dict[str, Any]]) -> dict[str, Any]:
     part["colors"] = {label: to_hex(color) for label, color in colors_of(table).items()}
     part["best_of"] = best_of(table)
     part["withheld"] = table.estimates[table.metric].withheld if groups else ""
+    part["method"] = method_of(table.metric)
     part |= _board(table)
     part["rest"] = [each for name, each in drawn.items() if name not in OF_SECTIONS]
     if not groups:
@@ -125,6 +126,15 @@ def _section(table: Table, drawn: dict[str, dict[str, Any]]) -> dict[str, Any]:
         for cost in costs.costs_of(table)
     ]
     return part
+
+
+def method_of(metric: str) -> str:
+    """Return how the intervals of a metric are made, for the note below the leaderboard; see `Estimates.interval`."""
+    score = SCORES[metric]
+    if math.isinf(score.upper):
+        return "Student's t distribution"
+    rescaled = f" on {score.label} rescaled from {score.lower:g}…{score.upper:g} to 0…1".replace("-", MINUS)
+    return "Wilson's score method" + rescaled * ((score.lower, score.upper) != (0, 1))
 
 
 class Bar(NamedTuple):
@@ -170,7 +180,8 @@ def _board(table: Table) -> dict[str, Any]:
     marks = [row.mark for row in rows if row.mark in ("tied", "behind")]
     crossed = "behind" in marks and "tied" in marks[marks.index("behind") :]
     published = [row for row in every if row.kind == "reference"]
-    return {"rows": board, "dotted": near, "crossed": crossed, "published": published}
+    bracketed = any("[" in row.shortfall for row in rows)
+    return {"rows": board, "bracketed": bracketed, "dotted": near, "crossed": crossed, "published": published}
 
 
 def _without(cells: Sequence[str], lead: int) -> list[str]:
@@ -183,16 +194,13 @@ def _cells(shares: Iterable[tuple[str, Share]]) -> list[dict[str, Any]]:
 
 
 def _matrices(table: Table) -> dict[str, Any]:
-    """Return confusion matrices in a grid: one axis from left to right, the others from top to bottom."""
+    """Return confusion matrices in rows of equal length, in the order of the leaderboard."""
     names = table.scored[0].class_names
     if len(names) > MANY_CLASSES:
         return {}
-    groups = [group for group in table.groups if group.scored and any(group is other for other in table.drawn)]
-    columns, places = grid_of(groups, max(1, PAGE_WIDTH // (NAMES_WIDTH + CELL_WIDTH * len(names))))
-    cells = [
-        {"label": group.label, "runs": len(group.scored), "row": row, "column": column, **_matrix(group)}
-        for group, (row, column) in zip(groups, places, strict=True)
-    ]
+    groups = [group for group in table.drawn if group.scored]
+    columns = columns_of(len(groups), max(1, PAGE_WIDTH // (NAMES_WIDTH + CELL_WIDTH * len(names))))
+    cells = [{"label": group.label, "runs": len(group.scored), **_matrix(group)} for group in groups]
     width = (PAGE_WIDTH / columns - NAMES_WIDTH) / len(names)
     upright = LETTER_WIDTH * max(map(len, names)) > width
     return {"columns": columns, "cells": cells, "upright": upright}
@@ -213,28 +221,16 @@ def _matrix(group: Group) -> dict[str, Any]:
     }
 
 
-def grid_of(groups: Sequence[Group], room: int) -> tuple[int, list[tuple[int, int]]]:
-    """Return the number of columns, and row and column of each group, from 1 on.
-
-    Columns are the values of one axis: the one with most values among those that fit. Rows are the settings of all
-    other axes. If no axis fits, the groups follow each other.
-    """
-    levels = {axis: list(dict.fromkeys(group.shown.get(axis, "") for group in groups)) for axis in groups[0].values}
-    fitting = [axis for axis, values in levels.items() if 1 < len(values) <= room]
-    if not fitting:
-        columns = min(room, len(groups))
-        return columns, [(place // columns + 1, place % columns + 1) for place in range(len(groups))]
-    across = max(reversed(fitting), key=lambda axis: len(levels[axis]))
-    rest = [tuple(text for axis, text in group.shown.items() if axis != across) for group in groups]
-    order = list(dict.fromkeys(rest))
-    along = [levels[across].index(group.shown.get(across, "")) + 1 for group in groups]
-    return len(levels[across]), [(order.index(row) + 1, column) for row, column in zip(rest, along, strict=True)]
+def columns_of(number: int, room: int) -> int:
+    """Return how many of `number` figures stand side by side, at most `room`, so that rows are about equally full."""
+    return math.ceil(number / math.ceil(number / room))
 
 
 def _difference(table: Table) -> dict[str, Any]:
     """Return the values with which the page's script compares any two groups or runs."""
-    sides = [{"label": group.label, "counts": _counts(group).tolist()} for group in table.scored_groups]
-    for group in table.scored_groups:
+    groups = [group for group in table.ranked if group.scored]
+    sides = [{"label": group.label, "counts": _counts(group).tolist()} for group in groups]
+    for group in groups:
         if len(group.scored) > 1:
             sides += [
                 {"label": f"{group.label}, seed {run.config.get('seed', ABSENT)}", "counts": run.counts.tolist()}
@@ -243,7 +239,7 @@ def _difference(table: Table) -> dict[str, Any]:
     if len(sides) < 2:
         return {}
     names = list(table.scored[0].class_names)
-    values = [group.mean_and_std(table.metric)[0] for group in table.scored_groups]
+    values = [group.mean_and_std(table.metric)[0] for group in groups]
     first, second = (int(np.nanargmax(values)), int(np.nanargmin(values))) if np.ptp(values) > 0 else (0, 1)
     return {"names": names, "sides": sides, "list": len(names) > MANY_CLASSES, "first": first, "second": second}
 

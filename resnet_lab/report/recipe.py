@@ -12,10 +12,11 @@ from resnet_lab.data.augmentation import NEUTRAL as NO_AUGMENTATION
 from resnet_lab.data.augmentation import Augmentation
 from resnet_lab.errors import count
 from resnet_lab.report.groups import Table
-from resnet_lab.report.runs import Run
+from resnet_lab.report.runs import Run, in_order_of_jobs
 
 NAMES = [field.name for field in fields(Augmentation)]
 NEUTRAL = {"optim.backbone_lr_factor": 1.0}  # neutral values of other keys
+OPTIONAL = ("experiment", "sampling", "augmentation")  # facts that are `none` in a run without them
 COVERED = {"sweep", "model.depth", "model.pretrained", "model._target_", "trainer.max_epochs"} | {  # axes in a fact
     f"data.{key}" for key in ("name", "image_size", "crop", "padding", "batch_size", "sampling", *NAMES)
 }
@@ -43,9 +44,15 @@ def recipe_of(runs: Sequence[Run], tables: Sequence[Table]) -> list[Fact]:
     facts = []
     in_order = [run for table in tables for group in table.groups for run in group.runs]
     for title, of in FACTS.items():
-        values = list(dict.fromkeys(text for run in (*in_order, *runs) if (text := of(run))))
-        if values:
-            facts.append(Fact(title, merged(values), any(_varies(table, of) for table in tables)))
+        texts = {id(run): of(run) for run in (*in_order, *runs)}
+        if title in OPTIONAL and any(texts.values()):
+            # a published run has no overrides, a damaged one no configuration
+            known = [run for run in runs if (run.overrides if title == "experiment" else run.config)]
+            texts |= {id(run): texts[id(run)] or "none" for run in known}
+        if title == "data":
+            texts = _completed(texts)
+        if values := list(dict.fromkeys(filter(None, texts.values()))):
+            facts.append(Fact(title, merged(values), any(_varies(table, texts) for table in tables)))
     axes = dict.fromkeys(axis for table in tables for group in table.groups for axis in group.values)
     facts += [
         Fact(axis, list(dict.fromkeys(str(run.config.get(axis)) for run in in_order)), varies=True)
@@ -67,8 +74,17 @@ def merged(texts: Sequence[str]) -> list[str]:
     return [" ".join(", ".join([first, *(word.partition("=")[2] for word in more)]) for first, *more in columns)]
 
 
-def _varies(table: Table, of: Callable[[Run], str]) -> bool:
-    return len({frozenset(of(run) for run in group.runs) for group in table.groups}) > 1
+def _completed(texts: Mapping[int, str]) -> dict[int, str]:
+    """Replace the text of a run that stopped early by that of another run that begins with it and continues."""
+    every = sorted(set(texts.values()), key=len)
+    longest = {text: more for text in every for more in every if f"{more}, ".startswith((f"{text}: ", f"{text}, "))}
+    return {run: longest[text] for run, text in texts.items()}
+
+
+def _varies(table: Table, texts: Mapping[int, str]) -> bool:
+    """Return whether groups have different texts; unknown ones, of runs that stopped early, do not count."""
+    known = [frozenset(filter(None, (texts.get(id(run)) for run in group.runs))) for group in table.groups]
+    return len(set(filter(None, known))) > 1
 
 
 def _of_key(key: str) -> Callable[[Run], str]:
@@ -81,7 +97,16 @@ def _data(run: Run) -> str:
     name = str(run.config.get("data.name", ""))
     folder = folder_of(run)
     name += f" in {folder}" if folder not in ("", name) else ""
-    return f"{name}: {images} images, {len(run.class_names)} classes" if images and run.class_names else name
+    if not images or not run.class_names:
+        return name
+    return f"{name}: {images} images, {len(run.class_names)} classes" + _patients(run)
+
+
+def _patients(run: Run) -> str:
+    """Return `, test images of 10 patients` for the scored split; empty if each image counts as a patient."""
+    if run.predictions is None or run.predictions.split.number_of_patients == len(run.predictions.images):
+        return ""
+    return f", {run.split} images of {count(run.predictions.split.number_of_patients, 'patient')}"
 
 
 def folder_of(run: Run) -> str:
@@ -91,9 +116,7 @@ def folder_of(run: Run) -> str:
 
 def experiment_of(run: Run) -> str:
     """Return the experiment that the command named; empty if it named none."""
-    overrides = run.status.get("overrides")
-    items = [str(item).partition("=") for item in overrides] if isinstance(overrides, list) else []
-    return next((value for key, _, value in items if key == "experiment" and value != "null"), "")
+    return next((value for key, value in run.overrides if key == "experiment" and value != "null"), "")
 
 
 def subject_of(runs: Sequence[Run]) -> str:
@@ -200,18 +223,15 @@ FACTS: dict[str, Callable[[Run], str]] = {
 def commands_of(runs: Sequence[Run]) -> list[str]:
     """Return the commands that trained the runs, from their stored overrides: one for each sweep or single run.
 
-    A single run that failed at the start has none. Jobs of one sweep with other keys or another `--config-dir` are from
-    another command.
+    Values have the order in which the jobs were planned. Single runs that failed at the start come last. Jobs of one
+    sweep with other keys or another `--config-dir` are from another command.
     """
     commands: dict[tuple[Path, bool, str, frozenset[str]], dict[str, list[str]]] = {}
-    for run in runs:
-        if run.single and run.failed_at_start:
-            continue
-        stored, config_dir, folder = run.status.get("overrides"), run.status.get("config_dir") or "", run.folder.path
-        overrides = [str(item).partition("=") for item in stored] if isinstance(stored, list) else []
-        place, keys = folder if run.single else folder.parent, frozenset(key for key, _, _ in overrides)
+    for run in sorted(in_order_of_jobs(runs), key=lambda run: run.single and run.failed_at_start):
+        config_dir, folder = run.status.get("config_dir") or "", run.folder.path
+        place, keys = folder if run.single else folder.parent, frozenset(key for key, _ in run.overrides)
         given = commands.setdefault((place, not run.single, str(config_dir), keys), {})
-        for key, _, value in overrides:
+        for key, value in run.overrides:
             if value not in given.setdefault(key, []):
                 given[key].append(value)
     return [_command(sweep, config_dir, given) for (_, sweep, config_dir, _), given in commands.items() if given]

@@ -8,6 +8,7 @@ import io
 import os
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -18,7 +19,7 @@ import pandas as pd
 
 from resnet_lab.data.progress import with_progress
 from resnet_lab.errors import UserError
-from resnet_lab.run_folder import REMEDY, UNTRAINED, RunFolder, find_runs, flat, jobs_file
+from resnet_lab.run_folder import REMEDY, UNTRAINED, RunFolder, find_runs, flat, jobs_file, list_jobs
 from resnet_lab.scores import SCORES, Predictions, majority_baseline, summary_of
 from resnet_lab.statistics import COLLAPSED, confusion_matrix
 
@@ -48,6 +49,11 @@ class SplitImages:
     targets: np.ndarray  # (N,) true classes
     patients: np.ndarray  # (N,) names; an image without one is its own patient
     fingerprint: str
+
+    @cached_property
+    def number_of_patients(self) -> int:
+        """The number of different patients."""
+        return len(np.unique(self.patients))
 
 
 @lru_cache(maxsize=KEPT)
@@ -123,8 +129,15 @@ class Run:
         return bool(self.status.get("overrides")) and not jobs_file(self.folder.path.parent).is_file()
 
     @property
+    def overrides(self) -> list[tuple[str, str]]:
+        """Key and value of each override of the command, in its order; empty if no command created the run."""
+        stored = self.status.get("overrides")
+        items = [str(item).partition("=") for item in stored] if isinstance(stored, list) else []
+        return [(key, value) for key, _, value in items]
+
+    @property
     def failed_at_start(self) -> bool:
-        """Whether an error ended the job before its first epoch."""
+        """Whether an error ended the job before the end of its first epoch."""
         return self.state == "failed" and self.status.get("epoch", UNTRAINED) == UNTRAINED
 
     @property
@@ -199,6 +212,22 @@ def read_run(folder: RunFolder) -> Run:
     except OSError as error:
         run.problem = f"{Path(str(error.filename)).name} cannot be read ({error.strerror}); check its permissions"
     return run
+
+
+def in_order_of_jobs(runs: Sequence[Run]) -> list[Run]:
+    """Return the runs with the jobs of each sweep in the order of its command (jobs.txt), not by name."""
+    paths = [run.folder.path if run.single else run.folder.path.parent for run in runs]
+    firsts = {path: place for place, path in reversed([*enumerate(paths)])}
+    sweeps = {run.folder.path.parent for run in runs if not run.single}
+    jobs = {sweep / name: place for sweep in sweeps for place, name in enumerate(_jobs_of(sweep))}
+    order = [(firsts[path], jobs.get(run.folder.path, len(jobs))) for run, path in zip(runs, paths, strict=True)]
+    return [runs[place] for place in sorted(range(len(runs)), key=order.__getitem__)]
+
+
+def _jobs_of(sweep: Path) -> list[str]:
+    with suppress(OSError):  # no permission
+        return list_jobs(sweep)
+    return []
 
 
 def read_runs(folders: Sequence[str], closed: Sequence[str] = ()) -> list[Run]:

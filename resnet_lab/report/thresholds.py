@@ -30,11 +30,15 @@ def roc_of(binary: Binary) -> Curve:
 
 
 def precision_recall_of(binary: Binary) -> Curve:
-    """Return precision at each recall, and average precision: the mean precision over the steps of recall."""
+    """Return precision at each recall, and average precision: the mean precision over the steps of recall.
+
+    The curve starts with the precision of the first threshold that finds a positive; a recall of 0 has none.
+    """
     found, false_alarms, _ = threshold_counts(*binary)
-    precision, recall = np.append(1, found / (found + false_alarms)), np.append(0, found / found[-1])
+    found, false_alarms = found[found > 0], false_alarms[found > 0]
+    precision, recall = found / (found + false_alarms), found / found[-1]
     reached = np.searchsorted(recall, PLACES)  # no threshold lies between two recalls
-    return precision[reached], float(np.sum(np.diff(recall) * precision[1:]))
+    return precision[reached], float(np.sum(np.diff(recall, prepend=0) * precision))
 
 
 def panels_of(table: Table, curve: Callable[[Binary], Curve], score: str) -> list[tuple[str, list[charts.Line]]]:
