@@ -74,6 +74,7 @@ def jobs() -> dict[str, str]:
     return {job.name: job.state for job in states_of(Path("sweep"))}
 
 
+@pytest.mark.slow
 def test_the_same_command_runs_nothing_again_and_a_larger_grid_adds(sweep: Sweep, started: list[str]) -> None:
     assert sweep("optim.lr=0.1,0.2", "seed=0") == 0
     assert started == ["experiment-tiny_lr-0.1_seed-0", "experiment-tiny_lr-0.2_seed-0"]

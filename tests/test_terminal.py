@@ -112,6 +112,7 @@ def test_a_phase_is_drawn_in_a_terminal_and_its_line_is_removed(
 ) -> None:
     for name in ("FIRST", "LOG_EVERY"):  # nevertheless, the log has only the last line
         monkeypatch.setattr(progress, name, 0.0)
+    monkeypatch.setattr(progress, "SPEED_AFTER", 0.0)
     with caplog.at_level(logging.INFO):
         assert list(with_progress("abc", 250, "read", 100, unit="files")) == ["a", "b", "c"]
     assert "read 100 of 250" in screen.getvalue()
