@@ -48,7 +48,12 @@ def for_spreadsheets(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_predictions(
-    file: Path, rows: pd.DataFrame, classes: np.ndarray, probabilities: np.ndarray, exact: bool = True
+    file: Path,
+    rows: pd.DataFrame,
+    classes: np.ndarray,
+    probabilities: np.ndarray,
+    exact: bool = True,
+    class_names: Sequence[str] = (),
 ) -> None:
     """Write `image,patient,target,prediction,p_0…p_{K-1}`; `patient` and `target` only if `rows` has them.
 
@@ -60,6 +65,7 @@ def write_predictions(
         classes: predicted classes (N,).
         probabilities: probabilities (N, K).
         exact: whether names stay unchanged; otherwise see `for_spreadsheets`.
+        class_names: K names; the column `class` has that of the prediction.
 
     Raises:
         UserError: a probability is NaN or infinite; nothing is written.
@@ -71,6 +77,8 @@ def write_predictions(
         cells = zip(rows["image"], rows["patient"], rows["path"], strict=True)
         own = {patient: image for image, patient, path in cells if path.endswith(f"/{patient}")}
         names["patient"] = names["patient"].map(lambda patient: own.get(patient, patient))
+    if class_names:
+        names["class"] = np.array(class_names, object)[classes]
     table = (names if exact else for_spreadsheets(names)).assign(prediction=classes)
     columns = pd.DataFrame(probabilities, columns=[f"p_{k}" for k in range(probabilities.shape[1])])
     text = pd.concat([table, columns], axis=1).to_csv(index=False, float_format="%.8g")

@@ -21,7 +21,7 @@ log = logging.getLogger("resnet_lab")
 
 
 def command(arguments: list[str]) -> None:
-    """Write `image,patient,prediction,p_0…` for one image, or for every image below a folder."""
+    """Write `image,patient,class,prediction,p_0…` for one image, or for every image below a folder."""
     given = VERBS["predict"]().read(arguments)
     trust(given.trust)
     set_up_logging()
@@ -41,7 +41,7 @@ def command(arguments: list[str]) -> None:
         return
     probabilities, classes = module.predictions["predict"]
     refuse_undefined(rows, probabilities, str(model.file))
-    write_predictions(out, rows, classes, probabilities, exact=False)
+    write_predictions(out, rows, classes, probabilities, exact=False, class_names=names)
     shares = ", ".join(f"{name}: {int((classes == k).sum())}" for k, name in enumerate(names))
     log.info("%s → %s (%s)", count(len(classes), "image"), out, shares)
 

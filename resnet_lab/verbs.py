@@ -124,7 +124,7 @@ def predict() -> Verb:
     verb = Verb(
         "resnet-lab predict",
         "Predict the classes of photographs without labels, with a trained model.",
-        ["  the CSV out=: image,patient,prediction,p_0,p_1,… (one row per image)"],
+        ["  the CSV out=: image,patient,class,prediction,p_0,p_1,… (one row per image)"],
         [
             "  resnet-lab predict runs/depth/depth-18_seed-0 photographs/",
             "  resnet-lab predict best.ckpt eye.jpg out=eye.csv overwrite=true",

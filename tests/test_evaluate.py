@@ -141,7 +141,9 @@ def test_predictions_without_labels(trained: RunFolder, photographs: Path, tmp_p
     out = tmp_path / "predictions.csv"
     predict.command([str(trained.path), str(photographs / "images"), f"out={out}"])
     rows = pd.read_csv(out, dtype={"image": str})
-    assert list(rows.columns) == ["image", "patient", "prediction", *(f"p_{k}" for k in range(5))]
+    assert list(rows.columns) == ["image", "patient", "class", "prediction", *(f"p_{k}" for k in range(5))]
+    grades = ["no DR", "mild", "moderate", "severe", "proliferative"]
+    assert list(rows["class"]) == [grades[number] for number in rows["prediction"]]
     assert len(rows) == 64
     known = pd.read_csv(trained.predictions_file("test"), dtype={"image": str}).set_index("image")
     ours = rows.assign(image=rows["image"].str.removesuffix(".jpeg")).set_index("image").loc[known.index]
