@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 
+from resnet_lab.processes import GRACE
 from resnet_lab.run_folder import RunFolder, find_runs
 
 pytestmark = pytest.mark.slow
@@ -225,7 +226,7 @@ def test_the_death_of_the_command_stops_the_jobs_of_joblib(tmp_path: Path, lab: 
     wait_for(lambda: len(list(tmp_path.glob("sweep/*/metrics.csv"))) == 2)
     process.kill()
     process.wait()
-    wait_for(lambda: not jobs_alive(tmp_path), 20)
+    wait_for(lambda: not jobs_alive(tmp_path), GRACE + 15)
     time.sleep(3)
     assert not jobs_alive(tmp_path)  # the third job does not start either
     assert [run.read_status()["state"] for run in find_runs([tmp_path / "sweep"])] == ["interrupted"] * 2
