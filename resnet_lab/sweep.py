@@ -48,18 +48,18 @@ def preflight(arguments: Sequence[str], trusted: Sequence[str] = ()) -> bool:
         UserError: a key is wrong.
     """
     refuse_unknown(arguments)
-    jobs, alone = jobs_of(arguments), _alone(arguments)
+    jobs, alone, multirun = jobs_of(arguments), _alone(arguments), _read(arguments)[0].multirun
     needs = {json.dumps(need, sort_keys=True) for job in jobs for need in _needs(job)}
     needs |= {json.dumps(need, sort_keys=True) for job in alone for need in _needs(job) if "parts" in need}
     jobs += alone
     words = {word for job in jobs for word in words_of_trust(job)}
-    if jobs or not _read(arguments)[0].multirun:  # the jobs of a sweeper other than Hydra's basic one are unknown
+    if jobs or not multirun:  # the jobs of a sweeper other than Hydra's basic one are unknown
         warn_of_unused(trusted, words)
     if not needs:
         return True
     print(f"{time.strftime('%H:%M:%S')}  checking what the jobs need (data, networks, weights, parts)", flush=True)
     # in a separate process, as this one must not import torch
-    options, multirun = [f"{OPTION}{word}" for word in sorted(words)], _read(arguments)[0].multirun
+    options = [f"{OPTION}{word}" for word in sorted(words)]
     code = run_module("resnet_lab.preflight", options, fork=multirun, text=json.dumps(sorted(needs)))
     if code < 0:  # it printed no error itself
         print(f"error: the check was {describe_death(code)}", file=sys.stderr)

@@ -280,7 +280,7 @@ class DataModule(LightningDataModule):
             dataset.images = self.images[split] = dataset.read_all()
         return dataset
 
-    def _on_device(self, dataset: ImageDataset) -> None:
+    def _move_to_device(self, dataset: ImageDataset) -> None:
         """Move the images of a data set to the device, once.
 
         Raises:
@@ -383,7 +383,7 @@ class DataModule(LightningDataModule):
     def _loader(self, dataset: ImageDataset, sampler: TrainSampler | EvaluationSampler, factor: int = 1) -> Batches:
         batch_size = factor * self.batch_size_per_rank(self._rank()[1])
         if self.in_memory == "device":
-            self._on_device(dataset)
+            self._move_to_device(dataset)
         context = self._context() if self.num_workers else None
         return DataLoader(
             dataset,
