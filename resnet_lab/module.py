@@ -89,11 +89,8 @@ class Classifier(LightningModule):
         self.test_splits = self.test_splits or list(getattr(datamodule, "test_splits", []))
 
     def on_fit_start(self) -> None:
-        for split in (
-            "train",
-            "val",
-            "test",
-        ):  # training cannot use the inference tensors of an earlier evaluation
+        # training cannot use the inference tensors of an earlier evaluation
+        for split in ("train", "val", "test"):
             self.split_metrics(split).reset()
 
     def forward(self, images: Tensor) -> Tensor:
