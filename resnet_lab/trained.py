@@ -24,7 +24,7 @@ from resnet_lab.data.listing import list_images
 from resnet_lab.data.reader import fit
 from resnet_lab.data.transforms import Geometry, normalize
 from resnet_lab.ensemble import Ensemble, LogProbabilities
-from resnet_lab.errors import UserError
+from resnet_lab.errors import UserError, count
 from resnet_lab.inputs import EYES, SEEING, checkpoint_of, sources_of, warn_of_unfinished
 from resnet_lab.models.pretrained import read, refuse_nan_weights
 from resnet_lab.objectives import Objective
@@ -54,6 +54,11 @@ class Trained:
         config = photographs(origin["config"], str(file), self.class_names)
         self._data: ImageData = build("data", config["data"])
         self._geometry = Geometry(self._data)
+
+    def __repr__(self) -> str:
+        """Return file, network and classes: `Trained(runs/one/…/best.ckpt: ResNet, 224 px, 5 classes)`."""
+        network = type(self.network).__name__
+        return f"Trained({self.file}: {network}, {self.size} px, {count(len(self.class_names), 'class', 'classes')})"
 
     @property
     def class_names(self) -> list[str]:

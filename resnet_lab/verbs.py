@@ -104,6 +104,7 @@ def evaluate() -> Verb:
         [
             "  evaluation_CHECKPOINT_SPLIT/ in the run folder, or the folder out=:",
             "    predictions_SPLIT.csv, confusion_matrix_SPLIT.*, class_report_SPLIT.csv",
+            "    scores_SPLIT.csv: each score with its 95 % interval and the baseline",
         ],
         [
             "  resnet-lab evaluate runs/depth/depth-18_seed-0 split=val",

@@ -53,6 +53,7 @@ def test_all_kinds_of_images_give_the_same(model: Trained, photographs: Path) ->
     for kinds in ([str(file) for file in files], images, arrays):
         np.testing.assert_allclose(model(kinds)[model.class_names], expected[model.class_names], atol=0.02)
     assert model(arrays).index.tolist() == ["0", "1", "2"]
+    assert str(model) == f"Trained({model.file}: ResNet, {model.size} px, 5 classes)"
     alone = model(str(files[1]))
     assert alone.index.tolist() == [str(files[1])]
     np.testing.assert_allclose(alone[model.class_names], expected[model.class_names][1:2], atol=1e-5)
