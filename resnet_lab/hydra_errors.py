@@ -63,6 +63,10 @@ def one_line(error: Exception, overrides: Sequence[str] = ()) -> str:
         return _no_such_choice(error)
     if mistake := _mistake_in_file(text, overrides):
         return mistake
+    if several := re.search(r"Ambiguous value for argument '(.+)'|Sweep parameters '(.+)' requires", text):
+        typed = next(filter(None, several.groups()))
+        listed = f"a list is {typed.replace('=', '=[', 1)}]" if "=" in typed else "a list has brackets"
+        return f"{typed}: several values are a sweep, which needs -m: resnet-lab train -m …; {listed}"
     unknown = re.search(r"Key '.*' (?:not in '|is not in struct)", text)
     key = re.search(r"Could not override '(.+)'|full_key: (.+)", text)
     if unknown and key and key[1] in known_keys() and f"full_key: {key[1]}." in text:

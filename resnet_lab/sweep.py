@@ -25,6 +25,7 @@ from resnet_lab.config import check, job_name, searchpath_of, words_of_trust
 from resnet_lab.continuation import EPOCHS, epochs_by_job, goes_on_to
 from resnet_lab.errors import UserError
 from resnet_lab.hydra_errors import one_line
+from resnet_lab.launch import refuse_mixture
 from resnet_lab.processes import describe_death
 from resnet_lab.run_folder import RunFolder, list_jobs, of_logger
 from resnet_lab.schema import BY_NAME, CHOSEN, PROVIDED, conf_dir
@@ -116,6 +117,7 @@ def jobs_of(arguments: Sequence[str]) -> list[dict[str, Any]]:
         if base.hydra.runtime.choices["hydra/sweeper"] != "basic":
             return []
         _refuse_nameless(parsed, base.hydra)
+        refuse_mixture(RunFolder(Path(base.hydra.sweep.dir) / "job"), sweep=True)  # before jobs.txt is written there
         return list(_compositions(_grid(parsed, base.hydra.sweeper.params or {}), searchpath))
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
 from fake_data import refusal
 
 from resnet_lab.config import compose_config
+from resnet_lab.train import main
 
 OWN = "# @package _global_\n"
 
@@ -95,6 +97,23 @@ def test_a_key_of_a_part_from_outside_needs_a_plus(overrides: list[str], hint: s
 def test_a_mistake_in_an_experiment_file_has_its_remedy(text: str, hint: str, folder: Path) -> None:
     (folder / "my conf" / "experiment" / "wrong.yaml").write_text(text)
     assert hint in refusal(lambda: compose_config(["experiment=wrong"], config_dir="my conf"))
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["model.depth=18,34"], "a list is model.depth=[18,34]"),
+        (["model.pretrained=none,imagenet"], "a list is model.pretrained=[none,imagenet]"),
+    ],
+)
+def test_several_values_without_a_sweep_name_the_flag(
+    words: list[str], hint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train", *words])
+    assert main() == 1
+    shown = f"{words[0]}: several values are a sweep, which needs -m: resnet-lab train -m …; {hint}"
+    assert capsys.readouterr().err == f"error: {shown}\n"
+    assert "several values are a sweep" in refusal(compose_config, words)
 
 
 @pytest.mark.parametrize(

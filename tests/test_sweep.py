@@ -34,6 +34,13 @@ def grid(*arguments: str) -> set[tuple[int, str]]:
     return {(job["model"]["depth"], job["model"]["pretrained"]) for job in jobs_of(["-m", *arguments])}
 
 
+def test_a_sweep_into_the_folder_of_a_run_is_refused_before_it_writes(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").touch()
+    message = refusal(jobs_of, ["-m", "model.depth=18,34", f"sweep_dir={tmp_path}"])
+    assert message == f"{tmp_path} contains a single run; choose another sweep_dir"
+    assert [file.name for file in tmp_path.iterdir()] == ["config.yaml"]
+
+
 @pytest.mark.slow
 def test_jobs_are_those_of_the_grid_without_seeds() -> None:
     assert jobs_of(["model.depth=18,34"]) == []  # no sweep

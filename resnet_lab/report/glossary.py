@@ -40,6 +40,17 @@ TERMS = {
 }
 
 
+ALIASES = {  # word of a reader → name of a score or term
+    **dict.fromkeys(("kappa", "quadratic weighted kappa", "cohen"), "qwk"),
+    **dict.fromkeys(("interval", "intervals", "confidence interval", "ci", "95 % interval", "95%"), "95 %"),
+    **dict.fromkeys(("auc", "roc", "roc auc", "area"), "auroc"),
+    **dict.fromkeys(("baseline", "majority"), "majority baseline"),
+    **dict.fromkeys(("mcc", "matthews correlation"), "matthews"),
+    **dict.fromkeys(("calibration", "calibration error"), "ece"),
+    **dict.fromkeys(("tie", "ties"), "tied"),
+}
+
+
 def meaning_of(term: str) -> str:
     """Return the sentence that explains a heading; empty if there is none."""
     score = next((each for each in SCORES.values() if term in (each.title, each.label)), None)
@@ -48,7 +59,7 @@ def meaning_of(term: str) -> str:
 
 def explained(word: str) -> dict[str, str]:
     """Return name → sentence of the score or term that a word names, in any case; all scores for `metric`."""
-    word = word.lower()
+    word = ALIASES.get(word.lower(), word.lower())
     if word.rstrip("s") in ("metric", "score"):
         return {name: score.meaning or score.title for name, score in SCORES.items()}
     scores = {name: score.meaning or score.title for name, score in SCORES.items() if _is(word, name, score.label)}
