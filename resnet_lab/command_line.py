@@ -188,6 +188,8 @@ class Verb(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise an error of argparse as `UserError`."""
         text = message.replace("the following arguments are required:", "missing")
+        if text == "missing DIR" and Path("runs").is_dir():
+            text += f"; write {self.prog} runs"
         text = re.sub(r"^argument \S+ (?=\S*[=:]|--)", "", text)
         raise UserError(f"{text} (see {self.prog} --help)")
 

@@ -120,12 +120,19 @@ def evaluate() -> Verb:
         ],
     )
     verb.argument("RUN_OR_CKPT", MODEL)
-    verb.option("split", "NAME", "train, val or test", "test")
+    verb.option("split", "NAME", "train, val or test", "test", type=_split)
     verb.option("out", "DIR", "folder for the results, which must not be a run folder", type=_out)
     _add_overwrite(verb, "replace the predictions in out=")
     verb.option("trust", "PACKAGE", TRUST, [], action="append")
     verb.takes_keys("keys of data and trainer, or another data set: data=class_folders")
     return verb
+
+
+def _split(value: str) -> str:
+    if value not in ("train", "val", "test"):
+        meant = f"did you mean split={value[:3]}?" if value[:3] == "val" else "choose train, val or test"
+        raise ArgumentTypeError(f"split={value}: {meant}")
+    return value
 
 
 def predict() -> Verb:

@@ -86,6 +86,8 @@ def test_the_examples_of_a_help_are_understood(name: str, tmp_path: Path, monkey
         ("prepare", ["/"], ["/: must be KEY=VALUE; write data.root=/"]),
         ("prepare", ["out=x.html"], ["out=x.html: name a folder, not a file"]),
         ("report", ["runs", f"out={__file__}"], ["name a folder, not a file"]),
+        ("evaluate", ["run", "split=validation"], ["split=validation: did you mean split=val?"]),
+        ("evaluate", ["run", "split=dev"], ["split=dev: choose train, val or test"]),
         ("evaluate", ["run", "val"], ["val: must be KEY=VALUE; write split=val"]),
         ("train", ["seed", "=", "3"], ["seed: must be KEY=VALUE; write seed=3 without spaces"]),
         ("train", ["seed", "=3"], ["write seed=3 without spaces"]),

@@ -14,6 +14,7 @@ import numpy as np
 
 from resnet_lab.axes import plain, shown_of
 from resnet_lab.errors import UserError, count
+from resnet_lab.report.glossary import ALIASES
 from resnet_lab.report.intervals import Comparisons, Estimates, estimate
 from resnet_lab.report.runs import Run, in_order_of_jobs
 from resnet_lab.run_folder import is_bookkeeping
@@ -174,7 +175,7 @@ def _last_if_unknown(value: float) -> float:
 def tables_of(runs: Sequence[Run], metric: str = "", named: Sequence[str] = ()) -> list[Table]:
     """Return one table per set of test images; a run without a result joins the table of its data.
 
-    A single run that failed at the start joins none, unless all did; its wrong keys would become axes.
+    A single run that failed at the start, or never started, joins none, unless all did; its keys would become axes.
 
     Args:
         runs: the runs of all tables.
@@ -185,7 +186,7 @@ def tables_of(runs: Sequence[Run], metric: str = "", named: Sequence[str] = ()) 
         UserError: the metric ranks no table, or no label contains the words.
     """
     sets: dict[tuple[Any, ...], list[Run]] = {}
-    begun = [run for run in runs if not (run.single and run.failed_at_start)] or runs
+    begun = [run for run in runs if not (run.single and run.without_epoch)] or runs
     for run in sorted(begun, key=lambda run: not run.scores):
         if run.scores:
             sets.setdefault(run.test_set, []).append(run)
@@ -197,7 +198,9 @@ def tables_of(runs: Sequence[Run], metric: str = "", named: Sequence[str] = ()) 
         logged = {name.partition("/")[2] for run in runs for name in run.status.get("metrics") or {}}
         other = "cannot rank" if metric in logged else "is in no run"
         why = NEEDS[SCORES[metric].needs] if metric in SCORES else other
-        raise UserError(f"metric={metric} {why}; choose among {', '.join(known)}")
+        meant = ALIASES.get(metric.lower(), metric.lower())
+        hint = f"did you mean {meant}?" if meant in known else f"choose among {', '.join(known)}"
+        raise UserError(f"metric={metric} {why}; {hint}")
     labels = [group.label for table in tables for group in table.groups]
     for each in named:
         if not any(has_words(label, each) for label in labels):

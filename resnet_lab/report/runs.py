@@ -156,6 +156,11 @@ class Run:
         return self.state == "failed" and self.status.get("epoch", UNTRAINED) == UNTRAINED
 
     @property
+    def without_epoch(self) -> bool:
+        """Whether the job failed before the end of its first epoch, or was never started."""
+        return self.failed_at_start or self.state == "created"
+
+    @property
     def collapsed(self) -> bool:
         """Whether status.json marks the run as collapsed, or nearly all predictions here are one class."""
         predicted = self.counts.sum(axis=0)
