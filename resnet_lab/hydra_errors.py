@@ -182,8 +182,10 @@ def _meant(group: str, name: str) -> str:
         depth = int(resnet[2])
         form = "resnet_wide" if resnet[1] else "resnet" if depth in IMAGENET_DEPTHS else "resnet_cifar"
         return f"model={form} model.depth={depth}"
+    if group in BY_NAME and "." in name.strip("."):
+        return f"+{group}.mine._target_={name}"
     known = {each.rpartition(".")[2].lower(): each for each in sorted(WELL_KNOWN.get(group, ()))}
-    target = known.get(name.lower())
+    target = known.get(name.lower(), name if "." in name.strip(".") and group in PROVIDED else None)
     return f"{group}=own {group}._target_={target}" if target else ""
 
 

@@ -38,6 +38,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["model=wide_resnet50_2"], "did you mean model=resnet_wide model.depth=50?"),
         (["model=vgg16"], "did you mean model=own model._target_=torchvision.models.vgg16?"),
         (["optim=adam"], "did you mean optim=own optim._target_=torch.optim.Adam?; choose adamw, nadam, own, sgd"),
+        (["callbacks=mylab.Norm"], "did you mean +callbacks.mine._target_=mylab.Norm?"),
+        (["model=mylab.Net"], "did you mean model=own model._target_=mylab.Net?"),
         (["optim=sdg"], "did you mean optim=sgd?"),
         (["experiment=mine"], "did you mean --config-dir 'my conf' experiment=mine?"),
         (["experiment=mine.yaml"], "did you mean --config-dir 'my conf' experiment=mine?"),
