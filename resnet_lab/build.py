@@ -32,6 +32,9 @@ from resnet_lab.parts import build_network, build_objective, refuse_misfit, with
 from resnet_lab.ranks import slurm_tasks
 from resnet_lab.run_folder import RunFolder
 from resnet_lab.terminal import Lines, is_terminal
+from resnet_lab.tta import VIEWS
+
+log = logging.getLogger(__name__)
 
 
 def build_datamodule(
@@ -108,7 +111,7 @@ def build_trainer(
     callbacks: Sequence[Callback] = (),
     profiler: Profiler | None = None,
 ) -> Trainer:
-    """Build the Trainer from the keys of conf/trainer, and set the memory format of the network.
+    """Build the Trainer from the keys of conf/trainer, and set the network's memory format and the module's views.
 
     On CUDA it also sets cuDNN's choice of algorithms, and whether float32 products are rounded to TF32.
 
@@ -120,6 +123,11 @@ def build_trainer(
     )
     module.memory_format = torch.channels_last if channels_last else torch.contiguous_format
     module.model.to(memory_format=module.memory_format)
+    module.tta = settings["tta"]
+    if VIEWS[module.tta] > 1:
+        log.info(
+            "trainer.tta=%s: outside training, the network sees each image %d times", *(module.tta, VIEWS[module.tta])
+        )
     show_progress = settings["progress_bar"] and is_terminal()
     best = next((each for each in callbacks if isinstance(each, RunCheckpoint) and each.monitor), None)
     accelerator = settings["accelerator"]

@@ -61,6 +61,7 @@ ADDED: dict[str, Added] = {
     "trainer.compile": Added(False),
     "trainer.log_every_n_steps": Added(50),
     "trainer.profiler": Added(None),
+    "trainer.tta": Added("none"),
 }
 
 # dotted key → the keys that replace it; each gets its value unless the configuration sets it

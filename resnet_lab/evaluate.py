@@ -108,7 +108,7 @@ def count_training_images(model: Trained, rows: pd.DataFrame) -> None:
 
 
 def override(origin: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """Return the configuration of a run with overrides of data and trainer; the model, classes and SEEING stay.
+    """Return the configuration of a run with overrides of data and trainer; model, classes, SEEING and views stay.
 
     Raises:
         UserError: a key does not exist, or belongs to a group other than data and trainer.
@@ -128,6 +128,8 @@ def override(origin: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
             node |= {key: config["data"][key] for key in SEEING}
             if node["class_names"] is None:  # found by name, in any order
                 node |= {key: origin[key] for key in ("class_names", "ordered")}
+        else:
+            node["tta"] = config["trainer"]["tta"]
         config[group] = node
     merged = OmegaConf.create(config)
     OmegaConf.set_struct(merged, True)

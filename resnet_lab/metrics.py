@@ -16,6 +16,7 @@ from resnet_lab.errors import UserError
 from resnet_lab.objectives import Objective
 from resnet_lab.scores import Predictions, Score, mode_of, stored_scores
 from resnet_lab.statistics import COLLAPSED, MANY_CLASSES
+from resnet_lab.tta import predictions_of
 
 
 class BalancedAccuracy(MulticlassConfusionMatrix):
@@ -115,19 +116,18 @@ class SplitMetrics(nn.Module):
         self.rows: list[tuple[Tensor, Tensor, Tensor]] = []  # of the epoch so far
 
     def update(self, losses: Tensor, outputs: Tensor, targets: Tensor) -> None:
-        """Store losses (B,), outputs (B, M), targets (B,) for `compute`: many small updates would be slow."""
+        """Store losses (B,), outputs (B, M) or (B, V, M), targets (B,) for `compute`: many updates would be slow."""
         self.rows.append((losses.detach(), outputs.detach(), targets))
 
     def compute(self, objective: Objective) -> dict[str, Tensor]:
         """Return `<split>/<metric>` → scalar over all ranks, and update `confusion` with the epoch's counts."""
         if any(len(targets) for _, _, targets in self.rows):  # a rank may have had only padding
             losses, outputs, targets = (torch.cat(columns) for columns in zip(*self.rows, strict=True))
-            classes = objective.decide(outputs)
+            probabilities, classes = predictions_of(objective, outputs)
             self.loss.update(losses.double())
             self.of_classes.update(classes, targets)
             self.confusion.update(classes, targets)
             if self.of_probabilities:
-                probabilities = objective.probabilities(outputs)
                 self.of_probabilities.update(preds=probabilities, target=targets, predictions=classes)
         self.rows.clear()
         loss = self.loss.compute().float()

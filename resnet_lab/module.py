@@ -22,6 +22,7 @@ from resnet_lab.objectives import Objective
 from resnet_lab.optim import optimizer_of, refuse_lost_factor, use_fused
 from resnet_lab.origin import CHECKPOINT_KEY
 from resnet_lab.trained import Trained, load
+from resnet_lab.tta import outputs_of, plain, predictions_of
 
 EPOCH_KEY = "resnet_lab_epoch"  # key of the losses, outputs and targets of an unfinished epoch, of all ranks
 
@@ -51,6 +52,7 @@ class Classifier(LightningModule):
     Attributes:
         fit_split: the split on which the objective is fitted after each epoch and, with the selected checkpoint, before
             the test; None: the objective is not fitted.
+        tta: views of each image outside training, see `resnet_lab.tta`.
     """
 
     def __init__(
@@ -79,7 +81,10 @@ class Classifier(LightningModule):
         self.memory_format = torch.contiguous_format
         self._begun: list[Tensor] | None = None  # rows of an unfinished epoch, from a checkpoint
         self.fit_split: str | None = None
-        self.outputs: dict[str, list[tuple[Tensor, ...]]] = {}  # split → index (B,), outputs (B, M), targets (B,)
+        self.tta = "none"
+        self.outputs: dict[
+            str, list[tuple[Tensor, ...]]
+        ] = {}  # split → index (B,), outputs (see `_step`), targets (B,)
         self.confusion: dict[str, Tensor] = {}  # split → counts (K, K) of the last epoch
         self.predictions: dict[str, Outputs] = {}  # split → predictions of the last test
 
@@ -99,11 +104,15 @@ class Classifier(LightningModule):
         return result
 
     def _step(self, batch: dict[str, Any], split: str) -> tuple[Tensor, Tensor]:
-        """Return the mean loss without padding rows and all outputs (B, M), and update the metrics of `split`."""
-        outputs, targets = self(batch["image"]), batch["target"]
+        """Return the mean loss without padding rows and all outputs, and update the metrics of `split`.
+
+        Outputs are (B, M), or outside training those of the views of each image, (B, V, M). The loss is that of the
+        images as they are.
+        """
+        outputs, targets = outputs_of(self, batch["image"], "none" if split == "train" else self.tta), batch["target"]
         # training has no padding; a mask would only make a GPU wait
         rows = slice(None) if split == "train" else batch["index"] >= 0
-        losses = self.loss.losses(outputs[rows].float(), targets[rows])
+        losses = self.loss.losses(plain(outputs[rows]).float(), targets[rows])
         self.split_metrics(split).update(losses, outputs[rows], targets[rows])
         return losses.mean(), outputs
 
@@ -147,7 +156,7 @@ class Classifier(LightningModule):
     def on_validation_epoch_end(self) -> None:
         if self.fit_split in self.outputs:
             _, outputs, targets = self._gather(self.outputs.pop(self.fit_split))
-            self.loss.fit(outputs.double(), targets)
+            self.loss.fit(plain(outputs).double(), targets)
         for split in self.val_splits:
             self._end_epoch(split)
 
@@ -160,13 +169,13 @@ class Classifier(LightningModule):
         found = {split: self._gather(self.outputs.pop(split)) for split in self.test_splits}
         if self.fit_split in found and self.loss.fitted:
             _, outputs, targets = found[self.fit_split]
-            self.loss.fit(outputs.double(), targets)
+            self.loss.fit(plain(outputs).double(), targets)
         for split, (_, outputs, _) in found.items():
             self._end_epoch(split)
             self.predictions[split] = self._predictions(outputs)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        outputs: Tensor = self(batch["image"]).float()
+        outputs = outputs_of(self, batch["image"], self.tta).float()
         self.outputs.setdefault("predict", []).append((batch["index"], outputs))
         return outputs
 
@@ -175,8 +184,8 @@ class Classifier(LightningModule):
         self.predictions["predict"] = self._predictions(outputs)
 
     def _predictions(self, outputs: Tensor) -> Outputs:
-        """Return the predictions for outputs (N, M)."""
-        probabilities, classes = self.loss.probabilities(outputs), self.loss.decide(outputs)
+        """Return the predictions for outputs (N, M) or (N, V, M)."""
+        probabilities, classes = predictions_of(self.loss, outputs)
         return Outputs(probabilities.cpu().numpy(), classes.cpu().numpy())
 
     def _gather(self, kept: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
@@ -216,7 +225,9 @@ class Classifier(LightningModule):
         origin = trained.origin
         splits: dict[str, Any] = {"test_splits": test_splits, "origin": origin}
         names = origin["class_names"]
-        return cls(trained.network, trained.objective, optimizer, schedule, names, origin["ordered"], **splits)
+        module = cls(trained.network, trained.objective, optimizer, schedule, names, origin["ordered"], **splits)
+        module.tta = trained.tta
+        return module
 
     def configure_optimizers(self) -> Any:
         assert self.optimizer_factory is not None and self.schedule_factory is not None  # noqa: PT018

@@ -45,6 +45,7 @@ class TrainerConfig:
     accumulate_grad_batches: int = _key(FromOne)
     limit_train_batches: Any = _key(Batches)  # noqa: RUF009
     limit_val_batches: Any = _key(Batches)  # noqa: RUF009
+    tta: str = _key(Literal["none", "flips", "dihedral"])
     compile: Any = _key(Compiled)  # noqa: RUF009
     checkpoint_minutes: float | None = _key(Positive | None)
     sync_batchnorm: bool = _key(bool)

@@ -29,6 +29,7 @@ from resnet_lab.models.pretrained import read, refuse_nan_weights
 from resnet_lab.objectives import Objective
 from resnet_lab.origin import origin_of
 from resnet_lab.parts import build_network, build_objective, head_of, without_weights
+from resnet_lab.tta import outputs_of, predictions_of
 
 One: TypeAlias = str | Path | np.ndarray | Image.Image
 Images: TypeAlias = One | Sequence[One] | Tensor
@@ -44,10 +45,12 @@ class Trained:
         network: normalized images (B, 3, S, S) → outputs (B, M), in evaluation mode.
         objective: outputs (B, M) → probabilities (B, K) and classes (B,).
         origin: metadata of the checkpoint: configuration, class names, mean and std.
+        tta: views of each image that are averaged, as in the run's own test: `none`, `flips` or `dihedral`.
     """
 
     def __init__(self, file: Path, network: nn.Module, objective: Objective, origin: dict[str, Any]) -> None:
         self.file, self.network, self.objective, self.origin = file, network.eval(), objective, origin
+        self.tta: str = origin["config"]["trainer"]["tta"]
         config = photographs(origin["config"], str(file), self.class_names)
         self._data: ImageData = build("data", config["data"])
         self._geometry = Geometry(self._data)
@@ -85,11 +88,10 @@ class Trained:
                 type.
         """
         names, batches = self._seen(images)
-        outputs = torch.cat([self._outputs(batch) for batch in batches])
-        probabilities = self.objective.probabilities(outputs).cpu().numpy()
+        outputs = torch.cat([outputs_of(self._outputs, batch, self.tta) for batch in batches])
+        probabilities, classes = (each.cpu().numpy() for each in predictions_of(self.objective, outputs))
         if len(undefined := np.flatnonzero(~np.isfinite(probabilities).all(axis=1))):
             raise UserError(f"{self.file} has no finite probabilities for {names[undefined[0]]}; train again")
-        classes = self.objective.decide(outputs).cpu().numpy()
         table = pd.DataFrame(probabilities, index=pd.Index(names, name="image"), columns=self.class_names)
         table.insert(0, "prediction", np.array(self.class_names)[classes], allow_duplicates=True)
         return table

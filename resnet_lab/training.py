@@ -53,6 +53,7 @@ from resnet_lab.run_folder import RunFolder, flat, is_bookkeeping
 from resnet_lab.schema import BY_NAME, PROVIDED, Config
 from resnet_lab.scores import SCORES
 from resnet_lab.trust import OPTION, trust_option
+from resnet_lab.tta import VIEWS
 
 log = logging.getLogger("resnet_lab")
 KINDS = {"callbacks": Callback, "logger": Logger}
@@ -335,6 +336,7 @@ def describe(run: RunFolder, trainer: Trainer, datamodule: DataModule, module: C
         "class_names": list(datamodule.class_names),
         "ordered": datamodule.data.ordered,
         "decision": module.loss.decision,
+        "evaluation_passes": VIEWS[module.tta],
         "class_counts": datamodule.class_counts,
         **datamodule.dropped,
         "label_conflicts": datamodule.label_conflicts,

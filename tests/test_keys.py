@@ -43,6 +43,7 @@ FINE = {  # key → allowed values among ODD
     "trainer.limit_train_batches": ("0.5", "null"),
     "trainer.limit_val_batches": ("0.5", "null"),
     "trainer.compile": ("true",),
+    "trainer.tta": (),
     "trainer.log_every_n_steps": (),
     "trainer.profiler": ("null",),
     "model.freeze": ("-1", "0.5", "null", "nan", "inf", "-inf", "1e400", "abc", "[1,2]"),

@@ -16,8 +16,15 @@ from resnet_lab.report.runs import Run, in_order_of_jobs
 
 NAMES = [field.name for field in fields(Augmentation)]
 NEUTRAL = {"optim.backbone_lr_factor": 1.0}  # neutral values of other keys
-OPTIONAL = ("experiment", "sampling", "augmentation")  # facts that are `none` in a run without them
-COVERED = {"sweep", "model.depth", "model.pretrained", "model._target_", "trainer.max_epochs"} | {  # axes in a fact
+OPTIONAL = ("experiment", "sampling", "augmentation", "averaged views")  # facts that are `none` in a run without them
+COVERED = {
+    "sweep",
+    "model.depth",
+    "model.pretrained",
+    "model._target_",
+    "trainer.max_epochs",
+    "trainer.tta",
+} | {  # axes in a fact
     f"data.{key}" for key in ("name", "image_size", "crop", "padding", "batch_size", "sampling", *NAMES)
 }
 IN_TITLE = 4  # experiments and folders of images in the title at most
@@ -211,6 +218,9 @@ FACTS: dict[str, Callable[[Run], str]] = {
     "schedule": _part("schedule"),
     "training": _training,
     "selection": _selection,
+    "averaged views": lambda run: (
+        "" if run.config.get("trainer.tta") in (None, "none") else str(run.config["trainer.tta"])
+    ),
     "seeds": _of_key("seed"),
     "precision": lambda run: str(run.status.get("precision") or ""),
     "finished": lambda run: str(run.status.get("finished") or "")[:10],

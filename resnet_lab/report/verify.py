@@ -231,9 +231,12 @@ def metrics_of(predictions: Predictions, config: dict[str, Any], train_counts: S
 
 
 def _loss(predictions: Predictions, config: dict[str, Any], train_counts: Sequence[int]) -> float | None:
-    """Return the mean cross-entropy with smoothing and weights as in `objectives.cross_entropy`; None for others."""
+    """Return the mean cross-entropy with smoothing and weights as in `objectives.cross_entropy`.
+
+    None for other losses, and for averages over several views, as the loss is that of the images as they are.
+    """
     smoothing, weights = config.get("loss.label_smoothing", 0.0), config.get("loss.class_weights", "none")
-    if config.get("loss._target_", CROSS_ENTROPY) != CROSS_ENTROPY:
+    if config.get("loss._target_", CROSS_ENTROPY) != CROSS_ENTROPY or config.get("trainer.tta", "none") != "none":
         return None
     classes, rows = predictions.probabilities.shape[1], np.arange(len(predictions.targets))
     if weights == "none":
