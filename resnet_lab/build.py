@@ -28,7 +28,7 @@ from resnet_lab.data.datamodule import DataModule
 from resnet_lab.errors import UserError
 from resnet_lab.module import Classifier
 from resnet_lab.origin import TRAIN_IMAGES
-from resnet_lab.parts import build_network, build_objective, refuse_misfit, without_weights
+from resnet_lab.parts import build_network, build_objective, refuse_misfit, refuse_unmixable, without_weights
 from resnet_lab.ranks import slurm_tasks
 from resnet_lab.run_folder import RunFolder
 from resnet_lab.terminal import Lines, is_terminal
@@ -74,6 +74,7 @@ def build_module(config: dict[str, Any], datamodule: DataModule, pretrained: boo
         )
         raise UserError(f"{datamodule.data.name} has no split train, only {' and '.join(datamodule.splits)}; {remedy}")
     objective = build_objective(config["loss"], datamodule.class_counts["train"])
+    refuse_unmixable(objective, config["loss"], datamodule.data.mixup)
     model = config["model"] if pretrained else without_weights(config["model"])
     network, size = build_network(model, objective.num_outputs), datamodule.data.crop or datamodule.data.image_size
     refuse_misfit(network, objective.num_outputs, size, str(model["_target_"]))

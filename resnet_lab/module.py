@@ -107,12 +107,16 @@ class Classifier(LightningModule):
         """Return the mean loss without padding rows and all outputs, and update the metrics of `split`.
 
         Outputs are (B, M), or outside training those of the views of each image, (B, V, M). The loss is that of the
-        images as they are.
+        images as they are. With mixup, it is that of both images of a mixture; the other metrics take the class of the
+        image with the larger share.
         """
         outputs, targets = outputs_of(self, batch["image"], "none" if split == "train" else self.tta), batch["target"]
         # training has no padding; a mask would only make a GPU wait
         rows = slice(None) if split == "train" else batch["index"] >= 0
         losses = self.loss.losses(plain(outputs[rows]).float(), targets[rows])
+        if "partner" in batch:  # mixup; only training has it
+            others = self.loss.losses(outputs.float(), targets[batch["partner"]])
+            losses = torch.lerp(others, losses, batch["share"])
         self.split_metrics(split).update(losses, outputs[rows], targets[rows])
         return losses.mean(), outputs
 

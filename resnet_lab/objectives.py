@@ -22,11 +22,14 @@ class Objective(nn.Module, ABC):
         num_outputs: M, the length of the network's last layer.
         decision: the rule of `decide`, based on `probabilities` (`statistics.DECISIONS`).
         fitted: whether `fit` estimates parameters, stored as buffers in the checkpoint.
+        mixable: whether the loss of an image depends on no other image of the batch. Then, losses to the classes of two
+            mixed images can be averaged (`data.mixup`).
     """
 
     num_outputs: int
     decision = "argmax"
     fitted = False
+    mixable = True
 
     @abstractmethod
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -78,7 +81,7 @@ class Criterion(Softmax):
 
     def __init__(self, num_classes: int, criterion: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__(num_classes, None, 0.0)
-        self.criterion = criterion
+        self.criterion, self.mixable = criterion, getattr(criterion, "mixable", True)
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return self.criterion(outputs, targets)

@@ -17,7 +17,14 @@ from resnet_lab.config import build, check
 from resnet_lab.data import progress
 from resnet_lab.freezing import Freezing
 from resnet_lab.models.pretrained import contents, depth_of, fitting
-from resnet_lab.parts import build_network, build_objective, refuse_misfit, refuse_no_data_set, without_weights
+from resnet_lab.parts import (
+    build_network,
+    build_objective,
+    refuse_misfit,
+    refuse_no_data_set,
+    refuse_unmixable,
+    without_weights,
+)
 from resnet_lab.terminal import Lines
 from resnet_lab.training import own_parts
 from resnet_lab.trust import trust, without_trust
@@ -66,6 +73,7 @@ def check_parts(config: dict[str, Any]) -> None:
     data, model = config["data"], config["model"]
     classes = len(data.get("class_names") or class_names_of(json.dumps(data, sort_keys=True)))
     objective = build_objective(config["loss"], [1] * classes)
+    refuse_unmixable(objective, config["loss"], data["mixup"])
     network = build_network(model, objective.num_outputs)
     size = int(data.get("crop") or data["image_size"])
     own_parts(config, "callbacks")

@@ -111,6 +111,7 @@ def run_job(run: RunFolder, misfits: frozenset[Path] = frozenset()) -> None:
     profiler = build_profiler(config["trainer"]["profiler"], run)
     trainer = build_trainer(config["trainer"], module, loggers, callbacks, profiler)
     datamodule.batch_size_per_rank(trainer.world_size)  # raises before anything runs
+    datamodule.refuse_lone_images(trainer.world_size)
     synchronizable(config["trainer"], trainer)
     describe(run, trainer, datamodule, module, monitor)
     idle = idle_keys(config, freezing)

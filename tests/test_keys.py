@@ -79,6 +79,7 @@ FINE = {  # key → allowed values among ODD
     "data.hue": ("0.5",),
     "data.augment_classes": ("[1,2]",),
     "data.interpolation": (),
+    "data.mixup": ("0.5",),
     "data.mean": ("null",),
     "data.std": ("null",),
     "data.splits": ("null",),
