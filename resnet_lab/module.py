@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from resnet_lab.config import build
+from resnet_lab.distillation import Distillation
 from resnet_lab.loggers import log_to_all
 from resnet_lab.metrics import SplitMetrics
 from resnet_lab.objectives import Objective
@@ -53,6 +54,7 @@ class Classifier(LightningModule):
         fit_split: the split on which the objective is fitted after each epoch and, with the selected checkpoint, before
             the test; None: the objective is not fitted.
         tta: views of each image outside training, see `resnet_lab.tta`.
+        distillation: the teacher; None: only the labels are learned.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Classifier(LightningModule):
         self._begun: list[Tensor] | None = None  # rows of an unfinished epoch, from a checkpoint
         self.fit_split: str | None = None
         self.tta = "none"
+        self.distillation: Distillation | None = None
         self.outputs: dict[
             str, list[tuple[Tensor, ...]]
         ] = {}  # split → index (B,), outputs (see `_step`), targets (B,)
@@ -97,6 +100,8 @@ class Classifier(LightningModule):
         # training cannot use the inference tensors of an earlier evaluation
         for split in ("train", "val", "test"):
             self.split_metrics(split).reset()
+        if self.distillation is not None:
+            self.distillation.to(self.device)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return outputs (B, M) of images (B, 3, H, W)."""
@@ -107,8 +112,8 @@ class Classifier(LightningModule):
         """Return the mean loss without padding rows and all outputs, and update the metrics of `split`.
 
         Outputs are (B, M), or outside training those of the views of each image, (B, V, M). The loss is that of the
-        images as they are. With mixup, it is that of both images of a mixture; the other metrics take the class of the
-        image with the larger share.
+        images as they are. In training, it is that of both images of a mixture (mixup), and of labels and teacher; the
+        other metrics compare with the class of the image with the larger share.
         """
         outputs, targets = outputs_of(self, batch["image"], "none" if split == "train" else self.tta), batch["target"]
         # training has no padding; a mask would only make a GPU wait
@@ -117,6 +122,8 @@ class Classifier(LightningModule):
         if "partner" in batch:  # mixup; only training has it
             others = self.loss.losses(outputs.float(), targets[batch["partner"]])
             losses = torch.lerp(others, losses, batch["share"])
+        if split == "train" and self.distillation is not None:
+            losses = self.distillation.losses(losses, outputs, batch["image"])
         self.split_metrics(split).update(losses, outputs[rows], targets[rows])
         return losses.mean(), outputs
 

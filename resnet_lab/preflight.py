@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from resnet_lab.command_line import log_to, run_command
 from resnet_lab.config import build, check
 from resnet_lab.data import progress
+from resnet_lab.distillation import refuse_no_logits, teacher_of
 from resnet_lab.freezing import Freezing
 from resnet_lab.models.pretrained import contents, depth_of, fitting
 from resnet_lab.parts import (
@@ -31,7 +32,7 @@ from resnet_lab.trust import trust, without_trust
 
 
 def command(arguments: list[str]) -> None:
-    """Check all needs: read the table of every data set (leaks, bad images), build each network, compare weights."""
+    """Check all needs: read every data set's table (leaks, bad images), build networks, read weights and teachers."""
     handler = Lines()
     handler.addFilter(logging.Filter(progress.__name__))  # the jobs log everything else
     log_to([handler])
@@ -41,6 +42,10 @@ def command(arguments: list[str]) -> None:
     for need in sorted(needs, key=lambda need: "parts" not in need):  # first, as they take no time
         if "parts" in need:
             check_parts(need["parts"])
+        elif "loss" in need:
+            names = class_names_of(json.dumps(need["data"], sort_keys=True))
+            refuse_no_logits(build_objective(need["loss"], [1] * len(names)), need["loss"])
+            teacher_of(need["loss"], need["data"], names)
         elif "data" in need:
             class_names_of(json.dumps(need["data"], sort_keys=True))
         else:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from resnet_lab.signatures import keys_in
-from resnet_lab.values import Count, FromOne, Positive, Seed, Text, Within
+from resnet_lab.values import Count, FromOne, Positive, Seed, Share, Text, Within
 
 MISSING: Any = "???"  # OmegaConf's marker of a mandatory value
 FIGURES = keys_in("resnet_lab.report.figures", "CURVES", "PICTURES")  # parsed, as importing it takes a second
@@ -97,6 +97,7 @@ FOR_OTHERS = {"model": {"pretrained"}, "schedule": {"interval", "monitor"}}
 # group → keys that the job always reads itself
 OF_JOB: dict[str, dict[str, Any]] = {
     "model": {"freeze": Text | list[Text] | None, "unfreeze_at_epoch": FromOne | None},
+    "loss": {"teacher": Text | None, "temperature": Positive, "teacher_weight": Share},
     "optim": {"backbone_lr_factor": Positive},
 }
 CHOSEN = (*PROVIDED, "trainer", *BY_NAME, "experiment", "scale")  # groups with a choice in conf/config.yaml

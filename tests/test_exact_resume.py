@@ -161,7 +161,7 @@ KEYS = {
         3,  # a smaller batch, the first that the resumed job compiles
         [3],
     ),
-    "mixtures of images": (["data.mixup=0.4", "data.num_workers=1", "trainer.tta=flips"], 2, [2, 3]),
+    "mixtures of images, views": (["data.mixup=0.4", "data.num_workers=1", "trainer.tta=flips"], 2, [2, 3]),
     "limits and clipping": (
         [
             *("trainer.limit_train_batches=0.75", "trainer.limit_val_batches=1", "trainer.gradient_clip_val=0.1"),

@@ -12,7 +12,7 @@ import pytest
 import torch
 from fake_data import refusal, retinopathy, write_studies
 from scipy import stats
-from test_exact_resume import Killed, same_end
+from test_exact_resume import MOMENTS, Killed, dying, same_end
 from torch import nn
 
 from resnet_lab.build import build_datamodule, build_module
@@ -139,15 +139,9 @@ def test_a_run_with_mixup_resumes_exactly_inside_an_epoch(
     complete = make_run(*keys, name="complete")
     broken = make_run(*keys, "trainer.checkpoint_minutes=1e-9", name="broken")
     assert guarded(complete) == 0
-    original = Classifier.training_step
-
-    def dies(self: Classifier, batch: Any, batch_idx: int) -> Any:
-        if (self.current_epoch, batch_idx) == (1, 2):
-            raise Killed
-        return original(self, batch, batch_idx)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Classifier, "training_step", dies)
+        monkeypatch.setitem(MOMENTS, "inside", ("training_step", 1, 2))
+        dying(patch, "inside")
         with pytest.raises(Killed):
             guarded(broken)
     assert guarded(broken) == 0

@@ -213,7 +213,7 @@ FACTS: dict[str, Callable[[Run], str]] = {
     "initial weights": lambda run: {"none": "random", "None": "random"}.get(
         str(run.config.get("model.pretrained")), str(run.config.get("model.pretrained"))
     ),
-    "loss": _part("loss"),
+    "loss": lambda run: _part("loss", () if run.config.get("loss.teacher") else ("temperature", "teacher_weight"))(run),
     "optimizer": _part("optim"),
     "schedule": _part("schedule"),
     "training": _training,
