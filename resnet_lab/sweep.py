@@ -53,8 +53,8 @@ def preflight(arguments: Sequence[str], trusted: Sequence[str] = ()) -> bool:
     needs |= {json.dumps(need, sort_keys=True) for job in alone for need in _needs(job) if "parts" in need}
     jobs += alone
     words = {word for job in jobs for word in words_of_trust(job)}
-    if any(job["loss"]["teacher"] is not None for job in jobs):  # its checkpoint may need any of them
-        words |= {word for each in trusted for word in each.split(",")}
+    if any("loss.teacher=" in each for each in arguments) or any(job["loss"]["teacher"] is not None for job in jobs):
+        words |= {word for each in trusted for word in each.split(",")}  # the teacher's checkpoint may need any of them
     if jobs or not multirun:  # the jobs of a sweeper other than Hydra's basic one are unknown
         warn_of_unused(trusted, words)
     if not needs:

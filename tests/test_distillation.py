@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from fake_data import refusal
-from test_exact_resume import MOMENTS, Killed, dying, same_end
+from test_exact_resume import kill_inside, same_end
 from torch import nn
 
 from resnet_lab.distillation import Distillation, idle_keys, refuse_no_logits, teacher_of
@@ -135,11 +135,7 @@ def test_a_pupil_resumes_exactly_and_only_with_its_teacher(
     keys = (*SHORT, f"loss.teacher={teacher.path}", "loss.teacher_weight=0.8", "data.mixup=0.4")
     complete, broken = make_run(*keys, name="complete"), make_run(*keys, "trainer.checkpoint_minutes=1e-9", name="b")
     assert guarded(complete) == 0
-    with monkeypatch.context() as patch:
-        monkeypatch.setitem(MOMENTS, "inside", ("training_step", 1, 2))
-        dying(patch, "inside")
-        with pytest.raises(Killed):
-            guarded(broken)
+    kill_inside(broken, monkeypatch)
     content = teacher.best_checkpoint.read_bytes()
     checkpoint = torch.load(teacher.best_checkpoint, weights_only=True)
     checkpoint["state_dict"]["model.fc.bias"] += 0.1

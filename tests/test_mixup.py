@@ -12,7 +12,7 @@ import pytest
 import torch
 from fake_data import refusal, retinopathy, write_studies
 from scipy import stats
-from test_exact_resume import MOMENTS, Killed, dying, same_end
+from test_exact_resume import kill_inside, same_end
 from torch import nn
 
 from resnet_lab.build import build_datamodule, build_module
@@ -139,11 +139,7 @@ def test_a_run_with_mixup_resumes_exactly_inside_an_epoch(
     complete = make_run(*keys, name="complete")
     broken = make_run(*keys, "trainer.checkpoint_minutes=1e-9", name="broken")
     assert guarded(complete) == 0
-    with monkeypatch.context() as patch:
-        monkeypatch.setitem(MOMENTS, "inside", ("training_step", 1, 2))
-        dying(patch, "inside")
-        with pytest.raises(Killed):
-            guarded(broken)
+    kill_inside(broken, monkeypatch)
     assert guarded(broken) == 0
     assert "resuming" in broken.log_file.read_text()
     assert same_end(complete, broken)

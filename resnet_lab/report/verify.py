@@ -226,17 +226,15 @@ def metrics_of(predictions: Predictions, config: dict[str, Any], train_counts: S
     derived = {name: score.of(predictions) for name, score in SCORES.items() if score.stored}
     with np.errstate(invalid="ignore"):
         derived |= {f"recall_{k}": float(share) for k, share in enumerate(counts.diagonal() / counts.sum(axis=1))}
-    loss = _loss(predictions, config, train_counts)
+    several = config.get("trainer.tta", "none") != "none"  # the loss is that of the images as they are
+    loss = None if several else _loss(predictions, config, train_counts)
     return derived | ({} if loss is None else {"loss": loss})
 
 
 def _loss(predictions: Predictions, config: dict[str, Any], train_counts: Sequence[int]) -> float | None:
-    """Return the mean cross-entropy with smoothing and weights as in `objectives.cross_entropy`.
-
-    None for other losses, and for averages over several views, as the loss is that of the images as they are.
-    """
+    """Return the mean cross-entropy with smoothing and weights as in `objectives.cross_entropy`; None for others."""
     smoothing, weights = config.get("loss.label_smoothing", 0.0), config.get("loss.class_weights", "none")
-    if config.get("loss._target_", CROSS_ENTROPY) != CROSS_ENTROPY or config.get("trainer.tta", "none") != "none":
+    if config.get("loss._target_", CROSS_ENTROPY) != CROSS_ENTROPY:
         return None
     classes, rows = predictions.probabilities.shape[1], np.arange(len(predictions.targets))
     if weights == "none":
