@@ -21,7 +21,7 @@ from resnet_lab.module import Classifier
 from resnet_lab.objectives import cross_entropy, mse
 from resnet_lab.preflight import command as check_needs
 from resnet_lab.run_folder import RunFolder
-from resnet_lab.sweep import _needs
+from resnet_lab.sweep import _needs, preflight
 from resnet_lab.trained import load
 from resnet_lab.training import guarded
 
@@ -204,3 +204,10 @@ def test_keys_without_a_teacher_are_named() -> None:
     ]
     assert idle_keys(loss | {"temperature": 4.0, "teacher": "runs/x"}) == []
     refuse_no_logits(mse([1, 1]), loss)
+
+
+def test_trust_for_a_teacher_is_not_called_idle(capsys: pytest.CaptureFixture[str]) -> None:
+    assert preflight(["loss.teacher=runs/x"], ["mylab,other"])
+    assert "has no effect" not in capsys.readouterr().err
+    assert preflight(["loss.temperature=3"], ["mylab"])
+    assert "trust=mylab has no effect" in capsys.readouterr().err
