@@ -14,7 +14,9 @@ from torch.nn.functional import kl_div
 
 from resnet_lab.compatibility import ADDED
 from resnet_lab.errors import UserError
+from resnet_lab.inputs import sources_of
 from resnet_lab.objectives import Objective, Softmax
+from resnet_lab.run_folder import RunFolder
 from resnet_lab.trained import Trained, load, match_classes
 
 log = logging.getLogger("resnet_lab")
@@ -129,10 +131,12 @@ def refuse_own_folder(loss: Mapping[str, Any], folder: Path) -> None:
     """Refuse a teacher in the run folder of its pupil.
 
     Raises:
-        UserError: the teacher is the folder, or in it.
+        UserError: the teacher is the folder, in it, or an ensemble with it.
     """
-    place = Path(str(loss["teacher"])).expanduser().resolve()
-    if loss["teacher"] is not None and place.is_relative_to(folder.resolve()):
+    if loss["teacher"] is None:
+        return
+    place = Path(str(loss["teacher"])).expanduser()
+    if any(each.resolve().is_relative_to(folder.resolve()) for each in (place, *sources_of(RunFolder(place)))):
         raise UserError(f"loss.teacher={loss['teacher']} is this run itself; name another run, or another sweep_dir")
 
 

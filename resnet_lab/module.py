@@ -23,7 +23,7 @@ from resnet_lab.objectives import Objective
 from resnet_lab.optim import optimizer_of, refuse_lost_factor, use_fused
 from resnet_lab.origin import CHECKPOINT_KEY
 from resnet_lab.trained import Trained, load
-from resnet_lab.tta import outputs_of, plain, predictions_of
+from resnet_lab.tta import outputs_of, plain
 
 EPOCH_KEY = "resnet_lab_epoch"  # key of the losses, outputs and targets of an unfinished epoch, of all ranks
 
@@ -85,9 +85,7 @@ class Classifier(LightningModule):
         self.fit_split: str | None = None
         self.tta = "none"
         self.distillation: Distillation | None = None
-        self.outputs: dict[
-            str, list[tuple[Tensor, ...]]
-        ] = {}  # split → index (B,), outputs (see `_step`), targets (B,)
+        self.outputs: dict[str, list[tuple[Tensor, ...]]] = {}  # split → index (B,), outputs of `_step`, targets (B,)
         self.confusion: dict[str, Tensor] = {}  # split → counts (K, K) of the last epoch
         self.predictions: dict[str, Outputs] = {}  # split → predictions of the last test
 
@@ -139,7 +137,7 @@ class Classifier(LightningModule):
     def _end_epoch(self, split: str) -> None:
         metrics = self.split_metrics(split)
         # the final test is not a point of the curves by epoch; `log_hyperparameters` logs its values
-        values = metrics.compute(self.loss)
+        values = metrics.compute(self.loss, final=bool(self.trainer.testing))
         logged = split != "train" and not self.trainer.testing
         self.log_dict(values, prog_bar=split == "val", logger=logged, sync_dist=False)
         if split == "train":  # Lightning logs these only after the epoch's checkpoint, so a kill could lose them
@@ -178,9 +176,11 @@ class Classifier(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         found = {split: self._gather(self.outputs.pop(split)) for split in self.test_splits}
-        if self.fit_split in found and self.loss.fitted:
+        if self.fit_split in found:
             _, outputs, targets = found[self.fit_split]
-            self.loss.fit(plain(outputs).double(), targets)
+            if self.loss.fitted:
+                self.loss.fit(plain(outputs).double(), targets)
+            self.loss.fit_thresholds(outputs, targets)
         for split, (_, outputs, _) in found.items():
             self._end_epoch(split)
             self.predictions[split] = self._predictions(outputs)
@@ -196,7 +196,7 @@ class Classifier(LightningModule):
 
     def _predictions(self, outputs: Tensor) -> Outputs:
         """Return the predictions for outputs (N, M) or (N, V, M)."""
-        probabilities, classes = predictions_of(self.loss, outputs)
+        probabilities, classes = self.loss.averaged(outputs), self.loss.classes(outputs)
         return Outputs(probabilities.cpu().numpy(), classes.cpu().numpy())
 
     def _gather(self, kept: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:

@@ -40,6 +40,7 @@ BOOKKEEPING = (
     "keep_last",
     "start",
     "logger",
+    "combine.sources",
     "data.root",
     "data.cache_dir",
     "data.num_workers",

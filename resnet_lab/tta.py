@@ -1,4 +1,4 @@
-"""Test-time augmentation (`trainer.tta`): the views of an image, and one prediction from all of them."""
+"""Test-time augmentation (`trainer.tta`): the views of an image, whose probabilities an objective averages."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
-
-from resnet_lab.objectives import Objective
-from resnet_lab.statistics import decisions
 
 FLIPS = ((), (-1,), (-2,), (-2, -1))  # dimensions that are reversed: none, horizontal, vertical, both
 VIEWS = {"none": 1, "flips": len(FLIPS), "dihedral": 2 * len(FLIPS)}  # `trainer.tta` → number of views
@@ -37,15 +34,3 @@ def outputs_of(network: Callable[[Tensor], Tensor], images: Tensor, kind: str) -
 def plain(outputs: Tensor) -> Tensor:
     """Return the outputs (B, M) of the images as they are, from `outputs_of`."""
     return outputs[:, 0] if outputs.ndim == 3 else outputs
-
-
-def predictions_of(objective: Objective, outputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Return probabilities (B, K) and predicted classes (B,) of outputs (B, M) or (B, V, M).
-
-    Over V views, the probabilities are averaged, and the decision rule of the objective is applied to the average.
-    """
-    if outputs.ndim == 2:
-        return objective.probabilities(outputs), objective.decide(outputs)
-    probabilities = objective.probabilities(outputs.flatten(0, 1)).view(*outputs.shape[:2], -1).mean(1)
-    classes = torch.from_numpy(decisions(probabilities.cpu().numpy(), objective.decision))
-    return probabilities, classes.to(outputs.device)

@@ -19,7 +19,7 @@ from resnet_lab.run_folder import RunFolder
 from resnet_lab.statistics import decisions
 from resnet_lab.trained import load
 from resnet_lab.training import guarded
-from resnet_lab.tta import VIEWS, outputs_of, plain, predictions_of, views
+from resnet_lab.tta import VIEWS, outputs_of, plain, views
 
 MakeRun = Callable[..., RunFolder]
 
@@ -46,7 +46,7 @@ def test_the_views_are_symmetries_of_the_square_and_the_image_comes_first(kind: 
 def test_probabilities_are_averaged_and_the_decision_is_that_of_the_average() -> None:
     objective = cross_entropy(0.0, "none", [1, 1, 1])
     outputs = torch.tensor([[[0.0, 4.0, 0.0], [3.0, 0.0, 3.5], [3.0, 0.0, 3.5]], [[1.0, 0, 0], [1, 0, 0], [1, 0, 0]]])
-    probabilities, classes = predictions_of(objective, outputs)
+    probabilities, classes = objective.averaged(outputs), objective.classes(outputs)
     expected = np.exp(outputs.numpy()) / np.exp(outputs.numpy()).sum(2, keepdims=True)
     assert probabilities.numpy() == pytest.approx(expected.mean(1), abs=1e-6)
     assert classes.tolist() == [2, 0]  # most single views of the first image say 2, the average logits say 1
@@ -58,7 +58,7 @@ def test_a_grade_as_a_number_is_the_median_of_the_averaged_probabilities() -> No
     objective = mse([1] * 5)
     objective.width.fill_(0.3)
     outputs = torch.tensor([[[0.2], [3.9], [3.8]], [[1.6], [2.4], [2.2]]])
-    probabilities, classes = predictions_of(objective, outputs)
+    probabilities, classes = objective.averaged(outputs), objective.classes(outputs)
     below = stats.norm(outputs.numpy(), 0.3).cdf([-np.inf, 0.5, 1.5, 2.5, 3.5, np.inf])  # (B, V, K + 1)
     assert probabilities.numpy() == pytest.approx(np.diff(below).mean(1), abs=1e-6)
     assert classes.tolist() == decisions(probabilities.numpy(), "median").tolist() == [4, 2]

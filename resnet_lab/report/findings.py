@@ -216,7 +216,8 @@ def _identical(runs: Sequence[Run]) -> Iterator[Finding]:
     """Yield different runs with the same predictions; only collapsed runs can have that."""
     names, same = places_of(runs), defaultdict(list)
     for run in runs:
-        if run.predictions and not run.collapsed:
+        derived = run.status.get("derived_from") or run.config.get("combine.sources")  # the same on purpose
+        if run.predictions and not run.collapsed and not derived:
             predictions = run.predictions.labeled
             rounded = np.round(predictions.probabilities, ALIKE)
             same[run.test_set, hashlib.sha256(rounded.tobytes()).digest()].append(names[run.folder.path])

@@ -15,16 +15,10 @@ from resnet_lab.report.groups import Table
 from resnet_lab.report.runs import Run, in_order_of_jobs
 
 NAMES = [field.name for field in fields(Augmentation)]
-NEUTRAL = {"optim.backbone_lr_factor": 1.0}  # neutral values of other keys
+NEUTRAL = {"optim.backbone_lr_factor": 1.0, "loss.decision": "auto"}  # neutral values of other keys
 OPTIONAL = ("experiment", "sampling", "augmentation", "averaged views")  # facts that are `none` in a run without them
-COVERED = {
-    "sweep",
-    "model.depth",
-    "model.pretrained",
-    "model._target_",
-    "trainer.max_epochs",
-    "trainer.tta",
-} | {  # axes in a fact
+IN_FACTS = ("model.depth", "model.pretrained", "model._target_", "trainer.max_epochs", "trainer.tta")
+COVERED = {"sweep", *IN_FACTS} | {  # axes in a fact
     f"data.{key}" for key in ("name", "image_size", "crop", "padding", "batch_size", "sampling", *NAMES)
 }
 IN_TITLE = 4  # experiments and folders of images in the title at most
