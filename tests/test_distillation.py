@@ -16,7 +16,8 @@ from fake_data import refusal
 from test_exact_resume import kill_inside, same_end
 from torch import nn
 
-from resnet_lab.distillation import Distillation, idle_keys, refuse_no_logits, teacher_of
+from resnet_lab.combine import combine
+from resnet_lab.distillation import Distillation, idle_keys, refuse_no_logits, refuse_own_folder, teacher_of
 from resnet_lab.module import Classifier
 from resnet_lab.objectives import cross_entropy, mse
 from resnet_lab.preflight import command as check_needs
@@ -26,6 +27,7 @@ from resnet_lab.trained import load
 from resnet_lab.training import guarded
 
 MakeRun = Callable[..., RunFolder]
+MEAN, STD = torch.full((3,), 0.5), torch.full((3,), 0.25)
 SHORT = ("trainer.max_epochs=2", "data.batch_size=8", "data.max_images=40", "trainer.precision=32-true")
 
 
@@ -48,7 +50,7 @@ def taught(
     teacher: Any = SimpleNamespace(
         network=Linear(objective.num_outputs), objective=objective, origin={"mean": [mean] * 3, "std": [std] * 3}
     )
-    return Distillation(teacher, torch.full((3,), 0.5), torch.full((3,), 0.25), temperature, weight)
+    return Distillation(teacher, MEAN, STD, temperature, weight)
 
 
 def test_the_loss_is_hintons() -> None:
@@ -146,6 +148,30 @@ def test_a_pupil_resumes_exactly_and_only_with_its_teacher(
     assert guarded(broken) == 0
     assert "resuming" in broken.log_file.read_text()
     assert same_end(complete, broken)
+
+
+def member_of(run: RunFolder, images: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return load(run.path).network((images - 0.4) / 0.2).softmax(1)
+
+
+def test_an_ensemble_teaches(make_run: MakeRun, teacher: RunFolder, tmp_path: Path) -> None:
+    other = make_run(
+        *SHORT, "seed=1", "data.mean=[0.4,0.4,0.4]", "data.std=[0.2,0.2,0.2]", "optim.lr=0.2", name="other"
+    )
+    assert guarded(other) == 0
+    (both,) = combine([str(teacher.path), str(other.path)], tmp_path / "both", ["seed"])
+    pupil = make_run(*SHORT, f"loss.teacher={both.path}", "loss.teacher_weight=1", name="pupil")
+    assert guarded(pupil) == 0
+    assert pupil.read_status()["teacher"] not in (None, Distillation(load(teacher.path), MEAN, STD, 1, 1).digest)
+    images = torch.rand(4, 3, 24, 24)
+    found = Distillation(load(both.path), MEAN, STD, 1.0, 1.0)
+    expected = torch.stack([member_of(each, images) for each in (teacher, other)]).mean(0)
+    losses = found.losses(torch.zeros(4), torch.zeros(4, 5), (images - 0.5) / 0.25)
+    divergence = (expected * (expected * 5).log()).sum(1)
+    torch.testing.assert_close(losses, divergence, atol=1e-4, rtol=1e-3)
+    loss = pupil.read_config()["loss"]
+    assert "is this run itself" in refusal(refuse_own_folder, loss, other.path)
 
 
 def error_of(run: RunFolder) -> str:

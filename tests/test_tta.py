@@ -16,7 +16,7 @@ from resnet_lab.objectives import cross_entropy, mse
 from resnet_lab.report.runs import read_run
 from resnet_lab.report.verify import differences_of
 from resnet_lab.run_folder import RunFolder
-from resnet_lab.statistics import decisions
+from resnet_lab.statistics import decisions, fitted_thresholds
 from resnet_lab.trained import load
 from resnet_lab.training import guarded
 from resnet_lab.tta import VIEWS, outputs_of, plain, views
@@ -128,3 +128,16 @@ def test_the_width_of_a_grade_as_a_number_is_that_of_the_images_as_they_are(make
         squares += ((outputs[:, 0, 0] - batch["target"]) ** 2)[batch["index"] >= 0].tolist()
     assert float(model.objective.width) == pytest.approx(np.sqrt(np.mean(squares)), rel=1e-4)
     assert differences_of([read_run(run)]) == []
+
+
+def test_thresholds_are_fitted_on_the_averages(make_run: MakeRun) -> None:
+    run = make_run("loss.decision=thresholds", "trainer.tta=flips", *EXACT)
+    assert guarded(run) == 0
+    limits, targets = run.read_status()["thresholds"], pd.read_csv(run.predictions_file("val"))["target"].to_numpy()
+    assert limits == pytest.approx(fitted_thresholds(stored(run, "val"), targets), abs=1e-4)
+    predicted = pd.read_csv(run.predictions_file("test"))["prediction"]
+    assert predicted.tolist() == decisions(stored(run), "thresholds", limits).tolist()
+    assert differences_of([read_run(run)]) == []
+    evaluate.command([str(run.path), "split=val"])
+    (folder,) = run.path.glob("evaluation_*")
+    assert RunFolder(folder).predictions_file("val").read_text() == run.predictions_file("val").read_text()
