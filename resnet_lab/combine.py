@@ -14,8 +14,10 @@ from typing import Any
 from resnet_lab.command_line import log_to, run_command
 from resnet_lab.config import job_name
 from resnet_lab.data.progress import with_progress
-from resnet_lab.derived import DECISION, OWN, SOURCES, Labeled, mean_of, pooled, stored_splits, write_derived
+from resnet_lab.derived import DECISION, OWN, Labeled, mean_of, pooled, stored_splits, write_derived
 from resnet_lab.errors import UserError, count
+from resnet_lab.eyes import FITTED, METHODS, Pairs, graded
+from resnet_lab.inputs import EYES
 from resnet_lab.report.combined import folders_of
 from resnet_lab.report.runs import Run, read_runs
 from resnet_lab.run_folder import RunFolder, is_bookkeeping
@@ -156,7 +158,7 @@ def config_of(members: Sequence[Run], over: Sequence[str], pools: bool, out: Run
             _set(config, key, ",".join(values))
     how = {} if over[0] == NOTHING else {"pooled_over" if pools else "mean_over": ",".join(over)}
     sources = [os.path.relpath(run.folder.path, out.path) for run in members]
-    return config | {"combine": how | {SOURCES: sources}}
+    return config | {"combine": how | {"sources": sources}}
 
 
 def _set(config: dict[str, Any], key: str, value: object) -> None:
@@ -166,10 +168,15 @@ def _set(config: dict[str, Any], key: str, value: object) -> None:
     config[name] = value
 
 
-def facts_of(members: Sequence[Run]) -> dict[str, Any]:
-    """Return the entries of status.json that the members share, and the sums of their costs."""
+def facts_of(members: Sequence[Run], decides: bool = False) -> dict[str, Any]:
+    """Return the entries of status.json that the members share, and the sums of their costs.
+
+    Args:
+        members: the combined runs.
+        decides: whether the one member is only decided anew, so that all of its entries stay true.
+    """
     first = members[0].status
-    if len(members) == 1:
+    if decides:
         return {key: value for key, value in first.items() if key not in OWN}
     facts = {key: first.get(key) for key in ("class_names", "ordered", "class_counts")}
     facts |= {
@@ -242,12 +249,7 @@ def combine(folders: Sequence[str], out: Path, over: Sequence[str], decision: st
     for members in groups:
         if members not in several:
             log.warning("left out: %s: no other run differs from it only in %s", members[0].folder.path, ",".join(over))
-    made = list(_prepared(several, out, over, decision))
-    for folder, arguments in with_progress(made, len(made), "combined", unit="runs", end=False):
-        folder.path.mkdir(parents=True, exist_ok=True)
-        folder.write_config(arguments["config"])
-        write_derived(folder, **arguments)
-    return [folder for folder, _ in made]
+    return _written(list(_prepared(several, out, over, decision)))
 
 
 def _prepared(
@@ -265,8 +267,56 @@ def _prepared(
             _set(config, DECISION, decision)
         if rule == "thresholds" and "val" not in splits:
             raise UserError("decision=thresholds needs predictions on validation; choose decision=expected")
-        facts = facts_of(members) | ({"folds": sizes} if sizes else {})
+        facts = facts_of(members, decides=over[0] == NOTHING) | ({"folds": sizes} if sizes else {})
         yield run, {"splits": splits, "config": config, "facts": facts, "rule": rule, "title": name}
+
+
+def combine_eyes(folders: Sequence[str], out: Path, methods: Sequence[str], decision: str = "") -> list[RunFolder]:
+    """Make derived runs in which the two eyes of a patient are graded together, and return their folders.
+
+    Args:
+        folders: run folders, or folders that contain run folders.
+        out: folder of the derived runs.
+        methods: see `eyes.METHODS`; a fitted one gives two runs, by image and by patient.
+        decision: rule of `statistics.DECISIONS`; empty: that of each run.
+
+    Raises:
+        UserError: a run has no second eyes, or more than two images of a patient.
+    """
+    made: list[tuple[RunFolder, dict[str, Any]]] = []
+    for run in [run for run in read_runs(folders) if run.scores and not folders_of(run)]:
+        rule = rule_of([run], decision)
+        if rule == "thresholds" and {*methods} & {*FITTED}:
+            raise UserError("decision=thresholds: a model of both eyes leaves no validation images; choose expected")
+        splits = stored_splits(run.folder)
+        for method in methods:
+            try:
+                found = graded(splits, method)
+            except UserError as error:
+                raise UserError(f"{run.folder.path}: {error}") from None
+            for unit, tables in found.items():
+                place = RunFolder(out / f"{run.folder.path.name}_eyes-{method}_by-{unit}")
+                config = config_of([run], [NOTHING], pools=False, out=place)
+                config["combine"] = {EYES: method, "by": unit} | config["combine"]
+                if decision:
+                    _set(config, DECISION, decision)
+                given = {"splits": tables, "config": config, "facts": facts_of([run]), "rule": rule}
+                made.append((place, given | {"title": place.path.name}))
+        alone = Pairs(splits[run.split], run.split).alone
+        if alone:
+            log.info("%s: %s with one image, graded alone", run.folder.path.name, count(alone, "patient"))
+    if not made:
+        raise UserError(f"{' '.join(folders)}: no finished run that trained")
+    return _written(made)
+
+
+def _written(made: Sequence[tuple[RunFolder, dict[str, Any]]]) -> list[RunFolder]:
+    """Write derived runs, and return their folders."""
+    for folder, arguments in with_progress(made, len(made), "combined", unit="runs", end=False):
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.write_config(arguments["config"])
+        write_derived(folder, **arguments)
+    return [folder for folder, _ in made]
 
 
 def command(arguments: Sequence[str]) -> None:
@@ -277,9 +327,16 @@ def command(arguments: Sequence[str]) -> None:
         raise UserError("out= is missing; name the folder of the combined runs")
     if given.decision and given.decision not in DECISIONS:
         raise UserError(f"decision={given.decision}: choose {', '.join(DECISIONS)}")
-    over = given.over.split(",")
-    out = Path(given.out).expanduser()
-    made = combine(given.DIR, out, over, given.decision or "")
+    out, decision = Path(given.out).expanduser(), given.decision or ""
+    if given.eyes:
+        if given.over:
+            raise UserError("eyes= combines the images of one run; leave out over=, or combine twice")
+        methods = given.eyes.split(",")
+        if unknown := [method for method in methods if method not in METHODS]:
+            raise UserError(f"eyes={unknown[0]}: choose {', '.join(METHODS)}")
+        made = combine_eyes(given.DIR, out, methods, decision)
+    else:
+        made = combine(given.DIR, out, (given.over or "seed").split(","), decision)
     log.info("%s in %s", count(len(made), "combined run"), out)
     log.info("compare them with their members:  resnet-lab report %s %s", " ".join(given.DIR), out)
 

@@ -15,6 +15,8 @@ from resnet_lab.scores import mode_of
 
 log = logging.getLogger("resnet_lab")
 
+EYES = "eyes"  # key of config.yaml, in the group `combine` of a run that grades both eyes of a patient
+
 # keys that define the model's input; they stay with the model when it is evaluated on other data
 SEEING = ("image_size", "resize", "eye_crop", "local_mean", "crop", "padding", "mean", "std", "batch_size")
 # the keys of data that have an effect on photographs without labels

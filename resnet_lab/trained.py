@@ -27,7 +27,7 @@ from resnet_lab.data.reader import fit
 from resnet_lab.data.transforms import Geometry, normalize
 from resnet_lab.ensemble import Ensemble, LogProbabilities
 from resnet_lab.errors import UserError, count
-from resnet_lab.inputs import SEEING, checkpoint_of, sources_of, warn_of_unfinished
+from resnet_lab.inputs import EYES, SEEING, checkpoint_of, sources_of, warn_of_unfinished
 from resnet_lab.models.pretrained import read, refuse_nan_weights
 from resnet_lab.objectives import Objective
 from resnet_lab.origin import TRAIN_IMAGES, origin_of
@@ -41,7 +41,6 @@ One: TypeAlias = str | Path | np.ndarray | Image.Image
 Images: TypeAlias = One | Sequence[One] | Tensor
 
 MEMBERS = "members"  # name that messages have for the networks of a derived run
-EYES = "eyes"  # key of config.yaml, in the group `combine` of a run that grades patients
 DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # type of computation by Lightning's precision
 
 

@@ -230,13 +230,15 @@ def combine() -> Verb:
             "  resnet-lab combine runs/depth out=runs/depth_means",
             "  resnet-lab combine runs/cv over=data.fold out=runs/cv_pooled",
             "  resnet-lab combine runs/depth over=none decision=expected out=runs/expected",
-            "  resnet-lab report runs/depth runs/depth_means",
+            "  resnet-lab combine runs/depth eyes=worst,logistic out=runs/eyes",
         ],
     )
     verb.argument("DIR", "folder of a run or sweep, or a folder above it", several=True)
     verb.option("out", "DIR", "folder of the new runs")
     keys = "keys in which the runs to combine differ: seed, data.fold, model.depth, …; all; none (with decision=)"
-    verb.option("over", "KEY,…", keys, "seed")
+    verb.option("over", "KEY,…", f"{keys} (default: seed)")
+    methods = "worst, mean (of a patient's two eyes), logistic, boosting (each eye with the other's help)"
+    verb.option("eyes", "METHOD,…", f"grade both eyes of a patient together: {methods}")
     verb.option("decision", "RULE", f"rule of the predictions: {', '.join(get_args(Rule))} (default: that of the runs)")
     return verb
 

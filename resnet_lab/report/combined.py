@@ -14,10 +14,10 @@ import numpy as np
 from resnet_lab.report.groups import Group, Table
 from resnet_lab.report.leaderboard import limits_text
 from resnet_lab.report.runs import Run
+from resnet_lab.run_folder import SOURCES
 from resnet_lab.scores import ABSENT, SCORES, Predictions
 from resnet_lab.statistics import DECISIONS, decisions, fitted_thresholds
 
-SOURCES = "combine.sources"  # key of the configuration of a combined run
 RANKS_DECISIONS = "qwk"  # the score that shows what a rule of decision gives
 
 

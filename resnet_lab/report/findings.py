@@ -16,6 +16,7 @@ from resnet_lab.report.figures import CURVES, PICTURES
 from resnet_lab.report.groups import AREA, Table, places_of
 from resnet_lab.report.intervals import FEW_OF_A_CLASS, FEWEST
 from resnet_lab.report.runs import Run, may_not_be_read, read_metrics
+from resnet_lab.run_folder import SOURCES
 from resnet_lab.scores import ABSENT, SCORES
 
 ALIKE = 6  # digits of a probability; two trainings differ within these
@@ -216,7 +217,7 @@ def _identical(runs: Sequence[Run]) -> Iterator[Finding]:
     """Yield different runs with the same predictions; only collapsed runs can have that."""
     names, same = places_of(runs), defaultdict(list)
     for run in runs:
-        derived = run.status.get("derived_from") or run.config.get("combine.sources")  # the same on purpose
+        derived = run.status.get("derived_from") or run.config.get(SOURCES)  # the same on purpose
         if run.predictions and not run.collapsed and not derived:
             predictions = run.predictions.labeled
             rounded = np.round(predictions.probabilities, ALIKE)
