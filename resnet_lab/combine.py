@@ -14,7 +14,7 @@ from typing import Any
 from resnet_lab.command_line import log_to, run_command
 from resnet_lab.config import job_name
 from resnet_lab.data.progress import with_progress
-from resnet_lab.derived import DECISION, OWN, SOURCES, Labeled, mean_of, pooled, stored_splits, write_derived
+from resnet_lab.derived import DECISION, OWN, Labeled, mean_of, pooled, stored_splits, write_derived
 from resnet_lab.errors import UserError, count
 from resnet_lab.eyes import FITTED, METHODS, Pairs, graded
 from resnet_lab.inputs import EYES
@@ -158,7 +158,7 @@ def config_of(members: Sequence[Run], over: Sequence[str], pools: bool, out: Run
             _set(config, key, ",".join(values))
     how = {} if over[0] == NOTHING else {"pooled_over" if pools else "mean_over": ",".join(over)}
     sources = [os.path.relpath(run.folder.path, out.path) for run in members]
-    return config | {"combine": how | {SOURCES: sources}}
+    return config | {"combine": how | {"sources": sources}}
 
 
 def _set(config: dict[str, Any], key: str, value: object) -> None:

@@ -28,7 +28,6 @@ from resnet_lab.statistics import COLLAPSED, confusion_matrix, decisions, fitted
 log = logging.getLogger("resnet_lab")
 
 DECISION = "loss.decision"
-SOURCES = "sources"  # key of config.yaml, in the group `combine` of a derived run
 SPLITS = ("val", "test")  # whose predictions a run stores
 # entries of status.json that belong to one process or to the checkpoints, not to the predictions
 OWN = (

@@ -25,7 +25,7 @@ class Pairs:
         split: its name, for errors.
 
     Raises:
-        UserError: there is no column `patient`, no patient has two images, or one has more than two.
+        UserError: there is no column `patient`, or a patient has more than two images.
     """
 
     def __init__(self, labeled: Labeled, split: str) -> None:
@@ -43,8 +43,6 @@ class Pairs:
         self.first = np.array([each[0] for each in rows])  # (P,)
         self.second = np.array([each[-1] for each in rows])  # (P,), the first again if there is only one
         self.both = self.first != self.second
-        if not self.both.any():
-            raise UserError(f"no patient has two images in {split}, so there is nothing to combine")
 
     @property
     def alone(self) -> int:
@@ -137,9 +135,12 @@ def graded(splits: Mapping[str, Labeled], method: str) -> dict[str, dict[str, La
         method: one of `METHODS`.
 
     Raises:
-        UserError: as for `Pairs` and `helped`, or there are no predictions on validation.
+        UserError: as for `Pairs` and `helped`, no patient has two images, or there are no predictions on validation.
     """
     pairs = {split: Pairs(labeled, split) for split, labeled in splits.items()}
+    scored = "test" if "test" in pairs else "val"
+    if not pairs[scored].both.any():
+        raise UserError(f"no patient has two images in {scored}, so there is nothing to combine")
     if method not in FITTED:
         return {
             "patient": {

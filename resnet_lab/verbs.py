@@ -246,7 +246,6 @@ def combine() -> Verb:
             "  resnet-lab combine runs/cv over=data.fold out=runs/cv_pooled",
             "  resnet-lab combine runs/depth over=none decision=expected out=runs/expected",
             "  resnet-lab combine runs/depth eyes=worst,logistic out=runs/eyes",
-            "  resnet-lab report runs/depth runs/depth_means",
         ],
     )
     verb.argument("DIR", "folder of a run or sweep, or a folder above it", several=True)

@@ -135,7 +135,7 @@ def test_wrong_data_is_refused(trained: RunFolder, tmp_path: Path) -> None:
     assert "has 2 classes" in message
     assert "trained for 5 (no DR, mild" in message
     message = refusal(evaluate.command, [str(trained.path), "split=dev"])
-    assert "has no split dev; choose among train, val, test" in message
+    assert "split=dev: choose train, val or test" in message
     for key in ("model.depth=50", "spilt=val", "trainer.max_epochs=77", "data.rotation=5"):
         assert refusal(evaluate.command, [str(trained.path), key]).startswith(f"{key}: ")
     assert "data.image_size=[1" in refusal(evaluate.command, [str(trained.path), "data.image_size=[1"])
@@ -348,9 +348,9 @@ def test_a_failed_evaluation_or_prediction_leaves_nothing(
 
 def test_an_unwritable_folder_is_refused_before_the_data_is_read(trained: RunFolder, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    for out in ("file", "file/below"):
+    for out, line in (("file", "file: name a folder, not a file"), ("file/below", "file is not a folder")):
         words = [str(trained.path), f"out={tmp_path / out}", f"data.root={tmp_path / 'nothing'}"]
-        assert f"{tmp_path / 'file'} is not a folder" in refusal(evaluate.command, words)
+        assert f"{tmp_path / line}" in refusal(evaluate.command, words)
 
 
 def test_an_evaluations_name_is_short_and_unique(tmp_path: Path) -> None:

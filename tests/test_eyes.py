@@ -50,8 +50,10 @@ def test_more_than_two_images_are_refused(three: Labeled) -> None:
     rows = three.rows.assign(patient="a")
     with pytest.raises(UserError, match="patient a has 3 images in test"):
         Pairs(Labeled(rows, three.probabilities), "test")
-    with pytest.raises(UserError, match="no patient has two images in val"):
-        Pairs(Labeled(three.rows.assign(patient=["a", "b", "c"]), three.probabilities), "val")
+    alone = Labeled(three.rows.assign(patient=["a", "b", "c"]), three.probabilities)
+    with pytest.raises(UserError, match="no patient has two images in test"):
+        graded({"test": alone}, "worst")
+    assert set(graded({"test": three, "val": alone}, "worst")["patient"]) == {"test", "val"}
     with pytest.raises(UserError, match=r"predictions_val\.csv has no patients"):
         Pairs(Labeled(three.rows.drop(columns="patient"), three.probabilities), "val")
 

@@ -6,18 +6,20 @@ import math
 import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from resnet_lab.report.groups import Group, Table
+from resnet_lab.report.intervals import Seeds
 from resnet_lab.report.leaderboard import limits_text
 from resnet_lab.report.runs import Run
+from resnet_lab.run_folder import SOURCES
 from resnet_lab.scores import ABSENT, SCORES, Predictions
 from resnet_lab.statistics import DECISIONS, decisions, fitted_thresholds
 
-SOURCES = "combine.sources"  # key of the configuration of a combined run
 RANKS_DECISIONS = "qwk"  # the score that shows what a rule of decision gives
 
 
@@ -34,7 +36,7 @@ class CombinedRow(NamedTuple):
 def combined_rows(table: Table) -> list[CombinedRow]:
     """Return the combined groups whose members are in the table, with the paired difference to their mean.
 
-    The limits of all differences hold at once.
+    The limits of all differences hold at once. They cover patients, not seeds: a group and its members share them.
     """
     groups, found = table.scored_groups, list[tuple[Group, dict[int, float]]]()
     places = {run.folder.path.resolve(): place for place, group in enumerate(groups) for run in group.scored}
@@ -50,7 +52,8 @@ def combined_rows(table: Table) -> list[CombinedRow]:
         row[next(place for place, other in enumerate(groups) if other is group)] += 1
         for place, share in members.items():
             row[place] -= share
-    estimates, metric = table.estimates[table.metric], SCORES[table.metric]
+    metric, none = SCORES[table.metric], np.zeros(len(groups))
+    estimates = replace(table.estimates[table.metric], seeds=Seeds(none, none, none))
     compared = estimates.compare(contrasts)
     return [
         CombinedRow(

@@ -15,6 +15,7 @@ from resnet_lab import statistics
 from resnet_lab.errors import UserError, count
 from resnet_lab.report.groups import places_of
 from resnet_lab.report.runs import Run, StoredPredictions, may_not_be_read, read_metrics, read_predictions
+from resnet_lab.run_folder import SOURCES
 from resnet_lab.scores import SCORES, Predictions
 
 CROSS_ENTROPY = "resnet_lab.objectives.cross_entropy"
@@ -91,7 +92,7 @@ def _curves(run: Run, found: dict[str, Split]) -> Iterator[str]:
     """Compare the predictions with their row in metrics.csv: the best epoch, or the last one."""
     rows = read_metrics(run.folder.stored_metrics)
     monitor, best = run.status.get("monitor"), run.status.get("best_value")
-    if not run.trained or run.config.get("combine.sources"):  # the file has only a header, or there is none
+    if not run.trained or run.config.get(SOURCES):  # the file has only a header, or there is none
         return
     if may_not_be_read(run.folder.stored_metrics):
         yield "metrics.csv cannot be read (Permission denied)"
@@ -247,7 +248,8 @@ def metrics_of(predictions: Predictions, config: dict[str, Any], train_counts: S
     derived = {name: score.of(predictions) for name, score in SCORES.items() if score.stored}
     with np.errstate(invalid="ignore"):
         derived |= {f"recall_{k}": float(share) for k, share in enumerate(counts.diagonal() / counts.sum(axis=1))}
-    loss = _loss(predictions, config, train_counts)
+    several = config.get("trainer.tta", "none") != "none"  # the loss is that of the images as they are
+    loss = None if several else _loss(predictions, config, train_counts)
     return derived | ({} if loss is None else {"loss": loss})
 
 
