@@ -306,6 +306,8 @@ def check_overrides(arguments: Sequence[str]) -> None:
         key, _, value = argument.lstrip("+").partition("=")
         if key in CHOSEN:
             _refuse_no_names(argument, key)
+        if key in ("launcher", "hydra.launcher"):
+            raise UserError(f"{argument}: a launcher is a group of Hydra; write hydra/launcher={value}")
         if not argument.startswith("+"):
             continue
         if key in CHOSEN:

@@ -94,7 +94,7 @@ def _fault_of_yaml(error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
     if re.search("not closed", fault):  # the mark is where the file goes on
         mark = getattr(error, "context_mark", None) or mark
-    file = _shown(getattr(mark, "name", None) or getattr(error, "name", ""))
+    file = _shown(str(getattr(mark, "name", None) or getattr(error, "name", "")))
     if not Path(file).is_file():  # a value of the command line
         return fault
     return f"{file}: line {mark.line + 1}: {fault}" if mark else f"{file}: {fault}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -121,6 +122,7 @@ def jobs_of(arguments: Sequence[str]) -> list[dict[str, Any]]:
         if base.hydra.runtime.choices["hydra/sweeper"] != "basic":
             return []
         _refuse_nameless(parsed, base.hydra)
+        _refuse_without_slurm(base.hydra.runtime.choices["hydra/launcher"])
         refuse_mixture(RunFolder(Path(base.hydra.sweep.dir) / "job"), sweep=True)  # before jobs.txt is written there
         return list(_compositions(_grid(parsed, base.hydra.sweeper.params or {}), searchpath))
 
@@ -168,6 +170,19 @@ def _refuse_nameless(overrides: Sequence[Override], hydra: DictConfig) -> None:
         nameless = key in hydra.job.config.override_dirname.exclude_keys or of_logger(key)
         if axis.is_sweep_override() and nameless:
             raise UserError(f"{key} cannot be swept because it does not change the experiment; give it one value")
+
+
+def _refuse_without_slurm(launcher: str) -> None:
+    """Refuse to submit jobs on a machine that has no SLURM.
+
+    Raises:
+        UserError: the launcher needs SLURM's `srun`, which is not there.
+    """
+    if launcher in ("slurm", "submitit_slurm") and not shutil.which("srun"):
+        raise UserError(
+            f"hydra/launcher={launcher}: this machine has no srun; start the command on a login node of the cluster, "
+            "or leave hydra/launcher out to run the jobs here, one by one"
+        )
 
 
 def _read(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str], list[str]]:

@@ -21,7 +21,7 @@ from resnet_lab.report.combined import combined_rows, fold_rows
 from resnet_lab.report.groups import tables_of
 from resnet_lab.report.runs import read_run, read_runs
 from resnet_lab.report.verify import differences_of
-from resnet_lab.run_folder import RunFolder
+from resnet_lab.run_folder import RunFolder, list_jobs
 from resnet_lab.statistics import quadratic_weighted_kappa
 from resnet_lab.training import guarded
 
@@ -210,9 +210,20 @@ def test_different_rules_need_a_choice(seeds: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "message"), [(["out=o", "decision=best"], "choose argmax, median"), ([], "out= is missing")]
+    ("words", "message"),
+    [
+        (["out=o", "decision=best"], "choose argmax, median"),
+        ([], "out= is missing"),
+        (["out=o", "over=seeds"], "seeds is no key of these runs; did you mean over=seed"),
+        (["out=o", "over=dept"], "did you mean over=model.depth"),
+        (["out=o", "over=optim.lr"], "differ only in it; they differ in seed, model.depth$"),
+        (["out=runs/depth-18_seed-0"], "contains a run; name another folder"),
+        (["out=sweep"], "out=sweep contains a sweep; name another folder"),
+    ],
 )
-def test_options(seeds: Path, words: list[str], message: str) -> None:
+def test_options(seeds: Path, words: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(seeds.parent)
+    list_jobs(Path("sweep"), ["a"])
     with pytest.raises(UserError, match=message):
         command([str(seeds), *words])
 

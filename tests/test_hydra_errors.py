@@ -101,6 +101,12 @@ def test_a_mistake_in_an_experiment_file_has_its_remedy(text: str, hint: str, fo
     assert hint in refusal(lambda: compose_config(["experiment=wrong"], config_dir="my conf"))
 
 
+@pytest.mark.parametrize("word", ["launcher=slurm", "hydra.launcher=slurm"])
+def test_a_launcher_is_a_group_of_hydra(word: str) -> None:
+    assert refusal(compose_config, [word]).endswith("; write hydra/launcher=slurm")
+    assert "-p hydra.launcher lists" in refusal(compose_config, ["hydra/launcher=slurm", "hydra.launcher.partiton=gpu"])
+
+
 @pytest.mark.parametrize(
     ("words", "hint"),
     [

@@ -41,6 +41,14 @@ def test_a_sweep_into_the_folder_of_a_run_is_refused_before_it_writes(tmp_path: 
     assert [file.name for file in tmp_path.iterdir()] == ["config.yaml"]
 
 
+def test_without_slurm_no_sweep_is_submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    words = ["-m", "seed=0,1", "hydra/launcher=slurm"]
+    assert refusal(jobs_of, words).startswith("hydra/launcher=slurm: this machine has no srun; start the command on a")
+    (tmp_path / "srun").touch(mode=0o755)
+    assert len(jobs_of(words)) == 1
+
+
 @pytest.mark.slow
 def test_jobs_are_those_of_the_grid_without_seeds() -> None:
     assert jobs_of(["model.depth=18,34"]) == []  # no sweep
