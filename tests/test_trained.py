@@ -85,7 +85,7 @@ def test_features_are_the_input_of_the_last_layer(model: Trained) -> None:
     ("images", "line"),
     [
         ([], "no image"),
-        ("nothing.jpeg", "nothing.jpeg cannot be read"),
+        ("nothing.jpeg", "nothing.jpeg cannot be read: No such file or directory"),
         (torch.zeros(2, 3, 7, 7), "shape (2, 3, 7, 7): give (N, 3, 24, 24)"),
         (torch.full((1, 3, 24, 24), 7.0), "values in [0, 1]"),
         (torch.full((1, 3, 24, 24), torch.nan), "values in [0, 1]"),

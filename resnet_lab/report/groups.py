@@ -14,11 +14,10 @@ import numpy as np
 
 from resnet_lab.axes import plain, shown_of
 from resnet_lab.errors import UserError, count
-from resnet_lab.report.glossary import ALIASES
 from resnet_lab.report.intervals import Comparisons, Estimates, estimate
 from resnet_lab.report.runs import Run, in_order_of_jobs
 from resnet_lab.run_folder import is_bookkeeping
-from resnet_lab.scores import ABSENT, NEEDS, SCORES, Predictions
+from resnet_lab.scores import ABSENT, ALIASES, NEEDS, SCORES, Predictions
 
 DRAWN = 10  # groups in pictures, the best ones
 AREA = "referable_auroc"  # has intervals in a table of its own
