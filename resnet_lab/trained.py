@@ -330,6 +330,7 @@ def photographs(config: dict[str, Any], root: str, class_names: list[str]) -> di
         "root": root,
         "class_names": class_names,
         **dict.fromkeys(("splits", "folds", "all_images", "max_images", "max_per_class")),  # None: nothing is left out
+        "fold": 0,  # without folds there is no other
         "val_fraction": 0.0,
         "test_fraction": 0.0,
     }

@@ -16,7 +16,7 @@ from fake_runs import change_status, edit_predictions, write_run
 from resnet_lab import load
 from resnet_lab.combine import combine, command
 from resnet_lab.errors import UserError
-from resnet_lab.evaluate import evaluate_split
+from resnet_lab.evaluate import evaluate_split, override
 from resnet_lab.report.combined import combined_rows, fold_rows
 from resnet_lab.report.groups import tables_of
 from resnet_lab.report.runs import read_run, read_runs
@@ -245,7 +245,8 @@ def test_an_ensemble_is_one_model(make_run: MakeRun, tmp_path: Path) -> None:
         assert guarded(run) == 0
     ensemble = combine([str(run.path) for run in members], tmp_path / "means", ["seed", "data.mean"])[0]
     model = load(ensemble.path)
-    _, module, datamodule = evaluate_split(model, model.origin["config"], "test")
+    config = override(model.origin, ["trainer.channels_last=true"])
+    _, module, datamodule = evaluate_split(model, config, "test")
     stored = pd.read_csv(ensemble.predictions_file("test"))
     assert datamodule.rows("test")["image"].tolist() == stored["image"].tolist()
     found = module.predictions["test"]

@@ -232,9 +232,12 @@ def test_raw_photographs_are_predicted_like_prepared_ones(make_run, photographs:
     assert differences.to_numpy().max() < 0.05  # error of the prepared JPEGs
 
 
-@pytest.mark.parametrize("key", ["data.folds=2", "data.splits={train: test, test: train}", "data.max_per_class=4"])
-def test_predict_takes_all_photographs_whatever_the_splits_of_the_run(make_run, photographs, tmp_path, key) -> None:
-    run = make_run("trainer.max_epochs=1", "data.val_fraction=0", key)
+@pytest.mark.parametrize(
+    "keys",
+    [("data.folds=2", "data.fold=1"), ("data.splits={train: test, test: train}",), ("data.max_per_class=4",)],
+)
+def test_predict_takes_all_photographs_whatever_the_splits_of_the_run(make_run, photographs, tmp_path, keys) -> None:
+    run = make_run("trainer.max_epochs=1", "data.val_fraction=0", *keys)
     assert guarded(run) == 0
     predict.command([str(run.path), str(photographs / "images"), f"out={tmp_path / 'all.csv'}"])
     assert len(pd.read_csv(tmp_path / "all.csv")) == len(list((photographs / "images").iterdir()))
