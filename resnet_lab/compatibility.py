@@ -51,6 +51,7 @@ ADDED: dict[str, Added] = {
     "data.max_pixels": Added(178_956_970),  # Pillow's own limit
     "data.strict_jpeg": Added(False),
     "data.prepared_format": Added("jpeg"),
+    "loss.class_weights": Added("none", ("resnet_lab.objectives.mse",)),
     "model.freeze": Added(None),
     "model.unfreeze_at_epoch": Added(None),
     "optim.backbone_lr_factor": Added(1.0),
