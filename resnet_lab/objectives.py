@@ -224,31 +224,36 @@ def _class_weights(class_weights: str | Sequence[float], class_counts: Sequence[
 
 
 def mse(class_weights: ClassWeights, class_counts: Sequence[int]) -> SquaredError:
-    """Build the mean squared error of a grade predicted as a number, for ordered classes.
+    """Build the mean squared error of a grade predicted as a number; conf/loss/mse.yaml documents the arguments.
 
     Args:
-        class_weights: as for `cross_entropy`, also for the errors.
-        class_counts: training images of each class.
+        class_counts: training images of each class, n_k.
+
+    Raises:
+        UserError: as for `cross_entropy`.
     """
     return SquaredError(len(class_counts), _class_weights(class_weights, class_counts))
 
 
 def smooth_l1(beta: NotNegative, class_weights: ClassWeights, class_counts: Sequence[int]) -> SmoothL1:
-    """Build the smooth L1 loss of a grade predicted as a number, for ordered classes.
+    """Build the smooth L1 loss of a grade predicted as a number; conf/loss/smooth_l1.yaml documents the arguments.
 
     Args:
-        beta: see conf/loss/smooth_l1.yaml.
-        class_weights: as for `cross_entropy`, also for the errors.
-        class_counts: training images of each class.
+        class_counts: training images of each class, n_k.
+
+    Raises:
+        UserError: as for `cross_entropy`.
     """
     return SmoothL1(len(class_counts), _class_weights(class_weights, class_counts), beta)
 
 
 def corn(class_weights: ClassWeights, class_counts: Sequence[int]) -> Corn:
-    """Build CORN, one output for each step from a grade to the next, for ordered classes.
+    """Build CORN, with an output for each step to the next grade; conf/loss/corn.yaml documents the arguments.
 
     Args:
-        class_weights: as for `cross_entropy`, also for the errors.
-        class_counts: training images of each class.
+        class_counts: training images of each class, n_k.
+
+    Raises:
+        UserError: as for `cross_entropy`.
     """
     return Corn(len(class_counts), _class_weights(class_weights, class_counts))
