@@ -28,7 +28,7 @@ from resnet_lab.data.datamodule import DataModule
 from resnet_lab.errors import UserError
 from resnet_lab.module import Classifier
 from resnet_lab.origin import TRAIN_IMAGES
-from resnet_lab.parts import build_network, build_objective, refuse_misfit, without_weights
+from resnet_lab.parts import build_network, build_objective, refuse_decision, refuse_misfit, without_weights
 from resnet_lab.ranks import slurm_tasks
 from resnet_lab.run_folder import RunFolder
 from resnet_lab.terminal import Lines, is_terminal
@@ -70,6 +70,7 @@ def build_module(config: dict[str, Any], datamodule: DataModule, pretrained: boo
             else "to train on another split, name it, as in data.splits={train: val}"
         )
         raise UserError(f"{datamodule.data.name} has no split train, only {' and '.join(datamodule.splits)}; {remedy}")
+    refuse_decision(config["loss"]["decision"], datamodule.data.ordered, datamodule.splits)
     objective = build_objective(config["loss"], datamodule.class_counts["train"])
     model = config["model"] if pretrained else without_weights(config["model"])
     network, size = build_network(model, objective.num_outputs), datamodule.data.crop or datamodule.data.image_size
@@ -81,7 +82,7 @@ def build_module(config: dict[str, Any], datamodule: DataModule, pretrained: boo
         "ordered": datamodule.data.ordered,
         "mean": datamodule.mean.tolist(),
         "std": datamodule.std.tolist(),
-        "decision": objective.decision,
+        "decision": objective.rule,
         "class_counts": datamodule.class_counts,
         "split_fingerprint": datamodule.fingerprints,
         TRAIN_IMAGES: datamodule.train_images,

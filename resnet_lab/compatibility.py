@@ -55,6 +55,7 @@ ADDED: dict[str, Added] = {
     "model.freeze": Added(None),
     "model.unfreeze_at_epoch": Added(None),
     "optim.backbone_lr_factor": Added(1.0),
+    "loss.decision": Added("auto"),
     "trainer.gradient_clip_val": Added(None),
     "trainer.accumulate_grad_batches": Added(1),
     "trainer.limit_train_batches": Added(None),

@@ -119,7 +119,7 @@ class Classifier(LightningModule):
     def _end_epoch(self, split: str) -> None:
         metrics = self.split_metrics(split)
         # the final test is not a point of the curves by epoch; `log_hyperparameters` logs its values
-        values = metrics.compute(self.loss)
+        values = metrics.compute(self.loss, final=bool(self.trainer.testing))
         logged = split != "train" and not self.trainer.testing
         self.log_dict(values, prog_bar=split == "val", logger=logged, sync_dist=False)
         if split == "train":  # Lightning logs these only after the epoch's checkpoint, so a kill could lose them
@@ -158,9 +158,11 @@ class Classifier(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         found = {split: self._gather(self.outputs.pop(split)) for split in self.test_splits}
-        if self.fit_split in found and self.loss.fitted:
+        if self.fit_split in found:
             _, outputs, targets = found[self.fit_split]
-            self.loss.fit(outputs.double(), targets)
+            if self.loss.fitted:
+                self.loss.fit(outputs.double(), targets)
+            self.loss.fit_thresholds(outputs, targets)
         for split, (_, outputs, _) in found.items():
             self._end_epoch(split)
             self.predictions[split] = self._predictions(outputs)
@@ -176,7 +178,7 @@ class Classifier(LightningModule):
 
     def _predictions(self, outputs: Tensor) -> Outputs:
         """Return the predictions for outputs (N, M)."""
-        probabilities, classes = self.loss.probabilities(outputs), self.loss.decide(outputs)
+        probabilities, classes = self.loss.probabilities(outputs), self.loss.classes(outputs)
         return Outputs(probabilities.cpu().numpy(), classes.cpu().numpy())
 
     def _gather(self, kept: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:

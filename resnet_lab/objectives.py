@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from resnet_lab.errors import UserError
+from resnet_lab.statistics import decisions, fitted_thresholds, midpoints
 from resnet_lab.values import NotNegative, Share
 
 ClassWeights = Literal["none", "balanced"] | list[NotNegative]
@@ -23,11 +24,18 @@ class Objective(nn.Module, ABC):
         num_outputs: M, the length of the network's last layer.
         decision: the rule of `decide`, based on `probabilities` (`statistics.DECISIONS`).
         fitted: whether `fit` estimates parameters, stored as buffers in the checkpoint.
+        rule: the rule of the final predictions (`choose`); training and the selection of an epoch follow `decide`.
     """
 
     num_outputs: int
     decision = "argmax"
     fitted = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rule = self.decision
+        self.limits: Tensor | None  # of the expected grade, (K - 1,)
+        self.register_buffer("limits", None)
 
     @abstractmethod
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -43,6 +51,35 @@ class Objective(nn.Module, ABC):
 
     def fit(self, outputs: Tensor, targets: Tensor) -> None:
         """Estimate parameters on the validation images, from outputs (N, M), float64, and classes (N,)."""
+
+    def choose(self, rule: str, num_classes: int) -> None:
+        """Choose the rule of the final predictions of K classes.
+
+        Args:
+            rule: a rule of `statistics.DECISIONS`, or `auto`: that of `decide`.
+            num_classes: K.
+        """
+        self.rule = self.decision if rule == "auto" else rule
+        if self.rule == "thresholds":
+            self.limits = torch.from_numpy(midpoints(num_classes)).float()
+
+    @property
+    def thresholds(self) -> list[float] | None:
+        """The K - 1 limits of the rule `thresholds`; None for another rule."""
+        return None if self.limits is None else [round(float(limit), 4) for limit in self.limits]
+
+    def classes(self, outputs: Tensor) -> Tensor:
+        """Return the final predictions (B,) of outputs (B, M), by `rule`."""
+        if self.rule == self.decision:
+            return self.decide(outputs)
+        probabilities = self.probabilities(outputs).cpu().numpy()
+        return torch.from_numpy(decisions(probabilities, self.rule, self.thresholds)).to(outputs.device)
+
+    def fit_thresholds(self, outputs: Tensor, targets: Tensor) -> None:
+        """Fit the limits of the rule `thresholds` on the validation images, from outputs (N, M) and classes (N,)."""
+        if self.limits is not None:
+            probabilities = self.probabilities(outputs).cpu().numpy()
+            self.limits.copy_(torch.tensor(fitted_thresholds(probabilities, targets.cpu().numpy())))
 
 
 class Softmax(Objective):

@@ -24,6 +24,7 @@ def _key(hint: Any, allowed: str = "") -> Any:
 
 
 Batches = FromOne | Annotated[float, Within(0, 1, without_least=True)] | None  # number, fraction or all
+Rule = Literal["argmax", "median", "expected", "thresholds"]  # explained by statistics.DECISIONS
 Compiled = bool | Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
 
@@ -95,6 +96,7 @@ FOR_LOGGERS = {"save_dir", "id"}  # arguments that the job adds to a logger that
 FOR_OTHERS = {"model": {"pretrained"}, "schedule": {"interval", "monitor"}}
 # group → keys that the job always reads itself
 OF_JOB: dict[str, dict[str, Any]] = {
+    "loss": {"decision": Literal["auto"] | Rule},
     "model": {"freeze": Text | list[Text] | None, "unfreeze_at_epoch": FromOne | None},
     "optim": {"backbone_lr_factor": Positive},
 }

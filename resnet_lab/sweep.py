@@ -71,7 +71,7 @@ def _needs(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
     parts = [*(job[group] for group in PROVIDED), *(part for group in BY_NAME for part in job[group].values())]
     if any(not is_ours(str(part["_target_"])) for part in parts):
         yield {"parts": job | {"seed": 0}}
-    yield {"data": job["data"]}
+    yield {"data": job["data"]} | ({"decision": rule} if (rule := job["loss"]["decision"]) != "auto" else {})
     if is_ours(job["model"]["_target_"]):
         yield {"model": job["model"]}
 

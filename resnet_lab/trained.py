@@ -23,16 +23,19 @@ from resnet_lab.data.image_data import ImageData
 from resnet_lab.data.listing import list_images
 from resnet_lab.data.reader import fit
 from resnet_lab.data.transforms import Geometry, normalize
+from resnet_lab.ensemble import Ensemble, LogProbabilities
 from resnet_lab.errors import UserError
-from resnet_lab.inputs import checkpoint_of, warn_of_unfinished
+from resnet_lab.inputs import EYES, SEEING, checkpoint_of, sources_of, warn_of_unfinished
 from resnet_lab.models.pretrained import read, refuse_nan_weights
 from resnet_lab.objectives import Objective
-from resnet_lab.origin import origin_of
+from resnet_lab.origin import TRAIN_IMAGES, origin_of
 from resnet_lab.parts import build_network, build_objective, head_of, without_weights
+from resnet_lab.run_folder import RunFolder
 
 One: TypeAlias = str | Path | np.ndarray | Image.Image
 Images: TypeAlias = One | Sequence[One] | Tensor
 
+MEMBERS = "members"  # name that messages have for the networks of a derived run
 DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # type of computation by Lightning's precision
 
 
@@ -89,7 +92,7 @@ class Trained:
         probabilities = self.objective.probabilities(outputs).cpu().numpy()
         if len(undefined := np.flatnonzero(~np.isfinite(probabilities).all(axis=1))):
             raise UserError(f"{self.file} has no finite probabilities for {names[undefined[0]]}; train again")
-        classes = self.objective.decide(outputs).cpu().numpy()
+        classes = self.objective.classes(outputs).cpu().numpy()
         table = pd.DataFrame(probabilities, index=pd.Index(names, name="image"), columns=self.class_names)
         table.insert(0, "prediction", np.array(self.class_names)[classes], allow_duplicates=True)
         return table
@@ -185,10 +188,11 @@ class Trained:
 
 
 def load(source: str | Path, trust: str | Sequence[str] = ()) -> Trained:
-    """Read a trained network.
+    """Read a trained network, or the networks of a derived run.
 
     Args:
-        source: a checkpoint, or a run folder (the checkpoint that its job tested is used).
+        source: a checkpoint, or a run folder (the checkpoint that its job tested is used). A folder made by
+            `resnet-lab combine` gives an ensemble.
         trust: packages, or `GROUP:dotted.name`; the checkpoint may call their functions.
 
     Raises:
@@ -196,7 +200,51 @@ def load(source: str | Path, trust: str | Sequence[str] = ()) -> Trained:
             functions that are neither ours nor trusted, or its weights are NaN, infinite, or of another network.
     """
     trusting.trust([trust] if isinstance(trust, str) else trust)
-    file = checkpoint_of(str(source))
+    run = RunFolder(Path(source).expanduser())
+    members = sources_of(run)
+    return load_derived(run, members) if members else load_checkpoint(str(source))
+
+
+def load_derived(run: RunFolder, folders: Sequence[Path]) -> Trained:
+    """Read the networks of a derived run; several become one whose probabilities are their mean.
+
+    Args:
+        run: its folder.
+        folders: the folders of its members.
+
+    Raises:
+        UserError: the folder of a member is missing, members prepare images differently, or as for `load`.
+    """
+    if EYES in run.read_config().get("combine", {}):
+        raise UserError(f"{run.path} grades the two eyes of a patient together; load one of its members: {folders[0]}")
+    status, members = run.read_status(), [load(folder) for folder in folders]
+    first = members[0]
+    for member in members:
+        if different := [key for key in SEEING if _seeing(member, key) != _seeing(first, key)]:
+            raise UserError(
+                f"{run.path}: its members prepare images differently (data.{different[0]}), so they are not one "
+                "network; load them one by one"
+            )
+    known = "".join(str(member.origin.get(TRAIN_IMAGES, "")) for member in members)
+    origin = first.origin | ({TRAIN_IMAGES: known} if known else {}) | {"decision": status["decision"]}
+    network, objective = first.network, first.objective
+    if len(members) > 1:
+        parts = [(each.network, each.objective, each.origin["mean"], each.origin["std"]) for each in members]
+        network, objective = Ensemble(*zip(*parts, strict=True)), LogProbabilities(len(first.class_names))
+    objective.choose(status["decision"], len(first.class_names))
+    if objective.limits is not None:
+        objective.limits.copy_(torch.tensor(status["thresholds"]))
+    return Trained(run.path / MEMBERS, network, objective, origin)
+
+
+def _seeing(model: Trained, key: str) -> Any:
+    """Return how a model prepares images; an ensemble converts between means."""
+    return None if key in ("mean", "std", "batch_size") else model.origin["config"]["data"][key]
+
+
+def load_checkpoint(source: str) -> Trained:
+    """Read the network of a checkpoint or of the run folder that contains it; for the errors see `load`."""
+    file = checkpoint_of(source)
     warn_of_unfinished(file)
     checkpoint = read(file)
     origin, state = origin_of(checkpoint, file), checkpoint.get("state_dict", {})

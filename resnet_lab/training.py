@@ -36,6 +36,7 @@ from resnet_lab.config import (
 from resnet_lab.data.arrays import ArrayData
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.data.splits import NO_TEST
+from resnet_lab.derived import derive_decision, same_training
 from resnet_lab.errors import UserError
 from resnet_lab.failures import fail, stopped_elsewhere
 from resnet_lab.files import refuse_unwritable, remove_unfinished
@@ -69,6 +70,12 @@ def run_job(run: RunFolder, misfits: frozenset[Path] = frozenset()) -> None:
         UserError: the configuration, the data or the weights are wrong.
     """
     config = checked_config(run)
+    if not run.last_checkpoint.exists() and (source := same_training(run, config)):
+        if rank() == 0:
+            log.info("%s trained the same network; its probabilities are decided anew", label_of(source))
+            derive_decision(run, config, source, label_of(run))
+            log.info("files in %s", run.path)
+        return
     resume_from = resume_point(run, config["on_corrupt"], misfits)
     seed_everything(config["seed"], verbose=False)
     datamodule = read_data(run, config, resumes=resume_from is not None)
@@ -130,7 +137,7 @@ def run_job(run: RunFolder, misfits: frozenset[Path] = frozenset()) -> None:
     if datamodule.test_splits:
         refuse_nan_weights(read(chosen).get("state_dict", {}), str(chosen))
         trainer.test(module, datamodule=datamodule, ckpt_path=chosen, weights_only=True, verbose=False)
-        if module.loss.fitted and trainer.is_global_zero:
+        if (module.loss.fitted or module.loss.thresholds) and trainer.is_global_zero:
             put_objective(chosen, module)
     cost = last.cost(trainer)
     if trainer.is_global_zero:
@@ -334,7 +341,8 @@ def describe(run: RunFolder, trainer: Trainer, datamodule: DataModule, module: C
         "in_memory": datamodule.in_memory,
         "class_names": list(datamodule.class_names),
         "ordered": datamodule.data.ordered,
-        "decision": module.loss.decision,
+        "decision": module.loss.rule,
+        **({"decision_in_training": own} if (own := module.loss.decision) != module.loss.rule else {}),
         "class_counts": datamodule.class_counts,
         **datamodule.dropped,
         "label_conflicts": datamodule.label_conflicts,
@@ -397,6 +405,7 @@ def finish(
         **kept,
         collapsed=collapsed,
         metrics=metrics,
+        **({"thresholds": module.loss.thresholds} if module.loss.thresholds else {}),
         **cost,
         images_per_second=observer.images_per_second,
         data_wait=observer.data_wait,

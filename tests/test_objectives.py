@@ -207,13 +207,16 @@ def test_an_older_run_with_mse_has_no_class_weights() -> None:
     assert "class_weights" not in upgraded({"loss": {"_target_": "mylab.focal"}})["loss"]
 
 
-@pytest.mark.parametrize("loss", ["smooth_l1", "corn"])
-def test_a_loss_of_grades_is_trained_checked_and_evaluated(make_run: MakeRun, loss: str) -> None:
-    run = make_run(f"loss={loss}", "loss.class_weights=balanced", *CHOICES[1:])
+@pytest.mark.parametrize(
+    ("loss", "rule", "noted"),
+    [("smooth_l1", "auto", "median"), ("corn", "auto", "median"), ("corn", "thresholds", "thresholds")],
+)
+def test_a_loss_of_grades_is_trained_checked_and_evaluated(make_run: MakeRun, loss: str, rule: str, noted: str) -> None:
+    run = make_run(f"loss={loss}", "loss.class_weights=balanced", f"loss.decision={rule}", *CHOICES[1:])
     assert guarded(run) == 0
-    assert run.read_status()["decision"] == "median"
+    assert run.read_status()["decision"] == noted
     checkpoint = torch.load(run.best_checkpoint, weights_only=True)
-    assert checkpoint["resnet_lab"]["decision"] == "median"
+    assert checkpoint["resnet_lab"]["decision"] == noted
     assert checkpoint["state_dict"]["loss.weight"].shape == (5,)
     assert differences_of([read_run(run)]) == []
     model = load(str(run.path))

@@ -15,7 +15,7 @@ from resnet_lab.report.groups import Table
 from resnet_lab.report.runs import Run, in_order_of_jobs
 
 NAMES = [field.name for field in fields(Augmentation)]
-NEUTRAL = {"optim.backbone_lr_factor": 1.0}  # neutral values of other keys
+NEUTRAL = {"optim.backbone_lr_factor": 1.0, "loss.decision": "auto"}  # neutral values of other keys
 OPTIONAL = ("experiment", "sampling", "augmentation")  # facts that are `none` in a run without them
 COVERED = {"sweep", "model.depth", "model.pretrained", "model._target_", "trainer.max_epochs"} | {  # axes in a fact
     f"data.{key}" for key in ("name", "image_size", "crop", "padding", "batch_size", "sampling", *NAMES)
