@@ -51,6 +51,10 @@ ADDED: dict[str, Added] = {
     "data.max_pixels": Added(178_956_970),  # Pillow's own limit
     "data.strict_jpeg": Added(False),
     "data.prepared_format": Added("jpeg"),
+    "data.mixup": Added(0.0),
+    "loss.teacher": Added(None),
+    "loss.temperature": Added(2.0),
+    "loss.teacher_weight": Added(0.5),
     "loss.class_weights": Added("none", ("resnet_lab.objectives.mse",)),
     "model.freeze": Added(None),
     "model.unfreeze_at_epoch": Added(None),
@@ -63,6 +67,7 @@ ADDED: dict[str, Added] = {
     "trainer.compile": Added(False),
     "trainer.log_every_n_steps": Added(50),
     "trainer.profiler": Added(None),
+    "trainer.tta": Added("none"),
 }
 
 # dotted key → the keys that replace it; each gets its value unless the configuration sets it

@@ -24,12 +24,15 @@ class Objective(nn.Module, ABC):
         num_outputs: M, the length of the network's last layer.
         decision: the rule of `decide`, based on `probabilities` (`statistics.DECISIONS`).
         fitted: whether `fit` estimates parameters, stored as buffers in the checkpoint.
+        mixable: whether the loss of an image depends on no other image of the batch. Then, losses to the classes of two
+            mixed images can be averaged (`data.mixup`).
         rule: the rule of the final predictions (`choose`); training and the selection of an epoch follow `decide`.
     """
 
     num_outputs: int
     decision = "argmax"
     fitted = False
+    mixable = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,17 +71,29 @@ class Objective(nn.Module, ABC):
         """The K - 1 limits of the rule `thresholds`; None for another rule."""
         return None if self.limits is None else [round(float(limit), 4) for limit in self.limits]
 
-    def classes(self, outputs: Tensor) -> Tensor:
-        """Return the final predictions (B,) of outputs (B, M), by `rule`."""
-        if self.rule == self.decision:
+    def averaged(self, outputs: Tensor) -> Tensor:
+        """Return probabilities (B, K) of outputs (B, M), or their average over V views of an image, from (B, V, M)."""
+        if outputs.ndim == 2:
+            return self.probabilities(outputs)
+        return self.probabilities(outputs.flatten(0, 1)).view(*outputs.shape[:2], -1).mean(1)
+
+    def classes(self, outputs: Tensor, final: bool = True) -> Tensor:
+        """Return the predictions (B,) of outputs (B, M), or of the average over V views, from (B, V, M).
+
+        Args:
+            outputs: the outputs.
+            final: whether to follow `rule`, not `decision`.
+        """
+        rule = self.rule if final else self.decision
+        if rule == self.decision and outputs.ndim == 2:
             return self.decide(outputs)
-        probabilities = self.probabilities(outputs).cpu().numpy()
-        return torch.from_numpy(decisions(probabilities, self.rule, self.thresholds)).to(outputs.device)
+        probabilities = self.averaged(outputs).cpu().numpy()
+        return torch.from_numpy(decisions(probabilities, rule, self.thresholds)).to(outputs.device)
 
     def fit_thresholds(self, outputs: Tensor, targets: Tensor) -> None:
-        """Fit the limits of the rule `thresholds` on the validation images, from outputs (N, M) and classes (N,)."""
+        """Fit the limits of the rule `thresholds` on validation, from outputs as of `classes` and true classes (N,)."""
         if self.limits is not None:
-            probabilities = self.probabilities(outputs).cpu().numpy()
+            probabilities = self.averaged(outputs).cpu().numpy()
             self.limits.copy_(torch.tensor(fitted_thresholds(probabilities, targets.cpu().numpy())))
 
 
@@ -116,7 +131,7 @@ class Criterion(Softmax):
 
     def __init__(self, num_classes: int, criterion: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__(num_classes, None, 0.0)
-        self.criterion = criterion
+        self.criterion, self.mixable = criterion, getattr(criterion, "mixable", True)
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return self.criterion(outputs, targets)

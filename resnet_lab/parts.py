@@ -114,6 +114,24 @@ def _with_tensors(loss: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def refuse_unmixable(objective: Objective, loss: dict[str, Any], mixup: float) -> None:
+    """Refuse `data.mixup` for a loss whose value for an image depends on other images of the batch.
+
+    Args:
+        objective: the built objective.
+        loss: the group of the configuration.
+        mixup: `data.mixup`.
+
+    Raises:
+        UserError: the loss has `mixable = False`.
+    """
+    if mixup and not objective.mixable:
+        raise UserError(
+            f"data.mixup={mixup}: loss._target_ {loss['_target_']} has mixable=False, so its losses cannot be mixed; "
+            "set data.mixup=0, or choose another loss"
+        )
+
+
 def refuse_decision(rule: str, ordered: bool, splits: Collection[str]) -> None:
     """Refuse a rule of decision that the data does not allow.
 

@@ -16,6 +16,7 @@ from resnet_lab.command_line import log_to, run_command
 from resnet_lab.config import build, check
 from resnet_lab.data import progress
 from resnet_lab.data.image_data import ImageData
+from resnet_lab.distillation import refuse_no_logits, teacher_of
 from resnet_lab.freezing import Freezing
 from resnet_lab.models.pretrained import contents, depth_of, fitting
 from resnet_lab.parts import (
@@ -24,6 +25,7 @@ from resnet_lab.parts import (
     refuse_decision,
     refuse_misfit,
     refuse_no_data_set,
+    refuse_unmixable,
     without_weights,
 )
 from resnet_lab.terminal import Lines
@@ -32,7 +34,7 @@ from resnet_lab.trust import trust, without_trust
 
 
 def command(arguments: list[str]) -> None:
-    """Check all needs: read the table of every data set (leaks, bad images), build each network, compare weights."""
+    """Check all needs: read every data set's table (leaks, bad images), build networks, read weights and teachers."""
     handler = Lines()
     handler.addFilter(logging.Filter(progress.__name__))  # the jobs log everything else
     log_to([handler])
@@ -42,6 +44,10 @@ def command(arguments: list[str]) -> None:
     for need in sorted(needs, key=lambda need: "parts" not in need):  # first, as they take no time
         if "parts" in need:
             check_parts(need["parts"])
+        elif "loss" in need:
+            names = data_of(json.dumps(need["data"], sort_keys=True))[0].class_names or []
+            refuse_no_logits(build_objective(need["loss"], [1] * len(names)), need["loss"])
+            teacher_of(need["loss"], need["data"], names)
         elif "data" in need:
             data_set, splits = data_of(json.dumps(need["data"], sort_keys=True))
             refuse_decision(need.get("decision", "auto"), data_set.ordered, splits)
@@ -74,6 +80,7 @@ def check_parts(config: dict[str, Any]) -> None:
     data, model = config["data"], config["model"]
     classes = len(data.get("class_names") or data_of(json.dumps(data, sort_keys=True))[0].class_names or ())
     objective = build_objective(config["loss"], [1] * classes)
+    refuse_unmixable(objective, config["loss"], data["mixup"])
     network = build_network(model, objective.num_outputs)
     size = int(data.get("crop") or data["image_size"])
     own_parts(config, "callbacks")

@@ -249,7 +249,8 @@ def metrics_of(predictions: Predictions, config: dict[str, Any], train_counts: S
     derived = {name: score.of(predictions) for name, score in SCORES.items() if score.stored}
     with np.errstate(invalid="ignore"):
         derived |= {f"recall_{k}": float(share) for k, share in enumerate(counts.diagonal() / counts.sum(axis=1))}
-    loss = _loss(predictions, config, train_counts)
+    several = config.get("trainer.tta", "none") != "none"  # the loss is that of the images as they are
+    loss = None if several else _loss(predictions, config, train_counts)
     return derived | ({} if loss is None else {"loss": loss})
 
 
