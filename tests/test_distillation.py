@@ -189,7 +189,8 @@ def test_wrong_teachers_are_refused_in_one_line(make_run: MakeRun, teacher: RunF
     assert missing.startswith(f"loss.teacher: {tmp_path / 'none'}: no such file")
     for own in (tmp_path / "runs" / "own", tmp_path / "runs" / "own" / "checkpoints" / "best.ckpt"):
         assert "is this run itself" in error_of(make_run(*SHORT, f"loss.teacher={own}", name="own"))
-    assert "are not one logit per class" in error_of(make_run(*SHORT, given, "loss=mse", name="mse"))
+    for name in ("mse", "corn"):
+        assert "are not one logit per class" in error_of(make_run(*SHORT, given, f"loss={name}", name=name))
     assert "of 24 px, but this job of 32 px" in error_of(make_run(*SHORT, given, "data.image_size=32", name="size"))
     model, data = load(teacher.path), teacher.read_config()["data"]
     loss = teacher.read_config()["loss"] | {"teacher": str(teacher.path)}
