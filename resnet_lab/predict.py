@@ -6,14 +6,14 @@ import logging
 import sys
 from pathlib import Path
 
-from resnet_lab.build import build_datamodule, build_trainer, set_up_logging
+from resnet_lab.build import build_datamodule, build_trainer, rank, set_up_logging
 from resnet_lab.command_line import run_command
 from resnet_lab.errors import count
-from resnet_lab.evaluate import count_training_images, override
+from resnet_lab.evaluate import override
 from resnet_lab.inputs import check_predict
 from resnet_lab.module import Classifier
 from resnet_lab.outputs import refuse_undefined, write_predictions
-from resnet_lab.trained import load, photographs
+from resnet_lab.trained import count_training_images, load, photographs
 from resnet_lab.trust import trust, warn_of_unused
 from resnet_lab.verbs import VERBS
 
@@ -32,7 +32,8 @@ def command(arguments: list[str]) -> None:
     config = photographs(override(model.origin, given.overrides), given.IMAGE_OR_FOLDER, names)
     datamodule = build_datamodule(config, (model.origin["mean"], model.origin["std"]))
     rows, module = datamodule.rows("test"), Classifier.of(model)
-    count_training_images(model, rows)
+    if rank() == 0:
+        count_training_images(model, rows)
     warn_of_unused(given.trust)
     trainer = build_trainer(config["trainer"], module)
     datamodule.batch_size_per_rank(trainer.world_size)  # raises before anything runs
