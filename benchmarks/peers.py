@@ -243,7 +243,8 @@ def method(plan: Plan, workers: dict[str, list[int]]) -> str:
         if name not in workers:
             text += f"- {name} is left out: this measurement had no `--{name}`.\n"
         else:
-            text += f"- {name} has {workers[name][0]} workers for small files and {workers[name][1]} for camera size.\n"
+            small_files, camera_size = (count(number, "worker") for number in workers[name])
+            text += f"- {name} has {small_files} for small files and {camera_size} for camera size.\n"
     commands = [preparing(plan, "PHOTOGRAPHS", "CACHE"), training(plan, "PHOTOGRAPHS", "CACHE", "EPOCHS")]
     commands += [PEERS[name](plan, f"{name}/train.py", "PHOTOGRAPHS", "EPOCHS", "WORKERS") for name in workers]
     shown = "\n\n".join(

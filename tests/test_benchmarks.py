@@ -171,7 +171,7 @@ def test_a_peer_without_a_script_is_left_out(peers, tmp_path, capsys):
     assert not any("timm" in row.name for row in rows)
     text = peers.method(peers.QUICK, workers)
     assert "- timm is left out: this measurement had no `--timm`." in text
-    assert "- torchvision has 0 workers for small files and 0 for camera size." in text
+    assert "- torchvision has 0 workers for small files and 0 workers for camera size." in text
     assert "python torchvision/train.py --data-path PHOTOGRAPHS" in text
     assert "timm/train.py" not in text
     rows, _ = peers.measure(tmp_path / "alone", peers.QUICK, {}, timed)
