@@ -191,10 +191,10 @@ def measure(
 
         run(ours(kept, 1, first=True), work)
         for name, script in scripts.items():
-            times = {n: run([PEERS[name](plan, str(script), files, 1, n)], work) for n in plan.workers}
-            chosen[name].append(min(times, key=lambda number: times[number]))
+            tried = {n: run([PEERS[name](plan, str(script), files, 1, n)], work) for n in plan.workers}
+            chosen[name].append(min(tried, key=tried.__getitem__))
         for epochs in plan.epochs:
-            contestants = {
+            contestants: dict[str, Callable[[], float]] = {
                 "the program, first run": partial(run, ours("cache", epochs, first=True), work),
                 "the program, later run": partial(run, ours(kept, epochs, first=False), work),
             }
