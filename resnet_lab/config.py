@@ -180,12 +180,19 @@ def check(config: DictConfig, importing: bool = False, unset: bool = False, trai
 
 
 def _refuse_unordered(config: DictConfig) -> None:
-    """Refuse a loss of grades for classes without an order: it would treat their numbers as distances."""
-    target = str(config.loss["_target_"])
-    if target in ORDINAL and not config.data.get("ordered"):
+    """Refuse a loss or a decision of grades for classes without an order: it would treat their numbers as distances."""
+    if config.data.get("ordered"):
+        return
+    target, rule = str(config.loss["_target_"]), config.loss["decision"]
+    if target in ORDINAL:
         raise UserError(
             f"loss={target.rpartition('.')[2]} needs ordered classes, but data.ordered=false; set data.ordered=true if "
             "the classes are grades in their order, else loss=cross_entropy"
+        )
+    if rule not in ("auto", "argmax"):
+        raise UserError(
+            f"loss.decision={rule} needs ordered classes, but data.ordered=false; set data.ordered=true if the classes "
+            "are grades in their order, else loss.decision=argmax"
         )
 
 
