@@ -21,6 +21,7 @@ from torch import Tensor
 from resnet_lab import environment
 from resnet_lab.errors import UserError
 from resnet_lab.files import write_atomically
+from resnet_lab.models.pretrained import HARMLESS
 from resnet_lab.module import Classifier
 from resnet_lab.origin import CHECKPOINT_KEY
 from resnet_lab.run_folder import UNTRAINED, RunFolder
@@ -48,6 +49,45 @@ def free_name(file: Path) -> Path:
     return next(name for name in names if not name.exists())
 
 
+def load_plain(file: Any, mmap: bool = False) -> Any:
+    """Unpickle a checkpoint on the CPU; only tensors, plain values and `HARMLESS` objects are allowed."""
+    with torch.serialization.safe_globals(HARMLESS):
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
+
+
+def refuse_objects(checkpoint: dict[str, Any], content: io.BytesIO) -> None:
+    """Refuse a checkpoint that no later start could load, and name the part that stores an object.
+
+    Args:
+        checkpoint: what a job saves.
+        content: the same, pickled.
+
+    Raises:
+        UserError: it contains anything but tensors, plain values and `HARMLESS` objects.
+    """
+    if not (found := _objects_in(content)):
+        return
+    parts = {f"the callback {name}": state for name, state in checkpoint.get("callbacks", {}).items()}
+    parts |= {"the optimizer": checkpoint.get("optimizer_states"), "the schedule": checkpoint.get("lr_schedulers")}
+    owner = "the network"
+    for name, state in parts.items():
+        torch.save(state, part := io.BytesIO())
+        if own := _objects_in(part):
+            owner, found = name, own
+            break
+    raise UserError(
+        f"{owner} stores an object of {found[0]} in the checkpoint, from which no run could resume; let its "
+        "state_dict() return tensors, arrays, numbers and text"
+    )
+
+
+def _objects_in(content: io.BytesIO) -> list[str]:
+    """Return the names of functions and classes that `load_plain` would refuse."""
+    content.seek(0)
+    with torch.serialization.safe_globals(HARMLESS):
+        return torch.serialization.get_unsafe_globals_in_checkpoint(content)
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Write each checkpoint to a temporary file in the same folder and rename it.
 
@@ -55,9 +95,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     full, copying the file truncates the existing checkpoint.
     """
 
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        with torch.serialization.safe_globals(HARMLESS):
+            return super().load_checkpoint(path, *args, **kwargs)
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
+        refuse_objects(checkpoint, buffer)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         if real(Path(path)) in _damaged:  # kept, as parts of it may be recoverable
             _damaged.discard(real(Path(path)))
@@ -105,7 +150,7 @@ def is_whole(file: Path) -> bool:
         with zipfile.ZipFile(file) as archive:
             intact = archive.testzip() is None
         # also checks the names of the archive, which have no checksum
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        content = load_plain(file, mmap=True)
     except MemoryError:
         raise
     except OSError as error:
@@ -130,7 +175,7 @@ def _is_of_a_job(content: object) -> bool:
 
 def fits(file: Path, module: LightningModule) -> bool:
     """Return whether an undamaged checkpoint has the same names and shapes as a network."""
-    state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    state = load_plain(file, mmap=True)["state_dict"]
     return {name: each.shape for name, each in state.items()} == {
         name: each.shape for name, each in module.state_dict().items()
     }
@@ -138,7 +183,7 @@ def fits(file: Path, module: LightningModule) -> bool:
 
 def put_objective(file: Path, module: Classifier) -> None:
     """Replace the values of the objective in a checkpoint by those that were fitted with its weights."""
-    content = torch.load(file, map_location="cpu", weights_only=True)
+    content = load_plain(file)
     fitted = {name: value.cpu() for name, value in module.state_dict().items() if name.startswith("loss.")}
     AtomicCheckpointIO().save_checkpoint(content | {"state_dict": content["state_dict"] | fitted}, file)
 

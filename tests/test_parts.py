@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from resnet_lab import evaluate, predict, preflight, trust
+from resnet_lab.checkpoints import is_whole, load_plain
 from resnet_lab.config import check, compose_config, known_names, named_in_conf
 from resnet_lab.models.pretrained import load_fitting
 from resnet_lab.parts import build_network, build_objective, statistics_of, without_weights
@@ -102,6 +103,16 @@ class Steps(Callback):
     def on_fit_end(self, *args):
         self.stop.with_name("count").write_text(str(self.count))
 
+class Noting(Callback):
+    def __init__(self, odd=False):
+        self.seen, self.odd = np.zeros(2), odd
+    def on_train_batch_end(self, *args):
+        self.seen = self.seen + 1
+    def state_dict(self):
+        return {"seen": self.seen, "odd": slice(3) if self.odd else None}
+    def load_state_dict(self, state):
+        self.seen = state["seen"]
+
 @dataclasses.dataclass(kw_only=True)
 class Spots(ArrayData):
     bright: int
@@ -175,6 +186,18 @@ def test_external_parts_resume_and_are_evaluated(
     trust._trusted.clear()
     message = refusal(evaluate.command, [str(whole.path)])
     assert message.endswith("add trust=model:mylab.Net to the command")
+
+
+def test_a_state_holds_arrays_and_no_objects(make_run: Make, mylab: None) -> None:
+    noting = (*NET, "+callbacks.n._target_=mylab.Noting", "trainer.max_epochs=1")
+    run, odd = make_run(*noting), make_run(*noting, "+callbacks.n.odd=true", name="odd")
+    assert guarded(run) == 0
+    assert is_whole(run.last_checkpoint)  # a start would resume from it
+    assert load_plain(run.last_checkpoint)["callbacks"]["Noting"]["seen"].tolist() == [2.0, 2.0]  # batches
+    assert guarded(odd) == 1
+    words = "the callback Noting stores an object of builtins.slice in the checkpoint, from which no run could resume"
+    assert odd.read_status()["error"].startswith(words)
+    assert not odd.best_checkpoint.exists()
 
 
 @pytest.mark.parametrize(
