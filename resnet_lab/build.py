@@ -28,7 +28,7 @@ from resnet_lab.data.datamodule import DataModule
 from resnet_lab.errors import UserError
 from resnet_lab.module import Classifier
 from resnet_lab.origin import TRAIN_IMAGES
-from resnet_lab.parts import build_network, build_objective, refuse_misfit, without_weights
+from resnet_lab.parts import build_network, build_objective, refuse_misfit, takes_channels_last, without_weights
 from resnet_lab.ranks import slurm_tasks
 from resnet_lab.run_folder import RunFolder
 from resnet_lab.terminal import Lines, is_terminal
@@ -118,6 +118,8 @@ def build_trainer(
     precision, channels_last = environment.resolve_precision(
         settings["precision"], settings["channels_last"], settings["accelerator"]
     )
+    if channels_last and settings["channels_last"] == "auto" and "config" in module.origin:
+        channels_last = takes_channels_last(module.model, module.origin["config"])
     module.memory_format = torch.channels_last if channels_last else torch.contiguous_format
     module.model.to(memory_format=module.memory_format)
     show_progress = settings["progress_bar"] and is_terminal()

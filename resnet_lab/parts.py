@@ -186,6 +186,25 @@ def refuse_misfit(network: nn.Module, num_outputs: int, size: int, target: str) 
         )
 
 
+def takes_channels_last(network: nn.Module, config: dict[str, Any]) -> bool:
+    """Return whether a network works with channels-last images; the `view` of an external network may not.
+
+    Args:
+        network: the network, which is not changed.
+        config: configuration of its run.
+    """
+    if is_ours(str(config["model"]["_target_"])):
+        return True
+    size, layout = config["data"]["crop"] or config["data"]["image_size"], torch.channels_last
+    trial = copy.deepcopy(network).to("cpu").to(memory_format=layout).eval()
+    try:
+        with torch.no_grad(), warnings.catch_warnings(action="ignore"):
+            trial(torch.zeros(2, 3, size, size).contiguous(memory_format=layout))
+    except RuntimeError:
+        return False
+    return True
+
+
 def statistics_of(config: dict[str, Any]) -> tuple[list[float], list[float]] | None:
     """Return mean and std by channel of the network's weights; None unless `data.mean=model`.
 

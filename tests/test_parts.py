@@ -43,6 +43,13 @@ class Net(nn.Module):
     def forward(self, images):
         return self.head(self.dropout(self.body(images).mean((2, 3))))
 
+class Viewing(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 5), nn.Linear(4 * 20 * 20, num_classes)
+    def forward(self, images):
+        return self.fc(self.conv(images).view(len(images), -1))
+
 class Fixed(Net):
     def __init__(self):
         super().__init__(5)
@@ -198,6 +205,19 @@ def test_a_state_holds_arrays_and_no_objects(make_run: Make, mylab: None) -> Non
     words = "the callback Noting stores an object of builtins.slice in the checkpoint, from which no run could resume"
     assert odd.read_status()["error"].startswith(words)
     assert not odd.best_checkpoint.exists()
+
+
+def test_a_network_with_view_gets_contiguous_images(make_run: Make, mylab: None) -> None:
+    viewing = ("model=own", "model._target_=mylab.Viewing", "trainer.max_epochs=1", "trainer.precision=bf16-mixed")
+    run, layout = make_run(*viewing), "trainer.channels_last=true"
+    assert guarded(run) == 0
+    assert run.read_status()["channels_last"] is False
+    fails = make_run(*viewing, layout, name="fails")
+    assert guarded(fails) == 1
+    assert "set trainer.channels_last=false, or use reshape in place of view" in fails.read_status()["error"]
+    usual = make_run(*NET, *viewing[2:], name="usual")
+    assert guarded(usual) == 0
+    assert usual.read_status()["channels_last"] is True
 
 
 @pytest.mark.parametrize(
