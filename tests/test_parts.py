@@ -15,7 +15,7 @@ from fake_data import refusal
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
-from resnet_lab import evaluate, predict, preflight, trust
+from resnet_lab import evaluate, predict, preflight, prepare, trust
 from resnet_lab.checkpoints import is_whole, load_plain
 from resnet_lab.config import check, compose_config, known_names, named_in_conf
 from resnet_lab.models.pretrained import load_fitting
@@ -33,6 +33,7 @@ import torch
 from lightning import Callback
 from torch import nn
 from resnet_lab.data.arrays import ArrayData
+from resnet_lab.data.retinopathy import Retinopathy
 from resnet_lab.objectives import Objective
 
 class Net(nn.Module):
@@ -119,6 +120,10 @@ class Noting(Callback):
         return {"seen": self.seen, "odd": slice(3) if self.odd else None}
     def load_state_dict(self, state):
         self.seen = state["seen"]
+
+class Negative(Retinopathy):
+    def read(self, path):
+        return 255 - super().read(path)
 
 @dataclasses.dataclass(kw_only=True)
 class Spots(ArrayData):
@@ -218,6 +223,24 @@ def test_a_network_with_view_gets_contiguous_images(make_run: Make, mylab: None)
     usual = make_run(*NET, *viewing[2:], name="usual")
     assert guarded(usual) == 0
     assert usual.read_status()["channels_last"] is True
+
+
+def test_the_reader_of_an_external_data_set_is_used_everywhere(
+    make_run: Make, mylab: None, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    untrained = "trainer.max_epochs=0"
+    usual, own = make_run(untrained), make_run(untrained, "data._target_=mylab.Negative", name="own")
+    assert [guarded(run) for run in (usual, own)] == [0, 0]
+    means = [sum(run.read_status()["mean"]) for run in (usual, own)]
+    assert sum(means) == pytest.approx(3, abs=1e-3)  # training reads the negatives
+    file = str(next((photographs / "images").iterdir()))
+    assert (load(own.path)._read(file) == 255 - load(usual.path)._read(file)).all()
+    predict.command([str(own.path), file, "out=p.csv"])
+    given = pd.read_csv("p.csv").filter(like="p_").to_numpy()
+    assert given == pytest.approx(load(own.path)(file).iloc[:, 1:].to_numpy(), abs=1e-6)
+    message = refusal(prepare.command, ["data=retinopathy", f"data.root={photographs}", "data._target_=mylab.Negative"])
+    assert message == "data=retinopathy: Negative has a read() of its own, so its images are not prepared"
 
 
 @pytest.mark.parametrize(
