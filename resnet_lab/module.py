@@ -19,7 +19,7 @@ from resnet_lab.config import build
 from resnet_lab.loggers import log_to_all
 from resnet_lab.metrics import SplitMetrics
 from resnet_lab.objectives import Objective
-from resnet_lab.optim import optimizer_of, refuse_lost_factor, use_fused
+from resnet_lab.optim import naming, optimizer_of, refuse_lost_factor, use_fused
 from resnet_lab.origin import CHECKPOINT_KEY
 from resnet_lab.trained import Trained, load
 
@@ -220,7 +220,9 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self) -> Any:
         assert self.optimizer_factory is not None and self.schedule_factory is not None  # noqa: PT018
-        optimizer = optimizer_of(self.optimizer_factory, self, self.model, self.backbone_lr_factor)
+        run = self.origin.get("config")
+        with naming("optim", run):
+            optimizer = optimizer_of(self.optimizer_factory, self, self.model, self.backbone_lr_factor)
         use_fused(optimizer, str(self.trainer.precision))
         epochs = int(self.trainer.max_epochs or 0)
         batches = max(1, self.trainer.datamodule.batches_per_epoch())  # type: ignore[attr-defined]
@@ -229,12 +231,13 @@ class Classifier(LightningModule):
         known["total_steps"] = steps * max(epochs, 1)
         takes = inspect.signature(self.schedule_factory).parameters
         given = {name: value for name, value in known.items() if name in takes}
-        scheduler = self.schedule_factory(optimizer, **given)
+        with naming("schedule", run):
+            scheduler = self.schedule_factory(optimizer, **given)
         refuse_lost_factor(optimizer, self.backbone_lr_factor)
         # with interval "epoch", Lightning updates a plateau after writing the checkpoint, and a resumed run would miss
         # that; at the last step of the epoch, the update comes after validation and before the checkpoint
         config: dict[str, Any] = {"scheduler": scheduler, "interval": "step"}
-        chosen = self.origin["config"]["schedule"] if "config" in self.origin else self.schedule_factory.keywords
+        chosen = run["schedule"] if run else self.schedule_factory.keywords
         if isinstance(scheduler, ReduceLROnPlateau):
             # Lightning counts the frequency in batches, even if gradients are accumulated
             config |= {"monitor": chosen["monitor"], "frequency": batches}

@@ -17,7 +17,15 @@ from resnet_lab.config import build, check
 from resnet_lab.data import progress
 from resnet_lab.freezing import Freezing
 from resnet_lab.models.pretrained import contents, depth_of, fitting
-from resnet_lab.parts import build_network, build_objective, refuse_misfit, refuse_no_data_set, without_weights
+from resnet_lab.optim import naming, optimizer_of
+from resnet_lab.parts import (
+    build_network,
+    build_objective,
+    refuse_misfit,
+    refuse_no_data_set,
+    statistics_of,
+    without_weights,
+)
 from resnet_lab.terminal import Lines
 from resnet_lab.training import own_parts
 from resnet_lab.trust import trust, without_trust
@@ -72,6 +80,9 @@ def check_parts(config: dict[str, Any]) -> None:
     with TemporaryDirectory() as folder:
         own_parts(config, "logger", save_dir=folder, id="preflight")
     Freezing(network, model["freeze"], until=None)
+    with naming("optim", config):  # a schedule needs the number of steps, which only the job knows
+        optimizer_of(build("optim", config["optim"]), network, network, config["optim"]["backbone_lr_factor"])
+    statistics_of(config)
     refuse_misfit(network, objective.num_outputs, size, str(model["_target_"]))
 
 

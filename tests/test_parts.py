@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from resnet_lab import evaluate, predict, preflight, prepare, trust
 from resnet_lab.checkpoints import is_whole, load_plain
 from resnet_lab.config import check, compose_config, known_names, named_in_conf
+from resnet_lab.errors import UserError
 from resnet_lab.models.pretrained import load_fitting
 from resnet_lab.parts import build_network, build_objective, statistics_of, without_weights
 from resnet_lab.report.runs import read_run
@@ -51,6 +52,20 @@ class Viewing(nn.Module):
     def forward(self, images):
         return self.fc(self.conv(images).view(len(images), -1))
 
+class Open(Net):
+    def __init__(self, **keys):
+        super().__init__(**keys)
+
+class Weighted(Net):
+    def __init__(self, num_classes, pretrained=None):
+        super().__init__(num_classes)
+        if pretrained:
+            self.load_state_dict(torch.load(pretrained))
+
+class Eager(Weighted):
+    def __init__(self, num_classes, pretrained=True):
+        super().__init__(num_classes, "a file" if pretrained else None)
+
 class Fixed(Net):
     def __init__(self):
         super().__init__(5)
@@ -66,6 +81,9 @@ class Tuple(Net):
 class Breaks(nn.Module):
     def __init__(self, num_classes):
         raise ValueError("two channels only")
+
+def named(params):
+    return params
 
 def number(num_classes):
     return num_classes
@@ -314,13 +332,28 @@ def test_an_external_data_set_is_read(make_run: Make, mylab: None) -> None:
         ),
         (("model=own", "model._target_=mylab.Tuple"), "mylab.Tuple returns tuple for two images"),
         ((*NET, "+model.widht=3"), "model.widht: mylab.Net takes no such argument; did you mean model.width?"),
-        ((*NET, "+model.num_classes=3"), "model.num_classes: mylab.Net takes no such argument; the job sets it"),
+        ((*NET, "+model.num_classes=3"), "model.num_classes: the job sets it; leave it out"),
+        (("model=own", "model._target_=mylab.Open", "+model.num_classes=3"), "model.num_classes: the job sets it"),
         ((*NET, "model.pretrained=nothing.pth"), "model.pretrained=nothing.pth: no such file"),
         (("loss=own", "loss._target_=mylab.scalar"), "mylab.scalar returns () for two images"),
         (("loss=own", "loss._target_=torch.nn.MSELoss"), "torch.nn.MSELoss fails on logits (2, 5)"),
         (("loss=own", "loss._target_=mylab.number"), "returns a int; name one that returns a loss"),
         (("optim=own", "optim._target_=torch.optim.SGD", "+optim.rate=1"), "optim.rate: torch.optim.SGD takes no"),
+        (
+            ("optim=own", "optim._target_=torch.optim.Adam", "+optim.lr=-1"),
+            "optim._target_ torch.optim.Adam cannot be built from its keys: ValueError: Invalid learning rate: -1",
+        ),
+        (("optim=own", "optim._target_=mylab.named"), "optim._target_ returns a generator; name an optimizer"),
         (("schedule=own", "schedule._target_=torch.optim.lr_scheduler.StepLR"), "schedule.step_size is missing"),
+        (
+            (
+                "schedule=own",
+                "schedule._target_=torch.optim.lr_scheduler.StepLR",
+                "+schedule.step_size=1",
+                "schedule.interval=epochs",
+            ),
+            "schedule.interval=epochs: must be step or epoch",
+        ),
         (("+callbacks.mine._target_=mylab.Net", "+callbacks.mine.num_classes=2"), "a Net, not a lightning.Callback"),
         (("+callbacks.mine._target_=mylab.Steps",), "callbacks.mine.stop is missing; mylab.Steps needs it"),
         (("+callbacks.mine.stop=1",), "callbacks.mine has no _target_"),
@@ -370,6 +403,22 @@ def test_weights_that_fit_are_loaded_and_the_others_are_named(
     other = mylab_module.Net(1000, width=9)
     message = refusal(load_fitting, other, str(tmp_path / "weights.safetensors"))
     assert "1 of 8 tensors of the network match" in message
+
+
+@pytest.mark.parametrize("target", ["mylab.Weighted", "mylab.Eager"])
+def test_no_weights_is_said_in_the_words_of_the_network(mylab: None, target: str) -> None:
+    network = build_network({"_target_": target, "pretrained": "none"}, 5)
+    assert network.head.out_features == 5
+    with pytest.raises(UserError, match="No such file"):
+        build_network({"_target_": target, "pretrained": "nothing.pt" if target == "mylab.Weighted" else True}, 5)
+
+
+def test_an_error_of_a_schedule_is_one_line(make_run: Make) -> None:
+    one_cycle = "schedule._target_=torch.optim.lr_scheduler.OneCycleLR"
+    run = make_run("schedule=own", one_cycle, "+schedule.max_lr=0.1", "+schedule.pct_start=3")
+    assert guarded(run) == 1
+    line = f"{one_cycle.replace('=', ' ')} cannot be built from its keys: ValueError: Expected float between 0 and 1"
+    assert run.read_status()["error"].startswith(line)
 
 
 def test_a_checkpoint_fetches_no_weights() -> None:
