@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from lightning import LightningModule
+from lightning import Callback, LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from resnet_lab.config import build
+from resnet_lab.freezing import Freezing
 from resnet_lab.loggers import log_to_all
 from resnet_lab.metrics import SplitMetrics
 from resnet_lab.objectives import Objective
@@ -50,7 +51,8 @@ class Classifier(LightningModule):
 
     Attributes:
         fit_split: the split on which the objective is fitted after each epoch and, with the selected checkpoint, before
-            the test; None: the objective is not fitted.
+            the test; None: not fitted before a training, which then sets it.
+        freezing: keeps parts of a loaded network as they are, if its run did; None: all is trained.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Classifier(LightningModule):
         self.memory_format = torch.contiguous_format
         self._begun: list[Tensor] | None = None  # rows of an unfinished epoch, from a checkpoint
         self.fit_split: str | None = None
+        self.freezing: Freezing | None = None
         self.outputs: dict[str, list[tuple[Tensor, ...]]] = {}  # split → index (B,), outputs (B, M), targets (B,)
         self.confusion: dict[str, Tensor] = {}  # split → counts (K, K) of the last epoch
         self.predictions: dict[str, Outputs] = {}  # split → predictions of the last test
@@ -87,6 +90,11 @@ class Classifier(LightningModule):
         datamodule = getattr(self.trainer, "datamodule", None)
         self.val_splits = self.val_splits or list(getattr(datamodule, "val_splits", []))
         self.test_splits = self.test_splits or list(getattr(datamodule, "test_splits", []))
+        if stage == "fit" and self.fit_split is None:
+            self.fit_split = "val" if "val" in getattr(datamodule, "splits", []) else "train"
+
+    def configure_callbacks(self) -> list[Callback]:
+        return [] if self.freezing is None else [self.freezing]
 
     def on_fit_start(self) -> None:
         # training cannot use the inference tensors of an earlier evaluation
@@ -191,6 +199,8 @@ class Classifier(LightningModule):
     ) -> Classifier:
         """Load the module of a checkpoint or run folder, for evaluation or further training.
 
+        Training has the optimizer, schedule, fit of the objective, and frozen parts of the run.
+
         Args:
             checkpoint_path: see `resnet_lab.trained.load`, also for the errors.
             map_location: the device of the weights; None: the CPU.
@@ -201,6 +211,8 @@ class Classifier(LightningModule):
         optimizer, schedule = build("optim", config["optim"]), build("schedule", config["schedule"])
         module = cls.of(trained, optimizer, schedule)
         module.backbone_lr_factor = float(config["optim"].get("backbone_lr_factor", 1.0))
+        if config["model"]["freeze"]:
+            module.freezing = Freezing(module.model, config["model"]["freeze"], config["model"]["unfreeze_at_epoch"])
         module.train()  # the mode of any new module; a Trainer switches modes itself
         return module.to(map_location) if map_location is not None else module
 
