@@ -151,6 +151,8 @@ def build_trainer(
         logger=loggers,
         callbacks=[*callbacks, *([ProgressLine(best)] if show_progress else [])],
         enable_checkpointing=bool(callbacks),
+        # where callbacks of Lightning write that are given no folder
+        default_root_dir=next((each.run.path for each in callbacks if isinstance(each, RunCheckpoint)), None),
         plugins=plugins(),
         enable_progress_bar=show_progress,
         enable_model_summary=False,
