@@ -10,6 +10,8 @@ import copy
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
+from resnet_lab.signatures import defaults_in
+
 SCHEMA_VERSION = 4  # of a run folder; raise it when a default changes (`CHANGED`)
 
 RETINOPATHY = ("resnet_lab.data.retinopathy.Retinopathy",)
@@ -62,6 +64,9 @@ ADDED: dict[str, Added] = {
     "trainer.log_every_n_steps": Added(50),
     "trainer.profiler": Added(None),
 }
+# an augmentation with a default was added with it
+_AUGMENTATION = defaults_in("resnet_lab.data.augmentation", "Augmentation")
+ADDED |= {f"data.{name}": Added(value) for name, value in _AUGMENTATION.items()}
 
 # dotted key → the keys that replace it; each gets its value unless the configuration sets it
 RENAMED: dict[str, tuple[str, ...]] = {
