@@ -20,7 +20,8 @@ class Objective(nn.Module, ABC):
 
     Attributes:
         num_outputs: M, the length of the network's last layer.
-        decision: the rule of `decide`, based on `probabilities` (`statistics.DECISIONS`).
+        decision: the rule of `decide`: `argmax` or `median` of `probabilities`, or `own`, which `report --check` cannot
+            derive.
         fitted: whether `fit` estimates parameters, stored as buffers in the checkpoint.
     """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 DECISIONS = {"argmax": "the most probable class", "median": "the median class"}  # rule → its choice
+OWN_RULE = "own"  # a rule that does not follow from the probabilities
 COLLAPSED = 0.98  # from this share of predictions in one class, a model counts as collapsed
 REFERABLE = 2  # grades from here on are referable (moderate or worse)
 MANY_CLASSES = 20  # more classes are not shown one by one

@@ -129,6 +129,37 @@ class Steps(Callback):
     def on_fit_end(self, *args):
         self.stop.with_name("count").write_text(str(self.count))
 
+class Ordinal(Objective):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.num_outputs = num_classes - 1
+    def losses(self, outputs, targets):
+        higher = (targets[:, None] > torch.arange(self.num_outputs)).float()
+        return nn.functional.binary_cross_entropy_with_logits(outputs, higher, reduction="none").sum(1)
+    def probabilities(self, outputs):
+        above = nn.functional.pad(outputs.float().sigmoid().cummin(1).values, (1, 0), value=1.0)
+        return above - nn.functional.pad(above[:, 1:], (0, 1))
+
+class Cut(Ordinal):
+    decision = "own"
+    def decide(self, outputs):
+        return (outputs.sigmoid() > 0.1).sum(1)
+
+class Strange(Ordinal):
+    decision = "thresholds"
+
+class Averaged(Ordinal):
+    def losses(self, outputs, targets):
+        return super().losses(outputs, targets).mean()
+
+class Wide(Ordinal):
+    def probabilities(self, outputs):
+        return outputs.sigmoid()
+
+class Lazy(nn.Sequential):
+    def __init__(self, num_classes):
+        super().__init__(nn.Flatten(), nn.LazyLinear(num_classes))
+
 class Noting(Callback):
     def __init__(self, odd=False):
         self.seen, self.odd = np.zeros(2), odd
@@ -338,6 +369,13 @@ def test_an_external_data_set_is_read(make_run: Make, mylab: None) -> None:
         (("loss=own", "loss._target_=mylab.scalar"), "mylab.scalar returns () for two images"),
         (("loss=own", "loss._target_=torch.nn.MSELoss"), "torch.nn.MSELoss fails on logits (2, 5)"),
         (("loss=own", "loss._target_=mylab.number"), "returns a int; name one that returns a loss"),
+        (("loss=own", "loss._target_=mylab.Averaged"), "mylab.Averaged: losses returns () for two images; return (2,)"),
+        (
+            ("loss=own", "loss._target_=mylab.Wide"),
+            "mylab.Wide: probabilities returns (2, 4) for two images; return (2, 5)",
+        ),
+        (("loss=own", "loss._target_=mylab.Strange"), "decision=thresholds is none of argmax, median, own"),
+        (("model=own", "model._target_=mylab.Lazy"), "mylab.Lazy: the shape of 1.weight is unknown before the first"),
         (("optim=own", "optim._target_=torch.optim.SGD", "+optim.rate=1"), "optim.rate: torch.optim.SGD takes no"),
         (
             ("optim=own", "optim._target_=torch.optim.Adam", "+optim.lr=-1"),
@@ -403,6 +441,15 @@ def test_weights_that_fit_are_loaded_and_the_others_are_named(
     other = mylab_module.Net(1000, width=9)
     message = refusal(load_fitting, other, str(tmp_path / "weights.safetensors"))
     assert "1 of 8 tensors of the network match" in message
+
+
+@pytest.mark.parametrize("target", ["mylab.Ordinal", "mylab.Cut"])
+def test_an_external_objective_has_its_own_outputs_and_decisions(make_run: Make, mylab: None, target: str) -> None:
+    run = make_run(*NET, "loss=own", f"loss._target_={target}", "trainer.max_epochs=1")
+    assert guarded(run) == 0
+    assert load(run.path).network.head.out_features == 4
+    assert run.read_status()["decision"] == ("own" if target == "mylab.Cut" else "argmax")
+    assert differences_of([read_run(run)]) == []
 
 
 @pytest.mark.parametrize("target", ["mylab.Weighted", "mylab.Eager"])

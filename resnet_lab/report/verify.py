@@ -152,9 +152,9 @@ def _difference(name: str, stored: Any, derived: float | None) -> Iterator[str]:
 def _tables(run: Run, split: str, predictions: Predictions) -> Iterator[str]:
     """Compare the predicted class of each row, and the confusion matrix and class report if they are stored."""
     rule = run.status.get("decision") or "argmax"
-    if rule not in statistics.DECISIONS:
+    if rule not in (*statistics.DECISIONS, statistics.OWN_RULE):
         yield f"predictions of {split} cannot be checked: the decision rule {rule!r} is unknown"
-    elif changed := int(np.sum(_undecided(predictions, rule))):
+    elif rule != statistics.OWN_RULE and (changed := int(np.sum(_undecided(predictions, rule)))):
         what = statistics.DECISIONS[rule]
         yield f"predictions of {split}: in {count(changed, 'row')} the prediction is not {what}"
     counts = statistics.confusion_matrix(predictions.targets, predictions.classes, predictions.probabilities.shape[1])
