@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import logging
+import math
 import time
 import zipfile
 from collections.abc import Collection, Iterable
@@ -201,7 +202,8 @@ def of_split(name: str) -> bool:
 class EpochRows(Callback):
     """Rows of metrics.csv, stored in the checkpoints.
 
-    A resumed run thus has the rows of the epochs before its checkpoint, and no others.
+    A resumed run thus has the rows of the epochs before its checkpoint, and no others. A metric that was not logged in
+    an epoch is NaN there (Lightning keeps its last value, which a resumed run would lack).
 
     Column `lr` is the rate after the epoch. The log shows the rate of the last step, as a schedule may end at 0.
     """
@@ -209,6 +211,10 @@ class EpochRows(Callback):
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
         self.rate: float | None = None  # of the last step
+        self._before: dict[str, Tensor] = {}  # metrics that were logged before this epoch
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._before = dict(trainer.callback_metrics)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
@@ -218,14 +224,16 @@ class EpochRows(Callback):
     def note(self, trainer: Trainer) -> None:
         """Add the row of this epoch, once; call it when checkpoints are written, as the metrics are complete then."""
         if not self.rows or self.rows[-1]["epoch"] < trainer.current_epoch:
-            metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items()) if of_split(name)}
+            found = sorted(trainer.callback_metrics.items())
+            new = [(name, value) for name, value in found if value is not self._before.get(name)]
+            metrics = {name: float(value) for name, value in new if of_split(name)}
             lr = trainer.optimizers[0].param_groups[0]["lr"]
             self.rows.append({"epoch": trainer.current_epoch, "lr": lr, **metrics})
 
     def write(self, file: Path, metrics: Iterable[str] = ()) -> None:
         """Write the file and log the last row; without rows, write a header with these metrics."""
-        columns = list(self.rows[0]) if self.rows else ["epoch", "lr", *sorted(metrics)]
-        lines = [",".join(columns), *(",".join(repr(row[name]) for name in columns) for row in self.rows)]
+        columns = list(dict.fromkeys(name for row in self.rows for name in row)) or ["epoch", "lr", *sorted(metrics)]
+        lines = [",".join(columns), *(",".join(repr(row.get(name, math.nan)) for name in columns) for row in self.rows)]
         write_atomically(file, "\n".join(lines) + "\n", durable=True)
         if not self.rows:
             return
