@@ -245,7 +245,7 @@ def _check_part(group: str, node: DictConfig, importing: bool) -> None:
         if key in provided:
             raise UserError(f"{typed}: the job sets it; leave it out")
         meant = suggestion(typed, {f"{group}.{name}" for name in taken}) or suggestion(typed, known_keys())
-        hint = meant or f"it takes {', '.join(sorted(taken)) or 'none'}"
+        hint = meant or f"it takes {', '.join(sorted(taken)) or 'no keys'}"
         raise UserError(f"{group}.{key}: {target} takes no such argument; {hint}")
     if lacking := sorted((takes.required | {*own}) - provided - keys):
         hint = "; name a function or class that returns the loss function" if group == "loss" else ""

@@ -218,6 +218,8 @@ def suggestion(key: str, known: Collection[str]) -> str:
     """Return a hint for an unknown key, from the dotted keys in `known`; empty if none is similar."""
     if key in RENAMED:
         return f"it is now {', '.join(RENAMED[key])}"
+    if key in CHOSEN:
+        return f"it only chooses a file; write {key}=NAME with one of {', '.join(choices_of(key))}"
     if key in known:
         return f"it is a key of {_choices_with(key)}"
     if key.rpartition(".")[2] == "fast_dev_run":

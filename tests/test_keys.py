@@ -408,5 +408,8 @@ def test_the_text_of_a_key() -> None:
 
 def test_a_key_of_another_choice_names_the_choices_that_have_it():
     assert suggestion("model.dropout", known_keys()) == "it is a key of model=example_cnn"
+    assert (
+        suggestion("scale", known_keys()) == "it only chooses a file; write scale=NAME with one of full, reduced, smoke"
+    )
     assert "model=resnet_cifar" in suggestion("model.depth", known_keys())
     assert suggestion("lr", known_keys()) == "did you mean optim.lr?"
