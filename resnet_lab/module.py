@@ -20,7 +20,7 @@ from resnet_lab.freezing import Freezing
 from resnet_lab.loggers import log_to_all
 from resnet_lab.metrics import SplitMetrics
 from resnet_lab.objectives import Objective
-from resnet_lab.optim import naming, optimizer_of, refuse_lost_factor, use_fused
+from resnet_lab.optim import naming, optimizer_of, refuse_lost_factor, refuse_no_schedule, use_fused
 from resnet_lab.origin import CHECKPOINT_KEY
 from resnet_lab.trained import Trained, load
 
@@ -245,6 +245,7 @@ class Classifier(LightningModule):
         given = {name: value for name, value in known.items() if name in takes}
         with naming("schedule", run):
             scheduler = self.schedule_factory(optimizer, **given)
+        refuse_no_schedule(scheduler)
         refuse_lost_factor(optimizer, self.backbone_lr_factor)
         # with interval "epoch", Lightning updates a plateau after writing the checkpoint, and a resumed run would miss
         # that; at the last step of the epoch, the update comes after validation and before the checkpoint

@@ -133,6 +133,18 @@ def _keep_implementation(optimizer: Optimizer, state: dict[str, Any]) -> dict[st
     return state | {"param_groups": groups}
 
 
+def refuse_no_schedule(scheduler: object) -> None:
+    """Refuse what an external schedule returns, if it lacks what a training calls.
+
+    Raises:
+        UserError: it is not a schedule.
+    """
+    needed = ("optimizer", "step", "state_dict", "load_state_dict")
+    if lacking := [name for name in needed if not hasattr(scheduler, name)]:
+        kind = type(scheduler).__name__
+        raise UserError(f"schedule._target_ returns {kind} without {lacking[0]}; name a schedule as those of torch")
+
+
 def refuse_lost_factor(optimizer: Optimizer, backbone_lr_factor: float) -> None:
     """Refuse a schedule that overwrites the learning rates of head and backbone.
 
