@@ -340,6 +340,10 @@ def test_an_external_data_set_is_read(make_run: Make, mylab: None) -> None:
     run = make_run(*keys, "data.class_names=null", "trainer.max_epochs=1")
     assert guarded(run) == 0
     assert run.read_status()["class_names"] == ["0", "1", "2"]
+    origin, other = load(run.path).origin, ["data=own", "data._target_=mylab.Spots", "data.root=."]
+    assert evaluate.override(origin, [*other, "+data.bright=100"])["data"]["bright"] == 100
+    message = refusal(evaluate.override, origin, [*other, "data.bright=100"])
+    assert message == "data.bright: conf/data has no such key; write +data.bright=100 to pass it to mylab.Spots"
 
 
 @pytest.mark.parametrize(
