@@ -15,7 +15,7 @@ from resnet_lab.terminal import is_terminal
 from resnet_lab.verbs import TASKS, VERBS
 
 ABOUT = "Train, compare and trust residual networks on retinopathy photographs."
-SLOW = ("evaluate", "predict", "prepare", "report")  # whose imports take seconds
+SLOW = ("evaluate", "predict", "prepare", "report", "combine")  # whose imports take seconds
 OTHERS = {
     "resnet-lab VERB --help": "arguments, options and examples of a verb",
     "resnet-lab help KEY": "explain a key, a score, or a term",

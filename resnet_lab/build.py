@@ -28,10 +28,21 @@ from resnet_lab.data.datamodule import DataModule
 from resnet_lab.errors import UserError
 from resnet_lab.module import Classifier
 from resnet_lab.origin import TRAIN_IMAGES
-from resnet_lab.parts import build_network, build_objective, refuse_misfit, takes_channels_last, without_weights
+from resnet_lab.parts import (
+    build_network,
+    build_objective,
+    refuse_decision,
+    refuse_misfit,
+    refuse_unmixable,
+    takes_channels_last,
+    without_weights,
+)
 from resnet_lab.ranks import slurm_tasks
 from resnet_lab.run_folder import RunFolder
 from resnet_lab.terminal import Lines, is_terminal
+from resnet_lab.tta import VIEWS
+
+log = logging.getLogger(__name__)
 
 
 def build_datamodule(
@@ -70,7 +81,9 @@ def build_module(config: dict[str, Any], datamodule: DataModule, pretrained: boo
             else "to train on another split, name it, as in data.splits={train: val}"
         )
         raise UserError(f"{datamodule.data.name} has no split train, only {' and '.join(datamodule.splits)}; {remedy}")
+    refuse_decision(config["loss"]["decision"], datamodule.data.ordered, datamodule.splits)
     objective = build_objective(config["loss"], datamodule.class_counts["train"])
+    refuse_unmixable(objective, config["loss"], datamodule.data.mixup)
     model = config["model"] if pretrained else without_weights(config["model"])
     network, size = build_network(model, objective.num_outputs), datamodule.data.crop or datamodule.data.image_size
     refuse_misfit(network, objective.num_outputs, size, str(model["_target_"]))
@@ -81,7 +94,7 @@ def build_module(config: dict[str, Any], datamodule: DataModule, pretrained: boo
         "ordered": datamodule.data.ordered,
         "mean": datamodule.mean.tolist(),
         "std": datamodule.std.tolist(),
-        "decision": objective.decision,
+        "decision": objective.rule,
         "class_counts": datamodule.class_counts,
         "split_fingerprint": datamodule.fingerprints,
         TRAIN_IMAGES: datamodule.train_images,
@@ -108,7 +121,7 @@ def build_trainer(
     callbacks: Sequence[Callback] = (),
     profiler: Profiler | None = None,
 ) -> Trainer:
-    """Build the Trainer from the keys of conf/trainer, and set the memory format of the network.
+    """Build the Trainer from the keys of conf/trainer, and set the network's memory format and the module's views.
 
     On CUDA it also sets cuDNN's choice of algorithms, and whether float32 products are rounded to TF32.
 
@@ -122,6 +135,11 @@ def build_trainer(
         channels_last = takes_channels_last(module.model, module.origin["config"])
     module.memory_format = torch.channels_last if channels_last else torch.contiguous_format
     module.model.to(memory_format=module.memory_format)
+    module.tta = settings["tta"]
+    if VIEWS[module.tta] > 1:
+        log.info(
+            "trainer.tta=%s: outside training, the network sees each image %d times", *(module.tta, VIEWS[module.tta])
+        )
     show_progress = settings["progress_bar"] and is_terminal()
     best = next((each for each in callbacks if isinstance(each, RunCheckpoint) and each.monitor), None)
     accelerator = settings["accelerator"]

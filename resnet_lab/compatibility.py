@@ -53,9 +53,14 @@ ADDED: dict[str, Added] = {
     "data.max_pixels": Added(178_956_970),  # Pillow's own limit
     "data.strict_jpeg": Added(False),
     "data.prepared_format": Added("jpeg"),
+    "data.mixup": Added(0.0),
+    "loss.teacher": Added(None),
+    "loss.temperature": Added(2.0),
+    "loss.teacher_weight": Added(0.5),
     "model.freeze": Added(None),
     "model.unfreeze_at_epoch": Added(None),
     "optim.backbone_lr_factor": Added(1.0),
+    "loss.decision": Added("auto"),
     "trainer.gradient_clip_val": Added(None),
     "trainer.accumulate_grad_batches": Added(1),
     "trainer.limit_train_batches": Added(None),
@@ -63,6 +68,7 @@ ADDED: dict[str, Added] = {
     "trainer.compile": Added(False),
     "trainer.log_every_n_steps": Added(50),
     "trainer.profiler": Added(None),
+    "trainer.tta": Added("none"),
 }
 # an augmentation with a default was added with it
 _AUGMENTATION = defaults_in("resnet_lab.data.augmentation", "Augmentation")

@@ -11,7 +11,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import yaml
 from lightning import Trainer
 from omegaconf import OmegaConf
@@ -22,17 +21,15 @@ from resnet_lab.build import build_datamodule, build_trainer, rank, set_up_loggi
 from resnet_lab.command_line import run_command
 from resnet_lab.config import check, compose_config, job_name
 from resnet_lab.data.augmentation import Augmentation
-from resnet_lab.data.check import HASH_DIGITS
 from resnet_lab.data.datamodule import DataModule
-from resnet_lab.errors import UserError, count
+from resnet_lab.errors import UserError
 from resnet_lab.files import refuse_unwritable
 from resnet_lab.hydra_errors import one_line
 from resnet_lab.inputs import SEEING, check_evaluate, chosen_folder
 from resnet_lab.module import Classifier
-from resnet_lab.origin import TRAIN_IMAGES
 from resnet_lab.outputs import refuse_undefined, score_table, write_split
 from resnet_lab.run_folder import RunFolder
-from resnet_lab.trained import Trained, load
+from resnet_lab.trained import Trained, count_training_images, load, match_classes
 from resnet_lab.trust import trust, warn_of_unused
 from resnet_lab.verbs import VERBS
 
@@ -61,26 +58,15 @@ def evaluate_split(model: Trained, config: dict[str, Any], split: str) -> tuple[
     Raises:
         UserError: the data has no such split, or other classes.
     """
-    names = model.origin["class_names"]
     trained_on = model.origin.get("pixels")
     pixels = trained_on if trained_on == "originals" else None  # other data need not have been prepared
     datamodule = build_datamodule(config, (model.origin["mean"], model.origin["std"]), pixels)
     own = model.origin.get("split_fingerprint", {}).get(split) == datamodule.fingerprints.get(split)
     if own and (different := datamodule.difference(model.origin)):
         log.warning("the model was trained on other image files: %s", different)
-    if len(datamodule.class_names) != len(names):
-        raise UserError(
-            f"{datamodule.data.name} has {count(len(datamodule.class_names), 'class', 'classes')} but {model.file} was "
-            f"trained for {len(names)} ({', '.join(names)}); evaluate on data with the same classes"
-        )
-    if list(datamodule.class_names) != list(names):
-        if sorted(datamodule.class_names) == sorted(names):
-            raise UserError(
-                f"data.class_names=[{','.join(datamodule.class_names)}] are the classes of {model.file} in another "
-                f"order; its order is [{','.join(names)}]"
-            )
-        log.warning("classes are matched by order: %s for %s", ", ".join(datamodule.class_names), ", ".join(names))
-    count_training_images(model, datamodule.rows(split))
+    match_classes(model, datamodule.class_names, datamodule.data.name, "evaluate on data with the same classes")
+    if rank() == 0:
+        count_training_images(model, datamodule.rows(split))
     datamodule.test_splits = [split]
     module = Classifier.of(model, test_splits=[split])
     trainer = build_trainer(config["trainer"], module)
@@ -90,25 +76,8 @@ def evaluate_split(model: Trained, config: dict[str, Any], split: str) -> tuple[
     return trainer, module, datamodule
 
 
-def count_training_images(model: Trained, rows: pd.DataFrame) -> None:
-    """Warn about images that the model was trained on, found by equal pixels: its scores on them are too high."""
-    known = model.origin.get(TRAIN_IMAGES)
-    if rank() > 0:
-        return
-    if not isinstance(known, str):
-        text = "%s has no hashes of its training images (older version), so copies of them are not counted"
-        log.warning(text, model.file)
-        return
-    hashes = {known[start : start + HASH_DIGITS] for start in range(0, len(known), HASH_DIGITS)}
-    found = int(rows["decoded"].isin(hashes).sum())
-    if found:
-        which = f"{found} of the {len(rows)} images" if len(rows) > 1 else "the image"
-        are = "is a training image" if found == 1 else "are training images"
-        log.warning("%s %s of %s (equal pixels)", which, are, model.file)
-
-
 def override(origin: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """Return the configuration of a run with overrides of data and trainer; the model, classes and SEEING stay.
+    """Return the configuration of a run with overrides of data and trainer; model, classes, SEEING and views stay.
 
     A plus sign (`+data.clinic=3`) adds a key of an external data set.
 
@@ -132,6 +101,8 @@ def override(origin: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
             node |= {key: config["data"][key] for key in SEEING}
             if node["class_names"] is None:  # found by name, in any order
                 node |= {key: origin[key] for key in ("class_names", "ordered")}
+        else:
+            node["tta"] = config["trainer"]["tta"]
         config[group] = node
     merged = OmegaConf.create(config)
     try:

@@ -15,6 +15,8 @@ from resnet_lab.scores import mode_of
 
 log = logging.getLogger("resnet_lab")
 
+EYES = "eyes"  # key of config.yaml, in the group `combine` of a run that grades both eyes of a patient
+
 # keys that define the model's input; they stay with the model when it is evaluated on other data
 SEEING = ("image_size", "resize", "eye_crop", "local_mean", "crop", "padding", "mean", "std", "batch_size")
 # the keys of data that have an effect on photographs without labels
@@ -35,7 +37,41 @@ def checkpoint_of(source: str) -> Path:
     run = RunFolder(path)
     if not run.config_file.is_file() and not run.checkpoints.is_dir():
         _refuse_several(path)
-    return tested_checkpoint(run, source)
+    sources = sources_of(run)
+    if len(sources) > 1:
+        raise UserError(f"{source} combines {len(sources)} networks; give one of them, such as {sources[0]}")
+    return checkpoint_of(str(sources[0])) if sources else tested_checkpoint(run, source)
+
+
+def sources_of(run: RunFolder) -> list[Path]:
+    """Return the folders of the runs whose predictions a derived run contains; empty for a run that trained.
+
+    Raises:
+        UserError: one of them does not exist.
+    """
+    if not run.config_file.is_file():
+        return []
+    named = [each for each in [run.read_status().get("derived_from")] if each]
+    combine = run.read_config().get("combine")
+    named += combine.get("sources", []) if isinstance(combine, dict) else []
+    folders = [Path(os.path.normpath(run.path / name)) for name in named]
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{run.path} is made from {folder}, which does not exist; restore it, or combine again")
+    return folders
+
+
+def refuse_no_model(source: str) -> None:
+    """Refuse a source of trained networks whose checkpoints are missing.
+
+    Raises:
+        UserError: a checkpoint is missing, also that of a member of a derived run.
+    """
+    members = sources_of(RunFolder(Path(source).expanduser()))
+    for member in members:
+        refuse_no_model(str(member))
+    if not members:
+        checkpoint_of(source)
 
 
 def _refuse_several(folder: Path) -> None:
@@ -113,7 +149,7 @@ def check_evaluate(given: Namespace) -> None:
     Raises:
         UserError: there is no such checkpoint, or `out` is refused.
     """
-    checkpoint_of(given.RUN_OR_CKPT)
+    refuse_no_model(given.RUN_OR_CKPT)
     if given.out:
         chosen_folder(given.out, given.split, given.overwrite)
         refuse_unwritable(Path(given.out).expanduser())
@@ -150,7 +186,7 @@ def check_predict(given: Namespace) -> None:
         if group == "data" and key not in TAKEN:
             raise UserError(f"{item}: it has no effect, as predict reads only IMAGE_OR_FOLDER; leave it out")
     refuse_unwritable(out.parent)
-    checkpoint_of(given.RUN_OR_CKPT)
+    refuse_no_model(given.RUN_OR_CKPT)
     refuse_no_images(images)
 
 

@@ -31,6 +31,7 @@ SYNONYMS = {
     **dict.fromkeys(("dataset", "datamodule"), "data"),
     **dict.fromkeys(("opt", "optimiser", "optimizer"), "optim"),
     "amp": "trainer.precision",
+    "test_time_augmentation": "trainer.tta",
 }
 GROUPS = (*PROVIDED, "trainer", *BY_NAME)  # groups that define keys; scale and experiment only set them
 KEY = re.compile(r"(?P<indent> *)(?:- )?(?P<key>\w+):(?P<value>(?: +[^\s#]\S*)*)(?: *# (?P<comment>.+))?")

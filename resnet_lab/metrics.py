@@ -115,19 +115,24 @@ class SplitMetrics(nn.Module):
         self.rows: list[tuple[Tensor, Tensor, Tensor]] = []  # of the epoch so far
 
     def update(self, losses: Tensor, outputs: Tensor, targets: Tensor) -> None:
-        """Store losses (B,), outputs (B, M), targets (B,) for `compute`: many small updates would be slow."""
+        """Store losses (B,), outputs (B, M) or (B, V, M), targets (B,) for `compute`: many updates would be slow."""
         self.rows.append((losses.detach(), outputs.detach(), targets))
 
-    def compute(self, objective: Objective) -> dict[str, Tensor]:
-        """Return `<split>/<metric>` → scalar over all ranks, and update `confusion` with the epoch's counts."""
+    def compute(self, objective: Objective, final: bool = False) -> dict[str, Tensor]:
+        """Return `<split>/<metric>` → scalar over all ranks, and update `confusion` with the epoch's counts.
+
+        Args:
+            objective: what the outputs mean.
+            final: whether the classes are those of the objective's final rule, not those of `decide`.
+        """
         if any(len(targets) for _, _, targets in self.rows):  # a rank may have had only padding
             losses, outputs, targets = (torch.cat(columns) for columns in zip(*self.rows, strict=True))
-            classes = objective.decide(outputs)
+            classes = objective.classes(outputs, final)
             self.loss.update(losses.double())
             self.of_classes.update(classes, targets)
             self.confusion.update(classes, targets)
             if self.of_probabilities:
-                probabilities = objective.probabilities(outputs)
+                probabilities = objective.averaged(outputs)
                 self.of_probabilities.update(preds=probabilities, target=targets, predictions=classes)
         self.rows.clear()
         loss = self.loss.compute().float()

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from resnet_lab.config import build
+from resnet_lab.distillation import Distillation
 from resnet_lab.freezing import Freezing
 from resnet_lab.loggers import log_to_all
 from resnet_lab.metrics import SplitMetrics
@@ -23,6 +24,7 @@ from resnet_lab.objectives import Objective
 from resnet_lab.optim import naming, optimizer_of, refuse_lost_factor, refuse_no_schedule, use_fused
 from resnet_lab.origin import CHECKPOINT_KEY
 from resnet_lab.trained import Trained, load
+from resnet_lab.tta import outputs_of, plain
 
 EPOCH_KEY = "resnet_lab_epoch"  # key of the losses, outputs and targets of an unfinished epoch, of all ranks
 
@@ -53,6 +55,8 @@ class Classifier(LightningModule):
         fit_split: the split on which the objective is fitted after each epoch and, with the selected checkpoint, before
             the test; None: not fitted before a training, which then sets it.
         freezing: keeps parts of a loaded network as they are, if its run did; None: all is trained.
+        tta: views of each image outside training, see `resnet_lab.tta`.
+        distillation: the teacher; None: only the labels are learned.
     """
 
     def __init__(
@@ -81,8 +85,10 @@ class Classifier(LightningModule):
         self.memory_format = torch.contiguous_format
         self._begun: list[Tensor] | None = None  # rows of an unfinished epoch, from a checkpoint
         self.fit_split: str | None = None
+        self.tta = "none"
+        self.distillation: Distillation | None = None
         self.freezing: Freezing | None = None
-        self.outputs: dict[str, list[tuple[Tensor, ...]]] = {}  # split → index (B,), outputs (B, M), targets (B,)
+        self.outputs: dict[str, list[tuple[Tensor, ...]]] = {}  # split → index (B,), outputs of `_step`, targets (B,)
         self.confusion: dict[str, Tensor] = {}  # split → counts (K, K) of the last epoch
         self.predictions: dict[str, Outputs] = {}  # split → predictions of the last test
 
@@ -100,6 +106,8 @@ class Classifier(LightningModule):
         # training cannot use the inference tensors of an earlier evaluation
         for split in ("train", "val", "test"):
             self.split_metrics(split).reset()
+        if self.distillation is not None:
+            self.distillation.to(self.device)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return outputs (B, M) of images (B, 3, H, W)."""
@@ -107,11 +115,21 @@ class Classifier(LightningModule):
         return result
 
     def _step(self, batch: dict[str, Any], split: str) -> tuple[Tensor, Tensor]:
-        """Return the mean loss without padding rows and all outputs (B, M), and update the metrics of `split`."""
-        outputs, targets = self(batch["image"]), batch["target"]
+        """Return the mean loss without padding rows and all outputs, and update the metrics of `split`.
+
+        Outputs are (B, M), or outside training those of the views of each image, (B, V, M). The loss is that of the
+        images as they are. In training, it is that of both images of a mixture (mixup), and of labels and teacher; the
+        other metrics compare with the class of the image with the larger share.
+        """
+        outputs, targets = outputs_of(self, batch["image"], "none" if split == "train" else self.tta), batch["target"]
         # training has no padding; a mask would only make a GPU wait
         rows = slice(None) if split == "train" else batch["index"] >= 0
-        losses = self.loss.losses(outputs[rows].float(), targets[rows])
+        losses = self.loss.losses(plain(outputs[rows]).float(), targets[rows])
+        if "partner" in batch:  # mixup; only training has it
+            others = self.loss.losses(outputs.float(), targets[batch["partner"]])
+            losses = torch.lerp(others, losses, batch["share"])
+        if split == "train" and self.distillation is not None:
+            losses = self.distillation.losses(losses, outputs, batch["image"])
         self.split_metrics(split).update(losses, outputs[rows], targets[rows])
         return losses.mean(), outputs
 
@@ -127,7 +145,7 @@ class Classifier(LightningModule):
     def _end_epoch(self, split: str) -> None:
         metrics = self.split_metrics(split)
         # the final test is not a point of the curves by epoch; `log_hyperparameters` logs its values
-        values = metrics.compute(self.loss)
+        values = metrics.compute(self.loss, final=bool(self.trainer.testing))
         logged = split != "train" and not self.trainer.testing
         self.log_dict(values, prog_bar=split == "val", logger=logged, sync_dist=False)
         if split == "train":  # Lightning logs these only after the epoch's checkpoint, so a kill could lose them
@@ -155,7 +173,7 @@ class Classifier(LightningModule):
     def on_validation_epoch_end(self) -> None:
         if self.fit_split in self.outputs:
             _, outputs, targets = self._gather(self.outputs.pop(self.fit_split))
-            self.loss.fit(outputs.double(), targets)
+            self.loss.fit(plain(outputs).double(), targets)
         for split in self.val_splits:
             self._end_epoch(split)
 
@@ -166,15 +184,17 @@ class Classifier(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         found = {split: self._gather(self.outputs.pop(split)) for split in self.test_splits}
-        if self.fit_split in found and self.loss.fitted:
+        if self.fit_split in found:
             _, outputs, targets = found[self.fit_split]
-            self.loss.fit(outputs.double(), targets)
+            if self.loss.fitted:
+                self.loss.fit(plain(outputs).double(), targets)
+            self.loss.fit_thresholds(outputs, targets)
         for split, (_, outputs, _) in found.items():
             self._end_epoch(split)
             self.predictions[split] = self._predictions(outputs)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        outputs: Tensor = self(batch["image"]).float()
+        outputs = outputs_of(self, batch["image"], self.tta).float()
         self.outputs.setdefault("predict", []).append((batch["index"], outputs))
         return outputs
 
@@ -183,8 +203,8 @@ class Classifier(LightningModule):
         self.predictions["predict"] = self._predictions(outputs)
 
     def _predictions(self, outputs: Tensor) -> Outputs:
-        """Return the predictions for outputs (N, M)."""
-        probabilities, classes = self.loss.probabilities(outputs), self.loss.decide(outputs)
+        """Return the predictions for outputs (N, M) or (N, V, M)."""
+        probabilities, classes = self.loss.averaged(outputs), self.loss.classes(outputs)
         return Outputs(probabilities.cpu().numpy(), classes.cpu().numpy())
 
     def _gather(self, kept: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
@@ -228,7 +248,9 @@ class Classifier(LightningModule):
         origin = trained.origin
         splits: dict[str, Any] = {"test_splits": test_splits, "origin": origin}
         names = origin["class_names"]
-        return cls(trained.network, trained.objective, optimizer, schedule, names, origin["ordered"], **splits)
+        module = cls(trained.network, trained.objective, optimizer, schedule, names, origin["ordered"], **splits)
+        module.tta = trained.tta
+        return module
 
     def configure_optimizers(self) -> Any:
         assert self.optimizer_factory is not None and self.schedule_factory is not None  # noqa: PT018

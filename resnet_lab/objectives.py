@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from resnet_lab.errors import UserError
+from resnet_lab.statistics import OWN_RULE, decisions, fitted_thresholds, midpoints
 from resnet_lab.values import NotNegative, Share
 
 LEAST_WIDTH = 1e-3  # in grades; keeps probabilities defined for a network without errors on validation
@@ -20,14 +21,24 @@ class Objective(nn.Module, ABC):
 
     Attributes:
         num_outputs: M, the length of the network's last layer.
-        decision: the rule of `decide`: `argmax` or `median` of `probabilities`, or `own`, which `report --check` cannot
-            derive.
+        decision: the rule of `decide`: `argmax`, `median` or `expected` of `probabilities`, or `own`, which
+            `report --check` cannot derive.
         fitted: whether `fit` estimates parameters, stored as buffers in the checkpoint.
+        mixable: whether the loss of an image depends on no other image of the batch. Then, losses to the classes of two
+            mixed images can be averaged (`data.mixup`).
+        rule: the rule of the final predictions (`choose`); training and the selection of an epoch follow `decide`.
     """
 
     num_outputs: int
     decision = "argmax"
     fitted = False
+    mixable = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rule = self.decision
+        self.limits: Tensor | None  # of the expected grade, (K - 1,)
+        self.register_buffer("limits", None)
 
     @abstractmethod
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -43,6 +54,49 @@ class Objective(nn.Module, ABC):
 
     def fit(self, outputs: Tensor, targets: Tensor) -> None:
         """Estimate parameters on the validation images, from outputs (N, M), float64, and classes (N,)."""
+
+    def choose(self, rule: str, num_classes: int) -> None:
+        """Choose the rule of the final predictions of K classes.
+
+        Args:
+            rule: a rule of `statistics.DECISIONS`, or `auto`: that of `decide`.
+            num_classes: K.
+        """
+        self.rule = self.decision if rule == "auto" else rule
+        if self.rule == "thresholds":
+            self.limits = torch.from_numpy(midpoints(num_classes)).float()
+
+    @property
+    def thresholds(self) -> list[float] | None:
+        """The K - 1 limits of the rule `thresholds`; None for another rule."""
+        return None if self.limits is None else [round(float(limit), 4) for limit in self.limits]
+
+    def averaged(self, outputs: Tensor) -> Tensor:
+        """Return probabilities (B, K) of outputs (B, M), or their average over V views of an image, from (B, V, M)."""
+        if outputs.ndim == 2:
+            return self.probabilities(outputs)
+        return self.probabilities(outputs.flatten(0, 1)).view(*outputs.shape[:2], -1).mean(1)
+
+    def classes(self, outputs: Tensor, final: bool = True) -> Tensor:
+        """Return the predictions (B,) of outputs (B, M), or of the average over V views, from (B, V, M).
+
+        Args:
+            outputs: the outputs.
+            final: whether to follow `rule`, not `decision`.
+        """
+        rule = self.rule if final else self.decision
+        if rule == self.decision and outputs.ndim == 2:
+            return self.decide(outputs)
+        if rule == OWN_RULE:
+            return self.decide(outputs.mean(1))
+        probabilities = self.averaged(outputs).cpu().numpy()
+        return torch.from_numpy(decisions(probabilities, rule, self.thresholds)).to(outputs.device)
+
+    def fit_thresholds(self, outputs: Tensor, targets: Tensor) -> None:
+        """Fit the limits of the rule `thresholds` on validation, from outputs as of `classes` and true classes (N,)."""
+        if self.limits is not None:
+            probabilities = self.averaged(outputs).cpu().numpy()
+            self.limits.copy_(torch.tensor(fitted_thresholds(probabilities, targets.cpu().numpy())))
 
 
 class Softmax(Objective):
@@ -79,7 +133,7 @@ class Criterion(Softmax):
 
     def __init__(self, num_classes: int, criterion: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__(num_classes, None, 0.0)
-        self.criterion = criterion
+        self.criterion, self.mixable = criterion, getattr(criterion, "mixable", True)
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return self.criterion(outputs, targets)

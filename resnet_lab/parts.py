@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -21,6 +21,7 @@ from resnet_lab.errors import UserError, reason_of
 from resnet_lab.models.pretrained import load_fitting, weights_of_torchvision
 from resnet_lab.objectives import Criterion, Objective
 from resnet_lab.signatures import imported, is_ours
+from resnet_lab.statistics import OF_GRADES
 
 TRIAL = 96  # pixels of an image that shows which layer comes last
 SOURCES = ("pretrained", "weights", "checkpoint_path")  # keys of networks that select initial weights
@@ -71,6 +72,13 @@ def build_objective(loss: dict[str, Any], class_counts: Sequence[int]) -> Object
     Raises:
         UserError: it cannot be built, or does not return one loss per image.
     """
+    objective = _own_objective(loss, class_counts)
+    objective.choose(str(loss.get("decision", "auto")), len(class_counts))
+    return objective
+
+
+def _own_objective(loss: dict[str, Any], class_counts: Sequence[int]) -> Objective:
+    """Return the objective of a configuration, with its own rule of decision."""
     target = str(loss["_target_"])
     if is_ours(target):
         objective: Objective = build("loss", loss, class_counts=class_counts)
@@ -108,7 +116,7 @@ def _refuse_odd(objective: Objective, target: str, num_classes: int) -> None:
     Raises:
         UserError: a method does, or its decision rule is unknown.
     """
-    rules = [*statistics.DECISIONS, statistics.OWN_RULE]
+    rules = [rule for rule in (*statistics.DECISIONS, statistics.OWN_RULE) if rule != "thresholds"]
     if objective.decision not in rules:
         raise UserError(f"loss._target_ {target}: decision={objective.decision} is none of {', '.join(rules)}")
     trial, method = copy.deepcopy(objective), "num_outputs"
@@ -135,6 +143,44 @@ def _with_tensors(loss: dict[str, Any]) -> dict[str, Any]:
         key: torch.tensor(value, dtype=torch.float) if key in named and isinstance(value, list) else value
         for key, value in loss.items()
     }
+
+
+def refuse_unmixable(objective: Objective, loss: dict[str, Any], mixup: float) -> None:
+    """Refuse `data.mixup` for a loss whose value for an image depends on other images of the batch.
+
+    Args:
+        objective: the built objective.
+        loss: the group of the configuration.
+        mixup: `data.mixup`.
+
+    Raises:
+        UserError: the loss has `mixable = False`.
+    """
+    if mixup and not objective.mixable:
+        raise UserError(
+            f"data.mixup={mixup}: loss._target_ {loss['_target_']} has mixable=False, so its losses cannot be mixed; "
+            "set data.mixup=0, or choose another loss"
+        )
+
+
+def refuse_decision(rule: str, ordered: bool, splits: Collection[str]) -> None:
+    """Refuse a rule of decision that the data does not allow.
+
+    Args:
+        rule: `loss.decision`.
+        ordered: whether the classes are grades.
+        splits: names of the splits.
+
+    Raises:
+        UserError: the rule needs ordered classes, or a validation split.
+    """
+    if rule in OF_GRADES and not ordered:
+        raise UserError(f"loss.decision={rule} needs grades, but the classes of this data set have no order")
+    if rule == "thresholds" and "val" not in splits:
+        raise UserError(
+            "loss.decision=thresholds needs a validation split; set data.val_fraction or data.val_csv, or choose "
+            "loss.decision=expected"
+        )
 
 
 def refuse_no_data_set(data: object) -> None:

@@ -6,16 +6,16 @@ import logging
 import sys
 from pathlib import Path
 
-from resnet_lab.build import build_trainer, set_up_logging
+from resnet_lab.build import build_trainer, rank, set_up_logging
 from resnet_lab.command_line import run_command
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.data.photographs import Photographs
 from resnet_lab.errors import count
-from resnet_lab.evaluate import count_training_images, override
+from resnet_lab.evaluate import override
 from resnet_lab.inputs import check_predict
 from resnet_lab.module import Classifier
 from resnet_lab.outputs import refuse_undefined, write_predictions
-from resnet_lab.trained import load, own_reader, photographs
+from resnet_lab.trained import count_training_images, load, own_reader, photographs
 from resnet_lab.trust import trust, warn_of_unused
 from resnet_lab.verbs import VERBS
 
@@ -38,7 +38,8 @@ def command(arguments: list[str]) -> None:
     datamodule.data.like = own_reader(chosen)
     datamodule.setup()
     rows, module = datamodule.rows("test"), Classifier.of(model)
-    count_training_images(model, rows)
+    if rank() == 0:
+        count_training_images(model, rows)
     warn_of_unused(given.trust)
     trainer = build_trainer(config["trainer"], module)
     datamodule.batch_size_per_rank(trainer.world_size)  # raises before anything runs

@@ -15,14 +15,18 @@ from omegaconf import OmegaConf
 from resnet_lab.command_line import log_to, run_command
 from resnet_lab.config import build, check
 from resnet_lab.data import progress
+from resnet_lab.data.image_data import ImageData
+from resnet_lab.distillation import refuse_no_logits, teacher_of
 from resnet_lab.freezing import Freezing
 from resnet_lab.models.pretrained import contents, depth_of, fitting
 from resnet_lab.optim import naming, optimizer_of
 from resnet_lab.parts import (
     build_network,
     build_objective,
+    refuse_decision,
     refuse_misfit,
     refuse_no_data_set,
+    refuse_unmixable,
     statistics_of,
     without_weights,
 )
@@ -32,25 +36,30 @@ from resnet_lab.trust import trust, without_trust
 
 
 def command(arguments: list[str]) -> None:
-    """Check all needs: read the table of every data set (leaks, bad images), build each network, compare weights."""
+    """Check all needs: read every data set's table (leaks, bad images), build networks, read weights and teachers."""
     handler = Lines()
     handler.addFilter(logging.Filter(progress.__name__))  # the jobs log everything else
     log_to([handler])
     trust(without_trust(arguments)[1], exists=False)  # the error below names the part whose module is missing
     needs = [json.loads(text) for text in json.load(sys.stdin)]
-    class_names_of.cache_clear()  # files may have changed since the last command of this process
+    data_of.cache_clear()  # files may have changed since the last command of this process
     for need in sorted(needs, key=lambda need: "parts" not in need):  # first, as they take no time
         if "parts" in need:
             check_parts(need["parts"])
+        elif "loss" in need:
+            names = data_of(json.dumps(need["data"], sort_keys=True))[0].class_names or []
+            refuse_no_logits(build_objective(need["loss"], [1] * len(names)), need["loss"])
+            teacher_of(need["loss"], need["data"], names)
         elif "data" in need:
-            class_names_of(json.dumps(need["data"], sort_keys=True))
+            data_set, splits = data_of(json.dumps(need["data"], sort_keys=True))
+            refuse_decision(need.get("decision", "auto"), data_set.ordered, splits)
         else:
             check_network(need["model"])
 
 
 @cache
-def class_names_of(data: str) -> list[str]:
-    """Read the table of a data set and return its class names.
+def data_of(data: str) -> tuple[ImageData, set[str]]:
+    """Build a data set and read its table; return it with the names of its splits.
 
     Args:
         data: configuration group `data` as JSON.
@@ -58,9 +67,8 @@ def class_names_of(data: str) -> list[str]:
     Raises:
         UserError: as for `ImageData.table`.
     """
-    data_set = build("data", json.loads(data))
-    data_set.table()
-    return list(data_set.class_names)
+    data_set: ImageData = build("data", json.loads(data))
+    return data_set, {*data_set.table()[0]["split"]}
 
 
 def check_parts(config: dict[str, Any]) -> None:
@@ -72,8 +80,9 @@ def check_parts(config: dict[str, Any]) -> None:
     refuse_no_data_set(config["data"])
     check(OmegaConf.create(config), importing=True)
     data, model = config["data"], config["model"]
-    classes = len(data.get("class_names") or class_names_of(json.dumps(data, sort_keys=True)))
+    classes = len(data.get("class_names") or data_of(json.dumps(data, sort_keys=True))[0].class_names or ())
     objective = build_objective(config["loss"], [1] * classes)
+    refuse_unmixable(objective, config["loss"], data["mixup"])
     network = build_network(model, objective.num_outputs)
     size = int(data.get("crop") or data["image_size"])
     own_parts(config, "callbacks")

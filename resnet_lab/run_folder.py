@@ -29,6 +29,7 @@ OURS = re.compile(  # files that a job writes
     r"config\.yaml|job\.lock|train\.log|status\.json|(metrics|layers)\.csv|"
     r"(predictions|confusion_matrix|class_report)_\w+\.(csv|png)(\.gz)?"
 )
+SOURCES = "combine.sources"  # folders of the members of a combined run
 # dotted keys that do not change the experiment
 BOOKKEEPING = (
     "name",
@@ -52,7 +53,7 @@ BOOKKEEPING = (
 
 def is_bookkeeping(key: str) -> bool:
     """Return whether a dotted key leaves the experiment unchanged."""
-    return key in BOOKKEEPING or key.startswith("labels.") or of_logger(key)
+    return key in (*BOOKKEEPING, SOURCES) or key.startswith("labels.") or of_logger(key)
 
 
 def of_logger(key: str) -> bool:

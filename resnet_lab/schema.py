@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from resnet_lab.signatures import keys_in
-from resnet_lab.values import Count, FromOne, Positive, Seed, Text, Within
+from resnet_lab.values import Count, FromOne, Positive, Seed, Share, Text, Within
 
 MISSING: Any = "???"  # OmegaConf's marker of a mandatory value
 FIGURES = keys_in("resnet_lab.report.figures", "CURVES", "PICTURES")  # parsed, as importing it takes a second
@@ -24,6 +24,7 @@ def _key(hint: Any, allowed: str = "") -> Any:
 
 
 Batches = FromOne | Annotated[float, Within(0, 1, without_least=True)] | None  # number, fraction or all
+Rule = Literal["argmax", "median", "expected", "thresholds"]  # explained by statistics.DECISIONS
 Compiled = bool | Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
 
@@ -45,6 +46,7 @@ class TrainerConfig:
     accumulate_grad_batches: int = _key(FromOne)
     limit_train_batches: Any = _key(Batches)  # noqa: RUF009
     limit_val_batches: Any = _key(Batches)  # noqa: RUF009
+    tta: str = _key(Literal["none", "flips", "dihedral"])
     compile: Any = _key(Compiled)  # noqa: RUF009
     checkpoint_minutes: float | None = _key(Positive | None)
     sync_batchnorm: bool = _key(bool)
@@ -98,6 +100,12 @@ FOR_OTHERS: dict[str, dict[str, Any]] = {
 }
 # group → keys that the job always reads itself
 OF_JOB: dict[str, dict[str, Any]] = {
+    "loss": {
+        "decision": Literal["auto"] | Rule,
+        "teacher": Text | None,
+        "temperature": Positive,
+        "teacher_weight": Share,
+    },
     "model": {"freeze": Text | list[Text] | None, "unfreeze_at_epoch": FromOne | None},
     "optim": {"backbone_lr_factor": Positive},
 }

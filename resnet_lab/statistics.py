@@ -2,21 +2,89 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-DECISIONS = {"argmax": "the most probable class", "median": "the median class"}  # rule → its choice
-OWN_RULE = "own"  # a rule that does not follow from the probabilities
+DECISIONS = {  # rule → its choice
+    "argmax": "the most probable class",
+    "median": "the median class",
+    "expected": "the grade nearest to the expected grade",
+    "thresholds": "the grade whose fitted thresholds enclose the expected grade",
+}
+OWN_RULE = "own"  # a rule of an external objective, which does not follow from the probabilities
+OF_GRADES = ("median", "expected", "thresholds")  # rules that need ordered classes
+STEP = 0.01  # grid of fitted thresholds, in grades: coarser than rounding errors of the expected grade
 COLLAPSED = 0.98  # from this share of predictions in one class, a model counts as collapsed
 REFERABLE = 2  # grades from here on are referable (moderate or worse)
 MANY_CLASSES = 20  # more classes are not shown one by one
 
 
-def decisions(probabilities: np.ndarray, rule: str) -> np.ndarray:
-    """Return the classes (N,) that a rule of `DECISIONS` chooses from probabilities (N, K)."""
-    median = rule == "median"
-    classes: np.ndarray
-    classes = (probabilities.cumsum(axis=1)[:, :-1] < 0.5).sum(axis=1) if median else probabilities.argmax(axis=1)
+def decisions(probabilities: np.ndarray, rule: str, thresholds: Sequence[float] | None = None) -> np.ndarray:
+    """Return the classes (N,) that a rule of `DECISIONS` chooses from probabilities (N, K).
+
+    Args:
+        probabilities: probabilities (N, K).
+        rule: name of the rule.
+        thresholds: K - 1 increasing limits of the expected grade, for the rule `thresholds`.
+    """
+    if rule == "argmax":
+        classes: np.ndarray = probabilities.argmax(axis=1)
+    elif rule == "median":
+        classes = (probabilities.cumsum(axis=1)[:, :-1] < 0.5).sum(axis=1)
+    else:
+        limits = midpoints(probabilities.shape[1]) if rule == "expected" else np.asarray(thresholds)
+        classes = np.searchsorted(limits, expected_grades(probabilities))
     return classes
+
+
+def expected_grades(probabilities: np.ndarray) -> np.ndarray:
+    """Return the expected grade (N,), float64, of probabilities (N, K)."""
+    shares = probabilities.astype(float)
+    grades: np.ndarray = shares @ np.arange(shares.shape[1]) / shares.sum(axis=1)
+    return grades
+
+
+def midpoints(num_classes: int) -> np.ndarray:
+    """Return the limits of the nearest grade, 0.5, 1.5, …, (K - 1,)."""
+    return np.arange(num_classes - 1) + 0.5
+
+
+def fitted_thresholds(probabilities: np.ndarray, targets: np.ndarray) -> list[float]:
+    """Return the K - 1 increasing limits of the expected grade with the highest QWK, on a grid of `STEP`.
+
+    Coordinate ascent from the midpoints: each limit in turn moves to its best place between its neighbors, until none
+    moves. Among equally good places, the one nearest to the midpoint is chosen, so the result is deterministic.
+
+    Args:
+        probabilities: probabilities (N, K).
+        targets: classes (N,).
+    """
+    num_classes, places = probabilities.shape[1], round(1 / STEP)
+    grid = np.arange(1, (num_classes - 1) * places) / places
+    cells = np.zeros((len(grid) + 1, num_classes), int)
+    np.add.at(cells, (np.searchsorted(grid, expected_grades(probabilities)), targets), 1)
+    below = cells.cumsum(axis=0)  # images of each class up to each place of the grid; the last row has all
+    grades = np.arange(num_classes)
+    weights = (grades[:, None] - grades) ** 2
+    chance = weights @ below[-1] / below[-1].sum()  # disagreement of each predicted grade with a random target
+    # both sums of kappa are a constant plus one term per limit, which depends on its place
+    observed = below[:-1] @ (weights[:, :-1] - weights[:, 1:])
+    expected = below[:-1].sum(axis=1)[:, None] * (chance[:-1] - chance[1:])
+    observed_0, expected_0 = below[-1] @ weights[:, -1], below[-1].sum() * chance[-1]
+    centers = [round(each * places) - 1 for each in midpoints(num_classes)]
+    limits, before, each = np.array(centers), np.zeros(0, int), np.arange(num_classes - 1)
+    while not np.array_equal(limits, before):
+        before = limits.copy()
+        for k, center in enumerate(centers):
+            least = limits[k - 1] + 1 if k else 0
+            most = limits[k + 1] - 1 if k + 1 < len(limits) else len(grid) - 1
+            candidates = np.array(sorted(range(least, most + 1), key=lambda place: (abs(place - center), place)))
+            above = observed_0 + observed[limits, each].sum() - observed[limits[k], k] + observed[candidates, k]
+            under = expected_0 + expected[limits, each].sum() - expected[limits[k], k] + expected[candidates, k]
+            ratios = np.divide(above, under, out=np.ones(len(above)), where=under > 0)
+            limits[k] = candidates[np.argmin(np.round(ratios, 12))]
+    return [float(grid[place]) for place in limits]
 
 
 def confusion_matrix(targets: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:

@@ -53,6 +53,8 @@ def preflight(arguments: Sequence[str], trusted: Sequence[str] = ()) -> bool:
     needs |= {json.dumps(need, sort_keys=True) for job in alone for need in _needs(job) if "parts" in need}
     jobs += alone
     words = {word for job in jobs for word in words_of_trust(job)}
+    if any("loss.teacher=" in each for each in arguments) or any(job["loss"]["teacher"] is not None for job in jobs):
+        words |= {word for each in trusted for word in each.split(",")}  # the teacher's checkpoint may need any of them
     if jobs or not multirun:  # the jobs of a sweeper other than Hydra's basic one are unknown
         warn_of_unused(trusted, words)
     if not needs:
@@ -67,11 +69,13 @@ def preflight(arguments: Sequence[str], trusted: Sequence[str] = ()) -> bool:
 
 
 def _needs(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield what a job needs: parts that are not resnet_lab's, the data set, and the network with its weights."""
+    """Yield what a job needs: parts that are not resnet_lab's, data set, teacher, and the network with its weights."""
     parts = [*(job[group] for group in PROVIDED), *(part for group in BY_NAME for part in job[group].values())]
     if any(not is_ours(str(part["_target_"])) for part in parts):
         yield {"parts": job | {"seed": 0}}
-    yield {"data": job["data"]}
+    yield {"data": job["data"]} | ({"decision": rule} if (rule := job["loss"]["decision"]) != "auto" else {})
+    if job["loss"]["teacher"] is not None:
+        yield {"data": job["data"], "loss": job["loss"]}
     if is_ours(job["model"]["_target_"]):
         yield {"model": job["model"]}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -20,22 +21,29 @@ from resnet_lab import trust as trusting
 from resnet_lab.config import PHOTOGRAPHS, build
 from resnet_lab.data.arrays import ArrayData
 from resnet_lab.data.augmentation import GEOMETRY
+from resnet_lab.data.check import HASH_DIGITS
 from resnet_lab.data.image_data import ImageData
 from resnet_lab.data.listing import list_images
 from resnet_lab.data.photographs import Photographs
 from resnet_lab.data.reader import fit
 from resnet_lab.data.transforms import Geometry, normalize
-from resnet_lab.errors import UserError
-from resnet_lab.inputs import checkpoint_of, warn_of_unfinished
+from resnet_lab.ensemble import Ensemble, LogProbabilities
+from resnet_lab.errors import UserError, count
+from resnet_lab.inputs import EYES, SEEING, checkpoint_of, sources_of, warn_of_unfinished
 from resnet_lab.models.pretrained import read, refuse_nan_weights
 from resnet_lab.objectives import Objective
-from resnet_lab.origin import origin_of
+from resnet_lab.origin import TRAIN_IMAGES, origin_of
 from resnet_lab.parts import build_network, build_objective, head_of, without_weights
+from resnet_lab.run_folder import RunFolder
 from resnet_lab.signatures import is_ours
+from resnet_lab.tta import outputs_of
+
+log = logging.getLogger("resnet_lab")
 
 One: TypeAlias = str | Path | np.ndarray | Image.Image
 Images: TypeAlias = One | Sequence[One] | Tensor
 
+MEMBERS = "members"  # name that messages have for the networks of a derived run
 DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # type of computation by Lightning's precision
 
 
@@ -47,10 +55,12 @@ class Trained:
         network: normalized images (B, 3, S, S) → outputs (B, M), in evaluation mode.
         objective: outputs (B, M) → probabilities (B, K) and classes (B,).
         origin: metadata of the checkpoint: configuration, class names, mean and std.
+        tta: views of each image that are averaged, as in the run's own test: `none`, `flips` or `dihedral`.
     """
 
     def __init__(self, file: Path, network: nn.Module, objective: Objective, origin: dict[str, Any]) -> None:
         self.file, self.network, self.objective, self.origin = file, network.eval(), objective, origin
+        self.tta: str = origin["config"]["trainer"]["tta"]
         config = photographs(origin["config"], str(file), self.class_names)
         self._data: Photographs = build("data", config["data"])
         self._data.like = own_reader(origin["config"])
@@ -89,11 +99,11 @@ class Trained:
                 type.
         """
         names, batches = self._seen(images)
-        outputs = torch.cat([self._outputs(batch) for batch in batches])
-        probabilities = self.objective.probabilities(outputs).cpu().numpy()
+        outputs = torch.cat([outputs_of(self._outputs, batch, self.tta) for batch in batches])
+        probabilities = self.objective.averaged(outputs).cpu().numpy()
         if len(undefined := np.flatnonzero(~np.isfinite(probabilities).all(axis=1))):
             raise UserError(f"{self.file} has no finite probabilities for {names[undefined[0]]}; train again")
-        classes = self.objective.decide(outputs).cpu().numpy()
+        classes = self.objective.classes(outputs).cpu().numpy()
         table = pd.DataFrame(probabilities, index=pd.Index(names, name="image"), columns=self.class_names)
         table.insert(0, "prediction", np.array(self.class_names)[classes], allow_duplicates=True)
         return table
@@ -189,10 +199,11 @@ class Trained:
 
 
 def load(source: str | Path, trust: str | Sequence[str] = ()) -> Trained:
-    """Read a trained network.
+    """Read a trained network, or the networks of a derived run.
 
     Args:
-        source: a checkpoint, or a run folder (the checkpoint that its job tested is used).
+        source: a checkpoint, or a run folder (the checkpoint that its job tested is used). A folder made by
+            `resnet-lab combine` gives an ensemble.
         trust: packages, or `GROUP:dotted.name`; the checkpoint may call their functions.
 
     Raises:
@@ -200,7 +211,51 @@ def load(source: str | Path, trust: str | Sequence[str] = ()) -> Trained:
             functions that are neither ours nor trusted, or its weights are NaN, infinite, or of another network.
     """
     trusting.trust([trust] if isinstance(trust, str) else trust)
-    file = checkpoint_of(str(source))
+    run = RunFolder(Path(source).expanduser())
+    members = sources_of(run)
+    return load_derived(run, members) if members else load_checkpoint(str(source))
+
+
+def load_derived(run: RunFolder, folders: Sequence[Path]) -> Trained:
+    """Read the networks of a derived run; several become one whose probabilities are their mean.
+
+    Args:
+        run: its folder.
+        folders: the folders of its members.
+
+    Raises:
+        UserError: the folder of a member is missing, members prepare images differently, or as for `load`.
+    """
+    if EYES in run.read_config().get("combine", {}):
+        raise UserError(f"{run.path} grades the two eyes of a patient together; load one of its members: {folders[0]}")
+    status, members = run.read_status(), [load(folder) for folder in folders]
+    first = members[0]
+    for member in members:
+        if different := [key for key in SEEING if _seeing(member, key) != _seeing(first, key)]:
+            raise UserError(
+                f"{run.path}: its members prepare images differently (data.{different[0]}), so they are not one "
+                "network; load them one by one"
+            )
+    known = "".join(str(member.origin.get(TRAIN_IMAGES, "")) for member in members)
+    origin = first.origin | ({TRAIN_IMAGES: known} if known else {}) | {"decision": status["decision"]}
+    network, objective = first.network, first.objective
+    if len(members) > 1:
+        parts = [(each.network, each.objective, each.origin["mean"], each.origin["std"]) for each in members]
+        network, objective = Ensemble(*zip(*parts, strict=True)), LogProbabilities(len(first.class_names))
+    objective.choose(status["decision"], len(first.class_names))
+    if objective.limits is not None:
+        objective.limits.copy_(torch.tensor(status["thresholds"]))
+    return Trained(run.path / MEMBERS, network, objective, origin)
+
+
+def _seeing(model: Trained, key: str) -> Any:
+    """Return how a model prepares images; an ensemble converts between means."""
+    return None if key in ("mean", "std", "batch_size") else model.origin["config"]["data"][key]
+
+
+def load_checkpoint(source: str) -> Trained:
+    """Read the network of a checkpoint or of the run folder that contains it; for the errors see `load`."""
+    file = checkpoint_of(source)
     warn_of_unfinished(file)
     checkpoint = read(file)
     origin, state = origin_of(checkpoint, file), checkpoint.get("state_dict", {})
@@ -214,6 +269,54 @@ def load(source: str | Path, trust: str | Sequence[str] = ()) -> Trained:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{file}: its weights do not fit the network that it names; {reason}") from error
     return Trained(file, network, objective, origin)
+
+
+def match_classes(model: Trained, class_names: Sequence[str], data: str, remedy: str) -> None:
+    """Check that data has the classes of a model, and warn about other names.
+
+    Args:
+        model: the loaded model.
+        class_names: class names of the data.
+        data: name of the data, for the message.
+        remedy: what to do about another number of classes, for the message.
+
+    Raises:
+        UserError: the data has another number of classes, or the same classes in another order.
+    """
+    names = model.class_names
+    if len(class_names) != len(names):
+        raise UserError(
+            f"{data} has {count(len(class_names), 'class', 'classes')} but {model.file} was trained for {len(names)} "
+            f"({', '.join(names)}); {remedy}"
+        )
+    if list(class_names) != names:
+        if sorted(class_names) == sorted(names):
+            raise UserError(
+                f"data.class_names=[{','.join(class_names)}] are the classes of {model.file} in another order; its "
+                f"order is [{','.join(names)}]"
+            )
+        log.warning("classes are matched by order: %s for %s", ", ".join(class_names), ", ".join(names))
+
+
+def count_training_images(model: Trained, rows: pd.DataFrame, kind: str = "") -> None:
+    """Warn about images that a model was trained on, found by equal pixels: scores on them are too high.
+
+    Args:
+        model: the loaded model.
+        rows: rows of a table, with `decoded`.
+        kind: the kind of images, for the message, such as `test `.
+    """
+    known = model.origin.get(TRAIN_IMAGES)
+    if not isinstance(known, str):
+        text = "%s has no hashes of its training images (older version), so copies of them are not counted"
+        log.warning(text, model.file)
+        return
+    hashes = {known[start : start + HASH_DIGITS] for start in range(0, len(known), HASH_DIGITS)}
+    found = int(rows["decoded"].isin(hashes).sum())
+    if found:
+        which = f"{found} of the {len(rows)} {kind}images" if len(rows) > 1 else f"the {kind}image"
+        are = "is a training image" if found == 1 else "are training images"
+        log.warning("%s %s of %s (equal pixels)", which, are, model.file)
 
 
 def photographs(config: dict[str, Any], root: str, class_names: list[str]) -> dict[str, Any]:

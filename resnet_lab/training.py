@@ -36,6 +36,9 @@ from resnet_lab.config import (
 from resnet_lab.data.arrays import ArrayData
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.data.splits import NO_TEST
+from resnet_lab.derived import derive_decision, same_training
+from resnet_lab.distillation import Distillation, refuse_no_logits, refuse_own_folder, teacher_of
+from resnet_lab.distillation import idle_keys as idle_keys_of_teacher
 from resnet_lab.errors import UserError
 from resnet_lab.failures import fail, stopped_elsewhere
 from resnet_lab.files import refuse_unwritable, remove_unfinished
@@ -52,7 +55,9 @@ from resnet_lab.processes import Stopped
 from resnet_lab.run_folder import RunFolder, flat, is_bookkeeping
 from resnet_lab.schema import BY_NAME, PROVIDED, Config
 from resnet_lab.scores import SCORES
+from resnet_lab.trained import count_training_images
 from resnet_lab.trust import OPTION, trust_option
+from resnet_lab.tta import VIEWS
 
 log = logging.getLogger("resnet_lab")
 KINDS = {"callbacks": Callback, "logger": Logger}
@@ -69,6 +74,12 @@ def run_job(run: RunFolder, misfits: frozenset[Path] = frozenset()) -> None:
         UserError: the configuration, the data or the weights are wrong.
     """
     config = checked_config(run)
+    if not run.last_checkpoint.exists() and (source := same_training(run, config)):
+        if rank() == 0:
+            log.info("%s trained the same network; its probabilities are decided anew", label_of(source))
+            derive_decision(run, config, source, label_of(run))
+            log.info("files in %s", run.path)
+        return
     resume_from = resume_point(run, config["on_corrupt"], misfits)
     seed_everything(config["seed"], verbose=False)
     datamodule = read_data(run, config, resumes=resume_from is not None)
@@ -76,6 +87,7 @@ def run_job(run: RunFolder, misfits: frozenset[Path] = frozenset()) -> None:
     if resume_from is not None and not fits(resume_from, module):
         run_job(run, misfits | {resume_from})
         return
+    module.distillation = distillation(run, config, module, datamodule, resumes=resume_from is not None)
     freezing = Freezing(module.model, config["model"]["freeze"], config["model"]["unfreeze_at_epoch"])
     module.fit_split = "val" if "val" in datamodule.splits else "train"
     monitor, mode = selection(config, datamodule)
@@ -110,9 +122,10 @@ def run_job(run: RunFolder, misfits: frozenset[Path] = frozenset()) -> None:
     profiler = build_profiler(config["trainer"]["profiler"], run)
     trainer = build_trainer(config["trainer"], module, loggers, callbacks, profiler)
     datamodule.batch_size_per_rank(trainer.world_size)  # raises before anything runs
+    datamodule.refuse_lone_images(trainer.world_size)
     synchronizable(config["trainer"], trainer)
     describe(run, trainer, datamodule, module, monitor)
-    idle = idle_keys(config, freezing)
+    idle = [*idle_keys(config, freezing), *idle_keys_of_teacher(config["loss"])]
     for text in idle if rank() == 0 else ():
         log.warning(text)
     compile_network(config["trainer"]["compile"], module, trainer.strategy.root_device)
@@ -130,7 +143,7 @@ def run_job(run: RunFolder, misfits: frozenset[Path] = frozenset()) -> None:
     if datamodule.test_splits:
         refuse_nan_weights(read(chosen).get("state_dict", {}), str(chosen))
         trainer.test(module, datamodule=datamodule, ckpt_path=chosen, weights_only=True, verbose=False)
-        if module.loss.fitted and trainer.is_global_zero:
+        if (module.loss.fitted or module.loss.thresholds) and trainer.is_global_zero:
             put_objective(chosen, module)
     cost = last.cost(trainer)
     if trainer.is_global_zero:
@@ -215,6 +228,36 @@ def read_data(run: RunFolder, config: dict[str, Any], resumes: bool) -> DataModu
             say_source(datamodule, next(iter(before), ""))
     datamodule.setup()
     return datamodule
+
+
+def distillation(
+    run: RunFolder, config: dict[str, Any], module: Classifier, datamodule: DataModule, resumes: bool
+) -> Distillation | None:
+    """Return the teacher of a job (`loss.teacher`); None if it has none. status.json gets a hash of its weights.
+
+    Raises:
+        UserError: the teacher does not fit (see `teacher_of`), is the run itself, or the job started with another one.
+    """
+    loss = config["loss"]
+    if loss["teacher"] is None:
+        return None
+    refuse_no_logits(module.loss, loss)
+    refuse_own_folder(loss, run.path)
+    teacher = teacher_of(loss, config["data"], datamodule.class_names)
+    settings = loss["temperature"], loss["teacher_weight"]
+    found = Distillation(teacher, datamodule.mean, datamodule.std, *settings)
+    before = run.read_status().get("teacher")
+    if resumes and before not in (None, found.digest):
+        raise UserError(
+            f"loss.teacher={loss['teacher']}: the job started with other weights ({before} then, {found.digest} now); "
+            "restore those, or choose another sweep_dir"
+        )
+    if rank() == 0:
+        for split in datamodule.test_splits:
+            count_training_images(teacher, datamodule.rows(split), f"{split} ")
+        run.update_status(teacher=found.digest)
+        log.info("loss.teacher=%s: %s, weights %s", loss["teacher"], teacher.file, found.digest)
+    return found
 
 
 def begun_jobs(run: RunFolder, data: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -334,7 +377,9 @@ def describe(run: RunFolder, trainer: Trainer, datamodule: DataModule, module: C
         "in_memory": datamodule.in_memory,
         "class_names": list(datamodule.class_names),
         "ordered": datamodule.data.ordered,
-        "decision": module.loss.decision,
+        "decision": module.loss.rule,
+        **({"decision_in_training": own} if (own := module.loss.decision) != module.loss.rule else {}),
+        "evaluation_passes": VIEWS[module.tta],
         "class_counts": datamodule.class_counts,
         **datamodule.dropped,
         "label_conflicts": datamodule.label_conflicts,
@@ -397,6 +442,7 @@ def finish(
         **kept,
         collapsed=collapsed,
         metrics=metrics,
+        **({"thresholds": module.loss.thresholds} if module.loss.thresholds else {}),
         **cost,
         images_per_second=observer.images_per_second,
         data_wait=observer.data_wait,

@@ -6,10 +6,11 @@ import textwrap
 from argparse import SUPPRESS, ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 from resnet_lab.command_line import Show, Verb
 from resnet_lab.keys import WIDTH, all_keys, as_text, choices_of, matching
-from resnet_lab.schema import CHOSEN, FIGURES
+from resnet_lab.schema import CHOSEN, FIGURES, Rule
 
 USUAL = (  # keys that most commands set
     *("data.root", "data.image_size", "data.batch_size", "model.depth", "model.pretrained", "optim.lr"),
@@ -215,6 +216,33 @@ def report() -> Verb:
     return verb
 
 
+def combine() -> Verb:
+    """Declare `combine`."""
+    verb = Verb(
+        "resnet-lab combine",
+        "Make new runs from the predictions of several runs: the mean over seeds or networks, the pooled folds of a "
+        "cross-validation, or another rule of decision. Nothing is trained.",
+        [
+            "  one run folder per combination in out=, with config.yaml, status.json,",
+            "  predictions_*.csv, confusion_matrix_*.* and class_report_*.csv",
+        ],
+        [
+            "  resnet-lab combine runs/depth out=runs/depth_means",
+            "  resnet-lab combine runs/cv over=data.fold out=runs/cv_pooled",
+            "  resnet-lab combine runs/depth over=none decision=expected out=runs/expected",
+            "  resnet-lab combine runs/depth eyes=worst,logistic out=runs/eyes",
+        ],
+    )
+    verb.argument("DIR", "folder of a run or sweep, or a folder above it", several=True)
+    verb.option("out", "DIR", "folder of the new runs")
+    keys = "keys in which the runs to combine differ: seed, data.fold, model.depth, …; all; none (with decision=)"
+    verb.option("over", "KEY,…", f"{keys} (default: seed)")
+    methods = "worst, mean (of a patient's two eyes), logistic, boosting (each eye with the other's help)"
+    verb.option("eyes", "METHOD,…", f"grade both eyes of a patient together: {methods}")
+    verb.option("decision", "RULE", f"rule of the predictions: {', '.join(get_args(Rule))} (default: that of the runs)")
+    return verb
+
+
 def job() -> Verb:
     """Declare `python -m resnet_lab.job`."""
     verb = Verb(
@@ -239,10 +267,10 @@ def _starts(value: str) -> int:
 
 
 VERBS: dict[str, Callable[[], Verb]] = {
-    each.__name__: each for each in (prepare, train, status, report, evaluate, predict)
+    each.__name__: each for each in (prepare, train, status, report, combine, evaluate, predict)
 }
 TASKS = {
     "data": ("prepare",),
-    "train and compare": ("train", "status", "report"),
+    "train and compare": ("train", "status", "report", "combine"),
     "use a model": ("evaluate", "predict"),
 }

@@ -90,6 +90,7 @@ def write_config(folder: Path, depth: int, pretrained: str | None, seed: int, ex
         "monitor": "val/qwk",
         "model": {"_target_": "resnet_lab.models.resnet.resnet", "depth": depth, "pretrained": pretrained},
         "data": {"name": "retinopathy", "root": "/somewhere", "image_size": 512, "on_leak": "ignore"},
+        "loss": {"_target_": "resnet_lab.objectives.cross_entropy"},
         "optim": {"_target_": "resnet_lab.optim.sgd", "lr": 0.001},
         "trainer": {"max_epochs": 6},
     }

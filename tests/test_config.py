@@ -136,7 +136,7 @@ def test_a_missing_key_is_named() -> None:
         check(config)
 
 
-@pytest.mark.parametrize("key", ["model.freeze", "model.unfreeze_at_epoch", "optim.backbone_lr_factor"])
+@pytest.mark.parametrize("key", ["model.freeze", "model.unfreeze_at_epoch", "optim.backbone_lr_factor", "loss.teacher"])
 def test_the_job_s_own_keys_of_a_group_exist_for_every_target(key: str) -> None:
     group, _, name = key.partition(".")
     config = composed()

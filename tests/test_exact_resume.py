@@ -53,6 +53,15 @@ def dying(monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
     monkeypatch.setattr(Classifier, hook, dies)
 
 
+def kill_inside(run: RunFolder, monkeypatch: pytest.MonkeyPatch, epoch: int = 1, batch: int = 2) -> None:
+    """Run a job until it is killed before a batch of an epoch."""
+    with monkeypatch.context() as patch:
+        patch.setitem(MOMENTS, "inside", ("training_step", epoch, batch))
+        dying(patch, "inside")
+        with pytest.raises(Killed):
+            guarded(run)
+
+
 def loading(monkeypatch: pytest.MonkeyPatch, persistent: bool) -> None:
     """End non-persistent workers with their epoch."""
     loader = datamodule.DataLoader
@@ -129,11 +138,7 @@ def test_a_run_resumes_inside_an_epoch(make: MakeRun, monkeypatch: pytest.Monkey
     whole = make("dropout", "whole", *INSIDE, "trainer.checkpoint_minutes=null", "trainer.max_epochs=2")
     broken = make("dropout", "broken", *INSIDE, "trainer.max_epochs=2")
     guarded(whole)
-    with monkeypatch.context() as patch:
-        monkeypatch.setitem(MOMENTS, "inside", ("training_step", 1, 2))
-        dying(patch, "inside")
-        with pytest.raises(Killed):
-            guarded(broken)
+    kill_inside(broken, monkeypatch)
     assert trained_batches(broken, monkeypatch) == [(1, 2), (1, 3)]
     assert same_end(whole, broken)
     assert whole.layers_file.read_text() == broken.layers_file.read_text()
@@ -161,6 +166,7 @@ KEYS = {
         3,  # a smaller batch, the first that the resumed job compiles
         [3],
     ),
+    "mixtures of images, views": (["data.mixup=0.4", "data.num_workers=1", "trainer.tta=flips"], 2, [2, 3]),
     "limits and clipping": (
         [
             *("trainer.limit_train_batches=0.75", "trainer.limit_val_batches=1", "trainer.gradient_clip_val=0.1"),
@@ -180,11 +186,7 @@ def test_every_key_of_the_trainer_resumes_exactly(make: MakeRun, monkeypatch: py
     whole = make("dropout", "whole", *common, "trainer.checkpoint_minutes=null")
     broken = make("dropout", "broken", *common, "trainer.checkpoint_minutes=1e-9")
     assert guarded(whole) == 0
-    with monkeypatch.context() as patch:
-        monkeypatch.setitem(MOMENTS, "inside", ("training_step", 1, dies_in))
-        dying(patch, "inside")
-        with pytest.raises(Killed):
-            guarded(broken)
+    kill_inside(broken, monkeypatch, batch=dies_in)
     torch._dynamo.reset()  # as in a new process
     again = trained_batches(broken, monkeypatch)
     assert [batch for epoch, batch in again if epoch == 1] == goes_on_with
@@ -207,11 +209,7 @@ def test_a_run_killed_inside_any_epoch_resumes_exactly(
     for epoch, batch in ((0, 1), (2, 2), (3, 3)):
         name = f"epoch {epoch}, batch {batch}"
         broken = make(network, name, *INSIDE, f"data.num_workers={workers}", f"data.in_memory={memory}")
-        with monkeypatch.context() as patch:
-            monkeypatch.setitem(MOMENTS, name, ("training_step", epoch, batch))
-            dying(patch, name)
-            with pytest.raises(Killed):
-                guarded(broken)
+        kill_inside(broken, monkeypatch, epoch, batch)
         if trained_batches(broken, monkeypatch)[0] != (epoch, batch) or not same_end(whole, broken):
             differ.append(name)
     assert differ == []

@@ -22,7 +22,7 @@ import pytest
 import torch
 from fake_data import write_class_folders, write_studies
 from matplotlib.figure import Figure
-from test_exact_resume import Killed, dying, end_of, same_end
+from test_exact_resume import Killed, dying, end_of, kill_inside, same_end
 
 from resnet_lab import evaluate, plots, predict
 from resnet_lab.build import build_datamodule, build_trainer
@@ -136,6 +136,19 @@ def test_images_on_the_device_and_streamed_images_give_the_same(make_run: MakeRu
     own = (*EXACT, *AUGMENTED, "data.num_workers=1")
     runs = [trained(make_run, *own, f"data.in_memory={place}", name=place) for place in ("device", "false")]
     assert_close(*runs, tolerance=0.02)
+
+
+def test_mixtures_views_and_a_teacher_agree_wherever_images_are_kept_and_resume(make_run: MakeRun) -> None:
+    own = (*EXACT, *AUGMENTED, "data.mixup=0.4", "trainer.tta=dihedral")
+    teacher = trained(make_run, *own, "data.mean=[0.4,0.4,0.4]", "data.std=[0.2,0.2,0.2]", name="teacher")
+    own = (*own, f"loss.teacher={teacher.path}", "data.num_workers=1")
+    runs = [trained(make_run, *own, f"data.in_memory={place}", name=place) for place in ("device", "false")]
+    assert_close(*runs, tolerance=0.02)
+    broken = make_run(ON_GPU, *own, "data.in_memory=device", "trainer.checkpoint_minutes=1e-9", name="broken")
+    with pytest.MonkeyPatch.context() as patch:
+        kill_inside(broken, patch, batch=1)
+    assert guarded(broken) == 0, broken.read_status()["error"]
+    assert same_end(runs[0], broken)
 
 
 @pytest.mark.parametrize("place", ["device", "false"])

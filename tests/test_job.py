@@ -226,9 +226,9 @@ def test_a_validation_of_one_class_selects_no_epoch_by_kappa(
     values, compute = iter([0.0]), SplitMetrics.compute
 
     def with_kappa(
-        self: SplitMetrics, objective: Objective
+        self: SplitMetrics, objective: Objective, final: bool = False
     ) -> dict[str, torch.Tensor]:  # 0 with a wrong prediction, NaN without one
-        return compute(self, objective) | (
+        return compute(self, objective, final) | (
             {"val/qwk": torch.tensor(next(values, torch.nan))} if self.split == "val" else {}
         )
 
@@ -244,8 +244,10 @@ def test_an_epoch_with_a_value_is_better_than_undefined_ones(make_run: MakeRun) 
     run = make_run("trainer.max_epochs=4")
     values, compute = iter([torch.nan, 0.2, torch.nan, 0.1, 0.2]), SplitMetrics.compute
 
-    def with_kappa(self: SplitMetrics, objective: Objective) -> dict[str, torch.Tensor]:
-        return compute(self, objective) | ({"val/qwk": torch.tensor(next(values))} if self.split == "val" else {})
+    def with_kappa(self: SplitMetrics, objective: Objective, final: bool = False) -> dict[str, torch.Tensor]:
+        return compute(self, objective, final) | (
+            {"val/qwk": torch.tensor(next(values))} if self.split == "val" else {}
+        )
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SplitMetrics, "compute", with_kappa)

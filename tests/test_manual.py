@@ -232,8 +232,10 @@ def write_stage(folder: Path) -> None:
     classes = ("train/ill", "train/well", "test/ill", "test/well")
     write_class_folders(folder / "folders", dict.fromkeys(classes, 8))
     (folder / "weights").mkdir()
+    torch.manual_seed(0)
     for depth in (18, 34, 50):
-        network = getattr(torchvision.models, f"resnet{depth}")()
+        # without zero_init_residual, some random weights of ResNet-50 explode in evaluation and give a loss of nan
+        network = getattr(torchvision.models, f"resnet{depth}")(zero_init_residual=True)
         torch.save(network.state_dict(), folder / "weights" / f"resnet{depth}-fake.pth")
 
 

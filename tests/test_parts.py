@@ -146,7 +146,7 @@ class Cut(Ordinal):
         return (outputs.sigmoid() > 0.1).sum(1)
 
 class Strange(Ordinal):
-    decision = "thresholds"
+    decision = "cuts"
 
 class Averaged(Ordinal):
     def losses(self, outputs, targets):
@@ -378,7 +378,7 @@ def test_an_external_data_set_is_read(make_run: Make, mylab: None) -> None:
             ("loss=own", "loss._target_=mylab.Wide"),
             "mylab.Wide: probabilities returns (2, 4) for two images; return (2, 5)",
         ),
-        (("loss=own", "loss._target_=mylab.Strange"), "decision=thresholds is none of argmax, median, own"),
+        (("loss=own", "loss._target_=mylab.Strange"), "decision=cuts is none of argmax, median, expected, own"),
         (("model=own", "model._target_=mylab.Lazy"), "mylab.Lazy: the shape of 1.weight is unknown before the first"),
         (("optim=own", "optim._target_=torch.optim.SGD", "+optim.rate=1"), "optim.rate: torch.optim.SGD takes no"),
         (

@@ -36,13 +36,18 @@ def test_facts_name_data_network_and_recipe(tmp_path):
 def test_a_value_that_turns_something_off_is_listed_beside_the_others(tmp_path):
     for number, sampling in enumerate((None, "none", "balanced")):
         overrides = ["experiment=mine"] if number else ["seed=0"]
-        config = {"data.sampling": sampling, "data.rotation": 15 * number}
+        config = {
+            "data.sampling": sampling,
+            "data.rotation": 15 * number,
+            "trainer.tta": ("none", "flips")[number // 2],
+        }
         write_run(tmp_path / str(number), config=config, overrides=overrides)
     found = facts(tmp_path)
     assert (set(found["sampling"].values), found["sampling"].varies) == ({"none", "balanced"}, True)
     assert set(found["augmentation"].values) == {"none", "rotation=15", "rotation=30"}
     assert set(found["experiment"].values) == {"none", "mine"}
-    assert {"sampling", "augmentation", "experiment"} & {*facts(tmp_path / "0")} == set()
+    assert (set(found["averaged views"].values), found["averaged views"].varies) == ({"none", "flips"}, True)
+    assert {"sampling", "augmentation", "experiment", "averaged views"} & {*facts(tmp_path / "0")} == set()
 
 
 def test_a_run_that_stopped_before_its_data_adds_no_second_value(tmp_path):

@@ -232,6 +232,15 @@ def test_a_loss_of_another_kind_passes_unchecked(tmp_path):
     assert lines(folder) == []
 
 
+def test_the_loss_of_averaged_views_passes_unchecked(tmp_path):
+    folder = run_with_metrics(tmp_path / "run", **{"trainer.tta": "flips"})
+    metrics = json.loads((folder / "status.json").read_text())["metrics"]
+    change_status(folder, metrics=metrics | {"test/loss": 3.0})
+    assert lines(folder) == []
+    change_status(folder, metrics=metrics | {"test/accuracy": 0.0})
+    assert [line for line in lines(folder) if "test/accuracy is stored as 0.000000" in line]
+
+
 def test_a_loss_beyond_the_precision_of_probabilities_has_a_lower_bound(tmp_path):
     folder = write_run(tmp_path / "run")
 

@@ -1,12 +1,13 @@
 """Augmentation: its settings, its random numbers, and what they do to an image (no torch until colors change).
 
-A new augmentation is a field here whose default changes no image (older runs get it), its part of `affine_maps` or of
-`color_factors` and `recolor`, and its key in `conf/data/_common.yaml`. If it draws a number, its name goes
-to the end of `COLOR`: another in `GEOMETRY` would change the numbers of all runs that augment colors.
+A new augmentation of single images is a field here whose default changes no image (older runs get it), its part of
+`affine_maps` or of `color_factors` and `recolor`, and its key in `conf/data/_common.yaml`. If it draws a number, its
+name goes to the end of `COLOR`: another in `GEOMETRY` would change the numbers of all runs that augment colors.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -41,6 +42,18 @@ class Augmentation:
     hue: Annotated[float, Within(0, 0.5)]
     random_grayscale: Share
     augment_classes: Literal["all", "none"] | list[Count]
+    mixup: Annotated[float, Within(0, 100)]
+
+
+def _generators(seed: int, keys: np.ndarray, use: int) -> Iterator[np.random.Generator]:
+    """Yield a generator for each image, (B, 3) epoch, index and repeat; another `use` has independent numbers."""
+    bits = np.random.Philox(key=[seed, 0])
+    generator, state = np.random.Generator(bits), bits.state
+    for epoch, index, repeat in keys:
+        # an independent stream per image; to set the state takes a third of the time of a new generator
+        state["state"]["key"][1], state["state"]["counter"][:], state["buffer_pos"] = epoch, (0, index, repeat, use), 4
+        bits.state = state
+        yield generator
 
 
 def draws(seed: int, keys: np.ndarray) -> np.ndarray:
@@ -50,15 +63,28 @@ def draws(seed: int, keys: np.ndarray) -> np.ndarray:
         seed: seed of the augmentation.
         keys: epoch, index and repeat of each image, (B, 3); with the seed they determine its numbers.
     """
-    bits = np.random.Philox(key=[seed, 0])
-    generator, state = np.random.Generator(bits), bits.state
     numbers = np.empty((len(keys), len(GEOMETRY) + len(COLOR)))
-    for row, (epoch, index, repeat) in zip(numbers, keys, strict=True):
-        # an independent stream per image; to set the state takes a third of the time of a new generator
-        state["state"]["key"][1], state["state"]["counter"][:], state["buffer_pos"] = epoch, (0, index, repeat, 0), 4
-        bits.state = state
+    for row, generator in zip(numbers, _generators(seed, keys, use=0), strict=True):
         generator.random(out=row)
     return numbers
+
+
+def mixture(seed: int, keys: np.ndarray, alpha: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return with which image of its batch each image is mixed, and its own share, (B,) each (Zhang et al. 2018).
+
+    The share is Beta(alpha, alpha), or its complement if that is larger, so that the image itself dominates. The
+    partner is the next image by a random number, cyclically. Neither depends on the order of the batch.
+
+    Args:
+        seed: seed of the augmentation.
+        keys: epoch, index and repeat of each image, (B, 3).
+        alpha: `data.mixup`, above 0.
+    """
+    drawn = np.array([(each.random(), each.beta(alpha, alpha)) for each in _generators(seed, keys, use=1)])
+    order = np.argsort(drawn[:, 0], kind="stable")
+    partner = np.empty_like(order)
+    partner[order] = np.roll(order, -1)
+    return partner, np.maximum(drawn[:, 1], 1 - drawn[:, 1]).astype(np.float32)
 
 
 def affine_maps(

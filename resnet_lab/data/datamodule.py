@@ -31,12 +31,13 @@ from resnet_lab.data.augmentation import (
     color_factors,
     draws,
     inverted,
+    mixture,
 )
 from resnet_lab.data.image_data import ImageData
 from resnet_lab.data.prepared import read_prepared
 from resnet_lab.data.sampler import EvaluationSampler, Sampling, TrainSampler
 from resnet_lab.data.splits import class_counts, fingerprints, label_conflicts
-from resnet_lab.data.transforms import Geometry, normalize, padded, resample
+from resnet_lab.data.transforms import Geometry, mixed, normalize, padded, resample
 from resnet_lab.errors import UserError, count
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,8 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
     """Images of one split, returned in batches: `image` (B, S, S, 3) uint8, `target` and `index` (B,).
 
     `target` is absent if the rows have none. `index` is -1 for padding, which does not count. If colors are
-    augmented, `color` (B, 5) holds the factors, which the device applies.
+    augmented, `color` (B, 5) holds the factors, which the device applies. With mixup, `partner` and `share` (B,) are
+    those of `mixture`; the device mixes the images, and the training step the losses.
 
     If the device transforms, `image` holds the images before that, (B, H, W, 3), and `map` (B, 2, 3) what `resample`
     needs, unless no image moves. If the images are on the device already, `split` replaces `image`.
@@ -91,7 +93,7 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
         self.augmented = np.full(len(rows), augment and chosen == "all")
         if augment and not isinstance(chosen, str) and self.targets is not None:
             self.augmented = np.isin(self.targets, chosen)
-        self.colors = augment and changes_color(data)
+        self.colors, self.mixes = augment and changes_color(data), augment and data.mixup > 0
 
     def read(self, index: int) -> np.ndarray:
         """Return the image before augmentation, uint8 (H, W, 3)."""
@@ -110,13 +112,15 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
         epochs, indices, repeats = np.array([key if isinstance(key, tuple) else (0, key, 0) for key in keys]).T
         rows = np.maximum(indices, 0)
         augment = self.augmented[rows]
-        u = np.zeros((len(rows), len(GEOMETRY) + len(COLOR)))
-        u[augment] = draws(self.seed, np.stack([epochs, rows, repeats], 1)[augment])
+        u, images = np.zeros((len(rows), len(GEOMETRY) + len(COLOR))), np.stack([epochs, rows, repeats], 1)
+        u[augment] = draws(self.seed, images[augment])
         batch: dict[str, Any] = {"index": torch.from_numpy(indices)} | self._images(rows, u, augment)
         if self.targets is not None:
             batch["target"] = torch.from_numpy(self.targets[rows])
         if self.colors:
             batch["color"] = torch.from_numpy(color_factors(self.data, u[:, len(GEOMETRY) :], augment))
+        if self.mixes:
+            batch["partner"], batch["share"] = map(torch.from_numpy, mixture(self.seed, images, self.data.mixup))
         return batch
 
     def _images(self, rows: np.ndarray, u: np.ndarray, augment: np.ndarray) -> dict[str, Any]:
@@ -372,13 +376,14 @@ class DataModule(LightningDataModule):
         return self._loader(dataset, EvaluationSampler(len(dataset), *self._rank()), larger)
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Transform, color and normalize on the device: `image` becomes float32 (B, 3, S, S)."""
+        """Transform, color, normalize and mix on the device: `image` becomes float32 (B, 3, S, S)."""
         resident = self.resident.get(batch.get("split", ""))
         images: Tensor = batch["image"] if resident is None else resident.pixels[batch["index"].clamp(min=0)]
         if "map" in batch:
             images = resample(images, batch["map"], self.data.crop or self.data.image_size, self.data.interpolation)
         self.mean, self.std = self.mean.to(images.device), self.std.to(images.device)
-        return batch | {"image": normalize(images, self.mean, self.std, batch.get("color"))}
+        images = normalize(images, self.mean, self.std, batch.get("color"))
+        return batch | {"image": mixed(images, batch["partner"], batch["share"]) if "partner" in batch else images}
 
     def _loader(self, dataset: ImageDataset, sampler: TrainSampler | EvaluationSampler, factor: int = 1) -> Batches:
         batch_size = factor * self.batch_size_per_rank(self._rank()[1])
@@ -410,6 +415,19 @@ class DataModule(LightningDataModule):
                 f"set a multiple of {world_size}"
             )
         return self.data.batch_size // world_size
+
+    def refuse_lone_images(self, world_size: int) -> None:
+        """Refuse `data.mixup` with one image per batch and rank, which has no partner.
+
+        Raises:
+            UserError: the message names both keys.
+        """
+        if self.data.mixup and self.data.batch_size == world_size:
+            ranks = f" on {world_size} ranks" if world_size > 1 else ""
+            raise UserError(
+                f"data.mixup={self.data.mixup}: data.batch_size={self.data.batch_size}{ranks} leaves an image without "
+                f"partner; set data.batch_size={2 * world_size} or more, or data.mixup=0"
+            )
 
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -122,6 +122,11 @@ def normalize(images: Tensor, mean: Tensor, std: Tensor, color: Tensor | None = 
     return rows.view(images.shape).permute(0, 3, 1, 2)
 
 
+def mixed(images: Tensor, partner: Tensor, share: Tensor) -> Tensor:
+    """Mix normalized images (B, 3, H, W) with their partners in the batch (B,); `share` (B,) is each image's own."""
+    return torch.lerp(images[partner], images, share.view(-1, 1, 1, 1))
+
+
 class _Memory:
     """Memory of the last float32 batch, for the next one if no tensor uses it any more.
 

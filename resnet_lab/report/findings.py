@@ -16,6 +16,8 @@ from resnet_lab.report.figures import CURVES, PICTURES
 from resnet_lab.report.groups import AREA, Table, places_of
 from resnet_lab.report.intervals import FEW_OF_A_CLASS, FEWEST
 from resnet_lab.report.runs import Run, may_not_be_read, read_metrics
+from resnet_lab.report.selection import blind_of
+from resnet_lab.run_folder import SOURCES
 from resnet_lab.scores import ABSENT, SCORES
 
 ALIKE = 6  # digits of a probability; two trainings differ within these
@@ -32,7 +34,8 @@ def findings_of(runs: Sequence[Run], tables: Sequence[Table]) -> list[Finding]:
     several = sum(bool(table.scored) for table in tables) > 1
     for table in tables:
         about = f"{table.title}: " if several else ""
-        found += [finding._replace(text=about + finding.text) for finding in (*_doubts(table), *_classes(table))]
+        doubts = (*_doubts(table), *_classes(table), *_blind(table))
+        found += [finding._replace(text=about + finding.text) for finding in doubts]
     found += [*_validation(runs), *_single_seeds(tables), *_unknown_figures(runs), *_lost_epochs(runs)]
     return sorted(found, key=lambda finding: not finding.is_fault)
 
@@ -168,6 +171,24 @@ def _without_interval(table: Table) -> dict[str, list[str]]:
     return found
 
 
+def _blind(table: Table) -> Iterator[Finding]:
+    """Yield groups whose epoch was selected among many that are as good within the noise of validation."""
+    if not (found := blind_of(table)):
+        return
+    images = sorted({selection.images for each in found for selection in each.selections})
+    texts = []
+    for each in found:
+        epochs = ", ".join(str(selection.epoch) for selection in each.selections)
+        of = max(selection.epochs for selection in each.selections)
+        alike = np.mean([selection.alike for selection in each.selections])
+        texts.append(f"{each.label}: epoch {epochs} of {of}; {alike:.0f} others are as good")
+    text = (
+        f"{' to '.join(map(str, images[:1] + images[1:][-1:]))} validation images cannot tell the selected epoch from "
+        "most others (one standard error)"
+    )
+    yield Finding("selection within noise", text, False, tuple(texts))
+
+
 def _listed(names: Sequence[str], what: str = "classes", most: int = MANY, separator: str = ", ") -> str:
     more = len(names) - most
     return separator.join(names[:most]) + (f" and {more} more {what}" if more > 0 else "")
@@ -216,7 +237,8 @@ def _identical(runs: Sequence[Run]) -> Iterator[Finding]:
     """Yield different runs with the same predictions; only collapsed runs can have that."""
     names, same = places_of(runs), defaultdict(list)
     for run in runs:
-        if run.predictions and not run.collapsed:
+        derived = run.status.get("derived_from") or run.config.get(SOURCES)  # the same on purpose
+        if run.predictions and not run.collapsed and not derived:
             predictions = run.predictions.labeled
             rounded = np.round(predictions.probabilities, ALIKE)
             same[run.test_set, hashlib.sha256(rounded.tobytes()).digest()].append(names[run.folder.path])

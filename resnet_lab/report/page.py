@@ -16,6 +16,7 @@ from resnet_lab.files import write_atomically
 from resnet_lab.rendering import FEW_NAMES, Finding, base64_of, png, render
 from resnet_lab.report import costs, thresholds
 from resnet_lab.report.by_class import Share, class_rows, confusions_of, shares_by_distance
+from resnet_lab.report.combined import RANKS_DECISIONS, combined_rows, decision_rows, fold_rows
 from resnet_lab.report.drawing import best_of, colors_of
 from resnet_lab.report.effects import confounded_of, effects_of
 from resnet_lab.report.figures import CURVES, PICTURES, picture
@@ -28,7 +29,7 @@ from resnet_lab.report.score_figures import RELIABLE
 from resnet_lab.report.sharing import unshared_of
 from resnet_lab.report.summaries import SHOWN_ROWS, headline, titles_of
 from resnet_lab.scores import ABSENT, MINUS, SCORES
-from resnet_lab.statistics import MANY_CLASSES, REFERABLE
+from resnet_lab.statistics import DECISIONS, MANY_CLASSES, REFERABLE
 
 FIGURES = ("accuracy", "confusion_matrices")  # if no configuration names any
 OF_SECTIONS = ("confusion_matrices", "roc", "precision_recall", "reliability", "cost")  # in a section of their own
@@ -105,6 +106,8 @@ def _section(table: Table, drawn: dict[str, dict[str, Any]]) -> dict[str, Any]:
         return part
     found = effects_of(table)
     part |= {"effects": list(zip(found, _bars([(e.low, e.value, e.high) for e in found], zero=True), strict=True))}
+    part |= {"combined": combined_rows(table), "folds": fold_rows(table)}
+    part |= {"decisions": decision_rows(table), "rules": list(DECISIONS), "of_rules": SCORES[RANKS_DECISIONS].label}
     part |= {"confounded": confounded_of(table), "names": table.scored[0].class_names}
     part |= {"matrices": _matrices(table), "difference": _difference(table), "many": _many_classes(table)}
     part["confusions"] = (

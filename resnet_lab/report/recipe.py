@@ -15,9 +15,10 @@ from resnet_lab.report.groups import Table
 from resnet_lab.report.runs import Run, in_order_of_jobs
 
 NAMES = [field.name for field in fields(Augmentation)]
-NEUTRAL = {"optim.backbone_lr_factor": 1.0}  # neutral values of other keys
-OPTIONAL = ("experiment", "sampling", "augmentation")  # facts that are `none` in a run without them
-COVERED = {"sweep", "model.depth", "model.pretrained", "model._target_", "trainer.max_epochs"} | {  # axes in a fact
+NEUTRAL = {"optim.backbone_lr_factor": 1.0, "loss.decision": "auto"}  # neutral values of other keys
+OPTIONAL = ("experiment", "sampling", "augmentation", "averaged views")  # facts that are `none` in a run without them
+IN_FACTS = ("model.depth", "model.pretrained", "model._target_", "trainer.max_epochs", "trainer.tta")
+COVERED = {"sweep", *IN_FACTS} | {  # axes in a fact
     f"data.{key}" for key in ("name", "image_size", "crop", "padding", "batch_size", "sampling", *NAMES)
 }
 IN_TITLE = 4  # experiments and folders of images in the title at most
@@ -206,11 +207,14 @@ FACTS: dict[str, Callable[[Run], str]] = {
     "initial weights": lambda run: {"none": "random", "None": "random"}.get(
         str(run.config.get("model.pretrained")), str(run.config.get("model.pretrained"))
     ),
-    "loss": _part("loss"),
+    "loss": lambda run: _part("loss", () if run.config.get("loss.teacher") else ("temperature", "teacher_weight"))(run),
     "optimizer": _part("optim"),
     "schedule": _part("schedule"),
     "training": _training,
     "selection": _selection,
+    "averaged views": lambda run: (
+        "" if run.config.get("trainer.tta") in (None, "none") else str(run.config["trainer.tta"])
+    ),
     "seeds": _of_key("seed"),
     "precision": lambda run: str(run.status.get("precision") or ""),
     "finished": lambda run: str(run.status.get("finished") or "")[:10],

@@ -27,6 +27,8 @@ SHAPES: dict[str, Any] = {  # types in status.json; [int]: a list of integers, {
     "split_fingerprint": {"": str},
     "pixels": str,
     "decision": str,
+    "decision_in_training": str,
+    "thresholds": [float],
     "recipe": {"": object},
     "pixel_digests": {"": str},
     "class_counts": {"": [int]},

@@ -15,6 +15,7 @@ from resnet_lab import statistics
 from resnet_lab.errors import UserError, count
 from resnet_lab.report.groups import places_of
 from resnet_lab.report.runs import Run, StoredPredictions, may_not_be_read, read_metrics, read_predictions
+from resnet_lab.run_folder import SOURCES
 from resnet_lab.scores import SCORES, Predictions
 
 CROSS_ENTROPY = "resnet_lab.objectives.cross_entropy"
@@ -27,10 +28,14 @@ LOSS_TOLERANCE = 1e-4  # relative; the logarithm magnifies rounding errors
 
 
 class Split(NamedTuple):
-    """The predictions of a run on a split, and the metrics derived from them."""
+    """The predictions of a run on a split, and the metrics derived from them.
+
+    `in_training` are those of the rule that decided while the job trained, as in metrics.csv.
+    """
 
     predictions: StoredPredictions
     metrics: dict[str, float]
+    in_training: dict[str, float]
 
 
 def differences_of(runs: Sequence[Run]) -> list[str]:
@@ -60,12 +65,21 @@ def _differences(run: Run) -> Iterator[str]:
             yield f"the {split} metrics cannot be checked: {error}"
             continue
         derived = metrics_of(stored_split.labeled, run.config, run.class_counts("train"))
-        found[split] = Split(stored_split, derived)
+        found[split] = Split(stored_split, derived, _in_training(run, stored_split.labeled, derived))
         yield from _metrics(run, split, stored[split], found[split])
         yield from _tables(run, split, stored_split.labeled)
     yield from _status(run, found)
     if run.state == "done" and validates_all(run):
         yield from _curves(run, found)
+
+
+def _in_training(run: Run, predictions: Predictions, derived: dict[str, float]) -> dict[str, float]:
+    """Return the metrics of the rule that decided while the job trained; `derived` if it is the final one."""
+    rule = run.status.get("decision_in_training")
+    if rule not in statistics.DECISIONS or rule == "thresholds":
+        return derived
+    classes = statistics.decisions(predictions.probabilities, rule)
+    return metrics_of(predictions._replace(classes=classes), run.config, run.class_counts("train"))
 
 
 def validates_all(run: Run) -> bool:
@@ -78,7 +92,7 @@ def _curves(run: Run, found: dict[str, Split]) -> Iterator[str]:
     """Compare the predictions with their row in metrics.csv: the best epoch, or the last one."""
     rows = read_metrics(run.folder.stored_metrics)
     monitor, best = run.status.get("monitor"), run.status.get("best_value")
-    if not run.trained:  # the file has only a header
+    if not run.trained or run.config.get(SOURCES):  # the file has only a header, or there is none
         return
     if may_not_be_read(run.folder.stored_metrics):
         yield "metrics.csv cannot be read (Permission denied)"
@@ -94,7 +108,7 @@ def _curves(run: Run, found: dict[str, Split]) -> Iterator[str]:
 
 def _row_differences(run: Run, found: dict[str, Split], row: pd.DataFrame) -> Iterator[str]:
     """Compare scores in one row of metrics.csv, without losses: rounded probabilities can understate them."""
-    for split, (_, derived) in found.items():
+    for split, (_, _, derived) in found.items():
         for name in sorted({f"{split}/{each}" for each in derived if each != "loss"} & set(row.columns)):
             stored, value = float(row[name].iloc[0]), derived[name.partition("/")[2]]
             if abs(stored - value) > BEST_TOLERANCE:
@@ -152,9 +166,12 @@ def _difference(name: str, stored: Any, derived: float | None) -> Iterator[str]:
 def _tables(run: Run, split: str, predictions: Predictions) -> Iterator[str]:
     """Compare the predicted class of each row, and the confusion matrix and class report if they are stored."""
     rule = run.status.get("decision") or "argmax"
+    thresholds = run.status.get("thresholds")
     if rule not in (*statistics.DECISIONS, statistics.OWN_RULE):
         yield f"predictions of {split} cannot be checked: the decision rule {rule!r} is unknown"
-    elif rule != statistics.OWN_RULE and (changed := int(np.sum(_undecided(predictions, rule)))):
+    elif rule == "thresholds" and len(thresholds or ()) != predictions.probabilities.shape[1] - 1:
+        yield f"predictions of {split} cannot be checked: status.json has no thresholds between the classes"
+    elif rule != statistics.OWN_RULE and (changed := int(np.sum(_undecided(predictions, rule, thresholds)))):
         what = statistics.DECISIONS[rule]
         yield f"predictions of {split}: in {count(changed, 'row')} the prediction is not {what}"
     counts = statistics.confusion_matrix(predictions.targets, predictions.classes, predictions.probabilities.shape[1])
@@ -179,17 +196,22 @@ def _tables(run: Run, split: str, predictions: Predictions) -> Iterator[str]:
             yield f"{file.name} has other classes or columns than status.json, or another order"
 
 
-def _undecided(predictions: Predictions, rule: str) -> np.ndarray:
+def _undecided(predictions: Predictions, rule: str, thresholds: Sequence[float] | None) -> np.ndarray:
     """Return which predictions contradict the probabilities, (N,); predictions at the edge of two classes do not."""
-    wrong: np.ndarray = statistics.decisions(predictions.probabilities, rule) != predictions.classes
+    probabilities = predictions.probabilities
+    wrong: np.ndarray = statistics.decisions(probabilities, rule, thresholds) != predictions.classes
     if rule == "median":
-        wrong &= np.abs(predictions.probabilities.cumsum(axis=1) - 0.5).min(axis=1) > EDGE
+        wrong &= np.abs(probabilities.cumsum(axis=1) - 0.5).min(axis=1) > EDGE
+    if rule in ("expected", "thresholds"):
+        limits = thresholds if rule == "thresholds" else statistics.midpoints(probabilities.shape[1])
+        grades = statistics.expected_grades(probabilities)
+        wrong &= np.abs(grades[:, None] - np.array(limits)).min(axis=1) > EDGE
     return wrong
 
 
 def _status(run: Run, found: dict[str, Split]) -> Iterator[str]:
     """Compare the other derived entries of status.json with the predictions and metrics.csv."""
-    for split, (of_split, _) in found.items():
+    for split, (of_split, _, _) in found.items():
         predictions = of_split.labeled
         counts = np.bincount(predictions.targets, minlength=predictions.probabilities.shape[1]).tolist()
         if run.class_counts(split) and run.class_counts(split) != counts:
@@ -209,7 +231,7 @@ def _status(run: Run, found: dict[str, Split]) -> Iterator[str]:
             yield f"best_value is stored as {best:.6f}, but no epoch in metrics.csv has this {monitor}"
         split, _, name = monitor.partition("/")
         if split in found and validates_all(run):
-            derived = found[split].metrics.get(name, best)
+            derived = found[split].in_training.get(name, best)
             if not math.isclose(best, derived, abs_tol=BEST_TOLERANCE):
                 yield f"best_value is stored as {best:.6f}, the predictions of {split} give {derived:.6f}"
 
@@ -226,7 +248,8 @@ def metrics_of(predictions: Predictions, config: dict[str, Any], train_counts: S
     derived = {name: score.of(predictions) for name, score in SCORES.items() if score.stored}
     with np.errstate(invalid="ignore"):
         derived |= {f"recall_{k}": float(share) for k, share in enumerate(counts.diagonal() / counts.sum(axis=1))}
-    loss = _loss(predictions, config, train_counts)
+    several = config.get("trainer.tta", "none") != "none"  # the loss is that of the images as they are
+    loss = None if several else _loss(predictions, config, train_counts)
     return derived | ({} if loss is None else {"loss": loss})
 
 

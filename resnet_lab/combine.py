@@ -1,0 +1,345 @@
+"""`resnet-lab combine DIR… out=DIR [over=seed] [decision=RULE]`: make runs from the predictions of several runs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from resnet_lab.command_line import log_to, run_command
+from resnet_lab.config import job_name
+from resnet_lab.data.progress import with_progress
+from resnet_lab.derived import DECISION, OWN, Labeled, mean_of, pooled, stored_splits, write_derived
+from resnet_lab.errors import UserError, count
+from resnet_lab.eyes import FITTED, METHODS, Pairs, graded
+from resnet_lab.inputs import EYES
+from resnet_lab.report.combined import folders_of
+from resnet_lab.report.runs import Run, read_runs
+from resnet_lab.run_folder import RunFolder, is_bookkeeping
+from resnet_lab.statistics import DECISIONS, OF_GRADES
+from resnet_lab.terminal import Lines
+from resnet_lab.verbs import VERBS
+
+log = logging.getLogger("resnet_lab")
+
+FOLD = "data.fold"
+ALL, NOTHING = "all", "none"  # values of over=
+SHARED = ("versions", "commit", "hardware", "monitor", "recipe", "pixels", "pixel_digests", "patients")
+SUMMED = ("parameters", "multiply_adds", "seconds", "core_seconds")  # what all members need together
+
+
+def groups_of(runs: Sequence[Run], over: Sequence[str]) -> list[list[Run]]:
+    """Return the runs in groups that differ only in some keys.
+
+    Args:
+        runs: runs with a result.
+        over: keys; `all`: every key; `none`: each run is a group.
+    """
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        others = {key: value for key, value in run.config.items() if not (key in over or is_bookkeeping(key))}
+        key = {ALL: "", NOTHING: str(run.folder.path)}.get(over[0], repr(sorted(others.items(), key=str)))
+        groups.setdefault(key, []).append(run)
+    return list(groups.values())
+
+
+def combined(members: Sequence[Run], over: Sequence[str]) -> tuple[dict[str, Labeled], dict[str, int]]:
+    """Return the combined predictions by split, and the images of each fold if the scored split is pooled.
+
+    Another split than the scored one is left out if it cannot be combined.
+
+    Raises:
+        UserError: the members have other classes or test sets, or a fold is missing.
+    """
+    _refuse_other_classes(members)
+    stored = [stored_splits(run.folder) for run in members]
+    scored, sizes = members[0].split, dict[str, int]()
+    found = dict[str, Labeled]()
+    for split in sorted({split for each in stored for split in each}):
+        if split == scored:
+            found[split], sizes = _of_split(members, stored, split, over)
+        elif all(split in each for each in stored):
+            with suppress(UserError):
+                found[split], _ = _of_split(members, stored, split, over)
+    return found, sizes
+
+
+def _of_split(
+    members: Sequence[Run], stored: Sequence[Mapping[str, Labeled]], split: str, over: Sequence[str]
+) -> tuple[Labeled, dict[str, int]]:
+    """Return the combined predictions of a split, and the images of each fold if they are pooled.
+
+    The same images are averaged. Images of different folds are pooled, after the mean over the members of each fold.
+
+    Raises:
+        UserError: a member has no such predictions or other images, or a fold is missing.
+    """
+    for run, each in zip(members, stored, strict=True):
+        if split not in each:
+            raise UserError(f"{run.folder.path} stores no predictions of {split}, as the others do")
+    tables = [each[split] for each in stored]
+    if len({table.fingerprint for table in tables}) == 1:
+        return mean_of(tables), {}
+    by_fold: dict[Any, list[Labeled]] = {}
+    for run, table in zip(members, tables, strict=True):
+        by_fold.setdefault(run.config.get(FOLD) if run.config.get("data.folds") else None, []).append(table)
+    alike = all(len({table.fingerprint for table in each}) == 1 for each in by_fold.values())
+    if not (alike and (FOLD in over or over[0] == ALL)):
+        names = f"{members[0].folder.path.name} and {members[-1].folder.path.name}"
+        raise UserError(
+            f"{names} have different {split} images, or other labels: an image of one may have trained another; "
+            "combine only runs with the same test set, or all folds of data.folds with over=data.fold"
+        )
+    _refuse_incomplete(members, by_fold)
+    by_fold = dict(sorted(by_fold.items()))
+    means = [mean_of(each) for each in by_fold.values()]
+    _refuse_overlap(means, split)
+    return pooled(means), {str(fold): len(each.rows) for fold, each in zip(by_fold, means, strict=True)}
+
+
+def _refuse_other_classes(members: Sequence[Run]) -> None:
+    first = members[0]
+    for run in members[1:]:
+        if run.class_names != first.class_names:
+            raise UserError(
+                f"{first.folder.path.name} has the classes {', '.join(first.class_names)}, {run.folder.path.name} has "
+                f"{', '.join(run.class_names)}; combine only runs with the same classes"
+            )
+
+
+def _refuse_incomplete(members: Sequence[Run], by_fold: Mapping[Any, Sequence[object]]) -> None:
+    """Refuse to pool some of the folds, folds of different cuts, or more members of one fold than of another."""
+    cuts = {(run.config["data.folds"], run.config.get("data.split_seed")) for run in members}
+    if len(cuts) > 1:
+        texts = " and ".join(sorted(map(str, cuts)))
+        raise UserError(f"the runs have folds of different cuts (data.folds, data.split_seed): {texts}")
+    folds = int(cuts.pop()[0])
+    if missing := [str(fold) for fold in range(folds) if fold not in by_fold]:
+        what = "folds" if len(missing) > 1 else "fold"
+        raise UserError(
+            f"{what} {', '.join(missing)} of {folds} missing beside {members[0].folder.path.name}: no such finished "
+            "run; train it, then combine again"
+        )
+    (few, fewest), (many, most) = (
+        (fold, len(by_fold[fold]))
+        for fold in (each(by_fold, key=lambda fold: len(by_fold[fold])) for each in (min, max))
+    )
+    if fewest < most:
+        raise UserError(
+            f"fold {few} has {count(fewest, 'run')}, fold {many} has {most}; each needs as many: train the missing one"
+        )
+
+
+def _refuse_overlap(tables: Sequence[Labeled], split: str) -> None:
+    """Refuse folds that share an image or a patient: one of the models was trained on it."""
+    for name in ("image", "patient"):
+        if any(name not in table.rows for table in tables):
+            continue
+        seen: set[str] = set()
+        for table in tables:
+            own = {each for each in table.rows[name] if each}
+            if shared := sorted(seen & own):
+                raise UserError(f"{name} {shared[0]} is in the {split} images of two folds; the folds do not fit")
+            seen |= own
+
+
+def config_of(members: Sequence[Run], over: Sequence[str], pools: bool, out: RunFolder) -> dict[str, Any]:
+    """Return the configuration of a derived run: that of the first member, with all values of the combined keys."""
+    config = deepcopy(members[0].folder.read_config())
+    keys = [*dict.fromkeys(key for run in members for key in run.config)]
+    for key in keys:
+        values = list(dict.fromkeys(str(run.config.get(key)) for run in members))
+        if len(values) > 1 and key != "seed" and not is_bookkeeping(key):
+            _set(config, key, ",".join(values))
+    how = {} if over[0] == NOTHING else {"pooled_over" if pools else "mean_over": ",".join(over)}
+    sources = [os.path.relpath(run.folder.path, out.path) for run in members]
+    return config | {"combine": how | {"sources": sources}}
+
+
+def _set(config: dict[str, Any], key: str, value: object) -> None:
+    *path, name = key.split(".")
+    for part in path:
+        config = config.setdefault(part, {})
+    config[name] = value
+
+
+def facts_of(members: Sequence[Run], decides: bool = False) -> dict[str, Any]:
+    """Return the entries of status.json that the members share, and the sums of their costs.
+
+    Args:
+        members: the combined runs.
+        decides: whether the one member is only decided anew, so that all of its entries stay true.
+    """
+    first = members[0].status
+    if decides:
+        return {key: value for key, value in first.items() if key not in OWN}
+    facts = {key: first.get(key) for key in ("class_names", "ordered", "class_counts")}
+    facts |= {
+        key: first[key] for key in SHARED if key in first and all(run.status.get(key) == first[key] for run in members)
+    }
+    for key in SUMMED:
+        values = [run.status.get(key) for run in members]
+        if all(isinstance(value, int | float) for value in values):
+            facts[key] = sum(value for value in values if value is not None)
+    return facts
+
+
+def rule_of(members: Sequence[Run], decision: str) -> str:
+    """Return the rule of decision: the given one, or that of all members.
+
+    Raises:
+        UserError: the members have different rules, or the rule needs grades.
+    """
+    rules = list(dict.fromkeys(str(run.status.get("decision") or "argmax") for run in members))
+    if not decision and len(rules) > 1:
+        raise UserError(f"the runs have different rules of decision ({', '.join(rules)}); choose one with decision=")
+    rule = decision or rules[0]
+    if rule in OF_GRADES and not members[0].status.get("ordered"):
+        raise UserError(f"decision={rule} needs grades, but the classes of these runs have no order")
+    return rule
+
+
+def names_of(groups: Sequence[Sequence[Run]], over: Sequence[str]) -> list[str]:
+    """Return the name of each group's folder, from the keys in which the groups differ."""
+    if over[0] == NOTHING:
+        return [members[0].folder.path.name for members in groups]
+    firsts = [members[0].config for members in groups]
+    keys = dict.fromkeys(key for config in firsts for key in config)
+    axes = [
+        key
+        for key in keys
+        if not (key in over or is_bookkeeping(key)) and len({repr(config.get(key)) for config in firsts}) > 1
+    ]
+    last = f"over={'+'.join(over)}"
+    return [job_name(",".join([*(f"{key}={config.get(key)}" for key in axes), last])) for config in firsts]
+
+
+def combine(folders: Sequence[str], out: Path, over: Sequence[str], decision: str = "") -> list[RunFolder]:
+    """Make a derived run of each group of runs, and return their folders.
+
+    Args:
+        folders: run folders, or folders that contain run folders.
+        out: folder of the derived runs.
+        over: keys in which the members of a group differ (see `groups_of`).
+        decision: rule of `statistics.DECISIONS`; empty: that of the members.
+
+    Raises:
+        UserError: there is nothing to combine, or runs do not fit each other.
+    """
+    runs = read_runs(folders)
+    for run in runs:
+        if not run.scores:
+            log.warning("left out: %s: %s", run.folder.path.name, run.problem)
+    places = {run.folder.path.resolve() for run in runs}
+    # an earlier result among its members is no member
+    finished = [run for run in runs if run.scores and not {*folders_of(run)} & places]
+    groups = groups_of(finished, over)
+    several = [members for members in groups if len(members) > 1 or over[0] == NOTHING]
+    if not several:
+        known = sorted({key for run in finished for key in run.config})
+        hint = "" if over[0] in (*known, ALL) else f"; {over[0]} is no key of these runs"
+        raise UserError(f"over={','.join(over)}: no two finished runs differ only in it{hint}")
+    if over[0] == NOTHING and not decision:
+        raise UserError("over=none changes nothing; give a rule of decision, such as decision=expected")
+    for members in groups:
+        if members not in several:
+            log.warning("left out: %s: no other run differs from it only in %s", members[0].folder.path, ",".join(over))
+    return _written(list(_prepared(several, out, over, decision)))
+
+
+def _prepared(
+    groups: Sequence[Sequence[Run]], out: Path, over: Sequence[str], decision: str
+) -> Iterator[tuple[RunFolder, dict[str, Any]]]:
+    """Yield the folder of each derived run and what `write_derived` takes; nothing is written yet."""
+    for members, name in zip(groups, names_of(groups, over), strict=True):
+        run = RunFolder(out / name)
+        if run.config_file.is_file() and "combine" not in run.read_config():
+            raise UserError(f"out={out}: {run.path} is a run that trained; choose another folder")
+        splits, sizes = combined(members, over)
+        rule = rule_of(members, decision)
+        config = config_of(members, over, bool(sizes), run)
+        if decision:
+            _set(config, DECISION, decision)
+        if rule == "thresholds" and "val" not in splits:
+            raise UserError("decision=thresholds needs predictions on validation; choose decision=expected")
+        facts = facts_of(members, decides=over[0] == NOTHING) | ({"folds": sizes} if sizes else {})
+        yield run, {"splits": splits, "config": config, "facts": facts, "rule": rule, "title": name}
+
+
+def combine_eyes(folders: Sequence[str], out: Path, methods: Sequence[str], decision: str = "") -> list[RunFolder]:
+    """Make derived runs in which the two eyes of a patient are graded together, and return their folders.
+
+    Args:
+        folders: run folders, or folders that contain run folders.
+        out: folder of the derived runs.
+        methods: see `eyes.METHODS`; a fitted one gives two runs, by image and by patient.
+        decision: rule of `statistics.DECISIONS`; empty: that of each run.
+
+    Raises:
+        UserError: a run has no second eyes, or more than two images of a patient.
+    """
+    made: list[tuple[RunFolder, dict[str, Any]]] = []
+    for run in [run for run in read_runs(folders) if run.scores and not folders_of(run)]:
+        rule = rule_of([run], decision)
+        if rule == "thresholds" and {*methods} & {*FITTED}:
+            raise UserError("decision=thresholds: a model of both eyes leaves no validation images; choose expected")
+        splits = stored_splits(run.folder)
+        for method in methods:
+            try:
+                found = graded(splits, method)
+            except UserError as error:
+                raise UserError(f"{run.folder.path}: {error}") from None
+            for unit, tables in found.items():
+                place = RunFolder(out / f"{run.folder.path.name}_eyes-{method}_by-{unit}")
+                config = config_of([run], [NOTHING], pools=False, out=place)
+                config["combine"] = {EYES: method, "by": unit} | config["combine"]
+                if decision:
+                    _set(config, DECISION, decision)
+                given = {"splits": tables, "config": config, "facts": facts_of([run]), "rule": rule}
+                made.append((place, given | {"title": place.path.name}))
+        alone = Pairs(splits[run.split], run.split).alone
+        if alone:
+            log.info("%s: %s with one image, graded alone", run.folder.path.name, count(alone, "patient"))
+    if not made:
+        raise UserError(f"{' '.join(folders)}: no finished run that trained")
+    return _written(made)
+
+
+def _written(made: Sequence[tuple[RunFolder, dict[str, Any]]]) -> list[RunFolder]:
+    """Write derived runs, and return their folders."""
+    for folder, arguments in with_progress(made, len(made), "combined", unit="runs", end=False):
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.write_config(arguments["config"])
+        write_derived(folder, **arguments)
+    return [folder for folder, _ in made]
+
+
+def command(arguments: Sequence[str]) -> None:
+    """Combine the runs in the folders, and name the folders that were made."""
+    given = VERBS["combine"]().read(arguments)
+    log_to([Lines()])
+    if given.out is None:
+        raise UserError("out= is missing; name the folder of the combined runs")
+    if given.decision and given.decision not in DECISIONS:
+        raise UserError(f"decision={given.decision}: choose {', '.join(DECISIONS)}")
+    out, decision = Path(given.out).expanduser(), given.decision or ""
+    if given.eyes:
+        if given.over:
+            raise UserError("eyes= combines the images of one run; leave out over=, or combine twice")
+        methods = given.eyes.split(",")
+        if unknown := [method for method in methods if method not in METHODS]:
+            raise UserError(f"eyes={unknown[0]}: choose {', '.join(METHODS)}")
+        made = combine_eyes(given.DIR, out, methods, decision)
+    else:
+        made = combine(given.DIR, out, (given.over or "seed").split(","), decision)
+    log.info("%s in %s", count(len(made), "combined run"), out)
+    log.info("compare them with their members:  resnet-lab report %s %s", " ".join(given.DIR), out)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(command))

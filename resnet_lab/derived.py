@@ -1,0 +1,198 @@
+"""Derived runs: run folders that are made from the stored predictions of other runs (no torch)."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from resnet_lab.axes import settings_in
+from resnet_lab.config import changed_keys
+from resnet_lab.data.splits import fingerprints
+from resnet_lab.errors import UserError
+from resnet_lab.files import write_atomically
+from resnet_lab.outputs import write_split
+from resnet_lab.report.runs import read_predictions
+from resnet_lab.report.verify import metrics_of
+from resnet_lab.run_folder import RunFolder, flat
+from resnet_lab.scores import Predictions
+from resnet_lab.statistics import COLLAPSED, OWN_RULE, confusion_matrix, decisions, fitted_thresholds
+
+log = logging.getLogger("resnet_lab")
+
+DECISION = "loss.decision"
+SPLITS = ("val", "test")  # whose predictions a run stores
+# entries of status.json that belong to one process or to the checkpoints, not to the predictions
+OWN = (
+    *("state", "error", "id", "starts", "started", "overrides", "config_hash", "config_dir", "finished"),
+    *("best_checkpoint", "last_checkpoint", "decision", "decision_in_training", "thresholds", "metrics", "collapsed"),
+)
+
+
+@dataclass(frozen=True)
+class Labeled:
+    """The stored predictions of a split, in the order of the file."""
+
+    rows: pd.DataFrame  # N rows: image, target, and patient if the file has it
+    probabilities: np.ndarray  # (N, K)
+
+    @property
+    def targets(self) -> np.ndarray:
+        """The true classes (N,)."""
+        return self.rows["target"].to_numpy(int)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of images and targets, as in status.json."""
+        return fingerprints(self.rows.assign(split=""))[""]
+
+
+def stored_splits(run: RunFolder) -> dict[str, Labeled]:
+    """Return the predictions that a run stores, by split.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    found = {}
+    for split in SPLITS:
+        file = run.stored_predictions(split)
+        if not file.is_file():
+            continue
+        try:
+            read_predictions(file)  # checks it
+        except UserError as error:
+            raise UserError(f"{run.path}: {error}") from None
+        frame = pd.read_csv(file, dtype={"image": str, "patient": str}, keep_default_na=False)
+        columns = [name for name in frame if name in ("image", "patient", "target")]
+        found[split] = Labeled(frame[columns], frame.filter(regex=r"^p_\d+$").to_numpy(float))
+    return found
+
+
+def write_derived(
+    run: RunFolder,
+    splits: Mapping[str, Labeled],
+    config: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    rule: str,
+    title: str,
+    losses: Mapping[str, float] | None = None,
+) -> None:
+    """Decide by a rule, and write predictions, tables, pictures and status of a derived run.
+
+    Args:
+        run: its folder.
+        splits: the probabilities by split.
+        config: the nested configuration.
+        facts: further entries of status.json; `class_names` and `class_counts` are needed.
+        rule: rule of `statistics.DECISIONS`; thresholds are fitted on `val`.
+        title: of the pictures, before the split.
+        losses: `<split>/loss` → value, if the probabilities do not define the loss.
+
+    Raises:
+        UserError: the rule is `thresholds`, and there are no predictions on validation; or it needs the network.
+    """
+    thresholds = None
+    if rule == OWN_RULE:
+        raise UserError(f"{run.path}: the loss of its members has a rule of its own; choose a decision")
+    if rule == "thresholds":
+        if "val" not in splits:
+            raise UserError(f"{run.path}: thresholds need predictions on validation; choose the decision expected")
+        thresholds = fitted_thresholds(splits["val"].probabilities, splits["val"].targets)
+    names, class_counts = facts["class_names"], dict(facts["class_counts"])
+    metrics, judged = dict[str, float](losses or {}), None
+    for split, each in splits.items():
+        classes = decisions(each.probabilities, rule, thresholds)
+        counts = confusion_matrix(each.targets, classes, len(names))
+        judged = counts if judged is None or split == "val" else judged
+        write_split(run, split, each.rows, classes, each.probabilities, counts, names, title)
+        predictions = Predictions(each.targets, classes, each.probabilities)
+        derived = metrics_of(predictions, flat(dict(config)), facts["class_counts"]["train"])
+        class_counts[split] = counts.sum(axis=1).tolist()
+        metrics = {f"{split}/{name}": value for name, value in derived.items() if not np.isnan(value)} | metrics
+    predicted = np.zeros(1) if judged is None else judged.sum(axis=0)
+    known = facts.get("split_fingerprint") or {}
+    result = {
+        "state": "done",
+        "error": None,
+        "class_counts": class_counts,
+        "decision": rule,
+        "thresholds": thresholds,
+        "split_fingerprint": {**known, **{split: each.fingerprint for split, each in splits.items()}},
+        "metrics": metrics,
+        "collapsed": bool(predicted.max() >= COLLAPSED * predicted.sum()),
+        "best_checkpoint": None,
+        "last_checkpoint": None,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    run.update_status(**{**facts, **result})
+
+
+def same_training(run: RunFolder, config: Mapping[str, Any]) -> RunFolder | None:
+    """Return the finished job of the same sweep that differs only in the rule of decision; None if there is none.
+
+    A job that is running is waited for: a training is never made twice.
+    """
+    if not any(DECISION in overrides for overrides in settings_in(run.path.parent).values()):
+        return None
+    for other in run.siblings():
+        try:
+            if not changed_keys(other.read_config(), dict(config)) <= {DECISION}:
+                continue
+            if other.is_locked():
+                log.info("waiting for %s, which trains the same network", other.path.name)
+            while other.is_locked():
+                time.sleep(1)
+            status = other.read_status()
+        except UserError:  # damaged; `status` shows it
+            continue
+        own = status.get("decision_in_training") or status.get("decision")
+        if own == OWN_RULE and config["loss"]["decision"] == "auto":  # only the network knows it
+            continue
+        if status["state"] == "done" and "derived_from" not in status and stored_splits(other):
+            return other
+    return None
+
+
+def derive_decision(run: RunFolder, config: Mapping[str, Any], source: RunFolder, title: str) -> None:
+    """Make a run from the probabilities of another run of the same training, with its own rule of decision.
+
+    Args:
+        run: folder of the derived run.
+        config: its configuration.
+        source: folder of the finished run.
+        title: of the pictures.
+    """
+    status = source.read_status()
+    own = status.get("decision_in_training") or status.get("decision") or "argmax"
+    rule = config["loss"]["decision"]
+    facts = {key: value for key, value in status.items() if key not in OWN}
+    if rule not in ("auto", own):
+        facts["decision_in_training"] = own
+    facts["derived_from"] = os.path.relpath(source.path, run.path)
+    losses = {name: value for name, value in status["metrics"].items() if name.endswith("/loss")}
+    if source.stored_metrics.is_file():
+        write_atomically(run.path / source.stored_metrics.name, source.stored_metrics.read_bytes(), durable=True)
+    write_derived(run, stored_splits(source), config, facts, own if rule == "auto" else rule, title, losses)
+
+
+def mean_of(members: Sequence[Labeled]) -> Labeled:
+    """Return the mean of the members' probabilities for the same images, in the order of the first member."""
+    first = members[0].rows["image"]
+    places = [pd.Index(each.rows["image"]).get_indexer(first) for each in members]
+    aligned = [each.probabilities[place] for each, place in zip(members, places, strict=True)]
+    return Labeled(members[0].rows, np.mean(aligned, axis=0))
+
+
+def pooled(members: Sequence[Labeled]) -> Labeled:
+    """Return the rows of all members, which have no image in common, one after the other."""
+    return Labeled(
+        pd.concat([each.rows for each in members], ignore_index=True),
+        np.concatenate([each.probabilities for each in members]),
+    )

@@ -1,0 +1,150 @@
+"""Groups made from other runs: ensembles beside their members, folds, and other rules of decision."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from resnet_lab.report.groups import Group, Table
+from resnet_lab.report.intervals import Seeds
+from resnet_lab.report.leaderboard import limits_text
+from resnet_lab.report.runs import Run
+from resnet_lab.run_folder import SOURCES
+from resnet_lab.scores import ABSENT, SCORES, Predictions
+from resnet_lab.statistics import DECISIONS, decisions, fitted_thresholds
+
+RANKS_DECISIONS = "qwk"  # the score that shows what a rule of decision gives
+
+
+class CombinedRow(NamedTuple):
+    """A combined group and its members, by the metric that ranks."""
+
+    label: str
+    members: str  # labels of their groups
+    value: str
+    of_members: str  # mean of their runs
+    difference: str  # with limits
+
+
+def combined_rows(table: Table) -> list[CombinedRow]:
+    """Return the combined groups whose members are in the table, with the paired difference to their mean.
+
+    The limits of all differences hold at once. They cover patients, not seeds: a group and its members share them.
+    """
+    groups, found = table.scored_groups, list[tuple[Group, dict[int, float]]]()
+    places = {run.folder.path.resolve(): place for place, group in enumerate(groups) for run in group.scored}
+    for group in groups:
+        sources = [folder for run in group.scored for folder in folders_of(run)]
+        shares = Counter(places[folder] for folder in sources if folder in places)
+        if sources and shares.total() == len(sources):
+            found.append((group, {place: number / len(sources) for place, number in shares.items()}))
+    if not found:
+        return []
+    contrasts = np.zeros((len(found), len(groups)))
+    for row, (group, members) in zip(contrasts, found, strict=True):
+        row[next(place for place, other in enumerate(groups) if other is group)] += 1
+        for place, share in members.items():
+            row[place] -= share
+    metric, none = SCORES[table.metric], np.zeros(len(groups))
+    estimates = replace(table.estimates[table.metric], seeds=Seeds(none, none, none))
+    compared = estimates.compare(contrasts)
+    return [
+        CombinedRow(
+            group.label,
+            "; ".join(groups[place].label for place in members),
+            metric.text(group.mean_and_std(table.metric)[0]),
+            metric.text(sum(share * float(estimates.values[place]) for place, share in members.items())),
+            limits_text(table.metric, *(float(column[number]) for column in compared[:3])),
+        )
+        for number, (group, members) in enumerate(found)
+    ]
+
+
+def folders_of(run: Run) -> list[Path]:
+    """Return the folders of the runs that a combined run was made from; empty for another run."""
+    named = run.config.get(SOURCES)
+    names = named if isinstance(named, list) else []
+    return [Path(os.path.normpath(run.folder.path / str(name))).resolve() for name in names]
+
+
+class FoldRow(NamedTuple):
+    """A cross-validated group: the score of all images together, and of each fold alone."""
+
+    label: str
+    value: str  # of the pooled images
+    mean: str  # of the folds, with their standard deviation
+    folds: list[str]
+
+
+def fold_rows(table: Table) -> list[FoldRow]:
+    """Return the groups with pooled folds; a fold's score is the mean over the runs."""
+    rows, metric = [], SCORES[table.metric]
+    for group in table.ranked:
+        scores = [found for run in group.scored if (found := _of_folds(run, table.metric))]
+        if not scores or len({len(each) for each in scores}) > 1:
+            continue
+        by_fold = np.mean(scores, axis=0)
+        spread = metric.text(float(by_fold.mean()), float(by_fold.std(ddof=1)))
+        value = metric.text(group.mean_and_std(table.metric)[0])
+        rows.append(FoldRow(group.label, value, spread, [metric.text(float(each)) for each in by_fold]))
+    return rows
+
+
+def _of_folds(run: Run, metric: str) -> list[float]:
+    """Return the score of each fold of a pooled run; empty for another run."""
+    sizes = list((run.status.get("folds") or {}).values())
+    if not run.predictions or not sizes or sum(sizes) != len(run.predictions.images):
+        return []
+    fold = np.repeat(np.arange(len(sizes)), sizes)[run.predictions.split.order]
+    return [SCORES[metric].of(run.predictions.labeled.of(fold == number)) for number in range(len(sizes))]
+
+
+class DecisionRow(NamedTuple):
+    """A group with the score that each rule of decision gives; a rule that was not chosen is looked up afterwards."""
+
+    label: str
+    chosen: str
+    cells: list[str]  # one for each rule of DECISIONS
+
+
+def decision_rows(table: Table) -> list[DecisionRow]:
+    """Return QWK by rule of decision for groups of grades; thresholds are fitted on stored validation predictions."""
+    if not table.ordered:
+        return []
+    rows = []
+    for group in table.ranked:
+        chosen = {str(run.status.get("decision") or "argmax") for run in group.scored}
+        if len(chosen) != 1:
+            continue
+        cells = []
+        for rule in DECISIONS:
+            values = [_decided(run, rule) for run in group.scored]
+            cells.append(SCORES[RANKS_DECISIONS].text(float(np.mean(values))) if values else ABSENT)
+        rows.append(DecisionRow(group.label, chosen.pop(), cells))
+    return rows
+
+
+def _decided(run: Run, rule: str) -> float:
+    """Return the score of a run under a rule; NaN if there is no validation split to fit the thresholds on."""
+    if run.predictions is None:
+        return math.nan
+    predictions, thresholds = run.predictions.labeled, None
+    if rule == run.status.get("decision"):
+        return SCORES[RANKS_DECISIONS].of(predictions)
+    if rule == "thresholds":
+        if run.validation is None:
+            return math.nan
+        known = run.validation.labeled
+        thresholds = fitted_thresholds(known.probabilities, known.targets)
+    return SCORES[RANKS_DECISIONS].of(_with_classes(predictions, rule, thresholds))
+
+
+def _with_classes(predictions: Predictions, rule: str, thresholds: Sequence[float] | None) -> Predictions:
+    return predictions._replace(classes=decisions(predictions.probabilities, rule, thresholds))

@@ -1,0 +1,68 @@
+"""Which epoch the validation split selected, and how many others are as good within its noise."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from resnet_lab.report.groups import Group, Table
+from resnet_lab.report.intervals import Z, estimate
+from resnet_lab.report.runs import Run, read_metrics
+from resnet_lab.scores import SCORES
+
+ALIKE = 1e-5  # values of metrics.csv and status.json come from float32
+
+
+class Selection(NamedTuple):
+    """The selected epoch of a run."""
+
+    epoch: int  # from 1
+    epochs: int
+    alike: int  # other epochs within one standard error of it (Breiman et al. 1984)
+    images: int  # of validation
+
+
+class Blind(NamedTuple):
+    """A group in which most epochs are as good as the selected one."""
+
+    label: str
+    selections: list[Selection]
+
+
+def blind_of(table: Table) -> list[Blind]:
+    """Return the groups in which more than half of the other epochs are within one standard error of the selected."""
+    found = [Blind(group.label, selections_of(group)) for group in table.ranked]
+    return [each for each in found if each.selections and _mostly_alike(each.selections)]
+
+
+def _mostly_alike(selections: list[Selection]) -> bool:
+    others = sum(each.epochs - 1 for each in selections)
+    return others > 0 and sum(each.alike for each in selections) > others / 2
+
+
+def selections_of(group: Group) -> list[Selection]:
+    """Return the selections of the runs that store validation predictions and the curve of the selecting score."""
+    return [found for run in group.scored if (found := _selection(run))]
+
+
+def _selection(run: Run) -> Selection | None:
+    monitor, best = str(run.status.get("monitor")), run.status.get("best_value")
+    name = monitor.removeprefix("val/")
+    if run.validation is None or name not in SCORES or not isinstance(best, int | float):
+        return None
+    rows = read_metrics(run.folder.stored_metrics)
+    if monitor not in rows or SCORES[name].from_sums is None:
+        return None
+    values = rows[monitor].to_numpy(float)
+    places = np.flatnonzero(np.abs(values - best) < ALIKE)
+    if not len(places):
+        return None
+    patient = np.unique(run.validation.patients, return_inverse=True)[1]
+    limits = estimate([[run.validation.labeled]], patient, draws=1, metrics=[name], compared=[])[name].interval(0)
+    error = (limits.high - limits.low) / (2 * Z)
+    if not np.isfinite(error):
+        return None
+    worse = (values - best) * (1 if SCORES[name].falls else -1)  # NaN: undefined in that epoch
+    alike = int(np.sum(worse <= error)) - 1
+    return Selection(int(rows.index[places[-1]]) + 1, len(values), alike, len(patient))

@@ -1,0 +1,255 @@
+"""Combined runs: means over seeds and networks, pooled folds, and what cannot be combined."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from fake_runs import change_status, edit_predictions, write_run
+
+from resnet_lab import load
+from resnet_lab.combine import combine, command
+from resnet_lab.errors import UserError
+from resnet_lab.evaluate import evaluate_split
+from resnet_lab.report.combined import combined_rows, fold_rows
+from resnet_lab.report.groups import tables_of
+from resnet_lab.report.runs import read_run, read_runs
+from resnet_lab.report.verify import differences_of
+from resnet_lab.run_folder import RunFolder
+from resnet_lab.statistics import quadratic_weighted_kappa
+from resnet_lab.training import guarded
+
+MakeRun = Callable[..., RunFolder]
+
+
+def frame_of(run: RunFolder | Path, split: str = "test") -> pd.DataFrame:
+    folder = run.path if isinstance(run, RunFolder) else run
+    return pd.read_csv(folder / f"predictions_{split}.csv", dtype={"image": str}).sort_values("image")
+
+
+def shares_of(run: RunFolder | Path) -> np.ndarray:
+    return frame_of(run).filter(like="p_").to_numpy()
+
+
+@pytest.fixture
+def seeds(tmp_path: Path) -> Path:
+    """Return a folder with two depths and three seeds, scored on the same images in different orders."""
+    for depth in (18, 50):
+        for seed in (0, 1, 2):
+            folder = write_run(tmp_path / "runs" / f"depth-{depth}_seed-{seed}", depth=depth, seed=seed, skill=1.5)
+            edit_predictions(folder, lambda frame, seed=seed: frame.sample(frac=1, random_state=seed))
+    return tmp_path / "runs"
+
+
+def test_the_mean_over_seeds(seeds: Path, tmp_path: Path) -> None:
+    made = combine([str(seeds)], tmp_path / "means", ["seed"])
+    assert [run.path.name for run in made] == ["depth-18_over-seed", "depth-50_over-seed"]
+    for run, depth in zip(made, (18, 50), strict=True):
+        members = [seeds / f"depth-{depth}_seed-{seed}" for seed in (0, 1, 2)]
+        mean = np.mean([shares_of(member) for member in members], axis=0)
+        assert shares_of(run) == pytest.approx(mean, abs=1e-7)
+        found = frame_of(run)
+        assert found["prediction"].tolist() == mean.argmax(axis=1).tolist()
+        config = run.read_config()["combine"]
+        assert config["mean_over"] == "seed"
+        assert {(run.path / source).resolve() for source in config["sources"]} == {*members}
+        kappa = quadratic_weighted_kappa(found["target"].to_numpy(), found["prediction"].to_numpy())
+        assert run.read_status()["metrics"]["test/qwk"] == pytest.approx(kappa)
+        assert run.read_status()["seconds"] == 3 * 300 + 3  # all members are needed
+    assert differences_of([read_run(run) for run in made]) == []
+
+
+def test_the_report_compares_a_mean_with_its_members(seeds: Path, tmp_path: Path) -> None:
+    combine([str(seeds)], tmp_path / "means", ["seed"])
+    combine([str(seeds)], tmp_path / "all", ["all"], "expected")
+    table = tables_of(read_runs([str(seeds), str(tmp_path / "means"), str(tmp_path / "all")]))[0]
+    rows = {row.label: row for row in combined_rows(table)}
+    assert len(rows) == 3
+    values = {group.label: group.mean_and_std("qwk")[0] for group in table.groups}
+    of_18 = next(row for label, row in rows.items() if "depth=18 " in label)
+    member = next(label for label in values if "depth=18" in label and "over" not in label)
+    assert of_18.members == member
+    assert of_18.of_members == f"{values[member]:.3f}"
+    difference = values[of_18.label] - values[member]
+    assert of_18.difference.startswith(f"{difference:+.3f}".replace("-", "−"))
+    assert "[" in of_18.difference
+    every = next(row for label, row in rows.items() if "over=all" in label)
+    assert every.members.count(";") == 1
+
+
+def test_without_the_members_there_is_nothing_to_compare(seeds: Path, tmp_path: Path) -> None:
+    combine([str(seeds)], tmp_path / "means", ["seed"])
+    assert combined_rows(tables_of(read_runs([str(tmp_path / "means")]))[0]) == []
+
+
+def test_again_into_the_folder_of_the_members(seeds: Path) -> None:
+    first = combine([str(seeds)], seeds, ["all"])
+    again = combine([str(seeds)], seeds, ["all"])  # the result is not one of its own members
+    assert [run.path for run in first] == [run.path for run in again]
+    assert len(again[0].read_config()["combine"]["sources"]) == 6
+
+
+def test_another_rule_of_finished_runs(seeds: Path, tmp_path: Path) -> None:
+    made = combine([str(seeds / "depth-18_seed-0")], tmp_path / "expected", ["none"], "expected")
+    run = made[0]
+    assert run.read_config()["loss"]["decision"] == run.read_status()["decision"] == "expected"
+    assert shares_of(run) == pytest.approx(shares_of(seeds / "depth-18_seed-0"), abs=1e-7)
+    assert differences_of([read_run(run)]) == []
+
+
+@pytest.fixture
+def folds(tmp_path: Path) -> Path:
+    """Return three folds with two seeds; the folds have 130, 130 and 140 images of 65, 65 and 70 patients."""
+    for seed in (0, 1):
+        for fold, (first, last) in enumerate([(0, 130), (130, 260), (260, 400)]):
+            config = {"data.folds": 3, "data.fold": fold, "data.split_seed": 0}
+            folder = write_run(tmp_path / "cv" / f"fold-{fold}_seed-{seed}", seed=seed, skill=1.5, config=config)
+            edit_predictions(folder, lambda frame, first=first, last=last: frame.iloc[first:last])
+    return tmp_path / "cv"
+
+
+def test_folds_are_pooled_into_one_table(folds: Path, tmp_path: Path) -> None:
+    made = combine([str(folds)], tmp_path / "pooled", ["data.fold"])
+    assert len(made) == 2
+    parts = [frame_of(folds / f"fold-{fold}_seed-1") for fold in range(3)]
+    every = pd.concat(parts)
+    found = frame_of(next(run for run in made if run.read_config()["seed"] == 1))
+    assert found["image"].tolist() == every["image"].tolist()
+    assert found["prediction"].tolist() == every["prediction"].tolist()
+    assert found["patient"].nunique() == 200
+    table = tables_of(read_runs([str(tmp_path / "pooled")]))[0]
+    assert [group.label for group in table.groups] == ["depth=18 pretrained=none"]
+    assert len(table.patient) == 400
+    assert int(table.patient.max()) + 1 == 200  # the intervals are over patients
+    row = fold_rows(table)[0]
+    by_fold = [
+        np.mean(
+            [
+                quadratic_weighted_kappa(part["target"].to_numpy(), part["prediction"].to_numpy())
+                for part in (frame_of(folds / f"fold-{fold}_seed-{seed}") for seed in (0, 1))
+            ]
+        )
+        for fold in range(3)
+    ]
+    assert row.folds == [f"{value:.3f}" for value in by_fold]
+    assert row.mean == f"{np.mean(by_fold):.3f} ± {np.std(by_fold, ddof=1):.3f}"
+    assert differences_of([read_run(run) for run in made]) == []
+
+
+def test_seeds_are_averaged_within_a_fold(folds: Path, tmp_path: Path) -> None:
+    run = combine([str(folds)], tmp_path / "pooled", ["seed", "data.fold"])[0]
+    mean = np.mean([shares_of(folds / f"fold-2_seed-{seed}") for seed in (0, 1)], axis=0)
+    assert shares_of(run)[260:] == pytest.approx(mean, abs=1e-7)
+    assert run.read_status()["folds"] == {"0": 130, "1": 130, "2": 140}
+
+
+def test_a_missing_fold_is_named(folds: Path, tmp_path: Path) -> None:
+    shutil.rmtree(folds / "fold-1_seed-0")
+    change_status(folds / "fold-2_seed-0", state="failed", error="out of memory")
+    with pytest.raises(UserError, match="fold 1 has 1 run, fold 0 has 2"):
+        combine([str(folds)], tmp_path / "pooled", ["data.fold", "seed"])
+    shutil.rmtree(folds / "fold-1_seed-1")
+    with pytest.raises(UserError, match="fold 1 of 3 missing beside fold-0_seed-1"):
+        combine([str(folds)], tmp_path / "pooled", ["data.fold"])
+    assert not (tmp_path / "pooled").exists()
+
+
+@pytest.mark.parametrize("column", ["image", "patient"])
+def test_folds_with_a_common_image_or_patient_are_refused(folds: Path, tmp_path: Path, column: str) -> None:
+    def overlap(frame: pd.DataFrame) -> pd.DataFrame:
+        return frame.assign(**{column: ["000" if column == "image" else "p0", *frame[column][1:]]})
+
+    edit_predictions(folds / "fold-1_seed-0", overlap)
+    with pytest.raises(UserError, match=f"{column} .* is in the test images of two folds"):
+        combine([str(folds)], tmp_path / "pooled", ["data.fold"])
+
+
+def test_folds_of_different_cuts_are_refused(folds: Path, tmp_path: Path) -> None:
+    file = folds / "fold-1_seed-0" / "config.yaml"
+    config = yaml.safe_load(file.read_text())
+    config["data"]["split_seed"] = 1
+    file.write_text(yaml.safe_dump(config))
+    with pytest.raises(UserError, match="different cuts"):
+        combine([str(folds)], tmp_path / "pooled", ["all"])
+
+
+def test_what_cannot_be_combined(seeds: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="lr is no key of these runs"):
+        combine([str(seeds)], out, ["lr"])
+    with pytest.raises(UserError, match="over=none changes nothing"):
+        combine([str(seeds)], out, ["none"])
+    with pytest.raises(UserError, match="depth-18_seed-0 is a run that trained"):
+        combine([str(seeds / "depth-18_seed-0")], seeds, ["none"], "expected")
+    with pytest.raises(UserError, match="needs predictions on validation"):
+        combine([str(seeds)], out, ["seed"], "thresholds")
+    edit_predictions(seeds / "depth-18_seed-1", lambda frame: frame.iloc[:300])
+    with pytest.raises(UserError, match="have different test images"):
+        combine([str(seeds)], out, ["seed"])
+    write_run(tmp_path / "others" / "a", class_names=["cat", "dog"])
+    write_run(tmp_path / "others" / "b", class_names=["dog", "cat"], seed=1)
+    with pytest.raises(UserError, match="has the classes cat, dog, b has dog, cat"):
+        combine([str(tmp_path / "others")], out, ["seed"])
+    shutil.rmtree(tmp_path / "others" / "b")
+    with pytest.raises(UserError, match="decision=expected needs grades"):
+        combine([str(tmp_path / "others")], out, ["none"], "expected")
+    assert not out.exists()
+
+
+def test_different_rules_need_a_choice(seeds: Path, tmp_path: Path) -> None:
+    change_status(seeds / "depth-18_seed-1", decision="expected")
+    with pytest.raises(UserError, match="different rules of decision"):
+        combine([str(seeds)], tmp_path / "out", ["seed"])
+    assert len(combine([str(seeds)], tmp_path / "out", ["seed"], "expected")) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"), [(["out=o", "decision=best"], "choose argmax, median"), ([], "out= is missing")]
+)
+def test_options(seeds: Path, words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        command([str(seeds), *words])
+
+
+def test_an_unfinished_run_is_left_out_by_name(seeds: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    change_status(seeds / "depth-18_seed-1", state="failed", error="out of memory")
+    made = combine([str(seeds)], tmp_path / "means", ["seed"])
+    assert len(made[0].read_config()["combine"]["sources"]) == 2
+    assert "left out: depth-18_seed-1: out of memory" in caplog.text
+
+
+def test_an_ensemble_is_one_model(make_run: MakeRun, tmp_path: Path) -> None:
+    keys = ("trainer.precision=32-true", "trainer.max_epochs=1")
+    members = [
+        make_run(*keys, f"seed={seed}", f"data.mean={mean}", name=f"seed-{seed}")
+        for seed, mean in ((0, "train"), (1, "[0.4,0.5,0.6]"))
+    ]
+    for run in members:
+        assert guarded(run) == 0
+    ensemble = combine([str(run.path) for run in members], tmp_path / "means", ["seed", "data.mean"])[0]
+    model = load(ensemble.path)
+    _, module, datamodule = evaluate_split(model, model.origin["config"], "test")
+    stored = pd.read_csv(ensemble.predictions_file("test"))
+    assert datamodule.rows("test")["image"].tolist() == stored["image"].tolist()
+    found = module.predictions["test"]
+    assert found.probabilities == pytest.approx(stored.filter(like="p_").to_numpy(), abs=1e-5)
+    assert found.classes.tolist() == stored["prediction"].tolist()
+    images = torch.zeros(1, 3, 24, 24, dtype=torch.uint8)
+    alone = [load(run.path)(images).iloc[:, 1:].to_numpy() for run in members]
+    assert model(images).iloc[:, 1:].to_numpy() == pytest.approx(np.mean(alone, axis=0), abs=1e-5)
+
+
+def test_members_of_different_size_are_no_single_network(make_run: MakeRun, tmp_path: Path) -> None:
+    keys = ("trainer.max_epochs=1", "trainer.precision=32-true")
+    members = [make_run(*keys, f"data.image_size={size}", name=f"size-{size}") for size in (24, 32)]
+    for run in members:
+        assert guarded(run) == 0
+    ensemble = combine([str(run.path) for run in members], tmp_path / "means", ["data.image_size"])[0]
+    with pytest.raises(UserError, match="prepare images differently"):
+        load(ensemble.path)

@@ -1,0 +1,218 @@
+"""Rules of decision: which grade the probabilities give, fitted thresholds, and runs that differ in nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from fake_runs import edit_predictions, write_run
+
+from resnet_lab import load, training
+from resnet_lab.evaluate import evaluate_split
+from resnet_lab.objectives import cross_entropy
+from resnet_lab.report.combined import decision_rows
+from resnet_lab.report.findings import findings_of
+from resnet_lab.report.groups import tables_of
+from resnet_lab.report.runs import read_run, read_runs
+from resnet_lab.report.verify import differences_of
+from resnet_lab.run_folder import RunFolder, list_jobs
+from resnet_lab.schema import Rule
+from resnet_lab.statistics import (
+    DECISIONS,
+    decisions,
+    expected_grades,
+    fitted_thresholds,
+    midpoints,
+    quadratic_weighted_kappa,
+)
+from resnet_lab.training import guarded
+
+MakeRun = Callable[..., RunFolder]
+
+EXACT = ("trainer.precision=32-true", "trainer.max_epochs=1")
+
+
+def probabilities_of(targets: np.ndarray, num_classes: int, seed: int = 0) -> np.ndarray:
+    scores = np.random.default_rng(seed).normal(size=(len(targets), num_classes)) * 1.5
+    scores[np.arange(len(targets)), targets] += 1.5
+    scores[:, 0] += 1
+    shares = np.exp(scores)
+    return shares / shares.sum(axis=1, keepdims=True)
+
+
+def test_every_rule_has_an_explanation() -> None:
+    assert list(DECISIONS) == list(get_args(Rule))
+
+
+def test_the_expected_grade_is_rounded_to_the_nearest() -> None:
+    probabilities = np.array([[0.4, 0.3, 0.3], [0.8, 0.1, 0.1], [0.45, 0.0, 0.55]])
+    assert expected_grades(probabilities) == pytest.approx([0.9, 0.3, 1.1])
+    assert decisions(probabilities, "argmax").tolist() == [0, 0, 2]
+    assert decisions(probabilities, "expected").tolist() == [1, 0, 1]
+    assert decisions(probabilities, "median").tolist() == [1, 0, 2]
+    assert decisions(probabilities, "thresholds", [0.2, 1.0]).tolist() == [1, 1, 2]
+    assert midpoints(3).tolist() == [0.5, 1.5]
+
+
+def test_a_limit_belongs_to_the_lower_grade() -> None:
+    assert decisions(np.array([[0.5, 0.5]]), "expected").tolist() == [0]
+
+
+def test_thresholds_have_the_highest_kappa_on_the_grid() -> None:
+    targets = np.random.default_rng(3).choice(3, 200, p=[0.6, 0.3, 0.1])
+    probabilities = probabilities_of(targets, 3)
+    grid, grades = np.arange(1, 200) / 100, expected_grades(probabilities)
+    every = [
+        quadratic_weighted_kappa(targets, np.searchsorted(limits, grades))
+        for limits in product(grid, grid)
+        if limits[0] < limits[1]
+    ]
+    found = fitted_thresholds(probabilities, targets)
+    assert quadratic_weighted_kappa(targets, decisions(probabilities, "thresholds", found)) == pytest.approx(max(every))
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 5, 8])
+def test_thresholds_increase_and_are_at_least_as_good_as_the_midpoints(num_classes: int) -> None:
+    targets = np.random.default_rng(num_classes).choice(num_classes, 300)
+    probabilities = probabilities_of(targets, num_classes)
+    found = fitted_thresholds(probabilities, targets)
+    assert len(found) == num_classes - 1
+    assert found == sorted(set(found))
+    assert fitted_thresholds(probabilities, targets) == found
+    fitted, plain = (
+        quadratic_weighted_kappa(targets, decisions(probabilities, rule, found)) for rule in ("thresholds", "expected")
+    )
+    assert fitted >= plain
+
+
+def test_without_information_thresholds_stay_at_the_midpoints() -> None:
+    probabilities = np.full((20, 4), 0.25)
+    assert fitted_thresholds(probabilities, np.arange(20) % 4) == [0.5, 1.5, 2.5]
+    assert fitted_thresholds(probabilities, np.zeros(20, int)) == [0.5, 1.5, 2.5]  # kappa is undefined
+
+
+def test_final_classes_follow_the_rule_and_training_the_own_one() -> None:
+    objective = cross_entropy(0.0, "none", [1, 1, 1])
+    outputs = torch.tensor([[0.4, 0.3, 0.3]]).log()
+    assert objective.classes(outputs).tolist() == [0]
+    objective.choose("expected", 3)
+    assert (objective.rule, objective.classes(outputs).tolist(), objective.decide(outputs).tolist()) == (
+        "expected",
+        [1],
+        [0],
+    )
+    assert "limits" not in objective.state_dict()
+    objective.choose("thresholds", 3)
+    objective.fit_thresholds(torch.eye(3).repeat(4, 1) * 3, torch.arange(3).repeat(4))
+    assert objective.thresholds == [0.5, 1.5]
+    assert objective.state_dict()["limits"].tolist() == [0.5, 1.5]
+
+
+@pytest.fixture
+def trained(make_run: MakeRun, tmp_path: Path) -> dict[str, RunFolder]:
+    """Return a sweep over the rules: the first job trains, the others are derived."""
+    runs = {rule: make_run(*EXACT, f"loss.decision={rule}", name=rule) for rule in ("auto", "expected", "thresholds")}
+    list_jobs(tmp_path / "runs", list(runs))
+    for rule, run in runs.items():
+        run.update_status(overrides=[f"loss.decision={rule}"])
+        assert guarded(run) == 0
+    return runs
+
+
+def test_jobs_that_differ_in_the_rule_share_a_training(trained: dict[str, RunFolder], make_run: MakeRun) -> None:
+    assert trained["auto"].best_checkpoint.is_file()
+    for rule in ("expected", "thresholds"):
+        status = trained[rule].read_status()
+        assert (status["state"], status["decision"], status["derived_from"]) == ("done", rule, "../auto")
+        assert not trained[rule].checkpoints.exists()
+        alone = make_run(*EXACT, f"loss.decision={rule}", name=f"alone/{rule}")
+        assert guarded(alone) == 0
+        for split in ("val", "test"):
+            assert trained[rule].predictions_file(split).read_bytes() == alone.predictions_file(split).read_bytes()
+        assert trained[rule].metrics_file.read_bytes() == alone.metrics_file.read_bytes()
+        assert status["metrics"] == pytest.approx(alone.read_status()["metrics"], abs=1e-6)
+        assert status.get("thresholds") == alone.read_status().get("thresholds")
+        assert alone.read_status()["decision_in_training"] == "argmax"
+        assert differences_of([read_run(alone), read_run(trained[rule])]) == []
+    assert differences_of([read_run(trained["auto"])]) == []
+
+
+def test_a_derived_run_predicts_with_the_network_of_its_source(trained: dict[str, RunFolder]) -> None:
+    for rule, run in trained.items():
+        model = load(run.path)
+        assert model.objective.rule == {"auto": "argmax"}.get(rule, rule)
+        assert model.objective.thresholds == run.read_status().get("thresholds")
+        _, module, _ = evaluate_split(model, model.origin["config"], "test")
+        stored = pd.read_csv(run.predictions_file("test"))
+        assert module.predictions["test"].classes.tolist() == stored["prediction"].tolist()
+
+
+def test_a_missing_source_is_named(trained: dict[str, RunFolder]) -> None:
+    trained["auto"].path.rename(trained["auto"].path.with_name("moved"))
+    with pytest.raises(Exception, match=r"is made from .*auto, which does not exist"):
+        load(trained["expected"].path)
+
+
+def test_the_report_finds_no_fault_in_equal_probabilities(trained: dict[str, RunFolder]) -> None:
+    runs = read_runs([str(run.path) for run in trained.values()])
+    assert "suspiciously identical" not in [finding.kind for finding in findings_of(runs, tables_of(runs))]
+    labels = [group.label for group in tables_of(runs)[0].groups]
+    assert labels == ["decision=auto", "decision=expected", "decision=thresholds"]
+
+
+def test_the_check_knows_the_thresholds(trained: dict[str, RunFolder]) -> None:
+    run = trained["thresholds"]
+    run.update_status(thresholds=[0.01, 0.02, 0.03, 0.04])
+    assert any("fitted thresholds" in line for line in differences_of([read_run(run)]))
+    run.update_status(thresholds=None)
+    assert any("no thresholds" in line for line in differences_of([read_run(run)]))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (("data.val_fraction=0", "loss.decision=thresholds"), "needs a validation split"),
+        (("data.ordered=false", "loss.decision=expected"), "classes of this data set have no order"),
+        (("data.ordered=false", "loss.decision=median"), "classes of this data set have no order"),
+    ],
+)
+def test_a_rule_that_the_data_does_not_allow_is_refused(
+    make_run: MakeRun, overrides: tuple[str, ...], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "build_trainer", lambda *_: pytest.fail("the training started"))
+    run = make_run(*EXACT, *overrides)
+    assert guarded(run) == 1
+    assert words in run.read_status()["error"]
+
+
+def test_without_validation_the_expected_grade_needs_no_fit(make_run: MakeRun) -> None:
+    run = make_run(*EXACT, "data.val_fraction=0", "loss.decision=expected")
+    assert guarded(run) == 0
+    stored = pd.read_csv(run.predictions_file("test"))
+    grades = expected_grades(stored.filter(like="p_").to_numpy())
+    assert stored["prediction"].tolist() == np.searchsorted(midpoints(5), grades).tolist()
+
+
+def test_the_report_shows_what_other_rules_would_have_given(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_run(tmp_path / str(seed), seed=seed)
+    table = tables_of(read_runs([str(tmp_path)]))[0]
+    row = decision_rows(table)[0]
+    assert (row.chosen, row.cells[-1]) == ("argmax", "–")  # no validation predictions are stored
+    values = []
+    for run in table.scored:
+        labeled = run.predictions.labeled
+        values.append(quadratic_weighted_kappa(labeled.targets, decisions(labeled.probabilities, "expected")))
+    assert row.cells[list(DECISIONS).index("expected")] == f"{np.mean(values):.3f}"
+    edit_predictions(tmp_path / "0", lambda frame: frame)
+    status = json.loads((tmp_path / "0" / "status.json").read_text())
+    (tmp_path / "0" / "status.json").write_text(json.dumps(status | {"ordered": False}))
+    (tmp_path / "1" / "status.json").write_text(json.dumps(status | {"ordered": False}))
+    assert decision_rows(tables_of(read_runs([str(tmp_path)]))[0]) == []
