@@ -81,7 +81,7 @@ def build_module(config: dict[str, Any], datamodule: DataModule, pretrained: boo
             else "to train on another split, name it, as in data.splits={train: val}"
         )
         raise UserError(f"{datamodule.data.name} has no split train, only {' and '.join(datamodule.splits)}; {remedy}")
-    refuse_decision(config["loss"]["decision"], datamodule.data.ordered, datamodule.splits)
+    refuse_decision(config["loss"]["decision"], datamodule.splits)
     objective = build_objective(config["loss"], datamodule.class_counts["train"])
     refuse_unmixable(objective, config["loss"], datamodule.data.mixup)
     model = config["model"] if pretrained else without_weights(config["model"])

@@ -57,6 +57,7 @@ ADDED: dict[str, Added] = {
     "loss.teacher": Added(None),
     "loss.temperature": Added(2.0),
     "loss.teacher_weight": Added(0.5),
+    "loss.class_weights": Added("none", ("resnet_lab.objectives.mse",)),
     "model.freeze": Added(None),
     "model.unfreeze_at_epoch": Added(None),
     "optim.backbone_lr_factor": Added(1.0),

@@ -36,6 +36,7 @@ from resnet_lab.schema import (
     FOR_OTHERS,
     MISSING,
     OF_JOB,
+    ORDINAL,
     PROVIDED,
     Config,
     TrainerConfig,
@@ -143,16 +144,18 @@ def _hash(text: str, length: int) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
-def check(config: DictConfig, importing: bool = False, unset: bool = False) -> None:
+def check(config: DictConfig, importing: bool = False, unset: bool = False, trains: bool = True) -> None:
     """Check a configuration before anything is built.
 
     Args:
         config: composed configuration.
         importing: also import the parts that are not resnet_lab's, and check their arguments.
         unset: accept mandatory keys that are not set; if there are any, values are not checked.
+        trains: also check that the loss fits the classes, which does not matter for a trained network.
 
     Raises:
-        UserError: a mandatory key is not set, a value is wrong, or a group has a key too many or too few.
+        UserError: a mandatory key is not set, a value is wrong, a group has a key too many or too few, or the loss
+            needs ordered classes.
     """
     missing = sorted(OmegaConf.missing_keys(config))
     if missing and not unset:
@@ -174,6 +177,25 @@ def check(config: DictConfig, importing: bool = False, unset: bool = False) -> N
             raise UserError(f"{group}._partial_={node.get('_partial_')}: must be {group in PARTIAL}".lower())
     for group in BY_NAME:
         _check_named(group, config[group], importing)
+    if trains and not missing:
+        _refuse_unordered(config)
+
+
+def _refuse_unordered(config: DictConfig) -> None:
+    """Refuse a loss or a decision of grades for classes without an order: it would treat their numbers as distances."""
+    if config.data.get("ordered"):
+        return
+    target, rule = str(config.loss["_target_"]), config.loss["decision"]
+    if target in ORDINAL:
+        raise UserError(
+            f"loss={target.rpartition('.')[2]} needs ordered classes, but data.ordered=false; set data.ordered=true if "
+            "the classes are grades in their order, else loss=cross_entropy"
+        )
+    if rule not in ("auto", "argmax"):
+        raise UserError(
+            f"loss.decision={rule} needs ordered classes, but data.ordered=false; set data.ordered=true if the classes "
+            "are grades in their order, else loss.decision=argmax"
+        )
 
 
 def _check_settings(config: DictConfig) -> None:

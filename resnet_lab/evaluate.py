@@ -114,7 +114,7 @@ def override(origin: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise UserError(f"{' '.join([*added, *keys])}: {' '.join(str(error).split())}") from error
     trust(f"data:{item.partition('=')[2]}" for item in keys if item.startswith("data._target_="))
-    check(merged)
+    check(merged, trains=False)
     container = OmegaConf.to_container(merged, resolve=True)
     assert isinstance(container, dict)
     typed = any(item.startswith("data.on_leak=") for item in keys)

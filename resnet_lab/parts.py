@@ -21,7 +21,6 @@ from resnet_lab.errors import UserError, reason_of
 from resnet_lab.models.pretrained import load_fitting, weights_of_torchvision
 from resnet_lab.objectives import Criterion, Objective
 from resnet_lab.signatures import imported, is_ours
-from resnet_lab.statistics import OF_GRADES
 
 TRIAL = 96  # pixels of an image that shows which layer comes last
 SOURCES = ("pretrained", "weights", "checkpoint_path")  # keys of networks that select initial weights
@@ -163,19 +162,16 @@ def refuse_unmixable(objective: Objective, loss: dict[str, Any], mixup: float) -
         )
 
 
-def refuse_decision(rule: str, ordered: bool, splits: Collection[str]) -> None:
-    """Refuse a rule of decision that the data does not allow.
+def refuse_decision(rule: str, splits: Collection[str]) -> None:
+    """Refuse fitted thresholds for data without a validation split.
 
     Args:
         rule: `loss.decision`.
-        ordered: whether the classes are grades.
         splits: names of the splits.
 
     Raises:
-        UserError: the rule needs ordered classes, or a validation split.
+        UserError: the rule is `thresholds`, and there is no validation split.
     """
-    if rule in OF_GRADES and not ordered:
-        raise UserError(f"loss.decision={rule} needs grades, but the classes of this data set have no order")
     if rule == "thresholds" and "val" not in splits:
         raise UserError(
             "loss.decision=thresholds needs a validation split; set data.val_fraction or data.val_csv, or choose "

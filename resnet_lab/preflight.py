@@ -51,8 +51,8 @@ def command(arguments: list[str]) -> None:
             refuse_no_logits(build_objective(need["loss"], [1] * len(names)), need["loss"])
             teacher_of(need["loss"], need["data"], names)
         elif "data" in need:
-            data_set, splits = data_of(json.dumps(need["data"], sort_keys=True))
-            refuse_decision(need.get("decision", "auto"), data_set.ordered, splits)
+            splits = data_of(json.dumps(need["data"], sort_keys=True))[1]
+            refuse_decision(need.get("decision", "auto"), splits)
         else:
             check_network(need["model"])
 

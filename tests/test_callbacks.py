@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from resnet_lab import callbacks
-from resnet_lab.callbacks import Observer, StepSeed
+from resnet_lab.callbacks import EXPLODED, FiniteLoss, Observer, StepSeed
 from resnet_lab.checkpoints import EpochRows, LastCheckpoint
 from resnet_lab.data.datamodule import DataModule
+from resnet_lab.errors import UserError
 from resnet_lab.run_folder import RunFolder
 
 
@@ -144,3 +145,25 @@ def test_a_metric_that_an_epoch_does_not_log_is_undefined_there(tmp_path):
     known["val/loss"] = torch.tensor(3.0)
     rows.note(trainer)
     assert rows.rows[-1] == {"epoch": 3, "lr": 0.5, "val/loss": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("value", "seen"),
+    [
+        (torch.tensor([1.0, float("nan"), -2.0]), "nan"),
+        (torch.tensor([1.0, float("-inf")]), "inf"),
+        (torch.tensor([1e11, 1.0]), "inf"),  # larger than EXPLODED
+        (torch.tensor([1.0, float("nan")], dtype=torch.complex64), "nan"),
+        (torch.tensor([9e9, -9e9], dtype=torch.bfloat16), ""),
+        (torch.tensor([5]), ""),
+        (torch.tensor([True]), ""),
+        (torch.empty(0), ""),
+    ],
+)
+def test_values_that_are_not_finite_are_found(value, seen):
+    trainer = SimpleNamespace(current_epoch=2)
+    if not seen:
+        FiniteLoss._check("head.weight", value, trainer, EXPLODED)
+        return
+    with pytest.raises(UserError, match=f"head.weight became {seen} in epoch 3: lower optim.lr"):
+        FiniteLoss._check("head.weight", value, trainer, EXPLODED)

@@ -74,7 +74,10 @@ def test_the_weight_chooses_between_labels_and_teacher(weight: float) -> None:
 
 
 def test_any_objective_can_teach_and_extreme_logits_stay_finite() -> None:
-    found, logits = taught(objective=mse([1, 1, 1])), torch.tensor([[1e4, -1e4, 0.0]]).bfloat16().requires_grad_()
+    found, logits = (
+        taught(objective=mse("none", [1, 1, 1])),
+        torch.tensor([[1e4, -1e4, 0.0]]).bfloat16().requires_grad_(),
+    )
     losses = found.losses(torch.zeros(1), logits, torch.randn(1, 3, 4, 4) * 100)
     assert losses.isfinite().all()
     assert torch.autograd.grad(losses.sum(), logits)[0].isfinite().all()
@@ -229,7 +232,7 @@ def test_keys_without_a_teacher_are_named() -> None:
         "loss.temperature=4.0 has no effect: loss.teacher names no network"
     ]
     assert idle_keys(loss | {"temperature": 4.0, "teacher": "runs/x"}) == []
-    refuse_no_logits(mse([1, 1]), loss)
+    refuse_no_logits(mse("none", [1, 1]), loss)
 
 
 def test_trust_for_a_teacher_is_not_called_idle(capsys: pytest.CaptureFixture[str]) -> None:

@@ -106,7 +106,7 @@ def test_evaluation_mixes_nothing(root: Path) -> None:
         assert "share" not in next(iter(datamodule.evaluation_dataloader(split)))
 
 
-@pytest.mark.parametrize("objective", [cross_entropy(0.1, [1.0, 2.0, 0.5], [4, 4, 4]), mse([4, 4, 4])])
+@pytest.mark.parametrize("objective", [cross_entropy(0.1, [1.0, 2.0, 0.5], [4, 4, 4]), mse("none", [4, 4, 4])])
 def test_the_step_mixes_the_losses_and_scores_the_class_of_the_larger_share(objective: Any) -> None:
     module = Classifier(nn.Identity(), objective, None, None, ["a", "b", "c"], True)
     outputs, targets = torch.randn(4, objective.num_outputs), torch.tensor([0, 2, 1, 2])
