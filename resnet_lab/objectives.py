@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from resnet_lab.errors import UserError
-from resnet_lab.statistics import decisions, fitted_thresholds, midpoints
+from resnet_lab.statistics import OWN_RULE, decisions, fitted_thresholds, midpoints
 from resnet_lab.values import NotNegative, Share
 
 ClassWeights = Literal["none", "balanced"] | list[NotNegative]
@@ -22,7 +22,8 @@ class Objective(nn.Module, ABC):
 
     Attributes:
         num_outputs: M, the length of the network's last layer.
-        decision: the rule of `decide`, based on `probabilities` (`statistics.DECISIONS`).
+        decision: the rule of `decide`: `argmax`, `median` or `expected` of `probabilities`, or `own`, which
+            `report --check` cannot derive.
         fitted: whether `fit` estimates parameters, stored as buffers in the checkpoint.
         mixable: whether the loss of an image depends on no other image of the batch. Then, losses to the classes of two
             mixed images can be averaged (`data.mixup`).
@@ -87,6 +88,8 @@ class Objective(nn.Module, ABC):
         rule = self.rule if final else self.decision
         if rule == self.decision and outputs.ndim == 2:
             return self.decide(outputs)
+        if rule == OWN_RULE:
+            return self.decide(outputs.mean(1))
         probabilities = self.averaged(outputs).cpu().numpy()
         return torch.from_numpy(decisions(probabilities, rule, self.thresholds)).to(outputs.device)
 

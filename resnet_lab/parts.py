@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torchvision.models import get_model_weights
 
+from resnet_lab import statistics
 from resnet_lab.config import build, of_the_job
 from resnet_lab.data.image_data import ImageData
 from resnet_lab.errors import UserError, reason_of
@@ -39,6 +41,11 @@ def build_network(model: dict[str, Any], num_outputs: int) -> nn.Module:
         kind = type(network).__name__
         raise UserError(
             f"model._target_ {model['_target_']} returns a {kind}; name a function or class that gives an nn.Module"
+        )
+    if lazy := [name for name, each in network.named_parameters() if is_lazy(each)]:
+        raise UserError(
+            f"model._target_ {model['_target_']}: the shape of {lazy[0]} is unknown before the first image; give it in "
+            "place of a lazy layer"
         )
     source = of_the_job("model", model).get("pretrained")
     if source not in (None, False, "none"):
@@ -79,6 +86,7 @@ def _own_objective(loss: dict[str, Any], class_counts: Sequence[int]) -> Objecti
         "loss", _with_tensors(loss), class_counts=class_counts, num_classes=len(class_counts), reduction="none"
     )
     if isinstance(made, Objective):
+        _refuse_odd(made, target, len(class_counts))
         return made
     if not callable(made):
         raise UserError(f"loss._target_ {target} returns a {type(made).__name__}; name one that returns a loss")
@@ -99,6 +107,29 @@ def _own_objective(loss: dict[str, Any], class_counts: Sequence[int]) -> Objecti
             "do not average them"
         )
     return criterion
+
+
+def _refuse_odd(objective: Objective, target: str, num_classes: int) -> None:
+    """Refuse an external objective whose methods fail or return other shapes than `Objective` says.
+
+    Raises:
+        UserError: a method does, or its decision rule is unknown.
+    """
+    rules = [rule for rule in (*statistics.DECISIONS, statistics.OWN_RULE) if rule != "thresholds"]
+    if objective.decision not in rules:
+        raise UserError(f"loss._target_ {target}: decision={objective.decision} is none of {', '.join(rules)}")
+    trial, method = copy.deepcopy(objective), "num_outputs"
+    try:
+        outputs, classes = torch.zeros(2, trial.num_outputs), torch.arange(2) % num_classes
+        for method, shape in (("losses", (2,)), ("probabilities", (2, num_classes)), ("decide", (2,))):
+            found = getattr(trial, method)(*[outputs, classes][: 1 + (method == "losses")])
+            if not isinstance(found, Tensor) or found.shape != shape:
+                seen = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+                raise UserError(f"loss._target_ {target}: {method} returns {seen} for two images; return {shape}")
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"loss._target_ {target}: {method} fails: {reason_of(error)}") from error
 
 
 def _with_tensors(loss: dict[str, Any]) -> dict[str, Any]:
@@ -226,6 +257,25 @@ def refuse_misfit(network: nn.Module, num_outputs: int, size: int, target: str) 
             f"model._target_ {target} returns {found} for two images in {mode}, not (2, {num_outputs}); give it an "
             "argument num_classes, which the job sets, or set the length of its last layer"
         )
+
+
+def takes_channels_last(network: nn.Module, config: dict[str, Any]) -> bool:
+    """Return whether a network works with channels-last images; the `view` of an external network may not.
+
+    Args:
+        network: the network, which is not changed.
+        config: configuration of its run.
+    """
+    if is_ours(str(config["model"]["_target_"])):
+        return True
+    size, layout = config["data"]["crop"] or config["data"]["image_size"], torch.channels_last
+    trial = copy.deepcopy(network).to("cpu").to(memory_format=layout).eval()
+    try:
+        with torch.no_grad(), warnings.catch_warnings(action="ignore"):
+            trial(torch.zeros(2, 3, size, size).contiguous(memory_format=layout))
+    except RuntimeError:
+        return False
+    return True
 
 
 def statistics_of(config: dict[str, Any]) -> tuple[list[float], list[float]] | None:

@@ -168,11 +168,11 @@ def _tables(run: Run, split: str, predictions: Predictions) -> Iterator[str]:
     """Compare the predicted class of each row, and the confusion matrix and class report if they are stored."""
     rule = run.status.get("decision") or "argmax"
     thresholds = run.status.get("thresholds")
-    if rule not in statistics.DECISIONS:
+    if rule not in (*statistics.DECISIONS, statistics.OWN_RULE):
         yield f"predictions of {split} cannot be checked: the decision rule {rule!r} is unknown"
     elif rule == "thresholds" and len(thresholds or ()) != predictions.probabilities.shape[1] - 1:
         yield f"predictions of {split} cannot be checked: status.json has no thresholds between the classes"
-    elif changed := int(np.sum(_undecided(predictions, rule, thresholds))):
+    elif rule != statistics.OWN_RULE and (changed := int(np.sum(_undecided(predictions, rule, thresholds)))):
         what = statistics.DECISIONS[rule]
         yield f"predictions of {split}: in {count(changed, 'row')} the prediction is not {what}"
     counts = statistics.confusion_matrix(predictions.targets, predictions.classes, predictions.probabilities.shape[1])
