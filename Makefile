@@ -7,7 +7,7 @@ LAB := $(BIN)/resnet-lab
 QUICK := not slow and not realdata
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format docs bench gpu wheel clean
+.PHONY: help install demo test test-slow lint format docs bench gpu peers wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -57,6 +57,9 @@ gpu: $(INSTALLED)  ## on a GPU: its tests, then speed in two stages → docs/res
 	$(BIN)/python benchmarks/gpu.py --stage tests --out gpu.jsonl
 	$(BIN)/python benchmarks/gpu.py --stage main --out gpu.jsonl
 	$(BIN)/python benchmarks/gpu.py --stage rest --out gpu.jsonl --page docs/results/gpu.md
+
+peers: $(INSTALLED)  ## whole programs beside TIMM=FILE TORCHVISION=FILE → docs/results/peers.md (about an hour)
+	$(BIN)/python benchmarks/peers.py $(if $(TIMM),--timm $(TIMM)) $(if $(TORCHVISION),--torchvision $(TORCHVISION)) --out docs/results/peers.md
 
 wheel: $(INSTALLED)  ## dist/*.whl, with conf/ inside
 	$(BIN)/python -m build --wheel

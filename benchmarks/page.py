@@ -40,15 +40,17 @@ def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> list[f
     return [above / below for above, below in zip(numerators, denominators, strict=True)]
 
 
-def take_turns(contestants: dict[str, Callable[[], float]], repetitions: int) -> dict[str, list[float]]:
+def take_turns(
+    contestants: dict[str, Callable[[], float]], repetitions: int, unit: str = "images/s", warm_up: bool = True
+) -> dict[str, list[float]]:
     """Run each contestant once to warm up. Then run all in turns; the order reverses with each turn."""
-    for run in contestants.values():
+    for run in contestants.values() if warm_up else ():
         run()
     values: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(repetitions):
         for name in reversed(contestants) if turn % 2 else contestants:
             values[name].append(contestants[name]())
-            print(f"{name}: {values[name][-1]:.1f} images/s", file=sys.stderr)
+            print(f"{name}: {values[name][-1]:.1f} {unit}", file=sys.stderr)
     return values
 
 
@@ -64,13 +66,21 @@ def origin(command: str, **packages: str) -> str:
     return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
-def page(title: str, question: str, rows: Sequence[Row], method: str, quick: bool) -> str:
+def page(
+    title: str,
+    question: str,
+    rows: Sequence[Row],
+    method: str,
+    quick: bool,
+    command: str = "make bench",
+    **packages: str,
+) -> str:
     """Return the markdown page: question, origin, table and method."""
     lines = [f"# {title}", "", question, ""]
     if quick:
         lines += ["**A smoke run of tiny networks: these numbers mean nothing.**", ""]
     lines += [
-        origin("make bench"),
+        origin(command, **packages),
         "",
         "| | unit | n | median | min – max | goal |",
         "|---|---|---:|---:|---:|---:|",
@@ -79,19 +89,28 @@ def page(title: str, question: str, rows: Sequence[Row], method: str, quick: boo
     return "\n".join(lines) + "\n" + method
 
 
+def read_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Return the options of the command line, with `--quick` and `--out`; silence the program."""
+    parser.add_argument("--quick", action="store_true", help="smoke run with tiny networks and images")
+    parser.add_argument("--out", type=Path, help="write the page to this markdown file")
+    set_up_logging()
+    logging.getLogger("resnet_lab").setLevel(logging.ERROR)
+    return parser.parse_args()
+
+
+def publish(text: str, out: Path | None) -> None:
+    """Print the page, and write it to the file of `--out`."""
+    print(text)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text, encoding="utf-8")
+
+
 def main(
     description: str, title: str, question: str, method: str, measure: Callable[[Path, bool], Sequence[Row]]
 ) -> None:
     """Run a benchmark from the command line: measure, print the page, and write it to the file of `--out`."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--quick", action="store_true", help="smoke run with tiny networks and images")
-    parser.add_argument("--out", type=Path, help="write the page to this markdown file")
-    options = parser.parse_args()
-    set_up_logging()
-    logging.getLogger("resnet_lab").setLevel(logging.ERROR)
+    options = read_options(argparse.ArgumentParser(description=description))
     with TemporaryDirectory() as folder:
         text = page(title, question, measure(Path(folder), options.quick), method, options.quick)
-    print(text)
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text, encoding="utf-8")
+    publish(text, options.out)

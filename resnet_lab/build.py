@@ -34,6 +34,7 @@ from resnet_lab.parts import (
     refuse_decision,
     refuse_misfit,
     refuse_unmixable,
+    takes_channels_last,
     without_weights,
 )
 from resnet_lab.ranks import slurm_tasks
@@ -80,7 +81,7 @@ def build_module(config: dict[str, Any], datamodule: DataModule, pretrained: boo
             else "to train on another split, name it, as in data.splits={train: val}"
         )
         raise UserError(f"{datamodule.data.name} has no split train, only {' and '.join(datamodule.splits)}; {remedy}")
-    refuse_decision(config["loss"]["decision"], datamodule.data.ordered, datamodule.splits)
+    refuse_decision(config["loss"]["decision"], datamodule.splits)
     objective = build_objective(config["loss"], datamodule.class_counts["train"])
     refuse_unmixable(objective, config["loss"], datamodule.data.mixup)
     model = config["model"] if pretrained else without_weights(config["model"])
@@ -130,6 +131,8 @@ def build_trainer(
     precision, channels_last = environment.resolve_precision(
         settings["precision"], settings["channels_last"], settings["accelerator"]
     )
+    if channels_last and settings["channels_last"] == "auto" and "config" in module.origin:
+        channels_last = takes_channels_last(module.model, module.origin["config"])
     module.memory_format = torch.channels_last if channels_last else torch.contiguous_format
     module.model.to(memory_format=module.memory_format)
     module.tta = settings["tta"]
@@ -166,6 +169,8 @@ def build_trainer(
         logger=loggers,
         callbacks=[*callbacks, *([ProgressLine(best)] if show_progress else [])],
         enable_checkpointing=bool(callbacks),
+        # where callbacks of Lightning write that are given no folder
+        default_root_dir=next((each.run.path for each in callbacks if isinstance(each, RunCheckpoint)), None),
         plugins=plugins(),
         enable_progress_bar=show_progress,
         enable_model_summary=False,

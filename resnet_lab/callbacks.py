@@ -148,12 +148,17 @@ class FiniteLoss(Callback):
         for name, value in pl_module.named_buffers():
             self._check(name, value, trainer)
         for name, value in pl_module.named_parameters():  # no loss follows the last step
-            weights = value.detach()
-            self._check(name, weights.masked_fill(weights.abs() > EXPLODED, torch.inf), trainer)
+            self._check(name, value.detach(), trainer, EXPLODED)
 
     @staticmethod
-    def _check(name: str, value: Tensor, trainer: Trainer) -> None:
-        if not bool(torch.isfinite(value).all()):
+    def _check(name: str, value: Tensor, trainer: Trainer, most: float = torch.inf) -> None:
+        """Raise a `UserError` if a value is NaN or infinite; one larger than `most` counts as infinite."""
+        value = value.abs() if value.is_complex() else value
+        if not value.is_floating_point() or value.numel() == 0:
+            return
+        limits = torch.stack(torch.aminmax(value)).abs()  # one pass over the values; NaN if any value is
+        if not bool((limits.isfinite() & (limits <= most)).all()):
+            value = value.masked_fill(value.abs() > most, torch.inf)
             seen = value[~torch.isfinite(value)].ravel()[0]
             raise UserError(
                 f"{name} became {float(seen)} in epoch {trainer.current_epoch + 1}: lower optim.lr, warm up "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import logging
+import math
 import time
 import zipfile
 from collections.abc import Collection, Iterable
@@ -21,6 +22,7 @@ from torch import Tensor
 from resnet_lab import environment
 from resnet_lab.errors import UserError
 from resnet_lab.files import write_atomically
+from resnet_lab.models.pretrained import HARMLESS
 from resnet_lab.module import Classifier
 from resnet_lab.origin import CHECKPOINT_KEY
 from resnet_lab.run_folder import UNTRAINED, RunFolder
@@ -48,6 +50,45 @@ def free_name(file: Path) -> Path:
     return next(name for name in names if not name.exists())
 
 
+def load_plain(file: Any, mmap: bool = False) -> Any:
+    """Unpickle a checkpoint on the CPU; only tensors, plain values and `HARMLESS` objects are allowed."""
+    with torch.serialization.safe_globals(HARMLESS):
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
+
+
+def refuse_objects(checkpoint: dict[str, Any], content: io.BytesIO) -> None:
+    """Refuse a checkpoint that no later start could load, and name the part that stores an object.
+
+    Args:
+        checkpoint: what a job saves.
+        content: the same, pickled.
+
+    Raises:
+        UserError: it contains anything but tensors, plain values and `HARMLESS` objects.
+    """
+    if not (found := _objects_in(content)):
+        return
+    parts = {f"the callback {name}": state for name, state in checkpoint.get("callbacks", {}).items()}
+    parts |= {"the optimizer": checkpoint.get("optimizer_states"), "the schedule": checkpoint.get("lr_schedulers")}
+    owner = "the network"
+    for name, state in parts.items():
+        torch.save(state, part := io.BytesIO())
+        if own := _objects_in(part):
+            owner, found = name, own
+            break
+    raise UserError(
+        f"{owner} stores an object of {found[0]} in the checkpoint, from which no run could resume; let its "
+        "state_dict() return tensors, arrays, numbers and text"
+    )
+
+
+def _objects_in(content: io.BytesIO) -> list[str]:
+    """Return the names of functions and classes that `load_plain` would refuse."""
+    content.seek(0)
+    with torch.serialization.safe_globals(HARMLESS):
+        return torch.serialization.get_unsafe_globals_in_checkpoint(content)
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Write each checkpoint to a temporary file in the same folder and rename it.
 
@@ -55,9 +96,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     full, copying the file truncates the existing checkpoint.
     """
 
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        with torch.serialization.safe_globals(HARMLESS):
+            return super().load_checkpoint(path, *args, **kwargs)
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
+        refuse_objects(checkpoint, buffer)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         if real(Path(path)) in _damaged:  # kept, as parts of it may be recoverable
             _damaged.discard(real(Path(path)))
@@ -105,7 +151,7 @@ def is_whole(file: Path) -> bool:
         with zipfile.ZipFile(file) as archive:
             intact = archive.testzip() is None
         # also checks the names of the archive, which have no checksum
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        content = load_plain(file, mmap=True)
     except MemoryError:
         raise
     except OSError as error:
@@ -130,7 +176,7 @@ def _is_of_a_job(content: object) -> bool:
 
 def fits(file: Path, module: LightningModule) -> bool:
     """Return whether an undamaged checkpoint has the same names and shapes as a network."""
-    state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    state = load_plain(file, mmap=True)["state_dict"]
     return {name: each.shape for name, each in state.items()} == {
         name: each.shape for name, each in module.state_dict().items()
     }
@@ -138,7 +184,7 @@ def fits(file: Path, module: LightningModule) -> bool:
 
 def put_objective(file: Path, module: Classifier) -> None:
     """Replace the values of the objective in a checkpoint by those that were fitted with its weights."""
-    content = torch.load(file, map_location="cpu", weights_only=True)
+    content = load_plain(file)
     fitted = {name: value.cpu() for name, value in module.state_dict().items() if name.startswith("loss.")}
     AtomicCheckpointIO().save_checkpoint(content | {"state_dict": content["state_dict"] | fitted}, file)
 
@@ -156,7 +202,8 @@ def of_split(name: str) -> bool:
 class EpochRows(Callback):
     """Rows of metrics.csv, stored in the checkpoints.
 
-    A resumed run thus has the rows of the epochs before its checkpoint, and no others.
+    A resumed run thus has the rows of the epochs before its checkpoint, and no others. A metric that was not logged in
+    an epoch is NaN there (Lightning keeps its last value, which a resumed run would lack).
 
     Column `lr` is the rate after the epoch. The log shows the rate of the last step, as a schedule may end at 0.
     """
@@ -164,6 +211,10 @@ class EpochRows(Callback):
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
         self.rate: float | None = None  # of the last step
+        self._before: dict[str, Tensor] = {}  # metrics that were logged before this epoch
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._before = dict(trainer.callback_metrics)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
@@ -173,14 +224,16 @@ class EpochRows(Callback):
     def note(self, trainer: Trainer) -> None:
         """Add the row of this epoch, once; call it when checkpoints are written, as the metrics are complete then."""
         if not self.rows or self.rows[-1]["epoch"] < trainer.current_epoch:
-            metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items()) if of_split(name)}
+            found = sorted(trainer.callback_metrics.items())
+            new = [(name, value) for name, value in found if value is not self._before.get(name)]
+            metrics = {name: float(value) for name, value in new if of_split(name)}
             lr = trainer.optimizers[0].param_groups[0]["lr"]
             self.rows.append({"epoch": trainer.current_epoch, "lr": lr, **metrics})
 
     def write(self, file: Path, metrics: Iterable[str] = ()) -> None:
         """Write the file and log the last row; without rows, write a header with these metrics."""
-        columns = list(self.rows[0]) if self.rows else ["epoch", "lr", *sorted(metrics)]
-        lines = [",".join(columns), *(",".join(repr(row[name]) for name in columns) for row in self.rows)]
+        columns = list(dict.fromkeys(name for row in self.rows for name in row)) or ["epoch", "lr", *sorted(metrics)]
+        lines = [",".join(columns), *(",".join(repr(row.get(name, math.nan)) for name in columns) for row in self.rows)]
         write_atomically(file, "\n".join(lines) + "\n", durable=True)
         if not self.rows:
             return

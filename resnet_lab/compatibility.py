@@ -10,6 +10,8 @@ import copy
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
+from resnet_lab.signatures import defaults_in
+
 SCHEMA_VERSION = 4  # of a run folder; raise it when a default changes (`CHANGED`)
 
 RETINOPATHY = ("resnet_lab.data.retinopathy.Retinopathy",)
@@ -55,6 +57,7 @@ ADDED: dict[str, Added] = {
     "loss.teacher": Added(None),
     "loss.temperature": Added(2.0),
     "loss.teacher_weight": Added(0.5),
+    "loss.class_weights": Added("none", ("resnet_lab.objectives.mse",)),
     "model.freeze": Added(None),
     "model.unfreeze_at_epoch": Added(None),
     "optim.backbone_lr_factor": Added(1.0),
@@ -68,6 +71,9 @@ ADDED: dict[str, Added] = {
     "trainer.profiler": Added(None),
     "trainer.tta": Added("none"),
 }
+# an augmentation with a default was added with it
+_AUGMENTATION = defaults_in("resnet_lab.data.augmentation", "Augmentation")
+ADDED |= {f"data.{name}": Added(value) for name, value in _AUGMENTATION.items()}
 
 # dotted key → the keys that replace it; each gets its value unless the configuration sets it
 RENAMED: dict[str, tuple[str, ...]] = {

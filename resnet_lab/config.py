@@ -36,6 +36,7 @@ from resnet_lab.schema import (
     FOR_OTHERS,
     MISSING,
     OF_JOB,
+    ORDINAL,
     PROVIDED,
     Config,
     TrainerConfig,
@@ -67,6 +68,8 @@ def compose_config(overrides: Sequence[str], config_dir: str | Path = "") -> Dic
         UserError: a key, group, value or folder does not exist, or an override is a flag.
     """
     register()
+    if odd := [each for each in overrides if not isinstance(each, str)]:
+        raise UserError(f"{odd[0]}: give each override as a text of its own, such as 'model.depth=18', 'seed=1'")
     if flags := [each for each in overrides if each.startswith("-")]:
         raise UserError(f'{flags[0]}: flags are not overrides; give KEY=VALUE, and your own folder as config_dir="DIR"')
     check_overrides(overrides)
@@ -143,16 +146,18 @@ def _hash(text: str, length: int) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
-def check(config: DictConfig, importing: bool = False, unset: bool = False) -> None:
+def check(config: DictConfig, importing: bool = False, unset: bool = False, trains: bool = True) -> None:
     """Check a configuration before anything is built.
 
     Args:
         config: composed configuration.
         importing: also import the parts that are not resnet_lab's, and check their arguments.
         unset: accept mandatory keys that are not set; if there are any, values are not checked.
+        trains: also check that the loss fits the classes, which does not matter for a trained network.
 
     Raises:
-        UserError: a mandatory key is not set, a value is wrong, or a group has a key too many or too few.
+        UserError: a mandatory key is not set, a value is wrong, a group has a key too many or too few, or the loss
+            needs ordered classes.
     """
     missing = sorted(OmegaConf.missing_keys(config))
     if missing and not unset:
@@ -174,6 +179,25 @@ def check(config: DictConfig, importing: bool = False, unset: bool = False) -> N
             raise UserError(f"{group}._partial_={node.get('_partial_')}: must be {group in PARTIAL}".lower())
     for group in BY_NAME:
         _check_named(group, config[group], importing)
+    if trains and not missing:
+        _refuse_unordered(config)
+
+
+def _refuse_unordered(config: DictConfig) -> None:
+    """Refuse a loss or a decision of grades for classes without an order: it would treat their numbers as distances."""
+    if config.data.get("ordered"):
+        return
+    target, rule = str(config.loss["_target_"]), config.loss["decision"]
+    if target in ORDINAL:
+        raise UserError(
+            f"loss={target.rpartition('.')[2]} needs ordered classes, but data.ordered=false; set data.ordered=true if "
+            "the classes are grades in their order, else loss=cross_entropy"
+        )
+    if rule not in ("auto", "argmax"):
+        raise UserError(
+            f"loss.decision={rule} needs ordered classes, but data.ordered=false; set data.ordered=true if the classes "
+            "are grades in their order, else loss.decision=argmax"
+        )
 
 
 def _check_settings(config: DictConfig) -> None:
@@ -236,14 +260,18 @@ def _check_part(group: str, node: DictConfig, importing: bool) -> None:
     if not is_ours(target):
         provided -= FOR_LOGGERS & keys
         provided |= {*list(takes.defaults)[:1]} if group in PARTIAL else set()  # passed by position
-        keys -= {*_of_the_job(group, node, takes)}
+        provided |= {"num_classes"} if takes.others and group == "model" else set()
+        jobs = _of_the_job(group, node, takes)
+        for key in jobs:
+            conform(f"{group}.{key}", None if OmegaConf.is_missing(node, key) else node[key], FOR_OTHERS[group][key])
+        keys -= {*jobs}
     taken = {*takes.defaults, *own} - provided
     for key in sorted(keys & provided if takes.others else keys - taken):
         typed = f"{group}.{key}"
-        meant = suggestion(typed, {f"{group}.{name}" for name in taken}) or suggestion(typed, known_keys())
-        hint = meant or f"it takes {', '.join(sorted(taken)) or 'none'}"
         if key in provided:
-            hint = "the job sets it"
+            raise UserError(f"{typed}: the job sets it; leave it out")
+        meant = suggestion(typed, {f"{group}.{name}" for name in taken}) or suggestion(typed, known_keys())
+        hint = meant or f"it takes {', '.join(sorted(taken)) or 'no keys'}"
         raise UserError(f"{group}.{key}: {target} takes no such argument; {hint}")
     if lacking := sorted((takes.required | {*own}) - provided - keys):
         hint = "; name a function or class that returns the loss function" if group == "loss" else ""
@@ -351,14 +379,21 @@ def _of_the_job(group: str, node: Mapping[Any, Any], takes: Arguments) -> dict[s
     """Return the keys that the job reads itself, with their values, of a part that is not resnet_lab's.
 
     A key that the part takes is passed to it instead, except text where the part takes true or false
-    (`pretrained` of timm).
+    (`pretrained` of timm), and `none`.
     """
     found = {key: node[key] for key in FOR_OTHERS.get(group, ()) if key in node}
     return {
         key: value
         for key, value in found.items()
-        if key not in takes.defaults or (isinstance(takes.defaults[key], bool) and isinstance(value, str))
+        if key not in takes.defaults
+        or value == "none"
+        or (isinstance(takes.defaults[key], bool) and isinstance(value, str))
     }
+
+
+def _nothing_for(default: Any) -> Any:
+    """Return what tells an external network to load no weights, from the default of its argument `pretrained`."""
+    return False if isinstance(default, bool) else default if default == "none" else None
 
 
 def of_the_job(group: str, node: Mapping[str, Any]) -> dict[str, Any]:
@@ -439,6 +474,7 @@ def build(group: str, node: dict[str, Any], place: str = "", **arguments: Any) -
     node = {key: value for key, value in node.items() if key not in OF_JOB.get(group, ())}
     takes, jobs = _arguments(group, target), of_the_job(group, node)
     node = {key: value for key, value in node.items() if key not in jobs}
+    node |= {key: _nothing_for(takes.defaults[key]) for key in jobs if key in takes.defaults}
     arguments = {
         key: value
         for key, value in arguments.items()

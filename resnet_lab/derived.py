@@ -23,7 +23,7 @@ from resnet_lab.report.runs import read_predictions
 from resnet_lab.report.verify import metrics_of
 from resnet_lab.run_folder import RunFolder, flat
 from resnet_lab.scores import Predictions
-from resnet_lab.statistics import COLLAPSED, confusion_matrix, decisions, fitted_thresholds
+from resnet_lab.statistics import COLLAPSED, OWN_RULE, confusion_matrix, decisions, fitted_thresholds
 
 log = logging.getLogger("resnet_lab")
 
@@ -96,9 +96,11 @@ def write_derived(
         losses: `<split>/loss` → value, if the probabilities do not define the loss.
 
     Raises:
-        UserError: the rule is `thresholds`, and there are no predictions on validation.
+        UserError: the rule is `thresholds`, and there are no predictions on validation; or it needs the network.
     """
     thresholds = None
+    if rule == OWN_RULE:
+        raise UserError(f"{run.path}: the loss of its members has a rule of its own; choose a decision")
     if rule == "thresholds":
         if "val" not in splits:
             raise UserError(f"{run.path}: thresholds need predictions on validation; choose the decision expected")
@@ -149,6 +151,9 @@ def same_training(run: RunFolder, config: Mapping[str, Any]) -> RunFolder | None
                 time.sleep(1)
             status = other.read_status()
         except UserError:  # damaged; `status` shows it
+            continue
+        own = status.get("decision_in_training") or status.get("decision")
+        if own == OWN_RULE and config["loss"]["decision"] == "auto":  # only the network knows it
             continue
         if status["state"] == "done" and "derived_from" not in status and stored_splits(other):
             return other

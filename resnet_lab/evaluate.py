@@ -85,11 +85,15 @@ def evaluate_split(model: Trained, config: dict[str, Any], split: str) -> tuple[
 def override(origin: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     """Return the configuration of a run with overrides of data and trainer; model, classes, SEEING and views stay.
 
+    A plus sign (`+data.clinic=3`) adds a key of an external data set.
+
     Raises:
         UserError: a key does not exist, or belongs to a group other than data and trainer.
     """
     groups = dict(item.split("=", 1) for item in overrides if item.startswith(("data=", "trainer=")))
     keys = [item for item in overrides if item.partition("=")[0] not in groups]
+    added = [item.removeprefix("+") for item in keys if item.startswith("+data.")]
+    keys = [item for item in keys if not item.startswith("+data.")]
     for item in keys:
         if not item.startswith(("data.", "trainer.")):
             raise UserError(f"{item}: neither an option (see --help) nor a key of data or trainer")
@@ -107,15 +111,16 @@ def override(origin: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
             node["tta"] = config["trainer"]["tta"]
         config[group] = node
     merged = OmegaConf.create(config)
-    OmegaConf.set_struct(merged, True)
     try:
+        merged.merge_with_dotlist(added)
+        OmegaConf.set_struct(merged, True)
         merged.merge_with_dotlist(keys)
     except OmegaConfBaseException as error:
-        raise UserError(one_line(error)) from error
+        raise UserError(one_line(error, overrides)) from error
     except yaml.YAMLError as error:
-        raise UserError(f"{' '.join(keys)}: {one_line(error)}") from error
+        raise UserError(f"{' '.join([*added, *keys])}: {one_line(error)}") from error
     trust(f"data:{item.partition('=')[2]}" for item in keys if item.startswith("data._target_="))
-    check(merged)
+    check(merged, trains=False)
     container = OmegaConf.to_container(merged, resolve=True)
     assert isinstance(container, dict)
     typed = any(item.startswith("data.on_leak=") for item in keys)

@@ -16,6 +16,7 @@ from resnet_lab.run_folder import RunFolder
 OUT_OF_MEMORY = ("can't allocate memory", "Cannot allocate memory", "is killed by signal: Killed")
 NO_BATCH = ("DataLoader timed out", "is killed by signal: Bus error", "unable to write to file </torch_")
 ONE_VALUE = "Expected more than 1 value per channel when training"
+VIEWED = "view size is not compatible with input tensor's size and stride"
 LOST = ("Connection closed by peer", "Connection reset by peer")  # gloo's messages when another rank has exited
 STOPPED = "stopped by "
 
@@ -73,6 +74,8 @@ def explained(error: Exception) -> str:
             "batch norm got a single value per channel: set data.batch_size to at least 2 on each rank, or enlarge "
             "data.image_size"
         )
+    if VIEWED in text:
+        return f"{VIEWED}: set trainer.channels_last=false, or use reshape in place of view in your own code"
     if any(sign in text for sign in NO_BATCH):
         return (
             f"the workers return no images ({text.strip().splitlines()[0]}): the disk hangs, or shared memory "

@@ -191,7 +191,7 @@ def check_predict(given: Namespace) -> None:
     if out.exists() and not given.overwrite:
         raise UserError(f"out={out} exists; name another file, or set overwrite=true")
     for item in given.overrides:
-        group, _, key = item.partition("=")[0].partition(".")
+        group, _, key = item.partition("=")[0].removeprefix("+").partition(".")
         if group == "data" and key not in TAKEN:
             raise UserError(f"{item}: it has no effect, as predict reads only IMAGE_OR_FOLDER; leave it out")
     refuse_unwritable(out.parent)

@@ -12,7 +12,7 @@ from functools import cache
 
 from resnet_lab.compatibility import RENAMED
 from resnet_lab.errors import UserError
-from resnet_lab.schema import BY_NAME, CHOSEN, MISSING, OF_JOB, PROVIDED, Config, TrainerConfig, conf_dir
+from resnet_lab.schema import BY_NAME, CHOSEN, FOR_OTHERS, MISSING, OF_JOB, PROVIDED, Config, TrainerConfig, conf_dir
 from resnet_lab.signatures import hints_of, is_ours
 from resnet_lab.values import words
 
@@ -60,7 +60,8 @@ class Key:
         for each in fields(Config if not self.group else TrainerConfig) if self.group in ("", "trainer") else ():
             if each.name == own:
                 return str(each.metadata["allowed"] or words(each.metadata["hint"]))
-        hints = [OF_JOB.get(self.group, {}), *map(hints_of, _targets(self.group, self.choices))]
+        ours = map(hints_of, _targets(self.group, self.choices))
+        hints = [OF_JOB.get(self.group, {}), *ours, FOR_OTHERS.get(self.group, {})]
         return next((words(known[own]) for known in hints if own in known), "")
 
 
@@ -221,6 +222,8 @@ def suggestion(key: str, known: Collection[str]) -> str:
     """Return a hint for an unknown key, from the dotted keys in `known`; empty if none is similar."""
     if key in RENAMED:
         return f"it is now {', '.join(RENAMED[key])}"
+    if key in CHOSEN:
+        return f"it only chooses a file; write {key}=NAME with one of {', '.join(choices_of(key))}"
     if key in known:
         return f"it is a key of {_choices_with(key)}"
     if key.rpartition(".")[2] == "fast_dev_run":

@@ -44,7 +44,7 @@ def run_in(
         overrides: overrides of the command line.
         trusted: trusted names and packages (see `resnet_lab.trust`).
         sweep: whether the job is part of a sweep.
-        local: whether the sweep runs on this machine; its jobs are forked then (see `resnet_lab.supervisor`).
+        local: whether the command runs its jobs on this machine; they are forked then (see `resnet_lab.supervisor`).
         config_dir: folder that `--config-dir` named.
 
     Raises:

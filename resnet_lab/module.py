@@ -10,17 +10,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from lightning import LightningModule
+from lightning import Callback, LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from resnet_lab.config import build
 from resnet_lab.distillation import Distillation
+from resnet_lab.freezing import Freezing
 from resnet_lab.loggers import log_to_all
 from resnet_lab.metrics import SplitMetrics
 from resnet_lab.objectives import Objective
-from resnet_lab.optim import optimizer_of, refuse_lost_factor, use_fused
+from resnet_lab.optim import naming, optimizer_of, refuse_lost_factor, refuse_no_schedule, use_fused
 from resnet_lab.origin import CHECKPOINT_KEY
 from resnet_lab.trained import Trained, load
 from resnet_lab.tta import outputs_of, plain
@@ -52,7 +53,8 @@ class Classifier(LightningModule):
 
     Attributes:
         fit_split: the split on which the objective is fitted after each epoch and, with the selected checkpoint, before
-            the test; None: the objective is not fitted.
+            the test; None: not fitted before a training, which then sets it.
+        freezing: keeps parts of a loaded network as they are, if its run did; None: all is trained.
         tta: views of each image outside training, see `resnet_lab.tta`.
         distillation: the teacher; None: only the labels are learned.
     """
@@ -85,6 +87,7 @@ class Classifier(LightningModule):
         self.fit_split: str | None = None
         self.tta = "none"
         self.distillation: Distillation | None = None
+        self.freezing: Freezing | None = None
         self.outputs: dict[str, list[tuple[Tensor, ...]]] = {}  # split → index (B,), outputs of `_step`, targets (B,)
         self.confusion: dict[str, Tensor] = {}  # split → counts (K, K) of the last epoch
         self.predictions: dict[str, Outputs] = {}  # split → predictions of the last test
@@ -93,6 +96,11 @@ class Classifier(LightningModule):
         datamodule = getattr(self.trainer, "datamodule", None)
         self.val_splits = self.val_splits or list(getattr(datamodule, "val_splits", []))
         self.test_splits = self.test_splits or list(getattr(datamodule, "test_splits", []))
+        if stage == "fit" and self.fit_split is None:
+            self.fit_split = "val" if "val" in getattr(datamodule, "splits", []) else "train"
+
+    def configure_callbacks(self) -> list[Callback]:
+        return [] if self.freezing is None else [self.freezing]
 
     def on_fit_start(self) -> None:
         # training cannot use the inference tensors of an earlier evaluation
@@ -211,6 +219,8 @@ class Classifier(LightningModule):
     ) -> Classifier:
         """Load the module of a checkpoint or run folder, for evaluation or further training.
 
+        Training has the optimizer, schedule, fit of the objective, and frozen parts of the run.
+
         Args:
             checkpoint_path: see `resnet_lab.trained.load`, also for the errors.
             map_location: the device of the weights; None: the CPU.
@@ -221,6 +231,8 @@ class Classifier(LightningModule):
         optimizer, schedule = build("optim", config["optim"]), build("schedule", config["schedule"])
         module = cls.of(trained, optimizer, schedule)
         module.backbone_lr_factor = float(config["optim"].get("backbone_lr_factor", 1.0))
+        if config["model"]["freeze"]:
+            module.freezing = Freezing(module.model, config["model"]["freeze"], config["model"]["unfreeze_at_epoch"])
         module.train()  # the mode of any new module; a Trainer switches modes itself
         return module.to(map_location) if map_location is not None else module
 
@@ -242,7 +254,9 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self) -> Any:
         assert self.optimizer_factory is not None and self.schedule_factory is not None  # noqa: PT018
-        optimizer = optimizer_of(self.optimizer_factory, self, self.model, self.backbone_lr_factor)
+        run = self.origin.get("config")
+        with naming("optim", run):
+            optimizer = optimizer_of(self.optimizer_factory, self, self.model, self.backbone_lr_factor)
         use_fused(optimizer, str(self.trainer.precision))
         epochs = int(self.trainer.max_epochs or 0)
         batches = max(1, self.trainer.datamodule.batches_per_epoch())  # type: ignore[attr-defined]
@@ -251,12 +265,14 @@ class Classifier(LightningModule):
         known["total_steps"] = steps * max(epochs, 1)
         takes = inspect.signature(self.schedule_factory).parameters
         given = {name: value for name, value in known.items() if name in takes}
-        scheduler = self.schedule_factory(optimizer, **given)
+        with naming("schedule", run):
+            scheduler = self.schedule_factory(optimizer, **given)
+        refuse_no_schedule(scheduler)
         refuse_lost_factor(optimizer, self.backbone_lr_factor)
         # with interval "epoch", Lightning updates a plateau after writing the checkpoint, and a resumed run would miss
         # that; at the last step of the epoch, the update comes after validation and before the checkpoint
         config: dict[str, Any] = {"scheduler": scheduler, "interval": "step"}
-        chosen = self.origin["config"]["schedule"] if "config" in self.origin else self.schedule_factory.keywords
+        chosen = run["schedule"] if run else self.schedule_factory.keywords
         if isinstance(scheduler, ReduceLROnPlateau):
             # Lightning counts the frequency in batches, even if gradients are accumulated
             config |= {"monitor": chosen["monitor"], "frequency": batches}

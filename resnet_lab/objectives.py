@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from resnet_lab.errors import UserError
-from resnet_lab.statistics import decisions, fitted_thresholds, midpoints
+from resnet_lab.statistics import OWN_RULE, decisions, fitted_thresholds, midpoints
 from resnet_lab.values import NotNegative, Share
 
+ClassWeights = Literal["none", "balanced"] | list[NotNegative]
 LEAST_WIDTH = 1e-3  # in grades; keeps probabilities defined for a network without errors on validation
 
 
@@ -21,7 +22,8 @@ class Objective(nn.Module, ABC):
 
     Attributes:
         num_outputs: M, the length of the network's last layer.
-        decision: the rule of `decide`, based on `probabilities` (`statistics.DECISIONS`).
+        decision: the rule of `decide`: `argmax`, `median` or `expected` of `probabilities`, or `own`, which
+            `report --check` cannot derive.
         fitted: whether `fit` estimates parameters, stored as buffers in the checkpoint.
         mixable: whether the loss of an image depends on no other image of the batch. Then, losses to the classes of two
             mixed images can be averaged (`data.mixup`).
@@ -86,6 +88,8 @@ class Objective(nn.Module, ABC):
         rule = self.rule if final else self.decision
         if rule == self.decision and outputs.ndim == 2:
             return self.decide(outputs)
+        if rule == OWN_RULE:
+            return self.decide(outputs.mean(1))
         probabilities = self.averaged(outputs).cpu().numpy()
         return torch.from_numpy(decisions(probabilities, rule, self.thresholds)).to(outputs.device)
 
@@ -139,26 +143,31 @@ class Criterion(Softmax):
 class SquaredError(Objective):
     """Objective with the grade as single output, Gaussian errors, and the nearest grade as prediction.
 
+    The loss is the squared error (2nd place, Kaggle 2015).
+
     Each class has the probability of the interval between the midpoints to its neighbors; the first and the last
     interval extend to infinity. The nearest grade is then the median.
 
     Args:
         num_classes: K.
+        weights: class weights, (K,); None: 1 each.
     """
 
     num_outputs = 1
     decision = "median"
     fitted = True
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, weights: Sequence[float] | None) -> None:
         super().__init__()
+        self.weight: Tensor | None
+        self.register_buffer("weight", None if weights is None else torch.tensor(weights))
         self.width: Tensor  # standard deviation of the error, in grades
         self.register_buffer("width", torch.tensor(1.0))
         self.edges: Tensor  # midpoints between the classes, (K - 1,)
         self.register_buffer("edges", torch.arange(num_classes - 1) + 0.5, persistent=False)
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return (outputs[:, 0] - targets) ** 2
+        return _weighted((outputs[:, 0] - targets) ** 2, targets, self.weight)
 
     def probabilities(self, outputs: Tensor) -> Tensor:
         below = torch.special.ndtr((self.edges - outputs.float()) / self.width)  # (B, K - 1)
@@ -174,11 +183,74 @@ class SquaredError(Objective):
         self.width.copy_(error.clamp(min=LEAST_WIDTH))
 
 
-def cross_entropy(
-    label_smoothing: Share,
-    class_weights: Literal["none", "balanced"] | list[NotNegative],
-    class_counts: Sequence[int],
-) -> Softmax:
+class SmoothL1(SquaredError):
+    """Objective with the grade as single output, as `SquaredError`, and the smooth L1 loss (Girshick 2015).
+
+    The loss is quadratic for small errors and linear for large ones, so that one image far off counts less.
+
+    Args:
+        num_classes: K.
+        weights: class weights, (K,); None: 1 each.
+        beta: error in grades from which the loss is linear; 0: the absolute error.
+    """
+
+    def __init__(self, num_classes: int, weights: Sequence[float] | None, beta: float) -> None:
+        super().__init__(num_classes, weights)
+        self.beta = beta
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        losses = nn.functional.smooth_l1_loss(outputs[:, 0], targets.to(outputs), reduction="none", beta=self.beta)
+        return _weighted(losses, targets, self.weight)
+
+
+class Corn(Objective):
+    """Conditional ordinal regression for neural networks (CORN; Shi, Cao and Raschka 2023, arXiv:2111.08851).
+
+    Output k is the logit of P(y > k | y ≥ k), for k = 0 … K - 2. It is trained on the images with y ≥ k only. The
+    products of these probabilities, P(y > k), never rise with k. The prediction is the number of those above 0.5, which
+    is the median.
+
+    The loss of an image is the sum over its outputs, the negative log-likelihood of its class. The paper divides the
+    sum over a batch by its pairs of image and output instead of its images, so the gradient has another length, but the
+    same direction.
+
+    Args:
+        num_classes: K.
+        weights: class weights, (K,); None: 1 each.
+    """
+
+    decision = "median"
+
+    def __init__(self, num_classes: int, weights: Sequence[float] | None) -> None:
+        super().__init__()
+        self.num_outputs = num_classes - 1
+        self.weight: Tensor | None
+        self.register_buffer("weight", None if weights is None else torch.tensor(weights))
+        self.ranks: Tensor  # k of each output, (K - 1,)
+        self.register_buffer("ranks", torch.arange(num_classes - 1), persistent=False)
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        steps = targets[:, None] - self.ranks  # (B, K - 1); from 0 on, the image trains the output
+        above, reached = (steps > 0).to(outputs), (steps >= 0).to(outputs)
+        losses = nn.functional.binary_cross_entropy_with_logits(outputs, above, reached, reduction="none")
+        return _weighted(losses.sum(1), targets, self.weight)
+
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        logits = outputs.float()
+        above = nn.functional.logsigmoid(logits).cumsum(1)  # log P(y > k)
+        stays = nn.functional.logsigmoid(-logits)  # log P(y = k | y ≥ k); 0 for the last class
+        return (nn.functional.pad(above, (1, 0)) + nn.functional.pad(stays, (0, 1))).exp()
+
+    def decide(self, outputs: Tensor) -> Tensor:
+        return (outputs.float().sigmoid().cumprod(1) > 0.5).sum(1)
+
+
+def _weighted(losses: Tensor, targets: Tensor, weight: Tensor | None) -> Tensor:
+    """Return losses (B,) times the weights of their classes (K,), if there are weights."""
+    return losses if weight is None else losses * weight[targets]
+
+
+def cross_entropy(label_smoothing: Share, class_weights: ClassWeights, class_counts: Sequence[int]) -> Softmax:
     """Build softmax cross-entropy; conf/loss/cross_entropy.yaml documents the arguments.
 
     Args:
@@ -187,12 +259,13 @@ def cross_entropy(
     Raises:
         UserError: the weights are not a known word or K numbers, are all 0, or balanced with an empty class.
     """
-    weights = None if class_weights == "none" else _class_weights(class_weights, class_counts)
-    return Softmax(len(class_counts), weights, label_smoothing)
+    return Softmax(len(class_counts), _class_weights(class_weights, class_counts), label_smoothing)
 
 
-def _class_weights(class_weights: str | Sequence[float], class_counts: Sequence[int]) -> list[float]:
+def _class_weights(class_weights: str | Sequence[float], class_counts: Sequence[int]) -> list[float] | None:
     num_classes = len(class_counts)
+    if class_weights == "none":
+        return None
     if class_weights == "balanced":
         if 0 in class_counts:
             raise UserError(
@@ -205,10 +278,37 @@ def _class_weights(class_weights: str | Sequence[float], class_counts: Sequence[
     return [float(weight) for weight in class_weights]
 
 
-def mse(class_counts: Sequence[int]) -> SquaredError:
-    """Build the mean squared error of a grade predicted as a number, for ordered classes.
+def mse(class_weights: ClassWeights, class_counts: Sequence[int]) -> SquaredError:
+    """Build the mean squared error of a grade predicted as a number; conf/loss/mse.yaml documents the arguments.
 
     Args:
-        class_counts: training images of each class; only their number K is used.
+        class_counts: training images of each class, n_k.
+
+    Raises:
+        UserError: as for `cross_entropy`.
     """
-    return SquaredError(len(class_counts))
+    return SquaredError(len(class_counts), _class_weights(class_weights, class_counts))
+
+
+def smooth_l1(beta: NotNegative, class_weights: ClassWeights, class_counts: Sequence[int]) -> SmoothL1:
+    """Build the smooth L1 loss of a grade predicted as a number; conf/loss/smooth_l1.yaml documents the arguments.
+
+    Args:
+        class_counts: training images of each class, n_k.
+
+    Raises:
+        UserError: as for `cross_entropy`.
+    """
+    return SmoothL1(len(class_counts), _class_weights(class_weights, class_counts), beta)
+
+
+def corn(class_weights: ClassWeights, class_counts: Sequence[int]) -> Corn:
+    """Build CORN, with an output for each step to the next grade; conf/loss/corn.yaml documents the arguments.
+
+    Args:
+        class_counts: training images of each class, n_k.
+
+    Raises:
+        UserError: as for `cross_entropy`.
+    """
+    return Corn(len(class_counts), _class_weights(class_weights, class_counts))

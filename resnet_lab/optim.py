@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 from torch import nn
@@ -18,10 +19,11 @@ from torch.optim.lr_scheduler import (
     SequentialLR,
 )
 
-from resnet_lab.errors import UserError
+from resnet_lab.errors import UserError, reason_of
 from resnet_lab.freezing import is_in
 from resnet_lab.parts import head_of
 from resnet_lab.scores import mode_of
+from resnet_lab.signatures import is_ours
 from resnet_lab.values import BelowOne, Count, Factor, Items, NotNegative, Positive, Share
 
 
@@ -48,6 +50,26 @@ def nadam(params: Iterable[nn.Parameter], lr: NotNegative, weight_decay: NotNega
     return NAdam(params, lr=lr, weight_decay=weight_decay)
 
 
+@contextmanager
+def naming(group: str, config: dict[str, Any] | None) -> Iterator[None]:
+    """Turn an error of an external optimizer or schedule into one line that names it.
+
+    Args:
+        group: `optim` or `schedule`.
+        config: configuration of a run; None: unknown.
+
+    Raises:
+        UserError: the part fails.
+    """
+    target = str(config[group]["_target_"]) if config else ""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) or not target or is_ours(target):
+            raise
+        raise UserError(f"{group}._target_ {target} cannot be built from its keys: {reason_of(error)}") from error
+
+
 def optimizer_of(
     make: Callable[..., Optimizer], module: nn.Module, network: nn.Module, backbone_lr_factor: float
 ) -> Optimizer:
@@ -58,9 +80,15 @@ def optimizer_of(
         module: the module to train.
         network: its part with backbone and head.
         backbone_lr_factor: factor of the learning rate for everything before the head; 1: a single group.
+
+    Raises:
+        UserError: `make` returns something else, or the network has no head.
     """
     if backbone_lr_factor == 1:
-        return make(module.parameters())
+        single = make(module.parameters())
+        if not isinstance(single, Optimizer):
+            raise UserError(f"optim._target_ returns a {type(single).__name__}; name an optimizer")
+        return single
     head = head_of(network, f"optim.backbone_lr_factor={backbone_lr_factor}")
     backbone = {parameter for name, parameter in network.named_parameters() if not is_in(name, head)}
     others = [parameter for parameter in module.parameters() if parameter not in backbone]
@@ -103,6 +131,18 @@ def _keep_implementation(optimizer: Optimizer, state: dict[str, Any]) -> dict[st
         return state  # torch refuses it
     groups = [old | {key: new[key] for key in ("fused", "foreach")} for old, new in zip(saved, own, strict=True)]
     return state | {"param_groups": groups}
+
+
+def refuse_no_schedule(scheduler: object) -> None:
+    """Refuse what an external schedule returns, if it lacks what a training calls.
+
+    Raises:
+        UserError: it is not a schedule.
+    """
+    needed = ("optimizer", "step", "state_dict", "load_state_dict")
+    if lacking := [name for name in needed if not hasattr(scheduler, name)]:
+        kind = type(scheduler).__name__
+        raise UserError(f"schedule._target_ returns {kind} without {lacking[0]}; name a schedule as those of torch")
 
 
 def refuse_lost_factor(optimizer: Optimizer, backbone_lr_factor: float) -> None:

@@ -11,15 +11,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torchvision.models import get_model_weights
 
+from resnet_lab import statistics
 from resnet_lab.config import build, of_the_job
 from resnet_lab.data.image_data import ImageData
 from resnet_lab.errors import UserError, reason_of
 from resnet_lab.models.pretrained import load_fitting, weights_of_torchvision
 from resnet_lab.objectives import Criterion, Objective
 from resnet_lab.signatures import imported, is_ours
-from resnet_lab.statistics import OF_GRADES
 
 TRIAL = 96  # pixels of an image that shows which layer comes last
 SOURCES = ("pretrained", "weights", "checkpoint_path")  # keys of networks that select initial weights
@@ -40,6 +41,11 @@ def build_network(model: dict[str, Any], num_outputs: int) -> nn.Module:
         kind = type(network).__name__
         raise UserError(
             f"model._target_ {model['_target_']} returns a {kind}; name a function or class that gives an nn.Module"
+        )
+    if lazy := [name for name, each in network.named_parameters() if is_lazy(each)]:
+        raise UserError(
+            f"model._target_ {model['_target_']}: the shape of {lazy[0]} is unknown before the first image; give it in "
+            "place of a lazy layer"
         )
     source = of_the_job("model", model).get("pretrained")
     if source not in (None, False, "none"):
@@ -80,6 +86,7 @@ def _own_objective(loss: dict[str, Any], class_counts: Sequence[int]) -> Objecti
         "loss", _with_tensors(loss), class_counts=class_counts, num_classes=len(class_counts), reduction="none"
     )
     if isinstance(made, Objective):
+        _refuse_odd(made, target, len(class_counts))
         return made
     if not callable(made):
         raise UserError(f"loss._target_ {target} returns a {type(made).__name__}; name one that returns a loss")
@@ -100,6 +107,29 @@ def _own_objective(loss: dict[str, Any], class_counts: Sequence[int]) -> Objecti
             "do not average them"
         )
     return criterion
+
+
+def _refuse_odd(objective: Objective, target: str, num_classes: int) -> None:
+    """Refuse an external objective whose methods fail or return other shapes than `Objective` says.
+
+    Raises:
+        UserError: a method does, or its decision rule is unknown.
+    """
+    rules = [rule for rule in (*statistics.DECISIONS, statistics.OWN_RULE) if rule != "thresholds"]
+    if objective.decision not in rules:
+        raise UserError(f"loss._target_ {target}: decision={objective.decision} is none of {', '.join(rules)}")
+    trial, method = copy.deepcopy(objective), "num_outputs"
+    try:
+        outputs, classes = torch.zeros(2, trial.num_outputs), torch.arange(2) % num_classes
+        for method, shape in (("losses", (2,)), ("probabilities", (2, num_classes)), ("decide", (2,))):
+            found = getattr(trial, method)(*[outputs, classes][: 1 + (method == "losses")])
+            if not isinstance(found, Tensor) or found.shape != shape:
+                seen = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+                raise UserError(f"loss._target_ {target}: {method} returns {seen} for two images; return {shape}")
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"loss._target_ {target}: {method} fails: {reason_of(error)}") from error
 
 
 def _with_tensors(loss: dict[str, Any]) -> dict[str, Any]:
@@ -132,19 +162,16 @@ def refuse_unmixable(objective: Objective, loss: dict[str, Any], mixup: float) -
         )
 
 
-def refuse_decision(rule: str, ordered: bool, splits: Collection[str]) -> None:
-    """Refuse a rule of decision that the data does not allow.
+def refuse_decision(rule: str, splits: Collection[str]) -> None:
+    """Refuse fitted thresholds for data without a validation split.
 
     Args:
         rule: `loss.decision`.
-        ordered: whether the classes are grades.
         splits: names of the splits.
 
     Raises:
-        UserError: the rule needs ordered classes, or a validation split.
+        UserError: the rule is `thresholds`, and there is no validation split.
     """
-    if rule in OF_GRADES and not ordered:
-        raise UserError(f"loss.decision={rule} needs grades, but the classes of this data set have no order")
     if rule == "thresholds" and "val" not in splits:
         raise UserError(
             "loss.decision=thresholds needs a validation split; set data.val_fraction or data.val_csv, or choose "
@@ -230,6 +257,25 @@ def refuse_misfit(network: nn.Module, num_outputs: int, size: int, target: str) 
             f"model._target_ {target} returns {found} for two images in {mode}, not (2, {num_outputs}); give it an "
             "argument num_classes, which the job sets, or set the length of its last layer"
         )
+
+
+def takes_channels_last(network: nn.Module, config: dict[str, Any]) -> bool:
+    """Return whether a network works with channels-last images; the `view` of an external network may not.
+
+    Args:
+        network: the network, which is not changed.
+        config: configuration of its run.
+    """
+    if is_ours(str(config["model"]["_target_"])):
+        return True
+    size, layout = config["data"]["crop"] or config["data"]["image_size"], torch.channels_last
+    trial = copy.deepcopy(network).to("cpu").to(memory_format=layout).eval()
+    try:
+        with torch.no_grad(), warnings.catch_warnings(action="ignore"):
+            trial(torch.zeros(2, 3, size, size).contiguous(memory_format=layout))
+    except RuntimeError:
+        return False
+    return True
 
 
 def statistics_of(config: dict[str, Any]) -> tuple[list[float], list[float]] | None:

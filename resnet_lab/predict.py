@@ -6,14 +6,16 @@ import logging
 import sys
 from pathlib import Path
 
-from resnet_lab.build import build_datamodule, build_trainer, rank, set_up_logging
+from resnet_lab.build import build_trainer, rank, set_up_logging
 from resnet_lab.command_line import run_command
+from resnet_lab.data.datamodule import DataModule
+from resnet_lab.data.photographs import Photographs
 from resnet_lab.errors import count
 from resnet_lab.evaluate import override
 from resnet_lab.inputs import check_predict
 from resnet_lab.module import Classifier
 from resnet_lab.outputs import refuse_undefined, write_predictions
-from resnet_lab.trained import count_training_images, load, photographs
+from resnet_lab.trained import count_training_images, load, own_reader, photographs
 from resnet_lab.trust import trust, warn_of_unused
 from resnet_lab.verbs import VERBS
 
@@ -29,8 +31,12 @@ def command(arguments: list[str]) -> None:
     out = Path(given.out).expanduser()
     model = load(given.RUN_OR_CKPT)
     names = model.origin["class_names"]
-    config = photographs(override(model.origin, given.overrides), given.IMAGE_OR_FOLDER, names)
-    datamodule = build_datamodule(config, (model.origin["mean"], model.origin["std"]))
+    chosen = override(model.origin, given.overrides)
+    config = photographs(chosen, given.IMAGE_OR_FOLDER, names)
+    datamodule = DataModule.from_config(config, (model.origin["mean"], model.origin["std"]))
+    assert isinstance(datamodule.data, Photographs)
+    datamodule.data.like = own_reader(chosen)
+    datamodule.setup()
     rows, module = datamodule.rows("test"), Classifier.of(model)
     if rank() == 0:
         count_training_images(model, rows)

@@ -19,6 +19,7 @@ from resnet_lab.data.image_data import ImageData
 from resnet_lab.distillation import refuse_no_logits, teacher_of
 from resnet_lab.freezing import Freezing
 from resnet_lab.models.pretrained import contents, depth_of, fitting
+from resnet_lab.optim import naming, optimizer_of
 from resnet_lab.parts import (
     build_network,
     build_objective,
@@ -26,6 +27,7 @@ from resnet_lab.parts import (
     refuse_misfit,
     refuse_no_data_set,
     refuse_unmixable,
+    statistics_of,
     without_weights,
 )
 from resnet_lab.terminal import Lines
@@ -49,8 +51,8 @@ def command(arguments: list[str]) -> None:
             refuse_no_logits(build_objective(need["loss"], [1] * len(names)), need["loss"])
             teacher_of(need["loss"], need["data"], names)
         elif "data" in need:
-            data_set, splits = data_of(json.dumps(need["data"], sort_keys=True))
-            refuse_decision(need.get("decision", "auto"), data_set.ordered, splits)
+            splits = data_of(json.dumps(need["data"], sort_keys=True))[1]
+            refuse_decision(need.get("decision", "auto"), splits)
         else:
             check_network(need["model"])
 
@@ -87,6 +89,9 @@ def check_parts(config: dict[str, Any]) -> None:
     with TemporaryDirectory() as folder:
         own_parts(config, "logger", save_dir=folder, id="preflight")
     Freezing(network, model["freeze"], until=None)
+    with naming("optim", config):  # a schedule needs the number of steps, which only the job knows
+        optimizer_of(build("optim", config["optim"]), network, network, config["optim"]["backbone_lr_factor"])
+    statistics_of(config)
     refuse_misfit(network, objective.num_outputs, size, str(model["_target_"]))
 
 

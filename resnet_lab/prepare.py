@@ -115,6 +115,10 @@ def command(arguments: list[str]) -> None:
     rows, target = data.listed(), data.prepared_set
     if not rows["path"].map(os.path.exists).any():
         raise UserError(f"data={data.name} has no image files, so there is nothing to prepare")
+    if data.reads_itself:
+        raise UserError(
+            f"data={data.name}: {type(data).__name__} has a read() of its own, so its images are not prepared"
+        )
     index = prepare(target, list(rows["path"]), given.processes or os.cpu_count() or 1)
     facts, problem = facts_of(data, target, rows, index)
     good = facts[facts["defect"] == ""]

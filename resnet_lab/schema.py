@@ -93,8 +93,11 @@ PROVIDED = {
 # groups of named parts → base class of each part
 BY_NAME = {"callbacks": "lightning.Callback", "logger": "lightning.pytorch.loggers.Logger"}
 FOR_LOGGERS = {"save_dir", "id"}  # arguments that the job adds to a logger that takes them, unless the user sets them
-# keys that the job reads itself if a part that is not resnet_lab's does not take them
-FOR_OTHERS = {"model": {"pretrained"}, "schedule": {"interval", "monitor"}}
+# group → keys that the job reads itself if a part that is not resnet_lab's does not take them
+FOR_OTHERS: dict[str, dict[str, Any]] = {
+    "model": {"pretrained": Text | bool | None},
+    "schedule": {"interval": Literal["step", "epoch"], "monitor": Text | None},
+}
 # group → keys that the job always reads itself
 OF_JOB: dict[str, dict[str, Any]] = {
     "loss": {
@@ -106,6 +109,8 @@ OF_JOB: dict[str, dict[str, Any]] = {
     "model": {"freeze": Text | list[Text] | None, "unfreeze_at_epoch": FromOne | None},
     "optim": {"backbone_lr_factor": Positive},
 }
+# losses of grades, which need ordered classes
+ORDINAL = frozenset(f"resnet_lab.objectives.{name}" for name in ("mse", "smooth_l1", "corn"))
 CHOSEN = (*PROVIDED, "trainer", *BY_NAME, "experiment", "scale")  # groups with a choice in conf/config.yaml
 
 

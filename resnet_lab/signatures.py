@@ -166,6 +166,15 @@ def keys_in(module: str, *names: str) -> tuple[str, ...]:
     return tuple(key for name in names for key in found[name])
 
 
+def defaults_in(module: str, name: str) -> dict[str, Any]:
+    """Return the fields with a default of a dataclass that one of our modules defines, parsed from its source."""
+    for node in ast.parse(Path(str(getattr(importlib.util.find_spec(module), "origin", ""))).read_text("utf-8")).body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            fields = (each for each in node.body if isinstance(each, ast.AnnAssign) and each.value is not None)
+            return {ast.unparse(each.target): ast.literal_eval(each.value) for each in fields if each.value}
+    return {}
+
+
 def _hints(annotations: Mapping[str, ast.expr | None], known: Mapping[str, Any]) -> dict[str, Any]:
     """Return the annotations that consist of known types."""
     found = {}

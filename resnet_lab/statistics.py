@@ -12,6 +12,7 @@ DECISIONS = {  # rule → its choice
     "expected": "the grade nearest to the expected grade",
     "thresholds": "the grade whose fitted thresholds enclose the expected grade",
 }
+OWN_RULE = "own"  # a rule of an external objective, which does not follow from the probabilities
 OF_GRADES = ("median", "expected", "thresholds")  # rules that need ordered classes
 STEP = 0.01  # grid of fitted thresholds, in grades: coarser than rounding errors of the expected grade
 COLLAPSED = 0.98  # from this share of predictions in one class, a model counts as collapsed

@@ -1,4 +1,4 @@
-"""`Supervisor`: a process that imports PyTorch once and forks every job of a local sweep (Linux).
+"""`Supervisor`: a process that imports PyTorch once and forks every job of a local command (Linux).
 
 The command starts `python -m resnet_lab.supervisor FD` and sends it one request at a time through a socket. A forked
 process has its own session, environment and folder, and ends like a new one. It imports configurations and parts of
@@ -151,7 +151,9 @@ def run_module(module: str, arguments: Sequence[str], fork: bool, text: str = ""
     Raises:
         Stopped: this process received a signal; the other one has ended.
     """
-    if fork and (own := begin()) is not None and own.can_run():
+    if not fork:
+        close()  # it would import in vain
+    elif (own := begin()) is not None and own.can_run():
         return own.run(module, arguments, text)
     return run_tied([sys.executable, "-m", module, *arguments], text)
 
@@ -160,8 +162,13 @@ def forks(trainer: Mapping[str, Any]) -> bool:
     """Return whether a job may be forked: one device, and no launcher of ranks."""
     devices = trainer["devices"]
     one = devices == 1 or (isinstance(devices, list) and len(devices) == 1)
-    ranks = trainer["num_nodes"] != 1 or trainer["strategy"] != "auto" or any(key in os.environ for key in RANKS)
+    ranks = trainer["num_nodes"] != 1 or trainer["strategy"] != "auto" or launched()
     return one and not ranks
+
+
+def launched() -> bool:
+    """Return whether SLURM or torchrun started this process."""
+    return any(key in os.environ for key in RANKS)
 
 
 def serve(connection: socket.socket) -> None:
@@ -229,7 +236,8 @@ def _forked(module: str, arguments: list[str], text: str, folder: str, environme
     os.environ.update(environment | {PARENT: str(os.getppid())})
     os.chdir(folder)
     sys.path[0] = folder
-    sys.stdin = StringIO(text)
+    if text:
+        sys.stdin = StringIO(text)
     processes.began, processes.started_by = time.time(), "fork"
     main = importlib.import_module(module)
     sys.argv = [str(main.__file__), *arguments]

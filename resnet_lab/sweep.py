@@ -39,12 +39,13 @@ from resnet_lab.verbs import VERBS
 OWN_LINES = ("hydra._internal.core_plugins.basic_launcher", "hydra_plugins.hydra_joblib_launcher._core")
 
 
-def preflight(arguments: Sequence[str], trusted: Sequence[str] = ()) -> bool:
+def preflight(arguments: Sequence[str], trusted: Sequence[str] = (), fork: bool = False) -> bool:
     """Return whether everything that the jobs of a sweep need is available; print what is missing.
 
     Args:
         arguments: arguments of `resnet-lab train`. For a single run, only parts that are not resnet_lab's are checked.
         trusted: values of `trust=` on the command line; one that no part needs is named in a line.
+        fork: whether to fork the process that checks (see `resnet_lab.supervisor`).
 
     Raises:
         UserError: a key is wrong.
@@ -64,7 +65,7 @@ def preflight(arguments: Sequence[str], trusted: Sequence[str] = ()) -> bool:
     print(f"{time.strftime('%H:%M:%S')}  checking what the jobs need (data, networks, weights, parts)", flush=True)
     # in a separate process, as this one must not import torch
     options = [f"{OPTION}{word}" for word in sorted(words)]
-    code = run_module("resnet_lab.preflight", options, fork=multirun, text=json.dumps(sorted(needs)))
+    code = run_module("resnet_lab.preflight", options, fork=fork, text=json.dumps(sorted(needs)))
     if code < 0:  # it printed no error itself
         print(f"error: the check was {describe_death(code)}", file=sys.stderr)
     return code == 0

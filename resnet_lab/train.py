@@ -79,7 +79,7 @@ def train(config: DictConfig) -> float | None:
         plain: Any = OmegaConf.to_container(config, resolve=True)
         if sweep:
             print_label(run, plain["labels"])
-        local = sweep and launcher in LOCAL_LAUNCHERS
+        local = not sweep or launcher in LOCAL_LAUNCHERS
         if launcher == "joblib" and (line := place_on_gpu(plain["trainer"])):
             print(line, flush=True)
         config_dir = config_dir_of(hydra_config)
@@ -124,15 +124,15 @@ def print_label(run: RunFolder, labels: dict[str, Any]) -> None:
     print(printable(f"{place}: {shown}"), flush=True)
 
 
-def checked(multirun: bool) -> bool:
-    """Return whether the command may start; print the error if not."""
+def checked(forks: bool) -> bool:
+    """Return whether the command may start; print the error if not. `forks`: whether its jobs may be forked."""
     try:
         sys.argv[1:], trusted = without_trust(sys.argv[1:])
         trust(trusted)
         check_overrides(sys.argv[1:])
-        if multirun:
+        if forks:
             supervisor.begin()  # it imports while the jobs are composed
-        return preflight(sys.argv[1:], trusted)
+        return preflight(sys.argv[1:], trusted, forks)
     except UserError as error:
         print(f"error: {one_line_of(error)}", file=sys.stderr)
         return False
@@ -176,7 +176,8 @@ def run_command() -> int:
     stop_on_signals()
     this_is_the_command()
     try:
-        if not checked(given.multirun and not (given.cfg or given.info or given.hydra_help)):
+        starts = not (given.cfg or given.info or given.hydra_help)
+        if not checked(starts and (given.multirun or not supervisor.launched())):
             return 1
         train()
     except UserError:  # already printed

@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from resnet_lab import environment
 from resnet_lab import trust as trusting
 from resnet_lab.config import PHOTOGRAPHS, build
+from resnet_lab.data.arrays import ArrayData
 from resnet_lab.data.augmentation import GEOMETRY
 from resnet_lab.data.check import HASH_DIGITS
 from resnet_lab.data.image_data import ImageData
 from resnet_lab.data.listing import list_images
+from resnet_lab.data.photographs import Photographs
 from resnet_lab.data.reader import fit
 from resnet_lab.data.transforms import Geometry, normalize
 from resnet_lab.ensemble import Ensemble, LogProbabilities
@@ -33,6 +35,7 @@ from resnet_lab.objectives import Objective
 from resnet_lab.origin import TRAIN_IMAGES, origin_of
 from resnet_lab.parts import build_network, build_objective, head_of, without_weights
 from resnet_lab.run_folder import RunFolder
+from resnet_lab.signatures import is_ours
 from resnet_lab.tta import outputs_of
 
 log = logging.getLogger("resnet_lab")
@@ -59,7 +62,8 @@ class Trained:
         self.file, self.network, self.objective, self.origin = file, network.eval(), objective, origin
         self.tta: str = origin["config"]["trainer"]["tta"]
         config = photographs(origin["config"], str(file), self.class_names)
-        self._data: ImageData = build("data", config["data"])
+        self._data: Photographs = build("data", config["data"])
+        self._data.like = own_reader(origin["config"])
         self._geometry = Geometry(self._data)
 
     def __repr__(self) -> str:
@@ -335,6 +339,14 @@ def photographs(config: dict[str, Any], root: str, class_names: list[str]) -> di
         "test_fraction": 0.0,
     }
     return config | {"data": data}
+
+
+def own_reader(config: dict[str, Any]) -> ImageData | None:
+    """Return the data set of a run if it is external and has a `read` of its own for files; else None."""
+    if is_ours(str(config["data"]["_target_"])):
+        return None
+    data: ImageData = build("data", config["data"])
+    return data if data.reads_itself and not isinstance(data, ArrayData) else None
 
 
 def _listed(images: One | Sequence[One]) -> tuple[list[str], list[One]]:

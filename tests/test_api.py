@@ -39,6 +39,11 @@ def test_compose_returns_the_configuration_of_the_command() -> None:
     assert "model.dpeth" in refusal(resnet_lab.compose, "model.dpeth=34")
 
 
+def test_a_list_of_overrides_is_refused() -> None:
+    message = refusal(resnet_lab.compose, ["model.depth=18", "seed=1"])
+    assert message.endswith("give each override as a text of its own, such as 'model.depth=18', 'seed=1'")
+
+
 def test_an_experiment_of_the_caller_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_conf" / "experiment").mkdir(parents=True)

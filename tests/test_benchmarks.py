@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
+import pandas as pd
 import pytest
 import torch
 
@@ -126,6 +128,95 @@ def test_a_gpu_benchmark_is_rehearsed_on_the_cpu(tmp_path):
     text = page.read_text(encoding="utf-8")
     assert "these numbers mean nothing" in text
     assert text.count("not measured") - text.count("timm's pipeline | not measured") == 1  # the tests
+
+
+@pytest.fixture
+def peers(speed):
+    import peers
+
+    return peers
+
+
+def timed(commands, folder):
+    """Seconds by the command: 3 to prepare, 5 to train, timm 20 (10 with one worker), torchvision 12."""
+    words = " ".join(word for command in commands for word in command)
+    ours = 3 * ("resnet_lab prepare" in words) + 5 * ("resnet_lab train" in words)
+    timm = (10 if words.endswith("--workers 1") else 20) * ("timm.py" in words)
+    return float(ours + timm + 12 * ("vision.py" in words))
+
+
+def test_programs_are_compared_with_the_faster_peer(peers, tmp_path, capsys):
+    scripts = {"timm": Path("timm.py"), "torchvision": Path("vision.py")}
+    rows, workers = peers.measure(tmp_path, peers.QUICK, scripts, timed)
+    assert workers == {"timm": [1, 1], "torchvision": [0, 0]}
+    small, camera = "96×64 px, 1 epoch:", "384×256 px, 1 epoch:"
+    assert [(row.name, list(row.values), row.goal) for row in rows] == [
+        (f"{small} the program, first run", [5.0], ""),
+        (f"{small} the program, later run", [5.0], ""),
+        (f"{small} timm", [10.0], ""),
+        (f"{small} torchvision", [12.0], ""),
+        (f"{small} the program, first run / the faster peer", [0.5], "≤ 1.02"),
+        (f"{small} the program, later run / the faster peer", [0.5], "≤ 1.02"),
+        (f"{camera} the program, first run", [8.0], ""),
+        (f"{camera} the program, later run", [5.0], ""),
+        (f"{camera} timm", [10.0], ""),
+        (f"{camera} torchvision", [12.0], ""),
+        (f"{camera} the faster peer / the program, first run", [1.25], "≥ 5"),
+        (f"{camera} the faster peer / the program, later run", [2.0], "≥ 5"),
+    ]
+
+
+def test_a_peer_without_a_script_is_left_out(peers, tmp_path, capsys):
+    rows, workers = peers.measure(tmp_path, peers.QUICK, {"torchvision": Path("vision.py")}, timed)
+    assert not any("timm" in row.name for row in rows)
+    text = peers.method(peers.QUICK, workers)
+    assert "- timm is left out: this measurement had no `--timm`." in text
+    assert "- torchvision has 0 workers for small files and 0 workers for camera size." in text
+    assert "python torchvision/train.py --data-path PHOTOGRAPHS" in text
+    assert "timm/train.py" not in text
+    rows, _ = peers.measure(tmp_path / "alone", peers.QUICK, {}, timed)
+    assert [row.unit for row in rows] == ["s"] * 4
+
+
+def test_peers_and_program_read_the_same_photographs(peers, tmp_path):
+    small, camera = peers.write_photographs(tmp_path, peers.QUICK)
+    for folder, shape in ((small, (64, 96, 3)), (camera, (256, 384, 3))):
+        for split in ("train", "val"):
+            table = pd.read_csv(folder / f"{split}.csv")
+            files = sorted(str(path.relative_to(folder)) for path in (folder / split).rglob("*.jpeg"))
+            assert sorted(table["image"]) == files
+            assert len(files) == 10
+            assert [Path(name).parts[1] for name in table["image"]] == [str(level) for level in table["level"]]
+        assert cv2.imread(str(folder / files[0])).shape == shape
+
+
+def test_a_program_that_fails_ends_the_measurement(peers, tmp_path):
+    (tmp_path / "train.py").write_text("raise ValueError('no such option')")
+    with pytest.raises(SystemExit, match=r"train.py --epochs 1 failed:\n(.*\n)*ValueError: no such option"):
+        peers.seconds([[str(tmp_path / "train.py"), "--epochs", "1"]], tmp_path / "work")
+
+
+@pytest.mark.slow
+def test_peers_are_measured_with_their_scripts(tmp_path):
+    out, scripts = tmp_path / "page.md", {}
+    for name, option in (("timm", "--data-dir"), ("torchvision", "--data-path")):
+        scripts[name] = tmp_path / name / "train.py"
+        scripts[name].parent.mkdir()
+        scripts[name].write_text(
+            f"import sys; from pathlib import Path; root = Path(sys.argv[sys.argv.index({option!r}) + 1])\n"
+            "assert len(list(root.glob('train/*/*.jpeg'))) == len(list(root.glob('val/*/*.jpeg'))) == 10\n"
+        )
+    command = [sys.executable, str(BENCHMARKS / "peers.py"), "--quick", "--out", str(out)]
+    command += [f"--{name}={path}" for name, path in scripts.items()]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    text = out.read_text(encoding="utf-8")
+    assert "these numbers mean nothing" in text
+    assert re.search(r"timm\s[\d.]+,\stimm's\strain.py\s[0-9a-f]{12},", text)
+    assert str(tmp_path) not in text
+    lines = [LINE.fullmatch(line) for line in text.splitlines() if line.startswith("| ") and not line.startswith("| |")]
+    assert len(lines) == 12
+    assert all(float(line[4]) > 0 for line in lines)
 
 
 ROWS = {

@@ -18,6 +18,7 @@ from lightning.fabric.plugins.environments import ClusterEnvironment, LightningE
 from omegaconf import OmegaConf
 
 from resnet_lab.build import build_profiler, build_trainer, compile_network, plugins, set_up_logging
+from resnet_lab.checkpoints import EpochRows, LastCheckpoint
 from resnet_lab.models.pretrained import refuse_nan_weights
 from resnet_lab.origin import origin_of
 from resnet_lab.run_folder import RunFolder
@@ -104,7 +105,7 @@ def test_torch_without_a_compiler_gives_one_line(monkeypatch: pytest.MonkeyPatch
         raise RuntimeError("InvalidCxxCompiler: none found\n  more lines")
 
     monkeypatch.setattr(torch, "compile", lambda _: fails)
-    module, device = SimpleNamespace(model=torch.nn.Identity()), torch.device("cpu")
+    module, device = SimpleNamespace(model=torch.nn.Identity(), origin={}), torch.device("cpu")
     message = refusal(compile_network, "reduce-overhead", module, device)
     assert message.startswith("trainer.compile=reduce-overhead: torch cannot compile here (InvalidCxxCompiler: none")
     assert refusal(compile_network, True, module, device).startswith("trainer.compile=true: ")
@@ -128,9 +129,17 @@ def test_the_trainer_gets_its_keys_and_tests_all_images() -> None:
     given |= {"limit_train_batches": 0.5, "limit_val_batches": 2}
     config = composed(tuple(f"trainer.{key}={value}" for key, value in given.items()))
     settings: Any = OmegaConf.to_container(config.trainer)
-    trainer: Any = build_trainer(settings, SimpleNamespace(model=torch.nn.Identity()))  # type: ignore[arg-type]
+    trainer: Any = build_trainer(settings, SimpleNamespace(model=torch.nn.Identity(), origin={}))  # type: ignore[arg-type]
     assert {key: getattr(trainer, key) for key in given} == given
     assert trainer.limit_test_batches == 1.0
+
+
+def test_callbacks_without_a_folder_write_into_the_run(tmp_path: Path) -> None:
+    settings: Any = OmegaConf.to_container(composed(()).trainer)
+    last = LastCheckpoint(RunFolder(tmp_path), EpochRows(), None)
+    module: Any = SimpleNamespace(model=torch.nn.Identity(), origin={})
+    trainer = build_trainer(settings, module, callbacks=[last])
+    assert trainer.default_root_dir == str(tmp_path)
 
 
 @pytest.fixture
@@ -154,7 +163,7 @@ def test_float32_training_on_cuda_uses_tf32_unless_it_must_be_deterministic(
 ) -> None:
     config = composed((f"trainer.precision={precision}", f"trainer.deterministic={deterministic}"))
     settings: Any = OmegaConf.to_container(config.trainer)
-    module: Any = SimpleNamespace(model=torch.nn.Identity())
+    module: Any = SimpleNamespace(model=torch.nn.Identity(), origin={})
     build_trainer(settings | {"accelerator": "auto"}, module)
     assert torch.get_float32_matmul_precision() == ("high" if tf32 else "highest")
     assert torch.backends.cudnn.allow_tf32 is tf32
@@ -165,6 +174,6 @@ def test_training_on_the_cpu_changes_neither_products_nor_cudnn(on_cuda: dict[st
     before = torch.backends.cudnn.allow_tf32
     config = composed(("trainer.precision=32-true",))
     settings: Any = OmegaConf.to_container(config.trainer)
-    build_trainer(settings, SimpleNamespace(model=torch.nn.Identity()))  # type: ignore[arg-type]
+    build_trainer(settings, SimpleNamespace(model=torch.nn.Identity(), origin={}))  # type: ignore[arg-type]
     assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("highest", before)
     assert on_cuda["benchmark"] is None

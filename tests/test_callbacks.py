@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from resnet_lab import callbacks
-from resnet_lab.callbacks import Observer, StepSeed
+from resnet_lab.callbacks import EXPLODED, FiniteLoss, Observer, StepSeed
 from resnet_lab.checkpoints import EpochRows, LastCheckpoint
 from resnet_lab.data.datamodule import DataModule
+from resnet_lab.errors import UserError
 from resnet_lab.run_folder import RunFolder
 
 
@@ -121,3 +122,48 @@ def test_a_checkpoint_inside_an_epoch_waits_for_the_optimizer_s_step(tmp_path, a
         )
         last.on_train_batch_end(trainer, None, None, None, number)
     assert found == saved
+
+
+def test_a_metric_that_an_epoch_does_not_log_is_undefined_there(tmp_path):
+    """A callback logs `train/extra` in epoch 1 only, and the run is resumed after it."""
+    rows, known = EpochRows(), {}
+    optimizers = [SimpleNamespace(param_groups=[{"lr": 0.5}])]
+    for epoch in range(3):
+        if epoch == 2:
+            rows, state = EpochRows(), rows.state_dict()
+            rows.load_state_dict(state)
+            known = {}
+        trainer = SimpleNamespace(callback_metrics=known, current_epoch=epoch, optimizers=optimizers)
+        rows.on_train_epoch_start(trainer, None)
+        known |= {"val/loss": torch.tensor(float(epoch))} | ({"train/extra": torch.tensor(7.0)} if epoch == 1 else {})
+        rows.note(trainer)
+    rows.write(tmp_path / "metrics.csv")
+    lines = ["epoch,lr,val/loss,train/extra", "0,0.5,0.0,nan", "1,0.5,1.0,7.0", "2,0.5,2.0,nan"]
+    assert (tmp_path / "metrics.csv").read_text().splitlines() == lines
+    trainer = SimpleNamespace(callback_metrics=known, current_epoch=3, optimizers=optimizers)
+    rows.on_train_epoch_start(trainer, None)
+    known["val/loss"] = torch.tensor(3.0)
+    rows.note(trainer)
+    assert rows.rows[-1] == {"epoch": 3, "lr": 0.5, "val/loss": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("value", "seen"),
+    [
+        (torch.tensor([1.0, float("nan"), -2.0]), "nan"),
+        (torch.tensor([1.0, float("-inf")]), "inf"),
+        (torch.tensor([1e11, 1.0]), "inf"),  # larger than EXPLODED
+        (torch.tensor([1.0, float("nan")], dtype=torch.complex64), "nan"),
+        (torch.tensor([9e9, -9e9], dtype=torch.bfloat16), ""),
+        (torch.tensor([5]), ""),
+        (torch.tensor([True]), ""),
+        (torch.empty(0), ""),
+    ],
+)
+def test_values_that_are_not_finite_are_found(value, seen):
+    trainer = SimpleNamespace(current_epoch=2)
+    if not seen:
+        FiniteLoss._check("head.weight", value, trainer, EXPLODED)
+        return
+    with pytest.raises(UserError, match=f"head.weight became {seen} in epoch 3: lower optim.lr"):
+        FiniteLoss._check("head.weight", value, trainer, EXPLODED)

@@ -16,6 +16,7 @@ from resnet_lab import compatibility, evaluate, launch, predict
 from resnet_lab.compatibility import ADDED, CHANGED, Added, upgraded, upgraded_status, with_older_defaults
 from resnet_lab.config import compose_config
 from resnet_lab.run_folder import RunFolder, find_runs
+from resnet_lab.signatures import defaults_in
 from resnet_lab.training import guarded
 
 OLDER = Path(__file__).with_name("older")
@@ -111,6 +112,16 @@ def test_an_older_folder_keeps_its_pattern_of_patients_and_its_splits() -> None:
     assert upgraded(older)["data"]["patient_regex"] == "(.+)_(?:left|right)"
     assert upgraded(older)["data"]["all_images"] is None
     assert with_older_defaults({"data": {"patient_regex": "auto"}}, older, 1, ())["data"] == older["data"]
+
+
+def test_an_added_augmentation_brings_its_value_for_older_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "augmented.py").write_text("class A:\n    rotation: float\n    shear: float = 0.0\n    x = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert defaults_in("augmented", "A") == {"shear": 0.0}
+    shared = compose_config(["data=synthetic"]).data
+    known = defaults_in("resnet_lab.data.augmentation", "Augmentation")
+    assert known == {name: shared[name] for name in known}  # none yet; conf/data/_common.yaml has the same values
+    assert all(ADDED[f"data.{name}"].value == value for name, value in known.items())
 
 
 def test_overrides_of_an_older_status_get_their_current_name() -> None:

@@ -74,7 +74,10 @@ def test_the_weight_chooses_between_labels_and_teacher(weight: float) -> None:
 
 
 def test_any_objective_can_teach_and_extreme_logits_stay_finite() -> None:
-    found, logits = taught(objective=mse([1, 1, 1])), torch.tensor([[1e4, -1e4, 0.0]]).bfloat16().requires_grad_()
+    found, logits = (
+        taught(objective=mse("none", [1, 1, 1])),
+        torch.tensor([[1e4, -1e4, 0.0]]).bfloat16().requires_grad_(),
+    )
     losses = found.losses(torch.zeros(1), logits, torch.randn(1, 3, 4, 4) * 100)
     assert losses.isfinite().all()
     assert torch.autograd.grad(losses.sum(), logits)[0].isfinite().all()
@@ -186,7 +189,8 @@ def test_wrong_teachers_are_refused_in_one_line(make_run: MakeRun, teacher: RunF
     assert missing.startswith(f"loss.teacher: {tmp_path / 'none'}: no such file")
     for own in (tmp_path / "runs" / "own", tmp_path / "runs" / "own" / "checkpoints" / "best.ckpt"):
         assert "is this run itself" in error_of(make_run(*SHORT, f"loss.teacher={own}", name="own"))
-    assert "are not one logit per class" in error_of(make_run(*SHORT, given, "loss=mse", name="mse"))
+    for name in ("mse", "corn"):
+        assert "are not one logit per class" in error_of(make_run(*SHORT, given, f"loss={name}", name=name))
     assert "of 24 px, but this job of 32 px" in error_of(make_run(*SHORT, given, "data.image_size=32", name="size"))
     model, data = load(teacher.path), teacher.read_config()["data"]
     loss = teacher.read_config()["loss"] | {"teacher": str(teacher.path)}
@@ -229,7 +233,7 @@ def test_keys_without_a_teacher_are_named() -> None:
         "loss.temperature=4.0 has no effect: loss.teacher names no network"
     ]
     assert idle_keys(loss | {"temperature": 4.0, "teacher": "runs/x"}) == []
-    refuse_no_logits(mse([1, 1]), loss)
+    refuse_no_logits(mse("none", [1, 1]), loss)
 
 
 def test_trust_for_a_teacher_is_not_called_idle(capsys: pytest.CaptureFixture[str]) -> None:

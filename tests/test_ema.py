@@ -10,8 +10,10 @@ import pandas as pd
 import pytest
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
+from torch import nn
 
 from resnet_lab.callbacks import Observer
+from resnet_lab.models.pretrained import load_pretrained
 from resnet_lab.report.runs import read_run
 from resnet_lab.report.verify import differences_of
 from resnet_lab.run_folder import RunFolder
@@ -44,6 +46,10 @@ def test_the_average_is_tested_and_loaded(make_run: Make, monkeypatch: pytest.Mo
     torch.testing.assert_close(checkpoint(run)["current_model_state"]["model.fc.weight"], weights[-1])
     model = load(run.path)
     torch.testing.assert_close(model.network.fc.weight.detach(), average)
+    for place in (str(run.path), str(run.last_checkpoint)):  # as `model.pretrained` of another run
+        nn.init.zeros_(model.network.fc.weight)
+        load_pretrained(model.network, place)
+        torch.testing.assert_close(model.network.fc.weight.detach(), average)
     tested = pd.read_csv(run.predictions_file("test")).set_index("image").filter(like="p_")
     again = model(sorted((photographs / "images").glob("test*")))
     again.index = [Path(name).stem for name in again.index]

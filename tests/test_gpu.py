@@ -159,7 +159,7 @@ def test_images_of_the_device_are_within_two_gray_levels_of_the_cpu(make_run: Ma
     for accelerator, memory in (("cpu", True), (DEVICE, config["data"]["in_memory"])):
         datamodule = build_datamodule(config | {"data": config["data"] | {"in_memory": memory}})
         settings = config["trainer"] | {"accelerator": accelerator}
-        datamodule.trainer = build_trainer(settings, SimpleNamespace(model=torch.nn.Identity()))
+        datamodule.trainer = build_trainer(settings, SimpleNamespace(model=torch.nn.Identity(), origin={}))
         device = datamodule.trainer.strategy.root_device
         batches = []
         for loader in (datamodule.train_dataloader(), *datamodule.test_dataloader()):

@@ -326,7 +326,7 @@ def test_the_job_sets_folder_and_id_unless_the_user_does(mylab: None) -> None:
             ("+logger.tensorboard.version=3",),
             "logger.tensorboard.version: resnet_lab.loggers.tensorboard takes no such",
         ),
-        (("logger=csv", "+logger.csv.save_dir=x"), "logger.csv.save_dir: resnet_lab.loggers.RowLogger takes no such"),
+        (("logger=csv", "+logger.csv.save_dir=x"), "logger.csv.save_dir: the job sets it; leave it out"),
         (("logger=csv", "+logger.csv.save_dir=x"), "the job sets it"),
         (("+logger.x.y=1",), "logger.x has no _target_; set logger.x._target_ to the name of a logger"),
         (("logger.tensorboard=5",), "logger.tensorboard"),

@@ -19,7 +19,7 @@ from resnet_lab.build import build_datamodule, build_module
 from resnet_lab.data.augmentation import draws, mixture
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.module import Classifier
-from resnet_lab.objectives import Criterion, cross_entropy, mse
+from resnet_lab.objectives import Criterion, corn, cross_entropy, mse, smooth_l1
 from resnet_lab.parts import refuse_unmixable
 from resnet_lab.run_folder import RunFolder
 from resnet_lab.training import guarded
@@ -106,7 +106,15 @@ def test_evaluation_mixes_nothing(root: Path) -> None:
         assert "share" not in next(iter(datamodule.evaluation_dataloader(split)))
 
 
-@pytest.mark.parametrize("objective", [cross_entropy(0.1, [1.0, 2.0, 0.5], [4, 4, 4]), mse([4, 4, 4])])
+@pytest.mark.parametrize(
+    "objective",
+    [
+        cross_entropy(0.1, [1.0, 2.0, 0.5], [4, 4, 4]),
+        mse("none", [4, 4, 4]),
+        corn("balanced", [4, 2, 4]),
+        smooth_l1(0.5, "none", [4, 4, 4]),
+    ],
+)
 def test_the_step_mixes_the_losses_and_scores_the_class_of_the_larger_share(objective: Any) -> None:
     module = Classifier(nn.Identity(), objective, None, None, ["a", "b", "c"], True)
     outputs, targets = torch.randn(4, objective.num_outputs), torch.tensor([0, 2, 1, 2])

@@ -161,3 +161,8 @@ def test_a_resumed_optimizer_takes_the_implementation_of_its_device(monkeypatch:
     states[0]["param_groups"] *= 2
     with pytest.raises(ValueError, match="different number of parameter groups"):
         made[0].load_state_dict(states[0])
+
+
+def test_a_schedule_that_is_none_is_refused(optimizer) -> None:
+    assert "returns NoneType without optimizer; name a schedule" in refusal(optim.refuse_no_schedule, None)
+    optim.refuse_no_schedule(torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer))

@@ -15,8 +15,10 @@ from fake_data import refusal
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
-from resnet_lab import evaluate, predict, preflight, trust
+from resnet_lab import evaluate, predict, preflight, prepare, trust
+from resnet_lab.checkpoints import is_whole, load_plain
 from resnet_lab.config import check, compose_config, known_names, named_in_conf
+from resnet_lab.errors import UserError
 from resnet_lab.models.pretrained import load_fitting
 from resnet_lab.parts import build_network, build_objective, statistics_of, without_weights
 from resnet_lab.report.runs import read_run
@@ -32,6 +34,7 @@ import torch
 from lightning import Callback
 from torch import nn
 from resnet_lab.data.arrays import ArrayData
+from resnet_lab.data.retinopathy import Retinopathy
 from resnet_lab.objectives import Objective
 
 class Net(nn.Module):
@@ -41,6 +44,27 @@ class Net(nn.Module):
         self.dropout, self.head = nn.Dropout(0.2), nn.Linear(width, num_classes)
     def forward(self, images):
         return self.head(self.dropout(self.body(images).mean((2, 3))))
+
+class Viewing(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 5), nn.Linear(4 * 20 * 20, num_classes)
+    def forward(self, images):
+        return self.fc(self.conv(images).view(len(images), -1))
+
+class Open(Net):
+    def __init__(self, **keys):
+        super().__init__(**keys)
+
+class Weighted(Net):
+    def __init__(self, num_classes, pretrained=None):
+        super().__init__(num_classes)
+        if pretrained:
+            self.load_state_dict(torch.load(pretrained))
+
+class Eager(Weighted):
+    def __init__(self, num_classes, pretrained=True):
+        super().__init__(num_classes, "a file" if pretrained else None)
 
 class Fixed(Net):
     def __init__(self):
@@ -57,6 +81,9 @@ class Tuple(Net):
 class Breaks(nn.Module):
     def __init__(self, num_classes):
         raise ValueError("two channels only")
+
+def named(params):
+    return params
 
 def number(num_classes):
     return num_classes
@@ -101,6 +128,51 @@ class Steps(Callback):
         self.count = state["count"]
     def on_fit_end(self, *args):
         self.stop.with_name("count").write_text(str(self.count))
+
+class Ordinal(Objective):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.num_outputs = num_classes - 1
+    def losses(self, outputs, targets):
+        higher = (targets[:, None] > torch.arange(self.num_outputs)).float()
+        return nn.functional.binary_cross_entropy_with_logits(outputs, higher, reduction="none").sum(1)
+    def probabilities(self, outputs):
+        above = nn.functional.pad(outputs.float().sigmoid().cummin(1).values, (1, 0), value=1.0)
+        return above - nn.functional.pad(above[:, 1:], (0, 1))
+
+class Cut(Ordinal):
+    decision = "own"
+    def decide(self, outputs):
+        return (outputs.sigmoid() > 0.1).sum(1)
+
+class Strange(Ordinal):
+    decision = "cuts"
+
+class Averaged(Ordinal):
+    def losses(self, outputs, targets):
+        return super().losses(outputs, targets).mean()
+
+class Wide(Ordinal):
+    def probabilities(self, outputs):
+        return outputs.sigmoid()
+
+class Lazy(nn.Sequential):
+    def __init__(self, num_classes):
+        super().__init__(nn.Flatten(), nn.LazyLinear(num_classes))
+
+class Noting(Callback):
+    def __init__(self, odd=False):
+        self.seen, self.odd = np.zeros(2), odd
+    def on_train_batch_end(self, *args):
+        self.seen = self.seen + 1
+    def state_dict(self):
+        return {"seen": self.seen, "odd": slice(3) if self.odd else None}
+    def load_state_dict(self, state):
+        self.seen = state["seen"]
+
+class Negative(Retinopathy):
+    def read(self, path):
+        return 255 - super().read(path)
 
 @dataclasses.dataclass(kw_only=True)
 class Spots(ArrayData):
@@ -177,6 +249,49 @@ def test_external_parts_resume_and_are_evaluated(
     assert message.endswith("add trust=model:mylab.Net to the command")
 
 
+def test_a_state_holds_arrays_and_no_objects(make_run: Make, mylab: None) -> None:
+    noting = (*NET, "+callbacks.n._target_=mylab.Noting", "trainer.max_epochs=1")
+    run, odd = make_run(*noting), make_run(*noting, "+callbacks.n.odd=true", name="odd")
+    assert guarded(run) == 0
+    assert is_whole(run.last_checkpoint)  # a start would resume from it
+    assert load_plain(run.last_checkpoint)["callbacks"]["Noting"]["seen"].tolist() == [2.0, 2.0]  # batches
+    assert guarded(odd) == 1
+    words = "the callback Noting stores an object of builtins.slice in the checkpoint, from which no run could resume"
+    assert odd.read_status()["error"].startswith(words)
+    assert not odd.best_checkpoint.exists()
+
+
+def test_a_network_with_view_gets_contiguous_images(make_run: Make, mylab: None) -> None:
+    viewing = ("model=own", "model._target_=mylab.Viewing", "trainer.max_epochs=1", "trainer.precision=bf16-mixed")
+    run, layout = make_run(*viewing), "trainer.channels_last=true"
+    assert guarded(run) == 0
+    assert run.read_status()["channels_last"] is False
+    fails = make_run(*viewing, layout, name="fails")
+    assert guarded(fails) == 1
+    assert "set trainer.channels_last=false, or use reshape in place of view" in fails.read_status()["error"]
+    usual = make_run(*NET, *viewing[2:], name="usual")
+    assert guarded(usual) == 0
+    assert usual.read_status()["channels_last"] is True
+
+
+def test_the_reader_of_an_external_data_set_is_used_everywhere(
+    make_run: Make, mylab: None, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    untrained = "trainer.max_epochs=0"
+    usual, own = make_run(untrained), make_run(untrained, "data._target_=mylab.Negative", name="own")
+    assert [guarded(run) for run in (usual, own)] == [0, 0]
+    means = [sum(run.read_status()["mean"]) for run in (usual, own)]
+    assert sum(means) == pytest.approx(3, abs=1e-3)  # training reads the negatives
+    file = str(next((photographs / "images").iterdir()))
+    assert (load(own.path)._read(file) == 255 - load(usual.path)._read(file)).all()
+    predict.command([str(own.path), file, "out=p.csv"])
+    given = pd.read_csv("p.csv").filter(like="p_").to_numpy()
+    assert given == pytest.approx(load(own.path)(file).iloc[:, 1:].to_numpy(), abs=1e-6)
+    message = refusal(prepare.command, ["data=retinopathy", f"data.root={photographs}", "data._target_=mylab.Negative"])
+    assert message == "data=retinopathy: Negative has a read() of its own, so its images are not prepared"
+
+
 @pytest.mark.parametrize(
     ("parts", "word"),
     [
@@ -225,6 +340,10 @@ def test_an_external_data_set_is_read(make_run: Make, mylab: None) -> None:
     run = make_run(*keys, "data.class_names=null", "trainer.max_epochs=1")
     assert guarded(run) == 0
     assert run.read_status()["class_names"] == ["0", "1", "2"]
+    origin, other = load(run.path).origin, ["data=own", "data._target_=mylab.Spots", "data.root=."]
+    assert evaluate.override(origin, [*other, "+data.bright=100"])["data"]["bright"] == 100
+    message = refusal(evaluate.override, origin, [*other, "data.bright=100"])
+    assert message == "data.bright: conf/data has no such key; write +data.bright=100 to pass it to mylab.Spots"
 
 
 @pytest.mark.parametrize(
@@ -248,13 +367,35 @@ def test_an_external_data_set_is_read(make_run: Make, mylab: None) -> None:
         ),
         (("model=own", "model._target_=mylab.Tuple"), "mylab.Tuple returns tuple for two images"),
         ((*NET, "+model.widht=3"), "model.widht: mylab.Net takes no such argument; did you mean model.width?"),
-        ((*NET, "+model.num_classes=3"), "model.num_classes: mylab.Net takes no such argument; the job sets it"),
+        ((*NET, "+model.num_classes=3"), "model.num_classes: the job sets it; leave it out"),
+        (("model=own", "model._target_=mylab.Open", "+model.num_classes=3"), "model.num_classes: the job sets it"),
         ((*NET, "model.pretrained=nothing.pth"), "model.pretrained=nothing.pth: no such file"),
         (("loss=own", "loss._target_=mylab.scalar"), "mylab.scalar returns () for two images"),
         (("loss=own", "loss._target_=torch.nn.MSELoss"), "torch.nn.MSELoss fails on logits (2, 5)"),
         (("loss=own", "loss._target_=mylab.number"), "returns a int; name one that returns a loss"),
+        (("loss=own", "loss._target_=mylab.Averaged"), "mylab.Averaged: losses returns () for two images; return (2,)"),
+        (
+            ("loss=own", "loss._target_=mylab.Wide"),
+            "mylab.Wide: probabilities returns (2, 4) for two images; return (2, 5)",
+        ),
+        (("loss=own", "loss._target_=mylab.Strange"), "decision=cuts is none of argmax, median, expected, own"),
+        (("model=own", "model._target_=mylab.Lazy"), "mylab.Lazy: the shape of 1.weight is unknown before the first"),
         (("optim=own", "optim._target_=torch.optim.SGD", "+optim.rate=1"), "optim.rate: torch.optim.SGD takes no"),
+        (
+            ("optim=own", "optim._target_=torch.optim.Adam", "+optim.lr=-1"),
+            "optim._target_ torch.optim.Adam cannot be built from its keys: ValueError: Invalid learning rate: -1",
+        ),
+        (("optim=own", "optim._target_=mylab.named"), "optim._target_ returns a generator; name an optimizer"),
         (("schedule=own", "schedule._target_=torch.optim.lr_scheduler.StepLR"), "schedule.step_size is missing"),
+        (
+            (
+                "schedule=own",
+                "schedule._target_=torch.optim.lr_scheduler.StepLR",
+                "+schedule.step_size=1",
+                "schedule.interval=epochs",
+            ),
+            "schedule.interval=epochs: must be step or epoch",
+        ),
         (("+callbacks.mine._target_=mylab.Net", "+callbacks.mine.num_classes=2"), "a Net, not a lightning.Callback"),
         (("+callbacks.mine._target_=mylab.Steps",), "callbacks.mine.stop is missing; mylab.Steps needs it"),
         (("+callbacks.mine.stop=1",), "callbacks.mine has no _target_"),
@@ -304,6 +445,31 @@ def test_weights_that_fit_are_loaded_and_the_others_are_named(
     other = mylab_module.Net(1000, width=9)
     message = refusal(load_fitting, other, str(tmp_path / "weights.safetensors"))
     assert "1 of 8 tensors of the network match" in message
+
+
+@pytest.mark.parametrize("target", ["mylab.Ordinal", "mylab.Cut"])
+def test_an_external_objective_has_its_own_outputs_and_decisions(make_run: Make, mylab: None, target: str) -> None:
+    run = make_run(*NET, "loss=own", f"loss._target_={target}", "trainer.max_epochs=1")
+    assert guarded(run) == 0
+    assert load(run.path).network.head.out_features == 4
+    assert run.read_status()["decision"] == ("own" if target == "mylab.Cut" else "argmax")
+    assert differences_of([read_run(run)]) == []
+
+
+@pytest.mark.parametrize("target", ["mylab.Weighted", "mylab.Eager"])
+def test_no_weights_is_said_in_the_words_of_the_network(mylab: None, target: str) -> None:
+    network = build_network({"_target_": target, "pretrained": "none"}, 5)
+    assert network.head.out_features == 5
+    with pytest.raises(UserError, match="No such file"):
+        build_network({"_target_": target, "pretrained": "nothing.pt" if target == "mylab.Weighted" else True}, 5)
+
+
+def test_an_error_of_a_schedule_is_one_line(make_run: Make) -> None:
+    one_cycle = "schedule._target_=torch.optim.lr_scheduler.OneCycleLR"
+    run = make_run("schedule=own", one_cycle, "+schedule.max_lr=0.1", "+schedule.pct_start=3")
+    assert guarded(run) == 1
+    line = f"{one_cycle.replace('=', ' ')} cannot be built from its keys: ValueError: Expected float between 0 and 1"
+    assert run.read_status()["error"].startswith(line)
 
 
 def test_a_checkpoint_fetches_no_weights() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -180,6 +181,39 @@ def test_variables_that_take_effect_on_import_need_a_new_process(
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert not running.can_run()
     monkeypatch.undo()
+
+
+def test_a_new_process_ends_the_supervisor(running: Supervisor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "_own", running)
+    assert supervisor.run_module("task_of_test", ["0", "a.json"], fork=False) == 0
+    assert supervisor._own is None
+    assert running._process.poll() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("words", "launched", "forked"),
+    [
+        ([], False, True),
+        (["-m", "seed=0,1"], False, True),
+        ([], True, False),
+        (["-m", "seed=0,1"], True, True),  # only the check before the jobs
+        (["--cfg=job"], False, False),
+        (["-m", "--info=config"], False, False),
+    ],
+)
+def test_single_runs_are_forked_too(
+    words: list[str], launched: bool, forked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+    train = importlib.import_module("resnet_lab.train")
+    for name in ("begin", "stop_on_signals", "this_is_the_command"):
+        monkeypatch.setattr(train, name, lambda: None)
+    monkeypatch.setattr(train, "checked", seen.append)
+    monkeypatch.setattr(supervisor, "launched", lambda: launched)
+    monkeypatch.setattr(sys, "argv", ["train", *words])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    assert train.run_command() == 1
+    assert seen == [forked]
 
 
 @pytest.mark.parametrize(

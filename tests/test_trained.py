@@ -125,6 +125,25 @@ def test_lightnings_own_trainer_tests_and_trains_such_a_module(run: RunFolder) -
     assert all(not torch.equal(value, before[name]) for name, value in module.model.named_buffers() if name in before)
 
 
+def test_further_training_freezes_and_fits_as_the_run_did(make_run) -> None:
+    run = make_run("loss=mse", "model.freeze=[conv1,bn1,layer1]", "trainer.max_epochs=1", "optim.lr=0.1")
+    assert guarded(run) == 0
+    module = Classifier.load_from_checkpoint(run.path)
+    before, width = copy.deepcopy(module.model.state_dict()), module.loss.width.clone()
+    datamodule = DataModule.from_config(module.origin["config"])
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    trainer = Trainer(max_epochs=1, enable_model_summary=False, use_distributed_sampler=False, **options)
+    with warnings.catch_warnings(action="ignore"):
+        trainer.test(module, datamodule=datamodule, verbose=False)
+        assert torch.equal(module.loss.width, width)  # the checkpoint's
+        trainer.fit(module, datamodule=datamodule)
+    changed = {name.split(".")[0] for name, value in module.model.state_dict().items() if not value.equal(before[name])}
+    assert changed == {"layer2", "layer3", "fc"}
+    assert not module.model.bn1.training
+    assert module.fit_split == "val"
+    assert not torch.equal(module.loss.width, width)
+
+
 def test_nothing_of_the_data_set_is_needed(model: Trained, run: RunFolder, photographs: Path) -> None:
     image = photographs / "images" / "test0_left.jpeg"
     expected = model(image)

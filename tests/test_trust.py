@@ -72,7 +72,8 @@ def test_a_file_may_name_only_callables_of_conf(monkeypatch):
 
 
 def test_the_names_of_conf_are_exact_and_by_group():
-    assert named_in_conf("loss") == {"resnet_lab.objectives.cross_entropy", "resnet_lab.objectives.mse"}
+    losses = ("cross_entropy", "mse", "smooth_l1", "corn")
+    assert named_in_conf("loss") == {f"resnet_lab.objectives.{name}" for name in losses}
     assert named_in_conf("model") == {"resnet_lab.models.resnet.resnet", "resnet_lab.models.example_cnn.example_cnn"}
     assert "resnet_lab.optim.sgd" in named_in_conf("optim")
     assert "resnet_lab.optim.sgd is none of" in refusal(build, "loss", {"_target_": "resnet_lab.optim.sgd"})

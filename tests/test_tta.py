@@ -55,7 +55,7 @@ def test_probabilities_are_averaged_and_the_decision_is_that_of_the_average() ->
 
 
 def test_a_grade_as_a_number_is_the_median_of_the_averaged_probabilities() -> None:
-    objective = mse([1] * 5)
+    objective = mse("none", [1] * 5)
     objective.width.fill_(0.3)
     outputs = torch.tensor([[[0.2], [3.9], [3.8]], [[1.6], [2.4], [2.2]]])
     probabilities, classes = objective.averaged(outputs), objective.classes(outputs)

@@ -1,7 +1,8 @@
 """Augmentation: its settings, its random numbers, and what they do to an image (no torch until colors change).
 
-A new augmentation of single images is a field here, its part of `affine_maps` or of `color_factors` and `recolor`, and
-its key in `conf/data/_common.yaml`.
+A new augmentation of single images is a field here whose default changes no image (older runs get it), its part of
+`affine_maps` or of `color_factors` and `recolor`, and its key in `conf/data/_common.yaml`. If it draws a number, its
+name goes to the end of `COLOR`: another in `GEOMETRY` would change the numbers of all runs that augment colors.
 """
 
 from __future__ import annotations

@@ -113,6 +113,11 @@ class ImageData(Augmentation, ABC):
         """Return the image of a row before augmentation, uint8 (H, W, 3)."""
         return read_image(path, self.recipe, max_pixels=self.max_pixels)
 
+    @property
+    def reads_itself(self) -> bool:
+        """Whether the data set has a `read` of its own, so that no prepared set contains its images."""
+        return type(self).read is not ImageData.read
+
     def check(self, rows: pd.DataFrame, pixels: str | None = None) -> pd.DataFrame:
         """Add `defect`, `digest`, `decoded`, `prepared` and `pixels`.
 
@@ -122,9 +127,10 @@ class ImageData(Augmentation, ABC):
 
         Args:
             rows: rows with `path`.
-            pixels: `originals` or `prepared`: what to read; None: the prepared set if it is complete.
+            pixels: `originals` or `prepared`: what to read; None: the prepared set if it is complete and the
+                data set has no `read` of its own.
         """
-        if pixels != "originals":
+        if pixels == "prepared" or (pixels is None and not self.reads_itself):
             found = self.prepared_set.lookup(rows, needed=pixels == "prepared")
             if found is not None:
                 return found

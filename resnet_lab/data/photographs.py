@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from resnet_lab.data.image_data import ImageData
@@ -16,7 +17,22 @@ from resnet_lab.inputs import refuse_no_images
 
 @dataclass(kw_only=True)
 class Photographs(ImageData):
-    """Every image at or below `root`, as split `test`, without targets."""
+    """Every image at or below `root`, as split `test`, without targets.
+
+    Attributes:
+        like: the data set that reads the files, if it has a `read` of its own.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.like: ImageData | None = None
+
+    @property
+    def reads_itself(self) -> bool:
+        return self.like is not None
+
+    def read(self, path: str) -> np.ndarray:
+        return super().read(path) if self.like is None else self.like.read(path)
 
     def read_table(self) -> pd.DataFrame:
         """Return one row per file, sorted by name.

@@ -321,6 +321,8 @@ def find_network(content: Mapping[str, Any], own: Mapping[str, Tensor], source: 
         UserError: the file contains no tensors, or several networks.
     """
     networks = {key: value for key, value in content.items() if "optim" not in str(key)}
+    if "state_dict" in networks:  # of a run that averaged its weights, these are the average
+        networks.pop("current_model_state", None)
     tensors = with_names({name: value for name, value in flat(networks).items() if is_dense(value)})
     if not tensors:
         kinds = ", ".join(f"{key} ({type(value).__name__})" for key, value in list(content.items())[:5]) or "nothing"

@@ -19,6 +19,7 @@ from resnet_lab.run_folder import SOURCES
 from resnet_lab.scores import SCORES, Predictions
 
 CROSS_ENTROPY = "resnet_lab.objectives.cross_entropy"
+LIKELIHOODS = (CROSS_ENTROPY, "resnet_lab.objectives.corn")  # losses that are the negative log-likelihood of the class
 TOLERANCE = 1e-5  # stored metrics come from float32 probabilities; stored predictions have eight digits
 BEST_TOLERANCE = 2e-3  # the best epoch was scored during training, perhaps in other batches or on another machine
 SPLITS = ("train", "val", "test")
@@ -167,11 +168,11 @@ def _tables(run: Run, split: str, predictions: Predictions) -> Iterator[str]:
     """Compare the predicted class of each row, and the confusion matrix and class report if they are stored."""
     rule = run.status.get("decision") or "argmax"
     thresholds = run.status.get("thresholds")
-    if rule not in statistics.DECISIONS:
+    if rule not in (*statistics.DECISIONS, statistics.OWN_RULE):
         yield f"predictions of {split} cannot be checked: the decision rule {rule!r} is unknown"
     elif rule == "thresholds" and len(thresholds or ()) != predictions.probabilities.shape[1] - 1:
         yield f"predictions of {split} cannot be checked: status.json has no thresholds between the classes"
-    elif changed := int(np.sum(_undecided(predictions, rule, thresholds))):
+    elif rule != statistics.OWN_RULE and (changed := int(np.sum(_undecided(predictions, rule, thresholds)))):
         what = statistics.DECISIONS[rule]
         yield f"predictions of {split}: in {count(changed, 'row')} the prediction is not {what}"
     counts = statistics.confusion_matrix(predictions.targets, predictions.classes, predictions.probabilities.shape[1])
@@ -254,9 +255,9 @@ def metrics_of(predictions: Predictions, config: dict[str, Any], train_counts: S
 
 
 def _loss(predictions: Predictions, config: dict[str, Any], train_counts: Sequence[int]) -> float | None:
-    """Return the mean cross-entropy with smoothing and weights as in `objectives.cross_entropy`; None for others."""
+    """Return the mean negative log-likelihood with smoothing and weights as in `objectives`; None for other losses."""
     smoothing, weights = config.get("loss.label_smoothing", 0.0), config.get("loss.class_weights", "none")
-    if config.get("loss._target_", CROSS_ENTROPY) != CROSS_ENTROPY:
+    if config.get("loss._target_", CROSS_ENTROPY) not in LIKELIHOODS:
         return None
     classes, rows = predictions.probabilities.shape[1], np.arange(len(predictions.targets))
     if weights == "none":
