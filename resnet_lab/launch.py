@@ -56,7 +56,7 @@ def run_in(
     create_run(run, config, overrides, config_dir)
     if config.start and _may_start(run, config.on_failed, sweep):
         start(run, trusted, local and forks(run.read_config()["trainer"]))
-    elif not config.start:
+    elif not config.start and run.read_status()["state"] == "created":
         by_hand = f"python -m resnet_lab.job {shlex.quote(str(run.path))}"
         print(f"{run.path} is created but not started (start=false); start it with {by_hand}", flush=True)
 

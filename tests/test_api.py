@@ -44,13 +44,17 @@ def test_a_list_of_overrides_is_refused() -> None:
     assert message.endswith("give each override as a text of its own, such as 'model.depth=18', 'seed=1'")
 
 
-def test_an_experiment_of_the_caller_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_experiment_of_the_caller_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_conf" / "experiment").mkdir(parents=True)
     (tmp_path / "my_conf" / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 7\nstart: false\n")
     assert resnet_lab.compose("experiment=mine", config_dir=tmp_path / "my_conf").seed == 7
     run = resnet_lab.train("experiment=mine", "sweep_dir=one", config_dir="my_conf")
     assert run.status["config_dir"] == "my_conf"
+    line = f"{tmp_path / 'one'} is created but not started (start=false); start it with python -m resnet_lab.job "
+    assert line in capsys.readouterr().out
     assert run.config["seed"] == 7
     assert refusal(lambda: resnet_lab.train(config_dir="myconf")) == "config_dir=myconf: no such folder"
     assert "give KEY=VALUE" in refusal(lambda: resnet_lab.train("--config-dir=my_conf", "experiment=mine"))

@@ -152,7 +152,7 @@ def test_bad_input_is_named(tmp_path, capsys):
         ([str(tmp_path / "absent")], "absent is not a folder"),
         ([str(run), "to=x"], "to=x is not a folder"),
         ([str(tmp_path / "empty")], "no run"),
-        ([str(run), f"out={tmp_path / 'file'}"], "cannot be written"),
+        ([str(run), f"out={tmp_path / 'file'}"], "name a folder, not a file"),
     ):
         with pytest.raises(UserError, match=words):
             report.command(arguments)
