@@ -40,6 +40,8 @@ def help_on(words: list[str]) -> str:
     """The help of a verb, or what the words stand for: keys, options, scores or terms of the report."""
     if len(words) == 1 and words[0] in VERBS:
         return VERBS[words[0]]().format_help()
+    if len(words) > 1 and (text := _explained(" ".join(words))):  # a term of several words, without quotes
+        return text
     texts, patterns = list[str](), list[str]()
     for word in words:
         text = _explained(word)

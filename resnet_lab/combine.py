@@ -8,9 +8,11 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from resnet_lab.axes import label_of
 from resnet_lab.command_line import log_to, run_command
 from resnet_lab.config import job_name
 from resnet_lab.data.progress import with_progress
@@ -19,7 +21,7 @@ from resnet_lab.errors import UserError, count
 from resnet_lab.eyes import FITTED, METHODS, Pairs, graded
 from resnet_lab.inputs import EYES
 from resnet_lab.report.runs import Run, read_runs
-from resnet_lab.run_folder import RunFolder, is_bookkeeping
+from resnet_lab.run_folder import RunFolder, is_bookkeeping, jobs_file
 from resnet_lab.statistics import DECISIONS, OF_GRADES
 from resnet_lab.terminal import Lines
 from resnet_lab.verbs import VERBS
@@ -208,12 +210,7 @@ def names_of(groups: Sequence[Sequence[Run]], over: Sequence[str]) -> list[str]:
     if over[0] == NOTHING:
         return [members[0].folder.path.name for members in groups]
     firsts = [members[0].config for members in groups]
-    keys = dict.fromkeys(key for config in firsts for key in config)
-    axes = [
-        key
-        for key in keys
-        if not (key in over or is_bookkeeping(key)) and len({repr(config.get(key)) for config in firsts}) > 1
-    ]
+    axes = [key for key in varying_keys(firsts) if key not in over]
     last = f"over={'+'.join(over)}"
     return [job_name(",".join([*(f"{key}={config.get(key)}" for key in axes), last])) for config in firsts]
 
@@ -240,15 +237,32 @@ def combine(folders: Sequence[str], out: Path, over: Sequence[str], decision: st
     groups = groups_of(finished, over)
     several = [members for members in groups if len(members) > 1 or over[0] == NOTHING]
     if not several:
-        known = sorted({key for run in finished for key in run.config})
-        hint = "" if over[0] in (*known, ALL) else f"; {over[0]} is no key of these runs"
-        raise UserError(f"over={','.join(over)}: no two finished runs differ only in it{hint}")
+        raise UserError(f"over={','.join(over)}: no two finished runs differ only in it{_hint(finished, over)}")
     if over[0] == NOTHING and not decision:
         raise UserError("over=none changes nothing; give a rule of decision, such as decision=expected")
     for members in groups:
         if members not in several:
             log.warning("left out: %s: no other run differs from it only in %s", members[0].folder.path, ",".join(over))
     return _written(list(_prepared(several, out, over, decision)))
+
+
+def _hint(runs: Sequence[Run], over: Sequence[str]) -> str:
+    """Return what to write in place of keys in which no two runs differ alone."""
+    known = {key for run in runs for key in run.config} | {ALL}
+    for key in over:
+        if key not in known:
+            names = [*sorted(known), *varying_keys([run.config for run in runs])]
+            tails = {each.rpartition(".")[2]: each for each in names}  # an axis comes last, and wins
+            close = get_close_matches(key, tails, n=1)
+            return f"; {key} is no key of these runs" + (f"; did you mean over={tails[close[0]]}?" if close else "")
+    axes = varying_keys([run.config for run in runs])
+    return f"; they differ in {', '.join(axes)}" if axes else ""
+
+
+def varying_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the keys in which configurations differ, without bookkeeping."""
+    keys = dict.fromkeys(key for config in configs for key in config)
+    return [key for key in keys if not is_bookkeeping(key) and len({repr(config.get(key)) for config in configs}) > 1]
 
 
 def _prepared(
@@ -303,7 +317,7 @@ def combine_eyes(folders: Sequence[str], out: Path, methods: Sequence[str], deci
                 made.append((place, given | {"title": place.path.name}))
         alone = Pairs(splits[run.split], run.split).alone
         if alone:
-            log.info("%s: %s with one image, graded alone", run.folder.path.name, count(alone, "patient"))
+            log.info("%s: %s with one image, graded alone", label_of(run.folder), count(alone, "patient"))
     if not made:
         raise UserError(f"{' '.join(folders)}: no finished run that trained")
     return _written(made)
@@ -327,6 +341,8 @@ def command(arguments: Sequence[str]) -> None:
     if given.decision and given.decision not in DECISIONS:
         raise UserError(f"decision={given.decision}: choose {', '.join(DECISIONS)}")
     out, decision = Path(given.out).expanduser(), given.decision or ""
+    if jobs_file(out).is_file() or RunFolder(out).config_file.is_file():
+        raise UserError(f"out={out} contains a {'sweep' if jobs_file(out).is_file() else 'run'}; name another folder")
     if given.eyes:
         if given.over:
             raise UserError("eyes= combines the images of one run; leave out over=, or combine twice")
@@ -336,7 +352,7 @@ def command(arguments: Sequence[str]) -> None:
         made = combine_eyes(given.DIR, out, methods, decision)
     else:
         made = combine(given.DIR, out, (given.over or "seed").split(","), decision)
-    log.info("%s in %s", count(len(made), "combined run"), out)
+    log.info("%s in %s", count(len(made), "combined run"), out if len(made) > 1 else made[0].path)
     log.info("compare them with their members:  resnet-lab report %s %s", " ".join(given.DIR), out)
 
 

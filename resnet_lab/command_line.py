@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from resnet_lab.errors import UserError, on_one_line, one_line_of, printable
-from resnet_lab.keys import WIDTH, known_keys
+from resnet_lab.keys import WIDTH, known_keys, suggestion
 
 
 def stop_printing() -> None:
@@ -148,17 +148,27 @@ class Verb(argparse.ArgumentParser):
         given = self.parse_intermixed_args(typed)
         for word in given.overrides if "overrides" in given else ():
             if "=" not in word and not word.startswith("~"):
-                place = typed.index(word)
-                spaced = f"; write {typed[place - 1]}{word} without a space" if typed[place - 1].endswith(",") else ""
-                self.error(f"{word}: must be KEY=VALUE{spaced}")
+                self.error(f"{word}: must be KEY=VALUE{self._written(word, typed)}")
         return given
+
+    def _written(self, word: str, typed: Sequence[str]) -> str:
+        """Return `; write …` for a word without `=`: spaces in `KEY=VALUE`, a folder, or a split."""
+        place = typed.index(word)
+        before, after = typed[place - 1 : place], typed[place + 1 : place + 3]
+        if before and before[0].endswith((",", "=")):
+            return f"; write {before[0]}{word} without a space"
+        if after and after[0].startswith("="):
+            return f"; write {''.join([word, *after][: 3 if after[0] == '=' else 2])} without spaces"
+        if "--split" in self.known and word in ("train", "val", "test"):
+            return f"; write split={word}"
+        return f"; write data.root={word}" if Path(word).is_dir() else ""
 
     def _refuse_slips(self, word: str) -> None:
         """Refuse an unknown option, and `KEY=VALUE` if KEY resembles an option and is no key."""
         key, equals, _ = word.partition("=")
         if key in self.known:
             return
-        meant = self._meant(key)
+        meant = self._meant(word)
         nearly = equals and meant and key.isidentifier() and key not in known_keys() and not Path(word).exists()
         if word.startswith("-") or nearly:
             self.error(f"{word}: there is no such option{meant}")
@@ -166,12 +176,20 @@ class Verb(argparse.ArgumentParser):
     def _meant(self, word: str) -> str:
         """Return `; did you mean …?` if an option has a similar name."""
         names = {option.lstrip("-"): shown for option, shown in self.known.items() if option.startswith("--")}
-        close = difflib.get_close_matches(word.partition("=")[0].lstrip("-"), names, n=1)
-        return f"; did you mean {names[close[0]]}?" if close else ""
+        typed, _, value = word.lstrip("-").partition("=")
+        close = difflib.get_close_matches(typed, names, n=1)
+        if close:
+            return f"; did you mean {names[close[0]]}?"
+        takes_keys = any(action.dest == "overrides" for action in self._actions)
+        if takes_keys and typed in known_keys():
+            return f"; keys have no dashes: {typed}={value or '…'}"
+        return f"; {hint}" if takes_keys and (hint := suggestion(typed, known_keys())) else ""
 
     def error(self, message: str) -> NoReturn:
         """Raise an error of argparse as `UserError`."""
         text = message.replace("the following arguments are required:", "missing")
+        if text == "missing DIR" and Path("runs").is_dir():
+            text += f"; write {self.prog} runs"
         text = re.sub(r"^argument \S+ (?=\S*[=:]|--)", "", text)
         raise UserError(f"{text} (see {self.prog} --help)")
 

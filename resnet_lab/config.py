@@ -76,9 +76,11 @@ def compose_config(overrides: Sequence[str], config_dir: str | Path = "") -> Dic
     overrides = [*overrides, *searchpath_of(config_dir)]
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return compose("config", overrides=overrides)
-    except (HydraException, OmegaConfBaseException) as error:
+            config = compose("config", overrides=overrides)
+        OmegaConf.to_container(config, resolve=True)  # refuses a ${KEY} of an unknown key
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
         raise UserError(one_line(error, overrides)) from error
+    return config
 
 
 def searchpath_of(config_dir: str | Path) -> list[str]:
@@ -332,6 +334,8 @@ def check_overrides(arguments: Sequence[str]) -> None:
         key, _, value = argument.lstrip("+").partition("=")
         if key in CHOSEN:
             _refuse_no_names(argument, key)
+        if key in ("launcher", "hydra.launcher"):
+            raise UserError(f"{argument}: a launcher is a group of Hydra; write hydra/launcher={value}")
         if not argument.startswith("+"):
             continue
         if key in CHOSEN:

@@ -29,8 +29,9 @@ class Ensemble(nn.Module):
     ) -> None:
         super().__init__()
         self.networks, self.objectives = nn.ModuleList(networks), nn.ModuleList(objectives)
-        mean, std = (torch.tensor(each, dtype=torch.float)[:, None, :, None, None] for each in (means, stds))
-        self.scale: Tensor  # from the normalization of the first network to that of each other one
+        mean, std = (torch.tensor(each, dtype=torch.float) for each in (means, stds))  # (N, 3) for N networks
+        # from the normalization of the first network to that of each other one; channels-last refuses five dimensions
+        self.scale: Tensor
         self.register_buffer("scale", std[0] / std)
         self.shift: Tensor
         self.register_buffer("shift", (mean[0] - mean) / std)
@@ -42,7 +43,7 @@ class Ensemble(nn.Module):
         """
         total: Tensor | None = None
         for k, (network, objective) in enumerate(zip(self.networks, self.objectives, strict=True)):
-            seen = images if k == 0 else images * self.scale[k] + self.shift[k]
+            seen = images if k == 0 else images * self.scale[k, :, None, None] + self.shift[k, :, None, None]
             assert isinstance(objective, Objective)
             each = objective.probabilities(network(seen).float())
             total = each if total is None else total + each

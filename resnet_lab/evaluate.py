@@ -11,6 +11,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import yaml
 from lightning import Trainer
 from omegaconf import OmegaConf
@@ -22,13 +24,17 @@ from resnet_lab.command_line import run_command
 from resnet_lab.config import check, compose_config, job_name
 from resnet_lab.data.augmentation import Augmentation
 from resnet_lab.data.datamodule import DataModule
-from resnet_lab.errors import UserError
-from resnet_lab.files import refuse_unwritable
+from resnet_lab.errors import UserError, count
+from resnet_lab.files import refuse_unwritable, write_atomically
 from resnet_lab.hydra_errors import one_line
 from resnet_lab.inputs import SEEING, check_evaluate, chosen_folder
 from resnet_lab.module import Classifier
 from resnet_lab.outputs import refuse_undefined, score_table, write_split
+from resnet_lab.report.intervals import estimate
+from resnet_lab.report.leaderboard import interval_text
+from resnet_lab.report.runs import read_predictions
 from resnet_lab.run_folder import RunFolder
+from resnet_lab.scores import SCORES, majority_baseline
 from resnet_lab.trained import Trained, count_training_images, load, match_classes
 from resnet_lab.trust import trust, warn_of_unused
 from resnet_lab.verbs import VERBS
@@ -112,7 +118,7 @@ def override(origin: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise UserError(one_line(error, overrides)) from error
     except yaml.YAMLError as error:
-        raise UserError(f"{' '.join([*added, *keys])}: {' '.join(str(error).split())}") from error
+        raise UserError(f"{' '.join([*added, *keys])}: {one_line(error)}") from error
     trust(f"data:{item.partition('=')[2]}" for item in keys if item.startswith("data._target_="))
     check(merged, trains=False)
     container = OmegaConf.to_container(merged, resolve=True)
@@ -152,6 +158,33 @@ def title_of(file: Path) -> str:
     return label_of(run) if file.parent.name == "checkpoints" and run.config_file.is_file() else file.name
 
 
+def scores_of(file: Path, ordered: bool, majority: int) -> tuple[pd.DataFrame, str]:
+    """Return all scores of stored predictions with their 95 % intervals, and one line on the score that ranks.
+
+    Args:
+        file: the predictions.
+        ordered: whether the classes are grades.
+        majority: the largest class of the training images.
+
+    Returns:
+        The columns `score,value,low,high,baseline`; without an interval, `low` and `high` are empty.
+    """
+    stored = read_predictions(file)
+    targets, classes = stored.labeled.targets, stored.labeled.probabilities.shape[1]
+    patient = np.unique(stored.patients, return_inverse=True)[1]
+    names = [name for name, score in SCORES.items() if score.means_something(ordered, classes)]
+    found = estimate([[stored.labeled]], patient, draws=0, metrics=names, compared=[])
+    baseline = majority_baseline(targets, majority, classes)
+    rows = [(name, found[name].values[0], *found[name].interval(0), baseline[name]) for name in names]
+    table = pd.DataFrame(rows, columns=["score", "value", "low", "high", "baseline"])
+    first, shown = found[names[0]], SCORES[names[0]]
+    limits = f"95 % interval {interval_text(names[0], first.interval(0))}"
+    many = f"{count(len(targets), 'image')} of {count(first.patients, 'patient')}"
+    interval = f"no interval: {first.withheld}" if first.withheld else f"{limits} (this network, {many})"
+    value = f"{shown.text(first.values[0])}{' %' * shown.percent}"
+    return table, f"{shown.label} {value}, {interval}" if np.isfinite(first.values[0]) else ""
+
+
 def command(arguments: list[str]) -> None:
     """Evaluate, write the files of the split, and show the scores and the majority baseline."""
     given = VERBS["evaluate"]().read(arguments)
@@ -181,6 +214,11 @@ def command(arguments: list[str]) -> None:
     counts = {split: datamodule.class_counts[split]}
     table = score_table(metrics, counts, model.origin["class_counts"]["train"], model.origin["class_names"])
     log.info(f"done\n{table}")
+    majority = int(np.argmax(model.origin["class_counts"]["train"]))
+    scores, line = scores_of(run.predictions_file(split), model.origin["ordered"], majority)
+    write_atomically(run.scores_file(split), scores.to_csv(index=False, float_format="%.6g"))
+    if line:
+        log.info("%s", line)
     log.info("files in %s", run.path)
 
 

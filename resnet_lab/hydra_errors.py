@@ -26,6 +26,22 @@ NOISE = ("full_key:", "object_type=", "reference_type=", "To append")  # beginni
 LABEL_FILES = (".csv", ".tsv")
 RESNET = re.compile(r"(wide_?)?resnet_?(\d+)")
 IMAGENET_DEPTHS = (18, 34, 50, 101, 152)
+EVERY = "**/*"
+ALIKE = "indent the keys of one group by the same number of spaces"
+YAML_FAULTS = {  # words of PyYAML → what is wrong, and the remedy
+    r"mapping values are not allowed": f"a colon at a wrong place; quote a text that contains a colon, and {ALIKE}",
+    r"character '\\t'": "a tab; indent with spaces",
+    r"could not find expected ':'": "a key without a colon; write `key: value`",
+    r"expected <block end>|expected '<document start>'": f"the indentation differs from the lines above; {ALIKE}",
+    r"unexpected end of stream": "a quote is not closed; add the second one",
+    r"expected ',' or '(.)'": r"a bracket is not closed; add `\1`, and a comma between values",
+    r"duplicate key (.+)": r"the key \1 occurs twice; keep one",
+    r"undefined alias|character '(.)' that cannot start|constructor for the tag|scanning an anchor|escape": (
+        "a special character at the start of a value, or a backslash; write the text in 'single quotes'"
+    ),
+    r"but found another document": "a line `---` begins a second document; remove it",
+    r"special characters are not allowed": "a control character; remove it",
+}
 
 
 def one_line(error: Exception, overrides: Sequence[str] = ()) -> str:
@@ -38,33 +54,93 @@ def one_line(error: Exception, overrides: Sequence[str] = ()) -> str:
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         remedy = "free some space" if error.errno in NO_ROOM else "choose a sweep_dir that can be written"
         return f"{error.filename or 'disk'}: {error.strerror}; {remedy}"
+    if isinstance(error, yaml.YAMLError):
+        return _fault_of_yaml(error)
+    if isinstance(error, UnicodeDecodeError):
+        return _wrong_encoding(overrides) or f"a YAML file is not UTF-8 text ({error.reason}); save it as UTF-8"
     text = f"{error}\n{error.__cause__ or ''}"
     if isinstance(error, MissingConfigException):
         return _no_such_choice(error)
-    if mistake := _mistake_in_file(text):
+    if mistake := _mistake_in_file(text, overrides):
         return mistake
+    if several := re.search(r"Ambiguous value for argument '(.+)'|Sweep parameters '(.+)' requires", text):
+        typed = next(filter(None, several.groups()))
+        listed = f"a list is {typed.replace('=', '=[', 1)}]" if "=" in typed else "a list has brackets"
+        return f"{typed}: several values are a sweep, which needs -m: resnet-lab train -m …; {listed}"
     unknown = re.search(r"Key '.*' (?:not in '|is not in struct)", text)
     key = re.search(r"Could not override '(.+)'|full_key: (.+)", text)
     if unknown and key and key[1] in known_keys() and f"full_key: {key[1]}." in text:
         return f"{key[1]} is a mapping; add to it with +{key[1]}={{…}}"
     if unknown and key:
         name = key[1] or key[2]
-        return _for_part_from_outside(name, overrides) or no_such_key(name)
+        return _for_part_from_outside(name, overrides) or f"{_file_in(text)}{no_such_key(name)}"
+    if pointer := re.search(r"Interpolation key '(.+)' not found\s+full_key: (\S+)", text):
+        return f"{pointer[2]}: ${{{pointer[1]}}}: {no_such_key(pointer[1])}"
+    if broken := re.search(r"at input '(\$\{.*)'\s+full_key: (\S+)", text):
+        return f"{broken[2]}: {broken[1]}: write ${{KEY}} with a closing brace"
     if "Incompatible key type 'NoneType'" in text:
         return "a key of a mapping is null, as in labels: {model.pretrained: {null: scratch}}; write none"
     text = str(error).partition("Config search path")[0]
     lines = [line.strip(" .\t") for line in f"{text}\n{error.__cause__ or ''}".splitlines()]
     kept = [line for line in lines if line and not line.startswith(NOISE)]
-    hints = [] if isinstance(error, yaml.YAMLError) else ["resnet-lab train --keys lists all keys"]
-    return "; ".join([*kept, *hints])
+    return "; ".join([*kept, "resnet-lab train --keys lists all keys"])
 
 
-def _mistake_in_file(text: str) -> str:
+def _fault_of_yaml(error: yaml.YAMLError) -> str:
+    """Return file, line and remedy of a YAML file or value that cannot be parsed."""
+    words = f"{getattr(error, 'context', '')} {getattr(error, 'problem', '') or error}"
+    found = ((re.search(pattern, words), text) for pattern, text in YAML_FAULTS.items())
+    fault = next((match.expand(text) for match, text in found if match), " ".join(words.split()))
+    mark = getattr(error, "problem_mark", None)
+    if re.search("not closed", fault):  # the mark is where the file goes on
+        mark = getattr(error, "context_mark", None) or mark
+    file = _shown(str(getattr(mark, "name", None) or getattr(error, "name", "")))
+    if not Path(file).is_file():  # a value of the command line
+        return fault
+    return f"{file}: line {mark.line + 1}: {fault}" if mark else f"{file}: {fault}"
+
+
+def _file_in(text: str) -> str:
+    """Return `experiment/mine.yaml: ` if an error of Hydra names an experiment file, else nothing."""
+    named = re.search(r"In '(experiment/.+?)'", text)
+    return f"{named[1]}.yaml: " if named else ""
+
+
+def _shown(file: str) -> str:
+    """Return a file as users type it: relative to the working folder if it is below."""
+    path, here = Path(file), Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else file
+
+
+def _wrong_encoding(overrides: Sequence[str], name: str = EVERY) -> str:
+    """Return the message for a file in the user's folders that is not UTF-8 or begins with a byte order mark (BOM).
+
+    Args:
+        overrides: overrides of the command; they name the folders.
+        name: of the file, without suffix; otherwise the first one that cannot be decoded.
+    """
+    for folder in re.findall(r"file://((?:\\'|[^'])+)", " ".join(overrides)):
+        for file in sorted(Path(folder.replace("\\'", "'")).glob(f"{name}.yaml")):
+            with suppress(UnicodeDecodeError):
+                if not file.read_text("utf-8").startswith("\ufeff") or name == EVERY:
+                    continue
+            return f"{_shown(str(file))}: the file is not UTF-8 without BOM; save it so in your editor"
+    return ""
+
+
+def _mistake_in_file(text: str, overrides: Sequence[str]) -> str:
     """Return the message for a common mistake in an experiment file; empty if it is none."""
     named = re.search(r"In '(experiment/.+?)'", text)
     file = f"{named[1]}.yaml" if named else "the experiment file"
-    if named and re.search(r"Could not override '[\w/]+@experiment\b|Key 'experiment' not in 'Config'", text):
-        return f"{file}: its first line must be `# @package _global_`"
+    if named and re.search(r"Could not override '[\w/]+@experiment\b|Key '(experiment|_\w+)' not in 'Config'", text):
+        return _wrong_encoding(overrides, named[1]) or f"{file}: its first line must be `# @package _global_`"
+    if named and "Cannot merge DictConfig with ListConfig" in text:
+        return f"{file}: it contains a list; write `key: value` lines, without a dash in front"
+    if group := re.search(r"(\w+) is not a subclass of (\w+)Config\. value: (.+)", text):
+        remedy = "write `key: value` lines below it, with a space after each colon"
+        return f"{file}: {group[2].lower()}: {group[3]}: must be a group of keys; {remedy}"
+    if listed := re.search(r"Invalid defaults list in '(.+?)'", text):
+        return f"{listed[1]}.yaml: defaults must be a list; write `- override /optim: adamw`, with a dash in front"
     if twice := re.search(r"Multiple values for (\w+)\. .*'override \w+: (.+)'", text):
         return f"{file} chooses {twice[1]} without override; write `override /{twice[1]}: {twice[2]}` in its defaults"
     if slash := re.search(r"Could not override 'experiment/(\w+)@", text):
@@ -88,15 +164,18 @@ def _no_such_choice(error: MissingConfigException) -> str:
     hints = [f"did you mean {meant}?"] if meant else []
     hints.append(f"choose {', '.join(choices)}")
     if group == "experiment":
-        hints.append(f"--config-dir DIR reads your own DIR/experiment/{name}.yaml")
+        hints.append(f"--config-dir DIR reads your own DIR/experiment/{Path(name).name.removesuffix('.yaml')}.yaml")
     return f"{typed}: there is no such choice; {'; '.join(hints)}"
 
 
 def _meant(group: str, name: str) -> str:
     """Return the words to type for what is no choice of a group but has another form; empty if nothing is known."""
     if group == "experiment":
-        found = sorted(Path.cwd().glob(f"*/experiment/{name}.yaml"))
-        return f"--config-dir {shlex.quote(found[0].parents[1].name)} experiment={name}" if found else ""
+        stem = Path(name).name.removesuffix(".yaml")  # users type the file
+        found = [*Path.cwd().glob(f"*/experiment/{stem}.yaml"), *Path.cwd().glob(f"*/experiment/{stem}.yml")]
+        if found and found[0].suffix == ".yml":
+            return f"{_shown(str(found[0]))}, which needs the suffix .yaml"
+        return f"--config-dir {shlex.quote(found[0].parents[1].name)} experiment={stem}" if found else ""
     if group == "data" and (folder := Path(name).expanduser()).is_dir():
         tables = (file for depth in ("*", "*/*") for file in folder.glob(depth) if file.suffix in LABEL_FILES)
         form = "retinopathy" if next(tables, None) else "class_folders"
@@ -105,8 +184,10 @@ def _meant(group: str, name: str) -> str:
         depth = int(resnet[2])
         form = "resnet_wide" if resnet[1] else "resnet" if depth in IMAGENET_DEPTHS else "resnet_cifar"
         return f"model={form} model.depth={depth}"
+    if group in BY_NAME and "." in name.strip("."):
+        return f"+{group}.mine._target_={name}"
     known = {each.rpartition(".")[2].lower(): each for each in sorted(WELL_KNOWN.get(group, ()))}
-    target = known.get(name.lower())
+    target = known.get(name.lower(), name if "." in name.strip(".") and group in PROVIDED else None)
     return f"{group}=own {group}._target_={target}" if target else ""
 
 

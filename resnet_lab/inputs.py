@@ -15,6 +15,7 @@ from resnet_lab.scores import mode_of
 
 log = logging.getLogger("resnet_lab")
 
+OTHERS = (".yaml", ".json", ".csv", ".txt", ".html", ".png", ".jpg", ".jpeg")  # suffixes of no checkpoint
 EYES = "eyes"  # key of config.yaml, in the group `combine` of a run that grades both eyes of a patient
 
 # keys that define the model's input; they stay with the model when it is evaluated on other data
@@ -31,12 +32,18 @@ def checkpoint_of(source: str) -> Path:
     """
     path = Path(source).expanduser()
     if path.is_file():
+        if path.suffix in OTHERS:
+            inside = f"the run folder {path.parent}" if RunFolder(path.parent).config_file.is_file() else "a run folder"
+            raise UserError(f"{source} is not a checkpoint; give {inside}, or a file such as best.ckpt")
         return path
     if not path.is_dir():
         raise UserError(f"{source}: no such file; give a run folder or a checkpoint")
     run = RunFolder(path)
+    if path.name == run.checkpoints.name and RunFolder(path.parent).config_file.is_file():
+        return checkpoint_of(str(path.parent))  # the user named the folder inside a run
     if not run.config_file.is_file() and not run.checkpoints.is_dir():
         _refuse_several(path)
+        raise UserError(f"{source} is neither a run folder nor a checkpoint (it has no config.yaml)")
     sources = sources_of(run)
     if len(sources) > 1:
         raise UserError(f"{source} combines {len(sources)} networks; give one of them, such as {sources[0]}")
@@ -176,6 +183,8 @@ def check_predict(given: Namespace) -> None:
         UserError: there is no such checkpoint or image, `out` is refused, or a key has no effect.
     """
     out, images = Path(given.out).expanduser(), Path(given.IMAGE_OR_FOLDER).expanduser()
+    if RunFolder(images).config_file.is_file() or images.suffix == ".ckpt":
+        raise UserError(f"{images} is a model, not images; write the model first: resnet-lab predict {images} IMAGES")
     if out.exists() and not out.is_file():
         raise UserError(f"out={out} is a folder or not a regular file; name a CSV file")
     refuse_inside_run(out)

@@ -211,7 +211,10 @@ def as_text(keys: Sequence[Key]) -> str:
 
 def no_such_key(key: str) -> str:
     """Return the error message for an unknown key of the configuration."""
-    meant = suggestion(key, known_keys()) or "resnet-lab train --keys lists all keys"
+    listed = "resnet-lab train --keys lists all keys"
+    if key.startswith("hydra.launcher."):
+        listed = "resnet-lab train hydra/launcher=slurm --cfg hydra -p hydra.launcher lists those of slurm"
+    meant = suggestion(key, known_keys()) or listed
     return f"{key}: there is no such key; {meant}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -51,13 +52,16 @@ def run_in(
         UserError: the configuration is wrong, the folder contains a different one, or the job failed.
     """
     check(config)
-    _refuse_mixture(run, sweep)
+    refuse_mixture(run, sweep)
     create_run(run, config, overrides, config_dir)
     if config.start and _may_start(run, config.on_failed, sweep):
         start(run, trusted, local and forks(run.read_config()["trainer"]))
+    elif not config.start:
+        by_hand = f"python -m resnet_lab.job {shlex.quote(str(run.path))}"
+        print(f"{run.path} is created but not started (start=false); start it with {by_hand}", flush=True)
 
 
-def _refuse_mixture(run: RunFolder, sweep: bool) -> None:
+def refuse_mixture(run: RunFolder, sweep: bool) -> None:
     """Refuse a folder that would be both a run and a sweep: their runs would be counted together.
 
     Raises:

@@ -14,7 +14,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from resnet_lab.errors import UserError
 from resnet_lab.objectives import Objective
-from resnet_lab.scores import Predictions, Score, mode_of, stored_scores
+from resnet_lab.scores import ALIASES, Predictions, Score, mode_of, stored_scores
 from resnet_lab.statistics import COLLAPSED, MANY_CLASSES
 
 
@@ -175,7 +175,10 @@ def monitored(monitor: str, num_classes: int, ordered: bool, key: str = "monitor
     name = ("val/qwk" if ordered else "val/accuracy") if monitor == "auto" else monitor
     known = [f"val/{metric}" for metric in metric_names(num_classes, ordered)]
     if name not in known:
-        raise UserError(f"{key}={monitor}: no such metric; choose auto, {', '.join(known)}")
+        word = monitor.removeprefix("val/").lower()
+        meant = f"val/{ALIASES.get(word, word)}"
+        hint = f"did you mean {meant}?" if meant in known else f"choose auto, {', '.join(known)}"
+        raise UserError(f"{key}={monitor}: no such metric; {hint}")
     return name, mode_of(name)
 
 

@@ -153,6 +153,10 @@ class RunFolder:
         """`class,precision,recall,f1,support`."""
         return self.path / f"class_report_{split}.csv"
 
+    def scores_file(self, split: str) -> Path:
+        """`score,value,low,high,baseline`, only of an evaluation."""
+        return self.path / f"scores_{split}.csv"
+
     def read_config(self) -> dict[str, Any]:
         """Return the resolved configuration as dictionaries and lists, with the current names of keys.
 

@@ -25,6 +25,13 @@ NEEDS = {
     "order": "needs classes with an order",
     "referable": f"needs classes with an order, and more than {REFERABLE} of them",
 }
+ALIASES = {  # name in other programs and papers → name of a score
+    **dict.fromkeys(("kappa", "quadratic weighted kappa", "cohen_kappa"), "qwk"),
+    **dict.fromkeys(("auc", "roc", "roc_auc", "roc auc"), "auroc"),
+    **dict.fromkeys(("acc", "top1"), "accuracy"),
+    **dict.fromkeys(("bacc", "balanced_acc"), "balanced_accuracy"),
+    **dict.fromkeys(("mcc", "matthews correlation"), "matthews"),
+}
 
 
 Floats: TypeAlias = NDArray[np.float64]

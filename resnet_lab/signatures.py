@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import importlib
 import importlib.util
 import inspect
@@ -55,7 +56,7 @@ def imported(group: str, target: str) -> Any:
     if not module:
         raise UserError(f"{group}._target_ {target}: name it with its module, such as {target}.Net")
     try:
-        found = getattr(importlib.import_module(module), name)
+        content = importlib.import_module(module)
     except ModuleNotFoundError as error:
         lacking = error.name or module
         if not f"{module}.".startswith(f"{lacking}."):
@@ -63,11 +64,14 @@ def imported(group: str, target: str) -> Any:
             raise UserError(f"{group}._target_ {target}: {module} needs the module {lacking}; {remedy}") from error
         remedy = f"{installation(target)}, or start the command in the folder that contains it"
         raise UserError(f"{group}._target_ {target}: there is no module {lacking}; {remedy}") from None
-    except AttributeError:
-        raise UserError(f"{group}._target_ {target}: {module} has no {name}") from None
     except (Exception, SystemExit) as error:
         reason = reason_of(error)
         raise UserError(f"{group}._target_ {target}: importing {module} fails ({reason}); fix the module") from error
+    found = getattr(content, name, None)
+    if found is None:
+        close = difflib.get_close_matches(name, [each for each in vars(content) if not each.startswith("_")], n=1)
+        meant = f"; did you mean {module}.{close[0]}?" if close else ""
+        raise UserError(f"{group}._target_ {target}: {module} has no {name}{meant}")
     if not callable(found):
         raise UserError(f"{group}._target_ {target} is a {type(found).__name__}; name a function or class")
     refuse_reexported(group, target, found)

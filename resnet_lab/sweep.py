@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from resnet_lab.config import check, job_name, searchpath_of, words_of_trust
 from resnet_lab.continuation import EPOCHS, epochs_by_job, goes_on_to
 from resnet_lab.errors import UserError
 from resnet_lab.hydra_errors import one_line
+from resnet_lab.launch import refuse_mixture
 from resnet_lab.processes import describe_death
 from resnet_lab.run_folder import RunFolder, list_jobs, of_logger
 from resnet_lab.schema import BY_NAME, CHOSEN, PROVIDED, conf_dir
@@ -121,6 +123,8 @@ def jobs_of(arguments: Sequence[str]) -> list[dict[str, Any]]:
         if base.hydra.runtime.choices["hydra/sweeper"] != "basic":
             return []
         _refuse_nameless(parsed, base.hydra)
+        _refuse_without_slurm(base.hydra.runtime.choices["hydra/launcher"])
+        refuse_mixture(RunFolder(Path(base.hydra.sweep.dir) / "job"), sweep=True)  # before jobs.txt is written there
         return list(_compositions(_grid(parsed, base.hydra.sweeper.params or {}), searchpath))
 
 
@@ -167,6 +171,19 @@ def _refuse_nameless(overrides: Sequence[Override], hydra: DictConfig) -> None:
         nameless = key in hydra.job.config.override_dirname.exclude_keys or of_logger(key)
         if axis.is_sweep_override() and nameless:
             raise UserError(f"{key} cannot be swept because it does not change the experiment; give it one value")
+
+
+def _refuse_without_slurm(launcher: str) -> None:
+    """Refuse to submit jobs on a machine that has no SLURM.
+
+    Raises:
+        UserError: the launcher needs SLURM's `srun`, which is not there.
+    """
+    if launcher in ("slurm", "submitit_slurm") and not shutil.which("srun"):
+        raise UserError(
+            f"hydra/launcher={launcher}: this machine has no srun; start the command on a login node of the cluster, "
+            "or leave hydra/launcher out to run the jobs here, one by one"
+        )
 
 
 def _read(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str], list[str]]:

@@ -186,7 +186,7 @@ def run_command() -> int:
         handed = "; jobs on the cluster keep running: cancel them with scancel" if _hands_over(sys.argv) else ""
         print(f"stopped; resume with the same command and the same sweep_dir{handed}", file=sys.stderr)
         return stopped.code
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError) as error:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         overrides = [*given.overrides, *searchpath_of(given.config_dir or "")]
         print(f"error: {one_line(error, overrides)}", file=sys.stderr)
         return 1

@@ -66,6 +66,11 @@ class Trained:
         self._data.like = own_reader(origin["config"])
         self._geometry = Geometry(self._data)
 
+    def __repr__(self) -> str:
+        """Return file, network and classes: `Trained(runs/one/…/best.ckpt: ResNet, 224 px, 5 classes)`."""
+        network = type(self.network).__name__
+        return f"Trained({self.file}: {network}, {self.size} px, {count(len(self.class_names), 'class', 'classes')})"
+
     @property
     def class_names(self) -> list[str]:
         """The K class names, in the order of the probabilities."""
@@ -186,7 +191,8 @@ class Trained:
             try:
                 return self._data.read(str(source))
             except (OSError, ValueError) as error:
-                raise UserError(f"{source} cannot be read: {error}") from error
+                reason = getattr(error, "strerror", None) or error  # its text would repeat the file
+                raise UserError(f"{source} cannot be read: {reason}") from error
         array = np.asarray(source.convert("RGB") if isinstance(source, Image.Image) else source)
         if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
             remedy = "give uint8 (H, W, 3), RGB; several images are a list of them"
@@ -328,6 +334,7 @@ def photographs(config: dict[str, Any], root: str, class_names: list[str]) -> di
         "root": root,
         "class_names": class_names,
         **dict.fromkeys(("splits", "folds", "all_images", "max_images", "max_per_class")),  # None: nothing is left out
+        "fold": 0,  # without folds there is no other
         "val_fraction": 0.0,
         "test_fraction": 0.0,
     }

@@ -6,7 +6,7 @@ import logging
 import math
 import secrets
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -78,7 +78,10 @@ def run_job(run: RunFolder, misfits: frozenset[Path] = frozenset()) -> None:
         if rank() == 0:
             log.info("%s trained the same network; its probabilities are decided anew", label_of(source))
             derive_decision(run, config, source, label_of(run))
-            log.info("files in %s", run.path)
+            status = run.read_status()
+            metrics, counts = status["metrics"], status["class_counts"]
+            shown = {split: images for split, images in counts.items() if f"{split}/accuracy" in metrics}
+            show_scores(run, metrics, shown, counts["train"], status["class_names"])
         return
     resume_from = resume_point(run, config["on_corrupt"], misfits)
     seed_everything(config["seed"], verbose=False)
@@ -449,8 +452,18 @@ def finish(
         peak_memory_mb=round(environment.peak_memory_mb()),
     )
     images = {split: datamodule.class_counts[split] for split in datamodule.test_splits}
-    table = score_table(metrics, images, datamodule.class_counts["train"], datamodule.class_names)
-    log.info(f"done\n{table}")
+    show_scores(run, metrics, images, datamodule.class_counts["train"], datamodule.class_names)
+
+
+def show_scores(
+    run: RunFolder,
+    metrics: dict[str, float],
+    counts: Mapping[str, Sequence[int]],
+    train_counts: Sequence[int],
+    names: Sequence[str],
+) -> None:
+    """Log the table of scores (see `score_table`) and the folder with the files."""
+    log.info(f"done\n{score_table(metrics, counts, train_counts, names)}")
     log.info("files in %s", run.path)
 
 

@@ -78,7 +78,10 @@ def conform(key: str, value: Any, hint: Any) -> Any:
     try:
         return _convert(value, hint)
     except (TypeError, OverflowError):  # OverflowError: a number above every float
-        raise UserError(f"{key}={value}: must be {words(hint)}") from None
+        listed = isinstance(value, list) and value and "[" not in words(hint)
+        values = ",".join(map(str, value)) if listed else ""
+        sweep = f"; a sweep needs -m and values without brackets: -m {key}={values}" if listed else ""
+        raise UserError(f"{key}={value}: must be {words(hint)}{sweep}") from None
 
 
 def _convert(value: Any, hint: Any) -> Any:

@@ -79,6 +79,13 @@ def _folder(value: str) -> str:
     return value
 
 
+def _out(value: str) -> str:
+    path = Path(value)
+    if path.is_file() or (path.suffix in (".html", ".csv", ".md") and not path.is_dir()):
+        raise ArgumentTypeError(f"out={value}: name a folder, not a file; the files in it have fixed names")
+    return value
+
+
 def _groups_and_keys() -> str:
     lines = ["groups (GROUP=CHOICE):"]
     for group in CHOSEN:
@@ -104,6 +111,7 @@ def evaluate() -> Verb:
         [
             "  evaluation_CHECKPOINT_SPLIT/ in the run folder, or the folder out=:",
             "    predictions_SPLIT.csv, confusion_matrix_SPLIT.*, class_report_SPLIT.csv",
+            "    scores_SPLIT.csv: each score with its 95 % interval and the baseline",
         ],
         [
             "  resnet-lab evaluate runs/depth/depth-18_seed-0 split=val",
@@ -112,12 +120,19 @@ def evaluate() -> Verb:
         ],
     )
     verb.argument("RUN_OR_CKPT", MODEL)
-    verb.option("split", "NAME", "train, val or test", "test")
-    verb.option("out", "DIR", "folder for the results, which must not be a run folder")
+    verb.option("split", "NAME", "train, val or test", "test", type=_split)
+    verb.option("out", "DIR", "folder for the results, which must not be a run folder", type=_out)
     _add_overwrite(verb, "replace the predictions in out=")
     verb.option("trust", "PACKAGE", TRUST, [], action="append")
     verb.takes_keys("keys of data and trainer, or another data set: data=class_folders")
     return verb
+
+
+def _split(value: str) -> str:
+    if value not in ("train", "val", "test"):
+        meant = f"did you mean split={value[:3]}?" if value[:3] == "val" else "choose train, val or test"
+        raise ArgumentTypeError(f"split={value}: {meant}")
+    return value
 
 
 def predict() -> Verb:
@@ -165,7 +180,7 @@ def prepare() -> Verb:
             "  resnet-lab prepare data=class_folders data.root=photos out=data_report",
         ],
     )
-    verb.option("out", "DIR", "folder of the report (default: report/ in the prepared set)")
+    verb.option("out", "DIR", "folder of the report (default: report/ in the prepared set)", type=_out)
     verb.option("processes", "N", "number of processes (default: one per core)", type=_processes)
     _add_config_dir(verb)
     verb.takes_keys("keys of resnet-lab train; only those of data are used")
@@ -207,7 +222,7 @@ def report() -> Verb:
     )
     verb.argument("DIR", "folder of a run or sweep, or a folder above it", several=True)
     verb.option("metric", "NAME", "score that ranks the groups (default: qwk for grades, else accuracy)")
-    verb.option("out", "DIR", "folder of the report (default: the first DIR)")
+    verb.option("out", "DIR", "folder of the report (default: the first DIR)", type=_out)
     names = f"figures to draw (default: the key figures of the runs): {', '.join(FIGURES)}"
     verb.option("figures", "NAME,…", names)
     verb.option("groups", "LABEL,…", "groups to show next to the best one in figures, by words of their labels")
@@ -234,7 +249,7 @@ def combine() -> Verb:
         ],
     )
     verb.argument("DIR", "folder of a run or sweep, or a folder above it", several=True)
-    verb.option("out", "DIR", "folder of the new runs")
+    verb.option("out", "DIR", "folder of the new runs", type=_out)
     keys = "keys in which the runs to combine differ: seed, data.fold, model.depth, …; all; none (with decision=)"
     verb.option("over", "KEY,…", f"{keys} (default: seed)")
     methods = "worst, mean (of a patient's two eyes), logistic, boosting (each eye with the other's help)"

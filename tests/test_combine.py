@@ -16,12 +16,12 @@ from fake_runs import change_status, edit_predictions, write_run
 from resnet_lab import load
 from resnet_lab.combine import combine, command
 from resnet_lab.errors import UserError
-from resnet_lab.evaluate import evaluate_split
+from resnet_lab.evaluate import evaluate_split, override
 from resnet_lab.report.combined import combined_rows, fold_rows
 from resnet_lab.report.groups import tables_of
 from resnet_lab.report.runs import read_run, read_runs
 from resnet_lab.report.verify import differences_of
-from resnet_lab.run_folder import RunFolder
+from resnet_lab.run_folder import RunFolder, list_jobs
 from resnet_lab.statistics import quadratic_weighted_kappa
 from resnet_lab.training import guarded
 
@@ -210,9 +210,20 @@ def test_different_rules_need_a_choice(seeds: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "message"), [(["out=o", "decision=best"], "choose argmax, median"), ([], "out= is missing")]
+    ("words", "message"),
+    [
+        (["out=o", "decision=best"], "choose argmax, median"),
+        ([], "out= is missing"),
+        (["out=o", "over=seeds"], "seeds is no key of these runs; did you mean over=seed"),
+        (["out=o", "over=dept"], "did you mean over=model.depth"),
+        (["out=o", "over=optim.lr"], "differ only in it; they differ in seed, model.depth$"),
+        (["out=runs/depth-18_seed-0"], "contains a run; name another folder"),
+        (["out=sweep"], "out=sweep contains a sweep; name another folder"),
+    ],
 )
-def test_options(seeds: Path, words: list[str], message: str) -> None:
+def test_options(seeds: Path, words: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(seeds.parent)
+    list_jobs(Path("sweep"), ["a"])
     with pytest.raises(UserError, match=message):
         command([str(seeds), *words])
 
@@ -234,7 +245,8 @@ def test_an_ensemble_is_one_model(make_run: MakeRun, tmp_path: Path) -> None:
         assert guarded(run) == 0
     ensemble = combine([str(run.path) for run in members], tmp_path / "means", ["seed", "data.mean"])[0]
     model = load(ensemble.path)
-    _, module, datamodule = evaluate_split(model, model.origin["config"], "test")
+    config = override(model.origin, ["trainer.channels_last=true"])
+    _, module, datamodule = evaluate_split(model, config, "test")
     stored = pd.read_csv(ensemble.predictions_file("test"))
     assert datamodule.rows("test")["image"].tolist() == stored["image"].tolist()
     found = module.predictions["test"]

@@ -133,6 +133,8 @@ def test_jobs_that_differ_in_the_rule_share_a_training(trained: dict[str, RunFol
         status = trained[rule].read_status()
         assert (status["state"], status["decision"], status["derived_from"]) == ("done", rule, "../auto")
         assert not trained[rule].checkpoints.exists()
+        shown = (trained[rule].path / "train.log").read_text()
+        assert f"{status['metrics']['test/qwk']:.4f}" in shown.partition("\ntest (")[2].partition("\n")[0]
         alone = make_run(*EXACT, f"loss.decision={rule}", name=f"alone/{rule}")
         assert guarded(alone) == 0
         for split in ("val", "test"):

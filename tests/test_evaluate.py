@@ -24,7 +24,10 @@ from resnet_lab.config import build, compose_config
 from resnet_lab.data import datamodule as datamodule_module
 from resnet_lab.data.prepared import prepare
 from resnet_lab.module import Classifier
+from resnet_lab.report.groups import tables_of
+from resnet_lab.report.runs import read_run
 from resnet_lab.run_folder import RunFolder
+from resnet_lab.scores import MINUS
 from resnet_lab.trained import load
 from resnet_lab.training import guarded
 
@@ -64,8 +67,32 @@ def test_the_runs_own_test_split_scores_as_it_did(trained: RunFolder) -> None:
     for _ in range(2):  # equal inputs have the same folder
         evaluate.command([str(trained.path)])
         (folder,) = trained.path.glob("evaluation_*")
-        assert {path.name: path.read_text() for path in folder.glob("*.csv")} == stored
+        assert {name: (folder / name).read_text() for name in stored} == stored
     assert {file: content for file, content in contents(trained.path).items() if folder not in file.parents} == before
+
+
+def test_the_scores_of_an_evaluation_have_intervals(trained: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    evaluate.command([str(trained.path)])
+    table = pd.read_csv(trained.path / "evaluation_best_test" / "scores_test.csv", index_col="score")
+    assert list(table.columns) == ["value", "low", "high", "baseline"]
+    run = read_run(trained)
+    assert table["value"].to_dict() == pytest.approx({name: run.scores[name] for name in table.index}, abs=1e-5)
+    assert table["baseline"].to_dict() == pytest.approx({name: run.baseline[name] for name in table.index}, abs=1e-5)
+    board = tables_of([run])[0]
+    assert tuple(table.loc["qwk", ["low", "high"]]) == pytest.approx(board.estimates["qwk"].interval(0), abs=1e-5)
+    value, low, high = (f"{each:.3f}".replace("-", MINUS) for each in table.loc["qwk", ["value", "low", "high"]])
+    line = f"QWK {value}, 95 % interval {low} to {high} (this network, 16 images of 8 patients)"
+    out = "".join(capsys.readouterr())
+    assert line in out
+
+
+def test_without_an_interval_the_reason_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "predictions_test.csv"
+    file.write_text("image,patient,target,prediction,p_0,p_1\na,x,0,0,1,0\nb,x,1,0,1,0\n")
+    table, line = evaluate.scores_of(file, ordered=False, majority=0)
+    assert line == "accuracy 50.00 %, no interval: all images are of one patient"
+    assert table["low"].isna().all()
 
 
 def test_another_split_or_checkpoint_leaves_the_runs_own_files_alone(trained: RunFolder) -> None:
@@ -108,7 +135,7 @@ def test_wrong_data_is_refused(trained: RunFolder, tmp_path: Path) -> None:
     assert "has 2 classes" in message
     assert "trained for 5 (no DR, mild" in message
     message = refusal(evaluate.command, [str(trained.path), "split=dev"])
-    assert "has no split dev; choose among train, val, test" in message
+    assert "split=dev: choose train, val or test" in message
     for key in ("model.depth=50", "spilt=val", "trainer.max_epochs=77", "data.rotation=5"):
         assert refusal(evaluate.command, [str(trained.path), key]).startswith(f"{key}: ")
     assert "data.image_size=[1" in refusal(evaluate.command, [str(trained.path), "data.image_size=[1"])
@@ -205,9 +232,12 @@ def test_raw_photographs_are_predicted_like_prepared_ones(make_run, photographs:
     assert differences.to_numpy().max() < 0.05  # error of the prepared JPEGs
 
 
-@pytest.mark.parametrize("key", ["data.folds=2", "data.splits={train: test, test: train}", "data.max_per_class=4"])
-def test_predict_takes_all_photographs_whatever_the_splits_of_the_run(make_run, photographs, tmp_path, key) -> None:
-    run = make_run("trainer.max_epochs=1", "data.val_fraction=0", key)
+@pytest.mark.parametrize(
+    "keys",
+    [("data.folds=2", "data.fold=1"), ("data.splits={train: test, test: train}",), ("data.max_per_class=4",)],
+)
+def test_predict_takes_all_photographs_whatever_the_splits_of_the_run(make_run, photographs, tmp_path, keys) -> None:
+    run = make_run("trainer.max_epochs=1", "data.val_fraction=0", *keys)
     assert guarded(run) == 0
     predict.command([str(run.path), str(photographs / "images"), f"out={tmp_path / 'all.csv'}"])
     assert len(pd.read_csv(tmp_path / "all.csv")) == len(list((photographs / "images").iterdir()))
@@ -321,9 +351,9 @@ def test_a_failed_evaluation_or_prediction_leaves_nothing(
 
 def test_an_unwritable_folder_is_refused_before_the_data_is_read(trained: RunFolder, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    for out in ("file", "file/below"):
+    for out, line in (("file", "file: name a folder, not a file"), ("file/below", "file is not a folder")):
         words = [str(trained.path), f"out={tmp_path / out}", f"data.root={tmp_path / 'nothing'}"]
-        assert f"{tmp_path / 'file'} is not a folder" in refusal(evaluate.command, words)
+        assert f"{tmp_path / line}" in refusal(evaluate.command, words)
 
 
 def test_an_evaluations_name_is_short_and_unique(tmp_path: Path) -> None:

@@ -92,6 +92,10 @@ def test_a_single_run_that_failed_at_the_start_is_in_no_table(tmp_path):
     _, (table,), findings = compare(tmp_path)
     assert [len(group.runs) for group in table.groups] == [1]
     assert "failed at the start" in kinds(findings)
+    write_run(tmp_path / "planned", config={"optim.lr": 7}, state="created", epoch=-1, overrides=["optim.lr=7"])
+    _, (table,), findings = compare(tmp_path)
+    assert labels(table) == ["depth=18 pretrained=none"]
+    assert "created" in kinds(findings)
 
 
 def test_a_grid_of_single_runs_keeps_its_axes(tmp_path):

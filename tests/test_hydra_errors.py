@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from pathlib import Path
 
 import pytest
 from fake_data import refusal
 
 from resnet_lab.config import compose_config
+from resnet_lab.train import main
 
 OWN = "# @package _global_\n"
 
@@ -20,6 +23,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "labeled" / "labels.csv").touch()
     (tmp_path / "my conf" / "experiment" / "mine.yaml").write_text(OWN)
+    (tmp_path / "my conf" / "experiment" / "short.yml").write_text(OWN)
     return tmp_path
 
 
@@ -34,8 +38,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["model=wide_resnet50_2"], "did you mean model=resnet_wide model.depth=50?"),
         (["model=vgg16"], "did you mean model=own model._target_=torchvision.models.vgg16?"),
         (["optim=adam"], "did you mean optim=own optim._target_=torch.optim.Adam?; choose adamw, nadam, own, sgd"),
+        (["callbacks=mylab.Norm"], "did you mean +callbacks.mine._target_=mylab.Norm?"),
+        (["model=mylab.Net"], "did you mean model=own model._target_=mylab.Net?"),
         (["optim=sdg"], "did you mean optim=sgd?"),
         (["experiment=mine"], "did you mean --config-dir 'my conf' experiment=mine?"),
+        (["experiment=mine.yaml"], "did you mean --config-dir 'my conf' experiment=mine?"),
+        (["experiment='my conf/experiment/mine.yaml'"], "did you mean --config-dir 'my conf' experiment=mine?"),
+        (["experiment=short"], "did you mean my conf/experiment/short.yml, which needs the suffix .yaml?"),
         (["experiment=other"], "--config-dir DIR reads your own DIR/experiment/other.yaml"),
         (["hydra/launcher=slrm"], "hydra/launcher=slrm: there is no such choice; did you mean hydra/launcher=slurm?"),
     ],
@@ -77,11 +86,80 @@ def test_a_key_of_a_part_from_outside_needs_a_plus(overrides: list[str], hint: s
         (f"{OWN}defaults: [override data: retinopathy]\n", "write `override /data: …`"),
         (f"{OWN}defaults: [override /data: eyes]\n", "data=eyes: there is no such choice; choose cifar10"),
         (f"{OWN}defaults: [base]\n", "experiment/wrong.yaml: experiment=base: there is no such choice; "),
+        ("# @package _globl_\nname: a\n", "first line must be `# @package _global_`"),
+        ("\ufeff# @package _global_\nname: a\n", "my conf/experiment/wrong.yaml: the file is not UTF-8 without BOM"),
+        (f"{OWN}- a\n", "experiment/wrong.yaml: it contains a list; write `key: value` lines"),
+        (f"{OWN}learning_rate: 1\n", "experiment/wrong.yaml: learning_rate: there is no such key; did you mean"),
+        (f"{OWN}optim: {{lr: '${{optim.lrr}}'}}\n", "optim.lr: ${optim.lrr}: optim.lrr: there is no such key; did you"),
+        (f"{OWN}optim: {{lr: '${{seed'}}\n", "optim.lr: ${seed: write ${KEY} with a closing brace"),
+        (f"{OWN}trainer:\n  max_epochs:3\n", "wrong.yaml: trainer: max_epochs:3: must be a group of keys"),
+        (f"{OWN}defaults:\n  override /optim: adamw\n", "experiment/wrong.yaml: defaults must be a list"),
     ],
 )
 def test_a_mistake_in_an_experiment_file_has_its_remedy(text: str, hint: str, folder: Path) -> None:
     (folder / "my conf" / "experiment" / "wrong.yaml").write_text(text)
     assert hint in refusal(lambda: compose_config(["experiment=wrong"], config_dir="my conf"))
+
+
+@pytest.mark.parametrize("word", ["launcher=slurm", "hydra.launcher=slurm"])
+def test_a_launcher_is_a_group_of_hydra(word: str) -> None:
+    assert refusal(compose_config, [word]).endswith("; write hydra/launcher=slurm")
+    assert "-p hydra.launcher lists" in refusal(compose_config, ["hydra/launcher=slurm", "hydra.launcher.partiton=gpu"])
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["model.depth=18,34"], "a list is model.depth=[18,34]"),
+        (["model.pretrained=none,imagenet"], "a list is model.pretrained=[none,imagenet]"),
+    ],
+)
+def test_several_values_without_a_sweep_name_the_flag(
+    words: list[str], hint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train", *words])
+    assert main() == 1
+    shown = f"{words[0]}: several values are a sweep, which needs -m: resnet-lab train -m …; {hint}"
+    assert capsys.readouterr().err == f"error: {shown}\n"
+    assert "several values are a sweep" in refusal(compose_config, words)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "hint"),
+    [
+        ("name: a: b", 2, "quote a text that contains a colon"),
+        ("trainer:\n\tmax_epochs: 1", 3, "a tab; indent with spaces"),
+        ("trainer:\n  max_epochs: 1\n devices: 1", 4, "the indentation differs from the lines above"),
+        ("name: 'mine\nseed: 1", 2, "a quote is not closed"),
+        ("model: {depth: 18\nseed: 1", 2, "a bracket is not closed; add `}`"),
+        ("data: {splits: [1\nseed: 1", 2, "a bracket is not closed; add `]`"),
+        ("seed: 1\nname: a\nseed: 2", 4, "the key seed occurs twice; keep one"),
+        ("name: @mine", 2, "write the text in 'single quotes'"),
+        ("name: *mine", 2, "write the text in 'single quotes'"),
+        (r'name: "C:\data"', 2, "write the text in 'single quotes'"),
+        ("name: a\n---\nseed: 1", 3, "a line `---` begins a second document; remove it"),
+    ],
+)
+def test_a_yaml_fault_is_named_with_line_and_remedy(text: str, line: int, hint: str, folder: Path) -> None:
+    (folder / "my conf" / "experiment" / "wrong.yaml").write_text(f"{OWN}{text}\n")
+    message = refusal(lambda: compose_config(["experiment=wrong"], config_dir="my conf"))
+    assert message.startswith(f"my conf/experiment/wrong.yaml: line {line}: ")
+    assert hint in message
+    assert not re.search("block|scalar|scanning|mapping", message)
+
+
+@pytest.mark.parametrize(
+    ("content", "hint"),
+    [
+        (b"name: a\x00\n", "a control character; remove it"),
+        ("name: größe\n".encode("latin-1"), "the file is not UTF-8 without BOM; save it so in your editor"),
+        ("name: größe\n".encode("utf-16"), "the file is not UTF-8 without BOM; save it so in your editor"),
+    ],
+)
+def test_a_yaml_file_that_is_no_text_is_named(content: bytes, hint: str, folder: Path) -> None:
+    (folder / "my conf" / "experiment" / "wrong.yaml").write_bytes(OWN.encode() + content)
+    message = refusal(lambda: compose_config(["experiment=wrong"], config_dir="my conf"))
+    assert message == f"my conf/experiment/wrong.yaml: {hint}"
 
 
 def test_a_folder_of_yaml_files_may_have_any_name(folder: Path) -> None:

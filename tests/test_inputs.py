@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from fake_data import refusal
 
-from resnet_lab.inputs import checkpoint_of, warn_of_unfinished
+from resnet_lab.inputs import check_predict, checkpoint_of, warn_of_unfinished
 from resnet_lab.run_folder import RunFolder, list_jobs
+from resnet_lab.verbs import VERBS
 
 
 def run_of(folder: Path, **status: object) -> RunFolder:
@@ -45,6 +46,19 @@ def test_a_sweep_is_no_model_and_its_best_run_is_named(
     assert checkpoint_of("runs/grid/b") == Path("runs/grid/b/checkpoints/best.ckpt")
     list_jobs(Path("empty"), ["a"])
     assert refusal(checkpoint_of, "empty").startswith("empty is a sweep without runs")
+
+
+def test_what_is_no_model_names_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_of(Path("run"))
+    Path("eyes").mkdir()
+    assert checkpoint_of("run/checkpoints") == Path("run/checkpoints/best.ckpt")
+    assert refusal(checkpoint_of, "run/config.yaml").startswith(
+        "run/config.yaml is not a checkpoint; give the run folder run, or"
+    )
+    assert refusal(checkpoint_of, "eyes") == "eyes is neither a run folder nor a checkpoint (it has no config.yaml)"
+    swapped = VERBS["predict"]().read(["eyes", "run"])
+    assert refusal(check_predict, swapped).endswith("write the model first: resnet-lab predict run IMAGES")
 
 
 @pytest.mark.parametrize(

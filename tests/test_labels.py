@@ -111,6 +111,16 @@ def test_missing_file_names_itself_and_the_key(tmp_path):
     message = refusal(read_labels, tmp_path / "none.csv", None, None, GRADES)
     assert f"{tmp_path / 'none.csv'} does not exist" in message
     assert "data.train_csv" in message
+    (tmp_path / "labels.csv").touch()
+    (tmp_path / "images").mkdir()
+    assert "this folder has labels.csv; " in refusal(read_labels, tmp_path / "label.csv", None, None, GRADES)
+    message = refusal(read_labels, tmp_path / "images" / "labels.csv", None, None, GRADES)
+    assert f"{tmp_path / 'labels.csv'} exists: set data.root={tmp_path}; " in message
+
+
+def test_named_columns_need_a_header(file):
+    message = refusal(read_labels, file("1_left.jpg,0\n1_right.jpg,2\n"), "file", "stage", GRADES)
+    assert "no column file; its columns are 1_left.jpg, 0; its first line must name the columns: file,…" in message
 
 
 @pytest.mark.parametrize("text", [b"\xff\xfe\x00a", 'a,0\nb,1,2,"3\n', "a,0\nb,1,2,3\n"])

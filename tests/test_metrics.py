@@ -107,7 +107,10 @@ def test_the_monitor_is_a_metric_of_val_with_its_mode() -> None:
     assert monitored("auto", 10, ordered=False) == ("val/accuracy", "max")
     assert monitored("val/loss", 5, ordered=True) == ("val/loss", "min")
     assert mode_of("val/auroc") == "max"
-    for wrong in ("val/kappa", "test/accuracy", "train/loss", "accuracy"):
+    for wrong, meant in (("val/kappa", "val/qwk"), ("acc", "val/accuracy"), ("auroc", "val/auroc")):
+        with pytest.raises(UserError, match=rf"monitor={wrong}: no such metric; did you mean {meant}\?"):
+            monitored(wrong, 5, ordered=True)
+    for wrong in ("val/cost", "test/accuracy", "train/loss"):
         with pytest.raises(UserError, match=rf"monitor={wrong}: no such metric; choose auto, val/loss"):
             monitored(wrong, 5, ordered=True)
     with pytest.raises(UserError, match="no such metric"):

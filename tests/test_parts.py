@@ -353,7 +353,7 @@ def test_an_external_data_set_is_read(make_run: Make, mylab: None) -> None:
         (("model=own", "model._target_=leaving.Net"), "importing leaving fails (SystemExit: 3)"),
         (("model=own", "model._target_=mylab"), "name it with its module, such as mylab.Net"),
         (("loss=own", "loss._target_=mylab.function"), "name a function or class that returns the loss function"),
-        (("model=own", "model._target_=mylab.Nett"), "mylab.Nett: mylab has no Nett"),
+        (("model=own", "model._target_=mylab.Nett"), "mylab.Nett: mylab has no Nett; did you mean mylab.Net?"),
         (("model=own", "model._target_=mylabb.Net"), "there is no module mylabb"),
         (("model=own", "model._target_=broken.Net"), "importing broken fails (RuntimeError: no license)"),
         (("model=own", "model._target_=lacking.Net"), "lacking needs the module a_module_that_is_not_there"),

@@ -10,7 +10,7 @@ import pytest
 from fake_data import refusal
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from resnet_lab.data.patients import FORMS, add_patients, find_patients
+from resnet_lab.data.patients import FORMS, add_patients, find_patients, patients_of_column
 
 N = range(1, 41)
 HEX = np.random.default_rng(0).integers(0, 256, (400, 16), dtype=np.uint8)
@@ -198,6 +198,16 @@ def test_patients():
     names = ["10_left", "10_right.jpeg", "train/0/10_LEFT.png", "10", "a_b_right", "_left", "x_left_2", "7left"]
     patients = add_patients(pd.DataFrame({"image": names}), OLD)["patient"].tolist()
     assert patients == ["10", "10", "10", "10", "a_b", "_left", "x_left_2", "7left"]
+
+
+def test_a_column_of_images_is_doubted() -> None:
+    names = [f"{number}_{side}" for number in range(10) for side in ("left", "right")]
+    table = pd.DataFrame({"image": names, "patient": names})
+    assert (
+        "each of the 20 images has a patient of its own, but the form _left/_right" in patients_of_column(table).doubt
+    )
+    assert patients_of_column(table.assign(patient=[name.partition("_")[0] for name in names])).doubt == ""
+    assert patients_of_column(table.iloc[::2]).doubt == ""
 
 
 def test_every_form_finds_what_the_older_default_found():

@@ -552,6 +552,8 @@ def test_files_without_a_network_are_refused(content, words, tmp_path):
 
 def test_a_missing_file_an_empty_folder_and_null(tmp_path):
     assert f"model.pretrained={tmp_path}/no.pt: no such file" in refusal(tmp_path / "no.pt")
+    (tmp_path / "resnet18-own.pth").touch()
+    assert f"did you mean {tmp_path}/resnet18-own.pth?" in refusal(tmp_path / "resnet18.pth")
     (tmp_path / "checkpoints").mkdir()
     assert f"{tmp_path / 'checkpoints' / 'best.ckpt'} is missing or not a file" in refusal(tmp_path)
     assert "model.pretrained=None: no such file" in refusal(None)

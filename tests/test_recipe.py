@@ -129,6 +129,12 @@ def test_damaged_facts_are_left_out(tmp_path):
     assert {"machine", "versions", "command", "finished"} & {*facts(tmp_path)} == set()
 
 
+def test_a_run_without_the_key_of_an_axis_has_none(tmp_path):
+    write_run(tmp_path / "a", config={"combine.mean_over": "seed"})
+    write_run(tmp_path / "b")
+    assert {*facts(tmp_path)["combine.mean_over"].values} == {"seed", "none"}
+
+
 def test_an_axis_without_its_own_fact_becomes_one(tmp_path):
     for last in (True, False):
         write_run(tmp_path / str(last), config={"model.last_activation": last})

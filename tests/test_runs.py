@@ -21,6 +21,16 @@ def test_numbers_come_from_the_stored_predictions(tmp_path):
     assert run.config["model.depth"] == 18
 
 
+def test_a_printed_run_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = read_run(RunFolder(write_run(tmp_path / "runs" / "one")))
+    qwk, accuracy = run.scores["qwk"], 100 * run.scores["accuracy"]
+    assert str(run).startswith(f"Run(runs/one: done, test QWK {qwk:.3f}, accuracy {accuracy:.2f} %, ")
+    assert len(str(run)) < 120
+    failed = read_run(RunFolder(write_run(tmp_path / "two", state="failed", error="no memory")))
+    assert repr([failed]) == "[Run(two: failed, no memory)]"
+
+
 def test_runs_on_the_same_images_share_them_in_any_order_of_rows(tmp_path):
     runs = [write_run(tmp_path / f"{seed}", seed=seed) for seed in (0, 1)]
     one, other = (read_predictions(run / "predictions_test.csv") for run in runs)

@@ -34,6 +34,21 @@ def grid(*arguments: str) -> set[tuple[int, str]]:
     return {(job["model"]["depth"], job["model"]["pretrained"]) for job in jobs_of(["-m", *arguments])}
 
 
+def test_a_sweep_into_the_folder_of_a_run_is_refused_before_it_writes(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").touch()
+    message = refusal(jobs_of, ["-m", "model.depth=18,34", f"sweep_dir={tmp_path}"])
+    assert message == f"{tmp_path} contains a single run; choose another sweep_dir"
+    assert [file.name for file in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_without_slurm_no_sweep_is_submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    words = ["-m", "seed=0,1", "hydra/launcher=slurm"]
+    assert refusal(jobs_of, words).startswith("hydra/launcher=slurm: this machine has no srun; start the command on a")
+    (tmp_path / "srun").touch(mode=0o755)
+    assert len(jobs_of(words)) == 1
+
+
 @pytest.mark.slow
 def test_jobs_are_those_of_the_grid_without_seeds() -> None:
     assert jobs_of(["model.depth=18,34"]) == []  # no sweep

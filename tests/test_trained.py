@@ -53,6 +53,7 @@ def test_all_kinds_of_images_give_the_same(model: Trained, photographs: Path) ->
     for kinds in ([str(file) for file in files], images, arrays):
         np.testing.assert_allclose(model(kinds)[model.class_names], expected[model.class_names], atol=0.02)
     assert model(arrays).index.tolist() == ["0", "1", "2"]
+    assert str(model) == f"Trained({model.file}: ResNet, {model.size} px, 5 classes)"
     alone = model(str(files[1]))
     assert alone.index.tolist() == [str(files[1])]
     np.testing.assert_allclose(alone[model.class_names], expected[model.class_names][1:2], atol=1e-5)
@@ -84,7 +85,7 @@ def test_features_are_the_input_of_the_last_layer(model: Trained) -> None:
     ("images", "line"),
     [
         ([], "no image"),
-        ("nothing.jpeg", "nothing.jpeg cannot be read"),
+        ("nothing.jpeg", "nothing.jpeg cannot be read: No such file or directory"),
         (torch.zeros(2, 3, 7, 7), "shape (2, 3, 7, 7): give (N, 3, 24, 24)"),
         (torch.full((1, 3, 24, 24), 7.0), "values in [0, 1]"),
         (torch.full((1, 3, 24, 24), torch.nan), "values in [0, 1]"),

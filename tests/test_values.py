@@ -43,6 +43,13 @@ def test_invalid_values_are_named(value, hint, words):
     assert refusal(conform, "data.key", value, hint) == f"data.key={value}: must be {words}"
 
 
+def test_a_list_for_one_value_shows_how_to_sweep():
+    message = refusal(conform, "model.depth", [18, 34], int)
+    assert message.endswith(
+        "must be a whole number; a sweep needs -m and values without brackets: -m model.depth=18,34"
+    )
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [

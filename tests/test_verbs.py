@@ -59,8 +59,9 @@ def test_the_examples_of_a_help_are_understood(name: str, tmp_path: Path, monkey
     verb = ALL[name]()
     for example in "\n".join(verb.examples).replace("\\\n", " ").splitlines():
         words = shlex.split(example.partition(verb.prog.removeprefix("python "))[2])
+        other = shlex.split(example)[1:]  # the next command of an example may be of another verb
         if "--keys" not in words:
-            given = verb.read(words)
+            given = verb.read(words) if words else VERBS[other[0]]().read(other[1:])
             keys = {word.partition("=")[0] for word in getattr(given, "overrides", [])}
             assert keys <= known_keys()
 
@@ -82,6 +83,19 @@ def test_the_examples_of_a_help_are_understood(name: str, tmp_path: Path, monkey
         ("predict", ["run", "eyes", "more"], ["more", "KEY=VALUE"]),
         ("prepare", ["proceses=2"], ["did you mean processes=N?"]),
         ("prepare", ["data"], ["data: must be KEY=VALUE"]),
+        ("prepare", ["/"], ["/: must be KEY=VALUE; write data.root=/"]),
+        ("prepare", ["out=x.html"], ["out=x.html: name a folder, not a file"]),
+        ("report", ["runs", f"out={__file__}"], ["name a folder, not a file"]),
+        ("evaluate", ["run", "split=validation"], ["split=validation: did you mean split=val?"]),
+        ("evaluate", ["run", "split=dev"], ["split=dev: choose train, val or test"]),
+        ("evaluate", ["run", "val"], ["val: must be KEY=VALUE; write split=val"]),
+        ("train", ["seed", "=", "3"], ["seed: must be KEY=VALUE; write seed=3 without spaces"]),
+        ("train", ["seed", "=3"], ["write seed=3 without spaces"]),
+        ("train", ["seed=", "3"], ["write seed=3 without a space"]),
+        ("train", ["seed=1,", "2"], ["write seed=1,2 without a space"]),
+        ("train", ["--epochs", "3"], ["--epochs: there is no such option; did you mean trainer.max_epochs?"]),
+        ("train", ["--model.depth=34"], ["keys have no dashes: model.depth=34"]),
+        ("train", ["--seed", "3"], ["keys have no dashes: seed=…"]),
         ("status", [], ["missing DIR"]),
         ("status", ["-x"], ["-x", "no such option"]),
         ("report", ["runs", "metrc=qwk"], ["did you mean metric=NAME?"]),
@@ -171,6 +185,9 @@ def test_help_takes_a_verb_or_a_key(capsys: pytest.CaptureFixture[str]) -> None:
         (["f1", "optim.lr"], ["F1", "    The harmonic mean of precision and recall.", "optim.lr"]),
         (["split"], ["split=NAME of evaluate", "data.split_seed"]),
         (["metric", "seed"], ["metric=NAME of report", "seed"]),
+        (["kappa"], ["qwk"]),
+        (["confidence", "interval"], ["95 %"]),
+        (["majority", "baseline"], ["majority baseline"]),
     ],
 )
 def test_help_takes_a_score_a_term_or_an_option(

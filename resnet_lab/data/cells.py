@@ -13,6 +13,7 @@ import pandas as pd
 from resnet_lab.errors import UserError
 
 WHOLE_NUMBER = re.compile(r"\s*([+-]?\d{1,100})(?:[.,]0*)?\s*")  # 2, 2.0 or 2,0
+TABLES = (".csv", ".tsv", ".txt")
 SEPARATORS = ",;\t|"
 EXCEL = re.compile(r"sep=(.)\s*\n")  # Excel's first line that declares the separator
 LAST_SPACE = r"\s+(?=\S+\s*$)"  # before the last word: `photo 1.jpg 0`
@@ -36,11 +37,21 @@ def read_text(path: Path, separators: str = SEPARATORS) -> pd.DataFrame:
         before = text[: len(text) - len(text.lstrip())].count("\n") + (EXCEL.match(text.strip()) is not None)
         return cells.set_axis(range(before + 1, before + 1 + len(cells)))
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist; check data.root, or name the file in data.train_csv") from None
+        remedy = "check data.root, or name the file in data.train_csv"
+        raise UserError(f"{path} does not exist; {_where(path)}{remedy}") from None
     except pd.errors.EmptyDataError:
         raise UserError(f"{path} is empty; it must list one image per row") from None
     except (pd.errors.ParserError, UnicodeDecodeError, IsADirectoryError) as error:
         raise UserError(f"{path} is not a comma-separated file in UTF-8: {' '.join(str(error).split())}") from None
+
+
+def _where(path: Path) -> str:
+    """Return where a missing file may be: one folder up, or under a similar name; empty if nothing is found."""
+    above = path.parent.parent / path.name
+    if above.is_file():
+        return f"{above} exists: set data.root={above.parent}; "
+    names = sorted(each.name for suffix in TABLES for each in path.parent.glob(f"*{suffix}"))
+    return f"this folder has {', '.join(names[:3])}{', …' if len(names) > 3 else ''}; " if names else ""
 
 
 def read_cells(text: str, separators: str = SEPARATORS) -> pd.DataFrame:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal, get_type_hints
 
@@ -204,5 +206,9 @@ def existing_folder(root: str, key: str = "data.root", source: str = "") -> Path
     folder = Path(str(root)).expanduser()
     if not folder.is_dir():
         hint = f" ({source})" if source else ""
+        with suppress(OSError):  # no such folder, or no permission
+            names = [each.name for each in folder.absolute().parent.iterdir() if each.is_dir()]
+            if close := get_close_matches(folder.name, names, n=1):
+                hint = f"; did you mean {folder.with_name(close[0])}?"
         raise UserError(f"{folder} is not a folder; set {key} to the folder of the data set{hint}")
     return folder

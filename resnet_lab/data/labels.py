@@ -231,8 +231,10 @@ def _find_column(path: Path, header: Sequence[str], wanted: str | None, known: S
     place = _place(header, wanted, known)
     if place is None:
         candidates = [wanted] if wanted is not None else [*known[:3], "…"]
+        none = any(is_image(cell) or is_whole(cell) for cell in header)
+        remedy = f"its first line must name the columns: {wanted},…" if none and wanted else f"set {key}"
         raise UserError(
-            f"{path} has no column {' or '.join(candidates)}; its columns are {', '.join(header)}; set {key}"
+            f"{path} has no column {' or '.join(candidates)}; its columns are {', '.join(header)}; {remedy}"
         )
     return place
 

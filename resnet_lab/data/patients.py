@@ -63,8 +63,16 @@ EACH_IMAGE = Patients(None, "")
 
 
 def patients_of_column(table: pd.DataFrame) -> Patients:
-    """Describe the patients that a column of the data set names."""
-    return Patients(COLUMN, summary(table, COLUMN))
+    """Describe the patients that a column names, and doubt a column of images: then no two eyes share a patient."""
+    doubt = ""
+    if len(table) > 1 and table["patient"].is_unique:
+        splits = table["split"] if "split" in table else pd.Series("train", table.index)
+        if form := find_form(pd.Series(names_of(table), table.index), splits):
+            doubt = (
+                f"{COLUMN}: each of the {len(table)} images has a patient of its own, but the form {form} of the file "
+                f"names joins images; if they are one patient's, set {COLUMN} to another column, or leave it out"
+            )
+    return Patients(COLUMN, summary(table, COLUMN), doubt)
 
 
 def find_patients(

@@ -7,6 +7,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Collection, Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path, PosixPath
 from typing import Any
 
@@ -226,7 +227,10 @@ def find_file(source: str, depth: int) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise UserError(f"{source}: no such file, folder or name; {SOURCES}")
+        names = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() and "/" in str(source) else []
+        close = get_close_matches(path.name, names, n=1)
+        meant = f"did you mean {path.with_name(close[0])}?" if close else SOURCES
+        raise UserError(f"{source}: no such file, folder or name; {meant}")
     run = RunFolder(path)
     if not run.config_file.is_file() and not run.checkpoints.is_dir():
         if files := sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file()):

@@ -28,14 +28,14 @@ WORDS = {"train": "training", "val": "validation", "test": "test"}
 def findings_of(runs: Sequence[Run], tables: Sequence[Table]) -> list[Finding]:
     """Return the faults of the runs, then the limits of the comparison."""
     found = [*_selection(runs), *_undefined(runs), *_pixels(runs), *_data_notes(runs)]
-    for table in tables:
-        found += _collapsed(table)
-    found += [*_problems(runs), *_test_sets(tables), *_identical(runs)]
     several = sum(bool(table.scored) for table in tables) > 1
-    for table in tables:
-        about = f"{table.title}: " if several else ""
+    about = [f"{table.title}: " if several else "" for table in tables]
+    for table, place in zip(tables, about, strict=True):
+        found += [finding._replace(text=place + finding.text) for finding in _collapsed(table)]
+    found += [*_problems(runs), *_test_sets(tables), *_identical(runs)]
+    for table, place in zip(tables, about, strict=True):
         doubts = (*_doubts(table), *_classes(table), *_blind(table))
-        found += [finding._replace(text=about + finding.text) for finding in doubts]
+        found += [finding._replace(text=place + finding.text) for finding in doubts]
     found += [*_validation(runs), *_single_seeds(tables), *_unknown_figures(runs), *_lost_epochs(runs)]
     return sorted(found, key=lambda finding: not finding.is_fault)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from resnet_lab.scores import SCORES
+from resnet_lab.scores import ALIASES, SCORES
 
 if TYPE_CHECKING:  # importing it takes a second
     from resnet_lab.report.groups import Table
@@ -40,6 +40,14 @@ TERMS = {
 }
 
 
+WORDS = ALIASES | {  # word of a reader → name of a score or term
+    **dict.fromkeys(("interval", "intervals", "confidence interval", "ci", "95 % interval", "95%"), "95 %"),
+    **dict.fromkeys(("baseline", "majority"), "majority baseline"),
+    **dict.fromkeys(("calibration", "calibration error"), "ece"),
+    **dict.fromkeys(("tie", "ties"), "tied"),
+}
+
+
 def meaning_of(term: str) -> str:
     """Return the sentence that explains a heading; empty if there is none."""
     score = next((each for each in SCORES.values() if term in (each.title, each.label)), None)
@@ -48,7 +56,7 @@ def meaning_of(term: str) -> str:
 
 def explained(word: str) -> dict[str, str]:
     """Return name → sentence of the score or term that a word names, in any case; all scores for `metric`."""
-    word = word.lower()
+    word = WORDS.get(word.lower(), word.lower())
     if word.rstrip("s") in ("metric", "score"):
         return {name: score.meaning or score.title for name, score in SCORES.items()}
     scores = {name: score.meaning or score.title for name, score in SCORES.items() if _is(word, name, score.label)}

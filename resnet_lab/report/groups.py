@@ -17,7 +17,7 @@ from resnet_lab.errors import UserError, count
 from resnet_lab.report.intervals import Comparisons, Estimates, estimate
 from resnet_lab.report.runs import Run, in_order_of_jobs
 from resnet_lab.run_folder import is_bookkeeping
-from resnet_lab.scores import ABSENT, NEEDS, SCORES, Predictions
+from resnet_lab.scores import ABSENT, ALIASES, NEEDS, SCORES, Predictions
 
 DRAWN = 10  # groups in pictures, the best ones
 AREA = "referable_auroc"  # has intervals in a table of its own
@@ -175,7 +175,7 @@ def _last_if_unknown(value: float) -> float:
 def tables_of(runs: Sequence[Run], metric: str = "", named: Sequence[str] = ()) -> list[Table]:
     """Return one table per set of test images; a run without a result joins the table of its data.
 
-    A single run that failed at the start joins none, unless all did; its wrong keys would become axes.
+    A single run that failed at the start, or never started, joins none, unless all did; its keys would become axes.
 
     Args:
         runs: the runs of all tables.
@@ -186,7 +186,7 @@ def tables_of(runs: Sequence[Run], metric: str = "", named: Sequence[str] = ()) 
         UserError: the metric ranks no table, or no label contains the words.
     """
     sets: dict[tuple[Any, ...], list[Run]] = {}
-    begun = [run for run in runs if not (run.single and run.failed_at_start)] or runs
+    begun = [run for run in runs if not (run.single and run.without_epoch)] or runs
     for run in sorted(begun, key=lambda run: not run.scores):
         if run.scores:
             sets.setdefault(run.test_set, []).append(run)
@@ -198,7 +198,9 @@ def tables_of(runs: Sequence[Run], metric: str = "", named: Sequence[str] = ()) 
         logged = {name.partition("/")[2] for run in runs for name in run.status.get("metrics") or {}}
         other = "cannot rank" if metric in logged else "is in no run"
         why = NEEDS[SCORES[metric].needs] if metric in SCORES else other
-        raise UserError(f"metric={metric} {why}; choose among {', '.join(known)}")
+        meant = ALIASES.get(metric.lower(), metric.lower())
+        hint = f"did you mean {meant}?" if meant in known else f"choose among {', '.join(known)}"
+        raise UserError(f"metric={metric} {why}; {hint}")
     labels = [group.label for table in tables for group in table.groups]
     for each in named:
         if not any(has_words(label, each) for label in labels):

@@ -56,7 +56,7 @@ def recipe_of(runs: Sequence[Run], tables: Sequence[Table]) -> list[Fact]:
             facts.append(Fact(title, merged(values), any(_varies(table, texts) for table in tables)))
     axes = dict.fromkeys(axis for table in tables for group in table.groups for axis in group.values)
     facts += [
-        Fact(axis, list(dict.fromkeys(str(run.config.get(axis)) for run in in_order)), varies=True)
+        Fact(axis, list(dict.fromkeys(_of_key(axis)(run) or "none" for run in in_order)), varies=True)
         for axis in axes
         if axis not in COVERED and not axis.startswith(("loss.", "optim.", "schedule."))
     ]

@@ -99,7 +99,7 @@ class StoredPredictions:
         return self.split.fingerprint
 
 
-@dataclass
+@dataclass(repr=False)
 class Run:
     """The readable content of a run folder; without a result, `scores` is empty and `problem` gives the reason."""
 
@@ -114,6 +114,19 @@ class Run:
     scores: dict[str, float] = field(default_factory=dict)
     majority: int = 0  # the largest class of the training images
     baseline: dict[str, float] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """Return folder, state, and the main scores or the problem: `Run(runs/one: done, test QWK 0.412, …)`."""
+        path, here, classes = self.folder.path, Path.cwd(), len(self.class_names)
+        shown = (
+            f"{score.label} {score.text(self.scores[name])}{' %' * score.percent}"
+            for name, score in SCORES.items()
+            if "leaderboard" in score.shown
+            and name in self.scores
+            and score.means_something(bool(self.status.get("ordered")), classes)
+        )
+        facts = [self.state, f"{self.split} {', '.join(shown)}" if self.scores else self.problem]
+        return f"Run({path.relative_to(here) if path.is_relative_to(here) else path}: {', '.join(filter(None, facts))})"
 
     @property
     def state(self) -> str:
@@ -141,6 +154,11 @@ class Run:
     def failed_at_start(self) -> bool:
         """Whether an error ended the job before the end of its first epoch."""
         return self.state == "failed" and self.status.get("epoch", UNTRAINED) == UNTRAINED
+
+    @property
+    def without_epoch(self) -> bool:
+        """Whether the job failed before the end of its first epoch, or was never started."""
+        return self.failed_at_start or self.state == "created"
 
     @property
     def collapsed(self) -> bool:
