@@ -20,7 +20,7 @@ from resnet_lab.derived import DECISION, OWN, Labeled, mean_of, pooled, stored_s
 from resnet_lab.errors import UserError, count
 from resnet_lab.eyes import FITTED, METHODS, Pairs, graded
 from resnet_lab.inputs import EYES
-from resnet_lab.report.combined import folders_of
+from resnet_lab.report.groups import places_of
 from resnet_lab.report.runs import Run, read_runs
 from resnet_lab.run_folder import RunFolder, is_bookkeeping, jobs_file
 from resnet_lab.statistics import DECISIONS, OF_GRADES
@@ -207,9 +207,9 @@ def rule_of(members: Sequence[Run], decision: str) -> str:
 
 
 def names_of(groups: Sequence[Sequence[Run]], over: Sequence[str]) -> list[str]:
-    """Return the name of each group's folder, from the keys in which the groups differ."""
+    """Return the name of each group's folder, from the keys that differ; `none` keeps the names of the runs."""
     if over[0] == NOTHING:
-        return [members[0].folder.path.name for members in groups]
+        return list(places_of(members[0] for members in groups).values())
     firsts = [members[0].config for members in groups]
     axes = [key for key in varying_keys(firsts) if key not in over]
     last = f"over={'+'.join(over)}"
@@ -234,7 +234,7 @@ def combine(folders: Sequence[str], out: Path, over: Sequence[str], decision: st
             log.warning("left out: %s: %s", run.folder.path.name, run.problem)
     places = {run.folder.path.resolve() for run in runs}
     # an earlier result among its members is no member
-    finished = [run for run in runs if run.scores and not {*folders_of(run)} & places]
+    finished = [run for run in runs if run.scores and not {*run.members} & places]
     groups = groups_of(finished, over)
     several = [members for members in groups if len(members) > 1 or over[0] == NOTHING]
     if not several:
@@ -277,8 +277,8 @@ def _prepared(
         splits, sizes = combined(members, over)
         rule = rule_of(members, decision)
         config = config_of(members, over, bool(sizes), run)
-        if decision:
-            _set(config, DECISION, decision)
+        if rule != members[0].status.get("decision", "argmax"):
+            _set(config, DECISION, rule)
         if rule == "thresholds" and "val" not in splits:
             raise UserError("decision=thresholds needs predictions on validation; choose decision=expected")
         facts = facts_of(members, decides=over[0] == NOTHING) | ({"folds": sizes} if sizes else {})
@@ -298,7 +298,9 @@ def combine_eyes(folders: Sequence[str], out: Path, methods: Sequence[str], deci
         UserError: a run has no second eyes, or more than two images of a patient.
     """
     made: list[tuple[RunFolder, dict[str, Any]]] = []
-    for run in [run for run in read_runs(folders) if run.scores and not folders_of(run)]:
+    runs = [run for run in read_runs(folders) if run.scores and not run.members]
+    places = places_of(runs) if runs else {}
+    for run in runs:
         rule = rule_of([run], decision)
         if rule == "thresholds" and {*methods} & {*FITTED}:
             raise UserError("decision=thresholds: a model of both eyes leaves no validation images; choose expected")
@@ -309,11 +311,11 @@ def combine_eyes(folders: Sequence[str], out: Path, methods: Sequence[str], deci
             except UserError as error:
                 raise UserError(f"{run.folder.path}: {error}") from None
             for unit, tables in found.items():
-                place = RunFolder(out / f"{run.folder.path.name}_eyes-{method}_by-{unit}")
+                place = RunFolder(out / f"{places[run.folder.path]}_eyes-{method}_by-{unit}")
                 config = config_of([run], [NOTHING], pools=False, out=place)
                 config["combine"] = {EYES: method, "by": unit} | config["combine"]
-                if decision:
-                    _set(config, DECISION, decision)
+                if rule != run.status.get("decision", "argmax"):
+                    _set(config, DECISION, rule)
                 given = {"splits": tables, "config": config, "facts": facts_of([run]), "rule": rule}
                 made.append((place, given | {"title": place.path.name}))
         alone = Pairs(splits[run.split], run.split).alone

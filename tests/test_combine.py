@@ -103,6 +103,14 @@ def test_another_rule_of_finished_runs(seeds: Path, tmp_path: Path) -> None:
     assert differences_of([read_run(run)]) == []
 
 
+def test_runs_of_the_same_name_stay_apart(tmp_path: Path) -> None:
+    for sweep, depth in (("a", 18), ("b", 50)):
+        write_run(tmp_path / sweep / "seed-0", depth=depth)
+    made = combine([str(tmp_path / "a"), str(tmp_path / "b")], tmp_path / "out", ["none"], "expected")
+    assert [run.path.relative_to(tmp_path / "out").as_posix() for run in made] == ["a/seed-0", "b/seed-0"]
+    assert [run.read_config()["model"]["depth"] for run in made] == [18, 50]
+
+
 @pytest.fixture
 def folds(tmp_path: Path) -> Path:
     """Return three folds with two seeds; the folds have 130, 130 and 140 images of 65, 65 and 70 patients."""

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +14,6 @@ from resnet_lab.report.groups import Group, Table
 from resnet_lab.report.intervals import Seeds
 from resnet_lab.report.leaderboard import limits_text
 from resnet_lab.report.runs import Run
-from resnet_lab.run_folder import SOURCES
 from resnet_lab.scores import ABSENT, SCORES, Predictions
 from resnet_lab.statistics import DECISIONS, decisions, fitted_thresholds
 
@@ -41,7 +38,7 @@ def combined_rows(table: Table) -> list[CombinedRow]:
     groups, found = table.scored_groups, list[tuple[Group, dict[int, float]]]()
     places = {run.folder.path.resolve(): place for place, group in enumerate(groups) for run in group.scored}
     for group in groups:
-        sources = [folder for run in group.scored for folder in folders_of(run)]
+        sources = [folder for run in group.scored for folder in run.members]
         shares = Counter(places[folder] for folder in sources if folder in places)
         if sources and shares.total() == len(sources):
             found.append((group, {place: number / len(sources) for place, number in shares.items()}))
@@ -65,13 +62,6 @@ def combined_rows(table: Table) -> list[CombinedRow]:
         )
         for number, (group, members) in enumerate(found)
     ]
-
-
-def folders_of(run: Run) -> list[Path]:
-    """Return the folders of the runs that a combined run was made from; empty for another run."""
-    named = run.config.get(SOURCES)
-    names = named if isinstance(named, list) else []
-    return [Path(os.path.normpath(run.folder.path / str(name))).resolve() for name in names]
 
 
 class FoldRow(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from itertools import combinations
 from typing import NamedTuple
 
@@ -67,22 +68,29 @@ def pairings_of(table: Table) -> list[Pairing]:
     for axis in table.groups[0].values if table.groups else ():
         orders = {_level(group, axis): order_of(group.values[axis]) for group in groups}
         levels = sorted(orders, key=lambda level: orders[level])
-        alike = defaultdict[tuple[str, ...], list[int]](list)
-        for place, group in enumerate(groups):
-            alike[_others(group, axis)].append(place)
+        if any(_pairs(groups, axis, "", level) for level in levels if level):
+            levels = ["", *(level for level in levels if level)]  # groups without the key, such as those not combined
         for level in levels[1:]:
-            pairs = [
-                (first, other)
-                for first, one in enumerate(groups)
-                if _level(one, axis) == levels[0]
-                for other in alike[_others(one, axis)]
-                if _level(groups[other], axis) == level
-            ]
+            pairs = _pairs(groups, axis, levels[0], level)
             if pairs:
                 first = groups[pairs[0][0]].shown.get(axis, "nothing").rpartition("=")[2] or "nothing"
                 label = f"{groups[pairs[0][1]].shown.get(axis, axis)} instead of {first}"
                 found.append(Pairing(axis, label, pairs))
     return found
+
+
+def _pairs(groups: Sequence[Group], axis: str, first: str, other: str) -> list[tuple[int, int]]:
+    """Return the places of groups with the first and the other value of an axis that agree in all other axes."""
+    alike = defaultdict[tuple[str, ...], list[int]](list)
+    for place, group in enumerate(groups):
+        if _level(group, axis) == other:
+            alike[_others(group, axis)].append(place)
+    return [
+        (place, partner)
+        for place, group in enumerate(groups)
+        if _level(group, axis) == first
+        for partner in alike[_others(group, axis)]
+    ]
 
 
 def confounded_of(table: Table) -> list[str]:

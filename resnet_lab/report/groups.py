@@ -21,6 +21,7 @@ from resnet_lab.scores import ABSENT, ALIASES, NEEDS, SCORES, Predictions
 
 DRAWN = 10  # groups in pictures, the best ones
 AREA = "referable_auroc"  # has intervals in a table of its own
+MANY_NAMES = 2  # of more single runs, the name of their folder stands for them
 MANY_BOUND = 4  # from so many keys that differ between sweeps alone, the sweep's name replaces them in labels
 
 
@@ -254,9 +255,10 @@ def sweeps_of(runs: Sequence[Run], apart: bool = True) -> dict[str, list[Run]]:
             run does, which has neither overrides nor a list of jobs beside it.
     """
     folders: dict[Path, list[Run]] = {}
+    alone = {run.folder.path.resolve() for run in runs if run.single}
     for run in runs:
-        path = run.folder.path
-        folders.setdefault(path if apart and run.single else path.parent, []).append(run)
+        path = run.members[0] if run.members else run.folder.path.resolve()  # a combined run joins that of its members
+        folders.setdefault(path if apart and path in alone else path.parent, []).append(run)
     names = [folder.name for folder in folders]
     return {
         folder.name if names.count(folder.name) == 1 else f"{folder.parent.name}/{folder.name}": members
@@ -284,9 +286,15 @@ def _settings(runs: Sequence[Run]) -> list[dict[str, Any]]:
         alike.setdefault(repr([_value(members[0], axis) for axis in bound]), []).append(name)
     if len(bound) < MANY_BOUND or len(alike) > len(bound):
         return [{axis: _value(run, axis) for axis in axes} for run in runs]
-    named = {run.folder: "+".join(names) for names in alike.values() for name in names for run in sweeps[name]}
+    named = {run.folder: _joined(names, sweeps) for names in alike.values() for name in names for run in sweeps[name]}
     free = [axis for axis in axes if axis not in bound]
     return [{"sweep": named[run.folder]} | {axis: _value(run, axis) for axis in free} for run in runs]
+
+
+def _joined(names: Sequence[str], sweeps: dict[str, list[Run]]) -> str:
+    """Return one name for sweeps that differ in nothing: that of their folder if they are many single runs."""
+    parents = {run.folder.path.parent for name in names for run in sweeps[name] if not run.members}
+    return parents.pop().name if len(names) > MANY_NAMES and len(parents) == 1 else "+".join(names)
 
 
 def _groups(runs: Sequence[Run]) -> list[Group]:

@@ -19,7 +19,7 @@ import pandas as pd
 
 from resnet_lab.data.progress import with_progress
 from resnet_lab.errors import UserError
-from resnet_lab.run_folder import REMEDY, UNTRAINED, RunFolder, find_runs, flat, jobs_file, list_jobs
+from resnet_lab.run_folder import REMEDY, SOURCES, UNTRAINED, RunFolder, find_runs, flat, jobs_file, list_jobs
 from resnet_lab.scores import SCORES, Predictions, majority_baseline, summary_of
 from resnet_lab.statistics import COLLAPSED, confusion_matrix
 
@@ -202,6 +202,13 @@ class Run:
     def fingerprint(self, split: str) -> str:
         """Return the stored fingerprint of a split; empty if the job stopped before it was known."""
         return str((self.status.get("split_fingerprint") or {}).get(split, ""))
+
+    @property
+    def members(self) -> list[Path]:
+        """The folders of the runs that a combined run was made from; empty for another run."""
+        named = self.config.get(SOURCES)
+        names = named if isinstance(named, list) else []
+        return [Path(os.path.normpath(self.folder.path / str(name))).resolve() for name in names]
 
     @property
     def figures(self) -> list[str]:
