@@ -206,7 +206,7 @@ def test_mean_and_std_are_those_of_the_prepared_training_images(root):
 def test_nothing_is_prepared_with_wrong_arguments(root, tmp_path):
     assert "processes=no" in refusal(prepare, root, "processes=no")
     assert "data.image_sise" in refusal(prepare, root, "data.image_sise=3")
-    assert "cannot be written" in refusal(prepare, root, f"out={root / 'train_img.csv'}")
+    assert "name a folder, not a file" in refusal(prepare, root, f"out={root / 'train_img.csv'}")
     write_medmnist(tmp_path / "arrays" / "retinamnist.npz", {"train": [0, 1, 2, 3, 4], "val": [0], "test": [1]})
     message = refusal(prepare, tmp_path / "arrays", "data=retinamnist")
     assert message == "data=retinamnist has no image files, so there is nothing to prepare"
