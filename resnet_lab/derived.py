@@ -33,6 +33,7 @@ SPLITS = ("val", "test")  # whose predictions a run stores
 OWN = (
     *("state", "error", "id", "starts", "started", "overrides", "config_hash", "config_dir", "finished"),
     *("best_checkpoint", "last_checkpoint", "decision", "decision_in_training", "thresholds", "metrics", "collapsed"),
+    *("trains", "derived_from"),
 )
 
 
@@ -134,30 +135,51 @@ def write_derived(
     run.update_status(**{**facts, **result})
 
 
-def same_training(run: RunFolder, config: Mapping[str, Any]) -> RunFolder | None:
+def same_training(run: RunFolder, config: Mapping[str, Any], marks: bool = True) -> RunFolder | None:
     """Return the finished job of the same sweep that differs only in the rule of decision; None if there is none.
 
-    A job that is running is waited for: a training is never made twice.
+    A job that trains the same network is waited for: a training is never made twice. Jobs that start at the same time
+    take turns, and the first one marks in its status.json that it trains.
+
+    Args:
+        run: folder of the job.
+        config: its configuration.
+        marks: whether this process may mark the job; only its first rank does.
     """
     if not any(DECISION in overrides for overrides in settings_in(run.path.parent).values()):
         return None
+    if not marks and run.read_status().get("trains"):
+        return None
+    while True:
+        with run.turn():
+            source, training = _of_same_training(run, config)
+            if marks and source is None and training is None:
+                run.update_status(trains=True)
+        if training is None:
+            return source
+        log.info("waiting for %s, which trains the same network", training.path.name)
+        while training.is_locked():
+            time.sleep(1)
+
+
+def _of_same_training(run: RunFolder, config: Mapping[str, Any]) -> tuple[RunFolder | None, RunFolder | None]:
+    """Return a finished job of the same training, or one that trains now; None instead of each that does not exist."""
+    training = None
     for other in run.siblings():
         try:
             if not changed_keys(other.read_config(), dict(config)) <= {DECISION}:
                 continue
-            if other.is_locked():
-                log.info("waiting for %s, which trains the same network", other.path.name)
-            while other.is_locked():
-                time.sleep(1)
             status = other.read_status()
+            own = status.get("decision_in_training") or status.get("decision")
+            if own == OWN_RULE and config["loss"]["decision"] == "auto":  # only the network knows it
+                continue
+            if other.is_locked():  # a job that waits itself is not waited for
+                training = other if status.get("trains") or other.last_checkpoint.is_file() else training
+            elif status["state"] == "done" and "derived_from" not in status and stored_splits(other):
+                return other, None
         except UserError:  # damaged; `status` shows it
             continue
-        own = status.get("decision_in_training") or status.get("decision")
-        if own == OWN_RULE and config["loss"]["decision"] == "auto":  # only the network knows it
-            continue
-        if status["state"] == "done" and "derived_from" not in status and stored_splits(other):
-            return other
-    return None
+    return None, training
 
 
 def derive_decision(run: RunFolder, config: Mapping[str, Any], source: RunFolder, title: str) -> None:

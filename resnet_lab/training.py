@@ -74,7 +74,7 @@ def run_job(run: RunFolder, misfits: frozenset[Path] = frozenset()) -> None:
         UserError: the configuration, the data or the weights are wrong.
     """
     config = checked_config(run)
-    if not run.last_checkpoint.exists() and (source := same_training(run, config)):
+    if not run.last_checkpoint.exists() and (source := same_training(run, config, marks=rank() == 0)):
         if rank() == 0:
             log.info("%s trained the same network; its probabilities are decided anew", label_of(source))
             derive_decision(run, config, source, label_of(run))
@@ -511,6 +511,7 @@ def guarded(run: RunFolder) -> int:
     if rank() == 0:
         # without a checkpoint the job chooses its source of pixels again; other jobs must not follow its former choice
         undecided = {} if run.last_checkpoint.is_file() else {"pixels": None}
+        undecided |= {"trains": False} if "trains" in status else {}  # of an earlier start (`same_training`)
         identity = status.get("id") or secrets.token_hex(4)
         starts = status.get("starts", 0) + 1
         started = datetime.fromtimestamp(processes.began, UTC).isoformat(timespec="seconds")

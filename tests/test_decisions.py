@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
+from threading import Barrier
 from typing import get_args
 
 import numpy as np
@@ -15,6 +17,7 @@ import torch
 from fake_runs import edit_predictions, write_run
 
 from resnet_lab import load, training
+from resnet_lab.derived import same_training
 from resnet_lab.errors import UserError
 from resnet_lab.evaluate import evaluate_split
 from resnet_lab.objectives import cross_entropy
@@ -215,3 +218,24 @@ def test_the_report_shows_what_other_rules_would_have_given(tmp_path: Path) -> N
     (tmp_path / "0" / "status.json").write_text(json.dumps(status | {"ordered": False}))
     (tmp_path / "1" / "status.json").write_text(json.dumps(status | {"ordered": False}))
     assert decision_rows(tables_of(read_runs([str(tmp_path)]))[0]) == []
+
+
+def test_jobs_that_start_at_the_same_time_train_once(tmp_path: Path) -> None:
+    runs = [RunFolder(write_run(tmp_path / rule, config={"loss.decision": rule})) for rule in ("argmax", "expected")]
+    list_jobs(tmp_path, [run.path.name for run in runs])
+    for run in runs:
+        run.update_status(state="running", overrides=[f"loss.decision={run.path.name}"])
+    both, trained, sources = Barrier(2), list[RunFolder](), list[RunFolder]()
+
+    def job(run: RunFolder) -> None:
+        with run.lock():
+            both.wait()
+            source = same_training(run, run.read_config())
+            sources.append(source) if source else trained.append(run)
+            run.update_status(state="done")
+
+    with ThreadPoolExecutor(2) as pool:
+        for each in [pool.submit(job, run) for run in runs]:
+            each.result(timeout=20)
+    assert sources == trained
+    assert [run.read_status().get("trains") for run in trained] == [True]
