@@ -53,7 +53,8 @@ def groups_of(runs: Sequence[Run], over: Sequence[str]) -> list[list[Run]]:
 def combined(members: Sequence[Run], over: Sequence[str]) -> tuple[dict[str, Labeled], dict[str, int]]:
     """Return the combined predictions by split, and the images of each fold if the scored split is pooled.
 
-    Another split than the scored one is left out if it cannot be combined.
+    Another split than the scored one is left out if it cannot be combined. So is validation cut from the folds: the
+    scored split has its images, and thresholds fitted on their labels would be scored on them.
 
     Raises:
         UserError: the members have other classes or test sets, or a fold is missing.
@@ -67,7 +68,9 @@ def combined(members: Sequence[Run], over: Sequence[str]) -> tuple[dict[str, Lab
             found[split], sizes = _of_split(members, stored, split, over)
         elif all(split in each for each in stored):
             with suppress(UserError):
-                found[split], _ = _of_split(members, stored, split, over)
+                other, pooled_sizes = _of_split(members, stored, split, over)
+                if not (sizes and pooled_sizes):
+                    found[split] = other
     return found, sizes
 
 
@@ -279,10 +282,23 @@ def _prepared(
         config = config_of(members, over, bool(sizes), run)
         if rule != members[0].status.get("decision", "argmax"):
             _set(config, DECISION, rule)
-        if rule == "thresholds" and "val" not in splits:
-            raise UserError("decision=thresholds needs predictions on validation; choose decision=expected")
+        _refuse_thresholds(rule, splits, bool(sizes))
         facts = facts_of(members, decides=over[0] == NOTHING) | ({"folds": sizes} if sizes else {})
         yield run, {"splits": splits, "config": config, "facts": facts, "rule": rule, "title": name}
+
+
+def _refuse_thresholds(rule: str, splits: Mapping[str, object], pools: bool = False) -> None:
+    """Refuse to fit thresholds without validation, on images of the pooled folds, or on the images that are scored.
+
+    Raises:
+        UserError: the rule is `thresholds`, and there are no other images than those to fit it on.
+    """
+    if rule == "thresholds" and not {"val", "test"} <= {*splits}:
+        if "val" in splits:
+            why = "is fitted on validation, the only scored split"
+        else:
+            why = "needs predictions on validation" + (" that are in no fold" if pools else "")
+        raise UserError(f"decision=thresholds {why}; choose decision=expected")
 
 
 def combine_eyes(folders: Sequence[str], out: Path, methods: Sequence[str], decision: str = "") -> list[RunFolder]:
@@ -310,6 +326,7 @@ def combine_eyes(folders: Sequence[str], out: Path, methods: Sequence[str], deci
                 found = graded(splits, method)
             except UserError as error:
                 raise UserError(f"{run.folder.path}: {error}") from None
+            _refuse_thresholds(rule, splits)
             for unit, tables in found.items():
                 place = RunFolder(out / f"{places[run.folder.path]}_eyes-{method}_by-{unit}")
                 config = config_of([run], [NOTHING], pools=False, out=place)

@@ -32,7 +32,9 @@ class Pairs:
         if "patient" not in labeled.rows:
             raise UserError(f"predictions_{split}.csv has no patients, so no image has a second eye")
         self.labeled = labeled
-        groups = pd.DataFrame({"row": np.arange(len(labeled.rows)), "patient": labeled.rows["patient"]})
+        patients = labeled.rows["patient"]
+        patients = patients.where(patients != "", labeled.rows["image"])  # an image without one is its own patient
+        groups = pd.DataFrame({"row": np.arange(len(labeled.rows)), "patient": patients})
         rows = groups.groupby("patient", sort=False)["row"].agg(list)
         if (most := rows[rows.map(len) > 2]).size:
             raise UserError(
@@ -148,8 +150,9 @@ def graded(splits: Mapping[str, Labeled], method: str) -> dict[str, dict[str, La
                 for split, each in pairs.items()
             }
         }
-    if "val" not in pairs:
-        raise UserError(f"eyes={method} is fitted on validation, but the run stores no predictions of it")
+    for split, why in (("val", "on which it is fitted"), ("test", "as its own fit flatters validation")):
+        if split not in pairs:
+            raise UserError(f"eyes={method} needs predictions of {split}, {why}, but the run stores none")
     found: dict[str, dict[str, Labeled]] = {"image": {}, "patient": {}}
     for split, each in pairs.items():
         if split == "val":

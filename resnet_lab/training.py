@@ -510,7 +510,7 @@ def guarded(run: RunFolder) -> int:
         log.info("predictions are missing; testing again")
     if rank() == 0:
         # without a checkpoint the job chooses its source of pixels again; other jobs must not follow its former choice
-        undecided = {} if run.last_checkpoint.is_file() else {"pixels": None}
+        undecided: dict[str, Any] = {} if run.last_checkpoint.is_file() else {"pixels": None}
         undecided |= {"trains": False} if "trains" in status else {}  # of an earlier start (`same_training`)
         identity = status.get("id") or secrets.token_hex(4)
         starts = status.get("starts", 0) + 1

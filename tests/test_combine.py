@@ -273,3 +273,24 @@ def test_members_of_different_size_are_no_single_network(make_run: MakeRun, tmp_
     ensemble = combine([str(run.path) for run in members], tmp_path / "means", ["data.image_size"])[0]
     with pytest.raises(UserError, match="prepare images differently"):
         load(ensemble.path)
+
+
+def test_validation_cut_from_the_folds_fits_no_thresholds(tmp_path: Path) -> None:
+    for fold, rows in enumerate([range(200), range(200, 400)]):
+        config = {"data.folds": 2, "data.fold": fold, "data.split_seed": 0}
+        folder = write_run(tmp_path / "cv" / f"fold-{fold}", config=config)
+        every = frame_of(folder)
+        every.iloc[[(row + 200) % 400 for row in rows[:40]]].to_csv(folder / "predictions_val.csv", index=False)
+        edit_predictions(folder, lambda frame, rows=rows: frame.iloc[rows])
+        edit_predictions(folder, lambda frame: frame, "val")
+    with pytest.raises(UserError, match="validation that are in no fold"):
+        combine([str(tmp_path / "cv")], tmp_path / "out", ["data.fold"], "thresholds")
+    made = combine([str(tmp_path / "cv")], tmp_path / "out", ["data.fold"], "expected")
+    assert len(frame_of(made[0])) == 400
+    assert not made[0].predictions_file("val").exists()
+
+
+def test_thresholds_are_not_fitted_on_the_scored_images(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "a", split="val")
+    with pytest.raises(UserError, match="on validation, the only scored split"):
+        combine([str(tmp_path / "runs")], tmp_path / "out", ["none"], "thresholds")

@@ -46,6 +46,17 @@ def test_the_worse_eye_counts(three: Labeled) -> None:
     assert found.targets.tolist() == [2, 1]
 
 
+def test_images_without_a_patient_are_graded_alone(three: Labeled) -> None:
+    pairs = Pairs(Labeled(three.rows.assign(patient=""), three.probabilities), "test")
+    assert (pairs.alone, pairs.patients.tolist()) == (3, ["image0", "image1", "image2"])
+
+
+def test_a_fitted_model_needs_two_splits(three: Labeled) -> None:
+    for split, other in (("val", "test"), ("test", "val")):
+        with pytest.raises(UserError, match=f"eyes=logistic needs predictions of {other}"):
+            graded({split: three}, "logistic")
+
+
 def test_more_than_two_images_are_refused(three: Labeled) -> None:
     rows = three.rows.assign(patient="a")
     with pytest.raises(UserError, match="patient a has 3 images in test"):
@@ -118,7 +129,7 @@ def test_few_validation_patients_fit_no_model(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="10 validation patients have two eyes, but a model needs 20"):
         combine_eyes([str(folder)], tmp_path / "eyes", ["logistic"])
     (folder / "predictions_val.csv").unlink()
-    with pytest.raises(UserError, match="is fitted on validation"):
+    with pytest.raises(UserError, match="needs predictions of val, on which it is fitted"):
         combine_eyes([str(folder)], tmp_path / "eyes", ["logistic"])
     assert not (tmp_path / "eyes").exists()
 
