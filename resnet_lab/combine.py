@@ -23,7 +23,7 @@ from resnet_lab.inputs import EYES
 from resnet_lab.report.groups import places_of
 from resnet_lab.report.runs import Run, read_runs
 from resnet_lab.run_folder import RunFolder, is_bookkeeping, jobs_file
-from resnet_lab.statistics import DECISIONS, OF_GRADES
+from resnet_lab.statistics import DECISIONS, OF_GRADES, OWN_RULE
 from resnet_lab.terminal import Lines
 from resnet_lab.verbs import VERBS
 
@@ -119,11 +119,11 @@ def _refuse_other_classes(members: Sequence[Run]) -> None:
 
 def _refuse_incomplete(members: Sequence[Run], by_fold: Mapping[Any, Sequence[object]]) -> None:
     """Refuse to pool some of the folds, folds of different cuts, or more members of one fold than of another."""
-    cuts = {(run.config["data.folds"], run.config.get("data.split_seed")) for run in members}
+    cuts = {(run.config.get("data.folds"), run.config.get("data.split_seed")) for run in members}
     if len(cuts) > 1:
         texts = " and ".join(sorted(map(str, cuts)))
         raise UserError(f"the runs have folds of different cuts (data.folds, data.split_seed): {texts}")
-    folds = int(cuts.pop()[0])
+    folds = int(cuts.pop()[0] or 0)
     if missing := [str(fold) for fold in range(folds) if fold not in by_fold]:
         what = "folds" if len(missing) > 1 else "fold"
         raise UserError(
@@ -181,8 +181,9 @@ def facts_of(members: Sequence[Run], decides: bool = False) -> dict[str, Any]:
         decides: whether the one member is only decided anew, so that all of its entries stay true.
     """
     first = members[0].status
-    if decides:
-        return {key: value for key, value in first.items() if key not in OWN}
+    if decides:  # as `best_value`, scored by the rule while the job trained
+        before = {"decision_in_training": first.get("decision_in_training") or first.get("decision") or "argmax"}
+        return {key: value for key, value in first.items() if key not in OWN} | before
     facts = {key: first.get(key) for key in ("class_names", "ordered", "class_counts")}
     facts |= {
         key: first[key] for key in SHARED if key in first and all(run.status.get(key) == first[key] for run in members)
@@ -204,6 +205,8 @@ def rule_of(members: Sequence[Run], decision: str) -> str:
     if not decision and len(rules) > 1:
         raise UserError(f"the runs have different rules of decision ({', '.join(rules)}); choose one with decision=")
     rule = decision or rules[0]
+    if rule not in (*DECISIONS, OWN_RULE):
+        raise UserError(f"{members[0].folder.path}: decision {rule!r} of status.json is no rule; choose decision=")
     if rule in OF_GRADES and not members[0].status.get("ordered"):
         raise UserError(f"decision={rule} needs grades, but the classes of these runs have no order")
     return rule

@@ -60,7 +60,10 @@ def sources_of(run: RunFolder) -> list[Path]:
         return []
     named = [each for each in [run.read_status().get("derived_from")] if each]
     combine = run.read_config().get("combine")
-    named += combine.get("sources", []) if isinstance(combine, dict) else []
+    sources = combine.get("sources") if isinstance(combine, dict) else None
+    named += sources if isinstance(sources, list) else []
+    if odd := [each for each in named if not isinstance(each, str)]:
+        raise UserError(f"{run.path} names {odd[0]!r} as a run that it is made from, not a folder; derive it again")
     folders = [Path(os.path.normpath(run.path / name)) for name in named]
     for folder in folders:
         if not folder.is_dir():

@@ -64,8 +64,7 @@ class Objective(nn.Module, ABC):
             num_classes: K.
         """
         self.rule = self.decision if rule == "auto" else rule
-        if self.rule == "thresholds":
-            self.limits = torch.from_numpy(midpoints(num_classes)).float()
+        self.limits = torch.from_numpy(midpoints(num_classes)).float() if self.rule == "thresholds" else None
 
     @property
     def thresholds(self) -> list[float] | None:

@@ -36,6 +36,7 @@ from resnet_lab.origin import TRAIN_IMAGES, origin_of
 from resnet_lab.parts import build_network, build_objective, head_of, without_weights
 from resnet_lab.run_folder import RunFolder
 from resnet_lab.signatures import is_ours
+from resnet_lab.statistics import DECISIONS, OWN_RULE
 from resnet_lab.tta import outputs_of
 
 log = logging.getLogger("resnet_lab")
@@ -234,24 +235,46 @@ def load_derived(run: RunFolder, folders: Sequence[Path]) -> Trained:
     """
     if EYES in run.read_config().get("combine", {}):
         raise UserError(f"{run.path} grades the two eyes of a patient together; load one of its members: {folders[0]}")
-    status, members = run.read_status(), [load(folder) for folder in folders]
+    members = [load(folder) for folder in folders]
     first = members[0]
     for member in members:
+        if member.tta != first.tta:
+            raise UserError(
+                f"{run.path}: its members average other views (trainer.tta={first.tta} and {member.tta}), so they are "
+                "not one network; load them one by one"
+            )
         if different := [key for key in SEEING if _seeing(member, key) != _seeing(first, key)]:
             raise UserError(
                 f"{run.path}: its members prepare images differently (data.{different[0]}), so they are not one "
                 "network; load them one by one"
             )
     known = "".join(str(member.origin.get(TRAIN_IMAGES, "")) for member in members)
-    origin = first.origin | ({TRAIN_IMAGES: known} if known else {}) | {"decision": status["decision"]}
+    rule, thresholds = _rule_of(run, len(first.class_names))
+    origin = first.origin | ({TRAIN_IMAGES: known} if known else {}) | {"decision": rule}
     network, objective = first.network, first.objective
     if len(members) > 1:
         parts = [(each.network, each.objective, each.origin["mean"], each.origin["std"]) for each in members]
         network, objective = Ensemble(*zip(*parts, strict=True)), LogProbabilities(len(first.class_names))
-    objective.choose(status["decision"], len(first.class_names))
+    objective.choose(rule, len(first.class_names))
     if objective.limits is not None:
-        objective.limits.copy_(torch.tensor(status["thresholds"]))
+        objective.limits.copy_(torch.tensor(thresholds))
     return Trained(run.path / MEMBERS, network, objective, origin)
+
+
+def _rule_of(run: RunFolder, num_classes: int) -> tuple[str, list[float]]:
+    """Return the rule of decision of a derived run, and its thresholds (empty for other rules).
+
+    Raises:
+        UserError: status.json is damaged.
+    """
+    status = run.read_status()
+    rule, thresholds = status.get("decision"), status.get("thresholds") or []
+    if rule not in (*DECISIONS, OWN_RULE):
+        raise UserError(f"{run.path}: status.json has the decision {rule!r}, which is no rule; derive the run again")
+    numbers = isinstance(thresholds, list) and all(isinstance(each, int | float) for each in thresholds)
+    if rule == "thresholds" and not (numbers and len(thresholds) == num_classes - 1):
+        raise UserError(f"{run.path}: status.json has no thresholds between the classes; derive the run again")
+    return rule, thresholds
 
 
 def _seeing(model: Trained, key: str) -> Any:

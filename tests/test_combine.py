@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,10 @@ import yaml
 from fake_runs import change_status, edit_predictions, write_run
 
 from resnet_lab import load
-from resnet_lab.combine import combine, command
+from resnet_lab.combine import combine, command, rule_of
 from resnet_lab.errors import UserError
 from resnet_lab.evaluate import evaluate_split, override
+from resnet_lab.inputs import sources_of
 from resnet_lab.report.combined import combined_rows, fold_rows
 from resnet_lab.report.groups import tables_of
 from resnet_lab.report.runs import read_run, read_runs
@@ -294,3 +296,44 @@ def test_thresholds_are_not_fitted_on_the_scored_images(tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "a", split="val")
     with pytest.raises(UserError, match="on validation, the only scored split"):
         combine([str(tmp_path / "runs")], tmp_path / "out", ["none"], "thresholds")
+
+
+def test_another_rule_of_a_run_that_is_derived_itself(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "runs" / "a", monitor="val/qwk", derived_from="../trained")
+    frame_of(folder).to_csv(folder / "predictions_val.csv", index=False)
+    edit_predictions(folder, lambda frame: frame.assign(image="v" + frame["image"]), "val")
+    own = frame_of(folder, "val")
+    change_status(folder, best_value=quadratic_weighted_kappa(own["target"].to_numpy(), own["prediction"].to_numpy()))
+    made = combine([str(folder)], tmp_path / "out", ["none"], "expected")[0]
+    assert sources_of(made) == [folder]
+    assert made.read_status()["decision_in_training"] == "argmax"
+    assert differences_of([read_run(made)]) == []
+
+
+def test_members_of_several_losses_have_no_common_loss(tmp_path: Path) -> None:
+    for place, (smoothing, weights) in enumerate([(0.0, "none"), (0.1, "balanced")]):
+        config = {"loss.label_smoothing": smoothing, "loss.class_weights": weights}
+        write_run(tmp_path / "runs" / str(place), config=config)
+    for keys in (["loss.label_smoothing", "loss.class_weights"], ["all"]):
+        made = combine([str(tmp_path / "runs")], tmp_path / "out", keys)[0]
+        assert "test/loss" not in made.read_status()["metrics"]
+        assert differences_of([read_run(made)]) == []
+
+
+@pytest.mark.parametrize("folds", [[130, 270], {"0": "x"}, {"0": -1, "1": 401}, {"0": 400}, "x"])
+def test_damaged_folds_hide_no_other_run(seeds: Path, folds: object) -> None:
+    change_status(seeds / "depth-18_seed-0", folds=folds)
+    assert fold_rows(tables_of(read_runs([str(seeds)]))[0]) == []
+
+
+def test_damaged_sources_are_named(tmp_path: Path) -> None:
+    for sources, message in ((5, ""), ([7], "names 7 as a run"), (["gone"], "which does not exist")):
+        folder = write_run(tmp_path / str(sources), config={"combine.sources": sources})
+        with pytest.raises(UserError, match=message) if message else nullcontext():
+            assert sources_of(RunFolder(folder)) == []
+
+
+def test_an_unknown_rule_is_named(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "a", decision="best")
+    with pytest.raises(UserError, match=r"decision 'best' .* is no rule"):
+        rule_of(read_runs([str(tmp_path / "runs")]), "")

@@ -117,6 +117,8 @@ def test_final_classes_follow_the_rule_and_training_the_own_one() -> None:
     objective.fit_thresholds(torch.eye(3).repeat(4, 1) * 3, torch.arange(3).repeat(4))
     assert objective.thresholds == [0.5, 1.5]
     assert objective.state_dict()["limits"].tolist() == [0.5, 1.5]
+    objective.choose("expected", 3)  # of a run that is derived from one with thresholds
+    assert objective.thresholds is None
 
 
 @pytest.fixture

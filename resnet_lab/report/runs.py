@@ -29,6 +29,7 @@ SHAPES: dict[str, Any] = {  # types in status.json; [int]: a list of integers, {
     "decision": str,
     "decision_in_training": str,
     "thresholds": [float],
+    "folds": {"": int},
     "recipe": {"": object},
     "pixel_digests": {"": str},
     "class_counts": {"": [int]},

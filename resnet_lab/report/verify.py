@@ -20,6 +20,7 @@ from resnet_lab.scores import SCORES, Predictions
 
 CROSS_ENTROPY = "resnet_lab.objectives.cross_entropy"
 LIKELIHOODS = (CROSS_ENTROPY, "resnet_lab.objectives.corn")  # losses that are the negative log-likelihood of the class
+WEIGHTS = ("none", "balanced")  # words for class weights
 TOLERANCE = 1e-5  # stored metrics come from float32 probabilities; stored predictions have eight digits
 BEST_TOLERANCE = 2e-3  # the best epoch was scored during training, perhaps in other batches or on another machine
 SPLITS = ("train", "val", "test")
@@ -257,7 +258,8 @@ def metrics_of(predictions: Predictions, config: dict[str, Any], train_counts: S
 def _loss(predictions: Predictions, config: dict[str, Any], train_counts: Sequence[int]) -> float | None:
     """Return the mean negative log-likelihood with smoothing and weights as in `objectives`; None for other losses."""
     smoothing, weights = config.get("loss.label_smoothing", 0.0), config.get("loss.class_weights", "none")
-    if config.get("loss._target_", CROSS_ENTROPY) not in LIKELIHOODS:
+    several = not isinstance(smoothing, int | float) or (isinstance(weights, str) and weights not in WEIGHTS)
+    if several or config.get("loss._target_", CROSS_ENTROPY) not in LIKELIHOODS:  # `several`: combined runs differ
         return None
     classes, rows = predictions.probabilities.shape[1], np.arange(len(predictions.targets))
     if weights == "none":
