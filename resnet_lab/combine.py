@@ -199,13 +199,15 @@ def rule_of(members: Sequence[Run], decision: str) -> str:
     """Return the rule of decision: the given one, or that of all members.
 
     Raises:
-        UserError: the members have different rules, or the rule needs grades.
+        UserError: the members have different rules, or the rule is unknown, needs the network, or needs grades.
     """
     rules = list(dict.fromkeys(str(run.status.get("decision") or "argmax") for run in members))
     if not decision and len(rules) > 1:
         raise UserError(f"the runs have different rules of decision ({', '.join(rules)}); choose one with decision=")
     rule = decision or rules[0]
-    if rule not in (*DECISIONS, OWN_RULE):
+    if rule == OWN_RULE:
+        raise UserError(f"{members[0].folder.path}: its loss has a rule of its own; choose one with decision=")
+    if rule not in DECISIONS:
         raise UserError(f"{members[0].folder.path}: decision {rule!r} of status.json is no rule; choose decision=")
     if rule in OF_GRADES and not members[0].status.get("ordered"):
         raise UserError(f"decision={rule} needs grades, but the classes of these runs have no order")

@@ -97,11 +97,9 @@ def write_derived(
         losses: `<split>/loss` → value, if the probabilities do not define the loss.
 
     Raises:
-        UserError: the rule is `thresholds`, and there are no predictions on validation; or it needs the network.
+        UserError: the rule is `thresholds`, and there are no predictions on validation.
     """
     thresholds = None
-    if rule == OWN_RULE:
-        raise UserError(f"{run.path}: the loss of its members has a rule of its own; choose a decision")
     if rule == "thresholds":
         if "val" not in splits:
             raise UserError(f"{run.path}: thresholds need predictions on validation; choose the decision expected")

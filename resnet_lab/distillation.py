@@ -135,8 +135,10 @@ def refuse_own_folder(loss: Mapping[str, Any], folder: Path) -> None:
     """
     if loss["teacher"] is None:
         return
-    place = Path(str(loss["teacher"])).expanduser()
-    if any(each.resolve().is_relative_to(folder.resolve()) for each in (place, *sources_of(RunFolder(place)))):
+    places = [Path(str(loss["teacher"])).expanduser()]
+    for place in places:  # grows by the members of each ensemble
+        places += [each for each in sources_of(RunFolder(place)) if each not in places]
+    if any(each.resolve().is_relative_to(folder.resolve()) for each in places):
         raise UserError(f"loss.teacher={loss['teacher']} is this run itself; name another run, or another sweep_dir")
 
 

@@ -15,7 +15,7 @@ import yaml
 from fake_runs import change_status, edit_predictions, write_run
 
 from resnet_lab import load
-from resnet_lab.combine import combine, command, rule_of
+from resnet_lab.combine import combine, combine_eyes, command
 from resnet_lab.errors import UserError
 from resnet_lab.evaluate import evaluate_split, override
 from resnet_lab.inputs import sources_of
@@ -334,6 +334,8 @@ def test_damaged_sources_are_named(tmp_path: Path) -> None:
 
 
 def test_an_unknown_rule_is_named(tmp_path: Path) -> None:
-    write_run(tmp_path / "runs" / "a", decision="best")
-    with pytest.raises(UserError, match=r"decision 'best' .* is no rule"):
-        rule_of(read_runs([str(tmp_path / "runs")]), "")
+    for decision, message in (("best", r"decision 'best' .* is no rule"), ("own", "a rule of its own")):
+        write_run(tmp_path / decision / "a", decision=decision)
+        with pytest.raises(UserError, match=message):
+            combine_eyes([str(tmp_path / decision)], tmp_path / "out", ["worst"])
+    assert not (tmp_path / "out").exists()

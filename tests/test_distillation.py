@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from fake_data import refusal
+from fake_runs import write_run
 from test_exact_resume import kill_inside, same_end
 from torch import nn
 
@@ -175,6 +176,14 @@ def test_an_ensemble_teaches(make_run: MakeRun, teacher: RunFolder, tmp_path: Pa
     torch.testing.assert_close(losses, divergence, atol=1e-4, rtol=1e-3)
     loss = pupil.read_config()["loss"]
     assert "is this run itself" in refusal(refuse_own_folder, loss, other.path)
+
+
+def test_an_ensemble_of_ensembles_with_the_pupil_is_no_teacher(tmp_path: Path) -> None:
+    for name, source in (("pupil", None), ("inner", "../pupil"), ("outer", "../inner")):
+        write_run(tmp_path / name, config={"combine.sources": [source]} if source else {})
+    loss = {"teacher": str(tmp_path / "outer")}
+    assert "is this run itself" in refusal(refuse_own_folder, loss, tmp_path / "pupil")
+    refuse_own_folder(loss, tmp_path / "other")
 
 
 def error_of(run: RunFolder) -> str:

@@ -109,6 +109,8 @@ def test_validation_images_are_named_as_selecting_only_if_they_did(tmp_path):
     assert found(tmp_path / "b")["no test split"].endswith("also selected the checkpoint")
     write_run(tmp_path / "c" / "run", split="val", monitor="val/qwk", epochs=0)
     assert found(tmp_path / "c")["no test split"] == "all scores are from validation images"
+    write_run(tmp_path / "d" / "run", split="val", monitor=None, decision="thresholds")
+    assert "thresholds were also fitted on them" in found(tmp_path / "d")["no test split"]
 
 
 def test_each_of_several_tables_is_named(tmp_path):

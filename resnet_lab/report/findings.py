@@ -117,6 +117,8 @@ def _doubts(table: Table) -> Iterator[Finding]:
     if table.scored and table.scored[0].split == "val":
         chose = any(str(run.status.get("monitor")).startswith("val/") for run in table.scored if run.trained)
         text = "all scores are from validation images" + ("; these also selected the checkpoint" if chose else "")
+        if any(run.status.get("decision") == "thresholds" for run in table.scored):
+            text += "; decision thresholds were also fitted on them, so their scores are too high"
         yield Finding("no test split", text)
     yield from _against_baseline(table)
 
