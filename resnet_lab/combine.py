@@ -22,7 +22,7 @@ from resnet_lab.eyes import FITTED, METHODS, Pairs, graded
 from resnet_lab.inputs import EYES
 from resnet_lab.report.groups import places_of
 from resnet_lab.report.runs import Run, read_runs
-from resnet_lab.run_folder import RunFolder, is_bookkeeping, jobs_file
+from resnet_lab.run_folder import OURS, RunFolder, is_bookkeeping, jobs_file
 from resnet_lab.statistics import DECISIONS, OF_GRADES, OWN_RULE
 from resnet_lab.terminal import Lines
 from resnet_lab.verbs import VERBS
@@ -280,8 +280,7 @@ def _prepared(
     """Yield the folder of each derived run and what `write_derived` takes; nothing is written yet."""
     for members, name in zip(groups, names_of(groups, over), strict=True):
         run = RunFolder(out / name)
-        if run.config_file.is_file() and "combine" not in run.read_config():
-            raise UserError(f"out={out}: {run.path} is a run that trained; choose another folder")
+        _refuse_place(run, members, out)
         splits, sizes = combined(members, over)
         rule = rule_of(members, decision)
         config = config_of(members, over, bool(sizes), run)
@@ -290,6 +289,18 @@ def _prepared(
         _refuse_thresholds(rule, splits, bool(sizes))
         facts = facts_of(members, decides=over[0] == NOTHING) | ({"folds": sizes} if sizes else {})
         yield run, {"splits": splits, "config": config, "facts": facts, "rule": rule, "title": name}
+
+
+def _refuse_place(run: RunFolder, members: Sequence[Run], out: Path) -> None:
+    """Refuse to replace a run that trained, or a member.
+
+    Raises:
+        UserError: the folder is one of these.
+    """
+    if run.config_file.is_file() and "combine" not in run.read_config():
+        raise UserError(f"out={out}: {run.path} is a run that trained; choose another folder")
+    if run.path.resolve() in {member.folder.path.resolve() for member in members}:
+        raise UserError(f"out={out}: {run.path} would replace its own member; choose another folder")
 
 
 def _refuse_thresholds(rule: str, splits: Mapping[str, object], pools: bool = False) -> None:
@@ -334,6 +345,7 @@ def combine_eyes(folders: Sequence[str], out: Path, methods: Sequence[str], deci
             _refuse_thresholds(rule, splits)
             for unit, tables in found.items():
                 place = RunFolder(out / f"{places[run.folder.path]}_eyes-{method}_by-{unit}")
+                _refuse_place(place, [run], out)
                 config = config_of([run], [NOTHING], pools=False, out=place)
                 config["combine"] = {EYES: method, "by": unit} | config["combine"]
                 if rule != run.status.get("decision", "argmax"):
@@ -352,6 +364,9 @@ def _written(made: Sequence[tuple[RunFolder, dict[str, Any]]]) -> list[RunFolder
     """Write derived runs, and return their folders."""
     for folder, arguments in with_progress(made, len(made), "combined", unit="runs", end=False):
         folder.path.mkdir(parents=True, exist_ok=True)
+        for file in folder.path.iterdir():  # of an earlier result, which may have another split or other facts
+            if OURS.fullmatch(file.name):
+                file.unlink()
         folder.write_config(arguments["config"])
         write_derived(folder, **arguments)
     return [folder for folder, _ in made]

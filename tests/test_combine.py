@@ -97,6 +97,18 @@ def test_again_into_the_folder_of_the_members(seeds: Path) -> None:
     assert len(again[0].read_config()["combine"]["sources"]) == 6
 
 
+def test_nothing_of_an_earlier_result_is_left(seeds: Path, tmp_path: Path) -> None:
+    run = combine([str(seeds)], tmp_path / "out", ["all"])[0]
+    frame_of(run).to_csv(run.predictions_file("val"), index=False)
+    run.update_status(folds={"0": 400}, metrics={"val/qwk": 1.0})
+    again = combine([str(seeds)], tmp_path / "out", ["all"])[0]
+    assert not again.predictions_file("val").exists()
+    assert "folds" not in again.read_status()
+    with pytest.raises(UserError, match="would replace its own member"):
+        combine([str(tmp_path / "out")], tmp_path / "out", ["none"], "expected")
+    assert sources_of(again) == [*sorted(path for path in seeds.iterdir())]
+
+
 def test_another_rule_of_finished_runs(seeds: Path, tmp_path: Path) -> None:
     made = combine([str(seeds / "depth-18_seed-0")], tmp_path / "expected", ["none"], "expected")
     run = made[0]
