@@ -248,9 +248,10 @@ def load_derived(run: RunFolder, folders: Sequence[Path]) -> Trained:
                 f"{run.path}: its members prepare images differently (data.{different[0]}), so they are not one "
                 "network; load them one by one"
             )
-    known = "".join(str(member.origin.get(TRAIN_IMAGES, "")) for member in members)
+    hashes = [str(member.origin[TRAIN_IMAGES]) for member in members if member.origin.get(TRAIN_IMAGES)]
+    known = "".join(hashes) if len(hashes) == len(members) else None  # those of some would hide the others
     rule, thresholds = _rule_of(run, len(first.class_names))
-    origin = first.origin | ({TRAIN_IMAGES: known} if known else {}) | {"decision": rule}
+    origin = first.origin | {TRAIN_IMAGES: known, "decision": rule}
     network, objective = first.network, first.objective
     if len(members) > 1:
         parts = [(each.network, each.objective, each.origin["mean"], each.origin["std"]) for each in members]

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -14,11 +15,12 @@ import torch
 import yaml
 from fake_runs import change_status, edit_predictions, write_run
 
-from resnet_lab import load
+from resnet_lab import load, trained
 from resnet_lab.combine import combine, combine_eyes, command
 from resnet_lab.errors import UserError
 from resnet_lab.evaluate import evaluate_split, override
 from resnet_lab.inputs import sources_of
+from resnet_lab.objectives import cross_entropy
 from resnet_lab.report.combined import combined_rows, fold_rows
 from resnet_lab.report.groups import tables_of
 from resnet_lab.report.runs import read_run, read_runs
@@ -351,3 +353,35 @@ def test_an_unknown_rule_is_named(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message):
             combine_eyes([str(tmp_path / decision)], tmp_path / "out", ["worst"])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("status", "others", "message"),
+    [
+        ({"decision": "expected"}, [{}], ""),
+        ({"decision": "thresholds", "thresholds": [1.0]}, [{}], "no thresholds between the classes"),
+        ({"decision": "best"}, [{}], "the decision 'best', which is no rule"),
+        ({"decision": "argmax"}, [{}, {"tta": "flips"}], "average other views"),
+        ({"decision": "argmax"}, [{}, {"hashes": ""}], ""),
+    ],
+)
+def test_what_a_derived_run_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: dict, others: list[dict], message: str
+) -> None:
+    def member(tta: str = "none", hashes: str = "ab") -> SimpleNamespace:
+        objective = cross_entropy(0.0, "none", [1] * 5)
+        objective.choose("thresholds", 5)  # the member is a run with fitted thresholds
+        data = dict.fromkeys(trained.SEEING, 1)
+        origin = {"mean": [0.5] * 3, "std": [0.2] * 3, "config": {"data": data}, "train_images": hashes}
+        return SimpleNamespace(
+            network=torch.nn.Identity(), objective=objective, tta=tta, class_names=["a"] * 5, origin=origin
+        )
+
+    members = iter([member(**other) for other in others])
+    monkeypatch.setattr(trained, "load", lambda _: next(members))
+    monkeypatch.setattr(trained, "Trained", lambda *parts: parts)
+    run = RunFolder(write_run(tmp_path / "derived", **status))
+    with pytest.raises(UserError, match=message) if message else nullcontext():
+        _, _, objective, origin = trained.load_derived(run, [run.path] * len(others))
+        assert (objective.rule, objective.thresholds) == (status["decision"], None)
+        assert origin["train_images"] == ("ab" if len(others) == 1 else None)  # hashes of some hide the others
