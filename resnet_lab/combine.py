@@ -243,6 +243,8 @@ def combine(folders: Sequence[str], out: Path, over: Sequence[str], decision: st
     places = {run.folder.path.resolve() for run in runs}
     # an earlier result among its members is no member
     finished = [run for run in runs if run.scores and not {*run.members} & places]
+    if decision:  # a network counts once, however often its probabilities were decided
+        finished = [run for run in finished if _derived_from(run) not in places]
     groups = groups_of(finished, over)
     several = [members for members in groups if len(members) > 1 or over[0] == NOTHING]
     if not several:
@@ -253,6 +255,12 @@ def combine(folders: Sequence[str], out: Path, over: Sequence[str], decision: st
         if members not in several:
             log.warning("left out: %s: no other run differs from it only in %s", members[0].folder.path, ",".join(over))
     return _written(list(_prepared(several, out, over, decision)))
+
+
+def _derived_from(run: Run) -> Path | None:
+    """Return the folder of the run whose probabilities a job decided anew; None for another run."""
+    source = run.status.get("derived_from")
+    return (run.folder.path / source).resolve() if isinstance(source, str) else None
 
 
 def _hint(runs: Sequence[Run], over: Sequence[str]) -> str:
@@ -327,12 +335,14 @@ def combine_eyes(folders: Sequence[str], out: Path, methods: Sequence[str], deci
         decision: rule of `statistics.DECISIONS`; empty: that of each run.
 
     Raises:
-        UserError: a run has no second eyes, or more than two images of a patient.
+        UserError: a run has no second eyes, more than two images of a patient, or several classes without an order.
     """
     made: list[tuple[RunFolder, dict[str, Any]]] = []
     runs = [run for run in read_runs(folders) if run.scores and not run.members]
     places = places_of(runs) if runs else {}
     for run in runs:
+        if not run.status.get("ordered") and len(run.class_names) > 2:
+            raise UserError(f"{run.folder.path}: eyes= needs grades, but the classes of this run have no order")
         rule = rule_of([run], decision)
         if rule == "thresholds" and {*methods} & {*FITTED}:
             raise UserError("decision=thresholds: a model of both eyes leaves no validation images; choose expected")

@@ -173,7 +173,7 @@ def _of_same_training(run: RunFolder, config: Mapping[str, Any]) -> tuple[RunFol
                 continue
             if other.is_locked():  # a job that waits itself is not waited for
                 training = other if status.get("trains") or other.last_checkpoint.is_file() else training
-            elif status["state"] == "done" and "derived_from" not in status and stored_splits(other):
+            elif status.get("state") == "done" and "derived_from" not in status and stored_splits(other):
                 return other, None
         except UserError:  # damaged; `status` shows it
             continue
@@ -196,7 +196,7 @@ def derive_decision(run: RunFolder, config: Mapping[str, Any], source: RunFolder
     if rule not in ("auto", own):
         facts["decision_in_training"] = own
     facts["derived_from"] = os.path.relpath(source.path, run.path)
-    losses = {name: value for name, value in status["metrics"].items() if name.endswith("/loss")}
+    losses = {name: value for name, value in (status.get("metrics") or {}).items() if name.endswith("/loss")}
     if source.stored_metrics.is_file():
         write_atomically(run.path / source.stored_metrics.name, source.stored_metrics.read_bytes(), durable=True)
     write_derived(run, stored_splits(source), config, facts, own if rule == "auto" else rule, title, losses)

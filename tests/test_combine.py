@@ -324,6 +324,19 @@ def test_another_rule_of_a_run_that_is_derived_itself(tmp_path: Path) -> None:
     assert differences_of([read_run(made)]) == []
 
 
+def test_a_network_counts_once(seeds: Path, tmp_path: Path) -> None:
+    for run in sorted(seeds.iterdir()):
+        shutil.copytree(run, seeds / f"{run.name}_expected")
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        config["loss"]["decision"] = "expected"
+        (seeds / f"{run.name}_expected" / "config.yaml").write_text(yaml.safe_dump(config))
+        change_status(seeds / f"{run.name}_expected", derived_from=f"../{run.name}")
+    assert len(combine([str(seeds)], tmp_path / "none", ["none"], "median")) == 6
+    assert len(combine([str(seeds)], tmp_path / "seed", ["seed"], "median")) == 2
+    assert len(combine([str(seeds)], tmp_path / "each", ["seed"])) == 4  # no rule is given: those of the members
+    assert len(read_run(combine([str(seeds)], tmp_path / "all", ["all"], "median")[0]).members) == 6
+
+
 def test_members_of_several_losses_have_no_common_loss(tmp_path: Path) -> None:
     for place, (smoothing, weights) in enumerate([(0.0, "none"), (0.1, "balanced")]):
         config = {"loss.label_smoothing": smoothing, "loss.class_weights": weights}

@@ -69,6 +69,14 @@ def test_more_than_two_images_are_refused(three: Labeled) -> None:
         Pairs(Labeled(three.rows.drop(columns="patient"), three.probabilities), "val")
 
 
+def test_eyes_of_classes_without_an_order_are_refused(tmp_path: Path) -> None:
+    write_run(tmp_path / "two", class_names=["healthy", "ill"])
+    assert len(combine_eyes([str(tmp_path / "two")], tmp_path / "out", ["worst"])) == 1
+    write_run(tmp_path / "three", class_names=["cat", "dog", "fox"])
+    with pytest.raises(UserError, match="three: eyes= needs grades"):
+        combine_eyes([str(tmp_path / "three")], tmp_path / "out", ["worst"])
+
+
 def write_eyes(folder: Path, seed: int = 0) -> Path:
     """Write a run with 500 validation and 300 test patients, whose two eyes have the same grade."""
     write_run(folder, seed=seed, images=600)
