@@ -91,7 +91,7 @@ def write_derived(
         run: its folder.
         splits: the probabilities by split.
         config: the nested configuration.
-        facts: further entries of status.json; `class_names` and `class_counts` are needed.
+        facts: further entries of status.json.
         rule: rule of `statistics.DECISIONS`; thresholds are fitted on `val`.
         title: of the pictures, before the split.
         losses: `<split>/loss` → value, if the probabilities do not define the loss.
@@ -104,7 +104,10 @@ def write_derived(
         if "val" not in splits:
             raise UserError(f"{run.path}: thresholds need predictions on validation; choose the decision expected")
         thresholds = fitted_thresholds(splits["val"].probabilities, splits["val"].targets)
-    names, class_counts = facts["class_names"], dict(facts["class_counts"])
+    num_classes = next(iter(splits.values())).probabilities.shape[1]
+    names = [str(name) for name in facts.get("class_names") or range(num_classes)]
+    class_counts = dict(facts.get("class_counts") or {})
+    train_counts = class_counts.get("train") or []
     metrics, judged = dict[str, float](losses or {}), None
     for split, each in splits.items():
         classes = decisions(each.probabilities, rule, thresholds)
@@ -112,7 +115,7 @@ def write_derived(
         judged = counts if judged is None or split == "val" else judged
         write_split(run, split, each.rows, classes, each.probabilities, counts, names, title)
         predictions = Predictions(each.targets, classes, each.probabilities)
-        derived = metrics_of(predictions, flat(dict(config)), facts["class_counts"]["train"])
+        derived = metrics_of(predictions, flat(dict(config)), train_counts)
         class_counts[split] = counts.sum(axis=1).tolist()
         metrics = {f"{split}/{name}": value for name, value in derived.items() if not np.isnan(value)} | metrics
     predicted = np.zeros(1) if judged is None else judged.sum(axis=0)
@@ -203,11 +206,18 @@ def derive_decision(run: RunFolder, config: Mapping[str, Any], source: RunFolder
 
 
 def mean_of(members: Sequence[Labeled]) -> Labeled:
-    """Return the mean of the members' probabilities for the same images, in the order of the first member."""
-    first = members[0].rows["image"]
+    """Return the mean of the members' probabilities for the same images, in the order of the first with patients.
+
+    Raises:
+        UserError: an image has several rows.
+    """
+    rows = next((each.rows for each in members if "patient" in each.rows), members[0].rows)
+    first = rows["image"]
+    if not first.is_unique:
+        raise UserError(f"image {first[first.duplicated()].iloc[0]} has several rows, so its predictions have no mean")
     places = [pd.Index(each.rows["image"]).get_indexer(first) for each in members]
     aligned = [each.probabilities[place] for each, place in zip(members, places, strict=True)]
-    return Labeled(members[0].rows, np.mean(aligned, axis=0))
+    return Labeled(rows, np.mean(aligned, axis=0))
 
 
 def pooled(members: Sequence[Labeled]) -> Labeled:

@@ -324,6 +324,29 @@ def test_another_rule_of_a_run_that_is_derived_itself(tmp_path: Path) -> None:
     assert differences_of([read_run(made)]) == []
 
 
+@pytest.mark.parametrize("absent", [{"class_counts": None}, {"class_counts": {}}, {"class_names": None}])
+def test_entries_that_are_missing(seeds: Path, tmp_path: Path, absent: dict) -> None:
+    for run in seeds.iterdir():
+        change_status(run, **absent)
+    assert differences_of([read_run(run) for run in combine([str(seeds)], tmp_path / "out", ["seed"])]) == []
+
+
+def test_patients_of_any_member_are_kept(seeds: Path, tmp_path: Path) -> None:
+    edit_predictions(seeds / "depth-18_seed-0", lambda frame: frame.drop(columns="patient"))
+    run = combine([str(seeds)], tmp_path / "out", ["seed"])[0]
+    mean = np.mean([shares_of(seeds / f"depth-18_seed-{seed}") for seed in (0, 1, 2)], axis=0)
+    assert shares_of(run) == pytest.approx(mean, abs=1e-7)
+    assert frame_of(run)["patient"].nunique() == 200
+
+
+def test_an_image_with_several_rows_has_no_mean(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        folder = write_run(tmp_path / "runs" / str(seed), seed=seed)
+        edit_predictions(folder, lambda frame: frame.assign(image=["001", *frame["image"][1:]]))
+    with pytest.raises(UserError, match="image 001 has several rows"):
+        combine([str(tmp_path / "runs")], tmp_path / "out", ["seed"])
+
+
 def test_a_network_counts_once(seeds: Path, tmp_path: Path) -> None:
     for run in sorted(seeds.iterdir()):
         shutil.copytree(run, seeds / f"{run.name}_expected")
