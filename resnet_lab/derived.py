@@ -19,6 +19,7 @@ from resnet_lab.data.splits import fingerprints
 from resnet_lab.errors import UserError
 from resnet_lab.files import write_atomically
 from resnet_lab.outputs import write_split
+from resnet_lab.ranks import is_alone
 from resnet_lab.report.runs import read_predictions
 from resnet_lab.report.verify import metrics_of
 from resnet_lab.run_folder import RunFolder, flat
@@ -136,25 +137,23 @@ def write_derived(
     run.update_status(**{**facts, **result})
 
 
-def same_training(run: RunFolder, config: Mapping[str, Any], marks: bool = True) -> RunFolder | None:
+def same_training(run: RunFolder, config: Mapping[str, Any]) -> RunFolder | None:
     """Return the finished job of the same sweep that differs only in the rule of decision; None if there is none.
 
     A job that trains the same network is waited for: a training is never made twice. Jobs that start at the same time
-    take turns, and the first one marks in its status.json that it trains.
+    take turns, and the first one marks in its status.json that it trains. A job of several ranks trains by itself, as
+    its ranks could decide differently.
 
     Args:
         run: folder of the job.
         config: its configuration.
-        marks: whether this process may mark the job; only its first rank does.
     """
-    if not any(DECISION in overrides for overrides in settings_in(run.path.parent).values()):
-        return None
-    if not marks and run.read_status().get("trains"):
+    if not is_alone() or not any(DECISION in overrides for overrides in settings_in(run.path.parent).values()):
         return None
     while True:
         with run.turn():
             source, training = _of_same_training(run, config)
-            if marks and source is None and training is None:
+            if source is None and training is None:
                 run.update_status(trains=True)
         if training is None:
             return source

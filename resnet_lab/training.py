@@ -74,14 +74,13 @@ def run_job(run: RunFolder, misfits: frozenset[Path] = frozenset()) -> None:
         UserError: the configuration, the data or the weights are wrong.
     """
     config = checked_config(run)
-    if not run.last_checkpoint.exists() and (source := same_training(run, config, marks=rank() == 0)):
-        if rank() == 0:
-            log.info("%s trained the same network; its probabilities are decided anew", label_of(source))
-            derive_decision(run, config, source, label_of(run))
-            status = run.read_status()
-            metrics, counts = status["metrics"], status["class_counts"]
-            shown = {split: images for split, images in counts.items() if f"{split}/accuracy" in metrics}
-            show_scores(run, metrics, shown, counts["train"], status["class_names"])
+    if not run.last_checkpoint.exists() and (source := same_training(run, config)):
+        log.info("%s trained the same network; its probabilities are decided anew", label_of(source))
+        derive_decision(run, config, source, label_of(run))
+        status = run.read_status()
+        metrics, counts = status["metrics"], status["class_counts"]
+        shown = {split: images for split, images in counts.items() if f"{split}/accuracy" in metrics}
+        show_scores(run, metrics, shown, counts["train"], status["class_names"])
         return
     resume_from = resume_point(run, config["on_corrupt"], misfits)
     seed_everything(config["seed"], verbose=False)

@@ -241,3 +241,10 @@ def test_jobs_that_start_at_the_same_time_train_once(tmp_path: Path) -> None:
             each.result(timeout=20)
     assert sources == trained
     assert [run.read_status().get("trains") for run in trained] == [True]
+
+
+def test_ranks_train_by_themselves(trained: dict[str, RunFolder], monkeypatch: pytest.MonkeyPatch) -> None:
+    run = trained["expected"]
+    assert same_training(run, run.read_config()) == trained["auto"]
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert same_training(run, run.read_config()) is None
