@@ -45,7 +45,7 @@ from resnet_lab.verbs import VERBS
 
 LAUNCHERS = ("joblib", "submitit")  # an error from these packages means that a worker died
 LOCAL_LAUNCHERS = ("basic", "joblib")
-FAILED: list[RunFolder] = []  # runs that this process has started, and that failed
+FAILED: list[RunFolder] = []  # runs that this command has started, and that failed
 
 register()
 
@@ -150,6 +150,7 @@ def main() -> int:
     """Run the command; print a summary at the end of a sweep."""
     began, words = time.monotonic(), sys.argv[1:]
     SWEPT.clear()
+    FAILED.clear()
     try:
         code = run_command()
     finally:
