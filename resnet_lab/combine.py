@@ -156,11 +156,9 @@ def _refuse_overlap(tables: Sequence[Labeled], split: str) -> None:
 def config_of(members: Sequence[Run], over: Sequence[str], pools: bool, out: RunFolder) -> dict[str, Any]:
     """Return the configuration of a derived run: that of the first member, with all values of the combined keys."""
     config = deepcopy(members[0].folder.read_config())
-    keys = [*dict.fromkeys(key for run in members for key in run.config)]
-    for key in keys:
-        values = list(dict.fromkeys(str(run.config.get(key)) for run in members))
-        if len(values) > 1 and key != "seed" and not is_bookkeeping(key):
-            _set(config, key, ",".join(values))
+    for key in varying_keys([run.config for run in members]):
+        if key != "seed":
+            _set(config, key, ",".join(dict.fromkeys(str(run.config.get(key)) for run in members)))
     how = {} if over[0] == NOTHING else {"pooled_over" if pools else "mean_over": ",".join(over)}
     sources = [os.path.relpath(run.folder.path, out.path) for run in members]
     return config | {"combine": how | {"sources": sources}}

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 
 from resnet_lab.compatibility import ADDED
+from resnet_lab.data.transforms import renormalization
 from resnet_lab.errors import UserError
 from resnet_lab.inputs import sources_of
 from resnet_lab.objectives import Objective, Softmax
@@ -45,7 +46,7 @@ class Distillation:
         self.network, self.objective = teacher.network.eval().requires_grad_(False), teacher.objective
         self.temperature, self.weight, self.digest = temperature, weight, _digest(teacher)
         own_mean, own_std = torch.tensor(teacher.origin["mean"]), torch.tensor(teacher.origin["std"])
-        self.scale, self.shift = (each.view(3, 1, 1) for each in (std / own_std, (mean - own_mean) / own_std))
+        self.scale, self.shift = (each.view(3, 1, 1) for each in renormalization(mean, std, own_mean, own_std))
         self.renormalizes = not (torch.equal(mean, own_mean) and torch.equal(std, own_std))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Distillation:

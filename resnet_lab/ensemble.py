@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from resnet_lab.data.transforms import renormalization
 from resnet_lab.objectives import Objective
 
 
@@ -31,10 +32,11 @@ class Ensemble(nn.Module):
         self.networks, self.objectives = nn.ModuleList(networks), nn.ModuleList(objectives)
         mean, std = (torch.tensor(each, dtype=torch.float) for each in (means, stds))  # (N, 3) for N networks
         # from the normalization of the first network to that of each other one; channels-last refuses five dimensions
+        scale, shift = renormalization(mean[0], std[0], mean, std)
         self.scale: Tensor
-        self.register_buffer("scale", std[0] / std)
+        self.register_buffer("scale", scale)
         self.shift: Tensor
-        self.register_buffer("shift", (mean[0] - mean) / std)
+        self.register_buffer("shift", shift)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logarithms of the mean probabilities, (B, K) float32, of images (B, 3, S, S).

@@ -107,6 +107,11 @@ def _mirror(image: np.ndarray, matrix: np.ndarray, target: np.ndarray) -> None:
         target[:] = image
 
 
+def renormalization(mean: Tensor, std: Tensor, new_mean: Tensor, new_std: Tensor) -> tuple[Tensor, Tensor]:
+    """Return factor and addend of each channel, (…, 3), that turn one normalization of an image into another."""
+    return std / new_std, (mean - new_mean) / new_std
+
+
 def normalize(images: Tensor, mean: Tensor, std: Tensor, color: Tensor | None = None) -> Tensor:
     """Normalize uint8 (B, H, W, 3) to float32 (B, 3, H, W) by `mean` and `std` of each channel (3,), both in [0, 1].
 
