@@ -126,6 +126,8 @@ def test_splits_are_renamed_and_left_out():
         "a": "test", "b": "val", "c": "train", "d": "train",
     }  # fmt: skip
     assert remap_splits(table, {"train": "test"})["image"].tolist() == ["c", "d"]
+    joined = remap_splits(table, {"train": ["train", "val"], "test": ["test"]})
+    assert joined["split"].tolist() == ["train", "train", "test", "test"]
     assert remap_splits(table, None) is table
 
 
@@ -137,7 +139,17 @@ def test_a_split_that_the_data_lacks_is_reported(caplog):
     assert "no split val to train on; the data has test" in refusal(remap_splits, table, {"train": "val"})
 
 
-@pytest.mark.parametrize("splits", [{"val": "val"}, {"train": "test", "test": "test"}, {"train": "test", "dev": "val"}])
+@pytest.mark.parametrize(
+    "splits",
+    [
+        {"val": "val"},
+        {"train": []},
+        {"train": "test", "test": "test"},
+        {"train": ["test", "val"], "val": "val"},
+        {"train": ["test", "test"]},
+        {"train": "test", "dev": "val"},
+    ],
+)
 def test_invalid_splits_are_refused(splits):
     assert refusal(remap_splits, pd.DataFrame({"split": ["test"]}), splits).startswith("data.splits=")
 

@@ -61,7 +61,7 @@ class ImageData(Augmentation, ABC):
     mean: Literal["train", "model"] | list[float] | None
     std: Literal["train", "model"] | list[float] | None
 
-    splits: dict[str, str] | None
+    splits: dict[str, str | list[str]] | None
     all_images: Literal["train", "val", "test"] | None
     val_fraction: BelowOne
     test_fraction: BelowOne
@@ -145,16 +145,18 @@ class ImageData(Augmentation, ABC):
 
     def listed(self) -> pd.DataFrame:
         """Return the rows of the data set with their patients, in the configured splits."""
-        rows = self._in_one_split(remap_splits(self.read_table(), self.splits))
+        rows = self._joined(remap_splits(self.read_table(), self.splits))
         refuse_undecodable(rows["path"])
         rows = self._with_patients(rows)
         return limit_rows(rows, self.max_images, self.split_seed)
 
-    def _in_one_split(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """Move all rows to the split that `all_images` names, if any, and make their names distinct."""
-        if self.all_images is None:
+    def _joined(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Move all rows to the split that `all_images` names, if any; make the names in joined splits distinct."""
+        if self.all_images is not None:
+            rows = rows.assign(split=self.all_images)
+        elif not any(isinstance(given, list) and len(given) > 1 for given in (self.splits or {}).values()):
             return rows
-        return rows.assign(split=self.all_images, image=distinct_names(rows, Path(self.root).expanduser()))
+        return rows.assign(image=distinct_names(rows, Path(self.root).expanduser()))
 
     def _with_patients(self, rows: pd.DataFrame) -> pd.DataFrame:
         """Add `patient` if no column names it, and log how patients are found."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import islice
 
 import numpy as np
@@ -20,26 +20,34 @@ SPLITS = ("train", "val", "test")
 NO_TEST = "there is no test split; set data.test_fraction or data.folds, or add a test split to the data"
 
 
-def remap_splits(table: pd.DataFrame, splits: Mapping[str, str] | None) -> pd.DataFrame:
-    """Rename the splits of a data set: `{train: test, val: val}` trains on its test split; other splits are dropped.
+def remap_splits(table: pd.DataFrame, splits: Mapping[str, str | Sequence[str]] | None) -> pd.DataFrame:
+    """Rename and join the splits of a data set; splits that are not named are dropped.
+
+    Args:
+        table: rows with `split`.
+        splits: our splits, each with one split of the data set or several: `{train: [train, val], test: test}`
+            trains on both; None: as they are.
 
     Raises:
         UserError: a name is not one of the three or is given twice, or train has no images.
     """
     if splits is None:
         return table
-    if not set(splits) <= set(SPLITS) or len(set(splits.values())) < len(splits) or "train" not in splits:
+    sources = {name: [given] if isinstance(given, str) else list(given) for name, given in splits.items()}
+    named = [source for given in sources.values() for source in given]
+    if not set(splits) <= set(SPLITS) or len(set(named)) < len(named) or not sources.get("train"):
         raise UserError(
             f"data.splits={dict(splits)}: give each of train, val, test at most once, such as {{train: test, …}}"
         )
     known = sorted(table["split"].unique())
-    if splits["train"] not in known:
+    if not set(sources["train"]) & set(known):
         raise UserError(
-            f"data.splits: there is no split {splits['train']} to train on; the data has {', '.join(known)}"
+            f"data.splits: there is no split {' or '.join(sources['train'])} to train on; the data has "
+            f"{', '.join(known)}"
         )
-    for name in sorted(set(splits.values()) - set(known)):
+    for name in sorted(set(named) - set(known)):
         log.warning("data.splits: the data has no split %s", name)
-    renamed = table["split"].map({source: name for name, source in splits.items()})
+    renamed = table["split"].map({source: name for name, given in sources.items() for source in given})
     return table.assign(split=renamed)[renamed.notna()].reset_index(drop=True)
 
 
