@@ -112,6 +112,8 @@ def resnet(depth: int, num_classes: int, form: str = "resnet", **keys: Any) -> n
     """
     if training := sorted({"freeze", "unfreeze_at_epoch"} & {*keys}):
         raise UserError(f"{training[0]}: only jobs freeze parts; set requires_grad of the parameters instead")
+    if "zero_init_head" in keys:
+        raise UserError("zero_init_head: only jobs set the last layer to zero; use torch.nn.init.zeros_ instead")
     config = compose_config([f"model={form}"])
     OmegaConf.set_struct(config, False)
     config.model.update({"depth": depth, **keys})

@@ -60,6 +60,7 @@ ADDED: dict[str, Added] = {
     "loss.class_weights": Added("none", ("resnet_lab.objectives.mse",)),
     "model.freeze": Added(None),
     "model.unfreeze_at_epoch": Added(None),
+    "model.zero_init_head": Added(False),
     "optim.backbone_lr_factor": Added(1.0),
     "loss.decision": Added("auto"),
     "trainer.gradient_clip_val": Added(None),

@@ -50,6 +50,10 @@ def build_network(model: dict[str, Any], num_outputs: int) -> nn.Module:
     source = of_the_job("model", model).get("pretrained")
     if source not in (None, False, "none"):
         load_fitting(network, str(source))
+    if model.get("zero_init_head"):
+        head = network.get_submodule(head_of(network, "model.zero_init_head=true"))
+        for parameter in head.parameters():
+            nn.init.zeros_(parameter)
     return network
 
 

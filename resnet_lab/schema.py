@@ -106,7 +106,7 @@ OF_JOB: dict[str, dict[str, Any]] = {
         "temperature": Positive,
         "teacher_weight": Share,
     },
-    "model": {"freeze": Text | list[Text] | None, "unfreeze_at_epoch": FromOne | None},
+    "model": {"freeze": Text | list[Text] | None, "unfreeze_at_epoch": FromOne | None, "zero_init_head": bool},
     "optim": {"backbone_lr_factor": Positive},
 }
 # losses of grades, which need ordered classes

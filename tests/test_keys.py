@@ -48,6 +48,7 @@ FINE = {  # key → allowed values among ODD
     "trainer.profiler": ("null",),
     "model.freeze": ("-1", "0.5", "null", "nan", "inf", "-inf", "1e400", "abc", "[1,2]"),
     "model.unfreeze_at_epoch": ("null",),
+    "model.zero_init_head": ("true",),
     "optim.backbone_lr_factor": ("0.5",),
     "loss.teacher": ("-1", "0.5", "null", "nan", "inf", "-inf", "1e400", "abc"),
     "loss.temperature": ("0.5",),

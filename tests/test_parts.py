@@ -447,6 +447,20 @@ def test_weights_that_fit_are_loaded_and_the_others_are_named(
     assert "1 of 8 tensors of the network match" in message
 
 
+@pytest.mark.parametrize(
+    ("target", "head"), [("mylab.Net", "head"), ("resnet_lab.models.example_cnn.example_cnn", "-1")]
+)
+def test_the_last_layer_starts_at_zero(mylab: None, target: str, head: str) -> None:
+    shape = {"widths": [4, 8], "hidden": 6, "dropout": 0.0, "activation": "ReLU"} if head == "-1" else {}
+    model = {"_target_": target, "pretrained": "none", **shape}
+    network = build_network(model | {"zero_init_head": True}, 5)
+    images = torch.randn(2, 3, 16, 16)
+    assert network.eval()(images).tolist() == [[0.0] * 5] * 2
+    others = [value for name, value in network.state_dict().items() if name.endswith("weight")]
+    assert [bool(value.any()) for value in others].count(False) == 1
+    assert build_network(model, 5).eval()(images).abs().min() > 0
+
+
 @pytest.mark.parametrize("target", ["mylab.Ordinal", "mylab.Cut"])
 def test_an_external_objective_has_its_own_outputs_and_decisions(make_run: Make, mylab: None, target: str) -> None:
     run = make_run(*NET, "loss=own", f"loss._target_={target}", "trainer.max_epochs=1")

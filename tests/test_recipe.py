@@ -40,6 +40,9 @@ def test_a_value_that_turns_something_off_is_listed_beside_the_others(tmp_path):
             "data.sampling": sampling,
             "data.rotation": 15 * number,
             "trainer.tta": ("none", "flips")[number // 2],
+            "model.freeze": (None, "all_but_head", ["conv1", "layer1"])[number],
+            "model.unfreeze_at_epoch": 2 if number == 2 else None,
+            "model.zero_init_head": number == 2,
         }
         write_run(tmp_path / str(number), config=config, overrides=overrides)
     found = facts(tmp_path)
@@ -47,7 +50,10 @@ def test_a_value_that_turns_something_off_is_listed_beside_the_others(tmp_path):
     assert set(found["augmentation"].values) == {"none", "rotation=15", "rotation=30"}
     assert set(found["experiment"].values) == {"none", "mine"}
     assert (set(found["averaged views"].values), found["averaged views"].varies) == ({"none", "flips"}, True)
-    assert {"sampling", "augmentation", "experiment", "averaged views"} & {*facts(tmp_path / "0")} == set()
+    assert set(found["frozen parts"].values) == {"none", "all_but_head", "conv1, layer1, for 2 epochs"}
+    assert {value.partition(",")[2] for value in found["initial weights"].values} == {"", " last layer zero"}
+    neutral = {"sampling", "augmentation", "experiment", "averaged views", "frozen parts"}
+    assert neutral & {*facts(tmp_path / "0")} == set()
 
 
 def test_a_run_that_stopped_before_its_data_adds_no_second_value(tmp_path):

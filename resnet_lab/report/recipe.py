@@ -16,7 +16,8 @@ from resnet_lab.report.runs import Run, in_order_of_jobs
 
 NAMES = [field.name for field in fields(Augmentation)]
 NEUTRAL = {"optim.backbone_lr_factor": 1.0, "loss.decision": "auto"}  # neutral values of other keys
-OPTIONAL = ("experiment", "sampling", "augmentation", "averaged views")  # facts that are `none` in a run without them
+# facts that are `none` in a run without them
+OPTIONAL = ("experiment", "sampling", "augmentation", "frozen parts", "averaged views")
 IN_FACTS = ("model.depth", "model.pretrained", "model._target_", "trainer.max_epochs", "trainer.tta")
 COVERED = {"sweep", *IN_FACTS} | {  # axes in a fact
     f"data.{key}" for key in ("name", "image_size", "crop", "padding", "batch_size", "sampling", *NAMES)
@@ -139,7 +140,21 @@ def _network(run: Run) -> str:
             f"{key}={run.config[f'model.{key}']}" for key in ("shortcut", "stem", "activation") if _odd(run, key)
         ]
         return " ".join([f"ResNet-{depth}", *([f"form={form}"] if form != "imagenet" else []), *changed])
-    return _part("model", ("pretrained", "freeze", "unfreeze_at_epoch"))(run)
+    return _part("model", ("pretrained", "freeze", "unfreeze_at_epoch", "zero_init_head"))(run)
+
+
+def _initial_weights(run: Run) -> str:
+    source = str(run.config.get("model.pretrained"))
+    head = ", last layer zero" if run.config.get("model.zero_init_head") else ""
+    return ("random" if source in ("none", "None") else source) + head
+
+
+def _frozen_parts(run: Run) -> str:
+    parts, until = run.config.get("model.freeze"), run.config.get("model.unfreeze_at_epoch")
+    if not parts:
+        return ""
+    named = parts if isinstance(parts, str) else ", ".join(map(str, parts))
+    return named + (f", for {count(until, 'epoch')}" if until else "")
 
 
 def _odd(run: Run, key: str) -> bool:
@@ -204,9 +219,8 @@ FACTS: dict[str, Callable[[Run], str]] = {
     ),
     "augmentation": _augmentation,
     "network": _network,
-    "initial weights": lambda run: {"none": "random", "None": "random"}.get(
-        str(run.config.get("model.pretrained")), str(run.config.get("model.pretrained"))
-    ),
+    "initial weights": _initial_weights,
+    "frozen parts": _frozen_parts,
     "loss": lambda run: _part("loss", () if run.config.get("loss.teacher") else ("temperature", "teacher_weight"))(run),
     "optimizer": _part("optim"),
     "schedule": _part("schedule"),
