@@ -294,7 +294,9 @@ def _prepared(
             _set(config, DECISION, rule)
         _refuse_thresholds(rule, splits, bool(sizes))
         facts = facts_of(members, decides=over[0] == NOTHING) | ({"folds": sizes} if sizes else {})
-        yield run, {"splits": splits, "config": config, "facts": facts, "rule": rule, "title": name}
+        sources = [member.folder for member in members]
+        given = {"splits": splits, "config": config, "facts": facts, "rule": rule}
+        yield run, given | {"title": name, "sources": sources}
 
 
 def _refuse_place(run: RunFolder, members: Sequence[Run], out: Path) -> None:
@@ -359,7 +361,7 @@ def combine_eyes(folders: Sequence[str], out: Path, methods: Sequence[str], deci
                 if rule != run.status.get("decision", "argmax"):
                     _set(config, DECISION, rule)
                 given = {"splits": tables, "config": config, "facts": facts_of([run]), "rule": rule}
-                made.append((place, given | {"title": place.path.name}))
+                made.append((place, given | {"title": place.path.name, "sources": [run.folder]}))
         alone = Pairs(splits[run.split], run.split).alone
         if alone:
             log.info("%s: %s with one image, graded alone", label_of(run.folder), count(alone, "patient"))

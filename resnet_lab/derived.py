@@ -20,7 +20,7 @@ from resnet_lab.errors import UserError
 from resnet_lab.files import write_atomically
 from resnet_lab.outputs import write_split
 from resnet_lab.ranks import is_alone
-from resnet_lab.report.runs import read_predictions
+from resnet_lab.report.runs import digest_of_predictions, read_predictions
 from resnet_lab.report.verify import metrics_of
 from resnet_lab.run_folder import RunFolder, flat
 from resnet_lab.scores import Predictions
@@ -34,7 +34,7 @@ SPLITS = ("val", "test")  # whose predictions a run stores
 OWN = (
     *("state", "error", "id", "starts", "started", "overrides", "config_hash", "config_dir", "finished"),
     *("best_checkpoint", "last_checkpoint", "decision", "decision_in_training", "thresholds", "metrics", "collapsed"),
-    *("trains", "derived_from"),
+    *("trains", "derived_from", "source_digests"),
 )
 
 
@@ -84,6 +84,7 @@ def write_derived(
     facts: Mapping[str, Any],
     rule: str,
     title: str,
+    sources: Sequence[RunFolder],
     losses: Mapping[str, float] | None = None,
 ) -> None:
     """Decide by a rule, and write predictions, tables, pictures and status of a derived run.
@@ -95,6 +96,7 @@ def write_derived(
         facts: further entries of status.json.
         rule: rule of `statistics.DECISIONS`; thresholds are fitted on `val`.
         title: of the pictures, before the split.
+        sources: the runs that the probabilities are from; a report finds out if their predictions change later.
         losses: `<split>/loss` → value, if the probabilities do not define the loss.
 
     Raises:
@@ -130,6 +132,7 @@ def write_derived(
         "split_fingerprint": {**known, **{split: each.fingerprint for split, each in splits.items()}},
         "metrics": metrics,
         "collapsed": bool(predicted.max() >= COLLAPSED * predicted.sum()),
+        "source_digests": [digest_of_predictions(source) for source in sources],
         "best_checkpoint": None,
         "last_checkpoint": None,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -201,7 +204,7 @@ def derive_decision(run: RunFolder, config: Mapping[str, Any], source: RunFolder
     losses = {name: value for name, value in (status.get("metrics") or {}).items() if name.endswith("/loss")}
     if source.stored_metrics.is_file():
         write_atomically(run.path / source.stored_metrics.name, source.stored_metrics.read_bytes(), durable=True)
-    write_derived(run, stored_splits(source), config, facts, own if rule == "auto" else rule, title, losses)
+    write_derived(run, stored_splits(source), config, facts, own if rule == "auto" else rule, title, [source], losses)
 
 
 def mean_of(members: Sequence[Labeled]) -> Labeled:

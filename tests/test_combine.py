@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -22,6 +23,7 @@ from resnet_lab.evaluate import evaluate_split, override
 from resnet_lab.inputs import sources_of
 from resnet_lab.objectives import cross_entropy
 from resnet_lab.report.combined import combined_rows, fold_rows
+from resnet_lab.report.findings import findings_of
 from resnet_lab.report.groups import tables_of
 from resnet_lab.report.runs import read_run, read_runs
 from resnet_lab.report.verify import differences_of
@@ -49,6 +51,29 @@ def seeds(tmp_path: Path) -> Path:
             folder = write_run(tmp_path / "runs" / f"depth-{depth}_seed-{seed}", depth=depth, seed=seed, skill=1.5)
             edit_predictions(folder, lambda frame, seed=seed: frame.sample(frac=1, random_state=seed))
     return tmp_path / "runs"
+
+
+def test_a_member_that_changed_is_found(seeds: Path, tmp_path: Path) -> None:
+    made = combine([str(seeds)], tmp_path / "means", ["seed"])
+    combine([str(seeds)], tmp_path / "decided", ["none"], "expected")
+    member = seeds / "depth-18_seed-1"
+    before = member / "predictions_test.csv"
+    (member / "predictions_test.csv.gz").write_bytes(gzip.compress(before.read_bytes()))  # as in a published run
+    before.unlink()
+    runs = read_runs([str(tmp_path)])
+    assert not [run for run in runs if run.is_outdated]
+    shutil.rmtree(member)
+    write_run(member, depth=18, seed=1, skill=1.7)  # trained again
+    runs = read_runs([str(tmp_path)])
+    old = {run.folder.path.name for run in runs if run.is_outdated}
+    assert old == {"depth-18_over-seed", "depth-18_seed-1"}
+    (finding,) = [found for found in findings_of(runs, tables_of(runs)) if found.kind == "outdated"]
+    assert finding.is_fault
+    assert len(finding.names) == 2
+    assert any("changed since" in line for line in differences_of([read_run(made[0])]))
+    assert differences_of([read_run(made[1])]) == []
+    shutil.rmtree(seeds)  # copied elsewhere without its members
+    assert not [run for run in read_runs([str(tmp_path)]) if run.is_outdated]
 
 
 def test_the_mean_over_seeds(seeds: Path, tmp_path: Path) -> None:

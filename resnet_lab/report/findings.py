@@ -15,7 +15,7 @@ from resnet_lab.rendering import Finding
 from resnet_lab.report.figures import CURVES, PICTURES
 from resnet_lab.report.groups import AREA, Table, places_of
 from resnet_lab.report.intervals import FEW_OF_A_CLASS, FEWEST
-from resnet_lab.report.runs import Run, may_not_be_read, read_metrics
+from resnet_lab.report.runs import OUTDATED, Run, may_not_be_read, read_metrics
 from resnet_lab.report.selection import blind_of
 from resnet_lab.run_folder import SOURCES
 from resnet_lab.scores import ABSENT, SCORES
@@ -32,7 +32,7 @@ def findings_of(runs: Sequence[Run], tables: Sequence[Table]) -> list[Finding]:
     about = [f"{table.title}: " if several else "" for table in tables]
     for table, place in zip(tables, about, strict=True):
         found += [finding._replace(text=place + finding.text) for finding in _collapsed(table)]
-    found += [*_problems(runs), *_test_sets(tables), *_identical(runs)]
+    found += [*_problems(runs), *_outdated(runs), *_test_sets(tables), *_identical(runs)]
     for table, place in zip(tables, about, strict=True):
         doubts = (*_doubts(table), *_classes(table), *_blind(table))
         found += [finding._replace(text=place + finding.text) for finding in doubts]
@@ -59,6 +59,14 @@ def _problems(runs: Sequence[Run]) -> Iterator[Finding]:
             yield Finding(kind, f"{len(places)} runs: {problem}", names=tuple(places))
         else:
             yield Finding(kind, f"{places[0]}: {problem}")
+
+
+def _outdated(runs: Sequence[Run]) -> Iterator[Finding]:
+    """Yield the runs whose sources were trained or evaluated again."""
+    names = places_of(runs)
+    if places := tuple(names[run.folder.path] for run in runs if run.is_outdated):
+        which = "a run was" if len(places) == 1 else f"{len(places)} runs were"
+        yield Finding("outdated", f"{which} {OUTDATED}", names=places)
 
 
 def _validation(runs: Sequence[Run]) -> Iterator[Finding]:

@@ -34,6 +34,7 @@ SHAPES: dict[str, Any] = {  # types in status.json; [int]: a list of integers, {
     "pixel_digests": {"": str},
     "class_counts": {"": [int]},
     "class_names": [object],
+    "source_digests": [str],
     "leaks": int,
     "skipped_images": int,
     "skipped_labels": int,
@@ -41,6 +42,7 @@ SHAPES: dict[str, Any] = {  # types in status.json; [int]: a list of integers, {
 }
 KEPT = 16  # different splits in memory
 SUM_TOLERANCE = 1e-3  # stored probabilities are rounded
+OUTDATED = "made from predictions that have changed since; combine again, or remove the folder and run the sweep again"
 
 
 @dataclass(frozen=True)
@@ -212,6 +214,17 @@ class Run:
         return [Path(os.path.normpath(self.folder.path / str(name))).resolve() for name in names]
 
     @property
+    def is_outdated(self) -> bool:
+        """Whether the predictions that the run was made from have changed since; False where they are not at hand."""
+        derived = self.status.get("derived_from")
+        sources = self.members or ([self.folder.path / derived] if isinstance(derived, str) else [])
+        noted = self.status.get("source_digests")
+        if not isinstance(noted, list) or len(noted) != len(sources):
+            return False
+        found = [digest_of_predictions(RunFolder(source)) for source in sources]
+        return any(own and own != then for own, then in zip(found, noted, strict=True))
+
+    @property
     def figures(self) -> list[str]:
         """The names of the pictures in the configuration."""
         wanted = self.config.get("figures") or []
@@ -339,6 +352,17 @@ def _score(run: Run) -> None:
     run.counts = confusion_matrix(targets, classes, num_classes)
     run.scores = summary_of(found.labeled)
     run.baseline = _baseline(tuple(targets.tolist()), run.majority, num_classes, tuple(SCORES))
+
+
+def digest_of_predictions(run: RunFolder) -> str:
+    """Return a hash of the stored predictions of a run, before compression; empty if none can be read."""
+    texts = []
+    for split in ("val", "test"):
+        file = run.stored_predictions(split)
+        with suppress(OSError, EOFError, zlib.error):
+            content = file.read_bytes()
+            texts.append(split.encode() + (gzip.decompress(content) if file.suffix == ".gz" else content))
+    return hashlib.sha256(b"".join(texts)).hexdigest()[:16] if texts else ""
 
 
 def read_predictions(file: Path) -> StoredPredictions:

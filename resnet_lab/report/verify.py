@@ -14,7 +14,7 @@ import pandas as pd
 from resnet_lab import statistics
 from resnet_lab.errors import UserError, count
 from resnet_lab.report.groups import places_of
-from resnet_lab.report.runs import Run, StoredPredictions, may_not_be_read, read_metrics, read_predictions
+from resnet_lab.report.runs import OUTDATED, Run, StoredPredictions, may_not_be_read, read_metrics, read_predictions
 from resnet_lab.run_folder import SOURCES
 from resnet_lab.scores import SCORES, Predictions
 
@@ -71,6 +71,8 @@ def _differences(run: Run) -> Iterator[str]:
         yield from _metrics(run, split, stored[split], found[split])
         yield from _tables(run, split, stored_split.labeled)
     yield from _status(run, found)
+    if run.is_outdated:
+        yield f"it was {OUTDATED}"
     if run.state == "done" and validates_all(run):
         yield from _curves(run, found)
 
