@@ -31,7 +31,7 @@ test: $(INSTALLED)  ## the quick tests: under 3 minutes on two cores, no network
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "$(QUICK)"
 
 test-slow: $(INSTALLED)  ## the slow tests and those on real photographs (../shared/data)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "slow or realdata"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "slow or realdata" --durations=20
 
 lint: $(INSTALLED)  ## ruff and mypy
 	$(BIN)/ruff check .
