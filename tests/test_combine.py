@@ -174,6 +174,7 @@ def test_folds_are_pooled_into_one_table(folds: Path, tmp_path: Path) -> None:
     assert found["patient"].nunique() == 200
     table = tables_of(read_runs([str(tmp_path / "pooled")]))[0]
     assert [group.label for group in table.groups] == ["depth=18 pretrained=none"]
+    assert table.title.startswith("retinopathy, all 3 folds, test split: 400 images")
     assert len(table.patient) == 400
     assert int(table.patient.max()) + 1 == 200  # the intervals are over patients
     row = fold_rows(table)[0]
