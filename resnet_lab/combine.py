@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -11,6 +12,8 @@ from copy import deepcopy
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from resnet_lab.axes import label_of
 from resnet_lab.command_line import log_to, run_command
@@ -44,14 +47,15 @@ def groups_of(runs: Sequence[Run], over: Sequence[str]) -> list[list[Run]]:
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        others = {key: value for key, value in run.config.items() if not (key in over or is_bookkeeping(key))}
+        known = {key: value for key, value in run.config.items() if value not in (None, "none")}  # one value, as absent
+        others = {key: value for key, value in known.items() if not (key in over or is_bookkeeping(key))}
         key = {ALL: "", NOTHING: str(run.folder.path)}.get(over[0], repr(sorted(others.items(), key=str)))
         groups.setdefault(key, []).append(run)
     return list(groups.values())
 
 
 def combined(members: Sequence[Run], over: Sequence[str]) -> tuple[dict[str, Labeled], dict[str, int]]:
-    """Return the combined predictions by split, and the images of each fold if the scored split is pooled.
+    """Return the combined predictions by split, and the images of each fold if the scored split consists of folds.
 
     Another split than the scored one is left out if it cannot be combined. So is validation cut from the folds: the
     scored split has its images, and thresholds fitted on their labels would be scored on them.
@@ -71,7 +75,19 @@ def combined(members: Sequence[Run], over: Sequence[str]) -> tuple[dict[str, Lab
                 other, pooled_sizes = _of_split(members, stored, split, over)
                 if not (sizes and pooled_sizes):
                     found[split] = other
-    return found, sizes
+    return found, sizes or _common_folds(members, [each[scored] for each in stored])
+
+
+def _common_folds(members: Sequence[Run], tables: Sequence[Labeled]) -> dict[str, int]:
+    """Return the images of each fold if the members are pooled folds of the same cut; empty otherwise."""
+    found = []
+    for run, table in zip(members, tables, strict=True):
+        sizes = dict(run.status.get("folds") or {})
+        if sum(sizes.values()) != len(table.rows):
+            return {}
+        parts = np.split(table.rows["image"].to_numpy(), np.cumsum([*sizes.values()])[:-1])
+        found.append({fold: sorted(part) for fold, part in zip(sizes, parts, strict=True)})
+    return {fold: len(part) for fold, part in found[0].items()} if all(each == found[0] for each in found) else {}
 
 
 def _of_split(
@@ -159,8 +175,13 @@ def config_of(members: Sequence[Run], over: Sequence[str], pools: bool, out: Run
     for key in varying_keys([run.config for run in members]):
         if key != "seed":
             _set(config, key, ",".join(dict.fromkeys(str(run.config.get(key)) for run in members)))
-    how = {} if over[0] == NOTHING else {"pooled_over" if pools else "mean_over": ",".join(over)}
-    sources = [os.path.relpath(run.folder.path, out.path) for run in members]
+    before = config.get("combine")
+    how = {key: value for key, value in before.items() if key != "sources"} if isinstance(before, dict) else {}
+    if over[0] != NOTHING:
+        key = "pooled_over" if pools else "mean_over"
+        how[key] = ",".join([*([str(how[key])] if key in how else []), *over])
+    # a link in the path of one of both would lead elsewhere
+    sources = [os.path.relpath(run.folder.path.resolve(), out.path.resolve()) for run in members]
     return config | {"combine": how | {"sources": sources}}
 
 
@@ -243,16 +264,32 @@ def combine(folders: Sequence[str], out: Path, over: Sequence[str], decision: st
     finished = [run for run in runs if run.scores and not {*run.members} & places]
     if decision:  # a network counts once, however often its probabilities were decided
         finished = [run for run in finished if _derived_from(run) not in places]
+    _refuse_keys(finished, over)
     groups = groups_of(finished, over)
     several = [members for members in groups if len(members) > 1 or over[0] == NOTHING]
     if not several:
-        raise UserError(f"over={','.join(over)}: no two finished runs differ only in it{_hint(finished, over)}")
+        axes = varying_keys([run.config for run in finished])
+        hint = f"; they differ in {', '.join(axes)}" if axes else ""
+        raise UserError(f"over={','.join(over)}: no two finished runs differ only in it{hint}")
     if over[0] == NOTHING and not decision:
         raise UserError("over=none changes nothing; give a rule of decision, such as decision=expected")
     for members in groups:
         if members not in several:
             log.warning("left out: %s: no other run differs from it only in %s", members[0].folder.path, ",".join(over))
+    for members in several:
+        _warn_of_copies(members)
     return _written(list(_prepared(several, out, over, decision)))
+
+
+def _warn_of_copies(members: Sequence[Run]) -> None:
+    """Warn about members with the same settings and seed, such as a copied folder: each counts."""
+    first: dict[str, Run] = {}
+    for run in members:
+        settings = {key: value for key, value in run.config.items() if not is_bookkeeping(key)}
+        other = first.setdefault(repr(sorted(settings.items(), key=str)), run)
+        if other is not run:
+            text = "%s and %s have the same settings and seed, and both count; leave out one if it is a copy"
+            log.warning(text, other.folder.path, run.folder.path)
 
 
 def _derived_from(run: Run) -> Path | None:
@@ -261,17 +298,24 @@ def _derived_from(run: Run) -> Path | None:
     return (run.folder.path / source).resolve() if isinstance(source, str) else None
 
 
-def _hint(runs: Sequence[Run], over: Sequence[str]) -> str:
-    """Return what to write in place of keys in which no two runs differ alone."""
-    known = {key for run in runs for key in run.config} | {ALL}
-    for key in over:
+def _refuse_keys(runs: Sequence[Run], over: Sequence[str]) -> None:
+    """Refuse unknown keys in `over`, and a word for all keys beside others.
+
+    Raises:
+        UserError: the message has the most similar key.
+    """
+    words = [key for key in over if key in (ALL, NOTHING)]
+    if words and len(over) > 1:
+        raise UserError(f"over={','.join(over)}: write {words[0]} alone, or leave it out")
+    known = {key for run in runs for key in run.config} | {ALL, NOTHING}
+    for key in over if runs else ():
         if key not in known:
-            names = [*sorted(known), *varying_keys([run.config for run in runs])]
-            tails = {each.rpartition(".")[2]: each for each in names}  # an axis comes last, and wins
-            close = get_close_matches(key, tails, n=1)
-            return f"; {key} is no key of these runs" + (f"; did you mean over={tails[close[0]]}?" if close else "")
-    axes = varying_keys([run.config for run in runs])
-    return f"; they differ in {', '.join(axes)}" if axes else ""
+            axes = varying_keys([run.config for run in runs])
+            names = {each.rpartition(".")[2]: each for each in [*sorted(known), *axes]}  # an axis comes last, and wins
+            names |= {each: each for each in known}
+            close = get_close_matches(key, names, n=1)
+            hint = f"; did you mean over={names[close[0]]}?" if close else ""
+            raise UserError(f"over={','.join(over)}: {key} is no key of these runs{hint}")
 
 
 def varying_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -289,7 +333,8 @@ def _prepared(
         _refuse_place(run, members, out)
         splits, sizes = combined(members, over)
         rule = rule_of(members, decision)
-        config = config_of(members, over, bool(sizes), run)
+        pools = bool(sizes) and not all(member.status.get("folds") for member in members)
+        config = config_of(members, over, pools, run)
         if rule != members[0].status.get("decision", "argmax"):
             _set(config, DECISION, rule)
         _refuse_thresholds(rule, splits, bool(sizes))
@@ -338,7 +383,7 @@ def combine_eyes(folders: Sequence[str], out: Path, methods: Sequence[str], deci
         UserError: a run has no second eyes, more than two images of a patient, or several classes without an order.
     """
     made: list[tuple[RunFolder, dict[str, Any]]] = []
-    runs = [run for run in read_runs(folders) if run.scores and not run.members]
+    runs = [run for run in read_runs(folders) if run.scores and f"combine.{EYES}" not in run.config]
     places = places_of(runs) if runs else {}
     for run in runs:
         if not run.status.get("ordered") and len(run.class_names) > 2:
@@ -357,7 +402,7 @@ def combine_eyes(folders: Sequence[str], out: Path, methods: Sequence[str], deci
                 place = RunFolder(out / f"{places[run.folder.path]}_eyes-{method}_by-{unit}")
                 _refuse_place(place, [run], out)
                 config = config_of([run], [NOTHING], pools=False, out=place)
-                config["combine"] = {EYES: method, "by": unit} | config["combine"]
+                config["combine"] = config["combine"] | {EYES: method, "by": unit}
                 if rule != run.status.get("decision", "argmax"):
                     _set(config, DECISION, rule)
                 given = {"splits": tables, "config": config, "facts": facts_of([run]), "rule": rule}
@@ -376,7 +421,7 @@ def _written(made: Sequence[tuple[RunFolder, dict[str, Any]]]) -> list[RunFolder
         folder.path.mkdir(parents=True, exist_ok=True)
         for file in folder.path.iterdir():  # of an earlier result, which may have another split or other facts
             if OURS.fullmatch(file.name):
-                file.unlink()
+                file.unlink(missing_ok=True)  # another process may combine here, too
         folder.write_config(arguments["config"])
         write_derived(folder, **arguments)
     return [folder for folder, _ in made]
@@ -401,9 +446,10 @@ def command(arguments: Sequence[str]) -> None:
             raise UserError(f"eyes={unknown[0]}: choose {', '.join(METHODS)}")
         made = combine_eyes(given.DIR, out, methods, decision)
     else:
-        made = combine(given.DIR, out, (given.over or "seed").split(","), decision)
+        over = list(dict.fromkeys((given.over or "seed").split(",")))
+        made = combine(given.DIR, out, over, decision)
     log.info("%s in %s", count(len(made), "combined run"), out if len(made) > 1 else made[0].path)
-    log.info("compare them with their members:  resnet-lab report %s %s", " ".join(given.DIR), out)
+    log.info("compare them with their members:  %s", shlex.join(["resnet-lab", "report", *given.DIR, str(out)]))
 
 
 if __name__ == "__main__":

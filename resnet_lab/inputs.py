@@ -64,7 +64,7 @@ def sources_of(run: RunFolder) -> list[Path]:
     named += sources if isinstance(sources, list) else []
     if odd := [each for each in named if not isinstance(each, str)]:
         raise UserError(f"{run.path} names {odd[0]!r} as a run that it is made from, not a folder; derive it again")
-    folders = [Path(os.path.normpath(run.path / name)) for name in named]
+    folders = [Path(os.path.normpath(run.path.resolve() / name)) for name in named]
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{run.path} is made from {folder}, which does not exist; restore it, or combine again")

@@ -123,8 +123,10 @@ class Trained:
             images: see `__call__`.
 
         Raises:
-            UserError: see `__call__`; or the network has no head (see `head_of`).
+            UserError: see `__call__`; the network has no head (see `head_of`), or is an ensemble.
         """
+        if isinstance(self.network, Ensemble):
+            raise UserError(f"{self.file} are several networks, each with its own features; load one of its members")
         head = self.network.get_submodule(head_of(self.network, f"features of {self.file}"))
         found: list[Tensor] = []
         hook = head.register_forward_pre_hook(lambda _, inputs: found.append(_pooled(inputs[0].float().cpu())))

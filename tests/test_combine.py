@@ -199,6 +199,32 @@ def test_seeds_are_averaged_within_a_fold(folds: Path, tmp_path: Path) -> None:
     assert run.read_status()["folds"] == {"0": 130, "1": 130, "2": 140}
 
 
+def test_the_mean_of_pooled_folds_has_folds(folds: Path, tmp_path: Path) -> None:
+    combine([str(folds)], tmp_path / "pooled", ["data.fold"])
+    run = combine([str(tmp_path / "pooled")], tmp_path / "mean", ["seed"])[0]
+    assert run.read_config()["combine"] | {"sources": []} == {
+        "pooled_over": "data.fold",
+        "mean_over": "seed",
+        "sources": [],
+    }
+    assert run.read_status()["folds"] == {"0": 130, "1": 130, "2": 140}
+    table = tables_of([read_run(run)])[0]
+    assert table.title.startswith("retinopathy, all 3 folds, test split")
+    other = combine([str(folds)], tmp_path / "other", ["seed", "data.fold"])[0]
+    assert fold_rows(table)[0].folds == fold_rows(tables_of([read_run(other)])[0])[0].folds
+    assert shares_of(run) == pytest.approx(shares_of(other), abs=1e-7)
+    edit_predictions(tmp_path / "pooled" / "seed-1_over-data.fold", lambda frame: frame.iloc[::-1])  # another cut
+    assert "folds" not in combine([str(tmp_path / "pooled")], tmp_path / "cuts", ["seed"])[0].read_status()
+
+
+def test_runs_of_several_folds_with_one_test_set(tmp_path: Path) -> None:
+    for fold in range(2):
+        write_run(tmp_path / "runs" / str(fold), seed=fold, config={"data.folds": 2, "data.fold": fold})
+    runs = read_runs([str(tmp_path / "runs")])
+    assert tables_of(runs)[0].title.startswith("retinopathy, all 2 folds, test split")
+    assert tables_of(runs[:1])[0].title.startswith("retinopathy, fold 0 of 2, test split")
+
+
 def test_a_missing_fold_is_named(folds: Path, tmp_path: Path) -> None:
     shutil.rmtree(folds / "fold-1_seed-0")
     change_status(folds / "fold-2_seed-0", state="failed", error="out of memory")
@@ -229,10 +255,40 @@ def test_folds_of_different_cuts_are_refused(folds: Path, tmp_path: Path) -> Non
         combine([str(folds)], tmp_path / "pooled", ["all"])
 
 
+def test_a_missing_value_is_none(tmp_path: Path) -> None:
+    for seed, config in ((0, {}), (1, {"model.pretrained": "none"}), (2, {"model.width": None})):
+        write_run(tmp_path / "runs" / str(seed), seed=seed, config=config)
+    assert len(combine([str(tmp_path / "runs")], tmp_path / "means", ["seed"])) == 1
+
+
+def test_copies_are_named(seeds: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shutil.copytree(seeds / "depth-18_seed-1", seeds / "copy")
+    combine([str(seeds)], tmp_path / "means", ["seed"])
+    (line,) = [text for text in caplog.messages if "the same settings and seed" in text]
+    assert "copy and " in line
+    assert "depth-18_seed-1 have" in line
+
+
+def test_members_behind_a_link(seeds: Path, tmp_path: Path) -> None:
+    place = tmp_path / "a" / "scratch" / "disk"
+    place.parent.mkdir(parents=True)
+    seeds.rename(place)
+    seeds.symlink_to(place)
+    made = combine([str(seeds)], seeds / "means", ["seed"])[0]
+    expected = [place / f"depth-18_seed-{seed}" for seed in (0, 1, 2)]
+    assert sources_of(made) == expected
+    assert sources_of(RunFolder(made.path.resolve())) == expected
+    assert read_run(made).members == expected
+
+
 def test_what_cannot_be_combined(seeds: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(UserError, match="lr is no key of these runs"):
         combine([str(seeds)], out, ["lr"])
+    with pytest.raises(UserError, match=r"model\.dept is no key of these runs; did you mean over=model\.depth"):
+        combine([str(seeds)], out, ["seed", "model.dept"])
+    with pytest.raises(UserError, match="over=seed,all: write all alone"):
+        combine([str(seeds)], out, ["seed", "all"])
     with pytest.raises(UserError, match="over=none changes nothing"):
         combine([str(seeds)], out, ["none"])
     with pytest.raises(UserError, match="depth-18_seed-0 is a run that trained"):
@@ -305,6 +361,8 @@ def test_an_ensemble_is_one_model(make_run: MakeRun, tmp_path: Path) -> None:
     images = torch.zeros(1, 3, 24, 24, dtype=torch.uint8)
     alone = [load(run.path)(images).iloc[:, 1:].to_numpy() for run in members]
     assert model(images).iloc[:, 1:].to_numpy() == pytest.approx(np.mean(alone, axis=0), abs=1e-5)
+    with pytest.raises(UserError, match="several networks, each with its own features"):
+        model.features(images)
 
 
 def test_members_of_different_size_are_no_single_network(make_run: MakeRun, tmp_path: Path) -> None:

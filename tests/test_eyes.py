@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from fake_runs import SHARES, edit_predictions, write_run
 
-from resnet_lab.combine import combine_eyes, command
+from resnet_lab.combine import combine, combine_eyes, command
 from resnet_lab.derived import Labeled
 from resnet_lab.errors import UserError
 from resnet_lab.eyes import METHODS, Pairs, graded
@@ -129,6 +129,28 @@ def test_the_report_has_a_table_by_image_and_one_by_patient(tmp_path: Path) -> N
     assert len(labels[600]) == 2
     assert any("logistic" in label for label in labels[600])
     assert [label for label in labels[300] if "worst" in label]
+
+
+def test_eyes_of_means_and_means_of_eyes(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_run(tmp_path / "runs" / str(seed), seed=seed)
+    runs = [str(tmp_path / "runs")]
+    combine(runs, tmp_path / "means", ["seed"])
+    (run,) = combine_eyes([str(tmp_path / "means")], tmp_path / "eyes_of_means", ["mean"])
+    assert run.read_config()["combine"] | {"sources": []} == {
+        "mean_over": "seed",
+        "eyes": "mean",
+        "by": "patient",
+        "sources": [],
+    }
+    combine_eyes(runs, tmp_path / "eyes", ["worst", "mean"])
+    means = combine([str(tmp_path / "eyes")], tmp_path / "means_of_eyes", ["seed"])
+    assert [each.path.name for each in means] == ["eyes-mean_over-seed", "eyes-worst_over-seed"]
+    found = [read_predictions(each.predictions_file("test")).labeled.probabilities for each in (run, *means)]
+    assert found[0] == pytest.approx(found[1], abs=1e-7)
+    labels = [group.label for group in tables_of(read_runs([str(tmp_path / "means_of_eyes")]))[0].groups]
+    assert labels == ["eyes=mean", "eyes=worst"]
+    assert len(combine_eyes([str(tmp_path)], tmp_path / "again", ["mean"])) == 3  # none of both eyes
 
 
 def test_few_validation_patients_fit_no_model(tmp_path: Path) -> None:

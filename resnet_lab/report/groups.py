@@ -162,9 +162,9 @@ class Table:
         config = self.scored[0].config
         data = config.get("data.name", "data")
         if config.get("data.folds"):
-            folds = config["data.folds"]
-            pooled = self.scored[0].status.get("folds")
-            data += f", all {folds} folds" if pooled else f", fold {config.get('data.fold')} of {folds}"
+            folds, values = config["data.folds"], {run.config.get("data.fold") for run in self.scored}
+            one = values.pop() if len(values) == 1 else ""
+            data += f", all {folds} folds" if isinstance(one, str) else f", fold {one} of {folds}"
         return f"{data}, {split} split: {count(images, 'image')}, {len(names)} classes" + (
             f" (fingerprint {fingerprint[:8]})" if fingerprint else ""
         )

@@ -211,7 +211,7 @@ class Run:
         """The folders of the runs that a combined run was made from; empty for another run."""
         named = self.config.get(SOURCES)
         names = named if isinstance(named, list) else []
-        return [Path(os.path.normpath(self.folder.path / str(name))).resolve() for name in names]
+        return [Path(os.path.normpath(self.folder.path.resolve() / str(name))).resolve() for name in names]
 
     @property
     def is_outdated(self) -> bool:
