@@ -221,6 +221,22 @@ def test_folders_of_splits_by_key(root):
     assert "set data.test_images to" in refusal(retinopathy(root, **keys).read_table)
 
 
+def test_joined_splits_leave_the_names_of_others(root):
+    for split in ("x", "y", "z"):
+        write_photographs(root / split, ["a", "b"], content=split)
+        write(root / f"{split}.csv", "image,level", ["a,0", "b,1"])
+    keys = {"train_csv": "x.csv", "val_csv": "y.csv", "test_csv": "z.csv"}
+    keys |= {"train_images": "x", "val_images": "y", "test_images": "z"}
+    names = {}
+    for splits in (None, {"train": ["train", "val"], "test": "test"}, {"train": "train", "test": ["val", "test"]}):
+        table = retinopathy(root, splits=splits, **keys).listed()
+        names[str(splits)] = table.groupby("split")["image"].agg(list).to_dict()
+    separate, train, test = names.values()
+    assert separate == {split: ["a", "b"] for split in ("train", "val", "test")}
+    assert train == {"train": ["x/a.jpeg", "x/b.jpeg", "y/a.jpeg", "y/b.jpeg"], "test": ["a", "b"]}
+    assert test == {"train": ["a", "b"], "test": ["y/a.jpeg", "y/b.jpeg", "z/a.jpeg", "z/b.jpeg"]}
+
+
 def test_older_runs_do_not_look_for_more_files(root):
     write_photographs(root / "images", ["a", "b", "c"])
     write(root / "train.csv", "image,level", ["a,0", "b,1"])

@@ -151,12 +151,16 @@ class ImageData(Augmentation, ABC):
         return limit_rows(rows, self.max_images, self.split_seed)
 
     def _joined(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """Move all rows to the split that `all_images` names, if any; make the names in joined splits distinct."""
+        """Move all rows to the split that `all_images` names, if any; make the names within joined splits distinct.
+
+        Other splits keep their names, so that their predictions stay comparable.
+        """
+        joined = {name for name, given in (self.splits or {}).items() if isinstance(given, list) and len(given) > 1}
         if self.all_images is not None:
-            rows = rows.assign(split=self.all_images)
-        elif not any(isinstance(given, list) and len(given) > 1 for given in (self.splits or {}).values()):
-            return rows
-        return rows.assign(image=distinct_names(rows, Path(self.root).expanduser()))
+            rows, joined = rows.assign(split=self.all_images), {self.all_images}
+        within = rows["split"].isin(joined)
+        names = distinct_names(rows[within], Path(self.root).expanduser())
+        return rows.assign(image=rows["image"].mask(within, names))
 
     def _with_patients(self, rows: pd.DataFrame) -> pd.DataFrame:
         """Add `patient` if no column names it, and log how patients are found."""
