@@ -56,6 +56,7 @@ def seeds(tmp_path: Path) -> Path:
 def test_a_member_that_changed_is_found(seeds: Path, tmp_path: Path) -> None:
     made = combine([str(seeds)], tmp_path / "means", ["seed"])
     combine([str(seeds)], tmp_path / "decided", ["none"], "expected")
+    combine([str(tmp_path / "means")], tmp_path / "all", ["model.depth"])
     member = seeds / "depth-18_seed-1"
     before = member / "predictions_test.csv"
     (member / "predictions_test.csv.gz").write_bytes(gzip.compress(before.read_bytes()))  # as in a published run
@@ -66,10 +67,10 @@ def test_a_member_that_changed_is_found(seeds: Path, tmp_path: Path) -> None:
     write_run(member, depth=18, seed=1, skill=1.7)  # trained again
     runs = read_runs([str(tmp_path)])
     old = {run.folder.path.name for run in runs if run.is_outdated}
-    assert old == {"depth-18_over-seed", "depth-18_seed-1"}
+    assert old == {"depth-18_over-seed", "depth-18_seed-1", "over-model.depth"}  # the last one is a mean of means
     (finding,) = [found for found in findings_of(runs, tables_of(runs)) if found.kind == "outdated"]
     assert finding.is_fault
-    assert len(finding.names) == 2
+    assert len(finding.names) == 3
     assert any("changed since" in line for line in differences_of([read_run(made[0])]))
     assert differences_of([read_run(made[1])]) == []
     shutil.rmtree(seeds)  # copied elsewhere without its members

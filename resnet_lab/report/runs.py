@@ -215,14 +215,28 @@ class Run:
 
     @property
     def is_outdated(self) -> bool:
-        """Whether the predictions that the run was made from have changed since; False where they are not at hand."""
-        derived = self.status.get("derived_from")
-        sources = self.members or ([self.folder.path / derived] if isinstance(derived, str) else [])
-        noted = self.status.get("source_digests")
+        """Whether predictions that the run was made from, or those of their sources, have changed since.
+
+        False where they are not at hand.
+        """
+        return self._is_outdated(frozenset())
+
+    def _is_outdated(self, seen: frozenset[Path]) -> bool:
+        """Return `is_outdated`, without the folders of runs that are made from this one."""
+        derived, noted = self.status.get("derived_from"), self.status.get("source_digests")
+        sources = self.members or ([(self.folder.path / derived).resolve()] if isinstance(derived, str) else [])
         if not isinstance(noted, list) or len(noted) != len(sources):
             return False
-        found = [digest_of_predictions(RunFolder(source)) for source in sources]
-        return any(own and own != then for own, then in zip(found, noted, strict=True))
+        seen |= {self.folder.path.resolve()}
+        for source, then in zip(sources, noted, strict=True):
+            run = Run(RunFolder(source))
+            if (own := digest_of_predictions(run.folder)) and own != then:
+                return True
+            with suppress(UserError, OSError):  # its own report names the damage
+                run.config, run.status = flat(run.folder.read_config()), run.folder.read_status()
+                if source not in seen and run._is_outdated(seen):
+                    return True
+        return False
 
     @property
     def figures(self) -> list[str]:
