@@ -35,7 +35,7 @@ from resnet_lab.report.leaderboard import interval_text
 from resnet_lab.report.runs import read_predictions
 from resnet_lab.run_folder import RunFolder
 from resnet_lab.scores import SCORES, majority_baseline
-from resnet_lab.trained import Trained, count_training_images, load, match_classes
+from resnet_lab.trained import MEMBERS, Trained, count_training_images, load, match_classes
 from resnet_lab.trust import trust, warn_of_unused
 from resnet_lab.verbs import VERBS
 
@@ -154,6 +154,8 @@ def own_folder(file: Path, split: str, overrides: list[str], root: str, pixels: 
 
 def title_of(file: Path) -> str:
     """Return the label of the run that contains a checkpoint; the file name if no run contains it."""
+    if file.name == MEMBERS:
+        return label_of(RunFolder(file.resolve().parent))
     run = RunFolder(file.resolve().parent.parent)
     return label_of(run) if file.parent.name == "checkpoints" and run.config_file.is_file() else file.name
 

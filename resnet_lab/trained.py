@@ -36,7 +36,7 @@ from resnet_lab.origin import TRAIN_IMAGES, origin_of
 from resnet_lab.parts import build_network, build_objective, head_of, without_weights
 from resnet_lab.run_folder import RunFolder
 from resnet_lab.signatures import is_ours
-from resnet_lab.statistics import DECISIONS, OWN_RULE
+from resnet_lab.statistics import DECISIONS, OWN_RULE, midpoints
 from resnet_lab.tta import outputs_of
 
 log = logging.getLogger("resnet_lab")
@@ -300,6 +300,9 @@ def load_checkpoint(source: str) -> Trained:
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{file}: its weights do not fit the network that it names; {reason}") from error
+    unfitted = midpoints(len(origin["class_counts"]["train"])).tolist()
+    if objective.thresholds == unfitted and file != RunFolder(file.parent.parent).best_checkpoint:
+        log.warning("%s has no fitted thresholds: only the checkpoint that its job tested has them", file)
     return Trained(file, network, objective, origin)
 
 

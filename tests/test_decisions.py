@@ -17,9 +17,10 @@ import torch
 from fake_runs import edit_predictions, write_run
 
 from resnet_lab import load, training
+from resnet_lab.axes import label_of
 from resnet_lab.derived import same_training
 from resnet_lab.errors import UserError
-from resnet_lab.evaluate import evaluate_split
+from resnet_lab.evaluate import evaluate_split, title_of
 from resnet_lab.objectives import cross_entropy
 from resnet_lab.report.combined import decision_rows
 from resnet_lab.report.findings import findings_of
@@ -157,6 +158,7 @@ def test_a_derived_run_predicts_with_the_network_of_its_source(trained: dict[str
         model = load(run.path)
         assert model.objective.rule == {"auto": "argmax"}.get(rule, rule)
         assert model.objective.thresholds == run.read_status().get("thresholds")
+        assert title_of(model.file) == label_of(run)
         _, module, _ = evaluate_split(model, model.origin["config"], "test")
         stored = pd.read_csv(run.predictions_file("test"))
         assert module.predictions["test"].classes.tolist() == stored["prediction"].tolist()

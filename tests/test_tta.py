@@ -130,7 +130,7 @@ def test_the_width_of_a_grade_as_a_number_is_that_of_the_images_as_they_are(make
     assert differences_of([read_run(run)]) == []
 
 
-def test_thresholds_are_fitted_on_the_averages(make_run: MakeRun) -> None:
+def test_thresholds_are_fitted_on_the_averages(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run("loss.decision=thresholds", "trainer.tta=flips", *EXACT)
     assert guarded(run) == 0
     limits, targets = run.read_status()["thresholds"], pd.read_csv(run.predictions_file("val"))["target"].to_numpy()
@@ -138,6 +138,10 @@ def test_thresholds_are_fitted_on_the_averages(make_run: MakeRun) -> None:
     predicted = pd.read_csv(run.predictions_file("test"))["prediction"]
     assert predicted.tolist() == decisions(stored(run), "thresholds", limits).tolist()
     assert differences_of([read_run(run)]) == []
+    assert load(run.best_checkpoint).objective.thresholds == limits
+    assert "no fitted thresholds" not in "".join(capsys.readouterr())
+    assert load(run.last_checkpoint).objective.thresholds == [0.5, 1.5, 2.5, 3.5]  # training does not fit them
+    assert "last.ckpt has no fitted thresholds" in "".join(capsys.readouterr())
     evaluate.command([str(run.path), "split=val"])
     (folder,) = run.path.glob("evaluation_*")
     assert RunFolder(folder).predictions_file("val").read_text() == run.predictions_file("val").read_text()
