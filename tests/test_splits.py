@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from fake_data import refusal
 
+from resnet_lab import compose
 from resnet_lab.data.splits import (
     class_counts,
     cut_fold,
@@ -152,6 +153,15 @@ def test_a_split_that_the_data_lacks_is_reported(caplog):
 )
 def test_invalid_splits_are_refused(splits):
     assert refusal(remap_splits, pd.DataFrame({"split": ["test"]}), splits).startswith("data.splits=")
+
+
+def test_a_split_of_the_file_is_emptied():
+    table = pd.DataFrame({"image": list("abc"), "split": ["train", "val", "test"]})
+    composed = compose("data=flowers102", "data.splits={train: [train, val], test: test}").data.splits
+    message = refusal(remap_splits, table, dict(composed))  # the file has `val: val`
+    assert "val is given twice; leave one out. If you did not write val, the file of data= does: val: []" in message
+    composed = compose("data=flowers102", "data.splits={train: [train, val], val: [], test: test}").data.splits
+    assert remap_splits(table, dict(composed))["split"].tolist() == ["train", "train", "test"]
 
 
 # leaks

@@ -29,15 +29,21 @@ def remap_splits(table: pd.DataFrame, splits: Mapping[str, str | Sequence[str]] 
             trains on both; None: as they are.
 
     Raises:
-        UserError: a name is not one of the three or is given twice, or train has no images.
+        UserError: a name is not one of the three, a split is given twice, or train has no images.
     """
     if splits is None:
         return table
     sources = {name: [given] if isinstance(given, str) else list(given) for name, given in splits.items()}
     named = [source for given in sources.values() for source in given]
-    if not set(splits) <= set(SPLITS) or len(set(named)) < len(named) or not sources.get("train"):
+    if twice := [name for name in named if named.count(name) > 1]:
+        *_, last = (name for name, given in sources.items() if twice[0] in given)
         raise UserError(
-            f"data.splits={dict(splits)}: give each of train, val, test at most once, such as {{train: test, …}}"
+            f"data.splits={dict(splits)}: {twice[0]} is given twice; leave one out. If you did not write {last}, the "
+            f"file of data= does: {last}: [] leaves it empty"
+        )
+    if not set(splits) <= set(SPLITS) or not sources.get("train"):
+        raise UserError(
+            f"data.splits={dict(splits)}: choose the splits of train, and of val and test, such as {{train: test, …}}"
         )
     known = sorted(table["split"].unique())
     if not set(sources["train"]) & set(known):
