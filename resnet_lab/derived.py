@@ -178,8 +178,10 @@ def _of_same_training(run: RunFolder, config: Mapping[str, Any]) -> tuple[RunFol
                 continue
             if other.is_locked():  # a job that waits itself is not waited for
                 training = other if status.get("trains") or other.last_checkpoint.is_file() else training
-            elif status.get("state") == "done" and "derived_from" not in status and stored_splits(other):
-                return other, None
+            elif status.get("state") == "done" and "derived_from" not in status:
+                expected = {split for split in SPLITS if split in (status.get("class_counts") or {})}
+                if expected and expected <= {*stored_splits(other)}:
+                    return other, None
         except UserError:  # damaged; `status` shows it
             continue
     return None, training

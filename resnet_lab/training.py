@@ -79,7 +79,7 @@ def run_job(run: RunFolder, misfits: frozenset[Path] = frozenset()) -> None:
         derive_decision(run, config, source, label_of(run))
         status = run.read_status()
         metrics, counts = status["metrics"], status["class_counts"]
-        shown = {split: images for split, images in counts.items() if f"{split}/accuracy" in metrics}
+        shown = {split: counts[split] for split in ("val", "test") if f"{split}/accuracy" in metrics}
         show_scores(run, metrics, shown, counts["train"], status["class_names"])
         return
     resume_from = resume_point(run, config["on_corrupt"], misfits)

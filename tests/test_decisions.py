@@ -141,6 +141,7 @@ def test_jobs_that_differ_in_the_rule_share_a_training(trained: dict[str, RunFol
         assert not trained[rule].checkpoints.exists()
         shown = (trained[rule].path / "train.log").read_text()
         assert f"{status['metrics']['test/qwk']:.4f}" in shown.partition("\ntest (")[2].partition("\n")[0]
+        assert shown.index("\nval (") < shown.index("\ntest (")
         alone = make_run(*EXACT, f"loss.decision={rule}", name=f"alone/{rule}")
         assert guarded(alone) == 0
         for split in ("val", "test"):
@@ -228,7 +229,8 @@ def test_jobs_that_start_at_the_same_time_train_once(tmp_path: Path) -> None:
     runs = [RunFolder(write_run(tmp_path / rule, config={"loss.decision": rule})) for rule in ("argmax", "expected")]
     list_jobs(tmp_path, [run.path.name for run in runs])
     for run in runs:
-        run.update_status(state="running", overrides=[f"loss.decision={run.path.name}"])
+        counts = {"test": run.read_status()["class_counts"]["test"]}
+        run.update_status(state="running", overrides=[f"loss.decision={run.path.name}"], class_counts=counts)
     both, trained, sources = Barrier(2), list[RunFolder](), list[RunFolder]()
 
     def job(run: RunFolder) -> None:
@@ -250,3 +252,9 @@ def test_ranks_train_by_themselves(trained: dict[str, RunFolder], monkeypatch: p
     assert same_training(run, run.read_config()) == trained["auto"]
     monkeypatch.setenv("LOCAL_RANK", "0")
     assert same_training(run, run.read_config()) is None
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_source_without_all_predictions_is_none(trained: dict[str, RunFolder], split: str) -> None:
+    trained["auto"].predictions_file(split).unlink()  # its own command tests again
+    assert same_training(trained["expected"], trained["expected"].read_config()) is None
