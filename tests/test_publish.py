@@ -8,6 +8,8 @@ import pandas as pd
 import pytest
 from fake_runs import edit_predictions, write_run
 
+from resnet_lab.combine import combine
+from resnet_lab.report.combined import combined_rows
 from resnet_lab.report.groups import tables_of
 from resnet_lab.report.leaderboard import rows_of
 from resnet_lab.report.runs import read_layers, read_metrics, read_run
@@ -73,6 +75,25 @@ def test_probabilities_keep_the_digits_that_the_metrics_need(tmp_path):
     exact = read_run(RunFolder(tmp_path / "sweep" / "run"))
     written = publish.publish(tmp_path / "sweep", tmp_path / "long", {})
     assert read_run(RunFolder(written[0])).scores["auroc"] == pytest.approx(exact.scores["auroc"], abs=5e-6)
+
+
+def test_folds_stay_apart_and_combined_runs_find_their_members(tmp_path):
+    for fold in (0, 1):
+        config = {"data.folds": 2, "data.fold": fold, "data.split_seed": 0}
+        for seed in (0, 1):
+            run = write_run(tmp_path / "cv" / f"fold-{fold}_seed-{seed}", seed=seed, config=config)
+            edit_predictions(run, lambda frame, fold=fold: frame.iloc[200 * fold : 200 * (fold + 1)])
+    combine([str(tmp_path / "cv")], tmp_path / "cv" / "pooled", ["data.fold"])
+    combine([str(tmp_path / "cv" / "pooled")], tmp_path / "cv" / "mean", ["seed"])
+    written = publish.publish(tmp_path / "cv", tmp_path / "docs", {})
+    assert len({*written}) == len(find_runs([tmp_path / "docs"])) == 7
+    tables = tables_of([read_run(run) for run in find_runs([tmp_path / "docs"])])
+    (row,) = [row for table in tables for row in combined_rows(table)]
+    assert (row.label, row.members) == ("mean_over=seed", "all runs")
+    runs = [read_run(RunFolder(folder)) for folder in written]
+    assert [len(run.members) for run in runs if run.members] == [2, 2, 2]
+    assert all(source in {*written} for run in runs for source in run.members)
+    assert not any(run.is_outdated for run in runs)
 
 
 def test_metrics_and_layers_are_packed_and_read_again(tmp_path):

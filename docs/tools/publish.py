@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 import re
 import shutil
 import sys
 from pathlib import Path
 
 import pandas as pd
+import yaml
 
 from resnet_lab.report.groups import tables_of
-from resnet_lab.report.runs import Run, read_predictions, read_run
+from resnet_lab.report.runs import Run, digest_of_predictions, read_predictions, read_run
 from resnet_lab.report.verify import LOSS_TOLERANCE, TOLERANCE, metrics_of
 from resnet_lab.run_folder import RunFolder, find_runs
 
@@ -33,15 +35,38 @@ NAMES = {"image": str, "patient": str}
 
 
 def publish(sweep: Path, out: Path, replacements: dict[str, str]) -> list[Path]:
-    """Write a folder for each finished run, named by its group and seed, and return the folders."""
-    written = []
-    for table in tables_of([read_run(folder) for folder in find_runs([sweep])]):
-        for group in table.groups:
-            for run in group.scored:
-                name = re.sub(r"[^\w.+-]+", "-", f"{group.label} seed={run.config['seed']}")
-                keep(run, RunFolder(out / name), replacements)
-                written.append(out / name)
-    return written
+    """Write a folder for each finished run, named by its group and seed, and return the folders.
+
+    Runs that would have the same name, such as the folds of a cross-validation, also have that of their own folder.
+    """
+    tables = tables_of([read_run(folder) for folder in find_runs([sweep])])
+    runs = [(run, group.label) for table in tables for group in table.groups for run in group.scored]
+    names = [re.sub(r"[^\w.+-]+", "-", f"{label} seed={run.config['seed']}") for run, label in runs]
+    places = {
+        run.folder.path.resolve(): out / (name if names.count(name) == 1 else f"{name}_{run.folder.path.name}")
+        for (run, _), name in zip(runs, names, strict=True)
+    }
+    for (run, _), place in zip(runs, places.values(), strict=True):
+        keep(run, RunFolder(place), replacements)
+    for (run, _), place in zip(runs, places.values(), strict=True):
+        link(run, RunFolder(place), places)
+    return list(places.values())
+
+
+def link(run: Run, target: RunFolder, places: dict[Path, Path]) -> None:
+    """Name the published folders of the runs that a run was made from, if all of them are published."""
+    derived = run.status.get("derived_from")
+    sources = run.members or ([(run.folder.path / derived).resolve()] if isinstance(derived, str) else [])
+    if not sources or not {*sources} <= {*places} or run.is_outdated:
+        return
+    found = [os.path.relpath(places[source], target.path) for source in sources]
+    target.update_status(source_digests=[digest_of_predictions(RunFolder(places[source])) for source in sources])
+    if run.members:
+        config = yaml.safe_load(target.config_file.read_text("utf-8"))
+        config["combine"]["sources"] = found
+        target.write_config(config)
+    else:
+        target.update_status(derived_from=found[0])
 
 
 def keep(run: Run, target: RunFolder, replacements: dict[str, str]) -> None:
