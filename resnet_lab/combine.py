@@ -411,7 +411,7 @@ def combine_eyes(folders: Sequence[str], out: Path, methods: Sequence[str], deci
         if alone:
             log.info("%s: %s with one image, graded alone", label_of(run.folder), count(alone, "patient"))
     if not made:
-        raise UserError(f"{' '.join(folders)}: no finished run that trained")
+        raise UserError(f"{' '.join(folders)}: no finished run that grades each eye by itself")
     return _written(made)
 
 
@@ -441,7 +441,7 @@ def command(arguments: Sequence[str]) -> None:
     if given.eyes:
         if given.over:
             raise UserError("eyes= combines the images of one run; leave out over=, or combine twice")
-        methods = given.eyes.split(",")
+        methods = list(dict.fromkeys(given.eyes.split(",")))
         if unknown := [method for method in methods if method not in METHODS]:
             raise UserError(f"eyes={unknown[0]}: choose {', '.join(METHODS)}")
         made = combine_eyes(given.DIR, out, methods, decision)

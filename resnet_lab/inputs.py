@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -187,7 +188,8 @@ def check_predict(given: Namespace) -> None:
     """
     out, images = Path(given.out).expanduser(), Path(given.IMAGE_OR_FOLDER).expanduser()
     if RunFolder(images).config_file.is_file() or images.suffix == ".ckpt":
-        raise UserError(f"{images} is a model, not images; write the model first: resnet-lab predict {images} IMAGES")
+        words = shlex.join(["resnet-lab", "predict", str(images), "IMAGES"])
+        raise UserError(f"{images} is a model, not images; write the model first: {words}")
     if out.exists() and not out.is_file():
         raise UserError(f"out={out} is a folder or not a regular file; name a CSV file")
     refuse_inside_run(out)

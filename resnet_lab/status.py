@@ -241,8 +241,8 @@ def summary(sweep_dir: Path, command: Sequence[str], seconds: float, names: Sequ
 
 
 def _some_rows(jobs: Sequence[JobState], sweep_dir: Path) -> list[str]:
-    more = [f"and {len(jobs) - SHOWN} more: resnet-lab status {sweep_dir}"] if len(jobs) > SHOWN else []
-    return [*rows(jobs[:SHOWN], labels_of(sweep_dir)), *more]
+    more = f"and {len(jobs) - SHOWN} more: resnet-lab status {shlex.quote(str(sweep_dir))}"
+    return [*rows(jobs[:SHOWN], labels_of(sweep_dir)), *[more] * (len(jobs) > SHOWN)]
 
 
 def command(arguments: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import secrets
+import shlex
 import signal
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
@@ -518,12 +519,13 @@ def guarded(run: RunFolder) -> int:
     try:
         run_job(run)
     except Stopped as stopped:
-        by_hand = f"; resume with python -m resnet_lab.job {run.path}{trust_option()}"
+        by_hand = f"; resume with python -m resnet_lab.job {shlex.quote(str(run.path))}{trust_option()}"
         log.info("stopped by %s%s", stopped, "" if processes.tied else by_hand)  # the command says how to resume
         raise
     except Exception as error:
         if stopped_elsewhere(run, error):
-            log.info("another rank was stopped; resume with python -m resnet_lab.job %s%s", run.path, trust_option())
+            command = f"python -m resnet_lab.job {shlex.quote(str(run.path))}{trust_option()}"
+            log.info("another rank was stopped; resume with %s", command)
             raise Stopped(signal.SIGTERM) from error
         fail(run, error, rank())
         if rank() == 0 and status["state"] == "done":  # training is complete; only predictions are missing

@@ -335,6 +335,17 @@ def test_options(seeds: Path, words: list[str], message: str, monkeypatch: pytes
         command([str(seeds), *words])
 
 
+def test_the_next_command_is_quoted(
+    seeds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO")
+    seeds.rename(tmp_path / "my runs")
+    command(["my runs", "out=means", "over=seed,seed"])
+    assert "resnet-lab report 'my runs' means" in caplog.text
+    assert RunFolder(tmp_path / "means" / "depth-18_over-seed").read_config()["combine"]["mean_over"] == "seed"
+
+
 def test_an_unfinished_run_is_left_out_by_name(seeds: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     change_status(seeds / "depth-18_seed-1", state="failed", error="out of memory")
     made = combine([str(seeds)], tmp_path / "means", ["seed"])
