@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,7 +18,7 @@ from resnet_lab.config import changed_keys
 from resnet_lab.data.splits import fingerprints
 from resnet_lab.errors import UserError
 from resnet_lab.files import write_atomically
-from resnet_lab.outputs import write_split
+from resnet_lab.outputs import as_stored, write_split
 from resnet_lab.ranks import is_alone
 from resnet_lab.report.runs import digest_of_predictions, read_predictions
 from resnet_lab.report.verify import metrics_of
@@ -102,6 +102,8 @@ def write_derived(
     Raises:
         UserError: the rule is `thresholds`, and there are no predictions on validation.
     """
+    # rounding errors of a mean would order probabilities that are equal in the file
+    splits = {split: replace(each, probabilities=as_stored(each.probabilities)) for split, each in splits.items()}
     thresholds = None
     if rule == "thresholds":
         if "val" not in splits:

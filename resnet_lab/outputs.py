@@ -15,6 +15,7 @@ from resnet_lab.files import new_folder, write_atomically
 from resnet_lab.run_folder import RunFolder
 from resnet_lab.scores import SCORES, majority_baseline
 
+STORED = "%.8g"  # format of a probability in a file
 LABEL, CELL = 26, 9  # characters of the columns of the table of scores: six of them fit into 80
 
 
@@ -45,6 +46,12 @@ def for_spreadsheets(table: pd.DataFrame) -> pd.DataFrame:
         return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
     return table.map(marked).rename(columns=marked)
+
+
+def as_stored(probabilities: np.ndarray) -> np.ndarray:
+    """Return probabilities (N, K) as `write_predictions` rounds them."""
+    rounded: np.ndarray = np.char.mod(STORED, probabilities).astype(float)
+    return rounded
 
 
 def write_predictions(
@@ -81,7 +88,7 @@ def write_predictions(
         names["class"] = np.array(class_names, object)[classes]
     table = (names if exact else for_spreadsheets(names)).assign(prediction=classes)
     columns = pd.DataFrame(probabilities, columns=[f"p_{k}" for k in range(probabilities.shape[1])])
-    text = pd.concat([table, columns], axis=1).to_csv(index=False, float_format="%.8g")
+    text = pd.concat([table, columns], axis=1).to_csv(index=False, float_format=STORED)
     with new_folder(file.parent):
         write_atomically(file, text, durable=True)
 

@@ -22,6 +22,7 @@ from resnet_lab.errors import UserError
 from resnet_lab.evaluate import evaluate_split, override
 from resnet_lab.inputs import sources_of
 from resnet_lab.objectives import cross_entropy
+from resnet_lab.outputs import as_stored
 from resnet_lab.report.combined import combined_rows, fold_rows
 from resnet_lab.report.findings import findings_of
 from resnet_lab.report.groups import tables_of
@@ -93,6 +94,23 @@ def test_the_mean_over_seeds(seeds: Path, tmp_path: Path) -> None:
         assert run.read_status()["metrics"]["test/qwk"] == pytest.approx(kappa)
         assert run.read_status()["seconds"] == 3 * 300 + 3  # all members are needed
     assert differences_of([read_run(run) for run in made]) == []
+
+
+def test_scores_and_decisions_are_those_of_the_stored_probabilities(tmp_path: Path) -> None:
+    tenths = np.array([[0.4, 0.3, 0.1, 0.1, 0.1], [0.3, 0.4, 0.1, 0.1, 0.1], [0.3, 0.3, 0.2, 0.1, 0.1]])
+
+    def rounded(frame: pd.DataFrame, seed: int) -> pd.DataFrame:  # means have many ties, up to rounding errors
+        shares = np.random.default_rng(seed).permuted(tenths[np.arange(400) % 3], axis=1)
+        frame[[f"p_{k}" for k in range(5)]] = shares
+        return frame.assign(prediction=shares.argmax(axis=1))
+
+    for seed in (0, 1, 2):
+        folder = write_run(tmp_path / "runs" / str(seed), seed=seed)
+        edit_predictions(folder, lambda frame, seed=seed: rounded(frame, seed))
+    for rule in ("argmax", "expected"):
+        run = combine([str(tmp_path / "runs")], tmp_path / rule, ["seed"], rule)[0]
+        assert differences_of([read_run(run)]) == []
+    assert as_stored(np.array([[0.1 + 0.2, 1 / 3]])).tolist() == [[0.3, 0.33333333]]
 
 
 def test_the_report_compares_a_mean_with_its_members(seeds: Path, tmp_path: Path) -> None:
