@@ -15,6 +15,7 @@ DECISIONS = {  # rule → its choice
 OWN_RULE = "own"  # a rule of an external objective, which does not follow from the probabilities
 OF_GRADES = ("median", "expected", "thresholds")  # rules that need ordered classes
 STEP = 0.01  # grid of fitted thresholds, in grades: coarser than rounding errors of the expected grade
+EXACT = 9  # decimals of expected grades and cumulative probabilities, so that rounding errors cross no limit
 COLLAPSED = 0.98  # from this share of predictions in one class, a model counts as collapsed
 REFERABLE = 2  # grades from here on are referable (moderate or worse)
 MANY_CLASSES = 20  # more classes are not shown one by one
@@ -31,7 +32,7 @@ def decisions(probabilities: np.ndarray, rule: str, thresholds: Sequence[float] 
     if rule == "argmax":
         classes: np.ndarray = probabilities.argmax(axis=1)
     elif rule == "median":
-        classes = (probabilities.cumsum(axis=1)[:, :-1] < 0.5).sum(axis=1)
+        classes = (np.round(probabilities.cumsum(axis=1)[:, :-1], EXACT) < 0.5).sum(axis=1)
     else:
         limits = midpoints(probabilities.shape[1]) if rule == "expected" else np.asarray(thresholds)
         classes = np.searchsorted(limits, expected_grades(probabilities))
@@ -41,7 +42,7 @@ def decisions(probabilities: np.ndarray, rule: str, thresholds: Sequence[float] 
 def expected_grades(probabilities: np.ndarray) -> np.ndarray:
     """Return the expected grade (N,), float64, of probabilities (N, K)."""
     shares = probabilities.astype(float)
-    grades: np.ndarray = shares @ np.arange(shares.shape[1]) / shares.sum(axis=1)
+    grades: np.ndarray = np.round(shares @ np.arange(shares.shape[1]) / shares.sum(axis=1), EXACT)
     return grades
 
 

@@ -66,6 +66,14 @@ def test_the_expected_grade_is_rounded_to_the_nearest() -> None:
     assert midpoints(3).tolist() == [0.5, 1.5]
 
 
+def test_rounding_errors_cross_no_limit() -> None:
+    shares = np.array([[0.7, 0.1, 0.2, 0.0], [0.1, 0.3, 0.1, 0.5], [0.2, 0.2, 0.1, 0.5]])
+    assert decisions(np.array([[0.6, 0.3, 0.1, 0.0]]), "expected").tolist() == [0]  # 0.3 + 2 · 0.1 is 0.5
+    assert expected_grades(shares).tolist() == [0.5, 2.0, 1.9]
+    errors = np.array([[0.8, 0.1, 0.1 - 1e-14, 0.0], [0.1, 0.1, 0.3 - 1e-14, 0.5], [0.3 - 1e-14, 0.2, 0.1, 0.4]])
+    assert decisions(errors, "median").tolist() == [0, 2, 1]
+
+
 def test_a_limit_belongs_to_the_lower_grade() -> None:
     assert decisions(np.array([[0.5, 0.5]]), "expected").tolist() == [0]
 
