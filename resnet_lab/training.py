@@ -92,7 +92,9 @@ def run_job(run: RunFolder, misfits: frozenset[Path] = frozenset()) -> None:
     module.distillation = distillation(run, config, module, datamodule, resumes=resume_from is not None)
     freezing = Freezing(module.model, config["model"]["freeze"], config["model"]["unfreeze_at_epoch"])
     module.fit_split = "val" if "val" in datamodule.splits else "train"
-    monitor, mode = selection(config, datamodule)
+    patience, classes = config["trainer"]["early_stopping"], len(datamodule.class_names)
+    chosen = (config["monitor"], config["schedule"], patience, classes, datamodule.data.ordered)
+    monitor, mode = selection(*chosen, validates="val" in datamodule.splits)
     balances_twice = config["data"]["sampling"] != "none" and config["loss"].get("class_weights", "none") != "none"
     if balances_twice and rank() == 0:
         log.warning("data.sampling and loss.class_weights both balance the classes, so rare classes are weighted twice")
@@ -316,19 +318,32 @@ def synchronizable(settings: dict[str, Any], trainer: Trainer) -> None:
         )
 
 
-def selection(config: dict[str, Any], datamodule: DataModule) -> tuple[str | None, str]:
-    """Return the metric that selects the best epoch (None without a validation split), and its mode."""
-    num_classes, ordered = len(datamodule.class_names), datamodule.data.ordered
-    monitor, mode = monitored(config["monitor"], num_classes, ordered)
-    validates = "val" in datamodule.splits
-    schedule = config["schedule"]
+def selection(
+    monitor: str, schedule: dict[str, Any], patience: int | None, num_classes: int, ordered: bool, validates: bool
+) -> tuple[str | None, str]:
+    """Return the metric that selects the best epoch (None without a validation split), and its mode.
+
+    Args:
+        monitor: see `monitored`.
+        schedule: the group of the configuration.
+        patience: `trainer.early_stopping`.
+        num_classes: K.
+        ordered: whether the classes are grades.
+        validates: whether there is a validation split.
+
+    Raises:
+        UserError: a metric does not exist; or a schedule or early stopping needs validation, and there is none.
+    """
+    name, mode = monitored(monitor, num_classes, ordered)
     if schedule.get("monitor") is not None:
         monitored(schedule["monitor"], num_classes, ordered, key="schedule.monitor")
         if not validates:
             raise UserError("schedule=plateau needs a validation split; set data.val_fraction or data.val_csv")
     elif schedule["_target_"].endswith(".ReduceLROnPlateau"):
         raise UserError("schedule.monitor is null: ReduceLROnPlateau needs a metric; set schedule.monitor=val/loss")
-    return (monitor if validates else None), mode
+    if patience is not None and not validates:
+        raise UserError("trainer.early_stopping needs a validation split; set data.val_fraction or data.val_csv")
+    return (name if validates else None), mode
 
 
 def own_parts(config: dict[str, Any], group: str, **arguments: Any) -> list[Any]:
@@ -357,10 +372,8 @@ def own_parts(config: dict[str, Any], group: str, **arguments: Any) -> list[Any]
 def early_stopping(config: dict[str, Any], monitor: str | None, mode: str) -> list[Callback]:
     """Return the callback, if `trainer.early_stopping` is set."""
     patience = config["trainer"]["early_stopping"]
-    if patience is None:
+    if patience is None or monitor is None:
         return []
-    if monitor is None:
-        raise UserError("trainer.early_stopping needs a validation split; set data.val_fraction or data.val_csv")
     return [ResumableEarlyStopping(monitor, patience=patience, mode=mode)]
 
 

@@ -158,6 +158,26 @@ def test_parts_that_do_not_exist_stop_the_sweep(
 
 
 @pytest.mark.parametrize(
+    ("keys", "refused"),
+    [
+        (["monitor=auto,val/kappa"], "monitor=val/kappa: no such metric; did you mean val/qwk?"),
+        (["schedule=plateau", "schedule.monitor=val/acc"], "schedule.monitor=val/acc: no such metric"),
+        (["schedule=plateau", "data.val_fraction=0.2,0"], "schedule=plateau needs a validation split"),
+        (["trainer.early_stopping=2", "data.val_fraction=0"], "trainer.early_stopping needs a validation split"),
+        (["monitor=val/loss,val/auroc", "trainer.early_stopping=2"], ""),
+    ],
+)
+def test_a_selection_without_its_metric_stops_the_sweep(
+    keys: list[str], refused: str, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs(monkeypatch, *DATA[:1], f"data.root={photographs}", "data.val_fraction=0.2", *keys)
+    if refused:
+        assert refused in refusal(command.command, [])
+    else:
+        command.command([])
+
+
+@pytest.mark.parametrize(
     ("axes", "refused"),
     [
         (["model.depth=18,20"], "model.form=imagenet model.depth=20 is unknown"),
