@@ -17,6 +17,7 @@ from lightning import Callback, Trainer, seed_everything
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
@@ -355,9 +356,9 @@ def own_parts(config: dict[str, Any], group: str, **arguments: Any) -> list[Any]
         arguments: arguments for each part that accepts them and whose keys do not set them.
 
     Raises:
-        UserError: a part cannot be built, or has another type.
+        UserError: a part cannot be built, or has another type; or a checkpoint could not tell two callbacks apart.
     """
-    kind, found = KINDS[group], []
+    kind, found, states = KINDS[group], [], dict[str, str]()
     for name, node in config[group].items():
         given = {key: value for key, value in arguments.items() if key not in node}
         each = build(group, node, place=f"{group}.{name}", **given)
@@ -365,6 +366,13 @@ def own_parts(config: dict[str, Any], group: str, **arguments: Any) -> list[Any]
             target, other = node["_target_"], type(each).__name__
             remedy = f"name a {kind.__name__.lower()}"
             raise UserError(f"{group}.{name}._target_ {target} returns a {other}, not a {BY_NAME[group]}; {remedy}")
+        if isinstance(each, Callback) and is_overridden("state_dict", each, Callback):
+            if (twin := states.setdefault(each.state_key, name)) != name:
+                raise UserError(
+                    f"{group}.{twin} and {group}.{name} are both {node['_target_']} with the state_key "
+                    f"{each.state_key!r}, so a checkpoint cannot tell their states apart; leave one out, or give the "
+                    "class a state_key that depends on its arguments"
+                )
         found.append(each)
     return found
 
