@@ -366,12 +366,13 @@ def own_parts(config: dict[str, Any], group: str, **arguments: Any) -> list[Any]
             target, other = node["_target_"], type(each).__name__
             remedy = f"name a {kind.__name__.lower()}"
             raise UserError(f"{group}.{name}._target_ {target} returns a {other}, not a {BY_NAME[group]}; {remedy}")
-        has_state = isinstance(each, Callback) and is_overridden("state_dict", each, Callback)
-        if has_state and (twin := states.setdefault(each.state_key, name)) != name:
+        saved = isinstance(each, Callback) and is_overridden("state_dict", each, Callback)
+        key = each.state_key if isinstance(each, Callback) and saved else f"{group}.{name}"
+        if (twin := states.setdefault(key, name)) != name:
             raise UserError(
-                f"{group}.{twin} and {group}.{name} are both {node['_target_']} with the state_key "
-                f"{each.state_key!r}, so a checkpoint cannot tell their states apart; leave one out, or give the "
-                "class a state_key that depends on its arguments"
+                f"{group}.{twin} and {group}.{name} are both {node['_target_']} with the state_key {key!r}, so a "
+                "checkpoint cannot tell their states apart; leave one out, or give the class a state_key that depends "
+                "on its arguments"
             )
         found.append(each)
     return found
