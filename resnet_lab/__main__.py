@@ -21,7 +21,6 @@ OTHERS = {
     "resnet-lab help KEY": "explain a key, a score, or a term",
     "resnet-lab --version": "the version",
     "python -m resnet_lab.job RUN_DIR": "start or resume the job of a run folder",
-    "tensorboard --logdir runs": "watch trainings in the browser",
 }
 
 
@@ -32,7 +31,7 @@ def overview() -> str:
         lines += ["", f"{task}:"]
         for name in names:
             first = VERBS[name]().about.partition(". ")[0].rstrip(".")
-            lines += textwrap.wrap(first, WIDTH, initial_indent=f"  {name:<10}", subsequent_indent=" " * 12)
+            lines += textwrap.wrap(first, WIDTH, initial_indent=f"  {name:<12}", subsequent_indent=" " * 14)
     return "\n".join([*lines, "", *(f"  {command:<34}{text}" for command, text in OTHERS.items())])
 
 

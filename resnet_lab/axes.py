@@ -51,7 +51,7 @@ def shown_of(settings: Sequence[Mapping[str, Any]], texts: Texts) -> list[dict[s
             if axis in each:
                 least = 2 if separator == "/" and value == each[axis] else 1  # best.ckpt alone says little
                 words[axis] = texts.get(f"{axis}={plain(each[axis])}") or (
-                    f"{_tail(key, keys, '.')}={_tail(value, others, separator, least)}"
+                    f"{shortest_tail(key, keys, '.')}={shortest_tail(value, others, separator, least)}"
                 )
     return shown
 
@@ -65,7 +65,7 @@ def _text(values: Mapping[str, Any], axis: str) -> str:
     return head if head and repeats else text
 
 
-def _tail(text: str, others: Sequence[str], separator: str, least: int = 1) -> str:
+def shortest_tail(text: str, others: Sequence[str], separator: str, least: int = 1) -> str:
     """Return the shortest tail of `text`, of at least `least` parts, that is the tail of none of the `others`."""
     parts = text.split(separator)
     for size in range(least, len(parts)):
