@@ -22,7 +22,6 @@ from resnet_lab.data.duplicates import VERSION, find_duplicates, near_pairs, thu
 from resnet_lab.data.image_data import ImageData
 from resnet_lab.data.prepared import PreparedSet, prepare, read_prepared
 from resnet_lab.data.splits import join_patients, leaking, merged_patients
-from resnet_lab.data_report import DataSummary, write_data_report
 from resnet_lab.errors import UserError, count
 from resnet_lab.files import write_atomically
 from resnet_lab.terminal import Lines
@@ -124,6 +123,9 @@ def command(arguments: list[str]) -> None:
     good = facts[facts["defect"] == ""]
     duplicates = find_duplicates(good, stored_near_pairs(target, good))
     log.info("writing the report")
+    # matplotlib; each process of `prepare` imports this module, too
+    from resnet_lab.data_report import DataSummary, write_data_report
+
     out = Path(given.out or target.folder / "report")
     assert data.class_names is not None
     summary = DataSummary(
