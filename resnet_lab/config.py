@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from resnet_lab.data.settings import refuse_contradictions
 from resnet_lab.errors import UserError, count, reason_of
-from resnet_lab.hydra_errors import one_line
+from resnet_lab.hydra_errors import one_line, with_file
 from resnet_lab.keys import known_keys, no_such_key, suggestion
 from resnet_lab.run_folder import flat, is_bookkeeping, of_logger
 from resnet_lab.schema import (
@@ -80,6 +80,20 @@ def compose_config(overrides: Sequence[str], config_dir: str | Path = "") -> Dic
         OmegaConf.to_container(config, resolve=True)  # refuses a ${KEY} of an unknown key
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
         raise UserError(one_line(error, overrides)) from error
+    return config
+
+
+def composed(overrides: Sequence[str], config_dir: str | Path = "") -> DictConfig:
+    """Return the checked configuration of these overrides; see `compose_config`.
+
+    Raises:
+        UserError: as `compose_config`, or a value is wrong; then it names the YAML file of the user that sets the value.
+    """
+    config = compose_config(overrides, config_dir)
+    try:
+        check(config)
+    except UserError as error:
+        raise UserError(with_file(str(error), overrides, config_dir)) from error
     return config
 
 

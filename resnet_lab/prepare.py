@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from resnet_lab.command_line import log_to, run_command
-from resnet_lab.config import build, check, compose_config, words_of_trust
+from resnet_lab.config import build, composed, words_of_trust
 from resnet_lab.data.check import digest_of
 from resnet_lab.data.duplicates import VERSION, find_duplicates, near_pairs, thumbnail
 from resnet_lab.data.image_data import ImageData
@@ -107,8 +107,7 @@ def command(arguments: list[str]) -> None:
     """Prepare the data set of the configuration, and report on it; defects in the data do not stop it."""
     given = VERBS["prepare"]().read(arguments)
     log_to([Lines()])
-    config = compose_config(given.overrides, given.config_dir or "")
-    check(config)
+    config = composed(given.overrides, given.config_dir or "")
     trust(words_of_trust(config))  # the command line itself names them
     data: ImageData = build("data", config["data"])
     rows, target = data.listed(), data.prepared_set
