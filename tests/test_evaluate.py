@@ -95,6 +95,14 @@ def test_without_an_interval_the_reason_is_named(tmp_path: Path) -> None:
     assert table["low"].isna().all()
 
 
+def test_one_predicted_class_has_no_interval(tmp_path: Path) -> None:
+    file = tmp_path / "predictions_test.csv"
+    rows = [f"{number},{number},{number % 2},0,0.9,0.1" for number in range(40)]
+    file.write_text("\n".join(["image,patient,target,prediction,p_0,p_1", *rows, ""]))
+    _, line = evaluate.scores_of(file, ordered=True, majority=0)
+    assert line == "QWK 0.000, no interval: one class predicted for all of 40 images of 40 patients"
+
+
 def test_another_split_or_checkpoint_leaves_the_runs_own_files_alone(trained: RunFolder) -> None:
     before = trained.predictions_file("val").read_text()
     evaluate.command([str(trained.last_checkpoint), "split=val"])
