@@ -71,7 +71,7 @@ def refuse_mixture(run: RunFolder, sweep: bool) -> None:
         raise UserError(f"{run.path.parent} contains a single run; choose another sweep_dir")
     if not sweep and jobs_file(run.path).is_file():
         raise UserError(f"{run.path} contains a sweep; choose another sweep_dir for a single run")
-    if not sweep and not run.config_file.is_file() and (other := next(run.path.glob("[!.]*/config.yaml"), None)):
+    if not sweep and not run.config_file.is_file() and (other := next(run.path.glob("*/status.json"), None)):
         remedy = f"name a folder of its own, such as sweep_dir={run.path / 'NAME'}"
         raise UserError(f"{run.path} contains other runs, such as {other.parent.name}; {remedy}")
 

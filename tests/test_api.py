@@ -78,7 +78,9 @@ def test_resnet_builds_a_network_by_its_depth() -> None:
 
 def test_errors_name_arguments_in_place_of_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert refusal(resnet_lab.compose, "experiment=mine").endswith('config_dir="DIR" reads your own DIR/experiment/mine.yaml')
+    assert refusal(resnet_lab.compose, "experiment=mine").endswith(
+        'config_dir="DIR" reads your own DIR/experiment/mine.yaml'
+    )
     (tmp_path / "my conf" / "experiment").mkdir(parents=True)
     (tmp_path / "my conf" / "experiment" / "mine.yaml").touch()
     assert 'did you mean "experiment=mine", config_dir="my conf"?' in refusal(resnet_lab.train, "experiment=mine")

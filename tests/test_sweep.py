@@ -43,10 +43,10 @@ def test_a_sweep_into_the_folder_of_a_run_is_refused_before_it_writes(tmp_path: 
 
 
 def test_a_single_run_into_a_folder_of_runs_is_refused(tmp_path: Path) -> None:
-    for name in (".hydra", "first"):  # the first of a command that failed
+    for file in (".hydra/config.yaml", "conf/config.yaml", "first/config.yaml", "first/status.json"):
         refuse_mixture(RunFolder(tmp_path), sweep=False)
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "config.yaml").touch()
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
     message = refusal(refuse_mixture, RunFolder(tmp_path), False)
     assert message.startswith(f"{tmp_path} contains other runs, such as first; name a folder of its own")
     refuse_mixture(RunFolder(tmp_path / "first"), sweep=False)  # it is resumed

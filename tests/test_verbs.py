@@ -212,6 +212,8 @@ def test_an_unknown_verb_is_one_line_with_exit_code_2(
     assert run(monkeypatch, "__main__", "tarin", "seed=1") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "no verb 'tarin'; did you mean train?" in line
+    assert run(monkeypatch, "__main__", "job", "runs/one") == 2
+    assert capsys.readouterr().err == "error: no verb 'job'; write python -m resnet_lab.job runs/one\n"
 
 
 def test_a_verb_replaces_the_process_once_its_words_are_understood(
