@@ -87,7 +87,7 @@ def composed(overrides: Sequence[str], config_dir: str | Path = "") -> DictConfi
     """Return the checked configuration of these overrides; see `compose_config`.
 
     Raises:
-        UserError: as `compose_config`, or a value is wrong; then it names the YAML file of the user that sets the value.
+        UserError: as `compose_config`, or a value is wrong; it names the YAML file of the user that sets the value.
     """
     config = compose_config(overrides, config_dir)
     try:

@@ -124,7 +124,7 @@ def limits_text(metric: str, value: float, low: float, high: float) -> str:
 
 
 def interval_text(metric: str, interval: Interval) -> str:
-    """Return `0.31 to 0.48`; a dash if the limits are unknown, and words if the score would be the same on any images."""
+    """Return `0.31 to 0.48`; a dash if the limits are unknown, and CONSTANT if the score is the same on any images."""
     shown = SCORES[metric]
     if interval.low == interval.high:
         return CONSTANT
