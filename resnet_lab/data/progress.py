@@ -59,7 +59,7 @@ def with_progress(
                 seconds, since = now - start, number
             else:
                 seconds, since = now - first, number - before
-            speed = [f"{speed_text(since / seconds)} {unit}/s"] if seconds >= SPEED_AFTER else []
+            speed = [f"{speed_text(since / max(seconds, 1e-9))} {unit}/s"] if seconds >= SPEED_AFTER else []
             rest = [left((total - number) * seconds / since)] if number < total and seconds >= LEFT_AFTER else []
             if (number == total and end) or (now - logged >= LOG_EVERY and not progress.shown):
                 progress.close()
