@@ -24,7 +24,7 @@ from resnet_lab.command_line import run_command
 from resnet_lab.config import check, compose_config, job_name
 from resnet_lab.data.augmentation import Augmentation
 from resnet_lab.data.datamodule import DataModule
-from resnet_lab.errors import UserError, count
+from resnet_lab.errors import UserError, count, short
 from resnet_lab.files import refuse_unwritable, write_atomically
 from resnet_lab.hydra_errors import one_line
 from resnet_lab.inputs import SEEING, check_evaluate, chosen_folder
@@ -224,7 +224,7 @@ def command(arguments: list[str]) -> None:
     write_atomically(run.scores_file(split), scores.to_csv(index=False, float_format="%.6g"))
     if line:
         log.info("%s", line)
-    log.info("files in %s", run.path)
+    log.info("files in %s", short(run.path))
 
 
 if __name__ == "__main__":

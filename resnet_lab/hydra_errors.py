@@ -16,7 +16,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from resnet_lab.errors import NO_ROOM
+from resnet_lab.errors import NO_ROOM, short
 from resnet_lab.keys import choices_of, known_keys, no_such_key, suggestion
 from resnet_lab.schema import BY_NAME, CHOSEN, PROVIDED, conf_dir
 from resnet_lab.signatures import is_ours
@@ -105,7 +105,7 @@ def _fault_of_yaml(error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
     if re.search("not closed", fault):  # the mark is where the file goes on
         mark = getattr(error, "context_mark", None) or mark
-    file = _shown(str(getattr(mark, "name", None) or getattr(error, "name", "")))
+    file = short(str(getattr(mark, "name", None) or getattr(error, "name", "")))
     if not Path(file).is_file():  # a value of the command line
         return fault
     return f"{file}: line {mark.line + 1}: {fault}" if mark else f"{file}: {fault}"
@@ -132,12 +132,6 @@ def _file_in(text: str) -> str:
     return f"{named[1]}.yaml: " if named else ""
 
 
-def _shown(file: str) -> str:
-    """Return a file as users type it: relative to the working folder if it is below."""
-    path, here = Path(file), Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else file
-
-
 def _wrong_encoding(overrides: Sequence[str], name: str = EVERY) -> str:
     """Return the message for a file in the user's folders that is not UTF-8 or begins with a byte order mark (BOM).
 
@@ -150,7 +144,7 @@ def _wrong_encoding(overrides: Sequence[str], name: str = EVERY) -> str:
             with suppress(UnicodeDecodeError):
                 if not file.read_text("utf-8").startswith("\ufeff") or name == EVERY:
                     continue
-            return f"{_shown(str(file))}: the file is not UTF-8 without BOM; save it so in your editor"
+            return f"{short(str(file))}: the file is not UTF-8 without BOM; save it so in your editor"
     return ""
 
 
@@ -239,7 +233,7 @@ def _meant(group: str, name: str) -> str:
         stem = Path(name).name.removesuffix(".yaml")  # users type the file
         found = [*Path.cwd().glob(f"*/experiment/{stem}.yaml"), *Path.cwd().glob(f"*/experiment/{stem}.yml")]
         if found and found[0].suffix == ".yml":
-            return f"{_shown(str(found[0]))}, which needs the suffix .yaml"
+            return f"{short(str(found[0]))}, which needs the suffix .yaml"
         return f"--config-dir {shlex.quote(found[0].parents[1].name)} experiment={stem}" if found else ""
     if group == "data" and (folder := Path(name).expanduser()).is_dir():
         tables = (file for depth in ("*", "*/*") for file in folder.glob(depth) if file.suffix in LABEL_FILES)

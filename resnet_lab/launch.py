@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from resnet_lab.compatibility import SCHEMA_VERSION, with_older_defaults
 from resnet_lab.config import changed_keys, check, config_hash, differences, without_unknown
 from resnet_lab.continuation import EPOCHS, refuse_epochs
-from resnet_lab.errors import UserError, printable
+from resnet_lab.errors import UserError, printable, short
 from resnet_lab.hydra_errors import one_line
 from resnet_lab.processes import BUSY, SIGNALS, describe_death
 from resnet_lab.run_folder import PATIENCE, Busy, RunFolder, find_runs, jobs_file
@@ -179,7 +179,7 @@ def _may_start(run: RunFolder, on_failed: str, sweep: bool) -> bool:
     """
     status = run.read_status()
     if status["state"] == "done":
-        print(f"{run.path} is done", flush=True)
+        print(f"{short(run.path)} is done already", flush=True)
         return False
     if on_failed == "stop":
         for other in find_runs([run.path.parent]) if sweep else [run]:

@@ -9,6 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from textwrap import wrap
 
 CLEAR = "\r\x1b[K"  # back to the first column, and nothing right of it
 EVERY = 0.2  # seconds between two drawings
@@ -69,6 +70,15 @@ def folded(text: str, columns: int) -> str:
         if len(lines[-1] + GAP + part) > columns and len(lines[-1]) > len(time_):
             lines.append(" " * len(time_))
         lines[-1] += GAP + part
+    return "\n".join(lines)
+
+
+def wrapped(text: str, columns: int) -> str:
+    """Break the lines of a text that are too long at spaces."""
+    lines = list[str]()
+    for line in text.split("\n"):
+        fits = len(line) <= columns
+        lines += [line] if fits else wrap(line, columns, subsequent_indent=GAP, break_long_words=False)
     return "\n".join(lines)
 
 

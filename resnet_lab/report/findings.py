@@ -183,7 +183,8 @@ def _blind(table: Table) -> Iterator[Finding]:
         epochs = ", ".join(str(selection.epoch) for selection in each.selections)
         of = max(selection.epochs for selection in each.selections)
         alike = np.mean([selection.alike for selection in each.selections])
-        texts.append(f"{each.label}: epoch {epochs} of {of}; {alike:.0f} others are as good")
+        others = "other is" if round(alike) == 1 else "others are"
+        texts.append(f"{each.label}: epoch {epochs} of {of}; {alike:.0f} {others} as good")
     text = (
         f"{' to '.join(map(str, images[:1] + images[1:][-1:]))} validation images cannot tell the selected epoch from "
         "most others (one standard error)"
