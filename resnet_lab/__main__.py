@@ -48,9 +48,9 @@ def help_on(words: list[str]) -> str:
         texts += [text] if text else []
         try:
             patterns += [word] if matching([word]) else []
-        except UserError:
+        except UserError as error:
             if not text:
-                raise
+                raise UserError(str(error).replace("no such key", "no such key, score or term", 1)) from error
     keys = as_text(matching(patterns)) if patterns else ""
     return "\n".join([*texts, keys]).rstrip() if words else overview()
 

@@ -131,8 +131,8 @@ def checked(given: Namespace, forks: bool) -> bool:
         sys.argv[1:], trusted = without_trust(sys.argv[1:])
         trust(trusted)
         check_overrides(sys.argv[1:])
-        if forks and supervisor.begin():  # it imports while the jobs are composed
-            print(f"{time.strftime('%H:%M:%S')}  loading PyTorch", flush=True)
+        if forks:
+            supervisor.begin()  # it imports while the jobs are composed
         return preflight(sys.argv[1:], trusted, forks)
     except UserError as error:
         print(f"error: {with_file(one_line_of(error), given.overrides, given.config_dir or '')}", file=sys.stderr)
