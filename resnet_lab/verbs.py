@@ -197,7 +197,7 @@ def status() -> Verb:
     """Declare `status`."""
     verb = Verb(
         "resnet-lab status",
-        "Show the state of the jobs of sweeps and runs: done, running, interrupted, failed, created or missing.",
+        "Show the state of the jobs of sweeps and runs: done, running, interrupted, failed, created or planned.",
         ["  nothing"],
         ["  resnet-lab status runs/depth", "  resnet-lab status runs"],
     )

@@ -119,6 +119,14 @@ def test_equal_groups_have_no_best_one(tmp_path):
     assert "0.000 to 0.000" not in text_table(table)
 
 
+def test_a_long_label_breaks_between_its_remarks(tmp_path):
+    write_run(tmp_path / "18", 18, skill=0.0, config={"model.pretrained": "a/" + "long" * 10})
+    write_run(tmp_path / "34", 34, skill=3.0, config={"model.pretrained": "b/" + "long" * 10})
+    lines = text_table(table_of(tmp_path), width=66).splitlines()
+    assert max(map(len, lines)) <= 66
+    assert any(line.endswith("1 collapsed)") for line in lines)
+
+
 def test_without_an_interval_groups_are_ranked_but_not_tested(tmp_path):
     for depth, skill in ((18, 1.0), (34, 3.0), (50, 2.0)):
         write_run(tmp_path / str(depth), depth, skill=skill, images=200)

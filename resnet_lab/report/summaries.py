@@ -78,11 +78,18 @@ def text_table(table: Table, width: int = 80) -> str:
     lines = [*wrap(table.title, width), _line("group", room, "n", titles, widths)]
     for row in shown:
         label = _with_remarks(table, row)
-        lines += [] if len(label) < room else wrap(label, width, subsequent_indent="  ")
+        lines += [] if len(label) < room else _broken(label, width)
         lines.append(_line(label if len(label) < room else "", room, row.n, row.cells, widths))
     if hidden := len(rows) - len(shown):
         lines.append(f"and {hidden} more groups: summary.csv has them all")
     return "\n".join(lines)
+
+
+def _broken(label: str, width: int) -> list[str]:
+    """Return the lines of a label, broken between its remarks (`1 collapsed`) rather than within them."""
+    group, bracket, remarks = label.partition(" (")
+    whole = group + bracket + remarks.replace(" ", "\xa0").replace(",\xa0", ", ")
+    return [line.replace("\xa0", " ") for line in wrap(whole, width, subsequent_indent="  ")]
 
 
 def _line(label: str, room: int, n: str, cells: Sequence[str], widths: Sequence[int]) -> str:
