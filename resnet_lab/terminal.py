@@ -78,7 +78,8 @@ def wrapped(text: str, columns: int) -> str:
     lines = list[str]()
     for line in text.split("\n"):
         fits = len(line) <= columns
-        lines += [line] if fits else wrap(line, columns, subsequent_indent=GAP, break_long_words=False)
+        broken = wrap(line, columns, subsequent_indent=GAP, break_long_words=False, break_on_hyphens=False)
+        lines += [line] if fits else broken
     return "\n".join(lines)
 
 

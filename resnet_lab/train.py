@@ -186,7 +186,8 @@ def run_command() -> int:
         return 1
     except Stopped as stopped:
         handed = "; jobs on the cluster keep running: cancel them with scancel" if _hands_over(sys.argv) else ""
-        print(f"stopped; resume with the same command and the same sweep_dir{handed}", file=sys.stderr)
+        start = "\n" if sys.stderr.isatty() else ""  # after ^C
+        print(f"{start}stopped; resume with the same command and the same sweep_dir{handed}", file=sys.stderr)
         return stopped.code
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         overrides = [*given.overrides, *searchpath_of(given.config_dir or "")]

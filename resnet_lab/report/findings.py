@@ -6,18 +6,21 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 
-from resnet_lab.errors import count
+from resnet_lab.axes import labels_in, texts_of
+from resnet_lab.errors import UserError, count
 from resnet_lab.rendering import Finding
 from resnet_lab.report.figures import CURVES, PICTURES
 from resnet_lab.report.groups import AREA, Table, places_of
 from resnet_lab.report.intervals import FEW_OF_A_CLASS, FEWEST
 from resnet_lab.report.runs import Run, may_not_be_read, read_metrics
 from resnet_lab.report.selection import blind_of
-from resnet_lab.run_folder import SOURCES
+from resnet_lab.run_folder import SOURCES, jobs_file
 from resnet_lab.scores import ABSENT, SCORES
 
 ALIKE = 6  # digits of a probability; two trainings differ within these
@@ -42,7 +45,7 @@ def findings_of(runs: Sequence[Run], tables: Sequence[Table]) -> list[Finding]:
 
 def _problems(runs: Sequence[Run]) -> Iterator[Finding]:
     """Yield runs without a result; runs with the same problem share a line, as do those that failed at the start."""
-    names, alike = places_of(runs), defaultdict(list)
+    names, labels, alike = places_of(runs), _labels(runs), defaultdict(list)
     unstarted = [run for run in runs if run.failed_at_start]
     if unstarted:
         text = (
@@ -53,12 +56,24 @@ def _problems(runs: Sequence[Run]) -> Iterator[Finding]:
         yield Finding("failed at the start", text, names=listed)
     for run in runs:
         if run.problem and not run.failed_at_start:
-            alike["no result" if run.state == "done" else run.state, run.problem].append(names[run.folder.path])
+            alike["no result" if run.state == "done" else run.state, run.problem].append(labels[run.folder.path])
     for (kind, problem), places in alike.items():
         if len(places) > 1:
             yield Finding(kind, f"{len(places)} runs: {problem}", names=tuple(places))
         else:
             yield Finding(kind, f"{places[0]}: {problem}")
+
+
+def _labels(runs: Sequence[Run]) -> dict[Path, str]:
+    """Return run folder → label of the job in its sweep; the short paths if two labels are equal."""
+    found = places_of(runs)
+    for sweep in {run.folder.path.parent for run in runs}:
+        with suppress(UserError, OSError):  # damaged, which is a finding of its own
+            if jobs_file(sweep).is_file():
+                texts = next(run.folder.read_config()["labels"] for run in runs if run.folder.path.parent == sweep)
+                found |= {sweep / name: label for name, label in labels_in(sweep, texts_of(texts)).items()}
+    shown = [found[run.folder.path] for run in runs]
+    return found if len({*shown}) == len(shown) else places_of(runs)
 
 
 def _validation(runs: Sequence[Run]) -> Iterator[Finding]:
