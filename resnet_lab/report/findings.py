@@ -171,7 +171,8 @@ def _classes(table: Table) -> Iterator[Finding]:
         yield Finding("class never found", f"{runs} a single image of: {_listed(never)}")
     absent = [name for name, n in zip(names, images, strict=True) if not n]
     if absent:
-        yield Finding("class not tested", f"no {split} image is of {_listed(absent)}, so its recall is unknown", False)
+        whose = "its recall" if len(absent) == 1 else "their recall"
+        yield Finding("class not tested", f"no {split} image of {_listed(absent)}: {whose} is unknown", False)
     few = [f"{name} ({n})" for name, n in zip(names, images, strict=True) if 0 < n < FEWEST]
     for reason, metrics in _without_interval(table).items():
         where = f"{_listed(few)} in {split}: " if reason == FEW_OF_A_CLASS else ""
