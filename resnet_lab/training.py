@@ -36,11 +36,11 @@ from resnet_lab.config import (
 )
 from resnet_lab.data.arrays import ArrayData
 from resnet_lab.data.datamodule import DataModule
-from resnet_lab.data.splits import NO_TEST
+from resnet_lab.data.splits import NO_TEST, SPLITS
 from resnet_lab.derived import derive_decision, same_training
 from resnet_lab.distillation import Distillation, refuse_no_logits, refuse_own_folder, teacher_of
 from resnet_lab.distillation import idle_keys as idle_keys_of_teacher
-from resnet_lab.errors import UserError
+from resnet_lab.errors import UserError, short
 from resnet_lab.failures import fail, stopped_elsewhere
 from resnet_lab.files import refuse_unwritable, remove_unfinished
 from resnet_lab.freezing import Freezing, idle_keys
@@ -135,7 +135,7 @@ def run_job(run: RunFolder, misfits: frozenset[Path] = frozenset()) -> None:
         log.warning(text)
     compile_network(config["trainer"]["compile"], module, trainer.strategy.root_device)
 
-    log.info("%s in %s", "resuming" if resume_from else "starting", run.path)
+    log.info("%s in %s", "resuming" if resume_from else "starting", short(run.path))
     trains = config["trainer"]["max_epochs"] > 0
     if trains:
         trainer.fit(module, datamodule=datamodule, ckpt_path=resume_from, weights_only=True)
@@ -288,7 +288,8 @@ def say_source(datamodule: DataModule, decided_by: str) -> None:
         return
     digests = ", ".join(f"{split} {digest}" for split, digest in datamodule.pixel_digests.items())
     source = "the originals" if datamodule.pixels == "originals" else f"the prepared set ({digests})"
-    log.info("images are read from %s%s", source, f", the source that {decided_by} started with" if decided_by else "")
+    first = decided_by if decided_by == "the job" else "the sweep"
+    log.info("images are read from %s%s", source, f", the source that {first} started with" if decided_by else "")
 
 
 def same_images(run: RunFolder, datamodule: DataModule) -> None:
@@ -420,7 +421,7 @@ def describe(run: RunFolder, trainer: Trainer, datamodule: DataModule, module: C
     log.info(
         "%s: images %s",
         datamodule.data.name,
-        "  ".join(f"{k} {v}" for k, v in datamodule.class_counts.items()),
+        "  ".join(f"{split} {datamodule.class_counts[split]}" for split in SPLITS if split in datamodule.class_counts),
     )
     if "test" not in datamodule.splits:
         log.warning(NO_TEST)
@@ -485,7 +486,7 @@ def show_scores(
 ) -> None:
     """Log the table of scores (see `score_table`) and the folder with the files."""
     log.info(f"done\n{score_table(metrics, counts, train_counts, names)}")
-    log.info("files in %s", run.path)
+    log.info("files in %s", short(run.path))
 
 
 def log_hyperparameters(trainer: Trainer, run: RunFolder, metrics: dict[str, float]) -> None:
@@ -526,7 +527,7 @@ def guarded(run: RunFolder) -> int:
     status = run.read_status()
     if status["state"] == "done":
         if not has_lost_predictions(run, status):
-            log.info("%s is done", run.path)
+            log.info("%s is done already", short(run.path))
             return 0
         log.info("predictions are missing; testing again")
     if rank() == 0:

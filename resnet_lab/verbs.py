@@ -38,7 +38,7 @@ def train() -> Verb:
         [
             "  resnet-lab train data=retinopathy data.root=eyepacs model.pretrained=imagenet",
             "  resnet-lab train -m model.depth=18,50 seed=0,1,2 sweep_dir=runs/depth",
-            "  resnet-lab train -m experiment=demo scale=smoke",
+            "  resnet-lab train experiment=demo model.pretrained=none scale=smoke",
             "  resnet-lab train --config-dir my_conf experiment=mine",
             "  resnet-lab train --keys data.batch_size",
         ],
@@ -197,7 +197,7 @@ def status() -> Verb:
     """Declare `status`."""
     verb = Verb(
         "resnet-lab status",
-        "Show the state of the jobs of sweeps and runs: done, running, interrupted, failed, created or missing.",
+        "Show the state of the jobs of sweeps and runs: done, running, interrupted, failed, created or planned.",
         ["  nothing"],
         ["  resnet-lab status runs/depth", "  resnet-lab status runs"],
     )
