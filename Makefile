@@ -25,7 +25,7 @@ demo: $(INSTALLED)  ## depth × pretraining on drawn photographs, then the compa
 	$(LAB) train -m experiment=demo_source sweep_dir=runs/demo/source
 	$(LAB) train -m experiment=demo sweep_dir=runs/demo/sweep
 	$(LAB) report runs/demo/sweep
-	@echo "look at runs/demo/sweep/report.html, or: $(BIN)/tensorboard --logdir runs"
+	@echo "look at runs/demo/sweep/report.html, or: $(LAB) tensorboard runs"
 
 test: $(INSTALLED)  ## the quick tests: under 3 minutes on two cores, no network, no GPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "$(QUICK)"

@@ -21,7 +21,6 @@ OTHERS = {
     "resnet-lab help KEY": "explain a key, a score, or a term",
     "resnet-lab --version": "the version",
     "python -m resnet_lab.job RUN_DIR": "start or resume the job of a run folder",
-    "tensorboard --logdir runs": "watch trainings in the browser",
 }
 
 
@@ -32,7 +31,7 @@ def overview() -> str:
         lines += ["", f"{task}:"]
         for name in names:
             first = VERBS[name]().about.partition(". ")[0].rstrip(".")
-            lines += textwrap.wrap(first, WIDTH, initial_indent=f"  {name:<10}", subsequent_indent=" " * 12)
+            lines += textwrap.wrap(first, WIDTH, initial_indent=f"  {name:<12}", subsequent_indent=" " * 14)
     return "\n".join([*lines, "", *(f"  {command:<34}{text}" for command, text in OTHERS.items())])
 
 
@@ -48,9 +47,9 @@ def help_on(words: list[str]) -> str:
         texts += [text] if text else []
         try:
             patterns += [word] if matching([word]) else []
-        except UserError:
+        except UserError as error:
             if not text:
-                raise
+                raise UserError(str(error).replace("no such key", "no such key, score or term", 1)) from error
     keys = as_text(matching(patterns)) if patterns else ""
     return "\n".join([*texts, keys]).rstrip() if words else overview()
 
@@ -90,6 +89,8 @@ def command(words: list[str]) -> None:
         if verb in SLOW and is_terminal():
             show(f"{time.strftime('%H:%M:%S')}  loading the program")
         os.execv(sys.executable, [sys.executable, "-m", f"resnet_lab.{verb}", *others])
+    elif verb == "job":
+        raise UserError(f"no verb 'job'; write python -m resnet_lab.job {' '.join(others) or 'RUN_DIR'}")
     else:
         close = difflib.get_close_matches(verb, [*VERBS, "help", "--help", "--version"], n=1)
         meant = f"did you mean {close[0]}?" if close else f"choose {', '.join(VERBS)}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
-from resnet_lab.config import build, check, compose_config, words_of_trust
+from resnet_lab.config import build, check, compose_config, composed, words_of_trust
 from resnet_lab.errors import UserError
 from resnet_lab.launch import run_in
 from resnet_lab.report import runs
@@ -25,8 +27,28 @@ if TYPE_CHECKING:
     from torch import nn
 
 __version__ = version("resnet-lab")
+IN_PYTHON = {  # what an error tells users of the command line → what it tells users of these functions
+    r"--config-dir (DIR) reads": r'config_dir="\1" reads',
+    r"did you mean --config-dir '?([^']+?)'? (experiment=\S+)\?": r'did you mean "\2", config_dir="\1"?',
+    r"which needs -m: resnet-lab train -m …": "which is a command: resnet-lab train -m …",
+    r" on the command line": "",
+}
+OF_MODEL = {r"^model=(.+) did you mean model=": r"form=\1 did you mean form=", r"\bmodel\.": ""}
 
 
+@contextmanager
+def arguments_named(more: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Let errors name arguments of functions in place of flags; `more`: patterns → replacements like IN_PYTHON."""
+    try:
+        yield
+    except UserError as error:
+        text = str(error)
+        for pattern, replacement in {**IN_PYTHON, **(more or {})}.items():
+            text = re.sub(pattern, replacement, text)
+        raise UserError(text) from error
+
+
+@arguments_named()
 def compose(*overrides: str, config_dir: str | Path = "") -> DictConfig:
     """Return the configuration of `resnet-lab train OVERRIDES`, and trust the functions that it names.
 
@@ -37,13 +59,13 @@ def compose(*overrides: str, config_dir: str | Path = "") -> DictConfig:
     Raises:
         UserError: a key, group, value or folder does not exist.
     """
-    config = compose_config(overrides, config_dir)
-    check(config)
+    config = composed(overrides, config_dir)
     plain: Any = OmegaConf.to_container(config, resolve=True)
     trust(words_of_trust(plain))  # the caller wrote the overrides
     return config
 
 
+@arguments_named()
 def train(*overrides: str, config_dir: str | Path = "") -> Run:
     """Train one run in a separate process, as `resnet-lab train OVERRIDES` does.
 
@@ -57,7 +79,7 @@ def train(*overrides: str, config_dir: str | Path = "") -> Run:
         UserError: a key is wrong, a folder does not exist, the run folder contains a run with another configuration,
             or the training failed.
     """
-    config = compose_config(overrides, config_dir)
+    config = composed(overrides, config_dir)
     if not preflight([*overrides, *([f"--config-dir={config_dir}"] if config_dir else [])]):
         raise UserError("the check before the training failed; the line above names the reason")
     run = RunFolder(Path(config.sweep_dir).expanduser().absolute())
@@ -95,6 +117,7 @@ def compare(folders: str | Path | Sequence[str | Path], metric: str = "") -> pd.
     return summary(tables_of(runs.read_runs([str(place) for place in places]), metric), ranked=True)
 
 
+@arguments_named(OF_MODEL)
 def resnet(depth: int, num_classes: int, form: str = "resnet", **keys: Any) -> nn.Module:
     """Build a residual network with initial or pretrained weights.
 

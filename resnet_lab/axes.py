@@ -7,6 +7,7 @@ the terminal find them in overrides: a job that has not begun has no configurati
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ from resnet_lab.files import write_atomically
 from resnet_lab.run_folder import RunFolder, given_keys, jobs_file, planned_file
 
 Texts = Mapping[str, str]  # `key=value` → what a label has instead
+OF_PYTHON = re.compile(r"(^|[\[{:,] ?)(True|False|None)(?=$|[\]},])")  # values in a text that Python or Hydra wrote
 
 
 def plain(value: object) -> str:
@@ -28,6 +30,14 @@ def plain(value: object) -> str:
         return repr(float(text))
     except ValueError:
         return text
+
+
+def as_typed(value: object) -> str:
+    """Return a value as users type it, with `true`, `false` and `null` in place of Python's words."""
+    words = {"True": "true", "False": "false"} | (
+        {} if isinstance(value, str) else {"None": "null"}
+    )  # as Hydra's texts
+    return OF_PYTHON.sub(lambda found: found[1] + words.get(found[2], found[2]), str(value))
 
 
 def texts_of(labels: Mapping[Any, Mapping[Any, str]]) -> Texts:
@@ -51,7 +61,7 @@ def shown_of(settings: Sequence[Mapping[str, Any]], texts: Texts) -> list[dict[s
             if axis in each:
                 least = 2 if separator == "/" and value == each[axis] else 1  # best.ckpt alone says little
                 words[axis] = texts.get(f"{axis}={plain(each[axis])}") or (
-                    f"{_tail(key, keys, '.')}={_tail(value, others, separator, least)}"
+                    f"{shortest_tail(key, keys, '.')}={shortest_tail(value, others, separator, least)}"
                 )
     return shown
 
@@ -59,13 +69,13 @@ def shown_of(settings: Sequence[Mapping[str, Any]], texts: Texts) -> list[dict[s
 def _text(values: Mapping[str, Any], axis: str) -> str:
     """Return a value for people; `runs/source/depth-18` in a group of depth 18 becomes `runs/source`."""
     value = values[axis]
-    text = str(value).lower() if isinstance(value, bool) else "none" if value == "null" else str(value)
+    text = "none" if value == "null" else as_typed(value)
     head, _, last = text.rpartition("/")
     repeats = last in {f"{key.split('.')[-1]}-{other}" for key, other in values.items()}
     return head if head and repeats else text
 
 
-def _tail(text: str, others: Sequence[str], separator: str, least: int = 1) -> str:
+def shortest_tail(text: str, others: Sequence[str], separator: str, least: int = 1) -> str:
     """Return the shortest tail of `text`, of at least `least` parts, that is the tail of none of the `others`."""
     parts = text.split(separator)
     for size in range(least, len(parts)):

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from resnet_lab.axes import label_of
 from resnet_lab.command_line import log_to, run_command
 from resnet_lab.config import job_name
 from resnet_lab.data.progress import with_progress
@@ -384,7 +383,7 @@ def combine_eyes(folders: Sequence[str], out: Path, methods: Sequence[str], deci
     """
     made: list[tuple[RunFolder, dict[str, Any]]] = []
     runs = [run for run in read_runs(folders) if run.scores and f"combine.{EYES}" not in run.config]
-    places = places_of(runs) if runs else {}
+    places, single = places_of(runs) if runs else {}, list[int]()
     for run in runs:
         if not run.status.get("ordered") and len(run.class_names) > 2:
             raise UserError(f"{run.folder.path}: eyes= needs grades, but the classes of this run have no order")
@@ -407,9 +406,11 @@ def combine_eyes(folders: Sequence[str], out: Path, methods: Sequence[str], deci
                     _set(config, DECISION, rule)
                 given = {"splits": tables, "config": config, "facts": facts_of([run]), "rule": rule}
                 made.append((place, given | {"title": place.path.name, "sources": [run.folder]}))
-        alone = Pairs(splits[run.split], run.split).alone
-        if alone:
-            log.info("%s: %s with one image, graded alone", label_of(run.folder), count(alone, "patient"))
+        single.append(Pairs(splits[run.split], run.split).alone)
+    if any(single):
+        fewest, most = min(single), max(single)
+        many = count(most, "patient") if fewest == most else f"{fewest} to {most} patients"
+        log.info("%s with one image, graded alone (%s)", many, count(len(single), "run"))
     if not made:
         raise UserError(f"{' '.join(folders)}: no finished run that grades each eye by itself")
     return _written(made)

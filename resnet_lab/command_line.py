@@ -157,6 +157,10 @@ class Verb(argparse.ArgumentParser):
         before, after = typed[place - 1 : place], typed[place + 1 : place + 3]
         if before and before[0].endswith((",", "=")):
             return f"; write {before[0]}{word} without a space"
+        if before and word[0].isdigit() and before[0].partition("=")[2][:1].isdigit():
+            return f"; write {before[0]},{word}"
+        if word in known_keys() and after and "=" not in after[0]:
+            return f"; write {word}={after[0]}"
         if after and after[0].startswith("="):
             return f"; write {''.join([word, *after][: 3 if after[0] == '=' else 2])} without spaces"
         if "--split" in self.known and word in ("train", "val", "test"):
@@ -178,11 +182,11 @@ class Verb(argparse.ArgumentParser):
         names = {option.lstrip("-"): shown for option, shown in self.known.items() if option.startswith("--")}
         typed, _, value = word.lstrip("-").partition("=")
         close = difflib.get_close_matches(typed, names, n=1)
+        takes_keys = any(action.dest == "overrides" for action in self._actions)
+        if takes_keys and word.startswith("-") and typed in known_keys():
+            return f"; keys have no dashes: {typed}={value or '…'}"
         if close:
             return f"; did you mean {names[close[0]]}?"
-        takes_keys = any(action.dest == "overrides" for action in self._actions)
-        if takes_keys and typed in known_keys():
-            return f"; keys have no dashes: {typed}={value or '…'}"
         return f"; {hint}" if takes_keys and (hint := suggestion(typed, known_keys())) else ""
 
     def error(self, message: str) -> NoReturn:

@@ -23,9 +23,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from resnet_lab.axes import as_typed
 from resnet_lab.data.settings import refuse_contradictions
 from resnet_lab.errors import UserError, count, reason_of
-from resnet_lab.hydra_errors import one_line
+from resnet_lab.hydra_errors import one_line, with_file
 from resnet_lab.keys import known_keys, no_such_key, suggestion
 from resnet_lab.run_folder import flat, is_bookkeeping, of_logger
 from resnet_lab.schema import (
@@ -80,6 +81,20 @@ def compose_config(overrides: Sequence[str], config_dir: str | Path = "") -> Dic
         OmegaConf.to_container(config, resolve=True)  # refuses a ${KEY} of an unknown key
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
         raise UserError(one_line(error, overrides)) from error
+    return config
+
+
+def composed(overrides: Sequence[str], config_dir: str | Path = "") -> DictConfig:
+    """Return the checked configuration of these overrides; see `compose_config`.
+
+    Raises:
+        UserError: as `compose_config`, or a value is wrong; it names the YAML file of the user that sets the value.
+    """
+    config = compose_config(overrides, config_dir)
+    try:
+        check(config)
+    except UserError as error:
+        raise UserError(with_file(str(error), overrides, config_dir)) from error
     return config
 
 
@@ -504,7 +519,8 @@ def differences(before: dict[str, Any], now: dict[str, Any], most: int = 5) -> l
     """Return the first `most` keys in which two configurations differ, with both values; see `changed_keys`."""
     old, new = _comparable(before), _comparable(now)
     keys = [key for key in {**old, **new} if key in changed_keys(before, now)]
-    texts = [f"{key} is {old.get(key, ABSENT)} there, {new.get(key, ABSENT)} here" for key in keys[:most]]
+    values = [(key, as_typed(old.get(key, ABSENT)), as_typed(new.get(key, ABSENT))) for key in keys[:most]]
+    texts = [f"{key} is {there} there, {here} here" for key, there, here in values]
     return texts + ([f"and {count(len(keys) - most, 'more key')}"] if len(keys) > most else [])
 
 

@@ -3,6 +3,7 @@
 import errno
 import unicodedata
 from collections.abc import Sequence
+from pathlib import Path
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # error codes of a full disk
 
@@ -50,6 +51,12 @@ def one_line_of(error: BaseException) -> str:
         return printable(on_one_line(f"{error.filename}: {error.strerror}"))
     text = on_one_line(str(error)) if isinstance(error, UserError) else str(error)
     return printable(" ".join(text.split()))
+
+
+def short(path: str | Path) -> str:
+    """Return a path as users type it: relative to the working folder if it is below."""
+    path, here = Path(path), Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def reason_of(error: BaseException) -> str:

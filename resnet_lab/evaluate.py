@@ -24,14 +24,14 @@ from resnet_lab.command_line import run_command
 from resnet_lab.config import check, compose_config, job_name
 from resnet_lab.data.augmentation import Augmentation
 from resnet_lab.data.datamodule import DataModule
-from resnet_lab.errors import UserError, count
+from resnet_lab.errors import UserError, count, short
 from resnet_lab.files import refuse_unwritable, write_atomically
 from resnet_lab.hydra_errors import one_line
 from resnet_lab.inputs import SEEING, check_evaluate, chosen_folder
 from resnet_lab.module import Classifier
 from resnet_lab.outputs import refuse_undefined, score_table, write_split
 from resnet_lab.report.intervals import estimate
-from resnet_lab.report.leaderboard import interval_text
+from resnet_lab.report.leaderboard import CONSTANT, interval_text
 from resnet_lab.report.runs import read_predictions
 from resnet_lab.run_folder import RunFolder
 from resnet_lab.scores import SCORES, majority_baseline
@@ -180,9 +180,14 @@ def scores_of(file: Path, ordered: bool, majority: int) -> tuple[pd.DataFrame, s
     rows = [(name, found[name].values[0], *found[name].interval(0), baseline[name]) for name in names]
     table = pd.DataFrame(rows, columns=["score", "value", "low", "high", "baseline"])
     first, shown = found[names[0]], SCORES[names[0]]
-    limits = f"95 % interval {interval_text(names[0], first.interval(0))}"
+    limits = interval_text(names[0], first.interval(0))
     many = f"{count(len(targets), 'image')} of {count(first.patients, 'patient')}"
-    interval = f"no interval: {first.withheld}" if first.withheld else f"{limits} (this network, {many})"
+    if first.withheld:
+        interval = f"no interval: {first.withheld}"
+    elif limits == CONSTANT:
+        interval = f"no interval: one class predicted for all of {many}"
+    else:
+        interval = f"95 % interval {limits} (this network, {many})"
     value = f"{shown.text(first.values[0])}{' %' * shown.percent}"
     return table, f"{shown.label} {value}, {interval}" if np.isfinite(first.values[0]) else ""
 
@@ -221,7 +226,7 @@ def command(arguments: list[str]) -> None:
     write_atomically(run.scores_file(split), scores.to_csv(index=False, float_format="%.6g"))
     if line:
         log.info("%s", line)
-    log.info("files in %s", run.path)
+    log.info("files in %s", short(run.path))
 
 
 if __name__ == "__main__":

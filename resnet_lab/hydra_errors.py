@@ -12,11 +12,11 @@ from pathlib import Path
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from resnet_lab.errors import NO_ROOM
+from resnet_lab.errors import NO_ROOM, short
 from resnet_lab.keys import choices_of, known_keys, no_such_key, suggestion
 from resnet_lab.schema import BY_NAME, CHOSEN, PROVIDED, conf_dir
 from resnet_lab.signatures import is_ours
@@ -27,6 +27,13 @@ LABEL_FILES = (".csv", ".tsv")
 RESNET = re.compile(r"(wide_?)?resnet_?(\d+)")
 IMAGENET_DEPTHS = (18, 34, 50, 101, 152)
 EVERY = "**/*"
+WRONG_TYPES = {  # words of OmegaConf → the rule
+    "could not be converted to Integer": "must be a whole number",
+    "could not be converted to Float": "must be a number",
+    "is not a valid bool": "must be true or false",
+    "is not Optional": "must not be null",
+    "is not a ListConfig": "must be a list, in brackets",
+}
 ALIKE = "indent the keys of one group by the same number of spaces"
 YAML_FAULTS = {  # words of PyYAML → what is wrong, and the remedy
     r"mapping values are not allowed": f"a colon at a wrong place; quote a text that contains a colon, and {ALIKE}",
@@ -58,6 +65,8 @@ def one_line(error: Exception, overrides: Sequence[str] = ()) -> str:
         return _fault_of_yaml(error)
     if isinstance(error, UnicodeDecodeError):
         return _wrong_encoding(overrides) or f"a YAML file is not UTF-8 text ({error.reason}); save it as UTF-8"
+    if isinstance(error, OverrideParseException):
+        return _fault_of_override(error.override)
     text = f"{error}\n{error.__cause__ or ''}"
     if isinstance(error, MissingConfigException):
         return _no_such_choice(error)
@@ -67,6 +76,8 @@ def one_line(error: Exception, overrides: Sequence[str] = ()) -> str:
         typed = next(filter(None, several.groups()))
         listed = f"a list is {typed.replace('=', '=[', 1)}]" if "=" in typed else "a list has brackets"
         return f"{typed}: several values are a sweep, which needs -m: resnet-lab train -m …; {listed}"
+    if (merged := re.search(r"Error merging override (.+)", text)) and (rule := _rule(text)):
+        return f"{merged[1]}: {rule}"
     unknown = re.search(r"Key '.*' (?:not in '|is not in struct)", text)
     key = re.search(r"Could not override '(.+)'|full_key: (.+)", text)
     if unknown and key and key[1] in known_keys() and f"full_key: {key[1]}." in text:
@@ -94,22 +105,31 @@ def _fault_of_yaml(error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
     if re.search("not closed", fault):  # the mark is where the file goes on
         mark = getattr(error, "context_mark", None) or mark
-    file = _shown(str(getattr(mark, "name", None) or getattr(error, "name", "")))
+    file = short(str(getattr(mark, "name", None) or getattr(error, "name", "")))
     if not Path(file).is_file():  # a value of the command line
         return fault
     return f"{file}: line {mark.line + 1}: {fault}" if mark else f"{file}: {fault}"
+
+
+def _fault_of_override(typed: str) -> str:
+    """Return the remedy for an override that Hydra's grammar cannot read."""
+    key, equals, value = typed.partition("=")
+    if not equals:
+        return f"{typed}: must be KEY=VALUE"
+    if key != key.strip():
+        return f"{typed}: write {key.strip()}={value.strip()} without spaces"
+    if value.count("[") != value.count("]") or value.count("{") != value.count("}"):
+        return f"{typed}: a bracket is not closed"
+    if value.endswith(","):
+        return f"{typed}: the comma at the end has no value after it"
+    quoted = shlex.quote('{}="{}"'.format(key, value.replace('"', "")))
+    return f"{typed}: the value has special characters and needs quotes of its own: {quoted}"
 
 
 def _file_in(text: str) -> str:
     """Return `experiment/mine.yaml: ` if an error of Hydra names an experiment file, else nothing."""
     named = re.search(r"In '(experiment/.+?)'", text)
     return f"{named[1]}.yaml: " if named else ""
-
-
-def _shown(file: str) -> str:
-    """Return a file as users type it: relative to the working folder if it is below."""
-    path, here = Path(file), Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else file
 
 
 def _wrong_encoding(overrides: Sequence[str], name: str = EVERY) -> str:
@@ -124,7 +144,7 @@ def _wrong_encoding(overrides: Sequence[str], name: str = EVERY) -> str:
             with suppress(UnicodeDecodeError):
                 if not file.read_text("utf-8").startswith("\ufeff") or name == EVERY:
                     continue
-            return f"{_shown(str(file))}: the file is not UTF-8 without BOM; save it so in your editor"
+            return f"{short(str(file))}: the file is not UTF-8 without BOM; save it so in your editor"
     return ""
 
 
@@ -146,7 +166,46 @@ def _mistake_in_file(text: str, overrides: Sequence[str]) -> str:
     if slash := re.search(r"Could not override 'experiment/(\w+)@", text):
         return f"{file}: a group needs a slash; write `override /{slash[1]}: …` in its defaults"
     wrong = re.search(r"ValidationError raised while composing config:\n(.+)\n\s*full_key: (\S+)", text)
-    return f"{file}: {wrong[2]}: {wrong[1]}" if wrong else ""
+    return f"{file}: {wrong[2]}: {_rule(wrong[1]) or wrong[1]}" if wrong else ""
+
+
+def _rule(text: str) -> str:
+    """Return the rule that a value of a wrong type breaks; empty if the text of OmegaConf names no known one."""
+    rule = next((rule for words, rule in WRONG_TYPES.items() if words in text), "")
+    value = re.search(r"Value '(.*)' of type|Value '(.*)' is not a valid", text)
+    swept = "; write the values of a sweep in hydra.sweeper.params, such as seed: 0,1" if "'ListConfig'" in text else ""
+    return rule + (f", not {value[1] or value[2]}{swept}" if rule and value else "")
+
+
+def with_file(message: str, overrides: Sequence[str], config_dir: str | Path) -> str:
+    """Put the user's YAML file in front of an error that begins with a key which only this file sets.
+
+    Args:
+        message: `data.imagesize: …` or `data.image_size=big: …`.
+        overrides: overrides of the command.
+        config_dir: folder of the user's YAML files; empty: there is none.
+    """
+    key = re.match(r"[\w.]+", message)
+    typed = [each.partition("=")[::2] for each in overrides]
+    if not config_dir or not key or key[0] in [name.lstrip("+~") for name, _ in typed]:
+        return message
+    for group, name in typed:
+        file = Path(config_dir) / group / f"{name}.yaml"
+        with suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
+            content = yaml.safe_load(file.read_text("utf-8"))
+            own = key[0] if group == "experiment" else key[0].removeprefix(f"{group}.")
+            if _sets(content, own.split(".")) or _sets(content, ["hydra", "sweeper", "params", own]):
+                return f"{group}/{name}.yaml: {message}"
+    return message
+
+
+def _sets(content: object, parts: Sequence[str]) -> bool:
+    """Return whether nested mappings have a key, given as its parts."""
+    for part in parts:
+        if not isinstance(content, dict) or part not in content:
+            return False
+        content = content[part]
+    return True
 
 
 def _no_such_choice(error: MissingConfigException) -> str:
@@ -174,7 +233,7 @@ def _meant(group: str, name: str) -> str:
         stem = Path(name).name.removesuffix(".yaml")  # users type the file
         found = [*Path.cwd().glob(f"*/experiment/{stem}.yaml"), *Path.cwd().glob(f"*/experiment/{stem}.yml")]
         if found and found[0].suffix == ".yml":
-            return f"{_shown(str(found[0]))}, which needs the suffix .yaml"
+            return f"{short(str(found[0]))}, which needs the suffix .yaml"
         return f"--config-dir {shlex.quote(found[0].parents[1].name)} experiment={stem}" if found else ""
     if group == "data" and (folder := Path(name).expanduser()).is_dir():
         tables = (file for depth in ("*", "*/*") for file in folder.glob(depth) if file.suffix in LABEL_FILES)

@@ -193,6 +193,8 @@ def check_predict(given: Namespace) -> None:
     if out.exists() and not out.is_file():
         raise UserError(f"out={out} is a folder or not a regular file; name a CSV file")
     refuse_inside_run(out)
+    if out.suffix.lower() != ".csv":
+        raise UserError(f"out={out}: predict writes a CSV file; name it {out.with_suffix('.csv')}")
     if out.exists() and not given.overwrite:
         raise UserError(f"out={out} exists; name another file, or set overwrite=true")
     for item in given.overrides:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import time
 from argparse import Namespace
@@ -12,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from resnet_lab.command_line import begin
-from resnet_lab.errors import UserError, one_line_of
+from resnet_lab.errors import UserError, count, one_line_of
 from resnet_lab.processes import BUSY, GRACE, Stopped, stop_on_signals, stop_with_parent
 from resnet_lab.ranks import is_alone, repeat_failure, stop_with_ranks
-from resnet_lab.run_folder import PATIENCE, Busy, RunFolder
+from resnet_lab.run_folder import PATIENCE, Busy, RunFolder, find_runs
 from resnet_lab.trust import trust, warn_of_unused
 from resnet_lab.verbs import job
 
@@ -32,6 +33,7 @@ def main() -> int:
     stop_on_signals()
     try:
         trust(given.trust)
+        refuse_several(run)
         config = run.read_config()
         with run.lock(PATIENCE) if is_alone() else nullcontext():  # status shows that the job is starting
             return run_job(run, config, given)
@@ -43,6 +45,26 @@ def main() -> int:
     except OSError as error:  # of the lock, the log or the status; errors of the job itself are in status.json
         print(f"error: {error.filename or run.path}: {error.strerror}; make the run folder writable", file=sys.stderr)
         return 1
+
+
+def refuse_several(run: RunFolder) -> None:
+    """Refuse a folder that is no run but contains some, and name those that are not done.
+
+    Raises:
+        UserError: it contains runs.
+    """
+    if run.config_file.is_file():
+        return
+    try:
+        inside = find_runs([run.path])
+    except UserError:  # it contains none, which the configuration's error says
+        return
+    undone = [shlex.quote(str(each.path)) for each in inside if each.read_status()["state"] != "done"]
+    contains = f"{run.path} is not a run but contains {count(len(inside), 'run')}"
+    if not undone:
+        raise UserError(f"{contains}, and all are done")
+    more = f" (or another one of the {len(undone)} that are not done)" if len(undone) > 1 else ""
+    raise UserError(f"{contains}; start one of them: python -m resnet_lab.job {undone[0]}{more}")
 
 
 def run_job(run: RunFolder, config: Mapping[str, Any], given: Namespace) -> int:

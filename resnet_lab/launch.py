@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from resnet_lab.compatibility import SCHEMA_VERSION, with_older_defaults
 from resnet_lab.config import changed_keys, check, config_hash, differences, without_unknown
 from resnet_lab.continuation import EPOCHS, refuse_epochs
-from resnet_lab.errors import UserError, printable
+from resnet_lab.errors import UserError, printable, short
 from resnet_lab.hydra_errors import one_line
 from resnet_lab.processes import BUSY, SIGNALS, describe_death
 from resnet_lab.run_folder import PATIENCE, Busy, RunFolder, find_runs, jobs_file
@@ -71,6 +71,9 @@ def refuse_mixture(run: RunFolder, sweep: bool) -> None:
         raise UserError(f"{run.path.parent} contains a single run; choose another sweep_dir")
     if not sweep and jobs_file(run.path).is_file():
         raise UserError(f"{run.path} contains a sweep; choose another sweep_dir for a single run")
+    if not sweep and not run.config_file.is_file() and (other := next(run.path.glob("*/status.json"), None)):
+        remedy = f"name a folder of its own, such as sweep_dir={short(run.path / 'NAME')}"
+        raise UserError(f"{short(run.path)} contains other runs, such as {other.parent.name}; {remedy}")
 
 
 def create_run(run: RunFolder, config: DictConfig, overrides: Sequence[str] = (), config_dir: str = "") -> None:
@@ -176,7 +179,7 @@ def _may_start(run: RunFolder, on_failed: str, sweep: bool) -> bool:
     """
     status = run.read_status()
     if status["state"] == "done":
-        print(f"{run.path} is done", flush=True)
+        print(f"{short(run.path)} is done already", flush=True)
         return False
     if on_failed == "stop":
         for other in find_runs([run.path.parent]) if sweep else [run]:

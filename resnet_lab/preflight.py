@@ -31,7 +31,7 @@ from resnet_lab.parts import (
     without_weights,
 )
 from resnet_lab.terminal import Lines
-from resnet_lab.training import own_parts
+from resnet_lab.training import own_parts, selection
 from resnet_lab.trust import trust, without_trust
 
 
@@ -51,8 +51,14 @@ def command(arguments: list[str]) -> None:
             refuse_no_logits(build_objective(need["loss"], [1] * len(names)), need["loss"])
             teacher_of(need["loss"], need["data"], names)
         elif "data" in need:
-            splits = data_of(json.dumps(need["data"], sort_keys=True))[1]
-            refuse_decision(need.get("decision", "auto"), splits)
+            data_set, splits = data_of(json.dumps(need["data"], sort_keys=True))
+            refuse_decision(need["decision"], splits)
+            selection(
+                **need["selects"],
+                num_classes=len(data_set.class_names or ()),
+                ordered=data_set.ordered,
+                validates="val" in splits,
+            )
         else:
             check_network(need["model"])
 

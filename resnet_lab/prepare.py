@@ -16,13 +16,12 @@ import numpy as np
 import pandas as pd
 
 from resnet_lab.command_line import log_to, run_command
-from resnet_lab.config import build, check, compose_config, words_of_trust
+from resnet_lab.config import build, composed, words_of_trust
 from resnet_lab.data.check import digest_of
 from resnet_lab.data.duplicates import VERSION, find_duplicates, near_pairs, thumbnail
 from resnet_lab.data.image_data import ImageData
 from resnet_lab.data.prepared import PreparedSet, prepare, read_prepared
 from resnet_lab.data.splits import join_patients, leaking, merged_patients
-from resnet_lab.data_report import DataSummary, write_data_report
 from resnet_lab.errors import UserError, count
 from resnet_lab.files import write_atomically
 from resnet_lab.terminal import Lines
@@ -108,8 +107,7 @@ def command(arguments: list[str]) -> None:
     """Prepare the data set of the configuration, and report on it; defects in the data do not stop it."""
     given = VERBS["prepare"]().read(arguments)
     log_to([Lines()])
-    config = compose_config(given.overrides, given.config_dir or "")
-    check(config)
+    config = composed(given.overrides, given.config_dir or "")
     trust(words_of_trust(config))  # the command line itself names them
     data: ImageData = build("data", config["data"])
     rows, target = data.listed(), data.prepared_set
@@ -124,6 +122,9 @@ def command(arguments: list[str]) -> None:
     good = facts[facts["defect"] == ""]
     duplicates = find_duplicates(good, stored_near_pairs(target, good))
     log.info("writing the report")
+    # matplotlib; each process of `prepare` imports this module, too
+    from resnet_lab.data_report import DataSummary, write_data_report
+
     out = Path(given.out or target.folder / "report")
     assert data.class_names is not None
     summary = DataSummary(

@@ -23,7 +23,7 @@ from resnet_lab.verbs import VERBS
 
 TIMED = ("done", "running", "interrupted")  # states with a time per epoch
 SHOWN = 20  # jobs that the end of a sweep lists
-STATES = ("done", "running", "interrupted", "failed", "created", "missing", "unreadable")
+STATES = ("done", "running", "interrupted", "failed", "created", "planned", "unreadable")
 
 
 class JobState(NamedTuple):
@@ -108,7 +108,7 @@ def sweeps_in(folder: Path) -> dict[Path, list[JobState]]:
         sweeps.setdefault(run.path.parent, []).append(state_of(run))
     for place, names in planned.items():
         absent = [name for name in names if (place / name).resolve() not in known]
-        sweeps[place] += [JobState(name, "missing") for name in absent]
+        sweeps[place] += [JobState(name, "planned") for name in absent]
         place_of = {name: number for number, name in enumerate(names)}
         sweeps[place].sort(key=lambda job: place_of.get(job.name, len(place_of)))
     for each in hidden:
@@ -127,7 +127,7 @@ def time_left(place: Path, jobs: Sequence[JobState]) -> float | None:
     statuses = [(state, run.read_status(), {} if state == "done" else run.read_config()) for state, run in records]
     starts = [_start_of(status) for state, status, _ in statuses if state == "done"]
     start = mean([each for each in starts if each is not None] or [0.0])
-    takes, rest, waiting = list[float](), 0.0, sum(job.state in ("missing", "created") for job in jobs)
+    takes, rest, waiting = list[float](), 0.0, sum(job.state in ("planned", "created") for job in jobs)
     for state, status, config in statuses:
         finished, seconds = status.get("epoch", UNTRAINED) + 1, status.get("seconds", 0.0)
         if state == "done":

@@ -44,6 +44,7 @@ ON_IMPORT = ("OMP_", "MKL_", "KMP_", "OPENBLAS_", "CUDA_", "LD_", "PYTHON", "PYT
 RANKS = ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID", "WORLD_SIZE", "RANK", "LOCAL_RANK")  # of jobs with several processes
 PROGRAM = "resnet_lab.supervisor"
 POLL = 0.02  # seconds between two looks at a forked process
+READY = 0.5  # seconds that imports may take without a line
 
 
 class Supervisor:
@@ -64,6 +65,8 @@ class Supervisor:
         if _on_import(os.environ) != self._environment:
             return False
         if self._threads is None:
+            if not select.select([self._socket], [], [], READY)[0]:
+                print(f"{time.strftime('%H:%M:%S')}  loading PyTorch", flush=True)
             self._threads = self._answer().get("threads", 0)
         return self._threads == 1 and self._process.poll() is None
 

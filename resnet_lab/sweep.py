@@ -76,7 +76,8 @@ def _needs(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
     parts = [*(job[group] for group in PROVIDED), *(part for group in BY_NAME for part in job[group].values())]
     if any(not is_ours(str(part["_target_"])) for part in parts):
         yield {"parts": job | {"seed": 0}}
-    yield {"data": job["data"]} | ({"decision": rule} if (rule := job["loss"]["decision"]) != "auto" else {})
+    selects = {key: job[key] for key in ("monitor", "schedule")} | {"patience": job["trainer"]["early_stopping"]}
+    yield {"data": job["data"], "decision": job["loss"]["decision"], "selects": selects}
     if job["loss"]["teacher"] is not None:
         yield {"data": job["data"], "loss": job["loss"]}
     if is_ours(job["model"]["_target_"]):

@@ -9,9 +9,11 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from textwrap import wrap
 
 CLEAR = "\r\x1b[K"  # back to the first column, and nothing right of it
 EVERY = 0.2  # seconds between two drawings
+GAP = "  "  # between the time and the parts of a log line
 WIDEST = 24  # characters of the bar
 
 
@@ -58,6 +60,29 @@ def line_of(share: float, parts: Sequence[str], columns: int) -> str:
     return "  ".join([shown[0], *bar, *shown[1:]])[: columns - 1]
 
 
+def folded(text: str, columns: int) -> str:
+    """Break a log line that is too long at its double spaces, below the end of the time."""
+    if len(text) <= columns or "\n" in text:
+        return text
+    time_, *parts = text.split(GAP)
+    lines = [time_]
+    for part in parts:
+        if len(lines[-1] + GAP + part) > columns and len(lines[-1]) > len(time_):
+            lines.append(" " * len(time_))
+        lines[-1] += GAP + part
+    return "\n".join(lines)
+
+
+def wrapped(text: str, columns: int) -> str:
+    """Break the lines of a text that are too long at spaces."""
+    lines = list[str]()
+    for line in text.split("\n"):
+        fits = len(line) <= columns
+        broken = wrap(line, columns, subsequent_indent=GAP, break_long_words=False, break_on_hyphens=False)
+        lines += [line] if fits else broken
+    return "\n".join(lines)
+
+
 class Lines(logging.StreamHandler):  # type: ignore[type-arg]
     """Handler that writes log lines to standard output, each over the progress line."""
 
@@ -65,8 +90,9 @@ class Lines(logging.StreamHandler):  # type: ignore[type-arg]
         super().__init__(sys.stdout)
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line; at a terminal it first clears the progress line of any process."""
-        return (CLEAR if is_terminal() else "") + super().format(record)
+        """Return the line; at a terminal it fits the columns, and first clears the progress line of any process."""
+        text = super().format(record)
+        return CLEAR + folded(text, shutil.get_terminal_size().columns) if is_terminal() else text
 
 
 class Progress:

@@ -28,7 +28,7 @@ from resnet_lab.command_line import begin, show
 from resnet_lab.config import check_overrides, register, searchpath_of, words_of_trust
 from resnet_lab.errors import UserError, one_line_of, printable
 from resnet_lab.gpus import place_on_gpu
-from resnet_lab.hydra_errors import one_line
+from resnet_lab.hydra_errors import one_line, with_file
 from resnet_lab.launch import JobFailed, run_in
 from resnet_lab.processes import (
     Stopped,
@@ -92,7 +92,8 @@ def train(config: DictConfig) -> float | None:
     except UserError as error:
         # printed now, as Hydra shows only the first failed job, at the end
         if not isinstance(error, JobFailed):
-            print(f"error: {f'{run.path.name}: ' if sweep else ''}{one_line_of(error)}", file=sys.stderr, flush=True)
+            text = with_file(one_line_of(error), hydra_config.overrides.task, config_dir_of(hydra_config))
+            print(f"error: {f'{run.path.name}: ' if sweep else ''}{text}", file=sys.stderr, flush=True)
         if sweep and not one_by_one:
             raise
         FAILED.append(run)
@@ -124,7 +125,7 @@ def print_label(run: RunFolder, labels: dict[str, Any]) -> None:
     print(printable(f"{place}: {shown}"), flush=True)
 
 
-def checked(forks: bool) -> bool:
+def checked(given: Namespace, forks: bool) -> bool:
     """Return whether the command may start; print the error if not. `forks`: whether its jobs may be forked."""
     try:
         sys.argv[1:], trusted = without_trust(sys.argv[1:])
@@ -134,7 +135,7 @@ def checked(forks: bool) -> bool:
             supervisor.begin()  # it imports while the jobs are composed
         return preflight(sys.argv[1:], trusted, forks)
     except UserError as error:
-        print(f"error: {one_line_of(error)}", file=sys.stderr)
+        print(f"error: {with_file(one_line_of(error), given.overrides, given.config_dir or '')}", file=sys.stderr)
         return False
 
 
@@ -178,18 +179,20 @@ def run_command() -> int:
     this_is_the_command()
     try:
         starts = not (given.cfg or given.info or given.hydra_help)
-        if not checked(starts and (given.multirun or not supervisor.launched())):
+        if not checked(given, starts and (given.multirun or not supervisor.launched())):
             return 1
         train()
     except UserError:  # already printed
         return 1
     except Stopped as stopped:
         handed = "; jobs on the cluster keep running: cancel them with scancel" if _hands_over(sys.argv) else ""
-        print(f"stopped; resume with the same command and the same sweep_dir{handed}", file=sys.stderr)
+        start = "\n" if sys.stderr.isatty() else ""  # after ^C
+        print(f"{start}stopped; resume with the same command and the same sweep_dir{handed}", file=sys.stderr)
         return stopped.code
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         overrides = [*given.overrides, *searchpath_of(given.config_dir or "")]
-        print(f"error: {one_line(error, overrides)}", file=sys.stderr)
+        text = with_file(one_line(error, overrides), given.overrides, given.config_dir or "")
+        print(f"error: {text}", file=sys.stderr)
         return 1
     except Exception as error:
         if _raised_in(error) in ("hydra", "omegaconf"):  # an override that they cannot parse

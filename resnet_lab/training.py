@@ -18,6 +18,7 @@ from lightning import Callback, Trainer, seed_everything
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
@@ -36,11 +37,11 @@ from resnet_lab.config import (
 )
 from resnet_lab.data.arrays import ArrayData
 from resnet_lab.data.datamodule import DataModule
-from resnet_lab.data.splits import NO_TEST
+from resnet_lab.data.splits import NO_TEST, SPLITS
 from resnet_lab.derived import derive_decision, same_training
 from resnet_lab.distillation import Distillation, refuse_no_logits, refuse_own_folder, teacher_of
 from resnet_lab.distillation import idle_keys as idle_keys_of_teacher
-from resnet_lab.errors import UserError
+from resnet_lab.errors import UserError, short
 from resnet_lab.failures import fail, stopped_elsewhere
 from resnet_lab.files import refuse_unwritable, remove_unfinished
 from resnet_lab.freezing import Freezing, idle_keys
@@ -93,7 +94,9 @@ def run_job(run: RunFolder, misfits: frozenset[Path] = frozenset()) -> None:
     module.distillation = distillation(run, config, module, datamodule, resumes=resume_from is not None)
     freezing = Freezing(module.model, config["model"]["freeze"], config["model"]["unfreeze_at_epoch"])
     module.fit_split = "val" if "val" in datamodule.splits else "train"
-    monitor, mode = selection(config, datamodule)
+    patience, classes = config["trainer"]["early_stopping"], len(datamodule.class_names)
+    chosen = (config["monitor"], config["schedule"], patience, classes, datamodule.data.ordered)
+    monitor, mode = selection(*chosen, validates="val" in datamodule.splits)
     balances_twice = config["data"]["sampling"] != "none" and config["loss"].get("class_weights", "none") != "none"
     if balances_twice and rank() == 0:
         log.warning("data.sampling and loss.class_weights both balance the classes, so rare classes are weighted twice")
@@ -133,7 +136,7 @@ def run_job(run: RunFolder, misfits: frozenset[Path] = frozenset()) -> None:
         log.warning(text)
     compile_network(config["trainer"]["compile"], module, trainer.strategy.root_device)
 
-    log.info("%s in %s", "resuming" if resume_from else "starting", run.path)
+    log.info("%s in %s", "resuming" if resume_from else "starting", short(run.path))
     trains = config["trainer"]["max_epochs"] > 0
     if trains:
         trainer.fit(module, datamodule=datamodule, ckpt_path=resume_from, weights_only=True)
@@ -286,7 +289,8 @@ def say_source(datamodule: DataModule, decided_by: str) -> None:
         return
     digests = ", ".join(f"{split} {digest}" for split, digest in datamodule.pixel_digests.items())
     source = "the originals" if datamodule.pixels == "originals" else f"the prepared set ({digests})"
-    log.info("images are read from %s%s", source, f", the source that {decided_by} started with" if decided_by else "")
+    first = decided_by if decided_by == "the job" else "the sweep"
+    log.info("images are read from %s%s", source, f", the source that {first} started with" if decided_by else "")
 
 
 def same_images(run: RunFolder, datamodule: DataModule) -> None:
@@ -317,19 +321,32 @@ def synchronizable(settings: dict[str, Any], trainer: Trainer) -> None:
         )
 
 
-def selection(config: dict[str, Any], datamodule: DataModule) -> tuple[str | None, str]:
-    """Return the metric that selects the best epoch (None without a validation split), and its mode."""
-    num_classes, ordered = len(datamodule.class_names), datamodule.data.ordered
-    monitor, mode = monitored(config["monitor"], num_classes, ordered)
-    validates = "val" in datamodule.splits
-    schedule = config["schedule"]
+def selection(
+    monitor: str, schedule: dict[str, Any], patience: int | None, num_classes: int, ordered: bool, validates: bool
+) -> tuple[str | None, str]:
+    """Return the metric that selects the best epoch (None without a validation split), and its mode.
+
+    Args:
+        monitor: see `monitored`.
+        schedule: the group of the configuration.
+        patience: `trainer.early_stopping`.
+        num_classes: K.
+        ordered: whether the classes are grades.
+        validates: whether there is a validation split.
+
+    Raises:
+        UserError: a metric does not exist; or a schedule or early stopping needs validation, and there is none.
+    """
+    name, mode = monitored(monitor, num_classes, ordered)
     if schedule.get("monitor") is not None:
         monitored(schedule["monitor"], num_classes, ordered, key="schedule.monitor")
         if not validates:
             raise UserError("schedule=plateau needs a validation split; set data.val_fraction or data.val_csv")
     elif schedule["_target_"].endswith(".ReduceLROnPlateau"):
         raise UserError("schedule.monitor is null: ReduceLROnPlateau needs a metric; set schedule.monitor=val/loss")
-    return (monitor if validates else None), mode
+    if patience is not None and not validates:
+        raise UserError("trainer.early_stopping needs a validation split; set data.val_fraction or data.val_csv")
+    return (name if validates else None), mode
 
 
 def own_parts(config: dict[str, Any], group: str, **arguments: Any) -> list[Any]:
@@ -341,9 +358,9 @@ def own_parts(config: dict[str, Any], group: str, **arguments: Any) -> list[Any]
         arguments: arguments for each part that accepts them and whose keys do not set them.
 
     Raises:
-        UserError: a part cannot be built, or has another type.
+        UserError: a part cannot be built, or has another type; or a checkpoint could not tell two callbacks apart.
     """
-    kind, found = KINDS[group], []
+    kind, found, states = KINDS[group], [], dict[str, str]()
     for name, node in config[group].items():
         given = {key: value for key, value in arguments.items() if key not in node}
         each = build(group, node, place=f"{group}.{name}", **given)
@@ -351,6 +368,14 @@ def own_parts(config: dict[str, Any], group: str, **arguments: Any) -> list[Any]
             target, other = node["_target_"], type(each).__name__
             remedy = f"name a {kind.__name__.lower()}"
             raise UserError(f"{group}.{name}._target_ {target} returns a {other}, not a {BY_NAME[group]}; {remedy}")
+        saved = isinstance(each, Callback) and is_overridden("state_dict", each, Callback)
+        key = each.state_key if isinstance(each, Callback) and saved else f"{group}.{name}"
+        if (twin := states.setdefault(key, name)) != name:
+            raise UserError(
+                f"{group}.{twin} and {group}.{name} are both {node['_target_']} with the state_key {key!r}, so a "
+                "checkpoint cannot tell their states apart; leave one out, or give the class a state_key that depends "
+                "on its arguments"
+            )
         found.append(each)
     return found
 
@@ -358,10 +383,8 @@ def own_parts(config: dict[str, Any], group: str, **arguments: Any) -> list[Any]
 def early_stopping(config: dict[str, Any], monitor: str | None, mode: str) -> list[Callback]:
     """Return the callback, if `trainer.early_stopping` is set."""
     patience = config["trainer"]["early_stopping"]
-    if patience is None:
+    if patience is None or monitor is None:
         return []
-    if monitor is None:
-        raise UserError("trainer.early_stopping needs a validation split; set data.val_fraction or data.val_csv")
     return [ResumableEarlyStopping(monitor, patience=patience, mode=mode)]
 
 
@@ -399,7 +422,7 @@ def describe(run: RunFolder, trainer: Trainer, datamodule: DataModule, module: C
     log.info(
         "%s: images %s",
         datamodule.data.name,
-        "  ".join(f"{k} {v}" for k, v in datamodule.class_counts.items()),
+        "  ".join(f"{split} {datamodule.class_counts[split]}" for split in SPLITS if split in datamodule.class_counts),
     )
     if "test" not in datamodule.splits:
         log.warning(NO_TEST)
@@ -464,7 +487,7 @@ def show_scores(
 ) -> None:
     """Log the table of scores (see `score_table`) and the folder with the files."""
     log.info(f"done\n{score_table(metrics, counts, train_counts, names)}")
-    log.info("files in %s", run.path)
+    log.info("files in %s", short(run.path))
 
 
 def log_hyperparameters(trainer: Trainer, run: RunFolder, metrics: dict[str, float]) -> None:
@@ -505,7 +528,7 @@ def guarded(run: RunFolder) -> int:
     status = run.read_status()
     if status["state"] == "done":
         if not has_lost_predictions(run, status):
-            log.info("%s is done", run.path)
+            log.info("%s is done already", short(run.path))
             return 0
         log.info("predictions are missing; testing again")
     if rank() == 0:

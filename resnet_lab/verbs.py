@@ -33,12 +33,12 @@ def train() -> Verb:
             "    metrics.csv, train.log     one row per epoch; the log",
             "    checkpoints/               best.ckpt and last.ckpt",
             "    predictions_test.csv, confusion_matrix_test.*, class_report_test.csv",
-            "    tensorboard/               for tensorboard --logdir runs",
+            "    tensorboard/               for resnet-lab tensorboard runs",
         ],
         [
             "  resnet-lab train data=retinopathy data.root=eyepacs model.pretrained=imagenet",
             "  resnet-lab train -m model.depth=18,50 seed=0,1,2 sweep_dir=runs/depth",
-            "  resnet-lab train -m experiment=demo scale=smoke",
+            "  resnet-lab train experiment=demo model.pretrained=none scale=smoke",
             "  resnet-lab train --config-dir my_conf experiment=mine",
             "  resnet-lab train --keys data.batch_size",
         ],
@@ -197,12 +197,33 @@ def status() -> Verb:
     """Declare `status`."""
     verb = Verb(
         "resnet-lab status",
-        "Show the state of the jobs of sweeps and runs: done, running, interrupted, failed, created or missing.",
+        "Show the state of the jobs of sweeps and runs: done, running, interrupted, failed, created or planned.",
         ["  nothing"],
         ["  resnet-lab status runs/depth", "  resnet-lab status runs"],
     )
     verb.argument("DIR", "folder of a run or sweep, or a folder above it", several=True)
     return verb
+
+
+def tensorboard() -> Verb:
+    """Declare `tensorboard`."""
+    verb = Verb(
+        "resnet-lab tensorboard",
+        "Watch trainings in the browser: TensorBoard with the short names of status and report. "
+        "(tensorboard --logdir DIR shows the same runs, named by their folders.)",
+        ["  nothing"],
+        ["  resnet-lab tensorboard runs/depth", "  resnet-lab tensorboard runs port=6007"],
+    )
+    verb.argument("DIR", "folder of a run or sweep, or a folder above it", several=True)
+    verb.option("port", "N", "port of the page", 6006, type=_port)
+    verb.option("host", "NAME", "address that the page is served at; 0.0.0.0: to other machines, too", "localhost")
+    return verb
+
+
+def _port(value: str) -> int:
+    if not value.isdecimal() or not int(value) < 65536:
+        raise ArgumentTypeError(f"port={value}: must be a whole number below 65536; 0: any free port")
+    return int(value)
 
 
 def report() -> Verb:
@@ -282,10 +303,10 @@ def _starts(value: str) -> int:
 
 
 VERBS: dict[str, Callable[[], Verb]] = {
-    each.__name__: each for each in (prepare, train, status, report, combine, evaluate, predict)
+    each.__name__: each for each in (prepare, train, status, tensorboard, report, combine, evaluate, predict)
 }
 TASKS = {
     "data": ("prepare",),
-    "train and compare": ("train", "status", "report", "combine"),
+    "train and compare": ("train", "status", "tensorboard", "report", "combine"),
     "use a model": ("evaluate", "predict"),
 }

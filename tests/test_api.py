@@ -68,8 +68,24 @@ def test_resnet_builds_a_network_by_its_depth() -> None:
     torch.testing.assert_close(network.eval()(images), own.eval()(images))
     small = resnet_lab.resnet(20, 10, "resnet_cifar")
     assert sum(each.numel() for each in small.parameters()) == 269_722  # of He et al. (2016): 0.27 million
-    assert "model.depth" in refusal(resnet_lab.resnet, 19, 3)
-    assert "model.steem" in refusal(lambda: resnet_lab.resnet(18, 3, steem="3x3"))
+    assert "depth=19 is unknown" in refusal(resnet_lab.resnet, 19, 3)
+    message = refusal(lambda: resnet_lab.resnet(18, 3, steem="3x3"))
+    assert message.startswith("steem: ")
+    assert message.endswith("did you mean stem?")
+    message = refusal(lambda: resnet_lab.resnet(18, 3, "resnt"))
+    assert message.startswith("form=resnt: there is no such choice; did you mean form=resnet?")
+
+
+def test_errors_name_arguments_in_place_of_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert refusal(resnet_lab.compose, "experiment=mine").endswith(
+        'config_dir="DIR" reads your own DIR/experiment/mine.yaml'
+    )
+    (tmp_path / "my conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "my conf" / "experiment" / "mine.yaml").touch()
+    assert 'did you mean "experiment=mine", config_dir="my conf"?' in refusal(resnet_lab.train, "experiment=mine")
+    assert "-m" not in refusal(resnet_lab.compose, "model.depth=18,34").partition("command: resnet-lab train")[0]
+    assert refusal(resnet_lab.train, "data=retinopathy") == "data.root is not set; give data.root=…"
 
 
 def test_compare_returns_the_leaderboard_best_first(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import yaml
 from conftest import TINY
 from omegaconf import OmegaConf
 
-from resnet_lab.axes import axes_of, axes_of_run, label_of, labels_in, note_jobs, plain, shown_of, texts_of
+from resnet_lab.axes import as_typed, axes_of, axes_of_run, label_of, labels_in, note_jobs, plain, shown_of, texts_of
 from resnet_lab.config import check, compose_config, config_hash
 from resnet_lab.errors import UserError
 from resnet_lab.evaluate import title_of
@@ -106,6 +106,19 @@ def test_a_single_job_and_a_single_run_are_named_by_their_folders(tmp_path: Path
 def test_equal_values_are_not_an_axis() -> None:
     assert axes_of([{"optim.lr": "1e-3", "seed": "0"}, {"optim.lr": "0.001", "seed": "1"}]) == ["seed"]
     assert axes_of([]) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(True, "true"), ("False", "false"), (None, "null"), ("None", "None"), ([None, True, 0.5], "[null, true, 0.5]")],
+)
+def test_a_value_is_shown_as_typed(value: object, text: str) -> None:
+    assert as_typed(value) == text
+
+
+def test_jobs_of_a_sweep_over_true_and_false_have_labels_as_typed() -> None:
+    words = shown_of([{"data.eye_crop": "True"}, {"data.eye_crop": "False"}], {})
+    assert [list(each.values()) for each in words] == [["eye_crop=true"], ["eye_crop=false"]]
 
 
 def test_values_of_configurations_have_labels_too() -> None:

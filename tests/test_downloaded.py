@@ -332,6 +332,15 @@ def test_ignored_files_are_reported(root, caplog):
     assert f"{root / 'valid.csv'} is not a comma-separated file in UTF-8" in refusal(retinopathy(root).read_table)
 
 
+@pytest.mark.parametrize("keys", [{}, {"train_csv": "train.csv", "test_csv": "test.csv"}])
+def test_several_files_with_another_encoding_are_all_named(root, keys):
+    pictures(root, "images/a.jpg", "images/b.jpg")
+    for name in ("train.csv", "test.csv"):
+        (root / name).write_bytes("image,level\na,0\n".encode("utf-16"))
+    message = refusal(retinopathy(root, **keys).read_table)
+    assert message == f"{root}: train.csv, test.csv are not UTF-8 text; save each as CSV in UTF-8"
+
+
 @pytest.mark.parametrize("name", ["grades.xlsx", "labels.csv"])
 def test_tables_that_cannot_be_read_are_named(root, name):
     pictures(root, "images/a.jpg")

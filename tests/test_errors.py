@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from resnet_lab.command_line import PrintableFormatter
-from resnet_lab.errors import UserError, count, one_line_of, printable
+from resnet_lab.errors import UserError, count, one_line_of, printable, short
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,12 @@ from resnet_lab.errors import UserError, count, one_line_of, printable
 )
 def test_one_is_singular(words, expected: str) -> None:
     assert count(*words) == expected
+
+
+def test_a_path_below_the_working_folder_is_shown_as_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert short(tmp_path / "runs" / "one") == "runs/one"
+    assert short(tmp_path.parent / "other") == str(tmp_path.parent / "other")
 
 
 @pytest.mark.parametrize(

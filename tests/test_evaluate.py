@@ -95,6 +95,14 @@ def test_without_an_interval_the_reason_is_named(tmp_path: Path) -> None:
     assert table["low"].isna().all()
 
 
+def test_one_predicted_class_has_no_interval(tmp_path: Path) -> None:
+    file = tmp_path / "predictions_test.csv"
+    rows = [f"{number},{number},{number % 2},0,0.9,0.1" for number in range(40)]
+    file.write_text("\n".join(["image,patient,target,prediction,p_0,p_1", *rows, ""]))
+    _, line = evaluate.scores_of(file, ordered=True, majority=0)
+    assert line == "QWK 0.000, no interval: one class predicted for all of 40 images of 40 patients"
+
+
 def test_another_split_or_checkpoint_leaves_the_runs_own_files_alone(trained: RunFolder) -> None:
     before = trained.predictions_file("val").read_text()
     evaluate.command([str(trained.last_checkpoint), "split=val"])
@@ -213,6 +221,9 @@ def test_folders_are_matched_to_classes_by_name(trained: RunFolder, tmp_path: Pa
 
 def test_an_unwritable_output_is_refused_first(trained: RunFolder, photographs: Path, tmp_path: Path) -> None:
     assert "is a folder" in refusal(predict.command, [str(trained.path), str(photographs), f"out={tmp_path}"])
+    for name in ("grades", "grades.xlsx"):
+        message = refusal(predict.command, [str(trained.path), str(photographs), f"out={tmp_path / name}"])
+        assert message.endswith(f"predict writes a CSV file; name it {tmp_path / 'grades.csv'}")
     assert "data=foo: there is no such choice" in refusal(evaluate.command, [str(trained.path), "data=foo"])
     assert "trainer.devices=abc" in refusal(evaluate.command, [str(trained.path), "trainer.devices=abc"])
 
@@ -341,11 +352,11 @@ def test_a_failed_evaluation_or_prediction_leaves_nothing(
     refusal(evaluate.command, [run, "split=dev"])
     refusal(evaluate.command, [run, "split=dev", out])
     refusal(evaluate.command, [run, f"data.root={tmp_path / 'nothing'}"])
-    refusal(predict.command, [run, str(tmp_path / "nothing"), out])
+    refusal(predict.command, [run, str(tmp_path / "nothing"), f"{out}.csv"])
     monkeypatch.setattr(Path, "write_bytes", full_disk)
-    for command, words in ((evaluate.command, []), (predict.command, [str(photographs / "images")])):
+    for command, words in ((evaluate.command, [out]), (predict.command, [str(photographs / "images"), f"{out}.csv"])):
         with pytest.raises(OSError, match=r"No space left on device: '.*/a/b"):
-            command([run, *words, out])
+            command([run, *words])
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from resnet_lab.config import register
+from resnet_lab.data.augmentation import NEUTRAL, Augmentation
 from resnet_lab.data.splits import class_counts, limit_classes, limit_rows
 from resnet_lab.report import __main__ as report
 from resnet_lab.run_folder import RunFolder, find_runs
 from resnet_lab.schema import conf_dir
+from resnet_lab.sweep import jobs_of
 
 EYEPACS = {"data._target_": "resnet_lab.data.retinopathy.Retinopathy", "data.ordered": True}
 EYEPACS |= {"data.horizontal_flip": 0.5, "data.vertical_flip": 0.5, "data.image_size": 512, "data.val_fraction": 0.0}
@@ -133,6 +136,36 @@ def test_each_job_has_the_hyper_parameters_of_its_study(name: str) -> None:
 
 def _plain(value: Any) -> Any:
     return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+
+
+def test_retinamnist_has_the_published_recipe() -> None:
+    config, jobs = composed("experiment=retinamnist")
+    expected = {
+        "optim._target_": "torch.optim.Adam",
+        "optim.lr": 0.001,
+        "schedule.milestones": [0.5, 0.75],
+        "schedule.gamma": 0.1,
+        "trainer.max_epochs": 100,
+        "data.batch_size": 128,
+        "data.image_size": 28,
+        "data.mean": [0.5, 0.5, 0.5],
+        "data.std": [0.5, 0.5, 0.5],
+        "data.splits": None,
+        "model.stem": "3x3",
+        "model.depth": 18,
+        "model.pretrained": "none",
+        "loss._target_": "resnet_lab.objectives.cross_entropy",
+        "monitor": "val/auroc",
+    }
+    assert {key: _plain(OmegaConf.select(config, key)) for key in expected} == expected
+    assert [field.name for field in fields(Augmentation) if _plain(config.data[field.name]) not in NEUTRAL] == []
+    assert jobs == [["seed=0"], ["seed=1"], ["seed=2"]]
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in conf_dir().glob("experiment/[!_]*.yaml")))
+def test_every_job_of_an_experiment_is_allowed(name: str) -> None:
+    _, grid = composed(f"experiment={name}")
+    assert len(jobs_of(["-m", f"experiment={name}"])) >= len(grid) // 3  # without seeds
 
 
 @pytest.mark.parametrize("name", STUDIES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,14 @@ def test_the_other_eye_helps(tmp_path: Path) -> None:
         assert (each.path / "predictions_test.csv").read_bytes() == (
             by_name[each.path.name] / "predictions_test.csv"
         ).read_bytes()
+
+
+def test_one_line_counts_the_patients_with_one_image(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name, fewer in (("a", 1), ("b", 1), ("c", 3)):
+        edit_predictions(write_eyes(tmp_path / "runs" / name), lambda frame, fewer=fewer: frame.iloc[:-fewer])
+    with caplog.at_level(logging.INFO):
+        combine_eyes([str(tmp_path / "runs")], tmp_path / "eyes", ["worst"])
+    assert [line for line in caplog.messages if "alone" in line] == ["1 patient with one image, graded alone (3 runs)"]
 
 
 def test_the_report_has_a_table_by_image_and_one_by_patient(tmp_path: Path) -> None:

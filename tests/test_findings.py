@@ -134,7 +134,7 @@ def test_a_class_without_test_images_is_reported_as_unknown(tmp_path):
     run = write_run(tmp_path / "run")
     edit_predictions(run, lambda frame: frame[frame["target"] != 4])
     texts = found(tmp_path)
-    assert texts["class not tested"].startswith("no test image is of proliferative, ")
+    assert texts["class not tested"].startswith("no test image of proliferative: its recall ")
     assert "proliferative" not in texts.get("class never found", "")
 
 

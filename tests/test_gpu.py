@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fake_data import write_class_folders, write_studies
+from fake_data import write_class_folders, write_medmnist, write_studies
 from matplotlib.figure import Figure
 from test_exact_resume import Killed, dying, end_of, kill_inside, same_end
 
@@ -84,6 +84,9 @@ def own_data(name: str, folder: Path) -> list[str]:
     if name.startswith(("dr_", "idrid_")):
         one = ["trainer.devices=1", "trainer.strategy=auto"]  # study E has two devices
         return [f"data.root={write_studies(folder)}", "model.pretrained=none", *one]
+    if name.startswith("retinamnist"):
+        labels = {"train": [0, 1, 2, 3, 4] * 4, "val": [0, 1, 2, 3, 4], "test": [0, 1, 2, 3, 4]}
+        return [f"data.root={write_medmnist(folder / 'retinamnist.npz', labels).parent}", "model.pretrained=none"]
     splits = ("train", "val", "test")
     write_class_folders(folder, {f"{split}/{kind}": 12 for split in splits for kind in ("rose", "tulip")})
     return ["data=class_folders", f"data.root={folder}"]
@@ -91,13 +94,13 @@ def own_data(name: str, folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if name == "idrid_imagenet":
-        pytest.importorskip("timm")
     for module, picture in ((plots.matrices, "confusion_matrix"), (plots.samples, "images")):
         monkeypatch.setattr(module, picture, lambda *_, **__: Figure(figsize=(0.1, 0.1)))
     run = RunFolder(tmp_path / "run")
     own = [*own_data(name, tmp_path / "data"), f"data.cache_dir={tmp_path / 'cache'}", f"sweep_dir={run.path}"]
     config = compose_config([f"experiment={name}", "scale=smoke", *own, ON_GPU])
+    if config.model._target_.startswith("timm"):
+        pytest.importorskip("timm")
     check(config)
     run.path.mkdir()
     create_run(run, config)

@@ -98,6 +98,14 @@ def test_a_single_run_that_failed_at_the_start_is_in_no_table(tmp_path):
     assert "created" in kinds(findings)
 
 
+def test_jobs_without_a_result_have_their_labels(tmp_path):
+    for depth, state in ((18, "done"), (34, "created"), (50, "created")):
+        write_run(tmp_path / f"depth-{depth}", depth, state=state, epoch=-1, overrides=[f"model.depth={depth}"])
+    (tmp_path / "jobs.txt").write_text("".join(f"depth-{depth}\n" for depth in (18, 34, 50)))
+    (finding,) = [each for each in compare(tmp_path)[2] if each.kind == "created"]
+    assert (finding.text, finding.names) == ("2 runs: not started", ("depth=34", "depth=50"))
+
+
 def test_a_grid_of_single_runs_keeps_its_axes(tmp_path):
     keys = [f"optim.{key}" for key in ("lr", "momentum", "weight_decay", "nesterov")]
     for n in range(6):  # more settings than keys

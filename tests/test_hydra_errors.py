@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from fake_data import refusal
 
-from resnet_lab.config import compose_config
+from resnet_lab.config import compose_config, composed
 from resnet_lab.train import main
 
 OWN = "# @package _global_\n"
@@ -80,7 +80,8 @@ def test_a_key_of_a_part_from_outside_needs_a_plus(overrides: list[str], hint: s
     [
         ("defaults: [override /data: synthetic]\n", "first line must be `# @package _global_`"),
         ("trainer: {max_epochs: 1}\n", "first line must be `# @package _global_`"),
-        (f"{OWN}trainer: {{max_epochs: two}}\n", "wrong.yaml: trainer.max_epochs: Value 'two' of type 'str'"),
+        (f"{OWN}trainer: {{max_epochs: two}}\n", "wrong.yaml: trainer.max_epochs: must be a whole number, not two"),
+        (f"{OWN}seed: [1, 2]\n", "a whole number, not [1, 2]; write the values of a sweep in hydra.sweeper.params"),
         (f"{OWN}defaults: [data: retinopathy]\n", "write `override /data: retinopathy`"),
         (f"{OWN}defaults: [/data: retinopathy]\n", "write `override /data: retinopathy`"),
         (f"{OWN}defaults: [override data: retinopathy]\n", "write `override /data: …`"),
@@ -99,6 +100,61 @@ def test_a_key_of_a_part_from_outside_needs_a_plus(overrides: list[str], hint: s
 def test_a_mistake_in_an_experiment_file_has_its_remedy(text: str, hint: str, folder: Path) -> None:
     (folder / "my conf" / "experiment" / "wrong.yaml").write_text(text)
     assert hint in refusal(lambda: compose_config(["experiment=wrong"], config_dir="my conf"))
+
+
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [
+        ("data.root=bücher/a", """needs quotes of its own: 'data.root="bücher/a"'"""),
+        ("data.root=a&b", """'data.root="a&b"'"""),
+        ("data.class_names=[no DR", "a bracket is not closed"),
+        ("model.depth = 18", "write model.depth=18 without spaces"),
+        ("model.depth=18,34,", "the comma at the end has no value after it"),
+        ("model.depth", "must be KEY=VALUE"),
+    ],
+)
+def test_an_override_that_cannot_be_read_has_its_remedy(typed: str, hint: str) -> None:
+    message = refusal(compose_config, [typed])
+    assert message.startswith(f"{typed}: ")
+    assert message.endswith(hint)
+
+
+@pytest.mark.parametrize(
+    ("typed", "rule"),
+    [
+        ("seed=abc", "must be a whole number, not abc"),
+        ("keep_last=maybe", "must be true or false, not maybe"),
+        ("name=null", "must not be null"),
+        ("figures=accuracy", "must be a list, in brackets"),
+    ],
+)
+def test_a_value_of_a_wrong_type_has_its_rule(typed: str, rule: str) -> None:
+    assert refusal(compose_config, [typed]) == f"{typed}: {rule}"
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "start"),
+    [
+        ("data: {imagesize: 3}", [], "experiment/wrong.yaml: data.imagesize: "),
+        ("data: {image_size: big}", [], "experiment/wrong.yaml: data.image_size=big: "),
+        ("data: {image_size: 8}", ["data.image_size=big"], "data.image_size=big: "),
+        ("labels: {model.dept: {a: b}}", [], "experiment/wrong.yaml: labels: model.dept: "),
+        ("{seed: 1, figures: [loss]}", ["data.rotation=-1"], "data.rotation=-1: "),
+    ],
+)
+def test_a_wrong_value_of_a_file_is_named_with_it(
+    text: str, overrides: list[str], start: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
+    (folder / "my conf" / "experiment" / "wrong.yaml").write_text(f"{OWN}{text}\n")
+    given = ["experiment=wrong", *overrides]
+    assert refusal(lambda: composed(given, config_dir="my conf")).startswith(start)
+    monkeypatch.setattr(sys, "argv", ["train", "--config-dir", "my conf", *given, "--cfg", "job"])
+    assert main() == 1
+    assert capsys.readouterr().err.startswith(f"error: {start}")
+
+
+def test_a_value_with_quotes_of_its_own_is_read() -> None:
+    assert compose_config(['data.root="bücher/a"']).data.root == "bücher/a"
 
 
 @pytest.mark.parametrize("word", ["launcher=slurm", "hydra.launcher=slurm"])

@@ -14,11 +14,12 @@ import pandas as pd
 import pytest
 import torch
 from fake_data import write_labels, write_photographs
+from fake_runs import write_run
 from lightning import Trainer
 from PIL import Image
 from sklearn.metrics import cohen_kappa_score
 
-from resnet_lab import build
+from resnet_lab import build, job
 from resnet_lab.metrics import SplitMetrics
 from resnet_lab.models.resnet import resnet
 from resnet_lab.module import Classifier
@@ -49,6 +50,22 @@ def assert_same_weights(one: RunFolder, other: RunFolder, name: str = "last.ckpt
 
 
 @pytest.mark.pictures
+def test_a_folder_of_runs_is_refused_with_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["job", str(tmp_path)])
+    for number, state in enumerate(["done", "failed", "created"]):
+        write_run(tmp_path / f"job {number}", state=state)
+    assert job.main() == 1
+    message = f"error: {tmp_path} is not a run but contains 3 runs; start one of them: python -m resnet_lab.job "
+    more = "(or another one of the 2 that are not done)"
+    assert capsys.readouterr().err == f"{message}'{tmp_path / 'job 1'}' {more}\n"
+    for number in (1, 2):
+        RunFolder(tmp_path / f"job {number}").update_status(state="done")
+    assert job.main() == 1
+    assert capsys.readouterr().err.endswith("contains 3 runs, and all are done\n")
+
+
 def test_a_run_folder_contains_exactly_its_files(make_run: MakeRun) -> None:
     run = make_run()
     assert guarded(run) == 0

@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 
+from resnet_lab.errors import short
 from resnet_lab.processes import GRACE
 from resnet_lab.run_folder import RunFolder, find_runs
 
@@ -115,7 +116,8 @@ def jobs_alive(folder: Path) -> list[int]:
 def starts(run: RunFolder) -> int:
     """Return how often its job started or resumed."""
     lines = run.log_file.read_text().splitlines()
-    return sum(line.endswith((f"starting in {run.path}", f"resuming in {run.path}")) for line in lines)
+    ends = (f"ing in {run.path}", f"ing in {short(run.path)}")
+    return sum(line.endswith(ends) for line in lines)
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)

@@ -11,7 +11,7 @@ from resnet_lab.report.groups import tables_of
 from resnet_lab.report.intervals import Interval
 from resnet_lab.report.leaderboard import interval_of, interval_text, limits_text, referable_rows_of, rows_of
 from resnet_lab.report.runs import read_run
-from resnet_lab.report.summaries import headline, markdown
+from resnet_lab.report.summaries import headline, markdown, text_table
 from resnet_lab.run_folder import find_runs
 
 
@@ -113,11 +113,18 @@ def test_equal_groups_have_no_best_one(tmp_path):
         write_run(tmp_path / str(depth), depth, skill=0.0)
     table = table_of(tmp_path)
     assert {row.mark for row in rows_of(table)} == {""}
-    assert headline(
-        table
-    ) == "All 3 groups have the same QWK: 0.000 (95 %: –). Always predicting “no DR” would score 0.000.".replace(
-        " (95 %: –)", " (95 %: 0.000 to 0.000)"
-    )
+    # of one predicted class, the score is the same on any images
+    assert headline(table) == "All 3 groups have the same QWK: 0.000. Always predicting “no DR” would score 0.000."
+    assert markdown([table], []).count("| none: one class predicted |") == 3
+    assert "0.000 to 0.000" not in text_table(table)
+
+
+def test_a_long_label_breaks_between_its_remarks(tmp_path):
+    write_run(tmp_path / "18", 18, skill=0.0, config={"model.pretrained": "a/" + "long" * 10})
+    write_run(tmp_path / "34", 34, skill=3.0, config={"model.pretrained": "b/" + "long" * 10})
+    lines = text_table(table_of(tmp_path), width=66).splitlines()
+    assert max(map(len, lines)) <= 66
+    assert any(line.endswith("1 collapsed)") for line in lines)
 
 
 def test_without_an_interval_groups_are_ranked_but_not_tested(tmp_path):

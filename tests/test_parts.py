@@ -399,6 +399,10 @@ def test_an_external_data_set_is_read(make_run: Make, mylab: None) -> None:
         (("+callbacks.mine._target_=mylab.Net", "+callbacks.mine.num_classes=2"), "a Net, not a lightning.Callback"),
         (("+callbacks.mine._target_=mylab.Steps",), "callbacks.mine.stop is missing; mylab.Steps needs it"),
         (("+callbacks.mine.stop=1",), "callbacks.mine has no _target_"),
+        (
+            ("+callbacks.a._target_=mylab.Noting", "+callbacks.b._target_=mylab.Noting"),
+            "callbacks.a and callbacks.b are both mylab.Noting with the state_key 'Noting'",
+        ),
         (("callbacks=5",), "callbacks"),
         (("data=own", "data._target_=mylab.Net", "data.root=."), "mylab.Net is not a data set: derive it from"),
         (("data.mean=model",), "data.mean=model: resnet_lab.models.resnet.resnet defines no mean"),

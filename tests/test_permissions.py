@@ -139,7 +139,7 @@ def test_status_names_unreadable_folders(tmp_path: Path, close: Close) -> None:
     list_jobs(tmp_path, ["a", "b", "c"])
     close(tmp_path / "b")
     states = states_of(tmp_path)
-    assert {job.name: job.state for job in states} == {"a": "done", "b": "unreadable", "c": "missing"}
+    assert {job.name: job.state for job in states} == {"a": "done", "b": "unreadable", "c": "planned"}
     assert len(states) == 3
     with pytest.raises(UserError, match="b: no permission to read it"):
         states_of(tmp_path / "b")

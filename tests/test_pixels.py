@@ -265,7 +265,7 @@ def test_a_sweep_that_started_with_the_originals_ends_with_them(
     prepared(first)
     with caplog.at_level(logging.INFO):
         assert begin(make_job("b", "seed=1")) == "originals"
-    assert "the originals, the source that a started with" in caplog.text
+    assert "the originals, the source that the sweep started with" in caplog.text
     assert begin(make_run("seed=2")) == "prepared"
 
 

@@ -86,6 +86,16 @@ def test_the_command_has_the_order_of_the_jobs_not_of_their_names(tmp_path):
     assert found["command"].values == ["resnet-lab train -m model.depth=34,18 data.sampling=none,balanced"]
 
 
+def test_commands_and_facts_have_the_words_that_users_type(tmp_path):
+    for crop in ("True", "False"):  # as Hydra writes the values of a sweep
+        overrides = [f"data.eye_crop={crop}", "data.class_names=[no True,True]", "model.pretrained=None"]
+        write_run(tmp_path / crop, config={"data.eye_crop": crop == "True"}, overrides=overrides)
+    (tmp_path / "jobs.txt").write_text("True\nFalse\n")
+    command = "resnet-lab train -m data.eye_crop=true,false 'data.class_names=[no True,true]' model.pretrained=None"
+    assert facts(tmp_path)["command"].values == [command]
+    assert {*facts(tmp_path)["data.eye_crop"].values} == {"true", "false"}
+
+
 def test_the_command_of_a_run_that_failed_at_the_start_comes_last(tmp_path):
     write_run(tmp_path / "a", state="failed", error="boom", epoch=-1, overrides=["model.depth=50"])
     write_run(tmp_path / "b", overrides=["model.depth=18"])
@@ -145,4 +155,4 @@ def test_an_axis_without_its_own_fact_becomes_one(tmp_path):
     for last in (True, False):
         write_run(tmp_path / str(last), config={"model.last_activation": last})
     fact = facts(tmp_path)["model.last_activation"]
-    assert ({*fact.values}, fact.varies) == ({"True", "False"}, True)
+    assert ({*fact.values}, fact.varies) == ({"true", "false"}, True)

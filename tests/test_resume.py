@@ -298,7 +298,7 @@ def test_the_root_of_the_data_may_be_typed_differently(sweep: Sweep, started: li
 
 def test_differences_name_a_few_keys() -> None:
     before, overrides = {"a": 1, "data": {"root": "x", "b": 2}}, {"a": 1, "data": {"root": "y", "c": None}}
-    assert differences(before, overrides) == ["data.b is 2 there, absent here", "data.c is absent there, None here"]
+    assert differences(before, overrides) == ["data.b is 2 there, absent here", "data.c is absent there, null here"]
     many = {str(number): number for number in range(9)}
     assert differences({}, many, most=2)[-1] == "and 7 more keys"
 

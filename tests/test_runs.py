@@ -74,7 +74,7 @@ def test_a_run_that_never_started_has_no_epoch(tmp_path):
     folder = write_run(tmp_path / "run")
     (folder / "status.json").unlink()
     run = read_run(RunFolder(folder))
-    assert (run.state, run.problem) == ("created", "no result, last epoch: none")
+    assert (run.state, run.problem) == ("created", "not started")
 
 
 @pytest.mark.parametrize(
@@ -159,4 +159,4 @@ def test_an_invalid_seed_and_invalid_pictures_do_not_stop_a_report(tmp_path, as_
 
 def test_an_interrupted_run_without_an_epoch_is_labeled(tmp_path):
     write_run(tmp_path / "run", state="interrupted", epoch=-1)
-    assert read_run(RunFolder(tmp_path / "run")).problem == "no result, last epoch: none"
+    assert read_run(RunFolder(tmp_path / "run")).problem == "no result, no epoch is finished"

@@ -77,7 +77,7 @@ def test_a_closed_pipe_is_not_an_error(run: RunFolder) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_requested_jobs_that_have_not_started_are_missing(run: RunFolder) -> None:
+def test_requested_jobs_that_have_not_started_are_planned(run: RunFolder) -> None:
     run.update_status(state="created")
     sweep = run.path.parent
     assert list_jobs(sweep) == []
@@ -85,15 +85,15 @@ def test_requested_jobs_that_have_not_started_are_missing(run: RunFolder) -> Non
     assert list_jobs(sweep, ["depth-50", "depth-34"]) == ["depth-18", "depth-34", "depth-50"]  # the sweep grew
     assert [(job.name, job.state) for job in states_of(sweep.parent)] == [
         ("depth-18", "created"),
-        ("depth-34", "missing"),
-        ("depth-50", "missing"),
+        ("depth-34", "planned"),
+        ("depth-50", "planned"),
     ]
-    assert table(states_of(sweep)).splitlines()[-1] == "3 jobs: 1 created, 2 missing"
+    assert table(states_of(sweep)).splitlines()[-1] == "3 jobs: 1 created, 2 planned"
 
 
-def test_all_jobs_of_an_unstarted_sweep_are_missing(tmp_path: Path) -> None:
+def test_all_jobs_of_an_unstarted_sweep_are_planned(tmp_path: Path) -> None:
     list_jobs(tmp_path / "sweep", ["a", "b"])
-    assert [job.state for job in states_of(tmp_path / "sweep")] == ["missing", "missing"]
+    assert [job.state for job in states_of(tmp_path / "sweep")] == ["planned", "planned"]
 
 
 def test_an_empty_list_of_jobs_is_none(tmp_path: Path) -> None:
@@ -126,16 +126,16 @@ def test_an_invalid_status_affects_only_its_job(tmp_path: Path, odd: str) -> Non
         (tmp_path / name / "status.json").write_text('{"state": "done", "seconds": 5}')
     (tmp_path / "b" / "status.json").write_text(f"{{{odd}}}")
     (tmp_path / "jobs.txt").write_bytes(b"a\nb\n\xff\xfe\n")
-    good, bad, *missing = states_of(tmp_path)
+    good, bad, *planned = states_of(tmp_path)
     assert good == ("a", "done", "5 s")
     assert bad.state == "unreadable"
-    assert [job.state for job in missing] == ["missing"]
-    assert table([good, bad, *missing]).endswith("3 jobs: 1 done, 1 missing, 1 unreadable")
+    assert [job.state for job in planned] == ["planned"]
+    assert table([good, bad, *planned]).endswith("3 jobs: 1 done, 1 planned, 1 unreadable")
 
 
 @pytest.fixture
 def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a sweep of eight jobs: four are done, one has failed, one is running, two are missing."""
+    """Return a sweep of eight jobs: four are done, one has failed, one is running, two are planned."""
     monkeypatch.chdir(tmp_path)
     grid = {
         f"depth-{depth}_pretrained-{weights}_seed-{seed}": [
@@ -166,12 +166,12 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_jobs_are_named_by_what_varies_with_the_time_left_for_all(sweep: Path) -> None:
     lines = overview(Path("sweep")).splitlines()
     assert lines[0].split() == ["done", "scratch", "depth=18", "seed=0", "100", "s"] or "2 min" in lines[0]
-    assert any(line.startswith("missing") and "ImageNet depth=34 seed=1" in line for line in lines)
+    assert any(line.startswith("planned") and "ImageNet depth=34 seed=1" in line for line in lines)
     assert max(map(len, lines)) <= 80
     assert "mine" not in overview(Path("sweep"))
     (jobs,) = sweeps_in(sweep).values()
     assert time_left(sweep, jobs) == pytest.approx(60 + 2 * (4 * 100 + 120) / 5)
-    assert lines[-1] == "8 jobs: 4 done, 1 interrupted, 1 failed, 2 missing; about 4 min left"
+    assert lines[-1] == "8 jobs: 4 done, 1 interrupted, 1 failed, 2 planned; about 4 min left"
     running = RunFolder(sweep / jobs[5].name)
     with running.lock():
         assert "8 jobs: 4 done, 1 running" in overview(sweep)
@@ -217,7 +217,7 @@ def test_several_sweeps_have_a_table_each(sweep: Path, run: RunFolder) -> None:
 
 def test_a_sweep_ends_with_its_unfinished_jobs_and_the_next_command(sweep: Path) -> None:
     lines = summary(Path("sweep"), ["-m", "experiment=mine", "seed=0,1"], 7500.0).splitlines()
-    assert lines[1] == "sweep: 8 jobs: 4 done, 1 interrupted, 1 failed, 2 missing; this command took 2 h 05 min"
+    assert lines[1] == "sweep: 8 jobs: 4 done, 1 interrupted, 1 failed, 2 planned; this command took 2 h 05 min"
     assert "failed       scratch depth=34 seed=0" in lines
     assert any("the disk is full" in line for line in lines)
     assert not any(line.startswith("done") for line in lines)

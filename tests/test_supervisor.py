@@ -208,7 +208,7 @@ def test_single_runs_are_forked_too(
     train = importlib.import_module("resnet_lab.train")
     for name in ("begin", "stop_on_signals", "this_is_the_command"):
         monkeypatch.setattr(train, name, lambda: None)
-    monkeypatch.setattr(train, "checked", seen.append)
+    monkeypatch.setattr(train, "checked", lambda given, forks: seen.append(forks))
     monkeypatch.setattr(supervisor, "launched", lambda: launched)
     monkeypatch.setattr(sys, "argv", ["train", *words])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")

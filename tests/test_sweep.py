@@ -17,6 +17,7 @@ from resnet_lab import preflight as command
 from resnet_lab import sweep
 from resnet_lab.config import register
 from resnet_lab.errors import UserError
+from resnet_lab.launch import refuse_mixture
 from resnet_lab.models.resnet import resnet
 from resnet_lab.run_folder import RunFolder
 from resnet_lab.sweep import jobs_of
@@ -39,6 +40,16 @@ def test_a_sweep_into_the_folder_of_a_run_is_refused_before_it_writes(tmp_path: 
     message = refusal(jobs_of, ["-m", "model.depth=18,34", f"sweep_dir={tmp_path}"])
     assert message == f"{tmp_path} contains a single run; choose another sweep_dir"
     assert [file.name for file in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_a_single_run_into_a_folder_of_runs_is_refused(tmp_path: Path) -> None:
+    for file in (".hydra/config.yaml", "conf/config.yaml", "first/config.yaml", "first/status.json"):
+        refuse_mixture(RunFolder(tmp_path), sweep=False)
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
+    message = refusal(refuse_mixture, RunFolder(tmp_path), False)
+    assert message.startswith(f"{tmp_path} contains other runs, such as first; name a folder of its own")
+    refuse_mixture(RunFolder(tmp_path / "first"), sweep=False)  # it is resumed
 
 
 def test_without_slurm_no_sweep_is_submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,6 +164,26 @@ def test_parts_that_do_not_exist_stop_the_sweep(
     needs(monkeypatch, *DATA[:1], f"data.root={photographs}", f"model.freeze={freeze}")
     if part:
         assert f"no part {part} with weights" in refusal(command.command, [])
+    else:
+        command.command([])
+
+
+@pytest.mark.parametrize(
+    ("keys", "refused"),
+    [
+        (["monitor=auto,val/kappa"], "monitor=val/kappa: no such metric; did you mean val/qwk?"),
+        (["schedule=plateau", "schedule.monitor=val/acc"], "schedule.monitor=val/acc: no such metric"),
+        (["schedule=plateau", "data.val_fraction=0.2,0"], "schedule=plateau needs a validation split"),
+        (["trainer.early_stopping=2", "data.val_fraction=0"], "trainer.early_stopping needs a validation split"),
+        (["monitor=val/loss,val/auroc", "trainer.early_stopping=2"], ""),
+    ],
+)
+def test_a_selection_without_its_metric_stops_the_sweep(
+    keys: list[str], refused: str, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs(monkeypatch, *DATA[:1], f"data.root={photographs}", "data.val_fraction=0.2", *keys)
+    if refused:
+        assert refused in refusal(command.command, [])
     else:
         command.command([])
 

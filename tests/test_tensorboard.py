@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from fake_runs import write_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from resnet_lab.run_folder import RunFolder
+from resnet_lab.axes import note_jobs
+from resnet_lab.errors import UserError
+from resnet_lab.run_folder import RunFolder, list_jobs
+from resnet_lab.tensorboard import link, names_of
 from resnet_lab.training import guarded
 
 MakeRun = Callable[..., RunFolder]
@@ -92,3 +104,83 @@ def test_a_resumed_run_continues_its_curves(make_run: MakeRun) -> None:
     losses = list(pd.read_csv(run.metrics_file)["val/loss"])
     assert scalars(events, "val/loss") == pytest.approx(losses)
     assert len(events.Images("z_pictures/sample_batch")) == 1
+
+
+def sweep_of(folder: Path, jobs: dict[str, list[str]]) -> Path:
+    """Write a sweep whose jobs have begun to log."""
+    for name in jobs:
+        (write_run(folder / name) / "tensorboard").mkdir()
+    list_jobs(folder, jobs)
+    note_jobs(folder, jobs)
+    return folder
+
+
+def test_runs_are_linked_by_their_labels(tmp_path: Path) -> None:
+    jobs = {f"pretrained-a-b-{depth}": [f"model.depth={depth}", "model.pretrained=a/b"] for depth in (18, 34)}
+    one = sweep_of(tmp_path / "x" / "one", jobs | {"none": ["model.depth=18", "model.pretrained=none"]})
+    names = names_of([str(one)])
+    assert {*names} == {"depth=18 pretrained=a_b", "depth=34 pretrained=a_b", "depth=18 pretrained=none"}
+    assert names["depth=34 pretrained=a_b"] == one / "pretrained-a-b-34" / "tensorboard"
+    (write_run(tmp_path / "x" / "single") / "tensorboard").mkdir()
+    write_run(tmp_path / "x" / "not_yet")
+    assert {*names_of([str(tmp_path / "x")])} == {f"one/{name}" for name in names} | {"x/single"}
+    with pytest.raises(UserError, match="no run"):
+        names_of([str(tmp_path / "x" / "single" / "tensorboard")])
+
+
+def test_links_follow_a_sweep_that_grows(tmp_path: Path) -> None:
+    shown = tmp_path / "shown"
+    shown.mkdir()
+    sweep = sweep_of(tmp_path / "sweep", {"a": ["seed=0", "optim.lr=0.1"], "b": ["seed=1", "optim.lr=0.1"]})
+    link(names_of([str(sweep)]), shown)
+    assert {each.name: each.readlink() for each in shown.iterdir()} == {
+        "seed=0": sweep / "a" / "tensorboard",
+        "seed=1": sweep / "b" / "tensorboard",
+    }
+    sweep_of(sweep, {"c": ["seed=1", "optim.lr=0.2"]})  # the learning rate becomes an axis
+    link(names_of([str(sweep)]), shown)
+    assert {each.name: each.readlink().parent.name for each in shown.iterdir()} == {
+        "seed=0 lr=0.1": "a",
+        "seed=1 lr=0.1": "b",
+        "seed=1 lr=0.2": "c",
+    }
+    before = {each.name: each.lstat().st_mtime_ns for each in shown.iterdir()}
+    link(names_of([str(sweep)]), shown)
+    assert {each.name: each.lstat().st_mtime_ns for each in shown.iterdir()} == before
+
+
+@pytest.mark.slow
+def test_tensorboard_shows_the_labels_and_ends_with_the_command(runs: list[RunFolder], tmp_path: Path) -> None:
+    sweep = runs[0].path.parent
+    jobs = {run.path.name: [f"optim.lr={run.path.name}"] for run in runs}
+    list_jobs(sweep, jobs)
+    note_jobs(sweep, jobs)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "resnet_lab", "tensorboard", str(sweep), f"port={port}"]
+    with subprocess.Popen(command, env=os.environ | {"TMPDIR": str(tmp_path)}) as process:
+        try:
+            assert wait_for(lambda: shown_at(port) == {"lr=0.05", "lr=0.1"})
+        finally:
+            process.terminate()
+    assert process.returncode == 0
+    assert shown_at(port) == set()
+    assert not list(tmp_path.glob("tensorboard_*"))
+
+
+def shown_at(port: int) -> set[str]:
+    """Return the names of the runs that TensorBoard shows; empty if it does not answer."""
+    try:
+        with urllib.request.urlopen(f"http://localhost:{port}/data/runs", timeout=2) as page:
+            return {*json.load(page)}
+    except OSError:
+        return set()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 90) -> bool:
+    """Return whether a condition becomes true in time."""
+    ends = time.monotonic() + seconds
+    while not condition() and time.monotonic() < ends:
+        time.sleep(0.5)
+    return condition()

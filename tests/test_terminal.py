@@ -18,7 +18,7 @@ from resnet_lab import terminal
 from resnet_lab.callbacks import ProgressLine
 from resnet_lab.data import progress
 from resnet_lab.data.progress import with_progress
-from resnet_lab.terminal import CLEAR, Lines, Progress, duration, left, line_of
+from resnet_lab.terminal import CLEAR, Lines, Progress, duration, folded, left, line_of, wrapped
 
 PARTS = ["epoch 12/40", "12 min left", "loss 0.512", "qwk 0.612, best 0.634", "312 images/s"]
 
@@ -48,6 +48,26 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Screen]:
     yield shown
     for end in ends:
         os.close(end)
+
+
+def test_long_lines_of_a_report_are_broken_at_spaces() -> None:
+    text = f"few images: {'five words of a finding ' * 6}\n{'/a/path' * 20}\n  9   0.1   0.2"
+    first, *others = wrapped(text, 80).splitlines()
+    assert len(first) <= 80
+    assert others[0].startswith("  ")
+    assert others[-2:] == ["/a/path" * 20, "  9   0.1   0.2"]
+
+
+def test_a_long_log_line_is_folded_between_its_parts() -> None:
+    parts = [f"train/score_{number} 0.1234" for number in range(5)]
+    text = folded("12:00:00  " + "  ".join(parts), 60)
+    assert text.splitlines() == [
+        f"12:00:00  {parts[0]}  {parts[1]}",
+        f"          {parts[2]}  {parts[3]}",
+        f"          {parts[4]}",
+    ]
+    assert folded("12:00:00  short  line", 60) == "12:00:00  short  line"
+    assert folded(f"12:00:00  {'a sentence ' * 9}", 60) == f"12:00:00  {'a sentence ' * 9}"
 
 
 def test_a_line_has_as_many_parts_as_fit_in_order() -> None:

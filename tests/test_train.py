@@ -141,18 +141,18 @@ def test_light_commands_do_not_import_torch(module: str) -> None:
 
 @pytest.mark.slow
 def test_a_sweep_survives_a_failing_job(tmp_path: Path, photographs: Path) -> None:
-    own = [f"data.root={photographs}", f"data.cache_dir={tmp_path / 'cache'}", "trainer.max_epochs=0"]
-    grid = ["monitor=val/nothing,auto", "seed=0", "sweep_dir=sweep"]  # the check before a sweep builds no monitor
+    own = [f"data.root={photographs}", f"data.cache_dir={tmp_path / 'cache'}", "trainer.max_epochs=1"]
+    grid = ["optim.lr=1e30,0.01", "seed=0", "sweep_dir=sweep"]
     result = lab("train", "-m", *QUICK, *own, *grid, cwd=tmp_path)
     assert result.returncode == 1
     assert "Traceback" not in result.stdout + result.stderr
-    runs = {run.read_config()["monitor"]: run for run in find_runs([tmp_path / "sweep"])}
-    failed, done = runs["val/nothing"], runs["auto"]
+    runs = {run.read_config()["optim"]["lr"]: run for run in find_runs([tmp_path / "sweep"])}
+    failed, done = runs[1e30], runs[0.01]
     assert (failed.read_status()["state"], done.read_status()["state"]) == ("failed", "done")
     shown = result.stdout + result.stderr
-    assert shown.index("monitor=val/nothing: no such metric") < shown.index("done")  # at once, not at the end
-    assert "monitor=val/nothing" in failed.read_status()["error"]
-    assert "monitor-n" in failed.path.name
+    assert shown.index("lower optim.lr") < shown.index("done")  # at once, not at the end
+    assert "lower optim.lr" in failed.read_status()["error"]
+    assert "lr-1e" in failed.path.name
     assert (done.path / ".hydra").is_dir()
 
 

@@ -96,6 +96,9 @@ def test_the_examples_of_a_help_are_understood(name: str, tmp_path: Path, monkey
         ("train", ["--epochs", "3"], ["--epochs: there is no such option; did you mean trainer.max_epochs?"]),
         ("train", ["--model.depth=34"], ["keys have no dashes: model.depth=34"]),
         ("train", ["--seed", "3"], ["keys have no dashes: seed=…"]),
+        ("train", ["--experiment", "mine"], ["keys have no dashes: experiment=…"]),
+        ("train", ["-m", "model.depth=18", "34"], ["write model.depth=18,34"]),
+        ("train", ["model.depth", "18"], ["write model.depth=18"]),
         ("status", [], ["missing DIR"]),
         ("status", ["-x"], ["-x", "no such option"]),
         ("report", ["runs", "metrc=qwk"], ["did you mean metric=NAME?"]),
@@ -197,7 +200,8 @@ def test_help_takes_a_score_a_term_or_an_option(
     shown = capsys.readouterr().out.splitlines()
     assert {*lines} <= {*shown}
     assert max(map(len, shown)) <= 80
-    assert refusal(lab.command, ["help", "qwk", "nonsense"]).startswith("nonsense: there is no such key")
+    message = refusal(lab.command, ["help", "qwk", "nonsense"])
+    assert message.startswith("nonsense: there is no such key, score or term")
 
 
 @pytest.mark.parametrize("words", [["--version"], ["report", "--version"]])
@@ -212,6 +216,8 @@ def test_an_unknown_verb_is_one_line_with_exit_code_2(
     assert run(monkeypatch, "__main__", "tarin", "seed=1") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "no verb 'tarin'; did you mean train?" in line
+    assert run(monkeypatch, "__main__", "job", "runs/one") == 2
+    assert capsys.readouterr().err == "error: no verb 'job'; write python -m resnet_lab.job runs/one\n"
 
 
 def test_a_verb_replaces_the_process_once_its_words_are_understood(

@@ -14,8 +14,8 @@ log = logging.getLogger(__name__)
 
 FIRST = 2.0  # seconds until the first line
 LOG_EVERY = 10.0  # seconds between two lines
-SPEED_AFTER = 1.0  # seconds until a speed means something …
-LEFT_AFTER = 2.0  # … and seconds after the first item, which includes the start, until the time left does
+SPEED_AFTER = 1.0  # seconds after the first item, which includes the start, until a speed means something …
+LEFT_AFTER = 2.0  # … and until the time left does
 Item = TypeVar("Item")
 
 
@@ -44,7 +44,7 @@ def with_progress(
         unit: name of what is counted.
         end: whether to log a line at the end.
     """
-    start, progress, first = time.monotonic(), Progress(), math.inf
+    start, progress, first, before = time.monotonic(), Progress(), math.inf, 0
     draws = log.isEnabledFor(logging.INFO) and total > 0
     logged = start + FIRST - LOG_EVERY
     if draws and progress.is_due():
@@ -53,10 +53,14 @@ def with_progress(
         for count, item in enumerate(items, 1):
             yield item
             now, number = time.monotonic(), min(count * each, total)
-            first = min(first, now)
-            rate = number / max(now - start, 1e-9)
-            speed = [f"{speed_text(rate)} {unit}/s"] * (now - start >= SPEED_AFTER)
-            rest = [left((total - number) / rate)] * (number < total and now - first >= LEFT_AFTER)
+            if count == 1:
+                first, before = now, number
+            if number == total:  # the speed of all, with the start
+                seconds, since = now - start, number
+            else:
+                seconds, since = now - first, number - before
+            speed = [f"{speed_text(since / max(seconds, 1e-9))} {unit}/s"] if seconds >= SPEED_AFTER else []
+            rest = [left((total - number) * seconds / since)] if number < total and seconds >= LEFT_AFTER else []
             if (number == total and end) or (now - logged >= LOG_EVERY and not progress.shown):
                 progress.close()
                 log.info("%s", ", ".join([f"{done} {number} of {total}", *speed, *rest]))

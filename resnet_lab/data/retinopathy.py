@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -111,6 +112,7 @@ class Retinopathy(ImageData):
         if self.solution_csv and (self.val_csv or self.test_csv):
             raise UserError("data.solution_csv provides both val and test; leave out data.val_csv and data.test_csv")
         named = {"train": self.train_csv, "val": self.val_csv, "test": self.test_csv}
+        self._refuse_no_text(root, [name for name in named.values() if name])
         labels = {split: self._read(root / name) for split, name in named.items() if name is not None}
         if self.train_csv is None:
             pairs = {split: self._pair(root, split) for split in ("train", "test") if split not in labels}
@@ -131,6 +133,18 @@ class Retinopathy(ImageData):
                 f"data.{split}_csv (and its columns in data.image_column and data.label_column){instead}"
             )
         return {split: labels[split] for split in SPLITS if split in labels}
+
+    def _refuse_no_text(self, root: Path, named: list[str]) -> None:
+        """Refuse several label files that are not UTF-8 text; the error of a single one names it, too.
+
+        Raises:
+            UserError: there are several.
+        """
+        pairs = [f"{split}_{kind}.csv" for split in ("train", "test") for kind in ("img", "label")]
+        names = named or [*pairs, *chain(*LABEL_FILES.values())]
+        broken = [name for name in dict.fromkeys(names) if (root / name).is_file() and not is_text(root / name)]
+        if len(broken) > 1:
+            raise UserError(f"{root}: {', '.join(broken)} are not UTF-8 text; save each as CSV in UTF-8")
 
     def _has_solution(self, root: Path) -> bool:
         """Return whether the competition's solution exists and has the configured columns."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from resnet_lab.report.runs import Run, read_runs
 from resnet_lab.report.summaries import markdown, summary, text_table
 from resnet_lab.report.verify import differences_of
 from resnet_lab.run_folder import closed_folders
+from resnet_lab.terminal import is_terminal, wrapped
 from resnet_lab.verbs import VERBS
 
 
@@ -101,7 +103,8 @@ def command(arguments: Sequence[str]) -> None:
         check(given.DIR)
         return
     figures, groups = ([name for name in (each or "").split(",") if name] for each in (given.figures, given.groups))
-    print(printable(report(given.DIR, Path(given.out or given.DIR[0]), figures, given.metric or "", groups)))
+    text = printable(report(given.DIR, Path(given.out or given.DIR[0]), figures, given.metric or "", groups))
+    print(wrapped(text, shutil.get_terminal_size().columns) if is_terminal() else text)
 
 
 if __name__ == "__main__":

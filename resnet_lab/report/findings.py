@@ -6,18 +6,21 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 
-from resnet_lab.errors import count
+from resnet_lab.axes import labels_in, texts_of
+from resnet_lab.errors import UserError, count
 from resnet_lab.rendering import Finding
 from resnet_lab.report.figures import CURVES, PICTURES
 from resnet_lab.report.groups import AREA, Table, places_of
 from resnet_lab.report.intervals import FEW_OF_A_CLASS, FEWEST
 from resnet_lab.report.runs import OUTDATED, Run, may_not_be_read, read_metrics
 from resnet_lab.report.selection import blind_of
-from resnet_lab.run_folder import SOURCES
+from resnet_lab.run_folder import SOURCES, jobs_file
 from resnet_lab.scores import ABSENT, SCORES
 
 ALIKE = 6  # digits of a probability; two trainings differ within these
@@ -42,7 +45,7 @@ def findings_of(runs: Sequence[Run], tables: Sequence[Table]) -> list[Finding]:
 
 def _problems(runs: Sequence[Run]) -> Iterator[Finding]:
     """Yield runs without a result; runs with the same problem share a line, as do those that failed at the start."""
-    names, alike = places_of(runs), defaultdict(list)
+    names, labels, alike = places_of(runs), _labels(runs), defaultdict(list)
     unstarted = [run for run in runs if run.failed_at_start]
     if unstarted:
         text = (
@@ -53,12 +56,24 @@ def _problems(runs: Sequence[Run]) -> Iterator[Finding]:
         yield Finding("failed at the start", text, names=listed)
     for run in runs:
         if run.problem and not run.failed_at_start:
-            alike["no result" if run.state == "done" else run.state, run.problem].append(names[run.folder.path])
+            alike["no result" if run.state == "done" else run.state, run.problem].append(labels[run.folder.path])
     for (kind, problem), places in alike.items():
         if len(places) > 1:
             yield Finding(kind, f"{len(places)} runs: {problem}", names=tuple(places))
         else:
             yield Finding(kind, f"{places[0]}: {problem}")
+
+
+def _labels(runs: Sequence[Run]) -> dict[Path, str]:
+    """Return run folder → label of the job in its sweep; the short paths if two labels are equal."""
+    found = places_of(runs)
+    for sweep in {run.folder.path.parent for run in runs}:
+        with suppress(UserError, OSError):  # damaged, which is a finding of its own
+            if jobs_file(sweep).is_file():
+                texts = next(run.folder.read_config()["labels"] for run in runs if run.folder.path.parent == sweep)
+                found |= {sweep / name: label for name, label in labels_in(sweep, texts_of(texts)).items()}
+    shown = [found[run.folder.path] for run in runs]
+    return found if len({*shown}) == len(shown) else places_of(runs)
 
 
 def _outdated(runs: Sequence[Run]) -> Iterator[Finding]:
@@ -164,7 +179,8 @@ def _classes(table: Table) -> Iterator[Finding]:
         yield Finding("class never found", f"{runs} a single image of: {_listed(never)}")
     absent = [name for name, n in zip(names, images, strict=True) if not n]
     if absent:
-        yield Finding("class not tested", f"no {split} image is of {_listed(absent)}, so its recall is unknown", False)
+        whose = "its recall" if len(absent) == 1 else "their recall"
+        yield Finding("class not tested", f"no {split} image of {_listed(absent)}: {whose} is unknown", False)
     few = [f"{name} ({n})" for name, n in zip(names, images, strict=True) if 0 < n < FEWEST]
     for reason, metrics in _without_interval(table).items():
         where = f"{_listed(few)} in {split}: " if reason == FEW_OF_A_CLASS else ""
@@ -191,7 +207,8 @@ def _blind(table: Table) -> Iterator[Finding]:
         epochs = ", ".join(str(selection.epoch) for selection in each.selections)
         of = max(selection.epochs for selection in each.selections)
         alike = np.mean([selection.alike for selection in each.selections])
-        texts.append(f"{each.label}: epoch {epochs} of {of}; {alike:.0f} others are as good")
+        others = "other is" if round(alike) == 1 else "others are"
+        texts.append(f"{each.label}: epoch {epochs} of {of}; {alike:.0f} {others} as good")
     text = (
         f"{' to '.join(map(str, images[:1] + images[1:][-1:]))} validation images cannot tell the selected epoch from "
         "most others (one standard error)"

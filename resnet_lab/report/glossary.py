@@ -25,6 +25,7 @@ TERMS = {
     "behind": "These runs show that the group is worse than the best one.",
     "to the best": "The difference to the best group on the same images; its 95 % limits hold for all pairs at once.",
     "majority baseline": "A model that always predicts the largest class of the training images.",
+    "confusion matrix": "A table of counts: true classes in rows, predicted classes in columns.",
     "collapsed": "A run that predicts one class for nearly all images.",
     "referable": "Moderate retinopathy or worse: the patient should see an eye doctor.",
     "sensitivity": "The share of the referable images that the model refers.",

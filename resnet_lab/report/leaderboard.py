@@ -13,6 +13,7 @@ from resnet_lab.report.intervals import CONFIDENCE, Interval
 from resnet_lab.report.references import references_for
 from resnet_lab.scores import ABSENT, SCORES
 
+CONSTANT = "none: one class predicted"  # in place of an interval without width
 NOTHING = Interval(math.nan, math.nan)
 READ = {"original": "", "abstract": " (from the abstract)", "copy": " (from a second-hand copy)"}  # source of a number
 
@@ -123,6 +124,8 @@ def limits_text(metric: str, value: float, low: float, high: float) -> str:
 
 
 def interval_text(metric: str, interval: Interval) -> str:
-    """Return `0.31 to 0.48`; a dash if the limits are unknown."""
+    """Return `0.31 to 0.48`; a dash if the limits are unknown, and CONSTANT if the score is the same on any images."""
     shown = SCORES[metric]
+    if interval.low == interval.high:
+        return CONSTANT
     return ABSENT if math.isnan(interval.low) else f"{shown.text(interval.low)} to {shown.text(interval.high)}"

@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from resnet_lab.axes import as_typed
 from resnet_lab.data.augmentation import NEUTRAL as NO_AUGMENTATION
 from resnet_lab.data.augmentation import Augmentation
 from resnet_lab.errors import count
@@ -90,7 +91,7 @@ def _varies(table: Table, texts: Mapping[int, str]) -> bool:
 
 
 def _of_key(key: str) -> Callable[[Run], str]:
-    return lambda run: "" if run.config.get(key) is None else str(run.config[key])
+    return lambda run: "" if run.config.get(key) is None else as_typed(run.config[key])
 
 
 def _data(run: Run) -> str:
@@ -171,7 +172,7 @@ def _part(group: str, without: Iterable[str] = ()) -> Callable[[Run], str]:
         left_out = {f"{group}.{key}" for key in ("_target_", "_partial_", *without)}
         keys = [key for key in run.config if key.startswith(f"{group}.") and key not in left_out]
         shown = [key for key in keys if run.config[key] not in (None, NEUTRAL.get(key))]
-        values = [f"{key.removeprefix(f'{group}.')}={run.config[key]}" for key in shown]
+        values = [f"{key.removeprefix(f'{group}.')}={as_typed(run.config[key])}" for key in shown]
         return " ".join([target, *values]).strip()
 
     return text
@@ -250,8 +251,8 @@ def commands_of(runs: Sequence[Run]) -> list[str]:
         place, keys = folder if run.single else folder.parent, frozenset(key for key, _ in run.overrides)
         given = commands.setdefault((place, not run.single, str(config_dir), keys), {})
         for key, value in run.overrides:
-            if value not in given.setdefault(key, []):
-                given[key].append(value)
+            if as_typed(value) not in given.setdefault(key, []):
+                given[key].append(as_typed(value))
     return [_command(sweep, config_dir, given) for (_, sweep, config_dir, _), given in commands.items() if given]
 
 

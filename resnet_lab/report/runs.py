@@ -260,7 +260,8 @@ def read_run(folder: RunFolder) -> Run:
             _score(run)
         else:
             epoch = run.status.get("epoch", UNTRAINED)
-            reached = f"no result, last epoch: {'none' if epoch == UNTRAINED else epoch + 1}"
+            reached = "no epoch is finished" if epoch == UNTRAINED else f"last epoch: {epoch + 1}"
+            reached = "not started" if run.state == "created" else f"no result, {reached}"
             run.problem = _first_line(run.status.get("error") or reached)
     except UserError as error:
         run.problem = _first_line(error).replace(f"{folder.path}/", "")

@@ -11,7 +11,7 @@ import pandas as pd
 
 from resnet_lab.rendering import Finding
 from resnet_lab.report.groups import Group, Table
-from resnet_lab.report.leaderboard import Row, interval_of, interval_text, rows_of
+from resnet_lab.report.leaderboard import CONSTANT, Row, interval_of, interval_text, rows_of
 from resnet_lab.scores import ABSENT, SCORES
 
 SHORT = {"balanced acc. %": "bal. acc. %"}  # for the narrow columns of the terminal
@@ -39,7 +39,7 @@ def headline(table: Table) -> str:
     most = "lowest" if shown.falls else "highest"
     limits = interval_text(table.metric, best.interval)
     percent = " %" if shown.title.endswith(" %") else ""
-    value = f"{shown.text(best.value)}{percent}" + (f" (95 %: {limits})" if limits != ABSENT else "")
+    value = f"{shown.text(best.value)}{percent}" + (f" (95 %: {limits})" if limits not in (ABSENT, CONSTANT) else "")
     baseline = next(row for row in every if row.kind == "baseline")
     always = baseline.label.partition(": ")[2]
     against = f"{always[:1].upper()}{always[1:]} would score {shown.text(baseline.value)}{percent}."
@@ -78,11 +78,18 @@ def text_table(table: Table, width: int = 80) -> str:
     lines = [*wrap(table.title, width), _line("group", room, "n", titles, widths)]
     for row in shown:
         label = _with_remarks(table, row)
-        lines += [] if len(label) < room else wrap(label, width, subsequent_indent="  ")
+        lines += [] if len(label) < room else _broken(label, width)
         lines.append(_line(label if len(label) < room else "", room, row.n, row.cells, widths))
     if hidden := len(rows) - len(shown):
         lines.append(f"and {hidden} more groups: summary.csv has them all")
     return "\n".join(lines)
+
+
+def _broken(label: str, width: int) -> list[str]:
+    """Return the lines of a label, broken between its remarks (`1 collapsed`) rather than within them."""
+    group, bracket, remarks = label.partition(" (")
+    whole = group + bracket + remarks.replace(" ", "\xa0").replace(",\xa0", ", ")
+    return [line.replace("\xa0", " ") for line in wrap(whole, width, subsequent_indent="  ")]
 
 
 def _line(label: str, room: int, n: str, cells: Sequence[str], widths: Sequence[int]) -> str:
@@ -92,7 +99,7 @@ def _line(label: str, room: int, n: str, cells: Sequence[str], widths: Sequence[
 
 def _with_remarks(table: Table, row: Row) -> str:
     limits = interval_text(table.metric, row.interval)
-    interval = [f"{table.title_of_metric} {limits}"] * any(letter.isdigit() for letter in limits)
+    interval = [f"{table.title_of_metric} {limits}"] if limits not in (ABSENT, CONSTANT) else []
     remarks = ", ".join(filter(None, [MARKS.get(row.mark, ""), *interval, row.remark]))
     return row.label + (f" ({remarks})" if remarks else "")
 

@@ -1,0 +1,103 @@
+"""`resnet-lab tensorboard DIR… [port=6006]`: TensorBoard with the labels of `status` and the report (no torch here).
+
+TensorBoard names a run by the path of its folder. It is shown a temporary folder instead, with a link from each label
+to the files of that run. The links follow a sweep while it grows.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from resnet_lab.axes import shortest_tail
+from resnet_lab.command_line import run_command
+from resnet_lab.errors import UserError, count
+from resnet_lab.processes import Stopped, run_tied, stop_on_signals
+from resnet_lab.run_folder import find_runs
+from resnet_lab.status import labels_of
+from resnet_lab.verbs import VERBS
+
+EVERY = 5.0  # seconds between two looks at the run folders
+
+
+def names_of(folders: Sequence[str]) -> dict[str, Path]:
+    """Return name → folder with the event files, for each run that has begun to log.
+
+    The name is the label of the job. Where runs of several sweeps are shown, the sweep's folder comes before it.
+
+    Raises:
+        UserError: a folder does not exist, or there is no run.
+    """
+    runs = [run for run in find_runs(folders) if run.tensorboard.is_dir()]
+    places = list(dict.fromkeys(run.path.parent for run in runs))
+    labels = {place: labels_of(place) for place in places}
+    texts = list(map(str, places))
+    found = dict[str, Path]()
+    for run in runs:
+        place = run.path.parent
+        label = labels[place].get(run.path.name, run.path.name).replace("/", "_")
+        before = f"{shortest_tail(str(place), texts, '/').strip('/')}/" if len(places) > 1 else ""
+        name = f"{before}{label}"
+        found[name if name not in found else f"{before}{run.path.name}"] = run.tensorboard
+    return found
+
+
+def link(names: dict[str, Path], folder: Path) -> None:
+    """Make `folder` contain exactly one link per name; links that are right already stay.
+
+    Args:
+        names: see `names_of`.
+        folder: folder that TensorBoard reads.
+    """
+    for each in [each for each in folder.rglob("*") if each.is_symlink()]:
+        if names.get(str(each.relative_to(folder))) != each.readlink():
+            each.unlink()
+    for name, target in names.items():
+        place = folder / name
+        if not place.is_symlink():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(target, target_is_directory=True)
+
+
+def watch(folders: Sequence[str], options: Sequence[str]) -> int:
+    """Run TensorBoard until it ends or a signal ends this process, and return its exit code.
+
+    Args:
+        folders: folders of runs or sweeps.
+        options: further options of TensorBoard.
+    """
+    names, over = names_of(folders), threading.Event()
+    with TemporaryDirectory(prefix="tensorboard_") as folder:
+
+        def follow() -> None:
+            while not over.wait(EVERY):
+                with suppress(UserError, OSError):  # a folder was moved or removed: the last links stay
+                    link(names_of(folders), Path(folder))
+
+        link(names, Path(folder))
+        print(f"{count(len(names), 'run')} in TensorBoard; Ctrl-C ends it", flush=True)
+        follower = threading.Thread(target=follow, daemon=True)
+        follower.start()
+        try:
+            return run_tied([sys.executable, "-m", "tensorboard.main", f"--logdir={folder}", *options])
+        except Stopped:
+            return 0
+        finally:
+            over.set()
+            follower.join()
+
+
+def command(arguments: Sequence[str]) -> None:
+    """Show the runs in the folders."""
+    given = VERBS["tensorboard"]().read(arguments)
+    stop_on_signals()
+    if code := watch(given.DIR, [f"--port={given.port}", f"--host={given.host}"]):
+        sys.exit(code)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(command))
