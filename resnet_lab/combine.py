@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from resnet_lab.axes import as_typed
 from resnet_lab.command_line import log_to, run_command
 from resnet_lab.config import job_name
 from resnet_lab.data.progress import with_progress
@@ -173,7 +174,9 @@ def config_of(members: Sequence[Run], over: Sequence[str], pools: bool, out: Run
     config = deepcopy(members[0].folder.read_config())
     for key in varying_keys([run.config for run in members]):
         if key != "seed":
-            _set(config, key, ",".join(dict.fromkeys(str(run.config.get(key)) for run in members)))
+            values = [run.config.get(key) for run in members]
+            texts = ["none" if value is None else as_typed(value) for value in values]
+            _set(config, key, ",".join(dict.fromkeys(texts)))
     before = config.get("combine")
     how = {key: value for key, value in before.items() if key != "sources"} if isinstance(before, dict) else {}
     if over[0] != NOTHING:

@@ -78,6 +78,13 @@ def test_a_member_that_changed_is_found(seeds: Path, tmp_path: Path) -> None:
     assert not [run for run in read_runs([str(tmp_path)]) if run.is_outdated]
 
 
+def test_values_of_members_are_written_as_users_type_them(tmp_path: Path) -> None:
+    for name, config in (("a", {"model.freeze": None, "data.eye_crop": True}), ("b", {"model.freeze": "conv1"})):
+        write_run(tmp_path / "runs" / name, config={"data.eye_crop": False} | config)
+    config = combine([str(tmp_path / "runs")], tmp_path / "mean", ["all"])[0].read_config()
+    assert (config["model"]["freeze"], config["data"]["eye_crop"]) == ("none,conv1", "true,false")
+
+
 def test_the_mean_over_seeds(seeds: Path, tmp_path: Path) -> None:
     made = combine([str(seeds)], tmp_path / "means", ["seed"])
     assert [run.path.name for run in made] == ["depth-18_over-seed", "depth-50_over-seed"]
