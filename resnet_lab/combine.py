@@ -339,7 +339,7 @@ def _prepared(
         config = config_of(members, over, pools, run)
         if rule != members[0].status.get("decision", "argmax"):
             _set(config, DECISION, rule)
-        _refuse_thresholds(rule, splits, bool(sizes))
+        _refuse_thresholds(rule, splits, name, bool(sizes))
         facts = facts_of(members, decides=over[0] == NOTHING) | ({"folds": sizes} if sizes else {})
         sources = [member.folder for member in members]
         given = {"splits": splits, "config": config, "facts": facts, "rule": rule}
@@ -358,8 +358,14 @@ def _refuse_place(run: RunFolder, members: Sequence[Run], out: Path) -> None:
         raise UserError(f"out={out}: {run.path} would replace its own member; choose another folder")
 
 
-def _refuse_thresholds(rule: str, splits: Mapping[str, object], pools: bool = False) -> None:
+def _refuse_thresholds(rule: str, splits: Mapping[str, object], name: str, pools: bool = False) -> None:
     """Refuse to fit thresholds without validation, on images of the pooled folds, or on the images that are scored.
+
+    Args:
+        rule: rule of decision.
+        splits: predictions by split.
+        name: of the run, for the error.
+        pools: whether folds are pooled.
 
     Raises:
         UserError: the rule is `thresholds`, and there are no other images than those to fit it on.
@@ -369,7 +375,7 @@ def _refuse_thresholds(rule: str, splits: Mapping[str, object], pools: bool = Fa
             why = "is fitted on validation, the only scored split"
         else:
             why = "needs predictions on validation" + (" that are in no fold" if pools else "")
-        raise UserError(f"decision=thresholds {why}; choose decision=expected")
+        raise UserError(f"{name}: decision=thresholds {why}; choose decision=expected")
 
 
 def combine_eyes(folders: Sequence[str], out: Path, methods: Sequence[str], decision: str = "") -> list[RunFolder]:
@@ -399,7 +405,7 @@ def combine_eyes(folders: Sequence[str], out: Path, methods: Sequence[str], deci
                 found = graded(splits, method)
             except UserError as error:
                 raise UserError(f"{run.folder.path}: {error}") from None
-            _refuse_thresholds(rule, splits)
+            _refuse_thresholds(rule, splits, str(run.folder.path))
             for unit, tables in found.items():
                 place = RunFolder(out / f"{places[run.folder.path]}_eyes-{method}_by-{unit}")
                 _refuse_place(place, [run], out)

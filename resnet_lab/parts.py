@@ -34,7 +34,7 @@ def build_network(model: dict[str, Any], num_outputs: int) -> nn.Module:
         num_outputs: M, the length of its last layer.
 
     Raises:
-        UserError: it cannot be built, or its weights cannot be loaded.
+        UserError: it cannot be built, its weights cannot be loaded, or a last layer to be set to zero is not linear.
     """
     network = build("model", model, num_classes=num_outputs)
     if not isinstance(network, nn.Module):
@@ -52,6 +52,11 @@ def build_network(model: dict[str, Any], num_outputs: int) -> nn.Module:
         load_fitting(network, str(source))
     if model.get("zero_init_head"):
         head = network.get_submodule(head_of(network, "model.zero_init_head=true"))
+        if not isinstance(head, nn.Linear):  # SqueezeNet's convolution is before an activation
+            raise UserError(
+                f"model.zero_init_head=true: the last layer of {model['_target_']} is not a linear one, and may never "
+                "learn from zero; leave it out"
+            )
         for parameter in head.parameters():
             nn.init.zeros_(parameter)
     return network

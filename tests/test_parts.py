@@ -465,6 +465,11 @@ def test_the_last_layer_starts_at_zero(mylab: None, target: str, head: str) -> N
     assert build_network(model, 5).eval()(images).abs().min() > 0
 
 
+def test_a_last_layer_before_an_activation_does_not_start_at_zero() -> None:
+    model = {"_target_": "torchvision.models.squeezenet1_1", "pretrained": "none", "zero_init_head": True}
+    assert "the last layer of torchvision.models.squeezenet1_1 is not a linear one" in refusal(build_network, model, 5)
+
+
 @pytest.mark.parametrize("target", ["mylab.Ordinal", "mylab.Cut"])
 def test_an_external_objective_has_its_own_outputs_and_decisions(make_run: Make, mylab: None, target: str) -> None:
     run = make_run(*NET, "loss=own", f"loss._target_={target}", "trainer.max_epochs=1")

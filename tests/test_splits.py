@@ -145,6 +145,7 @@ def test_a_split_that_the_data_lacks_is_reported(caplog):
     [
         {"val": "val"},
         {"train": []},
+        {"train": ["test", "tset"]},
         {"train": "test", "test": "test"},
         {"train": ["test", "val"], "val": "val"},
         {"train": ["test", "test"]},

@@ -46,6 +46,8 @@ def remap_splits(table: pd.DataFrame, splits: Mapping[str, str | Sequence[str]] 
             f"data.splits={dict(splits)}: choose the splits of train, and of val and test, such as {{train: test, …}}"
         )
     known = sorted(table["split"].unique())
+    if unknown := [name for name in named if name not in (*SPLITS, *known)]:
+        raise UserError(f"data.splits={dict(splits)}: {unknown[0]} is no split; the data has {', '.join(known)}")
     if not set(sources["train"]) & set(known):
         raise UserError(
             f"data.splits: there is no split {' or '.join(sources['train'])} to train on; the data has "
