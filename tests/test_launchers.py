@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,7 +17,6 @@ import pandas as pd
 import pytest
 import torch
 
-from resnet_lab.errors import short
 from resnet_lab.processes import GRACE
 from resnet_lab.run_folder import RunFolder, find_runs
 
@@ -115,9 +115,8 @@ def jobs_alive(folder: Path) -> list[int]:
 
 def starts(run: RunFolder) -> int:
     """Return how often its job started or resumed."""
-    lines = run.log_file.read_text().splitlines()
-    ends = (f"ing in {run.path}", f"ing in {short(run.path)}")
-    return sum(line.endswith(ends) for line in lines)
+    place = re.compile(rf"(starting|resuming) in (\S*/)?{re.escape(run.path.name)}", re.MULTILINE)
+    return len(place.findall(run.log_file.read_text()))
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
