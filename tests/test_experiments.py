@@ -162,6 +162,7 @@ def test_retinamnist_has_the_published_recipe() -> None:
     assert jobs == [["seed=0"], ["seed=1"], ["seed=2"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(file.stem for file in conf_dir().glob("experiment/[!_]*.yaml")))
 def test_every_job_of_an_experiment_is_allowed(name: str) -> None:
     _, grid = composed(f"experiment={name}")
