@@ -33,10 +33,11 @@ def plain(value: object) -> str:
 
 
 def as_typed(value: object) -> str:
-    """Return a value as users type it, with `true`, `false` and `null` in place of Python's words."""
-    words = {"True": "true", "False": "false"} | (
-        {} if isinstance(value, str) else {"None": "null"}
-    )  # as Hydra's texts
+    """Return a value as users type it, with `true`, `false` and `null` in place of Python's words.
+
+    A text keeps `None`, which users may have typed.
+    """
+    words = {"True": "true", "False": "false"} | ({} if isinstance(value, str) else {"None": "null"})
     return OF_PYTHON.sub(lambda found: found[1] + words.get(found[2], found[2]), str(value))
 
 

@@ -265,7 +265,7 @@ def combine(folders: Sequence[str], out: Path, over: Sequence[str], decision: st
     # an earlier result among its members is no member
     finished = [run for run in runs if run.scores and not {*run.members} & places]
     if decision:  # a network counts once, however often its probabilities were decided
-        finished = [run for run in finished if _derived_from(run) not in places]
+        finished = [run for run in finished if not {*run.sources} & places]
     _refuse_keys(finished, over)
     groups = groups_of(finished, over)
     several = [members for members in groups if len(members) > 1 or over[0] == NOTHING]
@@ -292,12 +292,6 @@ def _warn_of_copies(members: Sequence[Run]) -> None:
         if other is not run:
             text = "%s and %s have the same settings and seed, and both count; leave out one if it is a copy"
             log.warning(text, other.folder.path, run.folder.path)
-
-
-def _derived_from(run: Run) -> Path | None:
-    """Return the folder of the run whose probabilities a job decided anew; None for another run."""
-    source = run.status.get("derived_from")
-    return (run.folder.path / source).resolve() if isinstance(source, str) else None
 
 
 def _refuse_keys(runs: Sequence[Run], over: Sequence[str]) -> None:

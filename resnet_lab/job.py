@@ -48,7 +48,7 @@ def main() -> int:
 
 
 def refuse_several(run: RunFolder) -> None:
-    """Refuse a folder that is no run but contains some, and name those that are not done.
+    """Refuse a folder that is not a run but contains runs, and name one that is not done.
 
     Raises:
         UserError: it contains runs.

@@ -30,7 +30,7 @@ def names_of(folders: Sequence[str]) -> dict[str, Path]:
     The name is the label of the job. Where runs of several sweeps are shown, the sweep's folder comes before it.
 
     Raises:
-        UserError: a folder does not exist, or there is no run.
+        UserError: a folder does not exist, or the folders contain no run.
     """
     runs = [run for run in find_runs(folders) if run.tensorboard.is_dir()]
     places = list(dict.fromkeys(run.path.parent for run in runs))

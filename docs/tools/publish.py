@@ -55,8 +55,7 @@ def publish(sweep: Path, out: Path, replacements: dict[str, str]) -> list[Path]:
 
 def link(run: Run, target: RunFolder, places: dict[Path, Path]) -> None:
     """Name the published folders of the runs that a run was made from, if all of them are published."""
-    derived = run.status.get("derived_from")
-    sources = run.members or ([(run.folder.path / derived).resolve()] if isinstance(derived, str) else [])
+    sources = run.sources
     if not sources or not {*sources} <= {*places} or run.is_outdated:
         return
     found = [os.path.relpath(places[source], target.path) for source in sources]

@@ -214,6 +214,12 @@ class Run:
         return [Path(os.path.normpath(self.folder.path.resolve() / str(name))).resolve() for name in names]
 
     @property
+    def sources(self) -> list[Path]:
+        """The folders of the runs that this one was made from: its members, or the run whose rule was replaced."""
+        derived = self.status.get("derived_from")
+        return self.members or ([(self.folder.path / derived).resolve()] if isinstance(derived, str) else [])
+
+    @property
     def is_outdated(self) -> bool:
         """Whether predictions that the run was made from, or those of their sources, have changed since.
 
@@ -223,8 +229,7 @@ class Run:
 
     def _is_outdated(self, seen: frozenset[Path]) -> bool:
         """Return `is_outdated`, without the folders of runs that are made from this one."""
-        derived, noted = self.status.get("derived_from"), self.status.get("source_digests")
-        sources = self.members or ([(self.folder.path / derived).resolve()] if isinstance(derived, str) else [])
+        sources, noted = self.sources, self.status.get("source_digests")
         if not isinstance(noted, list) or len(noted) != len(sources):
             return False
         seen |= {self.folder.path.resolve()}
