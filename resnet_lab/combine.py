@@ -242,7 +242,7 @@ def names_of(groups: Sequence[Sequence[Run]], over: Sequence[str]) -> list[str]:
     firsts = [members[0].config for members in groups]
     axes = [key for key in varying_keys(firsts) if key not in over]
     last = f"over={'+'.join(over)}"
-    return [job_name(",".join([*(f"{key}={config.get(key)}" for key in axes), last])) for config in firsts]
+    return [job_name(",".join([*(f"{key}={as_typed(config.get(key))}" for key in axes), last])) for config in firsts]
 
 
 def combine(folders: Sequence[str], out: Path, over: Sequence[str], decision: str = "") -> list[RunFolder]:
