@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -80,8 +81,10 @@ def train(*overrides: str, config_dir: str | Path = "") -> Run:
             or the training failed.
     """
     config = composed(overrides, config_dir)
-    if not preflight([*overrides, *([f"--config-dir={config_dir}"] if config_dir else [])]):
-        raise UserError("the check before the training failed; the line above names the reason")
+    with TemporaryFile("w+", encoding="utf-8") as errors:
+        if not preflight([*overrides, *([f"--config-dir={config_dir}"] if config_dir else [])], errors=errors):
+            errors.seek(0)
+            raise UserError(errors.read().strip().removeprefix("error: "))
     run = RunFolder(Path(config.sweep_dir).expanduser().absolute())
     plain: Any = OmegaConf.to_container(config, resolve=True)
     run_in(run, config, overrides, words_of_trust(plain), config_dir=str(config_dir))

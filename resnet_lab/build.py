@@ -142,11 +142,8 @@ def build_trainer(
         )
     show_progress = settings["progress_bar"] and is_terminal()
     best = next((each for each in callbacks if isinstance(each, RunCheckpoint) and each.monitor), None)
+    refuse_no_gpu(settings)
     accelerator = settings["accelerator"]
-    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available() and not torch.backends.mps.is_available():
-        raise UserError(f"trainer.accelerator={accelerator}: PyTorch sees no GPU here; set trainer.accelerator=auto")
-    if isinstance(settings["devices"], list) and (accelerator == "cpu" or not torch.cuda.is_available()):
-        raise UserError(f"trainer.devices={settings['devices']}: a list names GPUs; give the number of processes")
     on_cuda = environment.uses_cuda(accelerator)
     if on_cuda:
         use_tf32(str(precision) in ("32-true", "32") and not settings["deterministic"])
@@ -177,6 +174,19 @@ def build_trainer(
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # our samplers split the data over the ranks
     )
+
+
+def refuse_no_gpu(settings: dict[str, Any]) -> None:
+    """Refuse keys of conf/trainer that need a GPU where PyTorch sees none.
+
+    Raises:
+        UserError: there is no GPU, or `devices` lists some but none is used.
+    """
+    accelerator = settings["accelerator"]
+    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available() and not torch.backends.mps.is_available():
+        raise UserError(f"trainer.accelerator={accelerator}: PyTorch sees no GPU here; set trainer.accelerator=auto")
+    if isinstance(settings["devices"], list) and (accelerator == "cpu" or not torch.cuda.is_available()):
+        raise UserError(f"trainer.devices={settings['devices']}: a list names GPUs; give the number of processes")
 
 
 def use_tf32(allowed: bool) -> None:

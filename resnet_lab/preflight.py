@@ -9,7 +9,6 @@ from functools import cache
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from omegaconf import OmegaConf
 
 from resnet_lab.command_line import log_to, run_command
@@ -18,7 +17,6 @@ from resnet_lab.data import progress
 from resnet_lab.data.image_data import ImageData
 from resnet_lab.distillation import refuse_no_logits, teacher_of
 from resnet_lab.freezing import Freezing
-from resnet_lab.models.pretrained import contents, depth_of, fitting
 from resnet_lab.optim import naming, optimizer_of
 from resnet_lab.parts import (
     build_network,
@@ -28,10 +26,9 @@ from resnet_lab.parts import (
     refuse_no_data_set,
     refuse_unmixable,
     statistics_of,
-    without_weights,
 )
 from resnet_lab.terminal import Lines
-from resnet_lab.training import own_parts, selection
+from resnet_lab.training import check_network, own_parts, selection
 from resnet_lab.trust import trust, without_trust
 
 
@@ -99,22 +96,6 @@ def check_parts(config: dict[str, Any]) -> None:
         optimizer_of(build("optim", config["optim"]), network, network, config["optim"]["backbone_lr_factor"])
     statistics_of(config)
     refuse_misfit(network, objective.num_outputs, size, str(model["_target_"]))
-
-
-def check_network(model: dict[str, Any]) -> None:
-    """Check that there is such a network with the parts to freeze, and that its initial weights fit.
-
-    Raises:
-        UserError: there is no such network, or as for `Freezing` and `load_pretrained`.
-    """
-    with torch.device("meta"):  # no values: needs neither time nor memory; any number of classes will do
-        network = build("model", without_weights(model), num_classes=2)
-    Freezing(network, model.get("freeze"), until=None)
-    if str(model.get("pretrained", "none")) == "none":
-        return
-    own = network.state_dict()
-    content, source = contents(str(model["pretrained"]), depth_of(own))
-    fitting(content, own, source)
 
 
 def main() -> int:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Sequence
 from types import FrameType
+from typing import IO
 
 BUSY = 75  # exit code: another process is running the job (EX_TEMPFAIL in sysexits.h)
 GRACE = 30.0  # seconds for a job to stop before it is killed
@@ -58,19 +59,20 @@ def _stop_all_the_same(unraisable: sys.UnraisableHookArgs) -> None:
     again.start()
 
 
-def run_tied(command: Sequence[str], text: str = "") -> int:
+def run_tied(command: Sequence[str], text: str = "", errors: IO[str] | None = None) -> int:
     """Run `command`, stop it when this process stops or dies, and return its exit code.
 
     Args:
         command: program and arguments.
         text: its standard input; empty: that of this process.
+        errors: file for its standard error; None: that of this process.
 
     Raises:
         Stopped: this process received a signal; the command has ended.
     """
     # in a new session, so that Ctrl-C reaches only this process, which then stops the command
     environment, stdin = os.environ | {PARENT: str(os.getpid())}, subprocess.PIPE if text else None
-    process = subprocess.Popen(command, env=environment, start_new_session=True, stdin=stdin, text=True)
+    process = subprocess.Popen(command, env=environment, start_new_session=True, stdin=stdin, stderr=errors, text=True)
     try:
         process.communicate(text or None)
         return process.returncode

@@ -23,6 +23,7 @@ from resnet_lab.verbs import VERBS
 
 TIMED = ("done", "running", "interrupted")  # states with a time per epoch
 SHOWN = 20  # jobs that the end of a sweep lists
+SAME = "the same error"
 STATES = ("done", "running", "interrupted", "failed", "created", "planned", "unreadable")
 
 
@@ -164,12 +165,14 @@ def labels_of(place: Path) -> dict[str, str]:
 
 
 def rows(jobs: Sequence[JobState], labels: Mapping[str, str]) -> list[str]:
-    """Return state, label and note of each job, in lines of at most 80 characters."""
+    """Return state, label and note of each job, in lines of at most 80 characters; an error is shown once."""
     width = max((len(job.state) for job in jobs), default=0) + 2
     longest = max((len(labels.get(job.name, job.name)) for job in jobs), default=0)
-    lines = []
+    lines, errors = list[str](), set[str]()
     for job in jobs:
-        head, note = f"{job.state:<{width}}{labels.get(job.name, job.name)}", job.note
+        head = f"{job.state:<{width}}{labels.get(job.name, job.name)}"
+        note = SAME if job.note in errors else job.note
+        errors |= {job.note} if job.state == "failed" else set()
         line = f"{head:<{width + longest}}  {note}".rstrip()
         lines += [line] if len(line) <= WIDTH else [*_wrapped(head, "", width), *_wrapped(note, " " * width, width)]
     return lines

@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from io import StringIO
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import IO, Any, NoReturn, TextIO
 
 from resnet_lab import processes
 from resnet_lab.processes import GRACE, PARENT, SIGNALS, Stopped, run_tied, stop_on_signals
@@ -142,7 +142,7 @@ def close() -> None:
     _own = None
 
 
-def run_module(module: str, arguments: Sequence[str], fork: bool, text: str = "") -> int:
+def run_module(module: str, arguments: Sequence[str], fork: bool, text: str = "", errors: IO[str] | None = None) -> int:
     """Run `python -m MODULE ARGUMENTS`, stop it when this process stops or dies, and return its exit code.
 
     Args:
@@ -150,6 +150,7 @@ def run_module(module: str, arguments: Sequence[str], fork: bool, text: str = ""
         arguments: its arguments.
         fork: whether to fork it where that is possible; otherwise it is a new process.
         text: its standard input.
+        errors: file for the standard error of a new process; None: that of this process.
 
     Raises:
         Stopped: this process received a signal; the other one has ended.
@@ -158,7 +159,7 @@ def run_module(module: str, arguments: Sequence[str], fork: bool, text: str = ""
         close()  # it would import in vain
     elif (own := begin()) is not None and own.can_run():
         return own.run(module, arguments, text)
-    return run_tied([sys.executable, "-m", module, *arguments], text)
+    return run_tied([sys.executable, "-m", module, *arguments], text, errors)
 
 
 def forks(trainer: Mapping[str, Any]) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -39,13 +39,16 @@ from resnet_lab.verbs import VERBS
 OWN_LINES = ("hydra._internal.core_plugins.basic_launcher", "hydra_plugins.hydra_joblib_launcher._core")
 
 
-def preflight(arguments: Sequence[str], trusted: Sequence[str] = (), fork: bool = False) -> bool:
+def preflight(
+    arguments: Sequence[str], trusted: Sequence[str] = (), fork: bool = False, errors: IO[str] | None = None
+) -> bool:
     """Return whether everything that the jobs of a sweep need is available; print what is missing.
 
     Args:
         arguments: arguments of `resnet-lab train`. For a single run, only parts that are not resnet_lab's are checked.
         trusted: values of `trust=` on the command line; one that no part needs is named in a line.
         fork: whether to fork the process that checks (see `resnet_lab.supervisor`).
+        errors: file to which a process that is not forked prints what is missing; None: standard error.
 
     Raises:
         UserError: a key is wrong.
@@ -65,9 +68,9 @@ def preflight(arguments: Sequence[str], trusted: Sequence[str] = (), fork: bool 
     print(f"{time.strftime('%H:%M:%S')}  checking what the jobs need (data, networks, weights, parts)", flush=True)
     # in a separate process, as this one must not import torch
     options = [f"{OPTION}{word}" for word in sorted(words)]
-    code = run_module("resnet_lab.preflight", options, fork=fork, text=json.dumps(sorted(needs)))
+    code = run_module("resnet_lab.preflight", options, fork=fork, text=json.dumps(sorted(needs)), errors=errors)
     if code < 0:  # it printed no error itself
-        print(f"error: the check was {describe_death(code)}", file=sys.stderr)
+        print(f"error: the check was {describe_death(code)}", file=errors or sys.stderr)
     return code == 0
 
 

@@ -24,7 +24,15 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from resnet_lab import environment, processes
 from resnet_lab.axes import axes_of_run, label_of
-from resnet_lab.build import build_module, build_profiler, build_trainer, compile_network, rank, set_up_logging
+from resnet_lab.build import (
+    build_module,
+    build_profiler,
+    build_trainer,
+    compile_network,
+    rank,
+    refuse_no_gpu,
+    set_up_logging,
+)
 from resnet_lab.callbacks import Ending, FiniteLoss, Observer, ResumableEarlyStopping, SamePixels, StepSeed
 from resnet_lab.checkpoints import EpochRows, LastCheckpoint, RunCheckpoint, fits, put_objective, resume_point
 from resnet_lab.config import (
@@ -48,15 +56,16 @@ from resnet_lab.freezing import Freezing, idle_keys
 from resnet_lab.layers import LayerStatistics
 from resnet_lab.loggers import AFTER_CURVES
 from resnet_lab.metrics import is_collapsed, monitored
-from resnet_lab.models.pretrained import read, refuse_nan_weights
+from resnet_lab.models.pretrained import contents, depth_of, fitting, read, refuse_nan_weights
 from resnet_lab.models.resnet import multiply_adds, parameter_count
 from resnet_lab.module import Classifier
 from resnet_lab.outputs import refuse_undefined, score_table, write_split
-from resnet_lab.parts import refuse_no_data_set, statistics_of
+from resnet_lab.parts import refuse_no_data_set, statistics_of, without_weights
 from resnet_lab.processes import Stopped
 from resnet_lab.run_folder import RunFolder, flat, is_bookkeeping
 from resnet_lab.schema import BY_NAME, PROVIDED, Config
 from resnet_lab.scores import SCORES
+from resnet_lab.signatures import is_ours
 from resnet_lab.trained import count_training_images
 from resnet_lab.trust import OPTION, trust_option
 from resnet_lab.tta import VIEWS
@@ -85,6 +94,9 @@ def run_job(run: RunFolder, misfits: frozenset[Path] = frozenset()) -> None:
         show_scores(run, metrics, shown, counts["train"], status["class_names"])
         return
     resume_from = resume_point(run, config["on_corrupt"], misfits)
+    refuse_no_gpu(config["trainer"])  # before the data, whose check may take minutes
+    if resume_from is None and is_ours(config["model"]["_target_"]):
+        check_network(config["model"])
     seed_everything(config["seed"], verbose=False)
     datamodule = read_data(run, config, resumes=resume_from is not None)
     module = build_module(config, datamodule, pretrained=resume_from is None)
@@ -205,6 +217,22 @@ def checked_config(run: RunFolder) -> dict[str, Any]:
     except UserError as error:
         raise UserError(f"{run.config_file}: {error}") from None
     return config
+
+
+def check_network(model: dict[str, Any]) -> None:
+    """Check that there is such a network with the parts to freeze, and that its initial weights fit.
+
+    Raises:
+        UserError: there is no such network, or as for `Freezing` and `load_pretrained`.
+    """
+    with torch.device("meta"):  # no values: needs neither time nor memory; any number of classes will do
+        network = build("model", without_weights(model), num_classes=2)
+    Freezing(network, model.get("freeze"), until=None)
+    if str(model.get("pretrained", "none")) == "none":
+        return
+    own = network.state_dict()
+    content, source = contents(str(model["pretrained"]), depth_of(own))
+    fitting(content, own, source)
 
 
 def read_data(run: RunFolder, config: dict[str, Any], resumes: bool) -> DataModule:

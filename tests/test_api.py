@@ -88,6 +88,15 @@ def test_errors_name_arguments_in_place_of_flags(tmp_path: Path, monkeypatch: py
     assert refusal(resnet_lab.train, "data=retinopathy") == "data.root is not set; give data.root=…"
 
 
+@pytest.mark.slow
+def test_the_reason_of_the_check_is_in_the_exception(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = refusal(resnet_lab.train, "model=own", "model._target_=nowhere.net", "sweep_dir=one")
+    assert "nowhere" in line
+    assert not line.startswith("error")
+    assert not (tmp_path / "one").exists()
+
+
 def test_compare_returns_the_leaderboard_best_first(tmp_path: Path) -> None:
     for depth, skill in ((18, 1.0), (34, 6.0)):
         for seed in (0, 1):

@@ -603,6 +603,26 @@ def test_all_images_in_test_cannot_be_trained_on(make_run: MakeRun, mean: str) -
     assert "data.all_images=test" in run.read_status()["error"]
 
 
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("model.depth=19", "model.depth=19"),
+        ("model.freeze=layer9", "layer9"),
+        ("model.pretrained=absent.pth", "absent.pth"),
+        ("trainer.accelerator=gpu", "sees no GPU"),
+    ],
+)
+def test_a_wrong_network_or_device_fails_before_the_images_are_read(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, override: str, named: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    monkeypatch.setattr("resnet_lab.training.read_data", lambda *_, **__: pytest.fail("the data were read"))
+    run = make_run(override)
+    assert guarded(run) == 1
+    assert named in run.read_status()["error"]
+
+
 def test_a_job_that_tests_again_refuses_nan_weights(make_run: MakeRun) -> None:
     run = make_run("trainer.max_epochs=1")
     assert guarded(run) == 0

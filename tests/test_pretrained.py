@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from resnet_lab.errors import UserError
 from resnet_lab.models.resnet import resnet
-from resnet_lab.preflight import check_network
+from resnet_lab.training import check_network
 
 NARROW = (4, 8, 16, 32)
 BOTTLENECKS = {"depth": 50, "widths": NARROW}

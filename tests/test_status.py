@@ -229,6 +229,17 @@ def test_a_sweep_ends_with_its_unfinished_jobs_and_the_next_command(sweep: Path)
     assert typed[-1].endswith("resnet-lab train -m sweep_dir=sweep")
 
 
+def test_an_error_of_several_jobs_is_shown_once(run: RunFolder) -> None:
+    jobs = [JobState(f"seed-{seed}", "failed", "the disk is full") for seed in (0, 1)]
+    others = [
+        JobState("seed-2", "failed", "NaN in loss"),
+        JobState("seed-3", "done", "9 s"),
+        JobState("seed-4", "done", "9 s"),
+    ]
+    notes = [line.split("seed-")[1][1:].strip() for line in status.rows([*jobs, *others], {})]
+    assert notes == ["the disk is full", "the same error", "NaN in loss", "9 s", "9 s"]
+
+
 def test_a_sweep_lists_jobs_that_its_command_does_not_contain_apart(sweep: Path) -> None:
     names = [name for name in list_jobs(sweep) if "depth-34_pretrained-none_seed-0" not in name]
     lines = summary(Path("sweep"), ["-m", "sweep_dir=sweep"], 1.0, names).splitlines()

@@ -184,7 +184,7 @@ def _classes(table: Table) -> Iterator[Finding]:
     few = [f"{name} ({n})" for name, n in zip(names, images, strict=True) if 0 < n < FEWEST]
     for reason, metrics in _without_interval(table).items():
         where = f"{_listed(few)} in {split}: " if reason == FEW_OF_A_CLASS else ""
-        text = f"{where}there is no interval and no tested difference for {' and '.join(metrics)}, since {reason}"
+        text = f"{where}{reason}, so these scores have no interval and no tested difference: {'; '.join(metrics)}"
         yield Finding("few images", text, False)
 
 
