@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import difflib
 import os
+import runpy
 import sys
 import textwrap
 import time
+from argparse import Namespace
+from pathlib import Path
 
+from resnet_lab import supervisor
 from resnet_lab.command_line import run_command, show, version
 from resnet_lab.errors import UserError
 from resnet_lab.keys import WIDTH, as_text, known_keys, matching
@@ -70,7 +74,7 @@ def _explained(word: str) -> str:
 
 
 def command(words: list[str]) -> None:
-    """Replace this process by the verb's own, so that Hydra and DDP's children see a plain `python -m`.
+    """Let the module of a verb replace this process, as `python -m` would start it.
 
     Raises:
         UserError: there is no such verb, or the verb does not understand its words.
@@ -88,6 +92,8 @@ def command(words: list[str]) -> None:
             (inputs.check_evaluate if verb == "evaluate" else inputs.check_predict)(given)
         if verb in SLOW and is_terminal():
             show(f"{time.strftime('%H:%M:%S')}  loading the program")
+        if verb == "train":
+            start_training(given, others)
         os.execv(sys.executable, [sys.executable, "-m", f"resnet_lab.{verb}", *others])
     elif verb == "job":
         raise UserError(f"no verb 'job'; write python -m resnet_lab.job {' '.join(others) or 'RUN_DIR'}")
@@ -95,6 +101,16 @@ def command(words: list[str]) -> None:
         close = difflib.get_close_matches(verb, [*VERBS, "help", "--help", "--version"], n=1)
         meant = f"did you mean {close[0]}?" if close else f"choose {', '.join(VERBS)}"
         raise UserError(f"no verb {verb!r}; {meant} (see resnet-lab --help)")
+
+
+def start_training(given: Namespace, words: list[str]) -> None:
+    """Run `python -m resnet_lab.train WORDS` in this process, whose supervisor imports PyTorch in the meantime."""
+    if supervisor.serves(given):
+        supervisor.begin()
+    if not sys.flags.safe_path:
+        sys.path[0] = str(Path.cwd())  # as with `python -m`, and not the folder of the installed command
+    sys.argv = [sys.argv[0], *words]
+    runpy.run_module("resnet_lab.train", run_name="__main__", alter_sys=True)
 
 
 def main() -> int:

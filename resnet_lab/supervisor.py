@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 import traceback
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from io import StringIO
@@ -173,6 +174,12 @@ def forks(trainer: Mapping[str, Any]) -> bool:
 def launched() -> bool:
     """Return whether SLURM or torchrun started this process."""
     return any(key in os.environ for key in RANKS)
+
+
+def serves(given: Namespace) -> bool:
+    """Return whether a command `train` forks its jobs, where that is possible; `given` is its parsed command line."""
+    prints = given.cfg or given.info or given.hydra_help
+    return not prints and (given.multirun or not launched())
 
 
 def serve(connection: socket.socket) -> None:

@@ -178,8 +178,7 @@ def run_command() -> int:
     stop_on_signals()
     this_is_the_command()
     try:
-        starts = not (given.cfg or given.info or given.hydra_help)
-        if not checked(given, starts and (given.multirun or not supervisor.launched())):
+        if not checked(given, forks=supervisor.serves(given)):
             return 1
         train()
     except UserError:  # already printed

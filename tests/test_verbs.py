@@ -236,6 +236,21 @@ def test_a_verb_replaces_the_process_once_its_words_are_understood(
     assert started == [["-m", "resnet_lab.evaluate", "best.ckpt", "split=val"]]
 
 
+@pytest.mark.parametrize(("words", "begins"), [(["seed=1"], True), (["--cfg", "job"], False)])
+def test_the_supervisor_of_train_begins_before_hydra_is_imported(
+    words: list[str], begins: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["resnet-lab", "train", *words])
+    monkeypatch.setattr(sys, "path", ["bin", *sys.path[1:]])
+    monkeypatch.setattr("resnet_lab.supervisor.begin", lambda: done.append("supervisor"))
+    monkeypatch.setattr("runpy.run_module", lambda module, **_: done.append((module, sys.argv[1:], sys.path[0])))
+    monkeypatch.setattr("os.execv", lambda *_: None)
+    lab.command(["train", *words])
+    assert done == ["supervisor"] * begins + [("resnet_lab.train", words, str(tmp_path))]
+
+
 def test_the_help_of_train_has_groups_and_defaults() -> None:
     text = VERBS["train"]().format_help()
     assert all(choice in text for group in CHOSEN for choice in choices_of(group))
