@@ -114,13 +114,20 @@ def signature(target: str) -> tuple[set[str], set[str]]:
         raise UserError(f"_target_ {target}: there is no module {module or target}")
     if spec.origin is None or not spec.origin.endswith(".py"):
         raise UserError(f"_target_ {target}: {module} is not a Python source file; its arguments cannot be read")
-    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    tree = _parsed(module)
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name == name:
             return _arguments(node.args)
         if isinstance(node, ast.ClassDef) and node.name == name:
             return _class_arguments(node, module, tree)
     raise UserError(f"_target_ {target}: {module} defines no {name}")
+
+
+@cache
+def _parsed(module: str) -> ast.Module:
+    """Return the syntax tree of one of our modules."""
+    origin = str(getattr(importlib.util.find_spec(module), "origin", ""))
+    return ast.parse(Path(origin).read_text(encoding="utf-8"))
 
 
 @cache
@@ -133,7 +140,7 @@ def hints_of(target: str) -> dict[str, Any]:
     if not target.startswith("resnet_lab."):
         return {}
     module, _, name = target.rpartition(".")
-    tree = ast.parse(Path(str(getattr(importlib.util.find_spec(module), "origin", ""))).read_text(encoding="utf-8"))
+    tree = _parsed(module)
     known = {each.__name__: each for each in (str, int, float, bool, list, dict)} | vars(values)
     found: dict[str, Any] = {}
     for node in tree.body:
@@ -159,7 +166,7 @@ def keys_in(module: str, *names: str) -> tuple[str, ...]:
         names: names of the dictionaries.
     """
     found = dict[str, list[str]]()
-    for node in ast.parse(Path(str(getattr(importlib.util.find_spec(module), "origin", ""))).read_text("utf-8")).body:
+    for node in _parsed(module).body:
         if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Dict):
             target = node.targets[0] if isinstance(node, ast.Assign) else node.target
             found[ast.unparse(target)] = [str(key.value) for key in node.value.keys if isinstance(key, ast.Constant)]
@@ -168,7 +175,7 @@ def keys_in(module: str, *names: str) -> tuple[str, ...]:
 
 def defaults_in(module: str, name: str) -> dict[str, Any]:
     """Return the fields with a default of a dataclass that one of our modules defines, parsed from its source."""
-    for node in ast.parse(Path(str(getattr(importlib.util.find_spec(module), "origin", ""))).read_text("utf-8")).body:
+    for node in _parsed(module).body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             fields = (each for each in node.body if isinstance(each, ast.AnnAssign) and each.value is not None)
             return {ast.unparse(each.target): ast.literal_eval(each.value) for each in fields if each.value}
