@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -82,9 +83,12 @@ def train(*overrides: str, config_dir: str | Path = "") -> Run:
     """
     config = composed(overrides, config_dir)
     with TemporaryFile("w+", encoding="utf-8") as errors:
-        if not preflight([*overrides, *([f"--config-dir={config_dir}"] if config_dir else [])], errors=errors):
-            errors.seek(0)
-            raise UserError(errors.read().strip().removeprefix("error: "))
+        available = preflight([*overrides, *([f"--config-dir={config_dir}"] if config_dir else [])], errors=errors)
+        errors.seek(0)
+        warnings, _, reason = f"\n{errors.read()}".partition("\nerror: ")
+    print(warnings.lstrip(), end="", file=sys.stderr)
+    if not available:
+        raise UserError(reason.strip() or "the check before the training failed; the lines above show why")
     run = RunFolder(Path(config.sweep_dir).expanduser().absolute())
     plain: Any = OmegaConf.to_container(config, resolve=True)
     run_in(run, config, overrides, words_of_trust(plain), config_dir=str(config_dir))
