@@ -94,7 +94,8 @@ def command(words: list[str]) -> None:
             show(f"{time.strftime('%H:%M:%S')}  loading the program")
         if verb == "train":
             start_training(given, others)
-        os.execv(sys.executable, [sys.executable, "-m", f"resnet_lab.{verb}", *others])
+        else:
+            os.execv(sys.executable, [sys.executable, "-m", f"resnet_lab.{verb}", *others])
     elif verb == "job":
         raise UserError(f"no verb 'job'; write python -m resnet_lab.job {' '.join(others) or 'RUN_DIR'}")
     else:

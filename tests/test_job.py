@@ -623,6 +623,16 @@ def test_a_wrong_network_or_device_fails_before_the_images_are_read(
     assert named in run.read_status()["error"]
 
 
+def test_the_check_of_initial_weights_logs_nothing_twice(make_run: MakeRun) -> None:
+    source, run = make_run("trainer.max_epochs=1"), make_run("trainer.max_epochs=0", name="second")
+    assert guarded(source) == 0
+    config = run.read_config()
+    run.write_config(config | {"model": config["model"] | {"pretrained": str(source.path)}})
+    assert guarded(run) == 0
+    lines = [line.partition("  ")[2] for line in run.log_file.read_text().splitlines() if "model.pretrained=" in line]
+    assert len(lines) == len({*lines}) == 2
+
+
 def test_a_job_that_tests_again_refuses_nan_weights(make_run: MakeRun) -> None:
     run = make_run("trainer.max_epochs=1")
     assert guarded(run) == 0

@@ -246,7 +246,6 @@ def test_the_supervisor_of_train_begins_before_hydra_is_imported(
     monkeypatch.setattr(sys, "path", ["bin", *sys.path[1:]])
     monkeypatch.setattr("resnet_lab.supervisor.begin", lambda: done.append("supervisor"))
     monkeypatch.setattr("runpy.run_module", lambda module, **_: done.append((module, sys.argv[1:], sys.path[0])))
-    monkeypatch.setattr("os.execv", lambda *_: None)
     lab.command(["train", *words])
     assert done == ["supervisor"] * begins + [("resnet_lab.train", words, str(tmp_path))]
 

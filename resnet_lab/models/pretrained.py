@@ -8,6 +8,7 @@ import logging
 import re
 from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path, PosixPath
 from typing import Any
 
@@ -331,9 +332,15 @@ def find_network(content: Mapping[str, Any], own: Mapping[str, Tensor], source: 
     beside = [name for name in tensors if not name.startswith(place)]
     if beside:
         others = count(len(beside), "other tensor is", "other tensors are")
-        text = "model.pretrained=%s: the weights are %s*; %s not used: %s%s"
-        logger.info(text, source, place, others, ", ".join(beside[:3]), ", …" if beside[3:] else "")
+        named = ", ".join(beside[:3]) + (", …" if beside[3:] else "")
+        _log_once(f"model.pretrained={source}: the weights are {place}*; {others} not used: {named}")
     return {name.removeprefix(place): value for name, value in tensors.items() if name.startswith(place)}
+
+
+@cache
+def _log_once(text: str) -> None:
+    """Log a line, unless the check before the training has logged it."""
+    logger.info("%s", text)
 
 
 def is_dense(value: object) -> bool:
