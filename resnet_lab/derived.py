@@ -174,11 +174,12 @@ def _of_same_training(run: RunFolder, config: Mapping[str, Any]) -> tuple[RunFol
         try:
             if not changed_keys(other.read_config(), dict(config)) <= {DECISION}:
                 continue
+            locked = other.is_locked()  # before its status, which may say "done" a moment later
             status = other.read_status()
             own = status.get("decision_in_training") or status.get("decision")
             if own == OWN_RULE and config["loss"]["decision"] == "auto":  # only the network knows it
                 continue
-            if other.is_locked():  # a job that waits itself is not waited for
+            if locked:  # a job that waits itself is not waited for
                 training = other if status.get("trains") or other.last_checkpoint.is_file() else training
             elif status.get("state") == "done" and "derived_from" not in status:
                 expected = {split for split in SPLITS if split in (status.get("class_counts") or {})}

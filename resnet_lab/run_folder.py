@@ -187,10 +187,16 @@ class RunFolder:
         """Return the content of status.json; `running` becomes `interrupted` if no process holds the lock."""
         if not self.status_file.is_file():
             return {"schema_version": SCHEMA_VERSION, "state": "created"}
-        status = upgraded_status(_parse(self.status_file, json.loads))
+        status = self._stored_status()
         if status.get("state") == "running" and not self.is_locked():
-            status["state"] = "interrupted"
+            status = self._stored_status()  # the process may have ended between the two looks
+            if status.get("state") == "running":
+                status["state"] = "interrupted"
         return status
+
+    def _stored_status(self) -> dict[str, Any]:
+        """Return the content of status.json in the present schema."""
+        return upgraded_status(_parse(self.status_file, json.loads))
 
     def update_status(self, **changes: Any) -> None:
         """Merge `changes` into status.json, atomically."""

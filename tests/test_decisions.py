@@ -255,6 +255,25 @@ def test_jobs_that_start_at_the_same_time_train_once(tmp_path: Path) -> None:
     assert [run.read_status().get("trains") for run in trained] == [True]
 
 
+def test_a_job_that_ends_while_another_looks_is_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rules = ("argmax", "expected")
+    first, second = (RunFolder(write_run(tmp_path / rule, config={"loss.decision": rule})) for rule in rules)
+    list_jobs(tmp_path, list(rules))
+    second.update_status(overrides=["loss.decision=expected"])
+    counts = {"test": first.read_status()["class_counts"]["test"]}
+    first.update_status(state="running", trains=True, class_counts=counts)
+    status, looks = json.loads(first.status_file.read_text()), iter([True])
+
+    def look(run: RunFolder) -> bool:
+        locked = next(looks, False)
+        if not locked:  # it ended after the first look
+            first.status_file.write_text(json.dumps(status | {"state": "done"}))
+        return locked
+
+    monkeypatch.setattr(RunFolder, "is_locked", look)
+    assert same_training(second, second.read_config()) == first
+
+
 def test_ranks_train_by_themselves(trained: dict[str, RunFolder], monkeypatch: pytest.MonkeyPatch) -> None:
     run = trained["expected"]
     assert same_training(run, run.read_config()) == trained["auto"]

@@ -128,3 +128,16 @@ def test_a_folder_that_cannot_be_written_is_named_before_the_job(
         RunFolder(tmp_path).lock(),
     ):
         pass
+
+
+def test_a_run_that_ends_during_the_look_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunFolder(tmp_path)
+    run.update_status(state="running")
+    assert run.read_status()["state"] == "interrupted"  # no process holds the lock
+
+    def ends(run: RunFolder) -> bool:
+        run.status_file.write_text('{"state": "done"}')
+        return False
+
+    monkeypatch.setattr(RunFolder, "is_locked", ends)
+    assert run.read_status()["state"] == "done"
