@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import shlex
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
@@ -23,6 +22,7 @@ from resnet_lab.derived import DECISION, OWN, Labeled, mean_of, pooled, stored_s
 from resnet_lab.errors import UserError, count
 from resnet_lab.eyes import FITTED, METHODS, Pairs, graded
 from resnet_lab.inputs import EYES
+from resnet_lab.processes import end
 from resnet_lab.report.groups import places_of
 from resnet_lab.report.runs import Run, read_runs
 from resnet_lab.run_folder import OURS, RunFolder, is_bookkeeping, jobs_file
@@ -457,4 +457,4 @@ def command(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(command))
+    end(run_command(command))

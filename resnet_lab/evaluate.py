@@ -6,7 +6,6 @@ import copy
 import hashlib
 import logging
 import re
-import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from resnet_lab.hydra_errors import one_line
 from resnet_lab.inputs import SEEING, check_evaluate, chosen_folder
 from resnet_lab.module import Classifier
 from resnet_lab.outputs import refuse_undefined, score_table, write_split
+from resnet_lab.processes import end
 from resnet_lab.report.intervals import estimate
 from resnet_lab.report.leaderboard import CONSTANT, interval_text
 from resnet_lab.report.runs import read_predictions
@@ -230,4 +230,4 @@ def command(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(command))
+    end(run_command(command))

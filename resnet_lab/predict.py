@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from pathlib import Path
 
 from resnet_lab.build import build_trainer, rank, set_up_logging
@@ -15,6 +14,7 @@ from resnet_lab.evaluate import override
 from resnet_lab.inputs import check_predict
 from resnet_lab.module import Classifier
 from resnet_lab.outputs import refuse_undefined, write_predictions
+from resnet_lab.processes import end
 from resnet_lab.trained import count_training_images, load, own_reader, photographs
 from resnet_lab.trust import trust, warn_of_unused
 from resnet_lab.verbs import VERBS
@@ -54,4 +54,4 @@ def command(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(command))
+    end(run_command(command))

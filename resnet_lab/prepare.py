@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -24,6 +23,7 @@ from resnet_lab.data.prepared import PreparedSet, prepare, read_prepared
 from resnet_lab.data.splits import join_patients, leaking, merged_patients
 from resnet_lab.errors import UserError, count
 from resnet_lab.files import write_atomically
+from resnet_lab.processes import end
 from resnet_lab.terminal import Lines
 from resnet_lab.trust import trust
 from resnet_lab.verbs import VERBS
@@ -145,4 +145,4 @@ def command(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(command))
+    end(run_command(command))

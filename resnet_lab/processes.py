@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import threading
 import time
 from collections.abc import Sequence
 from types import FrameType
-from typing import IO
+from typing import IO, NoReturn
 
 BUSY = 75  # exit code: another process is running the job (EX_TEMPFAIL in sysexits.h)
 GRACE = 30.0  # seconds for a job to stop before it is killed
@@ -32,6 +33,24 @@ class Stopped(BaseException):
         super().__init__(signal.Signals(signum).name)
         self.signum = signum
         self.code = 128 + signum  # exit code, as in a shell
+
+
+def end(code: int) -> NoReturn:
+    """End this process as `sys.exit` does, without freeing its objects one by one, which takes a second with PyTorch.
+
+    Args:
+        code: exit code; 0 becomes 1 if the last lines cannot be written.
+    """
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()  # logging.shutdown and those of multiprocessing are among them
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            if stream and not stream.closed:
+                stream.flush()
+    except OSError as error:
+        os.write(2, f"error: cannot write the last lines: {error.strerror}\n".encode())
+        code = code or 1
+    os._exit(code)
 
 
 def stop_on_signals() -> None:

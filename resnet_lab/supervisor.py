@@ -7,7 +7,6 @@ users itself, so nothing of one job reaches the next.
 
 from __future__ import annotations
 
-import atexit
 import gc
 import importlib
 import json
@@ -17,7 +16,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import traceback
 from argparse import Namespace
@@ -25,10 +23,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from io import StringIO
 from pathlib import Path
-from typing import IO, Any, NoReturn, TextIO
+from typing import IO, Any, TextIO
 
 from resnet_lab import processes
-from resnet_lab.processes import GRACE, PARENT, SIGNALS, Stopped, run_tied, stop_on_signals
+from resnet_lab.processes import GRACE, PARENT, SIGNALS, Stopped, end, run_tied, stop_on_signals
 
 # what every job imports; a module that starts threads must not be among them
 IMPORTS = (
@@ -205,7 +203,7 @@ def serve(connection: socket.socket) -> None:
         if process == 0:
             requests.close()
             connection.close()
-            _end(_forked(**json.loads(line)))
+            end(_forked(**json.loads(line)))
         _send(connection, {"process": process})
         _send(connection, {"code": _wait(process, connection)})
 
@@ -260,16 +258,6 @@ def _forked(module: str, arguments: list[str], text: str, folder: str, environme
         traceback.print_exc()
         return 1
     return code
-
-
-def _end(code: int) -> NoReturn:
-    """End a forked process like a new one, without freeing its objects one by one, which takes a second."""
-    threading._shutdown()  # type: ignore[attr-defined]
-    atexit._run_exitfuncs()  # logging.shutdown and those of multiprocessing are among them
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):
-            stream.flush()
-    os._exit(code)
 
 
 def main() -> int:

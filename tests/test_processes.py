@@ -106,3 +106,34 @@ def test_a_signal_during_a_finalizer_is_not_lost(tmp_path: Path, signum: signal.
     process = subprocess.run([sys.executable, "-c", child], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (process.returncode, process.stderr) == (128 + signum, "")
     assert (tmp_path / "stopped").read_text() == signum.name
+
+
+ENDING = """
+import atexit, sys, threading, time
+from resnet_lab.processes import end
+
+class Costly:
+    def __del__(self):
+        print("freed")
+
+kept = Costly()
+atexit.register(print, "exit function")
+threading.Thread(target=lambda: (time.sleep(0.1), print("thread"))).start()
+print("last line")
+end(int(sys.argv[1]))
+"""
+
+
+def test_a_process_ends_with_all_lines_and_without_freeing_objects() -> None:
+    done = subprocess.run([sys.executable, "-c", ENDING, "3"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.split("\n")) == (3, ["last line", "thread", "exit function", ""])
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is a device of Linux")
+@pytest.mark.parametrize(("code", "expected"), [(0, 1), (3, 3)])
+def test_lines_that_cannot_be_written_are_an_error(code: int, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-c", ENDING, str(code)]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (expected, "error: cannot write the last lines: No space left on device\n")

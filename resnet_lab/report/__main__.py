@@ -14,6 +14,7 @@ from resnet_lab.data import progress
 from resnet_lab.errors import UserError, count, printable
 from resnet_lab.files import write_atomically
 from resnet_lab.outputs import for_spreadsheets
+from resnet_lab.processes import end
 from resnet_lab.rendering import Finding
 from resnet_lab.report.figures import CURVES, PICTURES
 from resnet_lab.report.findings import findings_of
@@ -108,4 +109,4 @@ def command(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(command))
+    end(run_command(command))
