@@ -217,14 +217,14 @@ def facts_of(members: Sequence[Run], decides: bool = False) -> dict[str, Any]:
 
 
 def rule_of(members: Sequence[Run], decision: str) -> str:
-    """Return the rule of decision: the given one, or that of all members.
+    """Return the decision rule: the given one, or that of all members.
 
     Raises:
         UserError: the members have different rules, or the rule is unknown, needs the network, or needs grades.
     """
     rules = list(dict.fromkeys(str(run.status.get("decision") or "argmax") for run in members))
     if not decision and len(rules) > 1:
-        raise UserError(f"the runs have different rules of decision ({', '.join(rules)}); choose one with decision=")
+        raise UserError(f"the runs have different decision rules ({', '.join(rules)}); choose one with decision=")
     rule = decision or rules[0]
     if rule == OWN_RULE:
         raise UserError(f"{members[0].folder.path}: its loss has a rule of its own; choose one with decision=")
@@ -274,7 +274,7 @@ def combine(folders: Sequence[str], out: Path, over: Sequence[str], decision: st
         hint = f"; they differ in {', '.join(axes)}" if axes else ""
         raise UserError(f"over={','.join(over)}: no two finished runs differ only in it{hint}")
     if over[0] == NOTHING and not decision:
-        raise UserError("over=none changes nothing; give a rule of decision, such as decision=expected")
+        raise UserError("over=none changes nothing; give a decision rule, such as decision=expected")
     for members in groups:
         if members not in several:
             log.warning("left out: %s: no other run differs from it only in %s", members[0].folder.path, ",".join(over))
@@ -356,7 +356,7 @@ def _refuse_thresholds(rule: str, splits: Mapping[str, object], name: str, pools
     """Refuse to fit thresholds without validation, on images of the pooled folds, or on the images that are scored.
 
     Args:
-        rule: rule of decision.
+        rule: decision rule.
         splits: predictions by split.
         name: of the run, for the error.
         pools: whether folds are pooled.

@@ -143,7 +143,7 @@ def write_derived(
 
 
 def same_training(run: RunFolder, config: Mapping[str, Any]) -> RunFolder | None:
-    """Return the finished job of the same sweep that differs only in the rule of decision; None if there is none.
+    """Return the finished job of the same sweep that differs only in the decision rule; None if there is none.
 
     A job that trains the same network is waited for: a training is never made twice. Jobs that start at the same time
     take turns, and the first one marks in its status.json that it trains. A job of several ranks trains by itself, as
@@ -191,7 +191,7 @@ def _of_same_training(run: RunFolder, config: Mapping[str, Any]) -> tuple[RunFol
 
 
 def derive_decision(run: RunFolder, config: Mapping[str, Any], source: RunFolder, title: str) -> None:
-    """Make a run from the probabilities of another run of the same training, with its own rule of decision.
+    """Make a run from the probabilities of another run of the same training, with its own decision rule.
 
     Args:
         run: folder of the derived run.

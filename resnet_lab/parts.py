@@ -86,7 +86,7 @@ def build_objective(loss: dict[str, Any], class_counts: Sequence[int]) -> Object
 
 
 def _own_objective(loss: dict[str, Any], class_counts: Sequence[int]) -> Objective:
-    """Return the objective of a configuration, with its own rule of decision."""
+    """Return the objective of a configuration, with its own decision rule."""
     target = str(loss["_target_"])
     if is_ours(target):
         objective: Objective = build("loss", loss, class_counts=class_counts)

@@ -336,7 +336,7 @@ SCORES: dict[str, Score] = {
     ),
     "accuracy": Score(
         title="accuracy %",
-        meaning="The share of images with the correct predicted class.",
+        meaning="The share of correct predictions.",
         from_sums=lambda sums: sums.hits / sums.images,
         from_predictions=lambda predictions: statistics.accuracy(predictions.targets, predictions.classes),
         torchmetric="MulticlassAccuracy",
@@ -361,7 +361,7 @@ SCORES: dict[str, Score] = {
     ),
     "auroc": Score(
         title="AUROC",
-        meaning="Area under the ROC curve of each class against the rest, averaged (1: perfect, 0.5: guessing).",
+        meaning="Area under the ROC curve: the chance that an image of a class outscores another (0.5: guessing).",
         # exact on the whole test set; in a resample, a first-order expansion in the weights (DeLong et al. 1988)
         from_sums=lambda sums: mean(sums.above / sums.true + sums.below / (sums.images[..., None] - sums.true)),
         from_predictions=lambda predictions: statistics.auroc(predictions.targets, predictions.probabilities),
@@ -379,7 +379,7 @@ SCORES: dict[str, Score] = {
     **_averages("recall", "recall", _recall, "MulticlassRecall"),
     "specificity_macro": Score(
         title="specificity, macro",
-        meaning="For each class, the share of the other images that are not predicted as this class; averaged.",
+        meaning="For each class, the share of the other images that is not predicted as this class; averaged.",
         from_sums=lambda sums: mean(_specificity(sums)),
         error=_of_other_classes,
     ),
@@ -393,7 +393,7 @@ SCORES: dict[str, Score] = {
     ),
     "referable_auroc": Score(
         title="AUROC, referable",
-        meaning="Area under the ROC curve of the referable grades against the others.",
+        meaning="AUROC of the referable grades against the others.",
         from_sums=_referable_area,
         from_predictions=lambda predictions: statistics.referable_auroc(predictions.targets, predictions.probabilities),
         stored=False,

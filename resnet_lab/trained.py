@@ -265,7 +265,7 @@ def load_derived(run: RunFolder, folders: Sequence[Path]) -> Trained:
 
 
 def _rule_of(run: RunFolder, num_classes: int) -> tuple[str, list[float]]:
-    """Return the rule of decision of a derived run, and its thresholds (empty for other rules).
+    """Return the decision rule of a derived run, and its thresholds (empty for other rules).
 
     Raises:
         UserError: status.json is damaged.

@@ -257,7 +257,7 @@ def combine() -> Verb:
     verb = Verb(
         "resnet-lab combine",
         "Make new runs from the predictions of several runs: the mean over seeds or networks, the pooled folds of a "
-        "cross-validation, or another rule of decision. Nothing is trained.",
+        "cross-validation, or another decision rule. Nothing is trained.",
         [
             "  one run folder per combination in out=, with config.yaml, status.json,",
             "  predictions_*.csv, confusion_matrix_*.* and class_report_*.csv",

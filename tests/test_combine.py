@@ -336,7 +336,7 @@ def test_what_cannot_be_combined(seeds: Path, tmp_path: Path) -> None:
 
 def test_different_rules_need_a_choice(seeds: Path, tmp_path: Path) -> None:
     change_status(seeds / "depth-18_seed-1", decision="expected")
-    with pytest.raises(UserError, match="different rules of decision"):
+    with pytest.raises(UserError, match="different decision rules"):
         combine([str(seeds)], tmp_path / "out", ["seed"])
     assert len(combine([str(seeds)], tmp_path / "out", ["seed"], "expected")) == 2
 

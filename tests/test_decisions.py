@@ -1,4 +1,4 @@
-"""Rules of decision: which grade the probabilities give, fitted thresholds, and runs that differ in nothing else."""
+"""Decision rules: which grade the probabilities give, fitted thresholds, and runs that differ in nothing else."""
 
 from __future__ import annotations
 

@@ -32,6 +32,7 @@ from resnet_lab.config import check, compose_config
 from resnet_lab.keys import all_keys, known_keys
 from resnet_lab.report.glossary import TERMS
 from resnet_lab.run_folder import RunFolder
+from resnet_lab.scores import SCORES
 from resnet_lab.tensorboard import names_of
 from resnet_lab.verbs import VERBS, job
 
@@ -172,10 +173,12 @@ def test_every_module_has_a_line_and_no_other() -> None:
     assert named <= modules | tools
 
 
-def test_the_glossary_has_the_words_of_the_report() -> None:
-    words = re.findall(r"^\*\*(.+)\*\*$", PAGES["glossary.md"].read_text("utf-8"), re.MULTILINE)
-    lines = [line.lower() for line in words]
+def test_the_glossary_has_the_words_and_sentences_of_the_report() -> None:
+    page = PAGES["glossary.md"].read_text("utf-8")
+    lines = [line.lower() for line in re.findall(r"^\*\*(.+)\*\*$", page, re.MULTILINE)]
     assert [term for term in TERMS if not any(term.lower() in line for line in lines)] == []
+    sentences = [*TERMS.values(), *filter(None, (score.meaning for score in SCORES.values()))]
+    assert [sentence for sentence in sentences if sentence not in " ".join(page.split())] == []
 
 
 def test_the_reference_has_every_key_and_verb(monkeypatch: pytest.MonkeyPatch) -> None:

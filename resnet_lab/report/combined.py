@@ -1,4 +1,4 @@
-"""Groups made from other runs: ensembles beside their members, folds, and other rules of decision."""
+"""Groups made from other runs: ensembles beside their members, folds, and other decision rules."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from resnet_lab.report.runs import Run
 from resnet_lab.scores import ABSENT, SCORES, Predictions
 from resnet_lab.statistics import DECISIONS, decisions, fitted_thresholds
 
-RANKS_DECISIONS = "qwk"  # the score that shows what a rule of decision gives
+RANKS_DECISIONS = "qwk"  # the score that shows what a decision rule gives
 
 
 class CombinedRow(NamedTuple):
@@ -31,7 +31,7 @@ class CombinedRow(NamedTuple):
 
 
 def combined_rows(table: Table) -> list[CombinedRow]:
-    """Return the combined groups whose members are in the table, with the paired difference to their mean.
+    """Return the combined groups whose members are in the table, with the paired difference from their mean.
 
     The limits of all differences hold at once. They cover patients, not seeds: a group and its members share them.
     """
@@ -97,7 +97,7 @@ def _of_folds(run: Run, metric: str) -> list[float]:
 
 
 class DecisionRow(NamedTuple):
-    """A group with the score that each rule of decision gives; a rule that was not chosen is looked up afterwards."""
+    """A group with the score that each decision rule gives; a rule that was not chosen is looked up afterwards."""
 
     label: str
     chosen: str
@@ -105,7 +105,7 @@ class DecisionRow(NamedTuple):
 
 
 def decision_rows(table: Table) -> list[DecisionRow]:
-    """Return QWK by rule of decision for groups of grades; thresholds are fitted on stored validation predictions."""
+    """Return QWK by decision rule for groups of grades; thresholds are fitted on stored validation predictions."""
     if not table.ordered:
         return []
     rows = []

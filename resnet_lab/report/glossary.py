@@ -1,4 +1,4 @@
-"""The glossary of a report: each term with one sentence for students."""
+"""The glossary of a report: each term with one sentence for students, which docs/glossary.md repeats."""
 
 from __future__ import annotations
 
@@ -12,31 +12,30 @@ if TYPE_CHECKING:  # importing it takes a second
 
 TERMS = {
     "axis": "A setting that differs between groups, such as the depth of the network.",
-    "group": "All runs with the same settings; they differ only in their seed.",
+    "group": "The runs that differ only in their seed.",
     "n": "The number of runs (seeds) in a group.",
-    "seed": "The number that fixes the random choices: initial weights, order of the images, augmentation.",
-    "95 %": "In 95 of 100 such studies, with other patients and seeds, this range contains the true value.",
+    "seed": "The number that fixes all random choices: initial weights, order of the images, augmentation.",
+    "95 %": "A range that contains the true value in 95 of 100 such studies with other patients and seeds.",
     "best": "The group with the highest mean.",
-    "tied": "These runs cannot show a difference to the best group; it may be as good.",
-    "argmax": "The rule that predicts the most probable class.",
-    "median": "The rule that predicts the median class: half of the probability is at or below it.",
-    "expected": "The rule that predicts the grade nearest to the mean grade under the probabilities.",
-    "thresholds": "The rule that compares the expected grade with thresholds, fitted on validation for QWK.",
-    "behind": "These runs show that the group is worse than the best one.",
-    "to the best": "The difference to the best group on the same images; its 95 % limits hold for all pairs at once.",
-    "majority baseline": "A model that always predicts the largest class of the training images.",
-    "confusion matrix": "A table of counts: true classes in rows, predicted classes in columns.",
-    "collapsed": "A run that predicts one class for nearly all images.",
-    "referable": "Moderate retinopathy or worse: the patient should see an eye doctor.",
-    "sensitivity": "The share of the referable images that the model refers.",
-    "specificity": "The share of the images that are not referable, mild ones included, that the model does not refer.",
+    "tied": "These runs cannot show a difference between the group and the best: the group may be as good.",
+    "behind": "These runs show that the group is worse than the best.",
+    "vs. best": "The difference from the best group on the same images; its 95 % limits hold for all pairs at once.",
+    "argmax": "The decision rule that predicts the most probable class.",
+    "median": "The decision rule that predicts the median class: half of the probability is at or below it.",
+    "expected": "The decision rule that predicts the grade nearest to the mean grade under the probabilities.",
+    "thresholds": "The decision rule that compares the mean grade with thresholds, fitted on validation for QWK.",
+    "majority baseline": "A model that always predicts the most frequent class of the training images.",
+    "confusion matrix": "Counts of images by true class (rows) and predicted class (columns).",
+    "collapsed": "A run that predicts the same class for at least 98 % of the validation images.",
+    "referable": "Moderate retinopathy or worse: such a patient is referred to an ophthalmologist.",
+    "sensitivity": "Of the referable images, the share that the model refers.",
+    "specificity": "Of the images that are not referable, mild ones included, the share that the model does not refer.",
     "operating point": "A threshold, chosen on validation: images with a larger probability count as referable.",
-    "precision": "Of the images predicted as a class, the share that belong to it.",
-    "recall": "Of the images of a class, the share that the model finds.",
+    "precision": "Of the images predicted as a class, the share that belongs to it.",
+    "recall": "Of the images of a class, the share that is predicted as this class.",
     "F1": "The harmonic mean of precision and recall.",
-    "AUROC": "The probability that a positive image scores higher than a negative one (0.5: guessing).",
-    "ECE": "Expected calibration error: the mean distance between confidence and accuracy.",
-    "temperature": "Dividing the logits by this number makes confidence fit accuracy; above 1: overconfident.",
+    "ECE": "Expected calibration error: the mean distance between accuracy and the probability of predictions.",
+    "temperature": "The logits are divided by this number, so that confidence fits accuracy; above 1: overconfident.",
     "fingerprint": "A hash of the test images and their classes; equal fingerprints mean equal test sets.",
 }
 

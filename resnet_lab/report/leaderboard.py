@@ -29,7 +29,7 @@ class Row(NamedTuple):
     mark: str = ""  # best, tied, behind, untested, or empty
     value: float = math.nan  # of the metric that ranks
     interval: Interval = NOTHING
-    shortfall: str = ""  # difference to the best, with limits
+    shortfall: str = ""  # difference from the best, with limits
 
 
 def rows_of(table: Table) -> list[Row]:
@@ -96,7 +96,7 @@ def interval_of(table: Table, group: Group, metric: str) -> Interval:
 
 
 def _against_best(table: Table) -> tuple[dict[int, str], dict[int, str]]:
-    """Return the marks of the groups and their differences to the best group, by `id` of the group.
+    """Return the marks of the groups and their differences from the best group, by `id` of the group.
 
     If the metric has no interval, the other groups are untested: neither tied nor behind.
     """

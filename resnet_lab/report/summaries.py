@@ -112,14 +112,14 @@ def markdown(tables: Sequence[Table], findings: Sequence[Finding]) -> str:
         blocks += [f"**{_escaped(table.title)}**", _markdown_table(table)]
     note = (
         "Mean ± standard deviation over n runs with different seeds; 95 % intervals over patients and seeds. "
-        "Tied: these runs cannot show a difference to the best (paired, corrected for many comparisons). "
+        "Tied: these runs cannot show a difference from the best (paired, corrected for many comparisons). "
         "Behind: they show that the group is worse."
     )
     return "\n\n".join([*blocks, note]) + "\n"
 
 
 def _markdown_table(table: Table) -> str:
-    titles = ["group", "n", *titles_of(table.metrics), f"{table.title_of_metric}, 95 %", "to the best"]
+    titles = ["group", "n", *titles_of(table.metrics), f"{table.title_of_metric}, 95 %", "vs. best"]
     lines = ["| " + " | ".join(titles) + " |", "|---|" + "---:|" * (len(titles) - 1)]
     for row in rows_of(table):
         label = _escaped(row.label + (f" ({row.remark})" if row.remark else ""))
