@@ -115,7 +115,7 @@ def command(arguments: list[str]) -> None:
         raise UserError(f"data={data.name} has no image files, so there is nothing to prepare")
     if data.reads_itself:
         raise UserError(
-            f"data={data.name}: {type(data).__name__} has a read() of its own, so its images are not prepared"
+            f"data={data.name}: {type(data).__name__} defines its own read(), so its images are not prepared"
         )
     index = prepare(target, list(rows["path"]), given.processes or os.cpu_count() or 1)
     facts, problem = facts_of(data, target, rows, index)

@@ -68,7 +68,7 @@ def test_half_a_png_and_a_folder_are_defects(save, tmp_path):
 
 def test_sixteen_bits_would_be_clipped_to_white(save):
     path = save(np.full((8, 8), 30_000, np.uint16))
-    assert examine(path)[0] == "mode I;16, which has more than 8 bits a pixel; convert it to 8 bits"
+    assert examine(path)[0] == "mode I;16, which has more than 8 bits per pixel; convert it to 8 bits"
 
 
 def test_defects_with_their_reasons(save, tmp_path):

@@ -106,7 +106,7 @@ def pack(root: Path, archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_missing_data_without_a_network_are_refused(tmp_path: Path) -> None:
     root = tmp_path / "none"
     assert refusal(cifar10(root).read_table) == (
-        f"{root / 'cifar-10-batches-py'} is absent or damaged, and cannot be downloaded "
+        f"{root / 'cifar-10-batches-py'} is missing or damaged, and cannot be downloaded "
         f"(<urlopen error no network in tests>); put cifar-10-python.tar.gz from {ADDRESS} into data.root={root}"
     )
 
@@ -115,4 +115,4 @@ def test_missing_data_without_a_network_are_refused(tmp_path: Path) -> None:
 def test_a_damaged_batch_is_refused(root: Path, name: str) -> None:
     file = root / "cifar-10-batches-py" / name
     file.write_bytes(file.read_bytes()[:-5])
-    assert refusal(cifar10(root).read_table).startswith(f"{root / 'cifar-10-batches-py'} is absent or damaged")
+    assert refusal(cifar10(root).read_table).startswith(f"{root / 'cifar-10-batches-py'} is missing or damaged")

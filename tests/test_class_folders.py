@@ -62,7 +62,7 @@ def test_eyes_of_a_patient_are_found_across_folders(root):
     write_photographs(root / "train" / "0", ["1_left", "2_left"])
     write_photographs(root / "train" / "1", ["1_right"])
     write_photographs(root / "test" / "0", ["2_right", "3_left"])
-    assert refusal(class_folders(root).table).startswith("1 image of train or val is of 1 patient")
+    assert refusal(class_folders(root).table).startswith("1 image of train or val belongs to 1 patient")
     table, dropped = class_folders(root, on_leak="drop", val_fraction=0).table()
     assert dropped["leaks"] == 1
     assert table["image"].tolist() == [
@@ -126,7 +126,7 @@ def test_split_folders_of_other_names(root, names):
 
 def test_two_folders_of_one_split_are_refused(root):
     write_class_folders(root, {"train/a": 1, "val/a": 1, "valid/a": 1})
-    assert "val and valid, both of split val" in refusal(class_folders(root).read_table)
+    assert "val and valid, two folders of split val" in refusal(class_folders(root).read_table)
 
 
 def test_classes_called_valid_and_invalid(root):

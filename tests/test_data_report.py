@@ -178,8 +178,8 @@ def test_patients_are_shown_and_doubts_are_a_finding(tmp_path: Path) -> None:
     text = (tmp_path / "out" / "data_report.html").read_text()
     assert "Patients: 4 in 8 images, by the form _l/_r, such as 7 (7_l1, 7_r1)." in text
     assert "Nothing wrong was found" in text
-    doubtful = Patients(None, "", "7_l1, 7_l2 may be one patient's")
-    assert texts(facts, NO_PAIRS, summary_of(tmp_path, patients=doubtful)) == ["7_l1, 7_l2 may be one patient's"]
+    doubtful = Patients(None, "", "7_l1, 7_l2 may belong to one patient")
+    assert texts(facts, NO_PAIRS, summary_of(tmp_path, patients=doubtful)) == ["7_l1, 7_l2 may belong to one patient"]
 
 
 def test_no_test_split_is_a_finding(tmp_path: Path) -> None:

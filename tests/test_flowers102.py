@@ -124,7 +124,7 @@ def test_incomplete_and_no_network(root: Path, name: str) -> None:
     (root / "flowers-102" / name).unlink()
     message = refusal(flowers102(root).read_table)
     assert message.startswith(
-        f"{root / 'flowers-102'} is absent or incomplete, and cannot be downloaded (<urlopen error"
+        f"{root / 'flowers-102'} is missing or incomplete, and cannot be downloaded (<urlopen error"
     )
     assert "set data.root" in message
 

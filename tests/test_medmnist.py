@@ -270,8 +270,8 @@ def test_an_unknown_set_is_refused(
 ) -> None:
     package(monkeypatch)
     message = refusal(medmnist(root, **changes).read_table)
-    assert message.startswith("no MedMNIST set ")
-    assert message.endswith(".npz: data.flag must be one of bloodmnist; data.size of (28, 64, 128, 224)")
+    assert message.startswith("there is no MedMNIST set ")
+    assert message.endswith(".npz: data.flag must be one of bloodmnist, data.size one of (28, 64, 128, 224)")
     assert network == []
 
 

@@ -184,5 +184,5 @@ def test_one_image_per_batch_and_rank_is_refused(batch: int, ranks: int, refused
 def test_a_job_with_single_images_fails_before_it_trains(make_run: MakeRun) -> None:
     run = make_run("data.mixup=0.2", "data.batch_size=1")
     assert guarded(run) == 1
-    assert run.read_status()["error"].startswith("data.mixup=0.2: data.batch_size=1 leaves an image without partner")
+    assert run.read_status()["error"].startswith("data.mixup=0.2: data.batch_size=1 leaves an image without a partner")
     assert not run.metrics_file.exists()

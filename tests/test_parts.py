@@ -289,7 +289,7 @@ def test_the_reader_of_an_external_data_set_is_used_everywhere(
     given = pd.read_csv("p.csv").filter(like="p_").to_numpy()
     assert given == pytest.approx(load(own.path)(file).iloc[:, 1:].to_numpy(), abs=1e-6)
     message = refusal(prepare.command, ["data=retinopathy", f"data.root={photographs}", "data._target_=mylab.Negative"])
-    assert message == "data=retinopathy: Negative has a read() of its own, so its images are not prepared"
+    assert message == "data=retinopathy: Negative defines its own read(), so its images are not prepared"
 
 
 @pytest.mark.parametrize(

@@ -204,7 +204,7 @@ def test_a_column_of_images_is_doubted() -> None:
     names = [f"{number}_{side}" for number in range(10) for side in ("left", "right")]
     table = pd.DataFrame({"image": names, "patient": names})
     assert (
-        "each of the 20 images has a patient of its own, but the form _left/_right" in patients_of_column(table).doubt
+        "each of the 20 images has a different patient, but by the form _left/_right" in patients_of_column(table).doubt
     )
     assert patients_of_column(table.assign(patient=[name.partition("_")[0] for name in names])).doubt == ""
     assert patients_of_column(table.iloc[::2]).doubt == ""

@@ -195,7 +195,7 @@ def test_half_a_png_and_a_folder(save, tmp_path):
 
 def test_sixteen_bits_would_be_clipped_to_white(save):
     path = save(np.full((8, 8), 30_000, np.uint16))
-    with pytest.raises(ValueError, match="more than 8 bits a pixel; convert it to 8 bits"):
+    with pytest.raises(ValueError, match="more than 8 bits per pixel; convert it to 8 bits"):
         read_image(path, recipe(8))
 
 

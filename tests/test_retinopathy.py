@@ -314,7 +314,7 @@ def test_identical_images_in_two_splits_are_a_leak(root):
     write_studies(root)
     twin = root / "images" / "21_left.jpeg"  # an image of test
     twin.write_bytes((root / "images" / "3_right.jpeg").read_bytes())  # an image of train
-    assert refusal(retinopathy(root).table).startswith("2 images of train or val are of 1 patient")
+    assert refusal(retinopathy(root).table).startswith("2 images of train or val belong to 1 patient")
     table, dropped = retinopathy(root, on_leak="drop", val_fraction=0).table()
     assert dropped["leaks"] == 2
     assert {"3_left", "3_right"}.isdisjoint(table["image"])
@@ -336,7 +336,7 @@ def test_leaks_between_the_files(root):
     write_pair(root, "train", {name: grade for name, grade in TRAIN.items() if name not in ("1_left", "2_left")})
     write_pair(root, "test", {"1_left": 1, "2_left": 2, "99_left": 1})
     message = refusal(retinopathy(root).table)
-    assert message.startswith("2 images of train or val are of 2 patients")
+    assert message.startswith("2 images of train or val belong to 2 patients")
     for on_leak, training in (("drop", 36), ("ignore", 38)):
         table, dropped = retinopathy(root, on_leak=on_leak, val_fraction=0).table()
         assert dropped == {"skipped_images": 0, "skipped_labels": 0, "leaks": 2}
@@ -455,14 +455,16 @@ def test_the_same_names_in_a_folder_of_each_split_are_no_leak(root, regex):
 def test_the_same_names_leak_if_pattern_column_or_bytes_match(root):
     write_two_folders(root)
     same_name = retinopathy(root, test_csv="test.csv", patient_regex=r"IDRiD_(\d+)")
-    assert refusal(same_name.table).startswith("5 images of train or val are of 5 patients")
+    assert refusal(same_name.table).startswith("5 images of train or val belong to 5 patients")
     (root / "test_images" / "IDRiD_001.jpeg").write_bytes((root / "train_images" / "IDRiD_007.jpeg").read_bytes())
-    assert refusal(retinopathy(root, test_csv="test.csv").table).startswith("1 image of train or val is of 1 patient")
+    assert refusal(retinopathy(root, test_csv="test.csv").table).startswith(
+        "1 image of train or val belongs to 1 patient"
+    )
     for name in ("train", "test"):
         rows = (root / f"{name}.csv").read_text().splitlines()
         (root / f"{name}.csv").write_text("\n".join(f"{row},{row.split(',')[0]}" for row in rows) + "\n")
     by_column = retinopathy(root, test_csv="test.csv", patient_column="image")
-    assert refusal(by_column.table).startswith("6 images of train or val are of 5 patients")
+    assert refusal(by_column.table).startswith("6 images of train or val belong to 5 patients")
 
 
 def test_validation_images_come_from_their_own_folder_or_none(root):
@@ -543,7 +545,7 @@ def test_the_log_names_the_patients_once(root, caplog):
     assert [
         line
         for line in caplog.messages
-        if "may be one patient's" in line and "set data.patient_regex=_left/_right" in line
+        if "may belong to one patient" in line and "set data.patient_regex=_left/_right" in line
     ]
 
 

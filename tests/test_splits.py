@@ -160,7 +160,8 @@ def test_a_split_of_the_file_is_emptied():
     table = pd.DataFrame({"image": list("abc"), "split": ["train", "val", "test"]})
     composed = compose("data=flowers102", "data.splits={train: [train, val], test: test}").data.splits
     message = refusal(remap_splits, table, dict(composed))  # the file has `val: val`
-    assert "val is given twice; leave one out. If you did not write val, the file of data= does: val: []" in message
+    assert "val is given twice; leave one out. If you did not write val, it comes from the file of data=" in message
+    assert message.endswith("; then add val: []")
     composed = compose("data=flowers102", "data.splits={train: [train, val], val: [], test: test}").data.splits
     assert remap_splits(table, dict(composed))["split"].tolist() == ["train", "train", "test"]
 
@@ -219,7 +220,9 @@ def leaking():
 
 def test_leak_is_an_error_that_counts(leaking):
     message = refusal(resolve_leaks, leaking, "error")
-    assert message.startswith("3 images of train or val are of 2 patients who are also in a later split, by name or ")
+    assert message.startswith(
+        "3 images of train or val belong to 2 patients who are also in a later split, by name or "
+    )
     assert "data.on_leak=drop" in message
 
 

@@ -238,7 +238,7 @@ def test_a_leak_stops_the_sweep_before_its_first_job(tmp_path: Path, monkeypatch
     cache = f"data.cache_dir={tmp_path / 'cache'}"
     needs(monkeypatch, *TINY, "data=retinopathy", f"data.root={root}", cache, "model.depth=18,34")
     message = refusal(command.command, [])
-    assert message.startswith("2 images of train or val are of 1 patient")
+    assert message.startswith("2 images of train or val belong to 1 patient")
     assert "data.on_leak=drop" in message
     needs(monkeypatch, *TINY, "data=retinopathy", f"data.root={root}", cache, "data.on_leak=drop,ignore")
     command.command([])

@@ -136,7 +136,7 @@ def decode(data: bytes, rules: Rules = RULES) -> tuple[str, str]:
     try:
         with io.BytesIO(data) as stream, Image.open(stream) as file:
             if file.mode[0] in "IF":
-                return f"mode {file.mode}, which has more than 8 bits a pixel; convert it to 8 bits", ""
+                return f"mode {file.mode}, which has more than 8 bits per pixel; convert it to 8 bits", ""
             if reason := too_many(file.size, rules.max_pixels):
                 return reason, ""
             scan = stream.tell()

@@ -34,6 +34,6 @@ class CIFAR10(ArrayData):
             raise
         except (OSError, RuntimeError) as error:
             raise UserError(
-                f"{self.source / Torchvision.base_folder} is absent or damaged, and cannot be downloaded ({error}); "
+                f"{self.source / Torchvision.base_folder} is missing or damaged, and cannot be downloaded ({error}); "
                 f"put {Torchvision.filename} from {Torchvision.url} into data.root={self.source}"
             ) from None

@@ -93,7 +93,8 @@ class ClassFolders(ImageData):
         _refuse_splits_as_classes(root, names)
         if self.ordered and not all(re.search(r"\d", name) for name in names):
             order = ", ".join(names)
-            log.warning("%s: grades in alphabetical order (%s); set data.class_names=[…] for another", root, order)
+            text = "%s: grades in alphabetical order (%s); set data.class_names=[…] for another order"
+            log.warning(text, root, order)
         return names
 
     def _in_order(self, names: Iterable[str]) -> list[str]:
@@ -190,7 +191,7 @@ def _split_folders(root: Path) -> dict[str, Path]:
     for split, names in found.items():
         if len(names) > 1:
             both = " and ".join(names)
-            raise UserError(f"{root} contains {both}, both of split {split}; put their images into one folder")
+            raise UserError(f"{root} contains {both}, two folders of split {split}; put their images into one folder")
     return {split: root / names[0] for split, names in found.items()}
 
 

@@ -426,7 +426,7 @@ class DataModule(LightningDataModule):
             ranks = f" on {world_size} ranks" if world_size > 1 else ""
             raise UserError(
                 f"data.mixup={self.data.mixup}: data.batch_size={self.data.batch_size}{ranks} leaves an image without "
-                f"partner; set data.batch_size={2 * world_size} or more, or data.mixup=0"
+                f"a partner; set data.batch_size={2 * world_size} or more, or data.mixup=0"
             )
 
     def _rank(self) -> tuple[int, int]:

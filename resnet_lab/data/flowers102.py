@@ -45,7 +45,7 @@ class Flowers102(ImageData):
             raise
         except (OSError, RuntimeError) as error:
             raise UserError(
-                f"{folder} is absent or incomplete, and cannot be downloaded ({error}); set data.root to the folder "
+                f"{folder} is missing or incomplete, and cannot be downloaded ({error}); set data.root to the folder "
                 f"above it, or put 102flowers.tgz, unpacked, imagelabels.mat and setid.mat there, from "
                 f"{Torchvision._download_url_prefix}"
             ) from None

@@ -75,7 +75,9 @@ class MedMNIST(ArrayData):
         fits = [flag for flag, info in package.INFO.items() if flag[-2:] != "3d" and "multi-label" not in info["task"]]
         if self.flag not in fits or self.size not in SIZES:
             flags = ", ".join(fits)
-            raise UserError(f"no MedMNIST set {file.name}: data.flag must be one of {flags}; data.size of {SIZES}")
+            raise UserError(
+                f"there is no MedMNIST set {file.name}: data.flag must be one of {flags}, data.size one of {SIZES}"
+            )
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=file.parent) as folder:

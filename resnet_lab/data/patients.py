@@ -69,8 +69,8 @@ def patients_of_column(table: pd.DataFrame) -> Patients:
         splits = table["split"] if "split" in table else pd.Series("train", table.index)
         if form := find_form(pd.Series(names_of(table), table.index), splits):
             doubt = (
-                f"{COLUMN}: each of the {len(table)} images has a patient of its own, but the form {form} of the file "
-                f"names joins images; if they are one patient's, set {COLUMN} to another column, or leave it out"
+                f"{COLUMN}: each of the {len(table)} images has a different patient, but by the form {form} of the "
+                f"file names, some share one; if they do, set {COLUMN} to another column, or leave it out"
             )
     return Patients(COLUMN, summary(table, COLUMN), doubt)
 
@@ -97,7 +97,7 @@ def find_patients(
     doubt = _doubt(names, setting, pattern, matched)
     if not matched:
         shown = f"file names such as {_without_folder(names[0])} ({REGEX}=auto)"
-        none = f"none found in {shown}: each image counts as a patient; {REMEDY}"
+        none = f"none found in {shown}: each image counts as one patient; {REMEDY}"
         return table, Patients(None, "" if doubt else none, doubt)
     by = f"the form {form} of the file names" if form in FORMS else REGEX
     return table, Patients(form if form in FORMS else REGEX, summary(table, by), doubt)
@@ -245,12 +245,12 @@ def _doubt(names: Sequence[str], setting: str, pattern: str | None, matched: boo
         quoted = f"{REGEX}={better}" if better in FORMS else f"\"{REGEX}='{better}'\""  # for shell and Hydra
         remedy = f"set {quoted}" if fits else f"set {REGEX} to a pattern with the patient as first group"
         return (
-            f"{', '.join(alike[:4])} may be one patient's but count as {len(alike)} patients ({key}); "
-            f"if they are one patient's, {remedy}"
+            f"{', '.join(alike[:4])} may belong to one patient, but count as {len(alike)} patients ({key}); "
+            f"if they belong to one, {remedy}"
         )
     if matched or setting == AUTO:
         return ""
-    return f"{key} (names such as {_without_folder(names[0])}), so each image counts as a patient; {REMEDY}"
+    return f"{key} (names such as {_without_folder(names[0])}), so each image counts as one patient; {REMEDY}"
 
 
 def _alike(labels: Sequence[str]) -> tuple[str, list[str]]:

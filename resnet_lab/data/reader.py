@@ -85,7 +85,7 @@ def decode(data: bytes, shorter: float, max_pixels: int = MAX_PIXELS) -> tuple[n
     try:
         with io.BytesIO(data) as stream, Image.open(stream) as file:  # reads only the header
             if file.mode[0] in "IF":
-                raise ValueError(f"mode {file.mode}, which has more than 8 bits a pixel; convert it to 8 bits")
+                raise ValueError(f"mode {file.mode}, which has more than 8 bits per pixel; convert it to 8 bits")
             if reason := too_many(file.size, max_pixels):
                 raise ValueError(reason)
             if file.format != "JPEG" or file.mode not in ("RGB", "L"):

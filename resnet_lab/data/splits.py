@@ -38,16 +38,16 @@ def remap_splits(table: pd.DataFrame, splits: Mapping[str, str | Sequence[str]] 
     if twice := [name for name in named if named.count(name) > 1]:
         *_, last = (name for name, given in sources.items() if twice[0] in given)
         raise UserError(
-            f"data.splits={dict(splits)}: {twice[0]} is given twice; leave one out. If you did not write {last}, the "
-            f"file of data= does: {last}: [] leaves it empty"
+            f"data.splits={dict(splits)}: {twice[0]} is given twice; leave one out. If you did not write {last}, it "
+            f"comes from the file of data=; then add {last}: []"
         )
     if not set(splits) <= set(SPLITS) or not sources.get("train"):
         raise UserError(
-            f"data.splits={dict(splits)}: choose the splits of train, and of val and test, such as {{train: test, …}}"
+            f"data.splits={dict(splits)}: map train, val and test to splits of the data, such as {{train: test, …}}"
         )
     known = sorted(table["split"].unique())
     if unknown := [name for name in named if name not in (*SPLITS, *known)]:
-        raise UserError(f"data.splits={dict(splits)}: {unknown[0]} is no split; the data has {', '.join(known)}")
+        raise UserError(f"data.splits={dict(splits)}: there is no split {unknown[0]}; the data has {', '.join(known)}")
     if not set(sources["train"]) & set(known):
         raise UserError(
             f"data.splits: there is no split {' or '.join(sources['train'])} to train on; the data has "
@@ -106,7 +106,7 @@ def label_conflicts(table: pd.DataFrame) -> int:
         first = rows[rows["decoded"] == rows["decoded"].iloc[0]].drop_duplicates("target")
         pair = " and ".join(f"{row.image} ({row.split}, label {row.target})" for row in first.head(2).itertuples())
         text = (
-            "%d images have an identical copy with another label, such as %s; correct the labels, or remove one of both"
+            "%d images have an identical copy with a different label, such as %s; correct the labels or remove one copy"
         )
         log.warning(text, len(rows), pair)
     return len(rows)
@@ -195,7 +195,7 @@ def resolve_leaks(table: pd.DataFrame, on_leak: str) -> tuple[pd.DataFrame, int]
     if number and on_leak == "error":
         patients = table.loc[leaks, "patient"].unique()
         raise UserError(
-            f"{count(number, 'image of train or val is', 'images of train or val are')} of "
+            f"{count(number, 'image of train or val belongs', 'images of train or val belong')} to "
             f"{count(len(patients), 'patient who is', 'patients who are')} also in a later split, by name or by an "
             f"identical image ({', '.join(patients[:3])}{', …' if len(patients) > 3 else ''}); set "
             "data.on_leak=drop to remove these images, or data.on_leak=ignore to train on them"

@@ -108,7 +108,7 @@ def _holds(root: Path, recipe: dict[str, Any]) -> bool:
         return False
     file = root / "recipe.json"
     if not file.is_file():
-        own = "for photographs of your own, add data=retinopathy (a CSV) or data=class_folders"
+        own = "to use your own photographs, add data=retinopathy (a CSV) or data=class_folders"
         raise UserError(f"{root} contains no synthetic photographs (no {file.name}); name another folder; {own}")
     found = json.loads(file.read_text(encoding="utf-8"))
     wrong = [key for key in recipe if found.get(key) != recipe[key]]
