@@ -107,7 +107,7 @@ class SamePixels(Callback):
         datamodule: DataModule = trainer.datamodule  # type: ignore[attr-defined]
         first = trainer.strategy.broadcast(datamodule.noted)
         if first != datamodule.noted:
-            raise UserError("this rank and the first rank read their images from different files; start the job again")
+            raise UserError("this rank and the first rank read their images from different files; restart the job")
 
 
 class AveragedWeights(EMAWeightAveraging):

@@ -70,7 +70,7 @@ def compose_config(overrides: Sequence[str], config_dir: str | Path = "") -> Dic
     """
     register()
     if odd := [each for each in overrides if not isinstance(each, str)]:
-        raise UserError(f"{odd[0]}: give each override as a text of its own, such as 'model.depth=18', 'seed=1'")
+        raise UserError(f"{odd[0]}: give each override as a separate string, such as 'model.depth=18', 'seed=1'")
     if flags := [each for each in overrides if each.startswith("-")]:
         raise UserError(f'{flags[0]}: flags are not overrides; give KEY=VALUE, and your own folder as config_dir="DIR"')
     check_overrides(overrides)

@@ -38,8 +38,8 @@ def refuse_epochs(run: RunFolder, before: dict[str, Any], plain: dict[str, Any])
     elif schedule not in UNENDING:
         name = schedule.rpartition(".")[2]
         reason = (
-            f"the schedule {name} over {new} epochs differs from the first step on from that over {old}; train from "
-            f"scratch in another sweep_dir, or start from the weights of this run with model.pretrained={run.path}"
+            f"the schedule {name} over {new} epochs has other learning rates than over {old}; train "
+            f"from scratch in another sweep_dir, or start from the weights of this run with model.pretrained={run.path}"
         )
     elif not run.last_checkpoint.is_file():
         reason = f"last.ckpt is missing (keep_last=false); start from the weights with model.pretrained={run.path}"

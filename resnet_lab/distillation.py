@@ -108,10 +108,12 @@ def teacher_of(loss: Mapping[str, Any], data: Mapping[str, Any], class_names: Se
     match_classes(teacher, class_names, str(data["name"]), "choose another loss.teacher")
     size = data["crop"] or data["image_size"]
     if teacher.size != size:
-        raise UserError(f"{source} sees images of {teacher.size} px, but this job of {size} px; train at the same size")
+        raise UserError(
+            f"{source} takes images of {teacher.size} px, but this job uses {size} px; train at the same size"
+        )
     own = teacher.origin["config"]["data"]
     if different := [f"data.{key}={str(own[key]).lower()}" for key in PREPROCESSING if own[key] != data[key]]:
-        log.warning("%s was trained with %s, and sees other images here", source, ", ".join(different))
+        log.warning("%s was trained with %s, and gets other images here", source, ", ".join(different))
     return teacher
 
 

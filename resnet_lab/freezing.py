@@ -69,7 +69,7 @@ class Freezing(Callback):
         self._drops_gradients = False
         self._set_gradients(needed=False)
         if not any(parameter.requires_grad for parameter in network.parameters()):
-            raise UserError(f"model.freeze={freeze}: nothing is left to train; leave a part out")
+            raise UserError(f"model.freeze={freeze}: nothing is left to train; freeze fewer parts")
 
     def trains(self, epoch: int) -> bool:
         """Return whether the parts are trained in an epoch."""

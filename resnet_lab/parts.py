@@ -44,8 +44,8 @@ def build_network(model: dict[str, Any], num_outputs: int) -> nn.Module:
         )
     if lazy := [name for name, each in network.named_parameters() if is_lazy(each)]:
         raise UserError(
-            f"model._target_ {model['_target_']}: the shape of {lazy[0]} is unknown before the first image; give it in "
-            "place of a lazy layer"
+            f"model._target_ {model['_target_']}: the shape of {lazy[0]} is unknown before the first image; replace "
+            "the lazy layer with one of fixed size"
         )
     source = of_the_job("model", model).get("pretrained")
     if source not in (None, False, "none"):
@@ -54,8 +54,8 @@ def build_network(model: dict[str, Any], num_outputs: int) -> nn.Module:
         head = network.get_submodule(head_of(network, "model.zero_init_head=true"))
         if not isinstance(head, nn.Linear):  # SqueezeNet's convolution is before an activation
             raise UserError(
-                f"model.zero_init_head=true: the last layer of {model['_target_']} is not a linear one, and may never "
-                "learn from zero; leave it out"
+                f"model.zero_init_head=true: the last layer of {model['_target_']} is not linear, and may never "
+                "learn from zero; leave the key out"
             )
         for parameter in head.parameters():
             nn.init.zeros_(parameter)

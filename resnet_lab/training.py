@@ -86,7 +86,7 @@ def run_job(run: RunFolder, misfits: frozenset[Path] = frozenset()) -> None:
     """
     config = checked_config(run)
     if not run.last_checkpoint.exists() and (source := same_training(run, config)):
-        log.info("%s trained the same network; its probabilities are decided anew", label_of(source))
+        log.info("%s trained the same network; only the decision rule is applied anew", label_of(source))
         derive_decision(run, config, source, label_of(run))
         status = run.read_status()
         metrics, counts = status["metrics"], status["class_counts"]
@@ -401,8 +401,8 @@ def own_parts(config: dict[str, Any], group: str, **arguments: Any) -> list[Any]
         if (twin := states.setdefault(key, name)) != name:
             raise UserError(
                 f"{group}.{twin} and {group}.{name} are both {node['_target_']} with the state_key {key!r}, so a "
-                "checkpoint cannot tell their states apart; leave one out, or give the class a state_key that depends "
-                "on its arguments"
+                "checkpoint cannot distinguish their states; leave one out, or make the state_key depend on the "
+                "arguments"
             )
         found.append(each)
     return found
@@ -457,7 +457,7 @@ def describe(run: RunFolder, trainer: Trainer, datamodule: DataModule, module: C
     if words := [word for word in words_of_trust(module.origin["config"]) if word.partition(":")[0] in PROVIDED]:
         log.info("evaluate and predict will need %s%s, as this run uses external code", OPTION, ",".join(words))
     log.info(
-        "%s parameters%s, %.3g multiply-adds an image; %s%s; selecting by %s",
+        "%s parameters%s, %.3g multiply-adds per image; %s%s; selecting by %s",
         f"{parameters:,}",
         f" ({trainable:,} trained)" if trainable < parameters else "",
         facts["multiply_adds"],

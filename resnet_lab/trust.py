@@ -106,7 +106,7 @@ def refuse_foreign(group: str, node: object, known: Collection[str], place: str 
     _used.update(allowing)
     if not allowing:
         raise UserError(
-            f"{place}._target_ {target} is none of resnet_lab's ({', '.join(ours)}), and is not called; if "
+            f"{place}._target_ {target} is not called, as it is not one of resnet_lab's ({', '.join(ours)}); if "
             f"you know what it does, add {OPTION}{word} to the command"
         )
 

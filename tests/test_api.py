@@ -41,7 +41,7 @@ def test_compose_returns_the_configuration_of_the_command() -> None:
 
 def test_a_list_of_overrides_is_refused() -> None:
     message = refusal(resnet_lab.compose, ["model.depth=18", "seed=1"])
-    assert message.endswith("give each override as a text of its own, such as 'model.depth=18', 'seed=1'")
+    assert message.endswith("give each override as a separate string, such as 'model.depth=18', 'seed=1'")
 
 
 def test_an_experiment_of_the_caller_is_found(

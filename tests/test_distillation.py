@@ -200,7 +200,7 @@ def test_wrong_teachers_are_refused_in_one_line(make_run: MakeRun, teacher: RunF
         assert "is this run itself" in error_of(make_run(*SHORT, f"loss.teacher={own}", name="own"))
     for name in ("mse", "corn"):
         assert "are not one logit per class" in error_of(make_run(*SHORT, given, f"loss={name}", name=name))
-    assert "of 24 px, but this job of 32 px" in error_of(make_run(*SHORT, given, "data.image_size=32", name="size"))
+    assert "of 24 px, but this job uses 32 px" in error_of(make_run(*SHORT, given, "data.image_size=32", name="size"))
     model, data = load(teacher.path), teacher.read_config()["data"]
     loss = teacher.read_config()["loss"] | {"teacher": str(teacher.path)}
     assert "has 2 classes but" in refusal(teacher_of, loss, data, ["a", "b"])
@@ -231,7 +231,7 @@ def test_a_teacher_that_sees_other_images_or_the_test_images_is_named(make_run: 
     )
     assert guarded(swapped) == 0
     text = swapped.log_file.read_text()
-    assert "was trained with data.eye_crop=true, and sees other images here" in text
+    assert "was trained with data.eye_crop=true, and gets other images here" in text
     assert "test images are training images of" in text
 
 

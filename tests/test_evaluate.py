@@ -197,7 +197,9 @@ def test_a_checkpoint_calls_no_external_function(trained: RunFolder, tmp_path: P
     target = {"_target_": "pathlib.Path.touch", "self": str(tmp_path / "proof")}
     checkpoint["resnet_lab"]["config"]["loss"] = target
     torch.save(checkpoint, foreign)
-    assert "loss._target_ pathlib.Path.touch is none of resnet_lab's" in refusal(evaluate.command, [str(foreign)])
+    assert "loss._target_ pathlib.Path.touch is not called, as it is not one of resnet_lab's" in refusal(
+        evaluate.command, [str(foreign)]
+    )
     checkpoint["resnet_lab"]["config"]["loss"] = {
         "_target_": "resnet_lab.objectives.cross_entropy",
         "label_smoothing": {"_target_": "builtins.open", "file": str(tmp_path / "proof"), "mode": "w"},

@@ -467,7 +467,7 @@ def test_the_last_layer_starts_at_zero(mylab: None, target: str, head: str) -> N
 
 def test_a_last_layer_before_an_activation_does_not_start_at_zero() -> None:
     model = {"_target_": "torchvision.models.squeezenet1_1", "pretrained": "none", "zero_init_head": True}
-    assert "the last layer of torchvision.models.squeezenet1_1 is not a linear one" in refusal(build_network, model, 5)
+    assert "the last layer of torchvision.models.squeezenet1_1 is not linear" in refusal(build_network, model, 5)
 
 
 @pytest.mark.parametrize("target", ["mylab.Ordinal", "mylab.Cut"])

@@ -158,7 +158,7 @@ def test_external_functions_are_trusted_by_name_only(run: RunFolder, tmp_path: P
     foreign = copy.deepcopy(content)
     foreign["resnet_lab"]["config"]["model"]["_target_"] = "pathlib.Path.touch"
     torch.save(foreign, tmp_path / "foreign.ckpt")
-    assert "is none of resnet_lab's" in refusal(load, tmp_path / "foreign.ckpt")
+    assert "is not one of resnet_lab's" in refusal(load, tmp_path / "foreign.ckpt")
 
 
 def test_loading_logs_nothing(run: RunFolder, caplog: pytest.LogCaptureFixture) -> None:

@@ -65,7 +65,7 @@ def test_a_file_may_name_only_callables_of_conf(monkeypatch):
     for group in PROVIDED:
         for name in names - named_in_conf(group):
             message = refusal(build, group, {"_target_": name})
-            assert message.startswith(f"{group}._target_ {name} is none of resnet_lab's")
+            assert message.startswith(f"{group}._target_ {name} is not called, as it is not one of resnet_lab's")
         for name in named_in_conf(group):
             build(group, {"_target_": name})
     assert len(called) == sum(len(named_in_conf(group)) for group in PROVIDED)
