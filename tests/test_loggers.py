@@ -361,7 +361,7 @@ def test_a_given_run_folder_brings_no_external_logger(make_run: Make, target: st
     run = make_run()
     run.write_config(run.read_config() | {"logger": {"mine": {"_target_": target}}})
     assert guarded(run) == 1
-    assert f"logger.mine._target_ {target} is none of" in run.read_status()["error"]
+    assert f"logger.mine._target_ {target} is not called, as it is not one of" in run.read_status()["error"]
     assert f"add trust=logger:{target} to the command" in run.read_status()["error"]
 
 

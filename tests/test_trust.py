@@ -76,7 +76,7 @@ def test_the_names_of_conf_are_exact_and_by_group():
     assert named_in_conf("loss") == {f"resnet_lab.objectives.{name}" for name in losses}
     assert named_in_conf("model") == {"resnet_lab.models.resnet.resnet", "resnet_lab.models.example_cnn.example_cnn"}
     assert "resnet_lab.optim.sgd" in named_in_conf("optim")
-    assert "resnet_lab.optim.sgd is none of" in refusal(build, "loss", {"_target_": "resnet_lab.optim.sgd"})
+    assert "resnet_lab.optim.sgd is not called, as it is not one of" in refusal(build, "loss", {"_target_": "resnet_lab.optim.sgd"})
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_a_given_run_folder_and_its_checkpoint_call_no_external_function(
     config = run.read_config()
     run.write_config(config | {group: hostile(group, proof)})
     assert guarded(run) == 1
-    assert f"{group}._target_ {HOSTILE[group]['_target_']} is none of" in run.read_status()["error"]
+    assert f"{group}._target_ {HOSTILE[group]['_target_']} is not called, as it is not one of" in run.read_status()["error"]
     origin = {"config": config | {group: hostile(group, proof)}, "class_names": ["a", "b"]}
     torch.save({"resnet_lab": origin, "state_dict": {"w": torch.ones(1)}}, tmp_path / "given.ckpt")
     for command in (evaluate.command, predict.command):
@@ -215,7 +215,7 @@ def test_a_given_run_folder_brings_no_callback(make_run, proof, tmp_path, target
     run = make_run()
     run.write_config(run.read_config() | {"callbacks": {"mine": {"_target_": target, "path": str(proof)}}})
     assert guarded(run) == 1
-    assert f"callbacks.mine._target_ {target} is none of" in run.read_status()["error"]
+    assert f"callbacks.mine._target_ {target} is not called, as it is not one of" in run.read_status()["error"]
     assert f"add trust=callbacks:{target} to the command" in run.read_status()["error"]
     assert not proof.exists()
     assert not (tmp_path / "imported").exists()
@@ -248,7 +248,7 @@ def test_the_check_before_a_sweep_takes_the_words_of_its_command(proof, monkeypa
     (tmp_path / "stdin").write_text(json.dumps(need))
     with (tmp_path / "stdin").open() as stdin:
         monkeypatch.setattr(sys, "stdin", stdin)
-        assert "model._target_ hostile.net is none of" in refusal(preflight.command, [])
+        assert "model._target_ hostile.net is not called, as it is not one of" in refusal(preflight.command, [])
 
 
 def test_secrets_of_the_environment_are_not_read(make_run, monkeypatch, tmp_path):
