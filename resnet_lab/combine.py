@@ -102,7 +102,7 @@ def _of_split(
     """
     for run, each in zip(members, stored, strict=True):
         if split not in each:
-            raise UserError(f"{run.folder.path} stores no predictions of {split}, as the others do")
+            raise UserError(f"{run.folder.path} stores no predictions of {split}, but the others do")
     tables = [each[split] for each in stored]
     if len({table.fingerprint for table in tables}) == 1:
         return mean_of(tables), {}
@@ -113,8 +113,8 @@ def _of_split(
     if not (alike and (FOLD in over or over[0] == ALL)):
         names = f"{members[0].folder.path.name} and {members[-1].folder.path.name}"
         raise UserError(
-            f"{names} have different {split} images, or other labels: an image of one may have trained another; "
-            "combine only runs with the same test set, or all folds of data.folds with over=data.fold"
+            f"{names} have different {split} images or labels: a {split} image of one may be a training image of "
+            "another; combine only runs with the same test set, or all folds of data.folds with over=data.fold"
         )
     _refuse_incomplete(members, by_fold)
     by_fold = dict(sorted(by_fold.items()))
@@ -138,13 +138,13 @@ def _refuse_incomplete(members: Sequence[Run], by_fold: Mapping[Any, Sequence[ob
     cuts = {(run.config.get("data.folds"), run.config.get("data.split_seed")) for run in members}
     if len(cuts) > 1:
         texts = " and ".join(sorted(map(str, cuts)))
-        raise UserError(f"the runs have folds of different cuts (data.folds, data.split_seed): {texts}")
+        raise UserError(f"the folds come from different cross-validations (data.folds, data.split_seed): {texts}")
     folds = int(cuts.pop()[0] or 0)
     if missing := [str(fold) for fold in range(folds) if fold not in by_fold]:
         what = "folds" if len(missing) > 1 else "fold"
         raise UserError(
-            f"{what} {', '.join(missing)} of {folds} missing beside {members[0].folder.path.name}: no such finished "
-            "run; train it, then combine again"
+            f"no finished run like {members[0].folder.path.name} has {what} {', '.join(missing)} of {folds}; train it, "
+            "then combine again"
         )
     (few, fewest), (many, most) = (
         (fold, len(by_fold[fold]))
@@ -152,7 +152,8 @@ def _refuse_incomplete(members: Sequence[Run], by_fold: Mapping[Any, Sequence[ob
     )
     if fewest < most:
         raise UserError(
-            f"fold {few} has {count(fewest, 'run')}, fold {many} has {most}; each needs as many: train the missing one"
+            f"fold {few} has {count(fewest, 'run')}, fold {many} has {most}; train the missing one, as all folds need "
+            "the same number"
         )
 
 
@@ -165,7 +166,7 @@ def _refuse_overlap(tables: Sequence[Labeled], split: str) -> None:
         for table in tables:
             own = {each for each in table.rows[name] if each}
             if shared := sorted(seen & own):
-                raise UserError(f"{name} {shared[0]} is in the {split} images of two folds; the folds do not fit")
+                raise UserError(f"{name} {shared[0]} is in the {split} images of two folds; folds must not overlap")
             seen |= own
 
 
@@ -227,9 +228,13 @@ def rule_of(members: Sequence[Run], decision: str) -> str:
         raise UserError(f"the runs have different decision rules ({', '.join(rules)}); choose one with decision=")
     rule = decision or rules[0]
     if rule == OWN_RULE:
-        raise UserError(f"{members[0].folder.path}: its loss has a rule of its own; choose one with decision=")
+        raise UserError(
+            f"{members[0].folder.path}: its loss defines its own decision rule; choose another with decision="
+        )
     if rule not in DECISIONS:
-        raise UserError(f"{members[0].folder.path}: decision {rule!r} of status.json is no rule; choose decision=")
+        raise UserError(
+            f"{members[0].folder.path}: the decision rule {rule!r} of status.json is unknown; choose one with decision="
+        )
     if rule in OF_GRADES and not members[0].status.get("ordered"):
         raise UserError(f"decision={rule} needs grades, but the classes of these runs have no order")
     return rule
@@ -311,7 +316,7 @@ def _refuse_keys(runs: Sequence[Run], over: Sequence[str]) -> None:
             names |= {each: each for each in known}
             close = get_close_matches(key, names, n=1)
             hint = f"; did you mean over={names[close[0]]}?" if close else ""
-            raise UserError(f"over={','.join(over)}: {key} is no key of these runs{hint}")
+            raise UserError(f"over={','.join(over)}: these runs have no key {key}{hint}")
 
 
 def varying_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -392,7 +397,7 @@ def combine_eyes(folders: Sequence[str], out: Path, methods: Sequence[str], deci
             raise UserError(f"{run.folder.path}: eyes= needs grades, but the classes of this run have no order")
         rule = rule_of([run], decision)
         if rule == "thresholds" and {*methods} & {*FITTED}:
-            raise UserError("decision=thresholds: a model of both eyes leaves no validation images; choose expected")
+            raise UserError("decision=thresholds: the model of both eyes uses all validation images; choose expected")
         splits = stored_splits(run.folder)
         for method in methods:
             try:

@@ -39,7 +39,7 @@ class Pairs:
         if (most := rows[rows.map(len) > 2]).size:
             raise UserError(
                 f"patient {most.index[0]} has {len(most.iloc[0])} images in {split}; at most one of each eye can be "
-                "combined: leave out the others"
+                "combined; leave out the others"
             )
         self.patients = rows.index.to_numpy()
         self.first = np.array([each[0] for each in rows])  # (P,)
@@ -150,9 +150,9 @@ def graded(splits: Mapping[str, Labeled], method: str) -> dict[str, dict[str, La
                 for split, each in pairs.items()
             }
         }
-    for split, why in (("val", "on which it is fitted"), ("test", "as its own fit flatters validation")):
+    for split, why in (("val", "to be fitted"), ("test", "as it fits validation too well to be scored there")):
         if split not in pairs:
-            raise UserError(f"eyes={method} needs predictions of {split}, {why}, but the run stores none")
+            raise UserError(f"eyes={method} needs predictions of {split}, {why}; the run stores none")
     found: dict[str, dict[str, Labeled]] = {"image": {}, "patient": {}}
     for split, each in pairs.items():
         if split == "val":

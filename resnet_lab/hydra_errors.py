@@ -36,7 +36,7 @@ WRONG_TYPES = {  # words of OmegaConf → the rule
 }
 ALIKE = "indent the keys of one group by the same number of spaces"
 YAML_FAULTS = {  # words of PyYAML → what is wrong, and the remedy
-    r"mapping values are not allowed": f"a colon at a wrong place; quote a text that contains a colon, and {ALIKE}",
+    r"mapping values are not allowed": f"a colon in the wrong place; quote a text that contains a colon, and {ALIKE}",
     r"character '\\t'": "a tab; indent with spaces",
     r"could not find expected ':'": "a key without a colon; write `key: value`",
     r"expected <block end>|expected '<document start>'": f"the indentation differs from the lines above; {ALIKE}",
@@ -123,7 +123,7 @@ def _fault_of_override(typed: str) -> str:
     if value.endswith(","):
         return f"{typed}: the comma at the end has no value after it"
     quoted = shlex.quote('{}="{}"'.format(key, value.replace('"', "")))
-    return f"{typed}: the value has special characters and needs quotes of its own: {quoted}"
+    return f"{typed}: the value has special characters and needs its own quotes: {quoted}"
 
 
 def _file_in(text: str) -> str:

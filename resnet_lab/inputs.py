@@ -64,7 +64,7 @@ def sources_of(run: RunFolder) -> list[Path]:
     sources = combine.get("sources") if isinstance(combine, dict) else None
     named += sources if isinstance(sources, list) else []
     if odd := [each for each in named if not isinstance(each, str)]:
-        raise UserError(f"{run.path} names {odd[0]!r} as a run that it is made from, not a folder; derive it again")
+        raise UserError(f"{run.path} is made from {odd[0]!r}, which is not the name of a folder; combine again")
     folders = [Path(os.path.normpath(run.path.resolve() / name)) for name in named]
     for folder in folders:
         if not folder.is_dir():
@@ -150,7 +150,7 @@ def warn_of_unfinished(file: Path) -> None:
         return
     if status["state"] != "done":
         finished = status.get("epoch", UNTRAINED) + 1
-        text = "%s is not done (%s, %d of %s): its model may get better"
+        text = "%s is not done (%s, %d of %s): its model may still improve"
         log.warning(text, run.path, status["state"], finished, count(epochs, "epoch"))
 
 

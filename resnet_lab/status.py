@@ -231,7 +231,7 @@ def summary(sweep_dir: Path, command: Sequence[str], seconds: float, names: Sequ
     lines = ["", f"{sweep_dir}: {counts_of(jobs)}; this command took {duration(seconds)}"]
     lines += _some_rows(undone, sweep_dir)
     if others:
-        lines += ["not of this command (to drop a job, remove its folder and its line in jobs.txt):"]
+        lines += ["jobs outside this command (to drop one, remove its folder and its line in jobs.txt):"]
         lines += _some_rows(others, sweep_dir)
     folder = [] if any(word.startswith("sweep_dir=") for word in command) else [f"sweep_dir={sweep_dir}"]
     if done:

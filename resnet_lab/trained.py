@@ -126,7 +126,9 @@ class Trained:
             UserError: see `__call__`; the network has no head (see `head_of`), or is an ensemble.
         """
         if isinstance(self.network, Ensemble):
-            raise UserError(f"{self.file} are several networks, each with its own features; load one of its members")
+            raise UserError(
+                f"{self.file} contains several networks, each with its own features; load one of its members"
+            )
         head = self.network.get_submodule(head_of(self.network, f"features of {self.file}"))
         found: list[Tensor] = []
         hook = head.register_forward_pre_hook(lambda _, inputs: found.append(_pooled(inputs[0].float().cpu())))
@@ -242,8 +244,8 @@ def load_derived(run: RunFolder, folders: Sequence[Path]) -> Trained:
     for member in members:
         if member.tta != first.tta:
             raise UserError(
-                f"{run.path}: its members average other views (trainer.tta={first.tta} and {member.tta}), so they are "
-                "not one network; load them one by one"
+                f"{run.path}: its members average different views (trainer.tta={first.tta} and {member.tta}), so they "
+                "are not one network; load them one by one"
             )
         if different := [key for key in SEEING if _seeing(member, key) != _seeing(first, key)]:
             raise UserError(
@@ -273,10 +275,10 @@ def _rule_of(run: RunFolder, num_classes: int) -> tuple[str, list[float]]:
     status = run.read_status()
     rule, thresholds = status.get("decision"), status.get("thresholds") or []
     if rule not in (*DECISIONS, OWN_RULE):
-        raise UserError(f"{run.path}: status.json has the decision {rule!r}, which is no rule; derive the run again")
+        raise UserError(f"{run.path}: the decision rule {rule!r} of status.json is unknown; combine again")
     numbers = isinstance(thresholds, list) and all(isinstance(each, int | float) for each in thresholds)
     if rule == "thresholds" and not (numbers and len(thresholds) == num_classes - 1):
-        raise UserError(f"{run.path}: status.json has no thresholds between the classes; derive the run again")
+        raise UserError(f"{run.path}: status.json has no thresholds between the classes; combine again")
     return rule, thresholds
 
 

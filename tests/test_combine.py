@@ -257,7 +257,7 @@ def test_a_missing_fold_is_named(folds: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="fold 1 has 1 run, fold 0 has 2"):
         combine([str(folds)], tmp_path / "pooled", ["data.fold", "seed"])
     shutil.rmtree(folds / "fold-1_seed-1")
-    with pytest.raises(UserError, match="fold 1 of 3 missing beside fold-0_seed-1"):
+    with pytest.raises(UserError, match="no finished run like fold-0_seed-1 has fold 1 of 3"):
         combine([str(folds)], tmp_path / "pooled", ["data.fold"])
     assert not (tmp_path / "pooled").exists()
 
@@ -277,7 +277,7 @@ def test_folds_of_different_cuts_are_refused(folds: Path, tmp_path: Path) -> Non
     config = yaml.safe_load(file.read_text())
     config["data"]["split_seed"] = 1
     file.write_text(yaml.safe_dump(config))
-    with pytest.raises(UserError, match="different cuts"):
+    with pytest.raises(UserError, match="different cross-validations"):
         combine([str(folds)], tmp_path / "pooled", ["all"])
 
 
@@ -309,9 +309,9 @@ def test_members_behind_a_link(seeds: Path, tmp_path: Path) -> None:
 
 def test_what_cannot_be_combined(seeds: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(UserError, match="lr is no key of these runs"):
+    with pytest.raises(UserError, match="these runs have no key lr"):
         combine([str(seeds)], out, ["lr"])
-    with pytest.raises(UserError, match=r"model\.dept is no key of these runs; did you mean over=model\.depth"):
+    with pytest.raises(UserError, match=r"these runs have no key model\.dept; did you mean over=model\.depth"):
         combine([str(seeds)], out, ["seed", "model.dept"])
     with pytest.raises(UserError, match="over=seed,all: write all alone"):
         combine([str(seeds)], out, ["seed", "all"])
@@ -346,7 +346,7 @@ def test_different_rules_need_a_choice(seeds: Path, tmp_path: Path) -> None:
     [
         (["out=o", "decision=best"], "choose argmax, median"),
         ([], "out= is missing"),
-        (["out=o", "over=seeds"], "seeds is no key of these runs; did you mean over=seed"),
+        (["out=o", "over=seeds"], "these runs have no key seeds; did you mean over=seed"),
         (["out=o", "over=dept"], "did you mean over=model.depth"),
         (["out=o", "over=optim.lr"], "differ only in it; they differ in seed, model.depth$"),
         (["out=runs/depth-18_seed-0"], "contains a run; name another folder"),
@@ -498,14 +498,18 @@ def test_damaged_folds_hide_no_other_run(seeds: Path, folds: object) -> None:
 
 
 def test_damaged_sources_are_named(tmp_path: Path) -> None:
-    for sources, message in ((5, ""), ([7], "names 7 as a run"), (["gone"], "which does not exist")):
+    for sources, message in (
+        (5, ""),
+        ([7], "is made from 7, which is not the name of a folder"),
+        (["gone"], "which does not exist"),
+    ):
         folder = write_run(tmp_path / str(sources), config={"combine.sources": sources})
         with pytest.raises(UserError, match=message) if message else nullcontext():
             assert sources_of(RunFolder(folder)) == []
 
 
 def test_an_unknown_rule_is_named(tmp_path: Path) -> None:
-    for decision, message in (("best", r"decision 'best' .* is no rule"), ("own", "a rule of its own")):
+    for decision, message in (("best", "the decision rule 'best' .* is unknown"), ("own", "its own decision rule")):
         write_run(tmp_path / decision / "a", decision=decision)
         with pytest.raises(UserError, match=message):
             combine_eyes([str(tmp_path / decision)], tmp_path / "out", ["worst"])
@@ -517,8 +521,8 @@ def test_an_unknown_rule_is_named(tmp_path: Path) -> None:
     [
         ({"decision": "expected"}, [{}], ""),
         ({"decision": "thresholds", "thresholds": [1.0]}, [{}], "no thresholds between the classes"),
-        ({"decision": "best"}, [{}], "the decision 'best', which is no rule"),
-        ({"decision": "argmax"}, [{}, {"tta": "flips"}], "average other views"),
+        ({"decision": "best"}, [{}], "the decision rule 'best' of status.json is unknown"),
+        ({"decision": "argmax"}, [{}, {"tta": "flips"}], "average different views"),
         ({"decision": "argmax"}, [{}, {"hashes": ""}], ""),
     ],
 )

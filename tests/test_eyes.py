@@ -168,7 +168,7 @@ def test_few_validation_patients_fit_no_model(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="10 validation patients have two eyes, but a model needs 20"):
         combine_eyes([str(folder)], tmp_path / "eyes", ["logistic"])
     (folder / "predictions_val.csv").unlink()
-    with pytest.raises(UserError, match="needs predictions of val, on which it is fitted"):
+    with pytest.raises(UserError, match="needs predictions of val, to be fitted"):
         combine_eyes([str(folder)], tmp_path / "eyes", ["logistic"])
     assert not (tmp_path / "eyes").exists()
 

@@ -105,7 +105,7 @@ def test_a_mistake_in_an_experiment_file_has_its_remedy(text: str, hint: str, fo
 @pytest.mark.parametrize(
     ("typed", "hint"),
     [
-        ("data.root=bücher/a", """needs quotes of its own: 'data.root="bücher/a"'"""),
+        ("data.root=bücher/a", """needs its own quotes: 'data.root="bücher/a"'"""),
         ("data.root=a&b", """'data.root="a&b"'"""),
         ("data.class_names=[no DR", "a bracket is not closed"),
         ("model.depth = 18", "write model.depth=18 without spaces"),

@@ -64,7 +64,7 @@ def test_what_is_no_model_names_the_run(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("status", "line"),
     [
-        ({"state": "running", "epoch": 6}, "is not done (interrupted, 7 of 40 epochs): its model may get better"),
+        ({"state": "running", "epoch": 6}, "is not done (interrupted, 7 of 40 epochs): its model may still improve"),
         ({"state": "failed", "epoch": 0}, "is not done (failed, 1 of 40 epochs)"),
         ({"state": "done", "epoch": 6}, ""),
     ],

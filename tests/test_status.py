@@ -243,7 +243,7 @@ def test_an_error_of_several_jobs_is_shown_once(run: RunFolder) -> None:
 def test_a_sweep_lists_jobs_that_its_command_does_not_contain_apart(sweep: Path) -> None:
     names = [name for name in list_jobs(sweep) if "depth-34_pretrained-none_seed-0" not in name]
     lines = summary(Path("sweep"), ["-m", "sweep_dir=sweep"], 1.0, names).splitlines()
-    place = lines.index("not of this command (to drop a job, remove its folder and its line in jobs.txt):")
+    place = lines.index("jobs outside this command (to drop one, remove its folder and its line in jobs.txt):")
     assert lines[place + 1] == "failed  scratch depth=34 seed=0"
     assert not any(line.startswith("failed") for line in lines[:place])
     assert lines[-1].startswith("run the others: ")

@@ -76,7 +76,9 @@ def test_the_names_of_conf_are_exact_and_by_group():
     assert named_in_conf("loss") == {f"resnet_lab.objectives.{name}" for name in losses}
     assert named_in_conf("model") == {"resnet_lab.models.resnet.resnet", "resnet_lab.models.example_cnn.example_cnn"}
     assert "resnet_lab.optim.sgd" in named_in_conf("optim")
-    assert "resnet_lab.optim.sgd is not called, as it is not one of" in refusal(build, "loss", {"_target_": "resnet_lab.optim.sgd"})
+    assert "resnet_lab.optim.sgd is not called, as it is not one of" in refusal(
+        build, "loss", {"_target_": "resnet_lab.optim.sgd"}
+    )
 
 
 @pytest.mark.parametrize(
@@ -200,7 +202,10 @@ def test_a_given_run_folder_and_its_checkpoint_call_no_external_function(
     config = run.read_config()
     run.write_config(config | {group: hostile(group, proof)})
     assert guarded(run) == 1
-    assert f"{group}._target_ {HOSTILE[group]['_target_']} is not called, as it is not one of" in run.read_status()["error"]
+    assert (
+        f"{group}._target_ {HOSTILE[group]['_target_']} is not called, as it is not one of"
+        in run.read_status()["error"]
+    )
     origin = {"config": config | {group: hostile(group, proof)}, "class_names": ["a", "b"]}
     torch.save({"resnet_lab": origin, "state_dict": {"w": torch.ones(1)}}, tmp_path / "given.ckpt")
     for command in (evaluate.command, predict.command):
