@@ -216,7 +216,7 @@ def tensorboard() -> Verb:
     )
     verb.argument("DIR", "folder of a run or sweep, or a folder above it", several=True)
     verb.option("port", "N", "port of the page", 6006, type=_port)
-    verb.option("host", "NAME", "address that the page is served at; 0.0.0.0: to other machines, too", "localhost")
+    verb.option("host", "NAME", "address of the page; 0.0.0.0 serves it to other machines, too", "localhost")
     return verb
 
 
@@ -246,7 +246,7 @@ def report() -> Verb:
     verb.option("out", "DIR", "folder of the report (default: the first DIR)", type=_out)
     names = f"figures to draw (default: the key figures of the runs): {', '.join(FIGURES)}"
     verb.option("figures", "NAME,…", names)
-    verb.option("groups", "LABEL,…", "groups to show next to the best one in figures, by words of their labels")
+    verb.option("groups", "LABEL,…", "groups to show in figures besides the best, by words of their labels")
     text = "recompute the stored metrics from the predictions, and exit with code 1 if one differs"
     verb.flag("--check", action="store_true", help=text)
     return verb
@@ -273,7 +273,7 @@ def combine() -> Verb:
     verb.option("out", "DIR", "folder of the new runs", type=_out)
     keys = "keys in which the runs to combine differ: seed, data.fold, model.depth, …; all; none (with decision=)"
     verb.option("over", "KEY,…", f"{keys} (default: seed)")
-    methods = "worst, mean (of a patient's two eyes), logistic, boosting (each eye with the other's help)"
+    methods = "worst, mean (of a patient's two eyes), logistic, boosting (each eye, with the other as input)"
     verb.option("eyes", "METHOD,…", f"grade both eyes of a patient together: {methods}")
     verb.option("decision", "RULE", f"rule of the predictions: {', '.join(get_args(Rule))} (default: that of the runs)")
     return verb

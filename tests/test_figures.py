@@ -272,7 +272,7 @@ def test_runs_choose_their_pictures_and_the_command_line_wins(tmp_path, as_asked
     assert sorted(file.name for file in (run / "report_figures").iterdir()) == ["class_counts.png", "loss.png"]
     report.command([str(run), "figures=scores,gap"])
     assert sorted(file.name for file in (run / "report_figures").iterdir()) == ["gap.png", "scores.png"]
-    with pytest.raises(UserError, match="no picture is called nothing; choose among accuracy"):
+    with pytest.raises(UserError, match="no figure is named nothing; choose among accuracy"):
         report.command([str(run), "figures=nothing"])
 
 

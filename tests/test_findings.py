@@ -39,7 +39,7 @@ def test_faults_come_first(tmp_path):
 def test_notes_on_the_images_are_findings(tmp_path):
     write_run(tmp_path / "a", label_conflicts=2, skipped_labels=1, skipped_images=3)
     notes = found(tmp_path)
-    assert notes["conflicting labels"] == "2 images have an identical copy with another label (1 of 1 run)"
+    assert notes["conflicting labels"] == "2 images have an identical copy with a different label (1 of 1 run)"
     assert notes["skipped labels"] == "1 row has no valid label (1 of 1 run)"
     assert notes["skipped images"] == "3 images could not be read (1 of 1 run)"
 

@@ -204,7 +204,7 @@ def test_faults_are_reported(tmp_path):
     assert found["interrupted"] == "killed: no result, last epoch: 4"
     assert (
         found["leaking"]
-        == "5618 images of train or val share a patient or picture with a later split (1 of 6 runs: leaky)"
+        == "5618 images of train or val share a patient or an identical image with a later split (1 of 6 runs: leaky)"
     )
     assert found["skipped images"] == "2 images could not be read (1 of 6 runs: leaky)"
     assert found["seed twice"] == "on_leak=ignore: seed 0 occurs more than once, so n is too large"

@@ -86,7 +86,7 @@ def test_published_numbers_are_below_with_their_protocol(tmp_path):
     (row,) = [row for row in rows if row.label.startswith("ResNet-50, MSE")]
     assert row.cells == ["0.863", "–", "–", "–"]
     expected = (
-        "Other protocol: 42,670 test images, here 400; 35,126 training images, here 4,000 (not stated: selection)"
+        "Different protocol: 42,670 test images, here 400; 35,126 training images, here 4,000 (not stated: selection)"
     )
     assert row.remark == f"Huang et al. 2023, Diagnostics 13:1664. {expected}"
 

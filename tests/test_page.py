@@ -54,7 +54,7 @@ def test_tied_and_behind_are_words_of_the_page_and_of_the_summary(tmp_path, undr
     text = page_of(tmp_path)
     assert 'badge behind">behind</span>' in text
     assert "1 of the other 2 may be as good; 1 is behind." in words(text)
-    assert "behind These runs show that the group is worse than the best one." in words(text)
+    assert "behind These runs show that the group is worse than the best." in words(text)
     assert "| behind, −" in (tmp_path / "summary.md").read_text()
     assert "the images that are not referable, mild ones included" in words(text)
 
@@ -108,7 +108,9 @@ def test_the_note_says_how_intervals_are_made(tmp_path, undrawn):
         write_run(tmp_path / str(depth), depth)
     text = words(page_of(tmp_path))
     assert "The 95 % intervals use Wilson's score method on QWK rescaled from −1…1 to 0…1; they cover" in text
-    brackets = "Brackets: 95 % limits of the difference. They hold for all pairs of groups at once, so they can reach"
+    brackets = (
+        "Brackets: 95 % limits of the difference. They hold for all pairs of groups at once, so they can be wider"
+    )
     assert brackets in text
     assert brackets not in words(page_of(tmp_path / "18"))
 
@@ -161,7 +163,7 @@ def test_half_written_files_of_a_killed_run_do_not_affect_the_others(tmp_path, u
     assert "interrupted: killed: no result, last epoch: 6" in text
     assert "no result: hurt: predictions_test.csv: line 2" in text
     assert "unreadable: empty: " in text
-    assert "depth=34 1 without result" in text
+    assert "depth=34 1 without a result" in text
     assert "Report on 4 runs" in text
 
 

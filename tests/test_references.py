@@ -40,7 +40,7 @@ def test_a_protocol_agrees_differs_or_is_not_stated(tmp_path):
     run = run_of(tmp_path / "a", class_counts=counts, monitor="val/auroc", config=config)
     found = {reference.what: reference.verdict([run]) for reference in references_for([run])}
     assert found["ResNet-18 at 28 px (MedMNIST v2)"] == "Same protocol"
-    assert found["ResNet-18 at 224 px, 28 px blown up (MedMNIST v2)"] == "Other protocol: 224 px, here 28"
+    assert found["ResNet-18 at 224 px, 28 px blown up (MedMNIST v2)"] == "Different protocol: 224 px, here 28"
     assert found["ResNet-18 at true 224 px, 3 seeds (MedMNIST+)"].endswith("(not stated: selection)")
     silent = Reference(["x"], 5, "x", {}, dict.fromkeys(WORDS), "x", "copy")
     assert silent.verdict([run]) == "Protocol not stated"

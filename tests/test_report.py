@@ -48,7 +48,7 @@ def test_missing_runs_of_a_group_are_beside_its_name(tmp_path):
     write_run(tmp_path / "flat", seed=1, skill=0.0)
     write_run(tmp_path / "failed", seed=2, state="failed", error="boom")
     row = rows_of(table_of(tmp_path))[0]
-    assert (row.n, row.remark) == ("2", "1 without result, 1 collapsed")
+    assert (row.n, row.remark) == ("2", "1 without a result, 1 collapsed")
 
 
 def test_no_result_at_all_is_a_table_of_dashes(tmp_path):

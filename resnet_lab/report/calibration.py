@@ -97,7 +97,7 @@ def thresholds(validation: Predictions) -> dict[str, float]:
         return {}
     found, false_alarms, cuts = statistics.threshold_counts(positive, probability)
     sensitive = cuts[np.argmax(found / found[-1] >= TARGETS["high sensitivity"])]
-    # a threshold above all scores refers nobody
+    # a threshold above all scores refers no image
     specific = np.append(np.inf, cuts)[np.sum(1 - false_alarms / false_alarms[-1] >= TARGETS["high specificity"])]
     return dict(zip(TARGETS, map(float, (sensitive, specific)), strict=True))
 

@@ -97,7 +97,7 @@ def _of_folds(run: Run, metric: str) -> list[float]:
 
 
 class DecisionRow(NamedTuple):
-    """A group with the score that each decision rule gives; a rule that was not chosen is looked up afterwards."""
+    """A group with the score that each decision rule gives; a rule that was not chosen is computed after the test."""
 
     label: str
     chosen: str

@@ -55,7 +55,7 @@ def picture(name: str, table: Table) -> Picture | None:
     if name in CURVES:
         return _curves(CURVES[name], table)
     if name not in PICTURES:
-        raise UserError(f"figures: no picture is called {name}; choose among {', '.join([*CURVES, *PICTURES])}")
+        raise UserError(f"figures: no figure is named {name}; choose among {', '.join([*CURVES, *PICTURES])}")
     return PICTURES[name](table)
 
 

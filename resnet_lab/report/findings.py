@@ -96,7 +96,7 @@ def _unknown_figures(runs: Sequence[Run]) -> Iterator[Finding]:
     known = (*CURVES, *PICTURES)
     if unknown := sorted({name for run in runs for name in run.figures if name not in known}):
         asking = [run for run in runs if {*run.figures} & {*unknown}]
-        text = f"no picture is called {_listed(unknown, 'names')} {_which(asking, runs)}"
+        text = f"no figure is named {_listed(unknown, 'names')} {_which(asking, runs)}"
         yield Finding("unknown figure", f"{text}; choose among {', '.join(known)}", False)
 
 
@@ -210,8 +210,8 @@ def _blind(table: Table) -> Iterator[Finding]:
         others = "other is" if round(alike) == 1 else "others are"
         texts.append(f"{each.label}: epoch {epochs} of {of}; {alike:.0f} {others} as good")
     text = (
-        f"{' to '.join(map(str, images[:1] + images[1:][-1:]))} validation images cannot tell the selected epoch from "
-        "most others (one standard error)"
+        f"{' to '.join(map(str, images[:1] + images[1:][-1:]))} validation images cannot distinguish the selected "
+        "epoch from most others (one standard error)"
     )
     yield Finding("selection within noise", text, False, tuple(texts))
 
@@ -234,13 +234,13 @@ def _data_notes(runs: Sequence[Run]) -> Iterator[Finding]:
         leaks, skipped = (run.status.get(key) or 0 for key in ("leaks", "skipped_images"))
         if leaks and run.config.get("data.on_leak") != "drop":
             share = count(leaks, "image of train or val shares", "images of train or val share")
-            notes["leaking", f"{share} a patient or picture with a later split"].append(run)
+            notes["leaking", f"{share} a patient or an identical image with a later split"].append(run)
         if skipped:
             notes["skipped images", f"{count(skipped, 'image')} could not be read"].append(run)
         if rows := run.status.get("skipped_labels") or 0:
             notes["skipped labels", f"{count(rows, 'row has', 'rows have')} no valid label"].append(run)
         if copies := run.status.get("label_conflicts") or 0:
-            text = f"{count(copies, 'image has', 'images have')} an identical copy with another label"
+            text = f"{count(copies, 'image has', 'images have')} an identical copy with a different label"
             notes["conflicting labels", text].append(run)
     for (kind, text), some in notes.items():
         yield Finding(kind, f"{text} {_which(some, runs)}")

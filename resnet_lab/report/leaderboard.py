@@ -15,7 +15,7 @@ from resnet_lab.scores import ABSENT, SCORES
 
 CONSTANT = "none: one class predicted"  # in place of an interval without width
 NOTHING = Interval(math.nan, math.nan)
-READ = {"original": "", "abstract": " (from the abstract)", "copy": " (from a second-hand copy)"}  # source of a number
+READ = {"original": "", "abstract": " (from the abstract)", "copy": " (from a secondary source)"}  # source of a number
 
 
 class Row(NamedTuple):
@@ -74,7 +74,7 @@ def _published(table: Table, metrics: Sequence[str], ranking: str) -> list[Row]:
 
 def _row(table: Table, group: Group, mark: str, shortfall: str) -> Row:
     lost, collapsed = len(group.runs) - len(group.scored), len(group.collapsed)
-    remark = ", ".join([f"{lost} without result"] * bool(lost) + [f"{collapsed} collapsed"] * bool(collapsed))
+    remark = ", ".join([f"{lost} without a result"] * bool(lost) + [f"{collapsed} collapsed"] * bool(collapsed))
     cells = [SCORES[metric].text(*group.mean_and_std(metric)) for metric in table.metrics]
     value = group.mean_and_std(table.metric)[0]
     return Row(

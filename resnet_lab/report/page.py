@@ -252,7 +252,7 @@ def pictures(table: Table, names: Sequence[str], folder: Path, suffix: str) -> d
     shown = {}
     once = functools.cache(png)  # a figure may be a file, too
     wanted = list(dict.fromkeys([*names, *OF_SECTIONS]))
-    for name in with_progress(wanted, len(wanted), "drawn", unit="pictures", end=False):
+    for name in with_progress(wanted, len(wanted), "drawn", unit="figures", end=False):
         as_text = name == "confusion_matrices" and not _many_classes(table)  # the page has them as tables
         drawn = None if as_text and name not in names else picture(name, table)
         if drawn is None:

@@ -58,13 +58,13 @@ class Reference:
         if len(silent) == len(WORDS):
             return "Protocol not stated"
         agreed = "Same protocol as far as stated" if silent else "Same protocol"
-        text = "Other protocol: " + "; ".join(differ) if differ else agreed
+        text = "Different protocol: " + "; ".join(differ) if differ else agreed
         if 0 < agree < len(runs):
             text += f", in {agree} of {len(runs)} runs"
         return text + (f" (not stated: {', '.join(silent)})" if silent else "")
 
     def _differences(self, run: Run) -> tuple[list[str], list[str]]:
-        """Return the differences to the protocol of a run as texts, and the fields that are not stated."""
+        """Return the differences from the protocol of a run as texts, and the fields that are not stated."""
         ours, differ, silent = protocol_of(run), [], []
         for key, words in WORDS.items():
             theirs = self.protocol.get(key)
