@@ -71,8 +71,8 @@ class StepSeed(Callback):
 class Ending(Callback):
     """Ends all ranks of a job at a signal, and reports the error of the rank that fails.
 
-    Lightning's own handler of SIGTERM would communicate with the other ranks inside the signal handler, and hang if
-    they are in the middle of a step.
+    Lightning's own handler of SIGTERM would communicate with the other ranks inside the signal handler. It would hang
+    if they are in the middle of a step.
 
     Args:
         run: the run folder.

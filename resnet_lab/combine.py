@@ -35,7 +35,7 @@ log = logging.getLogger("resnet_lab")
 FOLD = "data.fold"
 ALL, NOTHING = "all", "none"  # values of over=
 SHARED = ("versions", "commit", "hardware", "monitor", "recipe", "pixels", "pixel_digests", "patients")
-SUMMED = ("parameters", "multiply_adds", "seconds", "core_seconds")  # what all members need together
+SUMMED = ("parameters", "multiply_adds", "seconds", "core_seconds")  # what the members need in common
 
 
 def groups_of(runs: Sequence[Run], over: Sequence[str]) -> list[list[Run]]:
@@ -79,7 +79,7 @@ def combined(members: Sequence[Run], over: Sequence[str]) -> tuple[dict[str, Lab
 
 
 def _common_folds(members: Sequence[Run], tables: Sequence[Labeled]) -> dict[str, int]:
-    """Return the images of each fold if the members are pooled folds of the same cut; empty otherwise."""
+    """Return the images of each fold if the members are pooled folds of one cross-validation; empty otherwise."""
     found = []
     for run, table in zip(members, tables, strict=True):
         sizes = dict(run.status.get("folds") or {})
@@ -134,7 +134,7 @@ def _refuse_other_classes(members: Sequence[Run]) -> None:
 
 
 def _refuse_incomplete(members: Sequence[Run], by_fold: Mapping[Any, Sequence[object]]) -> None:
-    """Refuse to pool some of the folds, folds of different cuts, or more members of one fold than of another."""
+    """Refuse missing folds, folds of different cross-validations, and folds with different numbers of members."""
     cuts = {(run.config.get("data.folds"), run.config.get("data.split_seed")) for run in members}
     if len(cuts) > 1:
         texts = " and ".join(sorted(map(str, cuts)))
@@ -200,7 +200,7 @@ def facts_of(members: Sequence[Run], decides: bool = False) -> dict[str, Any]:
 
     Args:
         members: the combined runs.
-        decides: whether the one member is only decided anew, so that all of its entries stay true.
+        decides: whether only the decision rule of a single member changes, so that its other entries stay valid.
     """
     first = members[0].status
     if decides:  # as `best_value`, scored by the rule while the job trained
@@ -267,9 +267,9 @@ def combine(folders: Sequence[str], out: Path, over: Sequence[str], decision: st
         if not run.scores:
             log.warning("left out: %s: %s", run.folder.path.name, run.problem)
     places = {run.folder.path.resolve() for run in runs}
-    # an earlier result among its members is no member
+    # an earlier result beside its members does not count
     finished = [run for run in runs if run.scores and not {*run.members} & places]
-    if decision:  # a network counts once, however often its probabilities were decided
+    if decision:  # a network counts once, whatever number of decision rules was applied to it
         finished = [run for run in finished if not {*run.sources} & places]
     _refuse_keys(finished, over)
     groups = groups_of(finished, over)
@@ -300,7 +300,7 @@ def _warn_of_copies(members: Sequence[Run]) -> None:
 
 
 def _refuse_keys(runs: Sequence[Run], over: Sequence[str]) -> None:
-    """Refuse unknown keys in `over`, and a word for all keys beside others.
+    """Refuse unknown keys in `over`, and `all` or `none` beside other keys.
 
     Raises:
         UserError: the message has the most similar key.

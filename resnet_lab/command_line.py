@@ -21,12 +21,12 @@ from resnet_lab.keys import WIDTH, known_keys, suggestion
 
 
 def stop_printing() -> None:
-    """Discard further output, as its reader has ended (`| head`); Python would otherwise print an error at exit."""
+    """Discard further output, as its reader has exited (`| head`); Python would otherwise print an error at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def show(text: str) -> None:
-    """Print a text; stop without an error if its reader has ended."""
+    """Print a text; stop without an error if its reader has exited."""
     try:
         print(text, flush=True)
     except BrokenPipeError:

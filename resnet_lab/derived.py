@@ -87,7 +87,7 @@ def write_derived(
     sources: Sequence[RunFolder],
     losses: Mapping[str, float] | None = None,
 ) -> None:
-    """Decide by a rule, and write predictions, tables, pictures and status of a derived run.
+    """Apply a decision rule, and write predictions, tables, pictures and status of a derived run.
 
     Args:
         run: its folder.
@@ -145,9 +145,9 @@ def write_derived(
 def same_training(run: RunFolder, config: Mapping[str, Any]) -> RunFolder | None:
     """Return the finished job of the same sweep that differs only in the decision rule; None if there is none.
 
-    A job that trains the same network is waited for: a training is never made twice. Jobs that start at the same time
-    take turns, and the first one marks in its status.json that it trains. A job of several ranks trains by itself, as
-    its ranks could decide differently.
+    The job waits for another one that trains the same network, so nothing is trained twice. Jobs that start at the same
+    time take turns, and the first one marks in its status.json that it trains. A job of several ranks trains by itself,
+    as its ranks could decide differently.
 
     Args:
         run: folder of the job.
@@ -179,7 +179,7 @@ def _of_same_training(run: RunFolder, config: Mapping[str, Any]) -> tuple[RunFol
             own = status.get("decision_in_training") or status.get("decision")
             if own == OWN_RULE and config["loss"]["decision"] == "auto":  # only the network knows it
                 continue
-            if locked:  # a job that waits itself is not waited for
+            if locked:  # this job does not wait for one that waits itself
                 training = other if status.get("trains") or other.last_checkpoint.is_file() else training
             elif status.get("state") == "done" and "derived_from" not in status:
                 expected = {split for split in SPLITS if split in (status.get("class_counts") or {})}

@@ -22,7 +22,7 @@ from resnet_lab.schema import BY_NAME, CHOSEN, PROVIDED, conf_dir
 from resnet_lab.signatures import is_ours
 from resnet_lab.trust import WELL_KNOWN
 
-NOISE = ("full_key:", "object_type=", "reference_type=", "To append")  # beginnings of lines that help nobody
+NOISE = ("full_key:", "object_type=", "reference_type=", "To append")  # beginnings of lines without information
 LABEL_FILES = (".csv", ".tsv")
 RESNET = re.compile(r"(wide_?)?resnet_?(\d+)")
 IMAGENET_DEPTHS = (18, 34, 50, 101, 152)
@@ -149,7 +149,7 @@ def _wrong_encoding(overrides: Sequence[str], name: str = EVERY) -> str:
 
 
 def _mistake_in_file(text: str, overrides: Sequence[str]) -> str:
-    """Return the message for a common mistake in an experiment file; empty if it is none."""
+    """Return the message for a common mistake in an experiment file; empty if the mistake is unknown."""
     named = re.search(r"In '(experiment/.+?)'", text)
     file = f"{named[1]}.yaml" if named else "the experiment file"
     if named and re.search(r"Could not override '[\w/]+@experiment\b|Key '(experiment|_\w+)' not in 'Config'", text):

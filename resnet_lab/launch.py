@@ -72,7 +72,7 @@ def refuse_mixture(run: RunFolder, sweep: bool) -> None:
     if not sweep and jobs_file(run.path).is_file():
         raise UserError(f"{run.path} contains a sweep; choose another sweep_dir for a single run")
     if not sweep and not run.config_file.is_file() and (other := next(run.path.glob("*/status.json"), None)):
-        remedy = f"name a folder of its own, such as sweep_dir={short(run.path / 'NAME')}"
+        remedy = f"give the command its own folder, such as sweep_dir={short(run.path / 'NAME')}"
         raise UserError(f"{short(run.path)} contains other runs, such as {other.parent.name}; {remedy}")
 
 
@@ -229,7 +229,7 @@ def _starts_of_idle(run: RunFolder) -> int:
     """Return how often the job has been started, if no other process runs it.
 
     Raises:
-        Busy: another process runs the job, or ended it while this one looked.
+        Busy: another process runs the job, or ended it during the check.
     """
     before, locked, after = run.read_status(), run.is_locked(), run.read_status()
     changed = any(before.get(key) != after.get(key) for key in ("state", "starts"))

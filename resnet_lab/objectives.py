@@ -210,7 +210,7 @@ class Corn(Objective):
     is the median.
 
     The loss of an image is the sum over its outputs, the negative log-likelihood of its class. The paper divides the
-    sum over a batch by its pairs of image and output instead of its images, so the gradient has another length, but the
+    sum over a batch by its pairs of image and output, not by its images. The gradient then has another length, but the
     same direction.
 
     Args:

@@ -189,7 +189,7 @@ class RunFolder:
             return {"schema_version": SCHEMA_VERSION, "state": "created"}
         status = self._stored_status()
         if status.get("state") == "running" and not self.is_locked():
-            status = self._stored_status()  # the process may have ended between the two looks
+            status = self._stored_status()  # the process may have ended between the two checks
             if status.get("state") == "running":
                 status["state"] = "interrupted"
         return status

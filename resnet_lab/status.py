@@ -165,7 +165,7 @@ def labels_of(place: Path) -> dict[str, str]:
 
 
 def rows(jobs: Sequence[JobState], labels: Mapping[str, str]) -> list[str]:
-    """Return state, label and note of each job, in lines of at most 80 characters; an error is shown once."""
+    """Return state, label and note of each job, in lines of at most 80 characters; each error is shown once."""
     width = max((len(job.state) for job in jobs), default=0) + 2
     longest = max((len(labels.get(job.name, job.name)) for job in jobs), default=0)
     lines, errors = list[str](), set[str]()

@@ -42,12 +42,12 @@ IMPORTS = (
 ON_IMPORT = ("OMP_", "MKL_", "KMP_", "OPENBLAS_", "CUDA_", "LD_", "PYTHON", "PYTORCH_", "TORCH_", "MPL")
 RANKS = ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID", "WORLD_SIZE", "RANK", "LOCAL_RANK")  # of jobs with several processes
 PROGRAM = "resnet_lab.supervisor"
-POLL = 0.02  # seconds between two looks at a forked process
+POLL = 0.02  # seconds between two checks of a forked process
 READY = 0.5  # seconds that imports may take without a line
 
 
 class Supervisor:
-    """The command's side: start the process, let it run modules, and stop it."""
+    """The command's side: starts the process, lets it run modules, and stops it."""
 
     def __init__(self) -> None:
         self._socket, theirs = socket.socketpair()
@@ -155,7 +155,7 @@ def run_module(module: str, arguments: Sequence[str], fork: bool, text: str = ""
         Stopped: this process received a signal; the other one has ended.
     """
     if not fork:
-        close()  # it would import in vain
+        close()  # its imports would be useless
     elif (own := begin()) is not None and own.can_run():
         return own.run(module, arguments, text)
     return run_tied([sys.executable, "-m", module, *arguments], text, errors)

@@ -225,9 +225,10 @@ SWEPT: dict[Path, list[str]] = {}  # folder of the sweep that this process has s
 
 
 class ListJobs(Callback):
-    """Write the list of jobs into the folder of a sweep before it starts; `resnet-lab status` finds missing jobs by it.
+    """Writes the list of jobs into the folder of a sweep before it starts.
 
-    The list also marks the folder as a sweep. It is empty if another sweeper chooses the jobs.
+    `resnet-lab status` uses it to find missing jobs. The list also marks the folder as a sweep. It is empty if another
+    sweeper chooses the jobs.
     """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:

@@ -21,7 +21,7 @@ from resnet_lab.run_folder import find_runs
 from resnet_lab.status import labels_of
 from resnet_lab.verbs import VERBS
 
-EVERY = 5.0  # seconds between two looks at the run folders
+EVERY = 5.0  # seconds between two checks of the run folders
 
 
 def names_of(folders: Sequence[str]) -> dict[str, Path]:

@@ -365,7 +365,7 @@ def photographs(config: dict[str, Any], root: str, class_names: list[str]) -> di
         "root": root,
         "class_names": class_names,
         **dict.fromkeys(("splits", "folds", "all_images", "max_images", "max_per_class")),  # None: nothing is left out
-        "fold": 0,  # without folds there is no other
+        "fold": 0,  # without folds there is only one
         "val_fraction": 0.0,
         "test_fraction": 0.0,
     }
@@ -373,7 +373,7 @@ def photographs(config: dict[str, Any], root: str, class_names: list[str]) -> di
 
 
 def own_reader(config: dict[str, Any]) -> ImageData | None:
-    """Return the data set of a run if it is external and has a `read` of its own for files; else None."""
+    """Return the data set of a run if it is external and defines its own `read` for files; else None."""
     if is_ours(str(config["data"]["_target_"])):
         return None
     data: ImageData = build("data", config["data"])

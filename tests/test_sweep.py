@@ -48,7 +48,7 @@ def test_a_single_run_into_a_folder_of_runs_is_refused(tmp_path: Path) -> None:
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).touch()
     message = refusal(refuse_mixture, RunFolder(tmp_path), False)
-    assert message.startswith(f"{tmp_path} contains other runs, such as first; name a folder of its own")
+    assert message.startswith(f"{tmp_path} contains other runs, such as first; give the command its own folder")
     refuse_mixture(RunFolder(tmp_path / "first"), sweep=False)  # it is resumed
 
 

@@ -196,7 +196,7 @@ def _split_folders(root: Path) -> dict[str, Path]:
 
 
 def _refuse_splits_as_classes(root: Path, names: list[str]) -> None:
-    """Refuse classes that are all named after splits, unless it is the same split (`my_train`, `my_test`)."""
+    """Refuse classes that are all named after splits, unless all are the same split (`my_train`, `my_test`)."""
     named = [frozenset(splits_of(name)) for name in names]
     if all(named) and len({*named}) > 1:
         raise UserError(

@@ -115,7 +115,7 @@ class ImageData(Augmentation, ABC):
 
     @property
     def reads_itself(self) -> bool:
-        """Whether the data set has a `read` of its own, so that no prepared set contains its images."""
+        """Whether the data set defines its own `read`, so that no prepared set contains its images."""
         return type(self).read is not ImageData.read
 
     def check(self, rows: pd.DataFrame, pixels: str | None = None) -> pd.DataFrame:
@@ -128,7 +128,7 @@ class ImageData(Augmentation, ABC):
         Args:
             rows: rows with `path`.
             pixels: `originals` or `prepared`: what to read; None: the prepared set if it is complete and the
-                data set has no `read` of its own.
+                data set does not define its own `read`.
         """
         if pixels == "prepared" or (pixels is None and not self.reads_itself):
             found = self.prepared_set.lookup(rows, needed=pixels == "prepared")

@@ -56,14 +56,14 @@ class Patients:
 
     form: str | None  # a form of FORMS, data.patient_regex or data.patient_column; None: each image is a patient
     summary: str  # their number and examples, or that none were found; empty if patients were not searched for
-    doubt: str = ""  # in one line, images that may be one patient's, and what to set
+    doubt: str = ""  # in one line, images that may belong to one patient, and what to set
 
 
 EACH_IMAGE = Patients(None, "")
 
 
 def patients_of_column(table: pd.DataFrame) -> Patients:
-    """Describe the patients that a column names, and doubt a column of images: then no two eyes share a patient."""
+    """Describe the patients of a column; doubt a column in which each image has a different patient."""
     doubt = ""
     if len(table) > 1 and table["patient"].is_unique:
         splits = table["split"] if "split" in table else pd.Series("train", table.index)
@@ -231,7 +231,7 @@ def summary(table: pd.DataFrame, by: str) -> str:
 
 
 def _doubt(names: Sequence[str], setting: str, pattern: str | None, matched: bool) -> str:
-    """Describe images that may be one patient's, and the key to set; empty if there is no reason for doubt."""
+    """Describe images that may belong to one patient, and the key to set; empty if there is no reason for doubt."""
     found = _matches(names, pattern) if pattern else [None] * len(names)
     labels = sorted({patient or _without_folder(name) for patient, name in zip(found, names, strict=True)})
     better, alike = _alike(labels)

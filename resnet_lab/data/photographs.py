@@ -20,7 +20,7 @@ class Photographs(ImageData):
     """Every image at or below `root`, as split `test`, without targets.
 
     Attributes:
-        like: the data set that reads the files, if it has a `read` of its own.
+        like: the data set that reads the files, if it defines its own `read`.
     """
 
     def __post_init__(self) -> None:

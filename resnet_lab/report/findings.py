@@ -68,7 +68,7 @@ def _labels(runs: Sequence[Run]) -> dict[Path, str]:
     """Return run folder → label of the job in its sweep; the short paths if two labels are equal."""
     found = places_of(runs)
     for sweep in {run.folder.path.parent for run in runs}:
-        with suppress(UserError, OSError):  # damaged, which is a finding of its own
+        with suppress(UserError, OSError):  # damaged, which another finding reports
             if jobs_file(sweep).is_file():
                 texts = next(run.folder.read_config()["labels"] for run in runs if run.folder.path.parent == sweep)
                 found |= {sweep / name: label for name, label in labels_in(sweep, texts_of(texts)).items()}

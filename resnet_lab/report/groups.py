@@ -20,7 +20,7 @@ from resnet_lab.run_folder import is_bookkeeping
 from resnet_lab.scores import ABSENT, ALIASES, NEEDS, SCORES, Predictions
 
 DRAWN = 10  # groups in pictures, the best ones
-AREA = "referable_auroc"  # has intervals in a table of its own
+AREA = "referable_auroc"  # has its intervals in another table
 MANY_NAMES = 2  # of more single runs, the name of their folder stands for them
 MANY_BOUND = 4  # from so many keys that differ between sweeps alone, the sweep's name replaces them in labels
 
@@ -253,8 +253,8 @@ def sweeps_of(runs: Sequence[Run], apart: bool = True) -> dict[str, list[Run]]:
 
     Args:
         runs: the runs.
-        apart: whether a single run is a sweep of its own; otherwise it belongs to its parent folder, as a published
-            run does, which has neither overrides nor a list of jobs beside it.
+        apart: whether a single run counts as a separate sweep; otherwise it belongs to its parent folder, as a
+            published run does, which has neither overrides nor a list of jobs beside it.
     """
     folders: dict[Path, list[Run]] = {}
     alone = {run.folder.path.resolve() for run in runs if run.single}

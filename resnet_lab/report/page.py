@@ -32,7 +32,7 @@ from resnet_lab.scores import ABSENT, MINUS, SCORES
 from resnet_lab.statistics import DECISIONS, MANY_CLASSES, REFERABLE
 
 FIGURES = ("accuracy", "confusion_matrices")  # if no configuration names any
-OF_SECTIONS = ("confusion_matrices", "roc", "precision_recall", "reliability", "cost")  # in a section of their own
+OF_SECTIONS = ("confusion_matrices", "roc", "precision_recall", "reliability", "cost")  # in separate sections
 PAGE_WIDTH, NAMES_WIDTH, CELL_WIDTH, LETTER_WIDTH = 1110, 86, 36, 6.5  # pixels of a confusion matrix
 NO_LIMITS = (math.nan, math.nan, math.nan)
 MANY_SWEEPS = 8  # columns in the table of differences; of more, single runs share that of their parent folder

@@ -67,7 +67,7 @@ def sums_of(totals: np.ndarray) -> Sums:
 def scores_of(totals: np.ndarray, metrics: Collection[str] = SCORES) -> dict[str, np.ndarray]:
     """Return the scores with a formula of sums, each (…,), from totals (…, F) over the patients of a draw.
 
-    On the whole test set, they equal `scores.summary_of` exactly. In a resample, areas are first-order expansions in
+    On the complete test set, they equal `scores.summary_of` exactly. In a resample, areas are first-order expansions in
     the weights (the placements of DeLong et al. 1988); other scores are exact. A draw ignores classes that it lacks.
     """
     sums = sums_of(totals)
