@@ -230,16 +230,16 @@ def test_runs_on_originals_and_on_prepared_files_are_a_finding(tmp_path):
     write_run(tmp_path / "b", seed=1, pixels=None)  # not known yet
     write_run(tmp_path / "c", seed=2, prepared=None)  # an older version
     write_run(tmp_path / "d", seed=3)  # a version without prepared sets
-    assert "mixed pixels" not in found(tmp_path)
+    assert "different image files" not in found(tmp_path)
     write_run(tmp_path / "e", seed=4, prepared="/somewhere/prepared")
     write_run(tmp_path / "f", seed=5, pixels="prepared")
-    assert found(tmp_path)["mixed pixels"] == (
+    assert found(tmp_path)["different image files"] == (
         "the runs read the same images from different files: originals (a, c, d); prepared (e, f)"
     )
     for place in "ef":
         shutil.rmtree(tmp_path / place)
     write_run(tmp_path / "other", config={"data.name": "flowers"}, pixels="prepared", seed=6)
-    assert "prepared (other)" in found(tmp_path)["mixed pixels"]  # the name of the data is arbitrary
+    assert "prepared (other)" in found(tmp_path)["different image files"]  # the name of the data is arbitrary
 
 
 def test_files_of_other_digests_are_a_finding_if_images_and_recipe_are_the_same(tmp_path):
@@ -249,23 +249,23 @@ def test_files_of_other_digests_are_a_finding_if_images_and_recipe_are_the_same(
 
     write("a", "prepared", "1" * 16, 0, image_size=512)
     write("b", "prepared", "2" * 16, 1, image_size=256)
-    assert "mixed pixels" not in found(tmp_path)
+    assert "different image files" not in found(tmp_path)
     write("c", "prepared", "3" * 16, 2, image_size=512)
-    text = found(tmp_path)["mixed pixels"]
+    text = found(tmp_path)["different image files"]
     assert text.endswith(f"prepared of train with digest {'1' * 16} (a); prepared of train with digest {'3' * 16} (c)")
     for place in "abc":
         shutil.rmtree(tmp_path / place)
     write("a", "originals", "1" * 16, 0, image_size=512)
     write("b", "originals", "1" * 16, 1, image_size=256)
-    assert "mixed pixels" not in found(tmp_path)
+    assert "different image files" not in found(tmp_path)
     write("c", "originals", "2" * 16, 2, image_size=128)
-    assert "originals of train" in found(tmp_path)["mixed pixels"]
+    assert "originals of train" in found(tmp_path)["different image files"]
 
 
 def test_pixels_of_other_versions_of_the_recipe_are_a_finding(tmp_path):
     for seed in (2, 3):
         write_run(tmp_path / str(seed), seed=seed, pixels="originals", recipe={"version": seed})
-    assert found(tmp_path)["mixed pixels"].endswith("version 2 of the recipe (2); version 3 of the recipe (3)")
+    assert found(tmp_path)["different image files"].endswith("version 2 of the recipe (2); version 3 of the recipe (3)")
 
 
 @pytest.mark.parametrize("figures", [5, ["recal"], [["accuracy"]], "recal,accuracy", None])

@@ -212,7 +212,7 @@ def test_one_seed_has_no_deviation_and_a_note(tmp_path, undrawn):
     for depth in (18, 50):
         write_run(tmp_path / str(depth), depth)
     text = words(page_of(tmp_path))
-    assert "one seed only: how much results vary between trainings is unknown for any group" in text
+    assert "one seed only: how much results vary between trainings is unknown for every group" in text
     assert "With one seed each" in text
     assert "nan" not in text
 

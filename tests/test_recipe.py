@@ -49,10 +49,13 @@ def test_a_value_that_turns_something_off_is_listed_beside_the_others(tmp_path):
     assert (set(found["sampling"].values), found["sampling"].varies) == ({"none", "balanced"}, True)
     assert set(found["augmentation"].values) == {"none", "rotation=15", "rotation=30"}
     assert set(found["experiment"].values) == {"none", "mine"}
-    assert (set(found["averaged views"].values), found["averaged views"].varies) == ({"none", "flips"}, True)
+    assert (set(found["test-time augmentation"].values), found["test-time augmentation"].varies) == (
+        {"none", "flips"},
+        True,
+    )
     assert set(found["frozen parts"].values) == {"none", "all_but_head", "conv1, layer1, for 2 epochs"}
     assert {value.partition(",")[2] for value in found["initial weights"].values} == {"", " last layer zero"}
-    neutral = {"sampling", "augmentation", "experiment", "averaged views", "frozen parts"}
+    neutral = {"sampling", "augmentation", "experiment", "test-time augmentation", "frozen parts"}
     assert neutral & {*facts(tmp_path / "0")} == set()
 
 

@@ -40,7 +40,7 @@ def test_a_protocol_agrees_differs_or_is_not_stated(tmp_path):
     run = run_of(tmp_path / "a", class_counts=counts, monitor="val/auroc", config=config)
     found = {reference.what: reference.verdict([run]) for reference in references_for([run])}
     assert found["ResNet-18 at 28 px (MedMNIST v2)"] == "Same protocol"
-    assert found["ResNet-18 at 224 px, 28 px blown up (MedMNIST v2)"] == "Different protocol: 224 px, here 28"
+    assert found["ResNet-18 at 224 px, 28 px enlarged (MedMNIST v2)"] == "Different protocol: 224 px, here 28"
     assert found["ResNet-18 at true 224 px, 3 seeds (MedMNIST+)"].endswith("(not stated: selection)")
     silent = Reference(["x"], 5, "x", {}, dict.fromkeys(WORDS), "x", "copy")
     assert silent.verdict([run]) == "Protocol not stated"
@@ -54,7 +54,7 @@ def test_the_verdict_is_about_the_closest_run(tmp_path):
         for size in (28, 224)
     ]
     found = {reference.what: reference.verdict(runs) for reference in references_for(runs)}
-    assert found["ResNet-18 at 224 px, 28 px blown up (MedMNIST v2)"] == "Same protocol, in 1 of 2 runs"
+    assert found["ResNet-18 at 224 px, 28 px enlarged (MedMNIST v2)"] == "Same protocol, in 1 of 2 runs"
     assert found["Google AutoML (MedMNIST v2)"].startswith("Same protocol as far as stated (not stated: ")
 
 

@@ -133,7 +133,9 @@ def _doubts(table: Table) -> Iterator[Finding]:
         if len(roots) > 1:
             yield Finding("different images", f"{group.label}: its runs read different folders: {' and '.join(roots)}")
         if repeated:
-            yield Finding("seed twice", f"{group.label}: seed {repeated[0]} occurs more than once, so n is too large")
+            yield Finding(
+                "duplicate seed", f"{group.label}: seed {repeated[0]} occurs more than once, so n is too large"
+            )
     if any(not np.array_equal(each, table.patient) for each in table.groupings):
         text = "the runs disagree on which images belong to one patient; the grouping with the fewest patients is used"
         yield Finding("different patients", text)
@@ -327,7 +329,7 @@ def _pixels(runs: Sequence[Run]) -> Iterator[Finding]:
             some_runs = frozenset(name for some in places.values() for name in some)
             texts.setdefault(some_runs, f"the runs read the same images from different files: {sources}")
     for text in texts.values():
-        yield Finding("mixed pixels", text)
+        yield Finding("different image files", text)
 
 
 def _single_seeds(tables: Sequence[Table]) -> Iterator[Finding]:
@@ -335,7 +337,7 @@ def _single_seeds(tables: Sequence[Table]) -> Iterator[Finding]:
     single = [group.label for group in scored if len(group.scored) == 1]
     if single:
         everywhere = len(single) == len(scored)
-        which = "any group" if everywhere else _listed(single, "groups")
+        which = "every group" if everywhere else _listed(single, "groups")
         instead = "" if everywhere else "; it is estimated from the other groups, and may be far off"
         yield Finding(
             "one seed only", f"how much results vary between trainings is unknown for {which}{instead}", False

@@ -18,7 +18,7 @@ from resnet_lab.report.runs import Run, in_order_of_jobs
 NAMES = [field.name for field in fields(Augmentation)]
 NEUTRAL = {"optim.backbone_lr_factor": 1.0, "loss.decision": "auto"}  # neutral values of other keys
 # facts that are `none` in a run without them
-OPTIONAL = ("experiment", "sampling", "augmentation", "frozen parts", "averaged views")
+OPTIONAL = ("experiment", "sampling", "augmentation", "frozen parts", "test-time augmentation")
 IN_FACTS = ("model.depth", "model.pretrained", "model._target_", "trainer.max_epochs", "trainer.tta")
 COVERED = {"sweep", *IN_FACTS} | {  # axes in a fact
     f"data.{key}" for key in ("name", "image_size", "crop", "padding", "batch_size", "sampling", *NAMES)
@@ -227,7 +227,7 @@ FACTS: dict[str, Callable[[Run], str]] = {
     "schedule": _part("schedule"),
     "training": _training,
     "selection": _selection,
-    "averaged views": lambda run: (
+    "test-time augmentation": lambda run: (
         "" if run.config.get("trainer.tta") in (None, "none") else str(run.config["trainer.tta"])
     ),
     "seeds": _of_key("seed"),
