@@ -188,7 +188,7 @@ def _may_start(run: RunFolder, on_failed: str, sweep: bool) -> bool:
                 raise UserError(f"not started because {failed} failed; fix the cause, then rerun with on_failed=retry")
     if on_failed == "skip" and status["state"] == "failed":
         error = printable(str(status["error"]))
-        print(f"{run.path.name}: skipped, it failed before (on_failed=skip): {error}", flush=True)
+        print(f"{run.path.name}: skipped because it failed before (on_failed=skip): {error}", flush=True)
         return False
     return True
 

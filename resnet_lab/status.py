@@ -68,7 +68,7 @@ def _note(status: dict[str, Any], config: dict[str, Any]) -> str:
     if "epoch" not in status:
         return "in its first epoch" if status["state"] == "running" else "before the end of its first epoch"
     if status["epoch"] == UNTRAINED:
-        return "trains no epochs"
+        return "no training"
     finished, epochs = status["epoch"] + 1, config["trainer"]["max_epochs"]
     note = f"{finished} of {count(epochs, 'epoch')}"
     if status["state"] == "running":

@@ -416,7 +416,7 @@ def test_the_check_before_a_sweep_compares_shapes(tmp_path):
     model = {"_target_": "resnet_lab.models.resnet.resnet", "form": "cifar", "depth": 8, "pretrained": str(folder)}
     check_network(model)
     check_network(model | {"depth": 14})
-    with pytest.raises(UserError, match=r"of another shape: conv1\.weight"):
+    with pytest.raises(UserError, match=r"of a different shape: conv1\.weight"):
         check_network(model | {"widths": [8, 16, 32]})
     (folder / "resnet14.pth").replace(folder / "resnet8.pth")
     with pytest.raises(UserError, match=r"weights \(resnet8\.pth\): weights of depth 14, but model\.depth=8"):
@@ -524,7 +524,7 @@ def test_weights_of_the_other_stride_warn(own_run, choices, warns, tmp_path, cap
             ["weights of depth 8, but model.depth=14", "missing: layer1.1.conv1.weight"],
         ),
         ({"form": "imagenet", **BOTTLENECKS}, {"depth": 8}, ["weights of depth 50, but model.depth=8", "…"]),
-        ({"widths": [4, 8, 16]}, {}, ["of another shape: conv1.weight, bn1.weight, bn1.bias, …", "widths"]),
+        ({"widths": [4, 8, 16]}, {}, ["of a different shape: conv1.weight, bn1.weight, bn1.bias, …", "widths"]),
         ({"shortcut": "projection"}, {}, ["12 unexpected: layer2.0.downsample.0.weight", "shortcut"]),
         ({}, {"shortcut": "projection"}, ["10 missing: layer2.0.downsample.0.weight", "shortcut"]),
         ({}, {"bias": True}, ["6 missing: layer1.0.conv1.bias", "bias"]),

@@ -39,7 +39,7 @@ def test_every_state_has_its_line(run: RunFolder) -> None:
     assert state_of(run) == ("depth-18", "interrupted", "4 of 10 epochs")
     run.update_status(state="running", epoch=-1)
     with run.lock():
-        assert state_of(run) == ("depth-18", "running", "trains no epochs")
+        assert state_of(run) == ("depth-18", "running", "no training")
     run.update_status(state="failed", error="no such file\nmore")
     with run.lock():  # a process is loading PyTorch
         assert state_of(run) == ("depth-18", "running", "starting")

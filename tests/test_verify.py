@@ -154,7 +154,7 @@ def test_an_undefined_metric_agrees_only_with_an_undefined_one(tmp_path):
         ({"metrics": {}}, "test/accuracy is not stored, the predictions give"),
         ({"metrics": {"final/accuracy": 0.5}}, "metrics without a split in status.json cannot be derived: final/"),
         ({"metrics": {"test/recall_0": 0.5}}, "test/recall_1 is not stored, the predictions give"),
-        ({"metrics": []}, "status.json: metrics is list, not numbers by name"),
+        ({"metrics": []}, "status.json: metrics is list, not a mapping of names to numbers"),
         ({"metrics": {"test/accuracy": "high"}}, "test/accuracy is stored as 'high', not a number"),
         ({"collapsed": True}, "collapsed is stored as True, one class is predicted for "),
         ({"class_counts": {"test": [1, 2, 3, 4, 5]}}, "class_counts of test are stored as [1, 2, 3, 4, 5]"),

@@ -395,7 +395,8 @@ def refuse_nan_weights(state: Mapping[str, Any], source: str) -> None:
     """
     if not isinstance(state, Mapping):
         raise UserError(
-            f"{source}: state_dict is of type {type(state).__name__}, not tensors by name; give another checkpoint"
+            f"{source}: state_dict is of type {type(state).__name__}, not a mapping of names to tensors; give another "
+            "checkpoint"
         )
     floating = {name: each for name, each in state.items() if isinstance(each, Tensor) and each.is_floating_point()}
     undefined = [name for name, each in floating.items() if not torch.isfinite(each.double()).all()]
@@ -423,13 +424,13 @@ def explain(misfits: list[str], own: Mapping[str, Tensor], state: Mapping[str, T
     if found == 2:
         cause = "these are not weights of a ResNet"
     elif found != depth:
-        cause = f"weights of depth {found}, but model.depth={depth}; set model.depth={found} or give others"
+        cause = f"weights of depth {found}, but model.depth={depth}; set model.depth={found}, or give other weights"
     else:
-        cause = "the weights have another form, shortcut, stem, widths or bias; set model.* to match them"
+        cause = "the weights have a different form, shortcut, stem, widths or bias; set model.* to match them"
     groups = {
         "missing": [name for name in misfits if name not in state],
         "unexpected": [name for name in misfits if name not in own],
-        "of another shape": [name for name in misfits if name in own and name in state],
+        "of a different shape": [name for name in misfits if name in own and name in state],
     }
     for kind, names in groups.items():
         if names:

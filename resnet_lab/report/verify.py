@@ -52,7 +52,7 @@ def _differences(run: Run) -> Iterator[str]:
         yield f"cannot be checked: {run.problem}"
         return
     if not isinstance(metrics, dict):
-        yield f"status.json: metrics is {type(metrics).__name__}, not numbers by name"
+        yield f"status.json: metrics is {type(metrics).__name__}, not a mapping of names to numbers"
         return
     stored = {split: _of_split(metrics, split) for split in ("train", "val", "test")}
     of_no_split = [name for name in metrics if name.partition("/")[0] not in SPLITS]
