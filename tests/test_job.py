@@ -626,6 +626,7 @@ def test_a_wrong_network_or_device_fails_before_the_images_are_read(
 def test_the_check_of_initial_weights_logs_nothing_twice(make_run: MakeRun) -> None:
     source, run = make_run("trainer.max_epochs=1"), make_run("trainer.max_epochs=0", name="second")
     assert guarded(source) == 0
+    torch.save(torch.load(source.best_checkpoint, weights_only=True) | {"w": torch.ones(2)}, source.best_checkpoint)
     config = run.read_config()
     run.write_config(config | {"model": config["model"] | {"pretrained": str(source.path)}})
     assert guarded(run) == 0

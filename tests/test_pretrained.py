@@ -304,7 +304,7 @@ PREFIXES = [
 @pytest.mark.parametrize("nested", [True, False])
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_prefixes_of_the_names_do_not_matter(prefix, nested, tmp_path, caplog):
-    content = {**prefixed(prefix), "criterion.weight": torch.ones(10)}
+    content = {**prefixed(prefix), "criterion.weight": torch.ones(10), "best_score": torch.tensor(0.5)}
     source = saved({"state_dict": content} if nested else content, tmp_path / "weights.pt")
     assert equal(resnet(8, 10, form="cifar", pretrained=source), small())
     place = f"state_dict.{prefix}" if nested else prefix

@@ -329,7 +329,8 @@ def find_network(content: Mapping[str, Any], own: Mapping[str, Tensor], source: 
         kinds = ", ".join(f"{key} ({type(value).__name__})" for key, value in list(content.items())[:5]) or "nothing"
         raise UserError(f"model.pretrained={source}: it contains no tensors, but {kinds}; {SOURCES}")
     place = place_of_network(tensors, own, source)
-    beside = [name for name in tensors if not name.startswith(place)]
+    # single numbers are scores
+    beside = [name for name, value in tensors.items() if value.ndim and not name.startswith(place)]
     if beside:
         others = count(len(beside), "other tensor is", "other tensors are")
         named = ", ".join(beside[:3]) + (", …" if beside[3:] else "")
