@@ -361,7 +361,7 @@ SCORES: dict[str, Score] = {
     ),
     "auroc": Score(
         title="AUROC",
-        meaning="Area under the ROC curve: the chance that an image of a class outscores another (0.5: guessing).",
+        meaning="Area under the ROC curve of each class against the others, averaged (1: perfect, 0.5: guessing).",
         # exact on the complete test set; in a resample, a first-order expansion in the weights (DeLong et al. 1988)
         from_sums=lambda sums: mean(sums.above / sums.true + sums.below / (sums.images[..., None] - sums.true)),
         from_predictions=lambda predictions: statistics.auroc(predictions.targets, predictions.probabilities),

@@ -275,10 +275,10 @@ def _rule_of(run: RunFolder, num_classes: int) -> tuple[str, list[float]]:
     status = run.read_status()
     rule, thresholds = status.get("decision"), status.get("thresholds") or []
     if rule not in (*DECISIONS, OWN_RULE):
-        raise UserError(f"{run.path}: the decision rule {rule!r} of status.json is unknown; combine again")
+        raise UserError(f"{run.path}: the decision rule {rule!r} of status.json is unknown; make the run again")
     numbers = isinstance(thresholds, list) and all(isinstance(each, int | float) for each in thresholds)
     if rule == "thresholds" and not (numbers and len(thresholds) == num_classes - 1):
-        raise UserError(f"{run.path}: status.json has no thresholds between the classes; combine again")
+        raise UserError(f"{run.path}: status.json has no thresholds between the classes; make the run again")
     return rule, thresholds
 
 

@@ -115,6 +115,7 @@ def weights_of(run: RunFolder) -> dict[str, torch.Tensor]:
     return state
 
 
+@pytest.mark.slow
 def test_a_teacher_without_weight_changes_nothing_and_one_with_weight_does(
     make_run: MakeRun, teacher: RunFolder
 ) -> None:
@@ -135,6 +136,7 @@ def test_a_teacher_without_weight_changes_nothing_and_one_with_weight_does(
     assert load(pupil.path)(torch.zeros(1, 3, 24, 24)).shape == (1, 6)  # needs no teacher
 
 
+@pytest.mark.slow
 def test_a_pupil_resumes_exactly_and_only_with_its_teacher(
     make_run: MakeRun, teacher: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,6 +161,7 @@ def member_of(run: RunFolder, images: torch.Tensor) -> torch.Tensor:
         return load(run.path).network((images - 0.4) / 0.2).softmax(1)
 
 
+@pytest.mark.slow
 def test_an_ensemble_teaches(make_run: MakeRun, teacher: RunFolder, tmp_path: Path) -> None:
     other = make_run(
         *SHORT, "seed=1", "data.mean=[0.4,0.4,0.4]", "data.std=[0.2,0.2,0.2]", "optim.lr=0.2", name="other"

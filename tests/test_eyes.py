@@ -100,6 +100,7 @@ def kappa_of(folder: Path) -> float:
     return quadratic_weighted_kappa(found.targets, found.classes)
 
 
+@pytest.mark.slow
 def test_the_other_eye_helps(tmp_path: Path) -> None:
     run = write_eyes(tmp_path / "runs" / "a")
     made = combine_eyes(

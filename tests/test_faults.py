@@ -233,7 +233,7 @@ def _first(trainer: Any) -> bool:
         pytest.param("flipped", "best", marks=pytest.mark.slow),
         pytest.param("cut", "start", marks=pytest.mark.slow),
         pytest.param("all", "best", marks=pytest.mark.slow),
-        ("another network", "best"),
+        pytest.param("another network", "best", marks=pytest.mark.slow),
     ],
 )
 def test_a_damaged_last_checkpoint_is_reported_and_replaced(
@@ -323,6 +323,7 @@ def test_a_damaged_best_checkpoint_is_reported_and_replaced(halfway: RunFolder) 
     assert halfway.read_status()["best_value"] == pd.read_csv(halfway.metrics_file)["val/qwk"][2:].max()
 
 
+@pytest.mark.slow
 def test_the_clock_may_be_set_back(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, broken = make_run(name="whole"), make_run(name="broken")
     guarded(whole)

@@ -292,6 +292,7 @@ def test_without_any_evaluation_split_a_run_still_ends(make_run: MakeRun, photog
     assert run.read_status()["metrics"] == {}
 
 
+@pytest.mark.slow
 def test_following_test_changes_nothing_but_the_columns(make_run: MakeRun) -> None:
     plain, followed = make_run(name="plain"), make_run("follow_test=true", name="followed")
     guarded(plain)
@@ -319,6 +320,7 @@ def test_one_process_needs_no_sync_batchnorm(make_run: MakeRun, monkeypatch: pyt
     assert_same_weights(plain, synchronized)
 
 
+@pytest.mark.slow
 def test_the_seed_changes_the_weights_but_not_the_splits(make_run: MakeRun) -> None:
     one, other = make_run("seed=0", name="0"), make_run("seed=1", name="1")
     guarded(one)

@@ -309,7 +309,11 @@ def test_the_reader_of_an_external_data_set_is_used_everywhere(
         ),
         (("loss=own", "loss._target_=mylab.Counted"), "mylab.Counted"),
         (("optim=own", "optim._target_=torch.optim.SGD", "+optim.lr=0.05", "+optim.momentum=0.9"), "torch.optim.SGD"),
-        (("schedule=own", "schedule._target_=torch.optim.lr_scheduler.StepLR", "+schedule.step_size=4"), "StepLR"),
+        pytest.param(
+            ("schedule=own", "schedule._target_=torch.optim.lr_scheduler.StepLR", "+schedule.step_size=4"),
+            "StepLR",
+            marks=pytest.mark.slow,
+        ),
         (
             (
                 "schedule=own",

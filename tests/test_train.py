@@ -40,12 +40,11 @@ def one_error(result: subprocess.CompletedProcess[str]) -> str:
     ("arguments", "parts"),
     [
         (["data.rooot=x"], ["data.rooot", "rooot"]),
-        (["model.dpeth=18"], ["model.dpeth"]),
         (["model=resnext"], ["resnext", "resnet_cifar"]),
-        (["trainer.max_epoch=3"], ["max_epoch"]),
+        pytest.param(["trainer.max_epoch=3"], ["max_epoch"], marks=pytest.mark.slow),
         (["trainer.max_epochs=many"], ["many", "trainer.max_epochs"]),
         (["experiment=nothing"], ["experiment/nothing"]),
-        (["+optim.momentun=0.9"], ["did you mean optim.momentum?"]),
+        pytest.param(["+optim.momentun=0.9"], ["did you mean optim.momentum?"], marks=pytest.mark.slow),
         (["data=retinopathy"], ["data.root is not set"]),
     ],
 )
