@@ -14,7 +14,7 @@ import numpy as np
 
 from resnet_lab.axes import labels_in, texts_of
 from resnet_lab.errors import UserError, count
-from resnet_lab.rendering import Finding
+from resnet_lab.rendering import FEW_NAMES, Finding
 from resnet_lab.report.figures import CURVES, PICTURES
 from resnet_lab.report.groups import AREA, Table, places_of
 from resnet_lab.report.intervals import FEW_OF_A_CLASS, FEWEST
@@ -224,10 +224,11 @@ def _listed(names: Sequence[str], what: str = "classes", most: int = MANY, separ
 
 
 def _which(some: Sequence[Run], runs: Sequence[Run]) -> str:
-    """Return the number of affected runs and their names."""
+    """Return the number of affected runs and the first of their names."""
     names = places_of(runs)
-    names_of_some = "" if len(some) == len(runs) else f": {_listed([names[run.folder.path] for run in some], 'runs')}"
-    return f"({len(some)} of {count(len(runs), 'run')}{names_of_some})"
+    listed = _listed([names[run.folder.path] for run in some], "runs", FEW_NAMES)
+    which = "" if len(some) == len(runs) else f": {listed}"
+    return f"({len(some)} of {count(len(runs), 'run')}{which})"
 
 
 def _data_notes(runs: Sequence[Run]) -> Iterator[Finding]:
