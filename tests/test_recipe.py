@@ -33,6 +33,17 @@ def test_facts_name_data_network_and_recipe(tmp_path):
     assert (found["optimizer"].text, found["initial weights"].text) == ("sgd lr=0.001", "random")
 
 
+def test_neither_the_order_of_keys_nor_a_neutral_value_is_a_difference(tmp_path):
+    optim = {"_target_": "resnet_lab.optim.sgd", "lr": 0.01, "momentum": 0.9}
+    for number, loss in enumerate(({"class_weights": "none", "label_smoothing": 0.0}, {"label_smoothing": 0.0}, {})):
+        values = [("optim", optim), ("loss", {"_target_": "resnet_lab.objectives.cross_entropy", **loss})]
+        flat = [(f"{group}.{key}", value) for group, keys in values for key, value in keys.items()]
+        write_run(tmp_path / str(number), 18 + 16 * number, config=dict(flat if number else reversed(flat)))
+    found = facts(tmp_path)
+    assert (found["optimizer"].text, found["optimizer"].varies) == ("sgd lr=0.01 momentum=0.9", False)
+    assert (found["loss"].text, found["loss"].varies) == ("cross_entropy", False)
+
+
 def test_a_value_that_turns_something_off_is_listed_beside_the_others(tmp_path):
     for number, sampling in enumerate((None, "none", "balanced")):
         overrides = ["experiment=mine"] if number else ["seed=0"]

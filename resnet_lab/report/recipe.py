@@ -17,6 +17,7 @@ from resnet_lab.report.runs import Run, in_order_of_jobs
 
 NAMES = [field.name for field in fields(Augmentation)]
 NEUTRAL = {"optim.backbone_lr_factor": 1.0, "loss.decision": "auto"}  # neutral values of other keys
+NEUTRAL |= {"loss.class_weights": "none", "loss.label_smoothing": 0.0}
 # facts that are `none` in a run without them
 OPTIONAL = ("experiment", "sampling", "augmentation", "frozen parts", "test-time augmentation")
 IN_FACTS = ("model.depth", "model.pretrained", "model._target_", "trainer.max_epochs", "trainer.tta")
@@ -170,7 +171,7 @@ def _part(group: str, without: Iterable[str] = ()) -> Callable[[Run], str]:
     def text(run: Run) -> str:
         target = str(run.config.get(f"{group}._target_", "")).rpartition(".")[2]
         left_out = {f"{group}.{key}" for key in ("_target_", "_partial_", *without)}
-        keys = [key for key in run.config if key.startswith(f"{group}.") and key not in left_out]
+        keys = sorted(key for key in run.config if key.startswith(f"{group}.") and key not in left_out)
         shown = [key for key in keys if run.config[key] not in (None, NEUTRAL.get(key))]
         values = [f"{key.removeprefix(f'{group}.')}={as_typed(run.config[key])}" for key in shown]
         return " ".join([target, *values]).strip()
