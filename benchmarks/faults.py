@@ -38,7 +38,7 @@ SMALL = ["scale=smoke", "model=resnet_cifar", "model.depth=8", "trainer=cpu", "t
 GRID = ["-m", *SMALL, "optim.lr=0.01,0.1", "seed=0,1", "sweep_dir=sweep"]
 EPOCHS = 200
 DISK = 6  # MB; a run needs a few hundred KB per epoch until it has written its pictures
-MEMORY = 12  # GB of address space; a process with torch takes half of it
+MEMORY = 8  # GB of address space; a process with torch takes half of it
 
 QUESTION = """\
 Does a sweep survive SIGKILL, a full disk, too little memory and a NaN loss? After all kills the same command completes
@@ -150,9 +150,12 @@ def small_memory(work: Path) -> list[str]:
     folder = work / "memory"
     shutil.copytree(work / "undisturbed" / "data", folder / "data")
     limit = functools.partial(resource.setrlimit, resource.RLIMIT_AS, (MEMORY << 30, MEMORY << 30))
-    grid = ["-m", *SMALL, "model=resnet", "model.depth=18", "data.image_size=256", "data.max_images=600"]
-    start(folder, *grid, "data.batch_size=600,8", "sweep_dir=sweep", preexec_fn=limit).wait()
-    return [f"{job.state}: {job.name}: {job.note}" for job in states_of(folder / "sweep")]
+    grid = ["-m", *SMALL, "model=resnet", "model.depth=18", "data.image_size=1024"]
+    start(folder, *grid, "data.batch_size=64,2", "sweep_dir=sweep", preexec_fn=limit).wait()
+    jobs = states_of(folder / "sweep")
+    if {job.state for job in jobs} != {"failed", "done"}:
+        raise SystemExit(f"one job should fail for lack of memory: {jobs}")
+    return [f"{job.state}: {job.name}: {job.note}" for job in jobs]
 
 
 def nan_loss(work: Path) -> list[str]:
