@@ -31,7 +31,7 @@ from resnet_lab.module import Classifier
 from resnet_lab.outputs import refuse_undefined, score_table, write_split
 from resnet_lab.processes import end
 from resnet_lab.report.intervals import estimate
-from resnet_lab.report.leaderboard import CONSTANT, interval_text
+from resnet_lab.report.leaderboard import CONSTANT, NOTHING, interval_text
 from resnet_lab.report.runs import read_predictions
 from resnet_lab.run_folder import RunFolder
 from resnet_lab.scores import SCORES, majority_baseline
@@ -177,7 +177,12 @@ def scores_of(file: Path, ordered: bool, majority: int) -> tuple[pd.DataFrame, s
     names = [name for name, score in SCORES.items() if score.means_something(ordered, classes)]
     found = estimate([[stored.labeled]], patient, draws=0, metrics=names, compared=[])
     baseline = majority_baseline(targets, majority, classes)
-    rows = [(name, found[name].values[0], *found[name].interval(0), baseline[name]) for name in names]
+    rows = []
+    for name in names:
+        low_high = found[name].interval(0)
+        if interval_text(name, low_high) == CONSTANT:
+            low_high = NOTHING
+        rows.append((name, found[name].values[0], *low_high, baseline[name]))
     table = pd.DataFrame(rows, columns=["score", "value", "low", "high", "baseline"])
     first, shown = found[names[0]], SCORES[names[0]]
     limits = interval_text(names[0], first.interval(0))

@@ -97,10 +97,15 @@ def test_without_an_interval_the_reason_is_named(tmp_path: Path) -> None:
 
 def test_one_predicted_class_has_no_interval(tmp_path: Path) -> None:
     file = tmp_path / "predictions_test.csv"
-    rows = [f"{number},{number},{number % 2},0,0.9,0.1" for number in range(40)]
-    file.write_text("\n".join(["image,patient,target,prediction,p_0,p_1", *rows, ""]))
-    _, line = evaluate.scores_of(file, ordered=True, majority=0)
-    assert line == "QWK 0.000, no interval: one class predicted for all of 40 images of 40 patients"
+    for chosen in (0, 4):  # far from 0, rounding must not leave an interval of 1e-15
+        given = ",".join("0.6" if grade == chosen else "0.1" for grade in range(5))
+        rows = [f"{number},{number},{number % 5},{chosen},{given}" for number in range(43)]
+        file.write_text("\n".join(["image,patient,target,prediction,p_0,p_1,p_2,p_3,p_4", *rows, ""]))
+        table, line = evaluate.scores_of(file, ordered=True, majority=0)
+        assert line == "QWK 0.000, no interval: one class predicted for all of 43 images of 43 patients"
+        kappa = table.set_index("score").loc["qwk"]
+        assert kappa["value"] == 0
+        assert kappa[["low", "high"]].isna().all()
 
 
 def test_another_split_or_checkpoint_leaves_the_runs_own_files_alone(trained: RunFolder) -> None:

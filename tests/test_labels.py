@@ -128,6 +128,11 @@ def test_no_csv(file, text):
     assert "labels.csv is not a comma-separated file in UTF-8: " in refusal(read_labels, file(text), None, None, GRADES)
 
 
+def test_a_file_that_is_not_utf8_names_the_remedy(file):
+    message = refusal(read_labels, file("image,level\ngröße.jpg,0\n".encode("latin-1")), None, None, GRADES)
+    assert message.endswith("; in a spreadsheet program, save it as CSV UTF-8")
+
+
 def test_folder_in_place_of_a_file(tmp_path):
     assert "is not a comma-separated file" in refusal(read_labels, tmp_path, None, None, GRADES)
 
