@@ -95,9 +95,10 @@ def test_without_an_interval_the_reason_is_named(tmp_path: Path) -> None:
     assert table["low"].isna().all()
 
 
-def test_one_predicted_class_has_no_interval(tmp_path: Path) -> None:
+@pytest.mark.parametrize("predicted", ["0,0.9,0.1", "1,0.1,0.9"])
+def test_one_predicted_class_has_no_interval(tmp_path: Path, predicted: str) -> None:
     file = tmp_path / "predictions_test.csv"
-    rows = [f"{number},{number},{number % 2},0,0.9,0.1" for number in range(40)]
+    rows = [f"{number},{number},{int(number % 3 == 0)},{predicted}" for number in range(40)]
     file.write_text("\n".join(["image,patient,target,prediction,p_0,p_1", *rows, ""]))
     _, line = evaluate.scores_of(file, ordered=True, majority=0)
     assert line == "QWK 0.000, no interval: one class predicted for all of 40 images of 40 patients"
