@@ -133,6 +133,7 @@ class Estimates:
         """Return the influence of each patient on contrasts (…, G), (…, P), as a share of the metric's range."""
         left_out = contrasts @ self.left_out
         change = left_out.mean(axis=-1, keepdims=True) - left_out
+        change[np.abs(change) < ROUNDING] = 0  # a score that does not depend on the patient
         result: np.ndarray = change * (1 - 1 / self.patients) / self.score.range
         return result
 
