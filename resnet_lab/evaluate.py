@@ -67,7 +67,12 @@ def evaluate_split(model: Trained, config: dict[str, Any], split: str) -> tuple[
     trained_on = model.origin.get("pixels")
     pixels = trained_on if trained_on == "originals" else None  # other data need not have been prepared
     datamodule = build_datamodule(config, (model.origin["mean"], model.origin["std"]), pixels)
-    own = model.origin.get("split_fingerprint", {}).get(split) == datamodule.fingerprints.get(split)
+    before = model.origin.get("split_fingerprint", {}).get(split)
+    own = before == datamodule.fingerprints.get(split)
+    same_keys = config["data"] | {"on_leak": ""} == model.origin["config"]["data"] | {"on_leak": ""}
+    if before and same_keys and not own:
+        root = config["data"]["root"]
+        log.warning("%s has other images or labels than in the run: the data set in %s has changed", split, root)
     if own and (different := datamodule.difference(model.origin)):
         log.warning("the model was trained on other image files: %s", different)
     match_classes(model, datamodule.class_names, datamodule.data.name, "evaluate on data with the same classes")

@@ -118,6 +118,26 @@ def test_another_split_or_checkpoint_leaves_the_runs_own_files_alone(trained: Ru
     assert len(rows) == sum(trained.read_status()["class_counts"]["train"])
 
 
+def test_a_data_set_that_changed_after_the_training_is_named(
+    make_run, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = shutil.copytree(photographs, tmp_path / "copy")
+    run = make_run("trainer.max_epochs=1", f"data.root={root}")
+    assert guarded(run) == 0
+    changed = f"the data set in {root} has changed"
+    evaluate.command([str(run.path)])
+    assert changed not in "".join(capsys.readouterr())
+    labels = (root / "test_label.csv").read_text().splitlines()
+    labels[1] = str((int(labels[1]) + 1) % 5)
+    (root / "test_label.csv").write_text("\n".join(labels))
+    evaluate.command([str(run.path), "split=val"])
+    assert changed not in "".join(capsys.readouterr())
+    evaluate.command([str(run.path)])
+    assert f"test has other images or labels than in the run: {changed}" in "".join(capsys.readouterr())
+    evaluate.command([str(run.path), "data.max_images=20"])  # the user chose other images
+    assert changed not in "".join(capsys.readouterr())
+
+
 def test_another_data_set_gets_the_preprocessing_of_the_model(trained: RunFolder, tmp_path: Path) -> None:
     root = write_kaggle(tmp_path / "kaggle")
     out = tmp_path / "elsewhere"
