@@ -179,9 +179,8 @@ def _may_start(run: RunFolder, on_failed: str, sweep: bool) -> bool:
     """
     status = run.read_status()
     if status["state"] == "done":
-        print(
-            f"{short(run.path)} is done already" + "; name another sweep_dir to train again" * (not sweep), flush=True
-        )
+        again = "" if sweep else "; name another sweep_dir to train again"
+        print(f"{short(run.path)} is done already{again}", flush=True)
         return False
     if on_failed == "stop":
         for other in find_runs([run.path.parent]) if sweep else [run]:
