@@ -125,7 +125,9 @@ def test_named_columns_need_a_header(file):
 
 @pytest.mark.parametrize("text", [b"\xff\xfe\x00a", 'a,0\nb,1,2,"3\n', "a,0\nb,1,2,3\n"])
 def test_no_csv(file, text):
-    assert "labels.csv is not a comma-separated file in UTF-8: " in refusal(read_labels, file(text), None, None, GRADES)
+    message = refusal(read_labels, file(text), None, None, GRADES)
+    assert "labels.csv is not a comma-separated file in UTF-8: " in message
+    assert message.endswith("; save it as CSV in UTF-8") == isinstance(text, bytes)
 
 
 def test_folder_in_place_of_a_file(tmp_path):
@@ -233,7 +235,8 @@ def test_names_may_contain_dots_and_folders(file):
 
 
 def test_repeated_name(file):
-    assert "image 'b' in line 4: image names must not repeat" in refusal(parse_file, file("a,0\nb,1\nc,1\nb,1\n"))
+    message = refusal(parse_file, file("a,0\nb,1\nc,1\nb,1\n"))
+    assert "image 'b' in line 4: image names must not repeat; delete one of the rows" in message
 
 
 @pytest.mark.slow
