@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,7 +39,7 @@ SMALL = ["scale=smoke", "model=resnet_cifar", "model.depth=8", "trainer=cpu", "t
 GRID = ["-m", *SMALL, "optim.lr=0.01,0.1", "seed=0,1", "sweep_dir=sweep"]
 EPOCHS = 200
 DISK = 6  # MB; a run needs a few hundred KB per epoch until it has written its pictures
-MEMORY = 12  # GB of address space; a process with torch takes half of it
+MEMORY = 8  # GB of address space; a process with torch takes half of it
 
 QUESTION = """\
 Does a sweep survive SIGKILL, a full disk, too little memory and a NaN loss? After all kills the same command completes
@@ -64,31 +65,37 @@ def start(folder: Path, *arguments: str, **options: object) -> subprocess.Popen[
         return subprocess.Popen([*TRAIN, *arguments], cwd=folder, stdout=output, stderr=output, **options)  # type: ignore[call-overload]
 
 
-def jobs_of(folder: Path) -> list[int]:
-    """Return the IDs of the job processes that work below a folder."""
-    processes = []
+def processes_of(folder: Path) -> dict[int, list[str]]:
+    """Return the fields of /proc/PID/stat, from the state on, of the supervisor, jobs and workers of a sweep, by ID."""
+    found = {}
     for process in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (process / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if b"resnet_lab.job" in command and str(folder).encode() in command:
-            processes.append(int(process.name))
-    return processes
+        with suppress(OSError):
+            ours = b"resnet_lab.supervisor" in (process / "cmdline").read_bytes()
+            if ours and (process / "cwd").readlink() == folder:
+                found[int(process.name)] = (process / "stat").read_text().rpartition(")")[2].split()
+    return found
+
+
+def jobs_of(folder: Path) -> list[int]:
+    """Return the IDs of processes that a supervisor forked; each leads a session, which its loader workers do not."""
+    found = processes_of(folder)
+    forked = {number: fields for number, fields in found.items() if int(fields[1]) in found}  # its parent is here, too
+    return [number for number, fields in forked.items() if int(fields[3]) == number]
 
 
 def kill_once(folder: Path, grid: Sequence[str], dice: random.Random, longest: float) -> Kill:
     """Start the sweep, kill it or one of its jobs at a random moment, and wait until all processes have ended."""
     process, seconds = start(folder, *grid), dice.uniform(0.5, longest)
     time.sleep(seconds)
-    jobs = jobs_of(folder)
+    begun = find_runs([folder / "sweep"]) if list(folder.glob("sweep/*/status.json")) else []
+    jobs = jobs_of(folder) if any(run.is_locked() for run in begun) else []  # not the check before the first job
     one_job = bool(jobs) and dice.random() < 0.5
     if one_job:
         os.kill(jobs[0], signal.SIGKILL)
         time.sleep(dice.uniform(0, 1))
     process.kill()
     process.wait()
-    while jobs_of(folder):
+    while processes_of(folder):
         time.sleep(0.1)
     runs = find_runs([folder / "sweep"]) if list(folder.glob("sweep/*/status.json")) else []
     cut = [str(file) for run in runs for file in run.checkpoints.glob("*.ckpt") if not is_whole(file)]
@@ -150,9 +157,12 @@ def small_memory(work: Path) -> list[str]:
     folder = work / "memory"
     shutil.copytree(work / "undisturbed" / "data", folder / "data")
     limit = functools.partial(resource.setrlimit, resource.RLIMIT_AS, (MEMORY << 30, MEMORY << 30))
-    grid = ["-m", *SMALL, "model=resnet", "model.depth=18", "data.image_size=256", "data.max_images=600"]
-    start(folder, *grid, "data.batch_size=600,8", "sweep_dir=sweep", preexec_fn=limit).wait()
-    return [f"{job.state}: {job.name}: {job.note}" for job in states_of(folder / "sweep")]
+    grid = ["-m", *SMALL, "model=resnet", "model.depth=18", "data.image_size=1024"]
+    start(folder, *grid, "data.batch_size=64,2", "sweep_dir=sweep", preexec_fn=limit).wait()
+    jobs = states_of(folder / "sweep")
+    if {job.state for job in jobs} != {"failed", "done"}:
+        raise SystemExit(f"one job should fail for lack of memory: {jobs}")
+    return [f"{job.state}: {job.name}: {job.note}" for job in jobs]
 
 
 def nan_loss(work: Path) -> list[str]:

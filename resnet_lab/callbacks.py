@@ -160,9 +160,10 @@ class FiniteLoss(Callback):
         if not bool((limits.isfinite() & (limits <= most)).all()):
             value = value.masked_fill(value.abs() > most, torch.inf)
             seen = value[~torch.isfinite(value)].ravel()[0]
+            kept = "; earlier checkpoints are kept" if trainer.current_epoch else ""
             raise UserError(
                 f"{name} became {float(seen)} in epoch {trainer.current_epoch + 1}: lower optim.lr, warm up "
-                "(schedule.warmup_epochs), or set trainer.precision=32-true; earlier checkpoints are kept"
+                f"(schedule.warmup_epochs), or set trainer.precision=32-true{kept}"
             )
 
 

@@ -31,7 +31,7 @@ from resnet_lab.module import Classifier
 from resnet_lab.outputs import refuse_undefined, score_table, write_split
 from resnet_lab.processes import end
 from resnet_lab.report.intervals import estimate
-from resnet_lab.report.leaderboard import CONSTANT, interval_text
+from resnet_lab.report.leaderboard import CONSTANT, NOTHING, interval_text
 from resnet_lab.report.runs import read_predictions
 from resnet_lab.run_folder import RunFolder
 from resnet_lab.scores import SCORES, majority_baseline
@@ -67,7 +67,12 @@ def evaluate_split(model: Trained, config: dict[str, Any], split: str) -> tuple[
     trained_on = model.origin.get("pixels")
     pixels = trained_on if trained_on == "originals" else None  # other data need not have been prepared
     datamodule = build_datamodule(config, (model.origin["mean"], model.origin["std"]), pixels)
-    own = model.origin.get("split_fingerprint", {}).get(split) == datamodule.fingerprints.get(split)
+    before = model.origin.get("split_fingerprint", {}).get(split)
+    own = before == datamodule.fingerprints.get(split)
+    same_keys = config["data"] | {"on_leak": ""} == model.origin["config"]["data"] | {"on_leak": ""}
+    if before and same_keys and not own:
+        root = config["data"]["root"]
+        log.warning("%s has other images or labels than in the run: the data set in %s has changed", split, root)
     if own and (different := datamodule.difference(model.origin)):
         log.warning("the model was trained on other image files: %s", different)
     match_classes(model, datamodule.class_names, datamodule.data.name, "evaluate on data with the same classes")
@@ -177,7 +182,12 @@ def scores_of(file: Path, ordered: bool, majority: int) -> tuple[pd.DataFrame, s
     names = [name for name, score in SCORES.items() if score.means_something(ordered, classes)]
     found = estimate([[stored.labeled]], patient, draws=0, metrics=names, compared=[])
     baseline = majority_baseline(targets, majority, classes)
-    rows = [(name, found[name].values[0], *found[name].interval(0), baseline[name]) for name in names]
+    rows = []
+    for name in names:
+        low_high = found[name].interval(0)
+        if interval_text(name, low_high) == CONSTANT:
+            low_high = NOTHING
+        rows.append((name, found[name].values[0], *low_high, baseline[name]))
     table = pd.DataFrame(rows, columns=["score", "value", "low", "high", "baseline"])
     first, shown = found[names[0]], SCORES[names[0]]
     limits = interval_text(names[0], first.interval(0))

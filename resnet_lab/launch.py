@@ -179,7 +179,9 @@ def _may_start(run: RunFolder, on_failed: str, sweep: bool) -> bool:
     """
     status = run.read_status()
     if status["state"] == "done":
-        print(f"{short(run.path)} is done already", flush=True)
+        print(
+            f"{short(run.path)} is done already" + "; name another sweep_dir to train again" * (not sweep), flush=True
+        )
         return False
     if on_failed == "stop":
         for other in find_runs([run.path.parent]) if sweep else [run]:

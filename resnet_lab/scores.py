@@ -239,8 +239,8 @@ def _specificity(sums: Sums) -> Floats:
 def _kappa(sums: Sums) -> Floats:
     """Return the same as `statistics.quadratic_weighted_kappa`."""
     n, t, p = sums.images, sums.t, sums.p
-    expected = sums.tt / n - (t / n) ** 2 + sums.pp / n - (p / n) ** 2 + ((t - p) / n) ** 2
-    return 1 - sums.squared / n / np.where(expected > 0, expected, np.nan)
+    expected = n * sums.tt - t**2 + n * sums.pp - p**2 + (t - p) ** 2  # times n²: exact, as counts are whole numbers
+    return 1 - n * sums.squared / np.where(expected > 0, expected, np.nan)
 
 
 def _matthews(sums: Sums) -> Floats:

@@ -110,9 +110,10 @@ def quadratic_weighted_kappa(targets: np.ndarray, predictions: np.ndarray) -> fl
     The expected disagreement covers all N² pairs of a target and a prediction: both variances plus the squared
     difference of the means. If it is 0, all targets and predictions are one class, and kappa is NaN.
     """
-    bias = targets.mean() - predictions.mean()
-    expected = targets.var() + predictions.var() + bias**2
-    return float(1 - np.mean((targets - predictions) ** 2) / expected) if expected else float("nan")
+    n, t, p = len(targets), int(targets.sum()), int(predictions.sum())
+    # both disagreements times n², in whole numbers: rounding would leave a constant predictor beside 0
+    expected = n * int((targets**2 + predictions**2).sum()) - t**2 - p**2 + (t - p) ** 2
+    return 1 - n * int(((targets - predictions) ** 2).sum()) / expected if expected else float("nan")
 
 
 def auroc(targets: np.ndarray, probabilities: np.ndarray) -> float:

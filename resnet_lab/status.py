@@ -202,9 +202,13 @@ def counts_of(jobs: Sequence[JobState]) -> str:
     return f"{count(len(jobs), 'job')}: {', '.join(f'{counts[state]} {state}' for state in ordered) or 'none'}"
 
 
-def overview(folder: Path) -> str:
-    """Return a table for each sweep at or below a folder."""
-    sweeps = sweeps_in(folder)
+def overview(*folders: Path) -> str:
+    """Return a table for each sweep at or below some folders, each with its folder if there are several."""
+    sweeps: dict[Path, list[JobState]] = {}
+    for folder in folders:
+        for place, jobs in sweeps_in(folder).items():
+            known = sweeps.setdefault(place, [])
+            known += [job for job in jobs if job not in known]
     tables = {place: table(jobs, labels_of(place), time_left(place, jobs)) for place, jobs in sweeps.items()}
     if len(tables) < 2:
         return "".join(tables.values())
@@ -250,8 +254,7 @@ def _some_rows(jobs: Sequence[JobState], sweep_dir: Path) -> list[str]:
 
 def command(arguments: Sequence[str]) -> None:
     """Show the states of all jobs below the folders."""
-    for folder in VERBS["status"]().read(arguments).DIR:
-        print(printable(overview(Path(folder))))
+    print(printable(overview(*map(Path, VERBS["status"]().read(arguments).DIR))))
 
 
 if __name__ == "__main__":

@@ -196,7 +196,8 @@ class Trained:
             try:
                 return self._data.read(str(source))
             except (OSError, ValueError) as error:
-                reason = getattr(error, "strerror", None) or error  # its text would repeat the file
+                # its text may repeat the file
+                reason = getattr(error, "strerror", None) or str(error).removeprefix(f"{source}: ")
                 raise UserError(f"{source} cannot be read: {reason}") from error
         array = np.asarray(source.convert("RGB") if isinstance(source, Image.Image) else source)
         if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:

@@ -95,13 +95,17 @@ def test_without_an_interval_the_reason_is_named(tmp_path: Path) -> None:
     assert table["low"].isna().all()
 
 
-@pytest.mark.parametrize("predicted", ["0,0.9,0.1", "1,0.1,0.9"])
-def test_one_predicted_class_has_no_interval(tmp_path: Path, predicted: str) -> None:
+def test_one_predicted_class_has_no_interval(tmp_path: Path) -> None:
     file = tmp_path / "predictions_test.csv"
-    rows = [f"{number},{number},{int(number % 3 == 0)},{predicted}" for number in range(40)]
-    file.write_text("\n".join(["image,patient,target,prediction,p_0,p_1", *rows, ""]))
-    _, line = evaluate.scores_of(file, ordered=True, majority=0)
-    assert line == "QWK 0.000, no interval: one class predicted for all of 40 images of 40 patients"
+    for chosen in (0, 4):  # far from 0, rounding must not leave an interval of 1e-15
+        given = ",".join("0.6" if grade == chosen else "0.1" for grade in range(5))
+        rows = [f"{number},{number},{number % 5},{chosen},{given}" for number in range(43)]
+        file.write_text("\n".join(["image,patient,target,prediction,p_0,p_1,p_2,p_3,p_4", *rows, ""]))
+        table, line = evaluate.scores_of(file, ordered=True, majority=0)
+        assert line == "QWK 0.000, no interval: one class predicted for all of 43 images of 43 patients"
+        kappa = table.set_index("score").loc["qwk"]
+        assert kappa["value"] == 0
+        assert kappa[["low", "high"]].isna().all()
 
 
 def test_another_split_or_checkpoint_leaves_the_runs_own_files_alone(trained: RunFolder) -> None:
@@ -112,6 +116,26 @@ def test_another_split_or_checkpoint_leaves_the_runs_own_files_alone(trained: Ru
     evaluate.command([str(trained.path), "split=train"])
     rows = pd.read_csv(RunFolder(trained.path / "evaluation_best_train").predictions_file("train"))
     assert len(rows) == sum(trained.read_status()["class_counts"]["train"])
+
+
+def test_a_data_set_that_changed_after_the_training_is_named(
+    make_run, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = shutil.copytree(photographs, tmp_path / "copy")
+    run = make_run("trainer.max_epochs=1", f"data.root={root}")
+    assert guarded(run) == 0
+    changed = f"the data set in {root} has changed"
+    evaluate.command([str(run.path)])
+    assert changed not in "".join(capsys.readouterr())
+    labels = (root / "test_label.csv").read_text().splitlines()
+    labels[1] = str((int(labels[1]) + 1) % 5)
+    (root / "test_label.csv").write_text("\n".join(labels))
+    evaluate.command([str(run.path), "split=val"])
+    assert changed not in "".join(capsys.readouterr())
+    evaluate.command([str(run.path)])
+    assert f"test has other images or labels than in the run: {changed}" in "".join(capsys.readouterr())
+    evaluate.command([str(run.path), "data.max_images=20"])  # the user chose other images
+    assert changed not in "".join(capsys.readouterr())
 
 
 def test_another_data_set_gets_the_preprocessing_of_the_model(trained: RunFolder, tmp_path: Path) -> None:

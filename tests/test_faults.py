@@ -65,6 +65,7 @@ def test_a_nan_loss_stops_the_job_before_a_checkpoint_is_saved(
     status = run.read_status()
     assert status["state"] == "failed"
     assert status["error"].startswith("the loss became nan in epoch 3: lower optim.lr")
+    assert status["error"].endswith("; earlier checkpoints are kept")
     assert "Traceback" not in run.log_file.read_text()
     assert list(pd.read_csv(run.metrics_file)["epoch"]) == [0, 1]
     assert (run.checkpoints / "best.ckpt").is_file()

@@ -27,6 +27,16 @@ def test_sound_runs_have_no_fault(tmp_path):
     assert not [finding for finding in findings_of(runs, tables_of(runs)) if finding.is_fault]
 
 
+def test_jobs_that_have_not_begun_limit_the_report(tmp_path):
+    write_run(tmp_path / "sweep" / "seed-0")
+    jobs = tmp_path / "sweep" / "jobs.txt"
+    jobs.write_text("seed-0\n")
+    assert "not begun" not in found(tmp_path)
+    jobs.write_text("seed-0\nseed-1\nseed-2\n")
+    expected = "2 of 3 jobs of sweep; rerun the command of the sweep: seed-1; seed-2"
+    assert found(tmp_path)["not begun"] == expected
+
+
 def test_faults_come_first(tmp_path):
     write_run(tmp_path / "fine")
     write_run(tmp_path / "flat", 50, seed=1, skill=0.0)

@@ -1,5 +1,8 @@
 """Tables and groups of made-up runs: their definition, names and warnings."""
 
+import gzip
+import itertools
+
 import numpy as np
 import pytest
 from fake_runs import write_run, write_sweep
@@ -289,3 +292,18 @@ def test_labeled_values_stand_for_themselves(tmp_path):
     assert labels(table) == [f"{depth} {source}" for depth in ("small", "depth=34") for source in sources]
     found = {effect.label for effect in effects_of(table)}
     assert found == {"depth=34 instead of small", "pretrained=weights/imagenet.pt instead of scratch"}
+
+
+def test_published_sweeps_keep_their_axes(tmp_path):
+    for sweep, lr in (("first", 0.1), ("second", 0.2)):
+        config = {"optim.lr": lr} | {f"data.key{number}": lr for number in range(12)}
+        for depth, seed in itertools.product((18, 34), (0, 1)):
+            overrides = [f"model.depth={depth}", f"seed={seed}"]
+            run = write_run(tmp_path / sweep / f"{depth}-{seed}", depth, seed=seed, config=config, overrides=overrides)
+            metrics = run / "metrics.csv"
+            (run / "metrics.csv.gz").write_bytes(gzip.compress(metrics.read_bytes()))
+            metrics.unlink()
+    _, (table,), _ = compare(tmp_path)
+    assert {group.label for group in table.groups} == {
+        f"sweep={sweep} depth={depth}" for sweep in ("first", "second") for depth in (18, 34)
+    }

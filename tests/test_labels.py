@@ -125,9 +125,12 @@ def test_named_columns_need_a_header(file):
 
 @pytest.mark.parametrize("text", [b"\xff\xfe\x00a", 'a,0\nb,1,2,"3\n', "a,0\nb,1,2,3\n"])
 def test_no_csv(file, text):
-    message = refusal(read_labels, file(text), None, None, GRADES)
-    assert "labels.csv is not a comma-separated file in UTF-8: " in message
-    assert message.endswith("; save it as CSV in UTF-8") == isinstance(text, bytes)
+    assert "labels.csv is not a comma-separated file in UTF-8: " in refusal(read_labels, file(text), None, None, GRADES)
+
+
+def test_a_file_that_is_not_utf8_names_the_remedy(file):
+    message = refusal(read_labels, file("image,level\ngröße.jpg,0\n".encode("latin-1")), None, None, GRADES)
+    assert message.endswith("; in a spreadsheet program, save it as CSV UTF-8")
 
 
 def test_folder_in_place_of_a_file(tmp_path):

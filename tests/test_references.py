@@ -63,7 +63,8 @@ def test_data_sets_of_one_reader_are_recognized_by_their_size(tmp_path):
         run = run_of(tmp_path / name, class_counts={split: [n, 0, 0, 0, 0] for split, n in counts.items()})
         return {reference.source for reference in references_for([run])}
 
-    assert sources("idrid", train=412, test=103) == {"RETFound's own comparison"}
+    again = "github.com/Leo-Meg/RETFound_Comparaison_For_Diabetic_Retinopathy_Evaluation (2026)"
+    assert sources("idrid", train=412, test=103) == {"RETFound's own comparison", again}
     assert "Huang et al. 2023, Diagnostics 13:1664" in sources("kaggle", train=28100, test=7026)
     assert sources("aptos", train=3000, test=662) == {"RETFound's own comparison"}
     assert sources("other", train=3000, test=500) == set()

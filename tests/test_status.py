@@ -213,6 +213,7 @@ def test_several_sweeps_have_a_table_each(sweep: Path, run: RunFolder) -> None:
     lines = overview(sweep.parent).splitlines()
     assert [line for line in lines if line in ("sweep", "runs")] == ["sweep", "runs"]
     assert lines[-2:] == ["done  alone  9 s", "1 job: 1 done"]
+    assert overview(sweep, other.path, sweep).splitlines() == lines  # named one by one, and twice
 
 
 def test_a_sweep_ends_with_its_unfinished_jobs_and_the_next_command(sweep: Path) -> None:

@@ -86,6 +86,7 @@ def test_features_are_the_input_of_the_last_layer(model: Trained) -> None:
     [
         ([], "no image"),
         ("nothing.jpeg", "nothing.jpeg cannot be read: No such file or directory"),
+        (__file__, f"{__file__} cannot be read: no image of a known format"),
         (torch.zeros(2, 3, 7, 7), "shape (2, 3, 7, 7): give (N, 3, 24, 24)"),
         (torch.full((1, 3, 24, 24), 7.0), "values in [0, 1]"),
         (torch.full((1, 3, 24, 24), torch.nan), "values in [0, 1]"),

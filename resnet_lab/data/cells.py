@@ -42,8 +42,8 @@ def read_text(path: Path, separators: str = SEPARATORS) -> pd.DataFrame:
     except pd.errors.EmptyDataError:
         raise UserError(f"{path} is empty; it must list one image per row") from None
     except (pd.errors.ParserError, UnicodeDecodeError, IsADirectoryError) as error:
+        remedy = "; in a spreadsheet program, save it as CSV UTF-8" * isinstance(error, UnicodeDecodeError)
         reason = " ".join(str(error).split())
-        remedy = "; save it as CSV in UTF-8" if isinstance(error, UnicodeDecodeError) else ""
         raise UserError(f"{path} is not a comma-separated file in UTF-8: {reason}{remedy}") from None
 
 

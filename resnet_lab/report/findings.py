@@ -20,7 +20,7 @@ from resnet_lab.report.groups import AREA, Table, places_of
 from resnet_lab.report.intervals import FEW_OF_A_CLASS, FEWEST
 from resnet_lab.report.runs import OUTDATED, Run, may_not_be_read, read_metrics
 from resnet_lab.report.selection import blind_of
-from resnet_lab.run_folder import SOURCES, jobs_file
+from resnet_lab.run_folder import SOURCES, jobs_file, list_jobs
 from resnet_lab.scores import ABSENT, SCORES
 
 ALIKE = 6  # digits of a probability; two trainings differ within these
@@ -40,6 +40,7 @@ def findings_of(runs: Sequence[Run], tables: Sequence[Table]) -> list[Finding]:
         doubts = (*_doubts(table), *_classes(table), *_blind(table))
         found += [finding._replace(text=place + finding.text) for finding in doubts]
     found += [*_validation(runs), *_single_seeds(tables), *_unknown_figures(runs), *_lost_epochs(runs)]
+    found += _not_begun(runs)
     return sorted(found, key=lambda finding: not finding.is_fault)
 
 
@@ -74,6 +75,19 @@ def _labels(runs: Sequence[Run]) -> dict[Path, str]:
                 found |= {sweep / name: label for name, label in labels_in(sweep, texts_of(texts)).items()}
     shown = [found[run.folder.path] for run in runs]
     return found if len({*shown}) == len(shown) else places_of(runs)
+
+
+def _not_begun(runs: Sequence[Run]) -> Iterator[Finding]:
+    """Yield the jobs of the runs' sweeps that have no folder yet."""
+    for sweep in sorted({run.folder.path.parent for run in runs if not run.single}):
+        with suppress(UserError, OSError):  # damaged, which another finding reports
+            names = list_jobs(sweep)
+            absent = [name for name in names if not (sweep / name).exists()]
+            if absent:
+                labels = labels_in(sweep, {})
+                listed = tuple(labels.get(name, name) for name in absent)
+                text = f"{len(absent)} of {count(len(names), 'job')} of {sweep.name}; rerun the command of the sweep"
+                yield Finding("not begun", text, False, listed)
 
 
 def _outdated(runs: Sequence[Run]) -> Iterator[Finding]:

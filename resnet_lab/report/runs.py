@@ -144,7 +144,9 @@ class Run:
     @property
     def single(self) -> bool:
         """Whether a command created this run alone; False for jobs of a sweep, and for published runs."""
-        return bool(self.status.get("overrides")) and not jobs_file(self.folder.path.parent).is_file()
+        published = self.folder.stored_metrics.suffix == ".gz"  # without the list of jobs of its sweep
+        in_sweep = published or jobs_file(self.folder.path.parent).is_file()
+        return bool(self.status.get("overrides")) and not in_sweep
 
     @property
     def overrides(self) -> list[tuple[str, str]]:
