@@ -36,7 +36,10 @@ WRONG_TYPES = {  # words of OmegaConf → the rule
 }
 ALIKE = "indent the keys of one group by the same number of spaces"
 YAML_FAULTS = {  # words of PyYAML → what is wrong, and the remedy
-    r"mapping values are not allowed": f"a colon in the wrong place; quote a text that contains a colon, and {ALIKE}",
+    r"mapping values are not allowed": (
+        "a colon in the wrong place; put a space after the colon of each key (see the line above, too), quote a text "
+        f"that contains a colon, and {ALIKE}"
+    ),
     r"character '\\t'": "a tab; indent with spaces",
     r"could not find expected ':'": "a key without a colon; write `key: value`",
     r"expected <block end>|expected '<document start>'": f"the indentation differs from the lines above; {ALIKE}",

@@ -56,7 +56,8 @@ def train() -> Verb:
         help="show keys with meaning, values and default; PATTERN is a key, a group, a part of a name or data.*",
     )
     _add_config_dir(verb)
-    verb.flag("-c", "--cfg", metavar="job", help="show the composed configuration (job, hydra or all) and exit")
+    shows = "show the composed configuration (job, hydra or all) and exit"
+    verb.flag("-c", "--cfg", metavar="job", choices=("job", "hydra", "all"), help=shows)
     verb.option("trust", "PACKAGE", TRUST, [], action="append")
     # other options of Hydra, not in the help
     for names in (("--resolve",), ("--hydra-help",), ("-r", "--run"), ("-sc", "--shell-completion")):

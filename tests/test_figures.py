@@ -274,6 +274,8 @@ def test_runs_choose_their_pictures_and_the_command_line_wins(tmp_path, as_asked
     assert sorted(file.name for file in (run / "report_figures").iterdir()) == ["gap.png", "scores.png"]
     with pytest.raises(UserError, match="no figure is named nothing; choose among accuracy"):
         report.command([str(run), "figures=nothing"])
+    # a typing mistake leaves the report as it is
+    assert sorted(file.name for file in (run / "report_figures").iterdir()) == ["gap.png", "scores.png"]
 
 
 def test_experiments_name_existing_pictures():

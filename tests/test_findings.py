@@ -138,6 +138,9 @@ def test_a_class_that_no_run_finds_is_named(tmp_path):
         edit_predictions(run, lambda frame: frame.replace({"prediction": {1: 0, 3: 2}}))
     texts = found(tmp_path)
     assert texts["class never found"] == "none of the 2 runs finds a single image of: mild, severe"
+    write_run(tmp_path / "2", seed=2, skill=0.0)
+    texts = found(tmp_path)
+    assert texts["class never found"].startswith("none of the 2 runs that did not collapse finds a single image of: ")
 
 
 def test_a_class_without_test_images_is_reported_as_unknown(tmp_path):

@@ -184,6 +184,7 @@ def test_several_values_without_a_sweep_name_the_flag(
     ("text", "line", "hint"),
     [
         ("name: a: b", 2, "quote a text that contains a colon"),
+        ("data:\n  root:photographs\n  name: b", 4, "put a space after the colon of each key"),
         ("trainer:\n\tmax_epochs: 1", 3, "a tab; indent with spaces"),
         ("trainer:\n  max_epochs: 1\n devices: 1", 4, "the indentation differs from the lines above"),
         ("name: 'mine\nseed: 1", 2, "a quote is not closed"),

@@ -238,7 +238,8 @@ def test_names_may_contain_dots_and_folders(file):
 
 
 def test_repeated_name(file):
-    assert "image 'b' in line 4: image names must not repeat" in refusal(parse_file, file("a,0\nb,1\nc,1\nb,1\n"))
+    message = refusal(parse_file, file("a,0\nb,1\nc,1\nb,1\n"))
+    assert "image 'b' in line 4: image names must not repeat; delete one of the rows" in message
 
 
 @pytest.mark.slow

@@ -110,6 +110,7 @@ def test_the_examples_of_a_help_are_understood(name: str, tmp_path: Path, monkey
         ("train", ["seed=1", "--config-dir", "myconf"], ["--config-dir myconf: no such folder"]),
         ("prepare", ["-cd", __file__], [f"--config-dir {__file__}: not a folder"]),
         ("train", ["--info", "seed=1"], ["invalid choice: 'seed=1'"]),
+        ("train", ["--cfg", "jobs"], ["invalid choice: 'jobs'"]),
         ("job", [], ["missing RUN_DIR"]),
         ("job", ["run", "another"], ["another", "one RUN_DIR"]),
         ("job", ["run", "tust=mylab"], ["did you mean trust=PACKAGE?"]),

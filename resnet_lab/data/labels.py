@@ -290,7 +290,8 @@ def parse(
     rule = "names must be relative paths without '..' inside the image folder"
     found += _fault(image_csv, used[unsafe[good]], "image", rule)
     named = used[~unsafe[good]]
-    found += _fault(image_csv, named[named["image"].duplicated()], "image", "image names must not repeat")
+    rule = "image names must not repeat; delete one of the rows"
+    found += _fault(image_csv, named[named["image"].duplicated()], "image", rule)
     if "patient" in used:
         rule = "data.patient_column must have a value in every row"
         found += _fault(image_csv, used[used["patient"] == ""], "patient", rule)

@@ -16,7 +16,7 @@ from resnet_lab.files import write_atomically
 from resnet_lab.outputs import for_spreadsheets
 from resnet_lab.processes import end
 from resnet_lab.rendering import Finding
-from resnet_lab.report.figures import CURVES, PICTURES
+from resnet_lab.report.figures import CURVES, PICTURES, check_name
 from resnet_lab.report.findings import findings_of
 from resnet_lab.report.groups import Table, tables_of
 from resnet_lab.report.page import page
@@ -41,8 +41,11 @@ def report(
         groups: words in labels; pictures show these groups besides the best.
 
     Raises:
-        UserError: a folder does not exist or contains no run, no run has the metric, or `out` cannot be written.
+        UserError: a folder does not exist or contains no run, no run has the metric, no picture has a name of
+            `figures`, or `out` cannot be written.
     """
+    for name in figures:
+        check_name(name)
     closed = closed_folders(folders)
     runs = read_runs(folders, closed)
     tables = tables_of(runs, metric, groups)

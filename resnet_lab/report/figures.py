@@ -52,11 +52,14 @@ def picture(name: str, table: Table) -> Picture | None:
     Raises:
         UserError: no picture has this name.
     """
-    if name in CURVES:
-        return _curves(CURVES[name], table)
-    if name not in PICTURES:
+    check_name(name)
+    return _curves(CURVES[name], table) if name in CURVES else PICTURES[name](table)
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that no picture has."""
+    if name not in CURVES and name not in PICTURES:
         raise UserError(f"figures: no figure is named {name}; choose among {', '.join([*CURVES, *PICTURES])}")
-    return PICTURES[name](table)
 
 
 def series_of(table: Table, curve: Curve = CURVES["accuracy"]) -> Iterator[plots.curves.Series]:

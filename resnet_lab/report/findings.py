@@ -191,7 +191,10 @@ def _classes(table: Table) -> Iterator[Finding]:
     found = np.sum([run.counts.diagonal() for run in trained], axis=0) if trained else images
     never = [name for name, n, hits in zip(names, images, found, strict=True) if n and not hits]
     if never:
-        runs = f"none of the {len(trained)} runs finds" if len(trained) > 1 else "the run does not find"
+        others = " that did not collapse" if len(trained) < len(table.scored) else ""
+        runs = (
+            f"none of the {len(trained)} runs{others} finds" if len(trained) > 1 else f"the run{others} does not find"
+        )
         yield Finding("class never found", f"{runs} a single image of: {_listed(never)}")
     absent = [name for name, n in zip(names, images, strict=True) if not n]
     if absent:

@@ -74,5 +74,10 @@ def cost(table: Table) -> Picture | None:
         return None
     found = [replace(each, resources={title: each.resources[title] for title in titles}) for each in found]
     wide, narrow = (charts.cost(found, SCORES[table.metric].title, columns, colors_of(table)) for columns in (3, 1))
-    note = "Lines: 95 % intervals. Above and to the left is better; for images per second, above and to the right."
+    faster = (
+        "; for images per second, above and to the right"
+        if costs.RESOURCES["images_per_second"].title in titles
+        else ""
+    )
+    note = f"Lines: 95 % intervals. Above and to the left is better{faster}."
     return Picture("Quality and cost", note + best_of(table), [Drawing(wide, narrow)])
