@@ -74,6 +74,8 @@ def test_sound_data_have_no_findings(tmp_path):
     assert texts(facts, NO_PAIRS, summary_of(tmp_path)) == []
     text, _ = written(tmp_path, facts)
     assert "Nothing wrong was found" in text
+    assert "The patients are unknown" in text
+    assert "no patient is in two splits" not in text
     assert "What is wrong" not in text
     assert "data.mean=[0.5,0.25,0.125]" in text
 
@@ -178,6 +180,8 @@ def test_patients_are_shown_and_doubts_are_a_finding(tmp_path: Path) -> None:
     text = (tmp_path / "out" / "data_report.html").read_text()
     assert "Patients: 4 in 8 images, by the form _l/_r, such as 7 (7_l1, 7_r1)." in text
     assert "Nothing wrong was found" in text
+    assert "no patient is in two splits" in text
+    assert "The patients are unknown" not in text
     doubtful = Patients(None, "", "7_l1, 7_l2 may belong to one patient")
     assert texts(facts, NO_PAIRS, summary_of(tmp_path, patients=doubtful)) == ["7_l1, 7_l2 may belong to one patient"]
 
