@@ -299,3 +299,10 @@ def test_epochs_missing_in_metrics_csv_are_a_finding(tmp_path):
     for left, lines in ((3, 4), (0, 0)):
         (run / "metrics.csv").write_text("".join(text.splitlines(keepends=True)[:lines]))
         assert found(tmp_path)["epochs lost"].startswith(f"run: metrics.csv has {left} of 6 epochs; ")
+
+
+@pytest.mark.parametrize(("images", "size"), [(14, "test has 14 images of 7 patients; "), (16, "")])
+def test_a_test_set_smaller_than_any_checked_one_is_named(tmp_path, images, size):
+    write_run(tmp_path / "run", images=images)
+    assert found(tmp_path).get("few patients", "").startswith(size)
+    assert ("few patients" in found(tmp_path)) == bool(size)
