@@ -246,7 +246,11 @@ def test_a_job_with_another_schedule_is_trained_from_scratch(
 @pytest.mark.parametrize(
     ("first", "then", "said"),
     [
-        (("schedule=cosine",), ("schedule=cosine", "trainer.max_epochs=3"), "cosine over 3 epochs has other learning rates"),
+        (
+            ("schedule=cosine",),
+            ("schedule=cosine", "trainer.max_epochs=3"),
+            "cosine over 3 epochs has other learning rates",
+        ),
         (
             ("schedule=multistep",),
             ("schedule=multistep", "trainer.max_epochs=3"),
