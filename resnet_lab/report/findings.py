@@ -17,7 +17,7 @@ from resnet_lab.errors import UserError, count
 from resnet_lab.rendering import FEW_NAMES, Finding
 from resnet_lab.report.figures import CURVES, PICTURES
 from resnet_lab.report.groups import AREA, Table, places_of
-from resnet_lab.report.intervals import CHECKED, FEW_OF_A_CLASS, FEWEST
+from resnet_lab.report.intervals import CHECKED_IMAGES, CHECKED_PATIENTS, FEW_OF_A_CLASS, FEWEST
 from resnet_lab.report.runs import OUTDATED, Run, may_not_be_read, read_metrics
 from resnet_lab.report.selection import blind_of
 from resnet_lab.run_folder import SOURCES, jobs_file, list_jobs
@@ -214,9 +214,9 @@ def _few_patients(table: Table, split: str) -> Iterator[Finding]:
     if predictions is None:
         return
     images, patients = len(predictions.labeled.targets), predictions.split.number_of_patients
-    if images < CHECKED.images or patients < CHECKED.patients:
+    if images < CHECKED_IMAGES or patients < CHECKED_PATIENTS:
         size = f"{split} has {count(images, 'image')} of {count(patients, 'patient')}"
-        text = f"{size}; intervals were checked with {CHECKED.images} images of {CHECKED.patients} patients or more"
+        text = f"{size}; intervals were checked with {CHECKED_IMAGES} images of {CHECKED_PATIENTS} patients or more"
         yield Finding("few patients", f"{text}, and may be far too narrow here", False)
 
 

@@ -31,21 +31,13 @@ from resnet_lab.report.resampling import counts_of_patients, drawn_predictions, 
 from resnet_lab.scores import SCORES, Predictions, Score
 from resnet_lab.statistics import REFERABLE
 
-
-class SizeOfTest(NamedTuple):
-    """Numbers of images and patients of a test set."""
-
-    images: int
-    patients: int
-
-
 DRAWS = 2000
 ROUNDING = 1e-12
 SMALLEST = 1e-4  # of the pooled variance: lower bound of a variance before its logarithm
 CONFIDENCE = 0.95
 Z = float(special.ndtri((1 + CONFIDENCE) / 2))
 FEWEST = 8  # minimum of images of a class, and of positives and negatives of a curve, for an interval
-CHECKED = SizeOfTest(images=16, patients=8)  # the smallest test set of docs/results/intervals.md
+CHECKED_IMAGES, CHECKED_PATIENTS = 16, 8  # the smallest test set of docs/results/intervals.md
 PSEUDO = 0.5  # errors added to each of the compared groups
 ONE_SIDED = 0.146  # one-sided error rate of a limit if there are few errors
 LEAST_DEGREES = 12
