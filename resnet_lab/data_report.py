@@ -18,6 +18,7 @@ from resnet_lab.data.splits import NO_TEST, SPLITS, leaking
 from resnet_lab.errors import UserError, count
 from resnet_lab.files import write_atomically
 from resnet_lab.rendering import Finding, base64_of, png, render
+from resnet_lab.report.intervals import FEWEST
 
 # Limits in gray levels of the eye. IDRiD: mean 37 to 139, dark share at most 0.03, bright share at most 0.006.
 # RetinaMNIST: 6 of 1080 have a mean below 30 and are too dark to grade; 5 have a bright share above 0.05, all with a
@@ -191,6 +192,12 @@ def _class_findings(counts: pd.DataFrame) -> Iterator[Finding]:
             names = ", ".join(absent[:3]) + (", …" if len(absent) > 3 else "")
             missing = count(len(absent), "class has", "classes have")
             yield Finding("classes", f"{missing} no image in {split}: {names}")
+    few = counts[counts["test"].between(1, FEWEST - 1)] if "test" in counts else counts[:0]
+    if len(few):
+        names = ", ".join(f"{row['class']} ({row['test']})" for row in few.head(3).to_dict("records"))
+        which = f"{names}{', …' if len(few) > 3 else ''}"
+        text = f"fewer than {FEWEST} test images of {which}: too few for intervals of scores by class"
+        yield Finding("classes", text)
 
 
 def _size_findings(sizes: pd.DataFrame, image_size: int | None) -> Iterator[Finding]:

@@ -17,7 +17,7 @@ from lightning import Trainer
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from resnet_lab.axes import label_of
+from resnet_lab.axes import as_typed, label_of
 from resnet_lab.build import build_datamodule, build_trainer, rank, set_up_logging
 from resnet_lab.command_line import run_command
 from resnet_lab.config import check, compose_config, job_name
@@ -131,6 +131,11 @@ def override(origin: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     typed = any(item.startswith("data.on_leak=") for item in keys)
     if container["data"]["on_leak"] == "error" and not typed:  # this data is not used for training
         container["data"]["on_leak"] = "ignore"
+    before = origin["config"]["data"]
+    for key in SEEING if rank() == 0 else ():
+        if key != "batch_size" and container["data"][key] != before[key]:
+            text = "data.%s=%s: the network was trained with %s, so its predictions may be worse"
+            log.warning(text, key, as_typed(container["data"][key]), as_typed(before[key]))
     return {str(key): value for key, value in container.items()}
 
 

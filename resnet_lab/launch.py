@@ -162,6 +162,9 @@ def _accepted(run: RunFolder, plain: dict[str, Any]) -> dict[str, Any]:
             stopped = f"{run.path} stopped early, after {status['epoch'] + 1} epochs"
             print(f"{stopped}; trainer.max_epochs={new} changes nothing", flush=True)
             return changes | {"state": "done"}
+        older = sorted(folder.name for folder in run.path.glob("evaluation_*"))
+        stale = f"; then evaluate again: {', '.join(older)} will be outdated" if older else ""
+        print(f"{short(run.path)}: trainer.max_epochs was {old}, is now {new}: training resumes{stale}", flush=True)
         return changes | {"state": "interrupted"}
     raise UserError(f"{run.path} contains a run with a different configuration: {different}; choose another sweep_dir")
 

@@ -9,12 +9,14 @@ from functools import cache
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pandas as pd
 from omegaconf import OmegaConf
 
 from resnet_lab.command_line import log_to, run_command
 from resnet_lab.config import build, check
 from resnet_lab.data import progress
 from resnet_lab.data.image_data import ImageData
+from resnet_lab.data.splits import refuse_one_class
 from resnet_lab.distillation import refuse_no_logits, teacher_of
 from resnet_lab.freezing import Freezing
 from resnet_lab.optim import naming, optimizer_of
@@ -48,7 +50,10 @@ def command(arguments: list[str]) -> None:
             refuse_no_logits(build_objective(need["loss"], [1] * len(names)), need["loss"])
             teacher_of(need["loss"], need["data"], names)
         elif "data" in need:
-            data_set, splits = data_of(json.dumps(need["data"], sort_keys=True))
+            data_set, table = data_of(json.dumps(need["data"], sort_keys=True))
+            splits = {*table["split"]}
+            if need["trains"]:
+                refuse_one_class(table, data_set.class_names or (), data_set.root)
             refuse_decision(need["decision"], splits)
             selection(
                 **need["selects"],
@@ -61,8 +66,8 @@ def command(arguments: list[str]) -> None:
 
 
 @cache
-def data_of(data: str) -> tuple[ImageData, set[str]]:
-    """Build a data set and read its table; return it with the names of its splits.
+def data_of(data: str) -> tuple[ImageData, pd.DataFrame]:
+    """Build a data set and read its table; return both.
 
     Args:
         data: configuration group `data` as JSON.
@@ -71,7 +76,7 @@ def data_of(data: str) -> tuple[ImageData, set[str]]:
         UserError: as for `ImageData.table`.
     """
     data_set: ImageData = build("data", json.loads(data))
-    return data_set, {*data_set.table()[0]["split"]}
+    return data_set, data_set.table()[0]
 
 
 def check_parts(config: dict[str, Any]) -> None:

@@ -140,7 +140,7 @@ def command(arguments: list[str]) -> None:
     )
     for finding in write_data_report(out, facts, duplicates, summary):
         log.warning("%s: %s", finding.kind, finding.text)
-    log.info("prepared set: %s", target.folder)
+    log.info("prepared set: %s (%d of %s)", target.folder, len(good), count(len(facts), "photograph"))
     log.info("report: %s", out / "data_report.html")
 
 

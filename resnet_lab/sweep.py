@@ -80,7 +80,8 @@ def _needs(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
     if any(not is_ours(str(part["_target_"])) for part in parts):
         yield {"parts": job | {"seed": 0}}
     selects = {key: job[key] for key in ("monitor", "schedule")} | {"patience": job["trainer"]["early_stopping"]}
-    yield {"data": job["data"], "decision": job["loss"]["decision"], "selects": selects}
+    trains = job["trainer"]["max_epochs"] > 0
+    yield {"data": job["data"], "decision": job["loss"]["decision"], "selects": selects, "trains": trains}
     if job["loss"]["teacher"] is not None:
         yield {"data": job["data"], "loss": job["loss"]}
     if is_ours(job["model"]["_target_"]):

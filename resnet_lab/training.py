@@ -45,7 +45,7 @@ from resnet_lab.config import (
 )
 from resnet_lab.data.arrays import ArrayData
 from resnet_lab.data.datamodule import DataModule
-from resnet_lab.data.splits import NO_TEST, SPLITS
+from resnet_lab.data.splits import NO_TEST, SPLITS, refuse_one_class
 from resnet_lab.derived import derive_decision, same_training
 from resnet_lab.distillation import Distillation, refuse_no_logits, refuse_own_folder, teacher_of
 from resnet_lab.distillation import idle_keys as idle_keys_of_teacher
@@ -250,6 +250,9 @@ def read_data(run: RunFolder, config: dict[str, Any], resumes: bool) -> DataModu
         pixels = next((status.get("pixels") for status in before.values()), None)
         datamodule = DataModule.from_config(config, statistics_of(config), pixels)
         datamodule.read()
+        if config["trainer"]["max_epochs"] > 0:
+            assert datamodule.table is not None
+            refuse_one_class(datamodule.table, datamodule.class_names, config["data"]["root"])
         if resumes:
             same_images(run, datamodule)
         for name, status in before.items():

@@ -70,7 +70,7 @@ def written(folder: Path, facts, duplicates=NO_PAIRS, **changes) -> tuple[str, P
 
 
 def test_sound_data_have_no_findings(tmp_path):
-    facts = facts_of(tmp_path, listed(8) + listed(4, "test"))
+    facts = facts_of(tmp_path, listed(8) + listed(16, "test"))
     assert texts(facts, NO_PAIRS, summary_of(tmp_path)) == []
     text, _ = written(tmp_path, facts)
     assert "Nothing wrong was found" in text
@@ -100,6 +100,7 @@ def test_all_defects_are_findings_the_worst_first(tmp_path):
         "first train_4 (train, healthy) and train_5 (train, ill)",
         "1 image of train (12.5 %) belongs to a patient who is also in a later split, "
         "such as train_3 of patient test_0",
+        "fewer than 8 test images of healthy (2), ill (2): too few for intervals of scores by class",
         "1 photograph is nearly black, such as train_0",
         "1 photograph is overexposed, such as train_1",
         "1 photograph is smaller than the 64 pixels used for training",
@@ -123,7 +124,9 @@ def test_the_csvs_contain_what_the_page_shows(tmp_path):
 
 def test_a_class_without_images_in_a_split_is_named(tmp_path):
     facts = facts_of(tmp_path, [*listed(4), ("t", "test", 0, "t")])
-    assert texts(facts, NO_PAIRS, summary_of(tmp_path)) == ["1 class has no image in test: ill"]
+    few, *others = texts(facts, NO_PAIRS, summary_of(tmp_path))
+    assert few == "1 class has no image in test: ill"
+    assert [text.partition(":")[0] for text in others] == ["fewer than 8 test images of healthy (1)"]
 
 
 def test_names_are_escaped(tmp_path):
@@ -174,7 +177,7 @@ def test_one_split_alone_is_enough(tmp_path, split):
 
 
 def test_patients_are_shown_and_doubts_are_a_finding(tmp_path: Path) -> None:
-    facts = facts_of(tmp_path, listed(4) + listed(4, "test"))
+    facts = facts_of(tmp_path, listed(4) + listed(16, "test"))
     found = Patients("_l/_r", "4 in 8 images, by the form _l/_r, such as 7 (7_l1, 7_r1)")
     write_data_report(tmp_path / "out", facts, NO_PAIRS, summary_of(tmp_path, patients=found))
     text = (tmp_path / "out" / "data_report.html").read_text()
@@ -189,4 +192,4 @@ def test_patients_are_shown_and_doubts_are_a_finding(tmp_path: Path) -> None:
 def test_no_test_split_is_a_finding(tmp_path: Path) -> None:
     (text,) = texts(facts_of(tmp_path, listed(4) + listed(4, "val")), NO_PAIRS, summary_of(tmp_path))
     assert text.startswith("there is no test split; set data.test_fraction")
-    assert texts(facts_of(tmp_path, listed(4, "test")), NO_PAIRS, summary_of(tmp_path)) == []
+    assert texts(facts_of(tmp_path, listed(16, "test")), NO_PAIRS, summary_of(tmp_path)) == []

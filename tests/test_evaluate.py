@@ -138,7 +138,9 @@ def test_a_data_set_that_changed_after_the_training_is_named(
     assert changed not in "".join(capsys.readouterr())
 
 
-def test_another_data_set_gets_the_preprocessing_of_the_model(trained: RunFolder, tmp_path: Path) -> None:
+def test_another_data_set_gets_the_preprocessing_of_the_model(
+    trained: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = write_kaggle(tmp_path / "kaggle")
     out = tmp_path / "elsewhere"
     evaluate.command(
@@ -149,6 +151,12 @@ def test_another_data_set_gets_the_preprocessing_of_the_model(trained: RunFolder
     origin = load(str(trained.path)).origin
     config = evaluate.override(origin, ["data=retinopathy", f"data.root={root}"])
     assert config["data"]["image_size"] == 24  # conf/data/retinopathy.yaml has 224
+    assert "was trained with" not in "".join(capsys.readouterr())
+    evaluate.override(origin, ["data.image_size=32", "data.crop=16", "data.batch_size=3"])
+    out = "".join(capsys.readouterr())
+    assert out.count("was trained with") == 2
+    assert "data.image_size=32: the network was trained with 24," in out
+    assert "data.crop=16: the network was trained with null," in out
     _, _, datamodule = evaluate.evaluate_split(load(str(trained.path)), config, "train")
     assert datamodule.mean.tolist() == pytest.approx(origin["mean"])
 

@@ -257,6 +257,14 @@ def test_a_validation_of_one_class_selects_no_epoch_by_kappa(
     assert capsys.readouterr().out.count("val/qwk is undefined with a single class in validation") == 1
 
 
+def test_training_images_of_one_class_are_refused(make_run: MakeRun, one_class: list[str], photographs: Path) -> None:
+    write_labels(photographs / "train.csv", dict.fromkeys(("1_left", "2_left"), 3), "image,level")
+    run = make_run(*one_class)
+    assert guarded(run) == 1
+    assert "all 2 training images have the label severe" in run.read_status()["error"]
+    assert not run.last_checkpoint.exists()
+
+
 def test_an_epoch_with_a_value_is_better_than_undefined_ones(make_run: MakeRun) -> None:
     run = make_run("trainer.max_epochs=4")
     values, compute = iter([torch.nan, 0.2, torch.nan, 0.1, 0.2]), SplitMetrics.compute

@@ -119,6 +119,15 @@ def test_equal_groups_have_no_best_one(tmp_path):
     assert "0.000 to 0.000" not in text_table(table)
 
 
+def test_seeds_that_all_predict_one_class_borrow_no_variance(tmp_path):
+    for depth, skill in ((18, 0.0), (34, 2.0)):
+        for seed in range(3):
+            write_run(tmp_path / f"{depth}_{seed}", depth, seed=seed, skill=skill)
+    limits = {row.label: row.interval for row in rows_of(table_of(tmp_path)) if row.kind == "group"}
+    assert limits["depth=18"] == (0.0, 0.0)  # shown as “one class predicted”
+    assert limits["depth=34"].low < limits["depth=34"].high
+
+
 def test_a_long_label_breaks_between_its_remarks(tmp_path):
     write_run(tmp_path / "18", 18, skill=0.0, config={"model.pretrained": "a/" + "long" * 10})
     write_run(tmp_path / "34", 34, skill=3.0, config={"model.pretrained": "b/" + "long" * 10})

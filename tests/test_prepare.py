@@ -186,7 +186,7 @@ def test_near_duplicates_are_searched_again_if_a_photograph_or_the_file_changed(
 def test_each_phase_has_its_line(root, caplog):
     with caplog.at_level(logging.INFO):
         prepare(root)
-    phases = ["looked up 50 of 50", "50 of 50 photographs to prepare", "prepared 50 of 50", "searching for duplicates"]
+    phases = ["looked up 50 of 50", "50 of 50 photographs to prepare", "read 50 of 50", "searching for duplicates"]
     phases += ["loaded 50 of 50", "compared 50 of 50", "writing the report"]
     found = [next(k for k, line in enumerate(caplog.messages) if phase in line) for phase in phases]
     assert found == sorted(found)

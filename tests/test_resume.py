@@ -198,11 +198,18 @@ def test_a_folder_without_an_epoch_accepts_a_corrected_configuration(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["constant", pytest.param("plateau", marks=pytest.mark.slow)])
-def test_more_epochs_continue_a_run_as_if_set_from_the_start(sweep: Sweep, started: list[str], schedule: str) -> None:
+def test_more_epochs_continue_a_run_as_if_set_from_the_start(
+    sweep: Sweep, started: list[str], schedule: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     own = (f"schedule={schedule}", "optim.lr=0.02")
     assert sweep(*own, "trainer.max_epochs=4", "sweep_dir=whole", multirun=False) == 0
     assert sweep(*own, "trainer.max_epochs=2", multirun=False) == 0
+    Path("sweep/evaluation_best_val").mkdir()
+    capsys.readouterr()
     assert sweep(*own, "trainer.max_epochs=4", multirun=False) == 0
+    out = capsys.readouterr().out
+    assert "trainer.max_epochs was 2, is now 4" in out
+    assert "evaluation_best_val will be outdated" in out
     whole, longer = RunFolder(Path("whole")), RunFolder(Path("sweep"))
     assert longer.read_status()["state"] == "done"
     for file in ("metrics.csv", "predictions_test.csv", "predictions_val.csv"):

@@ -380,7 +380,7 @@ def test_every_kind_of_bad_image_is_counted(root, caplog):
         assert reason in caplog.text
 
 
-def test_bad_images_leave_before_splits_are_cut(root, tmp_path):
+def test_bad_images_leave_before_splits_are_cut(root, tmp_path, caplog):
     write_studies(root)
     bad = ["5_left", "5_right", "21_left"]
     for name in bad:
@@ -393,6 +393,11 @@ def test_bad_images_leave_before_splits_are_cut(root, tmp_path):
     kept = [{name: grade for name, grade in rows.items() if name not in bad} for rows in (TRAIN, TEST)]
     assert fingerprints(table) == fingerprints(retinopathy(write_studies(clean, *kept)).table()[0])
     assert class_counts(table, 5)["val"] == [0, 2, 2, 2, 2]  # 0.15 of the three remaining healthy patients is none
+    (line,) = [line for line in caplog.messages if "drawn without" in line]
+    assert line.startswith("val drawn without the 3 dropped images")
+    caplog.clear()
+    retinopathy(root, on_bad_image="drop", val_fraction=0).table()
+    assert "drawn without" not in caplog.text  # no split is drawn
 
 
 def test_bad_test_image_is_no_leak(root):

@@ -206,6 +206,15 @@ def test_networks_that_do_not_exist_stop_the_sweep(
     stops(refused)
 
 
+def test_training_images_of_one_class_stop_the_sweep(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (photographs / "train.csv").write_text("image,level\ntest0_left,3\ntest0_right,3\n")
+    own = [*DATA[:1], f"data.root={photographs}", "data.train_csv=train.csv", "data.val_fraction=0"]
+    needs(monkeypatch, *own, "model.depth=18")
+    stops("all 2 training images have the label severe")
+    needs(monkeypatch, *own, "model.depth=18", "trainer.max_epochs=0")
+    assert command.command([]) is None  # initial weights only
+
+
 def test_each_network_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = list[str]()
     monkeypatch.setattr(sweep, "run_module", lambda *_, text, **__: asked.extend(json.loads(text)) or 0)

@@ -29,7 +29,7 @@ from resnet_lab.data.splits import (
     remap_splits,
     resolve_leaks,
 )
-from resnet_lab.errors import UserError
+from resnet_lab.errors import UserError, count
 from resnet_lab.values import BelowOne, Count, FromOne, NotNegative, Seed, Share, Within, conform
 
 log = logging.getLogger(__name__)
@@ -186,8 +186,12 @@ class ImageData(Augmentation, ABC):
             of rows `skipped_images`, `skipped_labels` and `leaks`.
         """
         rows, skipped = drop_defects(self.check(self.listed(), pixels), self.on_bad_image)
-        rows, leaks = resolve_leaks(join_patients(rows), self.on_leak)
-        return self.cut(rows), {"skipped_images": skipped, "skipped_labels": self.bad_labels, "leaks": leaks}
+        given, (rows, leaks) = set(rows["split"]), resolve_leaks(join_patients(rows), self.on_leak)
+        rows = self.cut(rows)
+        if drawn := sorted(set(rows["split"]) - given) if skipped else []:
+            text = "%s drawn without the %s: if these are repaired, other images are drawn, and runs cannot be compared"
+            log.warning(text, " and ".join(drawn), count(skipped, "dropped image"))
+        return rows, {"skipped_images": skipped, "skipped_labels": self.bad_labels, "leaks": leaks}
 
     def cut(self, rows: pd.DataFrame) -> pd.DataFrame:
         """Cut the splits that the data set lacks: a fold, or a share of the training patients."""

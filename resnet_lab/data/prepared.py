@@ -366,7 +366,7 @@ def _prepare_missing(target: PreparedSet, names: dict[str, str], processes: int)
         end = _end(entries)
         if pixels:
             pixels.truncate(end)
-        for entry, content in with_progress(_prepare_all(target, missing, processes), len(missing), "prepared"):
+        for entry, content in with_progress(_prepare_all(target, missing, processes), len(missing), "read"):
             if pixels:
                 end = _write_pixels(pixels, content, entry, entries.get(entry["image"], {}), end)
             entries[entry["image"]] = entry

@@ -112,6 +112,25 @@ def label_conflicts(table: pd.DataFrame) -> int:
     return len(rows)
 
 
+def refuse_one_class(table: pd.DataFrame, class_names: Sequence[str], root: str) -> None:
+    """Refuse training images of a single class: a network that learns from them predicts it for every image.
+
+    Args:
+        table: rows with `target` and `split`.
+        class_names: their names, by target.
+        root: `data.root`, for the message.
+
+    Raises:
+        UserError: all images of train have the same target.
+    """
+    train = table.loc[table["split"] == "train", "target"]
+    if train.nunique() == 1:
+        raise UserError(
+            f"{root}: all {count(len(train), 'training image')} have the label {class_names[train.iloc[0]]}; "
+            "training needs at least two classes, so check the column of labels and the splits"
+        )
+
+
 def cut_split(table: pd.DataFrame, name: str, fraction: float, seed: int, key: str) -> pd.DataFrame:
     """Move a share of the training patients to split `name`, stratified by a patient's worst grade.
 

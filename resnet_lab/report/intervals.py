@@ -94,16 +94,18 @@ class Estimates:
         return SCORES[self.metric]
 
     def interval(self, group: int) -> Interval:
-        """Return the 95 % interval of one group's mean."""
+        """Return the 95 % interval of one group's mean; both limits are the value if all its runs are constant."""
         value, lower, width = self.values[group], self.score.lower, self.score.range
         if self.withheld or not np.isfinite(value):
             return Interval(np.nan, np.nan)
         if np.isinf(self.score.upper):
             apart = self._half_widths(np.eye(len(self.values))[[group]], (1 + CONFIDENCE) / 2)[0]
             return Interval(max(float(value - apart), lower), float(value + apart))
+        if lower < value < lower + width and not self._influence(np.eye(len(self.values))[group]).any():
+            return Interval(float(value), float(value))  # such as the recall of runs that predict one class
         share = float(np.clip((value - lower) / width, 0, 1))
         cost = self._cost_of_error(group, share)
-        size = 1 / cost if cost else np.inf  # a constant score, such as the recall of a model that predicts one class
+        size = 1 / cost if cost else np.inf
         limits = wilson(share, size) if self.score.share else _with_few_errors(share, size)
         return Interval(*(lower + width * limit for limit in limits))
 
