@@ -165,6 +165,8 @@ class Verb(argparse.ArgumentParser):
             return f"; write {''.join([word, *after][: 3 if after[0] == '=' else 2])} without spaces"
         if "--split" in self.known and word in ("train", "val", "test"):
             return f"; write split={word}"
+        if any((Path(word) / name).exists() for name in ("config.yaml", "jobs.txt")):  # a run or a sweep
+            return f"; write sweep_dir={word}"
         return f"; write data.root={word}" if Path(word).is_dir() else ""
 
     def _refuse_slips(self, word: str) -> None:

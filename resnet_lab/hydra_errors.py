@@ -25,6 +25,7 @@ from resnet_lab.trust import WELL_KNOWN
 NOISE = ("full_key:", "object_type=", "reference_type=", "To append")  # beginnings of lines without information
 LABEL_FILES = (".csv", ".tsv")
 RESNET = re.compile(r"(wide_?)?resnet_?(\d+)")
+FEW_CHOICES = 8  # more are not listed beside a suggestion
 IMAGENET_DEPTHS = (18, 34, 50, 101, 152)
 EVERY = "**/*"
 WRONG_TYPES = {  # words of OmegaConf → the rule
@@ -83,6 +84,8 @@ def one_line(error: Exception, overrides: Sequence[str] = ()) -> str:
         return f"{merged[1]}: {rule}"
     unknown = re.search(r"Key '.*' (?:not in '|is not in struct)", text)
     key = re.search(r"Could not override '(.+)'|full_key: (.+)", text)
+    if there := re.search(r"An item is already at '(.+?)'", text):
+        return f"{there[1]}: the key exists; write it without the plus sign"
     if unknown and key and key[1] in known_keys() and f"full_key: {key[1]}." in text:
         return f"{key[1]} is a mapping; add to it with +{key[1]}={{…}}"
     if unknown and key:
@@ -224,7 +227,8 @@ def _no_such_choice(error: MissingConfigException) -> str:
     close = difflib.get_close_matches(name, choices, n=1)
     meant = _meant(group, name) or (f"{group}={close[0]}" if close else "")
     hints = [f"did you mean {meant}?"] if meant else []
-    hints.append(f"choose {', '.join(choices)}")
+    if not meant or len(choices) <= FEW_CHOICES:
+        hints.append(f"choose {', '.join(choices)}")
     if group == "experiment":
         hints.append(f"--config-dir DIR reads your own DIR/experiment/{Path(name).name.removesuffix('.yaml')}.yaml")
     return f"{typed}: there is no such choice; {'; '.join(hints)}"

@@ -105,7 +105,9 @@ def refuse_unknown(arguments: Sequence[str]) -> None:
         UserError: a key is unknown, or a value is wrong.
     """
     options, overrides, searchpath = _read(arguments)
-    if (options.cfg or options.info) and not options.multirun:
+    if (options.cfg or options.info) and options.multirun:
+        raise UserError("a sweep has one configuration per job; leave out -m and give each key one value to print one")
+    if options.cfg or options.info:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             check(compose("config", [*overrides, *searchpath]), unset=True)
 

@@ -557,6 +557,7 @@ def test_a_missing_file_an_empty_folder_and_null(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     assert f"{tmp_path / 'checkpoints' / 'best.ckpt'} is missing or not a file" in refusal(tmp_path)
     assert "model.pretrained=None: no such file" in refusal(None)
+    assert refusal("imagnet").endswith("did you mean imagenet?")
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])

@@ -65,6 +65,7 @@ def test_jobs_are_those_of_the_grid_without_seeds() -> None:
     assert jobs_of(["model.depth=18,34"]) == []  # no sweep
     assert len(jobs_of(["model.depth=18,34", "-m", "optim.lr=1,2"])) == 4
     assert jobs_of(["-m", "model.depth=18,34", "--cfg", "job"]) == []
+    assert "leave out -m" in refusal(sweep.preflight, ["-m", "model.depth=18,34", "--cfg", "job"])
     assert grid("model.depth=18,34", "model.pretrained=none,imagenet", "seed=0,1,2") == {
         (18, "none"),
         (18, "imagenet"),

@@ -122,6 +122,12 @@ def test_wrong_usage_names_the_problem_and_the_help(name: str, words: list[str],
     assert all(fact in message for fact in facts), message
 
 
+@pytest.mark.parametrize(("file", "key"), [("config.yaml", "sweep_dir"), ("jobs.txt", "sweep_dir"), ("a", "data.root")])
+def test_a_folder_alone_is_a_run_a_sweep_or_a_data_set(file: str, key: str, tmp_path: Path) -> None:
+    (tmp_path / file).touch()
+    assert f"; write {key}={tmp_path} (" in refusal(VERBS["train"]().read, [str(tmp_path)])
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_wrong_usage_is_exit_code_2(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -28,6 +28,7 @@ SOURCES = (
     "give none, imagenet, IMAGENET1K_V2, or the path of a state dict, a checkpoint, a run, or a folder with one run or "
     "one file of weights for each depth"
 )
+NAMES = ("none", "imagenet", "IMAGENET1K_V1", "IMAGENET1K_V2")
 SUFFIXES = (".pth", ".pt", ".th", ".ckpt", ".tar", ".bin", ".pkl", ".safetensors")  # of weight files
 
 # functions that rebuild a number and an array of numpy; numpy 2 renamed their module
@@ -229,7 +230,7 @@ def find_file(source: str, depth: int) -> Path:
         return path
     if not path.is_dir():
         names = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() and "/" in str(source) else []
-        close = get_close_matches(path.name, names, n=1)
+        close = get_close_matches(path.name, names or NAMES, n=1)
         meant = f"did you mean {path.with_name(close[0])}?" if close else SOURCES
         raise UserError(f"{source}: no such file, folder or name; {meant}")
     run = RunFolder(path)
