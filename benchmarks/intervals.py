@@ -296,7 +296,7 @@ def verdict(first: Found, found: Found, null: Null) -> list[str]:
     ]
     apart = [
         f"{metric} {cell.score:g} with {cell.images:,} images, {groups} groups, "
-        f"{cell.seeds} seed{'s' * (cell.seeds > 1)} ({100 * behind / n:.1f})"
+        f"{cell.seeds} seed{'s' * (cell.seeds > 1)} ({behind} of {n})"
         for (cell, groups), counts in null.items()
         for metric, (n, behind) in counts.items()
         if n >= FEWEST_GIVEN and behind > 0.05 * n

@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 
 from resnet_lab import environment
 from resnet_lab.build import set_up_logging
+from resnet_lab.errors import count
 
 DIGITS = {"s": 2, "ms": 1, "images/s": 1, "ratio": 3, "CPU s": 2, "MB": 0, "KB": 1, "gray levels": 3, "QWK": 3}
 
@@ -59,8 +60,8 @@ def origin(command: str, **packages: str) -> str:
     machine, versions = environment.hardware(), environment.versions() | packages
     text = (
         f"Measured with `{command}` on {datetime.now(UTC):%Y-%m-%d} at commit {environment.commit()}. "
-        f"Machine: {', '.join([*machine['gpus'], machine['cpu']])}, {machine['cores']} cores, "
-        f"{machine['threads']} threads. "
+        f"Machine: {', '.join([*machine['gpus'], machine['cpu']])}, {count(machine['cores'], 'core')}, "
+        f"{count(machine['threads'], 'thread')}. "
         f"Versions: {', '.join(map(' '.join, versions.items()))}."
     )
     return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
