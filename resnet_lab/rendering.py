@@ -10,8 +10,11 @@ from typing import Any, NamedTuple
 
 import jinja2
 from markupsafe import Markup, escape
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+DPI = 120
+MARGIN = 0.1  # inches around a figure
 FEW_NAMES = 3  # names that a finding lists; the page folds further ones away
 
 
@@ -31,9 +34,16 @@ class Finding(NamedTuple):
 
 
 def png(figure: Figure) -> bytes:
-    """Return a figure as the bytes of a PNG file."""
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=120, bbox_inches="tight")
+    """Return a figure as the bytes of a PNG file, without margins.
+
+    (`savefig` with a layout or `bbox_inches="tight"` draws everything twice, the first time for the positions alone.)
+    """
+    figure.set_dpi(DPI)
+    if layout := figure.get_layout_engine():
+        layout.execute(figure)
+        figure.set_layout_engine(None)
+    file, renderer = io.BytesIO(), FigureCanvasAgg(figure).get_renderer()
+    figure.savefig(file, format="png", dpi=DPI, bbox_inches=figure.get_tightbbox(renderer).padded(MARGIN))
     return file.getvalue()
 
 
