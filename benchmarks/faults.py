@@ -113,7 +113,7 @@ def results(folder: Path) -> dict[str, str]:
 
 
 def kills(work: Path, number: int, seed: int, epochs: int, workers: int) -> list[Kill]:
-    """Compare a sweep that is killed up to `number` times before its end with an undisturbed one without loader workers.
+    """Compare a sweep that is killed up to `number` times before its end with an undisturbed one without workers.
 
     Raises:
         AssertionError: a checkpoint was truncated, a dead job was shown as running, or the results differ.

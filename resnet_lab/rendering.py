@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jinja2
 from markupsafe import Markup, escape
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 DPI = 120
@@ -42,8 +41,8 @@ def png(figure: Figure) -> bytes:
     if layout := figure.get_layout_engine():
         layout.execute(figure)
         figure.set_layout_engine(None)
-    file, renderer = io.BytesIO(), FigureCanvasAgg(figure).get_renderer()
-    figure.savefig(file, format="png", dpi=DPI, bbox_inches=figure.get_tightbbox(renderer).padded(MARGIN))
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=DPI, bbox_inches=figure.get_tightbbox().padded(MARGIN))
     return file.getvalue()
 
 
