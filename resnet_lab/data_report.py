@@ -224,7 +224,10 @@ def data_page(
         patients=count(good["patient"].nunique(), "patient"),
         counts=class_table(by_split, summary.class_names),
         splits=list(by_split),
-        bars=base64_of(png(plots.classes.counts(by_split, summary.class_names))) if by_split else "",
+        bars=[
+            base64_of(png(plots.classes.counts(by_split, summary.class_names, stacked=stacked)))
+            for stacked in ((False, True) if by_split else ())
+        ],
         contact=contact_sheet(good, summary.class_names),
         pairs=duplicate_pairs(good, tables["duplicates"], summary.class_names),
         extremes=extremes(good, tables["exposure"]),

@@ -15,7 +15,11 @@ from resnet_lab.statistics import MANY_CLASSES
 
 
 def counts(
-    counts: Mapping[str, np.ndarray], class_names: Sequence[str], mark: float | None = None, title: str = ""
+    counts: Mapping[str, np.ndarray],
+    class_names: Sequence[str],
+    mark: float | None = None,
+    title: str = "",
+    stacked: bool = False,
 ) -> Figure:
     """Draw the images of each class as bars, one panel per split.
 
@@ -24,10 +28,12 @@ def counts(
         class_names: K names; above 20 classes, only every n-th name and no number is shown.
         mark: position of a dotted line in the panel of train.
         title: title of the picture.
+        stacked: whether the panels are below each other, for a narrow screen.
     """
     shown, names = shown_names(class_names)
-    figure = Figure(figsize=(6.5, 0.7 + 0.25 * min(len(class_names), 20)), layout="constrained")
-    grid = figure.subplots(1, len(counts), sharey=True, squeeze=False)[0]
+    rows, width = (len(counts), 3.6) if stacked else (1, 6.5)
+    figure = Figure(figsize=(width, rows * (0.7 + 0.25 * min(len(class_names), 20))), layout="constrained")
+    grid = figure.subplots(rows, len(counts) // rows, sharey=True, squeeze=False).ravel()
     for axes, (split, images) in zip(grid, counts.items(), strict=True):
         bars = axes.barh(range(len(class_names)), images, height=0.75, color=BLUE)
         if len(class_names) <= MANY_CLASSES:
