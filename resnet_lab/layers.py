@@ -55,9 +55,9 @@ class LayerStatistics(Callback):
                 self._handles.append(layer.register_forward_hook(partial(self._measure, name)))
 
     def _measure(self, name: str, layer: nn.Module, inputs: Any, output: Tensor) -> None:
-        values = output.detach().float()
-        self._add("activation_variance", name, values.var())
-        alive = (values > 0).transpose(0, 1).flatten(1).any(1)
+        values = output.detach()
+        self._add("activation_variance", name, values.float().var())
+        alive = values.amax([axis for axis in range(values.ndim) if axis != 1]) > 0
         self._add("dead_units", name, 1 - alive.float().mean())
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:

@@ -101,21 +101,21 @@ class Estimates:
         if np.isinf(self.score.upper):
             apart = self._half_widths(np.eye(len(self.values))[[group]], (1 + CONFIDENCE) / 2)[0]
             return Interval(max(float(value - apart), lower), float(value + apart))
-        if lower < value < lower + width and not self._influence(np.eye(len(self.values))[group]).any():
+        influence = self._influence_on(self.left_out[group])
+        if lower < value < lower + width and not influence.any():
             return Interval(float(value), float(value))  # such as the recall of runs that predict one class
         share = float(np.clip((value - lower) / width, 0, 1))
-        cost = self._cost_of_error(group, share)
+        cost = self._cost_of_error(group, share, influence)
         size = 1 / cost if cost else np.inf
         limits = wilson(share, size) if self.score.share else _with_few_errors(share, size)
         return Interval(*(lower + width * limit for limit in limits))
 
-    def _cost_of_error(self, group: int, share: float) -> float:
+    def _cost_of_error(self, group: int, share: float, influence: np.ndarray) -> float:
         """Return the cost of an error if all errors cost the same: 1 / effective number of images.
 
         The variances over patients and over seeds have their own (t / z)² (Korn and Graubard 1998). Seeds vary less if
         the score is near its limit, so their variance on the logit scale is transferred to the center of the interval.
         """
-        influence = self._influence(np.eye(len(self.values))[group])
         variance = float(influence @ influence)
         if not self.score.share:
             variance *= self.patients / (self.patients - 1)
@@ -132,9 +132,12 @@ class Estimates:
         by_seeds = self._square_by_seeds(np.eye(len(self.values))[[group]], (1 + CONFIDENCE) / 2)[0] / Z**2
         return float(cost + seeds * by_seeds * center * (1 - center) / (found**2 or np.inf))
 
-    def _influence(self, contrasts: np.ndarray) -> np.ndarray:
-        """Return the influence of each patient on contrasts (…, G), (…, P), as a share of the metric's range."""
-        left_out = contrasts @ self.left_out
+    def _influence_on(self, left_out: np.ndarray) -> np.ndarray:
+        """Return the influence of each patient (…, P) on values, as a share of the metric's range.
+
+        Args:
+            left_out: the values without each patient (…, P).
+        """
         change = left_out.mean(axis=-1, keepdims=True) - left_out
         change[np.abs(change) < ROUNDING] = 0  # a score that does not depend on the patient
         result: np.ndarray = change * (1 - 1 / self.patients) / self.score.range
@@ -161,7 +164,7 @@ class Estimates:
 
     def _square_by_patients(self, contrasts: np.ndarray, level: float) -> np.ndarray:
         """Return the square of Student's t at a one-sided level for the variance over patients, (M,)."""
-        influence = self._influence(contrasts)
+        influence = self._influence_on(contrasts @ self.left_out)
         squares = np.sum(influence**2, axis=1)
         # the variance of the variance; large if few patients dominate
         excess = np.sum(influence**4, axis=1) - squares**2 / self.patients
