@@ -233,10 +233,20 @@ def test_test_split_of_data_without_one(root):
     assert table.groupby("patient")["split"].nunique().max() == 1
 
 
-def test_test_fraction_leaves_a_given_test_split_alone(root):
+def test_test_fraction_leaves_a_given_test_split_alone(root, caplog):
     table, _ = retinopathy(write_studies(root), test_fraction=0.5, val_fraction=0).table()
     assert listed(table, "test") == TEST
     assert listed(table, "train") == TRAIN
+    assert "data.test_fraction=0.5 has no effect: the data set has a test split" in caplog.text
+
+
+def test_test_fraction_has_no_effect_beside_folds(root, caplog):
+    table, _ = retinopathy(write_kaggle(root), test_fraction=0.25, val_fraction=0, folds=2).table()
+    assert class_counts(table, 5) == {"train": [4] * 5, "test": [4] * 5}
+    assert "data.test_fraction=0.25 has no effect: the fold is the test split" in caplog.text
+    caplog.clear()
+    retinopathy(root, val_fraction=0, folds=2).table()
+    assert "test_fraction" not in caplog.text
 
 
 def test_splits_depend_on_split_seed(root):

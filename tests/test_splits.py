@@ -114,7 +114,15 @@ def test_folds_depend_only_on_their_seed():
 def test_impossible_folds():
     assert refusal(cut_fold, patients(), "val", 5, 5, 0) == "data.fold=5: data.folds=5 has folds 0 to 4"
     message = refusal(cut_fold, patients({0: 8, 3: 4}), "val", 5, 0, 0)
-    assert message.startswith("data.folds=5: class 3 has only 4 patients")
+    assert message == (
+        "data.folds=5: class 3 has only 4 patients (by their worst grade), and each fold needs one; "
+        "use at most 4 folds, or leave this class out or join it with another one"
+    )
+    message = refusal(cut_fold, patients({0: 8, 1: 1}), "val", 2, 0, 0, ["healthy", "ill"])
+    assert message == (
+        "data.folds=2: class 1 (ill) has only 1 patient (by their worst grade), and each fold needs one; "
+        "leave this class out or join it with another one"
+    )
 
 
 # the data set's own splits
@@ -192,10 +200,11 @@ def test_identical_images_make_one_patient_of_two():
 
 def test_identical_images_with_different_labels_are_counted_and_named(caplog):
     table = pd.DataFrame({"image": list("abcde"), "split": "train", "target": [0, 1, 1, 2, 3]})
-    assert label_conflicts(table.assign(decoded=["x", "y", "y", "", ""])) == 0
+    names = ["no DR", "mild", "moderate", "severe"]
+    assert label_conflicts(table.assign(decoded=["x", "y", "y", "", ""]), names) == 0
     assert caplog.text == ""
-    assert label_conflicts(table.assign(decoded=["x", "x", "x", "", ""])) == 3
-    assert "such as a (train, label 0) and b (train, label 1)" in caplog.text
+    assert label_conflicts(table.assign(decoded=["x", "x", "x", "", ""]), names) == 3
+    assert "such as a (train, no DR) and b (train, mild)" in caplog.text
 
 
 def test_chains_of_identical_images_join_many():

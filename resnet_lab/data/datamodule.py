@@ -235,7 +235,7 @@ class DataModule(LightningDataModule):
         self.fingerprints = fingerprints(table, "target" if labeled else "image")
         self.pixel_digests = fingerprints(table, "pixels")
         self.class_counts = class_counts(table, len(self.class_names)) if labeled else {}
-        self.label_conflicts = label_conflicts(table) if labeled else 0
+        self.label_conflicts = label_conflicts(table, self.class_names) if labeled else 0
         self.pixels = "prepared" if (table["prepared"] != "").any() else "originals"
         self.table = table
         self.splits = [split for split in ("train", "val", "test") if split in self.fingerprints]

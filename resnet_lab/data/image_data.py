@@ -200,10 +200,13 @@ class ImageData(Augmentation, ABC):
             return rows
         if self.all_images is not None:
             return limit_classes(rows, self.max_per_class, seed)
+        if self.test_fraction and ("test" in given or self.folds is not None):
+            why = "the data set has a test split" if "test" in given else "the fold is the test split"
+            log.warning("data.test_fraction=%s has no effect: %s", self.test_fraction, why)
         if self.folds is not None:
             if {"val", "test"} <= given:
                 raise UserError("data.folds: the data has its own val and test splits; leave one out with data.splits")
-            rows = cut_fold(rows, "val" if "test" in given else "test", self.folds, self.fold, seed)
+            rows = cut_fold(rows, "val" if "test" in given else "test", self.folds, self.fold, seed, self.class_names)
         elif "test" not in given:
             rows = cut_split(rows, "test", self.test_fraction, seed, "data.test_fraction")
         if "val" not in set(rows["split"]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import islice
 
@@ -94,21 +95,22 @@ def merged_patients(before: pd.Series, after: pd.Series) -> str:
     return f"{merged} patients ({such}) share identical images and count as {after[changed].nunique()}"
 
 
-def label_conflicts(table: pd.DataFrame) -> int:
+def label_conflicts(table: pd.DataFrame, class_names: Sequence[str]) -> int:
     """Return how many images have an identical copy with another label, and log the first pair.
 
     Args:
         table: rows with `image`, `target` and `decoded` (hash of the pixels; empty if unknown).
+        class_names: their names, by target.
     """
     known = table[table["decoded"] != ""]
     rows = known[known.groupby("decoded")["target"].transform("nunique") > 1]
     if len(rows):
         first = rows[rows["decoded"] == rows["decoded"].iloc[0]].drop_duplicates("target")
-        pair = " and ".join(f"{row.image} ({row.split}, label {row.target})" for row in first.head(2).itertuples())
+        shown = [f"{row.image} ({row.split}, {class_names[row.target]})" for row in first.head(2).itertuples()]
         text = (
             "%d images have an identical copy with a different label, such as %s; correct the labels or remove one copy"
         )
-        log.warning(text, len(rows), pair)
+        log.warning(text, len(rows), " and ".join(shown))
     return len(rows)
 
 
@@ -161,7 +163,9 @@ def cut_split(table: pd.DataFrame, name: str, fraction: float, seed: int, key: s
     return table.assign(split=table["split"].mask(moved, name))
 
 
-def cut_fold(table: pd.DataFrame, name: str, folds: int, fold: int, seed: int) -> pd.DataFrame:
+def cut_fold(
+    table: pd.DataFrame, name: str, folds: int, fold: int, seed: int, class_names: Sequence[str] | None = None
+) -> pd.DataFrame:
     """Move one of `folds` equal parts of the training patients to split `name`, stratified by a patient's worst grade.
 
     The parts of `fold` 0, 1, … do not overlap and cover all training patients.
@@ -174,11 +178,13 @@ def cut_fold(table: pd.DataFrame, name: str, folds: int, fold: int, seed: int) -
     worst = table[table["split"] == "train"].groupby("patient")["target"].max()
     if worst.empty:
         raise UserError(f"data.folds={folds}: there is no training image to cut folds from")
-    fewest = worst.value_counts()
-    if fewest.min() < folds:
+    rarest, fewest = Counter(worst).most_common()[-1]
+    if fewest < folds:
+        name_of = f" ({class_names[rarest]})" if class_names else ""
+        fewer = f"use at most {fewest} folds, or " if fewest > 1 else ""
         raise UserError(
-            f"data.folds={folds}: class {fewest.idxmin()} has only {count(fewest.min(), 'patient')} "
-            "(by their worst grade); each fold needs one, so use fewer folds"
+            f"data.folds={folds}: class {rarest}{name_of} has only {count(fewest, 'patient')} "
+            f"(by their worst grade), and each fold needs one; {fewer}leave this class out or join it with another one"
         )
     from sklearn.model_selection import StratifiedKFold  # imported here because it takes half a second
 
