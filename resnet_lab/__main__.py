@@ -49,6 +49,8 @@ def help_on(words: list[str]) -> str:
     for word in words:
         text = _explained(word)
         texts += [text] if text else []
+        if text and len(word) < 2:  # n: a term, and a part of nearly every key
+            continue
         try:
             patterns += [word] if matching([word]) else []
         except UserError as error:

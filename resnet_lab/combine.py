@@ -447,6 +447,7 @@ def command(arguments: Sequence[str]) -> None:
     out, decision = Path(given.out).expanduser(), given.decision or ""
     if jobs_file(out).is_file() or RunFolder(out).config_file.is_file():
         raise UserError(f"out={out} contains a {'sweep' if jobs_file(out).is_file() else 'run'}; name another folder")
+    pools = False
     if given.eyes:
         if given.over:
             raise UserError("eyes= combines the images of one run; leave out over=, or combine twice")
@@ -457,8 +458,12 @@ def command(arguments: Sequence[str]) -> None:
     else:
         over = list(dict.fromkeys((given.over or "seed").split(",")))
         made = combine(given.DIR, out, over, decision)
+        pools = bool({FOLD, ALL} & {*over} and made[0].read_status().get("folds"))
     log.info("%s in %s", count(len(made), "combined run"), out if len(made) > 1 else made[0].path)
-    log.info("compare them with their members:  %s", shlex.join(["resnet-lab", "report", *given.DIR, str(out)]))
+    if pools:  # each fold has a test set of its own: beside it, the pooled folds cannot be compared
+        log.info("report on all folds:  %s", shlex.join(["resnet-lab", "report", str(out)]))
+    else:
+        log.info("compare them with their members:  %s", shlex.join(["resnet-lab", "report", *given.DIR, str(out)]))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ SYNONYMS = {
     **dict.fromkeys(("criterion", "objective"), "loss"),
     **dict.fromkeys(("dataset", "datamodule"), "data"),
     **dict.fromkeys(("opt", "optimiser", "optimizer"), "optim"),
+    **dict.fromkeys(("cross-validation", "cross_validation", "cv", "kfold"), "data.folds"),
     "amp": "trainer.precision",
     "test_time_augmentation": "trainer.tta",
 }

@@ -218,6 +218,17 @@ def test_folds_are_pooled_into_one_table(folds: Path, tmp_path: Path) -> None:
     assert differences_of([read_run(run) for run in made]) == []
 
 
+def test_pooled_folds_are_reported_without_their_members(
+    folds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO")
+    command([folds.name, "out=pooled", "over=data.fold"])
+    assert caplog.messages[-1] == "report on all folds:  resnet-lab report pooled"
+    command(["pooled", "out=means"])
+    assert caplog.messages[-1] == "compare them with their members:  resnet-lab report pooled means"
+
+
 def test_seeds_are_averaged_within_a_fold(folds: Path, tmp_path: Path) -> None:
     run = combine([str(folds)], tmp_path / "pooled", ["seed", "data.fold"])[0]
     mean = np.mean([shares_of(folds / f"fold-2_seed-{seed}") for seed in (0, 1)], axis=0)

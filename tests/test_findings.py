@@ -54,6 +54,16 @@ def test_notes_on_the_images_are_findings(tmp_path):
     assert notes["skipped images"] == "3 images could not be read (1 of 1 run)"
 
 
+def test_jobs_of_a_sweep_with_the_same_note_are_named_by_their_labels(tmp_path):
+    for seed in range(5):
+        write_run(tmp_path / "sweep" / f"job{seed}", seed=seed, **({"skipped_images": 3} if seed < 4 else {}))
+    jobs = {f"job{seed}": ["data=retinopathy", f"seed={seed}"] for seed in range(5)}
+    (tmp_path / "sweep" / "jobs.json").write_text(json.dumps(jobs))
+    (tmp_path / "sweep" / "jobs.txt").write_text("\n".join(jobs))
+    expected = "3 images could not be read (4 of 5 runs: seed=0; seed=1; seed=2; and 1 more)"
+    assert found(tmp_path)["skipped images"] == expected
+
+
 def test_a_copied_run_is_suspicious_and_two_collapsed_ones_are_not(tmp_path):
     write_run(tmp_path / "a", 18)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
@@ -168,7 +178,8 @@ def test_few_referable_images_give_no_interval_of_their_auroc(tmp_path):
     assert 0 < (targets >= 2).sum() < 8
     runs = [read_run(each) for each in find_runs([tmp_path])]
     texts = [finding.text for finding in findings_of(runs, tables_of(runs)) if finding.kind == "few images"]
-    assert any("AUROC, referable" in text and "fewer than 8 images are referable" in text for text in texts)
+    few = f"fewer than 8 images ({(targets >= 2).sum()}) are referable"
+    assert any("AUROC, referable" in text and few in text for text in texts)
 
 
 def test_one_error_in_200_images_is_shown_to_be_better_than_the_baseline(tmp_path):

@@ -43,7 +43,7 @@ def test_seeds_make_a_group_with_mean_and_sample_deviation(tmp_path):
     assert group.mean_and_std("auroc") == pytest.approx((np.mean(values), np.std(values, ddof=1)))
     assert kinds(findings) == ["collapsed", "few images"]
     assert findings[0].text == "3 runs nearly always predict one class"
-    assert findings[0].names == ("depth=18 pretrained=none: 3 of 3 (seed 0, 1, 2)",)
+    assert findings[0].names == ("depth=18 pretrained=none: 3 of 3 (seeds 0, 1, 2)",)
 
 
 def test_groups_are_sorted_by_number_not_by_text(tmp_path):

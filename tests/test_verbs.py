@@ -198,6 +198,8 @@ def test_help_takes_a_verb_or_a_key(capsys: pytest.CaptureFixture[str]) -> None:
         (["kappa"], ["qwk"]),
         (["confidence", "interval"], ["95 %"]),
         (["majority", "baseline"], ["majority baseline"]),
+        (["balanced", "accuracy"], ["balanced_accuracy"]),
+        (["temperature", "scaling"], ["temperature"]),
     ],
 )
 def test_help_takes_a_score_a_term_or_an_option(
@@ -209,6 +211,13 @@ def test_help_takes_a_score_a_term_or_an_option(
     assert max(map(len, shown)) <= 80
     message = refusal(lab.command, ["help", "qwk", "nonsense"])
     assert message.startswith("nonsense: there is no such key, score or term")
+    message = refusal(lab.command, ["help", "cross-validation"])
+    assert message.endswith("did you mean data.folds?")
+
+
+def test_help_on_one_letter_does_not_list_all_keys_with_it(capsys: pytest.CaptureFixture[str]) -> None:
+    lab.command(["help", "n"])
+    assert capsys.readouterr().out == "n\n    The number of runs (seeds) in a group.\n"
 
 
 @pytest.mark.parametrize("words", [["--version"], ["report", "--version"]])

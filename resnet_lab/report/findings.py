@@ -110,7 +110,7 @@ def _unknown_figures(runs: Sequence[Run]) -> Iterator[Finding]:
     known = (*CURVES, *PICTURES)
     if unknown := sorted({name for run in runs for name in run.figures if name not in known}):
         asking = [run for run in runs if {*run.figures} & {*unknown}]
-        text = f"no figure is named {_listed(unknown, 'names')} {_which(asking, runs)}"
+        text = f"no figure is named {_listed(unknown)} {_which(asking, runs)}"
         yield Finding("unknown figure", f"{text}; choose among {', '.join(known)}", False)
 
 
@@ -133,7 +133,8 @@ def _collapsed(table: Table) -> Iterator[Finding]:
     for group in table.ranked:
         if group.collapsed:
             seeds = ", ".join(str(run.config.get("seed", ABSENT)) for run in group.collapsed)
-            texts.append(f"{group.label}: {len(group.collapsed)} of {len(group.scored)} (seed {seeds})")
+            seeds = f"seed{'s' if len(group.collapsed) > 1 else ''} {seeds}"
+            texts.append(f"{group.label}: {len(group.collapsed)} of {len(group.scored)} ({seeds})")
     if texts:
         runs = sum(len(group.collapsed) for group in table.groups)
         predict = "run nearly always predicts one class" if runs == 1 else "runs nearly always predict one class"
@@ -174,10 +175,10 @@ def _against_baseline(table: Table) -> Iterator[Finding]:
         elif value > baseline >= table.estimates[table.metric].interval(places[id(group)]).low:
             open_still.append(group.label)
     if below:
-        text = f"{table.title_of_metric} is not above the majority baseline: {_listed(below, 'groups', separator='; ')}"
+        text = f"{table.title_of_metric} is not above the majority baseline: {_listed(below, separator='; ')}"
         yield Finding("no better than always predicting one class", text)
     if open_still:
-        names = _listed(open_still, "groups", separator="; ")
+        names = _listed(open_still, separator="; ")
         text = f"the {table.title_of_metric} interval includes the majority baseline: {names}"
         yield Finding("may be no better than always predicting one class", text, False)
 
@@ -248,15 +249,15 @@ def _blind(table: Table) -> Iterator[Finding]:
     yield Finding("selection within noise", text, False, tuple(texts))
 
 
-def _listed(names: Sequence[str], what: str = "classes", most: int = MANY, separator: str = ", ") -> str:
+def _listed(names: Sequence[str], most: int = MANY, separator: str = ", ") -> str:
     more = len(names) - most
-    return separator.join(names[:most]) + (f" and {more} more {what}" if more > 0 else "")
+    return separator.join(names[:most]) + (f"{separator}and {more} more" if more > 0 else "")
 
 
 def _which(some: Sequence[Run], runs: Sequence[Run]) -> str:
-    """Return the number of affected runs and the first of their names."""
-    names = places_of(runs)
-    listed = _listed([names[run.folder.path] for run in some], "runs", FEW_NAMES)
+    """Return the number of affected runs and the first of their labels."""
+    labels = _labels(runs)
+    listed = _listed([labels[run.folder.path] for run in some], FEW_NAMES, "; ")
     which = "" if len(some) == len(runs) else f": {listed}"
     return f"({len(some)} of {count(len(runs), 'run')}{which})"
 
@@ -302,7 +303,7 @@ def _identical(runs: Sequence[Run]) -> Iterator[Finding]:
             predictions = run.predictions.labeled
             rounded = np.round(predictions.probabilities, ALIKE)
             same[run.test_set, hashlib.sha256(rounded.tobytes()).digest()].append(names[run.folder.path])
-    copies = tuple(_listed(places, "runs") for places in same.values() if len(places) > 1)
+    copies = tuple(_listed(places) for places in same.values() if len(places) > 1)
     if copies:
         text = f"runs with the same {ALIKE} digits in every probability (a copied folder, or a key without effect)"
         yield Finding("suspiciously identical", text, names=copies)
@@ -356,7 +357,7 @@ def _pixels(runs: Sequence[Run]) -> Iterator[Finding]:
     texts: dict[object, str] = {}
     for places in read.values():
         if len(places) > 1:
-            sources = "; ".join(f"{label} ({_listed(some, 'runs')})" for label, some in sorted(places.items()))
+            sources = "; ".join(f"{label} ({_listed(some)})" for label, some in sorted(places.items()))
             some_runs = frozenset(name for some in places.values() for name in some)
             texts.setdefault(some_runs, f"the runs read the same images from different files: {sources}")
     for text in texts.values():
@@ -368,7 +369,7 @@ def _single_seeds(tables: Sequence[Table]) -> Iterator[Finding]:
     single = [group.label for group in scored if len(group.scored) == 1]
     if single:
         everywhere = len(single) == len(scored)
-        which = "every group" if everywhere else _listed(single, "groups")
+        which = "every group" if everywhere else _listed(single)
         instead = "" if everywhere else "; it is estimated from the other groups, and may be far off"
         yield Finding(
             "one seed only", f"how much results vary between trainings is unknown for {which}{instead}", False

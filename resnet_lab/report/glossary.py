@@ -45,6 +45,7 @@ WORDS = ALIASES | {  # word of a reader → name of a score or term
     **dict.fromkeys(("baseline", "majority"), "majority baseline"),
     **dict.fromkeys(("calibration", "calibration error"), "ece"),
     **dict.fromkeys(("tie", "ties"), "tied"),
+    "temperature scaling": "temperature",
 }
 
 
@@ -64,7 +65,7 @@ def explained(word: str) -> dict[str, str]:
 
 
 def _is(word: str, *names: str) -> bool:
-    return word in [name.lower() for name in names]
+    return word.replace("_", " ") in [name.lower().replace("_", " ") for name in names]
 
 
 def glossary_of(tables: Sequence[Table]) -> dict[str, str]:

@@ -299,7 +299,8 @@ def reasons_of(predictions: Predictions, patient: np.ndarray) -> dict[str, str]:
         return dict.fromkeys(SCORES, "all images are of one patient")
     reasons: dict[str, str] = {}
     if min(referred, images - referred) < FEWEST:
-        few = f"fewer than {FEWEST} images are referable, or fewer than {FEWEST} are not"
+        which = "referable" if referred <= images - referred else "not referable"
+        few = f"fewer than {FEWEST} images ({min(referred, images - referred)}) are {which}"
         reasons = {name: few for name, score in SCORES.items() if score.needs == "referable"}
     if present.min() < FEWEST:
         reasons |= {name: FEW_OF_A_CLASS for name, score in SCORES.items() if score.by_class}
