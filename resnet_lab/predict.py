@@ -50,7 +50,9 @@ def command(arguments: list[str]) -> None:
     refuse_undefined(rows, probabilities, str(model.file))
     write_predictions(out, rows, classes, probabilities, exact=False, class_names=names)
     shares = ", ".join(f"{name}: {int((classes == k).sum())}" for k, name in enumerate(names))
-    log.info("%s → %s (%s)", count(len(classes), "image"), out, shares)
+    missing = datamodule.dropped["skipped_images"]  # with on_bad_image=drop; each of them is named above
+    lacks = f"; without {count(missing, 'image')} that cannot be read" if missing else ""
+    log.info("%s → %s (%s)%s", count(len(classes), "image"), out, shares, lacks)
 
 
 if __name__ == "__main__":

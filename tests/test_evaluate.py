@@ -224,6 +224,21 @@ def test_predictions_without_labels(trained: RunFolder, photographs: Path, tmp_p
     assert "no image" in refusal(predict.command, [str(trained.path), str(tmp_path / "empty")])
 
 
+def test_predict_counts_the_images_that_it_leaves_out(
+    trained: RunFolder, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "new").mkdir()
+    image = sorted((photographs / "images").iterdir())[0]
+    shutil.copy(image, tmp_path / "new")
+    words = [str(trained.path), str(tmp_path / "new"), f"out={tmp_path / 'new.csv'}", "data.on_bad_image=drop"]
+    predict.command(words)
+    assert capsys.readouterr().out.endswith(")\n")
+    (tmp_path / "new" / "broken.jpg").write_bytes(b"abc")
+    predict.command([*words, "overwrite=true"])
+    assert capsys.readouterr().out.endswith("); without 1 image that cannot be read\n")
+    assert list(pd.read_csv(tmp_path / "new.csv")["image"]) == [image.name]
+
+
 def test_a_checkpoint_calls_no_external_function(trained: RunFolder, tmp_path: Path) -> None:
     checkpoint = torch.load(trained.last_checkpoint, weights_only=True)
     foreign, nested = tmp_path / "foreign.ckpt", tmp_path / "nested.ckpt"
