@@ -70,7 +70,7 @@ def refuse_mixture(run: RunFolder, sweep: bool) -> None:
     if sweep and RunFolder(run.path.parent).config_file.is_file():
         raise UserError(f"{run.path.parent} contains a single run; choose another sweep_dir")
     if not sweep and jobs_file(run.path).is_file():
-        raise UserError(f"{run.path} contains a sweep; choose another sweep_dir for a single run")
+        raise UserError(f"{short(run.path)} contains a sweep; choose another sweep_dir for a single run")
     if not sweep and not run.config_file.is_file() and (other := next(run.path.glob("*/status.json"), None)):
         remedy = f"give the command its own folder, such as sweep_dir={short(run.path / 'NAME')}"
         raise UserError(f"{short(run.path)} contains other runs, such as {other.parent.name}; {remedy}")
@@ -148,25 +148,27 @@ def _accepted(run: RunFolder, plain: dict[str, Any]) -> dict[str, Any]:
     roots = [config["data"].get("root") for config in (before, plain)]
     trained = run.last_checkpoint.is_file() or run.best_checkpoint.is_file() or status["state"] == "done"
     if status["state"] == "done" and len({_place(root) for root in roots}) > 1:
-        raise UserError(f"{run.path} is done with data.root={roots[0]}; choose another sweep_dir")
+        raise UserError(f"{short(run.path)} is done with data.root={roots[0]}; choose another sweep_dir")
     if not different:
         return {}
     changes = {"state": "created", "error": None, "config_hash": config_hash(plain), "seed": plain["seed"]}
     if not trained and not run.is_locked():
-        print(f"{run.path} has no finished epoch; the new configuration is used ({different})", flush=True)
+        print(f"{short(run.path)} has no finished epoch; the new configuration is used ({different})", flush=True)
         return changes
     if changed_keys(before, plain) == {EPOCHS}:
         refuse_epochs(run, before, plain)
         old, new = (config["trainer"]["max_epochs"] for config in (before, plain))
         if status["state"] == "done" and status["epoch"] + 1 < old:
-            stopped = f"{run.path} stopped early, after {status['epoch'] + 1} epochs"
+            stopped = f"{short(run.path)} stopped early, after {status['epoch'] + 1} epochs"
             print(f"{stopped}; trainer.max_epochs={new} changes nothing", flush=True)
             return changes | {"state": "done"}
         older = sorted(folder.name for folder in run.path.glob("evaluation_*"))
         stale = f"; then evaluate again: {', '.join(older)} will be outdated" if older else ""
         print(f"{short(run.path)}: trainer.max_epochs was {old}, is now {new}: training resumes{stale}", flush=True)
         return changes | {"state": "interrupted"}
-    raise UserError(f"{run.path} contains a run with a different configuration: {different}; choose another sweep_dir")
+    raise UserError(
+        f"{short(run.path)} contains a run with a different configuration: {different}; choose another sweep_dir"
+    )
 
 
 def _place(root: str | None) -> str | None:

@@ -21,14 +21,14 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from resnet_lab.axes import note_jobs
+from resnet_lab.axes import note_jobs, settings_in
 from resnet_lab.config import check, job_name, searchpath_of, words_of_trust
 from resnet_lab.continuation import EPOCHS, epochs_by_job, goes_on_to
-from resnet_lab.errors import UserError
+from resnet_lab.errors import UserError, count
 from resnet_lab.hydra_errors import one_line
 from resnet_lab.launch import refuse_mixture
 from resnet_lab.processes import describe_death
-from resnet_lab.run_folder import RunFolder, list_jobs, of_logger
+from resnet_lab.run_folder import RunFolder, given_keys, list_jobs, of_logger
 from resnet_lab.schema import BY_NAME, CHOSEN, PROVIDED, conf_dir
 from resnet_lab.signatures import is_ours
 from resnet_lab.supervisor import run_module
@@ -247,6 +247,8 @@ class ListJobs(Callback):
             excluded = hydra.job.config.override_dirname.exclude_keys
             names = [_folder_name(job, excluded, hydra.sweep.dir) for job in jobs]
             renamed = _lengthened(dict(zip(names, jobs, strict=True)), excluded, Path(hydra.sweep.dir))
+            if note := _beside(dict(zip(names, jobs, strict=True)), Path(hydra.sweep.dir), renamed):
+                print(note, flush=True)
         SWEPT[Path(hydra.sweep.dir)] = names
         for launcher in OWN_LINES:  # a job prints its label instead
             logging.getLogger(launcher).setLevel(logging.WARNING)
@@ -256,6 +258,29 @@ class ListJobs(Callback):
                 note_jobs(Path(hydra.sweep.dir), dict(zip(names, jobs, strict=True)), renamed)
         except OSError as error:  # printed here, as Hydra logs a traceback and continues
             print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
+
+
+def _beside(jobs: Mapping[str, Sequence[str]], sweep_dir: Path, renamed: Sequence[str]) -> str:
+    """Return a hint if no job resumes an earlier one of the sweep, as the overrides have other keys; empty if not.
+
+    Args:
+        jobs: folder name → overrides.
+        sweep_dir: folder of the sweep.
+        renamed: old names of jobs that these resume.
+    """
+    earlier = settings_in(sweep_dir)
+    if not earlier or renamed or jobs.keys() & earlier.keys():
+        return ""
+    here = {key for job in jobs.values() for key in given_keys(job)}
+    there = {key for keys in earlier.values() for key in keys}
+    added, left_out = ", ".join(sorted(here - there)), ", ".join(sorted(there - here))
+    if not (added or left_out):  # new values of the same axes
+        return ""
+    differ = [*([f"overrides {added}"] if added else []), *([f"does not override {left_out}"] if left_out else [])]
+    return (
+        f"{sweep_dir}: {count(len(jobs), 'new job')} beside {count(len(earlier), 'earlier one')}: this command "
+        f"{' and '.join(differ)}; to resume the earlier ones, repeat their command"
+    )
 
 
 def _lengthened(jobs: Mapping[str, Sequence[str]], excluded: Sequence[str], sweep_dir: Path) -> list[str]:

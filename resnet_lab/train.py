@@ -93,7 +93,8 @@ def train(config: DictConfig) -> float | None:
         # printed now, as Hydra shows only the first failed job, at the end
         if not isinstance(error, JobFailed):
             text = with_file(one_line_of(error), hydra_config.overrides.task, config_dir_of(hydra_config))
-            print(f"error: {f'{run.path.name}: ' if sweep else ''}{text}", file=sys.stderr, flush=True)
+            job = f"{run.path.name}: " if sweep and run.path.name not in text else ""
+            print(f"error: {job}{text}", file=sys.stderr, flush=True)
         if sweep and not one_by_one:
             raise
         FAILED.append(run)

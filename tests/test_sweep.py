@@ -15,6 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from resnet_lab import preflight as command
 from resnet_lab import sweep
+from resnet_lab.axes import note_jobs
 from resnet_lab.config import register
 from resnet_lab.errors import UserError
 from resnet_lab.launch import refuse_mixture
@@ -50,6 +51,20 @@ def test_a_single_run_into_a_folder_of_runs_is_refused(tmp_path: Path) -> None:
     message = refusal(refuse_mixture, RunFolder(tmp_path), False)
     assert message.startswith(f"{tmp_path} contains other runs, such as first; give the command its own folder")
     refuse_mixture(RunFolder(tmp_path / "first"), sweep=False)  # it is resumed
+
+
+def test_jobs_that_resume_none_of_the_earlier_ones_are_pointed_out(tmp_path: Path) -> None:
+    note_jobs(tmp_path, {f"depth-18_seed-{seed}": ["model.depth=18", f"seed={seed}"] for seed in (0, 1)})
+    assert sweep._beside({"depth-18_seed-1": ["model.depth=18", "seed=1"]}, tmp_path, []) == ""
+    assert sweep._beside({"depth-34_seed-0": ["model.depth=34", "seed=0"]}, tmp_path, []) == ""
+    assert sweep._beside({"depth-18": ["model.depth=18", "sweep_dir=x"]}, tmp_path, []) == (
+        f"{tmp_path}: 1 new job beside 2 earlier ones: this command does not override seed; "
+        "to resume the earlier ones, repeat their command"
+    )
+    longer = {f"lr-1_depth-18_seed-{seed}": ["optim.lr=1", "model.depth=18", f"seed={seed}"] for seed in (0, 1)}
+    assert "2 new jobs beside 2 earlier ones: this command overrides optim.lr; " in sweep._beside(longer, tmp_path, [])
+    assert sweep._beside(longer, tmp_path, ["depth-18"]) == ""
+    assert sweep._beside(longer, tmp_path / "new", []) == ""
 
 
 def test_without_slurm_no_sweep_is_submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
