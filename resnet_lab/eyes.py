@@ -37,9 +37,10 @@ class Pairs:
         groups = pd.DataFrame({"row": np.arange(len(labeled.rows)), "patient": patients})
         rows = groups.groupby("patient", sort=False)["row"].agg(list)
         if (most := rows[rows.map(len) > 2]).size:
+            images = ", ".join(labeled.rows["image"].iloc[most.iloc[0]])
             raise UserError(
-                f"patient {most.index[0]} has {len(most.iloc[0])} images in {split}; at most one of each eye can be "
-                "combined; leave out the others"
+                f"patient {most.index[0]} has {len(most.iloc[0])} images in {split} ({images}); at most one of each "
+                "eye can be combined, so leave out the others; patients that share an identical image count as one"
             )
         self.patients = rows.index.to_numpy()
         self.first = np.array([each[0] for each in rows])  # (P,)

@@ -60,7 +60,7 @@ def test_a_fitted_model_needs_two_splits(three: Labeled) -> None:
 
 def test_more_than_two_images_are_refused(three: Labeled) -> None:
     rows = three.rows.assign(patient="a")
-    with pytest.raises(UserError, match="patient a has 3 images in test"):
+    with pytest.raises(UserError, match=r"patient a has 3 images in test \(image0, image1, image2\); at most one"):
         Pairs(Labeled(rows, three.probabilities), "test")
     alone = Labeled(three.rows.assign(patient=["a", "b", "c"]), three.probabilities)
     with pytest.raises(UserError, match="no patient has two images in test"):
