@@ -8,6 +8,7 @@ import io
 import logging
 import os
 import re
+import signal
 import sys
 import tempfile
 import textwrap
@@ -237,7 +238,7 @@ def begin() -> None:
 
 
 def run_command(command: Callable[[list[str]], None]) -> int:
-    """Run a verb and return the exit code; an error of the user is one line and code 2."""
+    """Run a verb and return the exit code; an error of the user is one line and code 2, Ctrl-C one line and 130."""
     begin()
     try:
         command(sys.argv[1:])
@@ -247,4 +248,8 @@ def run_command(command: Callable[[list[str]], None]) -> int:
     except (UserError, OSError) as error:
         print(f"error: {one_line_of(error)}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        start = "\n" if sys.stderr.isatty() else ""  # after ^C
+        print(f"{start}stopped", file=sys.stderr)
+        return 128 + signal.SIGINT
     return 0

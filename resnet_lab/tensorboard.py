@@ -17,7 +17,7 @@ from resnet_lab.axes import shortest_tail
 from resnet_lab.command_line import run_command
 from resnet_lab.errors import UserError, count
 from resnet_lab.processes import Stopped, run_tied, stop_on_signals
-from resnet_lab.run_folder import find_runs
+from resnet_lab.run_folder import find_runs, jobs_file
 from resnet_lab.status import labels_of
 from resnet_lab.verbs import VERBS
 
@@ -27,21 +27,22 @@ EVERY = 5.0  # seconds between two checks of the run folders
 def names_of(folders: Sequence[str]) -> dict[str, Path]:
     """Return name → folder with the event files, for each run that has begun to log.
 
-    The name is the label of the job. Where runs of several sweeps are shown, the sweep's folder comes before it.
+    The name is the label of the job, or the folder of a single run. Beside other runs, a job has its sweep's folder
+    before its label.
 
     Raises:
         UserError: a folder does not exist, or the folders contain no run.
     """
     runs = [run for run in find_runs(folders) if run.tensorboard.is_dir()]
-    places = list(dict.fromkeys(run.path.parent for run in runs))
-    labels = {place: labels_of(place) for place in places}
-    texts = list(map(str, places))
+    sweeps = [run.path.parent if jobs_file(run.path.parent).is_file() else None for run in runs]
+    labels = {sweep: labels_of(sweep) for sweep in dict.fromkeys(sweeps) if sweep}
+    places = list(dict.fromkeys(str(sweep or run.path) for sweep, run in zip(sweeps, runs, strict=True)))
     found = dict[str, Path]()
-    for run in runs:
-        place = run.path.parent
-        label = labels[place].get(run.path.name, run.path.name).replace("/", "_")
-        before = f"{shortest_tail(str(place), texts, '/').strip('/')}/" if len(places) > 1 else ""
-        name = f"{before}{label}"
+    for sweep, run in zip(sweeps, runs, strict=True):
+        own = shortest_tail(str(sweep or run.path), places, "/").strip("/")
+        before = f"{own}/" if len(places) > 1 else ""
+        label = labels[sweep].get(run.path.name, run.path.name).replace("/", "_") if sweep else ""
+        name = f"{before}{label}" if sweep else own
         found[name if name not in found else f"{before}{run.path.name}"] = run.tensorboard
     return found
 

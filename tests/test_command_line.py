@@ -1,4 +1,4 @@
-"""The surroundings of a verb: terminals without UTF-8 and users without a home folder."""
+"""The surroundings of a verb: terminals without UTF-8, users without a home folder, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from resnet_lab.command_line import begin
+from resnet_lab.command_line import begin, run_command
 
 
 def test_characters_that_a_terminal_lacks_are_question_marks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,3 +37,13 @@ def test_an_existing_home_folder_is_used(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("HOME", str(tmp_path))
     begin()
     assert os.environ["HOME"] == str(tmp_path)
+
+
+def test_ctrl_c_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["verb"])
+
+    def stopped(_: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    assert run_command(stopped) == 130
+    assert capsys.readouterr().err == "stopped\n"

@@ -123,7 +123,10 @@ def test_runs_are_linked_by_their_labels(tmp_path: Path) -> None:
     assert names["depth=34 pretrained=a_b"] == one / "pretrained-a-b-34" / "tensorboard"
     (write_run(tmp_path / "x" / "single") / "tensorboard").mkdir()
     write_run(tmp_path / "x" / "not_yet")
-    assert {*names_of([str(tmp_path / "x")])} == {f"one/{name}" for name in names} | {"x/single"}
+    (write_run(tmp_path / "x" / "more" / "one") / "tensorboard").mkdir()
+    others = {"single", "more/one"}  # the last one is named like the sweep
+    assert {*names_of([str(tmp_path / "x")])} == {f"x/one/{name}" for name in names} | others
+    assert {*names_of([str(tmp_path / "x" / "single")])} == {"single"}
     with pytest.raises(UserError, match="no run"):
         names_of([str(tmp_path / "x" / "single" / "tensorboard")])
 

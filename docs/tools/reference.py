@@ -18,6 +18,13 @@ Every key of the configuration. Set a key as `KEY=VALUE` on the command line, or
 VERBS_ABOUT = """# Verbs
 
 The command is `resnet-lab VERB …`. `resnet-lab VERB --help` prints the same text.
+
+| exit code | meaning |
+|---:|---|
+| 0 | everything is done |
+| 1 | `train`: a job failed or was not started; `report --check`: a metric differs; any verb: output was not written |
+| 2 | the command line, or an input of another verb, is wrong |
+| 130, 143 | stopped by Ctrl-C, or by SIGTERM |
 """
 
 HELP = """## help
