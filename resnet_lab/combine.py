@@ -391,7 +391,7 @@ def combine_eyes(folders: Sequence[str], out: Path, methods: Sequence[str], deci
     """
     made: list[tuple[RunFolder, dict[str, Any]]] = []
     runs = [run for run in read_runs(folders) if run.scores and f"combine.{EYES}" not in run.config]
-    places, single = places_of(runs) if runs else {}, list[int]()
+    places, single, alike = places_of(runs) if runs else {}, list[int](), list[tuple[str, str]]()
     for run in runs:
         if not run.status.get("ordered") and len(run.class_names) > 2:
             raise UserError(f"{run.folder.path}: eyes= needs grades, but the classes of this run have no order")
@@ -414,11 +414,16 @@ def combine_eyes(folders: Sequence[str], out: Path, methods: Sequence[str], deci
                     _set(config, DECISION, rule)
                 given = {"splits": tables, "config": config, "facts": facts_of([run]), "rule": rule}
                 made.append((place, given | {"title": place.path.name, "sources": [run.folder]}))
-        single.append(Pairs(splits[run.split], run.split).alone)
+        pairs = Pairs(splits[run.split], run.split)
+        single.append(pairs.alone)
+        alike = alike or pairs.of_one_eye
     if any(single):
         fewest, most = min(single), max(single)
         many = count(most, "patient") if fewest == most else f"{fewest} to {most} patients"
         log.info("%s with one image, graded alone (%s)", many, count(len(single), "run"))
+    if alike:
+        names, which = " and ".join(alike[0]), count(len(alike), "patient has", "patients have")
+        log.warning("%s two images of one eye (%s), which count as two eyes; leave out one of them", which, names)
     if not made:
         raise UserError(f"{' '.join(folders)}: no finished run that grades each eye by itself")
     return _written(made)

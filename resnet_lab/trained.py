@@ -349,12 +349,24 @@ def count_training_images(model: Trained, rows: pd.DataFrame, kind: str = "") ->
         text = "%s has no hashes of its training images (older version), so copies of them are not counted"
         log.warning(text, model.file)
         return
+    warn_of_training_images(known, str(model.file), rows, kind)
+
+
+def warn_of_training_images(known: str, name: str, rows: pd.DataFrame, kind: str = "") -> None:
+    """Warn about images whose pixels are those of training images.
+
+    Args:
+        known: the concatenated hashes of the training images' pixels.
+        name: what was trained on them, for the message.
+        rows: as for `count_training_images`.
+        kind: likewise.
+    """
     hashes = {known[start : start + HASH_DIGITS] for start in range(0, len(known), HASH_DIGITS)}
     found = int(rows["decoded"].isin(hashes).sum())
     if found:
         which = f"{found} of the {len(rows)} {kind}images" if len(rows) > 1 else f"the {kind}image"
         are = "is a training image" if found == 1 else "are training images"
-        log.warning("%s %s of %s (equal pixels)", which, are, model.file)
+        log.warning("%s %s of %s (equal pixels)", which, are, name)
 
 
 def photographs(config: dict[str, Any], root: str, class_names: list[str]) -> dict[str, Any]:
