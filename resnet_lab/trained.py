@@ -336,24 +336,27 @@ def match_classes(model: Trained, class_names: Sequence[str], data: str, remedy:
         log.warning("classes are matched by order: %s for %s", ", ".join(class_names), ", ".join(names))
 
 
-def count_training_images(model: Trained, rows: pd.DataFrame, kind: str = "") -> None:
-    """Warn about images that a model was trained on, found by equal pixels: scores on them are too high.
+def count_training_images(model: Trained, rows: pd.DataFrame, kind: str = "") -> int:
+    """Count the images that a model was trained on, found by equal pixels, and warn: scores on them are too high.
 
     Args:
         model: the loaded model.
         rows: rows of a table, with `decoded`.
         kind: the kind of images, for the message, such as `test `.
+
+    Returns:
+        Their number; 0 if it is unknown.
     """
     known = model.origin.get(TRAIN_IMAGES)
     if not isinstance(known, str):
         text = "%s has no hashes of its training images (older version), so copies of them are not counted"
         log.warning(text, model.file)
-        return
-    warn_of_training_images(known, str(model.file), rows, kind)
+        return 0
+    return warn_of_training_images(known, str(model.file), rows, kind)
 
 
-def warn_of_training_images(known: str, name: str, rows: pd.DataFrame, kind: str = "") -> None:
-    """Warn about images whose pixels are those of training images.
+def warn_of_training_images(known: str, name: str, rows: pd.DataFrame, kind: str = "") -> int:
+    """Count the images whose pixels are those of training images, and warn about them.
 
     Args:
         known: the concatenated hashes of the training images' pixels.
@@ -367,6 +370,7 @@ def warn_of_training_images(known: str, name: str, rows: pd.DataFrame, kind: str
         which = f"{found} of the {len(rows)} {kind}images" if len(rows) > 1 else f"the {kind}image"
         are = "is a training image" if found == 1 else "are training images"
         log.warning("%s %s of %s (equal pixels)", which, are, name)
+    return found
 
 
 def photographs(config: dict[str, Any], root: str, class_names: list[str]) -> dict[str, Any]:

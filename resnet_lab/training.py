@@ -106,7 +106,7 @@ def run_job(run: RunFolder, misfits: frozenset[Path] = frozenset()) -> None:
         run_job(run, misfits | {resume_from})
         return
     if resume_from is None and rank() == 0:
-        _count_pretraining_images(config["model"], module, datamodule)
+        note_seen(run, "model.pretrained", _count_pretraining_images(config["model"], module, datamodule))
     module.distillation = distillation(run, config, module, datamodule, resumes=resume_from is not None)
     freezing = Freezing(module.model, config["model"]["freeze"], config["model"]["unfreeze_at_epoch"])
     module.fit_split = "val" if "val" in datamodule.splits else "train"
@@ -271,22 +271,34 @@ def read_data(run: RunFolder, config: dict[str, Any], resumes: bool) -> DataModu
     return datamodule
 
 
-def _count_pretraining_images(model: dict[str, Any], module: Classifier, datamodule: DataModule) -> None:
-    """Warn about validation and test images on which the network of `model.pretrained` was trained.
+def note_seen(run: RunFolder, key: str, images: dict[str, int]) -> None:
+    """Note in status.json, as `seen_by`, how many images of each split the network that a key names was trained on."""
+    before = run.read_status().get("seen_by") or {}
+    seen = {name: found for name, found in before.items() if name != key}
+    seen |= {key: images} if any(images.values()) else {}
+    if seen != before:
+        run.update_status(seen_by=seen)
+
+
+def _count_pretraining_images(model: dict[str, Any], module: Classifier, datamodule: DataModule) -> dict[str, int]:
+    """Count the validation and test images on which the network of `model.pretrained` was trained, and warn.
 
     A file that is no checkpoint of ours has no hashes of its training images, so nothing is known.
     """
     source = str(model.get("pretrained", "none"))
     if not Path(source).expanduser().exists():
-        return
+        return {}
     if is_ours(str(model["_target_"])):
         content, source = contents(source, depth_of(module.model.state_dict()))
     else:
         content = read(checkpoint_of(source))
     origin = content.get(CHECKPOINT_KEY)
     known = origin.get(TRAIN_IMAGES) if isinstance(origin, dict) else None
-    for split in datamodule.test_splits if isinstance(known, str) else ():
-        warn_of_training_images(str(known), f"model.pretrained={source}", datamodule.rows(split), f"{split} ")
+    name = f"model.pretrained={source}"
+    return {
+        split: warn_of_training_images(str(known), name, datamodule.rows(split), f"{split} ")
+        for split in (datamodule.test_splits if isinstance(known, str) else ())
+    }
 
 
 def distillation(
@@ -312,8 +324,9 @@ def distillation(
             "restore those, or choose another sweep_dir"
         )
     if rank() == 0:
-        for split in datamodule.test_splits:
-            count_training_images(teacher, datamodule.rows(split), f"{split} ")
+        splits = datamodule.test_splits
+        seen = {split: count_training_images(teacher, datamodule.rows(split), f"{split} ") for split in splits}
+        note_seen(run, "loss.teacher", seen)
         run.update_status(teacher=found.digest)
         log.info("loss.teacher=%s: %s, weights %s", loss["teacher"], teacher.file, found.digest)
     return found

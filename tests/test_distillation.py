@@ -246,6 +246,9 @@ def test_initial_weights_that_were_trained_on_the_test_images_are_named(
     assert guarded(run) == 0
     words = f"test images are training images of model.pretrained={teacher.path} (best.ckpt) (equal pixels)"
     assert (words in run.log_file.read_text()) == seen
+    images = run.read_status().get("seen_by", {}).get("model.pretrained", {})
+    assert (images.get("test", 0) > 0) == seen
+    assert not seen or f"{images['test']} of the 40 {words}" in run.log_file.read_text()
 
 
 def test_keys_without_a_teacher_are_named() -> None:
