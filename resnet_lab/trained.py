@@ -246,12 +246,12 @@ def load_derived(run: RunFolder, folders: Sequence[Path]) -> Trained:
         if member.tta != first.tta:
             raise UserError(
                 f"{run.path}: its members average different views (trainer.tta={first.tta} and {member.tta}), so they "
-                "are not one network; load them one by one"
+                "are not one network; predict with each of them, and average the probabilities"
             )
         if different := [key for key in SEEING if _seeing(member, key) != _seeing(first, key)]:
             raise UserError(
                 f"{run.path}: its members prepare images differently (data.{different[0]}), so they are not one "
-                "network; load them one by one"
+                "network; predict with each of them, and average the probabilities"
             )
     hashes = [str(member.origin[TRAIN_IMAGES]) for member in members if member.origin.get(TRAIN_IMAGES)]
     known = "".join(hashes) if len(hashes) == len(members) else None  # those of some would hide the others
