@@ -33,6 +33,7 @@ from resnet_lab.verbs import VERBS
 log = logging.getLogger("resnet_lab")
 
 FOLD = "data.fold"
+CUT = ("data.folds", "data.split_seed", "data.max_images")  # the same for all folds of a cross-validation
 ALL, NOTHING = "all", "none"  # values of over=
 SHARED = ("versions", "commit", "hardware", "monitor", "recipe", "pixels", "pixel_digests", "patients")
 SUMMED = ("parameters", "multiply_adds", "seconds", "core_seconds")  # what the members need in common
@@ -135,10 +136,10 @@ def _refuse_other_classes(members: Sequence[Run]) -> None:
 
 def _refuse_incomplete(members: Sequence[Run], by_fold: Mapping[Any, Sequence[object]]) -> None:
     """Refuse missing folds, folds of different cross-validations, and folds with different numbers of members."""
-    cuts = {(run.config.get("data.folds"), run.config.get("data.split_seed")) for run in members}
+    cuts = {tuple(run.config.get(key) for key in CUT) for run in members}
     if len(cuts) > 1:
         texts = " and ".join(sorted(map(str, cuts)))
-        raise UserError(f"the folds come from different cross-validations (data.folds, data.split_seed): {texts}")
+        raise UserError(f"the folds come from different cross-validations ({', '.join(CUT)}): {texts}")
     folds = int(cuts.pop()[0] or 0)
     if missing := [str(fold) for fold in range(folds) if fold not in by_fold]:
         what = "folds" if len(missing) > 1 else "fold"
@@ -210,11 +211,28 @@ def facts_of(members: Sequence[Run], decides: bool = False) -> dict[str, Any]:
     facts |= {
         key: first[key] for key in SHARED if key in first and all(run.status.get(key) == first[key] for run in members)
     }
+    if seen := seen_by_any(members):
+        facts["seen_by"] = seen
     for key in SUMMED:
         values = [run.status.get(key) for run in members]
         if all(isinstance(value, int | float) for value in values):
             facts[key] = sum(value for value in values if value is not None)
     return facts
+
+
+def seen_by_any(members: Sequence[Run]) -> dict[str, dict[str, int]]:
+    """Return `seen_by` of status.json for a combined run: the largest number of its members, summed over folds."""
+    most: dict[tuple[str, str], dict[Any, int]] = {}
+    for run in members:
+        for key, images in (run.status.get("seen_by") or {}).items():
+            for split, number in images.items():
+                folds = most.setdefault((key, split), {})
+                fold = run.config.get(FOLD)
+                folds[fold] = max(number, folds.get(fold, 0))
+    found: dict[str, dict[str, int]] = {}
+    for (key, split), folds in most.items():
+        found.setdefault(key, {})[split] = sum(folds.values())
+    return found
 
 
 def rule_of(members: Sequence[Run], decision: str) -> str:
@@ -391,7 +409,7 @@ def combine_eyes(folders: Sequence[str], out: Path, methods: Sequence[str], deci
     """
     made: list[tuple[RunFolder, dict[str, Any]]] = []
     runs = [run for run in read_runs(folders) if run.scores and f"combine.{EYES}" not in run.config]
-    places, single = places_of(runs) if runs else {}, list[int]()
+    places, single, alike = places_of(runs) if runs else {}, list[int](), list[tuple[str, str]]()
     for run in runs:
         if not run.status.get("ordered") and len(run.class_names) > 2:
             raise UserError(f"{run.folder.path}: eyes= needs grades, but the classes of this run have no order")
@@ -414,11 +432,16 @@ def combine_eyes(folders: Sequence[str], out: Path, methods: Sequence[str], deci
                     _set(config, DECISION, rule)
                 given = {"splits": tables, "config": config, "facts": facts_of([run]), "rule": rule}
                 made.append((place, given | {"title": place.path.name, "sources": [run.folder]}))
-        single.append(Pairs(splits[run.split], run.split).alone)
+        pairs = Pairs(splits[run.split], run.split)
+        single.append(pairs.alone)
+        alike = alike or pairs.of_one_eye
     if any(single):
         fewest, most = min(single), max(single)
         many = count(most, "patient") if fewest == most else f"{fewest} to {most} patients"
         log.info("%s with one image, graded alone (%s)", many, count(len(single), "run"))
+    if alike:
+        names, which = " and ".join(alike[0]), count(len(alike), "patient has", "patients have")
+        log.warning("%s two images of one eye (%s), which count as two eyes; leave out one of them", which, names)
     if not made:
         raise UserError(f"{' '.join(folders)}: no finished run that grades each eye by itself")
     return _written(made)

@@ -137,7 +137,7 @@ class Verb(argparse.ArgumentParser):
         """Parse a command line.
 
         Raises:
-            UserError: an argument is unknown, given twice or missing.
+            UserError: an argument is unknown, given twice, empty or missing.
             SystemExit: with code 0, after an option such as `--help`.
         """
         typed = [f"--{word}" if "=" in word and f"--{word.partition('=')[0]}" in self.known else word for word in words]
@@ -146,6 +146,8 @@ class Verb(argparse.ArgumentParser):
         keys = [word.partition("=")[0] for word in typed if word.startswith("--") and "=" in word]
         if twice := [key for key in keys if keys.count(key) > 1 and key != "--trust"]:
             self.error(f"{twice[0][2:]}= is given twice")
+        if empty := [word[:-1] for word in typed if word.startswith("--") and word.endswith("=")]:
+            self.error(f"{empty[0][2:]}= has no value; write {self.known.get(empty[0], 'one')}, or leave it out")
         given = self.parse_intermixed_args(typed)
         for word in given.overrides if "overrides" in given else ():
             if "=" not in word and not word.startswith("~"):

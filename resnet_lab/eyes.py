@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from resnet_lab.data.patients import show_one_eye
 from resnet_lab.derived import Labeled
 from resnet_lab.errors import UserError, count
 
@@ -51,6 +52,13 @@ class Pairs:
     def alone(self) -> int:
         """The number of patients with one image, which is graded alone."""
         return int((~self.both).sum())
+
+    @property
+    def of_one_eye(self) -> list[tuple[str, str]]:
+        """The two images of each patient whose file names show the same eye."""
+        images = self.labeled.rows["image"].to_numpy(str)
+        pairs = zip(images[self.first[self.both]], images[self.second[self.both]], strict=True)
+        return [(str(one), str(other)) for one, other in pairs if show_one_eye((one, other))]
 
     def by_patient(self, probabilities: np.ndarray) -> Labeled:
         """Return one row per patient: the target is the worse grade, `probabilities` are (P, K)."""

@@ -246,12 +246,12 @@ def load_derived(run: RunFolder, folders: Sequence[Path]) -> Trained:
         if member.tta != first.tta:
             raise UserError(
                 f"{run.path}: its members average different views (trainer.tta={first.tta} and {member.tta}), so they "
-                "are not one network; load them one by one"
+                "are not one network; predict with each of them, and average the probabilities"
             )
         if different := [key for key in SEEING if _seeing(member, key) != _seeing(first, key)]:
             raise UserError(
                 f"{run.path}: its members prepare images differently (data.{different[0]}), so they are not one "
-                "network; load them one by one"
+                "network; predict with each of them, and average the probabilities"
             )
     hashes = [str(member.origin[TRAIN_IMAGES]) for member in members if member.origin.get(TRAIN_IMAGES)]
     known = "".join(hashes) if len(hashes) == len(members) else None  # those of some would hide the others
@@ -336,25 +336,41 @@ def match_classes(model: Trained, class_names: Sequence[str], data: str, remedy:
         log.warning("classes are matched by order: %s for %s", ", ".join(class_names), ", ".join(names))
 
 
-def count_training_images(model: Trained, rows: pd.DataFrame, kind: str = "") -> None:
-    """Warn about images that a model was trained on, found by equal pixels: scores on them are too high.
+def count_training_images(model: Trained, rows: pd.DataFrame, kind: str = "") -> int:
+    """Count the images that a model was trained on, found by equal pixels, and warn: scores on them are too high.
 
     Args:
         model: the loaded model.
         rows: rows of a table, with `decoded`.
         kind: the kind of images, for the message, such as `test `.
+
+    Returns:
+        Their number; 0 if it is unknown.
     """
     known = model.origin.get(TRAIN_IMAGES)
     if not isinstance(known, str):
         text = "%s has no hashes of its training images (older version), so copies of them are not counted"
         log.warning(text, model.file)
-        return
+        return 0
+    return warn_of_training_images(known, str(model.file), rows, kind)
+
+
+def warn_of_training_images(known: str, name: str, rows: pd.DataFrame, kind: str = "") -> int:
+    """Count the images whose pixels are those of training images, and warn about them.
+
+    Args:
+        known: the concatenated hashes of the training images' pixels.
+        name: what was trained on them, for the message.
+        rows: as for `count_training_images`.
+        kind: likewise.
+    """
     hashes = {known[start : start + HASH_DIGITS] for start in range(0, len(known), HASH_DIGITS)}
     found = int(rows["decoded"].isin(hashes).sum())
     if found:
         which = f"{found} of the {len(rows)} {kind}images" if len(rows) > 1 else f"the {kind}image"
         are = "is a training image" if found == 1 else "are training images"
-        log.warning("%s %s of %s (equal pixels)", which, are, model.file)
+        log.warning("%s %s of %s (equal pixels)", which, are, name)
+    return found
 
 
 def photographs(config: dict[str, Any], root: str, class_names: list[str]) -> dict[str, Any]:

@@ -53,12 +53,14 @@ from resnet_lab.errors import UserError, short
 from resnet_lab.failures import fail, stopped_elsewhere
 from resnet_lab.files import refuse_unwritable, remove_unfinished
 from resnet_lab.freezing import Freezing, idle_keys
+from resnet_lab.inputs import checkpoint_of
 from resnet_lab.layers import LayerStatistics
 from resnet_lab.loggers import AFTER_CURVES
 from resnet_lab.metrics import is_collapsed, monitored
 from resnet_lab.models.pretrained import contents, depth_of, fitting, read, refuse_nan_weights
 from resnet_lab.models.resnet import multiply_adds, parameter_count
 from resnet_lab.module import Classifier
+from resnet_lab.origin import CHECKPOINT_KEY, TRAIN_IMAGES
 from resnet_lab.outputs import refuse_undefined, score_table, write_split
 from resnet_lab.parts import refuse_no_data_set, statistics_of, without_weights
 from resnet_lab.processes import Stopped
@@ -66,7 +68,7 @@ from resnet_lab.run_folder import RunFolder, flat, is_bookkeeping
 from resnet_lab.schema import BY_NAME, PROVIDED, Config
 from resnet_lab.scores import SCORES
 from resnet_lab.signatures import is_ours
-from resnet_lab.trained import count_training_images
+from resnet_lab.trained import count_training_images, warn_of_training_images
 from resnet_lab.trust import OPTION, trust_option
 from resnet_lab.tta import VIEWS
 
@@ -103,6 +105,8 @@ def run_job(run: RunFolder, misfits: frozenset[Path] = frozenset()) -> None:
     if resume_from is not None and not fits(resume_from, module):
         run_job(run, misfits | {resume_from})
         return
+    if resume_from is None and rank() == 0:
+        note_seen(run, "model.pretrained", _count_pretraining_images(config["model"], module, datamodule))
     module.distillation = distillation(run, config, module, datamodule, resumes=resume_from is not None)
     freezing = Freezing(module.model, config["model"]["freeze"], config["model"]["unfreeze_at_epoch"])
     module.fit_split = "val" if "val" in datamodule.splits else "train"
@@ -267,6 +271,36 @@ def read_data(run: RunFolder, config: dict[str, Any], resumes: bool) -> DataModu
     return datamodule
 
 
+def note_seen(run: RunFolder, key: str, images: dict[str, int]) -> None:
+    """Note in status.json, as `seen_by`, how many images of each split the network that a key names was trained on."""
+    before = run.read_status().get("seen_by") or {}
+    seen = {name: found for name, found in before.items() if name != key}
+    seen |= {key: images} if any(images.values()) else {}
+    if seen != before:
+        run.update_status(seen_by=seen)
+
+
+def _count_pretraining_images(model: dict[str, Any], module: Classifier, datamodule: DataModule) -> dict[str, int]:
+    """Count the validation and test images on which the network of `model.pretrained` was trained, and warn.
+
+    A file that is no checkpoint of ours has no hashes of its training images, so nothing is known.
+    """
+    source = str(model.get("pretrained", "none"))
+    if not Path(source).expanduser().exists():
+        return {}
+    if is_ours(str(model["_target_"])):
+        content, source = contents(source, depth_of(module.model.state_dict()))
+    else:
+        content = read(checkpoint_of(source))
+    origin = content.get(CHECKPOINT_KEY)
+    known = origin.get(TRAIN_IMAGES) if isinstance(origin, dict) else None
+    name = f"model.pretrained={source}"
+    return {
+        split: warn_of_training_images(str(known), name, datamodule.rows(split), f"{split} ")
+        for split in (datamodule.test_splits if isinstance(known, str) else ())
+    }
+
+
 def distillation(
     run: RunFolder, config: dict[str, Any], module: Classifier, datamodule: DataModule, resumes: bool
 ) -> Distillation | None:
@@ -290,8 +324,9 @@ def distillation(
             "restore those, or choose another sweep_dir"
         )
     if rank() == 0:
-        for split in datamodule.test_splits:
-            count_training_images(teacher, datamodule.rows(split), f"{split} ")
+        splits = datamodule.test_splits
+        seen = {split: count_training_images(teacher, datamodule.rows(split), f"{split} ") for split in splits}
+        note_seen(run, "loss.teacher", seen)
         run.update_status(teacher=found.digest)
         log.info("loss.teacher=%s: %s, weights %s", loss["teacher"], teacher.file, found.digest)
     return found

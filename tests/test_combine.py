@@ -283,10 +283,18 @@ def test_folds_with_a_common_image_or_patient_are_refused(folds: Path, tmp_path:
         combine([str(folds)], tmp_path / "pooled", ["data.fold"])
 
 
-def test_folds_of_different_cuts_are_refused(folds: Path, tmp_path: Path) -> None:
+def test_leaks_of_the_members_are_leaks_of_the_mean(folds: Path, tmp_path: Path) -> None:
+    for fold, seed, number in ((0, 0, 3), (0, 1, 5), (1, 0, 2)):
+        RunFolder(folds / f"fold-{fold}_seed-{seed}").update_status(seen_by={"loss.teacher": {"test": number}})
+    (run,) = combine([str(folds)], tmp_path / "pooled", ["all"])
+    assert run.read_status()["seen_by"] == {"loss.teacher": {"test": 7}}
+
+
+@pytest.mark.parametrize("key", ["split_seed", "max_images"])
+def test_folds_of_different_cuts_are_refused(folds: Path, tmp_path: Path, key: str) -> None:
     file = folds / "fold-1_seed-0" / "config.yaml"
     config = yaml.safe_load(file.read_text())
-    config["data"]["split_seed"] = 1
+    config["data"][key] = 1
     file.write_text(yaml.safe_dump(config))
     with pytest.raises(UserError, match="different cross-validations"):
         combine([str(folds)], tmp_path / "pooled", ["all"])

@@ -238,6 +238,19 @@ def test_a_teacher_that_sees_other_images_or_the_test_images_is_named(make_run: 
     assert "test images are training images of" in text
 
 
+@pytest.mark.parametrize(("swap", "seen"), [("data.splits={train:test,test:train}", True), ("data.splits=null", False)])
+def test_initial_weights_that_were_trained_on_the_test_images_are_named(
+    make_run: MakeRun, teacher: RunFolder, swap: str, seen: bool
+) -> None:
+    run = make_run(*SHORT, f"model.pretrained={teacher.path}", swap, "data.val_fraction=0", name="initialized")
+    assert guarded(run) == 0
+    words = f"test images are training images of model.pretrained={teacher.path} (best.ckpt) (equal pixels)"
+    assert (words in run.log_file.read_text()) == seen
+    images = run.read_status().get("seen_by", {}).get("model.pretrained", {})
+    assert (images.get("test", 0) > 0) == seen
+    assert not seen or f"{images['test']} of the 40 {words}" in run.log_file.read_text()
+
+
 def test_keys_without_a_teacher_are_named() -> None:
     loss = {"teacher": None, "temperature": 2.0, "teacher_weight": 0.5}
     assert idle_keys(loss) == []

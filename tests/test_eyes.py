@@ -181,3 +181,31 @@ def test_options(tmp_path: Path, words: list[str], message: str) -> None:
     write_run(tmp_path / "a")
     with pytest.raises(UserError, match=message):
         command([str(tmp_path), f"out={tmp_path / 'eyes'}", *words])
+
+
+@pytest.mark.parametrize(
+    ("images", "alike"),
+    [
+        (("7_left.jpeg", "7_right.jpeg"), False),
+        (("7_left_1.jpeg", "7_left_2.jpeg"), True),
+        (("P3_OD_macula.png", "P3_OD_disc.png"), True),
+        (("P3_OI.png", "P3_OD.png"), False),
+        (("P1/LE_1.png", "P1/LE_2.png"), True),
+        (("left_10.png", "right_10.png"), False),
+        (("12.png", "13.png"), False),
+    ],
+)
+def test_two_images_of_one_eye_are_named(
+    tmp_path: Path, images: tuple[str, str], alike: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_run(tmp_path / "a", images=40)
+    edit_predictions(folder, lambda frame: renamed(frame, images))
+    combine_eyes([str(folder)], tmp_path / "eyes", ["worst"])
+    line = f"1 patient has two images of one eye ({images[0]} and {images[1]}), which count as two eyes"
+    assert (line in caplog.text) == alike
+
+
+def renamed(frame: pd.DataFrame, images: tuple[str, str]) -> pd.DataFrame:
+    """Return predictions in which the first two images are those of one patient."""
+    names, patients = frame["image"].tolist(), [f"p{row}" for row in range(len(frame))]
+    return frame.assign(image=[*images, *names[2:]], patient=["p0", "p0", *patients[2:]])

@@ -218,6 +218,12 @@ def test_faults_are_reported(tmp_path):
     assert found["one seed only"] == text
 
 
+def test_images_that_a_source_was_trained_on_are_a_leak(tmp_path):
+    write_run(tmp_path / "taught", seen_by={"loss.teacher": {"val": 3, "test": 0}})
+    texts = [finding.text for finding in compare(tmp_path)[2] if finding.kind == "leaking"]
+    assert texts == ["the network of loss.teacher was trained on 3 val images (1 of 1 run)"]
+
+
 def test_constant_predictions_are_a_collapse_whatever_the_status(tmp_path):
     write_run(tmp_path / "run", skill=0.0, collapsed=False)
     assert kinds(compare(tmp_path)[2]) == ["collapsed", "few images", "one seed only"]

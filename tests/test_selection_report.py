@@ -11,9 +11,9 @@ from fake_runs import change_status, counts_with, write_run
 
 from resnet_lab.report.findings import findings_of
 from resnet_lab.report.groups import Table, tables_of
-from resnet_lab.report.intervals import Z, estimate
+from resnet_lab.report.intervals import FEWEST, Z, estimate
 from resnet_lab.report.runs import read_run, read_runs
-from resnet_lab.report.selection import blind_of, selections_of
+from resnet_lab.report.selection import Selection, blind_of, selections_of
 from resnet_lab.run_folder import RunFolder
 
 
@@ -69,3 +69,16 @@ def test_the_finding_names_groups_with_mostly_equal_epochs(tmp_path: Path, below
 def test_without_validation_predictions_nothing_is_said(tmp_path: Path) -> None:
     (write_selected(tmp_path / "a", [0.1, 0.1]) / "predictions_val.csv").unlink()
     assert blind_of(table_of(tmp_path)) == []
+
+
+def test_validation_may_be_scored_and_have_few_images_of_a_class(tmp_path: Path) -> None:
+    run = read_run(RunFolder(write_run(tmp_path / "a", images=60, split="val", monitor="val/auroc", epoch=3)))
+    assert run.predictions is not None
+    assert run.counts.sum(axis=1).min() < FEWEST
+    value = float(run.scores["auroc"])
+    values = pd.DataFrame({"epoch": range(4), "lr": 0.1, "val/auroc": [value - 0.4, value - 1e-3, value, value - 2e-3]})
+    values.to_csv(tmp_path / "a" / "metrics.csv", index=False)
+    change_status(tmp_path / "a", best_value=value)
+    table = table_of(tmp_path)
+    assert selections_of(table.groups[0]) == [Selection(epoch=3, epochs=4, alike=2, images=60)]
+    assert "selection within noise" in {each.kind for each in findings_of(table.scored, [table])}

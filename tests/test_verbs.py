@@ -74,6 +74,8 @@ def test_the_examples_of_a_help_are_understood(name: str, tmp_path: Path, monkey
         ("prepare", ["processes=0"], ["processes=0", "from 1"]),
         ("evaluate", ["split=val"], ["missing RUN_OR_CKPT"]),
         ("evaluate", ["run", "split=val", "split=test"], ["split= is given twice"]),
+        ("combine", ["runs", "out="], ["out= has no value; write out=DIR, or leave it out"]),
+        ("combine", ["runs", "out=new", "over="], ["over= has no value; write over=KEY,…, or leave it out"]),
         ("evaluate", ["run", "spilt=val"], ["spilt=val", "did you mean split=NAME?"]),
         ("evaluate", ["run", "--spilt=val"], ["--spilt", "did you mean split=NAME?"]),
         ("evaluate", ["run", "other"], ["other", "KEY=VALUE"]),

@@ -31,6 +31,7 @@ SIDES = {
     ("OD", "OS"): "od|os|oi",
     ("LE", "RE"): "le|re",
 }
+LEFT = ("left", "l", "os", "oi", "le")
 # name of a form → its pattern; a number or a word may follow the side (7_l1, 1_left_2, P3_OD_macula), but only if a
 # digit precedes it (not mild_left_1); if the side comes first, numbers may follow side and patient (left1_7, left_7_1)
 FORMS = {
@@ -163,6 +164,16 @@ def _are_eyes(pattern: str, groups: Sequence[list[str]]) -> bool:
 def _fullmatches(names: Sequence[str], pattern: str) -> Iterator[tuple[str, re.Match[str]]]:
     matches = map(re.compile(pattern, re.IGNORECASE).fullmatch, _seen_by(pattern, names))
     return ((name, match) for name, match in zip(names, matches, strict=True) if match)
+
+
+def show_one_eye(images: Sequence[str]) -> bool:
+    """Return whether the names of a patient's images name the same eye; false if a name has no side."""
+    names = [f"{Path(image).parent.name}/{stem_of(image)}" for image in images]
+    for pattern in FORMS.values():
+        sides = [match["side"].lower() in LEFT for _, match in _fullmatches(names, pattern)]
+        if len(sides) == len(names):
+            return len({*sides}) == 1
+    return False
 
 
 def add_patients(

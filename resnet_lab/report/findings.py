@@ -269,6 +269,9 @@ def _data_notes(runs: Sequence[Run]) -> Iterator[Finding]:
         if leaks and run.config.get("data.on_leak") != "drop":
             share = count(leaks, "image of train or val shares", "images of train or val share")
             notes["leaking", f"{share} a patient or an identical image with a later split"].append(run)
+        for key, images in (run.status.get("seen_by") or {}).items():
+            texts = [f"{number} {split}" for split, number in images.items() if number]
+            notes["leaking", f"the network of {key} was trained on {' and '.join(texts)} images"].append(run)
         if skipped:
             notes["skipped images", f"{count(skipped, 'image')} could not be read"].append(run)
         if rows := run.status.get("skipped_labels") or 0:

@@ -36,6 +36,7 @@ SHAPES: dict[str, Any] = {  # types in status.json; [int]: a list of integers, {
     "class_names": [object],
     "source_digests": [str],
     "leaks": int,
+    "seen_by": {"": {"": int}},
     "skipped_images": int,
     "skipped_labels": int,
     "label_conflicts": int,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from resnet_lab.report.groups import Group, Table
-from resnet_lab.report.intervals import Z, estimate
+from resnet_lab.report.intervals import FEW_OF_A_CLASS, Z, estimate
 from resnet_lab.report.runs import Run, read_metrics
 from resnet_lab.scores import SCORES
 
@@ -49,7 +50,8 @@ def selections_of(group: Group) -> list[Selection]:
 def _selection(run: Run) -> Selection | None:
     monitor, best = str(run.status.get("monitor")), run.status.get("best_value")
     name = monitor.removeprefix("val/")
-    if run.validation is None or name not in SCORES or not isinstance(best, int | float):
+    validation = run.predictions if run.split == "val" else run.validation  # without a test split it is scored
+    if validation is None or name not in SCORES or not isinstance(best, int | float):
         return None
     rows = read_metrics(run.folder.stored_metrics)
     if monitor not in rows or SCORES[name].from_sums is None:
@@ -58,8 +60,10 @@ def _selection(run: Run) -> Selection | None:
     places = np.flatnonzero(np.abs(values - best) < ALIKE)
     if not len(places):
         return None
-    patient = np.unique(run.validation.patients, return_inverse=True)[1]
-    limits = estimate([[run.validation.labeled]], patient, draws=1, metrics=[name], compared=[])[name].interval(0)
+    patient = np.unique(validation.patients, return_inverse=True)[1]
+    found = estimate([[validation.labeled]], patient, draws=1, metrics=[name], compared=[])[name]
+    # with few images of a class, the true error is larger than this one, so even more epochs are as good
+    limits = (replace(found, withheld="") if found.withheld == FEW_OF_A_CLASS else found).interval(0)
     error = (limits.high - limits.low) / (2 * Z)
     if not np.isfinite(error):
         return None
