@@ -36,6 +36,7 @@ FOLD = "data.fold"
 CUT = ("data.folds", "data.split_seed", "data.max_images")  # the same for all folds of a cross-validation
 ALL, NOTHING = "all", "none"  # values of over=
 SHARED = ("versions", "commit", "hardware", "monitor", "recipe", "pixels", "pixel_digests", "patients")
+NOTES = ("leaks", "skipped_images", "skipped_labels", "label_conflicts")  # on the images; the largest number is kept
 SUMMED = ("parameters", "multiply_adds", "seconds", "core_seconds")  # what the members need in common
 
 
@@ -213,6 +214,7 @@ def facts_of(members: Sequence[Run], decides: bool = False) -> dict[str, Any]:
     }
     if seen := seen_by_any(members):
         facts["seen_by"] = seen
+    facts |= {key: most for key in NOTES if (most := max(run.status.get(key) or 0 for run in members))}
     for key in SUMMED:
         values = [run.status.get(key) for run in members]
         if all(isinstance(value, int | float) for value in values):

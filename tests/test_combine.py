@@ -26,6 +26,7 @@ from resnet_lab.outputs import as_stored
 from resnet_lab.report.combined import combined_rows, fold_rows
 from resnet_lab.report.findings import findings_of
 from resnet_lab.report.groups import tables_of
+from resnet_lab.report.recipe import recipe_of
 from resnet_lab.report.runs import read_run, read_runs
 from resnet_lab.report.verify import differences_of
 from resnet_lab.run_folder import RunFolder, list_jobs
@@ -227,6 +228,19 @@ def test_pooled_folds_are_reported_without_their_members(
     assert caplog.messages[-1] == "report on all folds:  resnet-lab report pooled"
     command(["pooled", "out=means"])
     assert caplog.messages[-1] == "compare them with their members:  resnet-lab report pooled means"
+
+
+def test_pooled_folds_keep_the_notes_on_the_images(folds: Path, tmp_path: Path) -> None:
+    change_status(folds / "fold-1_seed-0", skipped_images=2, leaks=4)
+    change_status(folds / "fold-2_seed-0", skipped_images=3)
+    runs = [read_run(run) for run in combine([str(folds)], tmp_path / "pooled", ["seed", "data.fold"])]
+    tables = tables_of(runs)
+    found = {finding.kind: finding.text for finding in findings_of(runs, tables)}
+    assert found["skipped images"] == "3 images could not be read (1 of 1 run)"
+    assert found["leaking"].startswith("4 images of train or val share a patient or an identical image")
+    assert "conflicting labels" not in found
+    data = next(fact for fact in recipe_of(runs, tables) if fact.title == "data")
+    assert "400 test images of 3 folds, 5 classes" in str(data)
 
 
 def test_seeds_are_averaged_within_a_fold(folds: Path, tmp_path: Path) -> None:

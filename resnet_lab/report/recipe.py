@@ -96,14 +96,17 @@ def _of_key(key: str) -> Callable[[Run], str]:
 
 
 def _data(run: Run) -> str:
-    counts = {split: sum(run.class_counts(split)) for split in ("train", "val", "test")}
+    folds = len(run.status.get("folds") or {})
+    splits = (run.split,) if folds else ("train", "val", "test")  # each fold trains on images of its own
+    counts = {split: sum(run.class_counts(split)) for split in splits}
     images = ", ".join(f"{number:,} {split}" for split, number in counts.items() if number)
     name = str(run.config.get("data.name", ""))
     folder = folder_of(run)
     name += f" in {folder}" if folder not in ("", name) else ""
     if not images or not run.class_names:
         return name
-    return f"{name}: {images} images, {len(run.class_names)} classes" + _patients(run)
+    pooled = f" of {folds} folds" if folds else ""
+    return f"{name}: {images} images{pooled}, {len(run.class_names)} classes" + _patients(run)
 
 
 def _patients(run: Run) -> str:
