@@ -608,8 +608,8 @@ def guarded(run: RunFolder) -> int:
     try:
         run_job(run)
     except Stopped as stopped:
-        by_hand = f"; resume with python -m resnet_lab.job {shlex.quote(str(run.path))}{trust_option()}"
-        log.info("stopped by %s%s", stopped, "" if processes.tied else by_hand)  # the command says how to resume
+        by_hand = f" by {stopped}; resume with python -m resnet_lab.job {shlex.quote(str(run.path))}{trust_option()}"
+        log.info("stopped%s", "" if processes.tied else by_hand)  # the command says why, and how to resume
         raise
     except Exception as error:
         if stopped_elsewhere(run, error):

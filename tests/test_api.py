@@ -109,7 +109,9 @@ def test_compare_returns_the_leaderboard_best_first(tmp_path: Path) -> None:
     assert table["qwk_mean"][0] == pytest.approx((one.scores["qwk"] + two.scores["qwk"]) / 2)
     alone = resnet_lab.compare([tmp_path / "sweep" / "18_0"], metric="matthews")
     assert alone["ranked_by"].tolist() == ["matthews"]
-    assert "metric=kappa is in no run; did you mean qwk?" in refusal(resnet_lab.compare, tmp_path, "kappa")
+    for metric, meant in (("kappa", "qwk"), ("balanced_acuracy", "balanced_accuracy")):
+        line = f"metric={metric} is in no run; did you mean {meant}?"
+        assert line in refusal(resnet_lab.compare, tmp_path, metric)
     assert "is not a run folder" in refusal(resnet_lab.read_run, tmp_path)
 
 

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -200,7 +201,8 @@ def tables_of(runs: Sequence[Run], metric: str = "", named: Sequence[str] = ()) 
         logged = {name.partition("/")[2] for run in runs for name in run.status.get("metrics") or {}}
         other = "cannot rank" if metric in logged else "is in no run"
         why = NEEDS[SCORES[metric].needs] if metric in SCORES else other
-        meant = ALIASES.get(metric.lower(), metric.lower())
+        close = get_close_matches(metric.lower(), known, n=1) or [metric]
+        meant = ALIASES.get(metric.lower(), close[0])
         hint = f"did you mean {meant}?" if meant in known else f"choose among {', '.join(known)}"
         raise UserError(f"metric={metric} {why}; {hint}")
     labels = [group.label for table in tables for group in table.groups]
