@@ -214,6 +214,8 @@ def facts_of(members: Sequence[Run], decides: bool = False) -> dict[str, Any]:
     }
     if seen := seen_by_any(members):
         facts["seen_by"] = seen
+    if lost := sum(run.collapsed for run in members):
+        facts["collapsed_members"] = lost
     facts |= {key: most for key in NOTES if (most := max(run.status.get(key) or 0 for run in members))}
     for key in SUMMED:
         values = [run.status.get(key) for run in members]

@@ -57,8 +57,8 @@ def run_in(
     if config.start and _may_start(run, config.on_failed, sweep):
         start(run, trusted, local and forks(run.read_config()["trainer"]))
     elif not config.start and run.read_status()["state"] == "created":
-        by_hand = f"python -m resnet_lab.job {shlex.quote(str(run.path))}"
-        print(f"{run.path} is created but not started (start=false); start it with {by_hand}", flush=True)
+        by_hand = f"python -m resnet_lab.job {shlex.quote(short(run.path))}"
+        print(f"{short(run.path)} is created but not started (start=false); start it with {by_hand}", flush=True)
 
 
 def refuse_mixture(run: RunFolder, sweep: bool) -> None:

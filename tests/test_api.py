@@ -53,7 +53,7 @@ def test_an_experiment_of_the_caller_is_found(
     assert resnet_lab.compose("experiment=mine", config_dir=tmp_path / "my_conf").seed == 7
     run = resnet_lab.train("experiment=mine", "sweep_dir=one", config_dir="my_conf")
     assert run.status["config_dir"] == "my_conf"
-    line = f"{tmp_path / 'one'} is created but not started (start=false); start it with python -m resnet_lab.job "
+    line = "one is created but not started (start=false); start it with python -m resnet_lab.job one"
     assert line in capsys.readouterr().out
     assert run.config["seed"] == 7
     assert refusal(lambda: resnet_lab.train(config_dir="myconf")) == "config_dir=myconf: no such folder"

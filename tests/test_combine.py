@@ -297,11 +297,15 @@ def test_folds_with_a_common_image_or_patient_are_refused(folds: Path, tmp_path:
         combine([str(folds)], tmp_path / "pooled", ["data.fold"])
 
 
-def test_leaks_of_the_members_are_leaks_of_the_mean(folds: Path, tmp_path: Path) -> None:
+def test_leaks_and_collapses_of_the_members_are_named(folds: Path, tmp_path: Path) -> None:
+    RunFolder(folds / "fold-2_seed-1").update_status(collapsed=True)
     for fold, seed, number in ((0, 0, 3), (0, 1, 5), (1, 0, 2)):
         RunFolder(folds / f"fold-{fold}_seed-{seed}").update_status(seen_by={"loss.teacher": {"test": number}})
     (run,) = combine([str(folds)], tmp_path / "pooled", ["all"])
     assert run.read_status()["seen_by"] == {"loss.teacher": {"test": 7}}
+    texts = {finding.kind: finding.text for finding in findings_of([read_run(run)], [])}
+    assert texts["leaking"] == "the network of loss.teacher was trained on 7 test images (1 of 1 run)"
+    assert texts["collapsed"] == "1 of its 6 members nearly always predicts one class (1 of 1 run)"
 
 
 @pytest.mark.parametrize("key", ["split_seed", "max_images"])

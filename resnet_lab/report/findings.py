@@ -272,6 +272,9 @@ def _data_notes(runs: Sequence[Run]) -> Iterator[Finding]:
         for key, images in (run.status.get("seen_by") or {}).items():
             texts = [f"{number} {split}" for split, number in images.items() if number]
             notes["leaking", f"the network of {key} was trained on {' and '.join(texts)} images"].append(run)
+        if lost := run.status.get("collapsed_members") or 0:
+            which = f"{lost} of its {count(len(run.members), 'member')}"
+            notes["collapsed", f"{which} nearly always {'predicts' if lost == 1 else 'predict'} one class"].append(run)
         if skipped:
             notes["skipped images", f"{count(skipped, 'image')} could not be read"].append(run)
         if rows := run.status.get("skipped_labels") or 0:

@@ -35,6 +35,7 @@ SHAPES: dict[str, Any] = {  # types in status.json; [int]: a list of integers, {
     "class_counts": {"": [int]},
     "class_names": [object],
     "source_digests": [str],
+    "collapsed_members": int,
     "leaks": int,
     "seen_by": {"": {"": int}},
     "skipped_images": int,
