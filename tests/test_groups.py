@@ -74,6 +74,7 @@ def test_single_runs_that_differ_in_many_keys_are_named_by_their_folder(tmp_path
     several = {f"optim.{key}": 1 for key in ("lr", "momentum", "weight_decay", "nesterov")}
     for name, seed, config in (("first", 0, {}), ("own", 0, several), ("again", 1, several)):
         write_run(tmp_path / name, seed=seed, config=config, overrides=["experiment=mine"])
+    assert labels(compare(tmp_path)[1][0]) == ["run=again+own", "run=first"]
     for depth in (18, 50):
         write_run(tmp_path / "grid" / str(depth), depth, config=several | {"optim.lr": 2}, overrides=["seed=0"])
     (tmp_path / "grid" / "jobs.txt").touch()

@@ -133,17 +133,16 @@ def _sentence(table: Table, pairing: Pairing, settings: tuple[float, ...], found
 
 
 def _about_sweeps(table: Table, pairing: Pairing) -> str:
-    """Return a warning if the values of the axis are sweeps, which differ in several settings."""
-    if pairing.axis != "sweep":
+    """Return a warning if the values of the axis are sweeps or single runs, which differ in several settings."""
+    if pairing.axis not in ("sweep", "run"):
         return ""
     groups = [table.scored_groups[place] for pair in pairing.pairs for place in pair]
     keys = [key for key in axes_of([run for group in groups for run in group.runs]) if key not in groups[0].values]
     parts = {key.removesuffix("._target_") for key in keys if key.endswith("._target_")}
     names = list(dict.fromkeys(next((part for part in parts if key.startswith(f"{part}.")), key) for key in keys))
     more = ", …" if len(names) > NAMED else ""
-    return (
-        f" The sweeps differ in several settings ({', '.join(names[:NAMED])}{more}), whose effects cannot be separated."
-    )
+    which = f"{pairing.axis}s differ in several settings ({', '.join(names[:NAMED])}{more})"
+    return f" The {which}, whose effects cannot be separated."
 
 
 def _uneven(table: Table, pairing: Pairing, settings: tuple[float, ...], axes: int) -> str:

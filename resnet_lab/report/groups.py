@@ -274,7 +274,7 @@ def _settings(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return the values of the axes, by run.
 
     The effects of keys that differ only between sweeps cannot be separated if there are more keys than settings; many
-    such keys become one axis, the sweep.
+    such keys become one axis, the sweep (the run, if all are single runs).
     """
     # a single group has no axes, but needs a label
     axes = axes_of(runs) or [key for key in ("model.depth", "model.pretrained") if key in runs[0].config]
@@ -292,7 +292,8 @@ def _settings(runs: Sequence[Run]) -> list[dict[str, Any]]:
         return [{axis: _value(run, axis) for axis in axes} for run in runs]
     named = {run.folder: _joined(names, sweeps) for names in alike.values() for name in names for run in sweeps[name]}
     free = [axis for axis in axes if axis not in bound]
-    return [{"sweep": named[run.folder]} | {axis: _value(run, axis) for axis in free} for run in runs]
+    kind = "run" if all(run.single for run in runs) else "sweep"
+    return [{kind: named[run.folder]} | {axis: _value(run, axis) for axis in free} for run in runs]
 
 
 def _joined(names: Sequence[str], sweeps: dict[str, list[Run]]) -> str:

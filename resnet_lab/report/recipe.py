@@ -21,7 +21,7 @@ NEUTRAL |= {"loss.class_weights": "none", "loss.label_smoothing": 0.0}
 # facts that are `none` in a run without them
 OPTIONAL = ("experiment", "sampling", "augmentation", "frozen parts", "test-time augmentation")
 IN_FACTS = ("model.depth", "model.pretrained", "model._target_", "trainer.max_epochs", "trainer.tta")
-COVERED = {"sweep", *IN_FACTS} | {  # axes in a fact
+COVERED = {"sweep", "run", *IN_FACTS} | {  # axes in a fact
     f"data.{key}" for key in ("name", "image_size", "crop", "padding", "batch_size", "sampling", *NAMES)
 }
 IN_TITLE = 4  # experiments and folders of images in the title at most
