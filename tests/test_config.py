@@ -49,7 +49,9 @@ def test_every_group_file_composes_and_fits_its_target(choice: str) -> None:
     assert OmegaConf.to_container(config, resolve=True)
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "demo" else pytest.mark.slow) for name in EXPERIMENTS]
+)
 def test_every_experiment_composes_at_every_scale(name: str) -> None:
     scales = {"full": [], "reduced": ["scale=reduced"], "smoke": ["scale=smoke"]}  # full is the default
     configs = {scale: composed(f"experiment={name}", *chosen) for scale, chosen in scales.items()}

@@ -169,6 +169,7 @@ def test_every_job_of_an_experiment_is_allowed(name: str) -> None:
     assert len(jobs_of(["-m", f"experiment={name}"])) >= len(grid) // 3  # without seeds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STUDIES)
 def test_reduced_has_three_seeds_and_fits_two_cores(name: str) -> None:
     full, full_jobs = composed(f"experiment={name}")

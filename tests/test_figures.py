@@ -185,6 +185,7 @@ def test_a_class_that_one_run_never_predicts_has_half_the_precision_of_the_other
     np.testing.assert_allclose(figures.mean_class_scores(table_of(tmp_path).groups[0])[0, 1], whole[0, 1] / 2)
 
 
+@pytest.mark.slow
 def test_classes_below_the_mark_are_named_or_the_others_if_those_are_fewer(tmp_path):
     names = [f"flower {k}" for k in range(102)]
     for few, caption in (

@@ -138,7 +138,8 @@ def test_mixing_cross_entropies_is_cross_entropy_with_a_soft_target() -> None:
     assert float(mixed) == pytest.approx(float(soft), rel=1e-6)
 
 
-@pytest.mark.parametrize("memory", [True, pytest.param("device", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("memory", [True, "device"])
 def test_a_run_with_mixup_resumes_exactly_inside_an_epoch(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, memory: bool | str
 ) -> None:

@@ -172,7 +172,8 @@ def test_near_duplicates_are_searched_once_for_the_same_photographs(root, search
     assert (labels["41_left"], searched) == ("1", [51])
 
 
-@pytest.mark.parametrize("damage", ["", pytest.param("half {", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["", "half {"])
 def test_near_duplicates_are_searched_again_if_a_photograph_or_the_file_changed(root, searched, damage):
     prepare(root)
     copy_of(root, "2_left", "3_left")
