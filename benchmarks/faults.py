@@ -124,7 +124,7 @@ def kills(work: Path, number: int, seed: int, epochs: int, workers: int) -> list
     grid = [*GRID, f"trainer.max_epochs={epochs}", f"data.num_workers={workers}"]
     begun = time.monotonic()
     assert start(undisturbed, *grid, "data.num_workers=0").wait() == 0, (undisturbed / "output.txt").read_text()
-    longest = (time.monotonic() - begun) / 12  # 20 kills then come before the end
+    longest = (time.monotonic() - begun) / max(8, 0.6 * number)  # so that the kills come before the end
     shutil.copytree(undisturbed / "data", killed / "data")
     dice = random.Random(seed)
     done: list[Kill] = []

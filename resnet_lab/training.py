@@ -283,7 +283,7 @@ def note_seen(run: RunFolder, key: str, images: dict[str, int]) -> None:
 def _count_pretraining_images(model: dict[str, Any], module: Classifier, datamodule: DataModule) -> dict[str, int]:
     """Count the validation and test images on which the network of `model.pretrained` was trained, and warn.
 
-    A file that is no checkpoint of ours has no hashes of its training images, so nothing is known.
+    Only a checkpoint of resnet_lab has hashes of its training images; for another file, nothing is counted.
     """
     source = str(model.get("pretrained", "none"))
     if not Path(source).expanduser().exists():
