@@ -37,6 +37,7 @@ from resnet_lab.parts import (
     takes_channels_last,
     without_weights,
 )
+from resnet_lab.processes import DATA_SHOWN
 from resnet_lab.ranks import slurm_tasks
 from resnet_lab.run_folder import RunFolder
 from resnet_lab.terminal import Lines, is_terminal
@@ -245,9 +246,19 @@ def rank() -> int:
     return getattr(rank_zero_only, "rank", 0)
 
 
+def describes_data(record: logging.LogRecord) -> bool:
+    """Return whether a log line describes the data; progress and the wait for a prepared set are news in each job."""
+    return record.name.startswith("resnet_lab.data.") and not record.name.endswith((".progress", ".prepared"))
+
+
 def set_up_logging(file: Path | None = None) -> None:
-    """Send log lines and warnings to the terminal and, on the first rank, to `file`."""
+    """Send log lines and warnings to the terminal and, on the first rank, to `file`.
+
+    In a sweep, only the first of the jobs with the same data describes them on the terminal.
+    """
     handlers: list[logging.Handler] = [Lines()]
+    if os.environ.get(DATA_SHOWN):
+        handlers[0].addFilter(lambda record: not describes_data(record))
     if rank() == 0 and file is not None:
         handlers.append(logging.FileHandler(file, encoding="utf-8", errors="backslashreplace"))
     level = logging.INFO if rank() == 0 else logging.WARNING

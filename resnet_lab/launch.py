@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from collections.abc import Sequence
@@ -15,12 +16,14 @@ from resnet_lab.config import changed_keys, check, config_hash, differences, wit
 from resnet_lab.continuation import EPOCHS, refuse_epochs
 from resnet_lab.errors import UserError, printable, short
 from resnet_lab.hydra_errors import one_line
-from resnet_lab.processes import BUSY, SIGNALS, describe_death
+from resnet_lab.processes import BUSY, DATA_SHOWN, SIGNALS, describe_death
 from resnet_lab.run_folder import PATIENCE, Busy, RunFolder, find_runs, jobs_file
 from resnet_lab.status import state_of
 from resnet_lab.supervisor import forks, run_module
 from resnet_lab.terminal import clear
 from resnet_lab.trust import OPTION
+
+SHOWN: set[str] = set()  # data settings of the jobs that this command has started
 
 
 class JobFailed(UserError):
@@ -55,6 +58,8 @@ def run_in(
     refuse_mixture(run, sweep)
     create_run(run, config, overrides, config_dir)
     if config.start and _may_start(run, config.on_failed, sweep):
+        if sweep and local:
+            note_data(run.read_config()["data"])
         start(run, trusted, local and forks(run.read_config()["trainer"]))
     elif not config.start and run.read_status()["state"] == "created":
         by_hand = f"python -m resnet_lab.job {shlex.quote(short(run.path))}"
@@ -74,6 +79,13 @@ def refuse_mixture(run: RunFolder, sweep: bool) -> None:
     if not sweep and not run.config_file.is_file() and (other := next(run.path.glob("*/status.json"), None)):
         remedy = f"give the command its own folder, such as sweep_dir={short(run.path / 'NAME')}"
         raise UserError(f"{short(run.path)} contains other runs, such as {other.parent.name}; {remedy}")
+
+
+def note_data(settings: dict[str, Any]) -> None:
+    """Tell the job whether an earlier job of this command has printed the lines that describe the same data."""
+    text = json.dumps(settings, sort_keys=True)
+    os.environ[DATA_SHOWN] = "1" if text in SHOWN else ""
+    SHOWN.add(text)
 
 
 def create_run(run: RunFolder, config: DictConfig, overrides: Sequence[str] = (), config_dir: str = "") -> None:

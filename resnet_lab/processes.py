@@ -15,6 +15,7 @@ from typing import IO, NoReturn
 
 BUSY = 75  # exit code: another process is running the job (EX_TEMPFAIL in sysexits.h)
 GRACE = 30.0  # seconds for a job to stop before it is killed
+DATA_SHOWN = "RESNET_LAB_DATA_SHOWN"  # environment variable: not empty if an earlier job described the same data
 PARENT = "RESNET_LAB_PARENT"  # environment variable: ID of the process with which this one stops
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 began = time.time()  # when this process began, before PyTorch is imported

@@ -29,7 +29,7 @@ from resnet_lab.config import check_overrides, register, searchpath_of, words_of
 from resnet_lab.errors import UserError, one_line_of, printable
 from resnet_lab.gpus import place_on_gpu
 from resnet_lab.hydra_errors import one_line, with_file
-from resnet_lab.launch import JobFailed, run_in
+from resnet_lab.launch import SHOWN, JobFailed, run_in
 from resnet_lab.processes import (
     Stopped,
     stop_on_signals,
@@ -153,6 +153,7 @@ def main() -> int:
     began, words = time.monotonic(), sys.argv[1:]
     SWEPT.clear()
     FAILED.clear()
+    SHOWN.clear()
     try:
         code = run_command()
     finally:
@@ -166,7 +167,8 @@ def main() -> int:
 def run_command() -> int:
     """Compose the configuration, run its jobs, and print one line for a user's error.
 
-    Hydra prints several lines for some errors and a traceback for others; with HYDRA_FULL_ERROR it raises them.
+    The exit code is 2 if the command is refused before a job starts, and 1 if a job failed or was not started. Hydra
+    prints several lines for some errors and a traceback for others; with HYDRA_FULL_ERROR it raises them.
     """
     begin()
     try:
@@ -180,7 +182,7 @@ def run_command() -> int:
     this_is_the_command()
     try:
         if not checked(given, forks=supervisor.serves(given)):
-            return 1
+            return 2
         train()
     except UserError:  # already printed
         return 1
@@ -193,11 +195,11 @@ def run_command() -> int:
         overrides = [*given.overrides, *searchpath_of(given.config_dir or "")]
         text = with_file(one_line(error, overrides), given.overrides, given.config_dir or "")
         print(f"error: {text}", file=sys.stderr)
-        return 1
+        return 2
     except Exception as error:
         if _raised_in(error) in ("hydra", "omegaconf"):  # an override that they cannot parse
             print(f"error: {one_line(error)}", file=sys.stderr)
-            return 1
+            return 2
         if type(error).__module__.partition(".")[0] not in LAUNCHERS:
             raise
         first = str(error).strip().partition("\n")[0]

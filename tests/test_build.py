@@ -17,6 +17,7 @@ from fake_data import refusal
 from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
 from omegaconf import OmegaConf
 
+from resnet_lab import launch
 from resnet_lab.build import build_profiler, build_trainer, compile_network, plugins, set_up_logging
 from resnet_lab.checkpoints import EpochRows, LastCheckpoint
 from resnet_lab.models.pretrained import refuse_nan_weights
@@ -38,6 +39,33 @@ def test_srun_is_mentioned_only_in_slurm_jobs(tmp_path: Path, monkeypatch: pytes
         logging.captureWarnings(False)
         SLURMEnvironment._validate_srun_used()
     assert sum("`srun` command is available" in str(warning.message) for warning in caught) == hints
+
+
+@pytest.mark.parametrize("shown", ["", "1"])
+def test_the_terminal_repeats_no_description_of_data(tmp_path: Path, monkeypatch, capsys, shown: str) -> None:
+    monkeypatch.setenv("RESNET_LAB_DATA_SHOWN", shown)
+    set_up_logging(tmp_path / "train.log")
+    logging.captureWarnings(False)
+    lines = {
+        "data.check": "dropped a.jpeg",
+        "data.progress": "checked 9 of 9",
+        "data.prepared": "waiting",
+        "x": "epoch",
+    }
+    for name, line in lines.items():
+        logging.getLogger(f"resnet_lab.{name}").info("%s", line)
+    assert [line[10:] for line in (tmp_path / "train.log").read_text().splitlines()] == list(lines.values())
+    assert [line[10:] for line in capsys.readouterr().out.splitlines()] == list(lines.values())[1 if shown else 0 :]
+
+
+def test_a_sweep_knows_which_data_it_has_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "SHOWN", set())
+    monkeypatch.setenv("RESNET_LAB_DATA_SHOWN", "")
+    told = list[str]()
+    for settings in ({"root": "a", "fold": 0}, {"root": "a", "fold": 1}, {"fold": 0, "root": "a"}):
+        launch.note_data(settings)
+        told.append(os.environ["RESNET_LAB_DATA_SHOWN"])
+    assert told == ["", "", "1"]
 
 
 @pytest.mark.parametrize(

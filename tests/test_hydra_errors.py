@@ -151,7 +151,7 @@ def test_a_wrong_value_of_a_file_is_named_with_it(
     given = ["experiment=wrong", *overrides]
     assert refusal(lambda: composed(given, config_dir="my conf")).startswith(start)
     monkeypatch.setattr(sys, "argv", ["train", "--config-dir", "my conf", *given, "--cfg", "job"])
-    assert main() == 1
+    assert main() == 2
     assert capsys.readouterr().err.startswith(f"error: {start}")
 
 
@@ -176,7 +176,7 @@ def test_several_values_without_a_sweep_name_the_flag(
     words: list[str], hint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["train", *words])
-    assert main() == 1
+    assert main() == 2
     shown = f"{words[0]}: several values are a sweep, which needs -m: resnet-lab train -m …; {hint}"
     assert capsys.readouterr().err == f"error: {shown}\n"
     assert "several values are a sweep" in refusal(compose_config, words)

@@ -261,7 +261,7 @@ def test_training_images_of_one_class_are_refused(make_run: MakeRun, one_class: 
     write_labels(photographs / "train.csv", dict.fromkeys(("1_left", "2_left"), 3), "image,level")
     run = make_run(*one_class)
     assert guarded(run) == 1
-    assert "all 2 training images have the label severe" in run.read_status()["error"]
+    assert "severe is the only label of 2 training images" in run.read_status()["error"]
     assert not run.last_checkpoint.exists()
 
 

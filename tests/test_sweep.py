@@ -152,7 +152,7 @@ def test_user_experiments_are_found(tmp_path: Path) -> None:
 def test_a_misspelled_key_stops_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["train", "-m", "+optim.momentun=0.5,0.9", "sweep_dir=sweep"])
-    assert main() == 1
+    assert main() == 2
     assert "did you mean optim.momentum?" in capsys.readouterr().err
     assert not (tmp_path / "sweep").exists()
 
@@ -226,7 +226,7 @@ def test_training_images_of_one_class_stop_the_sweep(photographs: Path, monkeypa
     (photographs / "train.csv").write_text("image,level\ntest0_left,3\ntest0_right,3\n")
     own = [*DATA[:1], f"data.root={photographs}", "data.train_csv=train.csv", "data.val_fraction=0"]
     needs(monkeypatch, *own, "model.depth=18")
-    stops("all 2 training images have the label severe")
+    stops("severe is the only label of 2 training images")
     needs(monkeypatch, *own, "model.depth=18", "trainer.max_epochs=0")
     assert command.command([]) is None  # initial weights only
 

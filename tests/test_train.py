@@ -77,7 +77,7 @@ def test_unknown_keys_of_a_configuration_that_is_only_printed_are_refused(
         (["trainer.max_epochs=-1"], "trainer.max_epochs=-1"),
     ):
         monkeypatch.setattr(sys, "argv", ["train", *words, *shown])
-        assert train.main() == 1
+        assert train.main() == 2
         printed = capsys.readouterr()
         assert (printed.out, error in printed.err) == ("", True), printed
 

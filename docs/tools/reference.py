@@ -23,7 +23,7 @@ The command is `resnet-lab VERB …`. `resnet-lab VERB --help` prints the same t
 |---:|---|
 | 0 | everything is done |
 | 1 | `train`: a job failed or was not started; `report --check`: a metric differs; any verb: output was not written |
-| 2 | the command line, or an input of another verb, is wrong |
+| 2 | the command line, a configuration or an input is wrong; nothing was started |
 | 130, 143 | stopped by Ctrl-C, or by SIGTERM |
 """
 

@@ -128,7 +128,7 @@ def refuse_one_class(table: pd.DataFrame, class_names: Sequence[str], root: str)
     train = table.loc[table["split"] == "train", "target"]
     if train.nunique() == 1:
         raise UserError(
-            f"{root}: all {count(len(train), 'training image')} have the label {class_names[train.iloc[0]]}; "
+            f"{root}: {class_names[train.iloc[0]]} is the only label of {count(len(train), 'training image')}; "
             "training needs at least two classes, so check the column of labels and the splits"
         )
 
