@@ -16,10 +16,11 @@ from resnet_lab.command_line import run_command, show, version
 from resnet_lab.errors import UserError
 from resnet_lab.keys import WIDTH, as_text, known_keys, matching
 from resnet_lab.terminal import is_terminal
-from resnet_lab.verbs import TASKS, VERBS
+from resnet_lab.verbs import LAUNCHER, STATES, TASKS, VERBS
 
 ABOUT = "Train, compare and trust residual networks on retinopathy photographs."
 SLOW = ("evaluate", "predict", "prepare", "report", "combine")  # whose imports take seconds
+LAUNCHERS = ("hydra/launcher", "launcher", "joblib", "slurm")
 OTHERS = {
     "resnet-lab VERB --help": "arguments, options and examples of a verb",
     "resnet-lab help KEY": "explain a key, a score, or a term",
@@ -61,7 +62,7 @@ def help_on(words: list[str]) -> str:
 
 
 def _explained(word: str) -> str:
-    """Explain an option of a verb, a score, or a term of the report; empty if the word is a key or unknown."""
+    """Explain an option of a verb, a state, a launcher, a score, or a term; empty if the word is a key or unknown."""
     if word in known_keys():
         return ""
     from resnet_lab.report.glossary import explained  # imports numpy
@@ -70,6 +71,10 @@ def _explained(word: str) -> str:
     for name, verb in VERBS.items():
         found |= {f"{shape} of {name}": text for shape, text in verb().about_option(word).items()}
     lines = list[str]()
+    if word in STATES:
+        found[f"{word} (state of a job)"] = STATES[word]
+    if word in LAUNCHERS:
+        found["hydra/launcher"] = LAUNCHER
     for name, text in (found | explained(word)).items():
         lines += [name, *textwrap.wrap(text, WIDTH, initial_indent="    ", subsequent_indent="    ")]
     return "\n".join(lines)
