@@ -14,7 +14,7 @@ from pathlib import Path
 from resnet_lab import supervisor
 from resnet_lab.command_line import run_command, show, version
 from resnet_lab.errors import UserError
-from resnet_lab.keys import WIDTH, as_text, known_keys, matching
+from resnet_lab.keys import WIDTH, about, as_text, known_keys, matching
 from resnet_lab.terminal import is_terminal
 from resnet_lab.verbs import LAUNCHER, STATES, TASKS, VERBS
 
@@ -44,7 +44,8 @@ def help_on(words: list[str]) -> str:
     """The help of a verb, or what the words stand for: keys, options, scores or terms of the report."""
     if len(words) == 1 and words[0] in VERBS:
         return VERBS[words[0]]().format_help()
-    if len(words) > 1 and (text := _explained(" ".join(words))):  # a term of several words, without quotes
+    phrase = " ".join(words)
+    if len(words) > 1 and (text := _explained(phrase) or as_text(about(phrase)).rstrip()):  # without quotes
         return text
     texts, patterns = list[str](), list[str]()
     for word in words:
@@ -55,7 +56,9 @@ def help_on(words: list[str]) -> str:
         try:
             patterns += [word] if matching([word]) else []
         except UserError as error:
-            if not text:
+            if not text and about(word):
+                texts.append(as_text(about(word)).rstrip())
+            elif not text:
                 raise UserError(str(error).replace("no such key", "no such key, score or term", 1)) from error
     keys = as_text(matching(patterns)) if patterns else ""
     return "\n".join([*texts, keys]).rstrip() if words else overview()
