@@ -18,7 +18,7 @@ from resnet_lab.continuation import EPOCHS, refuse_epochs
 from resnet_lab.errors import UserError, printable, short
 from resnet_lab.hydra_errors import one_line
 from resnet_lab.processes import BUSY, DATA_SHOWN, SIGNALS, describe_death
-from resnet_lab.run_folder import PATIENCE, Busy, RunFolder, find_runs, jobs_file
+from resnet_lab.run_folder import PATIENCE, REMEDY, Busy, RunFolder, find_runs, jobs_file
 from resnet_lab.status import state_of
 from resnet_lab.supervisor import forks, run_module
 from resnet_lab.terminal import clear
@@ -113,6 +113,8 @@ def create_run(run: RunFolder, config: DictConfig, overrides: Sequence[str] = ()
         if not changes and (run.read_status()["state"] == "done" or run.is_locked()):
             _relabel(run, plain["labels"])
             return
+    elif (noted := run.read_status().get("config_hash")) and noted != config_hash(plain):
+        raise UserError(f"{short(run.path)} lost its config.yaml, which differed from this configuration; {REMEDY}")
     first = {"schema_version": version, "state": "created", "error": None}
     first |= {"seed": plain["seed"], "config_hash": config_hash(plain)}
     try:
@@ -156,8 +158,8 @@ def refuse_mixed_sweep(run: RunFolder, plain: dict[str, Any], overrides: Sequenc
 def is_trained(run: RunFolder) -> bool:
     """Return whether a run has a finished epoch; False if its files are damaged."""
     with suppress(UserError, OSError):
-        done = run.config_file.is_file() and bool(run.read_config()) and run.read_status()["state"] == "done"
-        return done or run.last_checkpoint.is_file() or run.best_checkpoint.is_file()
+        kept = run.last_checkpoint.is_file() or run.best_checkpoint.is_file()
+        return bool(run.read_config()) and (run.read_status()["state"] == "done" or kept)
     return False
 
 

@@ -171,6 +171,12 @@ def test_an_experiment_file_edited_after_a_job_stops_the_sweep(tmp_path: Path, m
         "runs/experiment-mine_seed-1 was trained with a different configuration: model.depth is 34 there, 18 here; "
         "no job is started: restore these values, or choose another sweep_dir"
     )
+    run.config_file.rename(run.path / "kept")
+    assert len(jobs_of(arguments)) == 1  # without its configuration, the job itself names the fault
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        run.update_status(config_hash="another")
+        assert "lost its config.yaml, which differed" in refusal(create_run, run, compose("config", []))
+    (run.path / "kept").rename(run.config_file)
     run.status_file.write_text("{")
     assert len(jobs_of(arguments)) == 1  # a damaged job names its fault itself, and the others start
     (tmp_path / "runs" / "jobs.txt").touch()
