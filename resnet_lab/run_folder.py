@@ -135,6 +135,15 @@ class RunFolder:
         """The existing file with the predictions; compressed in a published run."""
         return _stored(self.predictions_file(split))
 
+    def has_lost_predictions(self, status: Mapping[str, Any]) -> bool:
+        """Return whether a finished job lacks predictions of a split, and has the checkpoint to test again.
+
+        Args:
+            status: content of status.json.
+        """
+        splits = [split for split in ("val", "test") if split in (status.get("class_counts") or {})]
+        return self.last_checkpoint.is_file() and not all(self.stored_predictions(split).is_file() for split in splits)
+
     @property
     def stored_metrics(self) -> Path:
         """The existing file with the metrics; compressed in a published run."""

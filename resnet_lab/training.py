@@ -577,12 +577,6 @@ def log_hyperparameters(trainer: Trainer, run: RunFolder, metrics: dict[str, flo
         logger.finalize("success")
 
 
-def has_lost_predictions(run: RunFolder, status: dict[str, Any]) -> bool:
-    """Return whether a finished job lacks predictions of a split, and has the checkpoint to test again."""
-    splits = [split for split in ("val", "test") if split in (status.get("class_counts") or {})]
-    return run.last_checkpoint.is_file() and not all(run.stored_predictions(split).is_file() for split in splits)
-
-
 def guarded(run: RunFolder) -> int:
     """Run the job unless it is done, and return its exit code.
 
@@ -593,7 +587,7 @@ def guarded(run: RunFolder) -> int:
         remove_unfinished(run.path)
     status = run.read_status()
     if status["state"] == "done":
-        if not has_lost_predictions(run, status):
+        if not run.has_lost_predictions(status):
             log.info("%s is done already", short(run.path))
             return 0
         log.info("predictions are missing; testing again")

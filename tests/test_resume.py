@@ -171,6 +171,21 @@ def test_a_job_that_another_process_runs_is_left_to_it(
     assert [run.read_status()["state"] for run in runs] == ["done", "done"]
 
 
+def test_the_same_command_tests_a_run_again_that_lost_its_predictions(
+    sweep: Sweep, started: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = "trainer.max_epochs=1"
+    assert sweep(own, multirun=False) == 0
+    file = RunFolder(Path("sweep")).predictions_file("test")
+    before = file.read_bytes()
+    file.unlink()
+    assert sweep(own, multirun=False) == 0
+    assert (started, file.read_bytes()) == (["sweep"], before)
+    assert "epoch 2" not in capsys.readouterr().out
+    assert sweep(own, multirun=False) == 0
+    assert started == []
+
+
 def test_a_folder_of_another_configuration_is_refused_by_its_keys(
     sweep: Sweep, capsys: pytest.CaptureFixture[str]
 ) -> None:

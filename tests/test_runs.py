@@ -38,7 +38,7 @@ def test_a_run_that_lost_its_test_predictions_is_not_scored_on_validation(tmp_pa
     assert (lost.scores, lost.validation, lost.validation_problem) == ({}, None, "")
     (folder / "checkpoints").mkdir()
     RunFolder(folder).last_checkpoint.touch()
-    tests_again = "predictions_test.csv is missing; run `python -m resnet_lab.job RUN`, which tests again"
+    tests_again = "predictions_test.csv is missing; repeat the command that trained it: it tests again"
     assert read_run(RunFolder(folder)).problem == tests_again
     change_status(folder, metrics={"val/accuracy": 0.6})
     assert read_run(RunFolder(folder)).split == "val"

@@ -347,7 +347,7 @@ def _remedy(folder: Path, lost: bool = False) -> str:
     """Return how to recover damaged or `lost` predictions: a job with its last checkpoint tests without training."""
     if not RunFolder(folder).last_checkpoint.is_file():
         return REMEDY
-    return f"{'' if lost else 'remove the file and '}run `python -m resnet_lab.job RUN`, which tests again"
+    return f"{'' if lost else 'remove the file and '}repeat the command that trained it: it tests again"
 
 
 def _first_line(error: object) -> str:
