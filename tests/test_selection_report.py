@@ -71,6 +71,23 @@ def test_without_validation_predictions_nothing_is_said(tmp_path: Path) -> None:
     assert blind_of(table_of(tmp_path)) == []
 
 
+@pytest.mark.parametrize(("stored", "known"), [(1.0, True), (1.05, False)])
+def test_a_loss_has_the_standard_error_of_the_cross_entropy(tmp_path: Path, stored: float, known: bool) -> None:
+    run = read_run(RunFolder(write_run(tmp_path / "a", images=60, split="val", monitor="val/loss", epoch=2)))
+    assert run.predictions is not None
+    targets, _, probabilities = run.predictions.labeled
+    losses = -np.log(probabilities[np.arange(60), targets])
+    frame = pd.DataFrame({"patient": run.predictions.patients, "loss": losses - losses.mean()})
+    sums = frame.groupby("patient")["loss"].sum()
+    error = np.sqrt(len(sums) / (len(sums) - 1) * (sums**2).sum()) / 60
+    best = losses.mean() * stored  # label smoothing and class weights change it
+    values = pd.DataFrame({"epoch": range(3), "lr": 0.1, "val/loss": [best + 1.1 * error, best + 0.9 * error, best]})
+    values.to_csv(tmp_path / "a" / "metrics.csv", index=False)
+    change_status(tmp_path / "a", best_value=best)
+    found = selections_of(table_of(tmp_path).groups[0])
+    assert found == ([Selection(epoch=3, epochs=3, alike=1, images=60)] if known else [])
+
+
 def test_validation_may_be_scored_and_have_few_images_of_a_class(tmp_path: Path) -> None:
     run = read_run(RunFolder(write_run(tmp_path / "a", images=60, split="val", monitor="val/auroc", epoch=3)))
     assert run.predictions is not None
