@@ -104,6 +104,16 @@ class Plain(nn.Module):
 def function(logits, targets):
     return nn.functional.cross_entropy(logits, targets, reduction="none")
 
+class Running(nn.Module):
+    def __init__(self, lazy=False):
+        super().__init__()
+        if not lazy:
+            self.register_buffer("mean", torch.tensor(0.0))
+    def forward(self, logits, targets):
+        loss = nn.functional.cross_entropy(logits, targets, reduction="none")
+        self.register_buffer("mean", loss.detach().mean())
+        return loss
+
 class Three(Net):
     def __init__(self):
         super().__init__(3)
@@ -545,6 +555,12 @@ def test_a_network_of_timm_is_pretrained_and_trained(make_run: Make, tmp_path: P
 
 def test_a_loss_without_its_own_arguments_gets_none(mylab: None) -> None:
     assert build_objective({"_target_": "mylab.Plain"}, [3, 2, 1]).num_outputs == 3
+
+
+def test_a_loss_is_tried_without_changing_its_state(mylab: None) -> None:
+    assert build_objective({"_target_": "mylab.Running"}, [3, 2, 1]).state_dict()["criterion.mean"] == 0
+    error = refusal(build_objective, {"_target_": "mylab.Running", "lazy": True}, [3, 2, 1])
+    assert "mylab.Running creates mean in its first call" in error
 
 
 def test_parts_are_checked_with_the_classes_of_their_data(mylab: None) -> None:
