@@ -268,9 +268,11 @@ def refuse_misfit(network: nn.Module, num_outputs: int, size: int, target: str) 
             continue
         found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         mode = "training" if training else "evaluation"
+        remedy = "give it an argument num_classes, which the job sets, or set the length of its last layer"
+        if not isinstance(outputs, Tensor):
+            remedy = "let it return the outputs alone (torchvision's GoogLeNet and Inception: +model.aux_logits=false)"
         raise UserError(
-            f"model._target_ {target} returns {found} for two images in {mode}, not (2, {num_outputs}); give it an "
-            "argument num_classes, which the job sets, or set the length of its last layer"
+            f"model._target_ {target} returns {found} for two images in {mode}, not (2, {num_outputs}); {remedy}"
         )
 
 

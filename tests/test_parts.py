@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from resnet_lab import evaluate, predict, preflight, prepare, trust
-from resnet_lab.checkpoints import is_whole, load_plain
+from resnet_lab.checkpoints import is_whole, load_plain, pickled
 from resnet_lab.config import check, compose_config, known_names, named_in_conf
 from resnet_lab.errors import UserError
 from resnet_lab.models.pretrained import load_fitting
@@ -112,6 +112,22 @@ class Running(nn.Module):
     def forward(self, logits, targets):
         loss = nn.functional.cross_entropy(logits, targets, reduction="none")
         self.register_buffer("mean", loss.detach().mean())
+        return loss
+
+class Replacing(Callback):
+    def on_train_epoch_end(self, trainer, module):
+        module.log("val/qwk", 2.0)
+
+class Repeating(torch.optim.SGD):
+    def __init__(self, params, lr, repeats):
+        super().__init__(params, 0.0)
+        self.repeats, self.by = repeats, lr
+    def step(self, closure):
+        weight = self.param_groups[0]["params"][-1]
+        for number in range(self.repeats):
+            loss = closure()
+            weight.data += self.by
+        weight.data -= self.by * self.repeats
         return loss
 
 class Three(Net):
@@ -269,6 +285,30 @@ def test_a_state_holds_arrays_and_no_objects(make_run: Make, mylab: None) -> Non
     words = "the callback Noting stores an object of builtins.slice in the checkpoint, from which no run could resume"
     assert odd.read_status()["error"].startswith(words)
     assert not odd.best_checkpoint.exists()
+
+
+def test_an_object_that_cannot_be_pickled_is_named() -> None:
+    states = [{"state": {0: {"weights": lambda: None}}}]
+    checkpoint = {"callbacks": {"EpochRows": {"rows": []}}, "optimizer_states": states, "lr_schedulers": []}
+    assert refusal(pickled, checkpoint).startswith("the optimizer stores an object of another kind (")
+
+
+def test_callbacks_do_not_replace_metrics_of_the_run(make_run: Make, mylab: None) -> None:
+    run = make_run(*NET, "+callbacks.n._target_=mylab.Replacing", "trainer.max_epochs=1")
+    assert guarded(run) == 1
+    error = run.read_status()["error"]
+    assert error.startswith("val/qwk is logged as 2 by a callback, but the run itself computed ")
+    assert not run.best_checkpoint.exists()
+
+
+def test_an_optimizer_that_repeats_its_step_counts_each_image_once(make_run: Make, mylab: None) -> None:
+    own = ("optim=own", "optim._target_=mylab.Repeating", "+optim.lr=1.0", "schedule=constant", "trainer.max_epochs=1")
+    losses = []
+    for repeats in (1, 3):
+        run = make_run(*NET, *own, f"+optim.repeats={repeats}", name=f"repeats{repeats}")
+        assert guarded(run) == 0
+        losses.append(pd.read_csv(run.metrics_file)["train/loss"][0])
+    assert losses[0] == pytest.approx(losses[1])
 
 
 def test_a_network_with_view_gets_contiguous_images(make_run: Make, mylab: None) -> None:
