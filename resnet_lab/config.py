@@ -285,7 +285,8 @@ def _check_part(group: str, node: DictConfig, importing: bool) -> None:
         typed = f"{group}.{key}"
         if key in provided:
             raise UserError(f"{typed}: the job sets it; leave it out")
-        meant = suggestion(typed, {f"{group}.{name}" for name in taken}) or suggestion(typed, known_keys())
+        elsewhere = {name for name in known_keys() if name.rpartition(".")[2] == key}
+        meant = suggestion(typed, {f"{group}.{name}" for name in taken}) or suggestion(typed, elsewhere)
         hint = meant or f"it takes {', '.join(sorted(taken)) or 'no keys'}"
         raise UserError(f"{group}.{key}: {target} takes no such argument; {hint}")
     if lacking := sorted((takes.required | {*own}) - provided - keys):

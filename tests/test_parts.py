@@ -421,6 +421,14 @@ def test_an_external_data_set_is_read(make_run: Make, mylab: None) -> None:
         ),
         (("model=own", "model._target_=mylab.Tuple"), "mylab.Tuple returns tuple for two images"),
         ((*NET, "+model.widht=3"), "model.widht: mylab.Net takes no such argument; did you mean model.width?"),
+        (
+            ("loss=own", "loss._target_=mylab.focal", "+loss.num_classes=3"),
+            "loss.num_classes: mylab.focal takes no such argument; it takes ",  # not data.augment_classes
+        ),
+        (
+            ("loss=own", "loss._target_=mylab.focal", "+loss.batch_size=3"),
+            "loss.batch_size: mylab.focal takes no such argument; did you mean data.batch_size?",
+        ),
         ((*NET, "+model.num_classes=3"), "model.num_classes: the job sets it; leave it out"),
         (("model=own", "model._target_=mylab.Open", "+model.num_classes=3"), "model.num_classes: the job sets it"),
         ((*NET, "model.pretrained=nothing.pth"), "model.pretrained=nothing.pth: no such file"),
