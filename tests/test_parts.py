@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -603,6 +604,17 @@ def test_a_network_of_timm_is_pretrained_and_trained(make_run: Make, tmp_path: P
 
 def test_a_loss_without_its_own_arguments_gets_none(mylab: None) -> None:
     assert build_objective({"_target_": "mylab.Plain"}, [3, 2, 1]).num_outputs == 3
+
+
+def test_arrays_of_another_form_are_named(mylab: None) -> None:
+    mylab_module = importlib.import_module("mylab")
+    config = compose_config(["data=own", "data._target_=mylab.Spots", "data.root=.", "+data.bright=200"])
+    plain: Any = OmegaConf.to_container(config["data"], resolve=True)
+    data = {key: value for key, value in plain.items() if key != "_target_"}
+    for found in (None, (np.zeros((3, 8, 8), np.uint8), np.zeros(3, int)), {"train": ([], [])}):
+        spots = mylab_module.Spots(**data)
+        spots.read_arrays = lambda found=found: found
+        assert "Spots.read_arrays must return a dictionary with a pair of numpy arrays" in refusal(spots.read_table)
 
 
 def test_a_loss_is_tried_without_changing_its_state(mylab: None) -> None:
