@@ -60,7 +60,7 @@ class Trained:
     """
 
     def __init__(self, file: Path, network: nn.Module, objective: Objective, origin: dict[str, Any]) -> None:
-        self.file, self.network, self.objective, self.origin = file, network.eval(), objective, origin
+        self.file, self.network, self.objective, self.origin = file, network.eval(), objective.eval(), origin
         self.tta: str = origin["config"]["trainer"]["tta"]
         config = photographs(origin["config"], str(file), self.class_names)
         self._data: Photographs = build("data", config["data"])

@@ -609,7 +609,8 @@ def test_a_loss_without_its_own_arguments_gets_none(mylab: None) -> None:
 def test_arrays_of_another_form_are_named(mylab: None) -> None:
     mylab_module = importlib.import_module("mylab")
     config = compose_config(["data=own", "data._target_=mylab.Spots", "data.root=.", "+data.bright=200"])
-    plain: Any = OmegaConf.to_container(config["data"], resolve=True)
+    plain = OmegaConf.to_container(config["data"], resolve=True)
+    assert isinstance(plain, dict)
     data = {key: value for key, value in plain.items() if key != "_target_"}
     for found in (None, (np.zeros((3, 8, 8), np.uint8), np.zeros(3, int)), {"train": ([], [])}):
         spots = mylab_module.Spots(**data)
