@@ -37,13 +37,21 @@ from resnet_lab.schema import (
     FOR_OTHERS,
     MISSING,
     OF_JOB,
-    ORDINAL,
     PROVIDED,
     Config,
     TrainerConfig,
     conf_dir,
 )
-from resnet_lab.signatures import REQUIRED, Arguments, arguments_of, hints_of, installation, is_ours, signature
+from resnet_lab.signatures import (
+    REQUIRED,
+    Arguments,
+    arguments_of,
+    hints_of,
+    installation,
+    is_ours,
+    ordinal_losses,
+    signature,
+)
 from resnet_lab.trust import WELL_KNOWN, refuse_foreign, trust_words
 from resnet_lab.values import conform
 
@@ -203,7 +211,7 @@ def _refuse_unordered(config: DictConfig) -> None:
     if config.data.get("ordered"):
         return
     target, rule = str(config.loss["_target_"]), config.loss["decision"]
-    if target in ORDINAL:
+    if target in ordinal_losses():
         raise UserError(
             f"loss={target.rpartition('.')[2]} needs ordered classes, but data.ordered=false; set data.ordered=true if "
             "the classes are grades in their order, else loss=cross_entropy"

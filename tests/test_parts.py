@@ -514,6 +514,17 @@ def test_weights_that_fit_are_loaded_and_the_others_are_named(
     assert "1 of 8 tensors of the network match" in message
 
 
+def test_a_shared_tensor_is_loaded_by_any_of_its_names(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), torch.nn.Conv2d(3, 3, 1), torch.nn.Linear(3, 2))
+    network[1].weight = network[0].weight
+    state = {name: torch.ones_like(value) for name, value in network.state_dict().items() if name != "1.weight"}
+    torch.save(state, tmp_path / "weights.pt")
+    with caplog.at_level("INFO"):
+        load_fitting(network, str(tmp_path / "weights.pt"))
+    assert "loaded 6 of 6 tensors; left as initialized: none" in caplog.text
+    assert network[1].weight.eq(1).all()
+
+
 @pytest.mark.parametrize(
     ("target", "head"), [("mylab.Net", "head"), ("resnet_lab.models.example_cnn.example_cnn", "-1")]
 )
