@@ -14,12 +14,13 @@ from pathlib import Path
 from resnet_lab import supervisor
 from resnet_lab.command_line import run_command, show, version
 from resnet_lab.errors import UserError
-from resnet_lab.keys import WIDTH, as_text, known_keys, matching
+from resnet_lab.keys import WIDTH, about, as_text, known_keys, matching
 from resnet_lab.terminal import is_terminal
-from resnet_lab.verbs import TASKS, VERBS
+from resnet_lab.verbs import LAUNCHER, STATES, TASKS, VERBS
 
 ABOUT = "Train, compare and trust residual networks on retinopathy photographs."
 SLOW = ("evaluate", "predict", "prepare", "report", "combine")  # whose imports take seconds
+LAUNCHERS = ("hydra/launcher", "launcher", "joblib", "slurm")
 OTHERS = {
     "resnet-lab VERB --help": "arguments, options and examples of a verb",
     "resnet-lab help KEY": "explain a key, a score, or a term",
@@ -43,7 +44,8 @@ def help_on(words: list[str]) -> str:
     """The help of a verb, or what the words stand for: keys, options, scores or terms of the report."""
     if len(words) == 1 and words[0] in VERBS:
         return VERBS[words[0]]().format_help()
-    if len(words) > 1 and (text := _explained(" ".join(words))):  # a term of several words, without quotes
+    phrase = " ".join(words)
+    if len(words) > 1 and (text := _explained(phrase) or as_text(about(phrase)).rstrip()):  # without quotes
         return text
     texts, patterns = list[str](), list[str]()
     for word in words:
@@ -54,14 +56,16 @@ def help_on(words: list[str]) -> str:
         try:
             patterns += [word] if matching([word]) else []
         except UserError as error:
-            if not text:
+            if not text and about(word):
+                texts.append(as_text(about(word)).rstrip())
+            elif not text:
                 raise UserError(str(error).replace("no such key", "no such key, score or term", 1)) from error
     keys = as_text(matching(patterns)) if patterns else ""
     return "\n".join([*texts, keys]).rstrip() if words else overview()
 
 
 def _explained(word: str) -> str:
-    """Explain an option of a verb, a score, or a term of the report; empty if the word is a key or unknown."""
+    """Explain an option of a verb, a state, a launcher, a score, or a term; empty if the word is a key or unknown."""
     if word in known_keys():
         return ""
     from resnet_lab.report.glossary import explained  # imports numpy
@@ -70,6 +74,10 @@ def _explained(word: str) -> str:
     for name, verb in VERBS.items():
         found |= {f"{shape} of {name}": text for shape, text in verb().about_option(word).items()}
     lines = list[str]()
+    if word in STATES:
+        found[f"{word} (state of a job)"] = STATES[word]
+    if word in LAUNCHERS:
+        found["hydra/launcher"] = LAUNCHER
     for name, text in (found | explained(word)).items():
         lines += [name, *textwrap.wrap(text, WIDTH, initial_indent="    ", subsequent_indent="    ")]
     return "\n".join(lines)

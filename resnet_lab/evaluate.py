@@ -75,7 +75,9 @@ def evaluate_split(model: Trained, config: dict[str, Any], split: str) -> tuple[
         log.warning("%s has other images or labels than in the run: the data set in %s has changed", split, root)
     if own and (different := datamodule.difference(model.origin)):
         log.warning("the model was trained on other image files: %s", different)
-    match_classes(model, datamodule.class_names, datamodule.data.name, "evaluate on data with the same classes")
+    names = ",".join(model.class_names)
+    remedy = f"evaluate on data with the same classes; if only their names are missing, set data.class_names=[{names}]"
+    match_classes(model, datamodule.class_names, datamodule.data.name, remedy)
     if rank() == 0:
         count_training_images(model, datamodule.rows(split))
     datamodule.test_splits = [split]

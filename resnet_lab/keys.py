@@ -170,6 +170,14 @@ def matching(patterns: Sequence[str] = ()) -> list[Key]:
     return [key for key in all_keys() if any(_matches(key.name, pattern) for pattern in patterns or "*")]
 
 
+def about(phrase: str) -> list[Key]:
+    """Return the keys whose meaning contains a phrase, in any case; those whose meaning starts with it come first."""
+    start = re.compile(rf"\b{re.escape(phrase)}", re.IGNORECASE)
+    return sorted(
+        filter(lambda key: start.search(key.meaning), all_keys()), key=lambda key: not start.match(key.meaning)
+    )
+
+
 def _matches(name: str, pattern: str) -> bool:
     if pattern in known_keys():
         return name == pattern or name.startswith(f"{pattern}.")

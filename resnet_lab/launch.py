@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from resnet_lab.continuation import EPOCHS, refuse_epochs
 from resnet_lab.errors import UserError, printable, short
 from resnet_lab.hydra_errors import one_line
 from resnet_lab.processes import BUSY, DATA_SHOWN, SIGNALS, describe_death
-from resnet_lab.run_folder import PATIENCE, Busy, RunFolder, find_runs, jobs_file
+from resnet_lab.run_folder import PATIENCE, REMEDY, Busy, RunFolder, find_runs, jobs_file
 from resnet_lab.status import state_of
 from resnet_lab.supervisor import forks, run_module
 from resnet_lab.terminal import clear
@@ -105,14 +106,15 @@ def create_run(run: RunFolder, config: DictConfig, overrides: Sequence[str] = ()
     older = _older(run)
     version = older.read_status().get("schema_version", 1) if older else SCHEMA_VERSION
     if older:
-        given = {item.partition("=")[0].lstrip("+~") for item in overrides}
-        plain = with_older_defaults(plain, older.read_config(), version, given)
+        plain = with_older_defaults(plain, older.read_config(), version, _keys_of(overrides))
     changes: dict[str, Any] = {}
     if run.config_file.is_file():
         changes = _accepted(run, plain)
         if not changes and (run.read_status()["state"] == "done" or run.is_locked()):
             _relabel(run, plain["labels"])
             return
+    elif (noted := run.read_status().get("config_hash")) and noted != config_hash(plain):
+        raise UserError(f"{short(run.path)} lost its config.yaml, which differed from this configuration; {REMEDY}")
     first = {"schema_version": version, "state": "created", "error": None}
     first |= {"seed": plain["seed"], "config_hash": config_hash(plain)}
     try:
@@ -125,6 +127,40 @@ def create_run(run: RunFolder, config: DictConfig, overrides: Sequence[str] = ()
             run.update_status(**changes, overrides=list(overrides))
     except OSError as error:
         raise UserError(one_line(error)) from error
+
+
+def _keys_of(overrides: Sequence[str]) -> set[str]:
+    return {item.partition("=")[0].lstrip("+~") for item in overrides}
+
+
+def refuse_mixed_sweep(run: RunFolder, plain: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Refuse a sweep whose configuration has changed since a job was trained: its other jobs would get the new one.
+
+    Args:
+        run: a job of the sweep with a finished epoch.
+        plain: the configuration that this command gives to the job.
+        overrides: overrides of the job.
+
+    Raises:
+        UserError: the job was trained with a different configuration; one with fewer epochs is none.
+    """
+    before, version = run.read_config(), run.read_status().get("schema_version", 1)
+    if version < SCHEMA_VERSION:
+        before = without_unknown(before)[0]
+        plain = with_older_defaults(plain, run.read_config(), version, _keys_of(overrides))
+    if changed_keys(before, plain) - {EPOCHS}:
+        raise UserError(
+            f"{short(run.path)} was trained with a different configuration: {'; '.join(differences(before, plain))}; "
+            "no job is started: restore these values, or choose another sweep_dir"
+        )
+
+
+def is_trained(run: RunFolder) -> bool:
+    """Return whether a run has a finished epoch; False if its files are damaged."""
+    with suppress(UserError, OSError):
+        kept = run.last_checkpoint.is_file() or run.best_checkpoint.is_file()
+        return bool(run.read_config()) and (run.read_status()["state"] == "done" or kept)
+    return False
 
 
 def _relabel(run: RunFolder, labels: dict[str, Any]) -> None:
@@ -140,8 +176,11 @@ def _older(run: RunFolder) -> RunFolder | None:
         return run
     if not jobs_file(run.path.parent).is_file():
         return None
-    jobs = [RunFolder(file.parent) for file in run.path.parent.glob("*/config.yaml")]
-    return next((job for job in jobs if job.read_status().get("schema_version", 1) < SCHEMA_VERSION), None)
+    for job in (RunFolder(file.parent) for file in sorted(run.path.parent.glob("*/config.yaml"))):
+        with suppress(UserError):  # a damaged job must not stop the others
+            if job.read_status().get("schema_version", 1) < SCHEMA_VERSION and job.read_config():
+                return job
+    return None
 
 
 def _accepted(run: RunFolder, plain: dict[str, Any]) -> dict[str, Any]:
@@ -158,13 +197,12 @@ def _accepted(run: RunFolder, plain: dict[str, Any]) -> dict[str, Any]:
         before = without_unknown(before)[0]
     different = "; ".join(differences(before, plain))
     roots = [config["data"].get("root") for config in (before, plain)]
-    trained = run.last_checkpoint.is_file() or run.best_checkpoint.is_file() or status["state"] == "done"
     if status["state"] == "done" and len({_place(root) for root in roots}) > 1:
         raise UserError(f"{short(run.path)} is done with data.root={roots[0]}; choose another sweep_dir")
     if not different:
         return {}
     changes = {"state": "created", "error": None, "config_hash": config_hash(plain), "seed": plain["seed"]}
-    if not trained and not run.is_locked():
+    if not is_trained(run) and not run.is_locked():
         print(f"{short(run.path)} has no finished epoch; the new configuration is used ({different})", flush=True)
         return changes
     if changed_keys(before, plain) == {EPOCHS}:

@@ -19,12 +19,11 @@ from resnet_lab.errors import UserError, count, printable
 from resnet_lab.keys import WIDTH
 from resnet_lab.run_folder import UNTRAINED, RunFolder, closed_folders, find_runs, jobs_file, list_jobs
 from resnet_lab.terminal import duration, left
-from resnet_lab.verbs import VERBS
+from resnet_lab.verbs import STATES, VERBS
 
 TIMED = ("done", "running", "interrupted")  # states with a time per epoch
 SHOWN = 20  # jobs that the end of a sweep lists
 SAME = "the same error"
-STATES = ("done", "running", "interrupted", "failed", "created", "planned", "unreadable")
 
 
 class JobState(NamedTuple):
@@ -198,7 +197,7 @@ def table(jobs: Sequence[JobState], labels: Mapping[str, str] | None = None, sec
 def counts_of(jobs: Sequence[JobState]) -> str:
     """Return `3 jobs: 2 done, 1 failed`."""
     counts = Counter(job.state for job in jobs)
-    ordered = sorted(counts, key=lambda state: STATES.index(state) if state in STATES else len(STATES))
+    ordered = sorted(counts, key=lambda state: [*STATES, state].index(state))
     return f"{count(len(jobs), 'job')}: {', '.join(f'{counts[state]} {state}' for state in ordered) or 'none'}"
 
 

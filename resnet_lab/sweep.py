@@ -26,7 +26,7 @@ from resnet_lab.config import check, job_name, searchpath_of, words_of_trust
 from resnet_lab.continuation import EPOCHS, epochs_by_job, goes_on_to
 from resnet_lab.errors import UserError, count
 from resnet_lab.hydra_errors import one_line
-from resnet_lab.launch import refuse_mixture
+from resnet_lab.launch import is_trained, refuse_mixed_sweep, refuse_mixture
 from resnet_lab.processes import describe_death
 from resnet_lab.run_folder import RunFolder, given_keys, list_jobs, of_logger
 from resnet_lab.schema import BY_NAME, CHOSEN, PROVIDED, conf_dir
@@ -132,6 +132,7 @@ def jobs_of(arguments: Sequence[str]) -> list[dict[str, Any]]:
         _refuse_nameless(parsed, base.hydra)
         _refuse_without_slurm(base.hydra.runtime.choices["hydra/launcher"])
         refuse_mixture(RunFolder(Path(base.hydra.sweep.dir) / "job"), sweep=True)  # before jobs.txt is written there
+        _refuse_changed(parsed, base.hydra, searchpath)
         return list(_compositions(_grid(parsed, base.hydra.sweeper.params or {}), searchpath))
 
 
@@ -162,9 +163,28 @@ def _compositions(jobs: Sequence[Sequence[str]], searchpath: Sequence[str]) -> I
         yield _checked(config)
 
 
+def _refuse_changed(overrides: Sequence[Override], hydra: DictConfig, searchpath: Sequence[str]) -> None:
+    """Refuse a sweep if its first undamaged job was trained with other values, as after an edit of the experiment file.
+
+    Raises:
+        UserError: it was.
+    """
+    excluded = hydra.job.config.override_dirname.exclude_keys
+    own = [axis for axis in overrides if not _is_of_hydra(axis)]
+    for job in _grid(own, hydra.sweeper.params or {}, seeds=True):
+        run = RunFolder(Path(hydra.sweep.dir) / _folder_name(job, excluded, hydra.sweep.dir))
+        if is_trained(run):
+            refuse_mixed_sweep(run, _composed([*job, *searchpath]), job)
+            return
+
+
 def _is_of_groups(axis: Override) -> bool:
     """Return whether an override chooses a file of a group, or configures Hydra."""
-    return axis.key_or_group in CHOSEN or axis.key_or_group.partition(".")[0].partition("/")[0] == "hydra"
+    return axis.key_or_group in CHOSEN or _is_of_hydra(axis)
+
+
+def _is_of_hydra(axis: Override) -> bool:
+    return axis.key_or_group.partition(".")[0].partition("/")[0] == "hydra"
 
 
 def _refuse_nameless(overrides: Sequence[Override], hydra: DictConfig) -> None:

@@ -190,6 +190,8 @@ def run_command() -> int:
         handed = "; jobs on the cluster keep running: cancel them with scancel" if _hands_over(sys.argv) else ""
         start = "\n" if sys.stderr.isatty() else ""  # after ^C
         print(f"{start}stopped; resume with the same command and the same sweep_dir{handed}", file=sys.stderr)
+        if not handed:
+            wait_for_workers()
         return stopped.code
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         overrides = [*given.overrides, *searchpath_of(given.config_dir or "")]
@@ -206,6 +208,15 @@ def run_command() -> int:
         print(f"error: a process of the launcher died ({first}); resume with the same command", file=sys.stderr)
         return 1
     return 1 if FAILED else 0
+
+
+def wait_for_workers(seconds: float = 3.0) -> None:
+    """Wait until no job of this sweep runs, as workers of joblib end after the command's signal; at most `seconds`."""
+    jobs = [RunFolder(sweep_dir / name) for sweep_dir, names in SWEPT.items() for name in names]
+    until = time.monotonic() + seconds
+    with suppress(OSError):
+        while any(job.is_locked() for job in jobs) and time.monotonic() < until:
+            time.sleep(0.05)
 
 
 def _raised_in(error: BaseException) -> str:

@@ -18,6 +18,16 @@ USUAL = (  # keys that most commands set
 )
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")  # what Hydra's --info shows
 MODEL = "run folder (its best checkpoint) or checkpoint file (.ckpt)"
+STATES = {  # of a job, in the order in which `status` counts them
+    "done": "finished and tested",
+    "running": "a process works on it",
+    "interrupted": "its process ended without an error message; the same command resumes it",
+    "failed": "it ended with an error; the same command starts it again",
+    "created": "its folder exists, and it has not started",
+    "planned": "it belongs to the sweep, and has no folder yet",
+    "unreadable": "its config.yaml or status.json is damaged",
+}
+LAUNCHER = "joblib, slurm: run several jobs of a sweep in parallel"
 TRUST = "your own code that may be called: mylab, or one name: model:mylab.Net"
 
 
@@ -91,7 +101,7 @@ def _groups_and_keys() -> str:
     lines = ["groups (GROUP=CHOICE):"]
     for group in CHOSEN:
         lines += _row(group, ", ".join(choices_of(group)), 14)
-    lines += [*_row("hydra/launcher", "joblib, slurm: run several jobs of a sweep in parallel", 18), "", "often set:"]
+    lines += [*_row("hydra/launcher", LAUNCHER, 18), "", "often set:"]
     chosen = {key.name: key.default for key in all_keys() if key.name in CHOSEN}
     for name in USUAL:
         same = [key for key in all_keys() if key.name == name]
@@ -201,9 +211,14 @@ def status() -> Verb:
         "Show the state of the jobs of sweeps and runs: done, running, interrupted, failed, created or planned.",
         ["  nothing"],
         ["  resnet-lab status runs/depth", "  resnet-lab status runs"],
+        _states,
     )
     verb.argument("DIR", "folder of a run or sweep, or a folder above it", several=True)
     return verb
+
+
+def _states() -> str:
+    return "\n".join(["states:", *(line for state, text in STATES.items() for line in _row(state, text, 15)), "", ""])
 
 
 def tensorboard() -> Verb:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from fake_data import refusal
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
@@ -17,6 +18,7 @@ from resnet_lab.compatibility import ADDED, CHANGED, Added, upgraded, upgraded_s
 from resnet_lab.config import compose_config
 from resnet_lab.run_folder import RunFolder, find_runs
 from resnet_lab.signatures import defaults_in
+from resnet_lab.sweep import jobs_of
 from resnet_lab.training import guarded
 
 OLDER = Path(__file__).with_name("older")
@@ -44,6 +46,14 @@ def sweep(tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "conf" / "experiment" / "tiny.yaml").write_text(EXPERIMENT)
     monkeypatch.chdir(tmp_path)
     return folder
+
+
+def test_the_command_of_an_older_sweep_is_not_a_changed_one(sweep: Path) -> None:
+    command = ["--config-dir", "conf", "-m", "experiment=tiny", "seed=0,1,2", "sweep_dir=sweep"]
+    assert len(jobs_of(command)) == 1  # one for all seeds
+    changed = Path("conf/experiment/tiny.yaml")
+    changed.write_text(changed.read_text().replace("lr: 0.05", "lr: 0.06"))
+    assert "different configuration: optim.lr is 0.05 there, 0.06 here; no job" in refusal(jobs_of, command)
 
 
 @pytest.mark.slow

@@ -302,7 +302,12 @@ def test_labels_may_use_a_mapping_or_start_at_another_number(file, grades, given
     [
         (Grades(["a", "b"], {"none": 0, "R1": 1}), "1", "data.labels has no such label; it has none, R1"),
         (Grades(["a", "b"], first=1), "0", "labels run from 1 to 2"),
-        (Grades(["a", "b"]), "c", "labels must be whole numbers, class names (a, b) or keys of data.labels"),
+        (
+            Grades(["a", "b"]),
+            "c",
+            "labels must be whole numbers, class names (a, b) or keys of data.labels, such as "
+            "data.labels={none: 0, R1: 1}; set data.class_names if the data has other classes",
+        ),
         (Grades(["a", "b"]), "1.5", "labels must be whole numbers"),
     ],
 )

@@ -31,6 +31,27 @@ def test_a_printed_run_is_one_line(tmp_path, monkeypatch):
     assert repr([failed]) == "[Run(two: failed, no memory)]"
 
 
+def test_a_run_that_lost_its_test_predictions_is_not_scored_on_validation(tmp_path):
+    folder = write_run(tmp_path / "run", split="val", metrics={"test/accuracy": 0.5, "val/accuracy": 0.6})
+    lost = read_run(RunFolder(folder))
+    assert lost.problem == "predictions_test.csv is missing; remove its folder and train the run again"
+    assert (lost.scores, lost.validation, lost.validation_problem) == ({}, None, "")
+    (folder / "checkpoints").mkdir()
+    RunFolder(folder).last_checkpoint.touch()
+    tests_again = "predictions_test.csv is missing; run `python -m resnet_lab.job RUN`, which tests again"
+    assert read_run(RunFolder(folder)).problem == tests_again
+    change_status(folder, metrics={"val/accuracy": 0.6})
+    assert read_run(RunFolder(folder)).split == "val"
+
+
+def test_damaged_test_predictions_do_not_blame_those_of_validation(tmp_path):
+    folder = write_run(tmp_path / "run", split="val")
+    (folder / "predictions_test.csv").write_bytes((folder / "predictions_val.csv").read_bytes()[:300])
+    run = read_run(RunFolder(folder))
+    assert run.problem.startswith("predictions_test.csv: line ")
+    assert run.validation_problem == ""
+
+
 def test_runs_on_the_same_images_share_them_in_any_order_of_rows(tmp_path):
     runs = [write_run(tmp_path / f"{seed}", seed=seed) for seed in (0, 1)]
     one, other = (read_predictions(run / "predictions_test.csv") for run in runs)

@@ -212,7 +212,7 @@ def test_single_runs_are_forked_too(
     monkeypatch.setattr(supervisor, "launched", lambda: launched)
     monkeypatch.setattr(sys, "argv", ["train", *words])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    assert train.run_command() == 1
+    assert train.run_command() == 2
     assert seen == [forked]
 
 

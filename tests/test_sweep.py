@@ -10,17 +10,20 @@ import pytest
 import torch
 from conftest import TINY
 from fake_data import refusal, web, write_studies
+from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from resnet_lab import preflight as command
 from resnet_lab import sweep
 from resnet_lab.axes import note_jobs
+from resnet_lab.compatibility import SCHEMA_VERSION
 from resnet_lab.config import register
 from resnet_lab.errors import UserError
-from resnet_lab.launch import refuse_mixture
+from resnet_lab.launch import create_run, refuse_mixture
 from resnet_lab.models.resnet import resnet
 from resnet_lab.run_folder import RunFolder
+from resnet_lab.schema import conf_dir
 from resnet_lab.sweep import jobs_of
 from resnet_lab.train import main
 
@@ -147,6 +150,39 @@ def test_user_experiments_are_found(tmp_path: Path) -> None:
     (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nmodel:\n  depth: 50\n")
     jobs = jobs_of(["--config-dir", str(tmp_path), "-m", "experiment=mine", "optim.lr=0.1,0.2"])
     assert [(job["model"]["depth"], job["optim"]["lr"]) for job in jobs] == [(50, 0.1), (50, 0.2)]
+
+
+def test_an_experiment_file_edited_after_a_job_stops_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "conf" / "experiment" / "mine.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("# @package _global_\nmodel:\n  depth: 34\n")
+    arguments = ["--config-dir", "conf", "-m", "experiment=mine", "seed=0,1", "sweep_dir=runs", "hydra/launcher=joblib"]
+    (first,) = jobs_of(arguments)
+    for seed, state in ((0, "created"), (1, "done")):
+        run = RunFolder(Path("runs", f"experiment-mine_seed-{seed}"))
+        run.path.mkdir(parents=True)
+        run.write_config(first | {"seed": seed, "keep_last": False})
+        run.update_status(schema_version=SCHEMA_VERSION, state=state)
+    assert jobs_of(arguments) == [first]
+    assert len(jobs_of([*arguments, "data.max_images=9"])) == 1  # these are other jobs
+    file.write_text("# @package _global_\nmodel:\n  depth: 18\n")
+    assert refusal(jobs_of, arguments) == (
+        "runs/experiment-mine_seed-1 was trained with a different configuration: model.depth is 34 there, 18 here; "
+        "no job is started: restore these values, or choose another sweep_dir"
+    )
+    run.config_file.rename(run.path / "kept")
+    assert len(jobs_of(arguments)) == 1  # without its configuration, the job itself names the fault
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        run.update_status(config_hash="another")
+        assert "lost its config.yaml, which differed" in refusal(create_run, run, compose("config", []))
+    (run.path / "kept").rename(run.config_file)
+    run.status_file.write_text("{")
+    assert len(jobs_of(arguments)) == 1  # a damaged job names its fault itself, and the others start
+    (tmp_path / "runs" / "jobs.txt").touch()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        create_run(RunFolder(Path("runs", "new")), compose("config", []))
+    assert RunFolder(Path("runs", "new")).read_status()["schema_version"] == SCHEMA_VERSION
 
 
 def test_a_misspelled_key_stops_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

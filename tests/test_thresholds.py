@@ -69,6 +69,15 @@ def test_precision_starts_at_the_first_threshold_that_finds_a_positive():
     assert precision == pytest.approx(average_precision_score(positive, scores))
 
 
+@pytest.mark.parametrize(
+    ("names", "referable"),
+    [(["none", "early", "late"], "late"), (list("abcd"), "c or worse"), (["healthy", "ill"], "")],
+)
+def test_referable_classes_of_own_names(tmp_path, names, referable):
+    write_run(tmp_path / "run", class_names=names, ordered=True)
+    assert table_of(tmp_path).referable_classes == referable
+
+
 def test_each_class_and_the_referable_grades_have_a_panel(tmp_path):
     for seed in (0, 1):
         write_run(tmp_path / str(seed), seed=seed)

@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -259,3 +261,19 @@ def test_two_ranks_have_identical_weights_and_share_one_sample(tmp_path: Path, p
     assert np.ptp(drawn) <= 2
     untouched = json.loads((tmp_path / "run" / "status.json").read_text())
     assert untouched["state"] == "done"
+
+
+def test_a_stopped_sweep_waits_until_its_jobs_have_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = RunFolder(tmp_path / "sweep" / "seed-0")
+    job.path.mkdir(parents=True)
+    monkeypatch.setattr(train, "SWEPT", {job.path.parent: ["planned", "seed-0"]})
+    free = threading.Event()
+    with job.lock():
+        waited = threading.Thread(target=lambda: (train.wait_for_workers(60), free.set()))
+        waited.start()
+        assert not free.wait(0.2)
+        began = time.monotonic()
+        train.wait_for_workers(0.1)
+        assert 0.1 <= time.monotonic() - began < 2
+    assert free.wait(5)
+    waited.join()

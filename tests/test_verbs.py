@@ -202,6 +202,10 @@ def test_help_takes_a_verb_or_a_key(capsys: pytest.CaptureFixture[str]) -> None:
         (["majority", "baseline"], ["majority baseline"]),
         (["balanced", "accuracy"], ["balanced_accuracy"]),
         (["temperature", "scaling"], ["temperature"]),
+        (["learning", "rate"], ["optim.lr", "    learning rate"]),
+        (["mirror"], ["trainer.tta"]),
+        (["planned"], ["planned (state of a job)", "    it belongs to the sweep, and has no folder yet"]),
+        (["joblib"], ["hydra/launcher", "    joblib, slurm: run several jobs of a sweep in parallel"]),
     ],
 )
 def test_help_takes_a_score_a_term_or_an_option(

@@ -33,6 +33,7 @@ HELP = """## help
 - `resnet-lab help KEY` prints meaning, values and default of a [key](keys.md). `KEY` is a key, a group, a part of a
   name, or a pattern: `data.batch_size`, `data`, `batch`, `data.*`.
 - `resnet-lab help WORD` explains a score or another term of the report, or an option: `qwk`, `referable`, `out`.
+  It also explains a state of `status`, and a word from the meaning of keys: `planned`, `learning rate`.
   `help metric` lists all scores.
 """
 

@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import logging
 import re
+import zipfile
 from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from functools import cache
@@ -292,6 +293,8 @@ def read(path: Path) -> dict[str, Any]:
         if path.name == "best.ckpt" and last.is_file():
             remedy = f"to use the last epoch, name {last}"
         why = reason(error) if is_pickle(start) else f"it begins with {start!r}" if start else "it is empty"
+        if start.startswith(b"PK") and not zipfile.is_zipfile(path):  # whose directory is at its end
+            why = "the file is truncated"
         raise UserError(f"{path}: not readable as plain tensors ({why}); {remedy}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} contains a {type(content).__name__}, not a state dict; save model.state_dict()")

@@ -27,7 +27,7 @@ TERMS = {
     "majority baseline": "A model that always predicts the most frequent class of the training images.",
     "confusion matrix": "Counts of images by true class (rows) and predicted class (columns).",
     "collapsed": "A run that predicts the same class for at least 98 % of the validation or test images.",
-    "referable": "Moderate retinopathy or worse: such a patient is referred to an ophthalmologist.",
+    "referable": "The third grade or worse: of the usual five grades, moderate or worse. Such a patient is referred.",
     "sensitivity": "Of the referable images, the share that the model refers.",
     "specificity": "Of the images that are not referable, mild ones included, the share that the model does not refer.",
     "operating point": "A threshold, chosen on validation: images with a larger probability count as referable.",

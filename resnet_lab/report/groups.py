@@ -19,6 +19,7 @@ from resnet_lab.report.intervals import Comparisons, Estimates, estimate
 from resnet_lab.report.runs import Run, in_order_of_jobs
 from resnet_lab.run_folder import is_bookkeeping
 from resnet_lab.scores import ABSENT, ALIASES, NEEDS, SCORES, Predictions
+from resnet_lab.statistics import REFERABLE
 
 DRAWN = 10  # groups in pictures, the best ones
 AREA = "referable_auroc"  # has its intervals in another table
@@ -101,6 +102,12 @@ class Table:
     def referable(self) -> bool:
         """Whether the classes are grades, some of them referable."""
         return AREA in self.possible
+
+    @property
+    def referable_classes(self) -> str:
+        """The referable classes in words: `moderate or worse`, or the last class; empty without such classes."""
+        names = self.scored[0].class_names[REFERABLE:] if self.referable else ()
+        return f"{names[0]}{' or worse' if len(names) > 1 else ''}" if names else ""
 
     @cached_property
     def metric(self) -> str:

@@ -29,7 +29,7 @@ from resnet_lab.report.score_figures import RELIABLE
 from resnet_lab.report.sharing import unshared_of
 from resnet_lab.report.summaries import SHOWN_ROWS, headline, titles_of
 from resnet_lab.scores import ABSENT, MINUS, SCORES
-from resnet_lab.statistics import DECISIONS, MANY_CLASSES, REFERABLE
+from resnet_lab.statistics import DECISIONS, MANY_CLASSES
 
 FIGURES = ("accuracy", "confusion_matrices")  # if no configuration names any
 OF_SECTIONS = ("confusion_matrices", "roc", "precision_recall", "reliability", "cost")  # in separate sections
@@ -120,8 +120,8 @@ def _section(table: Table, drawn: dict[str, dict[str, Any]]) -> dict[str, Any]:
         (group.label, len(group.scored), class_rows(group.predictions, table.patient, part["names"]))
         for group in groups
     ]
-    part |= {"areas": referable_rows_of(table), "operating": thresholds.operating_rows(table)}
-    part |= {"first_referred": part["names"][REFERABLE] if table.referable else ""}
+    part |= {"areas": referable_rows_of(table), "referable_classes": table.referable_classes}
+    part |= {"operating": thresholds.operating_rows(table)}
     part |= {"calibration": thresholds.calibration_rows(table), "few_to_fit": thresholds.few_to_fit(table)}
     part["started_differently"] = costs.started_differently(table)
     part["costs"] = [

@@ -193,7 +193,7 @@ class Run:
     @cached_property
     def _validation(self) -> StoredPredictions | str | None:
         file = self.folder.stored_predictions("val")
-        if self.split != "test" or not file.is_file():
+        if self.split != "test" or not self.class_names or not file.is_file():  # without a result, nothing to compare
             return None
         try:
             found = read_predictions(file)
@@ -343,10 +343,11 @@ def _has_shape(value: Any, shape: Any) -> bool:
     return isinstance(value, shape)
 
 
-def _remedy(folder: Path) -> str:
-    """Return how to recover lost predictions: a job with its last checkpoint tests again without training."""
-    tests_again = RunFolder(folder).last_checkpoint.is_file()
-    return "remove the file and run `python -m resnet_lab.job RUN`, which tests again" if tests_again else REMEDY
+def _remedy(folder: Path, lost: bool = False) -> str:
+    """Return how to recover damaged or `lost` predictions: a job with its last checkpoint tests without training."""
+    if not RunFolder(folder).last_checkpoint.is_file():
+        return REMEDY
+    return f"{'' if lost else 'remove the file and '}run `python -m resnet_lab.job RUN`, which tests again"
 
 
 def _first_line(error: object) -> str:
@@ -356,7 +357,10 @@ def _first_line(error: object) -> str:
 def _score(run: Run) -> None:
     run.split = next((s for s in ("test", "val") if run.folder.stored_predictions(s).is_file()), "")
     if not run.split:
-        raise UserError(f"no predictions_test.csv; {_remedy(run.folder.path)}")
+        raise UserError(f"no predictions_test.csv; {_remedy(run.folder.path, lost=True)}")
+    metrics = run.status.get("metrics")
+    if run.split == "val" and isinstance(metrics, dict) and any(name.startswith("test/") for name in metrics):
+        raise UserError(f"predictions_test.csv is missing; {_remedy(run.folder.path, lost=True)}")
     found = read_predictions(run.folder.stored_predictions(run.split))
     targets, classes, probabilities = found.labeled
     num_classes = probabilities.shape[1]

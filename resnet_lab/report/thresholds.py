@@ -12,7 +12,7 @@ from resnet_lab.report import calibration, charts
 from resnet_lab.report.by_class import NOTHING, Share, by_patient, share_of
 from resnet_lab.report.groups import Group, Table
 from resnet_lab.scores import Predictions
-from resnet_lab.statistics import REFERABLE, threshold_counts
+from resnet_lab.statistics import threshold_counts
 
 PLACES = np.linspace(0, 1, 201)  # positions at which the curves of several runs are averaged
 HARDEST = 6  # panels if there are more than `PANELS` classes: those with the lowest recall
@@ -47,7 +47,7 @@ def panels_of(table: Table, curve: Callable[[Binary], Curve], score: str) -> lis
         return []
     panels: list[tuple[str, Callable[[Predictions], Binary]]] = []
     if table.referable:
-        panels.append((f"referable ({table.scored[0].class_names[REFERABLE]} or worse)", calibration.referable))
+        panels.append((f"referable ({table.referable_classes})", calibration.referable))
     panels += [(table.scored[0].class_names[k], _against_the_rest(k)) for k in _drawn_classes(table)]
     groups = [group for group in table.drawn if group.scored]
     found = [(title, [_line(group, binary, curve, score) for group in groups]) for title, binary in panels]
