@@ -6,6 +6,7 @@ import errno
 import io
 import logging
 import math
+import pickle
 import time
 import zipfile
 from collections.abc import Collection, Iterable
@@ -20,7 +21,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from resnet_lab import environment
-from resnet_lab.errors import UserError
+from resnet_lab.errors import UserError, reason_of
 from resnet_lab.files import write_atomically
 from resnet_lab.models.pretrained import HARMLESS
 from resnet_lab.module import Classifier
@@ -56,24 +57,23 @@ def load_plain(file: Any, mmap: bool = False) -> Any:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
 
 
-def refuse_objects(checkpoint: dict[str, Any], content: io.BytesIO) -> None:
-    """Refuse a checkpoint that no later start could load, and name the part that stores an object.
+def pickled(checkpoint: dict[str, Any]) -> io.BytesIO:
+    """Pickle a checkpoint, or refuse it if no later start could load it, and name the part that stores an object.
 
     Args:
         checkpoint: what a job saves.
-        content: the same, pickled.
 
     Raises:
         UserError: it contains anything but tensors, plain values and `HARMLESS` objects.
     """
-    if not (found := _objects_in(content)):
-        return
+    content, found = _pickled(checkpoint)
+    if content is not None and not found:
+        return content
     parts = {f"the callback {name}": state for name, state in checkpoint.get("callbacks", {}).items()}
     parts |= {"the optimizer": checkpoint.get("optimizer_states"), "the schedule": checkpoint.get("lr_schedulers")}
     owner = "the network"
     for name, state in parts.items():
-        torch.save(state, part := io.BytesIO())
-        if own := _objects_in(part):
+        if own := _pickled(state)[1]:
             owner, found = name, own
             break
     raise UserError(
@@ -82,11 +82,16 @@ def refuse_objects(checkpoint: dict[str, Any], content: io.BytesIO) -> None:
     )
 
 
-def _objects_in(content: io.BytesIO) -> list[str]:
-    """Return the names of functions and classes that `load_plain` would refuse."""
+def _pickled(state: object) -> tuple[io.BytesIO | None, list[str]]:
+    """Return a pickled state, None if it cannot be pickled, and the names of what `load_plain` would refuse."""
+    content = io.BytesIO()
+    try:
+        torch.save(state, content)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        return None, [f"another kind ({reason_of(error)})"]
     content.seek(0)
     with torch.serialization.safe_globals(HARMLESS):
-        return torch.serialization.get_unsafe_globals_in_checkpoint(content)
+        return content, torch.serialization.get_unsafe_globals_in_checkpoint(content)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -101,9 +106,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             return super().load_checkpoint(path, *args, **kwargs)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
-        refuse_objects(checkpoint, buffer)
+        buffer = pickled(checkpoint)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         if real(Path(path)) in _damaged:  # kept, as parts of it may be recoverable
             _damaged.discard(real(Path(path)))
@@ -221,12 +224,14 @@ class EpochRows(Callback):
     ) -> None:
         self.rate = optimizer.param_groups[0]["lr"]
 
-    def note(self, trainer: Trainer) -> None:
+    def note(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add the row of this epoch, once; call it when checkpoints are written, as the metrics are complete then."""
         if not self.rows or self.rows[-1]["epoch"] < trainer.current_epoch:
             found = sorted(trainer.callback_metrics.items())
             new = [(name, value) for name, value in found if value is not self._before.get(name)]
             metrics = {name: float(value) for name, value in new if of_split(name)}
+            if isinstance(pl_module, Classifier):
+                pl_module.refuse_replaced(metrics)
             lr = trainer.optimizers[0].param_groups[0]["lr"]
             self.rows.append({"epoch": trainer.current_epoch, "lr": lr, **metrics})
 
@@ -288,7 +293,7 @@ class RunCheckpoint(ModelCheckpoint):
         return found
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.rows.note(trainer)
+        self.rows.note(trainer, pl_module)
         super().on_train_epoch_end(trainer, pl_module)
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:

@@ -37,13 +37,21 @@ from resnet_lab.schema import (
     FOR_OTHERS,
     MISSING,
     OF_JOB,
-    ORDINAL,
     PROVIDED,
     Config,
     TrainerConfig,
     conf_dir,
 )
-from resnet_lab.signatures import REQUIRED, Arguments, arguments_of, hints_of, installation, is_ours, signature
+from resnet_lab.signatures import (
+    REQUIRED,
+    Arguments,
+    arguments_of,
+    hints_of,
+    installation,
+    is_ours,
+    ordinal_losses,
+    signature,
+)
 from resnet_lab.trust import WELL_KNOWN, refuse_foreign, trust_words
 from resnet_lab.values import conform
 
@@ -203,7 +211,7 @@ def _refuse_unordered(config: DictConfig) -> None:
     if config.data.get("ordered"):
         return
     target, rule = str(config.loss["_target_"]), config.loss["decision"]
-    if target in ORDINAL:
+    if target in ordinal_losses():
         raise UserError(
             f"loss={target.rpartition('.')[2]} needs ordered classes, but data.ordered=false; set data.ordered=true if "
             "the classes are grades in their order, else loss=cross_entropy"
@@ -285,7 +293,8 @@ def _check_part(group: str, node: DictConfig, importing: bool) -> None:
         typed = f"{group}.{key}"
         if key in provided:
             raise UserError(f"{typed}: the job sets it; leave it out")
-        meant = suggestion(typed, {f"{group}.{name}" for name in taken}) or suggestion(typed, known_keys())
+        elsewhere = {name for name in known_keys() if name.rpartition(".")[2] == key}
+        meant = suggestion(typed, {f"{group}.{name}" for name in taken}) or suggestion(typed, elsewhere)
         hint = meant or f"it takes {', '.join(sorted(taken)) or 'no keys'}"
         raise UserError(f"{group}.{key}: {target} takes no such argument; {hint}")
     if lacking := sorted((takes.required | {*own}) - provided - keys):

@@ -29,10 +29,13 @@ def names_in(network: nn.Module, freeze: str | Sequence[str] | None) -> set[str]
         UserError: the network has no such part, or the part has no weights.
     """
     tensors = {*network.state_dict()}
-    every = tensors | {name for name, _ in network.named_modules() if name}
+    every = tensors | {name for name, _ in network.named_modules(remove_duplicate=False) if name}
     if freeze == ALL_BUT_HEAD:
         head = head_of(network, f"model.freeze={ALL_BUT_HEAD}")
-        return {name for name in every if not is_in(name, head) and not is_in(head, name)}
+        trained = {*network.get_submodule(head).modules(), *network.get_submodule(head).parameters()}
+        named = (*network.named_modules(remove_duplicate=False), *network.named_parameters(remove_duplicate=False))
+        other_names = {name for name, each in named if each in trained}
+        return {name for name in every - other_names if not is_in(name, head) and not is_in(head, name)}
     found = set[str]()
     for part in [freeze] if isinstance(freeze, str) else freeze or []:
         inside = {name for name in every if is_in(name, str(part))}
@@ -95,7 +98,7 @@ class Freezing(Callback):
 
     def _begin(self, epoch: int) -> None:
         self._set_gradients(needed=self.trains(epoch) or self._drops_gradients)
-        for name, layer in self.network.named_modules():
+        for name, layer in self.network.named_modules(remove_duplicate=False):
             if name in self.names:
                 layer.train(self.trains(epoch))
 
@@ -104,7 +107,8 @@ class Freezing(Callback):
             parameter.requires_grad_(needed)
 
     def _parameters(self) -> Iterator[nn.Parameter]:
-        return (parameter for name, parameter in self.network.named_parameters() if name in self.names)
+        named = self.network.named_parameters(remove_duplicate=False)  # a layer or weight in two places has two names
+        return (parameter for name, parameter in named if name in self.names)
 
 
 def idle_keys(config: dict[str, Any], freezing: Freezing) -> list[str]:

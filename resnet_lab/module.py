@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from resnet_lab.config import build
 from resnet_lab.distillation import Distillation
+from resnet_lab.errors import UserError
 from resnet_lab.freezing import Freezing
 from resnet_lab.loggers import log_to_all
 from resnet_lab.metrics import SplitMetrics
@@ -84,12 +86,14 @@ class Classifier(LightningModule):
         )
         self.memory_format = torch.contiguous_format
         self._begun: list[Tensor] | None = None  # rows of an unfinished epoch, from a checkpoint
+        self._counted = False  # whether the metrics contain the training batch
         self.fit_split: str | None = None
         self.tta = "none"
         self.distillation: Distillation | None = None
         self.freezing: Freezing | None = None
         self.outputs: dict[str, list[tuple[Tensor, ...]]] = {}  # split → index (B,), outputs of `_step`, targets (B,)
         self.confusion: dict[str, Tensor] = {}  # split → counts (K, K) of the last epoch
+        self.computed: dict[str, float] = {}  # last values of all metrics
         self.predictions: dict[str, Outputs] = {}  # split → predictions of the last test
 
     def setup(self, stage: str) -> None:
@@ -130,7 +134,9 @@ class Classifier(LightningModule):
             losses = torch.lerp(others, losses, batch["share"])
         if split == "train" and self.distillation is not None:
             losses = self.distillation.losses(losses, outputs, batch["image"])
-        self.split_metrics(split).update(losses, outputs[rows], targets[rows])
+        if split != "train" or not self._counted:  # LBFGS repeats the step of a batch
+            self.split_metrics(split).update(losses, outputs[rows], targets[rows])
+        self._counted = split == "train"
         return losses.mean(), outputs
 
     def _keep(self, batch: dict[str, Any], split: str, outputs: Tensor) -> None:
@@ -148,11 +154,29 @@ class Classifier(LightningModule):
         values = metrics.compute(self.loss, final=bool(self.trainer.testing))
         logged = split != "train" and not self.trainer.testing
         self.log_dict(values, prog_bar=split == "val", logger=logged, sync_dist=False)
+        numbers = {name: float(value) for name, value in values.items()}
+        self.computed |= numbers
         if split == "train":  # Lightning logs these only after the epoch's checkpoint, so a kill could lose them
-            numbers = {name: float(value) for name, value in values.items()}
             log_to_all(self.trainer, {**numbers, "epoch": self.current_epoch})
         self.confusion[split] = metrics.confusion.compute()
         metrics.reset()
+
+    def refuse_replaced(self, metrics: Mapping[str, float]) -> None:
+        """Refuse logged metrics that a callback has replaced.
+
+        Raises:
+            UserError: a value is not the one that was computed for its name.
+        """
+        for name, value in metrics.items():
+            own = self.computed.get(name, value)
+            if not (math.isclose(value, own, rel_tol=1e-6) or (math.isnan(value) and math.isnan(own))):
+                raise UserError(
+                    f"{name} is logged as {value:.6g} by a callback, but the run itself computed {own:.6g}; let the "
+                    "callback log another name"
+                )
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self._counted = False
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         return self._step(batch, "train")[0]

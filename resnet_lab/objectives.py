@@ -13,6 +13,7 @@ from resnet_lab.errors import UserError
 from resnet_lab.statistics import OWN_RULE, decisions, fitted_thresholds, midpoints
 from resnet_lab.values import NotNegative, Share
 
+ORDINAL = ("mse", "smooth_l1", "corn")  # losses of grades, which need ordered classes; `config` reads this line
 ClassWeights = Literal["none", "balanced"] | list[NotNegative]
 LEAST_WIDTH = 1e-3  # in grades; keeps probabilities defined for a network without errors on validation
 

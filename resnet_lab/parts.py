@@ -100,10 +100,11 @@ def _own_objective(loss: dict[str, Any], class_counts: Sequence[int]) -> Objecti
     if not callable(made):
         raise UserError(f"loss._target_ {target} returns a {type(made).__name__}; name one that returns a loss")
     criterion = Criterion(len(class_counts), made)
+    trial = copy.deepcopy(criterion)  # losses may have a state
     targets = torch.arange(2) % len(class_counts)
     try:
         with warnings.catch_warnings(action="ignore"):
-            losses = criterion.losses(torch.zeros(2, len(class_counts)), targets)
+            losses = trial.losses(torch.zeros(2, len(class_counts)), targets)
     except Exception as error:
         reason = reason_of(error)
         raise UserError(
@@ -114,6 +115,11 @@ def _own_objective(loss: dict[str, Any], class_counts: Sequence[int]) -> Objecti
         raise UserError(
             f"loss._target_ {target} returns {shape} for two images; it must return one loss per image, (2,): "
             "do not average them"
+        )
+    if new := sorted({*trial.state_dict()} - {*criterion.state_dict()}):
+        raise UserError(
+            f"loss._target_ {target} creates {new[0].removeprefix('criterion.')} in its first call, so no checkpoint "
+            "could be loaded; create it in __init__"
         )
     return criterion
 
@@ -262,9 +268,11 @@ def refuse_misfit(network: nn.Module, num_outputs: int, size: int, target: str) 
             continue
         found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         mode = "training" if training else "evaluation"
+        remedy = "give it an argument num_classes, which the job sets, or set the length of its last layer"
+        if not isinstance(outputs, Tensor):
+            remedy = "let it return the outputs alone (torchvision's GoogLeNet and Inception: +model.aux_logits=false)"
         raise UserError(
-            f"model._target_ {target} returns {found} for two images in {mode}, not (2, {num_outputs}); give it an "
-            "argument num_classes, which the job sets, or set the length of its last layer"
+            f"model._target_ {target} returns {found} for two images in {mode}, not (2, {num_outputs}); {remedy}"
         )
 
 

@@ -109,8 +109,6 @@ OF_JOB: dict[str, dict[str, Any]] = {
     "model": {"freeze": Text | list[Text] | None, "unfreeze_at_epoch": FromOne | None, "zero_init_head": bool},
     "optim": {"backbone_lr_factor": Positive},
 }
-# losses of grades, which need ordered classes
-ORDINAL = frozenset(f"resnet_lab.objectives.{name}" for name in ("mse", "smooth_l1", "corn"))
 CHOSEN = (*PROVIDED, "trainer", *BY_NAME, "experiment", "scale")  # groups with a choice in conf/config.yaml
 
 

@@ -130,6 +130,14 @@ def _parsed(module: str) -> ast.Module:
     return ast.parse(Path(origin).read_text(encoding="utf-8"))
 
 
+def ordinal_losses() -> set[str]:
+    """Return the dotted names of our losses of grades, parsed from `objectives`, whose import would need torch."""
+    module = "resnet_lab.objectives"
+    lines = (node for node in _parsed(module).body if isinstance(node, ast.Assign))
+    value = next(node.value for node in lines if ast.unparse(node.targets[0]) == "ORDINAL")
+    return {f"{module}.{name}" for name in ast.literal_eval(value)}
+
+
 @cache
 def hints_of(target: str) -> dict[str, Any]:
     """Return the annotated types of the arguments of our own function or dataclass, if `values` supports them.

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from resnet_lab import environment
@@ -60,7 +60,7 @@ class Trained:
     """
 
     def __init__(self, file: Path, network: nn.Module, objective: Objective, origin: dict[str, Any]) -> None:
-        self.file, self.network, self.objective, self.origin = file, network.eval(), objective, origin
+        self.file, self.network, self.objective, self.origin = file, network.eval(), objective.eval(), origin
         self.tta: str = origin["config"]["trainer"]["tta"]
         config = photographs(origin["config"], str(file), self.class_names)
         self._data: Photographs = build("data", config["data"])
@@ -199,7 +199,11 @@ class Trained:
                 # its text may repeat the file
                 reason = getattr(error, "strerror", None) or str(error).removeprefix(f"{source}: ")
                 raise UserError(f"{source} cannot be read: {reason}") from error
-        array = np.asarray(source.convert("RGB") if isinstance(source, Image.Image) else source)
+        if isinstance(source, Image.Image):
+            if source.mode[0] in "IF":
+                raise UserError(f"a Pillow image of mode {source.mode}: it has more than 8 bits; convert it to 8 bits")
+            source = np.asarray(ImageOps.exif_transpose(source).convert("RGB"))  # upright, as if read from a file
+        array = np.asarray(source)
         if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
             remedy = "give uint8 (H, W, 3), RGB; several images are a list of them"
             raise UserError(f"an array of {array.dtype} and shape {array.shape}: {remedy}")

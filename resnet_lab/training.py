@@ -523,6 +523,7 @@ def finish(
         counts = module.confusion[split].cpu().numpy()
         write_split(run, split, datamodule.rows(split), classes, probabilities, counts, datamodule.class_names, label)
     metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items()) if "/" in name}
+    module.refuse_replaced(metrics)
     tested = {name: value for name, value in metrics.items() if name.split("/")[0] in datamodule.test_splits}
     metrics = {name: value for name, value in tested.items() if not math.isnan(value)}  # NaN: recall of an absent class
     judged = "val" if "val" in module.confusion else "test"

@@ -136,14 +136,14 @@ def test_a_metric_that_an_epoch_does_not_log_is_undefined_there(tmp_path):
         trainer = SimpleNamespace(callback_metrics=known, current_epoch=epoch, optimizers=optimizers)
         rows.on_train_epoch_start(trainer, None)
         known |= {"val/loss": torch.tensor(float(epoch))} | ({"train/extra": torch.tensor(7.0)} if epoch == 1 else {})
-        rows.note(trainer)
+        rows.note(trainer, None)
     rows.write(tmp_path / "metrics.csv")
     lines = ["epoch,lr,val/loss,train/extra", "0,0.5,0.0,nan", "1,0.5,1.0,7.0", "2,0.5,2.0,nan"]
     assert (tmp_path / "metrics.csv").read_text().splitlines() == lines
     trainer = SimpleNamespace(callback_metrics=known, current_epoch=3, optimizers=optimizers)
     rows.on_train_epoch_start(trainer, None)
     known["val/loss"] = torch.tensor(3.0)
-    rows.note(trainer)
+    rows.note(trainer, None)
     assert rows.rows[-1] == {"epoch": 3, "lr": 0.5, "val/loss": 3.0}
 
 

@@ -151,3 +151,9 @@ def test_every_photograph_of_idrid_has_its_disc(idrid):
     np.testing.assert_allclose(x, 192, atol=20)
     np.testing.assert_allclose(y, 128, atol=20)
     np.testing.assert_allclose(radius, 153, atol=12)
+
+
+def test_a_straight_edge_is_no_disc_and_no_warning():
+    image = np.zeros((30, 60, 3), np.uint8)
+    image[:, :20] = 255, 90, 40
+    assert find_disc(np.ascontiguousarray(image.transpose(1, 0, 2))) is None

@@ -60,6 +60,37 @@ def test_frozen_parts_have_no_gradient(freeze: Any, trained: set[str]) -> None:
     assert found == trained
 
 
+class Shared(nn.Module):
+    """A network with a layer in two places, a weight in two layers, and two names of its head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3))
+        self.b, self.c, self.fc = self.a, nn.Conv2d(3, 3, 3), nn.Linear(3, 2)
+        self.c.weight, self.head = self.a[0].weight, self.fc
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.head(self.c(self.b(self.a(images))).mean((2, 3)))
+        return found
+
+
+@pytest.mark.parametrize(
+    ("freeze", "trained"),
+    [
+        ("b", {"c.bias", "fc.weight", "fc.bias"}),
+        ("c", {"a.0.bias", "a.1.weight", "a.1.bias", "fc.weight", "fc.bias"}),
+        ("all_but_head", {"fc.weight", "fc.bias"}),
+    ],
+)
+def test_shared_layers_and_weights_are_frozen_by_any_of_their_names(freeze: str, trained: set[str]) -> None:
+    network = Shared()
+    freezing = Freezing(network, freeze, until=None)
+    assert {name for name, each in network.named_parameters() if each.requires_grad} == trained
+    network.train()
+    freezing._begin(0)
+    assert network.a[1].training == (freeze == "c")
+
+
 def test_a_prefix_ends_at_a_dot() -> None:
     network = nn.ModuleDict({name: nn.Linear(2, 2) for name in ("layer1", "layer10")})
     assert names_in(network, ["layer1"]) == {"layer1", "layer1.weight", "layer1.bias"}

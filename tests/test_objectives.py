@@ -24,7 +24,7 @@ from resnet_lab.parts import build_objective
 from resnet_lab.report.runs import read_run
 from resnet_lab.report.verify import differences_of, metrics_of
 from resnet_lab.run_folder import RunFolder
-from resnet_lab.schema import ORDINAL
+from resnet_lab.signatures import ordinal_losses
 from resnet_lab.sweep import jobs_of
 from resnet_lab.training import guarded
 
@@ -164,8 +164,8 @@ def test_extreme_outputs_are_finite_in_bfloat16(loss: str, extreme: float) -> No
 
 
 def test_each_loss_is_ordinal_or_not() -> None:
-    assert named_in_conf("loss") - ORDINAL == {"resnet_lab.objectives.cross_entropy"}
-    assert named_in_conf("loss") > ORDINAL
+    assert named_in_conf("loss") - ordinal_losses() == {"resnet_lab.objectives.cross_entropy"}
+    assert named_in_conf("loss") > ordinal_losses()
 
 
 FOLDERS = ("data=class_folders", "data.root=folders")

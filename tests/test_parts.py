@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -16,7 +17,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from resnet_lab import evaluate, predict, preflight, prepare, trust
-from resnet_lab.checkpoints import is_whole, load_plain
+from resnet_lab.checkpoints import is_whole, load_plain, pickled
 from resnet_lab.config import check, compose_config, known_names, named_in_conf
 from resnet_lab.errors import UserError
 from resnet_lab.models.pretrained import load_fitting
@@ -103,6 +104,32 @@ class Plain(nn.Module):
 
 def function(logits, targets):
     return nn.functional.cross_entropy(logits, targets, reduction="none")
+
+class Running(nn.Module):
+    def __init__(self, lazy=False):
+        super().__init__()
+        if not lazy:
+            self.register_buffer("mean", torch.tensor(0.0))
+    def forward(self, logits, targets):
+        loss = nn.functional.cross_entropy(logits, targets, reduction="none")
+        self.register_buffer("mean", loss.detach().mean())
+        return loss
+
+class Replacing(Callback):
+    def on_train_epoch_end(self, trainer, module):
+        module.log("val/qwk", 2.0)
+
+class Repeating(torch.optim.SGD):
+    def __init__(self, params, lr, repeats):
+        super().__init__(params, 0.0)
+        self.repeats, self.by = repeats, lr
+    def step(self, closure):
+        weight = self.param_groups[0]["params"][-1]
+        for number in range(self.repeats):
+            loss = closure()
+            weight.data += self.by
+        weight.data -= self.by * self.repeats
+        return loss
 
 class Three(Net):
     def __init__(self):
@@ -261,6 +288,30 @@ def test_a_state_holds_arrays_and_no_objects(make_run: Make, mylab: None) -> Non
     assert not odd.best_checkpoint.exists()
 
 
+def test_an_object_that_cannot_be_pickled_is_named() -> None:
+    states = [{"state": {0: {"weights": lambda: None}}}]
+    checkpoint = {"callbacks": {"EpochRows": {"rows": []}}, "optimizer_states": states, "lr_schedulers": []}
+    assert refusal(pickled, checkpoint).startswith("the optimizer stores an object of another kind (")
+
+
+def test_callbacks_do_not_replace_metrics_of_the_run(make_run: Make, mylab: None) -> None:
+    run = make_run(*NET, "+callbacks.n._target_=mylab.Replacing", "trainer.max_epochs=1")
+    assert guarded(run) == 1
+    error = run.read_status()["error"]
+    assert error.startswith("val/qwk is logged as 2 by a callback, but the run itself computed ")
+    assert not run.best_checkpoint.exists()
+
+
+def test_an_optimizer_that_repeats_its_step_counts_each_image_once(make_run: Make, mylab: None) -> None:
+    own = ("optim=own", "optim._target_=mylab.Repeating", "+optim.lr=1.0", "schedule=constant", "trainer.max_epochs=1")
+    losses = []
+    for repeats in (1, 3):
+        run = make_run(*NET, *own, f"+optim.repeats={repeats}", name=f"repeats{repeats}")
+        assert guarded(run) == 0
+        losses.append(pd.read_csv(run.metrics_file)["train/loss"][0])
+    assert losses[0] == pytest.approx(losses[1])
+
+
 def test_a_network_with_view_gets_contiguous_images(make_run: Make, mylab: None) -> None:
     viewing = ("model=own", "model._target_=mylab.Viewing", "trainer.max_epochs=1", "trainer.precision=bf16-mixed")
     run, layout = make_run(*viewing), "trainer.channels_last=true"
@@ -371,6 +422,14 @@ def test_an_external_data_set_is_read(make_run: Make, mylab: None) -> None:
         ),
         (("model=own", "model._target_=mylab.Tuple"), "mylab.Tuple returns tuple for two images"),
         ((*NET, "+model.widht=3"), "model.widht: mylab.Net takes no such argument; did you mean model.width?"),
+        (
+            ("loss=own", "loss._target_=mylab.focal", "+loss.num_classes=3"),
+            "loss.num_classes: mylab.focal takes no such argument; it takes ",  # not data.augment_classes
+        ),
+        (
+            ("loss=own", "loss._target_=mylab.focal", "+loss.batch_size=3"),
+            "loss.batch_size: mylab.focal takes no such argument; did you mean data.batch_size?",
+        ),
         ((*NET, "+model.num_classes=3"), "model.num_classes: the job sets it; leave it out"),
         (("model=own", "model._target_=mylab.Open", "+model.num_classes=3"), "model.num_classes: the job sets it"),
         ((*NET, "model.pretrained=nothing.pth"), "model.pretrained=nothing.pth: no such file"),
@@ -453,6 +512,17 @@ def test_weights_that_fit_are_loaded_and_the_others_are_named(
     other = mylab_module.Net(1000, width=9)
     message = refusal(load_fitting, other, str(tmp_path / "weights.safetensors"))
     assert "1 of 8 tensors of the network match" in message
+
+
+def test_a_shared_tensor_is_loaded_by_any_of_its_names(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), torch.nn.Conv2d(3, 3, 1), torch.nn.Linear(3, 2))
+    network[1].weight = network[0].weight
+    state = {name: torch.ones_like(value) for name, value in network.state_dict().items() if name != "1.weight"}
+    torch.save(state, tmp_path / "weights.pt")
+    with caplog.at_level("INFO"):
+        load_fitting(network, str(tmp_path / "weights.pt"))
+    assert "loaded 6 of 6 tensors; left as initialized: none" in caplog.text
+    assert network[1].weight.eq(1).all()
 
 
 @pytest.mark.parametrize(
@@ -545,6 +615,24 @@ def test_a_network_of_timm_is_pretrained_and_trained(make_run: Make, tmp_path: P
 
 def test_a_loss_without_its_own_arguments_gets_none(mylab: None) -> None:
     assert build_objective({"_target_": "mylab.Plain"}, [3, 2, 1]).num_outputs == 3
+
+
+def test_arrays_of_another_form_are_named(mylab: None) -> None:
+    mylab_module = importlib.import_module("mylab")
+    config = compose_config(["data=own", "data._target_=mylab.Spots", "data.root=.", "+data.bright=200"])
+    plain = OmegaConf.to_container(config["data"], resolve=True)
+    assert isinstance(plain, dict)
+    data = {key: value for key, value in plain.items() if key != "_target_"}
+    for found in (None, (np.zeros((3, 8, 8), np.uint8), np.zeros(3, int)), {"train": ([], [])}):
+        spots = mylab_module.Spots(**data)
+        spots.read_arrays = lambda found=found: found
+        assert "Spots.read_arrays must return a dictionary with a pair of numpy arrays" in refusal(spots.read_table)
+
+
+def test_a_loss_is_tried_without_changing_its_state(mylab: None) -> None:
+    assert build_objective({"_target_": "mylab.Running"}, [3, 2, 1]).state_dict()["criterion.mean"] == 0
+    error = refusal(build_objective, {"_target_": "mylab.Running", "lazy": True}, [3, 2, 1])
+    assert "mylab.Running creates mean in its first call" in error
 
 
 def test_parts_are_checked_with_the_classes_of_their_data(mylab: None) -> None:

@@ -121,6 +121,23 @@ def test_multiply_adds_are_torchvisions(depth):
     assert parameter_count(model) == weights.meta["num_params"]
 
 
+def test_multiply_adds_of_shared_layers_and_of_networks_that_read_values():
+    class Odd(nn.Module):
+        def __init__(self, reads):
+            super().__init__()
+            self.reads, self.a, self.c = reads, nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+            self.b, self.c.weight = self.a, self.a.weight
+
+        def forward(self, images):
+            images = images * 2 if self.reads and float(images.sum()) else images
+            return self.c(self.b(self.a(images))).mean((2, 3))
+
+    for network in (Odd(reads=False), Odd(reads=True)):
+        assert multiply_adds(network, 10) == 3 * 3 * 3 * 100
+        assert network.a.weight.device.type == "cpu"
+        assert network.c.weight is network.a.weight
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_multiply_adds_do_not_change_the_model(training):
     model = resnet(18, widths=NARROW).train(training)

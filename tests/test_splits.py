@@ -138,6 +138,8 @@ def test_splits_are_renamed_and_left_out():
     joined = remap_splits(table, {"train": ["train", "val"], "test": ["test"]})
     assert joined["split"].tolist() == ["train", "train", "test", "test"]
     assert remap_splits(table, None) is table
+    message = refusal(remap_splits, table.assign(split="dev"), None)
+    assert message.startswith("the data has a split dev, and the splits of a training are train, val, test; map")
 
 
 def test_a_split_that_the_data_lacks_is_reported(caplog):

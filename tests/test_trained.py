@@ -59,6 +59,17 @@ def test_all_kinds_of_images_give_the_same(model: Trained, photographs: Path) ->
     np.testing.assert_allclose(alone[model.class_names], expected[model.class_names][1:2], atol=1e-5)
 
 
+def test_a_pillow_image_is_read_as_its_file(model: Trained, tmp_path: Path) -> None:
+    image = Image.new("RGB", (60, 30))
+    image.paste((255, 90, 40), (0, 0, 20, 30))
+    exif = image.getexif()
+    exif[0x0112] = 6  # orientation: turned by 90°
+    image.save(tmp_path / "turned.png", exif=exif)
+    with Image.open(tmp_path / "turned.png") as opened:
+        assert np.array_equal(model._read(opened), model._read(tmp_path / "turned.png"))
+    assert "a Pillow image of mode I;16: it has more than 8 bits" in refusal(model, Image.new("I;16", (20, 30)))
+
+
 def test_a_tensor_is_the_direct_input_of_the_network(model: Trained) -> None:
     pixels = torch.randint(0, 256, (5, 3, model.size, model.size), dtype=torch.uint8)
     found = model(pixels)

@@ -51,8 +51,7 @@ BESIDE = {
     "data/synthetic.py _write_photograph write_bytes": "likewise",
 }
 NOT_TO_DISK = {
-    "checkpoints.py AtomicCheckpointIO.save_checkpoint save": "to memory, and then through write_atomically",
-    "checkpoints.py refuse_objects save": "to memory",
+    "checkpoints.py _pickled save": "to memory",
     "outputs.py write_split savefig": "likewise",
     "data/prepared.py _prepare_missing to_csv": "likewise",
     "rendering.py png savefig": "likewise",

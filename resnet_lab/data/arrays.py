@@ -43,6 +43,11 @@ class ArrayData(ImageData):
             UserError: an array violates the contract of `read_arrays`, or there is none.
         """
         splits = self.read_arrays()
+        if not isinstance(splits, dict) or not all(_is_pair(each) for each in splits.values()):
+            raise UserError(
+                f"{self.source}: {type(self).__name__}.read_arrays must return a dictionary with a pair of numpy "
+                "arrays, images and labels, for each split"
+            )
         if not splits:
             raise UserError(f"{self.source} has no split; it must contain train, val or test")
         rows = pd.concat([self._rows(split, *arrays) for split, arrays in splits.items()], ignore_index=True)
@@ -100,3 +105,8 @@ class ArrayData(ImageData):
         split, index = path.split("/")
         values: np.ndarray = self.arrays[split][int(index)]
         return values
+
+
+def _is_pair(value: object) -> bool:
+    """Return whether a value is a pair of arrays."""
+    return isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(each, np.ndarray) for each in value)

@@ -139,6 +139,8 @@ def _fit_circle(points: np.ndarray) -> Disc | None:
         near = np.abs(np.abs(sample - centers[:, None]) - radii[:, None]) < TOLERANCE
     best = near.sum(axis=1).argmax()
     center, radius = centers[best], radii[best]
+    if not np.isfinite(radius):  # all points are on a line
+        return None
     for _ in range(3):
         on = np.abs(np.abs(z - center) - radius) < TOLERANCE
         if on.mean() < 0.5 or not _spans(np.angle(z[on] - center, deg=True)):

@@ -33,6 +33,11 @@ def remap_splits(table: pd.DataFrame, splits: Mapping[str, str | Sequence[str]] 
         UserError: a name is not one of the three, a split is given twice, or train has no images.
     """
     if splits is None:
+        if odd := sorted(set(table["split"].astype(str)) - set(SPLITS)):
+            raise UserError(
+                f"the data has a split {odd[0]}, and the splits of a training are {', '.join(SPLITS)}; map them with "
+                f"data.splits, such as {{train: {odd[0]}}}"
+            )
         return table
     sources = {name: [given] if isinstance(given, str) else list(given) for name, given in splits.items()}
     named = [source for given in sources.values() for source in given]

@@ -104,7 +104,9 @@ def load_fitting(model: nn.Module, source: str) -> None:
     refuse_nan_weights(state, f"model.pretrained={source}")
     fits = {name: value for name, value in state.items() if name in own and value.shape == own[name].shape}
     names = [name for name in own if not name.endswith("num_batches_tracked")]
-    kept = [name for name in names if name not in fits]
+    variables = model.state_dict(keep_vars=True)  # a shared tensor is one object under several names
+    loaded = {id(variables[name]) for name in fits}
+    kept = [name for name in names if id(variables[name]) not in loaded]
     if 2 * len(kept) > len(names):
         others = [name for name in state if name not in fits]
         raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,6 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -331,12 +331,19 @@ def parameter_count(model: nn.Module) -> int:
 def multiply_adds(model: nn.Module, image_size: int) -> int:
     """Return the multiply-adds of convolutions and linear layers for one image of `image_size` pixels a side.
 
-    It runs on tensors without storage: nothing is computed, and the model's weights and statistics do not change.
+    It runs a copy on tensors without storage: nothing is computed, and the model's weights and statistics do not
+    change. A network that reads the values of its tensors computes one batch.
     """
-    names = chain(model.named_parameters(), model.named_buffers())
-    tensors = {name: tensor.detach().to("meta") for name, tensor in names}
+    tensors = {id(each): each.detach().to("meta") for each in chain(model.parameters(), model.buffers())}
+    try:
+        return _counted(copy.deepcopy(model, tensors), image_size, "meta")
+    except Exception:  # networks from outside raise many types
+        return _counted(copy.deepcopy(model), image_size, "cpu")
+
+
+def _counted(model: nn.Module, image_size: int, device: str) -> int:
     # two images: batch norm in training refuses one value per channel; two operations per multiply-add
-    images = torch.empty(2, 3, image_size, image_size, device="meta")
+    images = torch.zeros(2, 3, image_size, image_size, device=device)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        functional_call(model, tensors, (images,))
+        model(images)
     return int(counter.get_total_flops() // 4)
