@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from lightning import Callback, Trainer, seed_everything
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.callbacks import LearningRateMonitor, StochasticWeightAveraging
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import OmegaConf
@@ -424,7 +424,8 @@ def own_parts(config: dict[str, Any], group: str, **arguments: Any) -> list[Any]
         arguments: arguments for each part that accepts them and whose keys do not set them.
 
     Raises:
-        UserError: a part cannot be built, or has another type; or a checkpoint could not tell two callbacks apart.
+        UserError: a part cannot be built, has another type, or would not affect the result; or a checkpoint could not
+            tell two callbacks apart.
     """
     kind, found, states = KINDS[group], [], dict[str, str]()
     for name, node in config[group].items():
@@ -434,6 +435,9 @@ def own_parts(config: dict[str, Any], group: str, **arguments: Any) -> list[Any]
             target, other = node["_target_"], type(each).__name__
             remedy = f"name a {kind.__name__.lower()}"
             raise UserError(f"{group}.{name}._target_ {target} returns a {other}, not a {BY_NAME[group]}; {remedy}")
+        if isinstance(each, StochasticWeightAveraging):
+            text = "it averages the weights after the last epoch, when all checkpoints are written; use callbacks=ema"
+            raise UserError(f"callbacks.{name}._target_ {node['_target_']}: {text}")
         saved = isinstance(each, Callback) and is_overridden("state_dict", each, Callback)
         key = each.state_key if isinstance(each, Callback) and saved else f"{group}.{name}"
         if (twin := states.setdefault(key, name)) != name:

@@ -466,6 +466,13 @@ def test_an_external_data_set_is_read(make_run: Make, mylab: None) -> None:
             ("+callbacks.a._target_=mylab.Noting", "+callbacks.b._target_=mylab.Noting"),
             "callbacks.a and callbacks.b are both mylab.Noting with the state_key 'Noting'",
         ),
+        (
+            (
+                "+callbacks.swa._target_=lightning.pytorch.callbacks.StochasticWeightAveraging",
+                "+callbacks.swa.swa_lrs=0.1",
+            ),
+            "when all checkpoints are written; use callbacks=ema",
+        ),
         (("callbacks=5",), "callbacks"),
         (("data=own", "data._target_=mylab.Net", "data.root=."), "mylab.Net is not a data set: derive it from"),
         (("data.mean=model",), "data.mean=model: resnet_lab.models.resnet.resnet defines no mean"),
@@ -477,7 +484,7 @@ def test_bad_parts_are_named_before_anything_is_trained(mylab: None, overrides: 
         config = compose_config(["data=synthetic", "model=resnet_cifar", "data.image_size=32", *overrides])
         check(config)
         plain = OmegaConf.to_container(config, resolve=True)
-        trust.trust(["torch.nn"])
+        trust.trust(["torch.nn", "lightning"])
         preflight.check_parts(plain)
         statistics_of(plain)
 
