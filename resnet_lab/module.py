@@ -118,25 +118,27 @@ class Classifier(LightningModule):
         result: Tensor = self.model(images.contiguous(memory_format=self.memory_format))
         return result
 
-    def _step(self, batch: dict[str, Any], split: str) -> tuple[Tensor, Tensor]:
+    def _step(self, batch: dict[str, Any], split: str, trains: bool = False) -> tuple[Tensor, Tensor]:
         """Return the mean loss without padding rows and all outputs, and update the metrics of `split`.
+
+        `trains` is true in a training step; the images of train may also be evaluated.
 
         Outputs are (B, M), or outside training those of the views of each image, (B, V, M). The loss is that of the
         images as they are. In training, it is that of both images of a mixture (mixup), and of labels and teacher; the
         other metrics compare with the class of the image with the larger share.
         """
-        outputs, targets = outputs_of(self, batch["image"], "none" if split == "train" else self.tta), batch["target"]
+        outputs, targets = outputs_of(self, batch["image"], "none" if trains else self.tta), batch["target"]
         # training has no padding; a mask would only make a GPU wait
-        rows = slice(None) if split == "train" else batch["index"] >= 0
+        rows = slice(None) if trains else batch["index"] >= 0
         losses = self.loss.losses(plain(outputs[rows]).float(), targets[rows])
         if "partner" in batch:  # mixup; only training has it
             others = self.loss.losses(outputs.float(), targets[batch["partner"]])
             losses = torch.lerp(others, losses, batch["share"])
-        if split == "train" and self.distillation is not None:
+        if trains and self.distillation is not None:
             losses = self.distillation.losses(losses, outputs, batch["image"])
-        if split != "train" or not self._counted:  # LBFGS repeats the step of a batch
+        if not (trains and self._counted):  # LBFGS repeats the step of a batch
             self.split_metrics(split).update(losses, outputs[rows], targets[rows])
-        self._counted = split == "train"
+        self._counted = trains
         return losses.mean(), outputs
 
     def _keep(self, batch: dict[str, Any], split: str, outputs: Tensor) -> None:
@@ -179,7 +181,7 @@ class Classifier(LightningModule):
         self._counted = False
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        return self._step(batch, "train")[0]
+        return self._step(batch, "train", trains=True)[0]
 
     def on_train_epoch_end(self) -> None:
         rows = self.split_metrics("train").rows

@@ -106,6 +106,14 @@ def test_evaluate_predict_and_load_follow_the_run_unless_overridden(
     for overrides, expected in (([], averaged), (["trainer=cpu", EXACT[0]], averaged), (["trainer.tta=none"], single)):
         evaluate.command([str(run.path), *overrides, f"out={tmp_path / 'evaluated'}", "overwrite=true"])
         assert stored(RunFolder(tmp_path / "evaluated")) == pytest.approx(expected, abs=1e-5)
+    _, module, datamodule = evaluate.evaluate_split(load(run.path), evaluate.override(model.origin, []), "train")
+    probabilities = []
+    for batch in datamodule.evaluation_dataloader("train"):
+        batch = datamodule.on_after_batch_transfer(batch, 0)
+        with torch.no_grad():
+            outputs = outputs_of(model.network, batch["image"], "flips")[batch["index"] >= 0]
+        probabilities.append(outputs.softmax(-1).mean(1))
+    assert module.predictions["train"].probabilities == pytest.approx(torch.cat(probabilities).numpy(), abs=1e-5)
     model.tta = "dihedral"
     out = tmp_path / "predictions.csv"
     predict.command([str(run.path), str(images[0]), "trainer.tta=dihedral", f"out={out}"])
