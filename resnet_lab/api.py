@@ -121,6 +121,8 @@ def compare(folders: str | Path | Sequence[str | Path], metric: str = "") -> pd.
         UserError: a folder does not exist or contains no run, or the metric is unknown.
     """
     places = [folders] if isinstance(folders, str | Path) else list(folders)
+    if not places:
+        raise UserError("compare got no folder; give run folders or the folder of a sweep")
     return summary(tables_of(runs.read_runs([str(place) for place in places]), metric), ranked=True)
 
 

@@ -197,11 +197,11 @@ def check(config: DictConfig, importing: bool = False, unset: bool = False, trai
             continue
         if not isinstance(node, DictConfig) or node.get("_target_") is None:
             raise UserError(f"{group} has no _target_; choose one with {group}=…, see conf/{group}/")
-        _check_part(group, node, importing)
+        _check_part(group, node, importing, bool(missing))
         if node.get("_partial_", False) is not (group in PARTIAL):
             raise UserError(f"{group}._partial_={node.get('_partial_')}: must be {group in PARTIAL}".lower())
     for group in BY_NAME:
-        _check_named(group, config[group], importing)
+        _check_named(group, config[group], importing, bool(missing))
     if trains and not missing:
         _refuse_unordered(config)
 
@@ -255,7 +255,7 @@ def _check_labels(config: Any) -> None:
                 raise UserError(f"labels: {key}: two values are labeled {text}; give each a different text")
 
 
-def _check_named(group: str, parts: Any, importing: bool) -> None:
+def _check_named(group: str, parts: Any, importing: bool, missing: bool) -> None:
     """Check the callbacks or loggers: each needs a name, a `_target_` and valid keys."""
     kind = group.removesuffix("s")
     if not isinstance(parts, DictConfig):
@@ -264,11 +264,11 @@ def _check_named(group: str, parts: Any, importing: bool) -> None:
         place = f"{group}.{name!s}"
         if not isinstance(node, DictConfig) or node.get("_target_") is None:
             raise UserError(f"{place} has no _target_; set {place}._target_ to the name of a {kind}")
-        _check_part(place, node, importing)
+        _check_part(place, node, importing, missing)
 
 
-def _check_part(group: str, node: DictConfig, importing: bool) -> None:
-    """Refuse keys that a part does not take, missing ones, and values of a wrong type."""
+def _check_part(group: str, node: DictConfig, importing: bool, missing: bool) -> None:
+    """Refuse keys that a part does not take or lacks, and values of a wrong type; `missing`: some key is not set."""
     target = node["_target_"]
     if not isinstance(target, str) or not target:
         raise UserError(f"{group}._target_={target}: must be text, the dotted name of a function or class")
@@ -301,7 +301,7 @@ def _check_part(group: str, node: DictConfig, importing: bool) -> None:
         hint = "; name a function or class that returns the loss function" if group == "loss" else ""
         needs = f"{'every run' if lacking[0] in own else target} needs it"
         raise UserError(f"{group}.{lacking[0]} is missing; {needs}{hint}")
-    if OmegaConf.missing_keys(node):  # the configuration is only printed
+    if missing and OmegaConf.missing_keys(node):  # the configuration is only printed
         return
     plain = OmegaConf.to_container(node, resolve=True)
     assert isinstance(plain, dict)

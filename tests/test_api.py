@@ -112,6 +112,7 @@ def test_compare_returns_the_leaderboard_best_first(tmp_path: Path) -> None:
     for metric, meant in (("kappa", "qwk"), ("balanced_acuracy", "balanced_accuracy")):
         line = f"metric={metric} is in no run; did you mean {meant}?"
         assert line in refusal(resnet_lab.compare, tmp_path, metric)
+    assert "compare got no folder" in refusal(resnet_lab.compare, [])
     assert "is not a run folder" in refusal(resnet_lab.read_run, tmp_path)
 
 

@@ -236,6 +236,7 @@ def test_a_run_unfreezes_parts_and_its_backbone_learns_less(
     assert [group["lr"] for group in groups] == [0.05, 0.025]
 
 
+@pytest.mark.slow
 def test_a_layer_that_does_not_exist_fails_before_training(make_run: MakeRun) -> None:
     run = make_run("model.freeze=[layer9]")
     assert guarded(run) == 1

@@ -313,6 +313,7 @@ def test_following_test_changes_nothing_but_the_columns(make_run: MakeRun) -> No
     )
 
 
+@pytest.mark.slow
 def test_one_process_needs_no_sync_batchnorm(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     passed, trainer = [], build.Trainer
 
@@ -435,6 +436,7 @@ def test_without_epochs_the_initial_weights_are_evaluated(
     assert len(pd.read_csv(run.predictions_file("val"))) == 16
 
 
+@pytest.mark.slow
 def test_the_report_finds_nothing_wrong_with_a_run_without_epochs(make_run: MakeRun, published: Path) -> None:
     run = read_run(untrained(make_run, f"model.pretrained={published}"))
     assert run.scores
@@ -469,6 +471,7 @@ def test_evaluating_random_weights_gives_a_warning(make_run: MakeRun) -> None:
     assert differences_of([read_run(run)]) == []
 
 
+@pytest.mark.slow
 def test_a_monitor_without_a_value_selects_nothing_without_epochs(make_run: MakeRun, one_class: list[str]) -> None:
     run = untrained(make_run, *one_class)
     assert run.read_status()["best_value"] is None
@@ -518,6 +521,7 @@ def test_a_bad_image_stops_the_job_or_is_dropped(make_run: MakeRun, photographs)
     assert sum(map(sum, run.read_status()["class_counts"].values())) == 63
 
 
+@pytest.mark.slow
 def test_balancing_twice_gives_one_warning(make_run: MakeRun, caplog: pytest.LogCaptureFixture) -> None:
     run = make_run("data.sampling=balanced", "loss.class_weights=balanced", "trainer.max_epochs=2")
     assert guarded(run) == 0
@@ -633,6 +637,7 @@ def test_a_wrong_network_or_device_fails_before_the_images_are_read(
     assert named in run.read_status()["error"]
 
 
+@pytest.mark.slow
 def test_the_check_of_initial_weights_logs_nothing_twice(make_run: MakeRun) -> None:
     source, run = make_run("trainer.max_epochs=1"), make_run("trainer.max_epochs=0", name="second")
     assert guarded(source) == 0
@@ -684,6 +689,7 @@ class Net(nn.Module):
 """
 
 
+@pytest.mark.slow
 def test_an_external_network_without_pretraining_is_resumed(
     make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,6 +66,7 @@ def test_every_job_has_its_hyperparameters_and_final_metrics(runs: list[RunFolde
         assert scalars(events, "z_final/test/qwk") == pytest.approx([run.read_status()["metrics"]["test/qwk"]])
 
 
+@pytest.mark.slow
 def test_a_single_run_shows_its_overrides(make_run: MakeRun) -> None:
     run = make_run("optim.lr=0.1", "trainer.max_epochs=1")
     run.update_status(overrides=["optim.lr=0.1", "model=resnet_cifar", "data.cache_dir=cache", "+data.more=0.1"])
