@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import compileall
 import logging
 import sys
 import textwrap
@@ -13,6 +14,7 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
+import resnet_lab
 from resnet_lab import environment
 from resnet_lab.build import set_up_logging
 from resnet_lab.errors import count
@@ -91,9 +93,13 @@ def page(
 
 
 def read_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Return the options of the command line, with `--quick` and `--out`; silence the program."""
+    """Return the options of the command line, with `--quick` and `--out`; compile and silence the program.
+
+    pip compiles an installed package. In a checkout with `PYTHONDONTWRITEBYTECODE`, each command would compile it anew.
+    """
     parser.add_argument("--quick", action="store_true", help="smoke run with tiny networks and images")
     parser.add_argument("--out", type=Path, help="write the page to this markdown file")
+    compileall.compile_dir(Path(resnet_lab.__file__).parent, quiet=2)
     set_up_logging()
     logging.getLogger("resnet_lab").setLevel(logging.ERROR)
     return parser.parse_args()
