@@ -180,6 +180,8 @@ def _rule(text: str) -> str:
     rule = next((rule for words, rule in WRONG_TYPES.items() if words in text), "")
     value = re.search(r"Value '(.*)' of type|Value '(.*)' is not a valid", text)
     swept = "; write the values of a sweep in hydra.sweeper.params, such as seed: 0,1" if "'ListConfig'" in text else ""
+    if value and re.fullmatch(r"\d+(\.\.|:|-)\d+", str(value[1])):
+        swept = "; the values 0, 1, 2 of a sweep are range(0,3), with -m"
     return rule + (f", not {value[1] or value[2]}{swept}" if rule and value else "")
 
 

@@ -167,7 +167,8 @@ def matching(patterns: Sequence[str] = ()) -> list[Key]:
     for pattern in patterns:
         if not any(_matches(key.name, pattern) for key in all_keys()):
             raise UserError(no_such_key(pattern))
-    return [key for key in all_keys() if any(_matches(key.name, pattern) for pattern in patterns or "*")]
+    found = [key for key in all_keys() if any(_matches(key.name, pattern) for pattern in patterns or "*")]
+    return sorted(found, key=lambda key: key.name.rpartition(".")[2] not in patterns)  # optim.lr comes first for `lr`
 
 
 def about(phrase: str) -> list[Key]:

@@ -125,6 +125,7 @@ def test_an_override_that_cannot_be_read_has_its_remedy(typed: str, hint: str) -
     ("typed", "rule"),
     [
         ("seed=abc", "must be a whole number, not abc"),
+        ("seed=0..2", "must be a whole number, not 0..2; the values 0, 1, 2 of a sweep are range(0,3), with -m"),
         ("keep_last=maybe", "must be true or false, not maybe"),
         ("name=null", "must not be null"),
         ("figures=accuracy", "must be a list, in brackets"),

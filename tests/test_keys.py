@@ -418,6 +418,11 @@ def test_a_pattern_without_keys_is_refused(pattern: str, fact: str) -> None:
     assert fact in refusal(keys.matching, ["seed", pattern])
 
 
+def test_a_key_with_the_whole_name_comes_first() -> None:
+    assert keys.matching(["lr"])[0].name == "optim.lr"
+    assert keys.matching() == list(keys.all_keys())
+
+
 def test_the_text_of_a_key() -> None:
     text = keys.as_text(keys.matching(["data.batch_size", "model.depth"]))
     assert "    values   a whole number from 1\n    default  64\n" in text
