@@ -30,7 +30,7 @@ from resnet_lab.parts import (
     statistics_of,
 )
 from resnet_lab.terminal import Lines
-from resnet_lab.training import check_network, own_parts, selection
+from resnet_lab.training import check_network, own_parts, refuse_unknown_monitors, selection
 from resnet_lab.trust import trust, without_trust
 
 
@@ -93,7 +93,8 @@ def check_parts(config: dict[str, Any]) -> None:
     refuse_unmixable(objective, config["loss"], data["mixup"])
     network = build_network(model, objective.num_outputs)
     size = int(data.get("crop") or data["image_size"])
-    own_parts(config, "callbacks")
+    callbacks = dict(zip(config["callbacks"], own_parts(config, "callbacks"), strict=True))
+    refuse_unknown_monitors(callbacks, classes, ordered=True)  # the job knows whether they are
     with TemporaryDirectory() as folder:
         own_parts(config, "logger", save_dir=folder, id="preflight")
     Freezing(network, model["freeze"], until=None)

@@ -116,6 +116,9 @@ def run_job(run: RunFolder, misfits: frozenset[Path] = frozenset()) -> None:
     balances_twice = config["data"]["sampling"] != "none" and config["loss"].get("class_weights", "none") != "none"
     if balances_twice and rank() == 0:
         log.warning("data.sampling and loss.class_weights both balance the classes, so rare classes are weighted twice")
+    own_callbacks = own_parts(config, "callbacks")
+    named = dict(zip(config["callbacks"], own_callbacks, strict=True))
+    refuse_unknown_monitors(named, classes, datamodule.data.ordered)
     loggers = own_parts(config, "logger", save_dir=str(run.path), id=run.read_status().get("id"))
     for folder in [each.log_dir for each in loggers if each.log_dir] if rank() == 0 else []:
         refuse_unwritable(Path(folder), "make it writable, then rerun the same command")
@@ -134,7 +137,7 @@ def run_job(run: RunFolder, misfits: frozenset[Path] = frozenset()) -> None:
         rows,
         observer,
         freezing,
-        *own_parts(config, "callbacks"),
+        *own_callbacks,
         *([LayerStatistics(run)] if config["follow_layers"] else []),
         *([LearningRateMonitor("epoch")] if loggers else []),
         *early_stopping(config, monitor, mode),
@@ -448,6 +451,23 @@ def own_parts(config: dict[str, Any], group: str, **arguments: Any) -> list[Any]
             )
         found.append(each)
     return found
+
+
+def refuse_unknown_monitors(callbacks: Mapping[str, Callback], num_classes: int, ordered: bool) -> None:
+    """Refuse callbacks of Lightning that would wait for a metric which no part of the run logs.
+
+    Args:
+        callbacks: the callbacks of the configuration, by name.
+        num_classes: K.
+        ordered: whether the classes are grades.
+
+    Raises:
+        UserError: there is no such metric. Nothing is refused beside other callbacks, which may log more metrics.
+    """
+    if all(type(each).__module__.startswith("lightning.") for each in callbacks.values()):
+        for name, each in callbacks.items():
+            if str(monitor := getattr(each, "monitor", None)).startswith("val/"):
+                monitored(str(monitor), num_classes, ordered, key=f"callbacks.{name}.monitor")
 
 
 def early_stopping(config: dict[str, Any], monitor: str | None, mode: str) -> list[Callback]:

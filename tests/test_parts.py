@@ -473,6 +473,10 @@ def test_an_external_data_set_is_read(make_run: Make, mylab: None) -> None:
             ),
             "when all checkpoints are written; use callbacks=ema",
         ),
+        (
+            ("+callbacks.stop._target_=lightning.pytorch.callbacks.EarlyStopping", "+callbacks.stop.monitor=val/acc"),
+            "callbacks.stop.monitor=val/acc: no such metric; did you mean val/accuracy?",
+        ),
         (("callbacks=5",), "callbacks"),
         (("data=own", "data._target_=mylab.Net", "data.root=."), "mylab.Net is not a data set: derive it from"),
         (("data.mean=model",), "data.mean=model: resnet_lab.models.resnet.resnet defines no mean"),
