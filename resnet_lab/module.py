@@ -86,7 +86,7 @@ class Classifier(LightningModule):
         )
         self.memory_format = torch.contiguous_format
         self._begun: list[Tensor] | None = None  # rows of an unfinished epoch, from a checkpoint
-        self._counted = False  # whether the metrics contain the training batch
+        self._counted = (-1, -1)  # epoch and number of the last training batch in the metrics
         self.fit_split: str | None = None
         self.tta = "none"
         self.distillation: Distillation | None = None
@@ -118,8 +118,10 @@ class Classifier(LightningModule):
         result: Tensor = self.model(images.contiguous(memory_format=self.memory_format))
         return result
 
-    def _step(self, batch: dict[str, Any], split: str, trains: bool = False) -> tuple[Tensor, Tensor]:
-        """Return the mean loss without padding rows and all outputs, and update the metrics of `split`.
+    def _step(
+        self, batch: dict[str, Any], split: str, trains: bool = False, counts: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Return the mean loss without padding rows and all outputs, and update the metrics of `split` if it `counts`.
 
         `trains` is true in a training step; the images of train may also be evaluated.
 
@@ -136,9 +138,8 @@ class Classifier(LightningModule):
             losses = torch.lerp(others, losses, batch["share"])
         if trains and self.distillation is not None:
             losses = self.distillation.losses(losses, outputs, batch["image"])
-        if not (trains and self._counted):  # LBFGS repeats the step of a batch
+        if counts:
             self.split_metrics(split).update(losses, outputs[rows], targets[rows])
-        self._counted = trains
         return losses.mean(), outputs
 
     def _keep(self, batch: dict[str, Any], split: str, outputs: Tensor) -> None:
@@ -177,13 +178,13 @@ class Classifier(LightningModule):
                     "callback log another name"
                 )
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        self._counted = False
-
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        return self._step(batch, "train", trains=True)[0]
+        step = (self.current_epoch, batch_idx)
+        before, self._counted = self._counted, step  # LBFGS repeats the step of a batch
+        return self._step(batch, "train", trains=True, counts=step != before)[0]
 
     def on_train_epoch_end(self) -> None:
+        self._counted = (-1, -1)  # another `fit` counts from 0 again
         rows = self.split_metrics("train").rows
         if self.fit_split == "train" and self.loss.fitted:
             _, outputs, targets = (self._all_ranks(torch.cat(column)) for column in zip(*rows, strict=True))
