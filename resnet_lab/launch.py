@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from resnet_lab.supervisor import forks, run_module
 from resnet_lab.terminal import clear
 from resnet_lab.trust import OPTION
 
-SHOWN: set[str] = set()  # data settings of the jobs that this command has started
+SHOWN: set[str] = set()  # data settings of the jobs of this command that are done
 
 
 class JobFailed(UserError):
@@ -59,9 +58,9 @@ def run_in(
     refuse_mixture(run, sweep)
     create_run(run, config, overrides, config_dir)
     if config.start and _may_start(run, config.on_failed, sweep):
-        if sweep and local:
-            note_data(run.read_config()["data"])
-        start(run, trusted, local and forks(run.read_config()["trainer"]))
+        stored = run.read_config()
+        with described_once(stored["data"]) if sweep and local else nullcontext():
+            start(run, trusted, local and forks(stored["trainer"]))
     elif not config.start and run.read_status()["state"] == "created":
         by_hand = f"python -m resnet_lab.job {shlex.quote(short(run.path))}"
         print(f"{short(run.path)} is created but not started (start=false); start it with {by_hand}", flush=True)
@@ -82,11 +81,13 @@ def refuse_mixture(run: RunFolder, sweep: bool) -> None:
         raise UserError(f"{short(run.path)} contains other runs, such as {other.parent.name}; {remedy}")
 
 
-def note_data(settings: dict[str, Any]) -> None:
-    """Tell the job whether an earlier job of this command has printed the lines that describe the same data."""
-    text = json.dumps(settings, sort_keys=True)
-    os.environ[DATA_SHOWN] = "1" if text in SHOWN else ""
-    SHOWN.add(text)
+@contextmanager
+def described_once(settings: dict[str, Any]) -> Iterator[None]:
+    """Tell the job that starts inside whether an earlier job of this command has printed the lines on the same data."""
+    data = repr(settings)  # keys may be numbers and texts, which json cannot sort
+    os.environ[DATA_SHOWN] = "1" if data in SHOWN else ""
+    yield
+    SHOWN.add(data)  # not after an error: this job may have failed before it printed them
 
 
 def create_run(run: RunFolder, config: DictConfig, overrides: Sequence[str] = (), config_dir: str = "") -> None:

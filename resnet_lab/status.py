@@ -39,7 +39,7 @@ def state_of(run: RunFolder) -> JobState:
     name = run.path.name
     try:
         status, config = run.read_status(), run.read_config()
-        if status["state"] not in STATES:
+        if status["state"] not in (*STATES,):  # a list in a damaged file has no hash
             raise ValueError(
                 f"status.json: state is {str(status['state'])[:40]!r}; it must be one of {', '.join(STATES)}"
             )

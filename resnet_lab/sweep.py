@@ -55,8 +55,8 @@ def preflight(
     """
     refuse_unknown(arguments)
     jobs, alone, multirun = jobs_of(arguments), _alone(arguments), _read(arguments)[0].multirun
-    needs = {json.dumps(need, sort_keys=True) for job in jobs for need in _needs(job)}
-    needs |= {json.dumps(need, sort_keys=True) for job in alone for need in _needs(job) if "parts" in need}
+    needs = {json.dumps(need) for job in jobs for need in _needs(job)}
+    needs |= {json.dumps(need) for job in alone for need in _needs(job) if "parts" in need}
     jobs += alone
     words = {word for job in jobs for word in words_of_trust(job)}
     if any("loss.teacher=" in each for each in arguments) or any(job["loss"]["teacher"] is not None for job in jobs):

@@ -118,7 +118,7 @@ def run_job(run: RunFolder, misfits: frozenset[Path] = frozenset()) -> None:
         log.warning("data.sampling and loss.class_weights both balance the classes, so rare classes are weighted twice")
     own_callbacks = own_parts(config, "callbacks")
     named = dict(zip(config["callbacks"], own_callbacks, strict=True))
-    refuse_unknown_monitors(named, classes, datamodule.data.ordered)
+    refuse_unknown_monitors(named, classes, datamodule.data.ordered, validates="val" in datamodule.splits)
     loggers = own_parts(config, "logger", save_dir=str(run.path), id=run.read_status().get("id"))
     for folder in [each.log_dir for each in loggers if each.log_dir] if rank() == 0 else []:
         refuse_unwritable(Path(folder), "make it writable, then rerun the same command")
@@ -453,13 +453,16 @@ def own_parts(config: dict[str, Any], group: str, **arguments: Any) -> list[Any]
     return found
 
 
-def refuse_unknown_monitors(callbacks: Mapping[str, Callback], num_classes: int, ordered: bool) -> None:
+def refuse_unknown_monitors(
+    callbacks: Mapping[str, Callback], num_classes: int, ordered: bool, validates: bool = True
+) -> None:
     """Refuse callbacks of Lightning that would wait for a metric which no part of the run logs.
 
     Args:
         callbacks: the callbacks of the configuration, by name.
         num_classes: K.
         ordered: whether the classes are grades.
+        validates: whether there is a validation split.
 
     Raises:
         UserError: there is no such metric. Nothing is refused beside other callbacks, which may log more metrics.
@@ -468,6 +471,9 @@ def refuse_unknown_monitors(callbacks: Mapping[str, Callback], num_classes: int,
         for name, each in callbacks.items():
             if str(monitor := getattr(each, "monitor", None)).startswith("val/"):
                 monitored(str(monitor), num_classes, ordered, key=f"callbacks.{name}.monitor")
+                if not validates and getattr(each, "strict", True):  # without `strict`, EarlyStopping only warns
+                    key = f"callbacks.{name}.monitor={monitor}"
+                    raise UserError(f"{key} needs a validation split; set data.val_fraction or data.val_csv")
 
 
 def early_stopping(config: dict[str, Any], monitor: str | None, mode: str) -> list[Callback]:

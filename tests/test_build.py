@@ -6,6 +6,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from omegaconf import OmegaConf
 from resnet_lab import launch
 from resnet_lab.build import build_profiler, build_trainer, compile_network, plugins, set_up_logging
 from resnet_lab.checkpoints import EpochRows, LastCheckpoint
+from resnet_lab.errors import UserError
 from resnet_lab.models.pretrained import refuse_nan_weights
 from resnet_lab.origin import origin_of
 from resnet_lab.run_folder import RunFolder
@@ -62,10 +64,13 @@ def test_a_sweep_knows_which_data_it_has_described(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(launch, "SHOWN", set())
     monkeypatch.setenv("RESNET_LAB_DATA_SHOWN", "")
     told = list[str]()
-    for settings in ({"root": "a", "fold": 0}, {"root": "a", "fold": 1}, {"fold": 0, "root": "a"}):
-        launch.note_data(settings)
-        told.append(os.environ["RESNET_LAB_DATA_SHOWN"])
-    assert told == ["", "", "1"]
+    data: dict[str, Any] = {"root": "a", "labels": {0: 0, "R1": 1}}
+    for settings, fails in ((data, True), (data, False), (data | {"root": "b"}, False), (data, False)):
+        with suppress(UserError), launch.described_once(settings):
+            told.append(os.environ["RESNET_LAB_DATA_SHOWN"])
+            if fails:  # perhaps before it described its data
+                raise UserError("no memory")
+    assert told == ["", "", "", "1"]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ import pytest
 import torch
 import torchvision
 from fake_data import refusal
+from lightning import Callback
+from lightning.pytorch.callbacks import EarlyStopping
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
@@ -26,7 +28,7 @@ from resnet_lab.report.runs import read_run
 from resnet_lab.report.verify import differences_of
 from resnet_lab.run_folder import RunFolder
 from resnet_lab.trained import load
-from resnet_lab.training import guarded
+from resnet_lab.training import guarded, refuse_unknown_monitors
 
 MYLAB = """
 import dataclasses, pathlib
@@ -638,6 +640,28 @@ def test_arrays_of_another_form_are_named(mylab: None) -> None:
         spots = mylab_module.Spots(**data)
         spots.read_arrays = lambda found=found: found
         assert "Spots.read_arrays must return a dictionary with a pair of numpy arrays" in refusal(spots.read_table)
+
+
+def test_all_images_take_the_place_of_any_splits(mylab: None) -> None:
+    keys = ("data=own", "data._target_=mylab.Spots", "data.root=.", "+data.bright=200", "data.all_images=test")
+    plain = OmegaConf.to_container(compose_config(keys)["data"], resolve=True)
+    assert isinstance(plain, dict)
+    spots = importlib.import_module("mylab").Spots(**{key: value for key, value in plain.items() if key != "_target_"})
+    arrays = spots.read_arrays()["train"]
+    spots.read_arrays = lambda: {"first": arrays, "second": arrays}
+    assert spots.listed()["split"].tolist() == ["test"] * 120
+    spots.all_images = None
+    assert refusal(spots.listed).startswith("the data has a split first")
+
+
+def test_a_callback_that_monitors_validation_needs_it() -> None:
+    stop = {"stop": EarlyStopping("val/loss")}
+    refuse_unknown_monitors(stop, 3, ordered=False, validates=True)
+    message = refusal(refuse_unknown_monitors, stop, 3, False, False)
+    assert message.startswith("callbacks.stop.monitor=val/loss needs a validation split")
+    refuse_unknown_monitors({"stop": EarlyStopping("val/loss", strict=False)}, 3, ordered=False, validates=False)
+    own = type("Own", (Callback,), {"__module__": "mylab"})()  # may log val/loss
+    refuse_unknown_monitors({**stop, "own": own}, 3, ordered=False, validates=False)
 
 
 def test_a_loss_is_tried_without_changing_its_state(mylab: None) -> None:

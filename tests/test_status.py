@@ -46,6 +46,8 @@ def test_every_state_has_its_line(run: RunFolder) -> None:
     assert state_of(run) == ("depth-18", "failed", "no such file")
     run.update_status(state="done", seconds=9000.0)
     assert state_of(run) == ("depth-18", "done", "2 h 30 min")
+    run.update_status(state=["done"])
+    assert state_of(run).note.startswith("status.json: state is \"['done']\"; it must be one of done, ")
     run.status_file.write_text("{")
     assert state_of(run).state == "unreadable"
     assert state_of(run).note.startswith("status.json is damaged (")

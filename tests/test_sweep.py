@@ -193,6 +193,14 @@ def test_a_misspelled_key_stops_the_sweep(tmp_path: Path, monkeypatch: pytest.Mo
     assert not (tmp_path / "sweep").exists()
 
 
+def test_labels_may_be_numbers_and_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = list[str]()
+    monkeypatch.setattr(sweep, "run_module", lambda *_, text, **__: found.extend(json.loads(text)) or 0)
+    labels = "data.labels={0: 0, R1: 1}"
+    assert sweep.preflight(["-m", "data=retinopathy", "data.root=.", labels, "model.pretrained=none", "seed=0,1"])
+    assert any(json.loads(need).get("data", {}).get("labels") == {"0": 0, "R1": 1} for need in found)
+
+
 def needs(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     """Set stdin to the data and weights that a command needs, as a sweep passes them to the process that checks."""
     asked = {json.dumps(need) for job in jobs_of(["-m", *arguments]) for need in sweep._needs(job)}

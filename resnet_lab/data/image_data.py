@@ -145,7 +145,9 @@ class ImageData(Augmentation, ABC):
 
     def listed(self) -> pd.DataFrame:
         """Return the rows of the data set with their patients, in the configured splits."""
-        rows = self._joined(remap_splits(self.read_table(), self.splits))
+        table = self.read_table()
+        # with `all_images`, any names of splits are replaced
+        rows = self._joined(table if self.all_images is not None else remap_splits(table, self.splits))
         refuse_undecodable(rows["path"])
         rows = self._with_patients(rows)
         return limit_rows(rows, self.max_images, self.split_seed)
