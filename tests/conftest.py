@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from fake_data import write_studies
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
@@ -21,7 +22,7 @@ from resnet_lab import plots, supervisor, trust
 from resnet_lab.config import check, register
 from resnet_lab.launch import create_run
 from resnet_lab.run_folder import RunFolder
-from resnet_lab.schema import conf_dir
+from resnet_lab.schema import CHOSEN, conf_dir
 
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -90,11 +91,25 @@ def _tiny(overrides: tuple[str, ...]) -> list[str]:
 
 @functools.cache
 def composed(overrides: tuple[str, ...]) -> DictConfig:
-    """Return the tiny configuration with overrides (cached, because many tests share them)."""
+    """Return the tiny configuration with overrides (cached, because many tests share them).
+
+    Only choices of groups are composed by Hydra, which takes longer than some trainings. It sets values afterwards.
+    """
     register()
-    own = (f"{key}={PLACEHOLDER}" for key in ("data.root", "data.cache_dir", "sweep_dir"))
+    own = [f"{key}={PLACEHOLDER}" for key in ("data.root", "data.cache_dir", "sweep_dir")]
+    words = [*_tiny(overrides), *own, *overrides]
+    parsed = dict(zip(words, OverridesParser.create().parse_overrides(words), strict=True))
+    values = {word: each for word, each in parsed.items() if each.key_or_group not in CHOSEN and not each.is_delete()}
+    config = copy.deepcopy(_with_groups(tuple(word for word in words if word not in values)))
+    for each in values.values():
+        OmegaConf.update(config, each.key_or_group, each.value(), force_add=each.is_add() or each.is_force_add())
+    return config
+
+
+@functools.cache
+def _with_groups(overrides: tuple[str, ...]) -> DictConfig:
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return compose("config", [*_tiny(overrides), *own, *overrides])
+        return compose("config", list(overrides))
 
 
 @pytest.fixture
