@@ -6,7 +6,7 @@ import copy
 import functools
 import logging
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +14,14 @@ import pytest
 from fake_data import write_studies
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 
 from resnet_lab import plots, supervisor, trust
-from resnet_lab.config import check, register
+from resnet_lab.config import check, check_overrides, compose_config, register
 from resnet_lab.launch import create_run
 from resnet_lab.run_folder import RunFolder
 from resnet_lab.schema import CHOSEN, conf_dir
@@ -93,16 +95,24 @@ def _tiny(overrides: tuple[str, ...]) -> list[str]:
 def composed(overrides: tuple[str, ...]) -> DictConfig:
     """Return the tiny configuration with overrides (cached, because many tests share them).
 
-    Only choices of groups are composed by Hydra, which takes longer than some trainings. It sets values afterwards.
+    Only choices of groups are composed by Hydra, which takes longer than some trainings.
     """
-    register()
     own = [f"{key}={PLACEHOLDER}" for key in ("data.root", "data.cache_dir", "sweep_dir")]
-    words = [*_tiny(overrides), *own, *overrides]
+    return with_values([*_tiny(overrides), *own, *overrides])
+
+
+def with_values(words: Sequence[str]) -> DictConfig:
+    """Return the configuration of overrides; what cannot be composed is refused as by `compose_config`."""
+    register()
+    check_overrides(words)
     parsed = dict(zip(words, OverridesParser.create().parse_overrides(words), strict=True))
     values = {word: each for word, each in parsed.items() if each.key_or_group not in CHOSEN and not each.is_delete()}
-    config = copy.deepcopy(_with_groups(tuple(word for word in words if word not in values)))
-    for each in values.values():
-        OmegaConf.update(config, each.key_or_group, each.value(), force_add=each.is_add() or each.is_force_add())
+    try:
+        config = copy.deepcopy(_with_groups(tuple(word for word in words if word not in values)))
+        for each in values.values():
+            OmegaConf.update(config, each.key_or_group, each.value(), force_add=each.is_add() or each.is_force_add())
+    except (HydraException, OmegaConfBaseException, ValueError):
+        return compose_config(words)
     return config
 
 

@@ -12,10 +12,9 @@ from typing import Annotated, Literal, get_args, get_origin
 
 import pytest
 import yaml
-from conftest import composed
+from conftest import composed, with_values
 from fake_data import refusal
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from resnet_lab import keys
@@ -108,17 +107,6 @@ FINE = {  # key → allowed values among ODD
 }
 
 
-def with_value(override: str, *groups: str) -> DictConfig:
-    """Return the configuration with one value, which takes no composition of its own unless the type does not fit."""
-    parsed = OverridesParser.create().parse_override(override)
-    config = copy.deepcopy(composed(groups))
-    try:
-        OmegaConf.update(config, parsed.key_or_group, parsed.value())
-    except OmegaConfBaseException:
-        return compose_config([*groups, override])
-    return config
-
-
 def outcome(key: str, value: str) -> str:
     """Return the line that refuses a value; empty if the value is allowed."""
     config = copy.deepcopy(composed(()))
@@ -185,7 +173,7 @@ def test_the_command_line_names_the_key(key: str) -> None:
     ],
 )
 def test_common_mistakes_are_refused_by_key(override: str) -> None:
-    assert override.partition("=")[0] in refusal(lambda: check(with_value(override)))
+    assert override.partition("=")[0] in refusal(lambda: check(with_values([override])))
 
 
 @pytest.mark.parametrize(
@@ -205,7 +193,7 @@ def test_common_mistakes_are_refused_by_key(override: str) -> None:
 )
 def test_schedules_refuse_by_key(schedule: str, override: str) -> None:
     key = override.partition("=")[0]
-    message = refusal(lambda: check(with_value(f"schedule.{override}", f"schedule={schedule}")))
+    message = refusal(lambda: check(with_values([f"schedule={schedule}", f"schedule.{override}"])))
     assert message.startswith(f"schedule.{key}=")
 
 

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import composed
+from conftest import composed, with_values
 from fake_data import refusal
 from lightning.pytorch.loggers import wandb as lightning_wandb
 from omegaconf import OmegaConf
@@ -25,7 +25,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from resnet_lab import evaluate, preflight, trust
 from resnet_lab.compatibility import upgraded
-from resnet_lab.config import check, compose_config, config_hash, job_name, words_of_trust
+from resnet_lab.config import check, config_hash, job_name, words_of_trust
 from resnet_lab.loggers import RowLogger
 from resnet_lab.module import Classifier
 from resnet_lab.report.groups import axes_of
@@ -347,7 +347,7 @@ def test_bad_loggers_are_named_before_anything_is_trained(
     monkeypatch.setattr(lightning_wandb, "_WANDB_AVAILABLE", False)
 
     def look() -> None:
-        config = compose_config(["data=synthetic", "model=resnet_cifar", "data.image_size=32", *overrides])
+        config = with_values(["data=synthetic", "model=resnet_cifar", "data.image_size=32", *overrides])
         check(config)
         plain = OmegaConf.to_container(config, resolve=True)
         trust.trust(words_of_trust(plain))  # as in the command

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import composed
 from fake_data import refusal
 from omegaconf import OmegaConf
 from scipy import stats
@@ -73,7 +74,7 @@ def test_the_width_is_the_root_of_the_mean_squared_error(objective: SquaredError
 
 def of_loss(loss: str, class_weights: Any = "none") -> Objective:
     """Build the objective of a file of conf/loss, for four classes."""
-    node: Any = OmegaConf.to_container(compose_config([f"loss={loss}"]).loss)
+    node: Any = OmegaConf.to_container(composed((f"loss={loss}",)).loss)
     return build_objective(node | {"class_weights": class_weights}, COUNTS)
 
 

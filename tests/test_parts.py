@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 import torchvision
+from conftest import with_values
 from fake_data import refusal
 from lightning import Callback
 from lightning.pytorch.callbacks import EarlyStopping
@@ -487,7 +488,7 @@ def test_an_external_data_set_is_read(make_run: Make, mylab: None) -> None:
 )
 def test_bad_parts_are_named_before_anything_is_trained(mylab: None, overrides: tuple[str, ...], line: str) -> None:
     def look() -> None:
-        config = compose_config(["data=synthetic", "model=resnet_cifar", "data.image_size=32", *overrides])
+        config = with_values(["data=synthetic", "model=resnet_cifar", "data.image_size=32", *overrides])
         check(config)
         plain = OmegaConf.to_container(config, resolve=True)
         trust.trust(["torch.nn", "lightning"])
