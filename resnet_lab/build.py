@@ -246,9 +246,9 @@ def rank() -> int:
     return getattr(rank_zero_only, "rank", 0)
 
 
-def describes_data(record: logging.LogRecord) -> bool:
-    """Return whether a log line describes the data; progress and the wait for a prepared set are news in each job."""
-    return record.name.startswith("resnet_lab.data.") and not record.name.endswith((".progress", ".prepared"))
+def is_news(record: logging.LogRecord) -> bool:
+    """Return whether a log line does more than describe the data, as progress and the wait for a prepared set do."""
+    return not record.name.startswith("resnet_lab.data.") or record.name.endswith((".progress", ".prepared"))
 
 
 def set_up_logging(file: Path | None = None) -> None:
@@ -258,7 +258,7 @@ def set_up_logging(file: Path | None = None) -> None:
     """
     handlers: list[logging.Handler] = [Lines()]
     if os.environ.get(DATA_SHOWN):
-        handlers[0].addFilter(lambda record: not describes_data(record))
+        handlers[0].addFilter(is_news)
     if rank() == 0 and file is not None:
         handlers.append(logging.FileHandler(file, encoding="utf-8", errors="backslashreplace"))
     level = logging.INFO if rank() == 0 else logging.WARNING

@@ -93,8 +93,7 @@ def check_parts(config: dict[str, Any]) -> None:
     refuse_unmixable(objective, config["loss"], data["mixup"])
     network = build_network(model, objective.num_outputs)
     size = int(data.get("crop") or data["image_size"])
-    callbacks = dict(zip(config["callbacks"], own_parts(config, "callbacks"), strict=True))
-    refuse_unknown_monitors(callbacks, classes, ordered=True)  # the job knows whether they are
+    refuse_unknown_monitors(own_parts(config, "callbacks"), classes, ordered=True)  # the job knows whether they are
     with TemporaryDirectory() as folder:
         own_parts(config, "logger", save_dir=folder, id="preflight")
     Freezing(network, model["freeze"], until=None)

@@ -197,7 +197,7 @@ def run_command() -> int:
         overrides = [*given.overrides, *searchpath_of(given.config_dir or "")]
         text = with_file(one_line(error, overrides), given.overrides, given.config_dir or "")
         print(f"error: {text}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, OSError) else 2  # a disk may fail after jobs have started
     except Exception as error:
         if _raised_in(error) in ("hydra", "omegaconf"):  # an override that they cannot parse
             print(f"error: {one_line(error)}", file=sys.stderr)

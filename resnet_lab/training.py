@@ -117,9 +117,8 @@ def run_job(run: RunFolder, misfits: frozenset[Path] = frozenset()) -> None:
     if balances_twice and rank() == 0:
         log.warning("data.sampling and loss.class_weights both balance the classes, so rare classes are weighted twice")
     own_callbacks = own_parts(config, "callbacks")
-    named = dict(zip(config["callbacks"], own_callbacks, strict=True))
-    refuse_unknown_monitors(named, classes, datamodule.data.ordered, validates="val" in datamodule.splits)
-    loggers = own_parts(config, "logger", save_dir=str(run.path), id=run.read_status().get("id"))
+    refuse_unknown_monitors(own_callbacks, classes, datamodule.data.ordered, validates="val" in datamodule.splits)
+    loggers = [*own_parts(config, "logger", save_dir=str(run.path), id=run.read_status().get("id")).values()]
     for folder in [each.log_dir for each in loggers if each.log_dir] if rank() == 0 else []:
         refuse_unwritable(Path(folder), "make it writable, then rerun the same command")
     rows, observer = EpochRows(), Observer(datamodule.class_names)
@@ -137,7 +136,7 @@ def run_job(run: RunFolder, misfits: frozenset[Path] = frozenset()) -> None:
         rows,
         observer,
         freezing,
-        *own_callbacks,
+        *own_callbacks.values(),
         *([LayerStatistics(run)] if config["follow_layers"] else []),
         *([LearningRateMonitor("epoch")] if loggers else []),
         *early_stopping(config, monitor, mode),
@@ -418,8 +417,8 @@ def selection(
     return (name if validates else None), mode
 
 
-def own_parts(config: dict[str, Any], group: str, **arguments: Any) -> list[Any]:
-    """Build the callbacks or the loggers of the configuration.
+def own_parts(config: dict[str, Any], group: str, **arguments: Any) -> dict[str, Any]:
+    """Build the callbacks or the loggers of the configuration, by name.
 
     Args:
         config: configuration of a run.
@@ -430,7 +429,7 @@ def own_parts(config: dict[str, Any], group: str, **arguments: Any) -> list[Any]
         UserError: a part cannot be built, has another type, or would not affect the result; or a checkpoint could not
             tell two callbacks apart.
     """
-    kind, found, states = KINDS[group], [], dict[str, str]()
+    kind, found, states = KINDS[group], dict[str, Any](), dict[str, str]()
     for name, node in config[group].items():
         given = {key: value for key, value in arguments.items() if key not in node}
         each = build(group, node, place=f"{group}.{name}", **given)
@@ -449,7 +448,7 @@ def own_parts(config: dict[str, Any], group: str, **arguments: Any) -> list[Any]
                 "checkpoint cannot distinguish their states; leave one out, or make the state_key depend on the "
                 "arguments"
             )
-        found.append(each)
+        found[name] = each
     return found
 
 

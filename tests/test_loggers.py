@@ -301,7 +301,7 @@ def test_the_job_sets_folder_and_id_unless_the_user_does(mylab: None) -> None:
     config = composed(("logger=none", *csv_logger, *lines))
     check(config, importing=True)
     trust.trust([f"logger:{LIGHTNING}.CSVLogger"])
-    first, second = own_parts(OmegaConf.to_container(config), "logger", save_dir="run", id="of the run")
+    first, second = own_parts(OmegaConf.to_container(config), "logger", save_dir="run", id="of the run").values()
     assert first.save_dir == "mine"
     assert (second.file, second.given) == (Path("run/lines.txt"), {"id": "me", "level": 2, "more": 3})
 

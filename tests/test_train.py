@@ -275,6 +275,6 @@ def test_a_stopped_sweep_waits_until_its_jobs_have_ended(tmp_path: Path, monkeyp
         assert not free.wait(0.2)
         began = time.monotonic()
         train.wait_for_workers(0.1)
-        assert 0.1 <= time.monotonic() - began < 2
+        assert time.monotonic() - began >= 0.1  # and it returns, although the job still runs
     assert free.wait(5)
     waited.join()
