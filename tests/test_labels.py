@@ -289,6 +289,7 @@ def test_separators_headers_numbers_and_words(file, text):
     [
         (Grades(["a", "b"], {"none": 0, "R1": 1, "R2": 1}), "None,r1,R2", [0, 1, 1]),
         (Grades(["healthy", "ill"], {"0": 0, "1": 0, "2": 1, "3": 1, "4": 1}), "0,1.0,2,4,3", [0, 0, 1, 1, 1]),
+        (Grades(["no DR", "DR"], {"none": 0, "R1": "dr", "R2": "DR", "2": "no_dr"}), "none,r1,R2,2", [0, 1, 1, 0]),
         (Grades(["a", "b", "c"], first=1), "1,2,3.0,b", [0, 1, 2, 1]),
     ],
 )

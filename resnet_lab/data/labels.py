@@ -38,15 +38,16 @@ class Grades:
     """Valid labels of a file: numbers, class names, or the keys of a mapping."""
 
     class_names: Sequence[str]
-    labels: Mapping[str, int] | None = None  # text → class, ignoring case; if given, only these are valid
+    labels: Mapping[str, int | str] | None = None  # text → class or its name, ignoring case; no other text is valid
     first: int = 0  # the number of the first class
 
     def __post_init__(self) -> None:
         """Refuse a mapping to classes that do not exist."""
         for text, target in (self.labels or {}).items():
-            if not 0 <= target < len(self.class_names):
+            if not 0 <= self._class(target) < len(self.class_names):
                 raise UserError(
-                    f"data.labels: {text!r} is class {target}; classes run from 0 to {len(self.class_names) - 1}"
+                    f"data.labels: {text!r} is class {target}; classes run from 0 to {len(self.class_names) - 1}, "
+                    f"and their names are {', '.join(self.class_names)}"
                 )
         words = [plain(text) for text in self.labels or {}]
         if alike := [word for word in words if words.count(word) > 1]:
@@ -66,12 +67,18 @@ class Grades:
         whole = WHOLE_NUMBER.fullmatch(label)
         number = str(int(whole[1])) if whole else plain(label)
         if self.labels is not None:
-            words = {plain(text): target for text, target in self.labels.items()}
+            words = {plain(text): self._class(target) for text, target in self.labels.items()}
             return words.get(plain(label), words.get(number, BAD))
         if whole:  # a number is a number, even if class names are numbers
             return int(number) - self.first if self.first <= int(number) <= self.last else BAD
+        return self._class(label)
+
+    def _class(self, target: int | str) -> int:
+        """Return the number of a class given by number or name, or BAD."""
+        if isinstance(target, int):
+            return target
         names = [plain(name) for name in self.class_names]
-        return names.index(plain(label)) if plain(label) in names else BAD
+        return names.index(plain(target)) if plain(target) in names else BAD
 
     def rule(self, label: str) -> str:
         """Return why a label is invalid."""

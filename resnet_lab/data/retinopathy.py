@@ -19,7 +19,7 @@ from resnet_lab.data.labels import BAD, Grades, lists_labels, parse, read_labels
 from resnet_lab.data.listing import find_images, has_own, list_images, say_unlisted, splits_of
 from resnet_lab.data.splits import SPLITS
 from resnet_lab.errors import UserError, count, refuse
-from resnet_lab.values import Count
+from resnet_lab.values import Count, Text
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class Retinopathy(ImageData):
     image_column: str | None
     label_column: str | None
     patient_column: str | None
-    labels: dict[str, Count] | None
+    labels: dict[str, Count | Text] | None
     first_label: Count
     on_bad_label: Literal["error", "drop"]
 
