@@ -357,6 +357,7 @@ class LastCheckpoint(RunCheckpoint):
         status = run.read_status()
         self.before = {name: status.get(name, 0) for name in ("seconds", "core_seconds")}  # earlier starts
         self.started = self.saved_at = time.monotonic()
+        self.has_noted = False  # an epoch of this start
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -379,6 +380,11 @@ class LastCheckpoint(RunCheckpoint):
         self.saved_at = time.monotonic()
         self._note(trainer, trainer.current_epoch)
 
+    def catch_up(self, trainer: Trainer) -> None:
+        """Note the last epoch if an earlier start was killed between its checkpoint and metrics.csv."""
+        if not self.has_noted and self.rows.rows:
+            self._note(trainer, int(self.rows.rows[-1]["epoch"]))
+
     def keep_untrained(self, trainer: Trainer) -> None:
         super().keep_untrained(trainer)
         self._note(trainer, UNTRAINED)
@@ -389,6 +395,7 @@ class LastCheckpoint(RunCheckpoint):
 
     def _note(self, trainer: Trainer, epoch: int) -> None:
         """Write metrics.csv, and the progress of the job into status.json."""
+        self.has_noted = True
         cost = self.cost(trainer)
         if trainer.is_global_zero:
             self.rows.write(self.run.metrics_file, filter(of_split, trainer.callback_metrics))

@@ -63,9 +63,19 @@ def goes_on_to(run: RunFolder, plain: dict[str, Any]) -> bool:
     Raises:
         UserError: only the number of epochs differs, but the run cannot be resumed with it.
     """
-    before, version = run.read_config(), run.read_status().get("schema_version", 1)
-    wanted = with_older_defaults(plain, before, version, set()) if version < SCHEMA_VERSION else plain
+    before, wanted = run.read_config(), _as_in(run, plain)
     if changed_keys(before, wanted) != {EPOCHS}:
         return False
     refuse_epochs(run, before, wanted)
     return True
+
+
+def has_settings(run: RunFolder, plain: dict[str, Any]) -> bool:
+    """Return whether a run has the settings of a configuration, apart from paths and bookkeeping."""
+    return not changed_keys(run.read_config(), _as_in(run, plain))
+
+
+def _as_in(run: RunFolder, plain: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration with the defaults of the version that created a run."""
+    version = run.read_status().get("schema_version", 1)
+    return with_older_defaults(plain, run.read_config(), version, set()) if version < SCHEMA_VERSION else plain

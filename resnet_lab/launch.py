@@ -234,7 +234,7 @@ def _may_start(run: RunFolder, on_failed: str, sweep: bool) -> bool:
         UserError: on_failed=stop, and a job of the sweep has failed.
     """
     status = run.read_status()
-    if status["state"] == "done" and not run.has_lost_predictions(status):
+    if status["state"] == "done" and not run.has_lost_files(status):
         again = "" if sweep else "; name another sweep_dir to train again"
         print(f"{short(run.path)} is done already{again}", flush=True)
         return False

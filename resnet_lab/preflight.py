@@ -6,18 +6,21 @@ import json
 import logging
 import sys
 from functools import cache
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
 from omegaconf import OmegaConf
 
+from resnet_lab.axes import as_typed
 from resnet_lab.command_line import log_to, run_command
 from resnet_lab.config import build, check
 from resnet_lab.data import progress
 from resnet_lab.data.image_data import ImageData
 from resnet_lab.data.splits import refuse_one_class
 from resnet_lab.distillation import refuse_no_logits, teacher_of
+from resnet_lab.errors import UserError
 from resnet_lab.freezing import Freezing
 from resnet_lab.optim import naming, optimizer_of
 from resnet_lab.parts import (
@@ -29,9 +32,12 @@ from resnet_lab.parts import (
     refuse_unmixable,
     statistics_of,
 )
+from resnet_lab.run_folder import RunFolder
 from resnet_lab.terminal import Lines
-from resnet_lab.training import check_network, own_parts, refuse_unknown_monitors, selection
+from resnet_lab.training import begun_jobs, check_network, own_parts, refuse_unknown_monitors, selection
 from resnet_lab.trust import trust, without_trust
+
+Sources = dict[tuple[str, str], dict[str, dict[str, Any]]]  # class and root → source of pixels → first data with it
 
 
 def command(arguments: list[str]) -> None:
@@ -41,16 +47,19 @@ def command(arguments: list[str]) -> None:
     log_to([handler])
     trust(without_trust(arguments)[1], exists=False)  # the error below names the part whose module is missing
     needs = [json.loads(text) for text in json.load(sys.stdin)]
+    sources: Sources = {}
     data_of.cache_clear()  # files may have changed since the last command of this process
     for need in sorted(needs, key=lambda need: "parts" not in need):  # first, as they take no time
         if "parts" in need:
             check_parts(need["parts"])
         elif "loss" in need:
-            names = data_of(json.dumps(need["data"], sort_keys=True))[0].class_names or []
+            names = data_of(json.dumps(need["data"], sort_keys=True), need["sweep_dir"])[0].class_names or []
             refuse_no_logits(build_objective(need["loss"], [1] * len(names)), need["loss"])
             teacher_of(need["loss"], need["data"], names)
         elif "data" in need:
-            data_set, table = data_of(json.dumps(need["data"], sort_keys=True))
+            data_set, table = data_of(json.dumps(need["data"], sort_keys=True), need["sweep_dir"])
+            if need["sweep_dir"] is not None:
+                refuse_two_sources(need["data"], table, sources)
             splits = {*table["split"]}
             if need["trains"]:
                 refuse_one_class(table, data_set.class_names or (), data_set.root)
@@ -66,17 +75,50 @@ def command(arguments: list[str]) -> None:
 
 
 @cache
-def data_of(data: str) -> tuple[ImageData, pd.DataFrame]:
+def data_of(data: str, sweep_dir: str | None = None) -> tuple[ImageData, pd.DataFrame]:
     """Build a data set and read its table; return both.
 
     Args:
         data: configuration group `data` as JSON.
+        sweep_dir: folder of the sweep whose jobs have decided on the source of the images; None: no such folder.
 
     Raises:
         UserError: as for `ImageData.table`.
     """
-    data_set: ImageData = build("data", json.loads(data))
-    return data_set, data_set.table()[0]
+    settings = json.loads(data)
+    data_set: ImageData = build("data", settings)
+    begun = {} if sweep_dir is None else begun_jobs(RunFolder(Path(sweep_dir) / "job"), settings)
+    return data_set, data_set.table(next((status["pixels"] for status in begun.values()), None))[0]
+
+
+def refuse_two_sources(data: dict[str, Any], table: pd.DataFrame, sources: Sources) -> None:
+    """Refuse a sweep of which some jobs would find a prepared set and others not: all read from the same source.
+
+    Args:
+        data: configuration group `data` of a job.
+        table: its table.
+        sources: those of the jobs before; this one is added.
+
+    Raises:
+        UserError: a job before has the same images from the other source.
+    """
+    source = "prepared" if (table["prepared"] != "").any() else "originals"
+    found = sources.setdefault((data["_target_"], str(data["root"])), {})
+    found.setdefault(source, data)
+    if len(found) > 1:
+        prepared, lacking = _differing(found["prepared"], found["originals"])
+        raise UserError(
+            f"the images are prepared with {prepared}, but not with {lacking}, and all jobs of a sweep read from the "
+            f"same source; run resnet-lab prepare with {lacking}, too, or set data.cache_dir to a new folder to read "
+            "the originals"
+        )
+
+
+def _differing(data: dict[str, Any], other: dict[str, Any]) -> tuple[str, str]:
+    """Return the overrides of each of two data sets in which they differ."""
+    keys = [key for key in data if data[key] != other.get(key)]
+    one, two = (" ".join(f"data.{key}={as_typed(each.get(key))}" for key in keys) for each in (data, other))
+    return one, two
 
 
 def check_parts(config: dict[str, Any]) -> None:

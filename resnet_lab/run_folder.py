@@ -135,14 +135,15 @@ class RunFolder:
         """The existing file with the predictions; compressed in a published run."""
         return _stored(self.predictions_file(split))
 
-    def has_lost_predictions(self, status: Mapping[str, Any]) -> bool:
-        """Return whether a finished job lacks predictions of a split, and has the checkpoint to test again.
+    def has_lost_files(self, status: Mapping[str, Any]) -> bool:
+        """Return whether a finished job lacks metrics.csv or predictions of a split, and has the checkpoint of both.
 
         Args:
             status: content of status.json.
         """
         splits = [split for split in ("val", "test") if split in (status.get("class_counts") or {})]
-        return self.last_checkpoint.is_file() and not all(self.stored_predictions(split).is_file() for split in splits)
+        files = [self.stored_metrics, *map(self.stored_predictions, splits)]
+        return self.last_checkpoint.is_file() and not all(file.is_file() for file in files)
 
     @property
     def stored_metrics(self) -> Path:

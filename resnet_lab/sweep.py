@@ -8,7 +8,8 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -22,8 +23,9 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from resnet_lab.axes import note_jobs, settings_in
+from resnet_lab.axes import plain as as_plain
 from resnet_lab.config import check, job_name, searchpath_of, words_of_trust
-from resnet_lab.continuation import EPOCHS, epochs_by_job, goes_on_to
+from resnet_lab.continuation import EPOCHS, epochs_by_job, goes_on_to, has_settings
 from resnet_lab.errors import UserError, count
 from resnet_lab.hydra_errors import one_line
 from resnet_lab.launch import is_trained, refuse_mixed_sweep, refuse_mixture
@@ -31,6 +33,7 @@ from resnet_lab.processes import describe_death
 from resnet_lab.run_folder import RunFolder, given_keys, list_jobs, of_logger
 from resnet_lab.schema import BY_NAME, CHOSEN, PROVIDED, conf_dir
 from resnet_lab.signatures import is_ours
+from resnet_lab.status import state_of
 from resnet_lab.supervisor import run_module
 from resnet_lab.trust import OPTION, warn_of_unused
 from resnet_lab.verbs import VERBS
@@ -54,8 +57,9 @@ def preflight(
         UserError: a key is wrong.
     """
     refuse_unknown(arguments)
-    jobs, alone, multirun = jobs_of(arguments), _alone(arguments), _read(arguments)[0].multirun
-    needs = {json.dumps(need) for job in jobs for need in _needs(job)}
+    (jobs, runs), alone, multirun = planned(arguments), _alone(arguments), _read(arguments)[0].multirun
+    trains = any(state_of(run).state != "done" for run in runs)
+    needs = {json.dumps(need) for job in jobs for need in _needs(job, trains)}
     needs |= {json.dumps(need) for job in alone for need in _needs(job) if "parts" in need}
     jobs += alone
     words = {word for job in jobs for word in words_of_trust(job)}
@@ -74,16 +78,22 @@ def preflight(
     return code == 0
 
 
-def _needs(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield what a job needs: parts that are not resnet_lab's, data set, teacher, and the network with its weights."""
+def _needs(job: dict[str, Any], shares_source: bool = False) -> Iterator[dict[str, Any]]:
+    """Yield what a job needs: parts that are not resnet_lab's, data set, teacher, and the network with its weights.
+
+    Args:
+        job: its configuration.
+        shares_source: whether its images must come from the source of the other jobs of its sweep.
+    """
     parts = [*(job[group] for group in PROVIDED), *(part for group in BY_NAME for part in job[group].values())]
     if any(not is_ours(str(part["_target_"])) for part in parts):
         yield {"parts": job | {"seed": 0}}
     selects = {key: job[key] for key in ("monitor", "schedule")} | {"patience": job["trainer"]["early_stopping"]}
     trains = job["trainer"]["max_epochs"] > 0
-    yield {"data": job["data"], "decision": job["loss"]["decision"], "selects": selects, "trains": trains}
+    data = {"data": job["data"], "sweep_dir": job["sweep_dir"] if shares_source else None}
+    yield data | {"decision": job["loss"]["decision"], "selects": selects, "trains": trains}
     if job["loss"]["teacher"] is not None:
-        yield {"data": job["data"], "loss": job["loss"]}
+        yield data | {"loss": job["loss"]}
     if is_ours(job["model"]["_target_"]):
         yield {"model": job["model"]}
 
@@ -113,27 +123,33 @@ def refuse_unknown(arguments: Sequence[str]) -> None:
 
 
 def jobs_of(arguments: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the configurations of a sweep's jobs, one for all seeds of a group.
+    """Return the configurations of a sweep's jobs (see `planned`)."""
+    return planned(arguments)[0]
 
-    The list is empty for a single run, and for another sweeper than Hydra's basic one.
+
+def planned(arguments: Sequence[str]) -> tuple[list[dict[str, Any]], list[RunFolder]]:
+    """Return the configurations of a sweep's jobs, one for all seeds of a group, and the folders of all jobs.
+
+    Both are empty for a single run, and for another sweeper than Hydra's basic one.
 
     Raises:
         UserError: a key is wrong.
     """
     options, overrides, searchpath = _read(arguments)
     if not options.multirun or options.prints:
-        return []
+        return [], []
     parsed = OverridesParser.create().parse_overrides(overrides)
     fixed = [text for text, override in zip(overrides, parsed, strict=True) if not override.is_sweep_override()]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         base = compose("config", [*fixed, *searchpath], return_hydra_config=True)
         if base.hydra.runtime.choices["hydra/sweeper"] != "basic":
-            return []
+            return [], []
         _refuse_nameless(parsed, base.hydra)
         _refuse_without_slurm(base.hydra.runtime.choices["hydra/launcher"])
         refuse_mixture(RunFolder(Path(base.hydra.sweep.dir) / "job"), sweep=True)  # before jobs.txt is written there
-        _refuse_changed(parsed, base.hydra, searchpath)
-        return list(_compositions(_grid(parsed, base.hydra.sweeper.params or {}), searchpath))
+        runs = _runs(parsed, base.hydra)
+        _refuse_changed(runs, searchpath)
+        return list(_compositions(_grid(parsed, base.hydra.sweeper.params or {}), searchpath)), list(runs)
 
 
 def _compositions(jobs: Sequence[Sequence[str]], searchpath: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -163,16 +179,21 @@ def _compositions(jobs: Sequence[Sequence[str]], searchpath: Sequence[str]) -> I
         yield _checked(config)
 
 
-def _refuse_changed(overrides: Sequence[Override], hydra: DictConfig, searchpath: Sequence[str]) -> None:
+def _runs(overrides: Sequence[Override], hydra: DictConfig) -> dict[RunFolder, tuple[str, ...]]:
+    """Return the folder of each job of a grid → its overrides."""
+    excluded = hydra.job.config.override_dirname.exclude_keys
+    own = [axis for axis in overrides if not _is_of_hydra(axis)]
+    jobs = _grid(own, hydra.sweeper.params or {}, seeds=True)
+    return {RunFolder(Path(hydra.sweep.dir) / _folder_name(job, excluded, hydra.sweep.dir)): job for job in jobs}
+
+
+def _refuse_changed(runs: Mapping[RunFolder, Sequence[str]], searchpath: Sequence[str]) -> None:
     """Refuse a sweep if its first undamaged job was trained with other values, as after an edit of the experiment file.
 
     Raises:
         UserError: it was.
     """
-    excluded = hydra.job.config.override_dirname.exclude_keys
-    own = [axis for axis in overrides if not _is_of_hydra(axis)]
-    for job in _grid(own, hydra.sweeper.params or {}, seeds=True):
-        run = RunFolder(Path(hydra.sweep.dir) / _folder_name(job, excluded, hydra.sweep.dir))
+    for run, job in runs.items():
         if is_trained(run):
             refuse_mixed_sweep(run, _composed([*job, *searchpath]), job)
             return
@@ -266,8 +287,9 @@ class ListJobs(Callback):
             jobs = _grid(overrides, hydra.sweeper.params or {}, seeds=True)
             excluded = hydra.job.config.override_dirname.exclude_keys
             names = [_folder_name(job, excluded, hydra.sweep.dir) for job in jobs]
-            renamed = _lengthened(dict(zip(names, jobs, strict=True)), excluded, Path(hydra.sweep.dir))
-            if note := _beside(dict(zip(names, jobs, strict=True)), Path(hydra.sweep.dir), renamed):
+            by_name, sweep_dir = dict(zip(names, jobs, strict=True)), Path(hydra.sweep.dir)
+            renamed = [*_lengthened(by_name, excluded, sweep_dir), *_repeated(by_name, sweep_dir)]
+            if note := _beside(by_name, sweep_dir, renamed):
                 print(note, flush=True)
         SWEPT[Path(hydra.sweep.dir)] = names
         for launcher in OWN_LINES:  # a job prints its label instead
@@ -339,6 +361,44 @@ def _lengthened(jobs: Mapping[str, Sequence[str]], excluded: Sequence[str], swee
             renamed += fewer
             print(f"{fewer[0]} is renamed to {name} and resumed", flush=True)
     return renamed
+
+
+def _repeated(jobs: Mapping[str, Sequence[str]], sweep_dir: Path) -> list[str]:
+    """Rename trained jobs to the names of new jobs with the same settings, which would train them again.
+
+    Their names differ if an override repeats a value of the experiment file.
+
+    Args:
+        jobs: folder name → overrides.
+        sweep_dir: folder of the sweep.
+
+    Returns:
+        The old names.
+    """
+    new = {name: given_keys(job) for name, job in jobs.items() if not (sweep_dir / name).exists()}
+    keys = {key for given in new.values() for key in given}
+    alike = defaultdict[tuple[tuple[str, str], ...], list[RunFolder]](list)  # values of the common keys → earlier jobs
+    for name, given in settings_in(sweep_dir).items() if new else ():
+        if name not in jobs:
+            alike[_values_of(given, keys & given.keys())].append(RunFolder(sweep_dir / name))
+    common = {tuple(key for key, _ in values) for values in alike}
+    earlier = {
+        name: [run for some in common for run in alike.get(_values_of(given, some), ()) if is_trained(run)]
+        for name, given in new.items()
+    }
+    wanted = {name: runs for name, runs in earlier.items() if runs}
+    renamed = list[str]()
+    for (name, runs), plain in zip(wanted.items(), _compositions([jobs[name] for name in wanted], ()), strict=True):
+        same = [run for run in runs if run.path.exists() and not run.is_locked() and has_settings(run, plain)]
+        if same:
+            same[0].path.rename(sweep_dir / name)
+            renamed.append(same[0].path.name)
+            print(f"{renamed[-1]} has the settings of {name} and is renamed to it", flush=True)
+    return renamed
+
+
+def _values_of(given: Mapping[str, str], keys: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    return tuple((key, as_plain(given.get(key))) for key in sorted(keys))
 
 
 def _folder_name(job: Sequence[str], excluded: Sequence[str], sweep_dir: str) -> str:

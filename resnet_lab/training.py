@@ -158,6 +158,7 @@ def run_job(run: RunFolder, misfits: frozenset[Path] = frozenset()) -> None:
     trains = config["trainer"]["max_epochs"] > 0
     if trains:
         trainer.fit(module, datamodule=datamodule, ckpt_path=resume_from, weights_only=True)
+        last.catch_up(trainer)
     else:
         keep_untrained(config, trainer, module, datamodule, resume_from, [*filter(None, [best]), last])
     kept = last.selection()
@@ -617,10 +618,10 @@ def guarded(run: RunFolder) -> int:
         remove_unfinished(run.path)
     status = run.read_status()
     if status["state"] == "done":
-        if not run.has_lost_predictions(status):
+        if not run.has_lost_files(status):
             log.info("%s is done already", short(run.path))
             return 0
-        log.info("predictions are missing; testing again")
+        log.info("metrics.csv or predictions are missing; testing again")
     if rank() == 0:
         # without a checkpoint the job chooses its source of pixels again; other jobs must not follow its former choice
         undecided: dict[str, Any] = {} if run.last_checkpoint.is_file() else {"pixels": None}

@@ -614,13 +614,14 @@ def test_predictions_belong_to_their_images_in_any_order(trained: RunFolder, mon
     pd.testing.assert_frame_equal(found, stored, atol=2e-3)  # bf16 in other batches
 
 
-def test_a_done_job_that_lost_its_predictions_tests_again(trained: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_done_job_that_lost_a_file_tests_again(trained: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
     names = ["predictions_test.csv", "predictions_val.csv", "confusion_matrix_test.csv", "metrics.csv"]
     before = {name: (trained.path / name).read_bytes() for name in names}
-    trained.predictions_file("test").unlink()
-    with caplog.at_level(logging.INFO):
-        assert guarded(trained) == 0
-    assert {name: (trained.path / name).read_bytes() for name in names} == before
+    for lost in ("predictions_test.csv", "metrics.csv"):
+        (trained.path / lost).unlink()
+        with caplog.at_level(logging.INFO):
+            assert guarded(trained) == 0
+        assert {name: (trained.path / name).read_bytes() for name in names} == before
     trained.predictions_file("test").unlink()
     trained.last_checkpoint.unlink()  # a job would train again
     assert guarded(trained) == 0

@@ -20,6 +20,7 @@ from PIL import Image
 from sklearn.metrics import cohen_kappa_score
 
 from resnet_lab import build, job
+from resnet_lab.checkpoints import LastCheckpoint
 from resnet_lab.metrics import SplitMetrics
 from resnet_lab.models.resnet import resnet
 from resnet_lab.module import Classifier
@@ -140,8 +141,8 @@ def test_a_finished_run_is_not_changed(make_run: MakeRun) -> None:
     assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.name != "train.log"} == before
 
 
-MOMENTS = ("first epoch", "within an epoch", "validation", "after the last epoch")
-QUICK = ((0, "within an epoch"),)
+MOMENTS = ("first epoch", "within an epoch", "validation", "before the last row", "after the last epoch")
+QUICK = ((0, "within an epoch"), (0, "before the last row"))
 
 
 @pytest.mark.parametrize(
@@ -164,16 +165,18 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(
             "first epoch": ("training_step", 1),
             "within an epoch": ("training_step", 7),
             "validation": ("validation_step", 4),
+            "before the last row": ("_note", 3),  # last.ckpt has the epoch, metrics.csv has not
             "after the last epoch": ("test_step", 0),
         }[moment]
-        original, calls = getattr(Classifier, hook), iter(range(10**6))
+        owner = LastCheckpoint if hook == "_note" else Classifier
+        original, calls = getattr(owner, hook), iter(range(10**6))
 
         def dies(self, *args):
             if next(calls) == step:
                 raise Killed
             return original(self, *args)
 
-        patch.setattr(Classifier, hook, dies)
+        patch.setattr(owner, hook, dies)
         with pytest.raises(Killed):
             guarded(broken)
     assert broken.read_status()["state"] == "interrupted"
@@ -182,7 +185,8 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(
     assert_same_weights(whole, broken, "best.ckpt")
     assert broken.metrics_file.read_text() == whole.metrics_file.read_text()
     assert broken.predictions_file("test").read_text() == whole.predictions_file("test").read_text()
-    assert broken.read_status()["best_value"] == whole.read_status()["best_value"]
+    for key in ("best_value", "epoch"):
+        assert broken.read_status()[key] == whole.read_status()[key]
 
 
 def test_an_interrupted_run_may_be_moved(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -254,6 +254,28 @@ def test_the_jobs_of_a_sweep_continue_with_more_epochs(
     assert len(find_runs([Path("sweep")])) == 3
 
 
+def test_an_override_that_repeats_a_value_trains_no_job_again(
+    sweep: Sweep, started: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = ("trainer.max_epochs=1", "seed=0")
+    assert sweep(*own) == 0
+    (first,) = started
+    weights = (Path("sweep") / first / "checkpoints" / "best.ckpt").read_bytes()
+    capsys.readouterr()
+    assert sweep(*own, "optim.lr=0.05,0.1", "start=false") == 0  # 0.05 is the value of the experiment
+    (same,) = [name for name in list_jobs(Path("sweep")) if "lr-0.05" in name]
+    out = capsys.readouterr().out
+    assert f"{first} has the settings of {same} and is renamed to it" in out
+    assert "new job" not in out
+    assert jobs() == {same: "done", same.replace("0.05", "0.1"): "created"}
+    assert (Path("sweep") / same / "checkpoints" / "best.ckpt").read_bytes() == weights
+    assert sweep(*own, "optim.lr=0.2", "start=false") == 0  # another value, another job
+    assert len(jobs()) == 3
+    started.clear()
+    assert sweep(*own) == 0  # and back
+    assert (started, jobs()[first]) == ([], "done")
+
+
 @pytest.mark.slow
 def test_a_job_with_another_schedule_is_trained_from_scratch(
     sweep: Sweep, started: list[str], capsys: pytest.CaptureFixture[str]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,13 @@ from resnet_lab import preflight as command
 from resnet_lab import sweep
 from resnet_lab.axes import note_jobs
 from resnet_lab.compatibility import SCHEMA_VERSION
-from resnet_lab.config import register
+from resnet_lab.config import build, compose_config, register
+from resnet_lab.data.image_data import ImageData
+from resnet_lab.data.prepared import prepare
 from resnet_lab.errors import UserError
 from resnet_lab.launch import create_run, refuse_mixture
 from resnet_lab.models.resnet import resnet
-from resnet_lab.run_folder import RunFolder
+from resnet_lab.run_folder import RunFolder, list_jobs
 from resnet_lab.schema import conf_dir
 from resnet_lab.sweep import jobs_of
 from resnet_lab.train import main
@@ -201,9 +204,9 @@ def test_labels_may_be_numbers_and_texts(monkeypatch: pytest.MonkeyPatch) -> Non
     assert any(json.loads(need).get("data", {}).get("labels") == {"0": 0, "R1": 1} for need in found)
 
 
-def needs(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+def needs(monkeypatch: pytest.MonkeyPatch, *arguments: str, shares_source: bool = False) -> None:
     """Set stdin to the data and weights that a command needs, as a sweep passes them to the process that checks."""
-    asked = {json.dumps(need) for job in jobs_of(["-m", *arguments]) for need in sweep._needs(job)}
+    asked = {json.dumps(need) for job in jobs_of(["-m", *arguments]) for need in sweep._needs(job, shares_source)}
     monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(sorted(asked))))
 
 
@@ -314,6 +317,33 @@ def test_a_leak_stops_the_sweep_before_its_first_job(tmp_path: Path, monkeypatch
     (root / "images" / "2_left.jpeg").write_bytes(b"x")
     needs(monkeypatch, *TINY, "data=retinopathy", f"data.root={root}", cache, "data.on_leak=drop,ignore")
     assert "2_left.jpeg: no image of a known format" in refusal(command.command, [])
+
+
+def test_a_sweep_of_which_some_jobs_find_a_prepared_set_is_stopped(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = [f"data.root={photographs}", f"data.cache_dir={tmp_path / 'cache'}", f"sweep_dir={tmp_path / 'sweep'}"]
+    settings = [*TINY, *own, "data.image_size=24,32"]
+    data: ImageData = build("data", compose_config([*TINY, *own])["data"])
+    prepare(data.prepared_set, list(data.listed()["path"]), processes=1)
+    needs(monkeypatch, *settings, shares_source=True)
+    message = refusal(command.command, [])
+    assert "the images are prepared with data.image_size=24, but not with data.image_size=32" in message
+    assert "run resnet-lab prepare with data.image_size=32, too" in message
+    needs(monkeypatch, *settings)  # all jobs are done
+    command.command([])
+
+    for name, pixels in (("a", "prepared"), ("b", "originals")):  # a job that has begun decides
+        list_jobs(tmp_path / "sweep", [name])
+        job = RunFolder(tmp_path / "sweep" / name)
+        create_run(job, compose_config([*TINY, *own]))
+        job.update_status(state="done", pixels=pixels)
+        needs(monkeypatch, *settings, shares_source=True)
+        if pixels == "prepared":
+            assert "prepare with all data keys of this job, such as data.image_size=32" in refusal(command.command, [])
+        else:
+            command.command([])
+        shutil.rmtree(tmp_path / "sweep")
 
 
 def test_a_folder_of_weights_that_lacks_a_depth_stops_the_sweep(

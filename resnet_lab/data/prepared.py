@@ -232,9 +232,9 @@ class PreparedSet:
         )
         if lacking and needed:
             raise UserError(
-                f"the images were read from a prepared set before, but {self.folder} lacks {lacking} of "
-                f"{count(len(rows), 'photograph')}; run resnet-lab prepare with the same keys, or choose another "
-                "sweep_dir"
+                f"the run or its sweep reads from a prepared set, but {self.folder} lacks {lacking} of "
+                f"{count(len(rows), 'photograph')}; run resnet-lab prepare with all data keys of this job, such as "
+                f"data.image_size={self.recipe.image_size}, or choose another sweep_dir"
             )
         if lacking:
             text = "%s lacks %d of %s, so the originals are read; run resnet-lab prepare to complete it"
