@@ -32,7 +32,7 @@ def refuse_epochs(run: RunFolder, before: dict[str, Any], plain: dict[str, Any])
     if run.is_locked():
         reason = "another process is running this job; wait for it"
     elif new < old:
-        reason = f"trainer.max_epochs is {old} there, {new} here; choose another sweep_dir"
+        reason = f"trainer.max_epochs is {old} there, {new} here; restore it, or choose another sweep_dir"
     elif old == 0:
         reason = "this run has no training (trainer.max_epochs=0); train in another sweep_dir"
     elif schedule not in UNENDING:

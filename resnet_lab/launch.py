@@ -143,13 +143,16 @@ def refuse_mixed_sweep(run: RunFolder, plain: dict[str, Any], overrides: Sequenc
         overrides: overrides of the job.
 
     Raises:
-        UserError: the job was trained with a different configuration; one with fewer epochs is none.
+        UserError: the job was trained with a different configuration, and cannot be resumed with this one.
     """
     before, version = run.read_config(), run.read_status().get("schema_version", 1)
     if version < SCHEMA_VERSION:
         before = without_unknown(before)[0]
         plain = with_older_defaults(plain, run.read_config(), version, _keys_of(overrides))
-    if changed_keys(before, plain) - {EPOCHS}:
+    changed = changed_keys(before, plain)
+    if changed == {EPOCHS}:
+        refuse_epochs(run, before, plain)
+    elif changed:
         raise UserError(
             f"{short(run.path)} was trained with a different configuration: {'; '.join(differences(before, plain))}; "
             "no job is started: restore these values, or choose another sweep_dir"

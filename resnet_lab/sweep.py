@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.override_parser.types import Override, OverrideType, ValueType
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
@@ -28,6 +28,7 @@ from resnet_lab.config import check, job_name, searchpath_of, words_of_trust
 from resnet_lab.continuation import EPOCHS, epochs_by_job, goes_on_to, has_settings
 from resnet_lab.errors import UserError, count
 from resnet_lab.hydra_errors import one_line
+from resnet_lab.keys import choices_of
 from resnet_lab.launch import is_trained, refuse_mixed_sweep, refuse_mixture
 from resnet_lab.processes import describe_death
 from resnet_lab.run_folder import RunFolder, given_keys, list_jobs, of_logger
@@ -144,6 +145,7 @@ def planned(arguments: Sequence[str]) -> tuple[list[dict[str, Any]], list[RunFol
         base = compose("config", [*fixed, *searchpath], return_hydra_config=True)
         if base.hydra.runtime.choices["hydra/sweeper"] != "basic":
             return [], []
+        _refuse_unlisted(_axes(parsed, base.hydra.sweeper.params or {}))
         _refuse_nameless(parsed, base.hydra)
         _refuse_without_slurm(base.hydra.runtime.choices["hydra/launcher"])
         refuse_mixture(RunFolder(Path(base.hydra.sweep.dir) / "job"), sweep=True)  # before jobs.txt is written there
@@ -208,6 +210,21 @@ def _is_of_hydra(axis: Override) -> bool:
     return axis.key_or_group.partition(".")[0].partition("/")[0] == "hydra"
 
 
+def _refuse_unlisted(axes: Iterable[Override]) -> None:
+    """Refuse an axis that does not list its values.
+
+    Raises:
+        UserError: it is an interval, or a glob, which would also choose files that are only defaults of others.
+    """
+    for axis in axes:
+        key = axis.get_key_element()
+        if axis.value_type == ValueType.INTERVAL_SWEEP:
+            raise UserError(f"{key}: Hydra's basic sweeper needs values, not an interval; write them as in {key}=1,2")
+        if axis.value_type == ValueType.GLOB_CHOICE_SWEEP:
+            names = ",".join(name for name in choices_of(key) if name != "own") if key in CHOSEN else "A,B"
+            raise UserError(f"{key}: glob(…) is not supported; list the values, as in {key}={names}")
+
+
 def _refuse_nameless(overrides: Sequence[Override], hydra: DictConfig) -> None:
     """Refuse an axis that is not part of a job's name: all its values would share one folder.
 
@@ -249,13 +266,15 @@ def _grid(overrides: Sequence[Override], params: Mapping[str, Any], seeds: bool 
         params: axes of the experiment (`hydra.sweeper.params`).
         seeds: whether `seed` is an axis; if not, it is left out.
     """
+    axes = _axes(overrides, params)
+    return list(product(*(_values(axis) for axis in axes if seeds or axis.get_key_element() != "seed")))
+
+
+def _axes(overrides: Sequence[Override], params: Mapping[str, Any]) -> list[Override]:
+    """Return the axes of the experiment and the overrides, of which the last one of a key wins (see `_grid`)."""
     own = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
-    # in Hydra's order: the last override of a key wins, at the place of the first
-    by_key = {axis.get_key_element(): axis for axis in [*own, *overrides]}
-    axes = by_key.values()
-    if any(axis.is_sweep_override() and not (axis.is_choice_sweep() or axis.is_range_sweep()) for axis in axes):
-        return []
-    return list(product(*(_values(axis) for key, axis in by_key.items() if seeds or key != "seed")))
+    # in Hydra's order: at the place of the first
+    return list({axis.get_key_element(): axis for axis in [*own, *overrides]}.values())
 
 
 def _values(axis: Override) -> list[str]:

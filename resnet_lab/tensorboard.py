@@ -6,6 +6,8 @@ to the files of that run. The links follow a sweep while it grows.
 
 from __future__ import annotations
 
+import errno
+import socket
 import sys
 import threading
 from collections.abc import Sequence
@@ -92,9 +94,29 @@ def watch(folders: Sequence[str], options: Sequence[str]) -> int:
             follower.join()
 
 
+def refuse_used_port(host: str, port: int) -> None:
+    """Refuse a port on which another program listens; 0 is any free port.
+
+    Raises:
+        UserError: the port is in use, must not be used by this user, or there is no such host.
+    """
+    try:
+        for family, *_, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            with socket.socket(family, socket.SOCK_STREAM) as candidate:
+                candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as TensorBoard does
+                candidate.bind(address)
+    except socket.gaierror as error:
+        raise UserError(f"host={host}: there is no such host") from error
+    except OSError as error:
+        if error.errno == errno.EADDRNOTAVAIL:  # no IPv6 here, or the address of another machine
+            return
+        raise UserError(f"port={port} of {host}: {error.strerror}; choose another port, or port=0 for any") from error
+
+
 def command(arguments: Sequence[str]) -> None:
     """Show the runs in the folders."""
     given = VERBS["tensorboard"]().read(arguments)
+    refuse_used_port(given.host, given.port)
     stop_on_signals()
     if code := watch(given.DIR, [f"--port={given.port}", f"--host={given.host}"]):
         sys.exit(code)

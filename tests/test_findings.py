@@ -33,8 +33,17 @@ def test_jobs_that_have_not_begun_limit_the_report(tmp_path):
     jobs.write_text("seed-0\n")
     assert "not begun" not in found(tmp_path)
     jobs.write_text("seed-0\nseed-1\nseed-2\n")
-    expected = "2 of 3 jobs of sweep; rerun the command of the sweep: seed-1; seed-2"
-    assert found(tmp_path)["not begun"] == expected
+    text = found(tmp_path)["not begun"]
+    assert text.startswith("2 of 3 jobs of sweep; ")
+    assert text.endswith(": seed-1; seed-2")
+
+
+def test_all_seeds_that_occur_twice_are_named_with_their_runs(tmp_path):
+    for name, seed in (("a", 0), ("b", 1), ("c", 2), ("d", 0), ("e", 2)):
+        write_run(tmp_path / name, seed=seed)
+    text = found(tmp_path)["duplicate seed"]
+    assert "seeds 0, 2 occur more than once, so n is too large" in text
+    assert text.endswith(": a; c; d; and 1 more")
 
 
 def test_faults_come_first(tmp_path):

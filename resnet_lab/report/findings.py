@@ -86,7 +86,10 @@ def _not_begun(runs: Sequence[Run]) -> Iterator[Finding]:
             if absent:
                 labels = labels_in(sweep, {})
                 listed = tuple(labels.get(name, name) for name in absent)
-                text = f"{len(absent)} of {count(len(names), 'job')} of {sweep.name}; rerun the command of the sweep"
+                text = (
+                    f"{len(absent)} of {count(len(names), 'job')} of {sweep.name}; rerun the command that planned "
+                    "them, or remove their lines in jobs.txt"
+                )
                 yield Finding("not begun", text, False, listed)
 
 
@@ -143,14 +146,17 @@ def _collapsed(table: Table) -> Iterator[Finding]:
 
 def _doubts(table: Table) -> Iterator[Finding]:
     for group in table.ranked:
-        repeated = [seed for seed, n in Counter(run.config.get("seed") for run in group.scored).items() if n > 1]
+        seeds = Counter(run.config.get("seed") for run in group.scored)
+        repeated = [run for run in group.scored if seeds[run.config.get("seed")] > 1]
         roots = sorted({str(run.config.get("data.root")) for run in group.scored})
         if len(roots) > 1:
             yield Finding("different images", f"{group.label}: its runs read different folders: {' and '.join(roots)}")
         if repeated:
-            yield Finding(
-                "duplicate seed", f"{group.label}: seed {repeated[0]} occurs more than once, so n is too large"
-            )
+            which = sorted({run.config.get("seed") for run in repeated}, key=str)
+            several = f"seed {which[0]} occurs" if len(which) == 1 else f"seeds {', '.join(map(str, which))} occur"
+            text = f"{group.label}: {several} more than once, so n is too large; remove all runs of a seed but one"
+            places = places_of(table.scored)
+            yield Finding("duplicate seed", text, names=tuple(places[run.folder.path] for run in repeated))
     if any(not np.array_equal(each, table.patient) for each in table.groupings):
         text = "the runs disagree on which images belong to one patient; the grouping with the fewest patients is used"
         yield Finding("different patients", text)
