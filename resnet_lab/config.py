@@ -88,7 +88,7 @@ def compose_config(overrides: Sequence[str], config_dir: str | Path = "") -> Dic
             config = compose("config", overrides=overrides)
         OmegaConf.to_container(config, resolve=True)  # refuses a ${KEY} of an unknown key
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
-        raise UserError(one_line(error, overrides)) from error
+        raise UserError(with_file(one_line(error, overrides), overrides, config_dir)) from error
     return config
 
 

@@ -35,6 +35,7 @@ WRONG_TYPES = {  # words of OmegaConf → the rule
     "is not Optional": "must not be null",
     "is not a ListConfig": "must be a list, in brackets",
 }
+A_SPACE = "with a space after each colon"
 ALIKE = "indent the keys of one group by the same number of spaces"
 YAML_FAULTS = {  # words of PyYAML → what is wrong, and the remedy
     r"mapping values are not allowed": (
@@ -79,6 +80,8 @@ def one_line(error: Exception, overrides: Sequence[str] = ()) -> str:
     if several := re.search(r"Ambiguous value for argument '(.+)'|Sweep parameters '(.+)' requires", text):
         typed = next(filter(None, several.groups()))
         listed = f"a list is {typed.replace('=', '=[', 1)}]" if "=" in typed else "a list has brackets"
+        if decimal := re.fullmatch(r"(.+=0),(\d+)", typed):
+            listed += f", and a decimal number has a point, {decimal[1]}.{decimal[2]}"
         return f"{typed}: several values are a sweep, which needs -m: resnet-lab train -m …; {listed}"
     if (merged := re.search(r"Error merging override (.+)", text)) and (rule := _rule(text)):
         return f"{merged[1]}: {rule}"
@@ -163,7 +166,7 @@ def _mistake_in_file(text: str, overrides: Sequence[str]) -> str:
     if named and "Cannot merge DictConfig with ListConfig" in text:
         return f"{file}: it contains a list; write `key: value` lines, without a dash in front"
     if group := re.search(r"(\w+) is not a subclass of (\w+)Config\. value: (.+)", text):
-        remedy = "write `key: value` lines below it, with a space after each colon"
+        remedy = f"write `key: value` lines below it, {A_SPACE}"
         return f"{file}: {group[2].lower()}: {group[3]}: must be a group of keys; {remedy}"
     if listed := re.search(r"Invalid defaults list in '(.+?)'", text):
         return f"{listed[1]}.yaml: defaults must be a list; write `- override /optim: adamw`, with a dash in front"
@@ -188,6 +191,8 @@ def _rule(text: str) -> str:
 def with_file(message: str, overrides: Sequence[str], config_dir: str | Path) -> str:
     """Put the user's YAML file in front of an error that begins with a key which only this file sets.
 
+    A file with a wrong structure gets its own message, as the error is only a consequence.
+
     Args:
         message: `data.imagesize: …` or `data.image_size=big: …`.
         overrides: overrides of the command.
@@ -195,16 +200,47 @@ def with_file(message: str, overrides: Sequence[str], config_dir: str | Path) ->
     """
     key = re.match(r"[\w.]+", message)
     typed = [each.partition("=")[::2] for each in overrides]
-    if not config_dir or not key or key[0] in [name.lstrip("+~") for name, _ in typed]:
+    if not config_dir:
         return message
     for group, name in typed:
         file = Path(config_dir) / group / f"{name}.yaml"
         with suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
             content = yaml.safe_load(file.read_text("utf-8"))
+            if group == "experiment" and (fault := _fault_of_structure(content)):
+                return f"{group}/{name}.yaml: {fault}"
+            if not key or key[0] in [name.lstrip("+~") for name, _ in typed]:
+                continue
             own = key[0] if group == "experiment" else key[0].removeprefix(f"{group}.")
             if _sets(content, own.split(".")) or _sets(content, ["hydra", "sweeper", "params", own]):
                 return f"{group}/{name}.yaml: {message}"
     return message
+
+
+def _fault_of_structure(content: object) -> str:
+    """Return what is wrong with the keys of an experiment file, and the remedy; empty if they are well placed."""
+    for key, value in content.items() if isinstance(content, dict) else ():
+        group, _, own = str(key).partition(".")
+        if own and group in CHOSEN:
+            return f"{key}: write `{group}:`, and below it, indented, `{own}: {value}`"
+        if key in CHOSEN and isinstance(value, str):
+            if value in choices_of(key):
+                return f"{key}: {value}: a choice belongs in `defaults`; write `- override /{key}: {value}` there"
+            return f"{key}: {value}: must be a group of keys; write `key: value` lines below it, {A_SPACE}"
+        if key in CHOSEN and (place := _split_by_comma(value)):
+            return f"{key}.{place}: a comma separates keys here; a decimal number has a point, and a list brackets"
+    return ""
+
+
+def _split_by_comma(content: object) -> str:
+    """Return the key before a number that YAML has taken for a key, as in `{lr: 0,1}`; empty if there is none."""
+    before = ""
+    for key, value in content.items() if isinstance(content, dict) else ():
+        if isinstance(key, int) and value is None and before:
+            return before
+        if inner := _split_by_comma(value):
+            return f"{key}.{inner}"
+        before = str(key)
+    return ""
 
 
 def _sets(content: object, parts: Sequence[str]) -> bool:

@@ -97,11 +97,18 @@ def test_a_key_of_a_part_from_outside_needs_a_plus(overrides: list[str], hint: s
         (f"{OWN}optim: {{lr: '${{seed'}}\n", "optim.lr: ${seed: write ${KEY} with a closing brace"),
         (f"{OWN}trainer:\n  max_epochs:3\n", "wrong.yaml: trainer: max_epochs:3: must be a group of keys"),
         (f"{OWN}defaults:\n  override /optim: adamw\n", "experiment/wrong.yaml: defaults must be a list"),
+        (f"{OWN}data:\n  root:Photos\n", "experiment/wrong.yaml: data: root:Photos: must be a group of keys"),
+        (f"{OWN}data.root: Photos\n", "wrong.yaml: data.root: write `data:`, and below it, indented, `root: Photos`"),
+        (
+            f"{OWN}model: resnet_cifar\n",
+            "wrong.yaml: model: resnet_cifar: a choice belongs in `defaults`; write `- ove",
+        ),
+        (f"{OWN}optim: {{lr: 0,1, momentum: 0.5}}\n", "wrong.yaml: optim.lr: a comma separates keys here; a decimal"),
     ],
 )
 def test_a_mistake_in_an_experiment_file_has_its_remedy(text: str, hint: str, folder: Path) -> None:
     (folder / "my conf" / "experiment" / "wrong.yaml").write_text(text)
-    assert hint in refusal(lambda: compose_config(["experiment=wrong"], config_dir="my conf"))
+    assert hint in refusal(lambda: composed(["experiment=wrong"], config_dir="my conf"))
 
 
 @pytest.mark.parametrize(
