@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import runpy
+import shlex
 import sys
 import textwrap
 import time
@@ -107,7 +108,7 @@ def command(words: list[str]) -> None:
         else:
             os.execv(sys.executable, [sys.executable, "-m", f"resnet_lab.{verb}", *others])
     elif verb == "job":
-        raise UserError(f"no verb 'job'; write python -m resnet_lab.job {' '.join(others) or 'RUN_DIR'}")
+        raise UserError(f"no verb 'job'; write python -m resnet_lab.job {shlex.join(others) or 'RUN_DIR'}")
     else:
         close = difflib.get_close_matches(verb, [*VERBS, "help", "--help", "--version"], n=1)
         meant = f"did you mean {close[0]}?" if close else f"choose {', '.join(VERBS)}"

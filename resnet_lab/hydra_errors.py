@@ -311,6 +311,9 @@ def _for_part_from_outside(key: str, overrides: Sequence[str]) -> str:
         if part is None and not suggestion(key, known_keys()):
             return f"{key}: there is no such key; write +{typed} to add it"
         if isinstance(part, DictConfig) and (target := _foreign(part)):
+            close = difflib.get_close_matches(key.rpartition(".")[2], [*map(str, part)], n=1, cutoff=0.8)
+            if close:
+                return f"{key}: there is no such key; did you mean {key.rpartition('.')[0]}.{close[0]}?"
             return f"{key}: conf/{group} has no such key; write +{typed} to pass it to {target}"
     return ""
 

@@ -268,7 +268,7 @@ def start(run: RunFolder, trusted: Sequence[str] = (), fork: bool = False) -> No
     """
     starts = _starts_of_idle(run)
     words = [f"{OPTION}{word}" for word in trusted]
-    by_hand = " ".join(["python -m resnet_lab.job", str(run.path), *words])
+    by_hand = shlex.join(["python", "-m", "resnet_lab.job", str(run.path), *words])
     code = run_module("resnet_lab.job", [str(run.path), str(starts), *words], fork)
     if not code:
         return

@@ -68,6 +68,7 @@ def test_a_choice_that_does_not_exist_has_a_hint(overrides: list[str], hint: str
         (["optim=own", "optim._target_=a.B", "optim.x=2", "optim.y=3"], "write +optim.x=2 to pass it to a.B"),
         (["+callbacks.stop._target_=a.B", "callbacks.stop.x=2"], "write +callbacks.stop.x=2 to pass it to a.B"),
         (["callbacks.stop._target_=a.B"], "write +callbacks.stop._target_=a.B to add it"),
+        (["model=own", "model._target_=mylab.Net", "model.freezes=stem"], "no such key; did you mean model.freeze?"),
         (["callbacks.ema.decay=0.9"], "it is a key of callbacks=ema"),
     ],
 )
