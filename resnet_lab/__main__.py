@@ -15,7 +15,7 @@ from pathlib import Path
 from resnet_lab import supervisor
 from resnet_lab.command_line import run_command, show, version
 from resnet_lab.errors import UserError
-from resnet_lab.keys import WIDTH, about, as_text, known_keys, matching
+from resnet_lab.keys import WIDTH, about, as_text, known_keys, matching, topic_of
 from resnet_lab.terminal import is_terminal
 from resnet_lab.verbs import LAUNCHER, STATES, TASKS, VERBS
 
@@ -46,7 +46,9 @@ def help_on(words: list[str]) -> str:
     if len(words) == 1 and words[0] in VERBS:
         return VERBS[words[0]]().format_help()
     phrase = " ".join(words)
-    if len(words) > 1 and (text := _explained(phrase) or as_text(about(phrase)).rstrip()):  # without quotes
+    if topic := topic_of(phrase):
+        return "\n".join(filter(None, (_explained(phrase), as_text(topic).rstrip())))
+    if " " in phrase and (text := _explained(phrase) or as_text(about(phrase)).rstrip()):
         return text
     texts, patterns = list[str](), list[str]()
     for word in words:

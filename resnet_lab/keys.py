@@ -34,10 +34,37 @@ SYNONYMS = {
     "amp": "trainer.precision",
     "test_time_augmentation": "trainer.tta",
 }
+# topic of a question → keys that answer it; the first word is also found by its beginning
+TOPICS = {
+    "augmentation, data augmentation, flips": (
+        *("data.horizontal_flip", "data.vertical_flip", "data.rotation", "data.scale", "data.translate", "data.crop"),
+        *("data.padding", "data.brightness", "data.contrast", "data.saturation", "data.hue", "data.random_grayscale"),
+        *("data.mixup", "data.augment_classes"),
+    ),
+    "normalization, normalize, normalise, standardize, standardization": ("data.mean", "data.std", "data.local_mean"),
+    "imbalance, class imbalance, unbalanced, rare classes, class weights": (
+        *("data.sampling", "loss.class_weights", "data.max_per_class", "data.augment_classes", "monitor"),
+    ),
+    "overfitting, regularization, regularize, regularisation": (
+        *("optim.weight_decay", "data.mixup", "loss.label_smoothing", "model.dropout", "model.freeze"),
+        *("trainer.early_stopping", "data.rotation", "data.horizontal_flip"),
+    ),
+    "patience, early stopping": ("trainer.early_stopping", "schedule.patience"),
+    "learningrate, lr schedule, warmup": ("optim.lr", "schedule", "schedule.warmup_epochs", "optim.backbone_lr_factor"),
+    "number of classes, num_classes, n_classes, classes": ("data.class_names",),
+    "transfer learning, transfer, fine-tuning, finetuning, finetune, fine tuning": (
+        *("model.pretrained", "model.freeze", "model.unfreeze_at_epoch", "optim.backbone_lr_factor"),
+    ),
+    "gpu, gpus, cuda, multi-gpu": (
+        *("trainer", "trainer.accelerator", "trainer.devices", "trainer.precision", "trainer.compile"),
+        *("data.in_memory", "trainer.sync_batchnorm"),
+    ),
+}
 GROUPS = (*PROVIDED, "trainer", *BY_NAME)  # groups that define keys; scale and experiment only set them
 KEY = re.compile(r"(?P<indent> *)(?:- )?(?P<key>\w+):(?P<value>(?: +[^\s#]\S*)*)(?: *# (?P<comment>.+))?")
 COMMENT = re.compile(r"(?P<indent> *)# (?P<comment>.*)")
 WIDTH = 80  # columns of a terminal
+LEAST = 4  # letters of a word that is the beginning of a topic
 
 
 @dataclass(frozen=True)
@@ -169,6 +196,16 @@ def matching(patterns: Sequence[str] = ()) -> list[Key]:
             raise UserError(no_such_key(pattern))
     found = [key for key in all_keys() if any(_matches(key.name, pattern) for pattern in patterns or "*")]
     return sorted(found, key=lambda key: key.name.rpartition(".")[2] not in patterns)  # optim.lr comes first for `lr`
+
+
+def topic_of(phrase: str) -> list[Key]:
+    """Return the keys of a topic in any case, such as `data augmentation`; an empty list if it is none."""
+    plain = " ".join(phrase.lower().split())
+    for names, keys in TOPICS.items():
+        first, *others = names.split(", ")
+        if plain in (first, *others) or (len(plain) >= LEAST and first.startswith(plain)):
+            return [key for name in keys for key in all_keys() if key.name == name]
+    return []
 
 
 def about(phrase: str) -> list[Key]:

@@ -13,7 +13,7 @@ import pytest
 from fake_data import refusal
 
 import resnet_lab.__main__ as lab
-from resnet_lab.keys import choices_of, known_keys
+from resnet_lab.keys import TOPICS, all_keys, choices_of, known_keys
 from resnet_lab.schema import CHOSEN
 from resnet_lab.train import arguments_of_hydra
 from resnet_lab.verbs import TASKS, VERBS, job
@@ -219,6 +219,27 @@ def test_help_takes_a_score_a_term_or_an_option(
     assert message.startswith("nonsense: there is no such key, score or term")
     message = refusal(lab.command, ["help", "cross-validation"])
     assert message.endswith("did you mean data.folds?")
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        ("data augmentation", {"data.rotation", "data.hue", "data.mixup"}),
+        ("augment", {"data.rotation", "data.augment_classes"}),
+        ("imbalance", {"data.sampling", "loss.class_weights"}),
+        ("Early Stopping", {"trainer.early_stopping", "schedule.patience"}),
+        ("fine-tuning", {"model.pretrained", "model.freeze"}),
+    ],
+)
+def test_help_knows_topics(words: str, names: set[str]) -> None:
+    for given in (words.split(), [words]):
+        text = lab.help_on(given)
+        assert names <= {line for line in text.splitlines() if not line.startswith(" ")}
+        assert "data.balance" not in text
+
+
+def test_topics_name_keys() -> None:
+    assert {key for keys in TOPICS.values() for key in keys} <= {key.name for key in all_keys()}
 
 
 def test_help_on_one_letter_does_not_list_all_keys_with_it(capsys: pytest.CaptureFixture[str]) -> None:

@@ -59,6 +59,11 @@ class ArrayData(ImageData):
                 f"{self.source}: the label of {worst} is {most}, too many classes for {count(len(rows), 'image')}; "
                 "correct the label, or set data.class_names"
             )
+        if self.class_names is None and not (rows["target"] == 0).any():
+            raise UserError(
+                f"{self.source}: no label is 0, and the largest is {most}; number the classes from 0, or set "
+                "data.class_names with a name for class 0, too"
+            )
         if self.class_names is None:
             self.class_names = [str(number) for number in range(most + 1)]
         if most >= len(self.class_names):
