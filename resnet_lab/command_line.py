@@ -8,6 +8,7 @@ import io
 import logging
 import os
 import re
+import shlex
 import signal
 import sys
 import tempfile
@@ -158,6 +159,11 @@ class Verb(argparse.ArgumentParser):
         """Return `; write …` for a word without `=`: spaces in `KEY=VALUE`, a folder, or a split."""
         place = typed.index(word)
         before, after = typed[place - 1 : place], typed[place + 1 : place + 3]
+        typed_so_far = next((each for each in reversed(typed[:place]) if "=" in each), "")
+        if typed_so_far.count("{") > typed_so_far.count("}"):
+            inside = typed[typed.index(typed_so_far) :]
+            last = next((number for number, each in enumerate(inside) if each.endswith("}")), 0)
+            return f"; write {shlex.quote(' '.join(inside[: last + 1]))}" if last else "; close the brace, and quote it"
         if before and before[0].endswith((",", "=")):
             return f"; write {before[0]}{word} without a space"
         if before and word[0].isdigit() and before[0].partition("=")[2][:1].isdigit():

@@ -18,7 +18,7 @@ from resnet_lab.command_line import log_to, run_command
 from resnet_lab.config import build, check
 from resnet_lab.data import progress
 from resnet_lab.data.image_data import ImageData
-from resnet_lab.data.splits import refuse_one_class
+from resnet_lab.data.splits import fingerprints, refuse_one_class
 from resnet_lab.distillation import refuse_no_logits, teacher_of
 from resnet_lab.errors import UserError
 from resnet_lab.freezing import Freezing
@@ -34,7 +34,14 @@ from resnet_lab.parts import (
 )
 from resnet_lab.run_folder import RunFolder
 from resnet_lab.terminal import Lines
-from resnet_lab.training import begun_jobs, check_network, own_parts, refuse_unknown_monitors, selection
+from resnet_lab.training import (
+    begun_jobs,
+    check_network,
+    own_parts,
+    refuse_unknown_monitors,
+    same_images,
+    selection,
+)
 from resnet_lab.trust import trust, without_trust
 
 Sources = dict[tuple[str, str], dict[str, dict[str, Any]]]  # class and root → source of pixels → first data with it
@@ -83,12 +90,15 @@ def data_of(data: str, sweep_dir: str | None = None) -> tuple[ImageData, pd.Data
         sweep_dir: folder of the sweep whose jobs have decided on the source of the images; None: no such folder.
 
     Raises:
-        UserError: as for `ImageData.table`.
+        UserError: as for `ImageData.table`, or a job that has begun had other images or labels.
     """
     settings = json.loads(data)
     data_set: ImageData = build("data", settings)
-    begun = {} if sweep_dir is None else begun_jobs(RunFolder(Path(sweep_dir) / "job"), settings)
-    return data_set, data_set.table(next((status["pixels"] for status in begun.values()), None))[0]
+    begun = [] if sweep_dir is None else begun_jobs(RunFolder(Path(sweep_dir) / "job"), settings)
+    table = data_set.table(next((each.status["pixels"] for each in begun), None))[0]
+    before = {each.name: each.status for each in begun if each.has_same_splits}
+    same_images(before, fingerprints(table, "target"), data_set.root)
+    return data_set, table
 
 
 def refuse_two_sources(data: dict[str, Any], table: pd.DataFrame, sources: Sources) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning import Callback, Trainer, seed_everything
@@ -45,6 +45,7 @@ from resnet_lab.config import (
 )
 from resnet_lab.data.arrays import ArrayData
 from resnet_lab.data.datamodule import DataModule
+from resnet_lab.data.image_data import LOADING
 from resnet_lab.data.splits import NO_TEST, SPLITS, refuse_one_class
 from resnet_lab.derived import derive_decision, same_training
 from resnet_lab.distillation import Distillation, refuse_no_logits, refuse_own_folder, teacher_of
@@ -253,15 +254,16 @@ def read_data(run: RunFolder, config: dict[str, Any], resumes: bool) -> DataModu
     with run.turn() if rank() == 0 else nullcontext():
         own = run.read_status()
         follows = resumes or (rank() > 0 and bool(own.get("pixels")))
-        before = {"the job": own} if follows else begun_jobs(run, config["data"])
+        begun = [] if follows else begun_jobs(run, config["data"])
+        before = {"the job": own} if follows else {each.name: each.status for each in begun}
         pixels = next((status.get("pixels") for status in before.values()), None)
         datamodule = DataModule.from_config(config, statistics_of(config), pixels)
         datamodule.read()
         if config["trainer"]["max_epochs"] > 0:
             assert datamodule.table is not None
             refuse_one_class(datamodule.table, datamodule.class_names, config["data"]["root"])
-        if resumes:
-            same_images(run, datamodule)
+        alike = {each.name: each.status for each in begun if each.has_same_splits}
+        same_images(alike | ({"the job": own} if resumes else {}), datamodule.fingerprints, datamodule.data.root)
         for name, status in before.items():
             if different := datamodule.difference(status):
                 raise UserError(
@@ -335,20 +337,28 @@ def distillation(
     return found
 
 
-def begun_jobs(run: RunFolder, data: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return name → status of the sweep's other jobs on the same data set that are running or have finished an epoch.
+class Begun(NamedTuple):
+    """A job of a sweep on the same data set that is running or has finished an epoch."""
+
+    name: str
+    status: dict[str, Any]
+    has_same_splits: bool  # whether its configuration gives it the same images and labels
+
+
+def begun_jobs(run: RunFolder, data: dict[str, Any]) -> list[Begun]:
+    """Return the sweep's other jobs on the same data set that are running or have finished an epoch.
 
     A job that was stopped before the end of its first epoch does not count: it may still choose its source itself.
     """
-    found = {}
+    found, own = [], {key: value for key, value in data.items() if key not in LOADING}
     for job in run.siblings():
         with suppress(UserError):  # damaged; `status` and `report` show it
             status = job.read_status()
             begun = status["state"] in ("running", "done") or job.last_checkpoint.is_file()
-            other = job.read_config()["data"]
+            other = {key: value for key, value in job.read_config()["data"].items() if key not in LOADING}
             same = all(other.get(key) == data.get(key) for key in ("_target_", "root"))
             if begun and status.get("pixels") and same:
-                found[job.path.name] = status
+                found.append(Begun(job.path.name, status, other == own))
     return found
 
 
@@ -362,19 +372,25 @@ def say_source(datamodule: DataModule, decided_by: str) -> None:
     log.info("images are read from %s%s", source, f", the source that {first} started with" if decided_by else "")
 
 
-def same_images(run: RunFolder, datamodule: DataModule) -> None:
-    """Refuse to resume a job with other images than at its start.
+def same_images(before: Mapping[str, Mapping[str, Any]], fingerprints: Mapping[str, str], root: str) -> None:
+    """Refuse to resume a job, or to start another one of its sweep, with other images than at its start.
+
+    Args:
+        before: name → status of the jobs that started before.
+        fingerprints: those of the present splits.
+        root: folder of the data set.
 
     Raises:
         UserError: a split has other images or targets.
     """
-    before = run.read_status().get("split_fingerprint", {})
-    for split, now in datamodule.fingerprints.items():
-        if before.get(split, now) != now:
-            raise UserError(
-                f"the job started with other images or labels in {split} ({before[split]} then, {now} in "
-                f"{datamodule.data.root} now); restore those, or choose another sweep_dir"
-            )
+    for name, status in before.items():
+        known = status.get("split_fingerprint") or {}
+        for split, now in fingerprints.items():
+            if known.get(split, now) != now:
+                raise UserError(
+                    f"{name} started with other images or labels in {split} ({known[split]} then, {now} in {root} "
+                    "now); restore those, or choose another sweep_dir"
+                )
 
 
 def synchronizable(settings: dict[str, Any], trainer: Trainer) -> None:

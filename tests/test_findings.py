@@ -38,6 +38,17 @@ def test_jobs_that_have_not_begun_limit_the_report(tmp_path):
     assert text.endswith(": seed-1; seed-2")
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_group_trained_on_different_data_is_a_fault(tmp_path, split):
+    for seed, digest in enumerate(("a", "a", "b")):
+        run = write_run(tmp_path / str(seed), seed=seed)
+        status = json.loads((run / "status.json").read_text())
+        change_status(run, split_fingerprint=status["split_fingerprint"] | {split: digest})
+    text = found(tmp_path)["different data"]
+    assert f"different images or labels in {split}" in text
+    assert text.endswith(": 2")
+
+
 def test_all_seeds_that_occur_twice_are_named_with_their_runs(tmp_path):
     for name, seed in (("a", 0), ("b", 1), ("c", 2), ("d", 0), ("e", 2)):
         write_run(tmp_path / name, seed=seed)

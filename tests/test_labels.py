@@ -307,7 +307,7 @@ def test_labels_may_use_a_mapping_or_start_at_another_number(file, grades, given
             Grades(["a", "b"]),
             "c",
             "labels must be whole numbers, class names (a, b) or keys of data.labels, such as "
-            "data.labels={none: 0, R1: 1}; set data.class_names if the data has other classes",
+            "'data.labels={none: 0, R1: 1}'; set data.class_names if the data has other classes",
         ),
         (Grades(["a", "b"]), "1.5", "labels must be whole numbers"),
     ],

@@ -22,6 +22,7 @@ from resnet_lab.compatibility import SCHEMA_VERSION
 from resnet_lab.config import build, compose_config, register
 from resnet_lab.data.image_data import ImageData
 from resnet_lab.data.prepared import prepare
+from resnet_lab.data.splits import fingerprints
 from resnet_lab.errors import UserError
 from resnet_lab.launch import create_run, refuse_mixture
 from resnet_lab.models.resnet import resnet
@@ -333,7 +334,8 @@ def test_a_sweep_of_which_some_jobs_find_a_prepared_set_is_stopped(
     needs(monkeypatch, *settings)  # all jobs are done
     command.command([])
 
-    for name, pixels in (("a", "prepared"), ("b", "originals")):  # a job that has begun decides
+    # a job that has begun decides
+    for name, pixels in (("a", "prepared"), ("b", "originals")):
         list_jobs(tmp_path / "sweep", [name])
         job = RunFolder(tmp_path / "sweep" / name)
         create_run(job, compose_config([*TINY, *own]))
@@ -344,6 +346,26 @@ def test_a_sweep_of_which_some_jobs_find_a_prepared_set_is_stopped(
         else:
             command.command([])
         shutil.rmtree(tmp_path / "sweep")
+
+
+def test_labels_that_changed_since_a_job_began_stop_the_sweep(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = [*TINY, f"data.root={photographs}", f"data.cache_dir={tmp_path / 'cache'}", f"sweep_dir={tmp_path / 'sweep'}"]
+    config = compose_config(own)
+    data: ImageData = build("data", config["data"])
+    job = RunFolder(tmp_path / "sweep" / "first")
+    list_jobs(job.path.parent, ["first"])
+    create_run(job, config)
+    job.update_status(state="done", pixels="originals", split_fingerprint=fingerprints(data.table()[0]))
+    needs(monkeypatch, *own, "data.rotation=0,20", shares_source=True)
+    command.command([])
+    labels = photographs / "train_label.csv"
+    labels.write_text(labels.read_text().replace("4", "3"))
+    needs(monkeypatch, *own, "data.rotation=0,20", shares_source=True)
+    assert refusal(command.command, []).startswith("first started with other images or labels in train (")
+    needs(monkeypatch, *own, "data.val_fraction=0.5", shares_source=True)  # the splits differ anyway
+    command.command([])
 
 
 def test_a_folder_of_weights_that_lacks_a_depth_stops_the_sweep(

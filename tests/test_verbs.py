@@ -95,6 +95,8 @@ def test_the_examples_of_a_help_are_understood(name: str, tmp_path: Path, monkey
         ("train", ["seed", "=3"], ["write seed=3 without spaces"]),
         ("train", ["seed=", "3"], ["write seed=3 without a space"]),
         ("train", ["seed=1,", "2"], ["write seed=1,2 without a space"]),
+        ("train", ["data.labels={none:", "0,", "R1:", "1}", "seed=1"], ["write 'data.labels={none: 0, R1: 1}'"]),
+        ("train", ["data.labels={none:", "0"], ["close the brace, and quote it"]),
         ("train", ["--epochs", "3"], ["--epochs: there is no such option; did you mean trainer.max_epochs?"]),
         ("train", ["--model.depth=34"], ["keys have no dashes: model.depth=34"]),
         ("train", ["--seed", "3"], ["keys have no dashes: seed=…"]),

@@ -37,6 +37,14 @@ log = logging.getLogger(__name__)
 Side = Annotated[int, Within(1, 10_000)]
 
 
+# keys that leave each split with the same images and labels
+LOADING = {
+    *("name", "image_size", "resize", "eye_crop", "local_mean", "crop", "padding", "interpolation", "mean", "std"),
+    *("sampling", "sampling_decay", "sampling_final", "batch_size", "num_workers", "in_memory", "cache_dir"),
+    *("prepared_format", *(each.name for each in fields(Augmentation))),
+}
+
+
 @dataclass(kw_only=True)
 class ImageData(Augmentation, ABC):
     """Settings shared by all data sets; a data set adds its own fields and `read_table`.

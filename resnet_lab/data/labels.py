@@ -88,7 +88,7 @@ class Grades:
             return f"labels run from {self.first} to {self.last}"
         return (
             f"labels must be whole numbers, class names ({', '.join(self.class_names)}) or keys of data.labels, "
-            "such as data.labels={none: 0, R1: 1}; set data.class_names if the data has other classes"
+            "such as 'data.labels={none: 0, R1: 1}'; set data.class_names if the data has other classes"
         )
 
     def misread(self, bad: pd.Series, rows: int) -> str:

@@ -151,6 +151,16 @@ def _doubts(table: Table) -> Iterator[Finding]:
         roots = sorted({str(run.config.get("data.root")) for run in group.scored})
         if len(roots) > 1:
             yield Finding("different images", f"{group.label}: its runs read different folders: {' and '.join(roots)}")
+        for split in ("train", "val"):
+            digests = Counter(digest for run in group.scored if (digest := run.fingerprint(split)))
+            if len(digests) > 1:
+                others = [
+                    run for run in group.scored if run.fingerprint(split) not in ("", digests.most_common()[0][0])
+                ]
+                text = f"{group.label}: its runs had different images or labels in {split}, so they cannot be averaged"
+                places = places_of(table.scored)
+                names = tuple(places[run.folder.path] for run in others)
+                yield Finding("different data", f"{text}; these differ from the most", names=names)
         if repeated:
             which = sorted({run.config.get("seed") for run in repeated}, key=str)
             several = f"seed {which[0]} occurs" if len(which) == 1 else f"seeds {', '.join(map(str, which))} occur"
