@@ -163,6 +163,12 @@ def test_the_readme_is_a_front_page() -> None:
     assert len(PAGES["README.md"].read_text("utf-8").splitlines()) <= 150
 
 
+def test_the_changelog_has_no_link_that_only_the_repository_resolves() -> None:
+    assert not re.search(
+        r"\]\((?!https?:)", (ROOT / "CHANGELOG.md").read_text("utf-8")
+    )  # it is also a page of the manual
+
+
 def test_every_module_has_a_line_and_no_other() -> None:
     page = PAGES["reference/code.md"].read_text("utf-8")
     package = Path(resnet_lab.__file__).parent
