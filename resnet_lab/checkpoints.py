@@ -237,15 +237,19 @@ class EpochRows(Callback):
 
     def write(self, file: Path, metrics: Iterable[str] = ()) -> None:
         """Write the file and log the last row; without rows, write a header with these metrics."""
-        columns = list(dict.fromkeys(name for row in self.rows for name in row)) or ["epoch", "lr", *sorted(metrics)]
-        lines = [",".join(columns), *(",".join(repr(row.get(name, math.nan)) for name in columns) for row in self.rows)]
-        write_atomically(file, "\n".join(lines) + "\n", durable=True)
+        write_atomically(file, self.text(metrics), durable=True)
         if not self.rows:
             return
         shown = {name: value for name, value in self.rows[-1].items() if name.split("/")[-1] in SHOWN}
         shown |= {} if self.rate is None else {"lr": self.rate}
         text = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
         log.info("epoch %d  %s", self.rows[-1]["epoch"] + 1, text)
+
+    def text(self, metrics: Iterable[str] = ()) -> str:
+        """Return the content of the file (see `write`)."""
+        columns = list(dict.fromkeys(name for row in self.rows for name in row)) or ["epoch", "lr", *sorted(metrics)]
+        lines = [",".join(columns), *(",".join(repr(row.get(name, math.nan)) for name in columns) for row in self.rows)]
+        return "\n".join(lines) + "\n"
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows}
@@ -357,7 +361,6 @@ class LastCheckpoint(RunCheckpoint):
         status = run.read_status()
         self.before = {name: status.get(name, 0) for name in ("seconds", "core_seconds")}  # earlier starts
         self.started = self.saved_at = time.monotonic()
-        self.has_noted = False  # an epoch of this start
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -382,8 +385,12 @@ class LastCheckpoint(RunCheckpoint):
 
     def catch_up(self, trainer: Trainer) -> None:
         """Note the last epoch if an earlier start was killed between its checkpoint and metrics.csv."""
-        if not self.has_noted and self.rows.rows:
-            self._note(trainer, int(self.rows.rows[-1]["epoch"]))
+        file, rows = self.run.metrics_file, self.rows.rows
+        if not trainer.is_global_zero or not rows:
+            return
+        if not file.is_file() or file.read_text() != self.rows.text():
+            self.rows.write(file)
+        self.run.update_status(epoch=int(rows[-1]["epoch"]))
 
     def keep_untrained(self, trainer: Trainer) -> None:
         super().keep_untrained(trainer)
@@ -395,7 +402,6 @@ class LastCheckpoint(RunCheckpoint):
 
     def _note(self, trainer: Trainer, epoch: int) -> None:
         """Write metrics.csv, and the progress of the job into status.json."""
-        self.has_noted = True
         cost = self.cost(trainer)
         if trainer.is_global_zero:
             self.rows.write(self.run.metrics_file, filter(of_split, trainer.callback_metrics))

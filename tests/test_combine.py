@@ -55,6 +55,7 @@ def seeds(tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
 
+@pytest.mark.slow
 def test_a_member_that_changed_is_found(seeds: Path, tmp_path: Path) -> None:
     made = combine([str(seeds)], tmp_path / "means", ["seed"])
     combine([str(seeds)], tmp_path / "decided", ["none"], "expected")
@@ -439,6 +440,7 @@ def test_an_ensemble_is_one_model(make_run: MakeRun, tmp_path: Path) -> None:
         model.features(images)
 
 
+@pytest.mark.slow
 def test_members_of_different_size_are_no_single_network(make_run: MakeRun, tmp_path: Path) -> None:
     keys = ("trainer.max_epochs=1", "trainer.precision=32-true")
     members = [make_run(*keys, f"data.image_size={size}", name=f"size-{size}") for size in (24, 32)]
@@ -505,6 +507,7 @@ def test_an_image_with_several_rows_has_no_mean(tmp_path: Path) -> None:
         combine([str(tmp_path / "runs")], tmp_path / "out", ["seed"])
 
 
+@pytest.mark.slow
 def test_a_network_counts_once(seeds: Path, tmp_path: Path) -> None:
     for run in sorted(seeds.iterdir()):
         shutil.copytree(run, seeds / f"{run.name}_expected")

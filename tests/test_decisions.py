@@ -141,6 +141,7 @@ def trained(make_run: MakeRun, tmp_path: Path) -> dict[str, RunFolder]:
     return runs
 
 
+@pytest.mark.slow
 def test_jobs_that_differ_in_the_rule_share_a_training(trained: dict[str, RunFolder], make_run: MakeRun) -> None:
     assert trained["auto"].best_checkpoint.is_file()
     for rule in ("expected", "thresholds"):
@@ -162,6 +163,7 @@ def test_jobs_that_differ_in_the_rule_share_a_training(trained: dict[str, RunFol
     assert differences_of([read_run(trained["auto"])]) == []
 
 
+@pytest.mark.slow
 def test_a_derived_run_predicts_with_the_network_of_its_source(trained: dict[str, RunFolder]) -> None:
     for rule, run in trained.items():
         model = load(run.path)
@@ -186,6 +188,7 @@ def test_the_report_finds_no_fault_in_equal_probabilities(trained: dict[str, Run
     assert labels == ["decision=auto", "decision=expected", "decision=thresholds"]
 
 
+@pytest.mark.slow
 def test_the_check_knows_the_thresholds(trained: dict[str, RunFolder]) -> None:
     run = trained["thresholds"]
     run.update_status(thresholds=[0.01, 0.02, 0.03, 0.04])
@@ -282,6 +285,7 @@ def test_ranks_train_by_themselves(trained: dict[str, RunFolder], monkeypatch: p
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
+@pytest.mark.slow
 def test_a_source_without_all_predictions_is_none(trained: dict[str, RunFolder], split: str) -> None:
     trained["auto"].predictions_file(split).unlink()  # its own command tests again
     assert same_training(trained["expected"], trained["expected"].read_config()) is None

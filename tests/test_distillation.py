@@ -195,6 +195,7 @@ def error_of(run: RunFolder) -> str:
     return error
 
 
+@pytest.mark.slow
 def test_wrong_teachers_are_refused_in_one_line(make_run: MakeRun, teacher: RunFolder, tmp_path: Path) -> None:
     given = f"loss.teacher={teacher.path}"
     missing = error_of(make_run(*SHORT, f"loss.teacher={tmp_path / 'none'}"))
@@ -239,6 +240,7 @@ def test_a_teacher_that_sees_other_images_or_the_test_images_is_named(make_run: 
 
 
 @pytest.mark.parametrize(("swap", "seen"), [("data.splits={train:test,test:train}", True), ("data.splits=null", False)])
+@pytest.mark.slow
 def test_initial_weights_that_were_trained_on_the_test_images_are_named(
     make_run: MakeRun, teacher: RunFolder, swap: str, seen: bool
 ) -> None:

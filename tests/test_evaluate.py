@@ -348,6 +348,7 @@ def copies(source: Path, folder: Path, names: list[str]) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_images_that_the_model_was_trained_on_are_counted(
     trained: RunFolder, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -628,6 +629,7 @@ def test_a_done_job_that_lost_a_file_tests_again(trained: RunFolder, caplog: pyt
     assert not trained.predictions_file("test").exists()
 
 
+@pytest.mark.slow
 def test_all_images_of_another_set_are_its_test_split(trained: RunFolder, tmp_path: Path) -> None:
     root = write_kaggle(tmp_path / "kaggle")
     out = tmp_path / "elsewhere"

@@ -122,6 +122,7 @@ def test_the_other_eye_helps(tmp_path: Path) -> None:
         ).read_bytes()
 
 
+@pytest.mark.slow
 def test_one_line_counts_the_patients_with_one_image(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name, fewer in (("a", 1), ("b", 1), ("c", 3)):
         edit_predictions(write_eyes(tmp_path / "runs" / name), lambda frame, fewer=fewer: frame.iloc[:-fewer])

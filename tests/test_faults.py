@@ -341,6 +341,7 @@ def test_the_clock_may_be_set_back(make_run: MakeRun, monkeypatch: pytest.Monkey
     assert before["seconds"] < broken.read_status()["seconds"] < HOURS
 
 
+@pytest.mark.slow
 def test_last_checkpoints_are_dropped_on_demand(make_run: MakeRun) -> None:
     run = make_run("keep_last=false", "trainer.max_epochs=1")
     assert guarded(run) == 0

@@ -267,6 +267,7 @@ def test_runs_without_epochs_have_no_curve(name, tmp_path):
     assert all(png(figure) for drawing in drawn.shown for figure in drawing if figure)
 
 
+@pytest.mark.slow
 def test_runs_choose_their_pictures_and_the_command_line_wins(tmp_path, as_asked, capsys):
     run = write_run(tmp_path / "run", config={"figures": ["loss", "class_counts"]})
     report.command([str(run)])

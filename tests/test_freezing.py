@@ -204,6 +204,7 @@ def test_a_schedule_that_loses_the_factor_is_refused(schedule: Any, lost: bool) 
         refuse_lost_factor(optimizer, 0.2)
 
 
+@pytest.mark.slow
 def test_linear_probing_changes_only_the_head(make_run: MakeRun) -> None:
     settings = ("data.batch_size=8", "optim.momentum=0.9", "optim.weight_decay=0.1")
     first = make_run("trainer.max_epochs=0", name="first")

@@ -189,6 +189,7 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(
         assert broken.read_status()[key] == whole.read_status()[key]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_may_be_moved(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, broken = make_run(name="whole"), make_run(name="broken")
     guarded(whole)
@@ -342,6 +343,7 @@ def test_the_seed_changes_the_weights_but_not_the_splits(make_run: MakeRun) -> N
     assert one.read_status()["split_fingerprint"] == other.read_status()["split_fingerprint"]
 
 
+@pytest.mark.slow
 def test_the_optimizer_and_its_schedule_get_the_configured_values(make_run: MakeRun) -> None:
     run = make_run("optim.weight_decay=0.01", "optim.momentum=0.7", "schedule=cosine", "schedule.warmup_epochs=0")
     guarded(run)

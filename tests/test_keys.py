@@ -14,7 +14,7 @@ import pytest
 import yaml
 from conftest import composed, with_values
 from fake_data import refusal
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from resnet_lab import keys
@@ -107,20 +107,24 @@ FINE = {  # key → allowed values among ODD
 }
 
 
-def outcome(key: str, value: str) -> str:
-    """Return the line that refuses a value; empty if the value is allowed."""
-    config = copy.deepcopy(composed(()))
+def outcome(config: DictConfig, key: str, value: str) -> str:
+    """Return the line that refuses a value; empty if the value is allowed. The configuration stays as it was."""
+    before = copy.deepcopy(OmegaConf.select(config, key))
     try:
         OmegaConf.update(config, key, yaml.safe_load(value.replace("nan", ".nan").replace("inf", ".inf")))
         check(config)
     except (UserError, OmegaConfBaseException) as error:
         return one_line(error)
+    finally:
+        OmegaConf.update(config, key, before)
     return ""
 
 
 @pytest.mark.parametrize("key", FINE)
 def test_odd_values_are_refused_by_key_or_have_a_meaning(key: str) -> None:
-    said = {value: outcome(key, value) for value in ODD}
+    config = copy.deepcopy(composed(()))
+    said = {value: outcome(config, key, value) for value in ODD}
+    assert config == composed(())
     assert {value for value, line in said.items() if not line} == {*FINE[key]}
     assert all("\n" not in line for line in said.values())
     assert all(key in line or "full_key" not in line for line in said.values())
@@ -213,7 +217,7 @@ def test_schedules_refuse_by_key(schedule: str, override: str) -> None:
 def test_keys_of_the_data_that_contradict_each_other_stop_before_anything_is_read(
     key: str, value: str, remedy: str
 ) -> None:
-    message = outcome(f"data.{key}", value)
+    message = outcome(copy.deepcopy(composed(())), f"data.{key}", value)
     assert message.startswith(f"data.{key}=")
     assert remedy in message
 

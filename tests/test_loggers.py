@@ -138,6 +138,7 @@ def test_hyperparameters_add_up(tmp_path: Path) -> None:
 # ---- jobs ----
 
 
+@pytest.mark.slow
 def test_the_csv_logger_contains_the_values_of_metrics_csv(make_run: Make) -> None:
     run = make_run("logger=csv", *OFTEN, "follow_layers=true")
     assert guarded(run) == 0

@@ -210,7 +210,11 @@ def test_an_older_run_with_mse_has_no_class_weights() -> None:
 
 @pytest.mark.parametrize(
     ("loss", "rule", "noted"),
-    [("smooth_l1", "auto", "median"), ("corn", "auto", "median"), ("corn", "thresholds", "thresholds")],
+    [
+        ("smooth_l1", "auto", "median"),
+        pytest.param("corn", "auto", "median", marks=pytest.mark.slow),
+        pytest.param("corn", "thresholds", "thresholds", marks=pytest.mark.slow),
+    ],
 )
 def test_a_loss_of_grades_is_trained_checked_and_evaluated(make_run: MakeRun, loss: str, rule: str, noted: str) -> None:
     run = make_run(f"loss={loss}", "loss.class_weights=balanced", f"loss.decision={rule}", *CHOICES[1:])
@@ -284,6 +288,7 @@ def trained(make_run: MakeRun) -> RunFolder:
     return run
 
 
+@pytest.mark.slow
 def test_a_grade_as_a_number_is_trained_fitted_checked_and_evaluated(trained: RunFolder) -> None:
     assert trained.read_status()["decision"] == "median"
     checkpoint = torch.load(trained.best_checkpoint, weights_only=True)
@@ -316,6 +321,7 @@ class Killed(BaseException):
     """Ends a job like kill -9."""
 
 
+@pytest.mark.slow
 def test_a_kill_after_the_fit_repeats_it(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, trained: RunFolder
 ) -> None:

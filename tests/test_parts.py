@@ -248,6 +248,7 @@ EVERYTHING = (
 )
 
 
+@pytest.mark.slow
 def test_external_parts_resume_and_are_evaluated(
     make_run: Make, mylab: None, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -315,6 +316,7 @@ def test_an_optimizer_that_repeats_its_step_counts_each_image_once(make_run: Mak
     assert losses[0] == pytest.approx(losses[1])
 
 
+@pytest.mark.slow
 def test_a_network_with_view_gets_contiguous_images(make_run: Make, mylab: None) -> None:
     viewing = ("model=own", "model._target_=mylab.Viewing", "trainer.max_epochs=1", "trainer.precision=bf16-mixed")
     run, layout = make_run(*viewing), "trainer.channels_last=true"
@@ -328,6 +330,7 @@ def test_a_network_with_view_gets_contiguous_images(make_run: Make, mylab: None)
     assert usual.read_status()["channels_last"] is True
 
 
+@pytest.mark.slow
 def test_the_reader_of_an_external_data_set_is_used_everywhere(
     make_run: Make, mylab: None, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -393,6 +396,7 @@ def test_a_schedule_may_step_by_epoch(make_run: Make) -> None:
     assert pd.read_csv(run.metrics_file)["lr"].tolist() == pytest.approx([0.025, 0.0125, 0.00625])  # epoch ends
 
 
+@pytest.mark.slow
 def test_an_external_data_set_is_read(make_run: Make, mylab: None) -> None:
     keys = ("data=own", "data._target_=mylab.Spots", "data.root=.", "+data.bright=200", "data.test_fraction=0.2")
     run = make_run(*keys, "data.class_names=null", "trainer.max_epochs=1")
@@ -559,6 +563,7 @@ def test_a_last_layer_before_an_activation_does_not_start_at_zero() -> None:
 
 
 @pytest.mark.parametrize("target", ["mylab.Ordinal", "mylab.Cut"])
+@pytest.mark.slow
 def test_an_external_objective_has_its_own_outputs_and_decisions(make_run: Make, mylab: None, target: str) -> None:
     run = make_run(*NET, "loss=own", f"loss._target_={target}", "trainer.max_epochs=1")
     assert guarded(run) == 0

@@ -213,6 +213,7 @@ def test_pixels_of_another_version_of_the_recipe_stop_the_run(
     assert "version 2 of the recipe then, 99 now" in begin(run)
 
 
+@pytest.mark.slow
 def test_a_done_run_that_cannot_be_tested_again_stays_done(make_run: MakeRun) -> None:
     run = make_run("trainer.max_epochs=1")
     target = prepared(run)

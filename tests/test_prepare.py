@@ -49,6 +49,7 @@ def rows(out: Path, name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_the_report_is_in_the_prepared_set_which_training_finds(root, make_run):
     command(["data=retinopathy", f"data.root={root}", f"data.cache_dir={root.parent / 'cache'}", "data.image_size=24"])
     (folder,) = (root.parent / "cache" / "prepared").iterdir()
@@ -96,6 +97,7 @@ def test_merged_patients_are_explained(root, caplog):
     assert merged in caplog.text
 
 
+@pytest.mark.slow
 def test_a_row_without_its_file_is_listed_as_unreadable(root):
     (root / "images" / "1_left.jpeg").unlink()
     assert "data.on_bad_image=drop" in refusal(prepare, root)

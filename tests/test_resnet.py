@@ -107,7 +107,15 @@ def test_parameter_counts_of_the_papers_cifar_form(depth, published):
     assert round(millions, 1 if depth == 110 else 2) == published
 
 
-@pytest.mark.parametrize(("depth", "published"), [(18, 1.8), (34, 3.6), (50, 3.8), (101, 7.6), (152, 11.3)])
+@pytest.mark.parametrize(
+    ("depth", "published"),
+    [
+        (18, 1.8),
+        (34, 3.6),
+        (50, 3.8),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in ((101, 7.6), (152, 11.3))),
+    ],
+)
 def test_multiply_adds_of_the_papers_table(depth, published):
     model = on_meta(depth=depth, num_classes=1000, stride_on="1x1")
     assert multiply_adds(model, 224) / 1e9 == pytest.approx(published, rel=0.03)

@@ -148,6 +148,7 @@ def test_a_full_disk_is_reported_for_each_job(
     assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")] == lines
 
 
+@pytest.mark.slow
 def test_a_refused_command_does_not_change_the_overrides(sweep: Sweep) -> None:
     assert sweep("optim.lr=0.1", "trainer.max_epochs=1", multirun=False) == 0
     assert sweep("optim.lr=0.2", "schedule=cosine", multirun=False) == 1
@@ -171,6 +172,7 @@ def test_a_job_that_another_process_runs_is_left_to_it(
     assert [run.read_status()["state"] for run in runs] == ["done", "done"]
 
 
+@pytest.mark.slow
 def test_the_same_command_tests_a_run_again_that_lost_its_predictions(
     sweep: Sweep, started: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -196,6 +198,7 @@ def test_a_folder_of_another_configuration_is_refused_by_its_keys(
     assert "data.image_size is 24 there, 32 here; optim.lr is 0.05 there, 0.3 here; choose another sweep_dir" in error
 
 
+@pytest.mark.slow
 def test_a_folder_without_an_epoch_accepts_a_corrected_configuration(
     sweep: Sweep, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -363,6 +366,7 @@ def test_choices_that_do_not_exist_are_refused(sweep: Sweep, capsys: pytest.Capt
     assert "retry" in error
 
 
+@pytest.mark.slow
 def test_a_job_without_its_first_status_gets_it(sweep: Sweep) -> None:
     assert sweep("seed=0", "start=false") == 0
     (run,) = find_runs(["sweep"])

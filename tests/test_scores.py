@@ -50,6 +50,7 @@ def test_scores_at_the_edge(targets: list[int], predictions: list[int], matthews
     assert found["specificity_macro"] == pytest.approx(specificity, nan_ok=True)
 
 
+@pytest.mark.slow
 def test_new_scores_are_used_everywhere(
     make_run, tmp_path: Path, undrawn: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

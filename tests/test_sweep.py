@@ -105,6 +105,7 @@ def test_the_command_line_wins_over_the_grid_of_the_experiment() -> None:
     assert grid(experiment, "model.depth=34,18", "model.pretrained=a.pt") == {(34, "a.pt"), (18, "a.pt")}
 
 
+@pytest.mark.slow
 def test_jobs_composed_together_are_those_that_hydra_composes_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     grid = [
         "-m",

@@ -57,6 +57,7 @@ def runs(make_run: MakeRun) -> Iterator[list[RunFolder]]:
     return folders
 
 
+@pytest.mark.slow
 def test_every_job_has_its_hyperparameters_and_final_metrics(runs: list[RunFolder]) -> None:
     for run, lr in zip(runs, (0.05, 0.1), strict=True):
         events = events_of(run)

@@ -56,6 +56,7 @@ def test_a_wrong_command_line_is_one_line(tmp_path: Path, arguments: list[str], 
         assert part in line
 
 
+@pytest.mark.slow
 def test_a_misspelled_key_in_a_users_experiment_file_is_one_line(tmp_path: Path) -> None:
     folder = tmp_path / "mine" / "experiment"
     folder.mkdir(parents=True)

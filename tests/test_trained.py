@@ -137,6 +137,7 @@ def test_lightnings_own_trainer_tests_and_trains_such_a_module(run: RunFolder) -
     assert all(not torch.equal(value, before[name]) for name, value in module.model.named_buffers() if name in before)
 
 
+@pytest.mark.slow
 def test_further_training_freezes_and_fits_as_the_run_did(make_run) -> None:
     run = make_run("loss=mse", "model.freeze=[conv1,bn1,layer1]", "trainer.max_epochs=1", "optim.lr=0.1")
     assert guarded(run) == 0

@@ -75,6 +75,7 @@ def run(make_run: MakeRun) -> RunFolder:
     return run
 
 
+@pytest.mark.slow
 def test_validation_and_test_average_the_views_and_training_does_not(run: RunFolder, make_run: MakeRun) -> None:
     usual = make_run("monitor=val/loss", *EXACT, name="usual")
     assert guarded(usual) == 0
@@ -90,6 +91,7 @@ def test_validation_and_test_average_the_views_and_training_does_not(run: RunFol
         assert differences_of([read_run(each)]) == []
 
 
+@pytest.mark.slow
 def test_evaluate_predict_and_load_follow_the_run_unless_overridden(
     run: RunFolder, photographs: Path, tmp_path: Path
 ) -> None:
@@ -121,6 +123,7 @@ def test_evaluate_predict_and_load_follow_the_run_unless_overridden(
     assert found == pytest.approx(model(images[0])[model.class_names].to_numpy(), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_width_of_a_grade_as_a_number_is_that_of_the_images_as_they_are(make_run: MakeRun) -> None:
     run = make_run("loss=mse", "trainer.tta=dihedral", *EXACT)
     assert guarded(run) == 0
@@ -138,6 +141,7 @@ def test_the_width_of_a_grade_as_a_number_is_that_of_the_images_as_they_are(make
     assert differences_of([read_run(run)]) == []
 
 
+@pytest.mark.slow
 def test_thresholds_are_fitted_on_the_averages(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run("loss.decision=thresholds", "trainer.tta=flips", *EXACT)
     assert guarded(run) == 0
