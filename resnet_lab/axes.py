@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -91,6 +92,23 @@ def note_jobs(sweep_dir: Path, jobs: Mapping[str, Iterable[str]], gone: Iterable
     known = {name: items for name, items in _planned(sweep_dir).items() if name not in {*gone}}
     text = json.dumps(known | {name: list(items) for name, items in jobs.items()}, indent=1, ensure_ascii=False)
     write_atomically(planned_file(sweep_dir), f"{text}\n")
+
+
+def folder_of(run: RunFolder, overrides: Iterable[str]) -> RunFolder:
+    """Return the folder of a sweep's job: that which `note_jobs` has under its overrides, if it is another one.
+
+    Args:
+        run: the folder with the name of the job. It is removed if another one is returned, if only Hydra wrote into it.
+        overrides: those of the job.
+    """
+    planned, own = _planned(run.path.parent), {*overrides}
+    names = [] if run.path.name in planned else [name for name, items in planned.items() if {*items} == own]
+    if not names:
+        return run
+    with suppress(OSError):
+        if [file.name for file in run.path.iterdir()] == [".hydra"]:
+            shutil.rmtree(run.path)
+    return RunFolder(run.path.parent / names[0])
 
 
 def _planned(sweep_dir: Path) -> dict[str, list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -71,8 +72,10 @@ def goes_on_to(run: RunFolder, plain: dict[str, Any]) -> bool:
 
 
 def has_settings(run: RunFolder, plain: dict[str, Any]) -> bool:
-    """Return whether a run has the settings of a configuration, apart from paths and bookkeeping."""
-    return not changed_keys(run.read_config(), _as_in(run, plain))
+    """Return whether a run has the settings of a configuration and the same data, apart from bookkeeping."""
+    before, wanted = run.read_config(), _as_in(run, plain)
+    roots = {os.path.realpath(Path(str(each["data"].get("root"))).expanduser()) for each in (before, wanted)}
+    return len(roots) == 1 and not changed_keys(before, wanted)
 
 
 def _as_in(run: RunFolder, plain: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from functools import cache
 from pathlib import Path
@@ -113,7 +114,7 @@ def refuse_two_sources(data: dict[str, Any], table: pd.DataFrame, sources: Sourc
         UserError: a job before has the same images from the other source.
     """
     source = "prepared" if (table["prepared"] != "").any() else "originals"
-    found = sources.setdefault((data["_target_"], str(data["root"])), {})
+    found = sources.setdefault((data["_target_"], os.path.realpath(Path(data["root"]).expanduser())), {})
     found.setdefault(source, data)
     if len(found) > 1:
         prepared, lacking = _differing(found["prepared"], found["originals"])

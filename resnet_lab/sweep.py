@@ -10,6 +10,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -23,8 +24,8 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from resnet_lab.axes import note_jobs, settings_in
-from resnet_lab.axes import plain as as_plain
-from resnet_lab.config import check, job_name, searchpath_of, words_of_trust
+from resnet_lab.compatibility import SCHEMA_VERSION
+from resnet_lab.config import check, config_hash, job_name, searchpath_of, words_of_trust
 from resnet_lab.continuation import EPOCHS, epochs_by_job, goes_on_to, has_settings
 from resnet_lab.errors import UserError, count
 from resnet_lab.hydra_errors import one_line
@@ -307,7 +308,13 @@ class ListJobs(Callback):
             excluded = hydra.job.config.override_dirname.exclude_keys
             names = [_folder_name(job, excluded, hydra.sweep.dir) for job in jobs]
             by_name, sweep_dir = dict(zip(names, jobs, strict=True)), Path(hydra.sweep.dir)
-            renamed = [*_lengthened(by_name, excluded, sweep_dir), *_repeated(by_name, sweep_dir)]
+            renamed, same = _lengthened(by_name, excluded, sweep_dir), _repeated(by_name, sweep_dir)
+            by_name = {same.get(name, name): job for name, job in by_name.items()}
+            names, jobs = list(by_name), list(by_name.values())
+            if same:
+                print(
+                    f"{len(same)} of {count(len(names), 'job')} have the settings of earlier ones and use their folders"
+                )
             if note := _beside(by_name, sweep_dir, renamed):
                 print(note, flush=True)
         SWEPT[Path(hydra.sweep.dir)] = names
@@ -382,42 +389,33 @@ def _lengthened(jobs: Mapping[str, Sequence[str]], excluded: Sequence[str], swee
     return renamed
 
 
-def _repeated(jobs: Mapping[str, Sequence[str]], sweep_dir: Path) -> list[str]:
-    """Rename trained jobs to the names of new jobs with the same settings, which would train them again.
+def _repeated(jobs: Mapping[str, Sequence[str]], sweep_dir: Path) -> dict[str, str]:
+    """Return the names of new jobs that would repeat an earlier one → the folder name of the earlier one.
 
-    Their names differ if an override repeats a value of the experiment file.
+    The names differ if an override repeats a value of the experiment file. `axes.folder_of` then finds the folder.
+    Jobs of older versions are not found.
 
     Args:
         jobs: folder name → overrides.
         sweep_dir: folder of the sweep.
-
-    Returns:
-        The old names.
     """
-    new = {name: given_keys(job) for name, job in jobs.items() if not (sweep_dir / name).exists()}
-    keys = {key for given in new.values() for key in given}
-    alike = defaultdict[tuple[tuple[str, str], ...], list[RunFolder]](list)  # values of the common keys → earlier jobs
+    new = {name: job for name, job in jobs.items() if not (sweep_dir / name).exists()}
+    keys = {frozenset(given_keys(job)) for job in new.values()}
+    earlier = defaultdict[str, list[RunFolder]](list)  # hash of the settings → jobs
     for name, given in settings_in(sweep_dir).items() if new else ():
-        if name not in jobs:
-            alike[_values_of(given, keys & given.keys())].append(RunFolder(sweep_dir / name))
-    common = {tuple(key for key, _ in values) for values in alike}
-    earlier = {
-        name: [run for some in common for run in alike.get(_values_of(given, some), ()) if is_trained(run)]
-        for name, given in new.items()
-    }
-    wanted = {name: runs for name, runs in earlier.items() if runs}
-    renamed = list[str]()
-    for (name, runs), plain in zip(wanted.items(), _compositions([jobs[name] for name in wanted], ()), strict=True):
-        same = [run for run in runs if run.path.exists() and not run.is_locked() and has_settings(run, plain)]
-        if same:
-            same[0].path.rename(sweep_dir / name)
-            renamed.append(same[0].path.name)
-            print(f"{renamed[-1]} has the settings of {name} and is renamed to it", flush=True)
-    return renamed
-
-
-def _values_of(given: Mapping[str, str], keys: Iterable[str]) -> tuple[tuple[str, str], ...]:
-    return tuple((key, as_plain(given.get(key))) for key in sorted(keys))
+        if name not in jobs and frozenset(given) not in keys:
+            with suppress(UserError, OSError):  # damaged, which `status` shows
+                run = RunFolder(sweep_dir / name)
+                if run.read_status().get("schema_version") == SCHEMA_VERSION:
+                    earlier[str(run.read_status().get("config_hash"))].append(run)
+    found = dict[str, str]()
+    if not earlier:
+        return found
+    for name, plain in zip(new, _compositions([*new.values()], ()), strict=True):
+        same = (run.path.name for run in earlier.get(config_hash(plain), ()) if has_settings(run, plain))
+        if folder := next(same, None):
+            found[name] = folder
+    return found
 
 
 def _folder_name(job: Sequence[str], excluded: Sequence[str], sweep_dir: str) -> str:

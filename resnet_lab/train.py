@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from resnet_lab import supervisor
-from resnet_lab.axes import labels_in, texts_of
+from resnet_lab.axes import folder_of, labels_in, texts_of
 from resnet_lab.command_line import begin, show
 from resnet_lab.config import check_overrides, register, searchpath_of, words_of_trust
 from resnet_lab.errors import UserError, one_line_of, printable
@@ -73,6 +73,8 @@ def train(config: DictConfig) -> float | None:
     stop_with_command()
     hydra_config = HydraConfig.get()
     run, sweep = RunFolder(Path(hydra_config.runtime.output_dir)), hydra_config.mode == RunMode.MULTIRUN
+    if sweep:
+        run = folder_of(run, hydra_config.overrides.task)
     launcher, sweeper = (hydra_config.runtime.choices[f"hydra/{each}"] for each in ("launcher", "sweeper"))
     one_by_one = sweep and launcher == sweeper == "basic"  # Hydra would not start the jobs after one that raises
     try:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
+import os
 import secrets
 import shlex
 import signal
@@ -350,16 +352,27 @@ def begun_jobs(run: RunFolder, data: dict[str, Any]) -> list[Begun]:
 
     A job that was stopped before the end of its first epoch does not count: it may still choose its source itself.
     """
-    found, own = [], {key: value for key, value in data.items() if key not in LOADING}
+    found, own = [], _of_splits(data)
     for job in run.siblings():
         with suppress(UserError):  # damaged; `status` and `report` show it
             status = job.read_status()
             begun = status["state"] in ("running", "done") or job.last_checkpoint.is_file()
-            other = {key: value for key, value in job.read_config()["data"].items() if key not in LOADING}
-            same = all(other.get(key) == data.get(key) for key in ("_target_", "root"))
+            other = _of_splits(job.read_config()["data"])
+            same = all(other.get(key) == own.get(key) for key in ("_target_", "root"))
             if begun and status.get("pixels") and same:
                 found.append(Begun(job.path.name, status, other == own))
     return found
+
+
+def _of_splits(data: dict[str, Any]) -> dict[str, Any]:
+    """Return the keys of data that may change which images and labels a split has, with the real path of `root`.
+
+    A data set that is not resnet_lab's may use any key for that.
+    """
+    without = LOADING if is_ours(str(data["_target_"])) else {"batch_size", "num_workers", "in_memory", "cache_dir"}
+    kept = {key: value for key, value in data.items() if key not in without}
+    root = os.path.realpath(Path(str(data["root"])).expanduser())
+    return dict(json.loads(json.dumps(kept | {"root": root})))  # one form of keys: numbers become text
 
 
 def say_source(datamodule: DataModule, decided_by: str) -> None:
@@ -385,11 +398,11 @@ def same_images(before: Mapping[str, Mapping[str, Any]], fingerprints: Mapping[s
     """
     for name, status in before.items():
         known = status.get("split_fingerprint") or {}
-        for split, now in fingerprints.items():
-            if known.get(split, now) != now:
+        for split, then in known.items():
+            if (now := fingerprints.get(split)) != then:
                 raise UserError(
-                    f"{name} started with other images or labels in {split} ({known[split]} then, {now} in {root} "
-                    "now); restore those, or choose another sweep_dir"
+                    f"{name} started with other images or labels in {split} ({then} then, {now or 'no such split'} in "
+                    f"{root} now); restore those, or choose another sweep_dir"
                 )
 
 

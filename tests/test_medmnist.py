@@ -159,10 +159,12 @@ def test_identical_images_leave_train(root: Path) -> None:
     assert table["split"].value_counts().to_dict() == {"train": 7, "test": 4, "val": 3}
 
 
-def test_labels_that_start_at_one_are_refused_without_class_names(root: Path) -> None:
+def test_labels_that_start_at_one_are_pointed_out(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     written(root, {"train": [1, 2, 3], "val": [2, 3], "test": [1]})
-    assert "no label is 0, and the largest is 3; number the classes from 0" in refusal(medmnist(root).read_table)
     medmnist(root, class_names=["healthy", "a", "b", "c"]).read_table()
+    assert "label" not in caplog.text
+    medmnist(root).read_table()
+    assert "no label is 0, and the largest is 3, so class 0 has no image" in caplog.text
 
 
 def test_given_class_names_bound_the_labels(root: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 import resnet_lab.train as train
 from resnet_lab import launch, prepare
+from resnet_lab.axes import labels_in
 from resnet_lab.config import differences
 from resnet_lab.errors import UserError
 from resnet_lab.module import Classifier
@@ -265,18 +267,19 @@ def test_an_override_that_repeats_a_value_trains_no_job_again(
     (first,) = started
     weights = (Path("sweep") / first / "checkpoints" / "best.ckpt").read_bytes()
     capsys.readouterr()
-    assert sweep(*own, "optim.lr=0.05,0.1", "start=false") == 0  # 0.05 is the value of the experiment
-    (same,) = [name for name in list_jobs(Path("sweep")) if "lr-0.05" in name]
-    out = capsys.readouterr().out
-    assert f"{first} has the settings of {same} and is renamed to it" in out
-    assert "new job" not in out
-    assert jobs() == {same: "done", same.replace("0.05", "0.1"): "created"}
-    assert (Path("sweep") / same / "checkpoints" / "best.ckpt").read_bytes() == weights
-    assert sweep(*own, "optim.lr=0.2", "start=false") == 0  # another value, another job
-    assert len(jobs()) == 3
     started.clear()
-    assert sweep(*own) == 0  # and back
-    assert (started, jobs()[first]) == ([], "done")
+    assert sweep(*own, "optim.lr=0.05,0.1") == 0  # 0.05 is the value of the experiment
+    (second,) = started
+    out = capsys.readouterr().out
+    assert "1 of 2 jobs have the settings of earlier ones" in out
+    assert "new job" not in out
+    assert jobs() == {first: "done", second: "done"}
+    assert {each.name for each in Path("sweep").iterdir() if each.is_dir()} == {first, second}
+    assert sorted(labels_in(Path("sweep"), {}).values()) == ["lr=0.05", "lr=0.1"]
+    assert (Path("sweep") / first / "checkpoints" / "best.ckpt").read_bytes() == weights
+    shutil.copytree("photographs", "others")
+    assert sweep(*own, "optim.lr=0.05", "data.root=others", "start=false") == 0  # other data, another job
+    assert len(jobs()) == 3
 
 
 @pytest.mark.slow

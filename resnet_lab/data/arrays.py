@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from resnet_lab.data.image_data import ImageData
 from resnet_lab.data.reader import fit
 from resnet_lab.errors import UserError, count
 
+log = logging.getLogger(__name__)
 MANY = 1000  # a small file may have labels below this
 
 
@@ -60,10 +62,8 @@ class ArrayData(ImageData):
                 "correct the label, or set data.class_names"
             )
         if self.class_names is None and not (rows["target"] == 0).any():
-            raise UserError(
-                f"{self.source}: no label is 0, and the largest is {most}; number the classes from 0, or set "
-                "data.class_names with a name for class 0, too"
-            )
+            text = "%s: no label is 0, and the largest is %d, so class 0 has no image; number the classes from 0"
+            log.warning(text, self.source, most)
         if self.class_names is None:
             self.class_names = [str(number) for number in range(most + 1)]
         if most >= len(self.class_names):
