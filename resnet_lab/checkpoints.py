@@ -389,7 +389,7 @@ class LastCheckpoint(RunCheckpoint):
         if not trainer.is_global_zero or not rows:
             return
         if not file.is_file() or file.read_text() != self.rows.text():
-            self.rows.write(file)
+            write_atomically(file, self.rows.text(), durable=True)
         self.run.update_status(epoch=int(rows[-1]["epoch"]))
 
     def keep_untrained(self, trainer: Trainer) -> None:

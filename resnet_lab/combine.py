@@ -31,7 +31,7 @@ from resnet_lab.members import (
 from resnet_lab.processes import end
 from resnet_lab.report.groups import places_of
 from resnet_lab.report.runs import Run, read_runs
-from resnet_lab.run_folder import OURS, RunFolder, is_bookkeeping, jobs_file
+from resnet_lab.run_folder import OURS, RunFolder, comparable, is_bookkeeping, jobs_file
 from resnet_lab.statistics import DECISIONS
 from resnet_lab.terminal import Lines
 from resnet_lab.verbs import VERBS
@@ -49,7 +49,9 @@ def groups_of(runs: Sequence[Run], over: Sequence[str]) -> list[list[Run]]:
     groups: dict[str, list[Run]] = {}
     for run in runs:
         known = {key: value for key, value in run.config.items() if value not in (None, "none")}  # one value, as absent
-        others = {key: value for key, value in known.items() if not (key in over or is_bookkeeping(key))}
+        others = {
+            key: comparable(key, each) for key, each in known.items() if key not in over and not is_bookkeeping(key)
+        }
         key = {ALL: "", NOTHING: str(run.folder.path)}.get(over[0], repr(sorted(others.items(), key=str)))
         groups.setdefault(key, []).append(run)
     return list(groups.values())
@@ -107,7 +109,7 @@ def _warn_of_copies(members: Sequence[Run]) -> None:
     """Warn about members with the same settings and seed, such as a copied folder: each counts."""
     first: dict[str, Run] = {}
     for run in members:
-        settings = {key: value for key, value in run.config.items() if not is_bookkeeping(key)}
+        settings = {key: comparable(key, value) for key, value in run.config.items() if not is_bookkeeping(key)}
         other = first.setdefault(repr(sorted(settings.items(), key=str)), run)
         if other is not run:
             text = "%s and %s have the same settings and seed, and both count; leave out one if it is a copy"

@@ -222,9 +222,14 @@ def _fault_of_structure(content: object) -> str:
         group, _, own = str(key).partition(".")
         if own and group in CHOSEN:
             return f"{key}: write `{group}:`, and below it, indented, `{own}: {value}`"
+        if value is None and key in (*PROVIDED, "trainer", *BY_NAME):
+            return f"{key}: nothing stands below it; remove the line, or write `key: value` lines below it, indented"
         if key in CHOSEN and isinstance(value, str):
             if value in choices_of(key):
                 return f"{key}: {value}: a choice belongs in `defaults`; write `- override /{key}: {value}` there"
+            if meant := difflib.get_close_matches(value, choices_of(key), n=1):
+                remedy = f"did you mean `- override /{key}: {meant[0]}` in `defaults`?"
+                return f"{key}: {value}: there is no such choice; {remedy}"
             return f"{key}: {value}: must be a group of keys; write `key: value` lines below it, {A_SPACE}"
         if key in CHOSEN and (place := _split_by_comma(value)):
             return f"{key}.{place}: a comma separates keys here; a decimal number has a point, and a list brackets"
@@ -235,8 +240,10 @@ def _split_by_comma(content: object) -> str:
     """Return the key before a number that YAML has taken for a key, as in `{lr: 0,1}`; empty if there is none."""
     before = ""
     for key, value in content.items() if isinstance(content, dict) else ():
-        if isinstance(key, int) and value is None and before:
+        if value is None and before and re.fullmatch(r"[\d.]+(e[+-]?\d+)?", str(key)):
             return before
+        if key == "labels":  # its keys may be numbers
+            continue
         if inner := _split_by_comma(value):
             return f"{key}.{inner}"
         before = str(key)

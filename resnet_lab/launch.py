@@ -134,8 +134,10 @@ def _keys_of(overrides: Sequence[str]) -> set[str]:
     return {item.partition("=")[0].lstrip("+~") for item in overrides}
 
 
-def refuse_mixed_sweep(run: RunFolder, plain: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Refuse a sweep whose configuration has changed since a job was trained: its other jobs would get the new one.
+def refuse_mixed_sweep(run: RunFolder, plain: dict[str, Any], overrides: Sequence[str]) -> bool:
+    """Return whether a trained job of a sweep is resumed with more epochs; refuse any other difference.
+
+    Refuse a sweep whose configuration has changed since a job was trained: its other jobs would get the new one.
 
     Args:
         run: a job of the sweep with a finished epoch.
@@ -152,11 +154,13 @@ def refuse_mixed_sweep(run: RunFolder, plain: dict[str, Any], overrides: Sequenc
     changed = changed_keys(before, plain)
     if changed == {EPOCHS}:
         refuse_epochs(run, before, plain)
-    elif changed:
+        return True
+    if changed:
         raise UserError(
             f"{short(run.path)} was trained with a different configuration: {'; '.join(differences(before, plain))}; "
             "no job is started: restore these values, or choose another sweep_dir"
         )
+    return False
 
 
 def is_trained(run: RunFolder) -> bool:

@@ -14,7 +14,7 @@ from resnet_lab.axes import as_typed
 from resnet_lab.derived import OWN, Labeled, mean_of, pooled, stored_splits
 from resnet_lab.errors import UserError, count
 from resnet_lab.report.runs import Run
-from resnet_lab.run_folder import RunFolder, is_bookkeeping
+from resnet_lab.run_folder import RunFolder, comparable, is_bookkeeping
 from resnet_lab.statistics import DECISIONS, OF_GRADES, OWN_RULE
 
 FOLD = "data.fold"
@@ -28,7 +28,8 @@ ALL, NOTHING = "all", "none"  # values of over=
 def varying_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the keys in which configurations differ, without bookkeeping."""
     keys = dict.fromkeys(key for config in configs for key in config)
-    return [key for key in keys if not is_bookkeeping(key) and len({repr(config.get(key)) for config in configs}) > 1]
+    values = {key: {repr(comparable(key, config.get(key))) for config in configs} for key in keys}
+    return [key for key in keys if not is_bookkeeping(key) and len(values[key]) > 1]
 
 
 def combined(members: Sequence[Run], over: Sequence[str]) -> tuple[dict[str, Labeled], dict[str, int]]:

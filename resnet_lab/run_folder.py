@@ -387,6 +387,14 @@ def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return values
 
 
+def comparable(key: str, value: Any) -> Any:
+    """Return one form of a value of a configuration: 1.0 is 1, except where a whole number counts batches."""
+    if isinstance(value, list):
+        return [comparable(key, each) for each in value]
+    whole = isinstance(value, float) and value.is_integer() and not key.startswith("trainer.limit_")
+    return int(value) if whole else value
+
+
 def _is_run(config_file: Path) -> bool:
     """Return whether a config.yaml belongs to a run: Hydra's own copies and a project's conf/ have no status.json."""
     return config_file.parent.name != ".hydra" and config_file.with_name("status.json").is_file()

@@ -193,12 +193,13 @@ def _runs(overrides: Sequence[Override], hydra: DictConfig) -> dict[RunFolder, t
 def _refuse_changed(runs: Mapping[RunFolder, Sequence[str]], searchpath: Sequence[str]) -> None:
     """Refuse a sweep if its first undamaged job was trained with other values, as after an edit of the experiment file.
 
+    If that job only gets more epochs, all trained jobs must be able to go on.
+
     Raises:
-        UserError: it was.
+        UserError: it was, or a job cannot go on.
     """
     for run, job in runs.items():
-        if is_trained(run):
-            refuse_mixed_sweep(run, _composed([*job, *searchpath]), job)
+        if is_trained(run) and not refuse_mixed_sweep(run, _composed([*job, *searchpath]), job):
             return
 
 

@@ -104,6 +104,12 @@ def test_a_key_of_a_part_from_outside_needs_a_plus(overrides: list[str], hint: s
             f"{OWN}model: resnet_cifar\n",
             "wrong.yaml: model: resnet_cifar: a choice belongs in `defaults`; write `- ove",
         ),
+        (f"{OWN}data:\n  # root: Photos\n", "experiment/wrong.yaml: data: nothing stands below it; remove the line"),
+        (
+            f"{OWN}model: resnet18\n",
+            "model: resnet18: there is no such choice; did you mean `- override /model: resnet`",
+        ),
+        (f"{OWN}optim: {{lr: 1,5e-3}}\n", "wrong.yaml: optim.lr: a comma separates keys here; a decimal"),
         (f"{OWN}optim: {{lr: 0,1, momentum: 0.5}}\n", "wrong.yaml: optim.lr: a comma separates keys here; a decimal"),
     ],
 )

@@ -270,6 +270,14 @@ def test_a_sweep_that_started_with_the_originals_ends_with_them(
     assert begin(make_run("seed=2")) == "prepared"
 
 
+def test_a_job_does_not_start_with_other_labels_than_its_sweep(make_job: MakeRun, photographs: Path) -> None:
+    assert begin(make_job("first", "seed=0")) == "originals"
+    labels = photographs / "train_label.csv"
+    labels.write_text(labels.read_text().replace("4", "3"))
+    assert begin(make_job("second", "seed=1")).startswith("first started with other images or labels in train (")
+    assert begin(make_job("third", "data.val_fraction=0.5")) == "originals"
+
+
 def test_a_sweep_that_started_with_a_prepared_set_ends_with_it(make_job: MakeRun) -> None:
     first, second, third = make_job("a"), make_job("b", "seed=1"), make_job("c", "seed=2")
     target = prepared(first)

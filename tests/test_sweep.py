@@ -150,6 +150,14 @@ def test_keys_that_do_not_name_a_job_are_not_axes(key: str) -> None:
         jobs_of(["-m", f"{key}=0,1", "seed=0"])
 
 
+def test_an_axis_lists_its_values() -> None:
+    message = refusal(jobs_of, ["-m", "optim=glob(*,exclude=own)"])
+    assert message == "optim: glob(…) is not supported; list the values, as in optim=adamw,nadam,sgd"
+    message = refusal(jobs_of, ["-m", "optim.lr=interval(0.1,0.2)"])
+    assert message.startswith("optim.lr: Hydra's basic sweeper needs values, not an interval")
+    assert len(jobs_of(["-m", "optim=adamw,sgd"])) == 2
+
+
 def test_user_experiments_are_found(tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nmodel:\n  depth: 50\n")
@@ -188,6 +196,29 @@ def test_an_experiment_file_edited_after_a_job_stops_the_sweep(tmp_path: Path, m
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         create_run(RunFolder(Path("runs", "new")), compose("config", []))
     assert RunFolder(Path("runs", "new")).read_status()["schema_version"] == SCHEMA_VERSION
+
+
+def test_another_number_of_epochs_stops_a_sweep_that_cannot_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "conf" / "experiment" / "mine.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("# @package _global_\ntrainer:\n  max_epochs: 2\n")
+    arguments = ["--config-dir", "conf", "-m", "experiment=mine", "schedule=constant,cosine", "sweep_dir=runs"]
+    for job in jobs_of(arguments):
+        run = RunFolder(Path("runs", f"experiment-mine_schedule-{job['schedule']['_target_'].rpartition('.')[2]}"))
+        run.checkpoints.mkdir(parents=True)
+        run.last_checkpoint.touch()
+        run.write_config(job)
+        run.update_status(schema_version=SCHEMA_VERSION, state="done")
+    assert len(jobs_of(arguments)) == 2
+    file.write_text("# @package _global_\ntrainer:\n  max_epochs: 1\n")
+    assert "trainer.max_epochs is 2 there, 1 here; restore it" in refusal(jobs_of, arguments)
+    file.write_text("# @package _global_\ntrainer:\n  max_epochs: 3\n")
+    assert "the schedule cosine over 3 epochs has other learning rates" in refusal(jobs_of, arguments)
+    arguments[4] = "schedule=constant"
+    assert len(jobs_of(arguments)) == 1
 
 
 def test_a_misspelled_key_stops_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

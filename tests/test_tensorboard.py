@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from fake_data import refusal
 from fake_runs import write_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
@@ -22,7 +23,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from resnet_lab.axes import note_jobs
 from resnet_lab.errors import UserError
 from resnet_lab.run_folder import RunFolder, list_jobs
-from resnet_lab.tensorboard import link, names_of
+from resnet_lab.tensorboard import link, names_of, refuse_used_port
 from resnet_lab.training import guarded
 
 MakeRun = Callable[..., RunFolder]
@@ -115,6 +116,16 @@ def sweep_of(folder: Path, jobs: dict[str, list[str]]) -> Path:
     list_jobs(folder, jobs)
     note_jobs(folder, jobs)
     return folder
+
+
+def test_a_used_port_and_an_unknown_host_are_refused() -> None:
+    with socket.create_server(("localhost", 0)) as other:
+        port = other.getsockname()[1]
+        message = refusal(refuse_used_port, "localhost", port)
+        assert message.startswith(f"port={port} of localhost: ")
+    refuse_used_port("localhost", port)
+    refuse_used_port("localhost", 0)
+    assert refusal(refuse_used_port, "no such host", 0) == "host=no such host: there is no such host"
 
 
 def test_runs_are_linked_by_their_labels(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from resnet_lab.axes import plain, shown_of
 from resnet_lab.errors import UserError, count
 from resnet_lab.report.intervals import Comparisons, Estimates, estimate
 from resnet_lab.report.runs import Run, in_order_of_jobs
-from resnet_lab.run_folder import is_bookkeeping
+from resnet_lab.run_folder import comparable, is_bookkeeping
 from resnet_lab.scores import ABSENT, ALIASES, NEEDS, SCORES, Predictions
 from resnet_lab.statistics import REFERABLE
 
@@ -252,8 +252,8 @@ def axes_of(runs: Sequence[Run]) -> list[str]:
 
 
 def _value(run: Run, key: str) -> Any:
-    """Return a run's value of a key; null and the word none are one value."""
-    value = run.config.get(key, ABSENT)
+    """Return a run's value of a key; null and the word none are one value, and so are 1 and 1.0."""
+    value = comparable(key, run.config.get(key, ABSENT))
     return "none" if value is None else value
 
 
