@@ -86,6 +86,29 @@ def test_axes_that_change_together_are_named_not_guessed(tmp_path):
     assert confounded_of(table) == ["model.depth", "model.pretrained"]
 
 
+def test_keys_that_the_choice_of_a_part_determines_are_one_axis_with_it(tmp_path):
+    smooth, mse = (
+        {"loss._target_": "resnet_lab.objectives.cross_entropy", "loss.label_smoothing": 0.0},
+        {
+            "loss._target_": "resnet_lab.objectives.mse",
+            "loss.label_smoothing": None,
+        },
+    )
+    for depth in (18, 50):
+        for name, config in (("ce", smooth), ("mse", mse)):
+            write_run(
+                tmp_path / f"{name}-{depth}", depth, skill=3.0 if name == "mse" else 1.0, images=400, config=config
+            )
+    table = table_of(tmp_path)
+    depth, loss = effects_of(table)
+    assert (depth.axis, loss.axis) == ("model.depth", "loss._target_")
+    assert loss.label == "loss=mse instead of loss=cross_entropy label_smoothing=0"
+    assert len(loss.settings) == 2
+    assert confounded_of(table) == []
+    write_run(tmp_path / "more", 18, skill=1.0, images=400, config=smooth | {"loss.label_smoothing": 0.1})
+    assert "loss.label_smoothing" in {effect.axis for effect in effects_of(table_of(tmp_path))}
+
+
 def test_a_single_group_has_no_effects(tmp_path):
     write_grid(tmp_path, {(18, None): 2.0})
     assert effects_of(table_of(tmp_path)) == []

@@ -36,6 +36,7 @@ class Pairing(NamedTuple):
     """Pairs of groups that differ in one axis alone, as indices of the scored groups."""
 
     axis: str
+    axes: list[str]  # the axis, and those that it determines (see `bundles_of`)
     label: str
     pairs: list[tuple[int, int]]  # (first value of the axis, another value)
 
@@ -63,39 +64,63 @@ def effects_of(table: Table) -> list[Effect]:
 
 
 def pairings_of(table: Table) -> list[Pairing]:
-    """Return the pairs of groups that differ in nothing else, for each axis and each of its values but the first."""
+    """Return the pairs of groups that differ in nothing else, for each value of an axis and the first with a partner."""
     groups, found = table.scored_groups, []
+    bundles = bundles_of(groups)
     for axis in table.groups[0].values if table.groups else ():
+        if any(axis in bundle[1:] for bundle in bundles.values()):
+            continue
         orders = {_level(group, axis): order_of(group.values[axis]) for group in groups}
         levels = sorted(orders, key=lambda level: orders[level])
-        if any(_pairs(groups, axis, "", level) for level in levels if level):
+        if any(_pairs(groups, bundles[axis], "", level) for level in levels if level):
             levels = ["", *(level for level in levels if level)]  # groups without the key, such as those not combined
-        for level in levels[1:]:
-            pairs = _pairs(groups, axis, levels[0], level)
-            if pairs:
-                first = groups[pairs[0][0]].shown.get(axis, "nothing").rpartition("=")[2] or "nothing"
-                label = f"{groups[pairs[0][1]].shown.get(axis, axis)} instead of {first}"
-                found.append(Pairing(axis, label, pairs))
+        for place, level in enumerate(levels):
+            # a key of a part, such as label_smoothing, may have its first value only with another part
+            earlier = (_pairs(groups, bundles[axis], base, level) for base in levels[:place])
+            if pairs := next(filter(None, earlier), []):
+                first, other = (groups[place].shown for place in pairs[0])
+                if len(bundles[axis]) > 1:
+                    texts = [[shown[key] for key in bundles[axis] if key in shown] for shown in (first, other)]
+                    one, two = (" ".join(text for text in each if not text.endswith("=none")) for each in texts)
+                else:
+                    one, two = first.get(axis, "nothing").rpartition("=")[2], other.get(axis, axis)
+                found.append(Pairing(axis, bundles[axis], f"{two or 'nothing'} instead of {one or 'nothing'}", pairs))
     return found
 
 
-def _pairs(groups: Sequence[Group], axis: str, first: str, other: str) -> list[tuple[int, int]]:
-    """Return the places of groups with the first and the other value of an axis that agree in all other axes."""
+def bundles_of(groups: Sequence[Group]) -> dict[str, list[str]]:
+    """Return each axis → itself and, for the choice of a part, the axes that this choice alone determines.
+
+    `loss=mse` instead of `cross_entropy` changes `loss._target_` and the keys that only one of them has; these are one
+    axis. A key that varies beside one and the same choice stays an axis of its own.
+    """
+    bundles = {axis: [axis] for group in groups[:1] for axis in group.values}
+    for axis in [axis for axis in bundles if axis.endswith("_target_")]:
+        for other in [each for each in bundles if each != axis and each.startswith(axis.removesuffix("_target_"))]:
+            pairs = {(_level(group, axis), _level(group, other)) for group in groups}
+            if len(pairs) == len({choice for choice, _ in pairs}):
+                bundles[axis].append(other)
+    return bundles
+
+
+def _pairs(groups: Sequence[Group], axes: Sequence[str], first: str, other: str) -> list[tuple[int, int]]:
+    """Return the places of groups with the first and the other value of `axes[0]` that agree in all axes but these."""
     alike = defaultdict[tuple[str, ...], list[int]](list)
     for place, group in enumerate(groups):
-        if _level(group, axis) == other:
-            alike[_others(group, axis)].append(place)
+        if _level(group, axes[0]) == other:
+            alike[_others(group, axes)].append(place)
     return [
         (place, partner)
         for place, group in enumerate(groups)
-        if _level(group, axis) == first
-        for partner in alike[_others(group, axis)]
+        if _level(group, axes[0]) == first
+        for partner in alike[_others(group, axes)]
     ]
 
 
 def confounded_of(table: Table) -> list[str]:
     """Return the axes that never differ alone, so that their effects cannot be separated."""
-    known = {pairing.axis for pairing in pairings_of(table)}
+    bundles = bundles_of(table.scored_groups)
+    known = {key for pairing in pairings_of(table) for key in bundles[pairing.axis]}
     axes = table.groups[0].values if table.groups else {}
     several = [axis for axis in axes if len({_level(group, axis) for group in table.scored_groups}) > 1]
     return [axis for axis in several if axis not in known]
@@ -106,9 +131,9 @@ def _level(group: Group, axis: str) -> str:
     return group.shown.get(axis, "")
 
 
-def _others(group: Group, axis: str) -> tuple[str, ...]:
+def _others(group: Group, axes: Sequence[str]) -> tuple[str, ...]:
     """Return the values of all other axes."""
-    return tuple(_level(group, key) for key in group.values if key != axis)
+    return tuple(_level(group, key) for key in group.values if key not in axes)
 
 
 def _sentence(table: Table, pairing: Pairing, settings: tuple[float, ...], found: Comparisons, axes: int) -> str:
@@ -156,7 +181,8 @@ def _uneven(table: Table, pairing: Pairing, settings: tuple[float, ...], axes: i
     if not len(between) or not np.any(estimates.compare(between).p <= (1 - CONFIDENCE) / axes):
         return ""
     rest = [
-        " ".join(text for key, text in groups[first].shown.items() if key != pairing.axis) for first, _ in pairing.pairs
+        " ".join(text for key, text in groups[first].shown.items() if key not in pairing.axes)
+        for first, _ in pairing.pairs
     ]
     parts = [
         f"{SCORES[table.metric].difference(value)} at {where}" for value, where in zip(settings, rest, strict=True)
