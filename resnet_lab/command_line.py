@@ -172,6 +172,8 @@ class Verb(argparse.ArgumentParser):
             return f"; write {word}={after[0]}"
         if after and after[0].startswith("="):
             return f"; write {''.join([word, *after][: 3 if after[0] == '=' else 2])} without spaces"
+        if len(typed) > place + 1 and all(Path(each).suffix and "=" not in each for each in typed[place : place + 2]):
+            return ", and one image or folder is read: put the images into one folder"
         if "--split" in self.known and word in ("train", "val", "test"):
             return f"; write split={word}"
         if any((Path(word) / name).exists() for name in ("config.yaml", "jobs.txt")):  # a run or a sweep

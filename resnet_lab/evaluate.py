@@ -103,7 +103,11 @@ def override(origin: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     keys = [item for item in keys if not item.startswith("+data.")]
     for item in keys:
         if not item.startswith(("data.", "trainer.")):
-            raise UserError(f"{item}: neither an option (see --help) nor a key of data or trainer")
+            remedy = "; resnet-lab combine RUN over=none decision=RULE applies another rule"
+            raise UserError(
+                f"{item}: only options (see --help) and keys of data and trainer apply to a trained model"
+                f"{remedy if item.startswith('loss.decision=') else ''}"
+            )
         if item.partition("=")[0] in IDLE:
             raise UserError(f"{item}: it has no effect on a trained model; leave it out")
     config = copy.deepcopy(origin["config"]) | {"labels": {}}  # other data may lack a key that is labeled
@@ -202,7 +206,8 @@ def scores_of(file: Path, ordered: bool, majority: int) -> tuple[pd.DataFrame, s
     if first.withheld:
         interval = f"no interval: {first.withheld}"
     elif limits == CONSTANT:
-        interval = f"no interval: one class predicted for all of {many}"
+        one = "one class predicted for" if len(np.unique(stored.labeled.classes)) == 1 else "one class is the label of"
+        interval = f"no interval: {one} all of {many}"
     else:
         interval = f"95 % interval {limits} (this network, {many})"
     value = f"{shown.text(first.values[0])}{' %' * shown.percent}"
@@ -237,6 +242,10 @@ def command(arguments: list[str]) -> None:
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     counts = {split: datamodule.class_counts[split]}
     table = score_table(metrics, counts, model.origin["class_counts"]["train"], model.origin["class_names"])
+    numbers = list(map(int, counts[split]))
+    log.info("%s: images %s %s", datamodule.data.name, split, numbers)
+    if absent := [name for name, number in zip(datamodule.class_names, numbers, strict=True) if not number]:
+        log.warning("%s has no image of %s", split, ", ".join(absent))
     log.info(f"done\n{table}")
     majority = int(np.argmax(model.origin["class_counts"]["train"]))
     scores, line = scores_of(run.predictions_file(split), model.origin["ordered"], majority)

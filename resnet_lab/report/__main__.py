@@ -27,6 +27,8 @@ from resnet_lab.run_folder import closed_folders
 from resnet_lab.terminal import is_terminal, wrapped
 from resnet_lab.verbs import VERBS
 
+UNCHECKED = "not checked: settings, patients, scores of training images, and epochs that were not selected"
+
 
 def report(
     folders: Sequence[str], out: Path, figures: Sequence[str] = (), metric: str = "", groups: Sequence[str] = ()
@@ -90,7 +92,7 @@ def check(folders: Sequence[str]) -> None:
     runs = read_runs(folders, closed)
     lines = [*differences_of(runs), *(f"{folder}: cannot be checked: no permission to read it" for folder in closed)]
     done = count(sum(run.state == "done" for run in runs), "finished run")
-    print(printable("\n".join(lines)) or f"all stored metrics of {done} follow from their predictions")
+    print(printable("\n".join(lines)) or f"all stored metrics of {done} follow from their predictions\n{UNCHECKED}")
     if lines:
         sys.exit(1)
 

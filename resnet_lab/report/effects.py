@@ -64,7 +64,7 @@ def effects_of(table: Table) -> list[Effect]:
 
 
 def pairings_of(table: Table) -> list[Pairing]:
-    """Return the pairs of groups that differ in nothing else, for each value of an axis and the first with a partner."""
+    """Return the pairs of groups that differ in nothing else, for each value of an axis and the first that has some."""
     groups, found = table.scored_groups, []
     bundles = bundles_of(groups)
     for axis in table.groups[0].values if table.groups else ():

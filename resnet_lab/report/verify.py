@@ -16,7 +16,7 @@ from resnet_lab.errors import UserError, count
 from resnet_lab.report.groups import places_of
 from resnet_lab.report.runs import OUTDATED, Run, StoredPredictions, may_not_be_read, read_metrics, read_predictions
 from resnet_lab.run_folder import SOURCES
-from resnet_lab.scores import SCORES, Predictions
+from resnet_lab.scores import SCORES, Predictions, mode_of
 
 CROSS_ENTROPY = "resnet_lab.objectives.cross_entropy"
 LIKELIHOODS = (CROSS_ENTROPY, "resnet_lab.objectives.corn")  # losses that are the negative log-likelihood of the class
@@ -108,6 +108,10 @@ def _curves(run: Run, found: dict[str, Split]) -> Iterator[str]:
         tied = rows[np.isclose(rows[monitor], best, atol=TOLERANCE)]
         lists = [list(_row_differences(run, found, tied.iloc[[place]])) for place in range(len(tied))]
         yield from min(lists, key=len, default=[])
+        highest = mode_of(monitor) == "max"
+        of_all = float(rows[monitor].max() if highest else rows[monitor].min())
+        if (of_all - best) * (1 if highest else -1) > TOLERANCE:
+            yield f"best_value is {best:.6f}, but an epoch in metrics.csv has a better {monitor}: {of_all:.6f}"
 
 
 def _row_differences(run: Run, found: dict[str, Split], row: pd.DataFrame) -> Iterator[str]:
