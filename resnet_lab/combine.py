@@ -133,6 +133,8 @@ def _refuse_keys(runs: Sequence[Run], over: Sequence[str]) -> None:
             names |= {each: each for each in known}
             close = get_close_matches(key, names, n=1)
             hint = f"; did you mean over={names[close[0]]}?" if close else ""
+            if own := [each for each in axes if each.startswith(f"{key}.")]:  # the choice of a group
+                hint = f"; did you mean over={','.join(own)}?"
             raise UserError(f"over={','.join(over)}: these runs have no key {key}{hint}")
 
 

@@ -57,6 +57,13 @@ def test_all_seeds_that_occur_twice_are_named_with_their_runs(tmp_path):
     assert text.endswith(": a; c; d; and 1 more")
 
 
+def test_the_tables_of_folds_name_the_command_that_pools_them(tmp_path):
+    for fold in range(3):
+        config = {"data.folds": 3, "data.fold": fold}
+        write_run(tmp_path / str(fold), test_set=f"fold {fold}", config=config)
+    assert "resnet-lab combine DIR over=data.fold" in found(tmp_path)["different test sets"]
+
+
 def test_faults_come_first(tmp_path):
     write_run(tmp_path / "fine")
     write_run(tmp_path / "flat", 50, seed=1, skill=0.0)
@@ -231,6 +238,7 @@ def test_the_same_images_under_other_class_names_share_no_table(tmp_path):
     texts = found(tmp_path)
     assert "0, 1, 2, 3, 4 against no DR, mild" in texts["different class names"]
     assert "do not compare" in texts["different test sets"]
+    assert "combine" not in texts["different test sets"]
 
 
 def test_runs_with_the_same_error_share_a_line(tmp_path):

@@ -188,6 +188,13 @@ def test_the_row_of_metrics_csv_that_made_the_predictions_is_checked(tmp_path, m
         f"run: test/qwk in the row of metrics.csv with epoch={epoch} is {true['qwk'] + 0.3:.6f}, "
         f"the predictions give {true['qwk']:.6f}"
     ]
+    if monitor:
+        last = rows["epoch"] == rows["epoch"].max()
+        rows.assign(**{monitor: np.where(last, true["accuracy"] + 0.05, rows[monitor])}).to_csv(
+            folder / "metrics.csv", index=False
+        )
+        (line,) = lines(folder)
+        assert "but an epoch in metrics.csv has a better test/accuracy" in line
     (folder / "metrics.csv").unlink()
     assert "run: metrics.csv is missing, or has no complete row" in lines(folder)
 

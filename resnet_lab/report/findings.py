@@ -306,6 +306,10 @@ def _test_sets(tables: Sequence[Table]) -> Iterator[Finding]:
     scored = [table for table in tables if table.scored]
     if len(scored) > 1:
         text = "the runs were scored on different images; each set has its own table, so do not compare tables"
+        if all(len({run.config.get("data.fold") for run in table.scored}) == 1 for table in scored) and all(
+            table.scored[0].config.get("data.folds") for table in scored
+        ):
+            text += "; the tables are folds: resnet-lab combine DIR over=data.fold out=OUT pools them into one"
         yield Finding("different test sets", text)
     same_images = defaultdict(set)
     for table in scored:

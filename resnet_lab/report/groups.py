@@ -220,8 +220,9 @@ def tables_of(runs: Sequence[Run], metric: str = "", named: Sequence[str] = ()) 
 
 
 def has_words(label: str, words: str) -> bool:
-    """Return whether a group's label contains all of these words."""
-    return set(words.split()) <= set(label.split())
+    """Return whether a group's label contains all of these words: `depth=18`, or a key or a value alone."""
+    tokens = label.split()
+    return set(words.split()) <= {*tokens, *(part for token in tokens for part in token.split("="))}
 
 
 def _runs_with(run: Run, sets: dict[tuple[Any, ...], list[Run]]) -> list[Run]:
