@@ -74,7 +74,7 @@ def goes_on_to(run: RunFolder, plain: dict[str, Any]) -> bool:
 def has_settings(run: RunFolder, plain: dict[str, Any]) -> bool:
     """Return whether a run has the settings of a configuration and the same data, apart from bookkeeping."""
     before, wanted = run.read_config(), _as_in(run, plain)
-    roots = {os.path.realpath(Path(str(each["data"].get("root"))).expanduser()) for each in (before, wanted)}
+    roots = {os.path.realpath(Path(str(each.get("data", {}).get("root"))).expanduser()) for each in (before, wanted)}
     return len(roots) == 1 and not changed_keys(before, wanted)
 
 

@@ -42,6 +42,7 @@ from resnet_lab.training import (
     refuse_unknown_monitors,
     same_images,
     selection,
+    with_data,
 )
 from resnet_lab.trust import trust, without_trust
 
@@ -56,6 +57,7 @@ def command(arguments: list[str]) -> None:
     trust(without_trust(arguments)[1], exists=False)  # the error below names the part whose module is missing
     needs = [json.loads(text) for text in json.load(sys.stdin)]
     sources: Sources = {}
+    _begun.cache_clear()
     data_of.cache_clear()  # files may have changed since the last command of this process
     for need in sorted(needs, key=lambda need: "parts" not in need):  # first, as they take no time
         if "parts" in need:
@@ -95,11 +97,15 @@ def data_of(data: str, sweep_dir: str | None = None) -> tuple[ImageData, pd.Data
     """
     settings = json.loads(data)
     data_set: ImageData = build("data", settings)
-    begun = [] if sweep_dir is None else begun_jobs(RunFolder(Path(sweep_dir) / "job"), settings)
-    table = data_set.table(next((each.status["pixels"] for each in begun), None))[0]
-    before = {each.name: each.status for each in begun if each.has_same_splits}
-    same_images(before, fingerprints(table, "target"), data_set.root)
+    siblings, alike = with_data([] if sweep_dir is None else _begun(sweep_dir), settings)
+    table = data_set.table(next((status["pixels"] for status in siblings.values()), None))[0]
+    same_images(alike, fingerprints(table, "target"), data_set.root)
     return data_set, table
+
+
+@cache
+def _begun(sweep_dir: str) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
+    return begun_jobs(RunFolder(Path(sweep_dir) / "job").siblings())
 
 
 def refuse_two_sources(data: dict[str, Any], table: pd.DataFrame, sources: Sources) -> None:

@@ -9,11 +9,11 @@ import os
 import secrets
 import shlex
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from lightning import Callback, Trainer, seed_everything
@@ -256,15 +256,14 @@ def read_data(run: RunFolder, config: dict[str, Any], resumes: bool) -> DataModu
     with run.turn() if rank() == 0 else nullcontext():
         own = run.read_status()
         follows = resumes or (rank() > 0 and bool(own.get("pixels")))
-        begun = [] if follows else begun_jobs(run, config["data"])
-        before = {"the job": own} if follows else {each.name: each.status for each in begun}
+        siblings, alike = with_data([] if follows else begun_jobs(run.siblings()), config["data"])
+        before = {"the job": own} if follows else siblings
         pixels = next((status.get("pixels") for status in before.values()), None)
         datamodule = DataModule.from_config(config, statistics_of(config), pixels)
         datamodule.read()
         if config["trainer"]["max_epochs"] > 0:
             assert datamodule.table is not None
             refuse_one_class(datamodule.table, datamodule.class_names, config["data"]["root"])
-        alike = {each.name: each.status for each in begun if each.has_same_splits}
         same_images(alike | ({"the job": own} if resumes else {}), datamodule.fingerprints, datamodule.data.root)
         for name, status in before.items():
             if different := datamodule.difference(status):
@@ -339,29 +338,39 @@ def distillation(
     return found
 
 
-class Begun(NamedTuple):
-    """A job of a sweep on the same data set that is running or has finished an epoch."""
-
-    name: str
-    status: dict[str, Any]
-    has_same_splits: bool  # whether its configuration gives it the same images and labels
-
-
-def begun_jobs(run: RunFolder, data: dict[str, Any]) -> list[Begun]:
-    """Return the sweep's other jobs on the same data set that are running or have finished an epoch.
+def begun_jobs(siblings: Iterable[RunFolder]) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Return name, status and `data` of the jobs of a sweep that are running or have finished an epoch.
 
     A job that was stopped before the end of its first epoch does not count: it may still choose its source itself.
     """
-    found, own = [], _of_splits(data)
-    for job in run.siblings():
+    found = []
+    for job in siblings:
         with suppress(UserError):  # damaged; `status` and `report` show it
             status = job.read_status()
             begun = status["state"] in ("running", "done") or job.last_checkpoint.is_file()
-            other = _of_splits(job.read_config()["data"])
-            same = all(other.get(key) == own.get(key) for key in ("_target_", "root"))
-            if begun and status.get("pixels") and same:
-                found.append(Begun(job.path.name, status, other == own))
+            if begun and status.get("pixels"):
+                found.append((job.path.name, status, job.read_config()["data"]))
     return found
+
+
+def with_data(
+    begun: Iterable[tuple[str, dict[str, Any], dict[str, Any]]], data: dict[str, Any]
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Return name → status of the jobs on the same data set, and of those that have the same splits of it.
+
+    Args:
+        begun: result of `begun_jobs`.
+        data: configuration group `data` of a job.
+    """
+    on_same, own = dict[str, dict[str, Any]](), _of_splits(data)
+    alike = dict[str, dict[str, Any]]()
+    for name, status, its_data in begun:
+        other = _of_splits(its_data)
+        if all(other.get(key) == own.get(key) for key in ("_target_", "root")):
+            on_same[name] = status
+            if other == own and "derived_from" not in status:  # whose predictions may be of fewer images
+                alike[name] = status
+    return on_same, alike
 
 
 def _of_splits(data: dict[str, Any]) -> dict[str, Any]:
