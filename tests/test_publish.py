@@ -89,7 +89,7 @@ def test_folds_stay_apart_and_combined_runs_find_their_members(tmp_path):
     assert len({*written}) == len(find_runs([tmp_path / "docs"])) == 7
     tables = tables_of([read_run(run) for run in find_runs([tmp_path / "docs"])])
     (row,) = [row for table in tables for row in combined_rows(table)]
-    assert (row.label, row.members) == ("mean_over=seed", "all runs")
+    assert (row.label, row.members) == ("mean_over=seed", "not combined")
     runs = [read_run(RunFolder(folder)) for folder in written]
     assert [len(run.members) for run in runs if run.members] == [2, 2, 2]
     assert all(source in {*written} for run in runs for source in run.members)

@@ -34,11 +34,12 @@ class Group:
     values: dict[str, Any]  # values of the axes, by dotted key
     runs: list[Run]
     shown: dict[str, str] = field(default_factory=dict)  # dotted key → short `key=value`, for people
+    unnamed: str = "all runs"  # its label if nothing is shown
 
     @property
     def label(self) -> str:
         """The settings that distinguish the group within its table."""
-        return " ".join(self.shown.values()) or "all runs"
+        return " ".join(self.shown.values()) or self.unnamed
 
     @cached_property
     def predictions(self) -> list[Predictions]:
@@ -321,11 +322,14 @@ def _groups(runs: Sequence[Run]) -> list[Group]:
 
 
 def _name(groups: Sequence[Group], axes: Sequence[str]) -> None:
-    """Fill `shown` of the groups."""
+    """Fill `shown` of the groups; a group without any of the keys is named by the first of them."""
     settings = [{axis: group.values[axis] for axis in axes if group.values[axis] != ABSENT} for group in groups]
     configs = [run.config for group in groups for run in group.runs]
     for group, shown in zip(groups, shown_of(settings, _labels(configs, axes)), strict=True):
         group.shown |= shown
+        if len(groups) > 1:
+            part = axes[0].removesuffix("._target_")
+            group.unnamed = "not combined" if part.startswith("combine.") else f"without {part.rpartition('.')[2]}"
 
 
 def _labels(configs: Iterable[dict[str, Any]], axes: Sequence[str]) -> dict[str, str]:
