@@ -40,6 +40,7 @@ from resnet_lab.trust import trust, warn_of_unused
 from resnet_lab.verbs import VERBS
 
 log = logging.getLogger("resnet_lab")
+FEW = 5  # classes without an image that a line names
 
 LONGEST = 60  # characters in the name of an evaluation's folder
 # keys of the trainer that have an effect only in training
@@ -245,7 +246,8 @@ def command(arguments: list[str]) -> None:
     numbers = list(map(int, counts[split]))
     log.info("%s: images %s %s", datamodule.data.name, split, numbers)
     if absent := [name for name, number in zip(datamodule.class_names, numbers, strict=True) if not number]:
-        log.warning("%s has no image of %s", split, ", ".join(absent))
+        more = f" and {count(len(absent) - FEW, 'more class', 'more classes')}" if len(absent) > FEW else ""
+        log.warning("%s has no image of %s%s", split, ", ".join(absent[:FEW]), more)
     log.info(f"done\n{table}")
     majority = int(np.argmax(model.origin["class_counts"]["train"]))
     scores, line = scores_of(run.predictions_file(split), model.origin["ordered"], majority)
