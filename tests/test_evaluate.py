@@ -305,20 +305,20 @@ def test_predict_takes_all_photographs_whatever_the_splits_of_the_run(make_run, 
 
 
 def test_data_without_a_train_split_can_be_evaluated_on(
-    make_run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    make_run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = write_medmnist(tmp_path / "arrays" / "retinamnist.npz", {"train": [0, 1, 2, 3, 4] * 4, "val": [0, 1]}).parent
     run = make_run("data=retinamnist", f"data.root={root}", "trainer.max_epochs=1", "data.image_size=28")
     assert guarded(run) == 0
     write_medmnist(root / "other.npz", {"test": [4, 3, 2, 1, 0, 0]})
-    caplog.set_level(logging.INFO)
     evaluate.command([str(run.path), "data.file=other.npz", f"out={tmp_path / 'out'}"])
     assert len(pd.read_csv(RunFolder(tmp_path / "out").predictions_file("test"))) == 6
-    assert "images test [2, 1, 1, 1, 1]" in caplog.text
-    assert "has no image" not in caplog.text
+    out = capsys.readouterr().out
+    assert "images test [2, 1, 1, 1, 1]" in out
+    assert "has no image" not in out
     write_medmnist(root / "ill.npz", {"test": [4, 3, 4, 3, 4, 4]})
     evaluate.command([str(run.path), "data.file=ill.npz", f"out={tmp_path / 'ill'}"])
-    assert "test has no image of no DR, mild, moderate" in caplog.text
+    assert "test has no image of no DR, mild, moderate" in capsys.readouterr().out
     broken = make_run("data=retinamnist", f"data.root={root}", "data.file=other.npz", name="broken")
     assert guarded(broken) != 0
     assert "has no split train, only test; to train on another split, name it" in broken.read_status()["error"]
