@@ -98,7 +98,7 @@ def folder_of(run: RunFolder, overrides: Iterable[str]) -> RunFolder:
     """Return the folder of a sweep's job: that which `note_jobs` has under its overrides, if it is another one.
 
     Args:
-        run: the folder with the name of the job. It is removed if another one is returned, if only Hydra wrote into it.
+        run: the folder with the name of the job. It is removed if another one is returned and only Hydra wrote into it.
         overrides: those of the job.
     """
     planned, own = _planned(run.path.parent), {*overrides}

@@ -388,8 +388,9 @@ class LastCheckpoint(RunCheckpoint):
         file, rows = self.run.metrics_file, self.rows.rows
         if not trainer.is_global_zero or not rows:
             return
-        if not file.is_file() or file.read_text() != self.rows.text():
-            write_atomically(file, self.rows.text(), durable=True)
+        text = self.rows.text()
+        if not file.is_file() or file.read_text() != text:
+            write_atomically(file, text, durable=True)
         self.run.update_status(epoch=int(rows[-1]["epoch"]))
 
     def keep_untrained(self, trainer: Trainer) -> None:

@@ -6,7 +6,6 @@ import os
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -17,7 +16,7 @@ from resnet_lab.continuation import EPOCHS, refuse_epochs
 from resnet_lab.errors import UserError, printable, short
 from resnet_lab.hydra_errors import one_line
 from resnet_lab.processes import BUSY, DATA_SHOWN, SIGNALS, describe_death
-from resnet_lab.run_folder import PATIENCE, REMEDY, Busy, RunFolder, find_runs, jobs_file
+from resnet_lab.run_folder import PATIENCE, REMEDY, Busy, RunFolder, find_runs, jobs_file, real_path
 from resnet_lab.status import state_of
 from resnet_lab.supervisor import forks, run_module
 from resnet_lab.terminal import clear
@@ -205,7 +204,7 @@ def _accepted(run: RunFolder, plain: dict[str, Any]) -> dict[str, Any]:
         before = without_unknown(before)[0]
     different = "; ".join(differences(before, plain))
     roots = [config["data"].get("root") for config in (before, plain)]
-    if status["state"] == "done" and len({_place(root) for root in roots}) > 1:
+    if status["state"] == "done" and len({real_path(root) for root in roots}) > 1:
         raise UserError(f"{short(run.path)} is done with data.root={roots[0]}; choose another sweep_dir")
     if not different:
         return {}
@@ -227,11 +226,6 @@ def _accepted(run: RunFolder, plain: dict[str, Any]) -> dict[str, Any]:
     raise UserError(
         f"{short(run.path)} contains a run with a different configuration: {different}; choose another sweep_dir"
     )
-
-
-def _place(root: str | None) -> str | None:
-    """Return the real path of a folder, so that two spellings compare equal."""
-    return None if root is None else os.path.realpath(Path(str(root)).expanduser())
 
 
 def _may_start(run: RunFolder, on_failed: str, sweep: bool) -> bool:

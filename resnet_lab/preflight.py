@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 from functools import cache
 from pathlib import Path
@@ -33,7 +32,7 @@ from resnet_lab.parts import (
     refuse_unmixable,
     statistics_of,
 )
-from resnet_lab.run_folder import RunFolder
+from resnet_lab.run_folder import RunFolder, real_path
 from resnet_lab.terminal import Lines
 from resnet_lab.training import (
     begun_jobs,
@@ -46,7 +45,9 @@ from resnet_lab.training import (
 )
 from resnet_lab.trust import trust, without_trust
 
-Sources = dict[tuple[str, str], dict[str, dict[str, Any]]]  # class and root → source of pixels → first data with it
+Sources = dict[
+    tuple[str, str | None], dict[str, dict[str, Any]]
+]  # class and root → source of pixels → first data with it
 
 
 def command(arguments: list[str]) -> None:
@@ -120,7 +121,7 @@ def refuse_two_sources(data: dict[str, Any], table: pd.DataFrame, sources: Sourc
         UserError: a job before has the same images from the other source.
     """
     source = "prepared" if (table["prepared"] != "").any() else "originals"
-    found = sources.setdefault((data["_target_"], os.path.realpath(Path(data["root"]).expanduser())), {})
+    found = sources.setdefault((data["_target_"], real_path(data["root"])), {})
     found.setdefault(source, data)
     if len(found) > 1:
         prepared, lacking = _differing(found["prepared"], found["originals"])

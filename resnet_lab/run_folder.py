@@ -387,6 +387,11 @@ def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return values
 
 
+def real_path(root: object) -> str | None:
+    """Return the real path of a folder, so that two spellings compare equal; None for None."""
+    return None if root is None else os.path.realpath(Path(str(root)).expanduser())
+
+
 def comparable(key: str, value: Any) -> Any:
     """Return one form of a value of a configuration: 1.0 is 1, except where a whole number counts batches."""
     if isinstance(value, list):

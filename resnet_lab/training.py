@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import secrets
 import shlex
 import signal
@@ -67,7 +66,7 @@ from resnet_lab.origin import CHECKPOINT_KEY, TRAIN_IMAGES
 from resnet_lab.outputs import refuse_undefined, score_table, write_split
 from resnet_lab.parts import refuse_no_data_set, statistics_of, without_weights
 from resnet_lab.processes import Stopped
-from resnet_lab.run_folder import RunFolder, flat, is_bookkeeping
+from resnet_lab.run_folder import RunFolder, flat, is_bookkeeping, real_path
 from resnet_lab.schema import BY_NAME, PROVIDED, Config
 from resnet_lab.scores import SCORES
 from resnet_lab.signatures import is_ours
@@ -380,8 +379,9 @@ def _of_splits(data: dict[str, Any]) -> dict[str, Any]:
     """
     without = LOADING if is_ours(str(data["_target_"])) else {"batch_size", "num_workers", "in_memory", "cache_dir"}
     kept = {key: value for key, value in data.items() if key not in without}
-    root = os.path.realpath(Path(str(data["root"])).expanduser())
-    return dict(json.loads(json.dumps(kept | {"root": root})))  # one form of keys: numbers become text
+    return dict(
+        json.loads(json.dumps(kept | {"root": real_path(data["root"])}))
+    )  # one form of keys: numbers become text
 
 
 def say_source(datamodule: DataModule, decided_by: str) -> None:
