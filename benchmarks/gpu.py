@@ -39,6 +39,7 @@ from resnet_lab import environment, prepare
 from resnet_lab.build import set_up_logging, use_tf32
 from resnet_lab.config import build
 from resnet_lab.optim import use_fused
+from resnet_lab.processes import cores
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("tests", "main", "rest")
@@ -295,7 +296,7 @@ class Bench:
             batch_size=batch,
             shuffle=True,
             drop_last=True,
-            num_workers=environment.cores(),
+            num_workers=cores(),
             persistent_workers=True,
             pin_memory=self.device.type == "cuda",
         )
@@ -311,7 +312,7 @@ class Bench:
             color_jitter=0.0,
             mean=MEAN,
             std=STD,
-            num_workers=environment.cores(),
+            num_workers=cores(),
             pin_memory=self.device.type == "cuda",
             device=self.device,
             use_prefetcher=self.device.type == "cuda",  # it normalizes on the GPU
@@ -345,7 +346,7 @@ def write_photographs(root: Path, size: int, number: int) -> Path:
         coarse = np.random.default_rng(index).integers(0, 256, (size // 8, size // 8, 3), dtype=np.uint8)
         cv2.imwrite(str(root / "train" / str(index % CLASSES) / f"{index}.jpeg"), cv2.resize(coarse, (size, size)))
 
-    with ThreadPoolExecutor(environment.cores()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         list(pool.map(write, range(number)))
     return root
 

@@ -28,8 +28,8 @@ import page
 import pandas as pd
 
 from resnet_lab.data.fundus import EYES, draw_fundus
-from resnet_lab.environment import cores
 from resnet_lab.errors import count
+from resnet_lab.processes import cores
 
 Command = list[str]  # what follows `python`
 

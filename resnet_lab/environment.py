@@ -51,11 +51,6 @@ def resolve_precision(precision: str, channels_last: Any, accelerator: str) -> t
     return chosen, (on_gpu or "bf16" in chosen) if channels_last == "auto" else bool(channels_last)
 
 
-def cores() -> int:
-    """Return the number of cores that this process may use; on macOS, of all cores."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def shared_memory() -> int | None:
     """Return the free bytes of shared memory, used by workers to pass batches; None if it has no separate limit."""
     folder = Path("/dev/shm")

@@ -23,7 +23,7 @@ from resnet_lab.data.prepared import PreparedSet, prepare, read_prepared
 from resnet_lab.data.splits import join_patients, leaking, merged_patients
 from resnet_lab.errors import UserError, count
 from resnet_lab.files import write_atomically
-from resnet_lab.processes import end
+from resnet_lab.processes import cores, end
 from resnet_lab.terminal import Lines
 from resnet_lab.trust import trust
 from resnet_lab.verbs import VERBS
@@ -117,7 +117,7 @@ def command(arguments: list[str]) -> None:
         raise UserError(
             f"data={data.name}: {type(data).__name__} defines its own read(), so its images are not prepared"
         )
-    index = prepare(target, list(rows["path"]), given.processes or os.cpu_count() or 1)
+    index = prepare(target, list(rows["path"]), given.processes or cores())
     facts, problem = facts_of(data, target, rows, index)
     good = facts[facts["defect"] == ""]
     duplicates = find_duplicates(good, stored_near_pairs(target, good))

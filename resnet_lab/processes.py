@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import FrameType
-from typing import IO, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeVar
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 BUSY = 75  # exit code: another process is running the job (EX_TEMPFAIL in sysexits.h)
 GRACE = 30.0  # seconds for a job to stop before it is killed
 DATA_SHOWN = "RESNET_LAB_DATA_SHOWN"  # environment variable: not empty if an earlier job described the same data
 PARENT = "RESNET_LAB_PARENT"  # environment variable: ID of the process with which this one stops
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+Result = TypeVar("Result")
 began = time.time()  # when this process began, before PyTorch is imported
 tied = False  # whether this process stops with the one that started it
 started_by = "process"  # how this process began: as a new process, or by a fork of `resnet_lab.supervisor`
@@ -104,6 +111,57 @@ def run_tied(command: Sequence[str], text: str = "", errors: IO[str] | None = No
             process.kill()
             process.wait()
         raise
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use; on macOS, of all cores."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def beside(work: Callable[[], Result]) -> Callable[[], Result]:
+    """Start `work` in a forked process, and return a function that waits for its result or raises its error.
+
+    The process shares the memory of this one. The returned function works itself where a fork is not safe (threads,
+    other systems than Linux) or useless (one core), and if the process was killed.
+
+    Args:
+        work: a function whose result can be pickled, and which starts no thread.
+    """
+    if sys.platform != "linux" or threading.active_count() > 1 or cores() < 2:
+        return work
+    import multiprocessing  # only a report needs it
+
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    gc.freeze()  # otherwise the process copies the memory that its garbage collector looks at
+    process = context.Process(target=_send_result, args=(work, sender), daemon=True)  # ends with this process
+    process.start()
+    sender.close()
+
+    def result() -> Result:
+        try:
+            found, error = receiver.recv()
+        except EOFError:
+            return work()
+        process.join()
+        if error is not None:
+            raise error
+        done: Result = found
+        return done
+
+    return result
+
+
+def _send_result(work: Callable[[], Any], sender: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the process that waits, and this one ends with it
+    answer: tuple[Any, Exception | None]
+    try:
+        answer = work(), None
+    except Exception as error:
+        error.add_note(traceback.format_exc())
+        answer = None, error
+    with suppress(BrokenPipeError):  # the other process was killed
+        sender.send(answer)
 
 
 def this_is_the_command() -> None:

@@ -34,6 +34,7 @@ from resnet_lab.models.pretrained import read, refuse_nan_weights
 from resnet_lab.objectives import Objective
 from resnet_lab.origin import TRAIN_IMAGES, origin_of
 from resnet_lab.parts import build_network, build_objective, head_of, without_weights
+from resnet_lab.processes import cores
 from resnet_lab.run_folder import RunFolder
 from resnet_lab.signatures import is_ours
 from resnet_lab.statistics import DECISIONS, OWN_RULE, midpoints
@@ -185,7 +186,7 @@ class Trained:
 
     def _decoded(self, sources: Sequence[One]) -> Tensor:
         """Read and crop images of any kind to uint8 (B, S, S, 3)."""
-        with ThreadPoolExecutor(environment.cores()) as pool:
+        with ThreadPoolExecutor(cores()) as pool:
             images = list(pool.map(self._read, sources))
         nothing = np.zeros((len(images), len(GEOMETRY)))
         return torch.from_numpy(self._geometry(images, nothing, np.zeros(len(images), bool)))

@@ -110,6 +110,19 @@ def test_deviation_is_empty_for_a_single_run(tmp_path, undrawn):
 
 
 @pytest.mark.slow
+def test_pictures_of_another_process_are_the_same(tmp_path):
+    folders = [str(write_run(tmp_path / str(seed), seed=seed)) for seed in range(2)]
+    report.command([*folders, f"out={tmp_path / 'here'}"])
+    command = [sys.executable, "-m", "resnet_lab.report", *folders, f"out={tmp_path / 'beside'}"]
+    subprocess.run(command, check=True, capture_output=True)
+    files = {
+        name: {file.name: file.read_bytes() for file in (tmp_path / name).rglob("*.*")} for name in ("here", "beside")
+    }
+    assert len(files["here"]) > 4
+    assert files["here"] == files["beside"]
+
+
+@pytest.mark.slow
 def test_the_page_is_one_file_with_every_picture_and_escaped_names(tmp_path):
     write_run(tmp_path / "<i>a_b", 18, class_names=["<script>alert(1)</script>", "$x^$", "b|c", "d", "e"])
     write_run(tmp_path / "b", 50, state="failed", error="<img src=x>")

@@ -25,6 +25,7 @@ from resnet_lab.data.jpeg import TRUNCATED, damage_of, lacks_end
 from resnet_lab.data.progress import with_progress
 from resnet_lab.errors import UserError, count
 from resnet_lab.files import write_atomically
+from resnet_lab.processes import cores
 
 MAX_PIXELS = 100_000_000  # default of `data.max_pixels`; more than any fundus camera has
 LARGEST = 1 << 30  # bytes of an image file
@@ -213,7 +214,7 @@ def _of_content(verdicts: dict[str, Verdict]) -> dict[str, Verdict]:
 
 def _examine_all(paths: list[str], rules: Rules) -> list[Verdict]:
     log.info("checking %s (once)", count(len(paths), "image file"))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         return list(with_progress(pool.map(partial(examine, rules=rules), paths), len(paths), "checked"))
 
 

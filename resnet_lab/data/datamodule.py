@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from resnet_lab import environment
+from resnet_lab import environment, processes
 from resnet_lab.config import build
 from resnet_lab.data.augmentation import (
     COLOR,
@@ -103,7 +103,7 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
 
     def read_all(self) -> list[np.ndarray]:
         """Read all images before augmentation, on all cores (decoding releases the interpreter's lock)."""
-        with ThreadPoolExecutor(environment.cores()) as pool:
+        with ThreadPoolExecutor(processes.cores()) as pool:
             images = pool.map(self.read, range(len(self)))
             return [np.require(image, requirements="W") for image in images]  # copies what is mapped from a file
 
@@ -459,7 +459,7 @@ class DataModule(LightningDataModule):
 
     def advice(self) -> str:
         """Return advice that speeds up image loading, for a training that waits for images."""
-        cores = environment.cores()
+        cores = processes.cores()
         if not self.in_memory and self.pixels == "originals":
             return "run resnet-lab prepare once with the same keys, then train in another sweep_dir"
         if self.num_workers < cores and not (self.in_memory and cores == 1):
@@ -473,7 +473,7 @@ class DataModule(LightningDataModule):
             UserError: the batches that the ranks of a machine prefetch do not fit into shared memory.
         """
         chosen, free = self.data.num_workers, environment.shared_memory()
-        cores = max(1, environment.cores() // getattr(self.trainer, "num_devices", 1))
+        cores = max(1, processes.cores() // getattr(self.trainer, "num_devices", 1))
         workers = (0 if self.in_memory else cores) if chosen == "auto" else int(chosen)
         factor = EVALUATION_FACTOR if self._on_cuda() else 1
         batch = factor * self.data.batch_size * 3 * (self.data.crop or self.data.image_size) ** 2

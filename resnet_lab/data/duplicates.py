@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -13,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from resnet_lab.data.progress import with_progress
+from resnet_lab.processes import cores
 
 VERSION = 2  # of the search for near pairs; raise it when the same thumbnails give other pairs
 COLUMNS = ["image_a", "split_a", "label_a", "image_b", "split_b", "label_b", "kind"]
@@ -78,7 +78,7 @@ def near_pairs(thumbnails: Sequence[np.ndarray]) -> list[tuple[int, int]]:
     demand.
     """
     found = list[tuple[int, int]]()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # cv2 releases the interpreter's lock
+    with ThreadPoolExecutor(cores()) as pool:  # cv2 releases the interpreter's lock
         patterns = _patterns(thumbnails, pool)
         for start in with_progress(range(0, len(patterns), BLOCK), len(patterns), "compared", BLOCK):
             pairs = _candidates(patterns, start)

@@ -33,6 +33,7 @@ from resnet_lab.data.progress import with_progress
 from resnet_lab.data.reader import Recipe, read_image
 from resnet_lab.errors import UserError, count
 from resnet_lab.files import remove_unfinished, write_atomically
+from resnet_lab.processes import cores
 
 log = logging.getLogger(__name__)
 
@@ -273,7 +274,7 @@ class PreparedSet:
             known = before["digests"] if before["version"] == version else {}
         if new := [file for file in files if file not in known]:
             log.info("checking %s (once)", count(len(new), "prepared photograph"))
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
+            with ThreadPoolExecutor(cores()) as pool:
                 known |= dict(zip(new, with_progress(pool.map(_digest, new), len(new), "checked"), strict=True))
             try:
                 write_atomically(cache_file, json.dumps({"version": version, "digests": known}, ensure_ascii=False))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import multiprocessing
-import os
 import shutil
 import uuid
 from concurrent.futures import ProcessPoolExecutor
@@ -23,6 +22,7 @@ from resnet_lab.data.fundus import DRAWING_VERSION, EYES, draw_fundus
 from resnet_lab.data.progress import with_progress
 from resnet_lab.data.retinopathy import Retinopathy
 from resnet_lab.errors import UserError, count
+from resnet_lab.processes import cores
 from resnet_lab.values import Count, FromOne, Seed, Within
 
 logger = logging.getLogger(__name__)
@@ -172,7 +172,7 @@ def _draw_all(photographs: list[Photograph], recipe: dict[str, Any], processes: 
     logger.info("drawing %s", count(len(photographs), "synthetic photograph"))
     write = partial(_write_photograph, seed=recipe["seed"], size=recipe["size"])
     if processes is None:
-        processes = os.cpu_count() or 1 if len(photographs) > 200 else 1
+        processes = cores() if len(photographs) > 200 else 1
     if processes == 1:
         for photograph in with_progress(photographs, len(photographs), "drawn"):
             write(photograph)

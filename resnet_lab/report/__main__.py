@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from resnet_lab.command_line import log_to, run_command
@@ -14,13 +15,13 @@ from resnet_lab.data import progress
 from resnet_lab.errors import UserError, count, printable
 from resnet_lab.files import write_atomically
 from resnet_lab.outputs import for_spreadsheets
-from resnet_lab.processes import end
+from resnet_lab.processes import beside, end
 from resnet_lab.rendering import Finding
 from resnet_lab.report.figures import CURVES, PICTURES, check_name
 from resnet_lab.report.findings import findings_of
-from resnet_lab.report.groups import Table, tables_of
-from resnet_lab.report.page import page
-from resnet_lab.report.runs import Run, read_runs
+from resnet_lab.report.groups import tables_of
+from resnet_lab.report.page import page, pictures_of
+from resnet_lab.report.runs import read_runs
 from resnet_lab.report.summaries import markdown, summary, text_table
 from resnet_lab.report.verify import differences_of
 from resnet_lab.run_folder import closed_folders
@@ -31,7 +32,12 @@ UNCHECKED = "not checked: settings, patients, scores of training images, and epo
 
 
 def report(
-    folders: Sequence[str], out: Path, figures: Sequence[str] = (), metric: str = "", groups: Sequence[str] = ()
+    folders: Sequence[str],
+    out: Path,
+    figures: Sequence[str] = (),
+    metric: str = "",
+    groups: Sequence[str] = (),
+    fork: bool = False,
 ) -> str:
     """Write the report on all runs at or below `folders` to `out`; return the text for the terminal.
 
@@ -41,6 +47,7 @@ def report(
         figures: names of pictures; empty: those in the runs' configurations.
         metric: ranks the groups; empty: QWK for grades, otherwise accuracy.
         groups: words in labels; pictures show these groups besides the best.
+        fork: whether another process may draw the pictures at the same time (see `processes.beside`).
 
     Raises:
         UserError: a folder does not exist or contains no run, no run has the metric, no picture has a name of
@@ -52,9 +59,14 @@ def report(
     runs = read_runs(folders, closed)
     tables = tables_of(runs, metric, groups)
     findings = [Finding("unreadable", f"{folder}: no permission to read it") for folder in closed]
-    findings += findings_of(runs, tables)
     try:
-        _write(out, runs, tables, findings, figures)
+        pictures = _empty_folder(out)
+        draw = partial(pictures_of, tables, pictures, figures)
+        drawn = beside(draw) if fork else draw
+        findings += findings_of(runs, tables)
+        write_atomically(out / "report.html", page(runs, tables, findings, drawn))
+        write_atomically(out / "summary.csv", for_spreadsheets(summary(tables)).to_csv(index=False))
+        write_atomically(out / "summary.md", markdown(tables, findings))
     except OSError as error:
         file = Path(str(error.filename))
         if any(run.folder.path in file.parents for run in runs):
@@ -66,9 +78,8 @@ def report(
     return "\n".join([*lines, "", *map(str, [*files, *sorted((out / "report_figures").glob("*.png"))])])
 
 
-def _write(
-    out: Path, runs: Sequence[Run], tables: Sequence[Table], findings: Sequence[Finding], figures: Sequence[str]
-) -> None:
+def _empty_folder(out: Path) -> Path:
+    """Return the folder of a report's pictures, without those of an earlier report."""
     folder = out / "report_figures"
     if folder.is_symlink():
         raise UserError(f"{folder} is a symbolic link to another folder; remove the link, or choose another out=")
@@ -77,9 +88,7 @@ def _write(
     for stale in folder.glob("*.png"):
         if ours.fullmatch(stale.name):
             stale.unlink(missing_ok=True)
-    write_atomically(out / "report.html", page(runs, tables, findings, out, figures))
-    write_atomically(out / "summary.csv", for_spreadsheets(summary(tables)).to_csv(index=False))
-    write_atomically(out / "summary.md", markdown(tables, findings))
+    return folder
 
 
 def check(folders: Sequence[str]) -> None:
@@ -97,8 +106,8 @@ def check(folders: Sequence[str]) -> None:
         sys.exit(1)
 
 
-def command(arguments: Sequence[str]) -> None:
-    """Report on the folders; `out` defaults to the first of them."""
+def command(arguments: Sequence[str], fork: bool = False) -> None:
+    """Report on the folders; `out` defaults to the first of them, `fork` as in `report`."""
     given = VERBS["report"]().read(arguments)
     lines = logging.StreamHandler(sys.stderr)  # standard output has the result alone
     lines.addFilter(logging.Filter(progress.__name__))
@@ -109,9 +118,9 @@ def command(arguments: Sequence[str]) -> None:
         check(given.DIR)
         return
     figures, groups = ([name for name in (each or "").split(",") if name] for each in (given.figures, given.groups))
-    text = printable(report(given.DIR, Path(given.out or given.DIR[0]), figures, given.metric or "", groups))
+    text = printable(report(given.DIR, Path(given.out or given.DIR[0]), figures, given.metric or "", groups, fork))
     print(wrapped(text, shutil.get_terminal_size().columns) if is_terminal() else text)
 
 
 if __name__ == "__main__":
-    end(run_command(command))
+    end(run_command(partial(command, fork=True)))

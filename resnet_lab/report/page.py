@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,30 +37,29 @@ PAGE_WIDTH, NAMES_WIDTH, CELL_WIDTH, LETTER_WIDTH = 1110, 86, 36, 6.5  # pixels 
 NO_LIMITS = (math.nan, math.nan, math.nan)
 MANY_SWEEPS = 8  # columns in the table of differences; of more, single runs share that of their parent folder
 FAR = 3  # times the range of all intervals; a baseline further below is not drawn
+Pictures = dict[str, dict[str, Any]]  # by name: what the template shows of each
 
 
 def page(
-    runs: Sequence[Run], tables: Sequence[Table], findings: Sequence[Finding], out: Path, figures: Sequence[str] = ()
+    runs: Sequence[Run], tables: Sequence[Table], findings: Sequence[Finding], drawn: Callable[[], list[Pictures]]
 ) -> str:
-    """Return the page and save its pictures below `out`.
+    """Return the page.
 
     Args:
         runs: all runs.
         tables: tables of comparable runs.
         findings: faults and limits.
-        out: folder of the page; its subfolder `report_figures` exists.
-        figures: names of pictures; empty: those in the runs' configurations.
+        drawn: returns what `pictures_of` returns; called last, as another process may draw meanwhile.
     """
-    parts = []
-    for number, table in enumerate(tables, start=1):
-        suffix = f"_table{number}" if len(tables) > 1 else ""
-        drawn = pictures(table, figures or figures_of(table), out / "report_figures", suffix)
-        parts.append({"id": f"t{number}", **_section(table, drawn)})
+    parts = [{"id": f"t{number}", **_section(table)} for number, table in enumerate(tables, start=1)]
     metrics = [metric for metric in SCORES if any(metric in table.metrics for table in tables)]
     sweeps = sweeps_of(runs)
     if len(sweeps) > MANY_SWEEPS:
         sweeps = sweeps_of(runs, apart=False)
     unshared = unshared_of(sweeps) if len(sweeps) > 1 else []
+    for part, shown in zip(parts, drawn(), strict=True):
+        rest = [each for name, each in shown.items() if name not in OF_SECTIONS]
+        part |= {"pictures": shown, "rest": rest}
     return render(
         "report/report.html.j2",
         tables=parts,
@@ -89,19 +88,18 @@ def _listing(runs: Sequence[Run], metrics: Sequence[str]) -> list[dict[str, Any]
     ]
 
 
-def _section(table: Table, drawn: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _section(table: Table) -> dict[str, Any]:
     """Return the values of one table's section."""
     groups = [group for group in table.ranked if group.scored]
     part: dict[str, Any] = {"title": table.title, "titles": titles_of(table.metrics), "metric": table.title_of_metric}
     lead = table.metrics.index(table.metric)
     part |= {"lead": lead, "others": _without(part["titles"], lead)}
-    part |= {"pictures": drawn, "scored": bool(groups), "headline": headline(table), "unit": _unit(table)}
+    part |= {"scored": bool(groups), "headline": headline(table), "unit": _unit(table)}
     part["colors"] = {label: to_hex(color) for label, color in colors_of(table).items()}
     part["best_of"] = best_of(table)
     part["withheld"] = table.estimates[table.metric].withheld if groups else ""
     part["method"] = method_of(table.metric)
     part |= _board(table)
-    part["rest"] = [each for name, each in drawn.items() if name not in OF_SECTIONS]
     if not groups:
         return part
     found = effects_of(table)
@@ -247,7 +245,22 @@ def _difference(table: Table) -> dict[str, Any]:
     return {"names": names, "sides": sides, "list": len(names) > MANY_CLASSES, "first": first, "second": second}
 
 
-def pictures(table: Table, names: Sequence[str], folder: Path, suffix: str) -> dict[str, dict[str, Any]]:
+def pictures_of(tables: Sequence[Table], folder: Path, figures: Sequence[str] = ()) -> list[Pictures]:
+    """Return the pictures of each table, and save those that are named.
+
+    Args:
+        tables: tables of comparable runs.
+        folder: of the files; it exists.
+        figures: names of pictures; empty: those in the runs' configurations.
+    """
+    several = len(tables) > 1
+    return [
+        pictures(table, figures or figures_of(table), folder, f"_table{number}" if several else "")
+        for number, table in enumerate(tables, start=1)
+    ]
+
+
+def pictures(table: Table, names: Sequence[str], folder: Path, suffix: str) -> Pictures:
     """Return the table's pictures by name, with figures in base64; pictures in `names` are also saved as files."""
     shown = {}
     once = functools.cache(png)  # a figure may be a file, too
