@@ -103,8 +103,9 @@ def command(words: list[str]) -> None:
             from resnet_lab import inputs  # imports numpy
 
             (inputs.check_evaluate if verb == "evaluate" else inputs.check_predict)(given)
-        if verb in SLOW and is_terminal():
-            show(f"{time.strftime('%H:%M:%S')}  loading the program")
+        if verb in SLOW and (is_terminal() or sys.stderr.isatty()):  # the result may go to a file or a pipe
+            line = f"{time.strftime('%H:%M:%S')}  loading the program"
+            print(line, file=sys.stdout if is_terminal() else sys.stderr, flush=True)
         if verb == "train":
             start_training(given, others)
         else:

@@ -64,12 +64,12 @@ def command(arguments: list[str]) -> None:
         if "parts" in need:
             check_parts(need["parts"])
         elif "loss" in need:
-            names = data_of(json.dumps(need["data"], sort_keys=True), need["sweep_dir"])[0].class_names or []
+            names = _data_of(need)[0].class_names or []
             refuse_no_logits(build_objective(need["loss"], [1] * len(names)), need["loss"])
             teacher_of(need["loss"], need["data"], names)
         elif "data" in need:
-            data_set, table = data_of(json.dumps(need["data"], sort_keys=True), need["sweep_dir"])
-            if need["sweep_dir"] is not None:
+            data_set, table = _data_of(need)
+            if need["shares_source"]:
                 refuse_two_sources(need["data"], table, sources)
             splits = {*table["split"]}
             if need["trains"]:
@@ -85,13 +85,18 @@ def command(arguments: list[str]) -> None:
             check_network(need["model"])
 
 
+def _data_of(need: dict[str, Any]) -> tuple[ImageData, pd.DataFrame]:
+    return data_of(json.dumps(need["data"], sort_keys=True), need["sweep_dir"], need["shares_source"])
+
+
 @cache
-def data_of(data: str, sweep_dir: str | None = None) -> tuple[ImageData, pd.DataFrame]:
+def data_of(data: str, sweep_dir: str | None = None, shares_source: bool = False) -> tuple[ImageData, pd.DataFrame]:
     """Build a data set and read its table; return both.
 
     Args:
         data: configuration group `data` as JSON.
-        sweep_dir: folder of the sweep whose jobs have decided on the source of the images; None: no such folder.
+        sweep_dir: folder of the sweep; None: no such folder.
+        shares_source: whether the jobs there that have begun have decided on the source of the images.
 
     Raises:
         UserError: as for `ImageData.table`, or a job that has begun had other images or labels.
@@ -99,7 +104,8 @@ def data_of(data: str, sweep_dir: str | None = None) -> tuple[ImageData, pd.Data
     settings = json.loads(data)
     data_set: ImageData = build("data", settings)
     siblings, alike = with_data([] if sweep_dir is None else _begun(sweep_dir), settings)
-    table = data_set.table(next((status["pixels"] for status in siblings.values()), None))[0]
+    sources = [status["pixels"] for status in siblings.values()] if shares_source else []
+    table = data_set.table(next(iter(sources), None))[0]
     same_images(alike, fingerprints(table, "target"), data_set.root)
     return data_set, table
 

@@ -85,14 +85,14 @@ def _needs(job: dict[str, Any], shares_source: bool = False) -> Iterator[dict[st
 
     Args:
         job: its configuration.
-        shares_source: whether its images must come from the source of the other jobs of its sweep.
+        shares_source: whether its images must come from the source of the other jobs of its sweep, as some will train.
     """
     parts = [*(job[group] for group in PROVIDED), *(part for group in BY_NAME for part in job[group].values())]
     if any(not is_ours(str(part["_target_"])) for part in parts):
         yield {"parts": job | {"seed": 0}}
     selects = {key: job[key] for key in ("monitor", "schedule")} | {"patience": job["trainer"]["early_stopping"]}
     trains = job["trainer"]["max_epochs"] > 0
-    data = {"data": job["data"], "sweep_dir": job["sweep_dir"] if shares_source else None}
+    data = {"data": job["data"], "sweep_dir": job["sweep_dir"], "shares_source": shares_source}
     yield data | {"decision": job["loss"]["decision"], "selects": selects, "trains": trains}
     if job["loss"]["teacher"] is not None:
         yield data | {"loss": job["loss"]}

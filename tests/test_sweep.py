@@ -394,8 +394,9 @@ def test_labels_that_changed_since_a_job_began_stop_the_sweep(
     command.command([])
     labels = photographs / "train_label.csv"
     labels.write_text(labels.read_text().replace("4", "3"))
-    needs(monkeypatch, *own, "data.rotation=0,20", shares_source=True)
-    assert refusal(command.command, []).startswith("first started with other images or labels in train (")
+    for trains in (True, False):  # also if all jobs are done
+        needs(monkeypatch, *own, "data.rotation=0,20", shares_source=trains)
+        assert refusal(command.command, []).startswith("first started with other images or labels in train (")
     needs(monkeypatch, *own, "data.val_fraction=0.5", shares_source=True)  # the splits differ anyway
     command.command([])
     spelled = [word if "data.root" not in word else f"{word}/../{photographs.name}" for word in own]

@@ -281,6 +281,19 @@ def test_a_verb_replaces_the_process_once_its_words_are_understood(
     assert started == [["-m", "resnet_lab.evaluate", "best.ckpt", "split=val"]]
 
 
+@pytest.mark.parametrize(("watched", "shown"), [("out", "out"), ("err", "err"), ("out err", "out"), ("", "")])
+def test_a_verb_with_long_imports_tells_a_terminal(
+    watched: str, shown: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.execv", lambda *_: None)
+    monkeypatch.setenv("TERM", "xterm")
+    for name in ("out", "err"):
+        monkeypatch.setattr(getattr(sys, f"std{name}"), "isatty", lambda name=name: name in watched)
+    lab.command(["report", "runs"])
+    printed = capsys.readouterr()
+    assert [name for name in ("out", "err") if "loading the program" in getattr(printed, name)] == shown.split()
+
+
 @pytest.mark.parametrize(("words", "begins"), [(["seed=1"], True), (["--cfg", "job"], False)])
 def test_the_supervisor_of_train_begins_before_hydra_is_imported(
     words: list[str], begins: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

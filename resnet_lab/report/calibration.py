@@ -11,6 +11,7 @@ from resnet_lab import statistics
 from resnet_lab.scores import Predictions
 
 BINS = 10
+COLDEST, HOTTEST = 0.05, 20.0  # range in which a temperature is searched
 TARGETS = {"high sensitivity": 0.975, "high specificity": 0.981}  # as in Gulshan et al. 2016
 SMALLEST = 1e-12  # lower bound of a stored probability before its logarithm
 
@@ -47,7 +48,7 @@ def calibration_error(predictions: Predictions, bins: int = BINS) -> float:
 def temperature(predictions: Predictions) -> float:
     """Return the T that minimizes the negative log-likelihood of softmax(log p / T) (Guo et al. 2017).
 
-    The search covers 0.05 to 20; T = 1 changes nothing.
+    The search covers `COLDEST` to `HOTTEST`; T = 1 changes nothing.
     """
     logits = _logits(predictions)
     true = float(np.mean(logits[predictions.targets, np.arange(logits.shape[1])]))
@@ -56,7 +57,7 @@ def temperature(predictions: Predictions) -> float:
         scale = np.exp(-log_temperature)
         return float(np.mean(np.log(np.sum(np.exp(scale * logits), axis=0))) - scale * true)
 
-    return float(np.exp(optimize.minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded").x))
+    return float(np.exp(optimize.minimize_scalar(loss, bounds=(np.log(COLDEST), np.log(HOTTEST)), method="bounded").x))
 
 
 def _logits(predictions: Predictions) -> np.ndarray:

@@ -16,6 +16,7 @@ from resnet_lab.files import write_atomically
 from resnet_lab.rendering import FEW_NAMES, Finding, base64_of, png, render
 from resnet_lab.report import costs, thresholds
 from resnet_lab.report.by_class import Share, class_rows, confusions_of, shares_by_distance
+from resnet_lab.report.calibration import COLDEST, HOTTEST
 from resnet_lab.report.combined import RANKS_DECISIONS, combined_rows, decision_rows, fold_rows
 from resnet_lab.report.drawing import best_of, colors_of
 from resnet_lab.report.effects import confounded_of, effects_of
@@ -67,6 +68,7 @@ def page(
         subject=subject_of(runs),
         glossary=glossary_of(tables),
         meaning_of=meaning_of,
+        temperatures=f"{COLDEST:g} to {HOTTEST:g}",
         shown_rows=SHOWN_ROWS,
         few_names=FEW_NAMES,
         findings=findings,
