@@ -33,16 +33,9 @@ from resnet_lab.parts import (
     statistics_of,
 )
 from resnet_lab.run_folder import RunFolder, real_path
+from resnet_lab.siblings import Begun, begun_jobs, same_images, with_data
 from resnet_lab.terminal import Lines
-from resnet_lab.training import (
-    begun_jobs,
-    check_network,
-    own_parts,
-    refuse_unknown_monitors,
-    same_images,
-    selection,
-    with_data,
-)
+from resnet_lab.training import check_network, own_parts, refuse_unknown_monitors, selection
 from resnet_lab.trust import trust, without_trust
 
 Sources = dict[
@@ -111,7 +104,7 @@ def data_of(data: str, sweep_dir: str | None = None, shares_source: bool = False
 
 
 @cache
-def _begun(sweep_dir: str) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
+def _begun(sweep_dir: str) -> list[Begun]:
     return begun_jobs(RunFolder(Path(sweep_dir) / "job").siblings())
 
 

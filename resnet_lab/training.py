@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import secrets
 import shlex
 import signal
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,6 @@ from resnet_lab.config import (
 )
 from resnet_lab.data.arrays import ArrayData
 from resnet_lab.data.datamodule import DataModule
-from resnet_lab.data.image_data import LOADING
 from resnet_lab.data.splits import NO_TEST, SPLITS, refuse_one_class
 from resnet_lab.derived import derive_decision, same_training
 from resnet_lab.distillation import Distillation, refuse_no_logits, refuse_own_folder, teacher_of
@@ -66,9 +64,10 @@ from resnet_lab.origin import CHECKPOINT_KEY, TRAIN_IMAGES
 from resnet_lab.outputs import refuse_undefined, score_table, write_split
 from resnet_lab.parts import refuse_no_data_set, statistics_of, without_weights
 from resnet_lab.processes import Stopped
-from resnet_lab.run_folder import RunFolder, flat, is_bookkeeping, real_path
+from resnet_lab.run_folder import RunFolder, flat, is_bookkeeping
 from resnet_lab.schema import BY_NAME, PROVIDED, Config
 from resnet_lab.scores import SCORES
+from resnet_lab.siblings import begun_jobs, same_images, with_data
 from resnet_lab.signatures import is_ours
 from resnet_lab.trained import count_training_images, warn_of_training_images
 from resnet_lab.trust import OPTION, trust_option
@@ -337,53 +336,6 @@ def distillation(
     return found
 
 
-def begun_jobs(siblings: Iterable[RunFolder]) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
-    """Return name, status and `data` of the jobs of a sweep that are running or have finished an epoch.
-
-    A job that was stopped before the end of its first epoch does not count: it may still choose its source itself.
-    """
-    found = []
-    for job in siblings:
-        with suppress(UserError):  # damaged; `status` and `report` show it
-            status = job.read_status()
-            begun = status["state"] in ("running", "done") or job.last_checkpoint.is_file()
-            if begun and status.get("pixels"):
-                found.append((job.path.name, status, job.read_config()["data"]))
-    return found
-
-
-def with_data(
-    begun: Iterable[tuple[str, dict[str, Any], dict[str, Any]]], data: dict[str, Any]
-) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
-    """Return name → status of the jobs on the same data set, and of those that have the same splits of it.
-
-    Args:
-        begun: result of `begun_jobs`.
-        data: configuration group `data` of a job.
-    """
-    on_same, own = dict[str, dict[str, Any]](), _of_splits(data)
-    alike = dict[str, dict[str, Any]]()
-    for name, status, its_data in begun:
-        other = _of_splits(its_data)
-        if all(other.get(key) == own.get(key) for key in ("_target_", "root")):
-            on_same[name] = status
-            if other == own and "derived_from" not in status:  # whose predictions may be of fewer images
-                alike[name] = status
-    return on_same, alike
-
-
-def _of_splits(data: dict[str, Any]) -> dict[str, Any]:
-    """Return the keys of data that may change which images and labels a split has, with the real path of `root`.
-
-    A data set that is not resnet_lab's may use any key for that.
-    """
-    without = LOADING if is_ours(str(data["_target_"])) else {"batch_size", "num_workers", "in_memory", "cache_dir"}
-    kept = {key: value for key, value in data.items() if key not in without}
-    return dict(
-        json.loads(json.dumps(kept | {"root": real_path(data["root"])}))
-    )  # one form of keys: numbers become text
-
-
 def say_source(datamodule: DataModule, decided_by: str) -> None:
     """Log the source of the pixels, if there are image files; `decided_by` is the job that chose it, or empty."""
     if isinstance(datamodule.data, ArrayData):
@@ -392,27 +344,6 @@ def say_source(datamodule: DataModule, decided_by: str) -> None:
     source = "the originals" if datamodule.pixels == "originals" else f"the prepared set ({digests})"
     first = decided_by if decided_by == "the job" else "the sweep"
     log.info("images are read from %s%s", source, f", the source that {first} started with" if decided_by else "")
-
-
-def same_images(before: Mapping[str, Mapping[str, Any]], fingerprints: Mapping[str, str], root: str) -> None:
-    """Refuse to resume a job, or to start another one of its sweep, with other images than at its start.
-
-    Args:
-        before: name → status of the jobs that started before.
-        fingerprints: those of the present splits.
-        root: folder of the data set.
-
-    Raises:
-        UserError: a split has other images or targets.
-    """
-    for name, status in before.items():
-        known = status.get("split_fingerprint") or {}
-        for split, then in known.items():
-            if (now := fingerprints.get(split)) != then:
-                raise UserError(
-                    f"{name} started with other images or labels in {split} ({then} then, {now or 'no such split'} in "
-                    f"{root} now); restore those, or choose another sweep_dir"
-                )
 
 
 def synchronizable(settings: dict[str, Any], trainer: Trainer) -> None:

@@ -16,7 +16,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from resnet_lab import preflight as command
-from resnet_lab import sweep, training
+from resnet_lab import sweep
 from resnet_lab.axes import note_jobs
 from resnet_lab.compatibility import SCHEMA_VERSION
 from resnet_lab.config import build, compose_config, register
@@ -402,19 +402,6 @@ def test_labels_that_changed_since_a_job_began_stop_the_sweep(
     spelled = [word if "data.root" not in word else f"{word}/../{photographs.name}" for word in own]
     needs(monkeypatch, *spelled, "data.rotation=0,20", shares_source=True)
     assert refusal(command.command, []).startswith("first started with other images or labels in train (")
-
-
-def test_a_split_that_is_gone_and_keys_that_a_data_set_may_use_for_its_images() -> None:
-    before = {"first": {"split_fingerprint": {"train": "a", "test": "b"}}}
-    training.same_images(before, {"train": "a", "val": "c", "test": "b"}, "photos")
-    message = refusal(training.same_images, before, {"train": "a"}, "photos")
-    assert "images or labels in test (b then, no such split in photos now)" in message
-    data = {"_target_": "resnet_lab.data.retinopathy.Retinopathy", "root": "x", "labels": {"0": 1}, "image_size": 24}
-    assert training._of_splits(data) == training._of_splits(data | {"labels": {0: 1}, "image_size": 32})
-    assert training._of_splits(data) != training._of_splits(data | {"max_images": 5})
-    own = data | {"_target_": "mylab.Tiles"}
-    assert training._of_splits(own) != training._of_splits(own | {"image_size": 32})
-    assert training._of_splits(own) == training._of_splits(own | {"num_workers": 3})
 
 
 def test_a_folder_of_weights_that_lacks_a_depth_stops_the_sweep(

@@ -1,0 +1,87 @@
+"""The other jobs of a sweep, which decide on the images and labels that a job may use."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from resnet_lab.data.image_data import LOADING
+from resnet_lab.errors import UserError
+from resnet_lab.run_folder import RunFolder, real_path
+from resnet_lab.signatures import is_ours
+
+Statuses = dict[str, dict[str, Any]]  # name of a job → its status.json
+
+
+class Begun(NamedTuple):
+    """A job that is running or has finished an epoch."""
+
+    name: str
+    status: dict[str, Any]  # its status.json
+    data: dict[str, Any]  # group `data` of its configuration
+
+
+def begun_jobs(siblings: Iterable[RunFolder]) -> list[Begun]:
+    """Return the jobs of a sweep that are running or have finished an epoch.
+
+    A job that was stopped before the end of its first epoch does not count: it may still choose its source itself.
+    """
+    found = []
+    for job in siblings:
+        with suppress(UserError):  # damaged; `status` and `report` show it
+            status = job.read_status()
+            begun = status["state"] in ("running", "done") or job.last_checkpoint.is_file()
+            if begun and status.get("pixels"):
+                found.append(Begun(job.path.name, status, job.read_config()["data"]))
+    return found
+
+
+def with_data(begun: Iterable[Begun], data: dict[str, Any]) -> tuple[Statuses, Statuses]:
+    """Return name → status of the jobs on the same data set, and of those that have the same splits of it.
+
+    Args:
+        begun: result of `begun_jobs`.
+        data: configuration group `data` of a job.
+    """
+    on_same, alike, own = Statuses(), Statuses(), _of_splits(data)
+    for job in begun:
+        other = _of_splits(job.data)
+        if all(other.get(key) == own.get(key) for key in ("_target_", "root")):
+            on_same[job.name] = job.status
+            if other == own and "derived_from" not in job.status:  # whose predictions may be of fewer images
+                alike[job.name] = job.status
+    return on_same, alike
+
+
+def _of_splits(data: dict[str, Any]) -> dict[str, Any]:
+    """Return the keys of data that may change which images and labels a split has, with the real path of `root`.
+
+    A data set that is not resnet_lab's may use any key for that.
+    """
+    without = LOADING if is_ours(str(data["_target_"])) else {"batch_size", "num_workers", "in_memory", "cache_dir"}
+    kept = {key: value for key, value in data.items() if key not in without}
+    # one form of keys: numbers become text
+    return dict(json.loads(json.dumps(kept | {"root": real_path(data["root"])})))
+
+
+def same_images(before: Statuses, fingerprints: Mapping[str, str], root: str) -> None:
+    """Refuse to resume a job, or to start another one of its sweep, with other images than at its start.
+
+    Args:
+        before: name → status of the jobs that started before.
+        fingerprints: those of the present splits.
+        root: folder of the data set.
+
+    Raises:
+        UserError: a split has other images or targets.
+    """
+    for name, status in before.items():
+        known = status.get("split_fingerprint") or {}
+        for split, then in known.items():
+            if (now := fingerprints.get(split)) != then:
+                raise UserError(
+                    f"{name} started with other images or labels in {split} ({then} then, {now or 'no such split'} in "
+                    f"{root} now); restore those, or choose another sweep_dir"
+                )
