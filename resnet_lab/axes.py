@@ -89,7 +89,7 @@ def shortest_tail(text: str, others: Sequence[str], separator: str, least: int =
 
 def note_jobs(sweep_dir: Path, jobs: Mapping[str, Iterable[str]], gone: Iterable[str] = ()) -> None:
     """Store the overrides of planned jobs (folder name → overrides), and remove those in `gone`."""
-    known = {name: items for name, items in _planned(sweep_dir).items() if name not in {*gone}}
+    known = {name: items for name, items in planned_in(sweep_dir).items() if name not in {*gone}}
     text = json.dumps(known | {name: list(items) for name, items in jobs.items()}, indent=1, ensure_ascii=False)
     write_atomically(planned_file(sweep_dir), f"{text}\n")
 
@@ -101,7 +101,7 @@ def folder_of(run: RunFolder, overrides: Iterable[str]) -> RunFolder:
         run: the folder with the name of the job. It is removed if another one is returned and only Hydra wrote into it.
         overrides: those of the job.
     """
-    planned, own = _planned(run.path.parent), {*overrides}
+    planned, own = planned_in(run.path.parent), {*overrides}
     names = [] if run.path.name in planned else [name for name, items in planned.items() if {*items} == own]
     if not names:
         return run
@@ -111,7 +111,8 @@ def folder_of(run: RunFolder, overrides: Iterable[str]) -> RunFolder:
     return RunFolder(run.path.parent / names[0])
 
 
-def _planned(sweep_dir: Path) -> dict[str, list[str]]:
+def planned_in(sweep_dir: Path) -> dict[str, list[str]]:
+    """Return folder name → overrides of the planned jobs of a sweep, in the order of its commands."""
     with suppress(OSError, ValueError, AttributeError, TypeError):  # no such file, or damaged
         found = json.loads(planned_file(sweep_dir).read_text(encoding="utf-8"))
         return {str(name): [str(item) for item in items] for name, items in found.items()}
@@ -120,7 +121,7 @@ def _planned(sweep_dir: Path) -> dict[str, list[str]]:
 
 def settings_in(sweep_dir: Path) -> dict[str, dict[str, str]]:
     """Return folder name → keys and values of its overrides, for all planned and begun jobs of a sweep."""
-    found = {name: given_keys(items) for name, items in _planned(sweep_dir).items()}
+    found = {name: given_keys(items) for name, items in planned_in(sweep_dir).items()}
     for file in sorted(sweep_dir.glob("*/status.json")):
         if file.parent.name not in found:  # of an older version, or of another sweeper
             with suppress(UserError, OSError, TypeError, AttributeError):  # damaged, which `status` shows

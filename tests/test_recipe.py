@@ -1,7 +1,10 @@
 """The facts at the head of a report: the training, and the differences between groups."""
 
+import shutil
+
 from fake_runs import write_run
 
+from resnet_lab.axes import note_jobs
 from resnet_lab.report.groups import tables_of
 from resnet_lab.report.recipe import Fact, merged, recipe_of, subject_of
 from resnet_lab.report.runs import read_run
@@ -114,6 +117,25 @@ def test_the_command_of_a_run_that_failed_at_the_start_comes_last(tmp_path):
     write_run(tmp_path / "a", state="failed", error="boom", epoch=-1, overrides=["model.depth=50"])
     write_run(tmp_path / "b", overrides=["model.depth=18"])
     assert facts(tmp_path)["command"].values == [f"resnet-lab train model.depth={depth}" for depth in (18, 50)]
+
+
+def test_commands_plan_no_job_that_does_not_exist(tmp_path):
+    jobs = {f"{depth}-{seed}": [f"model.depth={depth}", f"seed={seed}"] for depth in (18, 50) for seed in (0, 1)}
+    later = jobs | {"18-5": ["model.depth=18", "seed=5"]}
+    for name, overrides in jobs.items():
+        write_run(tmp_path / name, int(name[:2]), seed=int(name[-1]), overrides=overrides)
+    (tmp_path / "jobs.txt").write_text("\n".join(later))
+    assert facts(tmp_path)["command"].values == ["resnet-lab train -m model.depth=18,50 seed=0,1"]
+    note_jobs(tmp_path, later)  # the last one is not trained
+    assert facts(tmp_path)["command"].values == ["resnet-lab train -m model.depth=18,50 seed=0,1"]
+    write_run(tmp_path / "18-5", 18, seed=5, overrides=later["18-5"])
+    two = ["resnet-lab train -m model.depth=18,50 seed=0,1", "resnet-lab train -m model.depth=18 seed=5"]
+    assert facts(tmp_path)["command"].values == two
+    shutil.rmtree(tmp_path / "50-1")  # planned, but not trained
+    assert facts(tmp_path)["command"].values == two
+    (tmp_path / "jobs.json").unlink()
+    three = ["model.depth=18 seed=0,1", "model.depth=50 seed=0", "model.depth=18 seed=5"]
+    assert facts(tmp_path)["command"].values == [f"resnet-lab train -m {words}" for words in three]
 
 
 def test_each_sweep_and_each_single_run_has_its_own_command(tmp_path):

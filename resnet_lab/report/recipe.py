@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from resnet_lab.axes import as_typed
+from resnet_lab.axes import as_typed, planned_in
 from resnet_lab.data.augmentation import NEUTRAL as NO_AUGMENTATION
 from resnet_lab.data.augmentation import Augmentation
 from resnet_lab.errors import count
@@ -26,6 +28,9 @@ COVERED = {"sweep", "run", *IN_FACTS} | {  # axes in a fact
 }
 IN_TITLE = 4  # experiments and folders of images in the title at most
 MOST = 6  # values of one fact at most
+
+
+Job = tuple[tuple[str, str], ...]  # key and value of its overrides
 
 
 class Fact(NamedTuple):
@@ -244,20 +249,52 @@ FACTS: dict[str, Callable[[Run], str]] = {
 
 
 def commands_of(runs: Sequence[Run]) -> list[str]:
-    """Return the commands that trained the runs, from their stored overrides: one for each sweep or single run.
+    """Return the commands that trained the runs, from the overrides of the jobs: one for each sweep or single run.
 
     Values have the order in which the jobs were planned. Single runs that failed at the start come last. Jobs of one
-    sweep with other keys or another `--config-dir` are from another command.
+    sweep with other keys or another `--config-dir` are from another command, and so are those that would make it plan
+    jobs which do not exist.
     """
-    commands: dict[tuple[Path, bool, str, frozenset[str]], dict[str, list[str]]] = {}
+    commands = defaultdict[tuple[Path, bool, str, frozenset[str]], dict[Path, Job]](dict)
     for run in sorted(in_order_of_jobs(runs), key=lambda run: run.single and run.failed_at_start):
         config_dir, folder = run.status.get("config_dir") or "", run.folder.path
         place, keys = folder if run.single else folder.parent, frozenset(key for key, _ in run.overrides)
-        given = commands.setdefault((place, not run.single, str(config_dir), keys), {})
-        for key, value in run.overrides:
-            if as_typed(value) not in given.setdefault(key, []):
-                given[key].append(as_typed(value))
-    return [_command(sweep, config_dir, given) for (_, sweep, config_dir, _), given in commands.items() if given]
+        commands[place, not run.single, str(config_dir), keys][folder] = _job(run.overrides)
+    found = list[str]()
+    reported = {run.folder.path for run in runs}
+    for (place, sweep, config_dir, keys), jobs in commands.items():
+        planned = {place / name: items for name, items in planned_in(place).items()} if sweep else {}
+        pairs = {path: [item.partition("=")[::2] for item in items] for path, items in planned.items()}
+        there = {path: _job(each) for path, each in pairs.items() if {key for key, _ in each} == keys}
+        known = {path: there[path] for path in there if path not in reported} | jobs
+        order = {path: number for number, path in enumerate(pairs)}
+        ordered = {path: known[path] for path in sorted(known, key=lambda path: order.get(path, len(order)))}
+        trained = {*jobs.values()}
+        found += [_command(sweep, config_dir, grid) for grid, its in _grids(ordered.values()) if grid and its & trained]
+    return found
+
+
+def _job(overrides: Iterable[tuple[str, str]]) -> Job:
+    return tuple((key, as_typed(value)) for key, value in overrides)
+
+
+def _grids(jobs: Iterable[Job]) -> Iterator[tuple[dict[str, list[str]], set[Job]]]:
+    """Yield grids that together plan exactly these jobs, and the jobs of each: each grid is as large as it can be.
+
+    Args:
+        jobs: with the same keys, in the order in which they were planned.
+    """
+    rest = list(dict.fromkeys(jobs))
+    while rest:
+        values = defaultdict[str, dict[str, None]](dict)
+        most, grid = 0, dict[str, list[str]]()
+        for number, job in enumerate(rest, 1):
+            for key, value in job:
+                values[key][value] = None
+            if math.prod(map(len, values.values())) == number:
+                most, grid = number, {key: list(each) for key, each in values.items()}
+        yield grid, {*rest[:most]}
+        rest = rest[most:]
 
 
 def _command(sweep: bool, config_dir: str, given: Mapping[str, Sequence[str]]) -> str:
