@@ -16,7 +16,7 @@ from resnet_lab.continuation import EPOCHS, refuse_epochs
 from resnet_lab.errors import UserError, printable, short
 from resnet_lab.hydra_errors import one_line
 from resnet_lab.processes import BUSY, DATA_SHOWN, SIGNALS, describe_death
-from resnet_lab.run_folder import PATIENCE, REMEDY, Busy, RunFolder, find_runs, jobs_file, real_path
+from resnet_lab.run_folder import PATIENCE, REMEDY, Busy, RunFolder, find_runs, flat, jobs_file, real_path
 from resnet_lab.status import state_of
 from resnet_lab.supervisor import forks, run_module
 from resnet_lab.terminal import clear
@@ -155,11 +155,31 @@ def refuse_mixed_sweep(run: RunFolder, plain: dict[str, Any], overrides: Sequenc
         refuse_epochs(run, before, plain)
         return True
     if changed:
-        raise UserError(
-            f"{short(run.path)} was trained with a different configuration: {'; '.join(differences(before, plain))}; "
-            "no job is started: restore these values, or choose another sweep_dir"
-        )
+        raise _trained_with_other(run, before, plain)
     return False
+
+
+def refuse_edited(run: RunFolder, now: dict[str, Any], own: dict[str, Any]) -> None:
+    """Refuse a job that gets a value which an edit has changed since another job of its sweep was trained.
+
+    Args:
+        run: that other job, created by this version.
+        now: the configuration that its overrides give today.
+        own: the configuration of the job that is to start.
+
+    Raises:
+        UserError: it gets such a value.
+    """
+    before, now_by_key, own_by_key = run.read_config(), flat(now), flat(own)
+    if any(own_by_key.get(key) == now_by_key.get(key) for key in changed_keys(before, now)):
+        raise _trained_with_other(run, before, now)
+
+
+def _trained_with_other(run: RunFolder, before: dict[str, Any], now: dict[str, Any]) -> UserError:
+    return UserError(
+        f"{short(run.path)} was trained with a different configuration: {'; '.join(differences(before, now))}; "
+        "no job is started: restore these values, or choose another sweep_dir"
+    )
 
 
 def is_trained(run: RunFolder) -> bool:

@@ -19,6 +19,7 @@ from typing import IO, Any
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType, ValueType
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
@@ -30,9 +31,9 @@ from resnet_lab.continuation import EPOCHS, epochs_by_job, goes_on_to, has_setti
 from resnet_lab.errors import UserError, count
 from resnet_lab.hydra_errors import one_line
 from resnet_lab.keys import choices_of
-from resnet_lab.launch import is_trained, refuse_mixed_sweep, refuse_mixture
+from resnet_lab.launch import is_trained, refuse_edited, refuse_mixed_sweep, refuse_mixture
 from resnet_lab.processes import describe_death
-from resnet_lab.run_folder import RunFolder, given_keys, list_jobs, of_logger
+from resnet_lab.run_folder import RunFolder, given_keys, list_jobs, of_logger, real_path
 from resnet_lab.schema import BY_NAME, CHOSEN, PROVIDED, conf_dir
 from resnet_lab.signatures import is_ours
 from resnet_lab.status import state_of
@@ -151,7 +152,7 @@ def planned(arguments: Sequence[str]) -> tuple[list[dict[str, Any]], list[RunFol
         _refuse_without_slurm(base.hydra.runtime.choices["hydra/launcher"])
         refuse_mixture(RunFolder(Path(base.hydra.sweep.dir) / "job"), sweep=True)  # before jobs.txt is written there
         runs = _runs(parsed, base.hydra)
-        _refuse_changed(runs, searchpath)
+        _refuse_changed(runs, searchpath, options.config_dir or "")
         return list(_compositions(_grid(parsed, base.hydra.sweeper.params or {}), searchpath)), list(runs)
 
 
@@ -190,17 +191,48 @@ def _runs(overrides: Sequence[Override], hydra: DictConfig) -> dict[RunFolder, t
     return {RunFolder(Path(hydra.sweep.dir) / _folder_name(job, excluded, hydra.sweep.dir)): job for job in jobs}
 
 
-def _refuse_changed(runs: Mapping[RunFolder, Sequence[str]], searchpath: Sequence[str]) -> None:
+def _refuse_changed(runs: Mapping[RunFolder, tuple[str, ...]], searchpath: Sequence[str], config_dir: str = "") -> None:
     """Refuse a sweep if its first undamaged job was trained with other values, as after an edit of the experiment file.
 
-    If that job only gets more epochs, all trained jobs must be able to go on.
+    If that job only gets more epochs, all trained jobs must be able to go on. If no job is trained, those of earlier
+    commands on the same experiment count, one for each set of keys: no job here may get a value that an edit changed.
 
     Raises:
         UserError: it was, or a job cannot go on.
     """
+    found = False
     for run, job in runs.items():
-        if is_trained(run) and not refuse_mixed_sweep(run, _composed([*job, *searchpath]), job):
-            return
+        if is_trained(run):
+            found = True
+            if not refuse_mixed_sweep(run, _composed([*job, *searchpath]), job):
+                return
+    for run, earlier in () if found or not runs else _earlier(runs, config_dir):
+        try:
+            now = _composed([*earlier, *searchpath])
+        except (HydraException, OmegaConfBaseException, UserError):  # a file of that job has lost a key, or is gone
+            continue
+        same = [len({*own} & {*earlier}) for own in runs.values()]
+        nearest = [*runs.values()][same.index(max(same))]
+        refuse_edited(run, now, _composed([*nearest, *searchpath]))
+
+
+def _earlier(runs: Mapping[RunFolder, tuple[str, ...]], config_dir: str) -> Iterator[tuple[RunFolder, list[str]]]:
+    """Yield a trained job of the same sweep and experiment for each set of keys, and its overrides.
+
+    Args:
+        runs: folder → overrides of the jobs of this command.
+        config_dir: its option.
+    """
+    first = next(iter(runs))
+    experiment, seen = given_keys(runs[first]).get("experiment"), set[frozenset[str]]()
+    for name, given in settings_in(first.path.parent).items():
+        run, keys = RunFolder(first.path.parent / name), frozenset(given)
+        if run not in runs and keys not in seen and given.get("experiment") == experiment and is_trained(run):
+            status = run.read_status()
+            same_folder = real_path(status.get("config_dir") or "") == real_path(config_dir)
+            if status.get("overrides") and same_folder and status.get("schema_version") == SCHEMA_VERSION:
+                seen.add(keys)
+                yield run, [*status["overrides"]]
 
 
 def _is_of_groups(axis: Override) -> bool:

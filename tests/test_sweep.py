@@ -184,6 +184,18 @@ def test_an_experiment_file_edited_after_a_job_stops_the_sweep(tmp_path: Path, m
         "runs/experiment-mine_seed-1 was trained with a different configuration: model.depth is 34 there, 18 here; "
         "no job is started: restore these values, or choose another sweep_dir"
     )
+    assert len(jobs_of([*arguments[:4], "seed=2", *arguments[5:]])) == 1  # older versions store no overrides
+    run.update_status(overrides=["experiment=mine", "seed=1"], config_dir=str(tmp_path / "conf"))
+    for later in (["seed=2"], ["seed=2", "optim.lr=0.1"]):  # no job of an earlier command
+        message = refusal(jobs_of, [*arguments[:4], *later, *arguments[5:]])
+        assert message.startswith("runs/experiment-mine_seed-1 was trained with a different configuration: model.depth")
+    others = (
+        ["seed=2", "model.depth=50"],  # which the edit does not change
+        ["seed=2", "experiment=demo", "model.pretrained=none"],  # another experiment
+        ["seed=2", "--config-dir", str(shutil.copytree("conf", "copy"))],
+    )
+    for later in others:
+        assert jobs_of([*arguments[:4], *later, *arguments[5:]])
     run.config_file.rename(run.path / "kept")
     assert len(jobs_of(arguments)) == 1  # without its configuration, the job itself names the fault
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
