@@ -16,7 +16,7 @@ from resnet_lab.command_line import begin
 from resnet_lab.errors import UserError, count, one_line_of
 from resnet_lab.processes import BUSY, GRACE, Stopped, stop_on_signals, stop_with_parent
 from resnet_lab.ranks import is_alone, repeat_failure, stop_with_ranks
-from resnet_lab.run_folder import PATIENCE, Busy, RunFolder, find_runs
+from resnet_lab.run_folder import PATIENCE, Busy, RunFolder, find_runs, version_of
 from resnet_lab.trust import trust, warn_of_unused
 from resnet_lab.verbs import job
 
@@ -88,9 +88,9 @@ def run_job(run: RunFolder, config: Mapping[str, Any], given: Namespace) -> int:
         return code
     warn_of_unused(given.trust, words_of_trust(config))
     with nullcontext() if alone else run.lock(PATIENCE):
-        # `starts`: number of earlier starts when the launcher decided to start this one
-        if given.starts is not None and given.starts != run.read_status().get("starts", 0):
-            raise Busy(f"{run.path}: another process started this job in the meantime")
+        if given.version not in (None, version_of(run.read_status())):  # that which the launcher decided to start
+            changed = "another command started this job, or changed its configuration, in the meantime"
+            raise Busy(f"{run.path}: {changed}; run this command again")
         return guarded(run)
 
 

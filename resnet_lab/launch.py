@@ -16,7 +16,7 @@ from resnet_lab.continuation import EPOCHS, refuse_epochs
 from resnet_lab.errors import UserError, printable, short
 from resnet_lab.hydra_errors import one_line
 from resnet_lab.processes import BUSY, DATA_SHOWN, SIGNALS, describe_death
-from resnet_lab.run_folder import PATIENCE, REMEDY, Busy, RunFolder, find_runs, flat, jobs_file, real_path
+from resnet_lab.run_folder import PATIENCE, REMEDY, Busy, RunFolder, find_runs, flat, jobs_file, real_path, version_of
 from resnet_lab.status import state_of
 from resnet_lab.supervisor import forks, run_module
 from resnet_lab.terminal import clear
@@ -284,10 +284,10 @@ def start(run: RunFolder, trusted: Sequence[str] = (), fork: bool = False) -> No
         Busy: another process is running the job.
         UserError: the job exited without an error message, or was stopped.
     """
-    starts = _starts_of_idle(run)
+    version = _version_of_idle(run)
     words = [f"{OPTION}{word}" for word in trusted]
     by_hand = shlex.join(["python", "-m", "resnet_lab.job", str(run.path), *words])
-    code = run_module("resnet_lab.job", [str(run.path), str(starts), *words], fork)
+    code = run_module("resnet_lab.job", [str(run.path), version, *words], fork)
     if not code:
         return
     clear()
@@ -303,8 +303,8 @@ def start(run: RunFolder, trusted: Sequence[str] = (), fork: bool = False) -> No
     raise UserError(f"{describe_death(code)}; resume with {by_hand}")
 
 
-def _starts_of_idle(run: RunFolder) -> int:
-    """Return how often the job has been started, if no other process runs it.
+def _version_of_idle(run: RunFolder) -> str:
+    """Return the `version_of` a job that no other process runs.
 
     Raises:
         Busy: another process runs the job, or ended it during the check.
@@ -313,5 +313,4 @@ def _starts_of_idle(run: RunFolder) -> int:
     changed = any(before.get(key) != after.get(key) for key in ("state", "starts"))
     if changed or (locked and after["state"] == "running"):
         raise Busy(f"{run.path}: another process is running this job")
-    starts: int = after.get("starts", 0)
-    return starts
+    return version_of(after)

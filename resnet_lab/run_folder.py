@@ -342,6 +342,11 @@ def _locks(file: IO[str], kind: int) -> bool:
     return True
 
 
+def version_of(status: Mapping[str, Any]) -> str:
+    """Return a text that changes when a command starts the job of a run or gives it another configuration."""
+    return f"{status.get('starts', 0)}-{status.get('config_hash', '')}"
+
+
 def jobs_file(sweep_dir: Path) -> Path:
     """File with the names of all jobs of a sweep, one per line."""
     return sweep_dir / "jobs.txt"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from argparse import SUPPRESS, ArgumentTypeError
 from collections.abc import Callable
@@ -308,14 +309,14 @@ def job() -> Verb:
     )
     verb.argument("RUN_DIR", "run folder, created by resnet-lab train (or by train start=false)")
     verb.option("trust", "PACKAGE", TRUST, [], action="append")
-    verb.arguments.add_argument("starts", nargs="?", type=_starts, help=SUPPRESS)  # from resnet-lab train
+    verb.arguments.add_argument("version", nargs="?", type=_version, help=SUPPRESS)  # from resnet-lab train
     return verb
 
 
-def _starts(value: str) -> int:
-    if not value.isdecimal():
+def _version(value: str) -> str:
+    if not re.fullmatch(r"\d+-\w*", value):
         raise ArgumentTypeError(f"{value}: give only one RUN_DIR")
-    return int(value)
+    return value
 
 
 VERBS: dict[str, Callable[[], Verb]] = {

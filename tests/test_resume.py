@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 import resnet_lab.train as train
-from resnet_lab import launch, prepare
+from resnet_lab import job, launch, prepare
 from resnet_lab.axes import labels_in
 from resnet_lab.config import differences
 from resnet_lab.errors import UserError
@@ -403,6 +403,29 @@ def test_the_death_of_a_waiting_process_is_not_that_of_the_job(sweep: Sweep, mon
     with pytest.raises(UserError, match="out of memory, or by hand"):
         launch.start(run)
     assert run.read_status()["state"] == "failed"
+
+
+@pytest.mark.parametrize("rate", [0.25, 0.5])
+def test_a_job_does_not_train_what_another_command_has_changed_before_it_starts(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rate: float
+) -> None:
+    def load(module: str, arguments: Sequence[str], fork: bool) -> int:
+        """Let another command create the same run while this one loads PyTorch; then begin its job."""
+        words = sys.argv
+        assert sweep(f"optim.lr={rate}", "start=false", multirun=False) == 0
+        monkeypatch.setattr(sys, "argv", ["job", *arguments])
+        code = job.main()
+        monkeypatch.setattr(sys, "argv", words)
+        return code
+
+    trained = []
+    monkeypatch.setattr("resnet_lab.training.guarded", lambda run: trained.append(run) or 0)
+    monkeypatch.setattr(job, "stop_with_parent", lambda *_: None)
+    monkeypatch.setattr(launch, "run_module", load)
+    changed = rate != 0.5
+    assert sweep("optim.lr=0.5", multirun=False) == int(changed)
+    assert ("changed its configuration, in the meantime" in capsys.readouterr().err) == changed
+    assert len(trained) == int(not changed)
 
 
 @pytest.mark.slow
