@@ -22,6 +22,7 @@ from resnet_lab.report.groups import tables_of
 from resnet_lab.report.runs import Run
 from resnet_lab.report.summaries import summary
 from resnet_lab.run_folder import RunFolder
+from resnet_lab.scores import SCORES
 from resnet_lab.sweep import preflight
 from resnet_lab.trust import trust
 
@@ -123,6 +124,10 @@ def compare(folders: str | Path | Sequence[str | Path], metric: str = "") -> pd.
     places = [folders] if isinstance(folders, str | Path) else list(folders)
     if not places:
         raise UserError("compare got no folder; give run folders or the folder of a sweep")
+    if metric not in SCORES and Path(metric or "-").is_dir():
+        raise UserError(
+            f"compare got metric={metric}; give several folders as a list: compare([{str(places[0])!r}, …])"
+        )
     return summary(tables_of(runs.read_runs([str(place) for place in places]), metric), ranked=True)
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -346,13 +347,13 @@ def without_unknown(config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 
 def check_overrides(arguments: Sequence[str]) -> None:
-    """Refuse overrides that Hydra accepts although nothing reads them.
+    """Refuse overrides that Hydra accepts although nothing reads them, or print that they have no effect.
 
     Args:
         arguments: arguments of a command line.
 
     Raises:
-        UserError: a group is added twice or set to no name, or a key of `hydra` does not exist.
+        UserError: a group is added twice or set to no name, or a key of `hydra` does not exist or would rename jobs.
     """
     for argument in arguments:
         key, _, value = argument.lstrip("+").partition("=")
@@ -360,12 +361,25 @@ def check_overrides(arguments: Sequence[str]) -> None:
             _refuse_no_names(argument, key)
         if key in ("launcher", "hydra.launcher"):
             raise UserError(f"{argument}: a launcher is a group of Hydra; write hydra/launcher={value}")
+        if key == "hydra.sweep.subdir":
+            remedy = "leave this key out"
+            raise UserError(f"{argument}: a job is named by its overrides, so that the same command finds it; {remedy}")
+        if key == ("hydra.run.dir" if {"-m", "--multirun"} & {*arguments} else "hydra.sweep.dir"):
+            _print_ignored(argument, f"{'in' if 'run' in key else 'without'} a sweep; write sweep_dir={value}")
         if not argument.startswith("+"):
             continue
         if key in CHOSEN:
             raise UserError(f"{argument}: {key} has a default already; write {key}={value}")
         if key.startswith("hydra."):
             _check_hydra(key)
+    last = {argument.lstrip("+").partition("=")[0]: argument for argument in arguments if "=" in argument}
+    for argument in dict.fromkeys(arguments):
+        if (later := last.get(argument.lstrip("+").partition("=")[0], argument)) != argument:
+            _print_ignored(argument, f"because {later} comes later; leave one out")
+
+
+def _print_ignored(argument: str, why: str) -> None:
+    print(f"{argument} has no effect {why}", file=sys.stderr, flush=True)
 
 
 def _refuse_no_names(argument: str, group: str) -> None:
@@ -378,6 +392,9 @@ def _refuse_no_names(argument: str, group: str) -> None:
     if not all(isinstance(each, str | list) and each for each in chosen):
         remedy = ", or leave it out" if group in ("experiment", "scale") else ""
         raise UserError(f"{argument}: name a file of conf/{group}/{remedy}")
+    if group in ("experiment", "scale") and (lists := [each for each in chosen if isinstance(each, list)]):
+        swept = ",".join(map(str, lists[0]))
+        raise UserError(f"{argument}: takes one name; a sweep over several is -m {group}={swept}")
 
 
 def _check_hydra(key: str) -> None:

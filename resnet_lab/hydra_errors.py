@@ -198,7 +198,7 @@ def with_file(message: str, overrides: Sequence[str], config_dir: str | Path) ->
         overrides: overrides of the command.
         config_dir: folder of the user's YAML files; empty: there is none.
     """
-    key = re.match(r"[\w.]+", message)
+    key = re.match(r"[\w./]+", message)
     typed = [each.partition("=")[::2] for each in overrides]
     if not config_dir:
         return message

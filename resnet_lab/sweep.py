@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from resnet_lab.axes import note_jobs, settings_in
 from resnet_lab.compatibility import SCHEMA_VERSION
-from resnet_lab.config import check, config_hash, job_name, searchpath_of, words_of_trust
+from resnet_lab.config import check, check_overrides, config_hash, job_name, searchpath_of, words_of_trust
 from resnet_lab.continuation import EPOCHS, epochs_by_job, goes_on_to, has_settings
 from resnet_lab.errors import UserError, count
 from resnet_lab.hydra_errors import one_line
@@ -149,6 +149,8 @@ def planned(arguments: Sequence[str]) -> tuple[list[dict[str, Any]], list[RunFol
             return [], []
         _refuse_unlisted(_axes(parsed, base.hydra.sweeper.params or {}))
         _refuse_nameless(parsed, base.hydra)
+        if not (name := str(base.hydra.sweep._get_node("subdir")._value())).startswith("${job_name:"):  # from a file
+            check_overrides([f"hydra.sweep.subdir={name}"])
         _refuse_without_slurm(base.hydra.runtime.choices["hydra/launcher"])
         refuse_mixture(RunFolder(Path(base.hydra.sweep.dir) / "job"), sweep=True)  # before jobs.txt is written there
         runs = _runs(parsed, base.hydra)

@@ -134,6 +134,9 @@ def checked(given: Namespace, forks: bool) -> bool:
         sys.argv[1:], trusted = without_trust(sys.argv[1:])
         trust(trusted)
         check_overrides(sys.argv[1:])
+        paths = [word for word in given.overrides if word.lstrip("+").startswith("hydra.searchpath=")]
+        if given.config_dir and paths:
+            raise UserError(f"{paths[0]}: --config-dir names a folder, too; put all your YAML files into one of them")
         if forks:
             supervisor.begin()  # it imports while the jobs are composed
         return preflight(sys.argv[1:], trusted, forks)
@@ -199,7 +202,8 @@ def run_command() -> int:
         overrides = [*given.overrides, *searchpath_of(given.config_dir or "")]
         text = with_file(one_line(error, overrides), given.overrides, given.config_dir or "")
         print(f"error: {text}", file=sys.stderr)
-        return 1 if isinstance(error, OSError) else 2  # a disk may fail after jobs have started
+        of_disk = isinstance(error, OSError) and not isinstance(error, HydraException)
+        return 1 if of_disk else 2  # a disk may fail after jobs have started
     except Exception as error:
         if _raised_in(error) in ("hydra", "omegaconf"):  # an override that they cannot parse
             print(f"error: {one_line(error)}", file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -81,7 +82,10 @@ def conform(key: str, value: Any, hint: Any) -> Any:
         listed = isinstance(value, list) and value and "[" not in words(hint)
         values = ",".join(map(str, value)) if listed else ""
         sweep = f"; a sweep needs -m and values without brackets: -m {key}={values}" if listed else ""
-        raise UserError(f"{key}={value}: must be {words(hint)}{sweep}") from None
+        # the second part of 0,001
+        split = isinstance(value, str) and re.fullmatch(r"0\d+", value) and "number" in words(hint)
+        point = f"; a decimal number has a point: {key}=0.{value}" if split else ""
+        raise UserError(f"{key}={value}: must be {words(hint)}{sweep}{point}") from None
 
 
 def _convert(value: Any, hint: Any) -> Any:

@@ -73,8 +73,10 @@ def train() -> Verb:
     # other options of Hydra, not in the help
     for names in (("--resolve",), ("--hydra-help",), ("-r", "--run"), ("-sc", "--shell-completion")):
         verb.flag(*names, action="store_true")
-    for names in (("-p", "--package"), ("-cp", "--config-path"), ("-cn", "--config-name"), ("--experimental-rerun",)):
+    for names in (("-p", "--package"), ("--experimental-rerun",)):
         verb.flag(*names)
+    for names in (("-cp", "--config-path"), ("-cn", "--config-name")):
+        verb.flag(*names, type=_no_config)
     verb.flag("-i", "--info", nargs="?", const="all", choices=INFO)
     verb.takes_keys("any key of the configuration, or a group: model=resnet_cifar")
     return verb
@@ -89,6 +91,12 @@ def _folder(value: str) -> str:
     if not Path(value).is_dir():
         raise ArgumentTypeError(f"--config-dir {value}: {'not a' if Path(value).exists() else 'no such'} folder")
     return value
+
+
+def _no_config(value: str) -> str:
+    raise ArgumentTypeError(
+        f"{value} cannot be read; --config-dir DIR experiment=NAME reads your own DIR/experiment/NAME.yaml"
+    )
 
 
 def _out(value: str) -> str:

@@ -60,6 +60,11 @@ def test_an_experiment_of_the_caller_is_found(
     assert "give KEY=VALUE" in refusal(lambda: resnet_lab.train("--config-dir=my_conf", "experiment=mine"))
 
 
+def test_compare_takes_several_folders_as_a_list(tmp_path: Path) -> None:
+    message = refusal(lambda: resnet_lab.compare(tmp_path / "a", str(tmp_path)))
+    assert message.endswith(f"give several folders as a list: compare(['{tmp_path / 'a'}', …])")
+
+
 def test_resnet_builds_a_network_by_its_depth() -> None:
     network = resnet_lab.resnet(18, num_classes=3)
     own = torchvision.models.resnet18(num_classes=3)

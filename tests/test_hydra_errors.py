@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from fake_data import refusal
 
-from resnet_lab.config import compose_config, composed
+from resnet_lab.config import check_overrides, compose_config, composed
 from resnet_lab.train import main
 
 OWN = "# @package _global_\n"
@@ -172,6 +172,48 @@ def test_a_wrong_value_of_a_file_is_named_with_it(
 
 def test_a_value_with_quotes_of_its_own_is_read() -> None:
     assert compose_config(['data.root="bücher/a"']).data.root == "bücher/a"
+
+
+@pytest.mark.parametrize(
+    ("words", "start"),
+    [
+        (["-m", "seed=0", "hydra.sweep.subdir=a"], "hydra.sweep.subdir=a: a job is named by its overrides"),
+        (
+            ["-m", "experiment=numbered"],
+            "experiment/numbered.yaml: hydra.sweep.subdir=${hydra.job.num}: a job is named",
+        ),
+        (["experiment=[a,b]"], "experiment=[a,b]: takes one name; a sweep over several is -m experiment=a,b"),
+        (["hydra.searchpath=[file://x]"], "hydra.searchpath=[file://x]: --config-dir names a folder, too"),
+        (["-m", "experiment=axes", "hydra/launcher=slurm"], "hydra/launcher=slurm: this machine has no srun"),
+        (["-m", "experiment=axes", "hydra/sweeper=ax"], "hydra/sweeper=ax: there is no such choice"),
+    ],
+)
+def test_keys_of_hydra_that_have_no_effect_are_refused(
+    words: list[str], start: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hydra = {"numbered": 'sweep: {subdir: "${hydra.job.num}"}', "axes": 'sweeper: {params: {seed: "0,1"}}'}
+    for name, keys in hydra.items():
+        (folder / "my conf" / "experiment" / f"{name}.yaml").write_text(f"{OWN}hydra: {{{keys}}}\n")
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["train", "--config-dir", "my conf", *words, "start=false"])
+    assert main() == 2
+    assert capsys.readouterr().err.startswith(f"error: {start}")
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["seed=1", "data.rotation=5", "data.rotation=5", "seed=2"], "seed=1 has no effect because seed=2 comes later"),
+        (["hydra.sweep.dir=a"], "hydra.sweep.dir=a has no effect without a sweep; write sweep_dir=a"),
+        (["hydra.run.dir=a", "-m"], "hydra.run.dir=a has no effect in a sweep; write sweep_dir=a"),
+        (["hydra.run.dir=a"], ""),
+    ],
+)
+def test_overrides_without_effect_are_named(words: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    check_overrides(words)
+    shown = capsys.readouterr().err
+    assert shown.startswith(line)
+    assert shown.count("\n") == bool(line)
 
 
 @pytest.mark.parametrize("word", ["launcher=slurm", "hydra.launcher=slurm"])

@@ -43,6 +43,11 @@ def test_invalid_values_are_named(value, hint, words):
     assert refusal(conform, "data.key", value, hint) == f"data.key={value}: must be {words}"
 
 
+def test_the_second_part_of_a_decimal_comma_gets_a_hint():
+    assert refusal(conform, "optim.lr", "001", float).endswith("; a decimal number has a point: optim.lr=0.001")
+    assert refusal(conform, "optim.lr", "x01", float).endswith("must be a number")
+
+
 def test_a_list_for_one_value_shows_how_to_sweep():
     message = refusal(conform, "model.depth", [18, 34], int)
     assert message.endswith(
