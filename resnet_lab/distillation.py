@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from resnet_lab.compatibility import ADDED
 from resnet_lab.data.transforms import renormalization
 from resnet_lab.errors import UserError
 from resnet_lab.inputs import sources_of
+from resnet_lab.models.pretrained import digest_of
 from resnet_lab.objectives import Objective, Softmax
 from resnet_lab.run_folder import RunFolder
 from resnet_lab.trained import Trained, load, match_classes
@@ -44,7 +44,7 @@ class Distillation:
 
     def __init__(self, teacher: Trained, mean: Tensor, std: Tensor, temperature: float, weight: float) -> None:
         self.network, self.objective = teacher.network.eval().requires_grad_(False), teacher.objective
-        self.temperature, self.weight, self.digest = temperature, weight, _digest(teacher)
+        self.temperature, self.weight, self.digest = temperature, weight, digest_of_teacher(teacher)
         own_mean, own_std = torch.tensor(teacher.origin["mean"]), torch.tensor(teacher.origin["std"])
         self.scale, self.shift = (each.view(3, 1, 1) for each in renormalization(mean, std, own_mean, own_std))
         self.renormalizes = not (torch.equal(mean, own_mean) and torch.equal(std, own_std))
@@ -79,14 +79,9 @@ class Distillation:
         return (1 - self.weight) * labels + self.weight * self.temperature**2 * divergence
 
 
-def _digest(teacher: Trained) -> str:
-    """Return a hash of the names and values of a teacher's weights."""
-    found = hashlib.sha256()
-    for part in (teacher.network, teacher.objective):
-        for name, value in part.state_dict().items():
-            found.update(name.encode())
-            found.update(value.cpu().flatten().view(torch.uint8).numpy())
-    return found.hexdigest()[:16]
+def digest_of_teacher(teacher: Trained) -> str:
+    """Return a hash of the weights of a teacher."""
+    return digest_of(teacher.network.state_dict(), teacher.objective.state_dict())
 
 
 def teacher_of(loss: Mapping[str, Any], data: Mapping[str, Any], class_names: Sequence[str]) -> Trained:

@@ -19,7 +19,7 @@ from resnet_lab.config import build, check
 from resnet_lab.data import progress
 from resnet_lab.data.image_data import ImageData
 from resnet_lab.data.splits import fingerprints, refuse_one_class
-from resnet_lab.distillation import refuse_no_logits, teacher_of
+from resnet_lab.distillation import digest_of_teacher, refuse_no_logits, teacher_of
 from resnet_lab.errors import UserError
 from resnet_lab.freezing import Freezing
 from resnet_lab.optim import naming, optimizer_of
@@ -33,7 +33,7 @@ from resnet_lab.parts import (
     statistics_of,
 )
 from resnet_lab.run_folder import RunFolder, real_path
-from resnet_lab.siblings import Begun, begun_jobs, same_images, with_data
+from resnet_lab.siblings import Begun, begun_jobs, same_images, same_weights, with_data
 from resnet_lab.terminal import Lines
 from resnet_lab.training import check_network, own_parts, refuse_unknown_monitors, selection
 from resnet_lab.trust import trust, without_trust
@@ -59,7 +59,8 @@ def command(arguments: list[str]) -> None:
         elif "loss" in need:
             names = _data_of(need)[0].class_names or []
             refuse_no_logits(build_objective(need["loss"], [1] * len(names)), need["loss"])
-            teacher_of(need["loss"], need["data"], names)
+            teacher = teacher_of(need["loss"], need["data"], names)
+            same_weights(_begun(need["sweep_dir"]), "loss.teacher", need, digest_of_teacher(teacher))
         elif "data" in need:
             data_set, table = _data_of(need)
             if need["shares_source"]:
@@ -75,7 +76,9 @@ def command(arguments: list[str]) -> None:
                 validates="val" in splits,
             )
         else:
-            check_network(need["model"])
+            digest = check_network(need["model"])
+            if Path(str(need["model"]["pretrained"])).expanduser().exists():
+                same_weights(_begun(need["sweep_dir"]), "model.pretrained", need, digest)
 
 
 def _data_of(need: dict[str, Any]) -> tuple[ImageData, pd.DataFrame]:

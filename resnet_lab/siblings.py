@@ -1,4 +1,4 @@
-"""The other jobs of a sweep, which decide on the images and labels that a job may use."""
+"""The other jobs of a sweep, which decide on the images, labels and weights that a job may use."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Begun(NamedTuple):
 
     name: str
     status: dict[str, Any]  # its status.json
-    data: dict[str, Any]  # group `data` of its configuration
+    config: dict[str, Any]
 
 
 def begun_jobs(siblings: Iterable[RunFolder]) -> list[Begun]:
@@ -34,7 +34,7 @@ def begun_jobs(siblings: Iterable[RunFolder]) -> list[Begun]:
             status = job.read_status()
             begun = status["state"] in ("running", "done") or job.last_checkpoint.is_file()
             if begun and status.get("pixels"):
-                found.append(Begun(job.path.name, status, job.read_config()["data"]))
+                found.append(Begun(job.path.name, status, job.read_config()))
     return found
 
 
@@ -47,7 +47,7 @@ def with_data(begun: Iterable[Begun], data: dict[str, Any]) -> tuple[Statuses, S
     """
     on_same, alike, own = Statuses(), Statuses(), _of_splits(data)
     for job in begun:
-        other = _of_splits(job.data)
+        other = _of_splits(job.config["data"])
         if all(other.get(key) == own.get(key) for key in ("_target_", "root")):
             on_same[job.name] = job.status
             if other == own and "derived_from" not in job.status:  # whose predictions may be of fewer images
@@ -85,3 +85,32 @@ def same_images(before: Statuses, fingerprints: Mapping[str, str], root: str) ->
                     f"{name} started with other images or labels in {split} ({then} then, {now or 'no such split'} in "
                     f"{root} now); restore those, or choose another sweep_dir"
                 )
+
+
+def same_weights(begun: Iterable[Begun], key: str, config: Mapping[str, Any], digest: str) -> None:
+    """Refuse to start a job whose teacher or initial weights were others when another job of its sweep started.
+
+    Args:
+        begun: result of `begun_jobs`.
+        key: `loss.teacher` or `model.pretrained`.
+        config: configuration of the job; the two groups are enough.
+        digest: hash of the weights, which jobs store in status.json under the last part of the key; empty: unknown.
+
+    Raises:
+        UserError: another job with the same value of the key had other weights.
+    """
+    group, name = key.split(".")
+    sought = [key] if group == "loss" else [key, "model.depth"]  # a folder has weights of several depths
+    for job in begun:
+        same = all(_value(job.config, each) == _value(config, each) for each in sought)
+        then = job.status.get(name)
+        if same and digest and then not in (None, digest):
+            raise UserError(
+                f"{key}={config[group][name]}: {job.name} started with other weights ({then} then, {digest} now); "
+                "restore those, or choose another sweep_dir"
+            )
+
+
+def _value(config: Mapping[str, Any], key: str) -> Any:
+    group, name = key.split(".")
+    return config.get(group, {}).get(name)

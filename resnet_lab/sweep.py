@@ -98,7 +98,7 @@ def _needs(job: dict[str, Any], shares_source: bool = False) -> Iterator[dict[st
     if job["loss"]["teacher"] is not None:
         yield data | {"loss": job["loss"]}
     if is_ours(job["model"]["_target_"]):
-        yield {"model": job["model"]}
+        yield {"model": job["model"], "sweep_dir": job["sweep_dir"]}
 
 
 def _alone(arguments: Sequence[str]) -> list[dict[str, Any]]:

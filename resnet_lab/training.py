@@ -57,7 +57,15 @@ from resnet_lab.inputs import checkpoint_of
 from resnet_lab.layers import LayerStatistics
 from resnet_lab.loggers import AFTER_CURVES
 from resnet_lab.metrics import is_collapsed, monitored
-from resnet_lab.models.pretrained import contents, depth_of, fitting, read, refuse_nan_weights
+from resnet_lab.models.pretrained import (
+    contents,
+    depth_of,
+    digest_of,
+    find_network,
+    fitting,
+    read,
+    refuse_nan_weights,
+)
 from resnet_lab.models.resnet import multiply_adds, parameter_count
 from resnet_lab.module import Classifier
 from resnet_lab.origin import CHECKPOINT_KEY, TRAIN_IMAGES
@@ -67,7 +75,7 @@ from resnet_lab.processes import Stopped
 from resnet_lab.run_folder import RunFolder, flat, is_bookkeeping
 from resnet_lab.schema import BY_NAME, PROVIDED, Config
 from resnet_lab.scores import SCORES
-from resnet_lab.siblings import begun_jobs, same_images, with_data
+from resnet_lab.siblings import begun_jobs, same_images, same_weights, with_data
 from resnet_lab.signatures import is_ours
 from resnet_lab.trained import count_training_images, warn_of_training_images
 from resnet_lab.trust import OPTION, trust_option
@@ -107,7 +115,7 @@ def run_job(run: RunFolder, misfits: frozenset[Path] = frozenset()) -> None:
         run_job(run, misfits | {resume_from})
         return
     if resume_from is None and rank() == 0:
-        note_seen(run, "model.pretrained", _count_pretraining_images(config["model"], module, datamodule))
+        note_pretraining(run, config["model"], module, datamodule)
     module.distillation = distillation(run, config, module, datamodule, resumes=resume_from is not None)
     freezing = Freezing(module.model, config["model"]["freeze"], config["model"]["unfreeze_at_epoch"])
     module.fit_split = "val" if "val" in datamodule.splits else "train"
@@ -227,8 +235,11 @@ def checked_config(run: RunFolder) -> dict[str, Any]:
     return config
 
 
-def check_network(model: dict[str, Any]) -> None:
+def check_network(model: dict[str, Any]) -> str:
     """Check that there is such a network with the parts to freeze, and that its initial weights fit.
+
+    Returns:
+        A hash of the initial weights; empty if they are random.
 
     Raises:
         UserError: there is no such network, or as for `Freezing` and `load_pretrained`.
@@ -237,10 +248,11 @@ def check_network(model: dict[str, Any]) -> None:
         network = build("model", without_weights(model), num_classes=2)
     Freezing(network, model.get("freeze"), until=None)
     if str(model.get("pretrained", "none")) == "none":
-        return
+        return ""
     own = network.state_dict()
     content, source = contents(str(model["pretrained"]), depth_of(own))
     fitting(content, own, source)
+    return digest_of(find_network(content, own, source))
 
 
 def read_data(run: RunFolder, config: dict[str, Any], resumes: bool) -> DataModule:
@@ -284,18 +296,31 @@ def note_seen(run: RunFolder, key: str, images: dict[str, int]) -> None:
         run.update_status(seen_by=seen)
 
 
-def _count_pretraining_images(model: dict[str, Any], module: Classifier, datamodule: DataModule) -> dict[str, int]:
-    """Count the validation and test images on which the network of `model.pretrained` was trained, and warn.
+def note_pretraining(run: RunFolder, model: dict[str, Any], module: Classifier, datamodule: DataModule) -> None:
+    """Note in status.json a hash of the weights of `model.pretrained`, and the images that they were trained on.
 
     Only a checkpoint of resnet_lab has hashes of its training images; for another file, nothing is counted.
+
+    Raises:
+        UserError: another job of the sweep started with other weights.
     """
     source = str(model.get("pretrained", "none"))
     if not Path(source).expanduser().exists():
-        return {}
+        note_seen(run, "model.pretrained", {})
+        return
+    own = module.model.state_dict()
     if is_ours(str(model["_target_"])):
-        content, source = contents(source, depth_of(module.model.state_dict()))
+        content, source = contents(source, depth_of(own))
     else:
         content = read(checkpoint_of(source))
+    digest = digest_of(find_network(content, own, source))
+    same_weights(begun_jobs(run.siblings()), "model.pretrained", {"model": model}, digest)
+    run.update_status(pretrained=digest)
+    note_seen(run, "model.pretrained", _count_pretraining_images(content, source, datamodule))
+
+
+def _count_pretraining_images(content: dict[str, Any], source: str, datamodule: DataModule) -> dict[str, int]:
+    """Count the validation and test images on which weights were trained, and warn."""
     origin = content.get(CHECKPOINT_KEY)
     known = origin.get(TRAIN_IMAGES) if isinstance(origin, dict) else None
     name = f"model.pretrained={source}"
@@ -327,6 +352,8 @@ def distillation(
             f"loss.teacher={loss['teacher']}: the job started with other weights ({before} then, {found.digest} now); "
             "restore those, or choose another sweep_dir"
         )
+    if not resumes and rank() == 0:
+        same_weights(begun_jobs(run.siblings()), "loss.teacher", config, found.digest)
     if rank() == 0:
         splits = datamodule.test_splits
         seen = {split: count_training_images(teacher, datamodule.rows(split), f"{split} ") for split in splits}

@@ -49,6 +49,15 @@ def test_a_group_trained_on_different_data_is_a_fault(tmp_path, split):
     assert text.endswith(": 2")
 
 
+@pytest.mark.parametrize("key", ["model.pretrained", "loss.teacher"])
+def test_a_group_with_different_weights_is_a_fault(tmp_path, key):
+    for seed, digest in enumerate(("a", "a", "b", None)):
+        change_status(write_run(tmp_path / str(seed), seed=seed), **{key.partition(".")[2]: digest})
+    text = found(tmp_path)["different weights"]
+    assert f"different weights of {key}" in text
+    assert text.endswith(": 2")
+
+
 def test_all_seeds_that_occur_twice_are_named_with_their_runs(tmp_path):
     for name, seed in (("a", 0), ("b", 1), ("c", 2), ("d", 0), ("e", 2)):
         write_run(tmp_path / name, seed=seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from fake_data import refusal
 
 from resnet_lab import siblings
@@ -21,3 +22,21 @@ def test_keys_that_a_data_set_may_use_for_its_images() -> None:
     own = data | {"_target_": "mylab.Tiles"}
     assert siblings._of_splits(own) != siblings._of_splits(own | {"image_size": 32})
     assert siblings._of_splits(own) == siblings._of_splits(own | {"num_workers": 3})
+
+
+@pytest.mark.parametrize("key", ["model.pretrained", "loss.teacher"])
+def test_weights_that_changed_since_another_job_began_are_refused(key: str) -> None:
+    group, name = key.split(".")
+    config = {"model": {"depth": 18, "pretrained": None}, "loss": {"teacher": None}}
+    config[group] = config[group] | {name: "runs/a"}
+    first = siblings.Begun("first", {name: "1234"}, config)
+    message = refusal(siblings.same_weights, [first], key, config, "5678")
+    assert message.startswith(f"{key}=runs/a: first started with other weights (1234 then, 5678 now)")
+    siblings.same_weights([first], key, config, "1234")
+    siblings.same_weights([first._replace(status={})], key, config, "5678")  # of an older version
+    siblings.same_weights([first], key, {"model": {}, "loss": {}, group: {name: "runs/b", "depth": 18}}, "5678")
+    deeper = config | {"model": config["model"] | {"depth": 34}}
+    if key == "model.pretrained":  # of a folder with weights of both depths
+        siblings.same_weights([first], key, deeper, "5678")
+    else:
+        assert "first started with other weights" in refusal(siblings.same_weights, [first], key, deeper, "5678")

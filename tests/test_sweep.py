@@ -30,6 +30,7 @@ from resnet_lab.run_folder import RunFolder, list_jobs
 from resnet_lab.schema import conf_dir
 from resnet_lab.sweep import jobs_of
 from resnet_lab.train import main
+from resnet_lab.training import check_network
 
 DATA = ["data=retinopathy", "data.root=somewhere"]
 
@@ -414,6 +415,23 @@ def test_labels_that_changed_since_a_job_began_stop_the_sweep(
     spelled = [word if "data.root" not in word else f"{word}/../{photographs.name}" for word in own]
     needs(monkeypatch, *spelled, "data.rotation=0,20", shares_source=True)
     assert refusal(command.command, []).startswith("first started with other images or labels in train (")
+
+
+def test_initial_weights_that_changed_since_a_job_began_stop_the_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "weights.pth"
+    own = ["model.depth=18", f"model.pretrained={file}", f"sweep_dir={tmp_path / 'sweep'}"]
+    torch.save(resnet(18, 2).state_dict(), file)
+    job = RunFolder(tmp_path / "sweep" / "first")
+    list_jobs(job.path.parent, ["first"])
+    create_run(job, compose_config(own))
+    job.update_status(state="done", pixels="originals", pretrained=check_network(dict(compose_config(own).model)))
+    needs(monkeypatch, *own, "optim.lr=0.1,0.2")
+    command.command([])
+    torch.save(resnet(18, 2).state_dict(), file)
+    needs(monkeypatch, *own, "optim.lr=0.1,0.2")
+    assert refusal(command.command, []).startswith(f"model.pretrained={file}: first started with other weights (")
 
 
 def test_a_folder_of_weights_that_lacks_a_depth_stops_the_sweep(

@@ -144,6 +144,16 @@ def fitting(content: Mapping[str, Any], own: Mapping[str, Tensor], source: str) 
     return state
 
 
+def digest_of(*states: Mapping[str, Any]) -> str:
+    """Return a hash of the names and values of weights."""
+    found = hashlib.sha256()
+    for state in states:
+        for name, value in state.items():
+            found.update(name.encode())
+            found.update(value.cpu().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()[:16]
+
+
 def contents(source: str, depth: int) -> tuple[dict[str, Any], str]:
     """Return the state dict or checkpoint that `source` names, for a network of `depth` layers.
 

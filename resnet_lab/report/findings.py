@@ -7,7 +7,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from itertools import combinations
+from itertools import combinations, compress
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from resnet_lab.axes import labels_in, texts_of
 from resnet_lab.errors import UserError, count
 from resnet_lab.rendering import FEW_NAMES, Finding
 from resnet_lab.report.figures import CURVES, PICTURES
-from resnet_lab.report.groups import AREA, Table, places_of
+from resnet_lab.report.groups import AREA, Group, Table, places_of
 from resnet_lab.report.intervals import CHECKED_IMAGES, CHECKED_PATIENTS, FEW_OF_A_CLASS, FEWEST
 from resnet_lab.report.runs import OUTDATED, Run, may_not_be_read, read_metrics
 from resnet_lab.report.selection import blind_of
@@ -145,27 +145,24 @@ def _collapsed(table: Table) -> Iterator[Finding]:
 
 
 def _doubts(table: Table) -> Iterator[Finding]:
+    places = places_of(table.scored) if table.scored else {}
     for group in table.ranked:
         seeds = Counter(run.config.get("seed") for run in group.scored)
         repeated = [run for run in group.scored if seeds[run.config.get("seed")] > 1]
         roots = sorted({str(run.config.get("data.root")) for run in group.scored})
         if len(roots) > 1:
             yield Finding("different images", f"{group.label}: its runs read different folders: {' and '.join(roots)}")
-        for split in ("train", "val"):
-            digests = Counter(digest for run in group.scored if (digest := run.fingerprint(split)))
-            if len(digests) > 1:
-                others = [
-                    run for run in group.scored if run.fingerprint(split) not in ("", digests.most_common()[0][0])
-                ]
-                text = f"{group.label}: its runs had different images or labels in {split}, so they cannot be averaged"
-                places = places_of(table.scored)
-                names = tuple(places[run.folder.path] for run in others)
-                yield Finding("different data", f"{text}; these differ from the most", names=names)
+        for kind, what, digests in _digests_of(group):
+            counts = Counter(filter(None, digests))
+            if len(counts) > 1:
+                text = f"{group.label}: its runs had different {what}, so they cannot be averaged"
+                unlike = [each not in ("", counts.most_common()[0][0]) for each in digests]
+                names = tuple(places[run.folder.path] for run in compress(group.scored, unlike))
+                yield Finding(kind, f"{text}; these differ from the most", names=names)
         if repeated:
             which = sorted({run.config.get("seed") for run in repeated}, key=str)
             several = f"seed {which[0]} occurs" if len(which) == 1 else f"seeds {', '.join(map(str, which))} occur"
             text = f"{group.label}: {several} more than once, so n is too large; remove all runs of a seed but one"
-            places = places_of(table.scored)
             yield Finding("duplicate seed", text, names=tuple(places[run.folder.path] for run in repeated))
     if any(not np.array_equal(each, table.patient) for each in table.groupings):
         text = "the runs disagree on which images belong to one patient; the grouping with the fewest patients is used"
@@ -177,6 +174,15 @@ def _doubts(table: Table) -> Iterator[Finding]:
             text += "; decision thresholds were also fitted on them, so their scores are too high"
         yield Finding("no test split", text)
     yield from _against_baseline(table)
+
+
+def _digests_of(group: Group) -> Iterator[tuple[str, str, list[str]]]:
+    """Yield what the runs of a group must share: the kind of finding, its words, and the hash of each run or empty."""
+    for split in ("train", "val"):
+        yield "different data", f"images or labels in {split}", [run.fingerprint(split) for run in group.scored]
+    for key in ("model.pretrained", "loss.teacher"):
+        hashes = [str(run.status.get(key.partition(".")[2]) or "") for run in group.scored]
+        yield "different weights", f"weights of {key}", hashes
 
 
 def _against_baseline(table: Table) -> Iterator[Finding]:
