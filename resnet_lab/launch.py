@@ -146,7 +146,10 @@ def refuse_mixed_sweep(run: RunFolder, plain: dict[str, Any], overrides: Sequenc
     Raises:
         UserError: the job was trained with a different configuration, and cannot be resumed with this one.
     """
-    before, version = run.read_config(), run.read_status().get("schema_version", 1)
+    before, status = run.read_config(), run.read_status()
+    version = status.get("schema_version", 1)
+    if status["state"] == "done":
+        _refuse_other_root(run, before, plain)
     if version < SCHEMA_VERSION:
         before = without_unknown(before)[0]
         plain = with_older_defaults(plain, run.read_config(), version, _keys_of(overrides))
@@ -171,6 +174,8 @@ def refuse_edited(run: RunFolder, now: dict[str, Any], own: dict[str, Any]) -> N
         UserError: it gets such a value.
     """
     before, now_by_key, own_by_key = run.read_config(), flat(now), flat(own)
+    if own["data"].get("root") == now["data"].get("root"):
+        _refuse_other_root(run, before, now)
     if any(own_by_key.get(key) == now_by_key.get(key) for key in changed_keys(before, now)):
         raise _trained_with_other(run, before, now)
 
@@ -223,9 +228,8 @@ def _accepted(run: RunFolder, plain: dict[str, Any]) -> dict[str, Any]:
     if status.get("schema_version", 1) < SCHEMA_VERSION:
         before = without_unknown(before)[0]
     different = "; ".join(differences(before, plain))
-    roots = [config["data"].get("root") for config in (before, plain)]
-    if status["state"] == "done" and len({real_path(root) for root in roots}) > 1:
-        raise UserError(f"{short(run.path)} is done with data.root={roots[0]}; choose another sweep_dir")
+    if status["state"] == "done":
+        _refuse_other_root(run, before, plain)
     if not different:
         return {}
     changes = {"state": "created", "error": None, "config_hash": config_hash(plain), "seed": plain["seed"]}
@@ -246,6 +250,14 @@ def _accepted(run: RunFolder, plain: dict[str, Any]) -> dict[str, Any]:
     raise UserError(
         f"{short(run.path)} contains a run with a different configuration: {different}; choose another sweep_dir"
     )
+
+
+def _refuse_other_root(run: RunFolder, before: dict[str, Any], plain: dict[str, Any]) -> None:
+    roots = [config["data"].get("root") for config in (before, plain)]
+    if len({real_path(root) for root in roots}) > 1:
+        raise UserError(
+            f"{short(run.path)} is done with data.root={roots[0]}; restore this value, or choose another sweep_dir"
+        )
 
 
 def _may_start(run: RunFolder, on_failed: str, sweep: bool) -> bool:

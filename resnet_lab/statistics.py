@@ -52,10 +52,11 @@ def midpoints(num_classes: int) -> np.ndarray:
 
 
 def fitted_thresholds(probabilities: np.ndarray, targets: np.ndarray) -> list[float]:
-    """Return the K - 1 increasing limits of the expected grade with the highest QWK, on a grid of `STEP`.
+    """Return the K - 1 increasing limits of the expected grade with a high QWK, on a grid of `STEP`.
 
-    Coordinate ascent from the midpoints: each limit in turn moves to its best place between its neighbors, until none
-    moves. Among equally good places, the one nearest to the midpoint is chosen, so the result is deterministic.
+    Coordinate ascent from the midpoints, which finds a local maximum: each limit in turn moves to its best place
+    between its neighbors, until none moves. Among equally good places, the one nearest to the midpoint is chosen, so
+    the result is deterministic.
 
     Args:
         probabilities: probabilities (N, K).

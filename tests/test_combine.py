@@ -24,6 +24,7 @@ from resnet_lab.inputs import sources_of
 from resnet_lab.objectives import cross_entropy
 from resnet_lab.outputs import as_stored
 from resnet_lab.report.combined import combined_rows, fold_rows
+from resnet_lab.report.effects import effects_of
 from resnet_lab.report.findings import findings_of
 from resnet_lab.report.groups import tables_of
 from resnet_lab.report.recipe import recipe_of
@@ -138,6 +139,19 @@ def test_the_report_compares_a_mean_with_its_members(seeds: Path, tmp_path: Path
     assert "[" in of_18.difference
     every = next(row for label, row in rows.items() if "over=all" in label)
     assert every.members.count(";") == 1
+
+
+def test_means_of_runs_that_are_compared_change_no_effect_of_these_runs(seeds: Path, tmp_path: Path) -> None:
+    combine([str(seeds)], tmp_path / "means", ["seed"])
+    both, trained, means = (
+        tables_of(read_runs([str(folder) for folder in folders]))[0]
+        for folders in ([seeds, tmp_path / "means"], [seeds], [tmp_path / "means"])
+    )
+    depths = [next(each for each in effects_of(table) if each.axis == "model.depth") for table in (both, trained)]
+    assert depths[0].settings == pytest.approx(depths[1].settings)
+    assert len(depths[0].settings) == 1
+    assert [each.axis for each in effects_of(both)] == ["model.depth", "combine.mean_over"]
+    assert [each.axis for each in effects_of(means)] == ["model.depth"]
 
 
 def test_without_the_members_there_is_nothing_to_compare(seeds: Path, tmp_path: Path) -> None:

@@ -459,3 +459,26 @@ def test_existing_data_and_weights_pass(
         command.command([])
     needs(monkeypatch, *TINY, f"data.root={photographs}", "model.pretrained=none", "optim.lr=0.1,0.2")
     command.command([])
+
+
+def test_a_renamed_folder_of_photographs_stops_the_sweep_at_its_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "conf" / "experiment" / "mine.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("# @package _global_\ndata: {root: photos}\n")
+    arguments = ["--config-dir", "conf", "-m", "experiment=mine", "sweep_dir=runs"]
+    (first,) = jobs_of([*arguments, "seed=0"])
+    run = RunFolder(Path("runs", "experiment-mine_seed-0"))
+    run.path.mkdir(parents=True)
+    run.write_config(first)
+    overrides = ["experiment=mine", "seed=0"]
+    run.update_status(schema_version=SCHEMA_VERSION, state="done", overrides=overrides, config_dir="conf")
+    file.write_text("# @package _global_\ndata: {root: photos2}\n")
+    for seeds in ("seed=0,1", "seed=1"):
+        message = refusal(jobs_of, [*arguments, seeds])
+        assert message.startswith("runs/experiment-mine_seed-0 is done with data.root=photos; restore this value, or")
+    assert jobs_of([*arguments, "seed=1", "data.root=photos"])
+    (tmp_path / "photos").symlink_to(tmp_path / "photos2")  # the same folder
+    assert jobs_of([*arguments, "seed=0,1"])

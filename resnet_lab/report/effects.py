@@ -77,7 +77,7 @@ def pairings_of(table: Table) -> list[Pairing]:
         for place, level in enumerate(levels):
             # a key of a part, such as label_smoothing, may have its first value only with another part
             earlier = (_pairs(groups, bundles[axis], base, level) for base in levels[:place])
-            if pairs := next(filter(None, earlier), []):
+            if pairs := _trained(next(filter(None, earlier), []), groups, axis):
                 first, other = (groups[place].shown for place in pairs[0])
                 if len(bundles[axis]) > 1:
                     texts = [[shown[key] for key in bundles[axis] if key in shown] for shown in (first, other)]
@@ -86,6 +86,14 @@ def pairings_of(table: Table) -> list[Pairing]:
                     one, two = first.get(axis, "nothing").rpartition("=")[2], other.get(axis, axis)
                 found.append(Pairing(axis, bundles[axis], f"{two or 'nothing'} instead of {one or 'nothing'}", pairs))
     return found
+
+
+def _trained(pairs: list[tuple[int, int]], groups: Sequence[Group], axis: str) -> list[tuple[int, int]]:
+    """Return the pairs without combined groups, whose members count already; all pairs if there are no others."""
+    if axis.startswith("combine."):
+        return pairs
+    combined = [any(key.startswith("combine.") and _level(group, key) for key in group.values) for group in groups]
+    return [pair for pair in pairs if not any(combined[place] for place in pair)] or pairs
 
 
 def bundles_of(groups: Sequence[Group]) -> dict[str, list[str]]:
