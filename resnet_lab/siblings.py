@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import fields
 from typing import Any, NamedTuple
 
-from resnet_lab.data.image_data import LOADING
+from resnet_lab.data.image_data import LOADING, ImageData
 from resnet_lab.errors import UserError
 from resnet_lab.run_folder import RunFolder, real_path
 from resnet_lab.signatures import is_ours
 
+SHARED = {each.name for each in fields(ImageData)}
 Statuses = dict[str, dict[str, Any]]  # name of a job → its status.json
 
 
@@ -48,7 +50,7 @@ def with_data(begun: Iterable[Begun], data: dict[str, Any]) -> tuple[Statuses, S
     on_same, alike, own = Statuses(), Statuses(), _of_splits(data)
     for job in begun:
         other = _of_splits(job.config["data"])
-        if all(other.get(key) == own.get(key) for key in ("_target_", "root")):
+        if _decides_pixels(other) == _decides_pixels(own):
             on_same[job.name] = job.status
             if other == own and "derived_from" not in job.status:  # whose predictions may be of fewer images
                 alike[job.name] = job.status
@@ -64,6 +66,12 @@ def _of_splits(data: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in data.items() if key not in without}
     # one form of keys: numbers become text
     return dict(json.loads(json.dumps(kept | {"root": real_path(data["root"])})))
+
+
+def _decides_pixels(data: dict[str, Any]) -> dict[str, Any]:
+    """Return the keys that decide where images are read; a data set that is not resnet_lab's may use its own keys."""
+    ours = is_ours(str(data["_target_"]))
+    return {key: data.get(key) for key in ({"_target_", "root"} if ours else {"root", *data.keys() - SHARED})}
 
 
 def same_images(before: Statuses, fingerprints: Mapping[str, str], root: str) -> None:

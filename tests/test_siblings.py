@@ -40,3 +40,17 @@ def test_weights_that_changed_since_another_job_began_are_refused(key: str) -> N
         siblings.same_weights([first], key, deeper, "5678")
     else:
         assert "first started with other weights" in refusal(siblings.same_weights, [first], key, deeper, "5678")
+
+
+def test_only_jobs_that_read_the_same_pixels_decide_on_their_source() -> None:
+    ours = {"_target_": "resnet_lab.data.retinopathy.Retinopathy", "root": "x", "val_fraction": 0.1, "separator": ";"}
+    own = {"_target_": "digits.Digits", "root": "x", "image_size": 32, "val_fraction": 0.1, "invert": True}
+    for data, changes, shares in (
+        (ours, {"val_fraction": 0.2, "separator": ","}, True),
+        (ours, {"root": "y"}, False),
+        (own, {"val_fraction": 0.2, "image_size": 24}, True),
+        (own, {"invert": False}, False),
+        (own, {"_target_": "digits.Others"}, False),
+    ):
+        begun = siblings.Begun("first", {"pixels": "originals"}, {"data": data})
+        assert bool(siblings.with_data([begun], data | changes)[0]) == shares, changes
