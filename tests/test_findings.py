@@ -323,6 +323,14 @@ def test_files_of_other_digests_are_a_finding_if_images_and_recipe_are_the_same(
     assert "originals of train" in found(tmp_path)["different image files"]
 
 
+@pytest.mark.parametrize(("target", "differ"), [("digits.Digits", False), ("resnet_lab.data.cifar10.Cifar10", True)])
+def test_an_own_key_of_a_data_set_from_outside_may_change_its_images(tmp_path, target, differ):
+    for seed, invert in enumerate((True, False)):
+        config = {"data._target_": target, "data.invert": invert}
+        write_run(tmp_path / str(seed), seed=seed, config=config, pixels="originals", pixel_digests={"test": str(seed)})
+    assert ("different image files" in found(tmp_path)) == differ
+
+
 def test_pixels_of_other_versions_of_the_recipe_are_a_finding(tmp_path):
     for seed in (2, 3):
         write_run(tmp_path / str(seed), seed=seed, pixels="originals", recipe={"version": seed})

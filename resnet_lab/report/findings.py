@@ -14,6 +14,7 @@ import numpy as np
 
 from resnet_lab.axes import labels_in, texts_of
 from resnet_lab.errors import UserError, count
+from resnet_lab.keys import known_keys
 from resnet_lab.rendering import FEW_NAMES, Finding
 from resnet_lab.report.figures import CURVES, PICTURES
 from resnet_lab.report.groups import AREA, Group, Table, places_of
@@ -22,6 +23,7 @@ from resnet_lab.report.runs import OUTDATED, Run, may_not_be_read, read_metrics
 from resnet_lab.report.selection import blind_of
 from resnet_lab.run_folder import SOURCES, jobs_file, list_jobs
 from resnet_lab.scores import ABSENT, SCORES
+from resnet_lab.signatures import is_ours
 
 ALIKE = 6  # digits of a probability; two trainings differ within these
 MANY = 8  # classes or runs that a finding names; further ones are counted
@@ -377,13 +379,14 @@ def _pixels(runs: Sequence[Run]) -> Iterator[Finding]:
         if not pixels:
             continue
         labels: dict[tuple[object, ...], str] = {}
+        own = _own_keys(run)
         for split in run.status.get("split_fingerprint") or {}:
-            labels[split, run.fingerprint(split)] = pixels
+            labels[split, run.fingerprint(split), own] = pixels
             if "version" in recipe:
-                labels[split, run.fingerprint(split), "version"] = f"version {recipe['version']} of the recipe"
+                labels[split, run.fingerprint(split), own, "version"] = f"version {recipe['version']} of the recipe"
         made_by = json.dumps(recipe, sort_keys=True) if pixels == "prepared" else ""
         for split, digest in (run.status.get("pixel_digests") or {}).items():
-            labels[split, run.fingerprint(split), pixels, made_by] = f"{pixels} of {split} with digest {digest}"
+            labels[split, run.fingerprint(split), own, pixels, made_by] = f"{pixels} of {split} with digest {digest}"
         for key, label in labels.items():
             read[key][label].append(names[run.folder.path])
     texts: dict[object, str] = {}
@@ -394,6 +397,14 @@ def _pixels(runs: Sequence[Run]) -> Iterator[Finding]:
             texts.setdefault(some_runs, f"the runs read the same images from different files: {sources}")
     for text in texts.values():
         yield Finding("different image files", text)
+
+
+def _own_keys(run: Run) -> tuple[str, ...]:
+    """Return the keys and values that only a data set from outside has, as they may change its images."""
+    if is_ours(str(run.config.get("data._target_", "resnet_lab."))):
+        return ()
+    own = {key for key in run.config if key.startswith("data.")} - {*known_keys()}
+    return tuple(f"{key}={run.config[key]}" for key in sorted(own))
 
 
 def _single_seeds(tables: Sequence[Table]) -> Iterator[Finding]:
