@@ -16,7 +16,7 @@ from typing import Any
 
 from resnet_lab.errors import UserError
 from resnet_lab.files import write_atomically
-from resnet_lab.run_folder import RunFolder, given_keys, jobs_file, planned_file
+from resnet_lab.run_folder import RunFolder, given_keys, hashes_file, jobs_file, planned_file
 
 Texts = Mapping[str, str]  # `key=value` → what a label has instead
 OF_PYTHON = re.compile(r"(^|[\[{:,] ?)(True|False|None)(?=$|[\]},])")  # values in a text that Python or Hydra wrote
@@ -92,6 +92,19 @@ def note_jobs(sweep_dir: Path, jobs: Mapping[str, Iterable[str]], gone: Iterable
     known = {name: items for name, items in planned_in(sweep_dir).items() if name not in {*gone}}
     text = json.dumps(known | {name: list(items) for name, items in jobs.items()}, indent=1, ensure_ascii=False)
     write_atomically(planned_file(sweep_dir), f"{text}\n")
+
+
+def note_hashes(sweep_dir: Path, hashes: Mapping[str, str]) -> None:
+    """Store the hash of the configuration of each planned job (folder name → hash; empty if unknown)."""
+    write_atomically(hashes_file(sweep_dir), f"{json.dumps(hashes_in(sweep_dir) | dict(hashes), indent=1)}\n")
+
+
+def hashes_in(sweep_dir: Path) -> dict[str, str]:
+    """Return what `note_hashes` has stored."""
+    with suppress(OSError, ValueError, AttributeError):  # no such file, or damaged
+        found = json.loads(hashes_file(sweep_dir).read_text(encoding="utf-8"))
+        return {str(name): str(each) for name, each in found.items()}
+    return {}
 
 
 def folder_of(run: RunFolder, overrides: Iterable[str]) -> RunFolder:

@@ -357,6 +357,11 @@ def planned_file(sweep_dir: Path) -> Path:
     return sweep_dir / "jobs.json"
 
 
+def hashes_file(sweep_dir: Path) -> Path:
+    """File with hashes of the configurations of the jobs of a sweep (JSON: name → hash)."""
+    return sweep_dir / "jobs_hashes.json"
+
+
 def list_jobs(sweep_dir: Path, names: Iterable[str] | None = None, gone: Collection[str] = ()) -> list[str]:
     """Return the names of a sweep's jobs in the order of the commands.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
 import shutil
 import sys
 import time
@@ -24,7 +25,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from resnet_lab.axes import note_jobs, settings_in
+from resnet_lab.axes import hashes_in, note_hashes, note_jobs, settings_in
 from resnet_lab.compatibility import SCHEMA_VERSION
 from resnet_lab.config import check, check_overrides, config_hash, job_name, searchpath_of, words_of_trust
 from resnet_lab.continuation import EPOCHS, epochs_by_job, goes_on_to, has_settings
@@ -153,9 +154,11 @@ def planned(arguments: Sequence[str]) -> tuple[list[dict[str, Any]], list[RunFol
             check_overrides([f"hydra.sweep.subdir={name}"])
         _refuse_without_slurm(base.hydra.runtime.choices["hydra/launcher"])
         refuse_mixture(RunFolder(Path(base.hydra.sweep.dir) / "job"), sweep=True)  # before jobs.txt is written there
-        runs = _runs(parsed, base.hydra)
+        runs, grid = _runs(parsed, base.hydra), _grid(parsed, base.hydra.sweeper.params or {})
         _refuse_changed(runs, searchpath, options.config_dir or "")
-        return list(_compositions(_grid(parsed, base.hydra.sweeper.params or {}), searchpath)), list(runs)
+        jobs = list(_compositions(grid, searchpath))
+        COMPOSED.update((_settings_of(words), _without_seed(job)) for words, job in zip(grid, jobs, strict=True))
+        return jobs, list(runs)
 
 
 def _compositions(jobs: Sequence[Sequence[str]], searchpath: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -320,6 +323,12 @@ def _values(axis: Override) -> list[str]:
     return [f"{key}={axis.get_value_element_as_str()}"]
 
 
+def _without_seed(job: dict[str, Any]) -> str:
+    """Return a hash of a configuration without its seed."""
+    return config_hash(job | {"seed": 0})
+
+
+COMPOSED: dict[frozenset[str], str] = {}  # `_settings_of` a job → hash of its configuration
 SWEPT: dict[Path, list[str]] = {}  # folder of the sweep that this process has started → names of its jobs
 
 
@@ -359,8 +368,34 @@ class ListJobs(Callback):
             list_jobs(Path(hydra.sweep.dir), names, renamed)
             if names:
                 note_jobs(Path(hydra.sweep.dir), dict(zip(names, jobs, strict=True)), renamed)
+                note_hashes(
+                    Path(hydra.sweep.dir), {name: COMPOSED.get(_settings_of(job), "") for name, job in by_name.items()}
+                )
         except OSError as error:  # printed here, as Hydra logs a traceback and continues
             print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
+
+
+def _settings_of(job: Iterable[str]) -> frozenset[str]:
+    """Return the overrides of a job without its seed and those of Hydra."""
+    return frozenset(word for word in job if not re.match(r"seed=|[+~]*hydra[./]", word))
+
+
+def refuse_edited_meanwhile(run: RunFolder, plain: dict[str, Any]) -> None:
+    """Refuse a job whose configuration has changed since its command planned it, as after an edit of a YAML file.
+
+    Args:
+        run: its folder.
+        plain: its configuration, which Hydra composes when the job starts.
+
+    Raises:
+        UserError: it has changed.
+    """
+    planned = hashes_in(run.path.parent).get(run.path.name)
+    if planned and planned != _without_seed(plain):
+        raise UserError(
+            "not started because its configuration has changed since the command began, as after an edit of a YAML "
+            "file; restore the file, then run the same command again"
+        )
 
 
 def _beside(jobs: Mapping[str, Sequence[str]], sweep_dir: Path, renamed: Sequence[str]) -> str:

@@ -39,7 +39,7 @@ from resnet_lab.processes import (
 from resnet_lab.run_folder import Busy, RunFolder, list_jobs
 from resnet_lab.schema import conf_dir
 from resnet_lab.status import summary
-from resnet_lab.sweep import SWEPT, preflight
+from resnet_lab.sweep import SWEPT, preflight, refuse_edited_meanwhile
 from resnet_lab.trust import OPTION, trust, without_trust
 from resnet_lab.verbs import VERBS
 
@@ -78,9 +78,10 @@ def train(config: DictConfig) -> float | None:
     launcher, sweeper = (hydra_config.runtime.choices[f"hydra/{each}"] for each in ("launcher", "sweeper"))
     one_by_one = sweep and launcher == sweeper == "basic"  # Hydra would not start the jobs after one that raises
     try:
-        plain: Any = OmegaConf.to_container(config, resolve=True)
+        plain: Any = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
         if sweep:
             print_label(run, plain["labels"])
+            refuse_edited_meanwhile(run, plain)
         local = not sweep or launcher in LOCAL_LAUNCHERS
         if launcher == "joblib" and (line := place_on_gpu(plain["trainer"])):
             print(line, flush=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -482,3 +483,28 @@ def test_a_renamed_folder_of_photographs_stops_the_sweep_at_its_start(
     assert jobs_of([*arguments, "seed=1", "data.root=photos"])
     (tmp_path / "photos").symlink_to(tmp_path / "photos2")  # the same folder
     assert jobs_of([*arguments, "seed=0,1"])
+
+
+def test_a_file_that_is_edited_while_the_sweep_runs_stops_its_other_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "conf" / "experiment" / "mine.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("# @package _global_\noptim: {lr: 0.1}\nhydra: {sweeper: {params: {data.rotation: '0,20'}}}\n")
+    started = []
+
+    def run_and_edit(run: RunFolder, *arguments: object) -> None:
+        started.append(run.path.name)
+        file.write_text(file.read_text().replace("0.1", "0.2"))
+
+    monkeypatch.setattr(sweep, "run_module", lambda *_, **__: 0)
+    monkeypatch.setattr(sys.modules["resnet_lab.train"], "run_in", run_and_edit)
+    words = ["--config-dir", "conf", "-m", "experiment=mine", "seed=0,1", "data.root=x", "sweep_dir=runs"]
+    monkeypatch.setattr("sys.argv", ["train", *words, "hydra.job.chdir=false"])
+    assert main() == 1
+    assert started == ["root-x_rotation-0_experiment-mine_seed-0"]
+    assert capsys.readouterr().err.count("its configuration has changed since the command began") == 3
+    monkeypatch.setattr("sys.argv", ["train", *words])  # a new command takes the file as it is
+    assert main() == 0
+    assert len(started) == 5
