@@ -119,6 +119,21 @@ def test_the_command_of_a_run_that_failed_at_the_start_comes_last(tmp_path):
     assert facts(tmp_path)["command"].values == [f"resnet-lab train model.depth={depth}" for depth in (18, 50)]
 
 
+def test_trainings_that_stopped_early_are_named(tmp_path):
+    write_run(tmp_path / "0", config={"trainer.max_epochs": 8}, epoch=7)
+    assert facts(tmp_path)["training"].text.startswith("8 epochs")
+    write_run(tmp_path / "1", seed=1, config={"trainer.max_epochs": 8}, epoch=1)
+    found = facts(tmp_path)
+    assert found["stopped early"].text == "after 2 epochs"
+    assert found["training"].text.startswith("8 epochs")
+    assert "; at most 8 epochs" in found["training"].text
+    patient = {"trainer.max_epochs": 8, "trainer.early_stopping": 3}
+    found = facts(write_run(tmp_path / "2" / "a", seed=2, config=patient, epoch=7).parent)
+    assert found["training"].text.startswith("at most 8 epochs")
+    assert found["training"].text.endswith(", early stopping after 3 epochs without a better one")
+    assert "stopped early" not in found
+
+
 def test_commands_plan_no_job_that_does_not_exist(tmp_path):
     jobs = {f"{depth}-{seed}": [f"model.depth={depth}", f"seed={seed}"] for depth in (18, 50) for seed in (0, 1)}
     later = jobs | {"18-5": ["model.depth=18", "seed=5"]}

@@ -189,8 +189,21 @@ def _part(group: str, without: Iterable[str] = ()) -> Callable[[Run], str]:
 
 def _training(run: Run) -> str:
     epochs, batch = run.config.get("trainer.max_epochs"), run.config.get("data.batch_size")
-    length = [count(epochs, "epoch") if isinstance(epochs, int) else f"{epochs} epochs"] * (epochs is not None)
-    return ", ".join(length + [f"batches of {batch} images"] * (batch is not None))
+    patience = run.config.get("trainer.early_stopping")
+    most = "at most " if patience or _early_end(run) else ""
+    length = [f"{most}{count(epochs, 'epoch') if isinstance(epochs, int) else f'{epochs} epochs'}"]
+    parts = length * (epochs is not None) + [f"batches of {batch} images"] * (batch is not None)
+    return ", ".join(
+        [*parts, *[f"early stopping after {count(patience or 0, 'epoch')} without a better one"] * bool(patience)]
+    )
+
+
+def _early_end(run: Run) -> str:
+    """Return after how many epochs a finished training stopped before `trainer.max_epochs`; empty if it did not."""
+    epochs, last = run.config.get("trainer.max_epochs"), run.status.get("epoch")
+    if run.state != "done" or not isinstance(epochs, int) or not isinstance(last, int) or not 0 <= last < epochs - 1:
+        return ""
+    return f"after {count(last + 1, 'epoch')}"
 
 
 def _augmentation(run: Run) -> str:
@@ -235,6 +248,7 @@ FACTS: dict[str, Callable[[Run], str]] = {
     "optimizer": _part("optim"),
     "schedule": _part("schedule"),
     "training": _training,
+    "stopped early": _early_end,
     "selection": _selection,
     "test-time augmentation": lambda run: (
         "" if run.config.get("trainer.tta") in (None, "none") else str(run.config["trainer.tta"])
