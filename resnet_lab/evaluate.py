@@ -35,7 +35,7 @@ from resnet_lab.report.leaderboard import CONSTANT, NOTHING, interval_text
 from resnet_lab.report.runs import read_predictions
 from resnet_lab.run_folder import RunFolder
 from resnet_lab.scores import SCORES, majority_baseline
-from resnet_lab.trained import MEMBERS, Trained, count_training_images, load, match_classes
+from resnet_lab.trained import MEMBERS, POOLS, Trained, count_training_images, load, match_classes
 from resnet_lab.trust import trust, warn_of_unused
 from resnet_lab.verbs import VERBS
 
@@ -79,8 +79,11 @@ def evaluate_split(model: Trained, config: dict[str, Any], split: str) -> tuple[
     names = ",".join(model.class_names)
     remedy = f"evaluate on data with the same classes; if only their names are missing, set data.class_names=[{names}]"
     match_classes(model, datamodule.class_names, datamodule.data.name, remedy)
-    if rank() == 0:
-        count_training_images(model, datamodule.rows(split))
+    if rank() == 0 and count_training_images(model, datamodule.rows(split)) and model.origin.get(POOLS):
+        raise UserError(
+            f"{model.file}: some networks of these folds were trained on the images that others are tested on; "
+            f"name other data, or read the scores of the pooled folds with resnet-lab report {short(model.file.parent)}"
+        )
     datamodule.test_splits = [split]
     module = Classifier.of(model, test_splits=[split])
     trainer = build_trainer(config["trainer"], module)

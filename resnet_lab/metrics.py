@@ -177,7 +177,8 @@ def monitored(monitor: str, num_classes: int, ordered: bool, key: str = "monitor
     if name not in known:
         word = monitor.removeprefix("val/").lower()
         meant = f"val/{ALIASES.get(word, word)}"
-        hint = f"did you mean {meant}?" if meant in known else f"choose auto, {', '.join(known)}"
+        choices = f"choose auto, {', '.join(known)}; metrics of callbacks cannot select an epoch"
+        hint = f"did you mean {meant}?" if meant in known else choices
         raise UserError(f"{key}={monitor}: no such metric; {hint}")
     return name, mode_of(name)
 

@@ -22,7 +22,7 @@ from resnet_lab.data.image_data import ImageData
 from resnet_lab.data.prepared import PreparedSet, prepare, read_prepared
 from resnet_lab.data.splits import join_patients, leaking, merged_patients
 from resnet_lab.errors import UserError, count
-from resnet_lab.files import write_atomically
+from resnet_lab.files import refuse_unwritable, write_atomically
 from resnet_lab.processes import cores, end
 from resnet_lab.terminal import Lines
 from resnet_lab.trust import trust
@@ -117,6 +117,8 @@ def command(arguments: list[str]) -> None:
         raise UserError(
             f"data={data.name}: {type(data).__name__} defines its own read(), so its images are not prepared"
         )
+    if given.out:
+        refuse_unwritable(Path(given.out))
     index = prepare(target, list(rows["path"]), given.processes or cores())
     facts, problem = facts_of(data, target, rows, index)
     good = facts[facts["defect"] == ""]

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from fake_data import refusal
 from fake_runs import change_status, edit_predictions, write_run
 
 from resnet_lab import load, trained
@@ -455,6 +456,26 @@ def test_an_ensemble_is_one_model(make_run: MakeRun, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_networks_of_different_folds_are_not_scored_on_their_own_images(make_run: MakeRun, tmp_path: Path) -> None:
+    keys = ("trainer.precision=32-true", "trainer.max_epochs=1", "data.folds=2")
+    members = [
+        make_run(*keys, f"data.fold={fold}", f"seed={seed}", name=f"fold-{fold}-seed-{seed}")
+        for fold in range(2)
+        for seed in range(2)
+    ]
+    for run in members:
+        assert guarded(run) == 0
+    pooled = combine([str(run.path) for run in members], tmp_path / "pooled", ["data.fold"])
+    (mean,) = combine([str(run.path) for run in pooled], tmp_path / "means", ["seed"])
+    for run in (pooled[0], mean):
+        model = load(run.path)
+        message = refusal(evaluate_split, model, override(model.origin, []), "test")
+        assert "networks of these folds were trained on the images that others are tested on" in message
+    model = load(members[0].path)
+    evaluate_split(model, override(model.origin, []), "test")
+
+
 def test_members_of_different_size_are_no_single_network(make_run: MakeRun, tmp_path: Path) -> None:
     keys = ("trainer.max_epochs=1", "trainer.precision=32-true")
     members = [make_run(*keys, f"data.image_size={size}", name=f"size-{size}") for size in (24, 32)]

@@ -210,6 +210,8 @@ def test_nothing_is_prepared_with_wrong_arguments(root, tmp_path):
     assert "processes=no" in refusal(prepare, root, "processes=no")
     assert "data.image_sise" in refusal(prepare, root, "data.image_sise=3")
     assert "name a folder, not a file" in refusal(prepare, root, f"out={root / 'train_img.csv'}")
+    assert "choose another folder with out=" in refusal(prepare, root, f"out={root / 'train_img.csv' / 'below'}")
+    assert not list(tmp_path.rglob("index*.csv"))  # nothing is prepared before
     write_medmnist(tmp_path / "arrays" / "retinamnist.npz", {"train": [0, 1, 2, 3, 4], "val": [0], "test": [1]})
     message = refusal(prepare, tmp_path / "arrays", "data=retinamnist")
     assert message == "data=retinamnist has no image files, so there is nothing to prepare"
