@@ -458,7 +458,7 @@ def test_an_ensemble_is_one_model(make_run: MakeRun, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.slow
 def test_networks_of_different_folds_are_not_scored_on_their_own_images(make_run: MakeRun, tmp_path: Path) -> None:
-    keys = ("trainer.precision=32-true", "trainer.max_epochs=1", "data.folds=2")
+    keys = ("trainer.precision=32-true", "trainer.max_epochs=1", "data.folds=2", "data.splits={train:[train,test]}")
     members = [
         make_run(*keys, f"data.fold={fold}", f"seed={seed}", name=f"fold-{fold}-seed-{seed}")
         for fold in range(2)
