@@ -364,6 +364,10 @@ def check_overrides(arguments: Sequence[str]) -> None:
         if key == "hydra.sweep.subdir":
             remedy = "leave this key out"
             raise UserError(f"{argument}: a job is named by its overrides, so that the same command finds it; {remedy}")
+        if (key, value.lower()) == ("hydra.job.chdir", "true"):
+            raise UserError(
+                f"{argument}: jobs stay in the folder of the command, where relative paths begin; leave it out"
+            )
         if key == ("hydra.run.dir" if {"-m", "--multirun"} & {*arguments} else "hydra.sweep.dir"):
             _print_ignored(argument, f"{'in' if 'run' in key else 'without'} a sweep; write sweep_dir={value}")
         if not argument.startswith("+"):

@@ -65,7 +65,8 @@ def one_line(error: Exception, overrides: Sequence[str] = ()) -> str:
     """
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         remedy = "free some space" if error.errno in NO_ROOM else "choose a sweep_dir that can be written"
-        return f"{error.filename or 'disk'}: {error.strerror}; {remedy}"
+        folder = next((each.partition("=")[2] for each in reversed(overrides) if each.startswith("sweep_dir=")), "disk")
+        return f"{error.filename or folder}: {error.strerror}; {remedy}"
     if isinstance(error, yaml.YAMLError):
         return _fault_of_yaml(error)
     if isinstance(error, UnicodeDecodeError):
@@ -83,6 +84,10 @@ def one_line(error: Exception, overrides: Sequence[str] = ()) -> str:
         if decimal := re.fullmatch(r"(.+=0),(\d+)", typed):
             listed += f", and a decimal number has a point, {decimal[1]}.{decimal[2]}"
         return f"{typed}: several values are a sweep, which needs -m: resnet-lab train -m …; {listed}"
+    if group := re.search(r"Could not override '(\w+)'\.?\s*No match in the defaults list", text):
+        typed = next((each for each in overrides if each.partition("=")[0] == group[1]), f"{group[1]}=NAME")
+        if "=" in typed:
+            return f"{typed}: there is no such key; for a group of your own YAML files, write +{typed}"
     if (merged := re.search(r"Error merging override (.+)", text)) and (rule := _rule(text)):
         return f"{merged[1]}: {rule}"
     unknown = re.search(r"Key '.*' (?:not in '|is not in struct)", text)

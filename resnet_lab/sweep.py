@@ -152,6 +152,7 @@ def planned(arguments: Sequence[str]) -> tuple[list[dict[str, Any]], list[RunFol
         _refuse_nameless(parsed, base.hydra)
         if not (name := str(base.hydra.sweep._get_node("subdir")._value())).startswith("${job_name:"):  # from a file
             check_overrides([f"hydra.sweep.subdir={name}"])
+        _name_unused_axes(parsed, fixed, searchpath)
         _refuse_without_slurm(base.hydra.runtime.choices["hydra/launcher"])
         refuse_mixture(RunFolder(Path(base.hydra.sweep.dir) / "job"), sweep=True)  # before jobs.txt is written there
         runs, grid = _runs(parsed, base.hydra), _grid(parsed, base.hydra.sweeper.params or {})
@@ -275,6 +276,19 @@ def _refuse_nameless(overrides: Sequence[Override], hydra: DictConfig) -> None:
         nameless = key in hydra.job.config.override_dirname.exclude_keys or of_logger(key)
         if axis.is_sweep_override() and nameless:
             raise UserError(f"{key} cannot be swept because it does not change the experiment; give it one value")
+
+
+def _name_unused_axes(overrides: Sequence[Override], fixed: Sequence[str], searchpath: Sequence[str]) -> None:
+    """Print a line for each experiment of a sweep over experiments whose own axes Hydra does not sweep."""
+    typed = {axis.get_key_element() for axis in overrides}
+    for axis in (each for each in overrides if each.key_or_group == "experiment" and each.is_sweep_override()):
+        for value in _values(axis):
+            config = compose("config", [*fixed, value, *searchpath], return_hydra_config=True)
+            if unused := [key for key in config.hydra.sweeper.params or {} if key not in typed]:
+                print(
+                    f"{value}: its own axes ({', '.join(unused)}) are not swept beside other experiments; type them",
+                    file=sys.stderr,
+                )
 
 
 def _refuse_without_slurm(launcher: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from fake_data import refusal
 
 from resnet_lab.config import check_overrides, compose_config, composed
+from resnet_lab.hydra_errors import one_line
 from resnet_lab.train import main
 
 OWN = "# @package _global_\n"
@@ -170,6 +172,12 @@ def test_a_wrong_value_of_a_file_is_named_with_it(
     assert capsys.readouterr().err.startswith(f"error: {start}")
 
 
+def test_a_full_disk_is_named_by_the_folder_of_the_command() -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    assert one_line(full, ["seed=1", "sweep_dir=small/new"]) == "small/new: No space left on device; free some space"
+    assert one_line(full) == "disk: No space left on device; free some space"
+
+
 def test_a_value_with_quotes_of_its_own_is_read() -> None:
     assert compose_config(['data.root="bücher/a"']).data.root == "bücher/a"
 
@@ -182,6 +190,8 @@ def test_a_value_with_quotes_of_its_own_is_read() -> None:
             ["-m", "experiment=numbered"],
             "experiment/numbered.yaml: hydra.sweep.subdir=${hydra.job.num}: a job is named",
         ),
+        (["hydra.job.chdir=True"], "hydra.job.chdir=True: jobs stay in the folder of the command"),
+        (["debug=fast"], "debug=fast: there is no such key; for a group of your own YAML files, write +debug=fast"),
         (["experiment=[a,b]"], "experiment=[a,b]: takes one name; a sweep over several is -m experiment=a,b"),
         (["hydra.searchpath=[file://x]"], "hydra.searchpath=[file://x]: --config-dir names a folder, too"),
         (["-m", "experiment=axes", "hydra/launcher=slurm"], "hydra/launcher=slurm: this machine has no srun"),
@@ -194,6 +204,8 @@ def test_keys_of_hydra_that_have_no_effect_are_refused(
     hydra = {"numbered": 'sweep: {subdir: "${hydra.job.num}"}', "axes": 'sweeper: {params: {seed: "0,1"}}'}
     for name, keys in hydra.items():
         (folder / "my conf" / "experiment" / f"{name}.yaml").write_text(f"{OWN}hydra: {{{keys}}}\n")
+    (folder / "my conf" / "debug").mkdir()
+    (folder / "my conf" / "debug" / "fast.yaml").write_text(f"{OWN}seed: 1\n")
     monkeypatch.setattr("shutil.which", lambda name: None)
     monkeypatch.setattr(sys, "argv", ["train", "--config-dir", "my conf", *words, "start=false"])
     assert main() == 2
@@ -207,6 +219,7 @@ def test_keys_of_hydra_that_have_no_effect_are_refused(
         (["hydra.sweep.dir=a"], "hydra.sweep.dir=a has no effect without a sweep; write sweep_dir=a"),
         (["hydra.run.dir=a", "-m"], "hydra.run.dir=a has no effect in a sweep; write sweep_dir=a"),
         (["hydra.run.dir=a"], ""),
+        (["hydra.job.chdir=false"], ""),
     ],
 )
 def test_overrides_without_effect_are_named(words: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:

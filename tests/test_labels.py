@@ -153,6 +153,12 @@ def test_missing_column(file, columns, seen):
     assert refusal(read_labels, path, *columns, GRADES).startswith(f"{path} has {seen}")
 
 
+def test_a_title_above_the_columns(file):
+    path = file("Findings 2025;;;\nphoto;level;eye;patient\na;0;L;1\n")
+    message = refusal(read_labels, path, "photo", "level", GRADES)
+    assert message.endswith("its first line must name the columns; delete the lines above")
+
+
 # parsing
 
 
@@ -239,7 +245,7 @@ def test_names_may_contain_dots_and_folders(file):
 
 def test_repeated_name(file):
     message = refusal(parse_file, file("a,0\nb,1\nc,1\nb,1\n"))
-    assert "image 'b' in line 4: image names must not repeat; delete one of the rows" in message
+    assert "image 'b' in line 4: image names must not repeat; delete one of the rows ('b' is in line 2, too)" in message
 
 
 @pytest.mark.slow

@@ -200,6 +200,28 @@ def test_patients():
     assert patients == ["10", "10", "10", "10", "a_b", "_left", "x_left_2", "7left"]
 
 
+@pytest.mark.parametrize(
+    ("patients", "named"),
+    [
+        (["P001", "p001", "P2"], "'P001' and 'p001' count"),
+        (["001", "1", "2", "02"], "'001' and '1' (and 1 more such) count"),
+        (["A 1", "A1", "B1"], "'A 1' and 'A1' count"),
+        (["P10", "P1", "P100", "P01x"], ""),
+    ],
+)
+def test_patients_that_differ_only_in_spelling_are_doubted(patients: list[str], named: str) -> None:
+    names = [f"{number:03d}" for number, _ in enumerate(patients * 2)]
+    table = pd.DataFrame({"image": names, "path": names, "patient": patients * 2})
+    doubt = patients_of_column(table).doubt
+    assert named in doubt
+    assert bool(named) == bool(doubt)
+
+
+def test_patients_of_names_that_differ_only_in_case_are_doubted() -> None:
+    names = [f"{patient}_{side}" for patient in ("P1", "p1", "P2", "P3") for side in ("left", "right")]
+    assert "'P1' and 'p1' count as different patients" in found(names)[1].doubt
+
+
 def test_a_column_of_images_is_doubted() -> None:
     names = [f"{number}_{side}" for number in range(10) for side in ("left", "right")]
     table = pd.DataFrame({"image": names, "patient": names})

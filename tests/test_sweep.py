@@ -508,3 +508,18 @@ def test_a_file_that_is_edited_while_the_sweep_runs_stops_its_other_jobs(
     monkeypatch.setattr("sys.argv", ["train", *words])  # a new command takes the file as it is
     assert main() == 0
     assert len(started) == 5
+
+
+def test_axes_of_swept_experiments_are_named_where_hydra_ignores_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "experiment").mkdir()
+    for name, axes in (("a", "seed: '0,1', optim.lr: '0.1,0.2'"), ("b", "")):
+        text = f"# @package _global_\nhydra: {{sweeper: {{params: {{{axes}}}}}}}\n"
+        (tmp_path / "experiment" / f"{name}.yaml").write_text(text)
+    own = ["--config-dir", str(tmp_path), "-m", f"sweep_dir={tmp_path / 'runs'}"]
+    assert len(jobs_of([*own, "experiment=a"])) == 2
+    assert capsys.readouterr().err == ""
+    assert len(jobs_of([*own, "experiment=a,b", "seed=0,1"])) == 2
+    line = "experiment=a: its own axes (optim.lr) are not swept beside other experiments; type them\n"
+    assert capsys.readouterr().err == line

@@ -113,6 +113,7 @@ def test_the_examples_of_a_help_are_understood(name: str, tmp_path: Path, monkey
         ("train", ["--config-dir"], ["expected one argument"]),
         ("train", ["seed=1", "--config-dir", "myconf"], ["--config-dir myconf: no such folder"]),
         ("prepare", ["-cd", __file__], [f"--config-dir {__file__}: not a folder"]),
+        ("predict", ["run", "a.jpg", "b.jpg"], ["b.jpg: must be", "put the images into one folder"]),
         ("train", ["--config-name", "mine"], ["--config-name: mine", "--config-dir DIR experiment=NAME"]),
         ("train", ["-cp=conf"], ["--config-path: conf", "--config-dir DIR experiment=NAME"]),
         ("train", ["--info", "seed=1"], ["invalid choice: 'seed=1'"]),

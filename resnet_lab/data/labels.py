@@ -240,6 +240,8 @@ def _find_column(path: Path, header: Sequence[str], wanted: str | None, known: S
         candidates = [wanted] if wanted is not None else [*known[:3], "…"]
         none = any(is_image(cell) or is_whole(cell) for cell in header)
         remedy = f"its first line must name the columns: {wanted},…" if none and wanted else f"set {key}"
+        if len(header) > 2 and sum(cell != "" for cell in header) == 1:  # a title, as in tables of Excel
+            remedy = "its first line must name the columns; delete the lines above"
         raise UserError(
             f"{path} has no column {' or '.join(candidates)}; its columns are {', '.join(header)}; {remedy}"
         )
@@ -297,8 +299,12 @@ def parse(
     rule = "names must be relative paths without '..' inside the image folder"
     found += _fault(image_csv, used[unsafe[good]], "image", rule)
     named = used[~unsafe[good]]
+    again = named["image"].duplicated()
     rule = "image names must not repeat; delete one of the rows"
-    found += _fault(image_csv, named[named["image"].duplicated()], "image", rule)
+    if again.any():
+        name = named.loc[again, "image"].iloc[0]
+        rule += f" ({name!r} is in line {named.index[named['image'] == name][0]}, too)"
+    found += _fault(image_csv, named[again], "image", rule)
     if "patient" in used:
         rule = "data.patient_column must have a value in every row"
         found += _fault(image_csv, used[used["patient"] == ""], "patient", rule)

@@ -73,7 +73,7 @@ def patients_of_column(table: pd.DataFrame) -> Patients:
                 f"{COLUMN}: each of the {len(table)} images has a different patient, but by the form {form} of the "
                 f"file names, some share one; if they do, set {COLUMN} to another column, or leave it out"
             )
-    return Patients(COLUMN, summary(table, COLUMN), doubt)
+    return Patients(COLUMN, summary(table, COLUMN), doubt or _spellings(table["patient"], COLUMN))
 
 
 def find_patients(
@@ -101,7 +101,23 @@ def find_patients(
         none = f"none found in {shown}: each image counts as one patient; {REMEDY}"
         return table, Patients(None, "" if doubt else none, doubt)
     by = f"the form {form} of the file names" if form in FORMS else REGEX
+    doubt = doubt or _spellings(table["patient"], REGEX)
     return table, Patients(form if form in FORMS else REGEX, summary(table, by), doubt)
+
+
+def _spellings(patients: pd.Series, key: str) -> str:
+    """Describe patients whose names differ only in case, spaces or leading zeros; empty if there are none."""
+    spelled: dict[str, list[str]] = {}
+    for patient in sorted(set(patients)):
+        spelled.setdefault(re.sub(r"(?<!\d)0+(?=\d)", "", "".join(patient.split()).casefold()), []).append(patient)
+    alike = [names for names in spelled.values() if len(names) > 1]
+    if not alike:
+        return ""
+    more = f" (and {len(alike) - 1} more such)" if len(alike) > 1 else ""
+    return (
+        f"{key}: {' and '.join(map(repr, alike[0]))}{more} count as different patients; if they are one, write them "
+        "in the same way"
+    )
 
 
 def find_form(names: pd.Series, splits: pd.Series, shared: bool = True) -> str | None:

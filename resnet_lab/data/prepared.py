@@ -227,19 +227,22 @@ class PreparedSet:
         if not entries and not needed:
             return None
         names = [self.name(path) for path in rows["path"]]
-        lacking = sum(
-            name not in entries or not _same_source(entries[name], path)
-            for name, path in zip(names, rows["path"], strict=True)
+        pairs = [*zip(names, rows["path"], strict=True)]
+        changed = [name for name, path in pairs if name in entries and not _same_source(entries[name], path)]
+        lacking = sum(name not in entries for name in names) + len(changed)
+        several = (
+            f"{len(changed)} changed after it was made, such as" if len(changed) > 1 else "changed after it was made:"
         )
+        why = f" ({several} {changed[0]})" if changed else ""
         if lacking and needed:
             raise UserError(
                 f"the run or its sweep reads from a prepared set, but {self.folder} lacks {lacking} of "
-                f"{count(len(rows), 'photograph')}; run resnet-lab prepare with all data keys of this job, such as "
-                f"data.image_size={self.recipe.image_size}, or choose another sweep_dir"
+                f"{count(len(rows), 'photograph')}{why}; run resnet-lab prepare with all data keys of this job, "
+                f"such as data.image_size={self.recipe.image_size}, or choose another sweep_dir"
             )
         if lacking:
-            text = "%s lacks %d of %s, so the originals are read; run resnet-lab prepare to complete it"
-            log.warning(text, self.folder, lacking, count(len(rows), "photograph"))
+            text = "%s lacks %d of %s%s, so the originals are read; run resnet-lab prepare to complete it"
+            log.warning(text, self.folder, lacking, count(len(rows), "photograph"), why)
             return None
         index = entries.frame(names).set_axis(rows.index)
         places = index.get("place", pd.Series("", rows.index))
