@@ -195,7 +195,7 @@ class Verb(argparse.ArgumentParser):
         """Return `; did you mean …?` if an option has a similar name."""
         names = {option.lstrip("-"): shown for option, shown in self.known.items() if option.startswith("--")}
         typed, _, value = word.lstrip("-").partition("=")
-        close = difflib.get_close_matches(typed, names, n=1)
+        close = difflib.get_close_matches(typed, names, n=1, cutoff=0.7)
         takes_keys = any(action.dest == "overrides" for action in self._actions)
         if takes_keys and word.startswith("-") and typed in known_keys():
             return f"; keys have no dashes: {typed}={value or '…'}"

@@ -136,6 +136,8 @@ def _fault_of_override(typed: str) -> str:
         return f"{typed}: a bracket is not closed"
     if value.endswith(","):
         return f"{typed}: the comma at the end has no value after it"
+    if inner := re.fullmatch(r"(shuffle|sort|choice|range)\(([\w./]+)=(.+)\)", typed):
+        return f"{typed}: write {inner[2]}={inner[1]}({inner[3]})"
     quoted = shlex.quote('{}="{}"'.format(key, value.replace('"', "")))
     return f"{typed}: the value has special characters and needs its own quotes: {quoted}"
 

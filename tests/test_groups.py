@@ -280,6 +280,13 @@ def test_a_group_over_different_folders_of_images_gives_a_warning(tmp_path):
     assert "/data/cropped and /data/whole" in doubts[0]
 
 
+def test_copies_of_a_folder_of_images_are_no_finding(tmp_path):
+    for seed, root in enumerate(("/data/whole", "/data/copy")):
+        write_run(tmp_path / str(seed), 18, seed=seed, config={"data.root": root}, pixel_digests={"test": "12ab"})
+    runs = [read_run(folder) for folder in find_runs([tmp_path])]
+    assert "different images" not in {finding.kind for finding in findings_of(runs, tables_of(runs))}
+
+
 def test_groups_are_named_by_words_of_their_labels(tmp_path):
     write_sweep(tmp_path, seeds=(0,))
     runs = [read_run(run) for run in find_runs([tmp_path])]

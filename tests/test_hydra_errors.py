@@ -129,6 +129,7 @@ def test_a_mistake_in_an_experiment_file_has_its_remedy(text: str, hint: str, fo
         ("model.depth = 18", "write model.depth=18 without spaces"),
         ("model.depth=18,34,", "the comma at the end has no value after it"),
         ("model.depth", "must be KEY=VALUE"),
+        ("shuffle(seed=0,1)", "write seed=shuffle(0,1)"),
     ],
 )
 def test_an_override_that_cannot_be_read_has_its_remedy(typed: str, hint: str) -> None:

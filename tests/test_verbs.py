@@ -108,6 +108,7 @@ def test_the_examples_of_a_help_are_understood(name: str, tmp_path: Path, monkey
         ("report", ["runs", "metrc=qwk"], ["did you mean metric=NAME?"]),
         ("report", ["runs", "--chek"], ["did you mean --check?"]),
         ("train", ["--multrun"], ["did you mean --multirun?"]),
+        ("train", ["--tust=x"], ["did you mean trust=PACKAGE?"]),
         ("train", ["--key"], ["did you mean --keys?"]),
         ("train", ["model"], ["model: must be KEY=VALUE"]),
         ("train", ["--config-dir"], ["expected one argument"]),

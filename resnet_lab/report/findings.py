@@ -152,7 +152,8 @@ def _doubts(table: Table) -> Iterator[Finding]:
         seeds = Counter(run.config.get("seed") for run in group.scored)
         repeated = [run for run in group.scored if seeds[run.config.get("seed")] > 1]
         roots = sorted({str(run.config.get("data.root")) for run in group.scored})
-        if len(roots) > 1:
+        pixels = {str(run.status.get("pixel_digests") or run.folder.path) for run in group.scored}
+        if len(roots) > 1 and len(pixels) > 1:  # not for copies of a folder
             yield Finding("different images", f"{group.label}: its runs read different folders: {' and '.join(roots)}")
         for kind, what, digests in _digests_of(group):
             counts = Counter(filter(None, digests))
