@@ -50,6 +50,7 @@ class DataSummary:
     patients: Patients = EACH_IMAGE  # how they were found
     merged: str = ""  # patients that share identical photographs
     split_problem: str = ""  # why the configured splits cannot be cut
+    bad_labels: int = 0  # rows left out because they have no valid label
 
 
 class Thumbnail(NamedTuple):
@@ -140,6 +141,9 @@ def data_findings(facts: pd.DataFrame, tables: Mapping[str, pd.DataFrame], summa
         first = tables["unreadable"].iloc[0]
         example = f"{first['image']} ({first['defect']})"
         yield Finding("unreadable", f"{lost} of {len(facts)} files missing or unreadable, such as {example}")
+    if summary.bad_labels:
+        left_out = count(summary.bad_labels, "row is", "rows are")
+        yield Finding("labels", f"{left_out} left out, without a valid label (data.on_bad_label=drop)")
     if summary.split_problem:
         yield Finding("splits", summary.split_problem)
     elif "train" in tables["class_counts"] and "test" not in tables["class_counts"]:

@@ -137,6 +137,7 @@ def command(arguments: list[str]) -> None:
         mean_and_std=statistics(facts),
         recipe=asdict(target.recipe),
         split_problem=problem,
+        bad_labels=data.bad_labels,
         patients=data.patients,
         merged=merged_patients(rows["patient"], facts["patient"]),
     )

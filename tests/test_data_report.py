@@ -36,6 +36,15 @@ def listed(n: int, split: str = "train", classes: int = 2) -> list[tuple]:
     return [(f"{split}_{k}", split, k % classes, f"{split}_{k}") for k in range(n)]
 
 
+def test_rows_without_a_label_are_counted(tmp_path):
+    facts = facts_of(tmp_path, [*listed(20), *listed(20, "test")])
+    whole = texts(facts, NO_PAIRS, summary_of(tmp_path))
+    found = texts(facts, NO_PAIRS, summary_of(tmp_path, bad_labels=2))
+    assert [text for text in found if text not in whole] == [
+        "2 rows are left out, without a valid label (data.on_bad_label=drop)"
+    ]
+
+
 NO_PAIRS = pd.DataFrame(columns=COLUMNS)
 
 
