@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -151,7 +152,9 @@ def score_table(
         names: class names.
     """
     terminal = [name for name, score in SCORES.items() if "terminal" in score.shown]
-    columns = [name for name in terminal if any(f"{split}/{name}" in metrics for split in counts)]
+    columns = [
+        name for name in terminal if any(not math.isnan(metrics.get(f"{split}/{name}", math.nan)) for split in counts)
+    ]
     majority = int(np.argmax(train_counts))
     always = f"  always “{on_one_line(names[majority])}”"
     always = always if len(always) <= LABEL else f"{always[: LABEL - 2]}…”"
@@ -168,7 +171,6 @@ def score_table(
 
 
 def _cells(metrics: dict[str, float], split: str, names: Sequence[str]) -> str:
-    return "".join(
-        f"{round(metrics[key], 4) + 0.0:{CELL}.4f}" if (key := f"{split}/{name}") in metrics else " " * CELL
-        for name in names
-    )
+    """Return the cells of a line, empty for a score that is undefined there."""
+    values = [metrics.get(f"{split}/{name}", math.nan) for name in names]
+    return "".join(" " * CELL if math.isnan(value) else f"{round(value, 4) + 0.0:{CELL}.4f}" for value in values)

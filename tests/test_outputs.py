@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -113,6 +114,9 @@ def test_the_baseline_is_the_training_majority_by_name() -> None:
         ["test", "(10", "images)", "0.5000"],
         ["always", "“mild”", "0.8000"],
     ]
+    undefined = score_table({"val/accuracy": 1.0, "val/auroc": math.nan}, {"val": [0, 9]}, [1, 2], ["a", "b"])
+    assert "nan" not in undefined
+    assert "auroc" not in undefined
     long = score_table(metrics, {"val": [1, 9]}, [1, 2], ["a", "b" * 99])
     assert len({len(line) for line in long.splitlines()}) == 1
     assert "…”" in long
