@@ -148,8 +148,7 @@ def refuse_mixed_sweep(run: RunFolder, plain: dict[str, Any], overrides: Sequenc
     """
     before, status = run.read_config(), run.read_status()
     version = status.get("schema_version", 1)
-    if status["state"] == "done":
-        _refuse_other_root(run, before, plain)
+    _refuse_other_root(run, before, plain)
     if version < SCHEMA_VERSION:
         before = without_unknown(before)[0]
         plain = with_older_defaults(plain, run.read_config(), version, _keys_of(overrides))
@@ -228,8 +227,7 @@ def _accepted(run: RunFolder, plain: dict[str, Any]) -> dict[str, Any]:
     if status.get("schema_version", 1) < SCHEMA_VERSION:
         before = without_unknown(before)[0]
     different = "; ".join(differences(before, plain))
-    if status["state"] == "done":
-        _refuse_other_root(run, before, plain)
+    _refuse_other_root(run, before, plain)
     if not different:
         return {}
     changes = {"state": "created", "error": None, "config_hash": config_hash(plain), "seed": plain["seed"]}
@@ -253,8 +251,9 @@ def _accepted(run: RunFolder, plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_other_root(run: RunFolder, before: dict[str, Any], plain: dict[str, Any]) -> None:
+    """Refuse another folder of the data for a job that is done: its stored predictions belong to the first one."""
     roots = [config["data"].get("root") for config in (before, plain)]
-    if len({real_path(root) for root in roots}) > 1:
+    if run.read_status()["state"] == "done" and len({real_path(root) for root in roots}) > 1:
         raise UserError(
             f"{short(run.path)} is done with data.root={roots[0]}; restore this value, or choose another sweep_dir"
         )

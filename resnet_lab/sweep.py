@@ -157,13 +157,15 @@ def planned(arguments: Sequence[str]) -> tuple[list[dict[str, Any]], list[RunFol
         refuse_mixture(RunFolder(Path(base.hydra.sweep.dir) / "job"), sweep=True)  # before jobs.txt is written there
         runs, grid = _runs(parsed, base.hydra), _grid(parsed, base.hydra.sweeper.params or {})
         _refuse_changed(runs, searchpath, options.config_dir or "")
-        jobs = list(_compositions(grid, searchpath))
-        COMPOSED.update((_settings_of(words), _without_seed(job)) for words, job in zip(grid, jobs, strict=True))
+        jobs = list[dict[str, Any]]()
+        for words, config in zip(grid, _compositions(grid, searchpath), strict=True):
+            COMPOSED[_settings_of(words)] = _hash_without_seed(config)
+            jobs.append(_plain(config))
         return jobs, list(runs)
 
 
-def _compositions(jobs: Sequence[Sequence[str]], searchpath: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Yield the configuration of each job of a grid.
+def _compositions(jobs: Sequence[Sequence[str]], searchpath: Sequence[str]) -> Iterator[DictConfig]:
+    """Yield the checked configuration of each job of a grid; the next one may change it.
 
     Hydra composes once for each choice of groups, which takes 0.15 s. The other overrides are set in what it returned,
     as Hydra does, too, after it has merged the groups.
@@ -173,7 +175,7 @@ def _compositions(jobs: Sequence[Sequence[str]], searchpath: Sequence[str]) -> I
     for job in jobs:
         axes = [parse(text) for text in job]
         if not all(axis.type == OverrideType.CHANGE and not isinstance(axis.value(), dict) for axis in axes):
-            yield _composed([*job, *searchpath])
+            yield _checked(compose("config", [*job, *searchpath]))
             continue
         groups = tuple(text for text, axis in zip(job, axes, strict=True) if _is_of_groups(axis))
         if groups not in composed:
@@ -184,7 +186,7 @@ def _compositions(jobs: Sequence[Sequence[str]], searchpath: Sequence[str]) -> I
                 if not _is_of_groups(axis):
                     OmegaConf.update(config, axis.key_or_group, axis.value(), merge=True)
         except OmegaConfBaseException:
-            yield _composed([*job, *searchpath])  # whose error names the key
+            yield _checked(compose("config", [*job, *searchpath]))  # whose error names the key
             continue
         yield _checked(config)
 
@@ -337,12 +339,7 @@ def _values(axis: Override) -> list[str]:
     return [f"{key}={axis.get_value_element_as_str()}"]
 
 
-def _without_seed(job: dict[str, Any]) -> str:
-    """Return a hash of a configuration without its seed."""
-    return config_hash(job | {"seed": 0})
-
-
-COMPOSED: dict[frozenset[str], str] = {}  # `_settings_of` a job → hash of its configuration
+COMPOSED: dict[frozenset[str], str] = {}  # `_settings_of` a job → `_hash_without_seed` of its configuration
 SWEPT: dict[Path, list[str]] = {}  # folder of the sweep that this process has started → names of its jobs
 
 
@@ -394,18 +391,24 @@ def _settings_of(job: Iterable[str]) -> frozenset[str]:
     return frozenset(word for word in job if not re.match(r"seed=|[+~]*hydra[./]", word))
 
 
-def refuse_edited_meanwhile(run: RunFolder, plain: dict[str, Any]) -> None:
+def _hash_without_seed(config: DictConfig) -> str:
+    """Return a hash of a configuration without its seed, and with `${seed}` as it is written."""
+    plain: Any = OmegaConf.to_container(config, enum_to_str=True)
+    return config_hash({**plain, "seed": 0})
+
+
+def refuse_edited_meanwhile(run: RunFolder, config: DictConfig) -> None:
     """Refuse a job whose configuration has changed since its command planned it, as after an edit of a YAML file.
 
     Args:
         run: its folder.
-        plain: its configuration, which Hydra composes when the job starts.
+        config: its configuration, which Hydra composes when the job starts.
 
     Raises:
         UserError: it has changed.
     """
     planned = hashes_in(run.path.parent).get(run.path.name)
-    if planned and planned != _without_seed(plain):
+    if planned and planned != _hash_without_seed(config):
         raise UserError(
             "not started because its configuration has changed since the command began, as after an edit of a YAML "
             "file; restore the file, then run the same command again"
@@ -495,7 +498,8 @@ def _repeated(jobs: Mapping[str, Sequence[str]], sweep_dir: Path) -> dict[str, s
     found = dict[str, str]()
     if not earlier:
         return found
-    for name, plain in zip(new, _compositions([*new.values()], ()), strict=True):
+    for name, config in zip(new, _compositions([*new.values()], ()), strict=True):
+        plain = _plain(config)
         same = (run.path.name for run in earlier.get(config_hash(plain), ()) if has_settings(run, plain))
         if folder := next(same, None):
             found[name] = folder
@@ -510,10 +514,14 @@ def _folder_name(job: Sequence[str], excluded: Sequence[str], sweep_dir: str) ->
 
 
 def _composed(overrides: Sequence[str]) -> dict[str, Any]:
-    return _checked(compose("config", list(overrides)))
+    return _plain(_checked(compose("config", list(overrides))))
 
 
-def _checked(config: DictConfig) -> dict[str, Any]:
+def _checked(config: DictConfig) -> DictConfig:
     check(config)
+    return config
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
     plain: Any = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
     return dict(plain)

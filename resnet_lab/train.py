@@ -78,10 +78,10 @@ def train(config: DictConfig) -> float | None:
     launcher, sweeper = (hydra_config.runtime.choices[f"hydra/{each}"] for each in ("launcher", "sweeper"))
     one_by_one = sweep and launcher == sweeper == "basic"  # Hydra would not start the jobs after one that raises
     try:
-        plain: Any = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+        plain: Any = OmegaConf.to_container(config, resolve=True)
         if sweep:
             print_label(run, plain["labels"])
-            refuse_edited_meanwhile(run, plain)
+            refuse_edited_meanwhile(run, config)
         local = not sweep or launcher in LOCAL_LAUNCHERS
         if launcher == "joblib" and (line := place_on_gpu(plain["trainer"])):
             print(line, flush=True)

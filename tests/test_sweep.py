@@ -119,7 +119,7 @@ def test_jobs_composed_together_are_those_that_hydra_composes_one_by_one(monkeyp
     ]
     together = jobs_of(grid)
     assert len(together) == 8
-    monkeypatch.setattr(sweep, "_compositions", lambda jobs, path: [sweep._composed([*job, *path]) for job in jobs])
+    monkeypatch.setattr(sweep, "_compositions", lambda jobs, path: [compose("config", [*job, *path]) for job in jobs])
     assert together == jobs_of(grid)
     assert [(job["optim"]["lr"], job["data"]["scale"]) for job in together[:3]] == [
         (0.1, [1.0, 1.0]),
@@ -481,6 +481,11 @@ def test_a_renamed_folder_of_photographs_stops_the_sweep_at_its_start(
         message = refusal(jobs_of, [*arguments, seeds])
         assert message.startswith("runs/experiment-mine_seed-0 is done with data.root=photos; restore this value, or")
     assert jobs_of([*arguments, "seed=1", "data.root=photos"])
+    run.update_status(state="interrupted")  # may move its data
+    run.last_checkpoint.parent.mkdir()
+    run.last_checkpoint.touch()
+    assert jobs_of([*arguments, "seed=1"])
+    run.update_status(state="done")
     (tmp_path / "photos").symlink_to(tmp_path / "photos2")  # the same folder
     assert jobs_of([*arguments, "seed=0,1"])
 
@@ -508,6 +513,21 @@ def test_a_file_that_is_edited_while_the_sweep_runs_stops_its_other_jobs(
     monkeypatch.setattr("sys.argv", ["train", *words])  # a new command takes the file as it is
     assert main() == 0
     assert len(started) == 5
+
+
+def test_a_value_that_depends_on_the_seed_is_no_edit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    text = "# @package _global_\ndata: {root: x, split_seed: '${seed}'}\n"
+    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text(text)
+    started = []
+    monkeypatch.setattr(sweep, "run_module", lambda *_, **__: 0)
+    run_in = lambda run, config, *_: started.append((config.seed, config.data.split_seed))  # noqa: E731
+    monkeypatch.setattr(sys.modules["resnet_lab.train"], "run_in", run_in)
+    words = ["--config-dir", "conf", "-m", "experiment=mine", "seed=1,2", "optim.lr=0.1,0.2", "sweep_dir=runs"]
+    monkeypatch.setattr("sys.argv", ["train", *words])
+    assert main() == 0
+    assert started == [(1, 1), (1, 1), (2, 2), (2, 2)]
 
 
 def test_axes_of_swept_experiments_are_named_where_hydra_ignores_them(
