@@ -88,7 +88,8 @@ def run_job(run: RunFolder, config: Mapping[str, Any], given: Namespace) -> int:
         return code
     warn_of_unused(given.trust, words_of_trust(config))
     with nullcontext() if alone else run.lock(PATIENCE):
-        if given.version not in (None, version_of(run.read_status())):  # that which the launcher decided to start
+        now = version_of(run.read_status())
+        if given.version not in (None, now, now.partition("-")[0]):  # that which the launcher decided to start
             changed = "another command started this job, or changed its configuration, in the meantime"
             raise Busy(f"{run.path}: {changed}; run this command again")
         return guarded(run)

@@ -134,7 +134,7 @@ def beside(work: Callable[[], Result]) -> Callable[[], Result]:
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     gc.freeze()  # otherwise the process copies the memory that its garbage collector looks at
-    process = context.Process(target=_send_result, args=(work, sender), daemon=True)  # ends with this process
+    process = context.Process(target=_send_result, args=(work, sender, os.getpid()), daemon=True)
     process.start()
     sender.close()
 
@@ -152,8 +152,9 @@ def beside(work: Callable[[], Result]) -> Callable[[], Result]:
     return result
 
 
-def _send_result(work: Callable[[], Any], sender: Connection) -> None:
+def _send_result(work: Callable[[], Any], sender: Connection, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the process that waits, and this one ends with it
+    threading.Thread(target=_watch, args=(parent, 0.0), daemon=True).start()
     answer: tuple[Any, Exception | None]
     try:
         answer = work(), None

@@ -322,7 +322,7 @@ def job() -> Verb:
 
 
 def _version(value: str) -> str:
-    if not re.fullmatch(r"\d+-\w*", value):
+    if not re.fullmatch(r"\d+(-\w*)?", value):
         raise ArgumentTypeError(f"{value}: give only one RUN_DIR")
     return value
 

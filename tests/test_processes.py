@@ -187,6 +187,18 @@ def test_work_beside_is_done_here_if_its_process_is_killed_or_a_thread_forbids_a
 
 
 @on_linux
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
+def test_the_work_beside_ends_with_the_process_that_waits(signum: signal.Signals) -> None:
+    command = [sys.executable, "-c", BESIDE + "processes.beside(waiting)()"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signum)
+    assert (process.stdout.read(), process.wait()) == ("", -signum)  # otherwise this would take a minute
+    process.stdout.close()
+
+
+@on_linux
 def test_ctrl_c_ends_the_work_beside_in_silence() -> None:
     work = "wait = processes.beside(waiting)\ntry:\n    wait()\nexcept KeyboardInterrupt:\n    processes.end(130)"
     process = subprocess.Popen(
