@@ -277,15 +277,17 @@ def commands_of(runs: Sequence[Run]) -> list[str]:
     found = list[str]()
     reported = {run.folder.path for run in runs}
     for (place, sweep, config_dir, keys), jobs in commands.items():
-        planned = {place / name: items for name, items in planned_in(place).items()} if sweep else {}
-        pairs = {path: [item.partition("=")[::2] for item in items] for path, items in planned.items()}
-        there = {path: _job(each) for path, each in pairs.items() if {key for key, _ in each} == keys}
-        known = {path: there[path] for path in there if path not in reported} | jobs
-        order = {path: number for number, path in enumerate(pairs)}
-        ordered = {path: known[path] for path in sorted(known, key=lambda path: order.get(path, len(order)))}
-        trained = {*jobs.values()}
+        trained, planned = {*jobs.values()}, _planned(place, keys) if sweep else {}
+        known = {path: job for path, job in planned.items() if path not in reported} | jobs
+        ordered = {path: known[path] for path in (*planned, *jobs) if path in known}
         found += [_command(sweep, config_dir, grid) for grid, its in _grids(ordered.values()) if grid and its & trained]
     return found
+
+
+def _planned(sweep: Path, keys: frozenset[str]) -> dict[Path, Job]:
+    """Return folder → job of the planned jobs of a sweep that override these keys."""
+    jobs = {sweep / name: [item.partition("=")[::2] for item in items] for name, items in planned_in(sweep).items()}
+    return {path: _job(job) for path, job in jobs.items() if {key for key, _ in job} == keys}
 
 
 def _job(overrides: Iterable[tuple[str, str]]) -> Job:
