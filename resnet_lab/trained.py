@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from resnet_lab import environment
 from resnet_lab import trust as trusting
-from resnet_lab.config import PHOTOGRAPHS, build
+from resnet_lab.config import PHOTOGRAPHS, build, changed_keys, differences
+from resnet_lab.continuation import EPOCHS
 from resnet_lab.data.arrays import ArrayData
 from resnet_lab.data.augmentation import GEOMETRY
 from resnet_lab.data.check import HASH_DIGITS
@@ -35,7 +36,7 @@ from resnet_lab.objectives import Objective
 from resnet_lab.origin import TRAIN_IMAGES, origin_of
 from resnet_lab.parts import build_network, build_objective, head_of, without_weights
 from resnet_lab.processes import cores
-from resnet_lab.run_folder import RunFolder
+from resnet_lab.run_folder import RunFolder, flat
 from resnet_lab.signatures import is_ours
 from resnet_lab.statistics import DECISIONS, OWN_RULE, midpoints
 from resnet_lab.tta import outputs_of
@@ -303,6 +304,7 @@ def load_checkpoint(source: str) -> Trained:
     origin, state = origin_of(checkpoint, file), checkpoint.get("state_dict", {})
     refuse_nan_weights(state, str(file))
     config = origin["config"]
+    warn_of_other_run(file, config)
     objective = build_objective(config["loss"], origin["class_counts"]["train"])
     network = build_network(without_weights(config["model"]), objective.num_outputs)
     try:
@@ -314,6 +316,24 @@ def load_checkpoint(source: str) -> Trained:
     if objective.thresholds == unfitted and file != RunFolder(file.parent.parent).best_checkpoint:
         log.warning("%s has no fitted thresholds: only the checkpoint that its job tested has them", file)
     return Trained(file, network, objective, origin)
+
+
+def warn_of_other_run(file: Path, config: dict[str, Any]) -> None:
+    """Warn that a checkpoint in a run folder has other settings than the run, as after a copy into the wrong folder.
+
+    Args:
+        file: the checkpoint.
+        config: its configuration; more epochs are no difference, as a run can be extended.
+    """
+    run = RunFolder(file.resolve().parent.parent)
+    if file.parent.name != run.checkpoints.name or not run.config_file.is_file():
+        return
+    with suppress(UserError):  # of a damaged folder; the checkpoint contains all that is needed
+        own = run.read_config()
+        both = flat(own).keys() & flat(config).keys()  # versions have different keys
+        if (changed_keys(config, own) & both) - {EPOCHS}:
+            text = "%s seems to be from another run, as its settings differ from those of its folder: %s"
+            log.warning(text, file, "; ".join(differences(config, own)))
 
 
 def match_classes(model: Trained, class_names: Sequence[str], data: str, remedy: str) -> None:

@@ -178,3 +178,21 @@ def test_loading_logs_nothing(run: RunFolder, caplog: pytest.LogCaptureFixture) 
     with caplog.at_level(logging.INFO):
         load(run.path)
     assert not caplog.records
+
+
+def test_a_checkpoint_in_the_folder_of_another_run_is_pointed_out(
+    run: RunFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    load(run.path)
+    assert "another run" not in caplog.text
+    config = run.read_config()
+    run.write_config(config | {"trainer": config["trainer"] | {"max_epochs": 9}, "labels": {"seed": {"0": "a"}}})
+    load(run.path)
+    assert "another run" not in caplog.text
+    run.write_config(config | {"seed": 7})
+    load(run.path)
+    assert "seems to be from another run" in caplog.text
+    assert "seed is 0 there, 7 here" in caplog.text
+    caplog.clear()
+    load(run.best_checkpoint.rename(run.path / "best.ckpt"))  # in no folder of checkpoints
+    assert "another run" not in caplog.text
