@@ -19,6 +19,7 @@ from resnet_lab.files import write_atomically
 from resnet_lab.run_folder import RunFolder, given_keys, hashes_file, jobs_file, planned_file
 
 Texts = Mapping[str, str]  # `key=value` → what a label has instead
+ESCAPED = re.compile(r"\$\\\{(.*?)\\\}")  # `${seed}` as Hydra stores it in the overrides of a job
 OF_PYTHON = re.compile(r"(^|[\[{:,] ?)(True|False|None)(?=$|[\]},])")  # values in a text that Python or Hydra wrote
 
 
@@ -39,7 +40,8 @@ def as_typed(value: object) -> str:
     A text keeps `None`, which users may have typed.
     """
     words = {"True": "true", "False": "false"} | ({} if isinstance(value, str) else {"None": "null"})
-    return OF_PYTHON.sub(lambda found: found[1] + words.get(found[2], found[2]), str(value))
+    text = ESCAPED.sub(r"${\1}", str(value))
+    return OF_PYTHON.sub(lambda found: found[1] + words.get(found[2], found[2]), text)
 
 
 def texts_of(labels: Mapping[Any, Mapping[Any, str]]) -> Texts:

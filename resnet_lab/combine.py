@@ -30,7 +30,7 @@ from resnet_lab.members import (
 )
 from resnet_lab.processes import end
 from resnet_lab.report.groups import places_of
-from resnet_lab.report.runs import Run, read_runs
+from resnet_lab.report.runs import Run, digest_of_predictions, read_runs
 from resnet_lab.run_folder import OURS, RunFolder, comparable, is_bookkeeping, jobs_file
 from resnet_lab.statistics import DECISIONS
 from resnet_lab.terminal import Lines
@@ -102,18 +102,33 @@ def combine(folders: Sequence[str], out: Path, over: Sequence[str], decision: st
             log.warning("left out: %s: no other run differs from it only in %s", members[0].folder.path, ",".join(over))
     for members in several:
         _warn_of_copies(members)
+        if [*over] == ["seed"]:
+            _warn_of_other_data(members)
     return _written(list(_prepared(several, out, over, decision)))
 
 
 def _warn_of_copies(members: Sequence[Run]) -> None:
-    """Warn about members with the same settings and seed, such as a copied folder: each counts."""
+    """Warn about members with the same settings and seed, or the same predictions, such as a copied folder."""
     first: dict[str, Run] = {}
     for run in members:
         settings = {key: comparable(key, value) for key, value in run.config.items() if not is_bookkeeping(key)}
-        other = first.setdefault(repr(sorted(settings.items(), key=str)), run)
-        if other is not run:
-            text = "%s and %s have the same settings and seed, and both count; leave out one if it is a copy"
-            log.warning(text, other.folder.path, run.folder.path)
+        marks = {"settings and seed": repr(sorted(settings.items(), key=str))}
+        marks["predictions"] = digest_of_predictions(run.folder)
+        others = {first.setdefault(mark, run).folder.path: what for what, mark in reversed(marks.items())}
+        for other, what in others.items():
+            if other != run.folder.path:
+                text = "%s and %s have the same %s, and both count; leave out one if it is a copy"
+                log.warning(text, other, run.folder.path, what)
+
+
+def _warn_of_other_data(members: Sequence[Run]) -> None:
+    """Warn about members that differ only in their seed, but were trained on other images or labels."""
+    for run in members[1:]:
+        for split in ("train", "val"):
+            first, own = (each.fingerprint(split) for each in (members[0], run))
+            if first and own and first != own:
+                text = "%s and %s had different images or labels in %s, so their mean is of different trainings"
+                log.warning(text, members[0].folder.path, run.folder.path, split)
 
 
 def _refuse_keys(runs: Sequence[Run], over: Sequence[str]) -> None:

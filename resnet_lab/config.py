@@ -368,8 +368,11 @@ def check_overrides(arguments: Sequence[str]) -> None:
             raise UserError(
                 f"{argument}: jobs stay in the folder of the command, where relative paths begin; leave it out"
             )
-        if key == ("hydra.run.dir" if {"-m", "--multirun"} & {*arguments} else "hydra.sweep.dir"):
-            _print_ignored(argument, f"{'in' if 'run' in key else 'without'} a sweep; write sweep_dir={value}")
+        sweeps = {"-m", "--multirun", "hydra.mode=MULTIRUN"} & {*arguments}
+        if key == ("hydra.run.dir" if sweeps else "hydra.sweep.dir"):
+            _print_ignored(argument, f"{'in' if sweeps else 'without'} a sweep; write sweep_dir={value}")
+        if key == "hydra/launcher" and not sweeps:
+            _print_ignored(argument, "without a sweep (-m)")
         if not argument.startswith("+"):
             continue
         if key in CHOSEN:

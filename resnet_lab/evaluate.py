@@ -81,8 +81,9 @@ def evaluate_split(model: Trained, config: dict[str, Any], split: str) -> tuple[
     match_classes(model, datamodule.class_names, datamodule.data.name, remedy)
     if rank() == 0 and count_training_images(model, datamodule.rows(split)) and model.origin.get(POOLS):
         raise UserError(
-            f"{model.file}: some networks of these folds were trained on the images that others are tested on; "
-            f"name other data, or read the scores of the pooled folds with resnet-lab report {short(model.file.parent)}"
+            f"{model.file}: some of its networks were trained on these images, and others were not, so the score would "
+            "be too high; name other data, or report on the stored predictions: resnet-lab report "
+            f"{short(model.file.parent)}"
         )
     datamodule.test_splits = [split]
     module = Classifier.of(model, test_splits=[split])

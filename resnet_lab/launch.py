@@ -175,14 +175,16 @@ def refuse_edited(run: RunFolder, now: dict[str, Any], own: dict[str, Any]) -> N
     before, now_by_key, own_by_key = run.read_config(), flat(now), flat(own)
     if own["data"].get("root") == now["data"].get("root"):
         _refuse_other_root(run, before, now)
-    if any(own_by_key.get(key) == now_by_key.get(key) for key in changed_keys(before, now)):
-        raise _trained_with_other(run, before, now)
+    changed = changed_keys(before, now)
+    if any(own_by_key.get(key) == now_by_key.get(key) for key in changed):
+        also = "name all jobs in one command, which resumes the trained ones, " if changed == {EPOCHS} else ""
+        raise _trained_with_other(run, before, now, also)
 
 
-def _trained_with_other(run: RunFolder, before: dict[str, Any], now: dict[str, Any]) -> UserError:
+def _trained_with_other(run: RunFolder, before: dict[str, Any], now: dict[str, Any], also: str = "") -> UserError:
     return UserError(
         f"{short(run.path)} was trained with a different configuration: {'; '.join(differences(before, now))}; "
-        "no job is started: restore these values, or choose another sweep_dir"
+        f"no job is started: {also}restore these values, or choose another sweep_dir"
     )
 
 
@@ -190,7 +192,7 @@ def is_trained(run: RunFolder) -> bool:
     """Return whether a run has a finished epoch; False if its files are damaged."""
     with suppress(UserError, OSError):
         kept = run.last_checkpoint.is_file() or run.best_checkpoint.is_file()
-        return bool(run.read_config()) and (run.read_status()["state"] == "done" or kept)
+        return (run.read_status()["state"] == "done" or kept) and bool(run.read_config())
     return False
 
 
@@ -255,7 +257,8 @@ def _refuse_other_root(run: RunFolder, before: dict[str, Any], plain: dict[str, 
     roots = [config["data"].get("root") for config in (before, plain)]
     if run.read_status()["state"] == "done" and len({real_path(root) for root in roots}) > 1:
         raise UserError(
-            f"{short(run.path)} is done with data.root={roots[0]}; restore this value, or choose another sweep_dir"
+            f"{short(run.path)} is done with data.root={roots[0]}; restore this value (a symbolic link there to a "
+            "moved folder is enough), or choose another sweep_dir"
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import fields
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ class Begun(NamedTuple):
 
     name: str
     status: dict[str, Any]  # its status.json
-    config: dict[str, Any]
+    read: Callable[[], dict[str, Any]]  # returns its configuration
 
 
 def begun_jobs(siblings: Iterable[RunFolder]) -> list[Begun]:
@@ -36,7 +36,7 @@ def begun_jobs(siblings: Iterable[RunFolder]) -> list[Begun]:
             status = job.read_status()
             begun = status["state"] in ("running", "done") or job.last_checkpoint.is_file()
             if begun and status.get("pixels"):
-                found.append(Begun(job.path.name, status, job.read_config()))
+                found.append(Begun(job.path.name, status, job.read_config))
     return found
 
 
@@ -49,11 +49,12 @@ def with_data(begun: Iterable[Begun], data: dict[str, Any]) -> tuple[Statuses, S
     """
     on_same, alike, own = Statuses(), Statuses(), _of_splits(data)
     for job in begun:
-        other = _of_splits(job.config["data"])
-        if _decides_pixels(other) == _decides_pixels(own):
-            on_same[job.name] = job.status
-            if other == own and "derived_from" not in job.status:  # whose predictions may be of fewer images
-                alike[job.name] = job.status
+        with suppress(UserError):  # damaged, too
+            other = _of_splits(job.read()["data"])
+            if _decides_pixels(other) == _decides_pixels(own):
+                on_same[job.name] = job.status
+                if other == own and "derived_from" not in job.status:  # whose predictions may be of fewer images
+                    alike[job.name] = job.status
     return on_same, alike
 
 
@@ -110,9 +111,12 @@ def same_weights(begun: Iterable[Begun], key: str, config: Mapping[str, Any], di
     group, name = key.split(".")
     sought = [key] if group == "loss" else [key, "model.depth"]  # a folder has weights of several depths
     for job in begun:
-        same = all(_value(job.config, each) == _value(config, each) for each in sought)
-        then = job.status.get(name)
-        if same and digest and then not in (None, digest):
+        then, other = job.status.get(name), dict[str, Any]()
+        if not digest or then in (None, digest):
+            continue
+        with suppress(UserError):  # damaged, too
+            other = job.read()
+        if all(_value(other, each) == _value(config, each) for each in sought):
             raise UserError(
                 f"{key}={config[group][name]}: {job.name} started with other weights ({then} then, {digest} now); "
                 "restore those, or choose another sweep_dir"

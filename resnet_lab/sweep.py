@@ -63,6 +63,7 @@ def preflight(
     refuse_unknown(arguments)
     (jobs, runs), alone, multirun = planned(arguments), _alone(arguments), _read(arguments)[0].multirun
     trains = any(state_of(run).state != "done" for run in runs)
+    jobs = [job | {"sweep_dir": str(run.path.parent)} for run in runs[:1] for job in jobs] or jobs
     needs = {json.dumps(need) for job in jobs for need in _needs(job, trains)}
     needs |= {json.dumps(need) for job in alone for need in _needs(job) if "parts" in need}
     jobs += alone
@@ -358,7 +359,8 @@ class ListJobs(Callback):
             with read_write(hydra.sweeper):
                 hydra.sweeper.max_batch_size = 1
         if choices["hydra/sweeper"] == "basic":
-            overrides = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
+            typed: Any = OmegaConf.to_container(hydra.overrides.task)  # not resolved: ${seed} is the job's own
+            overrides = OverridesParser.create().parse_overrides(typed)
             jobs = _grid(overrides, hydra.sweeper.params or {}, seeds=True)
             excluded = hydra.job.config.override_dirname.exclude_keys
             names = [_folder_name(job, excluded, hydra.sweep.dir) for job in jobs]

@@ -46,7 +46,7 @@ log = logging.getLogger("resnet_lab")
 One: TypeAlias = str | Path | np.ndarray | Image.Image
 Images: TypeAlias = One | Sequence[One] | Tensor
 
-POOLS = "pools"  # key of `Trained.origin`: whether the networks are those of different folds
+POOLS = "pools"  # key of `Trained.origin`: whether the networks were trained on different images, as those of folds
 MEMBERS = "members"  # name that messages have for the networks of a derived run
 DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # type of computation by Lightning's precision
 
@@ -263,7 +263,7 @@ def load_derived(run: RunFolder, folders: Sequence[Path]) -> Trained:
     hashes = [str(member.origin[TRAIN_IMAGES]) for member in members if member.origin.get(TRAIN_IMAGES)]
     known = "".join(hashes) if len(hashes) == len(members) else None  # those of some would hide the others
     rule, thresholds = _rule_of(run, len(first.class_names))
-    pools = "pooled_over" in run.read_config().get("combine", {}) or any(each.origin.get(POOLS) for each in members)
+    pools = len({*hashes}) > 1 or any(each.origin.get(POOLS) for each in members)
     origin = first.origin | {TRAIN_IMAGES: known, "decision": rule, POOLS: pools}
     network, objective = first.network, first.objective
     if len(members) > 1:

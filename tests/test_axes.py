@@ -110,7 +110,14 @@ def test_equal_values_are_not_an_axis() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(True, "true"), ("False", "false"), (None, "null"), ("None", "None"), ([None, True, 0.5], "[null, true, 0.5]")],
+    [
+        (True, "true"),
+        ("False", "false"),
+        (None, "null"),
+        ("None", "None"),
+        ([None, True, 0.5], "[null, true, 0.5]"),
+        ("a$\\{seed\\}", "a${seed}"),
+    ],
 )
 def test_a_value_is_shown_as_typed(value: object, text: str) -> None:
     assert as_typed(value) == text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -346,6 +347,21 @@ def test_copies_are_named(seeds: Path, tmp_path: Path, caplog: pytest.LogCapture
     (line,) = [text for text in caplog.messages if "the same settings and seed" in text]
     assert "copy and " in line
     assert "depth-18_seed-1 have" in line
+    assert "the same predictions" not in caplog.text
+
+
+def test_a_copy_with_another_seed_and_members_of_other_data_are_named(
+    seeds: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = RunFolder(shutil.copytree(seeds / "depth-18_seed-1", seeds / "copy"))
+    copy.write_config(copy.read_config() | {"seed": 9})
+    other = json.loads((seeds / "depth-50_seed-2" / "status.json").read_text())["split_fingerprint"]
+    change_status(seeds / "depth-50_seed-2", split_fingerprint=other | {"train": "f" * 16})
+    combine([str(seeds)], tmp_path / "means", ["seed"])
+    (line,) = [text for text in caplog.messages if "the same predictions" in text]
+    assert "copy and " in line
+    (line,) = [text for text in caplog.messages if "different images or labels in train" in text]
+    assert "depth-50_seed-2 had" in line
 
 
 def test_members_behind_a_link(seeds: Path, tmp_path: Path) -> None:
@@ -456,7 +472,6 @@ def test_an_ensemble_is_one_model(make_run: MakeRun, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_networks_of_different_folds_are_not_scored_on_their_own_images(make_run: MakeRun, tmp_path: Path) -> None:
     keys = ("trainer.precision=32-true", "trainer.max_epochs=1", "data.folds=2", "data.splits={train:[train,test]}")
     members = [
@@ -471,11 +486,12 @@ def test_networks_of_different_folds_are_not_scored_on_their_own_images(make_run
     for run in (pooled[0], mean):
         model = load(run.path)
         message = refusal(evaluate_split, model, override(model.origin, []), "test")
-        assert "networks of these folds were trained on the images that others are tested on" in message
+        assert "some of its networks were trained on these images, and others were not" in message
     model = load(members[0].path)
     evaluate_split(model, override(model.origin, []), "test")
 
 
+@pytest.mark.slow
 def test_members_of_different_size_are_no_single_network(make_run: MakeRun, tmp_path: Path) -> None:
     keys = ("trainer.max_epochs=1", "trainer.precision=32-true")
     members = [make_run(*keys, f"data.image_size={size}", name=f"size-{size}") for size in (24, 32)]

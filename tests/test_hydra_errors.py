@@ -221,6 +221,8 @@ def test_keys_of_hydra_that_have_no_effect_are_refused(
         (["hydra.run.dir=a", "-m"], "hydra.run.dir=a has no effect in a sweep; write sweep_dir=a"),
         (["hydra.run.dir=a"], ""),
         (["hydra.job.chdir=false"], ""),
+        (["hydra/launcher=joblib"], "hydra/launcher=joblib has no effect without a sweep (-m)"),
+        (["hydra/launcher=joblib", "--multirun"], ""),
     ],
 )
 def test_overrides_without_effect_are_named(words: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -205,8 +205,8 @@ def test_patients():
     [
         (["P001", "p001", "P2"], "'P001' and 'p001' count"),
         (["001", "1", "2", "02"], "'001' and '1' (and 1 more such) count"),
-        (["A 1", "A1", "B1"], "'A 1' and 'A1' count"),
-        (["P10", "P1", "P100", "P01x"], ""),
+        (["A 1", "A  1", "B1"], "'A  1' and 'A 1' count"),
+        (["P10", "P1", "P100", "P01x", "1.05", "1.5", "1 2", "12"], ""),
     ],
 )
 def test_patients_that_differ_only_in_spelling_are_doubted(patients: list[str], named: str) -> None:

@@ -29,7 +29,7 @@ def test_weights_that_changed_since_another_job_began_are_refused(key: str) -> N
     group, name = key.split(".")
     config = {"model": {"depth": 18, "pretrained": None}, "loss": {"teacher": None}}
     config[group] = config[group] | {name: "runs/a"}
-    first = siblings.Begun("first", {name: "1234"}, config)
+    first = siblings.Begun("first", {name: "1234"}, lambda: config)
     message = refusal(siblings.same_weights, [first], key, config, "5678")
     assert message.startswith(f"{key}=runs/a: first started with other weights (1234 then, 5678 now)")
     siblings.same_weights([first], key, config, "1234")
@@ -52,5 +52,5 @@ def test_only_jobs_that_read_the_same_pixels_decide_on_their_source() -> None:
         (own, {"invert": False}, False),
         (own, {"_target_": "digits.Others"}, False),
     ):
-        begun = siblings.Begun("first", {"pixels": "originals"}, {"data": data})
+        begun = siblings.Begun("first", {"pixels": "originals"}, lambda data=data: {"data": data})
         assert bool(siblings.with_data([begun], data | changes)[0]) == shares, changes

@@ -18,7 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from resnet_lab import preflight as command
 from resnet_lab import sweep
-from resnet_lab.axes import note_jobs
+from resnet_lab.axes import hashes_in, note_jobs
 from resnet_lab.compatibility import SCHEMA_VERSION
 from resnet_lab.config import build, compose_config, register
 from resnet_lab.data.image_data import ImageData
@@ -479,7 +479,9 @@ def test_a_renamed_folder_of_photographs_stops_the_sweep_at_its_start(
     file.write_text("# @package _global_\ndata: {root: photos2}\n")
     for seeds in ("seed=0,1", "seed=1"):
         message = refusal(jobs_of, [*arguments, seeds])
-        assert message.startswith("runs/experiment-mine_seed-0 is done with data.root=photos; restore this value, or")
+        assert message.startswith(
+            "runs/experiment-mine_seed-0 is done with data.root=photos; restore this value (a sym"
+        )
     assert jobs_of([*arguments, "seed=1", "data.root=photos"])
     run.update_status(state="interrupted")  # may move its data
     run.last_checkpoint.parent.mkdir()
@@ -515,19 +517,24 @@ def test_a_file_that_is_edited_while_the_sweep_runs_stops_its_other_jobs(
     assert len(started) == 5
 
 
-def test_a_value_that_depends_on_the_seed_is_no_edit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("line", "words"), [("split_seed: '${seed}'", []), ("", ["data.split_seed=${seed}"])])
+def test_a_value_that_depends_on_the_seed_is_no_edit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, words: list[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "conf" / "experiment").mkdir(parents=True)
-    text = "# @package _global_\ndata: {root: x, split_seed: '${seed}'}\n"
+    text = f"# @package _global_\ndata: {{root: x, {line}}}\n"
     (tmp_path / "conf" / "experiment" / "mine.yaml").write_text(text)
     started = []
     monkeypatch.setattr(sweep, "run_module", lambda *_, **__: 0)
     run_in = lambda run, config, *_: started.append((config.seed, config.data.split_seed))  # noqa: E731
     monkeypatch.setattr(sys.modules["resnet_lab.train"], "run_in", run_in)
-    words = ["--config-dir", "conf", "-m", "experiment=mine", "seed=1,2", "optim.lr=0.1,0.2", "sweep_dir=runs"]
+    words = ["--config-dir", "conf", "-m", "experiment=mine", "seed=1,2", "optim.lr=0.1,0.2", "sweep_dir=runs", *words]
     monkeypatch.setattr("sys.argv", ["train", *words])
     assert main() == 0
     assert started == [(1, 1), (1, 1), (2, 2), (2, 2)]
+    assert len(list_jobs(tmp_path / "runs")) == 4
+    assert "" not in hashes_in(tmp_path / "runs").values()
 
 
 def test_axes_of_swept_experiments_are_named_where_hydra_ignores_them(

@@ -109,13 +109,14 @@ def _spellings(patients: pd.Series, key: str) -> str:
     """Describe patients whose names differ only in case, spaces or leading zeros; empty if there are none."""
     spelled: dict[str, list[str]] = {}
     for patient in sorted(set(patients)):
-        spelled.setdefault(re.sub(r"(?<!\d)0+(?=\d)", "", "".join(patient.split()).casefold()), []).append(patient)
-    alike = [names for names in spelled.values() if len(names) > 1]
-    if not alike:
+        alike = re.sub(r"(?<![\d.,])0+(?=\d)", "", " ".join(patient.split()).casefold())
+        spelled.setdefault(alike, []).append(patient)
+    several = [names for names in spelled.values() if len(names) > 1]
+    if not several:
         return ""
-    more = f" (and {len(alike) - 1} more such)" if len(alike) > 1 else ""
+    more = f" (and {len(several) - 1} more such)" if len(several) > 1 else ""
     return (
-        f"{key}: {' and '.join(map(repr, alike[0]))}{more} count as different patients; if they are one, write them "
+        f"{key}: {' and '.join(map(repr, several[0]))}{more} count as different patients; if they are one, write them "
         "in the same way"
     )
 

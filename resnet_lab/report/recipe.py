@@ -15,7 +15,7 @@ from resnet_lab.data.augmentation import NEUTRAL as NO_AUGMENTATION
 from resnet_lab.data.augmentation import Augmentation
 from resnet_lab.errors import count
 from resnet_lab.report.groups import Table
-from resnet_lab.report.runs import Run, in_order_of_jobs
+from resnet_lab.report.runs import Run, in_order_of_jobs, listed_jobs
 
 NAMES = [field.name for field in fields(Augmentation)]
 NEUTRAL = {"optim.backbone_lr_factor": 1.0, "loss.decision": "auto"}  # neutral values of other keys
@@ -286,8 +286,12 @@ def commands_of(runs: Sequence[Run]) -> list[str]:
 
 def _planned(sweep: Path, keys: frozenset[str]) -> dict[Path, Job]:
     """Return folder → job of the planned jobs of a sweep that override these keys."""
-    jobs = {sweep / name: [item.partition("=")[::2] for item in items] for name, items in planned_in(sweep).items()}
-    return {path: _job(job) for path, job in jobs.items() if {key for key, _ in job} == keys}
+    planned, found = planned_in(sweep), dict[Path, Job]()
+    for name in listed_jobs(sweep):  # users remove jobs there
+        job = [item.partition("=")[::2] for item in planned.get(name, [])]
+        if {key for key, _ in job} == keys:
+            found[sweep / name] = _job(job)
+    return found
 
 
 def _job(overrides: Iterable[tuple[str, str]]) -> Job:

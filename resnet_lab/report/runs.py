@@ -284,12 +284,13 @@ def in_order_of_jobs(runs: Sequence[Run]) -> list[Run]:
     paths = [run.folder.path if run.single else run.folder.path.parent for run in runs]
     firsts = {path: place for place, path in reversed([*enumerate(paths)])}
     sweeps = {run.folder.path.parent for run in runs if not run.single}
-    jobs = {sweep / name: place for sweep in sweeps for place, name in enumerate(_jobs_of(sweep))}
+    jobs = {sweep / name: place for sweep in sweeps for place, name in enumerate(listed_jobs(sweep))}
     order = [(firsts[path], jobs.get(run.folder.path, len(jobs))) for run, path in zip(runs, paths, strict=True)]
     return [runs[place] for place in sorted(range(len(runs)), key=order.__getitem__)]
 
 
-def _jobs_of(sweep: Path) -> list[str]:
+def listed_jobs(sweep: Path) -> list[str]:
+    """Return the names in jobs.txt; none if it cannot be read."""
     with suppress(OSError):  # no permission
         return list_jobs(sweep)
     return []
