@@ -254,7 +254,7 @@ def _accepted(run: RunFolder, plain: dict[str, Any]) -> dict[str, Any]:
 
 def _refuse_other_root(run: RunFolder, before: dict[str, Any], plain: dict[str, Any]) -> None:
     """Refuse another folder of the data for a job that is done: its stored predictions belong to the first one."""
-    roots = [config["data"].get("root") for config in (before, plain)]
+    roots = [(config.get("data") or {}).get("root") for config in (before, plain)]
     if run.read_status()["state"] == "done" and len({real_path(root) for root in roots}) > 1:
         raise UserError(
             f"{short(run.path)} is done with data.root={roots[0]}; restore this value (a symbolic link there to a "

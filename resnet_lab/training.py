@@ -8,7 +8,7 @@ import secrets
 import shlex
 import signal
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -313,7 +313,9 @@ def note_pretraining(run: RunFolder, model: dict[str, Any], module: Classifier, 
         content, source = contents(source, depth_of(own))
     else:
         content = read(checkpoint_of(source))
-    digest = digest_of(find_network(content, own, source))
+    digest = ""
+    with suppress(UserError):  # a network from outside may read files that we cannot
+        digest = digest_of(find_network(content, own, source))
     same_weights(begun_jobs(run.siblings()), "model.pretrained", {"model": model}, digest)
     run.update_status(pretrained=digest)
     note_seen(run, "model.pretrained", _count_pretraining_images(content, source, datamodule))
