@@ -28,7 +28,7 @@ from resnet_lab.files import refuse_unwritable, write_atomically
 from resnet_lab.hydra_errors import one_line
 from resnet_lab.inputs import SEEING, check_evaluate, chosen_folder
 from resnet_lab.module import Classifier
-from resnet_lab.outputs import refuse_undefined, score_table, write_split
+from resnet_lab.outputs import refuse_undefined, score_table, without_images, write_split
 from resnet_lab.processes import end
 from resnet_lab.report.intervals import estimate
 from resnet_lab.report.leaderboard import CONSTANT, NOTHING, interval_text
@@ -40,7 +40,6 @@ from resnet_lab.trust import trust, warn_of_unused
 from resnet_lab.verbs import VERBS
 
 log = logging.getLogger("resnet_lab")
-FEW = 5  # classes without an image that a line names
 
 LONGEST = 60  # characters in the name of an evaluation's folder
 # keys of the trainer that have an effect only in training
@@ -249,9 +248,8 @@ def command(arguments: list[str]) -> None:
     table = score_table(metrics, counts, model.origin["class_counts"]["train"], model.origin["class_names"])
     numbers = list(map(int, counts[split]))
     log.info("%s: images %s %s", datamodule.data.name, split, numbers)
-    if absent := [name for name, number in zip(datamodule.class_names, numbers, strict=True) if not number]:
-        more = f" and {count(len(absent) - FEW, 'more class', 'more classes')}" if len(absent) > FEW else ""
-        log.warning("%s has no image of %s%s", split, ", ".join(absent[:FEW]), more)
+    if line := without_images(split, datamodule.class_names, numbers):
+        log.warning("%s", line)
     log.info(f"done\n{table}")
     majority = int(np.argmax(model.origin["class_counts"]["train"]))
     scores, line = scores_of(run.predictions_file(split), model.origin["ordered"], majority)

@@ -17,6 +17,7 @@ from resnet_lab.run_folder import RunFolder
 from resnet_lab.scores import SCORES, majority_baseline
 
 STORED = "%.8g"  # format of a probability in a file
+FEW = 5  # classes without an image that a line names
 LABEL, CELL = 26, 9  # characters of the columns of the table of scores: six of them fit into 80
 
 
@@ -168,6 +169,19 @@ def score_table(
         lines.append(f"{title:{LABEL}}" + _cells(metrics, split, columns))
         lines.append(f"{always:{LABEL}}" + _cells({f"{split}/{k}": v for k, v in baseline.items()}, split, columns))
     return "\n".join(lines)
+
+
+def without_images(split: str, names: Sequence[str], images: Sequence[int]) -> str:
+    """Return `test has no image of a, b` for the classes without an image; empty if each has one.
+
+    Args:
+        split: name of the split.
+        names: class names.
+        images: number of images of each class; empty if the split does not exist.
+    """
+    absent = [name for name, number in zip(names, images, strict=False) if not number]
+    more = f" and {count(len(absent) - FEW, 'more class', 'more classes')}" if len(absent) > FEW else ""
+    return f"{split} has no image of {', '.join(absent[:FEW])}{more}" if absent else ""
 
 
 def _cells(metrics: dict[str, float], split: str, names: Sequence[str]) -> str:

@@ -69,7 +69,7 @@ from resnet_lab.models.pretrained import (
 from resnet_lab.models.resnet import multiply_adds, parameter_count
 from resnet_lab.module import Classifier
 from resnet_lab.origin import CHECKPOINT_KEY, TRAIN_IMAGES
-from resnet_lab.outputs import refuse_undefined, score_table, write_split
+from resnet_lab.outputs import refuse_undefined, score_table, without_images, write_split
 from resnet_lab.parts import refuse_no_data_set, statistics_of, without_weights
 from resnet_lab.processes import Stopped
 from resnet_lab.run_folder import RunFolder, flat, is_bookkeeping
@@ -518,6 +518,8 @@ def describe(run: RunFolder, trainer: Trainer, datamodule: DataModule, module: C
         datamodule.data.name,
         "  ".join(f"{split} {datamodule.class_counts[split]}" for split in SPLITS if split in datamodule.class_counts),
     )
+    if line := without_images("train", datamodule.class_names, datamodule.class_counts.get("train", ())):
+        log.warning("%s", line)
     if "test" not in datamodule.splits:
         log.warning(NO_TEST)
     if words := [word for word in words_of_trust(module.origin["config"]) if word.partition(":")[0] in PROVIDED]:

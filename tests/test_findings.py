@@ -197,6 +197,16 @@ def test_a_class_without_test_images_is_reported_as_unknown(tmp_path):
     assert "proliferative" not in texts.get("class never found", "")
 
 
+def test_a_class_without_training_images_is_named(tmp_path):
+    write_run(tmp_path / "0")
+    assert "class not trained" not in found(tmp_path)
+    counts = json.loads((tmp_path / "0" / "status.json").read_text())["class_counts"]
+    change_status(tmp_path / "0", class_counts=counts | {"train": [9, 0, 9, 9, 9]})
+    assert found(tmp_path)["class not trained"] == "no training image of mild: no run can learn to find it"
+    write_run(tmp_path / "1", seed=1)  # which has some
+    assert "class not trained" not in found(tmp_path)
+
+
 def test_few_images_of_a_class_are_counted(tmp_path):
     targets = pd.read_csv(write_run(tmp_path / "run") / "predictions_test.csv")["target"]
     counts = {name: int(np.sum(targets == k)) for k, name in enumerate(GRADES)}

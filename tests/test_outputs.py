@@ -12,7 +12,7 @@ import pytest
 from fake_data import refusal
 from sklearn.metrics import precision_recall_fscore_support
 
-from resnet_lab.outputs import class_report, score_table, write_predictions, write_split
+from resnet_lab.outputs import class_report, score_table, without_images, write_predictions, write_split
 from resnet_lab.run_folder import RunFolder
 
 NAMES = ["healthy", "mild", "severe"]
@@ -101,6 +101,15 @@ def test_six_scores_fit_80_columns_and_each_has_its_name() -> None:
     titles = [" ".join(filter(None, words)) for words in cells]
     assert titles == [name.replace("_", " ") for name in names]
     assert table[2].split()[-6:] == ["-0.5000"] * 6
+
+
+def test_classes_without_an_image_are_named() -> None:
+    assert without_images("train", ["a", "b", "c"], [1, 0, 0]) == "train has no image of b, c"
+    assert (
+        without_images("test", list("abcdefgh"), [0] * 7 + [1])
+        == "test has no image of a, b, c, d, e and 2 more classes"
+    )
+    assert without_images("test", ["a", "b"], [3, 1]) == without_images("val", ["a", "b"], ()) == ""
 
 
 def test_the_baseline_is_the_training_majority_by_name() -> None:

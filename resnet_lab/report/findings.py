@@ -222,6 +222,9 @@ def _classes(table: Table) -> Iterator[Finding]:
             f"none of the {len(trained)} runs{others} finds" if len(trained) > 1 else f"the run{others} does not find"
         )
         yield Finding("class never found", f"{runs} a single image of: {_listed(never)}")
+    learned = np.sum([run.class_counts("train") or [1] * len(names) for run in table.scored], axis=0)
+    if unseen := [name for name, n in zip(names, learned, strict=True) if not n]:
+        yield Finding("class not trained", f"no training image of {_listed(unseen)}: no run can learn to find it")
     absent = [name for name, n in zip(names, images, strict=True) if not n]
     if absent:
         whose = "its recall" if len(absent) == 1 else "their recall"
