@@ -28,7 +28,7 @@ from resnet_lab.run_folder import closed_folders
 from resnet_lab.terminal import is_terminal, wrapped
 from resnet_lab.verbs import VERBS
 
-UNCHECKED = "not checked: settings, patients, scores of training images, lost epochs, copied runs, and epochs not selected"
+UNCHECKED = "not checked: settings, patients, scores of training images, lost or unselected epochs, and copied runs"
 
 
 def report(
