@@ -51,7 +51,8 @@ def headline(table: Table) -> str:
         text = f"Of {len(rows)} groups, {best.label} has the {most} {table.title_of_metric}: {value}. "
         return f"{text}Differences between groups are not tested, since {reason}. {against}"
     if "best" not in marks:
-        return f"All {len(rows)} groups have the same {table.title_of_metric}: {value}. {against}"
+        which = "Both" if len(rows) == 2 else f"All {len(rows)}"
+        return f"{which} groups have the same {table.title_of_metric}: {value}. {against}"
     tied, behind, others = marks.count("tied"), marks.count("behind"), len(rows) - 1
     if others == 1:
         others_are = f"The other one {'may be as good' if tied else 'is behind'}."
