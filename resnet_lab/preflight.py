@@ -33,7 +33,7 @@ from resnet_lab.parts import (
     statistics_of,
 )
 from resnet_lab.run_folder import RunFolder, real_path
-from resnet_lab.siblings import Begun, begun_jobs, same_images, same_weights, with_data
+from resnet_lab.siblings import Begun, begun_jobs, refuse_other_images, refuse_other_weights, with_data
 from resnet_lab.terminal import Lines
 from resnet_lab.training import check_network, own_parts, refuse_unknown_monitors, selection
 from resnet_lab.trust import trust, without_trust
@@ -60,7 +60,7 @@ def command(arguments: list[str]) -> None:
             names = _data_of(need)[0].class_names or []
             refuse_no_logits(build_objective(need["loss"], [1] * len(names)), need["loss"])
             teacher = teacher_of(need["loss"], need["data"], names)
-            same_weights(_begun(need["sweep_dir"]), "loss.teacher", need, digest_of_teacher(teacher))
+            refuse_other_weights(_begun(need["sweep_dir"]), "loss.teacher", need, digest_of_teacher(teacher))
         elif "data" in need:
             data_set, table = _data_of(need)
             if need["shares_source"]:
@@ -78,7 +78,7 @@ def command(arguments: list[str]) -> None:
         else:
             digest = check_network(need["model"])
             if Path(str(need["model"]["pretrained"])).expanduser().exists():
-                same_weights(_begun(need["sweep_dir"]), "model.pretrained", need, digest)
+                refuse_other_weights(_begun(need["sweep_dir"]), "model.pretrained", need, digest)
 
 
 def _data_of(need: dict[str, Any]) -> tuple[ImageData, pd.DataFrame]:
@@ -102,7 +102,7 @@ def data_of(data: str, sweep_dir: str | None = None, shares_source: bool = False
     siblings, alike = with_data([] if sweep_dir is None else _begun(sweep_dir), settings)
     sources = [status["pixels"] for status in siblings.values()] if shares_source else []
     table = data_set.table(next(iter(sources), None))[0]
-    same_images(alike, fingerprints(table, "target"), data_set.root)
+    refuse_other_images(alike, fingerprints(table, "target"), data_set.root)
     return data_set, table
 
 

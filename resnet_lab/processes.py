@@ -118,7 +118,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def beside(work: Callable[[], Result]) -> Callable[[], Result]:
+def in_background(work: Callable[[], Result]) -> Callable[[], Result]:
     """Start `work` in a forked process, and return a function that waits for its result or raises its error.
 
     The process shares the memory of this one. The returned function works itself where a fork is not safe (threads,

@@ -75,7 +75,7 @@ def _decides_pixels(data: dict[str, Any]) -> dict[str, Any]:
     return {key: data.get(key) for key in ({"_target_", "root"} if ours else {"root", *data.keys() - SHARED})}
 
 
-def same_images(before: Statuses, fingerprints: Mapping[str, str], root: str) -> None:
+def refuse_other_images(before: Statuses, fingerprints: Mapping[str, str], root: str) -> None:
     """Refuse to resume a job, or to start another one of its sweep, with other images than at its start.
 
     Args:
@@ -96,7 +96,7 @@ def same_images(before: Statuses, fingerprints: Mapping[str, str], root: str) ->
                 )
 
 
-def same_weights(begun: Iterable[Begun], key: str, config: Mapping[str, Any], digest: str) -> None:
+def refuse_other_weights(begun: Iterable[Begun], key: str, config: Mapping[str, Any], digest: str) -> None:
     """Refuse to start a job whose teacher or initial weights were others when another job of its sweep started.
 
     Args:

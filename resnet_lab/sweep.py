@@ -63,6 +63,7 @@ def preflight(
     refuse_unknown(arguments)
     (jobs, runs), alone, multirun = planned(arguments), _alone(arguments), _read(arguments)[0].multirun
     trains = any(state_of(run).state != "done" for run in runs)
+    # hydra.sweep.dir may name another folder than sweep_dir
     jobs = [job | {"sweep_dir": str(run.path.parent)} for run in runs[:1] for job in jobs] or jobs
     needs = {json.dumps(need) for job in jobs for need in _needs(job, trains)}
     needs |= {json.dumps(need) for job in alone for need in _needs(job) if "parts" in need}

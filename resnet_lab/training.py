@@ -75,7 +75,7 @@ from resnet_lab.processes import Stopped
 from resnet_lab.run_folder import RunFolder, flat, is_bookkeeping
 from resnet_lab.schema import BY_NAME, PROVIDED, Config
 from resnet_lab.scores import SCORES
-from resnet_lab.siblings import begun_jobs, same_images, same_weights, with_data
+from resnet_lab.siblings import begun_jobs, refuse_other_images, refuse_other_weights, with_data
 from resnet_lab.signatures import is_ours
 from resnet_lab.trained import count_training_images, warn_of_training_images
 from resnet_lab.trust import OPTION, trust_option
@@ -274,7 +274,9 @@ def read_data(run: RunFolder, config: dict[str, Any], resumes: bool) -> DataModu
         if config["trainer"]["max_epochs"] > 0:
             assert datamodule.table is not None
             refuse_one_class(datamodule.table, datamodule.class_names, config["data"]["root"])
-        same_images(alike | ({"the job": own} if resumes else {}), datamodule.fingerprints, datamodule.data.root)
+        refuse_other_images(
+            alike | ({"the job": own} if resumes else {}), datamodule.fingerprints, datamodule.data.root
+        )
         for name, status in before.items():
             if different := datamodule.difference(status):
                 raise UserError(
@@ -316,7 +318,7 @@ def note_pretraining(run: RunFolder, model: dict[str, Any], module: Classifier, 
     digest = ""
     with suppress(UserError):  # a network from outside may read files that we cannot
         digest = digest_of(find_network(content, own, source))
-    same_weights(begun_jobs(run.siblings()), "model.pretrained", {"model": model}, digest)
+    refuse_other_weights(begun_jobs(run.siblings()), "model.pretrained", {"model": model}, digest)
     run.update_status(pretrained=digest)
     note_seen(run, "model.pretrained", _count_pretraining_images(content, source, datamodule))
 
@@ -355,7 +357,7 @@ def distillation(
             "restore those, or choose another sweep_dir"
         )
     if not resumes and rank() == 0:
-        same_weights(begun_jobs(run.siblings()), "loss.teacher", config, found.digest)
+        refuse_other_weights(begun_jobs(run.siblings()), "loss.teacher", config, found.digest)
     if rank() == 0:
         splits = datamodule.test_splits
         seen = {split: count_training_images(teacher, datamodule.rows(split), f"{split} ") for split in splits}

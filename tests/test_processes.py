@@ -139,7 +139,7 @@ def test_lines_that_cannot_be_written_are_an_error(code: int, expected: int, mon
     assert (done.returncode, done.stderr) == (expected, "error: cannot write the last lines: No space left on device\n")
 
 
-BESIDE = """
+BACKGROUND = """
 import os, signal, threading, time
 from resnet_lab import processes
 processes.cores = lambda: 2
@@ -158,38 +158,39 @@ def waiting():
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux only")
 
 
-def beside(work: str) -> str:
+def printed_by(work: str) -> str:
     """Return what a process without other threads prints."""
-    command = [sys.executable, "-c", BESIDE + work]
+    command = [sys.executable, "-c", BACKGROUND + work]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
 @on_linux
-def test_work_beside_runs_in_another_process_at_the_same_time() -> None:
-    work = "wait = processes.beside(lambda: (os.getppid() == own, time.time(), 'a' * 1_000_000)); began = time.time()"
-    work += "; time.sleep(0.5); forked, ended, text = wait(); print(forked, ended < began + 0.5, len(text))"
-    assert beside(work) == "True True 1000000\n"
+def test_work_in_the_background_runs_in_another_process_at_the_same_time() -> None:
+    work = "wait = processes.in_background(lambda: (os.getppid() == own, time.time(), 'a' * 1_000_000))"
+    work += "; began = time.time(); time.sleep(0.5); forked, ended, text = wait()"
+    work += "; print(forked, ended < began + 0.5, len(text))"
+    assert printed_by(work) == "True True 1000000\n"
 
 
 @on_linux
-def test_an_error_beside_comes_back_and_names_its_file() -> None:
-    work = "wait = processes.beside(lambda: open('/nowhere/a.png'))\ntry:\n    wait()\n"
+def test_an_error_in_the_background_comes_back_and_names_its_file() -> None:
+    work = "wait = processes.in_background(lambda: open('/nowhere/a.png'))\ntry:\n    wait()\n"
     work += "except FileNotFoundError as error:\n    print(error.filename, 'in <lambda>' in error.__notes__[0])"
-    assert beside(work) == "/nowhere/a.png True\n"
+    assert printed_by(work) == "/nowhere/a.png True\n"
 
 
 @on_linux
-def test_work_beside_is_done_here_if_its_process_is_killed_or_a_thread_forbids_a_fork() -> None:
-    assert beside("print(processes.beside(killed)())") == "by hand\n"
+def test_work_in_the_background_is_done_here_if_its_process_is_killed_or_a_thread_forbids_a_fork() -> None:
+    assert printed_by("print(processes.in_background(killed)())") == "by hand\n"
     thread = "threading.Thread(target=time.sleep, args=(0.5,)).start()"
-    assert beside(f"{thread}; print(processes.beside(os.getpid)() == own)") == "True\n"
-    assert beside("processes.cores = lambda: 1; print(processes.beside(os.getpid)() == own)") == "True\n"
+    assert printed_by(f"{thread}; print(processes.in_background(os.getpid)() == own)") == "True\n"
+    assert printed_by("processes.cores = lambda: 1; print(processes.in_background(os.getpid)() == own)") == "True\n"
 
 
 @on_linux
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
-def test_the_work_beside_ends_with_the_process_that_waits(signum: signal.Signals) -> None:
-    command = [sys.executable, "-c", BESIDE + "processes.beside(waiting)()"]
+def test_work_in_the_background_ends_with_the_process_that_waits(signum: signal.Signals) -> None:
+    command = [sys.executable, "-c", BACKGROUND + "processes.in_background(waiting)()"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
@@ -199,10 +200,12 @@ def test_the_work_beside_ends_with_the_process_that_waits(signum: signal.Signals
 
 
 @on_linux
-def test_ctrl_c_ends_the_work_beside_in_silence() -> None:
-    work = "wait = processes.beside(waiting)\ntry:\n    wait()\nexcept KeyboardInterrupt:\n    processes.end(130)"
+def test_ctrl_c_ends_work_in_the_background_in_silence() -> None:
+    work = (
+        "wait = processes.in_background(waiting)\ntry:\n    wait()\nexcept KeyboardInterrupt:\n    processes.end(130)"
+    )
     process = subprocess.Popen(
-        [sys.executable, "-c", BESIDE + work], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        [sys.executable, "-c", BACKGROUND + work], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         start_new_session=True,
     )  # fmt: skip
     assert process.stdout is not None

@@ -10,8 +10,8 @@ from resnet_lab import siblings
 
 def test_a_split_that_is_gone_is_refused() -> None:
     before = {"first": {"split_fingerprint": {"train": "a", "test": "b"}}}
-    siblings.same_images(before, {"train": "a", "val": "c", "test": "b"}, "photos")
-    message = refusal(siblings.same_images, before, {"train": "a"}, "photos")
+    siblings.refuse_other_images(before, {"train": "a", "val": "c", "test": "b"}, "photos")
+    message = refusal(siblings.refuse_other_images, before, {"train": "a"}, "photos")
     assert "images or labels in test (b then, no such split in photos now)" in message
 
 
@@ -30,16 +30,18 @@ def test_weights_that_changed_since_another_job_began_are_refused(key: str) -> N
     config = {"model": {"depth": 18, "pretrained": None}, "loss": {"teacher": None}}
     config[group] = config[group] | {name: "runs/a"}
     first = siblings.Begun("first", {name: "1234"}, lambda: config)
-    message = refusal(siblings.same_weights, [first], key, config, "5678")
+    message = refusal(siblings.refuse_other_weights, [first], key, config, "5678")
     assert message.startswith(f"{key}=runs/a: first started with other weights (1234 then, 5678 now)")
-    siblings.same_weights([first], key, config, "1234")
-    siblings.same_weights([first._replace(status={})], key, config, "5678")  # of an older version
-    siblings.same_weights([first], key, {"model": {}, "loss": {}, group: {name: "runs/b", "depth": 18}}, "5678")
+    siblings.refuse_other_weights([first], key, config, "1234")
+    siblings.refuse_other_weights([first._replace(status={})], key, config, "5678")  # of an older version
+    siblings.refuse_other_weights([first], key, {"model": {}, "loss": {}, group: {name: "runs/b", "depth": 18}}, "5678")
     deeper = config | {"model": config["model"] | {"depth": 34}}
     if key == "model.pretrained":  # of a folder with weights of both depths
-        siblings.same_weights([first], key, deeper, "5678")
+        siblings.refuse_other_weights([first], key, deeper, "5678")
     else:
-        assert "first started with other weights" in refusal(siblings.same_weights, [first], key, deeper, "5678")
+        assert "first started with other weights" in refusal(
+            siblings.refuse_other_weights, [first], key, deeper, "5678"
+        )
 
 
 def test_only_jobs_that_read_the_same_pixels_decide_on_their_source() -> None:

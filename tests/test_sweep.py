@@ -168,9 +168,7 @@ def test_user_experiments_are_found(tmp_path: Path) -> None:
 
 
 def test_an_experiment_file_edited_after_a_job_stops_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    file = tmp_path / "conf" / "experiment" / "mine.yaml"
-    file.parent.mkdir(parents=True)
+    file = own_experiment(tmp_path, monkeypatch)
     file.write_text("# @package _global_\nmodel:\n  depth: 34\n")
     arguments = ["--config-dir", "conf", "-m", "experiment=mine", "seed=0,1", "sweep_dir=runs", "hydra/launcher=joblib"]
     (first,) = jobs_of(arguments)
@@ -215,9 +213,7 @@ def test_an_experiment_file_edited_after_a_job_stops_the_sweep(tmp_path: Path, m
 def test_another_number_of_epochs_stops_a_sweep_that_cannot_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    file = tmp_path / "conf" / "experiment" / "mine.yaml"
-    file.parent.mkdir(parents=True)
+    file = own_experiment(tmp_path, monkeypatch)
     file.write_text("# @package _global_\ntrainer:\n  max_epochs: 2\n")
     arguments = ["--config-dir", "conf", "-m", "experiment=mine", "schedule=constant,cosine", "sweep_dir=runs"]
     for job in jobs_of(arguments):
@@ -249,6 +245,14 @@ def test_labels_may_be_numbers_and_texts(monkeypatch: pytest.MonkeyPatch) -> Non
     labels = "data.labels={0: 0, R1: 1}"
     assert sweep.preflight(["-m", "data=retinopathy", "data.root=.", labels, "model.pretrained=none", "seed=0,1"])
     assert any(json.loads(need).get("data", {}).get("labels") == {"0": 0, "R1": 1} for need in found)
+
+
+def own_experiment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in a folder, and return the path of the experiment `mine` for `--config-dir conf`."""
+    monkeypatch.chdir(folder)
+    file = folder / "conf" / "experiment" / "mine.yaml"
+    file.parent.mkdir(parents=True)
+    return file
 
 
 def needs(monkeypatch: pytest.MonkeyPatch, *arguments: str, shares_source: bool = False) -> None:
@@ -465,9 +469,7 @@ def test_existing_data_and_weights_pass(
 def test_a_renamed_folder_of_photographs_stops_the_sweep_at_its_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    file = tmp_path / "conf" / "experiment" / "mine.yaml"
-    file.parent.mkdir(parents=True)
+    file = own_experiment(tmp_path, monkeypatch)
     file.write_text("# @package _global_\ndata: {root: photos}\n")
     arguments = ["--config-dir", "conf", "-m", "experiment=mine", "sweep_dir=runs"]
     (first,) = jobs_of([*arguments, "seed=0"])
@@ -495,9 +497,7 @@ def test_a_renamed_folder_of_photographs_stops_the_sweep_at_its_start(
 def test_a_file_that_is_edited_while_the_sweep_runs_stops_its_other_jobs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    file = tmp_path / "conf" / "experiment" / "mine.yaml"
-    file.parent.mkdir(parents=True)
+    file = own_experiment(tmp_path, monkeypatch)
     file.write_text("# @package _global_\noptim: {lr: 0.1}\nhydra: {sweeper: {params: {data.rotation: '0,20'}}}\n")
     started = []
 
@@ -521,10 +521,7 @@ def test_a_file_that_is_edited_while_the_sweep_runs_stops_its_other_jobs(
 def test_a_value_that_depends_on_the_seed_is_no_edit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, words: list[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "conf" / "experiment").mkdir(parents=True)
-    text = f"# @package _global_\ndata: {{root: x, {line}}}\n"
-    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text(text)
+    own_experiment(tmp_path, monkeypatch).write_text(f"# @package _global_\ndata: {{root: x, {line}}}\n")
     started = []
     monkeypatch.setattr(sweep, "run_module", lambda *_, **__: 0)
     run_in = lambda run, config, *_: started.append((config.seed, config.data.split_seed))  # noqa: E731
