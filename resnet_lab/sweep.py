@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import logging
 import re
@@ -10,10 +11,10 @@ import shutil
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import cache
-from itertools import product
+from functools import cache, partial
+from itertools import product, tee
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,7 +23,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType, ValueType
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from resnet_lab.axes import hashes_in, note_hashes, note_jobs, settings_in
@@ -150,7 +151,7 @@ def planned(arguments: Sequence[str]) -> tuple[list[dict[str, Any]], list[RunFol
         base = compose("config", [*fixed, *searchpath], return_hydra_config=True)
         if base.hydra.runtime.choices["hydra/sweeper"] != "basic":
             return [], []
-        _refuse_unlisted(_axes(parsed, base.hydra.sweeper.params or {}))
+        _refuse_unlisted(axes := _axes(parsed, base.hydra.sweeper.params or {}))
         _refuse_nameless(parsed, base.hydra)
         if not (name := str(base.hydra.sweep._get_node("subdir")._value())).startswith("${job_name:"):  # from a file
             check_overrides([f"hydra.sweep.subdir={name}"])
@@ -158,39 +159,54 @@ def planned(arguments: Sequence[str]) -> tuple[list[dict[str, Any]], list[RunFol
         _refuse_without_slurm(base.hydra.runtime.choices["hydra/launcher"])
         refuse_mixture(RunFolder(Path(base.hydra.sweep.dir) / "job"), sweep=True)  # before jobs.txt is written there
         runs, grid = _runs(parsed, base.hydra), _grid(parsed, base.hydra.sweeper.params or {})
-        _refuse_changed(runs, searchpath, options.config_dir or "")
+        same_groups = all(axis in parsed and not axis.is_sweep_override() for axis in axes if _is_of_groups(axis))
+        with open_dict(base):
+            del base["hydra"]
+        compositions = partial(_varied, base) if same_groups else _compositions
+        _refuse_changed(runs, searchpath, compositions, options.config_dir or "")
         jobs = list[dict[str, Any]]()
-        for words, config in zip(grid, _compositions(grid, searchpath), strict=True):
+        for words, config in zip(grid, compositions(grid, searchpath), strict=True):
             COMPOSED[_settings_of(words)] = _hash_without_seed(config)
             jobs.append(_plain(config))
         return jobs, list(runs)
 
 
-def _compositions(jobs: Sequence[Sequence[str]], searchpath: Sequence[str]) -> Iterator[DictConfig]:
+def _compositions(jobs: Iterable[Sequence[str]], searchpath: Sequence[str]) -> Iterator[DictConfig]:
     """Yield the checked configuration of each job of a grid; the next one may change it.
 
     Hydra composes once for each choice of groups, which takes 0.15 s. The other overrides are set in what it returned,
     as Hydra does, too, after it has merged the groups.
     """
-    parse = cache(OverridesParser.create().parse_override)
     composed = dict[tuple[str, ...], DictConfig]()
     for job in jobs:
-        axes = [parse(text) for text in job]
-        if not all(axis.type == OverrideType.CHANGE and not isinstance(axis.value(), dict) for axis in axes):
-            yield _checked(compose("config", [*job, *searchpath]))
-            continue
-        groups = tuple(text for text, axis in zip(job, axes, strict=True) if _is_of_groups(axis))
+        groups = tuple(text for text in job if _is_of_groups(_parsed(text)))
         if groups not in composed:
             composed[groups] = compose("config", [*groups, *searchpath])
-        config = composed[groups]
-        try:
+        yield _with_values(composed[groups], job, searchpath)
+
+
+def _varied(config: DictConfig, jobs: Iterable[Sequence[str]], searchpath: Sequence[str]) -> Iterator[DictConfig]:
+    """Yield what `_compositions` does for jobs that choose the same files of the groups as a configuration."""
+    own = copy.deepcopy(config)
+    for job in jobs:
+        yield _with_values(own, job, searchpath)
+
+
+def _with_values(config: DictConfig, job: Sequence[str], searchpath: Sequence[str]) -> DictConfig:
+    """Return the checked configuration of a job; `config` has the files of its groups, and is changed."""
+    axes = [_parsed(text) for text in job]
+    if all(axis.type == OverrideType.CHANGE and not isinstance(axis.value(), dict) for axis in axes):
+        with suppress(OmegaConfBaseException):  # composed below, the error names the key
             for axis in axes:
                 if not _is_of_groups(axis):
                     OmegaConf.update(config, axis.key_or_group, axis.value(), merge=True)
-        except OmegaConfBaseException:
-            yield _checked(compose("config", [*job, *searchpath]))  # whose error names the key
-            continue
-        yield _checked(config)
+            return _checked(config)
+    return _checked(compose("config", [*job, *searchpath]))
+
+
+@cache
+def _parsed(override: str) -> Override:
+    return OverridesParser.create().parse_override(override)
 
 
 def _runs(overrides: Sequence[Override], hydra: DictConfig) -> dict[RunFolder, tuple[str, ...]]:
@@ -201,22 +217,31 @@ def _runs(overrides: Sequence[Override], hydra: DictConfig) -> dict[RunFolder, t
     return {RunFolder(Path(hydra.sweep.dir) / _folder_name(job, excluded, hydra.sweep.dir)): job for job in jobs}
 
 
-def _refuse_changed(runs: Mapping[RunFolder, tuple[str, ...]], searchpath: Sequence[str], config_dir: str = "") -> None:
+def _refuse_changed(
+    runs: Mapping[RunFolder, tuple[str, ...]],
+    searchpath: Sequence[str],
+    compositions: Callable[[Iterable[Sequence[str]], Sequence[str]], Iterator[DictConfig]],
+    config_dir: str,
+) -> None:
     """Refuse a sweep if its first undamaged job was trained with other values, as after an edit of the experiment file.
 
     If that job only gets more epochs, all trained jobs must be able to go on. If no job is trained, those of earlier
     commands on the same experiment count, one for each set of keys: no job here may get a value that an edit changed.
 
+    Args:
+        runs: folder → overrides of the jobs of this command.
+        searchpath: override with the folders of the user's configurations; empty: there are none.
+        compositions: what composes these jobs (see `_compositions`).
+        config_dir: option of the command.
+
     Raises:
         UserError: it was, or a job cannot go on.
     """
-    found = False
-    for run, job in runs.items():
-        if is_trained(run):
-            found = True
-            if not refuse_mixed_sweep(run, _composed([*job, *searchpath]), job):
-                return
-    for run, earlier in () if found or not runs else _earlier(runs, config_dir):
+    trained, also = tee(run for run in runs if is_trained(run))
+    for run, config in zip(trained, compositions((runs[run] for run in also), searchpath), strict=True):
+        if not refuse_mixed_sweep(run, _plain(config), runs[run]):
+            return
+    for run, earlier in () if any(map(is_trained, runs)) or not runs else _earlier(runs, config_dir):
         try:
             now = _composed([*earlier, *searchpath])
         except (HydraException, OmegaConfBaseException, UserError):  # a file of that job has lost a key, or is gone

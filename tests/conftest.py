@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
-import io
 import logging
+import pickle
+import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,8 +17,11 @@ import numpy as np
 import pytest
 from fake_data import write_studies
 from hydra import compose, initialize_config_dir
-from hydra._internal.core_plugins import file_config_source
+from hydra._internal import config_loader_impl
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
@@ -28,6 +33,7 @@ from resnet_lab.config import check, check_overrides, compose_config, register
 from resnet_lab.launch import create_run
 from resnet_lab.run_folder import RunFolder
 from resnet_lab.schema import CHOSEN, conf_dir
+from resnet_lab.training import guarded
 
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -56,24 +62,53 @@ optim: {lr: 0.05}
 """
 
 
-class _ParsedOnce(OmegaConf):
-    """OmegaConf for Hydra's files: each text is parsed once, which saves a quarter of a composition."""
-
-    @staticmethod
-    def load(file: Any) -> Any:
-        return copy.deepcopy(_parsed(file.read()))
-
-
-@functools.cache
-def _parsed(text: str) -> Any:
-    return OmegaConf.load(io.StringIO(text))
-
-
 @pytest.fixture(autouse=True, scope="session")
-def _conf_is_parsed_once() -> Iterator[None]:
+def _files_are_merged_once() -> Iterator[None]:
+    """Let Hydra read each file and merge those of equal choices of groups once: nine tenths of a composition."""
+    chosen, choose = dict[Any, Any](), config_loader_impl.create_defaults_list
+
+    def choose_once(repo: Any, config_name: str, overrides_list: list[Override], **options: bool) -> Any:
+        groups = [each for each in overrides_list if repo.group_exists(each.key_or_group)]
+        key = (_files(repo), config_name, *(each.input_line for each in groups), *options.items())
+        if key not in chosen:
+            chosen[key] = choose(repo, config_name, groups, **options)
+        values = [each for each in overrides_list if each not in groups and not each.is_sweep_override()]
+        own = chosen[key].config_overrides  # a mapping of a group's keys
+        return dataclasses.replace(chosen[key], config_overrides=[*own, *values])
+
+    load = _once(ConfigRepository.load_config, lambda repo, config_path: (_files(repo), config_path))
+    merge = _once(
+        ConfigLoaderImpl._compose_config_from_defaults_list,
+        lambda _, defaults, repo: (_files(repo), *map(repr, defaults)),
+    )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(file_config_source, "OmegaConf", _ParsedOnce)
+        patch.setattr(config_loader_impl, "create_defaults_list", choose_once)
+        patch.setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", merge)
+        patch.setattr(ConfigRepository, "load_config", load)
         yield
+
+
+def _once(function: Callable[..., Any], key_of: Callable[..., Any]) -> Callable[..., Any]:
+    kept = dict[Any, bytes]()
+
+    def wrapped(*args: Any, **options: Any) -> Any:
+        if (key := key_of(*args, **options)) not in kept:
+            kept[key] = pickle.dumps(function(*args, **options))
+        return pickle.loads(kept[key])  # a copy, in a fifth of the time of deepcopy
+
+    return wrapped
+
+
+def _files(repo: Any) -> tuple[tuple[str, ...], ...]:
+    """Return the folders of a composition, with the texts of those of a test."""
+    own = [str(source.path) for source in repo.get_sources() if source.scheme() == "file"]
+    texts = [
+        f"{file}: {file.read_text(errors='replace')}"
+        for folder in own
+        if folder != str(conf_dir())
+        for file in sorted(Path(folder).rglob("*.yaml"))
+    ]
+    return tuple(own), tuple(texts)
 
 
 @pytest.fixture(autouse=True)
@@ -98,14 +133,17 @@ def experiment(tmp_path: Path, photographs: Path) -> None:
 @pytest.fixture
 def photographs(tmp_path: Path) -> Path:
     """Return a folder in the studies' layout: 48 training and 16 test images of patients with two eyes."""
-    root = tmp_path / "photographs"
+    return write_tiny(tmp_path / "photographs")
+
+
+def write_tiny(root: Path) -> Path:
+    """Write the photographs of `photographs`."""
     grades = {"train": [0, 0, 0, 1, 2, 3, 4, 4] * 6, "test": [0, 1, 2, 3, 4, 0, 0, 2] * 2}
     labels = {
         split: {f"{split}{row // 2}_{('left', 'right')[row % 2]}": grade for row, grade in enumerate(column)}
         for split, column in grades.items()
     }
-    write_studies(root, labels["train"], labels["test"])
-    return root
+    return write_studies(root, labels["train"], labels["test"])
 
 
 def _tiny(overrides: tuple[str, ...]) -> list[str]:
@@ -154,22 +192,62 @@ def make_run(
     Its jobs draw empty pictures, since drawing takes a third of the time, except in tests marked `pictures`.
     """
     if request.node.get_closest_marker("pictures") is None:
-        for module, name in ((plots.matrices, "confusion_matrix"), (plots.samples, "images")):
-            monkeypatch.setattr(module, name, lambda *_, **__: Figure(figsize=(0.1, 0.1)))
+        _draw_nothing(monkeypatch)
 
     def make(*overrides: str, name: str = "run") -> RunFolder:
-        folder = tmp_path / "runs" / name
-        folder.mkdir(parents=True, exist_ok=True)
-        config = copy.deepcopy(composed(overrides))
-        own = {"data.root": photographs, "data.cache_dir": tmp_path / "cache", "sweep_dir": folder}
-        for key, path in own.items():
-            if OmegaConf.select(config, key) == PLACEHOLDER:
-                OmegaConf.update(config, key, str(path))
-        check(config)
-        create_run(RunFolder(folder), config)
-        return RunFolder(folder)
+        return _new_run(tmp_path / "runs" / name, overrides, photographs, tmp_path / "cache")
 
     return make
+
+
+def _new_run(folder: Path, overrides: tuple[str, ...], photographs: Path, cache: Path) -> RunFolder:
+    folder.mkdir(parents=True, exist_ok=True)
+    config = copy.deepcopy(composed(overrides))
+    own = {"data.root": photographs, "data.cache_dir": cache, "sweep_dir": folder}
+    for key, path in own.items():
+        if OmegaConf.select(config, key) == PLACEHOLDER:
+            OmegaConf.update(config, key, str(path))
+    check(config)
+    create_run(RunFolder(folder), config)
+    return RunFolder(folder)
+
+
+def _draw_nothing(patch: pytest.MonkeyPatch) -> None:
+    for module, name in ((plots.matrices, "confusion_matrix"), (plots.samples, "images")):
+        patch.setattr(module, name, lambda *_, **__: Figure(figsize=(0.1, 0.1)))
+
+
+@pytest.fixture
+def empty_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let evaluations draw empty pictures, as the jobs of `make_run` do."""
+    _draw_nothing(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def _trained_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[tuple[str, ...]], Path]:
+    """Train a run on photographs of its own; each set of overrides is trained once."""
+    base = tmp_path_factory.mktemp("trained")
+    photographs = write_tiny(base / "photographs")
+
+    @functools.cache
+    def train(overrides: tuple[str, ...]) -> Path:
+        with pytest.MonkeyPatch.context() as patch:
+            _draw_nothing(patch)
+            run = _new_run(tmp_path_factory.mktemp("trained"), overrides, photographs, base / "cache")
+            assert guarded(run) == 0
+        return run.path
+
+    return train
+
+
+@pytest.fixture
+def trained_run(tmp_path: Path, _trained_once: Callable[[tuple[str, ...]], Path]) -> Callable[..., RunFolder]:
+    """Return a run as from `make_run` that is trained; it is a copy, and its photographs are those of all tests."""
+
+    def copied(*overrides: str, name: str = "run") -> RunFolder:
+        return RunFolder(shutil.copytree(_trained_once(overrides), tmp_path / "runs" / name))
+
+    return copied
 
 
 @pytest.fixture

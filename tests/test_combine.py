@@ -36,6 +36,8 @@ from resnet_lab.run_folder import RunFolder, list_jobs
 from resnet_lab.statistics import quadratic_weighted_kappa
 from resnet_lab.training import guarded
 
+pytestmark = pytest.mark.usefixtures("empty_pictures")
+
 MakeRun = Callable[..., RunFolder]
 
 

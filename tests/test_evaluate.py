@@ -31,12 +31,12 @@ from resnet_lab.scores import MINUS
 from resnet_lab.trained import load
 from resnet_lab.training import guarded
 
+pytestmark = pytest.mark.usefixtures("empty_pictures")
+
 
 @pytest.fixture
-def trained(make_run) -> RunFolder:
-    run = make_run("trainer.max_epochs=1", "data.mean=train")
-    assert guarded(run) == 0
-    return run
+def trained(trained_run) -> RunFolder:
+    return trained_run("trainer.max_epochs=1", "data.mean=train")
 
 
 def damage(run: RunFolder, value: float) -> Path:

@@ -19,6 +19,8 @@ from resnet_lab.report.runs import read_predictions, read_run, read_runs
 from resnet_lab.report.verify import differences_of
 from resnet_lab.statistics import quadratic_weighted_kappa
 
+pytestmark = pytest.mark.usefixtures("empty_pictures")
+
 
 def labeled(targets: list[int], probabilities: list[list[float]], patients: list[str]) -> Labeled:
     names = [f"image{n}" for n in range(len(targets))]

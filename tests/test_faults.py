@@ -166,10 +166,9 @@ def test_workers_that_hang_end_the_job_with_one_line(make_run: MakeRun, monkeypa
     ],
 )
 def test_a_full_disk_truncates_no_file_and_the_job_resumes_with_free_space(
-    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, file: str
+    make_run: MakeRun, trained_run: MakeRun, monkeypatch: pytest.MonkeyPatch, file: str
 ) -> None:
-    whole, broken = make_run(name="whole"), make_run(name="broken")
-    guarded(whole)
+    whole, broken = trained_run(name="whole"), make_run(name="broken")
     full, written = OSError(errno.ENOSPC, "No space left on device", file), iter(range(10**6))
 
     def write(path: Path, *args: Any, **kwargs: Any) -> None:
@@ -238,10 +237,9 @@ def _first(trainer: Any) -> bool:
     ],
 )
 def test_a_damaged_last_checkpoint_is_reported_and_replaced(
-    make_run: MakeRun, halfway: RunFolder, damage: str, choice: str
+    trained_run: MakeRun, halfway: RunFolder, damage: str, choice: str
 ) -> None:
-    whole = make_run("trainer.max_epochs=4", name="whole")
-    guarded(whole)
+    whole = trained_run("trainer.max_epochs=4", name="whole")
     data = halfway.last_checkpoint.read_bytes()
     middle = len(data) // 2
     flipped = data[:middle] + bytes([data[middle] ^ 255]) + data[middle + 1 :]
@@ -325,9 +323,8 @@ def test_a_damaged_best_checkpoint_is_reported_and_replaced(halfway: RunFolder) 
 
 
 @pytest.mark.slow
-def test_the_clock_may_be_set_back(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, broken = make_run(name="whole"), make_run(name="broken")
-    guarded(whole)
+def test_the_clock_may_be_set_back(make_run: MakeRun, trained_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, broken = trained_run(name="whole"), make_run(name="broken")
     with monkeypatch.context() as patch:
         patch.setattr(Classifier, "training_step", raising(KeyboardInterrupt(), 5, Classifier.training_step))
         with pytest.raises(SystemExit):
@@ -382,9 +379,8 @@ def test_a_job_does_not_resume_with_other_labels(
     assert run.read_status()["split_fingerprint"]["test"] == before
 
 
-def test_damage_outside_the_checksums_is_found(make_run: MakeRun) -> None:
-    run = make_run("trainer.max_epochs=1", "data.val_fraction=0")
-    guarded(run)
+def test_damage_outside_the_checksums_is_found(trained_run: MakeRun) -> None:
+    run = trained_run("trainer.max_epochs=1", "data.val_fraction=0")
     data = run.last_checkpoint.read_bytes()
     assert is_whole(run.last_checkpoint)
     entry = data.rindex(b"PK\x01\x02", 0, data.rindex(b"PK\x06\x06"))  # entry of the directory at the end

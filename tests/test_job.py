@@ -67,9 +67,8 @@ def test_a_folder_of_runs_is_refused_with_the_next_one(
     assert capsys.readouterr().err.endswith("contains 3 runs, and all are done\n")
 
 
-def test_a_run_folder_contains_exactly_its_files(make_run: MakeRun) -> None:
-    run = make_run()
-    assert guarded(run) == 0
+def test_a_run_folder_contains_exactly_its_files(trained_run: MakeRun) -> None:
+    run = trained_run()
     files = {str(path.relative_to(run.path)) for path in run.path.rglob("*") if path.is_file()}
     events = {file for file in files if file.startswith("tensorboard/events.out")}
     assert events
@@ -93,9 +92,8 @@ def test_a_run_folder_contains_exactly_its_files(make_run: MakeRun) -> None:
     }
 
 
-def test_a_finished_run_has_a_complete_status(make_run: MakeRun) -> None:
-    run = make_run()
-    guarded(run)
+def test_a_finished_run_has_a_complete_status(trained_run: MakeRun) -> None:
+    run = trained_run()
     status = run.read_status()
     assert status.keys() >= {
         "schema_version", "state", "error", "config_hash", "split_fingerprint", "best_checkpoint", "last_checkpoint",
@@ -133,9 +131,8 @@ def test_the_best_checkpoint_is_tested(make_run: MakeRun) -> None:
     assert status["metrics"]["val/loss"] == pytest.approx(best["val/loss"], rel=1e-3)
 
 
-def test_a_finished_run_is_not_changed(make_run: MakeRun) -> None:
-    run = make_run()
-    guarded(run)
+def test_a_finished_run_is_not_changed(trained_run: MakeRun) -> None:
+    run = trained_run()
     before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.name != "train.log"}
     assert guarded(run) == 0
     assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.name != "train.log"} == before
@@ -154,12 +151,12 @@ QUICK = ((0, "within an epoch"), (0, "before the last row"))
     ],
 )
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(
-    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, moment: str, schedule: str, workers: int
+    make_run: MakeRun, trained_run: MakeRun, monkeypatch: pytest.MonkeyPatch, moment: str, schedule: str, workers: int
 ) -> None:
     extra = ["schedule.patience=0", "schedule.monitor=val/accuracy"] if schedule == "plateau" else []
     choices = [f"schedule={schedule}", *extra, "follow_test=true", "trainer.max_epochs=4"]
-    whole, broken = make_run(*choices, name="whole"), make_run(*choices, f"data.num_workers={workers}", name="broken")
-    guarded(whole)
+    whole = trained_run(*choices, name="whole")
+    broken = make_run(*choices, f"data.num_workers={workers}", name="broken")
     with monkeypatch.context() as patch:
         hook, step = {
             "first epoch": ("training_step", 1),
@@ -190,9 +187,10 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_may_be_moved(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, broken = make_run(name="whole"), make_run(name="broken")
-    guarded(whole)
+def test_an_interrupted_run_may_be_moved(
+    make_run: MakeRun, trained_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, broken = trained_run(name="whole"), make_run(name="broken")
     with monkeypatch.context() as patch:
         patch.setattr(Classifier, "on_test_epoch_end", lambda self: (_ for _ in ()).throw(Killed()))
         with pytest.raises(Killed):
@@ -306,9 +304,8 @@ def test_without_any_evaluation_split_a_run_still_ends(make_run: MakeRun, photog
 
 
 @pytest.mark.slow
-def test_following_test_changes_nothing_but_the_columns(make_run: MakeRun) -> None:
-    plain, followed = make_run(name="plain"), make_run("follow_test=true", name="followed")
-    guarded(plain)
+def test_following_test_changes_nothing_but_the_columns(make_run: MakeRun, trained_run: MakeRun) -> None:
+    plain, followed = trained_run(name="plain"), make_run("follow_test=true", name="followed")
     guarded(followed)
     assert_same_weights(plain, followed, "best.ckpt")
     columns = pd.read_csv(followed.metrics_file)
@@ -394,9 +391,8 @@ def test_files_for_resuming_are_on_the_disk_before_they_are_renamed(
     assert durable >= {"status.json", "metrics.csv", "best.ckpt", "last.ckpt"}
 
 
-def test_pretraining_from_a_run_starts_at_its_weights(make_run: MakeRun) -> None:
-    source = make_run(name="source")
-    guarded(source)
+def test_pretraining_from_a_run_starts_at_its_weights(make_run: MakeRun, trained_run: MakeRun) -> None:
+    source = trained_run(name="source")
     run = make_run(f"model.pretrained={source.path}", "optim.lr=0", "trainer.max_epochs=1", name="fine")
     guarded(run)
     assert torch.equal(state_of(run)["model.fc.weight"], state_of(source, "best.ckpt")["model.fc.weight"])
@@ -545,9 +541,8 @@ def test_a_defect_shows_its_traceback_and_marks_the_run(make_run: MakeRun, monke
     assert "Traceback" in run.log_file.read_text()
 
 
-def test_checkpoints_hold_plain_values_only(make_run: MakeRun) -> None:
-    run = make_run("trainer.max_epochs=1")
-    guarded(run)
+def test_checkpoints_hold_plain_values_only(trained_run: MakeRun) -> None:
+    run = trained_run("trainer.max_epochs=1")
     checkpoint = torch.load(run.last_checkpoint, weights_only=True)
     origin = checkpoint["resnet_lab"]
     assert json.loads(json.dumps(origin)) == origin
@@ -655,9 +650,8 @@ def test_the_check_of_initial_weights_logs_nothing_twice(make_run: MakeRun) -> N
     assert len(lines) == len({*lines}) == 2
 
 
-def test_a_job_that_tests_again_refuses_nan_weights(make_run: MakeRun) -> None:
-    run = make_run("trainer.max_epochs=1")
-    assert guarded(run) == 0
+def test_a_job_that_tests_again_refuses_nan_weights(trained_run: MakeRun) -> None:
+    run = trained_run("trainer.max_epochs=1")
     checkpoint = torch.load(run.best_checkpoint, weights_only=True)
     checkpoint["state_dict"]["model.bn1.running_mean"][0] = torch.inf
     torch.save(checkpoint, run.best_checkpoint)

@@ -26,6 +26,8 @@ from resnet_lab.schema import conf_dir
 from resnet_lab.status import states_of
 from resnet_lab.training import guarded
 
+pytestmark = pytest.mark.usefixtures("empty_pictures")
+
 Sweep = Callable[..., int]
 
 

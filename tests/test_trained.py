@@ -23,10 +23,8 @@ from resnet_lab.training import guarded
 
 
 @pytest.fixture
-def run(make_run) -> RunFolder:
-    run = make_run("trainer.max_epochs=1", "data.eye_crop=true")
-    assert guarded(run) == 0
-    return run
+def run(trained_run) -> RunFolder:
+    return trained_run("trainer.max_epochs=1", "data.eye_crop=true")
 
 
 @pytest.fixture
