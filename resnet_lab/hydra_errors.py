@@ -138,8 +138,21 @@ def _fault_of_override(typed: str) -> str:
         return f"{typed}: the comma at the end has no value after it"
     if inner := re.fullmatch(r"(shuffle|sort|choice|range)\(([\w./]+)=(.+)\)", typed):
         return f"{typed}: write {inner[2]}={inner[1]}({inner[3]})"
-    quoted = shlex.quote('{}="{}"'.format(key, value.replace('"', "")))
-    return f"{typed}: the value has special characters and needs its own quotes: {quoted}"
+    container = value[:1] in ("[", "{")
+    if container:  # only the words inside may be quoted, and no key of braces
+        value = re.sub(r"(?<=[\[,:{])(\s*)([^\s\[\]{},:\"'][^\[\]{},:\"']*)(?=\s*[\],}])", _word, value)
+    quoted = f"{key}={value}" if container else '{}="{}"'.format(key, value.replace('"', ""))
+    with suppress(HydraException):
+        if not container or isinstance(OverridesParser.create().parse_override(quoted).value(), list | dict):
+            return f"{typed}: the value has special characters and needs its own quotes: {shlex.quote(quoted)}"
+    nested = ": {".join(key.split(".")) + f": {typed.partition('=')[2]}" + "}" * key.count(".")
+    return f"{typed}: Hydra reads no such key in braces on the command line; write it in an experiment file: {nested}"
+
+
+def _word(match: re.Match[str]) -> str:
+    """Return a word inside brackets, in quotes if it needs them."""
+    plain = re.fullmatch(r"[\w./+ -]+", match[2], re.ASCII)
+    return match[1] + (match[2] if plain else f'"{match[2]}"')
 
 
 def _file_in(text: str) -> str:

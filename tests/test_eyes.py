@@ -193,6 +193,7 @@ def test_options(tmp_path: Path, words: list[str], message: str) -> None:
         (("7_left_1.jpeg", "7_left_2.jpeg"), True),
         (("P3_OD_macula.png", "P3_OD_disc.png"), True),
         (("P3_OI.png", "P3_OD.png"), False),
+        (("3_links.png", "3_links_2.png"), True),
         (("P1/LE_1.png", "P1/LE_2.png"), True),
         (("left_10.png", "right_10.png"), False),
         (("12.png", "13.png"), False),

@@ -357,6 +357,18 @@ def test_grades_from_1_on_are_reported(file, caplog, grades, given, said):
     assert len(messages) == 2 or not said
 
 
+def test_a_mapping_lists_numbers_too(file):
+    grades = Grades(["a", "b"], {"none": 0, "R1": 1})
+    path = file("image,level\nx,none\ny,1\nz,0\nv,b\n")
+    message = refusal(parse_file, path, grades)
+    assert "list every valid label there, numbers and names of classes, too: 1: 1" in message
+    assert "too: b: 1" in message
+    message = refusal(lambda: parse_file(path, grades, drop=True))  # two of four rows
+    assert "2 of 4 rows have a number as label ('1': 1, '0': 1), too many to leave out: data.labels has no" in message
+    some = Grades(["a", "b"], {"none": 0, "1": 1})
+    assert parse_file(path, some, drop=True)["target"].tolist() == [0, 1, BAD, BAD]
+
+
 def test_a_mapping_to_an_unknown_class_is_refused():
     assert "data.labels: 'x' is class 2; classes run from 0 to 1" in refusal(Grades, ["a", "b"], {"x": 2})
 

@@ -13,6 +13,7 @@ import pandas as pd
 
 from resnet_lab.data.cells import WHOLE_NUMBER, is_whole, read_cells, read_text, with_blank_lines
 from resnet_lab.data.listing import is_image
+from resnet_lab.data.patients import LEFT, RIGHT
 from resnet_lab.errors import UserError, count, refuse
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ LABEL_COLUMNS = (
 )
 EYES = ("left_eye_dr_level", "right_eye_dr_level")  # DeepDRiD: the column of its eye holds the photograph's grade
 # 3_r1, right_4, 5_OD
-LEFT, RIGHT = (rf"(?i)(?:.*[_\-. \d])?(?:{eye})(?:\d*|[_\-. ].*)" for eye in ("l|left|os|oi|le", "r|right|od|re"))
+IS_LEFT, IS_RIGHT = (rf"(?i)(?:.*[_\-. \d])?(?:{'|'.join(eye)})(?:\d*|[_\-. ].*)" for eye in (LEFT, RIGHT))
 BAD = -1  # target of a row with an invalid label
 TOO_MANY = 0.1  # a larger share of numbers out of range means that a key is wrong, not the rows
 SHOWN = 3  # bad rows of each kind that an error names, or values that a log line names
@@ -38,7 +39,8 @@ class Grades:
     """Valid labels of a file: numbers, class names, or the keys of a mapping."""
 
     class_names: Sequence[str]
-    labels: Mapping[str, int | str] | None = None  # text → class or its name, ignoring case; no other text is valid
+    # text → class or its name, ignoring case; nothing else is valid, neither numbers nor names of classes
+    labels: Mapping[str, int | str] | None = None
     first: int = 0  # the number of the first class
 
     def __post_init__(self) -> None:
@@ -83,24 +85,34 @@ class Grades:
     def rule(self, label: str) -> str:
         """Return why a label is invalid."""
         if self.labels is not None:
-            return f"data.labels has no such label; it has {', '.join(map(str, self.labels))}"
+            more = ""
+            if (target := Grades(self.class_names, first=self.first)._target(label)) != BAD:
+                text = str(int(whole[1])) if (whole := WHOLE_NUMBER.fullmatch(label)) else label.strip()
+                more = f"; list every valid label there, numbers and names of classes, too: {text}: {target}"
+            return f"data.labels has no such label; it has {', '.join(map(str, self.labels))}{more}"
         if is_whole(label):
             return f"labels run from {self.first} to {self.last}"
         return (
             f"labels must be whole numbers, class names ({', '.join(self.class_names)}) or keys of data.labels, "
-            "such as 'data.labels={none: 0, R1: 1}'; set data.class_names if the data has other classes"
+            "such as 'data.labels={none: 0, R1: 1}'; set data.class_names if the data has other classes; data.labels "
+            "must list every valid label, numbers, too"
         )
 
     def misread(self, bad: pd.Series, rows: int) -> str:
-        """Return why the keys must be wrong, if too many of the rows have a number out of range; else an empty text.
+        """Return why the keys must be wrong, if too many rows have a number that is not valid; else an empty text.
 
         Args:
             bad: the invalid labels.
             rows: the number of all rows.
         """
         numbers = bad[bad.map(is_whole)]
-        if self.labels is not None or len(numbers) <= TOO_MANY * rows:
+        if len(numbers) <= TOO_MANY * rows or any(is_whole(str(text)) for text in self.labels or {}):
             return ""
+        if self.labels is not None:
+            return (
+                f"{len(numbers)} of {count(rows, 'row')} have a number as label ({_counted(numbers)}), too many to "
+                f"leave out: {self.rule(str(numbers.iloc[0]))}"
+            )
         return (
             f"{len(numbers)} of {count(rows, 'row')} have a label out of range ({_counted(numbers)}), too many to "
             f"leave out: labels run from {self.first} to {self.last}; correct data.first_label ({self.first}) or "
@@ -180,7 +192,7 @@ def _eyes(header: Sequence[str]) -> tuple[int, int] | None:
 def _of_its_eye(image: pd.Series, left: pd.Series, right: pd.Series) -> pd.Series:
     """Return the grade of the eye in the image's name, or the only grade of a row; empty if neither exists."""
     names = image.str.replace(r"\.\w+$", "", regex=True)
-    is_left, is_right = names.str.fullmatch(LEFT), names.str.fullmatch(RIGHT)
+    is_left, is_right = names.str.fullmatch(IS_LEFT), names.str.fullmatch(IS_RIGHT)
     own = right.where(is_right & ~is_left, left.where(is_left & ~is_right, ""))
     only = left.where(right == "", right.where((left == "") | (left == right), ""))
     return own.where(own != "", only)

@@ -14,7 +14,7 @@ import pandas as pd
 
 from resnet_lab.compatibility import CHANGED
 from resnet_lab.data.listing import stem_of
-from resnet_lab.errors import UserError
+from resnet_lab.errors import UserError, count
 
 AUTO = "auto"
 DEFAULTS = CHANGED["data.patient_regex"][1:]  # defaults of earlier versions, and of this one
@@ -26,12 +26,12 @@ EXAMPLES = 2  # patients that a log line shows, at most
 FEW = 10  # largest plausible average of images per patient: eye_L001 to eye_L400 are not one patient's
 
 SIDES = {
-    ("left", "right"): "left|right",
+    ("left", "right"): "left|right|links|rechts|gauche|droite",
     ("l", "r"): "l|r",
-    ("OD", "OS"): "od|os|oi",
+    ("OD", "OS"): "od|os|oi|og",
     ("LE", "RE"): "le|re",
 }
-LEFT = ("left", "l", "os", "oi", "le")
+LEFT, RIGHT = ("left", "links", "gauche", "l", "os", "oi", "og", "le"), ("right", "rechts", "droite", "r", "od", "re")
 # name of a form → its pattern; a number or a word may follow the side (7_l1, 1_left_2, P3_OD_macula), but only if a
 # digit precedes it (not mild_left_1); if the side comes first, numbers may follow side and patient (left1_7, left_7_1)
 FORMS = {
@@ -49,6 +49,9 @@ STARTS = {  # not IDRiD_001, image_00001 or 20051019_38557_0100_PP
     r"(.+)[-_. ][^-_. ]+": r"(?P<patient>[^\d]*\d.*)[-_. ](?=\D*\d{0,3}\D*$)[^-_. ]+",
     r"(.*\d)[a-z]\d*": r"(?P<patient>.*\d)[a-z]\d{0,2}",
 }
+# a date between separators (2019-03-04, 20190304, 4.3.2019), and the patterns to propose for names with one
+DATE = r"(?:^|[-_. ]+)(?:(?:19|20)\d\d([-_.]?)[01]\d\1[0-3]\d|[0-3]?\d\.[01]?\d\.(?:19|20)\d\d)(?=[-_. ]|$)"
+DATED = (r"[\d._-]{8,10}[-_. ](.+?)[-_. ].*", r"(.+?)[-_. ][\d._-]{8,10}(?:[-_. ].*)?")
 
 
 @dataclass(frozen=True)
@@ -264,6 +267,14 @@ def _doubt(names: Sequence[str], setting: str, pattern: str | None, matched: boo
     labels = sorted({patient or _without_folder(name) for patient, name in zip(found, names, strict=True)})
     better, alike = _alike(labels)
     key = f"{REGEX}={setting}" + ("" if matched else " finds no form" if setting == AUTO else " matches no name")
+    if visits := [] if alike else _visits(labels, matched):
+        several = [each for each in visits if len(each) > 1]
+        joins = (each for each in DATED if len({*_matches(names, each)} - {None}) == len(visits))
+        remedy = f"set \"{REGEX}='{better}'\"" if (better := next(joins, "")) else f"set {REGEX} or {COLUMN}"
+        return (
+            f"{', '.join(several[0][:4])} differ only in the date, but count as {count(len(several[0]), 'patient')} "
+            f"({key}; {len(several)} such in all); if they are visits of one patient, {remedy}"
+        )
     if alike:
         forms = (form for form, each in FORMS.items() if 2 * len(list(_fullmatches(names, each))) > len(names))
         fits = better in FORMS or not matched  # else it matches the patients, not the names
@@ -279,6 +290,20 @@ def _doubt(names: Sequence[str], setting: str, pattern: str | None, matched: boo
     if matched or setting == AUTO:
         return ""
     return f"{key} (names such as {_without_folder(names[0])}), so each image counts as one patient; {REMEDY}"
+
+
+def _visits(labels: Sequence[str], matched: bool) -> list[list[str]]:
+    """Return labels grouped by what is left without a date; empty if that is no patient.
+
+    A single word names the camera. Without `matched`, up to three digits count a day's photographs (20190304_001).
+    """
+    groups: dict[str, list[str]] = {}
+    for label in labels:
+        groups.setdefault(re.sub(DATE, "", label).strip("-_. "), []).append(label)
+    counter = r"" if matched else r"\d{0,3}"
+    shared = [left for left, each in groups.items() if len(each) > 1 and not re.fullmatch(counter, left)]
+    named = len(shared) > 1 or any(map(str.isdigit, "".join(shared)))
+    return list(groups.values()) if named and sum(len(groups[left]) for left in shared) <= FEW * len(shared) else []
 
 
 def _alike(labels: Sequence[str]) -> tuple[str, list[str]]:
