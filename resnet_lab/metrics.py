@@ -160,7 +160,9 @@ def metric_names(num_classes: int, ordered: bool) -> list[str]:
     return ["loss", *stored_scores(num_classes, ordered)]
 
 
-def monitored(monitor: str, num_classes: int, ordered: bool, key: str = "monitor") -> tuple[str, Literal["min", "max"]]:
+def monitored(
+    monitor: str, num_classes: int, ordered: bool, key: str = "monitor", selects: bool = True
+) -> tuple[str, Literal["min", "max"]]:
     """Return the metric that selects the best epoch, and its mode.
 
     Args:
@@ -168,16 +170,19 @@ def monitored(monitor: str, num_classes: int, ordered: bool, key: str = "monitor
         num_classes: K.
         ordered: whether the classes are grades.
         key: the configuration key, for errors.
+        selects: false for a callback, which does not know `auto`.
 
     Raises:
         UserError: the metric does not exist, or is of a split other than val.
     """
-    name = ("val/qwk" if ordered else "val/accuracy") if monitor == "auto" else monitor
+    name = ("val/qwk" if ordered else "val/accuracy") if monitor == "auto" and selects else monitor
     known = [f"val/{metric}" for metric in metric_names(num_classes, ordered)]
     if name not in known:
         word = monitor.removeprefix("val/").lower()
         meant = f"val/{ALIASES.get(word, word)}"
-        choices = f"choose auto, {', '.join(known)}; metrics of callbacks cannot select an epoch"
+        choices = f"choose {', '.join(known)}"
+        if selects:
+            choices = f"choose auto, {', '.join(known)}; metrics of callbacks cannot select an epoch"
         hint = f"did you mean {meant}?" if meant in known else choices
         raise UserError(f"{key}={monitor}: no such metric; {hint}")
     return name, mode_of(name)

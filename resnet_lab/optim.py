@@ -143,6 +143,20 @@ def refuse_no_schedule(scheduler: object) -> None:
     if lacking := [name for name in needed if not hasattr(scheduler, name)]:
         kind = type(scheduler).__name__
         raise UserError(f"schedule._target_ returns {kind} without {lacking[0]}; name a schedule as those of torch")
+    refuse_no_scheduler(type(scheduler), f"returns {type(scheduler).__name__}, which")
+
+
+def refuse_no_scheduler(kind: object, named: str) -> None:
+    """Refuse a class that Lightning does not step: it steps only schedules of torch.
+
+    Raises:
+        UserError: it is a class, but no schedule of torch.
+    """
+    if isinstance(kind, type) and not issubclass(kind, LRScheduler | ReduceLROnPlateau):
+        raise UserError(
+            f"schedule._target_ {named} is no torch.optim.lr_scheduler.LRScheduler; derive it from that class, or name "
+            "one of torch (conf/schedule has some)"
+        )
 
 
 def refuse_lost_factor(optimizer: Optimizer, backbone_lr_factor: float) -> None:

@@ -469,8 +469,9 @@ def refuse_unknown_monitors(
     """
     if all(type(each).__module__.startswith("lightning.") for each in callbacks.values()):
         for name, each in callbacks.items():
-            if str(monitor := getattr(each, "monitor", None)).startswith("val/"):
-                monitored(str(monitor), num_classes, ordered, key=f"callbacks.{name}.monitor")
+            monitor = getattr(each, "monitor", None)
+            if isinstance(monitor, str) and not monitor.startswith("train/"):
+                monitored(monitor, num_classes, ordered, key=f"callbacks.{name}.monitor", selects=False)
                 if not validates and getattr(each, "strict", True):  # without `strict`, EarlyStopping only warns
                     key = f"callbacks.{name}.monitor={monitor}"
                     raise UserError(f"{key} needs a validation split; set data.val_fraction or data.val_csv")

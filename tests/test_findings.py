@@ -83,11 +83,13 @@ def test_faults_come_first(tmp_path):
 
 
 def test_notes_on_the_images_are_findings(tmp_path):
-    write_run(tmp_path / "a", label_conflicts=2, skipped_labels=1, skipped_images=3)
+    patients = {"doubt": "a, b may belong to one patient"}
+    write_run(tmp_path / "a", label_conflicts=2, skipped_labels=1, skipped_images=3, patients=patients)
     notes = found(tmp_path)
     assert notes["conflicting labels"] == "2 images have an identical copy with a different label (1 of 1 run)"
     assert notes["skipped labels"] == "1 row has no valid label (1 of 1 run)"
     assert notes["skipped images"] == "3 images could not be read (1 of 1 run)"
+    assert notes["patients in doubt"] == "a, b may belong to one patient (1 of 1 run)"
 
 
 def test_jobs_of_a_sweep_with_the_same_note_are_named_by_their_labels(tmp_path):

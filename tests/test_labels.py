@@ -1,6 +1,7 @@
 """Label files, and the images that they name: text in, tables out."""
 
 import logging
+import unicodedata
 
 import pandas as pd
 import pytest
@@ -246,6 +247,8 @@ def test_names_may_contain_dots_and_folders(file):
 def test_repeated_name(file):
     message = refusal(parse_file, file("a,0\nb,1\nc,1\nb,1\n"))
     assert "image 'b' in line 4: image names must not repeat; delete one of the rows ('b' is in line 2, too)" in message
+    message = refusal(parse_file, file("a,0\nb,1\nb,0\n"))
+    assert "delete one of the rows ('b' is in line 2, too, with label '1' and '0')" in message
 
 
 @pytest.mark.slow
@@ -357,6 +360,28 @@ def test_grades_from_1_on_are_reported(file, caplog, grades, given, said):
     assert len(messages) == 2 or not said
 
 
+@pytest.mark.parametrize(
+    ("grades", "given", "hint"),
+    [
+        (Grades(["a", "b", "c"]), "1,2", "no label is 0; set data.first_label=1 if classes run from 1 to 3"),
+        (Grades(["a", "b", "c"]), "1,1", "no label is 0; set data.first_label=1 if classes run from 1 to 3"),
+        (Grades(["a", "b", "c"]), "2,2", ""),
+        (Grades(["a", "b", "c"]), "A,1,2", ""),
+        (
+            Grades(["a", "b", "c"], {"0": 0, "1": 1, "2": 2}),
+            "1,2,3",
+            "no label is 0; if classes run from 1, give each its",
+        ),
+        (Grades(["a", "b", "c"], {"none": 0, "1": 1, "2": 2}), "1,2", ""),
+    ],
+)
+def test_grades_from_1_on_may_lack_the_last_class(file, caplog, grades, given, hint):
+    path = file("image,level\n" + "".join(f"{n},{label}\n" for n, label in enumerate(given.split(","))))
+    parse_file(path, grades, drop=True)
+    assert ("no label is 0" in caplog.text) == (hint != "")
+    assert hint in caplog.text
+
+
 def test_a_mapping_lists_numbers_too(file):
     grades = Grades(["a", "b"], {"none": 0, "R1": 1})
     path = file("image,level\nx,none\ny,1\nz,0\nv,b\n")
@@ -384,6 +409,21 @@ def test_names_in_another_case_or_suffix_are_found_and_reported(tmp_path, caplog
     (line,) = (line for line in caplog.messages if "case or suffix" in line)
     assert "4 names" in line
     assert "IM1.JPG is IM1.jpg" in line
+
+
+@pytest.mark.parametrize(("given", "stored"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_accents_of_one_or_two_characters_are_the_same(tmp_path, file, given, stored):
+    name, folder = (unicodedata.normalize(stored, text) for text in ("Müller 0.jpg", "Grün"))
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / name).touch()
+    wanted = unicodedata.normalize(given, "Grün/Müller 0.jpg")
+    found = located(pd.DataFrame({"image": [wanted]}), tmp_path)
+    assert found["path"].tolist() == [str(tmp_path / folder / name)]
+    path = file(unicodedata.normalize(given, "image,level,patient\na,mäßig,Jäger\n"))
+    rows = read_labels(path, None, None, Grades(["a"]), {"patient": ("patient", "data.patient_column")})
+    assert rows["patient"].tolist() == ["J\u00e4ger"]
+    assert Grades(["x", unicodedata.normalize(stored, "mäßig")]).targets(rows["label"]).tolist() == [1]
+    assert Grades(["x", "y"], {unicodedata.normalize(stored, "mäßig"): 1}).targets(rows["label"]).tolist() == [1]
 
 
 def test_windows_paths_are_relative_to_the_folder(file):

@@ -484,6 +484,14 @@ def test_an_external_data_set_is_read(make_run: Make, mylab: None) -> None:
             ("+callbacks.stop._target_=lightning.pytorch.callbacks.EarlyStopping", "+callbacks.stop.monitor=val/acc"),
             "callbacks.stop.monitor=val/acc: no such metric; did you mean val/accuracy?",
         ),
+        (
+            ("+callbacks.stop._target_=lightning.pytorch.callbacks.EarlyStopping", "+callbacks.stop.monitor=auto"),
+            "callbacks.stop.monitor=auto: no such metric; choose val/loss, val/qwk",
+        ),
+        (
+            ("schedule=own", "schedule._target_=timm.scheduler.CosineLRScheduler", "+schedule.t_initial=2"),
+            "schedule._target_ timm.scheduler.CosineLRScheduler is no torch.optim.lr_scheduler.LRScheduler",
+        ),
         (("callbacks=5",), "callbacks"),
         (("data=own", "data._target_=mylab.Net", "data.root=."), "mylab.Net is not a data set: derive it from"),
         (("data.mean=model",), "data.mean=model: resnet_lab.models.resnet.resnet defines no mean"),
@@ -495,7 +503,7 @@ def test_bad_parts_are_named_before_anything_is_trained(mylab: None, overrides: 
         config = with_values(["data=synthetic", "model=resnet_cifar", "data.image_size=32", *overrides])
         check(config)
         plain = OmegaConf.to_container(config, resolve=True)
-        trust.trust(["torch.nn", "lightning"])
+        trust.trust(["torch.nn", "lightning", "timm.scheduler"])
         preflight.check_parts(plain)
         statistics_of(plain)
 

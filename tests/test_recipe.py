@@ -2,6 +2,7 @@
 
 import shutil
 
+import pytest
 from fake_runs import write_run
 
 from resnet_lab.axes import note_jobs
@@ -111,6 +112,18 @@ def test_commands_and_facts_have_the_words_that_users_type(tmp_path):
     command = "resnet-lab train -m data.eye_crop=true,false 'data.class_names=[no True,true]' model.pretrained=None"
     assert facts(tmp_path)["command"].values == [command]
     assert {*facts(tmp_path)["data.eye_crop"].values} == {"true", "false"}
+
+
+@pytest.mark.parametrize("sweep", [False, True])
+def test_of_a_key_given_twice_the_command_has_the_later_value(tmp_path, sweep):
+    jobs = {str(seed): ["trainer.max_epochs=2", f"seed={seed}", "trainer.max_epochs=1"] for seed in (0, 1)}
+    for name, overrides in jobs.items():
+        write_run(tmp_path / name, seed=int(name), overrides=overrides)
+    if sweep:
+        note_jobs(tmp_path, jobs)
+        (tmp_path / "jobs.txt").write_text("0\n1\n")
+    ends = ["-m trainer.max_epochs=1 seed=0,1"] if sweep else [f"trainer.max_epochs=1 seed={seed}" for seed in (0, 1)]
+    assert facts(tmp_path)["command"].values == [f"resnet-lab train {words}" for words in ends]
 
 
 def test_the_command_of_a_run_that_failed_at_the_start_comes_last(tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from resnet_lab.data.cells import WHOLE_NUMBER, is_whole, read_cells, read_text, with_blank_lines
-from resnet_lab.data.listing import is_image
+from resnet_lab.data.listing import folded, is_image
 from resnet_lab.data.patients import LEFT, RIGHT
 from resnet_lab.errors import UserError, count, refuse
 
@@ -120,16 +120,21 @@ class Grades:
         )
 
     def shift(self, labels: pd.Series) -> str:
-        """Return the key to set if the numbers run from 1 to the number of classes; else an empty text."""
+        """Return the key to set if the numbers may run from 1 to the number of classes; else an empty text."""
         found = {int(whole[1]) for label in labels.unique() if (whole := WHOLE_NUMBER.fullmatch(label))}
-        if self.labels is not None or self.first != 0 or self.last + 1 not in found or 0 in found:
+        without_last = 1 in found and self.last > 1 and max(found) <= self.last
+        if self.first != 0 or 0 in {*self.targets(labels)} or not (without_last or self.last + 1 in found):
             return ""
+        words = {plain(str(text)) for text in self.labels or {}}
+        if self.labels is not None:
+            shown = "no label is 0; if classes run from 1, give each its class in data.labels, such as 1: 0"
+            return shown if {"0", "1"} <= words else ""
         return f"no label is 0; set data.first_label=1 if classes run from 1 to {self.last + 1}"
 
 
 def plain(text: str) -> str:
-    """Normalize a name for comparison: lower case, `_` for spaces and hyphens."""
-    return re.sub(r"[\s_-]+", "_", text.strip().lower())
+    """Normalize a name for comparison: `folded`, with `_` for spaces and hyphens."""
+    return re.sub(r"[\s_-]+", "_", folded(text.strip()))
 
 
 def lists_labels(path: Path, columns: tuple[str | None, str | None], grades: Grades) -> bool:
@@ -179,7 +184,10 @@ def read_labels(
         label = _of_its_eye(image, rows[eyes[0]], rows[eyes[1]])
     else:
         label = rows[_find_column(path, header, label_column, LABEL_COLUMNS, "data.label_column")]
-    further = {name: rows[_find_column(path, header, column, (), key)] for name, (column, key) in (more or {}).items()}
+    further = {  # a Mac writes two characters for ü
+        name: rows[_find_column(path, header, column, (), key)].str.normalize("NFC")
+        for name, (column, key) in (more or {}).items()
+    }
     return _not_empty(path, pd.DataFrame({"image": image, "label": label} | further))
 
 
@@ -315,7 +323,11 @@ def parse(
     rule = "image names must not repeat; delete one of the rows"
     if again.any():
         name = named.loc[again, "image"].iloc[0]
-        rule += f" ({name!r} is in line {named.index[named['image'] == name][0]}, too)"
+        rows = named[named["image"] == name]
+        differ = (
+            f", with label {' and '.join(map(repr, rows['label'].unique()))}" if rows["label"].nunique() > 1 else ""
+        )
+        rule += f" ({name!r} is in line {rows.index[0]}, too{differ})"
     found += _fault(image_csv, named[again], "image", rule)
     if "patient" in used:
         rule = "data.patient_column must have a value in every row"

@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -40,6 +41,11 @@ class Listing(NamedTuple):
 
     images: list[str]  # paths below the folder, sorted folder by folder
     others: Counter[str]  # suffix → number of files that are not images
+
+
+def folded(name: str) -> str:
+    """Return a name for comparison: in lower case, an accent and its letter as one character (a Mac writes two)."""
+    return unicodedata.normalize("NFC", name).lower()
 
 
 def is_image(name: str) -> bool:
@@ -227,7 +233,7 @@ def _in_depth(names: pd.Series, places: Sequence[Path], split: str, images: Iter
     """Find the files of names at any depth; exact names come first, then files near the label file.
 
     Folders of other splits are skipped, and a file farther from the label file than most is not used. One log line
-    counts the names that differ from their files in case or suffix.
+    counts the names that differ from their files in case, suffix, or how accents are encoded.
 
     Raises:
         UserError: two folders have an equally good match, or one folder has two formats of it.
@@ -235,17 +241,17 @@ def _in_depth(names: pd.Series, places: Sequence[Path], split: str, images: Iter
     top, near = places
     files: dict[str, list[PurePosixPath]] = {}
     for file in map(PurePosixPath, images):
-        files.setdefault(stem_of(file.name).lower(), []).append(file)
+        files.setdefault(folded(stem_of(file.name)), []).append(file)
     ranks = {folder: _rank(folder, split) for folder in {file.parent for each in files.values() for file in each}}
     beside = near.relative_to(top).parts if near.is_relative_to(top) else ()
 
     def locate(name: str) -> tuple[int, PurePosixPath] | None:
         pure = PurePosixPath(name)
-        below = [part.lower() for part in pure.parent.parts]
+        below = [*map(folded, pure.parent.parts)]
         fitting = [
             file
-            for file in files.get(stem_of(pure.name).lower(), [])
-            if [part.lower() for part in file.parent.parts[len(file.parent.parts) - len(below) :]] == below
+            for file in files.get(folded(stem_of(pure.name)), [])
+            if [*map(folded, file.parent.parts[len(file.parent.parts) - len(below) :])] == below
             and ranks[file.parent] < 2
         ]
         if not fitting:
@@ -274,10 +280,10 @@ def _in_depth(names: pd.Series, places: Sequence[Path], split: str, images: Iter
 
 
 def _otherness(name: str, file: str) -> int:
-    """Return how a file's name differs from a name: 0 not at all or by a missing suffix, 1 in case, 2 in its suffix."""
+    """Return how a file's name differs: 0 not at all or by a missing suffix, 1 in case or accents, 2 in its suffix."""
     if name in (file, stem_of(file)):
         return 0
-    return 1 if name.lower() in (file.lower(), stem_of(file).lower()) else 2
+    return 1 if folded(name) in (folded(file), folded(stem_of(file))) else 2
 
 
 def _rank(folder: PurePosixPath, split: str) -> int:

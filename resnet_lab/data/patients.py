@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -112,7 +113,8 @@ def _spellings(patients: pd.Series, key: str) -> str:
     """Describe patients whose names differ only in case, spaces or leading zeros; empty if there are none."""
     spelled: dict[str, list[str]] = {}
     for patient in sorted(set(patients)):
-        alike = re.sub(r"(?<![\d.,])0+(?=\d)", "", " ".join(patient.split()).casefold())
+        alike = unicodedata.normalize("NFKC", " ".join(patient.split())).casefold()
+        alike = re.sub(r"(?<![\d.,])0+(?=\d)", "", alike)
         spelled.setdefault(alike, []).append(patient)
     several = [names for names in spelled.values() if len(names) > 1]
     if not several:
@@ -247,7 +249,7 @@ def _matches(names: Iterable[str], pattern: str) -> list[str | None]:
         )
     group = "patient" if "patient" in expression.groupindex else 1
     found = map(expression.fullmatch, _seen_by(pattern, names))
-    return [match[group] or None if match else None for match in found]
+    return [unicodedata.normalize("NFC", match[group]) if match and match[group] else None for match in found]
 
 
 def summary(table: pd.DataFrame, by: str) -> str:

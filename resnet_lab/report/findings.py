@@ -305,6 +305,9 @@ def _data_notes(runs: Sequence[Run]) -> Iterator[Finding]:
             notes["collapsed", f"{which} nearly always {'predicts' if lost == 1 else 'predict'} one class"].append(run)
         if skipped:
             notes["skipped images", f"{count(skipped, 'image')} could not be read"].append(run)
+        patients = run.status.get("patients")
+        if isinstance(patients, dict) and (doubt := patients.get("doubt")):
+            notes["patients in doubt", str(doubt)].append(run)
         if rows := run.status.get("skipped_labels") or 0:
             notes["skipped labels", f"{count(rows, 'row has', 'rows have')} no valid label"].append(run)
         if copies := run.status.get("label_conflicts") or 0:

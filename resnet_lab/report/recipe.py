@@ -295,7 +295,7 @@ def _planned(sweep: Path, keys: frozenset[str]) -> dict[Path, Job]:
 
 
 def _job(overrides: Iterable[tuple[str, str]]) -> Job:
-    return tuple((key, as_typed(value)) for key, value in overrides)
+    return tuple({key: as_typed(value) for key, value in overrides}.items())  # of a key given twice, the later value
 
 
 def _grids(jobs: Iterable[Job]) -> Iterator[tuple[dict[str, list[str]], set[Job]]]:
