@@ -173,7 +173,7 @@ class Verb(argparse.ArgumentParser):
         if after and after[0].startswith("="):
             return f"; write {''.join([word, *after][: 3 if after[0] == '=' else 2])} without spaces"
         images = self.prog.endswith("predict") and all("=" not in each for each in typed[: place + 1])
-        if images and all(Path(each).suffix for each in typed[place - 1 : place + 1]):
+        if images and (Path(word).exists() or all(Path(each).suffix for each in typed[place - 1 : place + 1])):
             return ", and one image or folder is read: put the images into one folder"
         if "--split" in self.known and word in ("train", "val", "test"):
             return f"; write split={word}"

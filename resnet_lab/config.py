@@ -385,6 +385,18 @@ def check_overrides(arguments: Sequence[str]) -> None:
             _print_ignored(argument, f"because {later} comes later; leave one out")
 
 
+def name_unused_folder(config_dir: str, overrides: Sequence[str]) -> None:
+    """Print that `--config-dir` has no effect if no override chooses one of its files; it must exist."""
+    chosen = [(key, values) for key, _, values in (each.lstrip("+").partition("=") for each in overrides)]
+    names = {f"{key}/{value}.yaml" for key, values in chosen for value in re.split(r"[,\s\[\]()'\"]+", values)}
+    if not config_dir or any((Path(config_dir) / name).is_file() for name in names):
+        return
+    files = [(group, file) for group in sorted(CHOSEN) for file in sorted((Path(config_dir) / group).rglob("*.yaml"))]
+    for group, file in files[:1]:
+        example = f"{group}={file.relative_to(Path(config_dir) / group).with_suffix('').as_posix()}"
+        _print_ignored(f"--config-dir {config_dir}", f"because no override chooses one of its files, such as {example}")
+
+
 def _print_ignored(argument: str, why: str) -> None:
     print(f"{argument} has no effect {why}", file=sys.stderr, flush=True)
 

@@ -24,7 +24,7 @@ from resnet_lab.loggers import log_to_all
 from resnet_lab.metrics import SplitMetrics
 from resnet_lab.objectives import Objective
 from resnet_lab.optim import naming, optimizer_of, refuse_lost_factor, refuse_no_schedule, use_fused
-from resnet_lab.origin import CHECKPOINT_KEY
+from resnet_lab.origin import CHECKPOINT_KEY, add_train_images
 from resnet_lab.trained import Trained, load
 from resnet_lab.tta import outputs_of, plain
 
@@ -320,6 +320,7 @@ class Classifier(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._begun = checkpoint.get(EPOCH_KEY)
+        add_train_images(self.origin, checkpoint.get(CHECKPOINT_KEY))  # with those of its initial weights
 
     def on_train_start(self) -> None:
         if self._begun is not None:

@@ -7,12 +7,14 @@ from typing import Annotated, Any, Literal
 
 from resnet_lab.compatibility import upgraded
 from resnet_lab.config import refuse_foreign_targets, without_unknown
+from resnet_lab.data.check import HASH_DIGITS
 from resnet_lab.errors import UserError
 from resnet_lab.run_folder import refuse_odd
 from resnet_lab.values import Count, Items, conform
 
 CHECKPOINT_KEY = "resnet_lab"  # the metadata's key in a checkpoint
-TRAIN_IMAGES = "train_images"  # its key for the concatenated hashes of the training images' pixels
+# its key for the concatenated hashes of the training images' pixels, with those of its initial weights and its teacher
+TRAIN_IMAGES = "train_images"
 
 Channels = Annotated[list[float], Items(3, 3)]
 ORIGIN: dict[str, Any] = {  # required keys
@@ -29,6 +31,20 @@ ORIGIN_OPTIONAL: dict[str, Any] = {  # optional keys, which older versions lack
     "pixel_digests": dict[str, str] | None,
     "recipe": dict[str, int | bool | str | list[int] | None] | None,
 }
+
+
+def add_train_images(origin: dict[str, Any], source: object) -> None:
+    """Add the training images of another network, from whose weights or outputs this one learns.
+
+    Args:
+        origin: metadata of a checkpoint to come; it is changed.
+        source: metadata of the other network's checkpoint; without hashes (older versions), nothing is added.
+    """
+    more = source.get(TRAIN_IMAGES) if isinstance(source, dict) else None
+    known = "".join(each for each in (origin.get(TRAIN_IMAGES), more) if isinstance(each, str))
+    if isinstance(more, str):
+        places = range(0, len(known), HASH_DIGITS)
+        origin[TRAIN_IMAGES] = "".join(sorted({known[place : place + HASH_DIGITS] for place in places}))
 
 
 def origin_of(checkpoint: dict[str, Any], file: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from resnet_lab.command_line import log_to, run_command
-from resnet_lab.config import build, composed, words_of_trust
+from resnet_lab.config import build, composed, name_unused_folder, words_of_trust
 from resnet_lab.data.check import digest_of
 from resnet_lab.data.duplicates import VERSION, find_duplicates, near_pairs, thumbnail
 from resnet_lab.data.image_data import ImageData
@@ -107,6 +107,7 @@ def command(arguments: list[str]) -> None:
     """Prepare the data set of the configuration, and report on it; defects in the data do not stop it."""
     given = VERBS["prepare"]().read(arguments)
     log_to([Lines()])
+    name_unused_folder(given.config_dir or "", given.overrides)
     config = composed(given.overrides, given.config_dir or "")
     trust(words_of_trust(config))  # the command line itself names them
     data: ImageData = build("data", config["data"])

@@ -28,7 +28,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 from resnet_lab.axes import hashes_in, note_hashes, note_jobs, settings_in
 from resnet_lab.compatibility import SCHEMA_VERSION
-from resnet_lab.config import check, check_overrides, config_hash, job_name, searchpath_of, words_of_trust
+from resnet_lab.config import (
+    check,
+    check_overrides,
+    config_hash,
+    job_name,
+    name_unused_folder,
+    searchpath_of,
+    words_of_trust,
+)
 from resnet_lab.continuation import EPOCHS, epochs_by_job, goes_on_to, has_settings
 from resnet_lab.errors import UserError, count
 from resnet_lab.hydra_errors import one_line
@@ -62,6 +70,7 @@ def preflight(
         UserError: a key is wrong.
     """
     refuse_unknown(arguments)
+    name_unused_folder(_read(arguments)[0].config_dir or "", _read(arguments)[1])
     (jobs, runs), alone, multirun = planned(arguments), _alone(arguments), _read(arguments)[0].multirun
     trains = any(state_of(run).state != "done" for run in runs)
     # hydra.sweep.dir may name another folder than sweep_dir

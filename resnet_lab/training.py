@@ -68,7 +68,7 @@ from resnet_lab.models.pretrained import (
 )
 from resnet_lab.models.resnet import multiply_adds, parameter_count
 from resnet_lab.module import Classifier
-from resnet_lab.origin import CHECKPOINT_KEY, TRAIN_IMAGES
+from resnet_lab.origin import CHECKPOINT_KEY, TRAIN_IMAGES, add_train_images
 from resnet_lab.outputs import refuse_undefined, score_table, without_images, write_split
 from resnet_lab.parts import refuse_no_data_set, statistics_of, without_weights
 from resnet_lab.processes import Stopped
@@ -321,6 +321,7 @@ def note_pretraining(run: RunFolder, model: dict[str, Any], module: Classifier, 
     refuse_other_weights(begun_jobs(run.siblings()), "model.pretrained", {"model": model}, digest)
     run.update_status(pretrained=digest)
     note_seen(run, "model.pretrained", _count_pretraining_images(content, source, datamodule))
+    add_train_images(module.origin, content.get(CHECKPOINT_KEY))
 
 
 def _count_pretraining_images(content: dict[str, Any], source: str, datamodule: DataModule) -> dict[str, int]:
@@ -362,6 +363,7 @@ def distillation(
         splits = datamodule.test_splits
         seen = {split: count_training_images(teacher, datamodule.rows(split), f"{split} ") for split in splits}
         note_seen(run, "loss.teacher", seen)
+        add_train_images(module.origin, teacher.origin)
         run.update_status(teacher=found.digest)
         log.info("loss.teacher=%s: %s, weights %s", loss["teacher"], teacher.file, found.digest)
     return found

@@ -145,6 +145,24 @@ def test_the_report_compares_a_mean_with_its_members(seeds: Path, tmp_path: Path
     assert every.members.count(";") == 1
 
 
+def test_a_mean_is_compared_with_its_own_members_alone(seeds: Path, tmp_path: Path) -> None:
+    later = tmp_path / "later"
+    runs = [run for run in read_runs([str(seeds)]) if run.config["model.depth"] == 18]
+    shutil.move(runs[2].folder.path, later)
+    combine([str(seeds)], tmp_path / "means", ["seed"])
+    shutil.move(later, runs[2].folder.path)
+    found = read_runs([str(seeds), str(tmp_path / "means")])
+    table = tables_of(found)[0]
+    (row,) = (row for row in combined_rows(table) if "depth=18 " in row.label)
+    own = np.mean([run.scores["qwk"] for run in runs[:2]])
+    assert row.of_members == f"{own:.3f}" != f"{np.mean([run.scores['qwk'] for run in runs]):.3f}"
+    assert row.members.endswith(" (2 of 3 runs)")
+    difference = next(run for run in found if run.members and run.config["model.depth"] == 18).scores["qwk"] - own
+    assert row.difference.startswith(f"{difference:+.3f}".replace("-", "−"))
+    (text,) = (each.text for each in findings_of(found, [table]) if each.kind == "incomplete mean")
+    assert text.startswith(row.label + " is made from 2 of the 3 runs of ")
+
+
 def test_means_of_runs_that_are_compared_change_no_effect_of_these_runs(seeds: Path, tmp_path: Path) -> None:
     combine([str(seeds)], tmp_path / "means", ["seed"])
     both, trained, means = (
@@ -160,7 +178,13 @@ def test_means_of_runs_that_are_compared_change_no_effect_of_these_runs(seeds: P
 
 def test_without_the_members_there_is_nothing_to_compare(seeds: Path, tmp_path: Path) -> None:
     combine([str(seeds)], tmp_path / "means", ["seed"])
-    assert combined_rows(tables_of(read_runs([str(tmp_path / "means")]))[0]) == []
+    runs = read_runs([str(tmp_path / "means")])
+    assert combined_rows(tables_of(runs)[0]) == []
+    assert "missing members" not in {each.kind for each in findings_of(runs, tables_of(runs))}
+    seeds.rename(tmp_path / "elsewhere")
+    texts = [each.text for each in findings_of(runs, tables_of(runs)) if each.kind == "missing members"]
+    assert len(texts) == 2
+    assert texts[0].endswith(": 3 of its 3 members cannot be found for a comparison")
 
 
 def test_again_into_the_folder_of_the_members(seeds: Path) -> None:

@@ -19,6 +19,7 @@ from resnet_lab.config import (
     compose_config,
     config_hash,
     job_name,
+    name_unused_folder,
     register,
     signature,
 )
@@ -117,6 +118,20 @@ def test_keys_that_hydra_would_add_without_effect_are_refused(override: str) -> 
 def test_partial_is_refused_in_the_wrong_place(override: str) -> None:
     with pytest.raises(UserError, match="_partial_="):
         check(composed(override))
+
+
+def test_a_folder_of_which_no_file_is_chosen_is_named(tmp_path, capsys) -> None:
+    for name in ("data/a.yaml", "experiment/b/mine.yaml", "pictures/c.yaml"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    for words in (["data=a"], ["experiment=b/mine"], ["experiment=demo,b/mine"]):
+        name_unused_folder(str(tmp_path), words)
+    name_unused_folder("", ["seed=1"])
+    name_unused_folder(str(tmp_path / "pictures"), ["seed=1"])  # without groups
+    assert capsys.readouterr().err == ""
+    name_unused_folder(str(tmp_path), ["seed=1", "data=retinopathy"])
+    line = f"--config-dir {tmp_path} has no effect because no override chooses one of its files, such as data=a\n"
+    assert capsys.readouterr().err == line
 
 
 def test_a_negative_number_of_epochs_is_refused() -> None:

@@ -253,6 +253,26 @@ def test_initial_weights_that_were_trained_on_the_test_images_are_named(
     assert not seen or f"{images['test']} of the 40 {words}" in run.log_file.read_text()
 
 
+@pytest.mark.parametrize(
+    ("key", "other"),
+    [
+        ("model.pretrained", "loss.teacher"),
+        pytest.param("loss.teacher", "model.pretrained", marks=pytest.mark.slow),
+    ],
+)
+def test_images_of_earlier_trainings_are_followed_through_a_chain(
+    make_run: MakeRun, trained_run: MakeRun, monkeypatch: pytest.MonkeyPatch, key: str, other: str
+) -> None:
+    first = trained_run("trainer.max_epochs=1", name="first")  # trains on the test images of `last`
+    swapped = ("data.splits={train:test,test:train}", "data.val_fraction=0")
+    middle = make_run(f"{key}={first.path}", *swapped, "trainer.max_epochs=2", name="middle")
+    kill_inside(middle, monkeypatch, batch=0)
+    assert guarded(middle) == 0  # resumes
+    last = make_run(f"{other}={middle.path}", *swapped, "trainer.max_epochs=0", name="last")
+    assert guarded(last) == 0
+    assert last.read_status()["seen_by"][other]["test"] == sum(first.read_status()["class_counts"]["train"])
+
+
 def test_keys_without_a_teacher_are_named() -> None:
     loss = {"teacher": None, "temperature": 2.0, "teacher_weight": 0.5}
     assert idle_keys(loss) == []

@@ -38,6 +38,15 @@ def test_jobs_that_have_not_begun_limit_the_report(tmp_path):
     assert text.endswith(": seed-1; seed-2")
 
 
+def test_finished_jobs_that_are_left_out_limit_the_report(tmp_path):
+    for seed in (0, 1, 2):
+        write_run(tmp_path / "sweep" / str(seed), seed=seed)
+    write_run(tmp_path / "sweep" / "3", seed=3, state="interrupted")
+    (tmp_path / "sweep" / "jobs.txt").write_text("0\n1\n2\n3\n")
+    assert "left out" not in found(tmp_path)
+    assert found(tmp_path / "sweep" / "0")["left out"] == "2 finished jobs are not in this report (sweep): 1; 2"
+
+
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_a_group_trained_on_different_data_is_a_fault(tmp_path, split):
     for seed, digest in enumerate(("a", "a", "b")):

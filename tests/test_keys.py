@@ -222,6 +222,12 @@ def test_keys_of_the_data_that_contradict_each_other_stop_before_anything_is_rea
     assert remedy in message
 
 
+def test_a_first_label_beside_a_mapping_of_labels_is_refused() -> None:
+    words = ["data=retinopathy", "data.root=x", "data.labels={a: 0}", "data.first_label=1"]
+    message = refusal(lambda: check(with_values(words)))
+    assert message.startswith("data.first_label=1 has no effect: data.labels names the class of each label")
+
+
 def test_hints_come_from_the_annotations() -> None:
     assert hints_of("resnet_lab.optim.sgd")["lr"] == NotNegative
     assert hints_of("resnet_lab.optim.multistep")["gamma"] == Positive

@@ -83,6 +83,7 @@ def test_the_examples_of_a_help_are_understood(name: str, tmp_path: Path, monkey
         ("predict", ["run"], ["missing IMAGE_OR_FOLDER"]),
         ("predict", ["run", "eyes", "overwrte=true"], ["did you mean overwrite=true?"]),
         ("predict", ["run", "eyes", "more"], ["more", "KEY=VALUE"]),
+        ("predict", ["run", "/", "/tmp"], ["/tmp: must be KEY=VALUE, and one image or folder is read"]),
         ("prepare", ["proceses=2"], ["did you mean processes=N?"]),
         ("prepare", ["data"], ["data: must be KEY=VALUE"]),
         ("prepare", ["/"], ["/: must be KEY=VALUE; write data.root=/"]),

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
+from resnet_lab.errors import count
 from resnet_lab.report.groups import Group, Table
-from resnet_lab.report.intervals import Seeds
+from resnet_lab.report.intervals import Seeds, estimate
 from resnet_lab.report.leaderboard import limits_text
 from resnet_lab.report.runs import Run
 from resnet_lab.scores import ABSENT, SCORES, Predictions
@@ -24,7 +24,7 @@ class CombinedRow(NamedTuple):
     """A combined group and its members, by the metric that ranks."""
 
     label: str
-    members: str  # labels of their groups
+    members: str  # labels of their groups; with a number if a group has more runs
     value: str
     of_members: str  # mean of their runs
     difference: str  # with limits
@@ -35,33 +35,45 @@ def combined_rows(table: Table) -> list[CombinedRow]:
 
     The limits of all differences hold at once. They cover patients, not seeds: a group and its members share them.
     """
-    groups, found = table.scored_groups, list[tuple[Group, dict[int, float]]]()
-    places = {run.folder.path.resolve(): place for place, group in enumerate(groups) for run in group.scored}
+    groups = table.scored_groups
+    group_of = {run.folder.path.resolve(): (run, group) for group in groups for run in group.scored}
+    found = list[tuple[Group, list[tuple[Run, Group]]]]()
     for group in groups:
         sources = [folder for run in group.scored for folder in run.members]
-        shares = Counter(places[folder] for folder in sources if folder in places)
-        if sources and shares.total() == len(sources):
-            found.append((group, {place: number / len(sources) for place, number in shares.items()}))
+        if sources and all(folder in group_of for folder in sources):
+            found.append((group, [group_of[folder] for folder in sources]))
     if not found:
         return []
-    contrasts = np.zeros((len(found), len(groups)))
-    for row, (group, members) in zip(contrasts, found, strict=True):
-        row[next(place for place, other in enumerate(groups) if other is group)] += 1
-        for place, share in members.items():
-            row[place] -= share
-    metric, none = SCORES[table.metric], np.zeros(len(groups))
-    estimates = replace(table.estimates[table.metric], seeds=Seeds(none, none, none))
-    compared = estimates.compare(contrasts)
+    metric = SCORES[table.metric]
+    # the members alone: their group may have more seeds
+    compared = [group.predictions for group, _ in found]
+    compared += [[run.predictions.labeled for run, _ in members if run.predictions] for _, members in found]
+    estimates = estimate(compared, table.patient, metrics=[table.metric], compared=[table.metric])[table.metric]
+    none = np.zeros(len(compared))
+    values = estimates.values[len(found) :]
+    contrasts = np.hstack([np.eye(len(found)), -np.eye(len(found))])
+    limits = replace(estimates, seeds=Seeds(none, none, none)).compare(contrasts)[:3]
     return [
         CombinedRow(
             group.label,
-            "; ".join(groups[place].label for place in members),
+            "; ".join(_of_group(other, [run for run, of in members if of is other]) for other in _each(members)),
             metric.text(group.mean_and_std(table.metric)[0]),
-            metric.text(sum(share * float(estimates.values[place]) for place, share in members.items())),
-            limits_text(table.metric, *(float(column[number]) for column in compared[:3])),
+            metric.text(float(value)),
+            limits_text(table.metric, *(float(column[number]) for column in limits)),
         )
-        for number, (group, members) in enumerate(found)
+        for number, ((group, members), value) in enumerate(zip(found, values, strict=True))
     ]
+
+
+def _each(members: Sequence[tuple[Run, Group]]) -> list[Group]:
+    """Return the groups of members, each once."""
+    return list({id(group): group for _, group in members}.values())
+
+
+def _of_group(group: Group, members: Sequence[Run]) -> str:
+    """Return the label of a group of members, with their number if the group has other runs, too."""
+    number, runs = len({run.folder.path for run in members}), len(group.scored)
+    return group.label + (f" ({number} of {count(runs, 'run')})" if number < runs else "")
 
 
 class FoldRow(NamedTuple):

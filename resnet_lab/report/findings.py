@@ -21,7 +21,7 @@ from resnet_lab.report.groups import AREA, Group, Table, places_of
 from resnet_lab.report.intervals import CHECKED_IMAGES, CHECKED_PATIENTS, FEW_OF_A_CLASS, FEWEST
 from resnet_lab.report.runs import OUTDATED, Run, may_not_be_read, read_metrics
 from resnet_lab.report.selection import blind_of
-from resnet_lab.run_folder import SOURCES, jobs_file, list_jobs
+from resnet_lab.run_folder import SOURCES, RunFolder, jobs_file, list_jobs
 from resnet_lab.scores import ABSENT, SCORES
 from resnet_lab.signatures import is_ours
 
@@ -39,10 +39,10 @@ def findings_of(runs: Sequence[Run], tables: Sequence[Table]) -> list[Finding]:
         found += [finding._replace(text=place + finding.text) for finding in _collapsed(table)]
     found += [*_problems(runs), *_outdated(runs), *_test_sets(tables), *_identical(runs)]
     for table, place in zip(tables, about, strict=True):
-        doubts = (*_doubts(table), *_classes(table), *_blind(table))
+        doubts = (*_doubts(table), *_classes(table), *_blind(table), *_partial_means(table))
         found += [finding._replace(text=place + finding.text) for finding in doubts]
     found += [*_validation(runs), *_single_seeds(tables), *_unknown_figures(runs), *_lost_epochs(runs)]
-    found += _not_begun(runs)
+    found += [*_not_begun(runs), *_left_out(runs)]
     return sorted(found, key=lambda finding: not finding.is_fault)
 
 
@@ -93,6 +93,18 @@ def _not_begun(runs: Sequence[Run]) -> Iterator[Finding]:
                     "them, or remove their lines in jobs.txt"
                 )
                 yield Finding("not begun", text, False, listed)
+
+
+def _left_out(runs: Sequence[Run]) -> Iterator[Finding]:
+    """Yield the finished jobs of the runs' sweeps that are not in the report."""
+    reported = {run.folder.path for run in runs}
+    for sweep in sorted({run.folder.path.parent for run in runs if not run.single}):
+        with suppress(UserError, OSError):  # damaged, which another finding reports
+            others = [RunFolder(sweep / name) for name in list_jobs(sweep) if sweep / name not in reported]
+            if absent := [run.path.name for run in others if run.read_status().get("state") == "done"]:
+                labels = labels_in(sweep, {})
+                text = f"{count(len(absent), 'finished job is', 'finished jobs are')} not in this report ({sweep.name})"
+                yield Finding("left out", text, False, tuple(labels.get(name, name) for name in absent))
 
 
 def _outdated(runs: Sequence[Run]) -> Iterator[Finding]:
@@ -290,6 +302,26 @@ def _which(some: Sequence[Run], runs: Sequence[Run]) -> str:
     return f"({len(some)} of {count(len(runs), 'run')}{which})"
 
 
+def _partial_means(table: Table) -> Iterator[Finding]:
+    """Yield combined groups that lack runs of the groups of their members (seeds added later), or their members."""
+    group_of = {run.folder.path.resolve(): group for group in table.scored_groups for run in group.scored}
+    for group in table.ranked:
+        members = {folder for run in group.scored for folder in run.members}
+        others = list({id(group_of[each]): group_of[each] for each in members if each in group_of}.values())
+        lacking = [sum(run.folder.path.resolve() not in members for run in other.scored) for other in others]
+        texts = [
+            f"{len(other.scored) - number} of the {count(len(other.scored), 'run')} of {other.label}"
+            for other, number in zip(others, lacking, strict=True)
+            if number
+        ]
+        if texts:
+            text = f"{group.label} is made from {' and '.join(texts)}; resnet-lab combine includes the others, too"
+            yield Finding("incomplete mean", text, False)
+        if lost := sorted(folder.name for folder in members if not folder.exists()):
+            text = f"{group.label}: {len(lost)} of its {count(len(members), 'member')} cannot be found for a comparison"
+            yield Finding("missing members", text, False, names=tuple(lost))
+
+
 def _data_notes(runs: Sequence[Run]) -> Iterator[Finding]:
     notes: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run in runs:
@@ -351,7 +383,8 @@ def _identical(runs: Sequence[Run]) -> Iterator[Finding]:
 
 
 def _selection(runs: Sequence[Run]) -> Iterator[Finding]:
-    chosen = [run for run in runs if str(run.status.get("monitor") or run.config.get("monitor")).startswith("test/")]
+    monitors = [(run, str(run.status.get("monitor") or run.config.get("monitor"))) for run in runs]
+    chosen = [run for run, monitor in monitors if monitor.startswith("test/") and not run.failed_at_start]
     if chosen:
         yield Finding("selected on test", f"a test metric selected the epoch {_which(chosen, runs)}")
     for one, other in combinations(WORDS, 2):
