@@ -38,7 +38,7 @@ from resnet_lab.processes import (
 )
 from resnet_lab.run_folder import Busy, RunFolder, list_jobs
 from resnet_lab.schema import conf_dir
-from resnet_lab.status import summary
+from resnet_lab.status import state_of, summary
 from resnet_lab.sweep import SWEPT, preflight, refuse_edited_meanwhile
 from resnet_lab.trust import OPTION, trust, without_trust
 from resnet_lab.verbs import VERBS
@@ -167,6 +167,8 @@ def main() -> int:
     for sweep_dir, names in SWEPT.items():
         with suppress(UserError, OSError):  # the folder is empty or unreadable; an error has been printed
             show(printable(summary(sweep_dir, words, time.monotonic() - began, names)))
+            states = [] if _hands_over(words) else [state_of(RunFolder(sweep_dir / name)).state for name in names]
+            code = code or int("interrupted" in states)  # by the end of another command that ran the job
     return code
 
 

@@ -346,7 +346,7 @@ def match_classes(model: Trained, class_names: Sequence[str], data: str, remedy:
         remedy: what to do about another number of classes, for the message.
 
     Raises:
-        UserError: the data has another number of classes, or the same classes in another order.
+        UserError: the data has another number of classes, or has some of the classes in another order.
     """
     names = model.class_names
     if len(class_names) != len(names):
@@ -360,7 +360,13 @@ def match_classes(model: Trained, class_names: Sequence[str], data: str, remedy:
                 f"data.class_names=[{','.join(class_names)}] are the classes of {model.file} in another order; its "
                 f"order is [{','.join(names)}]"
             )
-        log.warning("classes are matched by order: %s for %s", ", ".join(class_names), ", ".join(names))
+        pairs = [(own, name) for own, name in zip(class_names, names, strict=True) if own != name]
+        if moved := [f"{own} would count as {name}" for own, name in pairs if own in names]:
+            raise UserError(
+                f"data.class_names=[{','.join(class_names)}]: {model.file} has other classes ({', '.join(names)}), and "
+                f"{moved[0]}; use data with these classes"
+            )
+        log.warning("classes are matched by order: %s", ", ".join(f"{own} counts as {name}" for own, name in pairs))
 
 
 def count_training_images(model: Trained, rows: pd.DataFrame, kind: str = "") -> int:

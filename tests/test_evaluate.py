@@ -577,6 +577,8 @@ def test_classes_in_another_order_are_refused(trained: RunFolder) -> None:
     names = "data.class_names=[mild,no DR,moderate,severe,proliferative]"
     message = refusal(evaluate.command, [str(trained.path), names])
     assert "in another order; its order is [no DR,mild,moderate,severe,proliferative]" in message
+    message = refusal(evaluate.command, [str(trained.path), "data.class_names=[x,no DR,moderate,severe,proliferative]"])
+    assert message.endswith("and no DR would count as mild; use data with these classes")
     message = refusal(evaluate.command, [str(trained.path), "data.class_names=[a,b,c,d,e,f]"])
     assert "has 6 classes but " in message
     assert message.endswith("set data.class_names=[no DR,mild,moderate,severe,proliferative]")

@@ -36,6 +36,9 @@ def test_jobs_that_have_not_begun_limit_the_report(tmp_path):
     text = found(tmp_path)["not begun"]
     assert text.startswith("2 of 3 jobs of sweep; ")
     assert text.endswith(": seed-1; seed-2")
+    write_run(tmp_path / "sweep" / "seed-1", seed=1)
+    (tmp_path / "sweep" / "seed-1" / "status.json").unlink()
+    assert found(tmp_path)["not begun"] == text
 
 
 def test_finished_jobs_that_are_left_out_limit_the_report(tmp_path):

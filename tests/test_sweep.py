@@ -15,6 +15,7 @@ from fake_data import refusal, web, write_studies
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
 
 from resnet_lab import preflight as command
 from resnet_lab import sweep
@@ -532,6 +533,22 @@ def test_a_value_that_depends_on_the_seed_is_no_edit(
     assert started == [(1, 1), (1, 1), (2, 2), (2, 2)]
     assert len(list_jobs(tmp_path / "runs")) == 4
     assert "" not in hashes_in(tmp_path / "runs").values()
+
+
+def test_a_job_that_another_command_left_unfinished_fails_the_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "run_module", lambda *_, **__: 0)
+    monkeypatch.setattr("sys.argv", ["train", "-m", "seed=1,2", f"sweep_dir={tmp_path}"])
+    for state, code in (("done", 0), ("created", 0), ("running", 1)):  # without a lock, no process runs it
+
+        def run_in(run: RunFolder, config: DictConfig, *_: object, state: str = state) -> None:
+            run.path.mkdir(exist_ok=True)
+            run.write_config(dict(OmegaConf.to_container(config, resolve=True)))
+            run.update_status(state=state)
+
+        monkeypatch.setattr(sys.modules["resnet_lab.train"], "run_in", run_in)
+        assert main() == code
 
 
 def test_axes_of_swept_experiments_are_named_where_hydra_ignores_them(
