@@ -101,7 +101,8 @@ def test_notes_on_the_images_are_findings(tmp_path):
     assert notes["conflicting labels"] == "2 images have an identical copy with a different label (1 of 1 run)"
     assert notes["skipped labels"] == "1 row has no valid label (1 of 1 run)"
     assert notes["skipped images"] == "3 images could not be read (1 of 1 run)"
-    assert notes["patients in doubt"] == "a, b may belong to one patient (1 of 1 run)"
+    assert notes["patients in doubt"].startswith("several patients may be one (train.log names them)")
+    assert "a, b" not in notes["patients in doubt"]
 
 
 def test_jobs_of_a_sweep_with_the_same_note_are_named_by_their_labels(tmp_path):
@@ -125,6 +126,15 @@ def test_a_copied_run_is_suspicious_and_two_collapsed_ones_are_not(tmp_path):
     for depth in (18, 50):
         write_run(tmp_path / "flat" / str(depth), depth, skill=0.0)
     assert "suspiciously identical" not in found(tmp_path / "flat")
+
+    def one_class(frame: pd.DataFrame) -> pd.DataFrame:
+        shares = np.sort(frame.filter(like="p_").to_numpy(), axis=1)[:, ::-1]  # of each image its own
+        return frame.assign(prediction=0, **{f"p_{k}": shares[:, k] for k in range(shares.shape[1])})
+
+    for name in ("a", "b"):
+        edit_predictions(tmp_path / name, one_class)
+    assert "collapsed" in found(tmp_path)
+    assert found(tmp_path)["suspiciously identical"].endswith(": a, b")
 
 
 def test_selection_on_test_is_found_by_its_metric_or_by_its_images(tmp_path):
