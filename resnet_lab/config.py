@@ -306,6 +306,9 @@ def _check_part(group: str, node: DictConfig, importing: bool, missing: bool) ->
         return
     plain = OmegaConf.to_container(node, resolve=True)
     assert isinstance(plain, dict)
+    if group == "model" and "pretrained" in keys and is_ours(target) and isinstance(plain["pretrained"], bool | None):
+        value = as_typed(plain["pretrained"])
+        raise UserError(f"model.pretrained={value}: choose none, imagenet, or the path of a file or run")
     for key, hint in (hints_of(target) | own).items():
         if key in keys:
             plain[key] = conform(f"{group}.{key}", plain[key], hint)

@@ -222,6 +222,12 @@ def test_keys_of_the_data_that_contradict_each_other_stop_before_anything_is_rea
     assert remedy in message
 
 
+@pytest.mark.parametrize("value", ["true", "null"])
+def test_the_choices_of_initial_weights_are_named(value: str) -> None:
+    message = refusal(lambda: check(with_values([f"model.pretrained={value}"])))
+    assert message == f"model.pretrained={value}: choose none, imagenet, or the path of a file or run"
+
+
 def test_a_first_label_beside_a_mapping_of_labels_is_refused() -> None:
     words = ["data=retinopathy", "data.root=x", "data.labels={a: 0}", "data.first_label=1"]
     message = refusal(lambda: check(with_values(words)))

@@ -353,7 +353,9 @@ def _data_notes(runs: Sequence[Run]) -> Iterator[Finding]:
 def _test_sets(tables: Sequence[Table]) -> Iterator[Finding]:
     scored = [table for table in tables if table.scored]
     if len(scored) > 1:
-        text = "the runs were scored on different images; each set has its own table, so do not compare tables"
+        text = (
+            "the runs were scored on different images or labels; each set has its own table, so do not compare tables"
+        )
         if all(len({run.config.get("data.fold") for run in table.scored}) == 1 for table in scored) and all(
             table.scored[0].config.get("data.folds") for table in scored
         ):
