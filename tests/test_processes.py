@@ -144,6 +144,7 @@ import os, signal, threading, time
 from resnet_lab import processes
 processes.cores = lambda: 2
 own = os.getpid()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts a background job without it
 
 def killed():
     if os.getpid() != own:
