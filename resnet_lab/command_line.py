@@ -173,7 +173,8 @@ class Verb(argparse.ArgumentParser):
         if after and after[0].startswith("="):
             return f"; write {''.join([word, *after][: 3 if after[0] == '=' else 2])} without spaces"
         images = self.prog.endswith("predict") and all("=" not in each for each in typed[: place + 1])
-        if images and (Path(word).exists() or all(Path(each).suffix for each in typed[place - 1 : place + 1])):
+        # of a name too long for the system, only os.path says that it does not exist
+        if images and (os.path.exists(word) or all(Path(each).suffix for each in typed[place - 1 : place + 1])):  # noqa: PTH110
             return ", and one image or folder is read: put the images into one folder"
         if "--split" in self.known and word in ("train", "val", "test"):
             return f"; write split={word}"

@@ -115,6 +115,9 @@ def upgraded(older: Mapping[str, Any]) -> dict[str, Any]:
         group, name = _place(config, key)
         if group is not None and (not added.targets or group.get("_target_") in added.targets):
             group.setdefault(name, copy.deepcopy(added.value))
+    data = config.get("data")
+    if isinstance(data, dict) and data.get("labels") is not None and data.get("first_label"):
+        data["first_label"] = 0  # older versions ignored it beside `labels`
     return config
 
 

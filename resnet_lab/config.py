@@ -391,7 +391,8 @@ def check_overrides(arguments: Sequence[str]) -> None:
 def name_unused_folder(config_dir: str, overrides: Sequence[str]) -> None:
     """Print that `--config-dir` has no effect if no override chooses one of its files; it must exist."""
     chosen = [(key, values) for key, _, values in (each.lstrip("+").partition("=") for each in overrides)]
-    names = {f"{key}/{value}.yaml" for key, values in chosen for value in re.split(r"[,\s\[\]()'\"]+", values)}
+    words = [(key, [values.strip("'\""), *re.split(r"[,\s\[\]()'\"]+", values)]) for key, values in chosen]
+    names = {f"{key}/{value.removesuffix('.yaml')}.yaml" for key, values in words for value in values}
     if not config_dir or any((Path(config_dir) / name).is_file() for name in names):
         return
     files = [(group, file) for group in sorted(CHOSEN) for file in sorted((Path(config_dir) / group).rglob("*.yaml"))]

@@ -145,8 +145,13 @@ def _fault_of_override(typed: str) -> str:
     with suppress(HydraException):
         if not container or isinstance(OverridesParser.create().parse_override(quoted).value(), list | dict):
             return f"{typed}: the value has special characters and needs its own quotes: {shlex.quote(quoted)}"
-    nested = ": {".join(key.split(".")) + f": {typed.partition('=')[2]}" + "}" * key.count(".")
-    return f"{typed}: Hydra reads no such key in braces on the command line; write it in an experiment file: {nested}"
+    given, name = typed.partition("=")[2], key.lstrip("+~")
+    if given[0] == "{" and (not given.isascii() or '"' in given or "'" in given) and ":" in given:
+        nested = ": {".join(name.split(".")) + f": {given}" + "}" * name.count(".")
+        return (
+            f"{typed}: Hydra reads no such key in braces on the command line; write it in an experiment file: {nested}"
+        )
+    return f"{typed}: the brackets cannot be read; write a list as [a,b], and a mapping as {{a: 0, b: 1}}"
 
 
 def _word(match: re.Match[str]) -> str:

@@ -154,8 +154,8 @@ def refuse_no_scheduler(kind: object, named: str) -> None:
     """
     if isinstance(kind, type) and not issubclass(kind, LRScheduler | ReduceLROnPlateau):
         raise UserError(
-            f"schedule._target_ {named} is no torch.optim.lr_scheduler.LRScheduler; derive it from that class, or name "
-            "one of torch (conf/schedule has some)"
+            f"schedule._target_ {named} is not a torch.optim.lr_scheduler.LRScheduler; derive it from that class, or "
+            "name one of torch (conf/schedule has some)"
         )
 
 

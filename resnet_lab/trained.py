@@ -361,7 +361,8 @@ def match_classes(model: Trained, class_names: Sequence[str], data: str, remedy:
                 f"order is [{','.join(names)}]"
             )
         pairs = [(own, name) for own, name in zip(class_names, names, strict=True) if own != name]
-        if moved := [f"{own} would count as {name}" for own, name in pairs if own in names]:
+        numbered = all(name.isdecimal() for name in (*class_names, *names))  # 0 to 4, and 1 to 5
+        if not numbered and (moved := [f"{own} would count as {name}" for own, name in pairs if own in names]):
             raise UserError(
                 f"data.class_names=[{','.join(class_names)}]: {model.file} has other classes ({', '.join(names)}), and "
                 f"{moved[0]}; use data with these classes"

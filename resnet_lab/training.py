@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from lightning import Callback, Trainer, seed_everything
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.callbacks import LearningRateMonitor, StochasticWeightAveraging
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import OmegaConf
@@ -472,7 +472,8 @@ def refuse_unknown_monitors(
     if all(type(each).__module__.startswith("lightning.") for each in callbacks.values()):
         for name, each in callbacks.items():
             monitor = getattr(each, "monitor", None)
-            if isinstance(monitor, str) and not monitor.startswith("train/"):
+            counted = isinstance(each, ModelCheckpoint) and monitor in ("epoch", "step")  # Lightning has both
+            if isinstance(monitor, str) and not monitor.startswith("train/") and not counted:
                 monitored(monitor, num_classes, ordered, key=f"callbacks.{name}.monitor", selects=False)
                 if not validates and getattr(each, "strict", True):  # without `strict`, EarlyStopping only warns
                     key = f"callbacks.{name}.monitor={monitor}"

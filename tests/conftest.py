@@ -72,9 +72,10 @@ def _files_are_merged_once() -> Iterator[None]:
         key = (_files(repo), config_name, *(each.input_line for each in groups), *options.items())
         if key not in chosen:
             chosen[key] = choose(repo, config_name, groups, **options)
-        values = [each for each in overrides_list if each not in groups and not each.is_sweep_override()]
-        own = chosen[key].config_overrides  # a mapping of a group's keys
-        return dataclasses.replace(chosen[key], config_overrides=[*own, *values])
+        own = [each.input_line for each in chosen[key].config_overrides]  # a mapping of a group's keys
+        typed = [each for each in overrides_list if each not in groups or each.input_line in own]
+        values = [each for each in typed if not each.is_sweep_override()]
+        return dataclasses.replace(chosen[key], config_overrides=values)
 
     load = _once(ConfigRepository.load_config, lambda repo, config_path: (_files(repo), config_path))
     merge = _once(

@@ -184,7 +184,7 @@ def test_without_the_members_there_is_nothing_to_compare(seeds: Path, tmp_path: 
     seeds.rename(tmp_path / "elsewhere")
     texts = [each.text for each in findings_of(runs, tables_of(runs)) if each.kind == "missing members"]
     assert len(texts) == 2
-    assert texts[0].endswith(": 3 of its 3 members cannot be found for a comparison")
+    assert texts[0].endswith(": 3 of its 3 members cannot be found and compared")
 
 
 def test_again_into_the_folder_of_the_members(seeds: Path) -> None:

@@ -124,7 +124,14 @@ def test_a_folder_of_which_no_file_is_chosen_is_named(tmp_path, capsys) -> None:
     for name in ("data/a.yaml", "experiment/b/mine.yaml", "pictures/c.yaml"):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).touch()
-    for words in (["data=a"], ["experiment=b/mine"], ["experiment=demo,b/mine"]):
+    (tmp_path / "experiment" / "my own.yaml").touch()
+    for words in (
+        ["data=a"],
+        ["data=a.yaml"],
+        ["experiment=b/mine"],
+        ["experiment=demo,b/mine"],
+        ["experiment='my own'"],
+    ):
         name_unused_folder(str(tmp_path), words)
     name_unused_folder("", ["seed=1"])
     name_unused_folder(str(tmp_path / "pictures"), ["seed=1"])  # without groups

@@ -128,6 +128,8 @@ def test_a_mistake_in_an_experiment_file_has_its_remedy(text: str, hint: str, fo
         ("data.class_names=[no DR, mäßig]", """own quotes: 'data.class_names=[no DR, "mäßig"]'"""),
         ("data.splits={train: über}", """own quotes: 'data.splits={train: "über"}'"""),
         ("data.labels={no: 0, mäßig: 2}", "write it in an experiment file: data: {labels: {no: 0, mäßig: 2}}"),
+        ("+data.labels={mäßig: 2}", "write it in an experiment file: data: {labels: {mäßig: 2}}"),
+        ("data.labels={none=0}", "write a list as [a,b], and a mapping as {a: 0, b: 1}"),
         ('data.labels={"mäßig": 2}', 'write it in an experiment file: data: {labels: {"mäßig": 2}}'),
         ("data.class_names=[no DR", "a bracket is not closed"),
         ("model.depth = 18", "write model.depth=18 without spaces"),

@@ -248,7 +248,7 @@ def test_repeated_name(file):
     message = refusal(parse_file, file("a,0\nb,1\nc,1\nb,1\n"))
     assert "image 'b' in line 4: image names must not repeat; delete one of the rows ('b' is in line 2, too)" in message
     message = refusal(parse_file, file("a,0\nb,1\nb,0\n"))
-    assert "delete one of the rows ('b' is in line 2, too, with label '1' and '0')" in message
+    assert "delete one of the rows ('b' is in line 2, too, with labels '1' and '0')" in message
 
 
 @pytest.mark.slow
@@ -372,6 +372,8 @@ def test_grades_from_1_on_are_reported(file, caplog, grades, given, said):
             "1,2,3",
             "no label is 0; if classes run from 1, give each its",
         ),
+        (Grades(["a", "b", "c"], {"0": 0, "1": 1, "2": 2}), "1,2", ""),  # all are named
+        (Grades(["a", "b", "c"]), "b,1", ""),
         (Grades(["a", "b", "c"], {"none": 0, "1": 1, "2": 2}), "1,2", ""),
     ],
 )
@@ -392,6 +394,8 @@ def test_a_mapping_lists_numbers_too(file):
     assert "2 of 4 rows have a number as label ('1': 1, '0': 1), too many to leave out: data.labels has no" in message
     some = Grades(["a", "b"], {"none": 0, "1": 1})
     assert parse_file(path, some, drop=True)["target"].tolist() == [0, 1, BAD, BAD]
+    ungradable = file("image,level\nx,none\ny,9\nz,R1\n")  # of no class, so left out on purpose
+    assert parse_file(ungradable, grades, drop=True)["target"].tolist() == [0, BAD, 1]
 
 
 def test_a_mapping_to_an_unknown_class_is_refused():

@@ -15,7 +15,7 @@ import torchvision
 from conftest import with_values
 from fake_data import refusal
 from lightning import Callback
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
@@ -490,7 +490,7 @@ def test_an_external_data_set_is_read(make_run: Make, mylab: None) -> None:
         ),
         (
             ("schedule=own", "schedule._target_=timm.scheduler.CosineLRScheduler", "+schedule.t_initial=2"),
-            "schedule._target_ timm.scheduler.CosineLRScheduler is no torch.optim.lr_scheduler.LRScheduler",
+            "schedule._target_ timm.scheduler.CosineLRScheduler is not a torch.optim.lr_scheduler.LRScheduler",
         ),
         (("callbacks=5",), "callbacks"),
         (("data=own", "data._target_=mylab.Net", "data.root=."), "mylab.Net is not a data set: derive it from"),
@@ -674,6 +674,9 @@ def test_a_callback_that_monitors_validation_needs_it() -> None:
     message = refusal(refuse_unknown_monitors, stop, 3, False, False)
     assert message.startswith("callbacks.stop.monitor=val/loss needs a validation split")
     refuse_unknown_monitors({"stop": EarlyStopping("val/loss", strict=False)}, 3, ordered=False, validates=False)
+    for name in ("epoch", "step"):
+        refuse_unknown_monitors({"keep": ModelCheckpoint(monitor=name)}, 3, ordered=False, validates=False)
+        assert "no such metric" in refusal(refuse_unknown_monitors, {"stop": EarlyStopping(name)}, 3, False)
     own = type("Own", (Callback,), {"__module__": "mylab"})()  # may log val/loss
     refuse_unknown_monitors({**stop, "own": own}, 3, ordered=False, validates=False)
 

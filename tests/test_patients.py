@@ -74,8 +74,13 @@ NO_PATIENTS = {
     "words behind": [f"{n:04d}_{('mild', 'severe')[n % 2]}" for n in N],
     "Messidor": [f"20051019_{38557 + 17 * n}_0100_PP.tif" for n in N],
     "Messidor-2": [f"20051020_{43808 + 24 * n}_0100_PP.png" for n in N] + [f"IM{n:06d}.JPG" for n in N],
+    "Messidor-2 seconds": ["20051020_57761_0100_PP", "20051214_57761_0100_PP"]
+    + [f"20051021_{n}_0100_PP" for n in range(40000, 40010)],
     "days": [f"2019{m:02d}04_{n:03d}" for m in (1, 2, 3) for n in N[:20]],
-    "dates": [f"IMG_2019{m:02d}{d:02d}" for m in (1, 2, 3, 4) for d in (1, 2, 3)],
+    "dates": [f"IMG_2019{m:02d}{d:02d}" for m in (1, 2, 3) for d in (1, 2, 3)],
+    "counters": [f"IMG-2019{m:02d}01-WA{n:04d}" for m in (1, 2, 3) for n in N[:5]],
+    "times": [f"20190{m}04_12300{n}" for m in (1, 2, 3) for n in range(3)],
+    "devices": [f"{name}_2019010{d}" for name in ("OCT", "Fundus") for d in (1, 2, 3)],
     "DDR": [f"007-{n:04d}-000.jpg" for n in N],
     "flowers": [f"image_{n:05d}.jpg" for n in N],
     "folders": [f"{split}/{name}/{n}.jpg" for split in ("train", "test") for name in "lr" for n in N],
@@ -124,16 +129,16 @@ def test_other_names_are_not_patients_and_raise_no_doubt(names):
             "set \"data.patient_regex='[\\d._-]{8,10}[-_. ](.+?)[-_. ].*'\"",
         ),
         (
-            [*eyes("{p}_04.03.2019_{side}.jpg", ("OD", "OS")), "7_05.03.2019_OD.jpg"],
+            [*eyes("P{p}_04.03.2019_{side}.jpg", ("OD", "OS")), "P7_05.03.2019_OD.jpg"],
             "auto",
-            "7_04.03.2019, 7_05.03.2019 differ only in the date",
+            "P7_04.03.2019, P7_05.03.2019 differ only in the date",
             "set \"data.patient_regex='(.+?)[-_. ][\\d._-]{8,10}(?:[-_. ].*)?'\"",
         ),
         (
-            ["Ida 20190304", "Ida 20200304", "Bo 20190304", "Bo 20190405"],
+            ["Ida 20190304", "Ida 20200304", "Bo 20190304", "Bo 20190405", "Eva 20190304", "Eva 20190405"],
             "auto",
             "Bo 20190304, Bo 20190405 differ only",
-            "(.+?)",
+            "set \"data.patient_regex='(.+?)[-_. ][\\d._-]{8,10}(?:[-_. ].*)?'\"",
         ),
         (NO_PATIENTS["IDRiD"], OLD, "matches no name (names such as IDRiD_001)", "set data.patient_regex"),
     ],
@@ -157,6 +162,11 @@ def test_a_pattern_with_a_slash_matches_the_folder():
     names = [f"P{p}/{view}.jpg" for p in N for view in ("first", "second")]
     assert found(names)[1].form is None
     assert found(names, "(.+)/.*")[0] == [f"P{p}" for p in N for _ in range(2)]
+
+
+def test_numbers_of_a_day_are_not_visits_of_one_patient():
+    names = [f"2019{month:02d}04_{n:03d}_{side}" for month in (1, 2, 3) for n in N for side in "LR"]
+    assert found(names)[1].doubt == ""
 
 
 def test_null_makes_each_image_a_patient_without_doubt():

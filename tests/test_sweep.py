@@ -28,7 +28,7 @@ from resnet_lab.data.splits import fingerprints
 from resnet_lab.errors import UserError
 from resnet_lab.launch import create_run, refuse_mixture
 from resnet_lab.models.resnet import resnet
-from resnet_lab.run_folder import RunFolder, list_jobs
+from resnet_lab.run_folder import Busy, RunFolder, list_jobs
 from resnet_lab.schema import conf_dir
 from resnet_lab.sweep import jobs_of
 from resnet_lab.train import main
@@ -540,12 +540,18 @@ def test_a_job_that_another_command_left_unfinished_fails_the_sweep(
 ) -> None:
     monkeypatch.setattr(sweep, "run_module", lambda *_, **__: 0)
     monkeypatch.setattr("sys.argv", ["train", "-m", "seed=1,2", f"sweep_dir={tmp_path}"])
-    for state, code in (("done", 0), ("created", 0), ("running", 1)):  # without a lock, no process runs it
+    for state, busy, code in (
+        ("done", True, 0),
+        ("running", False, 0),
+        ("running", True, 1),
+    ):  # no process has the lock
 
-        def run_in(run: RunFolder, config: DictConfig, *_: object, state: str = state) -> None:
+        def run_in(run: RunFolder, config: DictConfig, *_: object, state: str = state, busy: bool = busy) -> None:
             run.path.mkdir(exist_ok=True)
             run.write_config(dict(OmegaConf.to_container(config, resolve=True)))
             run.update_status(state=state)
+            if busy:
+                raise Busy("another command runs it")
 
         monkeypatch.setattr(sys.modules["resnet_lab.train"], "run_in", run_in)
         assert main() == code

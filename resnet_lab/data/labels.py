@@ -75,6 +75,10 @@ class Grades:
             return int(number) - self.first if self.first <= int(number) <= self.last else BAD
         return self._class(label)
 
+    def _plainly(self, label: str) -> int:
+        """Return the class of a label without the mapping, or BAD."""
+        return Grades(self.class_names, first=self.first)._target(label)
+
     def _class(self, target: int | str) -> int:
         """Return the number of a class given by number or name, or BAD."""
         if isinstance(target, int):
@@ -86,7 +90,7 @@ class Grades:
         """Return why a label is invalid."""
         if self.labels is not None:
             more = ""
-            if (target := Grades(self.class_names, first=self.first)._target(label)) != BAD:
+            if (target := self._plainly(label)) != BAD:
                 text = str(int(whole[1])) if (whole := WHOLE_NUMBER.fullmatch(label)) else label.strip()
                 more = f"; list every valid label there, numbers and names of classes, too: {text}: {target}"
             return f"data.labels has no such label; it has {', '.join(map(str, self.labels))}{more}"
@@ -95,7 +99,7 @@ class Grades:
         return (
             f"labels must be whole numbers, class names ({', '.join(self.class_names)}) or keys of data.labels, "
             "such as 'data.labels={none: 0, R1: 1}'; set data.class_names if the data has other classes; data.labels "
-            "must list every valid label, numbers, too"
+            "must list every valid label, including numbers"
         )
 
     def misread(self, bad: pd.Series, rows: int) -> str:
@@ -109,6 +113,9 @@ class Grades:
         if len(numbers) <= TOO_MANY * rows or any(is_whole(str(text)) for text in self.labels or {}):
             return ""
         if self.labels is not None:
+            numbers = numbers[[self._plainly(label) != BAD for label in numbers]]
+            if len(numbers) <= TOO_MANY * rows:  # numbers of no class are left out on purpose
+                return ""
             return (
                 f"{len(numbers)} of {count(rows, 'row')} have a number as label ({_counted(numbers)}), too many to "
                 f"leave out: {self.rule(str(numbers.iloc[0]))}"
@@ -125,10 +132,12 @@ class Grades:
         without_last = 1 in found and self.last > 1 and max(found) <= self.last
         if self.first != 0 or 0 in {*self.targets(labels)} or not (without_last or self.last + 1 in found):
             return ""
+        if any(not is_whole(label) and self._class(label) != BAD for label in labels.unique()):  # a name of a class
+            return ""
         words = {plain(str(text)) for text in self.labels or {}}
         if self.labels is not None:
             shown = "no label is 0; if classes run from 1, give each its class in data.labels, such as 1: 0"
-            return shown if {"0", "1"} <= words else ""
+            return shown if {"0", "1"} <= words and not {*map(str, found)} <= words else ""
         return f"no label is 0; set data.first_label=1 if classes run from 1 to {self.last + 1}"
 
 
@@ -303,7 +312,8 @@ def parse(
     if drop and (misread := grades.misread(bad["label"], len(labels))):
         raise UserError("; ".join(filter(None, (f"{label_csv}: {misread}", shift))))
     if len(bad) and not drop:
-        for rule, rows in bad.groupby(bad["label"].map(grades.rule), sort=False):
+        rules = {label: grades.rule(label) for label in bad["label"].unique()}
+        for rule, rows in bad.groupby(bad["label"].map(rules), sort=False):
             text = "; ".join(filter(None, (str(rule), shift)))
             found += _fault(label_csv, rows, "label", f"{text}; data.on_bad_label=drop leaves such rows out")
     if shift:
@@ -325,7 +335,7 @@ def parse(
         name = named.loc[again, "image"].iloc[0]
         rows = named[named["image"] == name]
         differ = (
-            f", with label {' and '.join(map(repr, rows['label'].unique()))}" if rows["label"].nunique() > 1 else ""
+            f", with labels {' and '.join(map(repr, rows['label'].unique()))}" if rows["label"].nunique() > 1 else ""
         )
         rule += f" ({name!r} is in line {rows.index[0]}, too{differ})"
     found += _fault(image_csv, named[again], "image", rule)

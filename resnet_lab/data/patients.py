@@ -271,8 +271,10 @@ def _doubt(names: Sequence[str], setting: str, pattern: str | None, matched: boo
     key = f"{REGEX}={setting}" + ("" if matched else " finds no form" if setting == AUTO else " matches no name")
     if visits := [] if alike else _visits(labels, matched):
         several = [each for each in visits if len(each) > 1]
-        joins = (each for each in DATED if len({*_matches(names, each)} - {None}) == len(visits))
-        remedy = f"set \"{REGEX}='{better}'\"" if (better := next(joins, "")) else f"set {REGEX} or {COLUMN}"
+        of_label = {label: number for number, each in enumerate(visits) for label in each}
+        own = [of_label[patient or _without_folder(name)] for patient, name in zip(found, names, strict=True)]
+        better = next((each for each in DATED if _are_same(_matches(names, each), own)), "")
+        remedy = f"set \"{REGEX}='{better}'\"" if better else f"set {REGEX} or {COLUMN}"
         return (
             f"{', '.join(several[0][:4])} differ only in the date, but count as {count(len(several[0]), 'patient')} "
             f"({key}; {len(several)} such in all); if they are visits of one patient, {remedy}"
@@ -295,17 +297,27 @@ def _doubt(names: Sequence[str], setting: str, pattern: str | None, matched: boo
 
 
 def _visits(labels: Sequence[str], matched: bool) -> list[list[str]]:
-    """Return labels grouped by what is left without a date; empty if that is no patient.
+    """Return labels grouped by what is left without a date; empty if that may be a counter, a time or a camera.
 
-    A single word names the camera. Without `matched`, up to three digits count a day's photographs (20190304_001).
+    Labels of eyes (`matched`) are those of patients. What follows a date must then have a letter and a digit, or five
+    digits (20190304_P7, not 20190304_007). Other labels are those of photographs: the date must come last, and most of
+    them must be alike.
     """
     groups: dict[str, list[str]] = {}
+    ends = re.compile(DATE + "$")
     for label in labels:
-        groups.setdefault(re.sub(DATE, "", label).strip("-_. "), []).append(label)
-    counter = r"" if matched else r"\d{0,3}"
-    shared = [left for left, each in groups.items() if len(each) > 1 and not re.fullmatch(counter, left)]
-    named = len(shared) > 1 or any(map(str.isdigit, "".join(shared)))
-    return list(groups.values()) if named and sum(len(groups[left]) for left in shared) <= FEW * len(shared) else []
+        left = re.sub(DATE, "", label).strip("-_. ")
+        named = left and (re.search(r"[^\W\d].*\d|\d{5}", left) if matched else False)
+        groups.setdefault(left if named or (left and ends.search(label)) else label, []).append(label)
+    shared = [each for each in groups.values() if len(each) > 1]
+    most = matched or (len(shared) > 2 and 2 * sum(map(len, shared)) > len(labels))
+    return list(groups.values()) if shared and most and sum(map(len, shared)) <= FEW * len(shared) else []
+
+
+def _are_same(found: Sequence[str | None], groups: Sequence[int]) -> bool:
+    """Return whether patients and groups of the same images are the same."""
+    pairs = {*zip(found, groups, strict=True)}
+    return None not in found and len(pairs) == len({*found}) == len({*groups})
 
 
 def _alike(labels: Sequence[str]) -> tuple[str, list[str]]:

@@ -37,8 +37,8 @@ def refuse_contradictions(data: Mapping[str, Any]) -> None:
         raise UserError(f"data.std={data['std']}: give three numbers above 0, train or null")
     if data.get("labels") is not None and data.get("first_label"):
         raise UserError(
-            f"data.first_label={data['first_label']} has no effect: data.labels names the class of each label; leave "
-            "one of them out (data.labels=null)"
+            f"data.first_label={data['first_label']} has no effect: data.labels names the class of each label; set "
+            "data.first_label=0, or data.labels=null"
         )
     if data["fold"] >= (data["folds"] or 1):
         remedy = f"data.folds={data['folds']} has folds 0 to {data['folds'] - 1}" if data["folds"] else "set data.folds"

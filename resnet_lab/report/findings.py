@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -99,12 +100,19 @@ def _left_out(runs: Sequence[Run]) -> Iterator[Finding]:
     """Yield the finished jobs of the runs' sweeps that are not in the report."""
     reported = {run.folder.path for run in runs}
     for sweep in sorted({run.folder.path.parent for run in runs if not run.single}):
+        absent, labels = list[str](), dict[str, str]()
         with suppress(UserError, OSError):  # damaged, which another finding reports
-            others = [RunFolder(sweep / name) for name in list_jobs(sweep) if sweep / name not in reported]
-            if absent := [run.path.name for run in others if run.read_status().get("state") == "done"]:
-                labels = labels_in(sweep, {})
-                text = f"{count(len(absent), 'finished job is', 'finished jobs are')} not in this report ({sweep.name})"
-                yield Finding("left out", text, False, tuple(labels.get(name, name) for name in absent))
+            labels = labels_in(sweep, {})
+            absent = [name for name in list_jobs(sweep) if sweep / name not in reported and _is_done(sweep / name)]
+        if absent:
+            text = f"{count(len(absent), 'finished job is', 'finished jobs are')} not in this report ({sweep.name})"
+            yield Finding("left out", text, False, tuple(labels.get(name, name) for name in absent))
+
+
+def _is_done(folder: Path) -> bool:
+    with suppress(UserError, OSError):
+        return bool(RunFolder(folder).read_status().get("state") == "done")
+    return False
 
 
 def _outdated(runs: Sequence[Run]) -> Iterator[Finding]:
@@ -315,10 +323,10 @@ def _partial_means(table: Table) -> Iterator[Finding]:
             if number
         ]
         if texts:
-            text = f"{group.label} is made from {' and '.join(texts)}; resnet-lab combine includes the others, too"
+            text = f"{group.label} is made from {' and '.join(texts)}, and not from the others"
             yield Finding("incomplete mean", text, False)
-        if lost := sorted(folder.name for folder in members if not folder.exists()):
-            text = f"{group.label}: {len(lost)} of its {count(len(members), 'member')} cannot be found for a comparison"
+        if lost := sorted(folder.name for folder in members if not os.path.exists(folder)):  # noqa: PTH110 - or closed
+            text = f"{group.label}: {len(lost)} of its {count(len(members), 'member')} cannot be found and compared"
             yield Finding("missing members", text, False, names=tuple(lost))
 
 
