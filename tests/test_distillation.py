@@ -18,9 +18,11 @@ from test_exact_resume import kill_inside, same_end
 from torch import nn
 
 from resnet_lab.combine import combine
+from resnet_lab.data.check import HASH_DIGITS
 from resnet_lab.distillation import Distillation, idle_keys, refuse_no_logits, refuse_own_folder, teacher_of
 from resnet_lab.module import Classifier
 from resnet_lab.objectives import cross_entropy, mse
+from resnet_lab.origin import TRAIN_IMAGES, add_train_images
 from resnet_lab.preflight import command as check_needs
 from resnet_lab.run_folder import RunFolder
 from resnet_lab.sweep import _needs, preflight
@@ -253,13 +255,18 @@ def test_initial_weights_that_were_trained_on_the_test_images_are_named(
     assert not seen or f"{images['test']} of the 40 {words}" in run.log_file.read_text()
 
 
-@pytest.mark.parametrize(
-    ("key", "other"),
-    [
-        ("model.pretrained", "loss.teacher"),
-        pytest.param("loss.teacher", "model.pretrained", marks=pytest.mark.slow),
-    ],
-)
+def test_the_training_images_of_a_source_are_added_once() -> None:
+    a, b, c = (letter * HASH_DIGITS for letter in "abc")
+    origin = {TRAIN_IMAGES: b + c}
+    add_train_images(origin, {TRAIN_IMAGES: a + b})
+    assert origin[TRAIN_IMAGES] == a + b + c
+    for unknown in (None, {}, {TRAIN_IMAGES: None}):  # older versions, other programs
+        add_train_images(origin, unknown)
+    assert origin[TRAIN_IMAGES] == a + b + c
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("key", "other"), [("model.pretrained", "loss.teacher"), ("loss.teacher", "model.pretrained")])
 def test_images_of_earlier_trainings_are_followed_through_a_chain(
     make_run: MakeRun, trained_run: MakeRun, monkeypatch: pytest.MonkeyPatch, key: str, other: str
 ) -> None:
