@@ -145,6 +145,23 @@ def test_the_report_compares_a_mean_with_its_members(seeds: Path, tmp_path: Path
     assert every.members.count(";") == 1
 
 
+def test_members_without_permission_do_not_stop_a_report(
+    seeds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    combine([str(seeds)], tmp_path / "means", ["seed"])
+    (tmp_path / "means").rename(tmp_path / "own")
+    stored = RunFolder.stored_predictions
+
+    def closed(self: RunFolder, split: str) -> Path:
+        if seeds in self.path.parents:
+            raise PermissionError(13, "Permission denied", str(self.path))
+        return stored(self, split)
+
+    monkeypatch.setattr(RunFolder, "stored_predictions", closed)
+    runs = read_runs([str(tmp_path / "own")])
+    assert not any(run.is_outdated for run in runs)
+
+
 def test_a_mean_is_compared_with_its_own_members_alone(seeds: Path, tmp_path: Path) -> None:
     later = tmp_path / "later"
     runs = [run for run in read_runs([str(seeds)]) if run.config["model.depth"] == 18]

@@ -387,8 +387,8 @@ def digest_of_predictions(run: RunFolder) -> str:
     """Return a hash of the stored predictions of a run, before compression; empty if none can be read."""
     texts = []
     for split in ("val", "test"):
-        file = run.stored_predictions(split)
-        with suppress(OSError, EOFError, zlib.error):
+        with suppress(OSError, EOFError, zlib.error):  # also of a folder without permission
+            file = run.stored_predictions(split)
             content = file.read_bytes()
             texts.append(split.encode() + (gzip.decompress(content) if file.suffix == ".gz" else content))
     return hashlib.sha256(b"".join(texts)).hexdigest()[:16] if texts else ""
