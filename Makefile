@@ -27,7 +27,7 @@ demo: $(INSTALLED)  ## depth × pretraining on drawn photographs, then the compa
 	$(LAB) report runs/demo/sweep
 	@echo "look at runs/demo/sweep/report.html, or: $(LAB) tensorboard runs"
 
-test: $(INSTALLED)  ## the quick tests: under 3 minutes on two cores, no network, no GPU
+test: $(INSTALLED)  ## the quick tests: about 3 minutes on two cores, no network, no GPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "$(QUICK)"
 
 test-slow: $(INSTALLED)  ## the slow tests and those on real photographs (../shared/data)
