@@ -148,9 +148,8 @@ def _fault_of_override(typed: str) -> str:
     given, name = typed.partition("=")[2], key.lstrip("+~")
     if given[0] == "{" and (not given.isascii() or '"' in given or "'" in given) and ":" in given:
         nested = ": {".join(name.split(".")) + f": {given}" + "}" * name.count(".")
-        return (
-            f"{typed}: Hydra reads no such key in braces on the command line; write it in an experiment file: {nested}"
-        )
+        remedy = f"write it in an experiment file: {nested}"
+        return f"{typed}: Hydra cannot read this key in braces on the command line; {remedy}"
     return f"{typed}: the brackets cannot be read; write a list as [a,b], and a mapping as {{a: 0, b: 1}}"
 
 

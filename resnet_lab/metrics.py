@@ -180,9 +180,8 @@ def monitored(
     if name not in known:
         word = monitor.removeprefix("val/").lower()
         meant = f"val/{ALIASES.get(word, word)}"
-        choices = f"choose {', '.join(known)}"
-        if selects:
-            choices = f"choose auto, {', '.join(known)}; metrics of callbacks cannot select an epoch"
+        note = "; metrics of callbacks cannot select an epoch" if selects else ""
+        choices = f"choose {', '.join(['auto'] * selects + known)}{note}"
         hint = f"did you mean {meant}?" if meant in known else choices
         raise UserError(f"{key}={monitor}: no such metric; {hint}")
     return name, mode_of(name)

@@ -143,14 +143,18 @@ def refuse_no_schedule(scheduler: object) -> None:
     if lacking := [name for name in needed if not hasattr(scheduler, name)]:
         kind = type(scheduler).__name__
         raise UserError(f"schedule._target_ returns {kind} without {lacking[0]}; name a schedule as those of torch")
-    refuse_no_scheduler(type(scheduler), f"returns {type(scheduler).__name__}, which")
+    refuse_no_schedule_class(type(scheduler), f"returns {type(scheduler).__name__}, which")
 
 
-def refuse_no_scheduler(kind: object, named: str) -> None:
-    """Refuse a class that Lightning does not step: it steps only schedules of torch.
+def refuse_no_schedule_class(kind: object, named: str) -> None:
+    """Refuse a class that is not derived from a schedule of torch, because Lightning steps no other.
+
+    Args:
+        kind: a class; a function is accepted, as only its result shows what it returns.
+        named: the class and its origin, for the message.
 
     Raises:
-        UserError: it is a class, but no schedule of torch.
+        UserError: it is such a class.
     """
     if isinstance(kind, type) and not issubclass(kind, LRScheduler | ReduceLROnPlateau):
         raise UserError(

@@ -22,7 +22,7 @@ from resnet_lab.data.splits import fingerprints, refuse_one_class
 from resnet_lab.distillation import digest_of_teacher, refuse_no_logits, teacher_of
 from resnet_lab.errors import UserError
 from resnet_lab.freezing import Freezing
-from resnet_lab.optim import naming, optimizer_of, refuse_no_scheduler
+from resnet_lab.optim import naming, optimizer_of, refuse_no_schedule_class
 from resnet_lab.parts import (
     build_network,
     build_objective,
@@ -161,7 +161,7 @@ def check_parts(config: dict[str, Any]) -> None:
     Freezing(network, model["freeze"], until=None)
     with naming("optim", config):  # a schedule needs the number of steps, which only the job knows
         optimizer_of(build("optim", config["optim"]), network, network, config["optim"]["backbone_lr_factor"])
-    refuse_no_scheduler(build("schedule", config["schedule"]).func, config["schedule"]["_target_"])
+    refuse_no_schedule_class(build("schedule", config["schedule"]).func, config["schedule"]["_target_"])
     statistics_of(config)
     refuse_misfit(network, objective.num_outputs, size, str(model["_target_"]))
 

@@ -70,8 +70,9 @@ def preflight(
         UserError: a key is wrong.
     """
     refuse_unknown(arguments)
-    name_unused_folder(_read(arguments)[0].config_dir or "", _read(arguments)[1])
-    (jobs, runs), alone, multirun = planned(arguments), _alone(arguments), _read(arguments)[0].multirun
+    given, overrides, _ = _read(arguments)
+    name_unused_folder(given.config_dir or "", overrides)
+    (jobs, runs), alone, multirun = planned(arguments), _alone(arguments), given.multirun
     trains = any(state_of(run).state != "done" for run in runs)
     # hydra.sweep.dir may name another folder than sweep_dir
     jobs = [job | {"sweep_dir": str(run.path.parent)} for run in runs[:1] for job in jobs] or jobs
@@ -246,11 +247,13 @@ def _refuse_changed(
     Raises:
         UserError: it was, or a job cannot go on.
     """
+    found = False
     trained, also = tee(run for run in runs if is_trained(run))
     for run, config in zip(trained, compositions((runs[run] for run in also), searchpath), strict=True):
+        found = True
         if not refuse_mixed_sweep(run, _plain(config), runs[run]):
             return
-    for run, earlier in () if any(map(is_trained, runs)) or not runs else _earlier(runs, config_dir):
+    for run, earlier in () if found or not runs else _earlier(runs, config_dir):
         try:
             now = _composed([*earlier, *searchpath])
         except (HydraException, OmegaConfBaseException, UserError):  # a file of that job has lost a key, or is gone

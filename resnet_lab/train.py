@@ -46,7 +46,7 @@ from resnet_lab.verbs import VERBS
 LAUNCHERS = ("joblib", "submitit")  # an error from these packages means that a worker died
 LOCAL_LAUNCHERS = ("basic", "joblib")
 FAILED: list[RunFolder] = []  # runs that this command has started, and that failed
-PASSED: list[RunFolder] = []  # jobs that another command was running
+SKIPPED: list[RunFolder] = []  # jobs that another command was running
 
 register()
 
@@ -89,7 +89,7 @@ def train(config: DictConfig) -> float | None:
         config_dir = config_dir_of(hydra_config)
         run_in(run, config, list(hydra_config.overrides.task), words_of_trust(plain), sweep, local, config_dir)
     except Busy as busy:
-        (PASSED if sweep else FAILED).append(run)
+        (SKIPPED if sweep else FAILED).append(run)
         print(f"{'' if sweep else 'error: '}{busy}", file=sys.stderr, flush=True)
         return math.nan
     except UserError as error:
@@ -159,7 +159,7 @@ def main() -> int:
     began, words = time.monotonic(), sys.argv[1:]
     SWEPT.clear()
     FAILED.clear()
-    PASSED.clear()
+    SKIPPED.clear()
     SHOWN.clear()
     try:
         code = run_command()
@@ -168,7 +168,7 @@ def main() -> int:
     for sweep_dir, names in SWEPT.items():
         with suppress(UserError, OSError):  # the folder is empty or unreadable; an error has been printed
             show(printable(summary(sweep_dir, words, time.monotonic() - began, names)))
-    return code or int(any(state_of(run).state == "interrupted" for run in PASSED))  # the other command has ended
+    return code or int(any(state_of(run).state == "interrupted" for run in SKIPPED))  # the other command has ended
 
 
 def run_command() -> int:

@@ -243,7 +243,7 @@ def _trained_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[tuple[s
 
 @pytest.fixture
 def trained_run(tmp_path: Path, _trained_once: Callable[[tuple[str, ...]], Path]) -> Callable[..., RunFolder]:
-    """Return a run as from `make_run` that is trained; it is a copy, and its photographs are those of all tests."""
+    """Return a run as from `make_run` that is trained; it is a copy, and all such runs share their photographs."""
 
     def copied(*overrides: str, name: str = "run") -> RunFolder:
         return RunFolder(shutil.copytree(_trained_once(overrides), tmp_path / "runs" / name))

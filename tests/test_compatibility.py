@@ -138,13 +138,13 @@ def test_overrides_of_an_older_status_get_their_current_name() -> None:
     assert upgraded_status({"asked": ["seed=1"], "state": "done"}) == {"overrides": ["seed=1"], "state": "done"}
 
 
-@pytest.mark.slow
 def test_a_first_label_that_had_no_effect_is_gone() -> None:
     data = {"labels": {"none": 0}, "first_label": 1}
     assert upgraded({"data": data})["data"]["first_label"] == 0
     assert upgraded({"data": data | {"labels": None}})["data"]["first_label"] == 1
 
 
+@pytest.mark.slow
 def test_keys_added_with_another_default_keep_it_in_commands_of_older_sweeps() -> None:
     """The default of an added key reproduces older runs, or the table of changes has the version of the change."""
     for key, added in ADDED.items():

@@ -101,7 +101,7 @@ def test_notes_on_the_images_are_findings(tmp_path):
     assert notes["conflicting labels"] == "2 images have an identical copy with a different label (1 of 1 run)"
     assert notes["skipped labels"] == "1 row has no valid label (1 of 1 run)"
     assert notes["skipped images"] == "3 images could not be read (1 of 1 run)"
-    assert notes["patients in doubt"].startswith("several patients may be one (train.log names them)")
+    assert notes["patients in doubt"].startswith("images of one patient may count as several patients")
     assert "a, b" not in notes["patients in doubt"]
 
 

@@ -388,8 +388,8 @@ def test_a_mapping_lists_numbers_too(file):
     grades = Grades(["a", "b"], {"none": 0, "R1": 1})
     path = file("image,level\nx,none\ny,1\nz,0\nv,b\n")
     message = refusal(parse_file, path, grades)
-    assert "list every valid label there, numbers and names of classes, too: 1: 1" in message
-    assert "too: b: 1" in message
+    assert "data.labels must list every valid label: add 1: 1" in message
+    assert "every valid label: add b: 1" in message
     message = refusal(lambda: parse_file(path, grades, drop=True))  # two of four rows
     assert "2 of 4 rows have a number as label ('1': 1, '0': 1), too many to leave out: data.labels has no" in message
     some = Grades(["a", "b"], {"none": 0, "1": 1})

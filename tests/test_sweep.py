@@ -540,11 +540,8 @@ def test_a_job_that_another_command_left_unfinished_fails_the_sweep(
 ) -> None:
     monkeypatch.setattr(sweep, "run_module", lambda *_, **__: 0)
     monkeypatch.setattr("sys.argv", ["train", "-m", "seed=1,2", f"sweep_dir={tmp_path}"])
-    for state, busy, code in (
-        ("done", True, 0),
-        ("running", False, 0),
-        ("running", True, 1),
-    ):  # no process has the lock
+    # no process has the lock of a running job
+    for state, busy, code in (("done", True, 0), ("running", False, 0), ("running", True, 1)):
 
         def run_in(run: RunFolder, config: DictConfig, *_: object, state: str = state, busy: bool = busy) -> None:
             run.path.mkdir(exist_ok=True)

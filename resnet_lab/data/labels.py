@@ -75,7 +75,7 @@ class Grades:
             return int(number) - self.first if self.first <= int(number) <= self.last else BAD
         return self._class(label)
 
-    def _plainly(self, label: str) -> int:
+    def _without_mapping(self, label: str) -> int:
         """Return the class of a label without the mapping, or BAD."""
         return Grades(self.class_names, first=self.first)._target(label)
 
@@ -90,9 +90,9 @@ class Grades:
         """Return why a label is invalid."""
         if self.labels is not None:
             more = ""
-            if (target := self._plainly(label)) != BAD:
+            if (target := self._without_mapping(label)) != BAD:
                 text = str(int(whole[1])) if (whole := WHOLE_NUMBER.fullmatch(label)) else label.strip()
-                more = f"; list every valid label there, numbers and names of classes, too: {text}: {target}"
+                more = f"; data.labels must list every valid label: add {text}: {target}"
             return f"data.labels has no such label; it has {', '.join(map(str, self.labels))}{more}"
         if is_whole(label):
             return f"labels run from {self.first} to {self.last}"
@@ -113,7 +113,7 @@ class Grades:
         if len(numbers) <= TOO_MANY * rows or any(is_whole(str(text)) for text in self.labels or {}):
             return ""
         if self.labels is not None:
-            numbers = numbers[[self._plainly(label) != BAD for label in numbers]]
+            numbers = numbers[[self._without_mapping(label) != BAD for label in numbers]]
             if len(numbers) <= TOO_MANY * rows:  # numbers of no class are left out on purpose
                 return ""
             return (

@@ -56,7 +56,7 @@ def combined_rows(table: Table) -> list[CombinedRow]:
     return [
         CombinedRow(
             group.label,
-            "; ".join(_of_group(other, [run for run, of in members if of is other]) for other in _each(members)),
+            "; ".join(filter(None, (_of_group(other, members) for other in groups))),
             metric.text(group.mean_and_std(table.metric)[0]),
             metric.text(float(value)),
             limits_text(table.metric, *(float(column[number]) for column in limits)),
@@ -65,15 +65,11 @@ def combined_rows(table: Table) -> list[CombinedRow]:
     ]
 
 
-def _each(members: Sequence[tuple[Run, Group]]) -> list[Group]:
-    """Return the groups of members, each once."""
-    return list({id(group): group for _, group in members}.values())
-
-
-def _of_group(group: Group, members: Sequence[Run]) -> str:
-    """Return the label of a group of members, with their number if the group has other runs, too."""
-    number, runs = len({run.folder.path for run in members}), len(group.scored)
-    return group.label + (f" ({number} of {count(runs, 'run')})" if number < runs else "")
+def _of_group(group: Group, members: Sequence[tuple[Run, Group]]) -> str:
+    """Return the label of a group, with the number of members if it has other runs, too; empty without members."""
+    number, runs = len({run.folder.path for run, own in members if own is group}), len(group.scored)
+    part = f" ({number} of {count(runs, 'run')})" if number < runs else ""
+    return f"{group.label}{part}" if number else ""
 
 
 class FoldRow(NamedTuple):

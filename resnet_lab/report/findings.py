@@ -25,6 +25,7 @@ from resnet_lab.report.selection import blind_of
 from resnet_lab.run_folder import SOURCES, RunFolder, jobs_file, list_jobs
 from resnet_lab.scores import ABSENT, SCORES
 from resnet_lab.signatures import is_ours
+from resnet_lab.status import state_of
 
 ALIKE = 6  # digits of a probability; two trainings differ within these
 MANY = 8  # classes or runs that a finding names; further ones are counted
@@ -100,19 +101,12 @@ def _left_out(runs: Sequence[Run]) -> Iterator[Finding]:
     """Yield the finished jobs of the runs' sweeps that are not in the report."""
     reported = {run.folder.path for run in runs}
     for sweep in sorted({run.folder.path.parent for run in runs if not run.single}):
-        absent, labels = list[str](), dict[str, str]()
         with suppress(UserError, OSError):  # damaged, which another finding reports
-            labels = labels_in(sweep, {})
-            absent = [name for name in list_jobs(sweep) if sweep / name not in reported and _is_done(sweep / name)]
-        if absent:
-            text = f"{count(len(absent), 'finished job is', 'finished jobs are')} not in this report ({sweep.name})"
-            yield Finding("left out", text, False, tuple(labels.get(name, name) for name in absent))
-
-
-def _is_done(folder: Path) -> bool:
-    with suppress(UserError, OSError):
-        return bool(RunFolder(folder).read_status().get("state") == "done")
-    return False
+            others = [RunFolder(sweep / name) for name in list_jobs(sweep) if sweep / name not in reported]
+            if absent := [run.path.name for run in others if state_of(run).state == "done"]:
+                labels = labels_in(sweep, {})
+                text = f"{count(len(absent), 'finished job is', 'finished jobs are')} not in this report ({sweep.name})"
+                yield Finding("left out", text, False, tuple(labels.get(name, name) for name in absent))
 
 
 def _outdated(runs: Sequence[Run]) -> Iterator[Finding]:
@@ -312,15 +306,13 @@ def _which(some: Sequence[Run], runs: Sequence[Run]) -> str:
 
 def _partial_means(table: Table) -> Iterator[Finding]:
     """Yield combined groups that lack runs of the groups of their members (seeds added later), or their members."""
-    group_of = {run.folder.path.resolve(): group for group in table.scored_groups for run in group.scored}
-    for group in table.ranked:
+    paths = [(group, {run.folder.path.resolve() for run in group.scored}) for group in table.scored_groups]
+    for group in table.scored_groups:
         members = {folder for run in group.scored for folder in run.members}
-        others = list({id(group_of[each]): group_of[each] for each in members if each in group_of}.values())
-        lacking = [sum(run.folder.path.resolve() not in members for run in other.scored) for other in others]
         texts = [
-            f"{len(other.scored) - number} of the {count(len(other.scored), 'run')} of {other.label}"
-            for other, number in zip(others, lacking, strict=True)
-            if number
+            f"{len(own & members)} of the {count(len(own), 'run')} of {other.label}"
+            for other, own in paths
+            if own & members and own - members
         ]
         if texts:
             text = f"{group.label} is made from {' and '.join(texts)}, and not from the others"
@@ -347,7 +339,7 @@ def _data_notes(runs: Sequence[Run]) -> Iterator[Finding]:
             notes["skipped images", f"{count(skipped, 'image')} could not be read"].append(run)
         patients = run.status.get("patients")
         if isinstance(patients, dict) and patients.get("doubt"):  # without its names, as reports are sent to others
-            text = "several patients may be one (train.log names them), so splits may leak, and intervals be too narrow"
+            text = "images of one patient may count as several patients (train.log names them), so splits may leak"
             notes["patients in doubt", text].append(run)
         if rows := run.status.get("skipped_labels") or 0:
             notes["skipped labels", f"{count(rows, 'row has', 'rows have')} no valid label"].append(run)
