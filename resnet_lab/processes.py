@@ -11,8 +11,9 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from types import FrameType
 from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -20,10 +21,12 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
 BUSY = 75  # exit code: another process is running the job (EX_TEMPFAIL in sysexits.h)
+WORTH_A_FORK = 4  # items; fewer are done sooner than a process is forked
 GRACE = 30.0  # seconds for a job to stop before it is killed
 DATA_SHOWN = "RESNET_LAB_DATA_SHOWN"  # environment variable: not empty if an earlier job described the same data
 PARENT = "RESNET_LAB_PARENT"  # environment variable: ID of the process with which this one stops
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 began = time.time()  # when this process began, before PyTorch is imported
 tied = False  # whether this process stops with the one that started it
@@ -118,14 +121,15 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def in_background(work: Callable[[], Result]) -> Callable[[], Result]:
+def in_background(work: Callable[[], Result], again: Callable[[], Result] | None = None) -> Callable[[], Result]:
     """Start `work` in a forked process, and return a function that waits for its result or raises its error.
 
-    The process shares the memory of this one. The returned function works itself where a fork is not safe (threads,
-    other systems than Linux) or useless (one core), and if the process was killed.
+    The process shares the memory of this one. Where a fork is not safe (threads, other systems than Linux) or useless
+    (one core), `work` itself is returned.
 
     Args:
         work: a function whose result can be pickled, and which starts no thread.
+        again: does the work here if the process was killed; None: `work`.
     """
     if sys.platform != "linux" or threading.active_count() > 1 or cores() < 2:
         return work
@@ -142,7 +146,7 @@ def in_background(work: Callable[[], Result]) -> Callable[[], Result]:
         try:
             found, error = receiver.recv()
         except EOFError:
-            return work()
+            return (again or work)()
         process.join()
         if error is not None:
             raise error
@@ -150,6 +154,54 @@ def in_background(work: Callable[[], Result]) -> Callable[[], Result]:
         return done
 
     return result
+
+
+def in_two(
+    work: Callable[[Item], Result], items: Sequence[Item], shown: Callable[[Sequence[Item], int], Iterable[Item]]
+) -> list[Result]:
+    """Return the result of each item; a forked process works on the second half at the same time.
+
+    Args:
+        work: see `in_background`.
+        items: any number of them; fewer than `WORTH_A_FORK` stay in this process.
+        shown: yields its first argument and shows the progress; its second argument is how many items are done when
+            this process has done one.
+    """
+    half = (len(items) + 1) // 2
+    others = partial(_each, work, items[half:])
+    wait = others if len(items) < WORTH_A_FORK else in_background(others)
+    if wait is others:
+        return _each(work, shown(items, 1))
+    return [*_each(work, shown(items[:half], 2)), *wait()]
+
+
+def _each(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    return [work(item) for item in items]
+
+
+class Claims:
+    """Numbered tasks that this process shares with those forked from it: each task is done by one of them.
+
+    All go through the tasks in the same order. A task that a killed process has claimed is done by none.
+
+    Args:
+        tasks: number of tasks, at most `MOST`.
+    """
+
+    MOST = 2048  # their numbers always fit in a pipe
+
+    def __init__(self, tasks: int) -> None:
+        self._numbers, numbers = os.pipe()  # reads from a pipe are atomic, and a killed reader leaves no lock
+        os.write(numbers, b"".join(number.to_bytes(2, "big") for number in range(tasks)))
+        os.close(numbers)
+        self._mine, self._next = -1, 0
+
+    def take(self) -> bool:
+        """Return whether this process does the next task."""
+        while self._mine < self._next and (number := os.read(self._numbers, 2)):
+            self._mine = int.from_bytes(number, "big")
+        self._next += 1
+        return self._mine == self._next - 1
 
 
 def _send_result(work: Callable[[], Any], sender: Connection, parent: int) -> None:

@@ -189,6 +189,30 @@ def test_work_in_the_background_is_done_here_if_its_process_is_killed_or_a_threa
 
 
 @on_linux
+def test_two_processes_share_a_list_and_keep_its_order() -> None:
+    shown = "shown = lambda items, each: (print('shown', len(items), each, flush=True), items)[1]\n"
+    work = shown + "found = processes.in_two(lambda item: (item, os.getpid() == own), range({items}), shown)\n"
+    work += "print([item for item, _ in found], [here for _, here in found])"
+    assert printed_by(work.format(items=5)) == "shown 3 2\n[0, 1, 2, 3, 4] [True, True, True, False, False]\n"
+    assert printed_by(work.format(items=2)) == "shown 2 1\n[0, 1] [True, True]\n"
+    assert printed_by("processes.cores = lambda: 1\n" + work.format(items=4)).startswith("shown 4 1\n")
+
+
+@on_linux
+def test_each_claimed_task_is_done_by_one_of_two_processes() -> None:
+    work = "claims = processes.Claims(2048)\n"
+    work += "tasks = lambda: [task for task in range(2048) if claims.take() and not time.sleep(1e-5)]\n"
+    work += "wait = processes.in_background(tasks)\ntime.sleep(0.05); here, there = tasks(), wait()\n"
+    work += "print(bool(here), bool(there), sorted(here + there) == list(range(2048)))"
+    assert printed_by(work) == "True True True\n"
+
+
+@on_linux
+def test_other_work_replaces_that_of_a_killed_process() -> None:
+    assert printed_by("print(processes.in_background(killed, again=lambda: 'all of it')())") == "all of it\n"
+
+
+@on_linux
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
 def test_work_in_the_background_ends_with_the_process_that_waits(signum: signal.Signals) -> None:
     command = [sys.executable, "-c", BACKGROUND + "processes.in_background(waiting)()"]

@@ -109,11 +109,27 @@ def test_deviation_is_empty_for_a_single_run(tmp_path, undrawn):
     assert (row["n"], row["accuracy_std"], row["group"]) == ("1", "", "depth=18 pretrained=none")
 
 
+KILLED = """
+import os, sys
+from resnet_lab.report import __main__ as report, page
+own, picture = os.getpid(), page.picture
+def killed(name, table):
+    if name == "roc" and os.getpid() != own:
+        os.kill(os.getpid(), 9)
+    return picture(name, table)
+page.picture = killed
+report.command(sys.argv[1:], fork=True)
+"""
+
+
 @pytest.mark.slow
-def test_pictures_of_another_process_are_the_same(tmp_path):
-    folders = [str(write_run(tmp_path / str(seed), seed=seed)) for seed in range(2)]
+@pytest.mark.parametrize("program", [["-m", "resnet_lab.report"], ["-c", KILLED]], ids=["two", "killed"])
+def test_two_processes_make_the_same_report(tmp_path, program):
+    folders = [
+        str(write_run(tmp_path / f"{depth}_{seed}", depth, seed=seed)) for seed in range(20) for depth in (18, 34)
+    ]
     report.command([*folders, f"out={tmp_path / 'here'}"])
-    command = [sys.executable, "-m", "resnet_lab.report", *folders, f"out={tmp_path / 'beside'}"]
+    command = [sys.executable, *program, *folders, f"out={tmp_path / 'beside'}"]
     subprocess.run(command, check=True, capture_output=True)
     files = {
         name: {file.name: file.read_bytes() for file in (tmp_path / name).rglob("*.*")} for name in ("here", "beside")

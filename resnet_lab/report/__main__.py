@@ -15,7 +15,7 @@ from resnet_lab.data import progress
 from resnet_lab.errors import UserError, count, printable
 from resnet_lab.files import write_atomically
 from resnet_lab.outputs import for_spreadsheets
-from resnet_lab.processes import end, in_background
+from resnet_lab.processes import end
 from resnet_lab.rendering import Finding
 from resnet_lab.report.figures import CURVES, PICTURES, check_name
 from resnet_lab.report.findings import findings_of
@@ -47,7 +47,7 @@ def report(
         figures: names of pictures; empty: those in the runs' configurations.
         metric: ranks the groups; empty: QWK for grades, otherwise accuracy.
         groups: words in labels; pictures show these groups besides the best.
-        fork: whether another process may draw the pictures at the same time (see `processes.in_background`).
+        fork: whether another process may share the work (see `processes.in_background`).
 
     Raises:
         UserError: a folder does not exist or contains no run, no run has the metric, no picture has a name of
@@ -56,13 +56,14 @@ def report(
     for name in figures:
         check_name(name)
     closed = closed_folders(folders)
-    runs = read_runs(folders, closed)
-    tables = tables_of(runs, metric, groups)
+    runs = read_runs(folders, closed, fork)
+    tables = tables_of(runs, metric, groups, fork)
     findings = [Finding("unreadable", f"{folder}: no permission to read it") for folder in closed]
     try:
         pictures = _empty_folder(out)
-        draw = partial(pictures_of, tables, pictures, figures)
-        drawn = in_background(draw) if fork else draw
+        for table in tables:
+            _ = table.estimates  # before the fork, as both processes need them
+        drawn = pictures_of(tables, pictures, figures, fork)
         findings += findings_of(runs, tables)
         write_atomically(out / "report.html", page(runs, tables, findings, drawn))
         write_atomically(out / "summary.csv", for_spreadsheets(summary(tables)).to_csv(index=False))

@@ -72,6 +72,7 @@ class Table:
     groups: list[Group]
     wanted: str = ""  # the metric that ranks the groups; empty or not applicable: the first of `metrics`
     named: Sequence[str] = ()  # words in labels; pictures show these groups besides the best
+    fork: bool = False  # whether another process may share the work on the estimates
 
     @cached_property
     def scored_groups(self) -> list[Group]:
@@ -125,7 +126,7 @@ class Table:
         """The estimates of `scored_groups`, in their order, by shown metric; empty if no run has a result."""
         found = [group.predictions for group in self.scored_groups]
         shown = [*self.metrics, AREA] if self.referable else self.metrics
-        return estimate(found, self.patient, metrics=shown, compared=[self.metric]) if found else {}
+        return estimate(found, self.patient, metrics=shown, compared=[self.metric], fork=self.fork) if found else {}
 
     @cached_property
     def patient(self) -> np.ndarray:
@@ -183,7 +184,7 @@ def _last_if_unknown(value: float) -> float:
     return math.inf if math.isnan(value) else value
 
 
-def tables_of(runs: Sequence[Run], metric: str = "", named: Sequence[str] = ()) -> list[Table]:
+def tables_of(runs: Sequence[Run], metric: str = "", named: Sequence[str] = (), fork: bool = False) -> list[Table]:
     """Return one table per set of test images; a run without a result joins the table of its data.
 
     A single run that failed at the start, or never started, joins none, unless all did; its keys would become axes.
@@ -192,6 +193,7 @@ def tables_of(runs: Sequence[Run], metric: str = "", named: Sequence[str] = ()) 
         runs: the runs of all tables.
         metric: ranks the groups; empty: the first applicable metric of each table.
         named: words in labels; pictures show these groups besides the best.
+        fork: whether another process may share the work on their estimates.
 
     Raises:
         UserError: the metric ranks no table, or no label contains the words.
@@ -203,7 +205,7 @@ def tables_of(runs: Sequence[Run], metric: str = "", named: Sequence[str] = ()) 
             sets.setdefault(run.test_set, []).append(run)
         elif run.config:
             _runs_with(run, sets).append(run)
-    tables = [Table(_groups(members), metric, named) for members in sets.values()]
+    tables = [Table(_groups(members), metric, named, fork) for members in sets.values()]
     known = [name for name in SCORES if any(name in table.possible for table in tables)]
     if metric and metric not in known:
         logged = {name.partition("/")[2] for run in runs for name in run.status.get("metrics") or {}}

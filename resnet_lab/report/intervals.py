@@ -21,12 +21,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 from scipy import optimize, special
 
 from resnet_lab.data.progress import with_progress
+from resnet_lab.processes import in_two
 from resnet_lab.report.resampling import counts_of_patients, drawn_predictions, scores_of, sums_by_patient
 from resnet_lab.scores import SCORES, Predictions, Score
 from resnet_lab.statistics import REFERABLE
@@ -313,6 +316,7 @@ def estimate(
     draws: int = DRAWS,
     metrics: Collection[str] = SCORES,
     compared: Collection[str] = SCORES,
+    fork: bool = False,
 ) -> dict[str, Estimates]:
     """Return the estimates of metrics for groups of runs on the same N images.
 
@@ -322,13 +326,21 @@ def estimate(
         draws: number of draws R.
         metrics: their names.
         compared: the metrics that `Estimates.compare` tests; the others have no draws, unless their range is infinite.
+        fork: whether another process may resample half of the runs (see `processes.in_two`).
     """
     counts = counts_of_patients(int(patient.max()) + 1, draws)
     runs = [predictions for group in groups for predictions in group]
     drawn = [name for name in metrics if name in compared or np.isinf(SCORES[name].upper)]
-    batches = [runs[start : start + RUNS_AT_ONCE] for start in range(0, len(runs), RUNS_AT_ONCE)]
-    steps = with_progress(batches, len(runs), "resampled", RUNS_AT_ONCE, "runs", end=False)
-    resampled = iter([run for batch in steps for run in _resample(batch, patient, counts, metrics, drawn)])
+    batches: list[Sequence[Predictions]] = [
+        runs[start : start + RUNS_AT_ONCE] for start in range(0, len(runs), RUNS_AT_ONCE)
+    ]
+
+    def shown(some: Sequence[Sequence[Predictions]], each: int = 1) -> Iterator[Sequence[Predictions]]:
+        return with_progress(some, len(runs), "resampled", each * RUNS_AT_ONCE, "runs", end=False)
+
+    resample = partial(_resample, patient=patient, counts=counts, metrics=metrics, drawn=drawn)
+    found = in_two(resample, batches, shown) if fork else map(resample, shown(batches))
+    resampled = chain.from_iterable(found)
     parts = [[next(resampled) for _ in group] for group in groups]
     costs = costs_of_errors(groups[0][0], patient)
     reasons = reasons_of(groups[0][0], patient)
@@ -344,8 +356,8 @@ def _resample(
     counts: np.ndarray,
     metrics: Collection[str],
     drawn: Collection[str],
-) -> Iterator[Resampled]:
-    """Yield the scores of each run: on all images (), in the draws (R,), and without each patient (P,).
+) -> list[Resampled]:
+    """Return the scores of each run: on all images (), in the draws (R,), and without each patient (P,).
 
     Args:
         runs: predictions of runs on the same N images.
@@ -356,6 +368,7 @@ def _resample(
     """
     sums = [sums_by_patient(predictions, patient) for predictions in runs]
     totals = np.split(counts @ np.hstack(sums).astype(np.float32), len(runs), axis=1)
+    found = []
     for predictions, by_patient, of_draws in zip(runs, sums, totals, strict=True):
         total = by_patient.sum(axis=0)
         complete, left_out = scores_of(total, metrics), scores_of(total - by_patient, metrics)
@@ -368,7 +381,8 @@ def _resample(
                 if name in drawn:
                     each = drawn_predictions(predictions, patient, counts)
                     in_draws[name] = np.array([score.of(predictions) for predictions in each])
-        yield complete, in_draws, left_out
+        found.append((complete, in_draws, left_out))
+    return found
 
 
 def _pool(metric: str, parts: Sequence[Sequence[Resampled]], cost: float = 0.0, reason: str = "") -> Estimates:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from matplotlib.colors import to_hex
 
 from resnet_lab.data.progress import with_progress
 from resnet_lab.files import write_atomically
+from resnet_lab.processes import Claims, in_background
 from resnet_lab.rendering import FEW_NAMES, Finding, base64_of, png, render
 from resnet_lab.report import costs, thresholds
 from resnet_lab.report.by_class import Share, class_rows, confusions_of, shares_by_distance
@@ -50,7 +52,7 @@ def page(
         runs: all runs.
         tables: tables of comparable runs.
         findings: faults and limits.
-        drawn: returns what `pictures_of` returns; called last, as another process may draw meanwhile.
+        drawn: returns the pictures (see `pictures_of`); called last, as another process may draw meanwhile.
     """
     parts = [{"id": f"t{number}", **_section(table)} for number, table in enumerate(tables, start=1)]
     metrics = [metric for metric in SCORES if any(metric in table.metrics for table in tables)]
@@ -247,27 +249,65 @@ def _difference(table: Table) -> dict[str, Any]:
     return {"names": names, "sides": sides, "list": len(names) > MANY_CLASSES, "first": first, "second": second}
 
 
-def pictures_of(tables: Sequence[Table], folder: Path, figures: Sequence[str] = ()) -> list[Pictures]:
-    """Return the pictures of each table, and save those that are named.
+def pictures_of(
+    tables: Sequence[Table], folder: Path, figures: Sequence[str] = (), fork: bool = False
+) -> Callable[[], list[Pictures]]:
+    """Return a function that returns the pictures of each table, and saves those that are named.
 
     Args:
         tables: tables of comparable runs.
         folder: of the files; it exists.
         figures: names of pictures; empty: those in the runs' configurations.
+        fork: whether another process may begin to draw now; the returned function then draws with it.
     """
-    several = len(tables) > 1
-    return [
-        pictures(table, figures or figures_of(table), folder, f"_table{number}" if several else "")
-        for number, table in enumerate(tables, start=1)
-    ]
+    named = [figures or figures_of(table) for table in tables]
+    suffixes = [f"_table{number}" if len(tables) > 1 else "" for number in range(1, len(tables) + 1)]
+
+    def draw(*mine: Callable[[], bool]) -> list[Pictures]:
+        each = zip(tables, named, suffixes, strict=True)
+        return [pictures(table, names, folder, suffix, *mine) for table, names, suffix in each]
+
+    tasks = sum(map(len, map(_wanted, named)))
+    if not fork or tasks > Claims.MOST:
+        return draw
+    here = partial(draw, Claims(tasks).take)
+    there = in_background(here, again=draw)
+    if there is here:
+        return draw
+
+    def finish() -> list[Pictures]:
+        both = zip(here(), there(), named, strict=True)
+        return [_in_order(mine | others, names) for mine, others, names in both]
+
+    return finish
 
 
-def pictures(table: Table, names: Sequence[str], folder: Path, suffix: str) -> Pictures:
-    """Return the table's pictures by name, with figures in base64; pictures in `names` are also saved as files."""
+def _wanted(names: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys([*names, *OF_SECTIONS]))
+
+
+def _in_order(shown: Pictures, names: Sequence[str]) -> Pictures:
+    return {name: shown[name] for name in _wanted(names) if name in shown}
+
+
+def pictures(
+    table: Table, names: Sequence[str], folder: Path, suffix: str, mine: Callable[[], bool] = lambda: True
+) -> Pictures:
+    """Return the table's pictures by name, with figures in base64; pictures in `names` are also saved as files.
+
+    Args:
+        table: a table of comparable runs.
+        names: pictures that are saved; those of the page's sections come after them.
+        folder: of the files; it exists.
+        suffix: of their names.
+        mine: called once for each picture; False: another process draws it.
+    """
     shown = {}
     once = functools.cache(png)  # a figure may be a file, too
-    wanted = list(dict.fromkeys([*names, *OF_SECTIONS]))
+    wanted = _wanted(names)
     for name in with_progress(wanted, len(wanted), "drawn", unit="figures", end=False):
+        if not mine():
+            continue
         as_text = name == "confusion_matrices" and not _many_classes(table)  # the page has them as tables
         drawn = None if as_text and name not in names else picture(name, table)
         if drawn is None:

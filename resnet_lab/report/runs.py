@@ -7,10 +7,10 @@ import hashlib
 import io
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import pandas as pd
 
 from resnet_lab.data.progress import with_progress
 from resnet_lab.errors import UserError
+from resnet_lab.processes import in_two
 from resnet_lab.run_folder import REMEDY, SOURCES, UNTRAINED, RunFolder, find_runs, flat, jobs_file, list_jobs
 from resnet_lab.scores import SCORES, Predictions, majority_baseline, summary_of
 from resnet_lab.statistics import COLLAPSED, confusion_matrix
@@ -296,12 +297,13 @@ def listed_jobs(sweep: Path) -> list[str]:
     return []
 
 
-def read_runs(folders: Sequence[str], closed: Sequence[str] = ()) -> list[Run]:
+def read_runs(folders: Sequence[str], closed: Sequence[str] = (), fork: bool = False) -> list[Run]:
     """Return all runs at or below some folders.
 
     Args:
         folders: run folders, or folders that contain run folders.
         closed: folders without read permission among them or below.
+        fork: whether another process may read half of them (see `processes.in_two`).
 
     Raises:
         UserError: a folder does not exist, contains no run, or cannot be read.
@@ -313,12 +315,24 @@ def read_runs(folders: Sequence[str], closed: Sequence[str] = ()) -> list[Run]:
             raise UserError(f"{folder}: no permission to read it")
     try:
         found = find_runs(folders)
-        return [read_run(folder) for folder in with_progress(found, len(found), "read", unit="runs", end=False)]
+        shown = partial(_shown, runs=len(found))
+        return in_two(_read_completely, found, shown) if fork else list(map(read_run, shown(found)))
     except PermissionError as error:
         raise UserError(f"{error.filename}: no permission to read it; list the other folders by name") from error
     except UserError as error:
         note = f"; no permission to read {', '.join(closed)}" if closed else ""
         raise UserError(f"{error}{note}") from error
+
+
+def _shown(folders: Sequence[RunFolder], each: int = 1, runs: int = 0) -> Iterator[RunFolder]:
+    return with_progress(folders, runs, "read", each, "runs", end=False)
+
+
+def _read_completely(folder: RunFolder) -> Run:
+    """Return a run with its validation predictions, which are otherwise read at their first use."""
+    run = read_run(folder)
+    _ = run.validation
+    return run
 
 
 def _shapes(run: Run) -> None:
@@ -448,8 +462,8 @@ def read_metrics(file: Path) -> pd.DataFrame:
         stored = file.read_bytes() if file.is_file() else b""
         text = (gzip.decompress(stored) if file.suffix == ".gz" else stored).decode("utf-8", errors="replace")
         frame = _numbers(pd.read_csv(io.StringIO(text[: text.rfind("\n") + 1])))
-        result: pd.DataFrame = frame.dropna(subset="epoch").drop_duplicates("epoch", keep="last").set_index("epoch")
-        return result
+        epochs = frame["epoch"]
+        return frame[epochs.notna() & ~epochs.duplicated(keep="last")].set_index("epoch")
     except (OSError, ValueError, KeyError, EOFError, zlib.error):
         return pd.DataFrame()
 
