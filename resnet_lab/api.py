@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -36,6 +37,10 @@ IN_PYTHON = {  # what an error tells users of the command line → what it tells
     r"which needs -m: resnet-lab train -m …": "which is a command: resnet-lab train -m …",
     r" on the command line": "",
 }
+WARNED = (  # kinds of findings
+    *("leaking", "selected on test", "suspiciously identical", "duplicate seed", "outdated"),
+    *("different data", "different images", "different image files", "different weights", "different patients"),
+)
 OF_MODEL = {r"^model=(.+) did you mean model=": r"form=\1 did you mean form=", r"\bmodel\.": ""}
 
 
@@ -116,7 +121,8 @@ def compare(folders: str | Path | Sequence[str | Path], metric: str = "") -> pd.
         metric: score that ranks the groups; empty: QWK for ordered classes, else accuracy.
 
     Returns:
-        One row per group of runs that differ only in the seed, best first within each test set.
+        One row per group of runs that differ only in the seed, best first within each test set. A warning names the
+        faults of the report because of which scores cannot be compared (`WARNED`).
 
     Raises:
         UserError: a folder does not exist or contains no run, or the metric is unknown.
@@ -128,7 +134,13 @@ def compare(folders: str | Path | Sequence[str | Path], metric: str = "") -> pd.
         raise UserError(
             f"compare got metric={metric}; give several folders as a list: compare([{str(places[0])!r}, …])"
         )
-    return summary(tables_of(runs.read_runs([str(place) for place in places]), metric), ranked=True)
+    from resnet_lab.report.findings import findings_of  # imported here because it imports matplotlib
+
+    found = runs.read_runs([str(place) for place in places])
+    tables = tables_of(found, metric)
+    if faults := [f"{fault.kind}: {fault}" for fault in findings_of(found, tables) if fault.kind in WARNED]:
+        warnings.warn("the report on these runs lists:\n" + "\n".join(faults), stacklevel=2)
+    return summary(tables, ranked=True)
 
 
 @arguments_named(OF_MODEL)

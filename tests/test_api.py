@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,19 @@ def test_compare_returns_the_leaderboard_best_first(tmp_path: Path) -> None:
         assert line in refusal(resnet_lab.compare, tmp_path, metric)
     assert "compare got no folder" in refusal(resnet_lab.compare, [])
     assert "is not a run folder" in refusal(resnet_lab.read_run, tmp_path)
+
+
+def test_compare_warns_of_the_faults_that_the_report_lists(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_run(tmp_path / str(seed), seed=seed, class_names=["healthy", "ill"])
+    with warnings.catch_warnings(record=True) as caught:
+        resnet_lab.compare(tmp_path)
+    assert not caught
+    write_run(tmp_path / "again", seed=1, depth=18, skill=3.0, class_names=["healthy", "ill"], leaks=5)
+    with pytest.warns(UserWarning, match=r"leaking: 5 images of train[\s\S]*duplicate seed: .*seed 1 occurs") as caught:
+        table = resnet_lab.compare(tmp_path)
+    assert caught[0].filename == __file__
+    assert table["n_leaking"].tolist() == [1]
 
 
 @pytest.mark.slow

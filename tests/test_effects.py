@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
-from fake_runs import write_run, write_sweep
+from fake_runs import change_status, write_run, write_sweep
 
 from resnet_lab.report.effects import confounded_of, effects_of
 from resnet_lab.report.groups import tables_of
+from resnet_lab.report.leaderboard import rows_of
 from resnet_lab.report.runs import read_run
+from resnet_lab.report.summaries import headline, summary
 from resnet_lab.run_folder import find_runs
 
 
@@ -54,6 +56,28 @@ def test_an_average_that_hides_opposite_differences_says_so(tmp_path):
     assert "depends on the other axes" in depth.sentence
     for value, rest in zip(depth.settings, ("pretrained=none", "pretrained=web"), strict=True):
         assert f"{100 * value:+.2f} at {rest}".replace("-", "−") in depth.sentence
+
+
+def test_a_difference_from_groups_of_which_only_some_leak_says_so(tmp_path):
+    write_grid(tmp_path, {(18, None): 1.0, (50, None): 4.0})
+    assert "leak" not in effects_of(table_of(tmp_path))[0].sentence
+    for run in find_runs([tmp_path]):
+        if "50" in run.path.name:
+            change_status(run.path, seen_by={"model.pretrained": {"val": 3, "test": 5}})
+    table = table_of(tmp_path)
+    assert "Only some of these groups leak, which may cause the difference." in effects_of(table)[0].sentence
+    assert "depth=50 leaks, so its score may be too high." in headline(table)
+    assert {row.label: row.remark for row in rows_of(table)[:2]} == {"depth=50": "3 leaking", "depth=18": ""}
+    assert dict(zip(summary([table])["group"], summary([table])["n_leaking"], strict=True)) == {
+        "depth=18": 0,
+        "depth=50": 3,
+    }
+    for run in find_runs([tmp_path]):
+        change_status(run.path, seen_by={"model.pretrained": {"val": 3, "test": 0}})  # the scores do not leak
+    assert not any(run.leaking for run in table_of(tmp_path).scored)
+    for run in find_runs([tmp_path]):
+        change_status(run.path, leaks=7)
+    assert "leak" not in effects_of(table_of(tmp_path))[0].sentence  # all leak alike
 
 
 def test_with_one_seed_each_the_sentence_is_about_these_networks(tmp_path):

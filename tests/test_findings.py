@@ -115,6 +115,16 @@ def test_jobs_of_a_sweep_with_the_same_note_are_named_by_their_labels(tmp_path):
     assert found(tmp_path)["skipped images"] == expected
 
 
+def test_collapsed_runs_are_named_by_their_seeds_and_combined_ones_are_not(tmp_path):
+    for seed in (3, 4):
+        write_run(tmp_path / str(seed), seed=seed, skill=0.0)
+    assert found(tmp_path)["collapsed"].endswith(": 2 of 2 (seeds 3, 4)")
+    means = write_run(tmp_path / "mean", seed=3, skill=0.0, config={"combine.sources": ["../3", "../4"]})
+    (tmp_path / "3").rename(tmp_path.with_name("elsewhere_3"))
+    (tmp_path / "4").rename(tmp_path.with_name("elsewhere_4"))
+    assert found(means)["collapsed"].endswith(": 1 of 1")
+
+
 def test_a_copied_run_is_suspicious_and_two_collapsed_ones_are_not(tmp_path):
     write_run(tmp_path / "a", 18)
     shutil.copytree(tmp_path / "a", tmp_path / "b")

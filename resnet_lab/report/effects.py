@@ -161,8 +161,15 @@ def _sentence(table: Table, pairing: Pairing, settings: tuple[float, ...], found
         text += (
             f"These runs cannot show a difference; the true one may be anything up to {metric.text(most)}{metric.unit}."
         )
-    warnings = _about_sweeps(table, pairing), _uneven(table, pairing, settings, axes), _about_seeds(table, pairing)
-    return text + "".join(warnings)
+    about = _about_leaks(table, pairing), _about_sweeps(table, pairing)
+    return text + "".join((*about, _uneven(table, pairing, settings, axes), _about_seeds(table, pairing)))
+
+
+def _about_leaks(table: Table, pairing: Pairing) -> str:
+    """Return a warning if only some of the compared groups leak."""
+    groups = [table.scored_groups[place] for pair in pairing.pairs for place in pair]
+    leaking = [bool(group.leaking) for group in groups]
+    return " Only some of these groups leak, which may cause the difference." if len({*leaking}) > 1 else ""
 
 
 def _about_sweeps(table: Table, pairing: Pairing) -> str:

@@ -151,9 +151,9 @@ def _collapsed(table: Table) -> Iterator[Finding]:
     texts = []
     for group in table.ranked:
         if group.collapsed:
-            seeds = ", ".join(str(run.config.get("seed", ABSENT)) for run in group.collapsed)
-            seeds = f"seed{'s' if len(group.collapsed) > 1 else ''} {seeds}"
-            texts.append(f"{group.label}: {len(group.collapsed)} of {len(group.scored)} ({seeds})")
+            seeds = [str(run.config.get("seed", ABSENT)) for run in group.collapsed if not run.members]
+            which = f" (seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)})" if seeds else ""
+            texts.append(f"{group.label}: {len(group.collapsed)} of {len(group.scored)}{which}")
     if texts:
         runs = sum(len(group.collapsed) for group in table.groups)
         predict = "run nearly always predicts one class" if runs == 1 else "runs nearly always predict one class"

@@ -27,6 +27,7 @@ TERMS = {
     "majority baseline": "A model that always predicts the most frequent class of the training images.",
     "confusion matrix": "Counts of images by true class (rows) and predicted class (columns).",
     "collapsed": "A run that predicts the same class for at least 98 % of the validation or test images.",
+    "leaking": "A run that has learned, directly or from another network, from images or patients of the test split.",
     "referable": "The third grade or worse: of the usual five grades, moderate or worse. Such a patient is referred.",
     "sensitivity": "Of the referable images, the share that the model refers.",
     "specificity": "Of the images that are not referable, mild ones included, the share that the model does not refer.",

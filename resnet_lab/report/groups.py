@@ -56,6 +56,11 @@ class Group:
         """The collapsed runs among those with a result."""
         return [run for run in self.scored if run.collapsed]
 
+    @cached_property
+    def leaking(self) -> list[Run]:
+        """The leaking runs among those with a result."""
+        return [run for run in self.scored if run.leaking]
+
     def mean_and_std(self, metric: str) -> tuple[float, float]:
         """Return mean and sample standard deviation over the runs; NaN if there are too few."""
         values = [run.scores[metric] for run in self.scored]

@@ -73,8 +73,12 @@ def _published(table: Table, metrics: Sequence[str], ranking: str) -> list[Row]:
 
 
 def _row(table: Table, group: Group, mark: str, shortfall: str) -> Row:
-    lost, collapsed = len(group.runs) - len(group.scored), len(group.collapsed)
-    remark = ", ".join([f"{lost} without a result"] * bool(lost) + [f"{collapsed} collapsed"] * bool(collapsed))
+    remarks = {
+        "without a result": len(group.runs) - len(group.scored),
+        "collapsed": len(group.collapsed),
+        "leaking": len(group.leaking),
+    }
+    remark = ", ".join(f"{number} {text}" for text, number in remarks.items() if number)
     cells = [SCORES[metric].text(*group.mean_and_std(metric)) for metric in table.metrics]
     value = group.mean_and_std(table.metric)[0]
     return Row(

@@ -175,6 +175,14 @@ class Run:
         return bool(self.status.get("collapsed") or (self.scores and predicted.max() >= COLLAPSED * predicted.sum()))
 
     @property
+    def leaking(self) -> bool:
+        """Whether the network, or the one it started or learned from, may know images or patients of `split`."""
+        leaks = bool(self.status.get("leaks")) and self.config.get("data.on_leak") != "drop"
+        seen = any(images.get(self.split) for images in (self.status.get("seen_by") or {}).values())
+        same = self.fingerprint("train") and self.fingerprint("train") == self.fingerprint(self.split)
+        return bool(self.scores) and (leaks or seen or bool(same))
+
+    @property
     def test_set(self) -> tuple[str, str, tuple[str, ...], int]:
         """The key of the run's table: split, fingerprint of images and targets, classes, number of images."""
         scored = self.predictions.fingerprint if self.predictions else ""

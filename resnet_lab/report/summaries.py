@@ -42,7 +42,9 @@ def headline(table: Table) -> str:
     value = f"{shown.text(best.value)}{percent}" + (f" (95 %: {limits})" if limits not in (ABSENT, CONSTANT) else "")
     baseline = next(row for row in every if row.kind == "baseline")
     always = baseline.label.partition(": ")[2]
-    against = f"{always[:1].upper()}{always[1:]} would score {shown.text(baseline.value)}{percent}."
+    leaks = any(group.label == best.label and group.leaking for group in table.groups)
+    doubt = f"{best.label} leaks, so its score may be too high. " if leaks else ""
+    against = f"{doubt}{always[:1].upper()}{always[1:]} would score {shown.text(baseline.value)}{percent}."
     if len(rows) == 1:
         return f"{best.label}: {table.title_of_metric} {value}. {against}"
     marks = [row.mark for row in rows]
@@ -155,7 +157,8 @@ def _summary_row(table: Table, group: Group, mark: str) -> dict[str, Any]:
     row: dict[str, Any] = {"group": group.label}
     row |= {axis: "none" if value is None else value for axis, value in group.values.items()}
     row |= {"n": len(group.scored), "n_failed": len(group.runs) - len(group.scored)}
-    row |= {"n_collapsed": len(group.collapsed), "mark": mark, "ranked_by": table.metric}
+    row |= {"n_collapsed": len(group.collapsed), "n_leaking": len(group.leaking)}
+    row |= {"mark": mark, "ranked_by": table.metric}
     for metric in table.metrics:
         row[f"{metric}_mean"], row[f"{metric}_std"] = group.mean_and_std(metric)
         row[f"{metric}_low"], row[f"{metric}_high"] = interval_of(table, group, metric)
