@@ -53,6 +53,7 @@ from resnet_lab.errors import UserError, short
 from resnet_lab.failures import fail, stopped_elsewhere
 from resnet_lab.files import refuse_unwritable, remove_unfinished
 from resnet_lab.freezing import Freezing, idle_keys
+from resnet_lab.idle import idle_overrides
 from resnet_lab.inputs import checkpoint_of
 from resnet_lab.layers import LayerStatistics
 from resnet_lab.loggers import AFTER_CURVES
@@ -159,6 +160,7 @@ def run_job(run: RunFolder, misfits: frozenset[Path] = frozenset()) -> None:
     synchronizable(config["trainer"], trainer)
     describe(run, trainer, datamodule, module, monitor)
     idle = [*idle_keys(config, freezing), *idle_keys_of_teacher(config["loss"])]
+    idle += idle_overrides(config, run.overrides(), datamodule, module.model)
     for text in idle if rank() == 0 else ():
         log.warning(text)
     compile_network(config["trainer"]["compile"], module, trainer.strategy.root_device)

@@ -98,6 +98,7 @@ class ImageData(Augmentation, ABC):
         """Refuse values of a wrong type and contradictions, by key."""
         self.bad_labels = 0  # rows dropped because their label is empty, out of range or unknown
         self.patients = EACH_IMAGE  # how patients were found; set by `listed`
+        self.own_splits = set[str]()  # splits that are not drawn; set by `table`
         hints = get_type_hints(type(self), include_extras=True)
         for field in fields(self):
             setattr(self, field.name, conform(f"data.{field.name}", getattr(self, field.name), hints[field.name]))
@@ -196,9 +197,9 @@ class ImageData(Augmentation, ABC):
             of rows `skipped_images`, `skipped_labels` and `leaks`.
         """
         rows, skipped = drop_defects(self.check(self.listed(), pixels), self.on_bad_image)
-        given, (rows, leaks) = set(rows["split"]), resolve_leaks(join_patients(rows), self.on_leak)
+        self.own_splits, (rows, leaks) = set(rows["split"]), resolve_leaks(join_patients(rows), self.on_leak)
         rows = self.cut(rows)
-        if drawn := sorted(set(rows["split"]) - given) if skipped else []:
+        if drawn := sorted(set(rows["split"]) - self.own_splits) if skipped else []:
             text = "%s drawn without the %s: if these are repaired, other images are drawn, and runs cannot be compared"
             log.warning(text, " and ".join(drawn), count(skipped, "dropped image"))
         return rows, {"skipped_images": skipped, "skipped_labels": self.bad_labels, "leaks": leaks}
