@@ -18,7 +18,7 @@ from resnet_lab.command_line import log_to, run_command
 from resnet_lab.config import build, check
 from resnet_lab.data import progress
 from resnet_lab.data.image_data import ImageData
-from resnet_lab.data.splits import fingerprints, refuse_one_class
+from resnet_lab.data.splits import fingerprints, order_of_training, refuse_one_class
 from resnet_lab.distillation import digest_of_teacher, refuse_no_logits, teacher_of
 from resnet_lab.errors import UserError
 from resnet_lab.freezing import Freezing
@@ -33,7 +33,14 @@ from resnet_lab.parts import (
     statistics_of,
 )
 from resnet_lab.run_folder import RunFolder, real_path
-from resnet_lab.siblings import Begun, begun_jobs, refuse_other_images, refuse_other_weights, with_data
+from resnet_lab.siblings import (
+    Begun,
+    begun_jobs,
+    refuse_other_images,
+    refuse_other_order,
+    refuse_other_weights,
+    with_data,
+)
 from resnet_lab.terminal import Lines
 from resnet_lab.training import check_network, own_parts, refuse_unknown_monitors, selection
 from resnet_lab.trust import trust, without_trust
@@ -103,6 +110,8 @@ def data_of(data: str, sweep_dir: str | None = None, shares_source: bool = False
     sources = [status["pixels"] for status in siblings.values()] if shares_source else []
     table = data_set.table(next(iter(sources), None))[0]
     refuse_other_images(alike, fingerprints(table, "target"), data_set.root)
+    unfinished = {name: status for name, status in alike.items() if status.get("state") != "done"}
+    refuse_other_order(unfinished, order_of_training(table), data_set.root)
     return data_set, table
 
 

@@ -14,6 +14,7 @@ from resnet_lab.run_folder import RunFolder, real_path
 from resnet_lab.signatures import is_ours
 
 SHARED = {each.name for each in fields(ImageData)}
+ORDER = "train_order"  # of status.json
 Statuses = dict[str, dict[str, Any]]  # name of a job → its status.json
 
 
@@ -94,6 +95,25 @@ def refuse_other_images(before: Statuses, fingerprints: Mapping[str, str], root:
                     f"{name} started with other images or labels in {split} ({then} then, {now or 'no such split'} in "
                     f"{root} now); restore those, or choose another sweep_dir"
                 )
+
+
+def refuse_other_order(before: Statuses, order: str, root: str) -> None:
+    """Refuse to resume a job whose training images were in another order: its batches would be others.
+
+    Args:
+        before: name → status of the jobs to resume; older versions did not note the order.
+        order: the present one, see `order_of_training`.
+        root: folder of the data set.
+
+    Raises:
+        UserError: the order has changed.
+    """
+    for name, status in before.items():
+        if status.get(ORDER) not in (None, order):
+            raise UserError(
+                f"{name} started with the training images in another order ({status[ORDER]} then, {order} in {root} "
+                "now); restore the order of the rows, or choose another sweep_dir"
+            )
 
 
 def refuse_other_weights(begun: Iterable[Begun], key: str, config: Mapping[str, Any], digest: str) -> None:

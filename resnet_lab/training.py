@@ -45,7 +45,7 @@ from resnet_lab.config import (
 )
 from resnet_lab.data.arrays import ArrayData
 from resnet_lab.data.datamodule import DataModule
-from resnet_lab.data.splits import NO_TEST, SPLITS, refuse_one_class
+from resnet_lab.data.splits import NO_TEST, SPLITS, order_of_training, refuse_one_class
 from resnet_lab.derived import derive_decision, same_training
 from resnet_lab.distillation import Distillation, refuse_no_logits, refuse_own_folder, teacher_of
 from resnet_lab.distillation import idle_keys as idle_keys_of_teacher
@@ -76,7 +76,14 @@ from resnet_lab.processes import Stopped
 from resnet_lab.run_folder import RunFolder, flat, is_bookkeeping
 from resnet_lab.schema import BY_NAME, PROVIDED, Config
 from resnet_lab.scores import SCORES
-from resnet_lab.siblings import begun_jobs, refuse_other_images, refuse_other_weights, with_data
+from resnet_lab.siblings import (
+    ORDER,
+    begun_jobs,
+    refuse_other_images,
+    refuse_other_order,
+    refuse_other_weights,
+    with_data,
+)
 from resnet_lab.signatures import is_ours
 from resnet_lab.trained import count_training_images, warn_of_training_images
 from resnet_lab.trust import OPTION, trust_option
@@ -279,13 +286,17 @@ def read_data(run: RunFolder, config: dict[str, Any], resumes: bool) -> DataModu
         refuse_other_images(
             alike | ({"the job": own} if resumes else {}), datamodule.fingerprints, datamodule.data.root
         )
+        assert datamodule.table is not None
+        order = order_of_training(datamodule.table)
+        refuse_other_order({"the job": own} if resumes else {}, order, datamodule.data.root)
         for name, status in before.items():
             if different := datamodule.difference(status):
                 raise UserError(
                     f"{name} started with other image files ({different}); restore those, or choose another sweep_dir"
                 )
         if rank() == 0:
-            run.update_status(**datamodule.noted, split_fingerprint=datamodule.fingerprints)
+            noted = {**datamodule.noted, "split_fingerprint": datamodule.fingerprints, ORDER: order}
+            run.update_status(**noted)
             say_source(datamodule, next(iter(before), ""))
     datamodule.setup()
     return datamodule

@@ -379,6 +379,24 @@ def test_a_job_does_not_resume_with_other_labels(
     assert run.read_status()["split_fingerprint"]["test"] == before
 
 
+def test_a_job_does_not_resume_with_its_training_images_in_another_order(
+    make_run: MakeRun, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run()
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "training_step", raising(KeyboardInterrupt(), 4, Classifier.training_step))
+        with pytest.raises(SystemExit):
+            guarded(run)
+    before = run.read_status()
+    for name in ("train_img.csv", "train_label.csv"):
+        header, *rows = (photographs / name).read_text().splitlines()
+        (photographs / name).write_text("\n".join([header, *reversed(rows)]) + "\n")
+    assert guarded(run) == 1
+    error = f"the job started with the training images in another order ({before['train_order']} then, "
+    assert run.read_status()["error"].startswith(error)
+    assert run.read_status()["split_fingerprint"] == before["split_fingerprint"]
+
+
 def test_damage_outside_the_checksums_is_found(trained_run: MakeRun) -> None:
     run = trained_run("trainer.max_epochs=1", "data.val_fraction=0")
     data = run.last_checkpoint.read_bytes()

@@ -125,6 +125,22 @@ def test_collapsed_runs_are_named_by_their_seeds_and_combined_ones_are_not(tmp_p
     assert found(means)["collapsed"].endswith(": 1 of 1")
 
 
+def test_grades_in_alphabetical_order_are_named_unless_a_key_gives_their_order(tmp_path):
+    names = ["Mild", "moderate", "no_dr", "severe"]
+    text = "the grades are in alphabetical order (Mild, moderate, no_dr, severe), as data.class_names is not set"
+    for name, config, own, ordered, finding in (
+        ("found", {}, names, True, True),
+        ("given", {"data.class_names": names}, names, True, False),
+        ("numbered", {}, ["0_no_dr", "1_mild"], True, False),
+        ("other_order", {}, ["no_dr", "mild"], True, False),
+        ("classes", {}, names, False, False),
+    ):
+        config["data._target_"] = "resnet_lab.data.class_folders.ClassFolders"
+        write_run(tmp_path / name, config=config, class_names=own, ordered=ordered)
+        texts = found(tmp_path / name).get("alphabetical grades", "")
+        assert texts.startswith(text) if finding else not texts, name
+
+
 def test_a_copied_run_is_suspicious_and_two_collapsed_ones_are_not(tmp_path):
     write_run(tmp_path / "a", 18)
     shutil.copytree(tmp_path / "a", tmp_path / "b")

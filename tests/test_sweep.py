@@ -411,6 +411,16 @@ def test_labels_that_changed_since_a_job_began_stop_the_sweep(
     job.update_status(state="done", pixels="originals", split_fingerprint=fingerprints(data.table()[0]))
     needs(monkeypatch, *own, "data.rotation=0,20", shares_source=True)
     command.command([])
+    job.update_status(train_order="another")  # a done job is not trained again
+    needs(monkeypatch, *own, "data.rotation=0,20", shares_source=True)
+    command.command([])
+    job.update_status(state="running")  # without a process, it is interrupted
+    job.last_checkpoint.parent.mkdir()
+    job.last_checkpoint.touch()
+    needs(monkeypatch, *own, "data.rotation=0,20", shares_source=True)
+    assert refusal(command.command, []).startswith("first started with the training images in another order (another")
+    job.last_checkpoint.unlink()
+    job.update_status(state="done")
     labels = photographs / "train_label.csv"
     labels.write_text(labels.read_text().replace("4", "3"))
     for trains in (True, False):  # also if all jobs are done

@@ -275,6 +275,12 @@ def fingerprints(table: pd.DataFrame, column: str = "target") -> dict[str, str]:
     return prints
 
 
+def order_of_training(table: pd.DataFrame) -> str:
+    """Return a hash of the order of the training images, on which that of the batches depends; see `fingerprints`."""
+    names = table.loc[table["split"] == "train", "image"]
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+
+
 def class_counts(table: pd.DataFrame, num_classes: int) -> dict[str, list[int]]:
     """Return the number of images of each class, by split."""
     return {

@@ -190,7 +190,19 @@ def _doubts(table: Table) -> Iterator[Finding]:
         if any(run.status.get("decision") == "thresholds" for run in table.scored):
             text += "; decision thresholds were also fitted on them, so their scores are too high"
         yield Finding("no test split", text)
+    yield from _alphabetical(table)
     yield from _against_baseline(table)
+
+
+def _alphabetical(table: Table) -> Iterator[Finding]:
+    """Yield a finding if grades have the alphabetical order of their names because no key gives their order."""
+    names = table.scored[0].class_names if table.scored else ()
+    numbered = any(name[:1].isdigit() for name in names)
+    folders = [run for run in table.scored if str(run.config.get("data._target_")).endswith(".ClassFolders")]
+    found = [run for run in folders if not run.config.get("data.class_names")]
+    if table.ordered and found and not numbered and list(names) in (sorted(names), sorted(names, key=str.lower)):
+        text = f"the grades are in alphabetical order ({_listed(names)}), as data.class_names is not set"
+        yield Finding("alphabetical grades", f"{text}; if their order is another, QWK is wrong", False)
 
 
 def _digests_of(group: Group) -> Iterator[tuple[str, str, list[str]]]:
