@@ -65,7 +65,9 @@ def test_a_difference_from_groups_of_which_only_some_leak_says_so(tmp_path):
         if "50" in run.path.name:
             change_status(run.path, seen_by={"model.pretrained": {"val": 3, "test": 5}})
     table = table_of(tmp_path)
-    assert "Only some of these groups leak, which may cause the difference." in effects_of(table)[0].sentence
+    sentence = effects_of(table)[0].sentence
+    assert "Only some of these groups leak, which may cause the difference." in sentence
+    assert "raises" not in sentence
     assert "depth=50 leaks, so its score may be too high." in headline(table)
     assert {row.label: row.remark for row in rows_of(table)[:2]} == {"depth=50": "3 leaking", "depth=18": ""}
     assert dict(zip(summary([table])["group"], summary([table])["n_leaking"], strict=True)) == {

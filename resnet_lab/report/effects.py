@@ -148,6 +148,7 @@ def _sentence(table: Table, pairing: Pairing, settings: tuple[float, ...], found
     """Return the sentence on one effect: the difference and its conclusion."""
     metric = SCORES[table.metric]
     value, low, high, p = (float(column[0]) for column in found)
+    leaks = _about_leaks(table, pairing)
     name, over = table.title_of_metric, ", averaged over the other axes" if len(settings) > 1 else ""
     if math.isnan(low):
         reason = table.estimates[table.metric].withheld
@@ -155,21 +156,22 @@ def _sentence(table: Table, pairing: Pairing, settings: tuple[float, ...], found
         return text + _about_sweeps(table, pairing)
     text = f"{pairing.label}: {name} {limits_text(table.metric, value, low, high)}{metric.unit}{over}. "
     if p <= 1 - CONFIDENCE:
-        text += f"It {'raises' if value > 0 else 'lowers'} {name} on images like these."
+        text += leaks or f"It {'raises' if value > 0 else 'lowers'} {name} on images like these."
     else:
         most = max(abs(low), abs(high))
         text += (
             f"These runs cannot show a difference; the true one may be anything up to {metric.text(most)}{metric.unit}."
+            + (f" {leaks}" if leaks else "")
         )
-    about = _about_leaks(table, pairing), _about_sweeps(table, pairing)
-    return text + "".join((*about, _uneven(table, pairing, settings, axes), _about_seeds(table, pairing)))
+    warnings = _about_sweeps(table, pairing), _uneven(table, pairing, settings, axes), _about_seeds(table, pairing)
+    return text + "".join(warnings)
 
 
 def _about_leaks(table: Table, pairing: Pairing) -> str:
-    """Return a warning if only some of the compared groups leak."""
+    """Return the conclusion in place of that on the axis if only some of the compared groups leak."""
     groups = [table.scored_groups[place] for pair in pairing.pairs for place in pair]
-    leaking = [bool(group.leaking) for group in groups]
-    return " Only some of these groups leak, which may cause the difference." if len({*leaking}) > 1 else ""
+    leaking = {bool(group.leaking) for group in groups}
+    return "Only some of these groups leak, which may cause the difference." if len(leaking) > 1 else ""
 
 
 def _about_sweeps(table: Table, pairing: Pairing) -> str:

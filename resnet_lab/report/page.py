@@ -263,20 +263,21 @@ def pictures_of(
     named = [figures or figures_of(table) for table in tables]
     suffixes = [f"_table{number}" if len(tables) > 1 else "" for number in range(1, len(tables) + 1)]
 
-    def draw(*mine: Callable[[], bool]) -> list[Pictures]:
+    def draw(*shared: Any) -> list[Pictures]:
         each = zip(tables, named, suffixes, strict=True)
-        return [pictures(table, names, folder, suffix, *mine) for table, names, suffix in each]
+        return [pictures(table, names, folder, suffix, *shared) for table, names, suffix in each]
 
     tasks = sum(map(len, map(_wanted, named)))
     if not fork or tasks > Claims.MOST:
         return draw
-    here = partial(draw, Claims(tasks).take)
-    there = in_background(here, again=draw)
-    if there is here:
+    take = Claims(tasks).take
+    work = partial(draw, take)
+    there = in_background(work, again=draw)
+    if there is work:
         return draw
 
     def finish() -> list[Pictures]:
-        both = zip(here(), there(), named, strict=True)
+        both = zip(draw(take, True), there(), named, strict=True)
         return [_in_order(mine | others, names) for mine, others, names in both]
 
     return finish
@@ -291,7 +292,12 @@ def _in_order(shown: Pictures, names: Sequence[str]) -> Pictures:
 
 
 def pictures(
-    table: Table, names: Sequence[str], folder: Path, suffix: str, mine: Callable[[], bool] = lambda: True
+    table: Table,
+    names: Sequence[str],
+    folder: Path,
+    suffix: str,
+    mine: Callable[[], bool] = lambda: True,
+    silent: bool = False,
 ) -> Pictures:
     """Return the table's pictures by name, with figures in base64; pictures in `names` are also saved as files.
 
@@ -301,11 +307,12 @@ def pictures(
         folder: of the files; it exists.
         suffix: of their names.
         mine: called once for each picture; False: another process draws it.
+        silent: shows no progress, as the other process does.
     """
     shown = {}
     once = functools.cache(png)  # a figure may be a file, too
     wanted = _wanted(names)
-    for name in with_progress(wanted, len(wanted), "drawn", unit="figures", end=False):
+    for name in wanted if silent else with_progress(wanted, len(wanted), "drawn", unit="figures", end=False):
         if not mine():
             continue
         as_text = name == "confusion_matrices" and not _many_classes(table)  # the page has them as tables
