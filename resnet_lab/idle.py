@@ -47,6 +47,8 @@ def _reasons(values: Mapping[str, Any], datamodule: DataModule, network: nn.Modu
     own, drawn = datamodule.data.own_splits, {*datamodule.splits} - datamodule.data.own_splits
     if "val" in own:
         yield "data.val_fraction", "the data set has a validation split"
+    elif "test" in own and values["data.folds"] is not None:
+        yield "data.val_fraction", "the fold is the validation split"
     if not drawn and all(values[key] is None for key in LIMITS):
         yield "data.split_seed", "no split is drawn"
     if values.get("data.patient_column") is not None:

@@ -48,6 +48,11 @@ def test_overrides_of_splits_that_are_not_drawn_are_named() -> None:
     assert idle(*given, own="train val", drawn="test") == [
         "data.val_fraction=0.3 has no effect: the data set has a validation split"
     ]
+    folds = [*given, "data.folds=4"]
+    assert idle(*folds) == []
+    assert idle(*folds, own="train test", drawn="val") == [
+        "data.val_fraction=0.3 has no effect: the fold is the validation split"
+    ]
     assert len(idle(*given, own="train val test", drawn="")) == 2
     assert idle(given[1], "data.max_images=9", own="train val test", drawn="") == []
 
