@@ -124,9 +124,36 @@ def test_named_columns_need_a_header(file):
     assert "no column file; its columns are 1_left.jpg, 0; its first line must name the columns: file,…" in message
 
 
-@pytest.mark.parametrize("text", [b"\xff\xfe\x00a", 'a,0\nb,1,2,"3\n', "a,0\nb,1,2,3\n"])
+@pytest.mark.parametrize("text", [b"\xff\xfe\x00a", 'a,0\nb,1\n"c,2\n'])
 def test_no_csv(file, text):
     assert "labels.csv is not a comma-separated file in UTF-8: " in refusal(read_labels, file(text), None, None, GRADES)
+
+
+TITLE = "delete the lines above the header"
+EXTRA = "write as many fields as in the header, with quotes around a field that contains the separator"
+
+
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        ("My clinic\nfile,stage,person\na,0,1\n", f"line 2 has 3 fields, but line 1 has 1; {TITLE}"),
+        ("\nMy clinic\nfile,stage,person\na,0,1\n", f"line 3 has 3 fields, but line 2 has 1; {TITLE}"),
+        ("sep=,\nMy clinic\nfile,stage,eye\na,0,L\n", f"line 3 has 3 fields, but line 2 has 1; {TITLE}"),
+        (
+            "My clinic\n2024\nfile,stage\na,0\n",
+            f"line 3 has 2 fields, but the lines above have at most 1; {TITLE}, or {EXTRA}",
+        ),
+        ("Clinic, 2024\na,0,1,2\n", f"line 2 has 4 fields, but line 1 has 2; {TITLE}, or {EXTRA}"),
+        (
+            "file,stage,person\na,0,1\nb,0,1,blurry\n",
+            f"line 3 has 4 fields, but the lines above have at most 3; {EXTRA}",
+        ),
+        ("file;stage\na;0\n\nb;0;x\n", f"line 4 has 3 fields, but the lines above have at most 2; {EXTRA}"),
+    ],
+)
+def test_a_line_with_more_fields_than_those_above(file, text, seen):
+    path = file(text)
+    assert refusal(read_labels, path, "file", "stage", GRADES) == f"{path}: {seen}"
 
 
 def test_a_file_that_is_not_utf8_names_the_remedy(file):
@@ -158,6 +185,23 @@ def test_a_title_above_the_columns(file):
     path = file("Findings 2025;;;\nphoto;level;eye;patient\na;0;L;1\n")
     message = refusal(read_labels, path, "photo", "level", GRADES)
     assert message.endswith("its first line must name the columns; delete the lines above")
+    path = file("Findings 2025\nphoto,level\na,0\n")
+    assert refusal(read_labels, path, "photo", "level", GRADES) == (
+        f"{path} has no column photo; its columns are , Findings 2025; its first line must name the columns; delete "
+        "the lines above"
+    )
+
+
+def test_a_repeated_column_is_refused_if_it_is_read(file):
+    path = file("file,stage,person,stage,eye,eye\na,0,1,3,L,L\n")
+    message = refusal(read_labels, path, "file", "stage", GRADES)
+    assert message == f"{path} has 2 different columns 'stage'; rename or delete all but one"
+    assert cells(read_labels(path, "file", "person", GRADES)) == [("a", "1")]
+    path, eye = file("image,eye,eye,level,eye\na,L,L,0,R\n"), {"patient": ("eye", "data.patient_column")}
+    assert "3 different columns 'eye'" in refusal(read_labels, path, None, None, GRADES, eye)
+    assert "2 different columns 'level'" in refusal(parse_file, file("image,level,level\na,0,0\nb,,1\n"))
+    assert cells(parse_file(file("image,level,level\na,0,0\nb,1,1\n"))) == [("a", 0), ("b", 1)]
+    assert cells(read_labels(file("file,Stage,stage\na,0,1\n"), "file", "stage", GRADES)) == [("a", "1")]
 
 
 # parsing
@@ -444,6 +488,36 @@ def test_suffix_is_found(tmp_path):
     assert located(table, tmp_path)["path"].tolist() == found
 
 
+def test_names_without_suffix_that_fit_several_files_are_reported(tmp_path, caplog):
+    for name in (
+        "1.png",
+        "1.jpg",
+        "2.JPG",
+        "2.jpg",
+        "3.jpg",
+        "3_mask.png",
+        "4.jpg",
+        "4.png",
+        "deep/5.png",
+        "deep/5.jpg",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "prepared").mkdir()
+    (tmp_path / "prepared" / "3.png").touch()
+    with caplog.at_level(logging.INFO):
+        table = located(pd.DataFrame({"image": ["1", "2", "3", "4.png", "5"]}), tmp_path)
+        assert [path.removeprefix(f"{tmp_path}/") for path in table["path"]] == [
+            "1.jpg", "2.jpg", "3.jpg", "4.png", "deep/5.jpg",
+        ]  # fmt: skip
+        located(pd.DataFrame({"image": ["3", "4.jpg", "4.png"]}), tmp_path)
+        located(pd.DataFrame({"image": ["5", "3"]}), tmp_path)
+    assert caplog.messages == [
+        f"{tmp_path}: 3 names without suffix fit several files (1 is 1.jpg, not 1.png)",
+        f"{tmp_path}: 1 name without suffix fits several files (5 is 5.jpg, not 5.png)",
+    ]
+
+
 def test_missing_images_are_counted_and_named(tmp_path):
     (tmp_path / "c.jpeg").touch()
     message = refusal(located, pd.DataFrame({"image": ["a", "sub/b", "c", "d", "e"]}), tmp_path)
@@ -494,7 +568,7 @@ def test_a_column_named_like_a_class_is_a_header(file):
 
 def test_rows_wider_than_the_header_are_read_if_they_have_an_index(file):
     assert cells(parse_file(file("image,level\n1,x,0\n2,y,1\n"))) == [("x", 0), ("y", 1)]
-    assert "is not a comma-separated file" in refusal(parse_file, file("image,level\n2,1,0\n1,2,0\n"))
+    assert "line 2 has 3 fields, but line 1 has 2" in refusal(parse_file, file("image,level\n2,1,0\n1,2,0\n"))
 
 
 @pytest.mark.parametrize(

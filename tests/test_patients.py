@@ -239,7 +239,10 @@ def test_patients():
         (["P001", "p001", "P2"], "'P001' and 'p001' count"),
         (["001", "1", "2", "02"], "'001' and '1' (and 1 more such) count"),
         (["A 1", "A  1", "B1"], "'A  1' and 'A 1' count"),
+        (["4", "4.0", "5.0", "6"], "'4' and '4.0' count"),  # pandas writes 4.0 if a value of the column is missing
+        (["004.0", "4", "10", "10,0"], "'004.0' and '4' (and 1 more such) count"),
         (["P10", "P1", "P100", "P01x", "1.05", "1.5", "1 2", "12"], ""),
+        (["1", "1.1", "1.10", "4.5", "4", "04.5x", "P4.0", "P4", "100", "10"], ""),
     ],
 )
 def test_patients_that_differ_only_in_spelling_are_doubted(patients: list[str], named: str) -> None:
@@ -263,6 +266,93 @@ def test_a_column_of_images_is_doubted() -> None:
     )
     assert patients_of_column(table.assign(patient=[name.partition("_")[0] for name in names])).doubt == ""
     assert patients_of_column(table.iloc[::2]).doubt == ""
+
+
+def of_column(patients: list[str], images: list[str], **more: list[str]) -> str:
+    """Return the doubt about a column of patients."""
+    paths = [f"/data/images/{image}" for image in images]
+    return patients_of_column(pd.DataFrame({"image": images, "path": paths, "patient": patients, **more})).doubt
+
+
+def test_a_column_with_a_patient_for_each_eye_of_some_patients_is_doubted() -> None:
+    images = [f"{number:03d}_{side}.jpg" for number in range(1, 13) for side in ("left", "right")]
+    patients = [image[:7].strip("_") if number % 8 < 4 else image[:3] for number, image in enumerate(images)]
+    assert of_column(patients, images) == (
+        "data.patient_column: 001_left.jpg, 001_right.jpg may belong to one patient by the form _left/_right of the "
+        "file names, but count as 2 patients, '001_lef' and '001_rig' (6 such in all); if they belong to one, write "
+        "the same patient in their rows, or leave data.patient_column out"
+    )
+    splits = ["test" if number % 4 == 2 else "train" for number, _ in enumerate(images)]
+    patients = [("P-" if split == "test" else "P") + image[:3] for image, split in zip(images, splits, strict=True)]
+    assert of_column(["P" + image[:3] for image in images], images, split=splits) == ""
+    doubt = of_column(patients, images, split=splits)
+    assert "002_left.jpg, 002_right.jpg may belong to one patient" in doubt
+    assert "count as 2 patients, 'P-002' and 'P002' (6 such in all)" in doubt
+
+
+@pytest.mark.parametrize("own", [7, 12])
+def test_names_that_the_column_mostly_separates_are_not_patients(own: int) -> None:
+    images = [f"{number:03d}_{side}.jpg" for number in range(12) for side in ("left", "right")]
+    shared = [image[:3] if number >= 2 * own else f"{number // 3}x" for number, image in enumerate(images)]
+    patients = [f"{number}y" if number < 2 * own and number % 2 else each for number, each in enumerate(shared)]
+    assert of_column(patients, images) == ""
+
+
+def test_one_wrong_patient_is_doubted_and_unknown_ones_are_not_counted() -> None:
+    images = [f"{number:03d}_{side}.jpg" for number in range(12) for side in ("left", "right")]
+    patients = ["nan" if number % 10 == 0 else image[:3] for number, image in enumerate(images)]
+    assert of_column(patients, images).endswith("give each one an ID of its own")
+    assert "may belong" not in of_column(patients, images)
+    patients[7] = "99"
+    doubt = of_column(patients, images)
+    assert "3 images share the patient 'nan'" in doubt
+    assert "; 003_left.jpg, 003_right.jpg may belong to one patient" in doubt
+    assert "'003' and '99' (1 such in all)" in doubt
+
+
+def test_folders_that_repeat_names_have_patients_of_their_own() -> None:
+    images = [
+        f"{clinic}/{n:03d}_{side}.jpg" for clinic, most in (("a", 40), ("b", 15)) for n in range(most) for side in "lr"
+    ]
+    splits = ["train" if image.startswith("a") else "test" for image in images]
+    assert of_column([image[:5] for image in images], images, split=splits) == ""
+    patients = ["b/x" if image == "b/003_r.jpg" else image[:5] for image in images]
+    doubt = of_column(patients, images, split=splits)
+    assert doubt.startswith("data.patient_column: b/003_l.jpg, b/003_r.jpg may belong to one patient by the form _l/_r")
+    assert "'b/003' and 'b/x' (1 such in all)" in doubt
+    folders = [
+        f"{clinic}/P{n}/{side}.jpg" for clinic in "ab" for n in range(20 if clinic == "a" else 9) for side in "lr"
+    ]
+    splits = ["train" if image.startswith("a") else "test" for image in folders]
+    assert of_column([image.rpartition("/")[0] for image in folders], folders, split=splits) == ""
+
+
+def test_spellings_of_every_patient_are_named_beside_the_column_of_images() -> None:
+    images = [f"{number:03d}_{side}.jpg" for number in range(1, 10) for side in ("left", "right")]
+    patients = [image[:3] if "left" in image else image[:3].lstrip("0") for image in images]
+    doubt = of_column(patients, images)
+    assert doubt.startswith("data.patient_column: '001' and '1' (and 8 more such) count as different patients; if they")
+    assert "; each of the 18 images has a different patient, but by the form _left/_right" in doubt
+    assert "may belong" not in of_column([*patients[:8], *(image[:3] for image in images[8:])], images)
+
+
+@pytest.mark.parametrize(
+    "text", ["nan", "NaN", "None", "null", "NA", "n/a", "NaT", "<NA>", "-", "--", "?", "unknown", "."]
+)
+def test_a_text_for_a_missing_patient_is_doubted(text: str) -> None:
+    images = [f"IMG_{number}" for number in range(20)]
+    patients = [text if number % 3 == 0 else f"P{number // 2}" for number, _ in enumerate(images)]
+    assert of_column(patients, images) == (
+        f"data.patient_column: 7 images share the patient {text!r}; if these are unknown patients, give each one an "
+        "ID of its own"
+    )
+    assert of_column([text, *patients[1:3]], images[:3]) == ""  # one image
+
+
+def test_texts_for_missing_patients_are_named_together() -> None:
+    patients = ["nan", "-", "Nancy", "-", "nan", "nan", "Nancy", "0", "0", "Na 1", "Na 1", "?"]
+    doubt = of_column(patients, [f"IMG_{number}" for number, _ in enumerate(patients)])
+    assert doubt.startswith("data.patient_column: 5 images share the patients 'nan' and '-'; if")
 
 
 def test_every_form_finds_what_the_older_default_found():

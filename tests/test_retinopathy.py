@@ -200,7 +200,26 @@ def test_image_in_two_splits(root, name):
     write_studies(root)
     write_pair(root, "test", {**TEST, name: 3})
     message = refusal(retinopathy(root, on_leak="ignore").read_table)
-    assert message == f"{root}: the CSVs list 1 image file twice (first {name!r}); keep one row of each"
+    assert message == (
+        f"{root}: the CSVs list 1 image file twice (first '3_left' in line 5 of train_img.csv and {name!r} in line 11 "
+        "of test_img.csv, a leak between train and test); keep one row of each"
+    )
+
+
+def test_an_image_of_two_rows_with_other_names(root):
+    write_photographs(root / "images", ["1_left", "1_right"], ".jpg")
+    (root / "sub").mkdir()
+    rows = "file,level\n1_left.jpg,0\n1_right.jpg,1\n1_left,0\n1_RIGHT.JPG,2\n1_right,1\n"
+    (root / "sub" / "mine.csv").write_text(rows)
+    message = refusal(retinopathy(root, train_csv="sub/mine.csv").read_table)
+    assert message == (
+        f"{root}: the CSVs list 2 image files twice (first '1_left.jpg' in line 2 of sub/mine.csv and '1_left' in line "
+        "4 of sub/mine.csv); keep one row of each"
+    )
+    (root / "sub" / "mine.csv").write_text(rows.replace("1_left,0\n", "\n"))
+    message = refusal(retinopathy(root, train_csv="sub/mine.csv").read_table)
+    assert "1 image file twice (first '1_right.jpg' in line 3 of sub/mine.csv and '1_RIGHT.JPG' in line 5 of" in message
+    assert "and '1_right' in line 6 of sub/mine.csv, with labels 'mild' and 'moderate'); keep" in message
 
 
 def test_no_class_names(root):

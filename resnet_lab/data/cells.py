@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from resnet_lab.errors import UserError
+from resnet_lab.errors import UserError, count
 
 WHOLE_NUMBER = re.compile(r"\s*([+-]?\d{1,100})(?:[.,]0*)?\s*")  # 2, 2.0 or 2,0
 TABLES = (".csv", ".tsv", ".txt")
 SEPARATORS = ",;\t|"
 EXCEL = re.compile(r"sep=(.)\s*\n")  # Excel's first line that declares the separator
+TOO_WIDE = re.compile(r"Expected (\d+) fields in line (\d+), saw (\d+)")  # an error of pandas
 LAST_SPACE = r"\s+(?=\S+\s*$)"  # before the last word: `photo 1.jpg 0`
 
 
@@ -31,10 +32,11 @@ def read_text(path: Path, separators: str = SEPARATORS) -> pd.DataFrame:
     Raises:
         UserError: the file is missing, empty, not UTF-8 or not a CSV.
     """
+    before = 0
     try:
         text = path.read_text(encoding="utf-8-sig")
-        cells = read_cells(text.strip(), separators)
         before = text[: len(text) - len(text.lstrip())].count("\n") + (EXCEL.match(text.strip()) is not None)
+        cells = read_cells(text.strip(), separators)
         return cells.set_axis(range(before + 1, before + 1 + len(cells)))
     except FileNotFoundError:
         remedy = "check data.root, or name the file in data.train_csv"
@@ -42,9 +44,27 @@ def read_text(path: Path, separators: str = SEPARATORS) -> pd.DataFrame:
     except pd.errors.EmptyDataError:
         raise UserError(f"{path} is empty; it must list one image per row") from None
     except (pd.errors.ParserError, UnicodeDecodeError, IsADirectoryError) as error:
+        if wide := TOO_WIDE.search(str(error)):
+            raise UserError(f"{path}: {_too_wide(before, *map(int, wide.groups()))}") from None
         remedy = "; in a spreadsheet program, save it as CSV UTF-8" * isinstance(error, UnicodeDecodeError)
         reason = " ".join(str(error).split())
         raise UserError(f"{path} is not a comma-separated file in UTF-8: {reason}{remedy}") from None
+
+
+def _too_wide(before: int, expected: int, line: int, fields: int) -> str:
+    """Describe a line with more fields than those above it, and the remedy: the first line may be a title.
+
+    Args:
+        before: lines of the file that are not parsed.
+        expected: the largest number of fields in the lines above.
+        line: the parsed line, from 1 on.
+        fields: its number of fields.
+    """
+    above = f"line {before + 1} has" if line == 2 else "the lines above have at most"
+    title = ["delete the lines above the header"] if expected == 1 or line == 2 else []
+    extra = ["write as many fields as in the header, with quotes around a field that contains the separator"]
+    remedy = ", or ".join(title if expected == 1 and line == 2 else title + extra)
+    return f"line {before + line} has {count(fields, 'field')}, but {above} {expected}; {remedy}"
 
 
 def _where(path: Path) -> str:

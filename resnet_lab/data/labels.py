@@ -187,15 +187,14 @@ def read_labels(
     if image_column is None and label_column is None and not more and _starts_with_data(cells, grades):
         return cells.iloc[:, :2].set_axis(["image", "label"], axis=1)
     header, rows = list(cells.iloc[0]), cells.iloc[1:]
-    image = rows[_find_column(path, header, image_column, IMAGE_COLUMNS, "data.image_column")]
+    image = _column(path, cells, image_column, IMAGE_COLUMNS, "data.image_column")
     eyes = _eyes(header) if label_column is None else None
     if eyes is not None and _place(header, None, LABEL_COLUMNS) is None:
         label = _of_its_eye(image, rows[eyes[0]], rows[eyes[1]])
     else:
-        label = rows[_find_column(path, header, label_column, LABEL_COLUMNS, "data.label_column")]
+        label = _column(path, cells, label_column, LABEL_COLUMNS, "data.label_column")
     further = {  # a Mac writes two characters for ü
-        name: rows[_find_column(path, header, column, (), key)].str.normalize("NFC")
-        for name, (column, key) in (more or {}).items()
+        name: _column(path, cells, column, (), key).str.normalize("NFC") for name, (column, key) in (more or {}).items()
     }
     return _not_empty(path, pd.DataFrame({"image": image, "label": label} | further))
 
@@ -263,18 +262,28 @@ def _place(header: Sequence[str], wanted: str | None, known: Sequence[str]) -> i
     return None
 
 
-def _find_column(path: Path, header: Sequence[str], wanted: str | None, known: Sequence[str], key: str) -> int:
+def _column(path: Path, cells: pd.DataFrame, wanted: str | None, known: Sequence[str], key: str) -> pd.Series:
+    """Return a column without its header; columns of one name are one if they have the same cells.
+
+    Raises:
+        UserError: there is no such column, or there are several.
+    """
+    header, rows = list(cells.iloc[0]), cells.iloc[1:]
     place = _place(header, wanted, known)
     if place is None:
         candidates = [wanted] if wanted is not None else [*known[:3], "…"]
         none = any(is_image(cell) or is_whole(cell) for cell in header)
         remedy = f"its first line must name the columns: {wanted},…" if none and wanted else f"set {key}"
-        if len(header) > 2 and sum(cell != "" for cell in header) == 1:  # a title, as in tables of Excel
+        if len(header) > 1 and sum(cell != "" for cell in header) == 1:  # a title, as in tables of Excel
             remedy = "its first line must name the columns; delete the lines above"
         raise UserError(
             f"{path} has no column {' or '.join(candidates)}; its columns are {', '.join(header)}; {remedy}"
         )
-    return place
+    column: pd.Series = rows.iloc[:, place]
+    same = [each for each, name in enumerate(header) if name == header[place]]
+    if any(not rows.iloc[:, each].equals(column) for each in same):
+        raise UserError(f"{path} has {len(same)} different columns {header[place]!r}; rename or delete all but one")
+    return column
 
 
 def _not_empty(path: Path, labels: pd.DataFrame) -> pd.DataFrame:

@@ -8,7 +8,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from itertools import takewhile
@@ -173,6 +173,7 @@ def find_images(
     """Add `path`: the file of each name in the first folder that has it; a missing suffix is completed.
 
     Names found in none of the folders are searched for at any depth, in upper or lower case, with any image suffix.
+    One log line counts the names without suffix that fit several files of a folder.
 
     Args:
         table: rows with `image` and `target`; a negative target means that the image may be missing.
@@ -190,21 +191,24 @@ def find_images(
     """
     parents = {os.path.dirname(os.path.normpath(name)) for name in table["image"]}  # noqa: PTH120 - a fifth of the time
     listing = [(folder, {parent: _by_name(_list(folder / parent)) for parent in parents}) for folder in folders]
+    formats: dict[str, list[str]] = {}  # name → files of its folder that fit, the one that is used first
 
     def locate(name: str) -> str | None:
         parent, own = os.path.split(os.path.normpath(name))
         files = [(folder, names[parent].get(own)) for folder, names in listing]
-        found = [(folder, os.path.join(folder, parent, file)) for folder, file in files if file]  # noqa: PTH118
+        found = [(folder, os.path.join(folder, parent, file[0])) for folder, file in files if file]  # noqa: PTH118
         if not found:
             return None
         chosen, path = found[0]
+        formats[name] = next(file for _, file in files if file)
         if len(found) > 1 and chosen in borrowed:
             _refuse_two_places(name, [Path(path), *(Path(other) for _, other in found[1:])])
         return path
 
     paths = table["image"].map(locate)
     if paths.isna().any():
-        paths = paths.fillna(_in_depth(table.loc[paths.isna(), "image"], places, split, below(places[0])))
+        paths = paths.fillna(_in_depth(table.loc[paths.isna(), "image"], places, split, below(places[0]), formats))
+    _say_formats(places[1], formats)
     wanted = table["target"] >= 0
     missing = table.loc[paths.isna() & wanted, "image"]
     few = 2 * len(missing) <= wanted.sum()
@@ -229,11 +233,28 @@ def has_own(images: Iterable[str], split: str) -> bool:
     return any(_rank(PurePosixPath(folder), split) == 0 for folder in {os.path.dirname(image) for image in images})  # noqa: PTH120
 
 
-def _in_depth(names: pd.Series, places: Sequence[Path], split: str, images: Iterable[str]) -> pd.Series:
+def _say_formats(place: Path, formats: Mapping[str, Sequence[str]]) -> None:
+    """Log in one line how many names without suffix fit several files of a folder, and which is used; nothing if none.
+
+    Args:
+        place: the folder of the label file.
+        formats: name → the files that fit, the one that is used first.
+    """
+    several = [(name, files) for name, files in formats.items() if len(files) > 1]
+    if several:
+        name, (used, *others) = several[0]
+        number = count(len(several), "name without suffix fits", "names without suffix fit")
+        log.info("%s: %s several files (%s is %s, not %s)", place, number, name, used, " or ".join(others))
+
+
+def _in_depth(
+    names: pd.Series, places: Sequence[Path], split: str, images: Iterable[str], formats: dict[str, list[str]]
+) -> pd.Series:
     """Find the files of names at any depth; exact names come first, then files near the label file.
 
     Folders of other splits are skipped, and a file farther from the label file than most is not used. One log line
-    counts the names that differ from their files in case, suffix, or how accents are encoded.
+    counts the names that differ from their files in case, suffix, or how accents are encoded. `formats` gets the files
+    of names without suffix.
 
     Raises:
         UserError: two folders have an equally good match, or one folder has two formats of it.
@@ -244,6 +265,7 @@ def _in_depth(names: pd.Series, places: Sequence[Path], split: str, images: Iter
         files.setdefault(folded(stem_of(file.name)), []).append(file)
     ranks = {folder: _rank(folder, split) for folder in {file.parent for each in files.values() for file in each}}
     beside = near.relative_to(top).parts if near.is_relative_to(top) else ()
+    fits: dict[str, list[str]] = {}
 
     def locate(name: str) -> tuple[int, PurePosixPath] | None:
         pure = PurePosixPath(name)
@@ -262,12 +284,15 @@ def _in_depth(names: pd.Series, places: Sequence[Path], split: str, images: Iter
         if len(closest) > 1 and is_image(pure.name):
             kinds = " and ".join(file.name for file in closest)
             raise UserError(f"image {name!r}: {top / closest[0].parent} contains {kinds}; name one of them in the CSV")
-        chosen = min(closest, key=lambda file: (SUFFIXES.index(file.suffix.lower()), file.name))
+        closest.sort(key=lambda file: (SUFFIXES.index(file.suffix.lower()), file.name))
+        chosen = closest[0]
+        fits[name] = [file.name for file in closest if file.parent == chosen.parent]
         return _shared(chosen.parts, beside), chosen
 
     found = {name: place for name in names if (place := locate(name)) is not None}
     usual = Counter(shared for shared, _ in found.values()).most_common(1)[0][0] if found else 0
     paths = {name: file for name, (shared, file) in found.items() if shared >= usual}
+    formats |= {name: fits[name] for name in paths}
     other = [
         f"{PurePosixPath(name).name} is {file.name}"
         for name, file in paths.items()
@@ -308,11 +333,14 @@ def _refuse_two_places(name: str, paths: Sequence[Path]) -> None:
         )
 
 
-def _by_name(files: Iterable[str]) -> dict[str, str]:
-    """Map names, with and without image suffix, to files; among suffixes, the first of SUFFIXES in lower case wins."""
+def _by_name(files: Iterable[str]) -> dict[str, list[str]]:
+    """Map names, with and without image suffix, to files: first those in lower case, in the order of SUFFIXES."""
     images = [(*os.path.splitext(file), file) for file in files if is_image(file)]  # noqa: PTH122
     images.sort(key=lambda image: (image[1] != image[1].lower(), SUFFIXES.index(image[1].lower()), image[2]))
-    return {stem: file for stem, _, file in reversed(images)} | {file: file for file in files}
+    named: dict[str, list[str]] = {}
+    for stem, _, file in images:
+        named.setdefault(stem, []).append(file)
+    return named | {file: [file] for file in files}
 
 
 def say_unlisted(table: pd.DataFrame, root: Path, cache_dir: Path) -> None:

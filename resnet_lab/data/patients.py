@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -25,6 +26,22 @@ REMEDY = f"if a patient has several images, set {REGEX}, or {COLUMN} for a CSV"
 SHARE = 0.9  # least share of the names that a form must match for `auto` to use it
 EXAMPLES = 2  # patients that a log line shows, at most
 FEW = 10  # largest plausible average of images per patient: eye_L001 to eye_L400 are not one patient's
+# texts in place of a patient, in lower case; so is every text without a letter or digit
+UNKNOWN = (
+    "na",
+    "nan",
+    "nat",
+    "<na>",
+    "n/a",
+    "n.a.",
+    "#n/a",
+    "none",
+    "null",
+    "missing",
+    "unknown",
+    "unbekannt",
+    "inconnu",
+)
 
 SIDES = {
     ("left", "right"): "left|right|links|rechts|gauche|droite",
@@ -68,16 +85,9 @@ EACH_IMAGE = Patients(None, "")
 
 
 def patients_of_column(table: pd.DataFrame) -> Patients:
-    """Describe the patients of a column; doubt a column in which each image has a different patient."""
-    doubt = ""
-    if len(table) > 1 and table["patient"].is_unique:
-        splits = table["split"] if "split" in table else pd.Series("train", table.index)
-        if form := find_form(pd.Series(names_of(table), table.index), splits):
-            doubt = (
-                f"{COLUMN}: each of the {len(table)} images has a different patient, but by the form {form} of the "
-                f"file names, some share one; if they do, set {COLUMN} to another column, or leave it out"
-            )
-    return Patients(COLUMN, summary(table, COLUMN), doubt or _spellings(table["patient"], COLUMN))
+    """Describe the patients of a column; doubt spellings, a text such as `nan`, and images that only names join."""
+    doubts = filter(None, (_spellings(table["patient"]), _unknown(table["patient"]), _separated(table)))
+    return Patients(COLUMN, summary(table, COLUMN), _with_key(COLUMN, "; ".join(doubts)))
 
 
 def find_patients(
@@ -105,25 +115,92 @@ def find_patients(
         none = f"none found in {shown}: each image counts as one patient; {REMEDY}"
         return table, Patients(None, "" if doubt else none, doubt)
     by = f"the form {form} of the file names" if form in FORMS else REGEX
-    doubt = doubt or _spellings(table["patient"], REGEX)
+    doubt = doubt or _with_key(REGEX, _spellings(table["patient"]))
     return table, Patients(form if form in FORMS else REGEX, summary(table, by), doubt)
 
 
-def _spellings(patients: pd.Series, key: str) -> str:
-    """Describe patients whose names differ only in case, spaces or leading zeros; empty if there are none."""
+def _with_key(key: str, doubt: str) -> str:
+    return f"{key}: {doubt}" if doubt else ""
+
+
+def _spelled(patient: str) -> str:
+    """Return a patient without case, repeated spaces, leading zeros, and the `.0` that pandas adds to numbers."""
+    alike = unicodedata.normalize("NFKC", " ".join(patient.split())).casefold()
+    alike = re.sub(r"(?<![\d.,])0+(?=\d)", "", alike)
+    return re.sub(r"^(\d+)[.,]0+$", r"\1", alike)
+
+
+def _spellings(patients: pd.Series) -> str:
+    """Describe patients that differ only in their spelling (see `_spelled`); empty if there are none."""
     spelled: dict[str, list[str]] = {}
     for patient in sorted(set(patients)):
-        alike = unicodedata.normalize("NFKC", " ".join(patient.split())).casefold()
-        alike = re.sub(r"(?<![\d.,])0+(?=\d)", "", alike)
-        spelled.setdefault(alike, []).append(patient)
+        spelled.setdefault(_spelled(patient), []).append(patient)
     several = [names for names in spelled.values() if len(names) > 1]
     if not several:
         return ""
     more = f" (and {len(several) - 1} more such)" if len(several) > 1 else ""
     return (
-        f"{key}: {' and '.join(map(repr, several[0]))}{more} count as different patients; if they are one, write them "
-        "in the same way"
+        f"{' and '.join(map(repr, several[0]))}{more} count as different patients; if they are one, write them in the "
+        "same way"
     )
+
+
+def _is_unknown(patient: str) -> bool:
+    """Return whether a text stands for a missing patient: `nan`, `-`."""
+    return patient.casefold() in UNKNOWN or not any(map(str.isalnum, patient))
+
+
+def _unknown(patients: pd.Series) -> str:
+    """Describe texts for a missing patient that join several images; empty if there are none."""
+    shared = {text: number for text, number in Counter(patients).items() if number > 1 and _is_unknown(text)}
+    if not shared:
+        return ""
+    texts = f"the patient{'s' if len(shared) > 1 else ''} {' and '.join(map(repr, shared))}"
+    return f"{sum(shared.values())} images share {texts}; if these are unknown patients, give each one an ID of its own"
+
+
+def _separated(table: pd.DataFrame) -> str:
+    """Describe images that a form of the file names joins and the column separates; empty if there are none.
+
+    If the column separates more groups of the form than it joins, the names do not give the patient, and there is no
+    doubt, unless each image has a different patient. Patients count as one if only their spelling differs.
+    """
+    images, patients = table["image"].tolist(), table["patient"].tolist()
+    own = len(patients) == len({*patients})
+    splits = table["split"] if "split" in table else pd.Series("train", table.index)
+    names = names_of(table)
+    form = find_form(pd.Series(names, table.index), splits) if len({*patients}) > 1 else None
+    if form is None:
+        return ""
+    if own:
+        return (
+            f"each of the {len(table)} images has a different patient, but by the form {form} of the file names, some "
+            f"share one; if they do, set {COLUMN} to another column, or leave it out"
+        )
+    spelled = {patient: _spelled(patient) for patient in {*patients} if not _is_unknown(patient)}
+    known = ([row for row in group if patients[row] in spelled] for group in _rows_by_name(table, names, FORMS[form]))
+    groups = [group for group in known if len(group) > 1]
+    apart = [group for group in groups if len({spelled[patients[row]] for row in group}) > 1]
+    if not apart or 2 * len(apart) > len(groups):
+        return ""
+    several = dict.fromkeys(patients[row] for row in apart[0])
+    return (
+        f"{', '.join(images[row] for row in apart[0][:4])} may belong to one patient by the form {form} of the file "
+        f"names, but count as {len(several)} patients, {' and '.join(map(repr, islice(several, 4)))} ({len(apart)} "
+        f"such in all); if they belong to one, write the same patient in their rows, or leave {COLUMN} out"
+    )
+
+
+def _rows_by_name(table: pd.DataFrame, names: Sequence[str], pattern: str) -> list[list[int]]:
+    """Return the positions of rows whose names match, one list per patient; per folder if names repeat in folders."""
+    repeated = len({*_seen_by(pattern, names)}) < len(names)
+    files = table["path" if repeated and "path" in table else "image"].tolist()
+    groups: dict[tuple[str, str], list[int]] = {}
+    for row, patient in enumerate(_matches(names, pattern)):
+        if patient is not None:
+            folder = os.path.dirname(files[row]) if repeated else ""  # noqa: PTH120 - a fifth of the time
+            groups.setdefault((folder, patient), []).append(row)
+    return list(groups.values())
 
 
 def find_form(names: pd.Series, splits: pd.Series, shared: bool = True) -> str | None:
@@ -141,7 +218,7 @@ def find_form(names: pd.Series, splits: pd.Series, shared: bool = True) -> str |
     for form, pattern in FORMS.items():
         if any(len(set(_seen_by(pattern, part))) < SHARE * len(part) for part in parts):
             continue
-        for part in (list(names), *parts):
+        for part in (list(names), *parts) if len(parts) > 1 else parts:
             groups = _groups(part, pattern)
             matched = sum(map(len, groups))
             if matched >= SHARE * len(part) and (len(groups) < matched or not shared) and _are_eyes(pattern, groups):

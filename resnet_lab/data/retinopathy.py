@@ -88,20 +88,38 @@ class Retinopathy(ImageData):
         below = cache(lambda top: list_images(top, apart=self.prepared_set.cache_dir).images)
         located = [self._located(root, split, *rows, below) for split, rows in labels.items()]
         refuse(self._faults)
-        table = pd.concat(located, ignore_index=True)
+        table = pd.concat(located, keys=labels)  # the index is the split and the line
         here = table.dropna(subset="path")  # images of rows with an invalid label may be missing
         here = here[here["path"].map(os.path.isfile)]
         good = here[here["target"] != BAD]
-        twice = good.loc[good["path"].duplicated(), "image"]  # not the names: `1` and `1.jpeg` are one file
-        if len(twice):
-            raise UserError(
-                f"{root}: the CSVs list {count(len(twice), 'image file')} twice (first {twice.iloc[0]!r}); "
-                "keep one row of each"
-            )
+        self._refuse_listed_twice(root, good, {split: source for split, (_, source) in labels.items()})
         say_unlisted(here, root, self.prepared_set.cache_dir)
         bad = table["target"] == BAD
         self.bad_labels = int(bad.sum())
         return table[~bad].reset_index(drop=True)
+
+    def _refuse_listed_twice(self, root: Path, rows: pd.DataFrame, sources: dict[str, Path]) -> None:
+        """Refuse rows of the same file; their names may differ: `1` and `1.jpeg`.
+
+        Raises:
+            UserError: a file has several rows; the message names those of the first.
+        """
+        again = rows.loc[rows["path"].duplicated(), "path"]
+        if again.empty:
+            return
+        same = rows[rows["path"] == again.iloc[0]]
+        seen = [
+            f"{image!r} in line {line} of {os.path.relpath(sources[split], root)}"
+            for (split, line), image in same["image"].items()
+        ]
+        names = self._grades.class_names
+        labels = [repr(names[target]) for target in same["target"].unique()]
+        differ = f", with labels {' and '.join(labels)}" if len(labels) > 1 else ""
+        leak = f", a leak between {' and '.join(same['split'].unique())}" if same["split"].nunique() > 1 else ""
+        raise UserError(
+            f"{root}: the CSVs list {count(again.nunique(), 'image file')} twice (first {' and '.join(seen)}"
+            f"{differ}{leak}); keep one row of each"
+        )
 
     def _labels(self, root: Path) -> dict[str, Labels]:
         """Return rows and label file by split: files named by keys, the studies' pairs, or files found.
