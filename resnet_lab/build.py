@@ -273,6 +273,7 @@ def set_up_logging(file: Path | None = None) -> None:
         ".*GPU available but not used.*",  # trainer=cpu
         ".*but have no logger configured.*",  # logger=none
         ".*does not have many workers.*",
+        ".*This DataLoader will create.*",  # more workers than cores, which `DataModule` logs
         ".*exists and is not empty.*",  # a resumed run
         ".*your dataloader is not resumable.*",  # its sampler skips the batches already used
         ".*sync_dist=True.*",  # torchmetrics already sums over the ranks

@@ -54,11 +54,17 @@ from resnet_lab.signatures import (
     signature,
 )
 from resnet_lab.trust import WELL_KNOWN, refuse_foreign, trust_words
-from resnet_lab.values import conform
+from resnet_lab.values import Text, conform
 
 ABSENT = "absent"
 PHOTOGRAPHS = "resnet_lab.data.photographs.Photographs"  # replaces the data set in `predict`
 PARTIAL = ("optim", "schedule")  # groups whose objects get more arguments later
+TYPED = {  # key outside the groups of parts → type of its values
+    f"{prefix}{each.name}": each.metadata["hint"]
+    for prefix, schema in (("", Config), ("trainer.", TrainerConfig))
+    for each in fields(schema)
+    if "hint" in each.metadata
+}
 
 
 def register() -> None:
@@ -188,7 +194,7 @@ def check(config: DictConfig, importing: bool = False, unset: bool = False, trai
         raise UserError(f"{missing[0]} is not set; give {missing[0]}=… on the command line")
     _check_names(config, Config)
     if not isinstance(config.trainer, DictConfig):
-        raise UserError(f"trainer={config.trainer}: must be a group of keys; choose one with trainer=…")
+        raise UserError(f"trainer={as_typed(config.trainer)}: must be a group of keys; choose one with trainer=…")
     _check_names(config.trainer, TrainerConfig, "trainer.")
     if not missing:
         _check_settings(config)
@@ -242,16 +248,17 @@ def _check_settings(config: DictConfig) -> None:
 def _check_labels(config: Any) -> None:
     """Refuse labels of an unknown key, labels that are not text, and equal labels of two values."""
     if not isinstance(config["labels"], dict):
-        raise UserError(f"labels={config['labels']}: must be a mapping {{key: {{value: text}}}}")
+        raise UserError(f"labels={as_typed(config['labels'])}: must be a mapping {{key: {{value: text}}}}")
     known = {*flat(config), *known_keys()}  # an experiment may label keys that another network lacks
     for key, texts in config["labels"].items():
         if key not in known:
             raise UserError(f"labels: {no_such_key(str(key))}")
         if not isinstance(texts, dict):
-            raise UserError(f"labels: {key}: {texts}: must be a mapping {{value: text}}")
+            raise UserError(f"labels: {key}: {as_typed(texts)}: must be a mapping {{value: text}}")
         for value, text in texts.items():
             if not isinstance(text, str) or not text.strip():
-                raise UserError(f"labels: {key}: {value}: {text}: must be text; quote words such as on and no")
+                named = f"labels: {key}: {as_typed(value)}: {as_typed(text)}"
+                raise UserError(f"{named}: must be text; quote words such as on and no")
             if list(texts.values()).count(text) > 1:
                 raise UserError(f"labels: {key}: two values are labeled {text}; give each a different text")
 
@@ -260,7 +267,7 @@ def _check_named(group: str, parts: Any, importing: bool, missing: bool) -> None
     """Check the callbacks or loggers: each needs a name, a `_target_` and valid keys."""
     kind = group.removesuffix("s")
     if not isinstance(parts, DictConfig):
-        raise UserError(f"{group}={parts}: must be a mapping {{name: {kind}}}")
+        raise UserError(f"{group}={as_typed(parts)}: must be a mapping {{name: {kind}}}")
     for name, node in parts.items():
         place = f"{group}.{name!s}"
         if not isinstance(node, DictConfig) or node.get("_target_") is None:
@@ -272,7 +279,7 @@ def _check_part(group: str, node: DictConfig, importing: bool, missing: bool) ->
     """Refuse keys that a part does not take or lacks, and values of a wrong type; `missing`: some key is not set."""
     target = node["_target_"]
     if not isinstance(target, str) or not target:
-        raise UserError(f"{group}._target_={target}: must be text, the dotted name of a function or class")
+        raise UserError(f"{group}._target_={as_typed(target)}: must be text, the dotted name of a function or class")
     refuse_foreign(group, OmegaConf.to_container(node), {target})  # refuses special keys below the top
     if not is_ours(target) and not importing:
         return
@@ -290,14 +297,9 @@ def _check_part(group: str, node: DictConfig, importing: bool, missing: bool) ->
             conform(f"{group}.{key}", None if OmegaConf.is_missing(node, key) else node[key], FOR_OTHERS[group][key])
         keys -= {*jobs}
     taken = {*takes.defaults, *own} - provided
-    for key in sorted(keys & provided if takes.others else keys - taken):
-        typed = f"{group}.{key}"
-        if key in provided:
-            raise UserError(f"{typed}: the job sets it; leave it out")
-        elsewhere = {name for name in known_keys() if name.rpartition(".")[2] == key}
-        meant = suggestion(typed, {f"{group}.{name}" for name in taken}) or suggestion(typed, elsewhere)
-        hint = meant or f"it takes {', '.join(sorted(taken)) or 'no keys'}"
-        raise UserError(f"{group}.{key}: {target} takes no such argument; {hint}")
+    unknown = sorted(keys & provided if takes.others else keys - taken)
+    if faults := [_fault_of_key(group, key, target, taken, provided) for key in unknown]:
+        raise UserError("; and ".join(faults))
     if lacking := sorted((takes.required | {*own}) - provided - keys):
         hint = "; name a function or class that returns the loss function" if group == "loss" else ""
         needs = f"{'every run' if lacking[0] in own else target} needs it"
@@ -314,6 +316,19 @@ def _check_part(group: str, node: DictConfig, importing: bool, missing: bool) ->
             plain[key] = conform(f"{group}.{key}", plain[key], hint)
     if group == "data" and is_ours(target):
         refuse_contradictions({str(key): value for key, value in plain.items()})
+
+
+def _fault_of_key(group: str, key: str, target: str, taken: set[str], provided: set[str]) -> str:
+    """Return the message for a key that a part does not take, or that the job provides."""
+    typed = f"{group}.{key}"
+    if key in provided:
+        return f"{typed}: the job sets it; leave it out"
+    elsewhere = {name for name in known_keys() if name.rpartition(".")[2] == key}
+    meant = suggestion(typed, {f"{group}.{name}" for name in taken}) or suggestion(typed, elsewhere)
+    hint = meant or f"it takes {', '.join(sorted(taken)) or 'no keys'}"
+    if typed in known_keys():  # left over from another choice of the group
+        hint += f"; if an experiment file sets it, remove it there, or add '~{typed}' to the command line"
+    return f"{typed}: {target} takes no such argument; {hint}"
 
 
 def _check_values(node: DictConfig, schema: type, prefix: str = "") -> None:
@@ -356,10 +371,13 @@ def check_overrides(arguments: Sequence[str]) -> None:
         arguments: arguments of a command line.
 
     Raises:
-        UserError: a group is added twice or set to no name, or a key of `hydra` does not exist or would rename jobs.
+        UserError: a group is added twice or set to no name, a key of `hydra` does not exist or would rename jobs, or a
+            key gets a list, a mapping or null that its type does not allow.
     """
     for argument in arguments:
         key, _, value = argument.lstrip("+").partition("=")
+        if key in TYPED:
+            _refuse_misfit(argument, key)
         if key in CHOSEN:
             _refuse_no_names(argument, key)
         if key in ("launcher", "hydra.launcher"):
@@ -418,6 +436,19 @@ def _refuse_no_names(argument: str, group: str) -> None:
     if group in ("experiment", "scale") and (lists := [each for each in chosen if isinstance(each, list)]):
         swept = ",".join(map(str, lists[0]))
         raise UserError(f"{argument}: takes one name; a sweep over several is -m {group}={swept}")
+
+
+def _refuse_misfit(argument: str, key: str) -> None:
+    """Refuse a list, a mapping or null of a wrong type: Hydra's error does not name what the key allows."""
+    try:
+        override = OverridesParser.create().parse_override(argument)
+    except HydraException:  # raised again when the configuration is composed
+        return
+    if override.is_sweep_override() or "${" in argument:
+        return
+    value, hint = override.value(), TYPED[key]
+    if isinstance(value, list | dict) or (value is None and hint is not Text):
+        conform(key, value, hint)
 
 
 def _check_hydra(key: str) -> None:

@@ -85,7 +85,10 @@ def conform(key: str, value: Any, hint: Any) -> Any:
         # the second part of 0,001
         split = isinstance(value, str) and re.fullmatch(r"0\d+", value) and "number" in words(hint)
         point = f"; a decimal number has a point: {key}=0.{value}" if split else ""
-        raise UserError(f"{key}={value}: must be {words(hint)}{sweep}{point}") from None
+        # `evaluate` reads overrides as YAML: {a:0} is a key without a value, and {1:3} a number in base 60
+        empty = isinstance(value, dict) and None in value.values() and "mapping" in words(hint)
+        blank = f"; a key has no value: write a blank after each colon, '{key}={{a: 0, b: 1}}'" if empty else ""
+        raise UserError(f"{key}={_shown(value)}: must be {words(hint)}{sweep}{point}{blank}") from None
 
 
 def _convert(value: Any, hint: Any) -> Any:
@@ -120,6 +123,23 @@ def _first(value: Any, hints: tuple[Any, ...]) -> Any:
         except (TypeError, OverflowError):
             continue
     raise TypeError
+
+
+def _shown(value: object) -> str:
+    """Return a value as users type it; a text that reads as a number, a boolean or null has quotes."""
+    from resnet_lab.axes import as_typed  # it imports this module
+
+    return f'"{value}"' if isinstance(value, str) and _needs_quotes(value) else as_typed(value)
+
+
+def _needs_quotes(text: str) -> bool:
+    if text.lower() in ("true", "false", "null"):
+        return True
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return not re.fullmatch(r"0\d+", text)  # which Hydra reads as text
 
 
 def words(hint: Any) -> str:

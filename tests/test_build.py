@@ -17,6 +17,7 @@ from conftest import composed
 from fake_data import refusal
 from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
 from omegaconf import OmegaConf
+from torch.utils.data import DataLoader
 
 from resnet_lab import launch
 from resnet_lab.build import build_profiler, build_trainer, compile_network, plugins, set_up_logging
@@ -41,6 +42,15 @@ def test_srun_is_mentioned_only_in_slurm_jobs(tmp_path: Path, monkeypatch: pytes
         logging.captureWarnings(False)
         SLURMEnvironment._validate_srun_used()
     assert sum("`srun` command is available" in str(warning.message) for warning in caught) == hints
+
+
+def test_torch_s_warning_of_many_workers_is_replaced_by_a_line_of_ours() -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        set_up_logging()
+        logging.captureWarnings(False)
+        DataLoader([0], num_workers=500)
+    assert caught == []
 
 
 @pytest.mark.parametrize("shown", ["", "1"])

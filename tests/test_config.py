@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from fake_data import refusal
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 
@@ -70,6 +72,22 @@ def test_a_misspelled_key_of_a_partial_is_named_with_a_suggestion() -> None:
         check(config)
 
 
+def test_a_key_of_another_choice_names_experiment_files_and_hides_no_misspelled_key() -> None:
+    left_over = (
+        "model.depth: resnet_lab.models.example_cnn.example_cnn takes no such argument; it is a key of model=resnet, "
+        "model=resnet_cifar, model=resnet_wide; if an experiment file sets it, remove it there, or add '~model.depth' "
+        "to the command line"
+    )
+    assert refusal(check, composed("model=example_cnn", "+model.depth=18")) == left_over
+    message = refusal(check, composed("model=example_cnn", "+model.depth=18", "+model.hiden=3"))
+    misspelled = (
+        "model.hiden: resnet_lab.models.example_cnn.example_cnn takes no such argument; did you mean model.hidden?"
+    )
+    assert message == f"{left_over}; and {misspelled}"
+    assert "experiment" not in refusal(check, composed("+model.dpth=18"))
+    check(composed("model=example_cnn", "+model.depth=18", "~model.depth"))
+
+
 def test_a_misspelled_key_in_an_experiment_file_is_named() -> None:
     config = composed()
     with open_dict(config):  # as Hydra merges the file of an experiment
@@ -112,6 +130,50 @@ def test_keys_that_hydra_would_add_without_effect_are_refused(override: str) -> 
     with pytest.raises(UserError, match=r"has no such key|has a default already"):
         check_overrides(["model.depth=18", override])
     check_overrides(["+optim.lr=1", "hydra.run.dir=x", "+hydra.job.env_set.A=1", "-m"])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "trainer.tta=[flips,dihedral]",
+            "trainer.tta=['flips', 'dihedral']: must be none, flips or dihedral; a sweep needs -m and values without "
+            "brackets: -m trainer.tta=flips,dihedral",
+        ),
+        ("trainer.tta={a: 1}", "trainer.tta={'a': 1}: must be none, flips or dihedral"),
+        ("on_failed=null", "on_failed=null: must be retry, skip or stop"),
+        ("figures={a: 1}", "figures={'a': 1}: must be a list [text, …]"),
+        (
+            "name=[a]",
+            "name=['a']: must be text that is not empty; a sweep needs -m and values without brackets: -m name=a",
+        ),
+    ],
+)
+def test_a_value_that_hydra_cannot_merge_names_what_the_key_allows(override: str, message: str) -> None:
+    assert refusal(compose_config, [override]) == message
+
+
+def test_lists_and_null_of_the_right_type_are_merged() -> None:
+    check_overrides(["-m", "trainer.tta=none,flips", "trainer.max_epochs=[${seed}]", "data.scale=[1,2]"])
+    config = compose_config(["trainer.devices=[0,1]", "figures=[loss,'recall']", "trainer.profiler=null", "figures=[]"])
+    assert (config.trainer.devices, config.figures, config.trainer.profiler) == ([0, 1], [], None)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("labels=null", "labels=null: must be a mapping"),
+        ("labels={model.depth: null}", "labels: model.depth: null: must be a mapping"),
+        ("labels={model.depth: {18: true}}", "labels: model.depth: 18: true: must be text"),
+        ("callbacks=null", "callbacks=null: must be a mapping"),
+        ("model._target_=true", "model._target_=true: must be text"),
+    ],
+)
+def test_null_and_booleans_are_shown_as_typed(override: str, message: str) -> None:
+    key, _, value = override.partition("=")
+    config = composed()
+    OmegaConf.update(config, key, yaml.safe_load(value), merge=False)
+    assert refusal(check, config).startswith(message)
 
 
 @pytest.mark.parametrize("override", ["+data._partial_=true", "+model._partial_=true", "optim._partial_=false"])

@@ -489,6 +489,18 @@ def test_workers_prefetch_no_more_than_shared_memory_holds(build, monkeypatch, c
     assert build(num_workers=64, **keys).num_workers == 64
 
 
+def test_more_workers_than_cores_are_named_once_in_our_words(build, monkeypatch, caplog):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(2)))
+    monkeypatch.setattr("resnet_lab.environment.shared_memory", lambda: None)
+    caplog.set_level("INFO")
+    for workers in (0, 2, "auto"):
+        build(num_workers=workers, in_memory=False)
+    assert "num_workers" not in caplog.text
+    build(num_workers=50).setup()
+    text = "data.num_workers=50, but this process can use 2 cores; more are seldom faster: set data.num_workers=2"
+    assert [line for line in caplog.messages if "num_workers" in line] == [text]
+
+
 @pytest.mark.parametrize(("device", "batches"), [("cpu", 2), ("cuda", 1)])
 def test_evaluation_batches_on_cuda_are_twice_as_large(build, monkeypatch, device, batches):
     datamodule = build()
@@ -538,3 +550,43 @@ def test_a_last_training_batch_of_one_image_is_left_out(tmp_path: Path, batch_si
     datamodule.setup()
     assert len(datamodule.train_dataloader()) == batches
     assert len(datamodule.evaluation_dataloader("train")) == -(-40 // batch_size)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "ranks", "limit", "end"),
+    [  # 40 training images
+        (
+            13,
+            1,
+            1.0,
+            "has one image, which batch norm cannot use; each epoch leaves out 1 image; data.batch_size=14 uses",
+        ),
+        (13, 1, 4, "each epoch leaves out 1 image; data.batch_size=14 uses all images"),
+        (
+            38,
+            2,
+            1.0,
+            "has one image on each of 2 ranks, which batch norm cannot use; each epoch leaves out 2 images; data.",
+        ),
+        (13, 1, 3, ""),
+        (13, 1, 0.9, ""),
+        (12, 1, 1.0, ""),
+        (1, 1, 1.0, ""),
+        (64, 1, 1.0, ""),
+    ],
+)
+def test_an_image_that_is_left_out_is_named_at_the_start(tmp_path, caplog, batch_size, ranks, limit, end):
+    data = retinopathy(write_studies(tmp_path / "data"), batch_size=batch_size, val_fraction=0.0, mean=None, std=None)
+    datamodule = DataModule(data, seed=0)
+    datamodule.setup()
+    datamodule.trainer = SimpleNamespace(**vars(trainer_of(0, ranks)), limit_train_batches=limit)
+    caplog.set_level("INFO")
+    caplog.clear()
+    for stage in ("validate", "test", "fit"):
+        datamodule.setup(stage)
+    assert len(caplog.messages) == bool(end)
+    assert end in caplog.text
+    assert all(
+        line.startswith(f"data.batch_size={batch_size}: the last batch of an epoch of 40 images ")
+        for line in caplog.messages
+    )

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from resnet_lab import keys
+from resnet_lab.axes import as_typed
 from resnet_lab.config import check, check_overrides, compose_config
 from resnet_lab.errors import UserError
 from resnet_lab.hydra_errors import one_line
@@ -254,7 +255,7 @@ def test_hints_come_from_the_annotations() -> None:
     ],
 )
 def test_limits_in_words(hint: object, value: object, words: str) -> None:
-    assert refusal(conform, "a.b", value, hint) == f"a.b={value}: must be {words}"
+    assert refusal(conform, "a.b", value, hint) == f"a.b={as_typed(value)}: must be {words}"
 
 
 @pytest.mark.parametrize(

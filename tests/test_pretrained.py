@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from resnet_lab.errors import UserError
+from resnet_lab.models.example_cnn import example_cnn
 from resnet_lab.models.resnet import resnet
 from resnet_lab.training import check_network
 
@@ -173,7 +174,12 @@ def test_a_damaged_copy_in_the_cache_is_to_be_deleted(damage, cached18, torchvis
         ("ResNet18_Weights.IMAGENET1K_V1", {"form": "imagenet", "depth": 50}, "IMAGENET1K_V1, IMAGENET1K_V2"),
         ("IMAGENET1K_V2", {"form": "imagenet", "depth": 18}, "model.depth=18 are: IMAGENET1K_V1"),
         ("VGG16_Weights.IMAGENET1K_V1", {"form": "imagenet", "depth": 18}, "are: IMAGENET1K_V1"),
-        ("imagenet", {"form": "wide", "depth": 20, "widths": NARROW}, "model.depth=20 are: none"),
+        (
+            "imagenet",
+            {"form": "wide", "depth": 20, "widths": NARROW},
+            "torchvision has no weights for this network (model.depth=20); give none, or the path of a state dict",
+        ),
+        ("IMAGENET1K_V2", {}, "torchvision has no weights for this network (model.depth=8); give none, or the path of"),
     ],
 )
 def test_names_that_torchvision_lacks_for_the_depth_are_refused(source, choices, known, cache):
@@ -534,6 +540,48 @@ def test_another_architecture_is_one_clear_error(theirs, ours, words, tmp_path):
     source = saved(small(**theirs).state_dict(), tmp_path / "weights.pt")
     message = refusal(source, **ours)
     assert all(word in message for word in [source, *words]), message
+
+
+@pytest.mark.parametrize(
+    ("theirs", "without", "ours", "words"),
+    [
+        (
+            {"form": "imagenet", "depth": 18},
+            "layer4.",
+            {"form": "imagenet", "depth": 18},
+            "lack layer4 of model.depth=18",
+        ),
+        ({"depth": 20}, "layer3.", {"depth": 20}, "lack layer3 of model.depth=20"),  # as many layers as depth 14
+        ({"depth": 20}, "layer1.2.", {"depth": 20}, "lack layer1.2 of model.depth=20"),
+        (
+            {"form": "wide", "depth": 20},
+            "fc.",
+            {"form": "imagenet", "depth": 18},
+            "of depth 20, but model.depth=18; give",
+        ),
+        ({"form": "wide", "depth": 20}, "fc.", {"form": "wide", "depth": 18}, "set model.depth=20, or give other"),
+        (
+            {"form": "imagenet", "depth": 34},
+            "fc.",
+            {"form": "imagenet", "depth": 18},
+            "set model.depth=34, or give other",
+        ),
+    ],
+)
+def test_only_a_depth_of_the_form_is_a_remedy(theirs, without, ours, words, tmp_path):
+    narrow = {"widths": NARROW} if "form" in ours else {}
+    weights = {name: value for name, value in small(**theirs, **narrow).state_dict().items() if without not in name}
+    message = refusal(saved(weights, tmp_path / "weights.pt"), **ours, **narrow)
+    assert words in message
+    assert ("set model.depth" in message) == words.startswith("set")
+
+
+def test_the_small_network_refuses_weights_of_a_resnet(tmp_path):
+    source = saved(small().state_dict(), tmp_path / "weights.pt")
+    with pytest.raises(UserError, match=r"weights\.pt: these are not weights of this network; .*missing: 0\.weight"):
+        example_cnn(2, [4, 8], 16, 0.5, "ReLU", source)
+    with pytest.raises(UserError, match="torchvision has no weights for this network; give none, or the path"):
+        example_cnn(2, [4, 8], 16, 0.5, "ReLU", "imagenet")
 
 
 @pytest.mark.parametrize(

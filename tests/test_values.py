@@ -3,6 +3,7 @@
 import pytest
 from fake_data import refusal, retinopathy
 
+from resnet_lab.axes import as_typed
 from resnet_lab.values import conform
 
 
@@ -40,12 +41,43 @@ def test_valid_values_pass(value, hint, result):
     ],
 )
 def test_invalid_values_are_named(value, hint, words):
-    assert refusal(conform, "data.key", value, hint) == f"data.key={value}: must be {words}"
+    assert refusal(conform, "data.key", value, hint) == f"data.key={as_typed(value)}: must be {words}"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (None, "null"),
+        (True, "true"),
+        ([1, None, False], "[1, null, false]"),
+        ("0.01", '"0.01"'),
+        ("1e-3", '"1e-3"'),
+        ("null", '"null"'),
+        ("True", '"True"'),
+        ("big", "big"),
+        ("no", "no"),
+        ("01", "01"),
+        ("", ""),
+    ],
+)
+def test_a_value_is_shown_as_users_type_it(value, shown):
+    assert refusal(conform, "data.key", value, float).startswith(f"data.key={shown}: must be a number")
 
 
 def test_the_second_part_of_a_decimal_comma_gets_a_hint():
     assert refusal(conform, "optim.lr", "001", float).endswith("; a decimal number has a point: optim.lr=0.001")
     assert refusal(conform, "optim.lr", "x01", float).endswith("must be a number")
+
+
+@pytest.mark.parametrize("value", [{"0:4": None, 63: None}, {"0:4": None, 1: 3}])
+def test_a_mapping_without_blanks_after_its_colons_gets_a_hint(value):
+    message = refusal(conform, "data.labels", value, dict[str, int] | None)
+    assert message.endswith(
+        ": must be a mapping {text: a whole number, …} or null; a key has no value: write a blank after each colon, "
+        "'data.labels={a: 0, b: 1}'"
+    )
+    assert "blank" not in refusal(conform, "data.labels", {"0": "x"}, dict[str, int] | None)
+    assert "blank" not in refusal(conform, "data.labels", value, int)
 
 
 def test_a_list_for_one_value_shows_how_to_sweep():
@@ -73,7 +105,8 @@ def test_a_list_for_one_value_shows_how_to_sweep():
     ],
 )
 def test_settings_of_a_data_set_of_another_type_are_refused_by_key(tmp_path, key, value):
-    assert refusal(lambda: retinopathy(tmp_path, **{key: value})).startswith(f"data.{key}={value}: must be ")
+    message = refusal(lambda: retinopathy(tmp_path, **{key: value}))
+    assert message.startswith(f"data.{key}={as_typed(value)}: must be ")
 
 
 def test_names_that_are_numbers_are_names(tmp_path):

@@ -243,8 +243,13 @@ class DataModule(LightningDataModule):
         self.test_splits = [split for split in self.splits if split != "train"]
 
     def setup(self, stage: str | None = None) -> None:
-        """Do everything that precedes the first batch, once; every error in the data is raised here."""
+        """Do everything that precedes the first batch, once; every error in the data is raised here.
+
+        Before a training, Lightning calls it again with the stage `fit`.
+        """
         if self.is_set_up:
+            if stage == "fit":
+                self._say_left_out()
             return
         self.read()
         assert self.table is not None
@@ -331,6 +336,25 @@ class DataModule(LightningDataModule):
         inside = epochs.ready > epochs.processed  # the checkpoint was saved before the epoch's end
         batches = loop.epoch_loop.batch_progress.current.ready if inside else 0
         return epochs.processed, batches * self.batch_size_per_rank(self._rank()[1])
+
+    def _say_left_out(self) -> None:
+        """Log that each epoch leaves out a last batch of a single image, if the Trainer would reach that batch."""
+        loader, (_, ranks) = self.train_dataloader(), self._rank()
+        limit = getattr(self.trainer, "limit_train_batches", 1.0)
+        if not loader.drop_last or (limit <= len(loader) if isinstance(limit, int) else limit < 1):
+            return
+        assert isinstance(loader.sampler, TrainSampler)
+        images, size = len(loader.sampler), int(loader.batch_size or 1)
+        larger = next((each for each in range(size + 1, images + 1) if images % each != 1), images)
+        log.info(
+            "data.batch_size=%d: the last batch of an epoch of %d images has one image%s, which batch norm cannot use; "
+            "each epoch leaves out %s; data.batch_size=%d uses all images",
+            self.data.batch_size,
+            loader.sampler.length,
+            f" on each of {ranks} ranks" if ranks > 1 else "",
+            count(ranks, "image"),
+            larger * ranks,
+        )
 
     def batches_per_epoch(self) -> int:
         """Return the number of batches in one epoch on each rank.
@@ -479,6 +503,11 @@ class DataModule(LightningDataModule):
         batch = factor * self.data.batch_size * 3 * (self.data.crop or self.data.image_size) ** 2
         fitting = workers if free is None else max(0, (free // batch - IN_USE) // PREFETCH)
         if workers <= fitting:
+            if chosen != "auto" and workers > (usable := processes.cores()):
+                text = (
+                    "data.num_workers=%d, but this process can use %s; more are seldom faster: set data.num_workers=%d"
+                )
+                log.info(text, workers, count(usable, "core"), usable)
             return workers
         need = f"{workers} workers need {(workers * PREFETCH + IN_USE) * batch / 1e6:.0f} MB of shared memory"
         text = f"{need}, and /dev/shm has {(free or 0) / 1e6:.0f} MB free"

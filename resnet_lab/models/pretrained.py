@@ -8,6 +8,7 @@ import logging
 import re
 import zipfile
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path, PosixPath
@@ -25,11 +26,10 @@ from resnet_lab.run_folder import RunFolder, find_runs, flat
 
 logger = logging.getLogger(__name__)
 
-SOURCES = (
-    "give none, imagenet, IMAGENET1K_V2, or the path of a state dict, a checkpoint, a run, or a folder with one run or "
-    "one file of weights for each depth"
-)
+PATHS = "the path of a state dict, a checkpoint, a run, or a folder with one run or one file of weights for each depth"
+SOURCES = f"give none, imagenet, IMAGENET1K_V2, or {PATHS}"
 NAMES = ("none", "imagenet", "IMAGENET1K_V1", "IMAGENET1K_V2")
+NO_BLOCKS = 2  # depth of a network that is no ResNet, see `depth_of`
 SUFFIXES = (".pth", ".pt", ".th", ".ckpt", ".tar", ".bin", ".pkl", ".safetensors")  # of weight files
 
 # functions that rebuild a number and an array of numpy; numpy 2 renamed their module
@@ -173,7 +173,7 @@ def contents(source: str, depth: int) -> tuple[dict[str, Any], str]:
 
 def depth_of(names: Collection[str]) -> int:
     """Count the layers with weights from a state dict's names: stem, head, and two or three in each block."""
-    return 2 + sum(re.fullmatch(r"layer\d+\.\d+\.conv\d\.weight", name) is not None for name in names)
+    return NO_BLOCKS + sum(re.fullmatch(r"layer\d+\.\d+\.conv\d\.weight", name) is not None for name in names)
 
 
 def fetch(source: str, depth: int) -> dict[str, Tensor]:
@@ -182,7 +182,11 @@ def fetch(source: str, depth: int) -> dict[str, Tensor]:
     if weights is None:
         resnet = f"resnet{depth}"
         known = get_model_weights(resnet).__members__ if resnet in list_models() else {}
-        names = ", ".join(known) or "none"
+        if not known:
+            network = f"this network{f' (model.depth={depth})' if depth > NO_BLOCKS else ''}"
+            remedy = f"give none, or {PATHS}"
+            raise UserError(f"model.pretrained={source}: torchvision has no weights for {network}; {remedy}")
+        names = ", ".join(known)
         raise UserError(f"model.pretrained={source}: torchvision's weights for model.depth={depth} are: {names}")
     file = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
     refuse_damaged(file, source)
@@ -438,10 +442,17 @@ def rename(state: Mapping[str, Tensor], own: Collection[str]) -> dict[str, Tenso
 def explain(misfits: list[str], own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
     """Describe the likely cause, and the keys that do not fit (the first three of each kind)."""
     depth, found = depth_of(own), depth_of(state)
-    if found == 2:
+    if depth == NO_BLOCKS:
+        cause = "these are not weights of this network; set model.* to match them, or give other weights"
+    elif found == NO_BLOCKS:
         cause = "these are not weights of a ResNet"
-    elif found != depth:
+    elif found != depth and _is_depth(found, own, state):
         cause = f"weights of depth {found}, but model.depth={depth}; set model.depth={found}, or give other weights"
+    elif found != depth and (lacking := _lacking_parts(own, state)):
+        parts = ", ".join(lacking[:3]) + (", …" if lacking[3:] else "")
+        cause = f"the weights lack {parts} of model.depth={depth}; give complete weights of this form and depth"
+    elif found != depth:
+        cause = f"weights of depth {found}, but model.depth={depth}; give weights of this form and depth"
     else:
         cause = "the weights have a different form, shortcut, stem, widths or bias; set model.* to match them"
     groups = {
@@ -453,6 +464,35 @@ def explain(misfits: list[str], own: Mapping[str, Tensor], state: Mapping[str, T
         if names:
             cause += f"; {len(names)} {kind}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
     return cause
+
+
+def _is_depth(depth: int, own: Mapping[str, Tensor], state: Collection[str]) -> bool:
+    """Return whether the form of a network has this depth, with as many blocks in each stage as the weights."""
+    from resnet_lab.models.resnet import FORMS, STEMS, find_layers  # it imports this module
+
+    def has(form: str, names: Collection[str], depth: int) -> bool:
+        with suppress(UserError):
+            return list(find_layers(form, depth)[1]) == _blocks(names)
+        return False
+
+    forms = [name for name in FORMS if has(name, own, depth_of(own))]  # several, as their stems and biases are keys
+    parts = own["conv1.weight"].shape[-1], "layer1.0.conv1.bias" in own
+    usual = [name for name in forms if (STEMS[FORMS[name].stem].kernel, FORMS[name].bias) == parts]
+    return bool(forms) and all(has(name, state, depth) for name in usual or forms)
+
+
+def _blocks(names: Collection[str]) -> list[int]:
+    """Return the number of blocks in each stage, from a state dict's names."""
+    stages = [block[1] for name in names if (block := re.fullmatch(r"layer(\d+)\.\d+\.conv1\.weight", name))]
+    return [stages.count(stage) for stage in sorted({*stages}, key=int)]
+
+
+def _lacking_parts(own: Collection[str], state: Collection[str]) -> list[str]:
+    """Return the stages of a network that weights lack, and the blocks that they lack in other stages."""
+    there = {part for name in state for part in (name.partition(".")[0], ".".join(name.split(".")[:2]))}
+    parts = [name.split(".")[:2] for name in own if name.startswith("layer")]
+    found = (stage if stage not in there else f"{stage}.{block}" for stage, block in parts)
+    return [part for part in dict.fromkeys(found) if part not in there]
 
 
 def strides_on_first(model: nn.Module) -> bool:
