@@ -177,7 +177,8 @@ def _duplicate_findings(duplicates: pd.DataFrame, class_names: Sequence[str]) ->
         )
         first = pairs.iloc[0]
         sides = [f"{first[f'image_{s}']} ({first[f'split_{s}']}, {class_names[first[f'label_{s}']]})" for s in "ab"]
-        yield Finding("duplicates", f"{what}: {'' if len(pairs) == 1 else 'first '}{' and '.join(sides)}")
+        remedy = "" if across or labels else "; they count twice, so delete one of each pair"
+        yield Finding("duplicates", f"{what}: {'' if len(pairs) == 1 else 'first '}{' and '.join(sides)}{remedy}")
 
 
 def _leak_findings(good: pd.DataFrame, leaks: pd.DataFrame) -> Iterator[Finding]:
@@ -200,8 +201,8 @@ def _class_findings(counts: pd.DataFrame) -> Iterator[Finding]:
     if len(few):
         names = ", ".join(f"{row['class']} ({row['test']})" for row in few.head(3).to_dict("records"))
         which = f"{names}{', …' if len(few) > 3 else ''}"
-        text = f"fewer than {FEWEST} test images of {which}: too few for intervals of scores by class"
-        yield Finding("classes", text)
+        text = f"fewer than {FEWEST} test images of {which}: too few for intervals of balanced accuracy and AUROC"
+        yield Finding("classes", text, False)
 
 
 def _size_findings(sizes: pd.DataFrame, image_size: int | None) -> Iterator[Finding]:

@@ -213,7 +213,7 @@ def scores_of(file: Path, ordered: bool, majority: int) -> tuple[pd.DataFrame, s
         one = "one class predicted for" if len(np.unique(stored.labeled.classes)) == 1 else "one class is the label of"
         interval = f"no interval: {one} all of {many}"
     else:
-        interval = f"95 % interval {limits} (this network, {many})"
+        interval = f"95 % interval {limits} (this model, {many})"
     value = f"{shown.text(first.values[0])}{' %' * shown.percent}"
     return table, f"{shown.label} {value}, {interval}" if np.isfinite(first.values[0]) else ""
 

@@ -110,8 +110,9 @@ def _best_of(folder: Path, runs: Sequence[RunFolder]) -> str:
     if len(monitors) != 1:
         return str(next(iter(named)))
     monitor = str(monitors.pop())
-    best = (min if mode_of(monitor) == "min" else max)(values, key=lambda path: values[path])
-    return f"{best} (the best one: {monitor} {values[best]:.3f})"
+    extreme, choose = ("lowest", min) if mode_of(monitor) == "min" else ("highest", max)
+    best = choose(values, key=lambda path: values[path])
+    return f"{best} (the {extreme} {monitor}: {values[best]:.3f})"
 
 
 def tested_checkpoint(run: RunFolder, source: str) -> Path:

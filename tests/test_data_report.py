@@ -86,7 +86,15 @@ def test_sound_data_have_no_findings(tmp_path):
     assert "The patients are unknown" in text
     assert "no patient is in two splits" not in text
     assert "What is wrong" not in text
+    assert "What limits the results" not in text
+    assert "24 of 24 listed photographs can be read" in text
     assert "data.mean=[0.5,0.25,0.125]" in text
+
+
+def test_few_images_of_a_class_are_a_limit_and_no_fault(tmp_path):
+    text, _ = written(tmp_path, facts_of(tmp_path, listed(8) + listed(4, "test")))
+    assert "Nothing wrong was found" in text
+    assert text.index("What limits the results") < text.index("fewer than 8 test images of healthy (2), ill (2)")
 
 
 def test_all_defects_are_findings_the_worst_first(tmp_path):
@@ -109,7 +117,7 @@ def test_all_defects_are_findings_the_worst_first(tmp_path):
         "first train_4 (train, healthy) and train_5 (train, ill)",
         "1 image of train (12.5 %) belongs to a patient who is also in a later split, "
         "such as train_3 of patient test_0",
-        "fewer than 8 test images of healthy (2), ill (2): too few for intervals of scores by class",
+        "fewer than 8 test images of healthy (2), ill (2): too few for intervals of balanced accuracy and AUROC",
         "1 photograph is nearly black, such as train_0",
         "1 photograph is overexposed, such as train_1",
         "1 photograph is smaller than the 64 pixels used for training",

@@ -82,7 +82,7 @@ def test_the_scores_of_an_evaluation_have_intervals(trained: RunFolder, capsys: 
     board = tables_of([run])[0]
     assert tuple(table.loc["qwk", ["low", "high"]]) == pytest.approx(board.estimates["qwk"].interval(0), abs=1e-5)
     value, low, high = (f"{each:.3f}".replace("-", MINUS) for each in table.loc["qwk", ["value", "low", "high"]])
-    line = f"QWK {value}, 95 % interval {low} to {high} (this network, 16 images of 8 patients)"
+    line = f"QWK {value}, 95 % interval {low} to {high} (this model, 16 images of 8 patients)"
     out = "".join(capsys.readouterr())
     assert line in out
 

@@ -28,8 +28,8 @@ def run_of(folder: Path, **status: object) -> RunFolder:
 @pytest.mark.parametrize(
     ("monitor", "values", "chosen"),
     [
-        ("val/qwk", (0.5, 0.625), "runs/grid/b (the best one: val/qwk 0.625)"),
-        ("val/loss", (0.5, 0.625), "runs/grid/a (the best one: val/loss 0.500)"),
+        ("val/qwk", (0.5, 0.625), "runs/grid/b (the highest val/qwk: 0.625)"),
+        ("val/loss", (0.5, 0.625), "runs/grid/a (the lowest val/loss: 0.500)"),
         ("val/qwk", (None, None), "runs/grid/a"),
     ],
 )

@@ -17,8 +17,9 @@ from resnet_lab.report import page
 from resnet_lab.report.groups import tables_of
 from resnet_lab.report.leaderboard import rows_of
 from resnet_lab.report.runs import read_run
-from resnet_lab.report.summaries import summary, text_table
+from resnet_lab.report.summaries import markdown, summary, text_table
 from resnet_lab.run_folder import find_runs
+from resnet_lab.scores import SCORES
 
 
 def table_of(*folders):
@@ -159,6 +160,18 @@ def test_a_mailed_page_links_only_to_itself(tmp_path, undrawn):
     page = (tmp_path / "docs" / "page" / "report.html").read_text()
     assert {address[:1] for address in re.findall(r'href="([^"]*)"', page)} == {"#"}
     assert str(tmp_path) not in page
+
+
+def test_the_metric_that_ranks_has_the_first_column(tmp_path):
+    for seed, skill in enumerate((1.0, 3.0)):
+        write_run(tmp_path / str(skill), 18 + 16 * seed, skill=skill, seed=seed)
+    (table,) = tables_of([read_run(folder) for folder in find_runs([tmp_path])], "auroc")
+    text = text_table(table)
+    assert re.search(r"^group +n +AUROC +QWK ", text, re.MULTILINE)
+    for group in table.groups:
+        value = SCORES["auroc"].text(*group.mean_and_std("auroc"))
+        assert re.search(rf" 1 +{value} ", text, re.MULTILINE)
+    assert "| group | n | AUROC | QWK |" in markdown([table], [])
 
 
 def test_lines_fit_a_terminal(tmp_path):

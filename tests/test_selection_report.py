@@ -63,7 +63,7 @@ def test_the_finding_names_groups_with_mostly_equal_epochs(tmp_path: Path, below
         finding = findings["selection within noise"]
         assert not finding.is_fault
         assert "120 validation images" in finding.text
-        assert finding.names == (f"{table.groups[0].label}: epoch 4, 4 of 4; 2 others are as good",)
+        assert finding.names == (f"{table.groups[0].label}: epoch 4, 4 of 4; 2 other epochs are as good",)
 
 
 def test_without_validation_predictions_nothing_is_said(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def unit_curves(
     names = [line.label for line in panels[0][1]]
     size = (max(4.2 * columns, 5.2), 4.2 * rows + legend_height(names))
     figure = Figure(figsize=size, layout="constrained")
-    figure.set_layout_engine("constrained", h_pad=0.12)  # inches, between an axis label and the title below it
+    figure.set_layout_engine("constrained", hspace=0.06)  # between an axis label and the title below it
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
@@ -123,7 +123,7 @@ def reliability(panels: Sequence[tuple[str, Reliability, float]], columns: int) 
     columns = min(columns, len(panels))
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(max(4.2 * columns, 5.2), 4.6 * rows), layout="constrained")
-    figure.set_layout_engine("constrained", h_pad=0.12)  # inches, between an axis label and the title below it
+    figure.set_layout_engine("constrained", hspace=0.06)  # between an axis label and the title below it
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes, (title, bins, error) in zip(grid, panels, strict=False):
         width = 1 / len(bins.images)

@@ -198,7 +198,7 @@ def recall(table: Table) -> Picture | None:
 
 def gap(table: Table) -> Picture | None:
     """Draw training accuracy minus accuracy on the evaluated split."""
-    series = []
+    series, others = [], set()
     for group in table.drawn:
         frames = [read_metrics(run.folder.stored_metrics) for run in group.scored or group.runs]
         split = _judged(frames, CURVES["error"])
@@ -206,10 +206,14 @@ def gap(table: Table) -> Picture | None:
         if train is not None and other is not None and split:
             ahead = 100 * (train.to_numpy() - other.reindex(train.index).to_numpy()).T
             series.append(plots.curves.Series("", group.label, split, train.index.to_numpy(), ahead))
+            others.add({"val": "validation"}.get(split, split))
     if not series:
         return None
-    note = "Training accuracy (with augmentation) minus test accuracy, or validation accuracy if test has no curve."
-    return Picture("Gap between train and test", note, [_both(series, "accuracy gap, points", colors=colors_of(table))])
+    split = " or ".join(sorted(others))
+    note = f"Training accuracy (with augmentation) minus {split} accuracy."
+    return Picture(
+        f"Gap between train and {split}", note, [_both(series, "accuracy gap, points", colors=colors_of(table))]
+    )
 
 
 def class_counts(table: Table) -> Picture | None:

@@ -294,7 +294,7 @@ def _blind(table: Table) -> Iterator[Finding]:
         epochs = ", ".join(str(selection.epoch) for selection in each.selections)
         of = max(selection.epochs for selection in each.selections)
         alike = np.mean([selection.alike for selection in each.selections])
-        others = "other is" if round(alike) == 1 else "others are"
+        others = "other epoch is" if round(alike) == 1 else "other epochs are"
         texts.append(f"{each.label}: epoch {epochs} of {of}; {alike:.0f} {others} as good")
     text = (
         f"{' to '.join(map(str, images[:1] + images[1:][-1:]))} validation images cannot distinguish the selected "

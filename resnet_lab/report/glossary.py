@@ -36,7 +36,7 @@ TERMS = {
     "recall": "Of the images of a class, the share that is predicted as this class.",
     "F1": "The harmonic mean of precision and recall.",
     "ECE": "Expected calibration error: the mean distance between accuracy and the probability of predictions.",
-    "temperature": "The logits are divided by this number, so that confidence fits accuracy; above 1: overconfident.",
+    "temperature": "The logits (outputs before softmax) are divided by it to fit confidence; above 1: overconfident.",
     "fingerprint": "A hash of the test images and their classes; equal fingerprints mean equal test sets.",
 }
 

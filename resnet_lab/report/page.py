@@ -186,7 +186,8 @@ def _board(table: Table) -> dict[str, Any]:
     crossed = "behind" in marks and "tied" in marks[marks.index("behind") :]
     published = [row for row in every if row.kind == "reference"]
     bracketed = any("[" in row.shortfall for row in rows)
-    return {"rows": board, "bracketed": bracketed, "dotted": near, "crossed": crossed, "published": published}
+    facts = {"bracketed": bracketed, "dotted": near, "crossed": crossed, "marked": bool(marks)}
+    return {"rows": board, "published": published, **facts}
 
 
 def _without(cells: Sequence[str], lead: int) -> list[str]:

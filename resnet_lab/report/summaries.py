@@ -75,7 +75,8 @@ def text_table(table: Table, width: int = 80) -> str:
     """
     rows = [row for row in rows_of(table) if row.kind != "reference"]  # too long for a terminal
     shown = [row for place, row in enumerate(rows) if row.kind != "group" or place < SHOWN_ROWS]
-    titles = [SHORT.get(title, title) for title in titles_of(table.metrics)]
+    titles = _leading(table, [SHORT.get(title, title) for title in titles_of(table.metrics)])
+    shown = [row._replace(cells=_leading(table, row.cells)) for row in shown]
     widths = [max(map(len, column)) + 2 for column in zip(titles, *(row.cells for row in shown), strict=True)]
     room = max(width - 3 - sum(widths), 8)
     lines = [*wrap(table.title, width), _line("group", room, "n", titles, widths)]
@@ -86,6 +87,12 @@ def text_table(table: Table, width: int = 80) -> str:
     if hidden := len(rows) - len(shown):
         lines.append(f"and {hidden} more groups: summary.csv has them all")
     return "\n".join(lines)
+
+
+def _leading(table: Table, cells: Sequence[str]) -> list[str]:
+    """Return one cell per metric, first that of the metric that ranks."""
+    place = table.metrics.index(table.metric)
+    return [cells[place], *cells[:place], *cells[place + 1 :]]
 
 
 def _broken(label: str, width: int) -> list[str]:
@@ -122,13 +129,13 @@ def markdown(tables: Sequence[Table], findings: Sequence[Finding]) -> str:
 
 
 def _markdown_table(table: Table) -> str:
-    titles = ["group", "n", *titles_of(table.metrics), f"{table.title_of_metric}, 95 %", "vs. best"]
+    titles = ["group", "n", *_leading(table, titles_of(table.metrics)), f"{table.title_of_metric}, 95 %", "vs. best"]
     lines = ["| " + " | ".join(titles) + " |", "|---|" + "---:|" * (len(titles) - 1)]
     for row in rows_of(table):
         label = _escaped(row.label + (f" ({row.remark})" if row.remark else ""))
         limits = interval_text(table.metric, row.interval) if row.kind == "group" else ""
         against = {"behind": f"behind, {row.shortfall}", "untested": row.shortfall}.get(row.mark, row.mark)
-        lines.append("| " + " | ".join([label, row.n, *row.cells, limits, against]) + " |")
+        lines.append("| " + " | ".join([label, row.n, *_leading(table, row.cells), limits, against]) + " |")
     return "\n".join(lines)
 
 

@@ -96,7 +96,7 @@ class OperatingRow(NamedTuple):
 
     @property
     def refer_none(self) -> int:
-        """The number of runs with a threshold above all scores; they refer no image."""
+        """The number of runs whose threshold is above all scores; they refer no image."""
         return sum(math.isinf(cut) for cut in self.thresholds)
 
     @property
