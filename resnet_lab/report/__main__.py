@@ -92,14 +92,14 @@ def _empty_folder(out: Path) -> Path:
     return folder
 
 
-def check(folders: Sequence[str]) -> None:
-    """Print every stored number that does not follow from the predictions.
+def check(folders: Sequence[str], fork: bool = False) -> None:
+    """Print every stored number that does not follow from the predictions; `fork` as in `report`.
 
     Raises:
         SystemExit: with code 1 if a number differs or cannot be checked.
     """
     closed = closed_folders(folders)
-    runs = read_runs(folders, closed)
+    runs = read_runs(folders, closed, fork)
     lines = [*differences_of(runs), *(f"{folder}: cannot be checked: no permission to read it" for folder in closed)]
     done = count(sum(run.state == "done" for run in runs), "finished run")
     print(printable("\n".join(lines)) or f"all stored metrics of {done} follow from their predictions\n{UNCHECKED}")
@@ -116,7 +116,7 @@ def command(arguments: Sequence[str], fork: bool = False) -> None:
     if given.check:
         if options := [key for key in ("metric", "out", "figures", "groups") if vars(given)[key] is not None]:
             raise UserError(f"--check writes no report, so {options[0]}= has no effect; leave it out")
-        check(given.DIR)
+        check(given.DIR, fork)
         return
     figures, groups = ([name for name in (each or "").split(",") if name] for each in (given.figures, given.groups))
     text = printable(report(given.DIR, Path(given.out or given.DIR[0]), figures, given.metric or "", groups, fork))
