@@ -296,7 +296,8 @@ def command(arguments: Sequence[str]) -> None:
     if pools:  # each fold has a test set of its own: beside it, the pooled folds cannot be compared
         log.info("report on all folds:  %s", shlex.join(["resnet-lab", "report", str(out)]))
     else:
-        log.info("compare them with their members:  %s", shlex.join(["resnet-lab", "report", *given.DIR, str(out)]))
+        report = ["resnet-lab", "report", *given.DIR, str(out), f"out={out}"]  # keeps the report on the members
+        log.info("compare them with their members:  %s", shlex.join(report))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from resnet_lab.report.leaderboard import CONSTANT, NOTHING, interval_text
 from resnet_lab.report.runs import read_predictions
 from resnet_lab.run_folder import RunFolder
 from resnet_lab.scores import SCORES, majority_baseline
-from resnet_lab.trained import MEMBERS, POOLS, Trained, count_training_images, load, match_classes
+from resnet_lab.trained import MEMBERS, POOLS, Trained, count_training_images, load, match_classes, place_of
 from resnet_lab.trust import trust, warn_of_unused
 from resnet_lab.verbs import VERBS
 
@@ -80,8 +80,8 @@ def evaluate_split(model: Trained, config: dict[str, Any], split: str) -> tuple[
     match_classes(model, datamodule.class_names, datamodule.data.name, remedy)
     if rank() == 0 and count_training_images(model, datamodule.rows(split)) and model.origin.get(POOLS):
         raise UserError(
-            f"{model.file}: some of its networks were trained on these images, and others were not, so the score would "
-            "be too high; name other data, or report on the stored predictions: resnet-lab report "
+            f"{place_of(model.file)}: some of its networks were trained on these images, and others were not, so the "
+            "score would be too high; name other data, or report on the stored predictions: resnet-lab report "
             f"{short(model.file.parent)}"
         )
     datamodule.test_splits = [split]
@@ -89,7 +89,7 @@ def evaluate_split(model: Trained, config: dict[str, Any], split: str) -> tuple[
     trainer = build_trainer(config["trainer"], module)
     datamodule.batch_size_per_rank(trainer.world_size)  # raises before anything runs
     trainer.test(module, datamodule=datamodule, verbose=False)
-    refuse_undefined(datamodule.rows(split), module.predictions[split].probabilities, str(model.file))
+    refuse_undefined(datamodule.rows(split), module.predictions[split].probabilities, str(place_of(model.file)))
     return trainer, module, datamodule
 
 

@@ -99,7 +99,8 @@ def _refuse_several(folder: Path) -> None:
             raise UserError(f"{folder} is a sweep without runs; give a run folder or a checkpoint") from None
         return
     kind = "is a sweep" if sweep else "is not a run but contains some"
-    raise UserError(f"{folder} {kind}; choose one of its runs, such as {_best_of(folder, runs)}")
+    mean = "; resnet-lab combine makes one model from several seeds" if len(runs) > 1 else ""
+    raise UserError(f"{folder} {kind}; choose one of its runs, such as {_best_of(folder, runs)}{mean}")
 
 
 def _best_of(folder: Path, runs: Sequence[RunFolder]) -> str:

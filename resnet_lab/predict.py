@@ -15,7 +15,7 @@ from resnet_lab.inputs import check_predict
 from resnet_lab.module import Classifier
 from resnet_lab.outputs import refuse_undefined, write_predictions
 from resnet_lab.processes import end
-from resnet_lab.trained import count_training_images, load, own_reader, photographs
+from resnet_lab.trained import count_training_images, load, own_reader, photographs, place_of
 from resnet_lab.trust import trust, warn_of_unused
 from resnet_lab.verbs import VERBS
 
@@ -47,7 +47,7 @@ def command(arguments: list[str]) -> None:
     if not trainer.is_global_zero:
         return
     probabilities, classes = module.predictions["predict"]
-    refuse_undefined(rows, probabilities, str(model.file))
+    refuse_undefined(rows, probabilities, str(place_of(model.file)))
     write_predictions(out, rows, classes, probabilities, exact=False, class_names=names)
     shares = ", ".join(f"{name}: {int((classes == k).sum())}" for k, name in enumerate(names))
     missing = datamodule.dropped["skipped_images"]  # with on_bad_image=drop; each of them is named above

@@ -47,8 +47,14 @@ One: TypeAlias = str | Path | np.ndarray | Image.Image
 Images: TypeAlias = One | Sequence[One] | Tensor
 
 POOLS = "pools"  # key of `Trained.origin`: whether the networks were trained on different images, as those of folds
-MEMBERS = "members"  # name that messages have for the networks of a derived run
+MEMBERS = "members"  # in place of a file name, for the networks of a derived run
 DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # type of computation by Lightning's precision
+
+
+def place_of(file: str | Path) -> Path:
+    """Return the name of a model in messages: its checkpoint, or the folder of a derived run."""
+    place = Path(file)
+    return place.parent if place.name == MEMBERS else place
 
 
 class Trained:
@@ -73,7 +79,8 @@ class Trained:
     def __repr__(self) -> str:
         """Return file, network and classes: `Trained(runs/one/…/best.ckpt: ResNet, 224 px, 5 classes)`."""
         network = type(self.network).__name__
-        return f"Trained({self.file}: {network}, {self.size} px, {count(len(self.class_names), 'class', 'classes')})"
+        classes = count(len(self.class_names), "class", "classes")
+        return f"Trained({place_of(self.file)}: {network}, {self.size} px, {classes})"
 
     @property
     def class_names(self) -> list[str]:
@@ -111,7 +118,7 @@ class Trained:
         outputs = torch.cat([outputs_of(self._outputs, batch, self.tta) for batch in batches])
         probabilities = self.objective.averaged(outputs).cpu().numpy()
         if len(undefined := np.flatnonzero(~np.isfinite(probabilities).all(axis=1))):
-            raise UserError(f"{self.file} has no finite probabilities for {names[undefined[0]]}; train again")
+            raise UserError(f"{place_of(self.file)} has no finite probabilities for {names[undefined[0]]}; train again")
         classes = self.objective.classes(outputs).cpu().numpy()
         table = pd.DataFrame(probabilities, index=pd.Index(names, name="image"), columns=self.class_names)
         table.insert(0, "prediction", np.array(self.class_names)[classes], allow_duplicates=True)
@@ -130,9 +137,9 @@ class Trained:
         """
         if isinstance(self.network, Ensemble):
             raise UserError(
-                f"{self.file} contains several networks, each with its own features; load one of its members"
+                f"{place_of(self.file)} contains several networks, each with its own features; load one of its members"
             )
-        head = self.network.get_submodule(head_of(self.network, f"features of {self.file}"))
+        head = self.network.get_submodule(head_of(self.network, f"features of {place_of(self.file)}"))
         found: list[Tensor] = []
         hook = head.register_forward_pre_hook(lambda _, inputs: found.append(_pooled(inputs[0].float().cpu())))
         try:
@@ -349,23 +356,24 @@ def match_classes(model: Trained, class_names: Sequence[str], data: str, remedy:
         UserError: the data has another number of classes, or has some of the classes in another order.
     """
     names = model.class_names
+    place = place_of(model.file)
     if len(class_names) != len(names):
         raise UserError(
-            f"{data} has {count(len(class_names), 'class', 'classes')} but {model.file} was trained for {len(names)} "
+            f"{data} has {count(len(class_names), 'class', 'classes')} but {place} was trained for {len(names)} "
             f"({', '.join(names)}); {remedy}"
         )
     if list(class_names) != names:
         if sorted(class_names) == sorted(names):
             raise UserError(
-                f"data.class_names=[{','.join(class_names)}] are the classes of {model.file} in another order; its "
+                f"data.class_names=[{','.join(class_names)}] are the classes of {place} in another order; its "
                 f"order is [{','.join(names)}]"
             )
         pairs = [(own, name) for own, name in zip(class_names, names, strict=True) if own != name]
         numbered = all(name.isdecimal() for name in (*class_names, *names))  # 0 to 4, and 1 to 5
         if not numbered and (moved := [f"{own} would count as {name}" for own, name in pairs if own in names]):
             raise UserError(
-                f"data.class_names=[{','.join(class_names)}]: {model.file} has other classes ({', '.join(names)}), and "
-                f"{moved[0]}; use data with these classes"
+                f"data.class_names=[{','.join(class_names)}]: {place} has other classes ({', '.join(names)}), "
+                f"and {moved[0]}; use data with these classes"
             )
         log.warning("classes are matched by order: %s", ", ".join(f"{own} counts as {name}" for own, name in pairs))
 
@@ -384,9 +392,9 @@ def count_training_images(model: Trained, rows: pd.DataFrame, kind: str = "") ->
     known = model.origin.get(TRAIN_IMAGES)
     if not isinstance(known, str):
         text = "%s has no hashes of its training images (older version), so copies of them are not counted"
-        log.warning(text, model.file)
+        log.warning(text, place_of(model.file))
         return 0
-    return warn_of_training_images(known, str(model.file), rows, kind)
+    return warn_of_training_images(known, str(place_of(model.file)), rows, kind)
 
 
 def warn_of_training_images(known: str, name: str, rows: pd.DataFrame, kind: str = "") -> int:

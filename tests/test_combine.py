@@ -287,7 +287,7 @@ def test_pooled_folds_are_reported_without_their_members(
     command([folds.name, "out=pooled", "over=data.fold"])
     assert caplog.messages[-1] == "report on all folds:  resnet-lab report pooled"
     command(["pooled", "out=means"])
-    assert caplog.messages[-1] == "compare them with their members:  resnet-lab report pooled means"
+    assert caplog.messages[-1] == "compare them with their members:  resnet-lab report pooled means out=means"
 
 
 def test_pooled_folds_keep_the_notes_on_the_images(folds: Path, tmp_path: Path) -> None:
@@ -365,7 +365,7 @@ def test_leaks_and_collapses_of_the_members_are_named(folds: Path, tmp_path: Pat
     assert run.read_status()["seen_by"] == {"loss.teacher": {"test": 7}}
     texts = {finding.kind: finding.text for finding in findings_of([read_run(run)], [])}
     assert texts["leaking"] == "the network of loss.teacher was trained on 7 test images (1 of 1 run)"
-    assert texts["collapsed"] == "1 of its 6 members nearly always predicts one class (1 of 1 run)"
+    assert texts["collapsed"] == "1 of the 6 members of a combined run nearly always predicts one class (1 of 1 run)"
 
 
 @pytest.mark.parametrize("key", ["split_seed", "max_images"])

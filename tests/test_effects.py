@@ -45,8 +45,8 @@ def test_a_large_effect_is_stated_and_no_effect_is_inconclusive(tmp_path):
     assert pretrained.low > 0
     assert "averaged over the other axes. It raises accuracy on images like these." in pretrained.sentence
     assert depth.low < 0 < depth.high
-    largest = 100 * max(abs(depth.low), abs(depth.high))
-    expected = f"These runs cannot show a difference; the true one may be anything up to {largest:.2f} points."
+    largest = f"{100 * max(depth.low, depth.high, key=abs):+.2f}".replace("-", "−")
+    expected = f"These runs cannot show a difference; the true one may be anything up to {largest} points."
     assert depth.sentence.endswith(expected)
 
 

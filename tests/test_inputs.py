@@ -40,7 +40,9 @@ def test_a_sweep_is_no_model_and_its_best_run_is_named(
     for name, value in zip("ab", values, strict=True):
         run_of(tmp_path / "runs" / "grid" / name, monitor=monitor, best_value=value)
     list_jobs(Path("runs/grid"), ["a", "b"])
-    line = f"is a sweep; choose one of its runs, such as {chosen}"
+    line = (
+        f"is a sweep; choose one of its runs, such as {chosen}; resnet-lab combine makes one model from several seeds"
+    )
     assert refusal(checkpoint_of, "runs/grid") == f"runs/grid {line}"
     assert refusal(checkpoint_of, "runs").startswith("runs is not a run but contains some; choose one of its runs")
     assert checkpoint_of("runs/grid/b") == Path("runs/grid/b/checkpoints/best.ckpt")

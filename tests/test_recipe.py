@@ -6,6 +6,7 @@ import pytest
 from fake_runs import write_run
 
 from resnet_lab.axes import note_jobs
+from resnet_lab.report.costs import started_differently
 from resnet_lab.report.groups import tables_of
 from resnet_lab.report.recipe import Fact, merged, recipe_of, subject_of
 from resnet_lab.report.runs import read_run
@@ -35,6 +36,23 @@ def test_facts_name_data_network_and_recipe(tmp_path):
     assert (found["network"].text, found["network"].varies) == ("ResNet-18; ResNet-50", True)
     assert (found["seeds"].text, found["seeds"].varies) == ("0; 1", False)
     assert (found["optimizer"].text, found["initial weights"].text) == ("sgd lr=0.001", "random")
+
+
+def test_a_combined_run_shows_the_seeds_of_its_members_and_how_it_was_made(tmp_path):
+    config = {"combine.mean_over": "seed", "combine.sources": ["../2", "../5"]}
+    for seed in (2, 5):
+        write_run(tmp_path / "runs" / str(seed), seed=seed, started_by="fork")
+    write_run(tmp_path / "runs" / "mean", seed=2, config=config)
+    found = facts(tmp_path / "runs" / "mean")
+    assert (found["seeds"].text, found["combined"].text) == ("2; 5", "mean_over=seed of 2 runs")
+    found = facts(tmp_path / "runs")
+    assert (found["seeds"].text, found["seeds"].varies) == ("2; 5", False)
+    assert {*found["combine.mean_over"].values} == {"seed", "none"}
+    assert "combined" not in found
+    runs = [read_run(run) for run in find_runs([tmp_path / "runs"])]
+    assert not started_differently(tables_of(runs)[0])  # no process started the mean
+    shutil.rmtree(tmp_path / "runs" / "5")
+    assert facts(tmp_path / "runs" / "mean")["seeds"].text == "2"
 
 
 def test_neither_the_order_of_keys_nor_a_neutral_value_is_a_difference(tmp_path):

@@ -38,7 +38,8 @@ OF_PROCESSES = ("core_seconds", "peak_memory_mb")
 
 def started_differently(table: Table) -> bool:
     """Return whether some jobs with a result were forked and others were new processes (`started_by`)."""
-    return len({run.status.get("started_by", "process") for group in table.ranked for run in group.scored}) > 1
+    trained = [run for group in table.ranked for run in group.scored if not run.sources]
+    return len({run.status.get("started_by", "process") for run in trained}) > 1
 
 
 def costs_of(table: Table) -> list[Cost]:

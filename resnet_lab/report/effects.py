@@ -83,7 +83,8 @@ def pairings_of(table: Table) -> list[Pairing]:
                     texts = [[shown[key] for key in bundles[axis] if key in shown] for shown in (first, other)]
                     one, two = (" ".join(text for text in each if not text.endswith("=none")) for each in texts)
                 else:
-                    one, two = first.get(axis, "nothing").rpartition("=")[2], other.get(axis, axis)
+                    absent = "single runs" if axis.startswith("combine.") else "nothing"
+                    one, two = first.get(axis, absent).rpartition("=")[2], other.get(axis, axis)
                 found.append(Pairing(axis, bundles[axis], f"{two or 'nothing'} instead of {one or 'nothing'}", pairs))
     return found
 
@@ -158,10 +159,9 @@ def _sentence(table: Table, pairing: Pairing, settings: tuple[float, ...], found
     if p <= 1 - CONFIDENCE:
         text += leaks or f"It {'raises' if value > 0 else 'lowers'} {name} on images like these."
     else:
-        most = max(abs(low), abs(high))
-        text += (
-            f"These runs cannot show a difference; the true one may be anything up to {metric.text(most)}{metric.unit}."
-            + (f" {leaks}" if leaks else "")
+        most = metric.difference(max(low, high, key=abs))
+        text += f"These runs cannot show a difference; the true one may be anything up to {most}{metric.unit}." + (
+            f" {leaks}" if leaks else ""
         )
     warnings = _about_sweeps(table, pairing), _uneven(table, pairing, settings, axes), _about_seeds(table, pairing)
     return text + "".join(warnings)

@@ -345,7 +345,7 @@ def _data_notes(runs: Sequence[Run]) -> Iterator[Finding]:
             texts = [f"{number} {split}" for split, number in images.items() if number]
             notes["leaking", f"the network of {key} was trained on {' and '.join(texts)} images"].append(run)
         if lost := run.status.get("collapsed_members") or 0:
-            which = f"{lost} of its {count(len(run.members), 'member')}"
+            which = f"{lost} of the {count(len(run.members), 'member')} of a combined run"
             notes["collapsed", f"{which} nearly always {'predicts' if lost == 1 else 'predict'} one class"].append(run)
         if skipped:
             notes["skipped images", f"{count(skipped, 'image')} could not be read"].append(run)
@@ -463,9 +463,20 @@ def _own_keys(run: Run) -> tuple[str, ...]:
     return tuple(f"{key}={run.config[key]}" for key in sorted(own))
 
 
+def _joins_seeds(run: Run) -> bool:
+    """Return whether a run is the mean of runs with several seeds."""
+    over = str(run.config.get("combine.mean_over", "")).split(",")
+    return len(run.members) > 1 and ("seed" in over or "all" in over)
+
+
 def _single_seeds(tables: Sequence[Table]) -> Iterator[Finding]:
     scored = [group for table in tables for group in table.ranked if group.scored]
-    single = [group.label for group in scored if len(group.scored) == 1]
+    alone = [group for group in scored if len(group.scored) == 1]
+    means = [group.label for group in alone if _joins_seeds(group.scored[0])]
+    single = [group.label for group in alone if group.label not in means]
+    if means:
+        text = f"how much the mean of other seeds would differ is unknown for {_listed(means)}"
+        yield Finding("one mean only", text, False)
     if single:
         everywhere = len(single) == len(scored)
         which = "every group" if everywhere else _listed(single)

@@ -29,14 +29,18 @@ TERMS = {
     "collapsed": "A run that predicts the same class for at least 98 % of the validation or test images.",
     "leaking": "A run that has learned, directly or from another network, from images or patients of the test split.",
     "referable": "The third grade or worse: of the usual five grades, moderate or worse. Such a patient is referred.",
+    "selection within noise": "The validation images are too few to distinguish the selected epoch from others.",
     "sensitivity": "Of the referable images, the share that the model refers.",
     "specificity": "Of the images that are not referable, mild ones included, the share that the model does not refer.",
     "operating point": "A threshold, chosen on validation: images with a larger probability count as referable.",
     "precision": "Of the images predicted as a class, the share that belongs to it.",
     "recall": "Of the images of a class, the share that is predicted as this class.",
+    "AP": "Average precision: the area under the curve of precision by recall.",
     "F1": "The harmonic mean of precision and recall.",
     "ECE": "Expected calibration error: the mean distance between accuracy and the probability of predictions.",
     "temperature": "The logits (outputs before softmax) are divided by it to fit confidence; above 1: overconfident.",
+    "core seconds": "Seconds of computation, summed over the cores of the processor.",
+    "multiply-adds": "Multiplications, each with an addition, that the network needs for one image.",
     "fingerprint": "A hash of the test images and their classes; equal fingerprints mean equal test sets.",
 }
 

@@ -6,6 +6,7 @@ import math
 import shlex
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,15 +14,16 @@ from typing import Any, NamedTuple
 from resnet_lab.axes import as_typed, planned_in
 from resnet_lab.data.augmentation import NEUTRAL as NO_AUGMENTATION
 from resnet_lab.data.augmentation import Augmentation
-from resnet_lab.errors import count
+from resnet_lab.errors import UserError, count
 from resnet_lab.report.groups import Table
 from resnet_lab.report.runs import Run, in_order_of_jobs, listed_jobs
+from resnet_lab.run_folder import SOURCES, RunFolder
 
 NAMES = [field.name for field in fields(Augmentation)]
 NEUTRAL = {"optim.backbone_lr_factor": 1.0, "loss.decision": "auto"}  # neutral values of other keys
 NEUTRAL |= {"loss.class_weights": "none", "loss.label_smoothing": 0.0}
 # facts that are `none` in a run without them
-OPTIONAL = ("experiment", "sampling", "augmentation", "frozen parts", "test-time augmentation")
+OPTIONAL = ("experiment", "sampling", "augmentation", "frozen parts", "test-time augmentation", "combined")
 IN_FACTS = ("model.depth", "model.pretrained", "model._target_", "trainer.max_epochs", "trainer.tta")
 COVERED = {"sweep", "run", *IN_FACTS} | {  # axes in a fact
     f"data.{key}" for key in ("name", "image_size", "crop", "padding", "batch_size", "sampling", *NAMES)
@@ -50,7 +52,8 @@ class Fact(NamedTuple):
 
 def recipe_of(runs: Sequence[Run], tables: Sequence[Table]) -> list[Fact]:
     """Return the known facts in the order of a recipe: data, network, optimization, origin, command."""
-    facts = []
+    facts = list[Fact]()
+    axes = dict.fromkeys(axis for table in tables for group in table.groups for axis in group.values)
     in_order = [run for table in tables for group in table.groups for run in group.runs]
     for title, of in FACTS.items():
         texts = {id(run): of(run) for run in (*in_order, *runs)}
@@ -60,9 +63,11 @@ def recipe_of(runs: Sequence[Run], tables: Sequence[Table]) -> list[Fact]:
             texts |= {id(run): texts[id(run)] or "none" for run in known}
         if title == "data":
             texts = _completed(texts)
-        if values := list(dict.fromkeys(filter(None, texts.values()))):
+        more = _seeds_of_members(runs) if title == "seeds" else ()
+        if values := list(dict.fromkeys(filter(None, (*texts.values(), *more)))):
             facts.append(Fact(title, merged(values), any(_varies(table, texts) for table in tables)))
-    axes = dict.fromkeys(axis for table in tables for group in table.groups for axis in group.values)
+    if any(axis.startswith("combine.") for axis in axes):  # which has a fact of its own
+        facts = [fact for fact in facts if fact.title != "combined"]
     facts += [
         Fact(axis, list(dict.fromkeys(_of_key(axis)(run) or "none" for run in in_order)), varies=True)
         for axis in axes
@@ -206,6 +211,28 @@ def _early_end(run: Run) -> str:
     return f"after {count(last + 1, 'epoch')}"
 
 
+def _seed(run: Run) -> str:
+    """Return the seed; empty for a combined run, which has that of its first member."""
+    return "" if run.members else _of_key("seed")(run)
+
+
+def _seeds_of_members(runs: Sequence[Run]) -> Iterator[str]:
+    """Yield the seeds of the members of combined runs, where they can be read."""
+    for member in dict.fromkeys(folder for run in runs for folder in run.members):
+        with suppress(UserError, OSError):
+            yield str(RunFolder(member).read_config().get("seed", ""))
+
+
+def _combined(run: Run) -> str:
+    """Return how a combined run was made: `mean_over=seed of 3 runs`; empty for another run."""
+    how = [f"{key.removeprefix('combine.')}={as_typed(run.config[key])}" for key in sorted(run.config) if _is_how(key)]
+    return f"{' '.join(how)} of {count(len(run.members), 'run')}".strip() if run.members else ""
+
+
+def _is_how(key: str) -> bool:
+    return key.startswith("combine.") and key != SOURCES
+
+
 def _augmentation(run: Run) -> str:
     shown = {key: run.config.get(f"data.{key}") for key in (*NAMES, "padding", "crop")}
     return " ".join(f"{key}={value}" for key, value in shown.items() if value not in NO_AUGMENTATION)
@@ -253,7 +280,8 @@ FACTS: dict[str, Callable[[Run], str]] = {
     "test-time augmentation": lambda run: (
         "" if run.config.get("trainer.tta") in (None, "none") else str(run.config["trainer.tta"])
     ),
-    "seeds": _of_key("seed"),
+    "seeds": _seed,
+    "combined": _combined,
     "precision": lambda run: str(run.status.get("precision") or ""),
     "finished": lambda run: str(run.status.get("finished") or "")[:10],
     "machine": _machine,

@@ -23,7 +23,8 @@ def roc(table: Table) -> Picture | None:
     )
     note = f"{_which(table)} Dotted: guessing."
     if any(line.points for _, lines in panels for line in lines):
-        note += " Marks: operating points from validation (circle: high sensitivity, triangle: high specificity)."
+        note += " Marks: operating points from validation (circle: high sensitivity, triangle: high specificity), "
+        note += "means over the runs."
     return Picture("ROC", note, [Drawing(wide, narrow)])
 
 
