@@ -70,6 +70,8 @@ def _note(status: dict[str, Any], config: dict[str, Any]) -> str:
         return "no training"
     finished, epochs = status["epoch"] + 1, config["trainer"]["max_epochs"]
     note = f"{finished} of {count(epochs, 'epoch')}"
+    if finished == epochs:
+        return f"{note}, not tested"
     if status["state"] == "running":
         seconds = status["seconds"] / finished
         note += f", {duration(seconds)} each, about {duration(seconds * (epochs - finished))} left"

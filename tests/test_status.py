@@ -37,6 +37,9 @@ def test_every_state_has_its_line(run: RunFolder) -> None:
         run.update_status(epoch=3, seconds=200.0)
         assert state_of(run) == ("depth-18", "running", "4 of 10 epochs, 50 s each, about 5 min left")
     assert state_of(run) == ("depth-18", "interrupted", "4 of 10 epochs")
+    run.update_status(epoch=9)
+    assert state_of(run) == ("depth-18", "interrupted", "10 of 10 epochs, not tested")
+    run.update_status(epoch=3)
     run.update_status(state="running", epoch=-1)
     with run.lock():
         assert state_of(run) == ("depth-18", "running", "no training")
