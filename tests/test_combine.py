@@ -680,3 +680,17 @@ def test_what_a_derived_run_loads(
         _, _, objective, origin = trained.load_derived(run, [run.path] * len(others))
         assert (objective.rule, objective.thresholds) == (status["decision"], None)
         assert origin["train_images"] == ("ab" if len(others) == 1 else None)  # hashes of some hide the others
+
+
+def test_the_interval_of_a_mean_over_seeds_is_the_same_in_every_report(seeds: Path, tmp_path: Path) -> None:
+    runs = combine([str(seeds)], tmp_path / "means", ["seed"])
+    found = {}
+    for name, folders in (("alone", ["means"]), ("beside", ["means", str(seeds)])):
+        (table,) = tables_of(read_runs([str(tmp_path / each) for each in folders]))
+        places = [place for place, group in enumerate(table.scored_groups) if group.is_mean]
+        assert len(places) == len(runs)
+        found[name] = [table.estimates["accuracy"].interval(place) for place in places]
+        texts = {finding.kind: finding.text for finding in findings_of(table.scored, [table])}
+        assert "how much the mean of other seeds would differ is unknown" in texts["one mean only"]
+        assert "one seed only" not in texts
+    assert np.asarray(found["alone"]) == pytest.approx(np.asarray(found["beside"]))

@@ -463,16 +463,10 @@ def _own_keys(run: Run) -> tuple[str, ...]:
     return tuple(f"{key}={run.config[key]}" for key in sorted(own))
 
 
-def _joins_seeds(run: Run) -> bool:
-    """Return whether a run is the mean of runs with several seeds."""
-    over = str(run.config.get("combine.mean_over", "")).split(",")
-    return len(run.members) > 1 and ("seed" in over or "all" in over)
-
-
 def _single_seeds(tables: Sequence[Table]) -> Iterator[Finding]:
     scored = [group for table in tables for group in table.ranked if group.scored]
     alone = [group for group in scored if len(group.scored) == 1]
-    means = [group.label for group in alone if _joins_seeds(group.scored[0])]
+    means = [group.label for group in alone if group.is_mean]
     single = [group.label for group in alone if group.label not in means]
     if means:
         text = f"how much the mean of other seeds would differ is unknown for {_listed(means)}"

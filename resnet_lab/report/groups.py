@@ -56,6 +56,11 @@ class Group:
         """The collapsed runs among those with a result."""
         return [run for run in self.scored if run.collapsed]
 
+    @property
+    def is_mean(self) -> bool:
+        """Whether the group is one combined run, the mean of runs with several seeds."""
+        return len(self.scored) == 1 and self.scored[0].joins_seeds
+
     @cached_property
     def leaking(self) -> list[Run]:
         """The leaking runs among those with a result."""
@@ -130,8 +135,11 @@ class Table:
     def estimates(self) -> dict[str, Estimates]:
         """The estimates of `scored_groups`, in their order, by shown metric; empty if no run has a result."""
         found = [group.predictions for group in self.scored_groups]
+        means = [place for place, group in enumerate(self.scored_groups) if group.is_mean]
         shown = [*self.metrics, AREA] if self.referable else self.metrics
-        return estimate(found, self.patient, metrics=shown, compared=[self.metric], fork=self.fork) if found else {}
+        if not found:
+            return {}
+        return estimate(found, self.patient, metrics=shown, compared=[self.metric], fork=self.fork, fixed=means)
 
     @cached_property
     def patient(self) -> np.ndarray:

@@ -317,6 +317,7 @@ def estimate(
     metrics: Collection[str] = SCORES,
     compared: Collection[str] = SCORES,
     fork: bool = False,
+    fixed: Sequence[int] = (),
 ) -> dict[str, Estimates]:
     """Return the estimates of metrics for groups of runs on the same N images.
 
@@ -327,6 +328,8 @@ def estimate(
         metrics: their names.
         compared: the metrics that `Estimates.compare` tests; the others have no draws, unless their range is infinite.
         fork: whether another process may resample half of the runs (see `processes.in_two`).
+        fixed: places of groups that borrow no variance of seeds from the others, as the mean of several seeds varies
+            less than a single run.
     """
     counts = counts_of_patients(int(patient.max()) + 1, draws)
     runs = [predictions for group in groups for predictions in group]
@@ -344,7 +347,7 @@ def estimate(
     parts = [[next(resampled) for _ in group] for group in groups]
     costs = costs_of_errors(groups[0][0], patient)
     reasons = reasons_of(groups[0][0], patient)
-    return {metric: _pool(metric, parts, costs[metric], reasons.get(metric, "")) for metric in metrics}
+    return {metric: _pool(metric, parts, costs[metric], reasons.get(metric, ""), fixed) for metric in metrics}
 
 
 Resampled = tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]
@@ -385,11 +388,18 @@ def _resample(
     return found
 
 
-def _pool(metric: str, parts: Sequence[Sequence[Resampled]], cost: float = 0.0, reason: str = "") -> Estimates:
+def _pool(
+    metric: str,
+    parts: Sequence[Sequence[Resampled]],
+    cost: float = 0.0,
+    reason: str = "",
+    fixed: Sequence[int] = (),
+) -> Estimates:
     values = [np.array([run[0][metric] for run in runs]) for runs in parts]
     draws = [np.stack([run[1][metric] for run in runs]) for runs in parts]
     left_out = [np.stack([run[2][metric] for run in runs]) for runs in parts]
     between, sampling, degrees, total = seeds_of(values, left_out)
+    between[[*fixed]], sampling[[*fixed]] = 0, 0
     if not reason and any(
         np.isfinite(runs).all() and not np.isfinite(left).all() for runs, left in zip(values, left_out, strict=True)
     ):

@@ -109,6 +109,7 @@ def _section(table: Table) -> dict[str, Any]:
     found = effects_of(table)
     part |= {"effects": list(zip(found, _bars([(e.low, e.value, e.high) for e in found], zero=True), strict=True))}
     part |= {"combined": combined_rows(table), "folds": fold_rows(table)}
+    part["combines"] = any(axis.startswith("combine.") for axis in groups[0].values)
     part |= {"decisions": decision_rows(table), "rules": list(DECISIONS), "of_rules": SCORES[RANKS_DECISIONS].label}
     part |= {"confounded": confounded_of(table), "names": table.scored[0].class_names}
     part |= {"matrices": _matrices(table), "difference": _difference(table), "many": _many_classes(table)}

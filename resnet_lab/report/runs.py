@@ -227,6 +227,12 @@ class Run:
         return [Path(os.path.normpath(self.folder.path.resolve() / str(name))).resolve() for name in names]
 
     @property
+    def joins_seeds(self) -> bool:
+        """Whether a combined run is the mean of runs with several seeds."""
+        over = str(self.config.get("combine.mean_over", "")).split(",")
+        return len(self.members) > 1 and ("seed" in over or "all" in over)
+
+    @property
     def sources(self) -> list[Path]:
         """The folders of the runs that this one was made from: its members, or the run whose rule was replaced."""
         derived = self.status.get("derived_from")

@@ -60,7 +60,8 @@ def reliability(table: Table) -> Picture | None:
     if not panels:
         return None
     wide, narrow = (charts.reliability(panels, columns) for columns in (3, 1))
-    note = "Bars below the dotted line: overconfident. The panels show the best groups; the runs of a group are pooled."
+    note = "Bars below the dotted line: overconfident. The panels show the best groups; bars pool the runs of a group, "
+    note += "and ECE is their mean."
     return Picture("Reliability", note, [Drawing(wide, narrow)])
 
 
