@@ -40,6 +40,8 @@ def command(arguments: list[str]) -> None:
     rows, module = datamodule.rows("test"), Classifier.of(model)
     if rank() == 0:
         count_training_images(model, rows)
+        if "jpeg" in (model.origin.get("recipe") or {}):
+            log.info("the model was trained on a prepared set (JPEG), predict reads the originals: small differences")
     warn_of_unused(given.trust)
     trainer = build_trainer(config["trainer"], module)
     datamodule.batch_size_per_rank(trainer.world_size)  # raises before anything runs

@@ -76,6 +76,8 @@ def test_cost_stands_against_quality_with_limits(values):
     points = [line for line in figure.axes[0].get_lines() if line.get_marker() == "o"]
     assert [point.get_xdata()[0] for point in points] == pytest.approx(values, rel=0.02)
     assert len({point.get_xdata()[0] for point in points}) == 2  # points do not overlap
+    if values[0] != values[1]:
+        assert [point.get_xdata()[0] for point in points] == list(values)  # only equal ones move
     assert list(figure.axes[0].get_lines()[0].get_ydata()) == [0.4, 0.6]
     labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
     assert labels

@@ -278,7 +278,9 @@ def test_an_unwritable_output_is_refused_first(trained: RunFolder, photographs: 
     assert "trainer.devices=abc" in refusal(evaluate.command, [str(trained.path), "trainer.devices=abc"])
 
 
-def test_raw_photographs_are_predicted_like_prepared_ones(make_run, photographs: Path, tmp_path: Path) -> None:
+def test_raw_photographs_are_predicted_like_prepared_ones(
+    make_run, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = make_run("trainer.max_epochs=1", "data.eye_crop=true", "data.local_mean=true")
     data = build("data", run.read_config()["data"])
     paths = sorted(map(str, (photographs / "images").iterdir()))
@@ -291,6 +293,7 @@ def test_raw_photographs_are_predicted_like_prepared_ones(make_run, photographs:
     columns = [f"p_{k}" for k in range(5)]
     differences = (raw.loc[trained_on.index, columns] - trained_on[columns]).abs()
     assert differences.to_numpy().max() < 0.05  # error of the prepared JPEGs
+    assert "trained on a prepared set (JPEG), predict reads the originals" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

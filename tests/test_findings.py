@@ -295,7 +295,7 @@ def test_a_group_below_the_baseline_is_named(tmp_path):
     write_run(tmp_path / "good", 50, skill=3.0)
     bad = write_run(tmp_path / "bad", 18)
     edit_predictions(bad, lambda frame: frame.assign(prediction=4 - frame["target"]))
-    expected = "accuracy is not above the majority baseline: depth=18"
+    expected = "the measured accuracy is not above the majority baseline: depth=18"
     assert found(tmp_path, "accuracy")["no better than always predicting one class"] == expected
 
 

@@ -38,6 +38,12 @@ def test_facts_name_data_network_and_recipe(tmp_path):
     assert (found["optimizer"].text, found["initial weights"].text) == ("sgd lr=0.001", "random")
 
 
+def test_a_run_that_augments_no_class_shows_no_augmentation(tmp_path):
+    for classes in ("all", "none"):
+        write_run(tmp_path / classes, config={"data.augment_classes": classes, "data.rotation": 30})
+    assert {*facts(tmp_path)["augmentation"].values} == {"rotation=30", "none (augment_classes=none)"}
+
+
 def test_a_combined_run_shows_the_seeds_of_its_members_and_how_it_was_made(tmp_path):
     config = {"combine.mean_over": "seed", "combine.sources": ["../2", "../5"]}
     for seed in (2, 5):

@@ -181,9 +181,11 @@ def cost(groups: Sequence[Cost], ylabel: str, columns: int = 2, colors: Mapping[
     )
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
     for axes, name in zip(grid, names, strict=False):
-        for place, group in enumerate(groups):
+        for group in groups:
             # groups with equal resources are drawn side by side
-            shade, x = shades[group.label], group.resources[name] * 1.02 ** (place - (len(groups) - 1) / 2)
+            equal = [other.label for other in groups if other.resources[name] == group.resources[name]]
+            shift = 1.02 ** (equal.index(group.label) - (len(equal) - 1) / 2)
+            shade, x = shades[group.label], group.resources[name] * shift
             axes.plot([x, x], group.limits, color=shade, linewidth=1.6, alpha=0.5)
             axes.plot(x, group.quality, "o", color=shade, markersize=6)
         _resource_axis(axes, name, [group.resources[name] for group in groups])

@@ -124,7 +124,7 @@ def _curves(curve: Curve, table: Table) -> Picture | None:
     baseline = baseline_of(table, {line.split for line in series}) if curve.metric in ("accuracy", "error") else None
     if baseline and curve.metric == "error":
         baseline = (baseline[0], 100 - baseline[1])
-    note = "Thick lines are means, bands span the runs. Where a panel has one group, thin lines are its runs."
+    note = "Thick lines are means, bands span the runs. In panels with few lines, thin lines are single runs."
     note += best_of(table)
     if {line.split for line in series} == {"train"} and "train" not in curve.title.lower():
         note += " Only training is shown: the jobs evaluated no other split during training."

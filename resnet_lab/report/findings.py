@@ -226,7 +226,8 @@ def _against_baseline(table: Table) -> Iterator[Finding]:
         elif value > baseline >= table.estimates[table.metric].interval(places[id(group)]).low:
             open_still.append(group.label)
     if below:
-        text = f"{table.title_of_metric} is not above the majority baseline: {_listed(below, separator='; ')}"
+        names = _listed(below, separator="; ")
+        text = f"the measured {table.title_of_metric} is not above the majority baseline: {names}"
         yield Finding("no better than always predicting one class", text)
     if open_still:
         names = _listed(open_still, separator="; ")

@@ -40,6 +40,7 @@ TERMS = {
     "ECE": "Expected calibration error: the mean distance between accuracy and the probability of predictions.",
     "temperature": "The logits (outputs before softmax) are divided by it to fit confidence; above 1: overconfident.",
     "core seconds": "Seconds of computation, summed over the cores of the processor.",
+    "images per second": "Training images per second, without the first batch of an epoch and without validation.",
     "multiply-adds": "Multiplications, each with an addition, that the network needs for one image.",
     "fingerprint": "A hash of the test images and their classes; equal fingerprints mean equal test sets.",
 }

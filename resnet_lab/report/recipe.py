@@ -234,6 +234,8 @@ def _is_how(key: str) -> bool:
 
 
 def _augmentation(run: Run) -> str:
+    if run.config.get("data.augment_classes") == "none":
+        return "none (augment_classes=none)"
     shown = {key: run.config.get(f"data.{key}") for key in (*NAMES, "padding", "crop")}
     return " ".join(f"{key}={value}" for key, value in shown.items() if value not in NO_AUGMENTATION)
 
