@@ -299,6 +299,23 @@ def test_a_group_below_the_baseline_is_named(tmp_path):
     assert found(tmp_path, "accuracy")["no better than always predicting one class"] == expected
 
 
+def test_a_group_below_the_baseline_whose_interval_includes_it_may_be_no_better(tmp_path):
+    run = write_run(tmp_path / "run", 18)
+
+    def slightly_worse(frame):
+        healthy, moderate = (frame.index[frame["target"] == grade] for grade in (0, 2))
+        called = frame.index.isin([*healthy[:12], *moderate[:9]])
+        return frame.assign(prediction=np.where(called, 2, 0))
+
+    edit_predictions(run, slightly_worse)
+    runs = [read_run(each) for each in find_runs([tmp_path])]
+    findings = {each.kind: each for each in findings_of(runs, tables_of(runs, "accuracy"))}
+    finding = findings["may be no better than always predicting one class"]
+    assert finding.is_fault
+    assert finding.text == "the measured accuracy is not above the majority baseline: depth=18 pretrained=none"
+    assert "no better than always predicting one class" not in findings
+
+
 def test_the_same_images_under_other_class_names_share_no_table(tmp_path):
     write_run(tmp_path / "a")
     write_run(tmp_path / "b", class_names=["0", "1", "2", "3", "4"])

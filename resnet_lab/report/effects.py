@@ -159,10 +159,9 @@ def _sentence(table: Table, pairing: Pairing, settings: tuple[float, ...], found
     if p <= 1 - CONFIDENCE:
         text += leaks or f"It {'raises' if value > 0 else 'lowers'} {name} on images like these."
     else:
-        most = metric.difference(max(low, high, key=abs))
-        text += f"These runs cannot show a difference; the true one may be anything up to {most}{metric.unit}." + (
-            f" {leaks}" if leaks else ""
-        )
+        limits = f"from {metric.difference(low)} to {metric.difference(high)}{metric.unit}"
+        text += f"These runs cannot show a difference; the true one may be anything {limits}."
+        text += f" {leaks}" if leaks else ""
     warnings = _about_sweeps(table, pairing), _uneven(table, pairing, settings, axes), _about_seeds(table, pairing)
     return text + "".join(warnings)
 

@@ -216,19 +216,21 @@ def _digests_of(group: Group) -> Iterator[tuple[str, str, list[str]]]:
 
 def _against_baseline(table: Table) -> Iterator[Finding]:
     """Yield groups that are not better than the majority baseline, and groups that may not be."""
-    below, open_still = [], []
+    below, measured_below, open_still = list[str](), list[str](), list[str]()
     places = {id(group): place for place, group in enumerate(table.scored_groups)}
     for group in (group for group in table.ranked if group.scored):
         value = group.mean_and_std(table.metric)[0]
         baseline = float(np.mean([run.baseline[table.metric] for run in group.scored]))
+        limits = table.estimates[table.metric].interval(places[id(group)])
         if len(group.collapsed) < len(group.scored) and value <= baseline:
-            below.append(group.label)
-        elif value > baseline >= table.estimates[table.metric].interval(places[id(group)]).low:
+            (measured_below if limits.high > baseline else below).append(group.label)
+        elif value > baseline >= limits.low:
             open_still.append(group.label)
-    if below:
-        names = _listed(below, separator="; ")
-        text = f"the measured {table.title_of_metric} is not above the majority baseline: {names}"
-        yield Finding("no better than always predicting one class", text)
+    for labels, doubt in ((below, ""), (measured_below, "may be ")):
+        if labels:
+            names = _listed(labels, separator="; ")
+            text = f"the measured {table.title_of_metric} is not above the majority baseline: {names}"
+            yield Finding(f"{doubt}no better than always predicting one class", text)
     if open_still:
         names = _listed(open_still, separator="; ")
         text = f"the {table.title_of_metric} interval includes the majority baseline: {names}"
