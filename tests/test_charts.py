@@ -69,15 +69,18 @@ def test_reliability_shows_accuracy_as_bars_and_the_gap_to_confidence():
     assert axes.patches[0].get_facecolor()[3] < axes.patches[2].get_facecolor()[3]
 
 
-@pytest.mark.parametrize("values", [(5.0, 5.0), (1457.0, 1816.0), (0.27, 1700.0)])
+@pytest.mark.parametrize("values", [(5.0, 5.0), (11.179, 11.177), (1457.0, 1816.0), (0.27, 1700.0)])
 def test_cost_stands_against_quality_with_limits(values):
     groups = [charts.Cost(name, 0.5, (0.4, 0.6), {"MB": value}) for name, value in zip("ab", values, strict=True)]
     figure = drawn(charts.cost(groups, "QWK"))
     points = [line for line in figure.axes[0].get_lines() if line.get_marker() == "o"]
     assert [point.get_xdata()[0] for point in points] == pytest.approx(values, rel=0.02)
     assert len({point.get_xdata()[0] for point in points}) == 2  # points do not overlap
-    if values[0] != values[1]:
-        assert [point.get_xdata()[0] for point in points] == list(values)  # only equal ones move
+    places = [point.get_xdata()[0] for point in points]
+    if abs(values[0] / values[1] - 1) > 0.01:
+        assert places == list(values)  # only about equal ones move
+    else:
+        assert places[0] / places[1] == pytest.approx(1.02 if values[0] > values[1] else 1 / 1.02, rel=1e-3)
     assert list(figure.axes[0].get_lines()[0].get_ydata()) == [0.4, 0.6]
     labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
     assert labels

@@ -42,7 +42,7 @@ def test_seeds_make_a_group_with_mean_and_sample_deviation(tmp_path):
     values = [run.scores["auroc"] for run in group.runs]
     assert group.mean_and_std("auroc") == pytest.approx((np.mean(values), np.std(values, ddof=1)))
     assert kinds(findings) == ["collapsed", "few images"]
-    assert findings[0].text == "3 runs nearly always predict one class"
+    assert findings[0].text == "3 runs nearly always predict one class, on test or on validation"
     assert findings[0].names == ("depth=18 pretrained=none: 3 of 3 (seeds 0, 1, 2)",)
 
 

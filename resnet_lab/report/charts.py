@@ -18,6 +18,7 @@ from resnet_lab.report.calibration import OperatingPoint, Reliability
 
 CORNERS = ((0.98, False), (0.03, False), (0.98, True), (0.03, True))  # of a panel, for numbers: x, whether at the top
 SCORE_WIDTH, SCORE_HEIGHT = 0.3, 0.06  # of a number, as shares of the panel
+ALIKE = 0.01  # relative difference of resources whose dots would cover each other
 PLAQUE = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1}  # keeps text on curves readable
 
 
@@ -182,8 +183,9 @@ def cost(groups: Sequence[Cost], ylabel: str, columns: int = 2, colors: Mapping[
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
     for axes, name in zip(grid, names, strict=False):
         for group in groups:
-            # groups with equal resources are drawn side by side
-            equal = [other.label for other in groups if other.resources[name] == group.resources[name]]
+            # groups with about equal resources are drawn side by side, in the order of their values
+            about = [other for other in groups if abs(other.resources[name] / group.resources[name] - 1) < ALIKE]
+            equal = [other.label for other in sorted(about, key=lambda other: other.resources[name])]
             shift = 1.02 ** (equal.index(group.label) - (len(equal) - 1) / 2)
             shade, x = shades[group.label], group.resources[name] * shift
             axes.plot([x, x], group.limits, color=shade, linewidth=1.6, alpha=0.5)

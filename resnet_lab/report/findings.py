@@ -157,7 +157,7 @@ def _collapsed(table: Table) -> Iterator[Finding]:
     if texts:
         runs = sum(len(group.collapsed) for group in table.groups)
         predict = "run nearly always predicts one class" if runs == 1 else "runs nearly always predict one class"
-        yield Finding("collapsed", f"{runs} {predict}", names=tuple(texts))
+        yield Finding("collapsed", f"{runs} {predict}, on test or on validation", names=tuple(texts))
 
 
 def _doubts(table: Table) -> Iterator[Finding]:

@@ -81,7 +81,6 @@ def cost(table: Table) -> Picture | None:
         if costs.RESOURCES["images_per_second"].title in titles
         else ""
     )
-    note = (
-        f"Lines: 95 % intervals. Groups with equal values stand side by side. Above and to the left is better{faster}."
-    )
+    note = "Lines: 95 % intervals. Groups with about equal values stand side by side. "
+    note += f"Above and to the left is better{faster}."
     return Picture("Quality and cost", note + best_of(table), [Drawing(wide, narrow)])
