@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from resnet_lab.axes import as_typed
 from resnet_lab.data.augmentation import NEUTRAL, Augmentation
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.models.resnet import Bottleneck
@@ -32,7 +33,7 @@ def idle_overrides(
     """
     values = flat(config)
     reasons = {key: reason for key, reason in _reasons(values, datamodule, network) if key in given}
-    return [f"{key}={values[key]} has no effect: {reason}" for key, reason in reasons.items()]
+    return [f"{key}={as_typed(values[key])} has no effect: {reason}" for key, reason in reasons.items()]
 
 
 def _reasons(values: Mapping[str, Any], datamodule: DataModule, network: nn.Module) -> Iterator[tuple[str, str]]:

@@ -41,7 +41,10 @@ def command(arguments: list[str]) -> None:
     if rank() == 0:
         count_training_images(model, rows)
         if "jpeg" in (model.origin.get("recipe") or {}):
-            log.info("the model was trained on a prepared set (JPEG), predict reads the originals: small differences")
+            text = (
+                "the model was trained on a prepared set (JPEG), and predict reads the originals: probabilities differ"
+            )
+            log.info("%s slightly from those of its test", text)
     warn_of_unused(given.trust)
     trainer = build_trainer(config["trainer"], module)
     datamodule.batch_size_per_rank(trainer.world_size)  # raises before anything runs

@@ -14,6 +14,8 @@ from fake_data import refusal
 from fake_runs import write_run
 
 import resnet_lab
+from resnet_lab.api import WARNED
+from resnet_lab.report import findings
 
 
 def test_importing_loads_nothing_heavy() -> None:
@@ -132,6 +134,8 @@ def test_compare_warns_of_the_faults_that_the_report_lists(tmp_path: Path) -> No
     with pytest.warns(UserWarning, match=r"leaking: 5 images of train[\s\S]*duplicate seed: .*seed 1 occurs") as caught:
         table = resnet_lab.compare(tmp_path)
     assert caught[0].filename == __file__
+    source = Path(findings.__file__).read_text("utf-8")
+    assert [kind for kind in WARNED if f'"{kind}"' not in source] == []  # each is the kind of a finding
     assert table["n_leaking"].tolist() == [1]
 
 

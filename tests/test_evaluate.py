@@ -293,7 +293,7 @@ def test_raw_photographs_are_predicted_like_prepared_ones(
     columns = [f"p_{k}" for k in range(5)]
     differences = (raw.loc[trained_on.index, columns] - trained_on[columns]).abs()
     assert differences.to_numpy().max() < 0.05  # error of the prepared JPEGs
-    assert "trained on a prepared set (JPEG), predict reads the originals" in capsys.readouterr().out
+    assert "trained on a prepared set (JPEG), and predict reads the originals" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

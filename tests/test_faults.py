@@ -361,14 +361,19 @@ def test_a_fault_after_training_costs_no_training(make_run: MakeRun, monkeypatch
     assert not run.last_checkpoint.exists()
 
 
-def test_a_job_does_not_resume_with_other_labels(
-    make_run: MakeRun, photographs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def interrupted_run(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    """A run that Ctrl-C stopped after its first epoch."""
     run = make_run()
     with monkeypatch.context() as patch:
         patch.setattr(Classifier, "training_step", raising(KeyboardInterrupt(), 4, Classifier.training_step))
         with pytest.raises(SystemExit):
             guarded(run)
+    return run
+
+
+def test_a_job_does_not_resume_with_other_labels(interrupted_run: RunFolder, photographs: Path) -> None:
+    run = interrupted_run
     labels = photographs / "test_label.csv"
     labels.write_text("\n".join(reversed(labels.read_text().splitlines())))
     before = run.read_status()["split_fingerprint"]["test"]
@@ -380,13 +385,9 @@ def test_a_job_does_not_resume_with_other_labels(
 
 
 def test_a_job_does_not_resume_with_its_training_images_in_another_order(
-    make_run: MakeRun, photographs: Path, monkeypatch: pytest.MonkeyPatch
+    interrupted_run: RunFolder, photographs: Path
 ) -> None:
-    run = make_run()
-    with monkeypatch.context() as patch:
-        patch.setattr(Classifier, "training_step", raising(KeyboardInterrupt(), 4, Classifier.training_step))
-        with pytest.raises(SystemExit):
-            guarded(run)
+    run = interrupted_run
     before = run.read_status()
     for name in ("train_img.csv", "train_label.csv"):
         header, *rows = (photographs / name).read_text().splitlines()

@@ -38,7 +38,7 @@ TERMS = {
     "AP": "Average precision: the area under the curve of precision by recall.",
     "F1": "The harmonic mean of precision and recall.",
     "ECE": "Expected calibration error: the mean distance between accuracy and the probability of predictions.",
-    "temperature": "The logits (outputs before softmax) are divided by it to fit confidence; above 1: overconfident.",
+    "temperature": "It divides the outputs before softmax so that confidence fits accuracy; above 1: overconfident.",
     "core seconds": "Seconds of computation, summed over the cores of the processor.",
     "images per second": "Training images per second, without the first batch of an epoch and without validation.",
     "multiply-adds": "Multiplications, each with an addition, that the network needs for one image.",

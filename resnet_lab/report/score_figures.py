@@ -61,7 +61,7 @@ def reliability(table: Table) -> Picture | None:
         return None
     wide, narrow = (charts.reliability(panels, columns) for columns in (3, 1))
     note = "Bars below the dotted line: overconfident. The panels show the best groups; bars pool the runs of a group, "
-    note += "and ECE is their mean."
+    note += "and ECE is the mean over the runs."
     return Picture("Reliability", note, [Drawing(wide, narrow)])
 
 

@@ -42,8 +42,8 @@ def headline(table: Table) -> str:
     value = f"{shown.text(best.value)}{percent}" + (f" (95 %: {limits})" if limits not in (ABSENT, CONSTANT) else "")
     baseline = next(row for row in every if row.kind == "baseline")
     always = baseline.label.partition(": ")[2]
-    leaks = any(group.label == best.label and group.leaking for group in table.groups)
-    doubt = f"{best.label} leaks, so its score may be too high. " if leaks else ""
+    first = next(group for group in table.ranked if group.scored)
+    doubt = f"{first.label} leaks, so its score may be too high. " if first.leaking else ""
     against = f"{doubt}{always[:1].upper()}{always[1:]} would score {shown.text(baseline.value)}{percent}."
     if len(rows) == 1:
         return f"{best.label}: {table.title_of_metric} {value}. {against}"
