@@ -139,6 +139,21 @@ def test_targets_are_named_by_their_last_part_and_missing_keys_left_out(tmp_path
     assert labels(compare(tmp_path)[1][0]) == ["optim=nadam", "optim=sgd momentum=0.9"]
 
 
+@pytest.mark.parametrize(
+    ("momentum", "given", "label"),
+    [
+        (0.9, [], "optim=sgd"),
+        (0.9, ["optim.momentum=0.9"], "optim=sgd momentum=0.9"),
+        (0.8, [], "optim=sgd momentum=0.8"),  # of an experiment file, so optim=sgd does not say it
+    ],
+)
+def test_a_choice_of_the_command_stands_for_its_defaults(tmp_path, momentum, given, label):
+    sgd = {"optim": {"_target_": "resnet_lab.optim.sgd", "momentum": momentum}}
+    write_run(tmp_path / "a", config=sgd, overrides=["optim=sgd", *given])
+    write_run(tmp_path / "b", config={"optim": {"_target_": "resnet_lab.optim.nadam"}}, overrides=["optim=nadam"])
+    assert labels(compare(tmp_path)[1][0]) == ["optim=nadam", label]
+
+
 def test_checkpoint_paths_are_as_short_as_distinguishes_them(tmp_path):
     for name in ("a", "b"):
         write_run(tmp_path / name, pretrained=f"/long/path/runs/{name}/checkpoints/best.ckpt")

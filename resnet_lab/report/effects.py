@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from resnet_lab.report.groups import Group, Table, axes_of, order_of
+from resnet_lab.report.groups import Group, Table, axes_of, bundles_of, order_of
 from resnet_lab.report.intervals import CONFIDENCE, Comparisons
 from resnet_lab.report.leaderboard import limits_text
 from resnet_lab.scores import SCORES
@@ -70,7 +70,7 @@ def pairings_of(table: Table) -> list[Pairing]:
     for axis in table.groups[0].values if table.groups else ():
         if any(axis in bundle[1:] for bundle in bundles.values()):
             continue
-        orders = {_level(group, axis): order_of(group.values[axis]) for group in groups}
+        orders = {group.level(axis): order_of(group.values[axis]) for group in groups}
         levels = sorted(orders, key=lambda level: orders[level])
         if any(_pairs(groups, bundles[axis], "", level) for level in levels if level):
             levels = ["", *(level for level in levels if level)]  # groups without the key, such as those not combined
@@ -80,8 +80,10 @@ def pairings_of(table: Table) -> list[Pairing]:
             if pairs := _trained(next(filter(None, earlier), []), groups, axis):
                 first, other = (groups[place].shown for place in pairs[0])
                 if len(bundles[axis]) > 1:
-                    texts = [[shown[key] for key in bundles[axis] if key in shown] for shown in (first, other)]
-                    one, two = (" ".join(text for text in each if not text.endswith("=none")) for each in texts)
+                    named = [
+                        [key for key in bundles[axis] if groups[place].values[key] != "none"] for place in pairs[0]
+                    ]
+                    one, two = (groups[place].text_of(keys) for place, keys in zip(pairs[0], named, strict=True))
                 else:
                     absent = "single runs" if axis.startswith("combine.") else "nothing"
                     one, two = first.get(axis, absent).rpartition("=")[2], other.get(axis, axis)
@@ -93,35 +95,20 @@ def _trained(pairs: list[tuple[int, int]], groups: Sequence[Group], axis: str) -
     """Return the pairs without combined groups, whose members count already; all pairs if there are no others."""
     if axis.startswith("combine."):
         return pairs
-    combined = [any(key.startswith("combine.") and _level(group, key) for key in group.values) for group in groups]
+    combined = [any(key.startswith("combine.") and group.level(key) for key in group.values) for group in groups]
     return [pair for pair in pairs if not any(combined[place] for place in pair)] or pairs
-
-
-def bundles_of(groups: Sequence[Group]) -> dict[str, list[str]]:
-    """Return each axis → itself and, for the choice of a part, the axes that this choice alone determines.
-
-    `loss=mse` instead of `cross_entropy` changes `loss._target_` and the keys that only one of them has; these are one
-    axis. A key that varies beside one and the same choice stays an axis of its own.
-    """
-    bundles = {axis: [axis] for group in groups[:1] for axis in group.values}
-    for axis in [axis for axis in bundles if axis.endswith("_target_")]:
-        for other in [each for each in bundles if each != axis and each.startswith(axis.removesuffix("_target_"))]:
-            pairs = {(_level(group, axis), _level(group, other)) for group in groups}
-            if len(pairs) == len({choice for choice, _ in pairs}):
-                bundles[axis].append(other)
-    return bundles
 
 
 def _pairs(groups: Sequence[Group], axes: Sequence[str], first: str, other: str) -> list[tuple[int, int]]:
     """Return the places of groups with the first and the other value of `axes[0]` that agree in all axes but these."""
     alike = defaultdict[tuple[str, ...], list[int]](list)
     for place, group in enumerate(groups):
-        if _level(group, axes[0]) == other:
+        if group.level(axes[0]) == other:
             alike[_others(group, axes)].append(place)
     return [
         (place, partner)
         for place, group in enumerate(groups)
-        if _level(group, axes[0]) == first
+        if group.level(axes[0]) == first
         for partner in alike[_others(group, axes)]
     ]
 
@@ -131,18 +118,13 @@ def confounded_of(table: Table) -> list[str]:
     bundles = bundles_of(table.scored_groups)
     known = {key for pairing in pairings_of(table) for key in bundles[pairing.axis]}
     axes = table.groups[0].values if table.groups else {}
-    several = [axis for axis in axes if len({_level(group, axis) for group in table.scored_groups}) > 1]
+    several = [axis for axis in axes if len({group.level(axis) for group in table.scored_groups}) > 1]
     return [axis for axis in several if axis not in known]
-
-
-def _level(group: Group, axis: str) -> str:
-    """Return the value of an axis as shown; sources of weights that differ only by depth are one value."""
-    return group.shown.get(axis, "")
 
 
 def _others(group: Group, axes: Sequence[str]) -> tuple[str, ...]:
     """Return the values of all other axes."""
-    return tuple(_level(group, key) for key in group.values if key not in axes)
+    return tuple(group.level(key) for key in group.values if key not in axes)
 
 
 def _sentence(table: Table, pairing: Pairing, settings: tuple[float, ...], found: Comparisons, axes: int) -> str:
@@ -197,7 +179,7 @@ def _uneven(table: Table, pairing: Pairing, settings: tuple[float, ...], axes: i
     if not len(between) or not np.any(estimates.compare(between).p <= (1 - CONFIDENCE) / axes):
         return ""
     rest = [
-        " ".join(text for key, text in groups[first].shown.items() if key not in pairing.axes)
+        groups[first].text_of(axis for axis in groups[first].shown if axis not in pairing.axes)
         for first, _ in pairing.pairs
     ]
     parts = [

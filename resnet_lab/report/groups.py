@@ -15,6 +15,7 @@ import numpy as np
 
 from resnet_lab.axes import plain, shown_of
 from resnet_lab.errors import UserError, count
+from resnet_lab.keys import all_keys
 from resnet_lab.report.intervals import Comparisons, Estimates, estimate
 from resnet_lab.report.runs import Run, in_order_of_jobs
 from resnet_lab.run_folder import comparable, is_bookkeeping
@@ -34,12 +35,21 @@ class Group:
     values: dict[str, Any]  # values of the axes, by dotted key
     runs: list[Run]
     shown: dict[str, str] = field(default_factory=dict)  # dotted key → short `key=value`, for people
+    implied: set[str] = field(default_factory=set)  # keys of `shown` that its label leaves out
     unnamed: str = "all runs"  # its label if nothing is shown
 
     @property
     def label(self) -> str:
         """The settings that distinguish the group within its table."""
-        return " ".join(self.shown.values()) or self.unnamed
+        return self.text_of(self.shown) or self.unnamed
+
+    def text_of(self, axes: Iterable[str]) -> str:
+        """Return the values of these axes as in the label."""
+        return " ".join(self.shown[axis] for axis in axes if axis in {*self.shown} - self.implied)
+
+    def level(self, axis: str) -> str:
+        """Return the value of an axis as shown; sources of weights that differ only by depth are one value."""
+        return self.shown.get(axis, "")
 
     @cached_property
     def predictions(self) -> list[Predictions]:
@@ -342,9 +352,48 @@ def _name(groups: Sequence[Group], axes: Sequence[str]) -> None:
     configs = [run.config for group in groups for run in group.runs]
     for group, shown in zip(groups, shown_of(settings, _labels(configs, axes)), strict=True):
         group.shown |= shown
+    implied = _implied(groups)
+    for group in groups:
+        group.implied |= implied
         if len(groups) > 1:
             part = axes[0].removesuffix("._target_")
             group.unnamed = "not combined" if part.startswith("combine.") else f"without {part.rpartition('.')[2]}"
+
+
+def bundles_of(groups: Sequence[Group]) -> dict[str, list[str]]:
+    """Return each axis → itself and, for the choice of a part, the axes that this choice alone determines.
+
+    `loss=mse` instead of `cross_entropy` changes `loss._target_` and the keys that only one of them has; these are one
+    axis. A key that varies beside one and the same choice stays an axis of its own.
+    """
+    bundles = {axis: [axis] for group in groups[:1] for axis in group.values}
+    for axis in [axis for axis in bundles if axis.endswith("_target_")]:
+        for other in [each for each in bundles if each != axis and each.startswith(axis.removesuffix("_target_"))]:
+            pairs = {(group.level(axis), group.level(other)) for group in groups}
+            if len(pairs) == len({choice for choice, _ in pairs}):
+                bundles[axis].append(other)
+    return bundles
+
+
+def _implied(groups: Sequence[Group]) -> set[str]:
+    """Return the axes that follow from a choice in the command: it did not give them, and all values are defaults.
+
+    `loss=cross_entropy` then stands for `loss.label_smoothing=0` too, as in `status`.
+    """
+    runs = [run for group in groups for run in group.runs]
+    given = {key.lstrip("+~") for run in runs for key, _ in run.overrides}
+    return {
+        axis
+        for choice, axes in bundles_of(groups).items()
+        for axis in axes[1:]
+        if choice.removesuffix("._target_") in given and axis not in given
+        if {plain(group.values[axis]) for group in groups} <= _defaults_of(axis)
+    }
+
+
+def _defaults_of(axis: str) -> set[str]:
+    """Return the values that conf/ gives a key, and no value, as `plain` writes them."""
+    return {"none", plain(ABSENT), *(plain(key.default) for key in all_keys() if key.name == axis)}
 
 
 def _labels(configs: Iterable[dict[str, Any]], axes: Sequence[str]) -> dict[str, str]:
