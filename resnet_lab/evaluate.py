@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from resnet_lab.axes import as_typed, label_of
-from resnet_lab.build import build_datamodule, build_trainer, rank, set_up_logging
+from resnet_lab.build import build_trainer, rank, set_up_logging
 from resnet_lab.command_line import run_command
 from resnet_lab.config import check, compose_config, job_name
 from resnet_lab.data.augmentation import Augmentation
@@ -35,7 +35,17 @@ from resnet_lab.report.leaderboard import CONSTANT, NOTHING, interval_text
 from resnet_lab.report.runs import read_predictions
 from resnet_lab.run_folder import RunFolder
 from resnet_lab.scores import SCORES, majority_baseline
-from resnet_lab.trained import MEMBERS, POOLS, Trained, count_training_images, load, match_classes, place_of
+from resnet_lab.trained import (
+    MEMBERS,
+    POOLS,
+    Trained,
+    count_training_images,
+    load,
+    match_classes,
+    place_of,
+    saw_jpegs,
+    say_compression,
+)
 from resnet_lab.trust import trust, warn_of_unused
 from resnet_lab.verbs import VERBS
 
@@ -66,8 +76,12 @@ def evaluate_split(model: Trained, config: dict[str, Any], split: str) -> tuple[
     """
     trained_on = model.origin.get("pixels")
     pixels = trained_on if trained_on == "originals" else None  # other data need not have been prepared
-    datamodule = build_datamodule(config, (model.origin["mean"], model.origin["std"]), pixels)
+    datamodule = DataModule.from_config(config, (model.origin["mean"], model.origin["std"]), pixels)
+    datamodule.data.as_prepared = saw_jpegs(model.origin)
+    datamodule.setup()
     before = model.origin.get("split_fingerprint", {}).get(split)
+    if rank() == 0 and datamodule.pixels == "originals":
+        say_compression(model.origin, "evaluate")
     own = before == datamodule.fingerprints.get(split)
     same_keys = config["data"] | {"on_leak": ""} == model.origin["config"]["data"] | {"on_leak": ""}
     if before and same_keys and not own:

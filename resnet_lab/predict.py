@@ -15,7 +15,15 @@ from resnet_lab.inputs import check_predict
 from resnet_lab.module import Classifier
 from resnet_lab.outputs import refuse_undefined, write_predictions
 from resnet_lab.processes import end
-from resnet_lab.trained import count_training_images, load, own_reader, photographs, place_of
+from resnet_lab.trained import (
+    count_training_images,
+    load,
+    own_reader,
+    photographs,
+    place_of,
+    saw_jpegs,
+    say_compression,
+)
 from resnet_lab.trust import trust, warn_of_unused
 from resnet_lab.verbs import VERBS
 
@@ -33,18 +41,15 @@ def command(arguments: list[str]) -> None:
     names = model.origin["class_names"]
     chosen = override(model.origin, given.overrides)
     config = photographs(chosen, given.IMAGE_OR_FOLDER, names)
-    datamodule = DataModule.from_config(config, (model.origin["mean"], model.origin["std"]))
+    datamodule = DataModule.from_config(config, (model.origin["mean"], model.origin["std"]), "originals")
     assert isinstance(datamodule.data, Photographs)
     datamodule.data.like = own_reader(chosen)
+    datamodule.data.as_prepared = saw_jpegs(model.origin)
     datamodule.setup()
     rows, module = datamodule.rows("test"), Classifier.of(model)
     if rank() == 0:
         count_training_images(model, rows)
-        if "jpeg" in (model.origin.get("recipe") or {}):
-            text = (
-                "the model was trained on a prepared set (JPEG), and predict reads the originals: probabilities differ"
-            )
-            log.info("%s slightly from those of its test", text)
+        say_compression(model.origin, "predict")
     warn_of_unused(given.trust)
     trainer = build_trainer(config["trainer"], module)
     datamodule.batch_size_per_rank(trainer.world_size)  # raises before anything runs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import fields
@@ -26,6 +26,7 @@ from resnet_lab.data.check import HASH_DIGITS
 from resnet_lab.data.image_data import ImageData
 from resnet_lab.data.listing import list_images
 from resnet_lab.data.photographs import Photographs
+from resnet_lab.data.prepared import JPEG, as_stored
 from resnet_lab.data.reader import fit
 from resnet_lab.data.transforms import Geometry, normalize
 from resnet_lab.ensemble import Ensemble, LogProbabilities
@@ -73,7 +74,7 @@ class Trained:
         self.tta: str = origin["config"]["trainer"]["tta"]
         config = photographs(origin["config"], str(file), self.class_names)
         self._data: Photographs = build("data", config["data"])
-        self._data.like = own_reader(origin["config"])
+        self._data.like, self._data.as_prepared = own_reader(origin["config"]), saw_jpegs(origin)
         self._geometry = Geometry(self._data)
 
     def __repr__(self) -> str:
@@ -204,7 +205,7 @@ class Trained:
         """Return one image before augmentation, uint8 (H, W, 3)."""
         if isinstance(source, str | Path):
             try:
-                return self._data.read(str(source))
+                return self._data.read_as_trained(str(source))
             except (OSError, ValueError) as error:
                 # its text may repeat the file
                 reason = getattr(error, "strerror", None) or str(error).removeprefix(f"{source}: ")
@@ -217,7 +218,8 @@ class Trained:
         if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
             remedy = "give uint8 (H, W, 3), RGB; several images are a list of them"
             raise UserError(f"an array of {array.dtype} and shape {array.shape}: {remedy}")
-        return fit(array, self._data.recipe)
+        image = fit(array, self._data.recipe)
+        return as_stored(image) if self._data.as_prepared else image
 
     def _normalized(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
         mean, std = torch.tensor(self.origin["mean"]), torch.tensor(self.origin["std"])
@@ -429,6 +431,18 @@ def photographs(config: dict[str, Any], root: str, class_names: list[str]) -> di
         "test_fraction": 0.0,
     }
     return config | {"data": data}
+
+
+def saw_jpegs(origin: Mapping[str, Any]) -> bool:
+    """Return whether a network was trained on the JPEGs of a prepared set, as this version writes them."""
+    return bool((origin.get("recipe") or {}).get("jpeg") == list(JPEG))
+
+
+def say_compression(origin: Mapping[str, Any], verb: str) -> None:
+    """Log how a verb reads originals for a network that was trained on the JPEGs of a prepared set."""
+    if (origin.get("recipe") or {}).get("jpeg"):
+        how = "with the same compression" if saw_jpegs(origin) else "without their compression, so probabilities differ"
+        log.info("the model was trained on a prepared set (JPEG), and %s reads the originals %s", verb, how)
 
 
 def own_reader(config: dict[str, Any]) -> ImageData | None:

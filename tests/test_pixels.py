@@ -143,7 +143,8 @@ def test_a_run_that_started_with_a_prepared_set_waits_for_it(
         "evaluation_best_test",
         "evaluation_best_test_pixels-originals",
     ]
-    assert len({(folder / "predictions_test.csv").read_bytes() for folder in folders}) == 2
+    other, originals = (folder / "predictions_test.csv" for folder in folders)
+    assert originals.read_bytes() == whole.predictions_file("test").read_bytes() != other.read_bytes()
     assert "trained on other image files: a prepared set then, the originals now" in warned()
 
 

@@ -99,7 +99,8 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
         """Return the image before augmentation, uint8 (H, W, 3)."""
         if self.images is not None:
             return self.images[index]
-        return read_prepared(self.prepared[index]) if self.prepared[index] else self.data.read(self.paths[index])
+        prepared = self.prepared[index]
+        return read_prepared(prepared) if prepared else self.data.read_as_trained(self.paths[index])
 
     def read_all(self) -> list[np.ndarray]:
         """Read all images before augmentation, on all cores (decoding releases the interpreter's lock)."""

@@ -17,7 +17,7 @@ from resnet_lab.data.augmentation import Augmentation
 from resnet_lab.data.check import Rules, check_files, drop_defects
 from resnet_lab.data.listing import refuse_undecodable
 from resnet_lab.data.patients import DEFAULTS, EACH_IMAGE, distinct_names, find_patients, patients_of_column
-from resnet_lab.data.prepared import PreparedSet
+from resnet_lab.data.prepared import PreparedSet, as_stored
 from resnet_lab.data.reader import Recipe, read_image
 from resnet_lab.data.settings import refuse_contradictions
 from resnet_lab.data.splits import (
@@ -99,6 +99,7 @@ class ImageData(Augmentation, ABC):
         self.bad_labels = 0  # rows dropped because their label is empty, out of range or unknown
         self.patients = EACH_IMAGE  # how patients were found; set by `listed`
         self.own_splits = set[str]()  # splits that are not drawn; set by `table`
+        self.as_prepared = False  # originals get the losses of a prepared JPEG; set for models trained on those
         hints = get_type_hints(type(self), include_extras=True)
         for field in fields(self):
             setattr(self, field.name, conform(f"data.{field.name}", getattr(self, field.name), hints[field.name]))
@@ -121,6 +122,11 @@ class ImageData(Augmentation, ABC):
     def read(self, path: str) -> np.ndarray:
         """Return the image of a row before augmentation, uint8 (H, W, 3)."""
         return read_image(path, self.recipe, max_pixels=self.max_pixels)
+
+    def read_as_trained(self, path: str) -> np.ndarray:
+        """Return the image of a file as `read` does; if `as_prepared`, as a prepared JPEG of it is."""
+        image = self.read(path)
+        return as_stored(image) if self.as_prepared else image
 
     @property
     def reads_itself(self) -> bool:

@@ -487,7 +487,7 @@ def prepare_photograph(target: PreparedSet, path: str) -> tuple[Entry, np.ndarra
     if target.format == "raw":
         image = np.ascontiguousarray(image)
         return row | {"prepared": digest_of(image.data)} | _facts(image), image
-    _, encoded = cv2.imencode(".jpeg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), JPEG)
+    encoded = _encoded(image)
     target.file(path).parent.mkdir(parents=True, exist_ok=True)
     write_atomically(target.file(path), encoded.tobytes())
     return row | {"prepared": digest_of(encoded.data)} | _facts(image), NOTHING
@@ -506,11 +506,28 @@ def read_prepared(file: str, gray: bool = False) -> np.ndarray:
     if not file.endswith(".jpeg"):
         pixels = _mapped(file)
         return cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY) if gray else pixels
-    data = np.frombuffer(Path(file).read_bytes(), np.uint8)
-    image = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR)
+    image = _decoded(np.frombuffer(Path(file).read_bytes(), np.uint8), gray)
     if image is None:
         raise OSError(f"{file} was modified while it was in use")
-    return image if gray else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return image
+
+
+def as_stored(image: np.ndarray) -> np.ndarray:
+    """Return an image, uint8 (H, W, 3), RGB, as `read_prepared` returns it from a set of JPEGs."""
+    stored = _decoded(_encoded(image))
+    assert stored is not None
+    return stored
+
+
+def _encoded(image: np.ndarray) -> np.ndarray:
+    """Return the bytes of a JPEG, uint8 (N,)."""
+    return cv2.imencode(".jpeg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), JPEG)[1]
+
+
+def _decoded(data: np.ndarray, gray: bool = False) -> np.ndarray | None:
+    """Decode the bytes of a JPEG; None if they are none."""
+    image = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR)
+    return image if gray or image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def place_of(file: str) -> tuple[str, int, int, int]:
