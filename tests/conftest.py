@@ -20,6 +20,7 @@ from hydra import compose, initialize_config_dir
 from hydra._internal import config_loader_impl
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
+from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -86,6 +87,7 @@ def _files_are_merged_once() -> Iterator[None]:
         patch.setattr(config_loader_impl, "create_defaults_list", choose_once)
         patch.setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", merge)
         patch.setattr(ConfigRepository, "load_config", load)
+        patch.setattr(ConfigStore, "__deepcopy__", lambda store, _: store, raising=False)  # it copies what it returns
         yield
 
 

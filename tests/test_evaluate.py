@@ -119,6 +119,7 @@ def test_another_split_or_checkpoint_leaves_the_runs_own_files_alone(trained: Ru
     assert len(rows) == sum(trained.read_status()["class_counts"]["train"])
 
 
+@pytest.mark.slow
 def test_a_data_set_that_changed_after_the_training_is_named(
     make_run, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -635,6 +636,7 @@ def test_predictions_belong_to_their_images_in_any_order(trained: RunFolder, mon
     pd.testing.assert_frame_equal(found, stored, atol=2e-3)  # bf16 in other batches
 
 
+@pytest.mark.slow
 def test_a_done_job_that_lost_a_file_tests_again(trained: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
     names = ["predictions_test.csv", "predictions_val.csv", "confusion_matrix_test.csv", "metrics.csv"]
     before = {name: (trained.path / name).read_bytes() for name in names}

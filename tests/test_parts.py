@@ -306,6 +306,7 @@ def test_callbacks_do_not_replace_metrics_of_the_run(make_run: Make, mylab: None
     assert not run.best_checkpoint.exists()
 
 
+@pytest.mark.slow
 def test_an_optimizer_that_repeats_its_step_counts_each_image_once(make_run: Make, mylab: None) -> None:
     own = ("optim=own", "optim._target_=mylab.Repeating", "+optim.lr=1.0", "schedule=constant", "trainer.max_epochs=1")
     losses = []
@@ -488,9 +489,10 @@ def test_an_external_data_set_is_read(make_run: Make, mylab: None) -> None:
             ("+callbacks.stop._target_=lightning.pytorch.callbacks.EarlyStopping", "+callbacks.stop.monitor=auto"),
             "callbacks.stop.monitor=auto: no such metric; choose val/loss, val/qwk",
         ),
-        (
+        pytest.param(
             ("schedule=own", "schedule._target_=timm.scheduler.CosineLRScheduler", "+schedule.t_initial=2"),
             "schedule._target_ timm.scheduler.CosineLRScheduler is not a torch.optim.lr_scheduler.LRScheduler",
+            marks=pytest.mark.slow,  # imports timm
         ),
         (("callbacks=5",), "callbacks"),
         (("data=own", "data._target_=mylab.Net", "data.root=."), "mylab.Net is not a data set: derive it from"),

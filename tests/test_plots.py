@@ -60,7 +60,7 @@ def test_a_class_without_images_is_gray_with_a_dash():
     assert GRAY not in {to_hex(color) for row in (0, 2) for color in colors[row]}
 
 
-@pytest.mark.parametrize("num_classes", [5, 20])
+@pytest.mark.parametrize("num_classes", [5, pytest.param(20, marks=pytest.mark.slow)])
 def test_every_cell_has_a_text_that_fits(num_classes):
     counts = np.full((num_classes, num_classes), 20655)
     figure = drawn(plots.matrices.confusion_matrix(counts, [f"class {k}" for k in range(num_classes)]))

@@ -125,6 +125,7 @@ def test_splits_that_cannot_be_cut_are_reported_and_do_not_stop_the_command(root
     assert sum(int(row["train"]) for row in rows(out, "class_counts")) == len(TRAIN)
 
 
+@pytest.mark.slow
 def test_splits_are_those_of_a_training_that_drops_leaks(root):
     write_pair(root, "train", {name: grade for name, grade in TRAIN.items() if name != "1_right"})
     write_pair(root, "test", TEST | {"1_right": 1})

@@ -48,7 +48,7 @@ def test_torchvisions_weights_give_torchvisions_logits(depth):
         torch.testing.assert_close(ours(images), theirs(images), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("depth", [34, 101, 152])
+@pytest.mark.parametrize("depth", [34, 101, pytest.param(152, marks=pytest.mark.slow)])
 def test_names_and_shapes_are_torchvisions(depth):
     with torch.device("meta"):
         theirs = torchvision.models.get_model(f"resnet{depth}").state_dict()

@@ -261,6 +261,7 @@ def test_the_jobs_of_a_sweep_continue_with_more_epochs(
     assert len(find_runs([Path("sweep")])) == 3
 
 
+@pytest.mark.slow
 def test_an_override_that_repeats_a_value_trains_no_job_again(
     sweep: Sweep, started: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -392,6 +393,7 @@ def test_a_broken_file_of_a_job_is_named(sweep: Sweep, capsys: pytest.CaptureFix
     assert "Traceback" not in error
 
 
+@pytest.mark.slow
 def test_the_death_of_a_waiting_process_is_not_that_of_the_job(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sweep("seed=0", "start=false") == 0
     (run,) = find_runs(["sweep"])

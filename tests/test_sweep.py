@@ -399,6 +399,7 @@ def test_a_sweep_of_which_some_jobs_find_a_prepared_set_is_stopped(
         shutil.rmtree(tmp_path / "sweep")
 
 
+@pytest.mark.slow
 def test_labels_that_changed_since_a_job_began_stop_the_sweep(
     photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -528,7 +529,10 @@ def test_a_file_that_is_edited_while_the_sweep_runs_stops_its_other_jobs(
     assert len(started) == 5
 
 
-@pytest.mark.parametrize(("line", "words"), [("split_seed: '${seed}'", []), ("", ["data.split_seed=${seed}"])])
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [("split_seed: '${seed}'", []), pytest.param("", ["data.split_seed=${seed}"], marks=pytest.mark.slow)],
+)
 def test_a_value_that_depends_on_the_seed_is_no_edit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, words: list[str]
 ) -> None:

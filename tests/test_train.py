@@ -45,7 +45,7 @@ def one_error(result: subprocess.CompletedProcess[str]) -> str:
         pytest.param(["model=resnext"], ["resnext", "resnet_cifar"], marks=pytest.mark.slow),
         pytest.param(["trainer.max_epoch=3"], ["max_epoch"], marks=pytest.mark.slow),
         pytest.param(["trainer.max_epochs=many"], ["many", "trainer.max_epochs"], marks=pytest.mark.slow),
-        (["experiment=nothing"], ["experiment/nothing"]),
+        pytest.param(["experiment=nothing"], ["experiment/nothing"], marks=pytest.mark.slow),
         pytest.param(["+optim.momentun=0.9"], ["did you mean optim.momentum?"], marks=pytest.mark.slow),
         (["data=retinopathy"], ["data.root is not set"]),
     ],
@@ -91,6 +91,7 @@ def test_keys_that_are_not_set_are_printed(monkeypatch: pytest.MonkeyPatch, caps
     assert "_target_: ???" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     line = one_error(lab("train", "sweep_dir=file/run", cwd=tmp_path))
