@@ -157,14 +157,8 @@ def test_workers_that_hang_end_the_job_with_one_line(make_run: MakeRun, monkeypa
     assert "Traceback" not in run.log_file.read_text()
 
 
-@pytest.mark.parametrize(
-    "file",
-    [
-        "last.ckpt",
-        pytest.param("best.ckpt", marks=pytest.mark.slow),
-        pytest.param("metrics.csv", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["last.ckpt", "best.ckpt", "metrics.csv"])
 def test_a_full_disk_truncates_no_file_and_the_job_resumes_with_free_space(
     make_run: MakeRun, trained_run: MakeRun, monkeypatch: pytest.MonkeyPatch, file: str
 ) -> None:
@@ -226,15 +220,10 @@ def _first(trainer: Any) -> bool:
     return trainer.current_epoch == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "choice"),
-    [
-        ("cut", "best"),
-        pytest.param("flipped", "best", marks=pytest.mark.slow),
-        pytest.param("cut", "start", marks=pytest.mark.slow),
-        pytest.param("all", "best", marks=pytest.mark.slow),
-        pytest.param("another network", "best", marks=pytest.mark.slow),
-    ],
+    [("cut", "best"), ("flipped", "best"), ("cut", "start"), ("all", "best"), ("another network", "best")],
 )
 def test_a_damaged_last_checkpoint_is_reported_and_replaced(
     trained_run: MakeRun, halfway: RunFolder, damage: str, choice: str
