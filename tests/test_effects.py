@@ -57,6 +57,14 @@ def test_an_average_that_hides_opposite_differences_says_so(tmp_path):
         assert f"{100 * value:+.2f} at {rest}".replace("-", "−") in depth.sentence
 
 
+def test_networks_that_predict_one_class_have_no_difference_and_no_limits(tmp_path):
+    write_grid(tmp_path, {(depth, None): 0.0 for depth in (18, 50)})
+    (depth,) = effects_of(table_of(tmp_path, "qwk"))
+    assert (depth.low, depth.high, depth.p) == (0, 0, 1)
+    assert "QWK +0.000. Each of these runs predicts one class" in depth.sentence
+    assert "[" not in depth.sentence
+
+
 def test_a_difference_from_groups_of_which_only_some_leak_says_so(tmp_path):
     write_grid(tmp_path, {(18, None): 1.0, (50, None): 4.0})
     assert "leak" not in effects_of(table_of(tmp_path))[0].sentence

@@ -297,6 +297,9 @@ def test_a_group_below_the_baseline_is_named(tmp_path):
     edit_predictions(bad, lambda frame: frame.assign(prediction=4 - frame["target"]))
     expected = "the measured accuracy is not above the majority baseline: depth=18"
     assert found(tmp_path, "accuracy")["no better than always predicting one class"] == expected
+    write_run(tmp_path / "constant", 34, skill=0.0)  # named as collapsed
+    expected += " (besides 1 collapsed group)"
+    assert found(tmp_path, "accuracy")["no better than always predicting one class"] == expected
 
 
 def test_a_group_below_the_baseline_whose_interval_includes_it_may_be_no_better(tmp_path):

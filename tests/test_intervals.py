@@ -247,6 +247,20 @@ def test_identical_runs_are_tied_and_differences_are_paired():
     assert found.interval(0).low < found.values[1]  # although the intervals overlap
 
 
+def test_only_constant_scores_differ_without_limits():
+    (varying,), patient = one_group()
+    first, second = (varying._replace(classes=np.full_like(varying.classes, number)) for number in (0, 1))
+    estimates = estimate([[first], [second], [varying]], patient, 200)
+    found = estimates["qwk"].compare(np.array([[1.0, -1.0, 0.0], [1.0, 0.0, -1.0]]))
+    assert (found.low[0], found.high[0], found.p[0]) == (0, 0, 1)
+    assert found.low[1] < found.values[1] < found.high[1]
+    found = estimates["accuracy"].compare(np.array([[1.0, -1.0, 0.0]]))  # it depends on the patients
+    assert found.low[0] < found.values[0] < found.high[0]
+    several = estimate([[first, second], [second, first], [varying, first]], patient, 200)["qwk"]
+    assert several.seeds.between[0] > 0  # borrowed: another seed may predict several classes
+    assert several.compare(np.array([[1.0, -1.0, 0.0]])).high[0] > 0
+
+
 def test_seeds_widen_the_interval_of_the_patients():
     predictions, patient = one_group(runs=4, seed_spread=1.0)
     together = estimate([predictions], patient)["accuracy"]

@@ -97,6 +97,7 @@ def test_published_numbers_are_below_with_their_protocol(tmp_path):
         ("qwk", (-0.1234, -0.2, 0.05), "−0.123 [−0.200, +0.050]"),
         ("accuracy", (0.1, 0.05, 0.15), "+10.00 [+5.00, +15.00]"),
         ("qwk", (-0.0001, math.nan, math.nan), "−0.000"),
+        ("qwk", (0.0, 0.0, 0.0), "+0.000 [none: one class predicted]"),
     ],
 )
 def test_differences_have_signs_and_limits(metric, numbers, text):

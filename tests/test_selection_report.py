@@ -66,6 +66,14 @@ def test_the_finding_names_groups_with_mostly_equal_epochs(tmp_path: Path, below
         assert finding.names == (f"{table.groups[0].label}: epoch 4, 4 of 4; 2 other epochs are as good",)
 
 
+def test_each_run_has_its_number_of_equal_epochs_if_they_differ(tmp_path: Path) -> None:
+    write_selected(tmp_path / "a", [0.1, 0.2, 0.3])
+    write_selected(tmp_path / "b", [0.1, 0.2, 3.0], seed=1)
+    table = table_of(tmp_path)
+    (names,) = [each.names for each in findings_of(table.scored, [table]) if each.kind == "selection within noise"]
+    assert names == (f"{table.groups[0].label}: epoch 4, 4 of 4; 3, 2 other epochs are as good",)
+
+
 def test_without_validation_predictions_nothing_is_said(tmp_path: Path) -> None:
     (write_selected(tmp_path / "a", [0.1, 0.1]) / "predictions_val.csv").unlink()
     assert blind_of(table_of(tmp_path)) == []

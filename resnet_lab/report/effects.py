@@ -137,6 +137,10 @@ def _sentence(table: Table, pairing: Pairing, settings: tuple[float, ...], found
         reason = table.estimates[table.metric].withheld
         text = f"{pairing.label}: {name} {metric.difference(value)}{metric.unit}; no interval, since {reason}."
         return text + _about_sweeps(table, pairing)
+    if low == high:
+        text = f"{pairing.label}: {name} {metric.difference(value)}{metric.unit}{over}. "
+        text += f"Each of these runs predicts one class, which gives the same {name} on any images."
+        return text + _about_sweeps(table, pairing)
     text = f"{pairing.label}: {name} {limits_text(table.metric, value, low, high)}{metric.unit}{over}. "
     if p <= 1 - CONFIDENCE:
         text += leaks or f"It {'raises' if value > 0 else 'lowers'} {name} on images like these."

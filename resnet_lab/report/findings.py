@@ -215,24 +215,31 @@ def _digests_of(group: Group) -> Iterator[tuple[str, str, list[str]]]:
 
 
 def _against_baseline(table: Table) -> Iterator[Finding]:
-    """Yield groups that are not better than the majority baseline, and groups that may not be."""
+    """Yield groups that are not better than the majority baseline, and groups that may not be.
+
+    A group of collapsed runs is counted, not named: another finding names it.
+    """
     below, measured_below, open_still = list[str](), list[str](), list[str]()
+    collapsed = 0
     places = {id(group): place for place, group in enumerate(table.scored_groups)}
     for group in (group for group in table.ranked if group.scored):
         value = group.mean_and_std(table.metric)[0]
         baseline = float(np.mean([run.baseline[table.metric] for run in group.scored]))
         limits = table.estimates[table.metric].interval(places[id(group)])
-        if len(group.collapsed) < len(group.scored) and value <= baseline:
+        if len(group.collapsed) == len(group.scored):
+            collapsed += bool(limits.low <= baseline or value <= baseline)
+        elif value <= baseline:
             (measured_below if limits.high > baseline else below).append(group.label)
         elif value > baseline >= limits.low:
             open_still.append(group.label)
+    besides = f" (besides {count(collapsed, 'collapsed group')})" if collapsed else ""
     for labels, doubt in ((below, ""), (measured_below, "may be ")):
         if labels:
-            names = _listed(labels, separator="; ")
+            names = _listed(labels, separator="; ") + besides
             text = f"the measured {table.title_of_metric} is not above the majority baseline: {names}"
             yield Finding(f"{doubt}no better than always predicting one class", text)
     if open_still:
-        names = _listed(open_still, separator="; ")
+        names = _listed(open_still, separator="; ") + besides
         text = f"the {table.title_of_metric} interval includes the majority baseline: {names}"
         yield Finding("may be no better than always predicting one class", text, False)
 
@@ -296,9 +303,10 @@ def _blind(table: Table) -> Iterator[Finding]:
     for each in found:
         epochs = ", ".join(str(selection.epoch) for selection in each.selections)
         of = max(selection.epochs for selection in each.selections)
-        alike = np.mean([selection.alike for selection in each.selections])
-        others = "other epoch is" if round(alike) == 1 else "other epochs are"
-        texts.append(f"{each.label}: epoch {epochs} of {of}; {alike:.0f} {others} as good")
+        numbers = [str(selection.alike) for selection in each.selections]
+        alike = ", ".join(numbers if len({*numbers}) > 1 else numbers[:1])
+        others = "other epoch is" if alike == "1" else "other epochs are"
+        texts.append(f"{each.label}: epoch {epochs} of {of}; {alike} {others} as good")
     text = (
         f"{' to '.join(map(str, images[:1] + images[1:][-1:]))} validation images cannot distinguish the selected "
         "epoch from most others (one standard error)"

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 from typing import NamedTuple
 
@@ -105,13 +105,19 @@ class Estimates:
             apart = self._half_widths(np.eye(len(self.values))[[group]], (1 + CONFIDENCE) / 2)[0]
             return Interval(max(float(value - apart), lower), float(value + apart))
         influence = self._influence_on(self.left_out[group])
-        if lower < value < lower + width and not influence.any():
-            return Interval(float(value), float(value))  # such as the recall of runs that predict one class
+        if self._constant[group]:
+            return Interval(float(value), float(value))
         share = float(np.clip((value - lower) / width, 0, 1))
         cost = self._cost_of_error(group, share, influence)
         size = 1 / cost if cost else np.inf
         limits = wilson(share, size) if self.score.share else _with_few_errors(share, size)
         return Interval(*(lower + width * limit for limit in limits))
+
+    @cached_property
+    def _constant(self) -> np.ndarray:
+        """Whether no patient changes the score of a group (G,), such as the kappa of runs that predict one class."""
+        inside = (self.score.lower < self.values) & (self.values < self.score.upper)
+        return np.asarray(inside & ~self._influence_on(self.left_out).any(axis=1) & np.isfinite(self.score.upper))
 
     def _cost_of_error(self, group: int, share: float, influence: np.ndarray) -> float:
         """Return the cost of an error if all errors cost the same: 1 / effective number of images.
@@ -183,8 +189,12 @@ class Estimates:
         return np.asarray(special.stdtrit(np.where(squares > 0, np.minimum(several, self.seeds.total), 1), level) ** 2)
 
     def _pseudo(self, contrasts: np.ndarray) -> np.ndarray:
-        """Return the variance that the added errors, `PSEUDO` per group, contribute to contrasts (M, G)."""
-        return np.asarray(PSEUDO * np.sum(contrasts**2, axis=1) * (self.cost * self.score.range) ** 2)
+        """Return the variance that the added errors, `PSEUDO` per group, contribute to contrasts (M, G).
+
+        It is 0 for contrasts of constant scores, which no patient changes.
+        """
+        varies = np.any((contrasts != 0) & ~self._constant, axis=1)
+        return np.asarray(PSEUDO * np.sum(contrasts**2, axis=1) * (self.cost * self.score.range) ** 2 * varies)
 
     def _half_widths(self, contrasts: np.ndarray, level: float) -> np.ndarray:
         """Return the half widths (M,) of the intervals of contrasts (M, G) at a one-sided level.
@@ -201,7 +211,8 @@ class Estimates:
     def compare(self, contrasts: np.ndarray, wanted: int | None = None) -> Comparisons:
         """Contrasts (M, G) of the values, such as 1 for one group and -1 for another, all at once.
 
-        Where there are no intervals the limits are NaN, and every p is 1.
+        Where there are no intervals the limits are NaN, and every p is 1. Both limits are the value if the scores
+        of a contrast are constant and no seed changes them.
 
         Args:
             contrasts: all that the p-values are corrected for.

@@ -121,8 +121,10 @@ def _against_best(table: Table) -> tuple[dict[int, str], dict[int, str]]:
 
 
 def limits_text(metric: str, value: float, low: float, high: float) -> str:
-    """Return a difference and its limits, `−0.12 [−0.20, −0.04]`."""
+    """Return a difference and its limits, `−0.12 [−0.20, −0.04]`; why it has none if the limits have no width."""
     shown = SCORES[metric]
+    if low == high:
+        return f"{shown.difference(value)} [{CONSTANT}]"
     limits = "" if math.isnan(low) else f" [{shown.difference(low)}, {shown.difference(high)}]"
     return shown.difference(value) + limits
 
