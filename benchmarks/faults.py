@@ -52,7 +52,7 @@ metrics, predictions and confusion matrices are byte-identical to those of an un
 
 
 class Kill(NamedTuple):
-    """One SIGKILL: its delay in seconds, what was killed, and the states of the jobs afterwards."""
+    """One SIGKILL: its delay in seconds, what was killed, and the states of the jobs afterward."""
 
     seconds: float
     what: str
@@ -196,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         lines = ["# Faults survived", "", QUESTION, origin(command), "", "## SIGKILL at random moments", ""]
         jobs = f"four jobs of {EPOCHS} short epochs and {options.workers} loader workers each"
         lines += [f"A sweep of {jobs} is restarted after each kill.", ""]
-        lines += ["| kill | after s | killed | states of the jobs afterwards |", "|---:|---:|---|---|"]
+        lines += ["| kill | after s | killed | states of the jobs afterward |", "|---:|---:|---|---|"]
         for number, kill in enumerate(kills(work, options.kills, options.seed, EPOCHS, options.workers), start=1):
             lines.append(f"| {number} | {kill.seconds:.1f} | {kill.what} | {kill.states} |")
         lines += ["", SURVIVED]

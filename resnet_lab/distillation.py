@@ -27,13 +27,13 @@ IDLE = ("temperature", "teacher_weight")  # keys of loss without effect if there
 
 
 class Distillation:
-    """Frozen teacher, and the loss of a pupil that learns from it and from the labels (Hinton, Vinyals, Dean 2015).
+    """Frozen teacher, and the loss of a student that learns from it and from the labels (Hinton, Vinyals, Dean 2015).
 
-    It is not an `nn.Module`, so the pupil's checkpoints, optimizer and averaged weights do not contain the teacher.
+    It is not an `nn.Module`, so the student's checkpoints, optimizer and averaged weights do not contain the teacher.
 
     Args:
         teacher: the trained network.
-        mean: channel means of the pupil's images, (3,).
+        mean: channel means of the student's images, (3,).
         std: their standard deviations, (3,).
         temperature: T, which divides the logits of both.
         weight: share of the teacher's part of the loss.
@@ -61,13 +61,13 @@ class Distillation:
     def losses(self, labels: Tensor, logits: Tensor, images: Tensor) -> Tensor:
         """Return the losses (B,) of a training batch.
 
-        The teacher's part is the Kullback-Leibler divergence of the pupil's probabilities at temperature T from the
+        The teacher's part is the Kullback-Leibler divergence of the student's probabilities at temperature T from the
         teacher's, times T², which keeps the size of its gradients.
 
         Args:
             labels: losses by the labels, (B,).
-            logits: logits of the pupil, (B, K).
-            images: the images that the pupil sees, augmented and normalized, (B, 3, S, S).
+            logits: logits of the student, (B, K).
+            images: the images that the student sees, augmented and normalized, (B, 3, S, S).
         """
         with torch.no_grad():
             seen = images * self.scale + self.shift if self.renormalizes else images
@@ -126,7 +126,7 @@ def refuse_no_logits(objective: Objective, loss: Mapping[str, Any]) -> None:
 
 
 def refuse_own_folder(loss: Mapping[str, Any], folder: Path) -> None:
-    """Refuse a teacher in the run folder of its pupil.
+    """Refuse a teacher in the run folder of its student.
 
     Raises:
         UserError: the teacher is the folder, in it, or an ensemble with it.

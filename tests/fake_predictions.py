@@ -17,7 +17,7 @@ class World:
     Args:
         generator: source of all random numbers.
         shares: shares of the grades, (K,).
-        skill: tendency of predictions towards the truth.
+        skill: tendency of predictions toward the truth.
         seed_spread: standard deviation of the skill over seeds.
     """
 

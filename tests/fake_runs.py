@@ -37,7 +37,7 @@ def write_run(
         depth: `model.depth`.
         pretrained: `model.pretrained`.
         seed: `seed`, which also determines the made-up numbers.
-        skill: tendency of probabilities towards the truth; 0 always predicts the majority class.
+        skill: tendency of probabilities toward the truth; 0 always predicts the majority class.
         class_names: class names; None: the retinopathy grades.
         images: rows of the predictions file.
         epochs: rows of metrics.csv.

@@ -123,23 +123,23 @@ def test_a_teacher_without_weight_changes_nothing_and_one_with_weight_does(
 ) -> None:
     alone = make_run(*SHORT, name="alone")
     given = [f"loss.teacher={teacher.path}", "loss.teacher_weight=0", "callbacks=ema"]
-    idle, pupil = make_run(*SHORT, *given[:2], name="idle"), make_run(*SHORT, *given[::2], name="pupil")
-    for run in (alone, idle, pupil):
+    idle, student = make_run(*SHORT, *given[:2], name="idle"), make_run(*SHORT, *given[::2], name="student")
+    for run in (alone, idle, student):
         assert guarded(run) == 0
     assert same_end(alone, idle)
-    assert {*weights_of(pupil)} == {*weights_of(alone)}
-    columns = [pd.read_csv(run.metrics_file)["train/loss"] for run in (alone, idle, pupil)]
+    assert {*weights_of(student)} == {*weights_of(alone)}
+    columns = [pd.read_csv(run.metrics_file)["train/loss"] for run in (alone, idle, student)]
     assert columns[0].equals(columns[1])
     assert (columns[0] != columns[2]).all()
-    status, other = pupil.read_status(), alone.read_status()
+    status, other = student.read_status(), alone.read_status()
     assert (status["parameters"], "teacher" in other) == (other["parameters"], False)
     assert status["teacher"] == idle.read_status()["teacher"]
-    assert "test images are training images" not in pupil.log_file.read_text()
-    assert load(pupil.path)(torch.zeros(1, 3, 24, 24)).shape == (1, 6)  # needs no teacher
+    assert "test images are training images" not in student.log_file.read_text()
+    assert load(student.path)(torch.zeros(1, 3, 24, 24)).shape == (1, 6)  # needs no teacher
 
 
 @pytest.mark.slow
-def test_a_pupil_resumes_exactly_and_only_with_its_teacher(
+def test_a_student_resumes_exactly_and_only_with_its_teacher(
     make_run: MakeRun, teacher: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = (*SHORT, f"loss.teacher={teacher.path}", "loss.teacher_weight=0.8", "data.mixup=0.4")
@@ -170,24 +170,24 @@ def test_an_ensemble_teaches(make_run: MakeRun, teacher: RunFolder, tmp_path: Pa
     )
     assert guarded(other) == 0
     (both,) = combine([str(teacher.path), str(other.path)], tmp_path / "both", ["seed"])
-    pupil = make_run(*SHORT, f"loss.teacher={both.path}", "loss.teacher_weight=1", name="pupil")
-    assert guarded(pupil) == 0
-    assert pupil.read_status()["teacher"] not in (None, Distillation(load(teacher.path), MEAN, STD, 1, 1).digest)
+    student = make_run(*SHORT, f"loss.teacher={both.path}", "loss.teacher_weight=1", name="student")
+    assert guarded(student) == 0
+    assert student.read_status()["teacher"] not in (None, Distillation(load(teacher.path), MEAN, STD, 1, 1).digest)
     images = torch.rand(4, 3, 24, 24)
     found = Distillation(load(both.path), MEAN, STD, 1.0, 1.0)
     expected = torch.stack([member_of(each, images) for each in (teacher, other)]).mean(0)
     losses = found.losses(torch.zeros(4), torch.zeros(4, 5), (images - 0.5) / 0.25)
     divergence = (expected * (expected * 5).log()).sum(1)
     torch.testing.assert_close(losses, divergence, atol=1e-4, rtol=1e-3)
-    loss = pupil.read_config()["loss"]
+    loss = student.read_config()["loss"]
     assert "is this run itself" in refusal(refuse_own_folder, loss, other.path)
 
 
-def test_an_ensemble_of_ensembles_with_the_pupil_is_no_teacher(tmp_path: Path) -> None:
-    for name, source in (("pupil", None), ("inner", "../pupil"), ("outer", "../inner")):
+def test_an_ensemble_of_ensembles_with_the_student_is_no_teacher(tmp_path: Path) -> None:
+    for name, source in (("student", None), ("inner", "../student"), ("outer", "../inner")):
         write_run(tmp_path / name, config={"combine.sources": [source]} if source else {})
     loss = {"teacher": str(tmp_path / "outer")}
-    assert "is this run itself" in refusal(refuse_own_folder, loss, tmp_path / "pupil")
+    assert "is this run itself" in refusal(refuse_own_folder, loss, tmp_path / "student")
     refuse_own_folder(loss, tmp_path / "other")
 
 

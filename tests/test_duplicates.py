@@ -95,7 +95,7 @@ def test_the_worst_pairs_come_first(eyes):
 def test_black_and_flat_pictures_are_not_duplicates():
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:96, :96]
-    light = 1 - ((y - 48) ** 2 + (x - 48) ** 2)[..., None] / 5000  # darker towards the rim
+    light = 1 - ((y - 48) ** 2 + (x - 48) ** 2)[..., None] / 5000  # darker toward the rim
     levels = [0, 2, 4, 8, 12, 90, 180, 240] * 3
     images = [np.clip(level * light + rng.normal(0, 1, (96, 96, 3)), 0, 255).astype(np.uint8) for level in levels]
     assert found(images, rows_of([str(k) for k in range(len(images))])).empty

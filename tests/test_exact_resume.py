@@ -37,7 +37,7 @@ LOADERS = [
 
 
 class Killed(BaseException):
-    """Ends a job like kill -9: nothing is written afterwards."""
+    """Ends a job like kill -9: nothing is written afterward."""
 
 
 def dying(monkeypatch: pytest.MonkeyPatch, moment: str) -> None:

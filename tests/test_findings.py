@@ -78,6 +78,33 @@ def test_all_seeds_that_occur_twice_are_named_with_their_runs(tmp_path):
     assert text.endswith(": a; c; d; and 1 more")
 
 
+def test_more_than_three_findings_of_one_kind_share_a_line(tmp_path):
+    for depth in range(18, 23):
+        for copy in "ab":
+            write_run(tmp_path / copy / f"depth{depth}", depth)
+    runs = [read_run(run) for run in find_runs([tmp_path])]
+    (finding,) = (each for each in findings_of(runs, tables_of(runs)) if each.kind == "duplicate seed")
+    assert finding.is_fault
+    assert len(finding.names) == 5
+    assert {*finding.names} == {f"depth={depth} (a/depth{depth}, b/depth{depth})" for depth in range(18, 23)}
+    assert str(finding).startswith("5 times: seed 0 occurs more than once, ")
+    assert str(finding).endswith("; and 2 more")
+    for copy in "cd":
+        write_run(tmp_path / copy / "depth18", 18, seed=1)
+    assert found(tmp_path)["duplicate seed"].startswith("5 findings: ")  # other words in one of them
+
+
+def test_a_job_that_failed_at_the_start_has_its_label_beside_its_folder(tmp_path):
+    sweep = tmp_path / "sweep"
+    names = [f"batch_size-8_depth-{depth}" for depth in (18, 34)]
+    for name, depth, error in zip(names, (18, 34), ("no GPU", ""), strict=True):
+        overrides = ["data.batch_size=8", f"model.depth={depth}"]
+        state = {"state": "failed", "error": error, "epoch": -1} if error else {}
+        write_run(sweep / name, depth, config={"labels": {}}, overrides=overrides, **state)
+    (sweep / "jobs.txt").write_text("\n".join(names))
+    assert found(sweep)["failed at the start"].endswith(f": depth=18 ({names[0]}): no GPU")
+
+
 def test_the_tables_of_folds_name_the_command_that_pools_them(tmp_path):
     for fold in range(3):
         config = {"data.folds": 3, "data.fold": fold}

@@ -36,7 +36,7 @@ MakeRun = Callable[..., RunFolder]
 
 
 class Killed(BaseException):
-    """Ends a job like kill -9: nothing is written afterwards."""
+    """Ends a job like kill -9: nothing is written afterward."""
 
 
 def state_of(run: RunFolder, name: str = "last.ckpt") -> dict[str, torch.Tensor]:

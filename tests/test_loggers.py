@@ -182,7 +182,7 @@ def test_the_logger_does_not_change_the_training(make_run: Make, mylab: None) ->
 
 
 class Killed(BaseException):
-    """Ends a job like kill -9: nothing is written afterwards."""
+    """Ends a job like kill -9: nothing is written afterward."""
 
 
 def kill_at(patch: pytest.MonkeyPatch, owner: type, hook: str, epoch: int, number: int | None = None) -> None:

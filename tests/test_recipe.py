@@ -224,6 +224,7 @@ def test_the_header_names_experiment_and_folder_of_images(tmp_path):
 
 def test_values_of_the_same_keys_are_merged():
     assert merged(["sgd lr=0.1 wd=0", "sgd lr=0.01 wd=0"]) == ["sgd lr=0.1, 0.01 wd=0"]
+    assert merged([f"sgd lr={number}" for number in range(9)]) == ["sgd lr=0, 1, 2, 3, 4, 5 and 3 more"]
     assert merged(["sgd lr=0.1", "adam lr=0.1"]) == ["sgd lr=0.1", "adam lr=0.1"]
     assert merged(["sgd lr=0.1", "sgd lr=0.1 wd=0"]) == ["sgd lr=0.1", "sgd lr=0.1 wd=0"]
 

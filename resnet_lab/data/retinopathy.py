@@ -32,7 +32,7 @@ LABEL_FILES = {  # names of the 2015 competition and of APTOS 2019; they take pr
     "val": ("val.csv", "valid.csv", "validation.csv"),
     "test": ("test.csv", "testing.csv"),
 }
-SOLUTION = "retinopathy_solution.csv"  # of the 2015 competition, published afterwards
+SOLUTION = "retinopathy_solution.csv"  # of the 2015 competition, published afterward
 USAGES = {"Public": "val", "Private": "test"}  # the community's protocol
 OLDER_VAL = ("images", "test", "test_images", "train", "train_images")  # searched for val by versions before 2
 IMAGE_FOLDERS = {

@@ -35,7 +35,7 @@ UNEQUAL_EYES = 0.3  # patients with different grades of the two eyes, as a share
 
 @dataclass(kw_only=True)
 class Synthetic(Retinopathy):
-    """Synthetic photographs, drawn into `root` at first use; afterwards a retinopathy data set like any other."""
+    """Synthetic photographs, drawn into `root` at first use; afterward a retinopathy data set like any other."""
 
     draw_seed: Seed
     train_patients: FromOne

@@ -45,7 +45,25 @@ def findings_of(runs: Sequence[Run], tables: Sequence[Table]) -> list[Finding]:
         found += [finding._replace(text=place + finding.text) for finding in doubts]
     found += [*_validation(runs), *_single_seeds(tables), *_unknown_figures(runs), *_lost_epochs(runs)]
     found += [*_not_begun(runs), *_left_out(runs)]
-    return sorted(found, key=lambda finding: not finding.is_fault)
+    return sorted(_folded(found), key=lambda finding: not finding.is_fault)
+
+
+def _folded(found: Sequence[Finding]) -> Iterator[Finding]:
+    """Yield the findings; more than `FEW_NAMES` of one kind become one, which lists them."""
+    alike = defaultdict[tuple[str, bool], list[Finding]](list)
+    for finding in found:
+        alike[finding.kind, finding.is_fault].append(finding)
+    for (kind, is_fault), same in alike.items():
+        if len(same) <= FEW_NAMES:
+            yield from same
+            continue
+        parts = [finding.text.partition(": ") for finding in same]
+        if len({rest for *_, rest in parts}) == 1:  # after the label of a group or run
+            runs = [f" ({', '.join(finding.names)})" if finding.names else "" for finding in same]
+            names = tuple(label + of_label for (label, *_), of_label in zip(parts, runs, strict=True))
+            yield Finding(kind, f"{len(same)} times: {parts[0][2]}", is_fault, names)
+        else:
+            yield Finding(kind, f"{len(same)} findings", is_fault, tuple(map(str, same)))
 
 
 def _problems(runs: Sequence[Run]) -> Iterator[Finding]:
@@ -57,7 +75,10 @@ def _problems(runs: Sequence[Run]) -> Iterator[Finding]:
             f"{count(len(unstarted), 'run')} ended with an error before the end of the first epoch; train again, or "
             f"remove the folder{'s' if len(unstarted) > 1 else ''} (rm -r) to leave out such runs"
         )
-        listed = tuple(f"{names[run.folder.path]}: {run.problem}" for run in unstarted)
+        folders = [names[run.folder.path] for run in unstarted]
+        known = [labels[run.folder.path] for run in unstarted]
+        named = [f"{label} ({place})" if label != place else place for label, place in zip(known, folders, strict=True)]
+        listed = tuple(f"{name}: {run.problem}" for name, run in zip(named, unstarted, strict=True))
         yield Finding("failed at the start", text, names=listed)
     for run in runs:
         if run.problem and not run.failed_at_start:
