@@ -50,6 +50,7 @@ def build_datamodule(
     config: dict[str, Any],
     statistics: tuple[Sequence[float], Sequence[float]] | None = None,
     pixels: str | None = None,
+    as_prepared: bool = False,
 ) -> DataModule:
     """Build, read and check the data of a configuration.
 
@@ -57,8 +58,9 @@ def build_datamodule(
         config: the configuration.
         statistics: mean and std (3,) in place of those of the data.
         pixels: see `DataModule`.
+        as_prepared: see `DataModule.from_config`.
     """
-    datamodule = DataModule.from_config(config, statistics, pixels)
+    datamodule = DataModule.from_config(config, statistics, pixels, as_prepared)
     datamodule.setup()
     return datamodule
 

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from resnet_lab.axes import as_typed, label_of
-from resnet_lab.build import build_trainer, rank, set_up_logging
+from resnet_lab.build import build_datamodule, build_trainer, rank, set_up_logging
 from resnet_lab.command_line import run_command
 from resnet_lab.config import check, compose_config, job_name
 from resnet_lab.data.augmentation import Augmentation
@@ -76,9 +76,7 @@ def evaluate_split(model: Trained, config: dict[str, Any], split: str) -> tuple[
     """
     trained_on = model.origin.get("pixels")
     pixels = trained_on if trained_on == "originals" else None  # other data need not have been prepared
-    datamodule = DataModule.from_config(config, (model.origin["mean"], model.origin["std"]), pixels)
-    datamodule.data.as_prepared = saw_jpegs(model.origin)
-    datamodule.setup()
+    datamodule = build_datamodule(config, (model.origin["mean"], model.origin["std"]), pixels, saw_jpegs(model.origin))
     before = model.origin.get("split_fingerprint", {}).get(split)
     if rank() == 0 and datamodule.pixels == "originals":
         say_compression(model.origin, "evaluate")

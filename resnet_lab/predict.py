@@ -41,10 +41,10 @@ def command(arguments: list[str]) -> None:
     names = model.origin["class_names"]
     chosen = override(model.origin, given.overrides)
     config = photographs(chosen, given.IMAGE_OR_FOLDER, names)
-    datamodule = DataModule.from_config(config, (model.origin["mean"], model.origin["std"]), "originals")
+    statistics = model.origin["mean"], model.origin["std"]
+    datamodule = DataModule.from_config(config, statistics, "originals", saw_jpegs(model.origin))
     assert isinstance(datamodule.data, Photographs)
     datamodule.data.like = own_reader(chosen)
-    datamodule.data.as_prepared = saw_jpegs(model.origin)
     datamodule.setup()
     rows, module = datamodule.rows("test"), Classifier.of(model)
     if rank() == 0:

@@ -206,6 +206,7 @@ class DataModule(LightningDataModule):
         config: Mapping[str, Any] | DictConfig,
         statistics: tuple[Sequence[float], Sequence[float]] | None = None,
         pixels: str | None = None,
+        as_prepared: bool = False,
     ) -> DataModule:
         """Build the data of a configuration from `resnet_lab.compose` or a run folder.
 
@@ -213,13 +214,16 @@ class DataModule(LightningDataModule):
             config: configuration with `data`, `seed`, `follow_test` and, for `data.in_memory=auto`, `trainer`.
             statistics: see the class.
             pixels: see the class.
+            as_prepared: whether originals are read as prepared JPEGs, for a network that was trained on those.
 
         Raises:
             UserError: a key of data is invalid.
         """
         plain: Any = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
         accelerator = plain.get("trainer", {}).get("accelerator", "cpu")
-        return cls(build("data", plain["data"]), plain["seed"], plain["follow_test"], statistics, pixels, accelerator)
+        data: ImageData = build("data", plain["data"])
+        data.as_prepared = as_prepared
+        return cls(data, plain["seed"], plain["follow_test"], statistics, pixels, accelerator)
 
     def read(self) -> None:
         """Read and check the table, once."""

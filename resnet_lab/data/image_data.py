@@ -99,7 +99,7 @@ class ImageData(Augmentation, ABC):
         self.bad_labels = 0  # rows dropped because their label is empty, out of range or unknown
         self.patients = EACH_IMAGE  # how patients were found; set by `listed`
         self.own_splits = set[str]()  # splits that are not drawn; set by `table`
-        self.as_prepared = False  # originals get the losses of a prepared JPEG; set for models trained on those
+        self.as_prepared = False  # originals are read as prepared JPEGs, for a network that was trained on those
         hints = get_type_hints(type(self), include_extras=True)
         for field in fields(self):
             setattr(self, field.name, conform(f"data.{field.name}", getattr(self, field.name), hints[field.name]))
@@ -124,7 +124,7 @@ class ImageData(Augmentation, ABC):
         return read_image(path, self.recipe, max_pixels=self.max_pixels)
 
     def read_as_trained(self, path: str) -> np.ndarray:
-        """Return the image of a file as `read` does; if `as_prepared`, as a prepared JPEG of it is."""
+        """Return the image of a file: as `read` does, or as a prepared JPEG if `as_prepared` is set."""
         image = self.read(path)
         return as_stored(image) if self.as_prepared else image
 

@@ -104,9 +104,9 @@ class Estimates:
         if np.isinf(self.score.upper):
             apart = self._half_widths(np.eye(len(self.values))[[group]], (1 + CONFIDENCE) / 2)[0]
             return Interval(max(float(value - apart), lower), float(value + apart))
-        influence = self._influence_on(self.left_out[group])
         if self._constant[group]:
             return Interval(float(value), float(value))
+        influence = self._influence_on(self.left_out[group])
         share = float(np.clip((value - lower) / width, 0, 1))
         cost = self._cost_of_error(group, share, influence)
         size = 1 / cost if cost else np.inf

@@ -46,8 +46,7 @@ class Fact(NamedTuple):
     @property
     def text(self) -> str:
         """The values in one line, at most `MOST` of them."""
-        more = len(self.values) - MOST
-        return "; ".join(self.values[:MOST]) + (f" and {more} more" if more > 0 else "")
+        return _few(self.values, "; ")
 
 
 def recipe_of(runs: Sequence[Run], tables: Sequence[Table]) -> list[Fact]:
@@ -85,12 +84,12 @@ def merged(texts: Sequence[str]) -> list[str]:
     if len(texts) < 2 or "=" not in texts[0] or any(each != keys[0] for each in keys):
         return list(texts)
     columns = [list(dict.fromkeys(column)) for column in zip(*rows, strict=True)]
-    return [" ".join(_few([first, *(word.partition("=")[2] for word in more)]) for first, *more in columns)]
+    return [" ".join(_few([first, *(word.partition("=")[2] for word in more)], ", ") for first, *more in columns)]
 
 
-def _few(values: Sequence[str]) -> str:
+def _few(values: Sequence[str], separator: str) -> str:
     more = len(values) - MOST
-    return ", ".join(values[:MOST]) + (f" and {more} more" if more > 0 else "")
+    return separator.join(values[:MOST]) + (f" and {more} more" if more > 0 else "")
 
 
 def _completed(texts: Mapping[int, str]) -> dict[int, str]:
