@@ -18,7 +18,6 @@ from resnet_lab.run_folder import RunFolder, flat, list_jobs
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGURED = ROOT / "docs" / "results" / "dr_drop_majority"  # its runs have a configuration of usual size
 SEEDS = 3
-REPETITIONS = 3
 QUESTION = (
     "How long do `resnet-lab report` and `resnet-lab status` take on many runs, and how much memory do they need?"
 )
@@ -74,27 +73,27 @@ def cost_of(verb: str, folder: Path) -> Cost:
     return Cost(*map(float, printed.split()))
 
 
-def rows_of(verb: str, folder: Path, name: str, goal: Cost | None = None) -> list[page.Row]:
+def rows_of(verb: str, folder: Path, name: str, repetitions: int, goal: Cost | None = None) -> list[page.Row]:
     """Return CPU time, wall time and memory of a verb, from several processes."""
-    costs = [cost_of(verb, folder) for _ in range(REPETITIONS)]
+    costs = [cost_of(verb, folder) for _ in range(repetitions)]
     columns = zip(Cost(*zip(*costs, strict=True)), ("CPU s", "s", "MB"), goal or ("", "", ""), strict=True)
     return [page.Row(f"{verb}: {name}", unit, values, f"≤ {most:g}" if most else "") for values, unit, most in columns]
 
 
 def measure(folder: Path, quick: bool) -> list[page.Row]:
-    """Return all rows; with `quick`, of a tenth of the runs."""
-    part = 10 if quick else 1
+    """Return all rows; with `quick`, of a tenth of the runs, measured once."""
+    part, repetitions = (10, 1) if quick else (1, 3)
     rows = []
     reports = ((30, 31, None), (120, 31, None), (480, 31, None), (480, 5000 // part, Cost(15, 0, 600)))
     for runs, images, goal in reports:
         groups = max(runs // part // SEEDS, 2)
         write_runs(folder / "sweep", groups * SEEDS, images)
         name = f"{groups * SEEDS} runs in {groups} groups, {images:,} images"
-        rows += rows_of("report", folder / "sweep", name, goal)
+        rows += rows_of("report", folder / "sweep", name, repetitions, goal)
         shutil.rmtree(folder / "sweep")
     for runs, goal in ((480, None), (1000, Cost(4, 0, 0))):
         write_runs(folder / "sweep", runs // part, 31)
-        rows += rows_of("status", folder / "sweep", f"{runs // part:,} runs", goal)
+        rows += rows_of("status", folder / "sweep", f"{runs // part:,} runs", repetitions, goal)
         shutil.rmtree(folder / "sweep")
     return rows
 

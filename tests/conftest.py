@@ -6,8 +6,10 @@ import copy
 import dataclasses
 import functools
 import logging
+import os
 import pickle
 import shutil
+import signal
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -124,6 +126,18 @@ def _no_trust_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
 def _no_fork(monkeypatch: pytest.MonkeyPatch) -> None:
     """A command inside a test's process starts new processes; tests of forks start the command itself."""
     monkeypatch.setattr(supervisor, "begin", lambda: None)
+
+
+@pytest.fixture
+def command_in_this_process() -> Iterator[None]:
+    """Restore the signal handlers and the environment, which `train.main` changes."""
+    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    environment = dict(os.environ)
+    yield
+    for signum, handler in handlers.items():
+        signal.signal(signum, handler)
+    os.environ.clear()
+    os.environ.update(environment)
 
 
 @pytest.fixture

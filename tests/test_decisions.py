@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from fake_runs import edit_predictions, write_run
+from waiting import PATIENCE
 
 from resnet_lab import load, training
 from resnet_lab.axes import label_of
@@ -253,7 +254,7 @@ def test_jobs_that_start_at_the_same_time_train_once(tmp_path: Path) -> None:
 
     with ThreadPoolExecutor(2) as pool:
         for each in [pool.submit(job, run) for run in runs]:
-            each.result(timeout=20)
+            each.result(timeout=PATIENCE)
     assert sources == trained
     assert [run.read_status().get("trains") for run in trained] == [True]
 

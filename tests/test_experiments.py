@@ -18,13 +18,16 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from resnet_lab.config import register
+from resnet_lab.config import compose_config, register
 from resnet_lab.data.augmentation import NEUTRAL, Augmentation
 from resnet_lab.data.splits import class_counts, limit_classes, limit_rows
+from resnet_lab.launch import create_run
 from resnet_lab.report import __main__ as report
 from resnet_lab.run_folder import RunFolder, find_runs
 from resnet_lab.schema import conf_dir
+from resnet_lab.supervisor import forks
 from resnet_lab.sweep import jobs_of
+from resnet_lab.training import guarded
 
 EYEPACS = {"data._target_": "resnet_lab.data.retinopathy.Retinopathy", "data.ordered": True}
 EYEPACS |= {"data.horizontal_flip": 0.5, "data.vertical_flip": 0.5, "data.image_size": 512, "data.val_fraction": 0.0}
@@ -210,10 +213,15 @@ def own_data(name: str, folder: Path) -> list[str]:
     return ["data=class_folders", f"data.root={folder}"]
 
 
-def smoke(name: str, tmp_path: Path, *arguments: str) -> list[RunFolder]:
-    """Run an experiment from the command line, at the scale at which every job takes seconds."""
-    own = [*own_data(name, tmp_path / "data"), f"data.cache_dir={tmp_path / 'cache'}"]
-    command = [sys.executable, "-m", "resnet_lab.train", *arguments, f"experiment={name}", "scale=smoke", *own]
+def smoke(name: str, tmp_path: Path) -> list[str]:
+    """Return the overrides for an experiment on tiny data, at the scale at which every job takes seconds."""
+    own = [*own_data(name, tmp_path / "data"), f"data.cache_dir={tmp_path / 'cache'}", "trainer.accelerator=cpu"]
+    return [f"experiment={name}", "scale=smoke", *own]
+
+
+def train(tmp_path: Path, *arguments: str) -> list[RunFolder]:
+    """Run an experiment from the command line, and return its runs."""
+    command = [sys.executable, "-m", "resnet_lab.train", *arguments, "sweep_dir=sweep"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return find_runs([tmp_path / "sweep"])
@@ -222,8 +230,14 @@ def smoke(name: str, tmp_path: Path, *arguments: str) -> list[RunFolder]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STUDIES)
 def test_one_job_of_each_experiment_runs_and_its_pictures_are_drawn(name: str, tmp_path: Path) -> None:
-    pretrained = ["model.pretrained=none"] if name.startswith("dr_") else []
-    (run,) = smoke(name, tmp_path, "trainer.accelerator=cpu", "sweep_dir=sweep", *pretrained)
+    overrides = [*smoke(name, tmp_path), *(["model.pretrained=none"] if name.startswith("dr_") else [])]
+    config = compose_config([*overrides, f"sweep_dir={tmp_path / 'run'}"])
+    if forks(config.trainer):
+        run = RunFolder(tmp_path / "run")
+        create_run(run, config)
+        assert guarded(run) == 0
+    else:  # the second rank repeats the command of the first
+        (run,) = train(tmp_path, *overrides)
     status = run.read_status()
     assert (status["state"], status["epoch"]) == ("done", 0)
     assert run.layers_file.is_file() == (not name.startswith("dr_"))
@@ -235,7 +249,7 @@ def test_one_job_of_each_experiment_runs_and_its_pictures_are_drawn(name: str, t
 
 @pytest.mark.slow
 def test_every_job_of_one_experiment_runs(tmp_path: Path) -> None:
-    runs = smoke("cifar_degradation", tmp_path, "-m", "trainer.accelerator=cpu", "sweep_dir=sweep")
+    runs = train(tmp_path, "-m", *smoke("cifar_degradation", tmp_path))
     assert {run.read_status()["state"] for run in runs} == {"done"}
     seen = {(run.read_config()["model"]["depth"], run.read_config()["model"]["shortcut"]) for run in runs}
     assert seen == {(depth, shortcut) for depth in (20, 56) for shortcut in ("projection", "none")}

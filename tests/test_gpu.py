@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +22,7 @@ import torch
 from fake_data import write_class_folders, write_medmnist, write_studies
 from matplotlib.figure import Figure
 from test_exact_resume import Killed, dying, end_of, kill_inside, same_end
+from waiting import PATIENCE, wait_for
 
 from resnet_lab import evaluate, plots, predict
 from resnet_lab.build import build_datamodule, build_trainer
@@ -248,18 +248,19 @@ def lab(folder: Path, *command: str) -> subprocess.Popen[str]:
     )
 
 
+def epochs_of(run: RunFolder) -> int:
+    return len(run.metrics_file.read_text().splitlines()) - 1 if run.metrics_file.is_file() else 0
+
+
 def test_a_killed_job_resumes(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run(ON_GPU, "trainer.max_epochs=400", "data.num_workers=1", "data.in_memory=false")
     process = lab(tmp_path, "resnet_lab.job", str(run.path))
-    deadline = time.monotonic() + 120
-    while not run.metrics_file.is_file() or len(run.metrics_file.read_text().splitlines()) < 3:
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, "no epoch ended"
-        time.sleep(0.02)
+    wait_for(lambda: process.poll() is not None or epochs_of(run) > 1)
+    assert process.poll() is None, process.communicate()[0]
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert run.read_status()["state"] == "interrupted"
-    epochs = len(run.metrics_file.read_text().splitlines()) - 1
+    epochs = epochs_of(run)
     config = run.read_config()
     run.write_config(config | {"trainer": config["trainer"] | {"max_epochs": epochs + 3}})
     assert guarded(run) == 0, run.read_status()["error"]
@@ -271,7 +272,7 @@ def test_a_killed_job_resumes(make_run: MakeRun, tmp_path: Path) -> None:
 def test_two_commands_share_one_gpu_and_one_sweep(tmp_path: Path, experiment: None) -> None:
     sweep = ("train", "-m", "--config-dir", "conf", "experiment=tiny", "sweep_dir=sweep", "seed=0,1", ON_GPU)
     processes = [lab(tmp_path, "resnet_lab", *sweep) for _ in range(2)]
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    outputs = [process.communicate(timeout=PATIENCE)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     runs = find_runs([tmp_path / "sweep"])
     assert len(runs) == 2
@@ -283,7 +284,7 @@ def test_two_commands_share_one_gpu_and_one_sweep(tmp_path: Path, experiment: No
 def test_one_rank_trains_under_ddp(tmp_path: Path, experiment: None) -> None:
     own = ("experiment=tiny", "sweep_dir=run", "trainer=ddp", "trainer.devices=1", ON_GPU)
     process = lab(tmp_path, "resnet_lab", "train", "--config-dir", "conf", *own)
-    output = process.communicate(timeout=300)[0]
+    output = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == 0, output
     run = RunFolder(tmp_path / "run")
     scores(run)

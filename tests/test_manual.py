@@ -10,12 +10,15 @@ A comment before a block changes that. `<!-- test: gpu -->` and `<!-- test: clus
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 import re
 import shlex
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,14 +28,19 @@ import pytest
 import torch
 import torchvision
 from fake_data import write_aptos, write_class_folders, write_kaggle, write_photographs
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import resnet_lab
+import resnet_lab.train as train
+from resnet_lab import supervisor
 from resnet_lab.config import check, compose_config
+from resnet_lab.errors import UserError
 from resnet_lab.keys import all_keys, known_keys
 from resnet_lab.report.glossary import TERMS
 from resnet_lab.run_folder import RunFolder
 from resnet_lab.scores import SCORES
+from resnet_lab.supervisor import Supervisor
 from resnet_lab.tensorboard import names_of
 from resnet_lab.verbs import VERBS, job
 
@@ -51,6 +59,7 @@ BLOCK = re.compile(
     re.S | re.M,
 )
 COMPOSED_ONLY = ("gpu", "cluster")
+IN_THIS_PROCESS = ("train", "status", "report", "combine", "evaluate", "predict")
 OF_ALL = (
     "scale=smoke",
     "data.batch_size=2",  # batch norm's running statistics need more than three steps
@@ -261,9 +270,26 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("drawn")
 
 
+@pytest.fixture(scope="module")
+def forker() -> Iterator[Callable[[], Supervisor]]:
+    """Return the supervisor that forks the jobs of all pages, since PyTorch takes seconds to import."""
+    start = cache(Supervisor)
+    yield start
+    if start.cache_info().currsize:
+        start().close()
+
+
 @pytest.fixture
-def stage(tmp_path: Path, drawn: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def stage(
+    tmp_path: Path,
+    drawn: Path,
+    forker: Callable[[], Supervisor],
+    command_in_this_process: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
     """Return the working directory of a page's commands, with its own home folder."""
+    monkeypatch.setattr(supervisor, "begin", forker)
+    monkeypatch.setattr(supervisor, "close", lambda: None)
     write_stage(tmp_path)
     (tmp_path / "data").symlink_to(drawn)
     monkeypatch.chdir(tmp_path)
@@ -286,7 +312,8 @@ def test_the_page_runs(stage: Path, page: str) -> None:
             exec(block.text, names)
         for line in block.lines if block.kind == "bash" else ():
             if command := command_of(line):
-                (composed if block.marker in COMPOSED_ONLY else run)(command, fails=block.marker == "fails")
+                how = composed if block.marker in COMPOSED_ONLY else run_here if page.startswith("howto") else run
+                how(command, fails=block.marker == "fails")
     tables = [value for value in names.values() if isinstance(value, pd.DataFrame)]
     assert not any(table.empty for table in tables)
     for status in stage.rglob("status.json"):
@@ -304,6 +331,27 @@ def run(command: Command, fails: bool = False) -> None:
     )
     assert (done.returncode > 0) == fails, f"{words}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     assert not fails or done.stderr.startswith("error: ")
+
+
+def run_here(command: Command, fails: bool = False) -> None:
+    """Run a command in this process, where PyTorch is imported; reports draw only the pictures that are named.
+
+    `stage` lets one supervisor fork all jobs.
+    """
+    launcher = any(word.startswith("hydra/launcher=") for word in command.words)
+    if command.environment or launcher or command.verb not in IN_THIS_PROCESS:
+        run(command, fails)
+    elif command.verb == "train":
+        GlobalHydra.instance().clear()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["train", *smaller(command)])
+            assert (train.main() > 0) == fails, command
+    else:
+        name = f"resnet_lab.{command.verb}"
+        verb = importlib.import_module(f"{name}.__main__" if command.verb == "report" else name)
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError) if fails else contextlib.nullcontext():
+            patch.setattr("resnet_lab.report.page.OF_SECTIONS", ())
+            verb.command(command.words)
 
 
 def composed(command: Command, fails: bool = False) -> None:

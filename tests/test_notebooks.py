@@ -9,6 +9,7 @@ import pytest
 from fake_data import write_studies
 from fake_runs import write_run, write_sweep
 from nbclient import NotebookClient
+from waiting import PATIENCE
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 
@@ -20,7 +21,9 @@ def executed(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **environ
     monkeypatch.setenv("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     monkeypatch.setenv("IPYTHONDIR", str(folder / "ipython"))
     book = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
-    NotebookClient(book, timeout=120, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute(env=dict(os.environ))
+    NotebookClient(book, timeout=PATIENCE, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute(
+        env=dict(os.environ)
+    )
     return [output for cell in book.cells if cell.cell_type == "code" for output in cell.outputs]
 
 

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from fake_runs import change_status, edit_predictions, write_run, write_sweep
 from matplotlib.colors import to_rgb
+from waiting import PATIENCE
 
 from resnet_lab.errors import UserError
 from resnet_lab.report import __main__ as report
@@ -303,7 +304,7 @@ def test_a_browser_shows_the_page_without_console_messages(tmp_path, width):
          "--allow-file-access-from-files", "--disable-background-networking", "--disable-component-update",
          f"--user-data-dir={tmp_path / 'browser'}", "--enable-logging=stderr", "--window-size=1400,1000",
          "--virtual-time-budget=5000", "--dump-dom", frame.as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
+        capture_output=True, text=True, timeout=PATIENCE, check=True,
     )  # fmt: skip
     found = re.search(r'data-found="([^"]*)"', done.stdout)[1]
     counts = [

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 from fake_data import encoded, refusal, write_medmnist
+from waiting import PATIENCE
 
 from resnet_lab import evaluate, training
 from resnet_lab.callbacks import SamePixels
@@ -371,13 +372,13 @@ def test_two_first_jobs_decide_one_after_the_other(make_job: MakeRun, monkeypatc
         found = table(self, pixels)
         if not looked.is_set():
             looked.set()
-            go_on.wait(30)
+            go_on.wait(PATIENCE)
         return found
 
     monkeypatch.setattr(ImageData, "table", waits)
     threads = [threading.Thread(target=begin, args=(run,)) for run in runs]
     threads[0].start()
-    assert looked.wait(30)
+    assert looked.wait(PATIENCE)
     prepared(runs[0])
     threads[1].start()
     threads[1].join(1)

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from waiting import PATIENCE
 
 from resnet_lab.processes import describe_death, run_tied
 
@@ -125,7 +126,7 @@ end(int(sys.argv[1]))
 
 
 def test_a_process_ends_with_all_lines_and_without_freeing_objects() -> None:
-    done = subprocess.run([sys.executable, "-c", ENDING, "3"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", ENDING, "3"], capture_output=True, text=True, timeout=PATIENCE)
     assert (done.returncode, done.stdout.split("\n")) == (3, ["last line", "thread", "exit function", ""])
 
 
@@ -135,7 +136,7 @@ def test_lines_that_cannot_be_written_are_an_error(code: int, expected: int, mon
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     with Path("/dev/full").open("w") as full:
         command = [sys.executable, "-c", ENDING, str(code)]
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=PATIENCE)
     assert (done.returncode, done.stderr) == (expected, "error: cannot write the last lines: No space left on device\n")
 
 
@@ -162,7 +163,7 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux on
 def printed_by(work: str) -> str:
     """Return what a process without other threads prints."""
     command = [sys.executable, "-c", BACKGROUND + work]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE).stdout
 
 
 @on_linux

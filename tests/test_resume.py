@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 import signal
 import sys
@@ -20,25 +19,15 @@ from resnet_lab.axes import labels_in
 from resnet_lab.config import differences
 from resnet_lab.errors import UserError
 from resnet_lab.module import Classifier
-from resnet_lab.processes import BUSY, PARENT
+from resnet_lab.processes import BUSY
 from resnet_lab.run_folder import BOOKKEEPING, Busy, RunFolder, find_runs, list_jobs
 from resnet_lab.schema import conf_dir
 from resnet_lab.status import states_of
 from resnet_lab.training import guarded
 
-pytestmark = pytest.mark.usefixtures("empty_pictures")
+pytestmark = pytest.mark.usefixtures("empty_pictures", "command_in_this_process")
 
 Sweep = Callable[..., int]
-
-
-@pytest.fixture(autouse=True)
-def _signals() -> object:
-    """Restore the signal handlers, which a sweep replaces."""
-    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for signum, handler in handlers.items():
-        signal.signal(signum, handler)
-    os.environ.pop(PARENT, None)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from fake_data import refusal
+from waiting import PATIENCE, wait_for
 
 from resnet_lab import status
 from resnet_lab.axes import note_jobs
@@ -58,14 +59,11 @@ def test_every_state_has_its_line(run: RunFolder) -> None:
 
 def test_a_child_that_outlives_the_job_does_not_hold_its_lock(run: RunFolder) -> None:
     with run.lock():
-        child = get_context("fork").Process(target=time.sleep, args=(60,))
+        child = get_context("fork").Process(target=time.sleep, args=(2 * PATIENCE,))
         child.start()
         assert run.is_locked()
     try:
-        deadline = time.monotonic() + 20
-        while run.is_locked() and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert not run.is_locked()
+        wait_for(lambda: not run.is_locked())
         assert child.is_alive()
     finally:
         child.kill()

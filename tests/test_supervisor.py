@@ -8,11 +8,11 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from waiting import PATIENCE, wait_for
 
 from resnet_lab import supervisor
 from resnet_lab.processes import Stopped, stop_on_signals
@@ -97,11 +97,8 @@ def test_how_a_forked_process_ended_is_its_exit_code(running: Supervisor) -> Non
     assert running.run("task_of_test", ["0", "a.json"]) == 0
 
 
-def wait_for(file: Path) -> dict[str, object]:
-    deadline = time.monotonic() + 20
-    while not file.is_file() or not file.read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+def written(file: Path) -> dict[str, object]:
+    wait_for(lambda: file.is_file() and file.read_text())
     return result(file)
 
 
@@ -113,16 +110,9 @@ def is_alive(process: object) -> bool:
     return state != "Z"
 
 
-def ends(process: object) -> bool:
-    deadline = time.monotonic() + 20
-    while is_alive(process) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return not is_alive(process)
-
-
 def in_a_thread_kill(file: Path, whom: str, signum: int) -> None:
     def kill() -> None:
-        seen = wait_for(file)
+        seen = written(file)
         os.kill(os.getpid() if whom == "command" else int(str(seen[whom])), signum)
 
     threading.Thread(target=kill, daemon=True).start()
@@ -149,7 +139,8 @@ def test_the_death_of_the_supervisor_ends_the_forked_process(running: Supervisor
     assert running.can_run()
     in_a_thread_kill(tmp_path / "a.json", "parent", signal.SIGKILL)
     assert running.run("task_of_test", ["sleep", "a.json"]) == -signal.SIGKILL
-    assert ends(result(tmp_path / "a.json")["pid"])
+    ended = result(tmp_path / "a.json")["pid"]
+    wait_for(lambda: not is_alive(ended))
     assert not running.can_run()
 
 
@@ -167,11 +158,11 @@ def test_a_supervisor_ends_with_the_command(running: Supervisor, tmp_path: Path)
         ).encode()
         + b"\n"
     )
-    seen = wait_for(tmp_path / "a.json")
+    seen = written(tmp_path / "a.json")
     running._answers.close()
     running._socket.close()  # what the death of the command does
-    assert ends(seen["pid"])
-    assert running._process.wait(20) == 128 + signal.SIGTERM
+    wait_for(lambda: not is_alive(seen["pid"]))
+    assert running._process.wait(PATIENCE) == 128 + signal.SIGTERM
 
 
 def test_variables_that_take_effect_on_import_need_a_new_process(

@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from fake_data import refusal
 from fake_runs import write_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from waiting import wait_for
 
 from resnet_lab.axes import note_jobs
 from resnet_lab.errors import UserError
@@ -177,7 +177,7 @@ def test_tensorboard_shows_the_labels_and_ends_with_the_command(runs: list[RunFo
     command = [sys.executable, "-m", "resnet_lab", "tensorboard", str(sweep), f"port={port}"]
     with subprocess.Popen(command, env=os.environ | {"TMPDIR": str(tmp_path)}) as process:
         try:
-            assert wait_for(lambda: shown_at(port) == {"lr=0.05", "lr=0.1"})
+            wait_for(lambda: shown_at(port) == {"lr=0.05", "lr=0.1"})
         finally:
             process.terminate()
     assert process.returncode == 0
@@ -192,11 +192,3 @@ def shown_at(port: int) -> set[str]:
             return {*json.load(page)}
     except OSError:
         return set()
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 90) -> bool:
-    """Return whether a condition becomes true in time."""
-    ends = time.monotonic() + seconds
-    while not condition() and time.monotonic() < ends:
-        time.sleep(0.5)
-    return condition()

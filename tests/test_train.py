@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
+from waiting import PATIENCE
 
 import resnet_lab.train as train
 from resnet_lab.data.sampler import Sampling
@@ -272,11 +273,11 @@ def test_a_stopped_sweep_waits_until_its_jobs_have_ended(tmp_path: Path, monkeyp
     monkeypatch.setattr(train, "SWEPT", {job.path.parent: ["planned", "seed-0"]})
     free = threading.Event()
     with job.lock():
-        waited = threading.Thread(target=lambda: (train.wait_for_workers(60), free.set()))
+        waited = threading.Thread(target=lambda: (train.wait_for_workers(PATIENCE), free.set()))
         waited.start()
         assert not free.wait(0.2)
         began = time.monotonic()
         train.wait_for_workers(0.1)
         assert time.monotonic() - began >= 0.1  # and it returns, although the job still runs
-    assert free.wait(5)
+    assert free.wait(PATIENCE)
     waited.join()
