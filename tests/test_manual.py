@@ -136,6 +136,12 @@ def commands(page: str) -> list[tuple[Block, Command]]:
     return [(block, command) for block in looked_at for line in block.lines if (command := command_of(line))]
 
 
+def commands_in_text(page: str) -> list[Command]:
+    text = BLOCK.sub("", PAGES[page].read_text("utf-8"))
+    spans = re.findall(r"`((?:resnet-lab|python -m resnet_lab\.job) [^`]+)`", text)
+    return [command for span in spans if (command := command_of(" ".join(span.split())))]
+
+
 RUNNING = [page for page in PAGES if {"bash", "python"} & {block.kind for block in blocks(page)}]
 
 
@@ -210,6 +216,14 @@ def test_the_reference_has_every_key_and_verb(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("page", PAGES)
+def test_a_sentence_names_a_verb_or_an_option_and_examples_are_blocks(page: str) -> None:
+    for command in commands_in_text(page):
+        known = f"RUN --help {verb_of(command.verb).format_help()}"
+        assert len(command.words) <= 1, command
+        assert all(re.search(rf"\b{re.escape(word.partition('=')[0].lstrip('-'))}\b", known) for word in command.words)
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_every_key_and_option_exists(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_conf").mkdir()
@@ -246,6 +260,7 @@ def write_stage(folder: Path) -> None:
     (folder / "photographs" / "labels.csv").write_text(f"file,stage,person\n{rows}")
     write_photographs(folder / "new_photographs", [f"{n}_left" for n in range(200, 206)], ".jpg")
     write_kaggle(folder / "eyepacs")
+    write_kaggle(folder / "other_clinic")
     write_aptos(folder / "aptos")
     classes = ("train/ill", "train/well", "test/ill", "test/well")
     write_class_folders(folder / "folders", dict.fromkeys(classes, 8))
