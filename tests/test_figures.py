@@ -56,6 +56,17 @@ def test_curves_are_in_percent_and_of_counted_runs_only(tmp_path):
     np.testing.assert_allclose(series[0].values[0], 100 * first["train/accuracy"])
 
 
+def test_curves_are_described_by_their_first_and_last_means(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path / str(seed), seed=seed, epochs=3)
+    frames = [pd.read_csv(tmp_path / str(seed) / "metrics.csv") for seed in (0, 1)]
+    first, last = (50 * sum(frame["val/accuracy"][row] for frame in frames) for row in (0, 2))
+    (label,) = (group.label for group in table_of(tmp_path).groups)
+    train, val = figures.picture("accuracy", table_of(tmp_path)).values
+    assert val == f"{label}, val: {first:.3g} at epoch 1, {last:.3g} at epoch 3"
+    assert train.startswith(f"{label}, train: ")
+
+
 def test_each_depth_has_its_panel_where_more_than_the_depth_differs(tmp_path):
     series = list(figures.series_of(table_of(write_sweep(tmp_path / "sweep", seeds=(0,)))))
     assert [(s.panel, s.label) for s in series if s.split == "val"] == [

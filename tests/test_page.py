@@ -19,6 +19,7 @@ from waiting import PATIENCE
 from resnet_lab.errors import UserError
 from resnet_lab.report import __main__ as report
 from resnet_lab.report import page
+from resnet_lab.report.drawing import Picture
 from resnet_lab.report.groups import tables_of
 from resnet_lab.report.runs import read_predictions, read_run
 from resnet_lab.run_folder import find_runs
@@ -364,7 +365,15 @@ def test_alternative_texts_name_the_groups_of_a_picture(tmp_path):
     write_sweep(tmp_path, seeds=(0,))
     (table,) = tables_of([read_run(run) for run in find_runs([tmp_path])])
     labels = [group.label for group in table.drawn]
-    assert page._alts(table, "roc", "ROC", 1) == [f"ROC: {'; '.join(labels)}"]
-    assert page._alts(table, "class_scores", "F1", 4) == [f"F1: {label}" for label in labels]
-    assert page._alts(table, "layers", "Layers", 2)[1] == f"Layers, 2 of 2: {'; '.join(labels)}"
-    assert labels[3] not in page._alts(table, "reliability", "Reliability", 1)[0]
+    roc, f1, layers, reliability = (Picture(title, "", []) for title in ("ROC", "F1", "Layers", "Reliability"))
+    assert page._alts(table, "roc", roc, 1) == [f"ROC: {'; '.join(labels)}"]
+    assert page._alts(table, "class_scores", f1, 4) == [f"F1: {label}" for label in labels]
+    assert page._alts(table, "layers", layers, 2)[1] == f"Layers, 2 of 2: {'; '.join(labels)}"
+    assert labels[3] not in page._alts(table, "reliability", reliability, 1)[0]
+
+
+def test_alternative_texts_give_the_values_of_a_picture():
+    lines = tuple(f"line {number}: 1 at epoch 1" for number in range(14))
+    assert page._alts(None, "loss", Picture("Loss", "", [], values=lines[:2]), 1) == [f"Loss: {lines[0]}; {lines[1]}"]
+    (many,) = page._alts(None, "loss", Picture("Loss", "", [], values=lines), 1)
+    assert many.endswith("line 11: 1 at epoch 1; and 2 more")

@@ -37,3 +37,4 @@ class Picture(NamedTuple):
     note: str
     shown: list[Drawing]
     files: list[Figure] | None = None  # None: the wide figures of `shown`
+    values: tuple[str, ...] = ()  # what is seen, for the alternative text; empty: the names of the groups

@@ -130,7 +130,19 @@ def _curves(curve: Curve, table: Table) -> Picture | None:
         note += " Only training is shown: the jobs evaluated no other split during training."
     far = curve.metric == "loss" and _are_far_apart(np.concatenate([line.values.ravel() for line in series]))
     note += " The axis is logarithmic, as some losses are far above the others." if far else ""
-    return Picture(curve.title, note, [_both(series, curve.ylabel, baseline, far, colors_of(table))])
+    ends = _ends_of(series, "label", "split")
+    return Picture(curve.title, note, [_both(series, curve.ylabel, baseline, far, colors_of(table))], values=ends)
+
+
+def _ends_of(series: Sequence[plots.curves.Series], *names: str) -> tuple[str, ...]:
+    """Return the first and the last mean of each line, with their epochs counted from 1, after fields of the line."""
+    ends = []
+    for line in series:
+        means = line.values.mean(axis=0)
+        known = dict.fromkeys(np.flatnonzero(np.isfinite(means))[[0, -1]]) if np.isfinite(means).any() else ()
+        at = (f"{means[place]:.3g} at epoch {line.epochs[place] + 1}" for place in known)
+        ends.append(f"{', '.join(getattr(line, name) for name in names)}: {', '.join(at) or 'no values'}")
+    return tuple(ends)
 
 
 def _are_far_apart(values: np.ndarray) -> bool:
@@ -173,7 +185,8 @@ def scores(table: Table) -> Picture | None:
     note = "Dots are runs; bars are mean ± standard deviation."
     if any(len(row.best) for row in rows):
         note += " Diamonds: the best epoch on test, as the studies report it. Chosen on test, it is too optimistic."
-    return Picture("Accuracy", note, [Drawing(plots.groups.scores(rows, "accuracy, %", baseline))])
+    seen = tuple(f"{row.label}: {', '.join(f'{value:.1f}' for value in row.values)} %" for row in rows)
+    return Picture("Accuracy", note, [Drawing(plots.groups.scores(rows, "accuracy, %", baseline))], values=seen)
 
 
 def recall(table: Table) -> Picture | None:
@@ -193,7 +206,8 @@ def recall(table: Table) -> Picture | None:
     note = (
         "Recall: the share of a class that is found. A collapsed network has 100 % for one class and 0 for the others."
     )
-    return Picture("Recall of each class by epoch", note, [_both(series, "recall, %")])
+    ends = _ends_of(series, "panel", "label")
+    return Picture("Recall of each class by epoch", note, [_both(series, "recall, %")], values=ends)
 
 
 def gap(table: Table) -> Picture | None:
@@ -211,9 +225,8 @@ def gap(table: Table) -> Picture | None:
         return None
     split = " or ".join(sorted(others))
     note = f"Training accuracy (with augmentation) minus {split} accuracy."
-    return Picture(
-        f"Gap between train and {split}", note, [_both(series, "accuracy gap, points", colors=colors_of(table))]
-    )
+    shown, ends = [_both(series, "accuracy gap, points", colors=colors_of(table))], _ends_of(series, "label")
+    return Picture(f"Gap between train and {split}", note, shown, values=ends)
 
 
 def class_counts(table: Table) -> Picture | None:

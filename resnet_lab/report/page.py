@@ -20,7 +20,7 @@ from resnet_lab.report import costs, thresholds
 from resnet_lab.report.by_class import Share, class_rows, confusions_of, shares_by_distance
 from resnet_lab.report.calibration import COLDEST, HOTTEST
 from resnet_lab.report.combined import RANKS_DECISIONS, combined_rows, decision_rows, fold_rows
-from resnet_lab.report.drawing import best_of, colors_of
+from resnet_lab.report.drawing import Picture, best_of, colors_of
 from resnet_lab.report.effects import confounded_of, effects_of
 from resnet_lab.report.figures import CURVES, PICTURES, picture
 from resnet_lab.report.glossary import glossary_of, meaning_of
@@ -39,6 +39,7 @@ OF_SECTIONS = ("confusion_matrices", "roc", "precision_recall", "reliability", "
 PAGE_WIDTH, NAMES_WIDTH, CELL_WIDTH, LETTER_WIDTH = 1110, 86, 36, 6.5  # pixels of a confusion matrix
 NO_LIMITS = (math.nan, math.nan, math.nan)
 MANY_SWEEPS = 8  # columns in the table of differences; of more, single runs share that of their parent folder
+SPOKEN = 12  # lines of a picture that its alternative text describes
 FAR = 3  # times the range of all intervals; a baseline further below is not drawn
 Pictures = dict[str, dict[str, Any]]  # by name: what the template shows of each
 
@@ -327,13 +328,17 @@ def pictures(
             write_atomically(folder / f"{name}{place}{suffix}.png", once(figure))
         seen = [] if as_text else drawn.shown
         figures = [[base64_of(once(figure)) for figure in drawing if figure] for drawing in seen]
-        alts = _alts(table, name, drawn.title, len(figures))
+        alts = _alts(table, name, drawn, len(figures))
         shown[name] = {"name": name, "title": drawn.title, "note": drawn.note, "figures": figures, "alts": alts}
     return shown
 
 
-def _alts(table: Table, name: str, title: str, figures: int) -> list[str]:
+def _alts(table: Table, name: str, drawn: Picture, figures: int) -> list[str]:
     """Return what each figure of a picture shows, for readers who cannot see it."""
+    title = drawn.title
+    if drawn.values:
+        more = f"; and {len(drawn.values) - SPOKEN} more" if len(drawn.values) > SPOKEN else ""
+        return [f"{title}: {'; '.join(drawn.values[:SPOKEN])}{more}"] * figures
     labels = [group.label for group in table.drawn][: RELIABLE if name == "reliability" else None]
     if figures == len(labels):
         return [f"{title}: {label}" for label in labels]
