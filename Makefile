@@ -21,13 +21,13 @@ $(INSTALLED): pyproject.toml
 	$(BIN)/python -m pip install --progress-bar off --editable '.[dev]'
 	@touch $@
 
-demo: $(INSTALLED)  ## depth × pretraining on drawn photographs, then the comparison (under 5 minutes on two cores)
+demo: $(INSTALLED)  ## depth × pretraining on drawn photographs, then the comparison (5 to 10 minutes on two cores)
 	$(LAB) train -m experiment=demo_source sweep_dir=runs/demo/source
 	$(LAB) train -m experiment=demo sweep_dir=runs/demo/sweep
 	$(LAB) report runs/demo/sweep
 	@echo "look at runs/demo/sweep/report.html, or: $(LAB) tensorboard runs"
 
-test: $(INSTALLED)  ## the quick tests: about 3 minutes on two cores, no network, no GPU
+test: $(INSTALLED)  ## the quick tests: 3 to 5 minutes on two cores, no network, no GPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "$(QUICK)"
 
 test-slow: $(INSTALLED)  ## the slow tests and those on real photographs (../shared/data)
