@@ -258,18 +258,8 @@ def agree(tmp_path: Path) -> bool:
 def test_torchrun_starts_two_nodes(tmp_path: Path, lab: Lab, make_run: MakeRun) -> None:
     run = make_run("trainer.num_nodes=2", "trainer.strategy=ddp")
     address = ["--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={free_port()}"]
-    nodes = [
-        lab(
-            "torch.distributed.run",
-            *address,
-            f"--node-rank={node}",
-            "-m",
-            "resnet_lab.job",
-            str(run.path),
-            patch=HASHES,
-        )
-        for node in (0, 1)
-    ]
+    job = ("-m", "resnet_lab.job", str(run.path))
+    nodes = [lab("torch.distributed.run", *address, f"--node-rank={node}", *job, patch=HASHES) for node in (0, 1)]
     ended = [node.wait(PATIENCE) for node in nodes]
     assert ended == [0, 0], said(tmp_path, 0) + said(tmp_path, 1)
     assert run.read_status()["state"] == "done"
@@ -339,8 +329,9 @@ def frozen(self, x):
     return torch.nn.functional.batch_norm(x, *values, False, 0.0, self.eps)
 
 
-FROZEN = "torch.nn.modules.batchnorm._BatchNorm.forward = frozen"
-FROZEN = textwrap.indent(f"import torch\n{inspect.getsource(frozen)}{FROZEN}", " " * 4).lstrip()
+FROZEN = f"""import torch
+{textwrap.indent(inspect.getsource(frozen), " " * 4)}
+    torch.nn.modules.batchnorm._BatchNorm.forward = frozen"""
 PARTS = ("model.freeze=[conv1,layer1]", "model.unfreeze_at_epoch=1", "optim.backbone_lr_factor=0.5")
 
 
