@@ -20,7 +20,7 @@ from resnet_lab.supervisor import RANKS, Supervisor, forks
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="jobs are forked on Linux only")
 
-MODULE = """
+MODULE = f"""
 import atexit, json, os, signal, sys, time
 from pathlib import Path
 from resnet_lab import processes
@@ -37,7 +37,7 @@ def main():
     )
     file.write_text(json.dumps(found))
     if what == "sleep":
-        time.sleep(60)
+        time.sleep({2 * PATIENCE})
     if what == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if what == "raise":

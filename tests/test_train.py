@@ -273,7 +273,7 @@ def test_a_stopped_sweep_waits_until_its_jobs_have_ended(tmp_path: Path, monkeyp
     monkeypatch.setattr(train, "SWEPT", {job.path.parent: ["planned", "seed-0"]})
     free = threading.Event()
     with job.lock():
-        waited = threading.Thread(target=lambda: (train.wait_for_workers(PATIENCE), free.set()))
+        waited = threading.Thread(target=lambda: (train.wait_for_workers(2 * PATIENCE), free.set()))
         waited.start()
         assert not free.wait(0.2)
         began = time.monotonic()

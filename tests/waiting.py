@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-PATIENCE = 600  # seconds; only what hangs reaches it
+PATIENCE = 600  # seconds; only what hangs reaches it, so what must be ended from outside lasts longer
 
 
 def wait_for(condition: Callable[[], object]) -> None:
