@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import resource
@@ -19,6 +20,7 @@ CGROUPS = (  # files with the most bytes that a container may use, and those tha
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
 )
+KEEP = {"M_MMAP_THRESHOLD": -3, "M_TRIM_THRESHOLD": -1}  # settings of mallopt, and their numbers in malloc.h
 PACKAGES = ("resnet_lab", "torch", "torchvision", "lightning", "torchmetrics", "hydra-core")
 
 
@@ -67,6 +69,20 @@ def free_memory() -> float:
         with suppress(OSError, ValueError):  # absent, or `max`
             found.append(float(int(Path(most).read_text()) - int(Path(used).read_text())))
     return max(0.0, min(found))
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc keep freed blocks of any size for the next batch, and return whether it does.
+
+    By default it returns large blocks to the system, and each page that is used again is cleared first: for each batch
+    on the CPU, and for each photograph of camera size. `MALLOC_*` and `GLIBC_TUNABLES` in the environment come first.
+    """
+    if any(key.startswith(("MALLOC_", "GLIBC_TUNABLES")) for key in os.environ) or sys.platform != "linux":
+        return False
+    library = ctypes.CDLL(None)  # the libraries of this process
+    if not hasattr(library, "mallopt"):  # musl
+        return False
+    return all(library.mallopt(setting, 2**31 - 1) == 1 for setting in KEEP.values())
 
 
 def versions() -> dict[str, str]:

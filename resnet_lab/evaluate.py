@@ -23,6 +23,7 @@ from resnet_lab.command_line import run_command
 from resnet_lab.config import check, compose_config, job_name
 from resnet_lab.data.augmentation import Augmentation
 from resnet_lab.data.datamodule import DataModule
+from resnet_lab.environment import keep_freed_memory
 from resnet_lab.errors import UserError, count, short
 from resnet_lab.files import refuse_unwritable, write_atomically
 from resnet_lab.hydra_errors import one_line
@@ -234,6 +235,7 @@ def command(arguments: list[str]) -> None:
     """Evaluate, write the files of the split, and show the scores and the majority baseline."""
     given = VERBS["evaluate"]().read(arguments)
     trust(given.trust)
+    keep_freed_memory()
     set_up_logging()
     check_evaluate(given)
     split, out = given.split, given.out

@@ -75,9 +75,11 @@ def run_job(run: RunFolder, config: Mapping[str, Any], given: Namespace) -> int:
     try:
         from resnet_lab.build import rank, set_up_logging
         from resnet_lab.config import words_of_trust
+        from resnet_lab.environment import keep_freed_memory
         from resnet_lab.training import guarded
     except Exception as error:  # out of memory, or a broken package
         return not_imported(run, error, alone)
+    keep_freed_memory()
     stop_with_parent(GRACE if rank() == 0 else GRACE / 6)
     stop_with_ranks(run)
     if rank() > 0:  # the first rank holds the lock

@@ -9,6 +9,7 @@ from resnet_lab.build import build_trainer, rank, set_up_logging
 from resnet_lab.command_line import run_command
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.data.photographs import Photographs
+from resnet_lab.environment import keep_freed_memory
 from resnet_lab.errors import count
 from resnet_lab.evaluate import override
 from resnet_lab.inputs import check_predict
@@ -34,6 +35,7 @@ def command(arguments: list[str]) -> None:
     """Write `image,patient,class,prediction,p_0…` for one image, or for every image below a folder."""
     given = VERBS["predict"]().read(arguments)
     trust(given.trust)
+    keep_freed_memory()
     set_up_logging()
     check_predict(given)
     out = Path(given.out).expanduser()
