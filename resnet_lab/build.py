@@ -43,6 +43,8 @@ from resnet_lab.run_folder import RunFolder
 from resnet_lab.terminal import Lines, is_terminal
 from resnet_lab.tta import VIEWS
 
+CUDA_GRAPHS = ("reduce-overhead", "max-autotune")  # modes of torch.compile that use them
+
 log = logging.getLogger(__name__)
 
 
@@ -216,10 +218,16 @@ def compile_network(mode: bool | str, module: Classifier, device: torch.device) 
         device: device of the training.
 
     Raises:
-        UserError: torch cannot compile here.
+        UserError: torch cannot compile here, or `mode` cannot accumulate gradients.
     """
     if mode is False:
         return
+    module.copies_outputs = device.type == "cuda" and mode in CUDA_GRAPHS
+    if module.copies_outputs and module.origin["config"]["trainer"]["accumulate_grad_batches"] > 1:
+        raise UserError(
+            f"trainer.compile={mode} uses CUDA graphs, which cannot accumulate gradients "
+            "(trainer.accumulate_grad_batches); set trainer.compile=true or max-autotune-no-cudagraphs"
+        )
     try:
         torch.compile(torch.sin)(torch.zeros(2, device=device))
     except Exception as error:

@@ -119,6 +119,10 @@ class AveragedWeights(EMAWeightAveraging):
     def __init__(self, decay: BelowOne) -> None:
         super().__init__(decay=decay)
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        pl_module.to(trainer.strategy.root_device)  # Lightning does so later, and the average would stay on the CPU
+        super().setup(trainer, pl_module, stage)
+
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         # Lightning's method would restore the weights without averaging before a test, too
         if trainer.state.fn == TrainerFn.FITTING:

@@ -23,7 +23,14 @@ from resnet_lab.freezing import Freezing
 from resnet_lab.loggers import log_to_all
 from resnet_lab.metrics import SplitMetrics
 from resnet_lab.objectives import Objective
-from resnet_lab.optim import naming, optimizer_of, refuse_lost_factor, refuse_no_schedule, use_fused
+from resnet_lab.optim import (
+    keep_products_on_cpu,
+    naming,
+    optimizer_of,
+    refuse_lost_factor,
+    refuse_no_schedule,
+    use_fused,
+)
 from resnet_lab.origin import CHECKPOINT_KEY, add_train_images
 from resnet_lab.trained import Trained, load
 from resnet_lab.tta import outputs_of, plain
@@ -85,6 +92,7 @@ class Classifier(LightningModule):
             {f"{split}_metrics": SplitMetrics(split, len(class_names), ordered, complete[split]) for split in complete}
         )
         self.memory_format = torch.contiguous_format
+        self.copies_outputs = False  # with CUDA graphs, which write the outputs of the next batch to the same memory
         self._begun: list[Tensor] | None = None  # rows of an unfinished epoch, from a checkpoint
         self._counted = (-1, -1)  # epoch and number of the last training batch in the metrics
         self.fit_split: str | None = None
@@ -116,7 +124,7 @@ class Classifier(LightningModule):
     def forward(self, images: Tensor) -> Tensor:
         """Return outputs (B, M) of images (B, 3, H, W)."""
         result: Tensor = self.model(images.contiguous(memory_format=self.memory_format))
-        return result
+        return result.clone() if self.copies_outputs else result
 
     def _step(
         self, batch: dict[str, Any], split: str, trains: bool = False, counts: bool = True
@@ -323,6 +331,8 @@ class Classifier(LightningModule):
         add_train_images(self.origin, checkpoint.get(CHECKPOINT_KEY))  # with those of its initial weights
 
     def on_train_start(self) -> None:
+        for optimizer in self.trainer.optimizers:
+            keep_products_on_cpu(optimizer)
         if self._begun is not None:
             own = slice(self.global_rank, None, self.trainer.world_size)
             losses, logits, targets = (column[own].to(self.device) for column in self._begun)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
+import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer
 from torch.optim.lr_scheduler import (
@@ -102,7 +103,8 @@ def use_fused(optimizer: Optimizer, precision: str) -> None:
     """Let SGD, Adam and AdamW update all weights on CUDA in one kernel, unless their arguments choose otherwise.
 
     A resumed run takes the implementation for its own device, in place of that in the checkpoint. (With the argument
-    `fused` of the constructor, Lightning would refuse `trainer.gradient_clip_val`.)
+    `fused` of the constructor, Lightning would refuse `trainer.gradient_clip_val`.) The kernel of SGD needs the
+    momentum of all weights or of none; a part of the network that is unfrozen later begins with zeros.
 
     Args:
         optimizer: the optimizer.
@@ -113,7 +115,11 @@ def use_fused(optimizer: Optimizer, precision: str) -> None:
     groups = optimizer.param_groups
     parameters = [parameter for group in groups for parameter in group["params"]]
     chosen = any(
-        group["foreach"] is not None or group["fused"] is not None or group.get("capturable") or group["differentiable"]
+        group["foreach"] is not None
+        or group["fused"] is not None
+        or group.get("capturable")
+        or group["differentiable"]
+        or group.get("dampening")  # the first step of the momentum would differ
         for group in groups
     )
     if chosen:
@@ -121,7 +127,29 @@ def use_fused(optimizer: Optimizer, precision: str) -> None:
     if precision != "16-mixed" and all(each.is_cuda and each.is_floating_point() for each in parameters):
         for group in groups:
             group.update(fused=True, foreach=False)
+        if isinstance(optimizer, SGD):
+            optimizer.register_step_pre_hook(_complete_momentum)
     optimizer.register_load_state_dict_pre_hook(_keep_implementation)
+
+
+def _complete_momentum(optimizer: Optimizer, *_: Any) -> None:
+    """Let weights without momentum begin with zeros where others have some, which gives the same first step."""
+    for group in optimizer.param_groups:
+        # Lightning computes the gradients within the step, so there are none yet
+        states = {each: optimizer.state[each] for each in group["params"] if each.requires_grad}
+        begun = any(state.get("momentum_buffer") is not None for state in states.values())
+        for each, state in states.items() if group["momentum"] and begun else ():
+            if state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.zeros_like(each)
+
+
+def keep_products_on_cpu(optimizer: Optimizer) -> None:
+    """Move a factor of NAdam back to the CPU, where it is created; read from a GPU, it makes each step wait."""
+    if isinstance(optimizer, NAdam):
+        for group in optimizer.param_groups:
+            for each in group["params"] if not group["capturable"] else ():
+                state = optimizer.state.get(each, {})
+                state.update({key: state[key].cpu() for key in ("mu_product",) if key in state})
 
 
 def _keep_implementation(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,8 @@ from resnet_lab.build import build_profiler, build_trainer, compile_network, plu
 from resnet_lab.checkpoints import EpochRows, LastCheckpoint
 from resnet_lab.errors import UserError
 from resnet_lab.models.pretrained import refuse_nan_weights
+from resnet_lab.module import Classifier
+from resnet_lab.objectives import cross_entropy
 from resnet_lab.origin import origin_of
 from resnet_lab.run_folder import RunFolder
 
@@ -154,6 +156,36 @@ def test_torch_without_a_compiler_gives_one_line(monkeypatch: pytest.MonkeyPatch
     assert refusal(compile_network, True, module, device).startswith("trainer.compile=true: ")
     compile_network(False, module, device)
     assert module.model._compiled_call_impl is None
+
+
+@pytest.mark.parametrize(
+    ("mode", "device", "copies"),
+    [
+        ("reduce-overhead", "cuda", True),
+        ("max-autotune", "cuda", True),
+        (True, "cuda", False),
+        ("reduce-overhead", "cpu", False),
+    ],
+)
+def test_outputs_of_cuda_graphs_are_copied(
+    monkeypatch: pytest.MonkeyPatch, mode: bool | str, device: str, copies: bool
+) -> None:
+    module = Classifier(torch.nn.Identity(), cross_entropy(0.0, "none", [1, 1]), None, None, ["a", "b"], ordered=False)
+    monkeypatch.setattr(torch, "compile", lambda function, **_: lambda _: None)
+    monkeypatch.setattr(torch, "zeros", lambda *_, **__: None)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda *_, **__: None)
+    settings = {"accumulate_grad_batches": 1}
+    module.origin = {"config": {"trainer": settings}}
+    compile_network(mode, module, torch.device(device))
+    images = torch.ones(1, 3, 2, 2)
+    assert (module(images).data_ptr() != images.data_ptr()) is copies
+    settings["accumulate_grad_batches"] = 2
+    if copies:
+        message = refusal(compile_network, mode, module, torch.device(device))
+        assert message.startswith(f"trainer.compile={mode} uses CUDA graphs")
+        assert "trainer.accumulate_grad_batches" in message
+    else:
+        compile_network(mode, module, torch.device(device))
 
 
 @pytest.mark.parametrize("name", ["simple", "advanced"])

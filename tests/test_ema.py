@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from lightning import LightningModule
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import nn
 
-from resnet_lab.callbacks import Observer
+from resnet_lab.callbacks import AveragedWeights, Observer
 from resnet_lab.models.pretrained import load_pretrained
 from resnet_lab.report.runs import read_run
 from resnet_lab.report.verify import differences_of
@@ -26,6 +28,16 @@ EMA = ("callbacks=ema", "callbacks.ema.decay=0.8", "trainer.precision=32-true")
 
 def checkpoint(run: RunFolder) -> dict:
     return torch.load(run.last_checkpoint, weights_only=True)
+
+
+def test_the_average_is_on_the_device_of_training() -> None:
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("meta")))
+    callback = AveragedWeights(0.9)
+    callback.setup(trainer, LightningModule(), "validate")
+    module = LightningModule()
+    module.fc = nn.Linear(2, 2)
+    callback.setup(trainer, module, "fit")
+    assert callback._average_model.module.fc.weight.is_meta
 
 
 def test_the_average_is_tested_and_loaded(make_run: Make, monkeypatch: pytest.MonkeyPatch, photographs: Path) -> None:

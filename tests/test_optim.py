@@ -10,6 +10,7 @@ import torch
 from fake_data import refusal
 from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from resnet_lab import objectives, optim
 
@@ -135,6 +136,54 @@ def test_optimizers_on_cuda_are_fused_unless_their_arguments_choose(
     (group,) = optimizer.param_groups
     assert group.get("fused") is fused
     assert group.get("foreach") is (False if fused else given.get("foreach"))
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_weights_that_are_unfrozen_later_step_as_without_the_kernel(
+    monkeypatch: pytest.MonkeyPatch, nesterov: bool
+) -> None:
+    kernels = []
+    for fused in (True, False):
+        layers = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+        for number, weight in enumerate(layers.parameters()):
+            nn.init.constant_(weight, 0.1 * (number + 1))
+        layers[0].requires_grad_(False)
+        optimizer = torch.optim.SGD(layers.parameters(), lr=0.1, momentum=0.9, nesterov=nesterov, weight_decay=0.01)
+        if fused:
+            with monkeypatch.context() as patch:
+                on_cuda(patch)
+                optim.use_fused(optimizer, "32-true")
+
+        def closure(layers: nn.Module = layers, optimizer: torch.optim.Optimizer = optimizer) -> torch.Tensor:
+            optimizer.zero_grad()
+            loss = layers(torch.ones(1, 3)).square().sum()
+            loss.backward()
+            return loss
+
+        for step in range(4):
+            layers[0].requires_grad_(step > 1)
+            optimizer.step(closure)  # Lightning computes gradients in the step, too
+        kernels.append([weight.detach() for weight in layers.parameters()])
+        assert optimizer.param_groups[0]["fused"] is (True if fused else None)
+    torch.testing.assert_close(*kernels)
+
+
+def test_a_momentum_with_dampening_has_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_cuda(monkeypatch)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.9, dampening=0.1)
+    optim.use_fused(optimizer, "32-true")
+    assert optimizer.param_groups[0]["fused"] is None
+
+
+def test_a_factor_of_nadam_returns_to_the_cpu() -> None:
+    with FakeTensorMode():  # tensors of a GPU without storage
+        weights = [nn.Parameter(torch.zeros(2, device="cuda")) for _ in range(2)]
+        optimizer = torch.optim.NAdam(weights, lr=0.1)
+        optimizer.state[weights[0]] = {key: torch.ones((), device="cuda") for key in ("mu_product", "exp_avg")}
+        optim.keep_products_on_cpu(optimizer)
+    found = {key: value.device.type for key, value in optimizer.state[weights[0]].items()}
+    assert found == {"mu_product": "cpu", "exp_avg": "cuda"}
+    assert weights[1] not in optimizer.state
 
 
 def test_optimizers_on_the_cpu_are_unchanged() -> None:
