@@ -63,7 +63,7 @@ METHOD = """
 - The program is all of `resnet_lab.job`: augmentation, metrics, callbacks, checkpoints and TensorBoard.
 - The bare loop runs before it in the same process. It has the same network, optimizer, batch size, precision, memory
   layout and `torch.compile`. Each step takes the same batch of random tensors, which is on the device already.
-- "Waiting" is the share of the time in which the loop waits for the next batch.
+- "Waiting" is the share of the time in which the loop waits for the next batch after the GPU has ended the last one.
 - Peak memory is that of PyTorch's allocator on the GPU (resident memory on the CPU).
 - Images are random JPEG files of the size that the network takes. "Streamed" reads the prepared set, with one worker
   per core. Without that word, `data.in_memory=auto` chooses.
@@ -190,7 +190,8 @@ class Bench:
     def _cifar(self, depth: int, batch: int) -> Workload:
         larger = max(each for _, each in self.plan.cifar)
         batches = self.plan.small_batches * larger // batch
-        own = ("experiment=cifar_degradation_paper", f"model.depth={depth}", "optim.lr=0.01", *FAST)
+        paper = ("experiment=cifar_degradation_paper", "follow_layers=false")  # compiled layers cannot be followed
+        own = (*paper, f"model.depth={depth}", "optim.lr=0.01", *FAST)
         keys = partial(self._keys, 32, batch, batches, *own)
         return self._pair(f"CIFAR form, ResNet-{depth}, batch {batch}", keys, "≥ 0.90" if batch == larger else "")
 
@@ -200,6 +201,7 @@ class Bench:
         return [
             *(f"data.root={root}", f"data.cache_dir={self.folder / 'cache'}", "data=class_folders"),
             *(f"data.image_size={size}", f"data.batch_size={batch}", "data.val_fraction=0", "data.rotation=15"),
+            *(f"data.mean={[*MEAN]}", f"data.std={[*STD]}"),
             *(f"trainer.max_epochs={self.plan.epochs}", "trainer.progress_bar=false"),
             f"trainer.accelerator={'gpu' if self.device.type == 'cuda' else 'cpu'}",
             *overrides,
@@ -263,10 +265,13 @@ class Bench:
     ) -> tuple[float, float]:
         """Return images per second and the share of waiting of one epoch, after its first batch."""
         start, images, waited, before = 0.0, 0, 0.0, 0.0
+        mark = torch.cuda.Event() if self.device.type == "cuda" else None
         for number, (inputs, targets) in enumerate(batches):
-            if number:
+            if number and (mark is None or mark.query()):
                 waited += time.perf_counter() - before
             step(inputs, targets)
+            if mark:
+                mark.record()
             if number == 0:
                 self._synchronize()
                 start = time.perf_counter()

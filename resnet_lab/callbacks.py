@@ -184,6 +184,7 @@ class Observer(Callback):
         self.waits: list[float] = []  # share of that time spent waiting for data
         self._start: float | None = None  # end of the epoch's first batch
         self._end, self._waited, self._images = 0.0, 0.0, 0
+        self._mark: torch.cuda.Event | None = None  # in the work of a GPU, after the last batch
         self._all_waited, self._all_seconds, self._said = 0.0, 0.0, False  # totals over all epochs
 
     @property
@@ -197,7 +198,9 @@ class Observer(Callback):
         return median(self.waits) if self.waits else None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._waited += time.perf_counter() - self._end
+        # a GPU that still works on the batch before does not wait
+        if self._mark is None or self._mark.query():  # type: ignore[no-untyped-call]
+            self._waited += time.perf_counter() - self._end
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         if trainer.global_step > 0 or not isinstance(datamodule, DataModule):
             return
@@ -209,6 +212,7 @@ class Observer(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        on_gpu = getattr(batch["target"], "is_cuda", False)
         if self._start is None:  # warm-up of kernels and workers
             self._start, self._waited, self._images = time.perf_counter(), 0.0, 0
         else:
@@ -217,10 +221,13 @@ class Observer(Callback):
             self._log_loss(trainer, outputs["loss"], batch_idx)
         if trainer.is_last_batch:
             if self._images:
-                if torch.cuda.is_available():
+                if on_gpu:
                     torch.cuda.synchronize()
                 self._measure(trainer, time.perf_counter() - self._start)
             self._start = None
+        if on_gpu:
+            self._mark = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._mark.record()
         self._end = time.perf_counter()
 
     def _log_loss(self, trainer: Trainer, loss: Tensor, batch_idx: int) -> None:

@@ -13,7 +13,10 @@ from resnet_lab.errors import NO_ROOM, UserError
 from resnet_lab.processes import Stopped
 from resnet_lab.run_folder import RunFolder
 
-OUT_OF_MEMORY = ("can't allocate memory", "Cannot allocate memory", "is killed by signal: Killed")
+OUT_OF_MEMORY = (
+    *("can't allocate memory", "Cannot allocate memory", "is killed by signal: Killed"),
+    *("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
+)
 NO_BATCH = ("DataLoader timed out", "is killed by signal: Bus error", "unable to write to file </torch_")
 ONE_VALUE = "Expected more than 1 value per channel when training"
 VIEWED = "view size is not compatible with input tensor's size and stride"

@@ -10,6 +10,9 @@ import cv2
 import pandas as pd
 import pytest
 import torch
+from conftest import with_values
+
+from resnet_lab.config import check
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 LINE = re.compile(r"\| (?P<name>.+) \| (?P<unit>.+) \| (?P<n>\d+) \| (\S+) \| (\S+) – (\S+) \| (?P<goal>.*) \|")
@@ -87,6 +90,21 @@ def test_what_a_gpu_benchmark_did_not_reach_reads_not_measured(gpu, tmp_path):
     assert f"| {fast} / float32 | 3.60 | ≥ 3 |" in lines
     assert "Tests on the GPU (`pytest -m gpu`): 36 passed, 0 failed, 1 skipped, 0 error, 99 seconds." in lines
     assert "Nothing is measured yet" not in "\n".join(lines)
+
+
+def test_a_gpu_benchmark_gives_keys_that_jobs_accept(gpu, tmp_path, monkeypatch):
+    seen: list[list[str]] = []
+    bench = gpu.Bench(gpu.FULL, "cuda", tmp_path)
+    monkeypatch.setattr(gpu, "write_photographs", lambda folder, *_: folder)
+    monkeypatch.setattr(gpu.prepare, "command", lambda _: None)
+    monkeypatch.setattr(bench, "bare", lambda overrides, *_: seen.append(overrides))
+    monkeypatch.setattr(bench, "program", seen.append)
+    workloads = [each for stage in ("main", "rest") for each in bench.workloads(stage)]
+    for workload in workloads:
+        workload.run()
+    assert len(seen) == 2 * len(workloads)
+    for overrides in {tuple(each) for each in seen}:
+        check(with_values(overrides))
 
 
 def test_a_gpu_benchmark_keeps_what_precedes_a_failure(gpu, tmp_path, monkeypatch, capsys):

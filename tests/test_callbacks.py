@@ -25,7 +25,7 @@ class Clock:
         return self.now
 
 
-def epoch(observer, clock, batches, wait, work, workers=0, rank=0):
+def epoch(observer, clock, batches, wait, work, workers=0, rank=0, targets=range(10)):
     """Run an epoch of batches of 10 images, each with `wait` s of reading and `work` s of training."""
     datamodule = SimpleNamespace(num_workers=workers, advice=lambda: "ADVICE")
     for number in range(batches):
@@ -38,9 +38,9 @@ def epoch(observer, clock, batches, wait, work, workers=0, rank=0):
             is_global_zero=rank == 0,
             is_last_batch=number == batches - 1,
         )
-        observer.on_train_batch_start(trainer, None, {"target": range(10)}, number)
+        observer.on_train_batch_start(trainer, None, {"target": targets}, number)
         clock.now += work
-        observer.on_train_batch_end(trainer, None, None, {"target": range(10)}, number)
+        observer.on_train_batch_end(trainer, None, None, {"target": targets}, number)
 
 
 @pytest.fixture
@@ -60,6 +60,23 @@ def test_training_that_waits_for_data_warns_once(clock, caplog, workers, rates):
     assert record.getMessage() == (f"training waits for data 50 % of the time: {rates}, the network takes 40/s; ADVICE")
     assert observer.images_per_second == pytest.approx(20)
     assert observer.data_wait == pytest.approx(0.5)
+
+
+class OnGpu(list):
+    """Targets of a batch on a GPU."""
+
+    is_cuda = True
+
+
+def test_the_gpu_waits_only_when_its_work_has_ended(clock, monkeypatch):
+    ended = iter([True, False, True, True])  # before the second to fifth batch
+    event = SimpleNamespace(query=lambda: next(ended), record=lambda: None)
+    cuda = SimpleNamespace(Event=lambda: event, synchronize=lambda: None)
+    monkeypatch.setattr(callbacks.torch, "cuda", cuda)
+    observer = Observer(["a"])
+    epoch(observer, clock, 5, wait=0.25, work=0.25, targets=OnGpu(range(10)))
+    assert observer.images_per_second == pytest.approx(20)
+    assert observer.data_wait == pytest.approx(0.75 / 2)
 
 
 def test_training_that_hardly_waits_does_not_warn(clock, caplog):

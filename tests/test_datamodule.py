@@ -422,6 +422,15 @@ def test_normalized_training_images_have_mean_0_and_std_1(build):
     torch.testing.assert_close(images.std(dim=(0, 2, 3), correction=0), torch.ones(3), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(("accelerator", "pins"), [("cpu", False), ("cuda", True)])
+def test_batches_are_pinned_for_a_gpu_that_trains(build, monkeypatch, accelerator, pins):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    datamodule = build(num_workers=0, in_memory=False)
+    strategy = SimpleNamespace(root_device=torch.device(accelerator))
+    datamodule.trainer = SimpleNamespace(strategy=strategy, global_rank=0, world_size=1, current_epoch=0)
+    assert datamodule.evaluation_dataloader("test").pin_memory is pins
+
+
 def test_statistics_of_wide_images_include_pixels_outside_the_crop(build):
     wide = build(resize="shorter")
     pixels = np.concatenate([image.reshape(-1, 3) for image in wide.images["train"]]) / 255

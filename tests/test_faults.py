@@ -100,6 +100,7 @@ def test_weights_that_explode_in_the_first_step_fail_the_job(make_run: MakeRun) 
     "error",
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore"),
+        RuntimeError("CUDA error: out of memory\nmore"),
         MemoryError(),
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
         RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),

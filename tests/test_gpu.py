@@ -128,11 +128,18 @@ def test_memory_formats_agree(make_run: MakeRun) -> None:
     assert_close(*runs, tolerance=0.02)
 
 
-def test_a_compiled_network_agrees_with_an_eager_one(make_run: MakeRun) -> None:
+@pytest.mark.parametrize("mode", ["true", "reduce-overhead"])  # the latter uses CUDA graphs
+def test_a_compiled_network_agrees_with_an_eager_one(make_run: MakeRun, mode: str) -> None:
     # without validation: every batch shape is compiled separately
-    own = (*EXACT, "data.val_fraction=0", "trainer.max_epochs=1", "trainer.channels_last=true")
-    compiled, eager = (trained(make_run, *own, f"trainer.compile={on}", name=on) for on in ("true", "false"))
+    own = (*EXACT, "data.val_fraction=0", "trainer.max_epochs=2", "trainer.channels_last=true")
+    compiled, eager = (trained(make_run, *own, f"trainer.compile={each}", name=each) for each in (mode, "false"))
     assert_close(compiled, eager, tolerance=0.02)
+    scores_by_epoch = [pd.read_csv(run.metrics_file)["train/loss"] for run in (compiled, eager)]
+    np.testing.assert_allclose(*scores_by_epoch, atol=0.02)
+
+
+def test_frozen_parts_are_unfrozen_under_the_default_optimizer(make_run: MakeRun) -> None:
+    trained(make_run, "model.freeze=all_but_head", "model.unfreeze_at_epoch=1", "callbacks=ema")
 
 
 def test_images_on_the_device_and_streamed_images_give_the_same(make_run: MakeRun) -> None:
@@ -241,7 +248,8 @@ def test_out_of_memory_is_one_line(make_run: MakeRun, capsys: pytest.CaptureFixt
 def lab(folder: Path, *command: str) -> subprocess.Popen[str]:
     """Start `python -m MODULE …` in a folder; its output is in the process's own file."""
     kept = {key: value for key, value in os.environ.items() if key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
-    own = {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    paths = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
+    own = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     output = subprocess.PIPE
     return subprocess.Popen(
         [sys.executable, "-m", *command], cwd=folder, env=kept | own, stdout=output, stderr=subprocess.STDOUT, text=True

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torchvision.transforms.functional as reference
 from fake_data import pixels, retinopathy
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import InterpolationMode
 
 from resnet_lab.data.augmentation import GEOMETRY, affine_maps, changes_color, color_factors, draws, inverted, recolor
@@ -188,6 +189,14 @@ def test_only_the_chosen_are_augmented():
     np.testing.assert_array_equal(same, images[0])
 
 
+@pytest.mark.parametrize("seed", [0, 7, 2**32 - 1])
+def test_draws_are_those_of_numpy(seed: int):
+    keys = np.random.default_rng(0).integers(0, (2**31, 2**40, 9), (50, 3))
+    streams = (np.random.Philox(key=[seed, epoch], counter=[0, *others, 0]) for epoch, *others in keys)
+    np.testing.assert_array_equal(draws(seed, keys), [np.random.Generator(bits).random(13) for bits in streams])
+    assert draws(seed, keys[:0]).shape == (0, 13)
+
+
 def test_draws_depend_on_exactly_four_numbers():
     keys = [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]
     rows = np.concatenate([draws(seed, np.array([rest])) for seed, *rest in keys])
@@ -299,6 +308,23 @@ def test_each_color_key_changes_only_its_own_factor(key: str, column: int):
     assert changed.tolist() == [column]
     assert changes_color(data)
     assert not changes_color(retinopathy(Path("none")))
+
+
+def test_colors_need_nothing_from_the_cpu_after_the_first_batch():
+    """A copy to a GPU, or an inverse that checks for errors, would wait for all work before it."""
+    called = []
+
+    class Calls(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            called.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    images, factors = torch.empty(2, 4, 4, 3, device="meta"), torch.empty(2, 5, device="meta")
+    recolor(images, factors)
+    with Calls():
+        assert recolor(images, factors).shape == (2, 4, 4, 3)
+    assert "aten.where.self" in called
+    assert not [name for name in called if "copy" in name or "lift" in name or "linalg" in name]
 
 
 def test_color_goes_before_normalization():

@@ -7,6 +7,7 @@ name goes to the end of `COLOR`: another in `GEOMETRY` would change the numbers 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -16,6 +17,7 @@ import numpy as np
 from resnet_lab.values import Count, Share, Within
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from resnet_lab.data.image_data import ImageData
@@ -25,6 +27,10 @@ NEUTRAL = (0, None, [1.0, 1.0], "all")  # values of a key that change no image
 GEOMETRY = ("horizontal_flip", "vertical_flip", "rotation", "scale", "crop_x", "crop_y", "translate_x", "translate_y")
 COLOR = ("brightness", "contrast", "saturation", "hue", "grayscale")
 GRAY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601, as in torchvision
+# constants of Philox4x64-10: the factors of a round, and what is added to the key after it
+FACTORS = np.array([0xD2E7470EE14C6C93, 0xCA5A826395121157], np.uint64)[:, None, None]
+STEPS = np.array([0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B], np.uint64)[:, None, None]
+ROUNDS, HALF, LOW = 10, np.uint64(32), np.uint64(2**32 - 1)  # half a word, and its lower half
 
 
 @dataclass(kw_only=True)
@@ -59,14 +65,33 @@ def _generators(seed: int, keys: np.ndarray, use: int) -> Iterator[np.random.Gen
 def draws(seed: int, keys: np.ndarray) -> np.ndarray:
     """Draw uniform random numbers in [0, 1), one for each of `GEOMETRY` and `COLOR`, (B, 13).
 
+    They are those of `_generators`, for all images at once (Philox4x64-10, Salmon et al. 2011), since numpy generates
+    one stream at a time.
+
     Args:
         seed: seed of the augmentation.
         keys: epoch, index and repeat of each image, (B, 3); with the seed they determine its numbers.
     """
-    numbers = np.empty((len(keys), len(GEOMETRY) + len(COLOR)))
-    for row, generator in zip(numbers, _generators(seed, keys, use=0), strict=True):
-        generator.random(out=row)
+    columns = len(GEOMETRY) + len(COLOR)
+    epoch, index, repeat = keys.astype(np.uint64).T[:, :, None]
+    blocks = np.arange(1, -(-columns // 4) + 1, dtype=np.uint64)  # a counter gives four numbers; the first is 1
+    words = np.stack(np.broadcast_arrays(blocks, index, repeat, np.uint64(0)))
+    key = np.stack(np.broadcast_arrays(np.uint64(seed), epoch))
+    for _ in range(ROUNDS):
+        high, low = _products(words[::2])
+        mixed = high[::-1] ^ words[1::2] ^ key
+        words, key = np.stack([mixed[0], low[1], mixed[1], low[0]]), key + STEPS
+    drawn = np.stack(list(words), 2).reshape(len(keys), 4 * len(blocks))[:, :columns]
+    numbers: np.ndarray = (drawn >> np.uint64(11)) * 2.0**-53
     return numbers
+
+
+def _products(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the high and the low words of the products of 64-bit words (2, B, blocks) with the two factors."""
+    low, high, factor_low, factor_high = words & LOW, words >> HALF, FACTORS & LOW, FACTORS >> HALF
+    middle = high * factor_low
+    carry = (low * factor_low >> HALF) + (middle & LOW) + low * factor_high
+    return high * factor_high + (middle >> HALF) + (carry >> HALF), words * FACTORS
 
 
 def mixture(seed: int, keys: np.ndarray, alpha: float) -> tuple[np.ndarray, np.ndarray]:
@@ -147,25 +172,31 @@ def changes_color(data: ImageData) -> bool:
     return any((data.brightness, data.contrast, data.saturation, data.hue, data.random_grayscale))
 
 
+@functools.cache
+def _color_matrices(device: torch.device) -> tuple[Tensor, ...]:
+    """Return luma (3,), RGB to YIQ, its inverse, and the identity (3, 3); once, as a copy to a GPU waits for it."""
+    import torch  # `prepare` and the launcher read the settings without it
+
+    yiq = torch.tensor([GRAY, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312)])
+    return tuple(each.to(device) for each in (yiq[0].clone(), yiq, torch.linalg.inv(yiq), torch.eye(3)))
+
+
 def recolor(images: Tensor, factors: Tensor) -> Tensor:
     """Apply color jitter to float images (B, H, W, 3) in [0, 1] by `color_factors` (B, 5), as one linear map per image.
 
     The order is brightness, contrast, saturation, hue, grayscale (torchvision's is random). Hue rotates the color
     plane of YIQ, as in NVIDIA's DALI; torchvision uses HSV.
     """
-    import torch  # `prepare` and the launcher read the settings without it
+    import torch
 
     brightness, contrast, saturation, hue, gray = factors.unbind(1)
-    luma = torch.tensor(GRAY, device=images.device)
-    yiq = torch.tensor([GRAY, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312)], device=images.device)
+    luma, yiq, from_yiq, identity = _color_matrices(images.device)
     cosine, sine = torch.cos(2 * torch.pi * hue), torch.sin(2 * torch.pi * hue)
     one, zero = torch.ones_like(hue), torch.zeros_like(hue)
     turn = torch.stack([one, zero, zero, zero, cosine, -sine, zero, sine, cosine], 1).view(-1, 3, 3)
     to_gray = luma.expand(3, 3)
-    saturate = (
-        saturation.view(-1, 1, 1) * torch.eye(3, device=images.device) + (1 - saturation).view(-1, 1, 1) * to_gray
-    )
-    colored = torch.linalg.inv(yiq) @ turn @ yiq @ saturate
+    saturate = saturation.view(-1, 1, 1) * identity + (1 - saturation).view(-1, 1, 1) * to_gray
+    colored = from_yiq @ turn @ yiq @ saturate
     matrix = torch.where(gray.view(-1, 1, 1) > 0, to_gray, colored) * (brightness * contrast).view(-1, 1, 1)
     mean = images.flatten(1, 2).mean(1) @ luma * brightness  # gray of each image after brightness, (B,)
     mapped = images.flatten(1, 2) @ matrix.transpose(1, 2) + ((1 - contrast) * mean).view(-1, 1, 1)
