@@ -533,6 +533,24 @@ def test_images_are_placed_on_the_gpu_of_the_coming_training(root, monkeypatch, 
     assert plain.in_memory is True
 
 
+@pytest.mark.parametrize(
+    ("devices", "variables", "gpu"),
+    [(1, {}, 0), ([2], {}, 2), (2, {"LOCAL_RANK": "1"}, 1), ([3, 1], {"SLURM_LOCALID": "1"}, 1)],
+)
+def test_the_free_memory_is_that_of_the_gpu_of_the_rank(root, monkeypatch, devices, variables, gpu):
+    asked = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: asked.append(device) or (1e9, 1e9))
+    for key in ("LOCAL_RANK", "SLURM_LOCALID"):
+        monkeypatch.delenv(key, raising=False)
+    for key, value in variables.items():
+        monkeypatch.setenv(key, value)
+    data = settings("retinopathy", root, {}) | {"_target_": "resnet_lab.data.retinopathy.Retinopathy"}
+    trainer = {"accelerator": "gpu", "devices": devices}
+    DataModule.from_config({"data": data, "seed": 0, "follow_test": False, "trainer": trainer}).setup()
+    assert set(asked) == {gpu}
+
+
 def test_evaluation_batches_on_cuda_count_in_shared_memory(root, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("resnet_lab.environment.shared_memory", lambda: 9 * 8 * 3 * 12 * 12)

@@ -182,6 +182,7 @@ class DataModule(LightningDataModule):
         statistics: mean and std to use in place of this data set's own (to evaluate on other data).
         pixels: `originals` or `prepared`: what to read; None: the prepared set if it is complete.
         accelerator: `trainer.accelerator`; `setup` places the images before there is a Trainer.
+        gpus: the GPUs that a list in `trainer.devices` names; empty: the first ones.
     """
 
     def __init__(
@@ -192,10 +193,11 @@ class DataModule(LightningDataModule):
         statistics: tuple[Sequence[float], Sequence[float]] | None = None,
         pixels: str | None = None,
         accelerator: str = "cpu",
+        gpus: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.data, self.seed, self.follow_test, self.statistics = data, seed, follow_test, statistics
-        self.pixels, self.accelerator, self.is_set_up = pixels, accelerator, False
+        self.pixels, self.accelerator, self.gpus, self.is_set_up = pixels, accelerator, gpus, False
         self.table: pd.DataFrame | None = None
         self.images: dict[str, Sequence[np.ndarray]] = {}  # split → decoded images, if kept in memory
         self.resident: dict[str, Resident] = {}  # split → decoded images, if kept on the device
@@ -221,10 +223,12 @@ class DataModule(LightningDataModule):
             UserError: a key of data is invalid.
         """
         plain: Any = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
-        accelerator = plain.get("trainer", {}).get("accelerator", "cpu")
+        trainer = plain.get("trainer", {})
+        accelerator, devices = trainer.get("accelerator", "cpu"), trainer.get("devices")
         data: ImageData = build("data", plain["data"])
         data.as_prepared = as_prepared
-        return cls(data, plain["seed"], plain["follow_test"], statistics, pixels, accelerator)
+        gpus = devices if isinstance(devices, list) else []
+        return cls(data, plain["seed"], plain["follow_test"], statistics, pixels, accelerator, gpus)
 
     def read(self) -> None:
         """Read and check the table, once."""
@@ -547,7 +551,8 @@ class DataModule(LightningDataModule):
             return False
         if not self._on_cuda():
             return True
-        device = int(os.environ.get("LOCAL_RANK", "0"))
+        rank = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
+        device = self.gpus[rank % len(self.gpus)] if self.gpus else rank
         return "device" if need < DEVICE_SHARE * torch.cuda.mem_get_info(device)[0] else True
 
     def _mean_and_std(self) -> tuple[list[float], list[float]]:
