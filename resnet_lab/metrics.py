@@ -17,6 +17,8 @@ from resnet_lab.objectives import Objective
 from resnet_lab.scores import ALIASES, Predictions, Score, mode_of, stored_scores
 from resnet_lab.statistics import COLLAPSED, MANY_CLASSES
 
+MOST_COUNTS = 2**24  # numbers that deterministic counts may need at a time
+
 
 class BalancedAccuracy(MulticlassConfusionMatrix):
     """Mean recall over the classes in the targets (as in scikit-learn; torchmetrics' macro includes other classes)."""
@@ -129,8 +131,9 @@ class SplitMetrics(nn.Module):
             losses, outputs, targets = (torch.cat(columns) for columns in zip(*self.rows, strict=True))
             classes = objective.classes(outputs, final)
             self.loss.update(losses.double())
-            self.of_classes.update(classes, targets)
-            self.confusion.update(classes, targets)
+            for part in zip(*(torch.split(each, self._at_once(len(each))) for each in (classes, targets)), strict=True):
+                self.of_classes.update(*part)
+                self.confusion.update(*part)
             if self.of_probabilities:
                 probabilities = objective.averaged(outputs)
                 self.of_probabilities.update(preds=probabilities, target=targets, predictions=classes)
@@ -140,6 +143,11 @@ class SplitMetrics(nn.Module):
         if loss.isnan():  # argmax of NaN is the first class, which would look like a valid score
             values = {name: torch.full_like(value, torch.nan, dtype=torch.float) for name, value in values.items()}
         return values | {f"{self.split}/{name}": value for name, value in self._recalls().items()}
+
+    def _at_once(self, rows: int) -> int:
+        """Return how many rows to count at once; deterministic counts of torchmetrics need K² numbers for each row."""
+        counts = self.confusion.num_classes**2
+        return max(1, MOST_COUNTS // counts) if torch.are_deterministic_algorithms_enabled() else rows
 
     def _recalls(self) -> dict[str, Tensor]:
         """Return `recall_<class>` → recall of the class, NaN if it has no images."""
