@@ -533,6 +533,17 @@ def test_images_are_placed_on_the_gpu_of_the_coming_training(root, monkeypatch, 
     assert plain.in_memory is True
 
 
+@pytest.mark.parametrize(("cores", "accelerator", "workers"), [(8, "gpu", 1), (1, "gpu", 0), (8, "cpu", 0)])
+def test_one_worker_feeds_a_gpu_with_its_own_images(root, monkeypatch, cores, accelerator, workers):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("resnet_lab.environment.shared_memory", lambda: 7000)  # one batch of images, or four of numbers
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+    data = retinopathy(root, batch_size=8, in_memory="device", num_workers="auto")
+    datamodule = DataModule(data, 0, accelerator=accelerator)
+    datamodule.setup()
+    assert datamodule.num_workers == workers
+
+
 @pytest.mark.parametrize(
     ("devices", "variables", "gpu"),
     [(1, {}, 0), ([2], {}, 2), (2, {"LOCAL_RANK": "1"}, 1), ([3, 1], {"SLURM_LOCALID": "1"}, 1)],

@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 HOST_SHARE = 0.25  # share of the free memory that data.in_memory=auto uses at most …
 DEVICE_SHARE = 0.5  # … and of the free memory of a GPU
 SOURCES = {"originals": "the originals", "prepared": "a prepared set"}  # sources of pixels, for messages
+NUMBERS = 100  # bytes of an image on the device in a batch: index, target, map and factors
 PREFETCH = 2  # batches per worker that wait in shared memory …
 IN_USE = 2  # … and batches on their way to the device
 EVALUATION_FACTOR = 2  # on CUDA, evaluation batches are so many times larger: they keep no activations for gradients
@@ -508,9 +509,14 @@ class DataModule(LightningDataModule):
         """
         chosen, free = self.data.num_workers, environment.shared_memory()
         cores = max(1, processes.cores() // getattr(self.trainer, "num_devices", 1))
-        workers = (0 if self.in_memory else cores) if chosen == "auto" else int(chosen)
+        if chosen == "auto" and self.in_memory:
+            # a GPU is fed by a worker, which prepares only indices and random numbers
+            workers = int(cores > 1 and self.in_memory == "device" and self._on_cuda())
+        else:
+            workers = cores if chosen == "auto" else int(chosen)
         factor = EVALUATION_FACTOR if self._on_cuda() else 1
-        batch = factor * self.data.batch_size * 3 * (self.data.crop or self.data.image_size) ** 2
+        image = NUMBERS if self.in_memory == "device" else 3 * (self.data.crop or self.data.image_size) ** 2
+        batch = factor * self.data.batch_size * image
         fitting = workers if free is None else max(0, (free // batch - IN_USE) // PREFETCH)
         if workers <= fitting:
             if chosen != "auto" and workers > (usable := processes.cores()):
