@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from resnet_lab import objectives, optim
+from resnet_lab.build import build_datamodule, build_module
+from resnet_lab.data import augmentation
 from resnet_lab.module import Classifier
+from resnet_lab.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -52,3 +57,36 @@ def test_outputs_are_in_the_order_of_the_table(
     index, outputs = classifier._gather([tuple(column[:2] for column in columns[0]), tuple(c[2:] for c in columns[0])])
     assert index.tolist() == [0, 1, 2, 3, 4]
     assert outputs.tolist() == [[0, 0], [1, 10], [2, 20], [3, 30], [4, 40]]
+
+
+def on_gpu(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor of a GPU without values, inside a `FakeTensorMode`."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda")
+
+
+@pytest.mark.parametrize(
+    "own",
+    [("loss=cross_entropy", "data.mixup=0.4", "data.hue=0.1", "data.rotation=9"), ("loss=smooth_l1",), ("loss=corn",)],
+)
+def test_a_training_step_on_a_gpu_waits_for_no_value(
+    make_run: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch, own: tuple[str, ...]
+) -> None:
+    config = make_run("data.in_memory=device", "data.num_workers=0", *own).read_config()
+    datamodule = build_datamodule(config)
+    batch = next(iter(datamodule.train_dataloader()))
+    module = build_module(config, datamodule, pretrained=False)
+    monkeypatch.setattr(
+        augmentation, "_color_matrices", augmentation._color_matrices.__wrapped__
+    )  # keeps none of these
+    with FakeTensorMode(allow_non_fake_inputs=True):  # raises where a value is read, or where devices meet
+        for part in module.modules():
+            for tensors in (part._parameters, part._buffers):
+                tensors.update({name: on_gpu(each) for name, each in tensors.items() if each is not None})
+        moved = {key: on_gpu(each) if torch.is_tensor(each) else each for key, each in batch.items()}
+        pixels = on_gpu(datamodule.resident["train"].pixels)
+        datamodule.resident["train"] = datamodule.resident["train"]._replace(pixels=pixels)
+        loss = module.training_step(datamodule.on_after_batch_transfer(moved, 0), 0)
+        with pytest.raises(DataDependentOutputException):
+            loss.item()
+    assert loss.device.type == "cuda"
+    assert module.split_metrics("train").rows[0][1].device.type == "cuda"
