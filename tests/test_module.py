@@ -85,7 +85,9 @@ def test_a_training_step_on_a_gpu_waits_for_no_value(
         moved = {key: on_gpu(each) if torch.is_tensor(each) else each for key, each in batch.items()}
         pixels = on_gpu(datamodule.resident["train"].pixels)
         datamodule.resident["train"] = datamodule.resident["train"]._replace(pixels=pixels)
-        loss = module.training_step(datamodule.on_after_batch_transfer(moved, 0), 0)
+        moved = datamodule.on_after_batch_transfer(moved, 0)
+        loss = module.training_step(moved, 0)
+        module._step(moved, "val")
         with pytest.raises(DataDependentOutputException):
             loss.item()
     assert loss.device.type == "cuda"

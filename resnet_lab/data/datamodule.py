@@ -60,9 +60,9 @@ Batches = DataLoader[dict[str, Tensor]]
 class ImageDataset(Dataset[dict[str, Tensor]]):
     """Images of one split, returned in batches: `image` (B, S, S, 3) uint8, `target` and `index` (B,).
 
-    `target` is absent if the rows have none. `index` is -1 for padding, which does not count. If colors are
-    augmented, `color` (B, 5) holds the factors, which the device applies. With mixup, `partner` and `share` (B,) are
-    those of `mixture`; the device mixes the images, and the training step the losses.
+    `target` is absent if the rows have none. `index` is -1 for padding, which does not count; `padded` says whether
+    there is any. If colors are augmented, `color` (B, 5) holds the factors, which the device applies. With mixup,
+    `partner` and `share` (B,) are those of `mixture`; the device mixes the images, and the training step the losses.
 
     If the device transforms, `image` holds the images before that, (B, H, W, 3), and `map` (B, 2, 3) what `resample`
     needs, unless no image moves. If the images are on the device already, `split` replaces `image`.
@@ -118,6 +118,7 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
         u, images = np.zeros((len(rows), len(GEOMETRY) + len(COLOR))), np.stack([epochs, rows, repeats], 1)
         u[augment] = draws(self.seed, images[augment])
         batch: dict[str, Any] = {"index": torch.from_numpy(indices)} | self._images(rows, u, augment)
+        batch["padded"] = bool((indices < 0).any())
         if self.targets is not None:
             batch["target"] = torch.from_numpy(self.targets[rows])
         if self.colors:
