@@ -368,18 +368,8 @@ def run_tests(bench: Bench, file: Path) -> bool:
     """Run the tests of the GPU, append how many passed, and return whether none failed."""
     several = ["-n", "4", "--dist", "worksteal"] if find_spec("xdist") and not bench.plan.tests else []
     own = os.environ | {"RESNET_LAB_GPU_TESTS": "gpu" if bench.device.type == "cuda" else "cpu"}
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-m",
-        "gpu",
-        "-W",
-        "default",
-        "tests/test_gpu.py",
-        *several,
-        *bench.plan.tests,
-    ]
+    command = [sys.executable, "-m", "pytest", "-W", "default", "-m", "gpu", "tests/test_gpu.py"]
+    command += [*several, *bench.plan.tests]
     start = time.perf_counter()
     done = subprocess.run(command, cwd=ROOT, env=own, stdout=subprocess.PIPE, text=True, check=False)
     print(done.stdout, file=sys.stderr)
