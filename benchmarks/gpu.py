@@ -63,7 +63,7 @@ METHOD = """
 - The program is all of `resnet_lab.job`: augmentation, metrics, callbacks, checkpoints and TensorBoard.
 - The bare loop runs before it in the same process. It has the same network, optimizer, batch size, precision, memory
   layout and `torch.compile`. Each step takes the same batch of random tensors, which is on the device already.
-- "Waiting" is the share of the time in which the loop waits for the next batch after the GPU has ended the last one.
+- "Waiting" is the share of the time in which the GPU (or the loop on a CPU) has ended a batch and waits for the next.
 - Peak memory is that of PyTorch's allocator on the GPU (resident memory on the CPU).
 - Images are random JPEG files of the size that the network takes. "Streamed" reads the prepared set, with one worker
   per core. Without that word, `data.in_memory=auto` chooses.
@@ -265,13 +265,13 @@ class Bench:
     ) -> tuple[float, float]:
         """Return images per second and the share of waiting of one epoch, after its first batch."""
         start, images, waited, before = 0.0, 0, 0.0, 0.0
-        mark = torch.cuda.Event() if self.device.type == "cuda" else None
+        marks = []  # of a GPU, by its own clock: when it got a batch, and when it ended it
         for number, (inputs, targets) in enumerate(batches):
-            if number and (mark is None or mark.query()):
+            if number:
                 waited += time.perf_counter() - before
+            marks += self._mark()
             step(inputs, targets)
-            if mark:
-                mark.record()
+            marks += self._mark()
             if number == 0:
                 self._synchronize()
                 start = time.perf_counter()
@@ -280,7 +280,16 @@ class Bench:
             before = time.perf_counter()
         self._synchronize()
         seconds = time.perf_counter() - start
+        if marks:
+            waited = sum(end.elapsed_time(begin) for end, begin in zip(marks[1::2], marks[2::2], strict=False)) / 1000
         return images / seconds, waited / seconds
+
+    def _mark(self) -> list[torch.cuda.Event]:
+        """Return a new mark in the work of the GPU; nothing on the CPU."""
+        marks = [torch.cuda.Event(enable_timing=True)] if self.device.type == "cuda" else []
+        for mark in marks:
+            mark.record()
+        return marks
 
     def _fed(self, keys: Callable[[], list[str]], pipeline: Callable[[Path, int, int], Iterable]):
         """Return the measurements of a bare loop that a pipeline feeds, and of the bare loop."""

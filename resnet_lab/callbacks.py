@@ -184,7 +184,9 @@ class Observer(Callback):
         self.waits: list[float] = []  # share of that time spent waiting for data
         self._start: float | None = None  # end of the epoch's first batch
         self._end, self._waited, self._images = 0.0, 0.0, 0
-        self._mark: torch.cuda.Event | None = None  # in the work of a GPU, after the last batch
+        # a GPU has its own clock: when it ended the last batch, and for each batch of the epoch when it waited
+        self._mark: torch.cuda.Event | None = None
+        self._marks: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self._all_waited, self._all_seconds, self._said = 0.0, 0.0, False  # totals over all epochs
 
     @property
@@ -198,10 +200,10 @@ class Observer(Callback):
         return median(self.waits) if self.waits else None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        # a GPU that still works on the batch before does not wait
-        if self._mark is None or self._mark.query():  # type: ignore[no-untyped-call]
-            self._waited += time.perf_counter() - self._end
+        self._waited += time.perf_counter() - self._end
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        if self._mark and getattr(datamodule, "arrived", None):
+            self._marks.append((self._mark, datamodule.arrived))
         if trainer.global_step > 0 or not isinstance(datamodule, DataModule):
             return
         for board in boards(trainer):
@@ -215,6 +217,7 @@ class Observer(Callback):
         on_gpu = getattr(batch["target"], "is_cuda", False)
         if self._start is None:  # warm-up of kernels and workers
             self._start, self._waited, self._images = time.perf_counter(), 0.0, 0
+            self._marks.clear()
         else:
             self._images += len(batch["target"]) * trainer.world_size
         if trainer.loggers:
@@ -223,10 +226,11 @@ class Observer(Callback):
             if self._images:
                 if on_gpu:
                     torch.cuda.synchronize()
+                    self._waited = sum(ended.elapsed_time(got) for ended, got in self._marks) / 1000
                 self._measure(trainer, time.perf_counter() - self._start)
             self._start = None
         if on_gpu:
-            self._mark = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._mark = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             self._mark.record()
         self._end = time.perf_counter()
 

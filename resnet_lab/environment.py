@@ -20,7 +20,8 @@ CGROUPS = (  # files with the most bytes that a container may use, and those tha
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
 )
-KEEP = {"M_MMAP_THRESHOLD": -3, "M_TRIM_THRESHOLD": -1}  # settings of mallopt, and their numbers in malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # settings of mallopt, from malloc.h
+KEPT = (2**27, 2**25)  # bytes of the largest block that is kept, and of that in glibc before 2.35
 PACKAGES = ("resnet_lab", "torch", "torchvision", "lightning", "torchmetrics", "hydra-core")
 
 
@@ -72,17 +73,28 @@ def free_memory() -> float:
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc keep freed blocks of any size for the next batch, and return whether it does.
+    """Let glibc keep freed blocks for the next batch, and return whether it does.
 
     By default it returns large blocks to the system, and each page that is used again is cleared first: for each batch
-    on the CPU, and for each photograph of camera size. `MALLOC_*` and `GLIBC_TUNABLES` in the environment come first.
+    on the CPU, and for each photograph of camera size. Not with `MALLOC_*` or `GLIBC_TUNABLES` in the environment, and
+    not under a limit of the address space (`ulimit -v`), which kept blocks count against.
     """
-    if any(key.startswith(("MALLOC_", "GLIBC_TUNABLES")) for key in os.environ) or sys.platform != "linux":
+    chosen = any(key.startswith(("MALLOC_", "GLIBC_TUNABLES")) for key in os.environ)
+    if chosen or sys.platform != "linux" or resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
         return False
     library = ctypes.CDLL(None)  # the libraries of this process
     if not hasattr(library, "mallopt"):  # musl
         return False
-    return all(library.mallopt(setting, 2**31 - 1) == 1 for setting in KEEP.values())
+    return any(library.mallopt(M_MMAP_THRESHOLD, most) for most in KEPT) and bool(
+        library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    )
+
+
+def return_freed_memory() -> None:
+    """Return what `keep_freed_memory` kept to the system, after large data were freed for good."""
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):  # glibc
+        library.malloc_trim(0)
 
 
 def versions() -> dict[str, str]:

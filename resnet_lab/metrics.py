@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -17,7 +18,19 @@ from resnet_lab.objectives import Objective
 from resnet_lab.scores import ALIASES, Predictions, Score, mode_of, stored_scores
 from resnet_lab.statistics import COLLAPSED, MANY_CLASSES
 
-MOST_COUNTS = 2**24  # numbers that deterministic counts may need at a time
+
+@contextmanager
+def counting() -> Iterator[None]:
+    """Count as if algorithms need not be deterministic: torchmetrics would compare each row with K² numbers.
+
+    Counts of integers are exact in any order.
+    """
+    before, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warns)
 
 
 class BalancedAccuracy(MulticlassConfusionMatrix):
@@ -131,9 +144,9 @@ class SplitMetrics(nn.Module):
             losses, outputs, targets = (torch.cat(columns) for columns in zip(*self.rows, strict=True))
             classes = objective.classes(outputs, final)
             self.loss.update(losses.double())
-            for part in zip(*(torch.split(each, self._at_once(len(each))) for each in (classes, targets)), strict=True):
-                self.of_classes.update(*part)
-                self.confusion.update(*part)
+            with counting():
+                self.of_classes.update(classes, targets)
+                self.confusion.update(classes, targets)
             if self.of_probabilities:
                 probabilities = objective.averaged(outputs)
                 self.of_probabilities.update(preds=probabilities, target=targets, predictions=classes)
@@ -143,11 +156,6 @@ class SplitMetrics(nn.Module):
         if loss.isnan():  # argmax of NaN is the first class, which would look like a valid score
             values = {name: torch.full_like(value, torch.nan, dtype=torch.float) for name, value in values.items()}
         return values | {f"{self.split}/{name}": value for name, value in self._recalls().items()}
-
-    def _at_once(self, rows: int) -> int:
-        """Return how many rows to count at once; deterministic counts of torchmetrics need K² numbers for each row."""
-        counts = self.confusion.num_classes**2
-        return max(1, MOST_COUNTS // counts) if torch.are_deterministic_algorithms_enabled() else rows
 
     def _recalls(self) -> dict[str, Tensor]:
         """Return `recall_<class>` → recall of the class, NaN if it has no images."""

@@ -138,8 +138,8 @@ class Classifier(LightningModule):
         other metrics compare with the class of the image with the larger share.
         """
         outputs, targets = outputs_of(self, batch["image"], "none" if trains else self.tta), batch["target"]
-        # a mask makes a GPU wait
-        rows = batch["index"] >= 0 if batch.get("padded", not trains) else slice(None)
+        # without padding, a mask would only make a GPU wait
+        rows = batch["index"] >= 0 if batch.get("padded") else slice(None)
         losses = self.loss.losses(plain(outputs[rows]).float(), targets[rows])
         if "partner" in batch:  # mixup; only training has it
             others = self.loss.losses(outputs.float(), targets[batch["partner"]])

@@ -115,16 +115,17 @@ def use_fused(optimizer: Optimizer, precision: str) -> None:
     groups = optimizer.param_groups
     parameters = [parameter for group in groups for parameter in group["params"]]
     chosen = any(
-        group["foreach"] is not None
-        or group["fused"] is not None
-        or group.get("capturable")
-        or group["differentiable"]
-        or group.get("dampening")  # the first step of the momentum would differ
+        group["foreach"] is not None or group["fused"] is not None or group.get("capturable") or group["differentiable"]
         for group in groups
     )
     if chosen:
         return
-    if precision != "16-mixed" and all(each.is_cuda and each.is_floating_point() for each in parameters):
+    dampened = any(group.get("dampening") for group in groups)  # the first step of a momentum would differ
+    if (
+        precision != "16-mixed"
+        and not dampened
+        and all(each.is_cuda and each.is_floating_point() for each in parameters)
+    ):
         for group in groups:
             group.update(fused=True, foreach=False)
         if isinstance(optimizer, SGD):
@@ -136,11 +137,10 @@ def _complete_momentum(optimizer: Optimizer, *_: Any) -> None:
     """Let weights without momentum begin with zeros where others have some, which gives the same first step."""
     for group in optimizer.param_groups:
         # Lightning computes the gradients within the step, so there are none yet
-        states = {each: optimizer.state[each] for each in group["params"] if each.requires_grad}
-        begun = any(state.get("momentum_buffer") is not None for state in states.values())
-        for each, state in states.items() if group["momentum"] and begun else ():
-            if state.get("momentum_buffer") is None:
-                state["momentum_buffer"] = torch.zeros_like(each)
+        states = {each: optimizer.state.get(each, {}) for each in group["params"] if each.requires_grad}
+        lacking = [each for each, state in states.items() if state.get("momentum_buffer") is None]
+        for each in lacking if group["momentum"] and len(lacking) < len(states) else ():
+            optimizer.state[each]["momentum_buffer"] = torch.zeros_like(each)
 
 
 def keep_products_on_cpu(optimizer: Optimizer) -> None:

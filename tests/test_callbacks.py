@@ -1,5 +1,6 @@
 """The speed of training in the log, and the random generators of a step."""
 
+import copy
 import logging
 import random
 from types import SimpleNamespace
@@ -25,9 +26,9 @@ class Clock:
         return self.now
 
 
-def epoch(observer, clock, batches, wait, work, workers=0, rank=0, targets=range(10)):
+def epoch(observer, clock, batches, wait, work, workers=0, rank=0, targets=range(10), arrived=None):
     """Run an epoch of batches of 10 images, each with `wait` s of reading and `work` s of training."""
-    datamodule = SimpleNamespace(num_workers=workers, advice=lambda: "ADVICE")
+    datamodule = SimpleNamespace(num_workers=workers, advice=lambda: "ADVICE", arrived=arrived)
     for number in range(batches):
         clock.now += wait
         trainer = SimpleNamespace(
@@ -38,6 +39,9 @@ def epoch(observer, clock, batches, wait, work, workers=0, rank=0, targets=range
             is_global_zero=rank == 0,
             is_last_batch=number == batches - 1,
         )
+        if arrived is not None:
+            datamodule.arrived = copy.copy(arrived)
+            datamodule.arrived.time = clock.now
         observer.on_train_batch_start(trainer, None, {"target": targets}, number)
         clock.now += work
         observer.on_train_batch_end(trainer, None, None, {"target": targets}, number)
@@ -68,15 +72,27 @@ class OnGpu(list):
     is_cuda = True
 
 
-def test_the_gpu_waits_only_when_its_work_has_ended(clock, monkeypatch):
-    ended = iter([True, False, True, True])  # before the second to fifth batch
-    event = SimpleNamespace(query=lambda: next(ended), record=lambda: None)
-    cuda = SimpleNamespace(Event=lambda: event, synchronize=lambda: None)
-    monkeypatch.setattr(callbacks.torch, "cuda", cuda)
-    observer = Observer(["a"])
-    epoch(observer, clock, 5, wait=0.25, work=0.25, targets=OnGpu(range(10)))
+class Mark:
+    """Event of a GPU that ends a batch 0.2 s after the loop, unless the clock is later."""
+
+    def __init__(self, enable_timing=False):
+        assert enable_timing
+
+    def record(self):
+        self.time = callbacks.time.now + 0.2
+
+    def elapsed_time(self, later):
+        return 1000 * (later.time - self.time)
+
+
+def test_a_gpu_waits_from_the_end_of_its_work(clock, monkeypatch):
+    monkeypatch.setattr(callbacks.torch, "cuda", SimpleNamespace(Event=Mark, synchronize=lambda: None))
+    observer, arrived = Observer(["a"]), Mark(enable_timing=True)
+    for _ in range(2):  # the marks of an epoch do not count in the next one
+        arrived.time = clock.now
+        epoch(observer, clock, 5, wait=0.25, work=0.25, targets=OnGpu(range(10)), arrived=arrived)
     assert observer.images_per_second == pytest.approx(20)
-    assert observer.data_wait == pytest.approx(0.75 / 2)
+    assert observer.data_wait == pytest.approx(4 * 0.05 / 2)
 
 
 def test_training_that_hardly_waits_does_not_warn(clock, caplog):

@@ -533,6 +533,15 @@ def test_images_are_placed_on_the_gpu_of_the_coming_training(root, monkeypatch, 
     assert plain.in_memory is True
 
 
+def test_memory_of_images_that_moved_to_the_device_is_returned(build, monkeypatch):
+    returned = []
+    datamodule = build(in_memory="device", num_workers=0)
+    monkeypatch.setattr("resnet_lab.environment.return_freed_memory", lambda: returned.append(dict(datamodule.images)))
+    datamodule.train_dataloader()
+    (kept,) = returned
+    assert "train" not in kept
+
+
 @pytest.mark.parametrize(("cores", "accelerator", "workers"), [(8, "gpu", 1), (1, "gpu", 0), (8, "cpu", 0)])
 def test_one_worker_feeds_a_gpu_with_its_own_images(root, monkeypatch, cores, accelerator, workers):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
@@ -546,11 +555,18 @@ def test_one_worker_feeds_a_gpu_with_its_own_images(root, monkeypatch, cores, ac
 
 @pytest.mark.parametrize(
     ("devices", "variables", "gpu"),
-    [(1, {}, 0), ([2], {}, 2), (2, {"LOCAL_RANK": "1"}, 1), ([3, 1], {"SLURM_LOCALID": "1"}, 1)],
+    [
+        (1, {}, 0),
+        ([2], {}, 2),
+        (2, {"LOCAL_RANK": "1"}, 1),
+        ([3, 1], {"SLURM_LOCALID": "1"}, 1),
+        (1, {"SLURM_LOCALID": "5"}, 1),
+    ],
 )
 def test_the_free_memory_is_that_of_the_gpu_of_the_rank(root, monkeypatch, devices, variables, gpu):
     asked = []
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: asked.append(device) or (1e9, 1e9))
     for key in ("LOCAL_RANK", "SLURM_LOCALID"):
         monkeypatch.delenv(key, raising=False)

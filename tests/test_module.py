@@ -78,6 +78,7 @@ def test_a_training_step_on_a_gpu_waits_for_no_value(
     monkeypatch.setattr(
         augmentation, "_color_matrices", augmentation._color_matrices.__wrapped__
     )  # keeps none of these
+    monkeypatch.setattr("torch.cuda.Event", lambda enable_timing: SimpleNamespace(record=lambda: None))
     with FakeTensorMode(allow_non_fake_inputs=True):  # raises where a value is read, or where devices meet
         for part in module.modules():
             for tensors in (part._parameters, part._buffers):

@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 HOST_SHARE = 0.25  # share of the free memory that data.in_memory=auto uses at most …
 DEVICE_SHARE = 0.5  # … and of the free memory of a GPU
 SOURCES = {"originals": "the originals", "prepared": "a prepared set"}  # sources of pixels, for messages
-NUMBERS = 100  # bytes of an image on the device in a batch: index, target, map and factors
+NUMBERS = 100  # at most so many bytes for an image on the device in a batch: index, target, map, factors, mixture
 PREFETCH = 2  # batches per worker that wait in shared memory …
 IN_USE = 2  # … and batches on their way to the device
 EVALUATION_FACTOR = 2  # on CUDA, evaluation batches are so many times larger: they keep no activations for gradients
@@ -60,8 +60,8 @@ Batches = DataLoader[dict[str, Tensor]]
 class ImageDataset(Dataset[dict[str, Tensor]]):
     """Images of one split, returned in batches: `image` (B, S, S, 3) uint8, `target` and `index` (B,).
 
-    `target` is absent if the rows have none. `index` is -1 for padding, which does not count; `padded` says whether
-    there is any. If colors are augmented, `color` (B, 5) holds the factors, which the device applies. With mixup,
+    `target` is absent if the rows have none. `index` is -1 for padding, which does not count; with padding, there is
+    `padded` (True). If colors are augmented, `color` (B, 5) holds the factors, which the device applies. With mixup,
     `partner` and `share` (B,) are those of `mixture`; the device mixes the images, and the training step the losses.
 
     If the device transforms, `image` holds the images before that, (B, H, W, 3), and `map` (B, 2, 3) what `resample`
@@ -118,7 +118,8 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
         u, images = np.zeros((len(rows), len(GEOMETRY) + len(COLOR))), np.stack([epochs, rows, repeats], 1)
         u[augment] = draws(self.seed, images[augment])
         batch: dict[str, Any] = {"index": torch.from_numpy(indices)} | self._images(rows, u, augment)
-        batch["padded"] = bool((indices < 0).any())
+        if (indices < 0).any():
+            batch["padded"] = True
         if self.targets is not None:
             batch["target"] = torch.from_numpy(self.targets[rows])
         if self.colors:
@@ -160,6 +161,7 @@ def end_with_rank(worker: int) -> None:
 
     (torch's workers watch their own parent, which is the server; and the server waits for its workers.)
     """
+    environment.keep_freed_memory()  # the server is a new process
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -203,6 +205,7 @@ class DataModule(LightningDataModule):
         self.table: pd.DataFrame | None = None
         self.images: dict[str, Sequence[np.ndarray]] = {}  # split → decoded images, if kept in memory
         self.resident: dict[str, Resident] = {}  # split → decoded images, if kept on the device
+        self.arrived: torch.cuda.Event | None = None  # in the work of a GPU, when it got the last batch
         self.test_splits: list[str] = []
 
     @classmethod
@@ -317,6 +320,9 @@ class DataModule(LightningDataModule):
                 )
                 raise UserError(f"data.in_memory=device: {text}; set data.in_memory=auto")
             self.resident[dataset.split] = Resident(padded(images).to(device), sizes)
+            dataset.images = None
+            del images
+            environment.return_freed_memory()
         dataset.images, dataset.sizes = None, self.resident[dataset.split].sizes
 
     def _transforms_on_device(self) -> bool:
@@ -413,6 +419,9 @@ class DataModule(LightningDataModule):
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Transform, color, normalize and mix on the device: `image` becomes float32 (B, 3, S, S)."""
+        if batch["index"].is_cuda:
+            self.arrived = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            self.arrived.record()
         resident = self.resident.get(batch.get("split", ""))
         images: Tensor = batch["image"] if resident is None else resident.pixels[batch["index"].clamp(min=0)]
         if "map" in batch:
@@ -559,7 +568,7 @@ class DataModule(LightningDataModule):
         if not self._on_cuda():
             return True
         rank = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
-        device = self.gpus[rank % len(self.gpus)] if self.gpus else rank
+        device = self.gpus[rank % len(self.gpus)] if self.gpus else rank % max(1, torch.cuda.device_count())
         return "device" if need < DEVICE_SHARE * torch.cuda.mem_get_info(device)[0] else True
 
     def _mean_and_std(self) -> tuple[list[float], list[float]]:
@@ -586,4 +595,4 @@ class DataModule(LightningDataModule):
         with ThreadPoolExecutor(processes.cores()) as pool:  # cv2 releases the interpreter's lock
             pixels, total, squares = np.sum(list(pool.map(moments, range(0, len(dataset), step))), axis=0)
         mean = total / pixels
-        return mean.tolist(), np.sqrt(squares / pixels - mean**2).tolist()
+        return mean.tolist(), np.sqrt(np.maximum(squares / pixels - mean**2, 0)).tolist()
