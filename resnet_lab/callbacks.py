@@ -184,7 +184,7 @@ class Observer(Callback):
         self.waits: list[float] = []  # share of that time spent waiting for data
         self._start: float | None = None  # end of the epoch's first batch
         self._end, self._waited, self._images = 0.0, 0.0, 0
-        # a GPU has its own clock: when it ended the last batch, and for each batch of the epoch when it waited
+        # in the work of a GPU: the end of the last batch, and for each batch of the epoch that end and its own arrival
         self._mark: torch.cuda.Event | None = None
         self._marks: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self._all_waited, self._all_seconds, self._said = 0.0, 0.0, False  # totals over all epochs

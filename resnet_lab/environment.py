@@ -76,8 +76,8 @@ def keep_freed_memory() -> bool:
     """Let glibc keep freed blocks for the next batch, and return whether it does.
 
     By default it returns large blocks to the system, and each page that is used again is cleared first: for each batch
-    on the CPU, and for each photograph of camera size. Not with `MALLOC_*` or `GLIBC_TUNABLES` in the environment, and
-    not under a limit of the address space (`ulimit -v`), which kept blocks count against.
+    on the CPU, and for each photograph of camera size. `MALLOC_*` and `GLIBC_TUNABLES` in the environment come first.
+    Nothing is kept under a limit of the address space (`ulimit -v`), because kept blocks count there.
     """
     chosen = any(key.startswith(("MALLOC_", "GLIBC_TUNABLES")) for key in os.environ)
     if chosen or sys.platform != "linux" or resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
@@ -85,9 +85,8 @@ def keep_freed_memory() -> bool:
     library = ctypes.CDLL(None)  # the libraries of this process
     if not hasattr(library, "mallopt"):  # musl
         return False
-    return any(library.mallopt(M_MMAP_THRESHOLD, most) for most in KEPT) and bool(
-        library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-    )
+    keeps = any(library.mallopt(M_MMAP_THRESHOLD, most) for most in KEPT)
+    return keeps and bool(library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
 
 
 def return_freed_memory() -> None:

@@ -100,7 +100,7 @@ def optimizer_of(
 
 
 def use_fused(optimizer: Optimizer, precision: str) -> None:
-    """Let SGD, Adam and AdamW update all weights on CUDA in one kernel, unless their arguments choose otherwise.
+    """Let SGD, Adam and AdamW update all weights on CUDA in one kernel, unless their arguments forbid it.
 
     A resumed run takes the implementation for its own device, in place of that in the checkpoint. (With the argument
     `fused` of the constructor, Lightning would refuse `trainer.gradient_clip_val`.) The kernel of SGD needs the
@@ -120,12 +120,9 @@ def use_fused(optimizer: Optimizer, precision: str) -> None:
     )
     if chosen:
         return
-    dampened = any(group.get("dampening") for group in groups)  # the first step of a momentum would differ
-    if (
-        precision != "16-mixed"
-        and not dampened
-        and all(each.is_cuda and each.is_floating_point() for each in parameters)
-    ):
+    # with dampening, a momentum of zeros gives another first step
+    usual = precision == "16-mixed" or any(group.get("dampening") for group in groups)
+    if not usual and all(each.is_cuda and each.is_floating_point() for each in parameters):
         for group in groups:
             group.update(fused=True, foreach=False)
         if isinstance(optimizer, SGD):
@@ -145,11 +142,10 @@ def _complete_momentum(optimizer: Optimizer, *_: Any) -> None:
 
 def keep_products_on_cpu(optimizer: Optimizer) -> None:
     """Move a factor of NAdam back to the CPU, where it is created; read from a GPU, it makes each step wait."""
-    if isinstance(optimizer, NAdam):
-        for group in optimizer.param_groups:
-            for each in group["params"] if not group["capturable"] else ():
-                state = optimizer.state.get(each, {})
-                state.update({key: state[key].cpu() for key in ("mu_product",) if key in state})
+    if isinstance(optimizer, NAdam) and not optimizer.defaults["capturable"]:
+        for state in optimizer.state.values():
+            if "mu_product" in state:
+                state["mu_product"] = state["mu_product"].cpu()
 
 
 def _keep_implementation(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The speed of training in the log, and the random generators of a step."""
 
-import copy
 import logging
 import random
 from types import SimpleNamespace
@@ -26,9 +25,10 @@ class Clock:
         return self.now
 
 
-def epoch(observer, clock, batches, wait, work, workers=0, rank=0, targets=range(10), arrived=None):
+def epoch(observer, clock, batches, wait, work, workers=0, rank=0, on_gpu=False):
     """Run an epoch of batches of 10 images, each with `wait` s of reading and `work` s of training."""
-    datamodule = SimpleNamespace(num_workers=workers, advice=lambda: "ADVICE", arrived=arrived)
+    datamodule = SimpleNamespace(num_workers=workers, advice=lambda: "ADVICE")
+    batch = {"target": OnGpu(range(10)) if on_gpu else range(10)}
     for number in range(batches):
         clock.now += wait
         trainer = SimpleNamespace(
@@ -39,12 +39,10 @@ def epoch(observer, clock, batches, wait, work, workers=0, rank=0, targets=range
             is_global_zero=rank == 0,
             is_last_batch=number == batches - 1,
         )
-        if arrived is not None:
-            datamodule.arrived = copy.copy(arrived)
-            datamodule.arrived.time = clock.now
-        observer.on_train_batch_start(trainer, None, {"target": targets}, number)
+        datamodule.arrived = Mark(clock.now) if on_gpu else None
+        observer.on_train_batch_start(trainer, None, batch, number)
         clock.now += work
-        observer.on_train_batch_end(trainer, None, None, {"target": targets}, number)
+        observer.on_train_batch_end(trainer, None, None, batch, number)
 
 
 @pytest.fixture
@@ -73,10 +71,10 @@ class OnGpu(list):
 
 
 class Mark:
-    """Event of a GPU that ends a batch 0.2 s after the loop, unless the clock is later."""
+    """Event of a GPU, which ends each batch 0.2 s after the loop."""
 
-    def __init__(self, enable_timing=False):
-        assert enable_timing
+    def __init__(self, time=None, enable_timing=True):
+        self.time = time
 
     def record(self):
         self.time = callbacks.time.now + 0.2
@@ -87,10 +85,9 @@ class Mark:
 
 def test_a_gpu_waits_from_the_end_of_its_work(clock, monkeypatch):
     monkeypatch.setattr(callbacks.torch, "cuda", SimpleNamespace(Event=Mark, synchronize=lambda: None))
-    observer, arrived = Observer(["a"]), Mark(enable_timing=True)
+    observer = Observer(["a"])
     for _ in range(2):  # the marks of an epoch do not count in the next one
-        arrived.time = clock.now
-        epoch(observer, clock, 5, wait=0.25, work=0.25, targets=OnGpu(range(10)), arrived=arrived)
+        epoch(observer, clock, 5, wait=0.25, work=0.25, on_gpu=True)
     assert observer.images_per_second == pytest.approx(20)
     assert observer.data_wait == pytest.approx(4 * 0.05 / 2)
 

@@ -75,9 +75,8 @@ def test_a_training_step_on_a_gpu_waits_for_no_value(
     datamodule = build_datamodule(config)
     batch = next(iter(datamodule.train_dataloader()))
     module = build_module(config, datamodule, pretrained=False)
-    monkeypatch.setattr(
-        augmentation, "_color_matrices", augmentation._color_matrices.__wrapped__
-    )  # keeps none of these
+    # without its cache, which would keep tensors of this mode
+    monkeypatch.setattr(augmentation, "_color_matrices", augmentation._color_matrices.__wrapped__)
     monkeypatch.setattr("torch.cuda.Event", lambda enable_timing: SimpleNamespace(record=lambda: None))
     with FakeTensorMode(allow_non_fake_inputs=True):  # raises where a value is read, or where devices meet
         for part in module.modules():

@@ -520,7 +520,7 @@ class DataModule(LightningDataModule):
         chosen, free = self.data.num_workers, environment.shared_memory()
         cores = max(1, processes.cores() // getattr(self.trainer, "num_devices", 1))
         if chosen == "auto" and self.in_memory:
-            # a GPU is fed by a worker, which prepares only indices and random numbers
+            # with images on a GPU, the worker makes only random numbers and maps
             workers = int(cores > 1 and self.in_memory == "device" and self._on_cuda())
         else:
             workers = cores if chosen == "auto" else int(chosen)
