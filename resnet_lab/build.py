@@ -238,6 +238,8 @@ def compile_network(mode: bool | str, module: Classifier, device: torch.device) 
         ) from error
     torch._dynamo.config.recompile_limit = 64  # shapes, frozen parts and splits; beyond it torch does not compile
     module.model.compile(mode="default" if mode is True else mode, dynamic=False)
+    if module.distillation is not None:
+        module.distillation.network.compile(dynamic=False)  # no graph of CUDA: the student's is open meanwhile
 
 
 def plugins() -> list[Any]:

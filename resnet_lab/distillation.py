@@ -52,9 +52,9 @@ class Distillation:
     def __deepcopy__(self, memo: dict[int, Any]) -> Distillation:
         return self  # `callbacks=ema` copies the module
 
-    def to(self, device: torch.device) -> None:
-        """Move the teacher to a device."""
-        self.network.to(device)
+    def to(self, device: torch.device, memory_format: torch.memory_format) -> None:
+        """Move the teacher to a device, with the memory format of the images."""
+        self.network.to(device).to(memory_format=memory_format)
         self.objective.to(device)
         self.scale, self.shift = self.scale.to(device), self.shift.to(device)
 

@@ -119,7 +119,7 @@ class Classifier(LightningModule):
         for split in ("train", "val", "test"):
             self.split_metrics(split).reset()
         if self.distillation is not None:
-            self.distillation.to(self.device)
+            self.distillation.to(self.device, self.memory_format)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return outputs (B, M) of images (B, 3, H, W)."""

@@ -422,6 +422,25 @@ def test_normalized_training_images_have_mean_0_and_std_1(build):
     torch.testing.assert_close(images.std(dim=(0, 2, 3), correction=0), torch.ones(3), atol=1e-5, rtol=0)
 
 
+def test_a_constant_channel_is_centered_and_not_scaled(build, root, monkeypatch, caplog):
+    caplog.set_level("WARNING", module.log.name)
+    read = ImageDataset.read
+
+    def without_blue(dataset, index):
+        image = read(dataset, index).copy()
+        image[..., 2] = 7
+        return image
+
+    monkeypatch.setattr(ImageDataset, "read", without_blue)
+    datamodule = build(in_memory=False)
+    assert datamodule.std[2] == 1
+    assert 0.05 < datamodule.std[:2].min() < 0.5
+    assert "blue: the same value in all training images" in caplog.text
+    batch = next(iter(datamodule.evaluation_dataloader("train")))
+    images = datamodule.on_after_batch_transfer(batch, 0)["image"]
+    torch.testing.assert_close(images[:, 2], torch.zeros_like(images[:, 2]), atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize(("accelerator", "pins"), [("cpu", False), ("cuda", True)])
 def test_batches_are_pinned_for_a_gpu_that_trains(build, monkeypatch, accelerator, pins):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -17,6 +17,7 @@ from fake_runs import write_run
 from test_exact_resume import kill_inside, same_end
 from torch import nn
 
+from resnet_lab.build import compile_network
 from resnet_lab.combine import combine
 from resnet_lab.data.check import HASH_DIGITS
 from resnet_lab.distillation import Distillation, idle_keys, refuse_no_logits, refuse_own_folder, teacher_of
@@ -103,6 +104,25 @@ def test_a_module_does_not_contain_its_teacher() -> None:
     assert len([*module.parameters()]) == 2
     module.train()
     assert not found.network.training
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_the_teacher_has_the_memory_format_and_the_compilation_of_the_student(
+    monkeypatch: pytest.MonkeyPatch, mode: bool
+) -> None:
+    compiled: list[nn.Module] = []
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setattr(nn.Module, "compile", lambda network, **_: compiled.append(network))
+    objective = cross_entropy(0.0, "none", [1, 1])
+    module = Classifier(nn.Conv2d(3, 2, 3), objective, None, None, ["a", "b"], False)
+    origin = {"mean": [0.5] * 3, "std": [0.25] * 3}
+    teacher: Any = SimpleNamespace(network=nn.Conv2d(3, 2, 3), objective=objective, origin=origin)
+    module.distillation = found = Distillation(teacher, MEAN, STD, 4.0, 0.5)
+    module.memory_format = torch.channels_last
+    compile_network(mode, module, torch.device("cpu"))
+    module.on_fit_start()
+    assert found.network.weight.is_contiguous(memory_format=torch.channels_last)
+    assert compiled == [module.model, found.network] * mode
 
 
 @pytest.fixture

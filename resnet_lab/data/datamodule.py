@@ -51,6 +51,8 @@ PREFETCH = 2  # batches per worker that wait in shared memory …
 IN_USE = 2  # … and batches on their way to the device
 EVALUATION_FACTOR = 2  # on CUDA, evaluation batches are so many times larger: they keep no activations for gradients
 TIMEOUT = 600.0  # seconds without a batch from the workers before the job fails
+CHANNELS = ("red", "green", "blue")
+CONSTANT = 1e-6  # a smaller std of a channel, in [0, 1], is a rounding error of 0
 STATISTICS_IMAGES = 2000  # if train is not in memory, mean and std use so many images, evenly spaced
 
 
@@ -595,4 +597,9 @@ class DataModule(LightningDataModule):
         with ThreadPoolExecutor(processes.cores()) as pool:  # cv2 releases the interpreter's lock
             pixels, total, squares = np.sum(list(pool.map(moments, range(0, len(dataset), step))), axis=0)
         mean = total / pixels
-        return mean.tolist(), np.sqrt(np.maximum(squares / pixels - mean**2, 0)).tolist()
+        std = np.sqrt(np.maximum(squares / pixels - mean**2, 0))
+        constant = std < CONSTANT
+        if constant.any():
+            names = " and ".join(name for name, same in zip(CHANNELS, constant, strict=True) if same)
+            log.warning("%s: the same value in all training images; it is divided by 1 in place of its std, 0", names)
+        return mean.tolist(), np.where(constant, 1, std).tolist()
