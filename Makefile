@@ -7,7 +7,7 @@ LAB := $(BIN)/resnet-lab
 QUICK := not slow and not realdata
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format docs bench gpu peers wheel clean
+.PHONY: help install demo test test-slow lowest lint format docs bench gpu peers wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -32,6 +32,11 @@ test: $(INSTALLED)  ## the quick tests: 3 to 5 minutes on two cores, no network,
 
 test-slow: $(INSTALLED)  ## the slow tests and those on real photographs (../shared/data)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "slow or realdata" --durations=20
+
+lowest:  ## the quick tests with the lowest versions that pyproject.toml allows, in .venv-lowest (needs uv)
+	uv venv --clear --python 3.11 .venv-lowest
+	VIRTUAL_ENV=.venv-lowest uv pip install --resolution lowest-direct --editable '.[dev]'
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n 2 --dist worksteal -m "$(QUICK)" -W default
 
 lint: $(INSTALLED)  ## ruff and mypy
 	$(BIN)/ruff check .
@@ -65,4 +70,4 @@ wheel: $(INSTALLED)  ## dist/*.whl, with conf/ inside
 	$(BIN)/python -m build --wheel
 
 clean:  ## remove .venv and what was built; runs/ and data/ stay
-	rm -rf $(VENV) dist build site .cache .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) .venv-lowest dist build site .cache .pytest_cache .ruff_cache .mypy_cache

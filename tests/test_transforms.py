@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -414,7 +413,7 @@ def test_the_device_moves_photographs_as_the_cpu_does(interpolation):
     different = np.abs(one - two)
     assert one.std() > 20
     if interpolation == "bilinear":
-        assert different.max() <= (1 if cv2.__version__ >= "5" else 2)
+        assert different.max() <= 1
     else:
         assert (different.max(axis=3) > 0).mean() < 0.001
 
