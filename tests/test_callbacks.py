@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from lightning import seed_everything
 
 from resnet_lab import callbacks
 from resnet_lab.callbacks import EXPLODED, FiniteLoss, Observer, StepSeed
@@ -135,6 +136,18 @@ def test_the_global_generators_depend_only_on_seed_epoch_and_rank():
     others = [drawn(1, 3, 1), drawn(0, 4, 1), drawn(0, 3, 0)]
     assert drawn(0, 3, 1) == first
     assert all(one != other for values in others for one, other in zip(first, values, strict=True))
+    sequence = np.random.SeedSequence([0, 3, 0, 1])
+    seed_everything(int(sequence.generate_state(1)[0]), verbose=False)
+    assert (random.random(), np.random.random(), torch.rand(1).item()) == first
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_the_generator_of_a_gpu_in_use_is_seeded_too(monkeypatch, used):
+    seeds = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: used)
+    monkeypatch.setattr(torch.cuda, "manual_seed", seeds.append)
+    StepSeed(0).on_train_batch_start(SimpleNamespace(current_epoch=3, global_rank=1), None, None, 0)
+    assert seeds == [int(np.random.SeedSequence([0, 3, 0, 1]).generate_state(1)[0])] * used
 
 
 @pytest.mark.parametrize(("accumulate", "saved"), [(1, [0, 1, 2, 3, 4, 5]), (2, [1, 3, 5]), (3, [2, 5]), (9, [])])
