@@ -71,7 +71,7 @@ class StepSeed(Callback):
         random.seed(seed)
         np.random.seed(seed)
         torch.default_generator.manual_seed(seed)
-        if torch.cuda.is_initialized():
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.manual_seed(seed)
         if torch.backends.mps.is_available():
             torch.mps.manual_seed(seed)

@@ -1,5 +1,7 @@
 """From files to normalized batches: identical for any number of workers and ranks, in memory or not."""
 
+import contextlib
+import functools
 import sys
 from itertools import product
 from pathlib import Path
@@ -447,7 +449,8 @@ def test_batches_are_pinned_for_a_gpu_that_trains(build, monkeypatch, accelerato
     datamodule = build(num_workers=0, in_memory=False)
     strategy = SimpleNamespace(root_device=torch.device(accelerator))
     datamodule.trainer = SimpleNamespace(strategy=strategy, global_rank=0, world_size=1, current_epoch=0)
-    assert datamodule.evaluation_dataloader("test").pin_memory is pins
+    loader = datamodule.evaluation_dataloader("test")
+    assert (loader.pin_memory, loader.collate_fn) == (pins, module.packed if pins else module.whole)
 
 
 def test_statistics_of_wide_images_include_pixels_outside_the_crop(build):
@@ -561,10 +564,105 @@ def test_memory_of_images_that_moved_to_the_device_is_returned(build, monkeypatc
     assert "train" not in kept
 
 
-@pytest.mark.parametrize(("cores", "accelerator", "workers"), [(8, "gpu", 1), (1, "gpu", 0), (8, "cpu", 0)])
-def test_one_worker_feeds_a_gpu_with_its_own_images(root, monkeypatch, cores, accelerator, workers):
+def on_cuda(datamodule, monkeypatch, free):
+    """Let a data module place images as on a GPU with so many free bytes; tensors stay on the CPU."""
+    monkeypatch.setattr(torch, "zeros", functools.partial(zeros_on_cpu, torch.zeros))
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *_, **__: tensor)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (free, free))
+    monkeypatch.setattr(datamodule, "_device", lambda: torch.device("cuda"))
+
+
+def zeros_on_cpu(zeros, *shape, **keys):
+    return zeros(*shape, **keys | {"device": "cpu"})
+
+
+@pytest.mark.parametrize("chosen", ["auto", "device"])
+def test_images_that_do_not_fit_on_the_gpu_stay_in_memory_with_auto(build, monkeypatch, caplog, chosen):
+    """Padded to the widest and the highest image they need more than `auto` expects."""
+    caplog.set_level("INFO", module.log.name)
+    datamodule = build(in_memory=chosen, num_workers=0)
+    datamodule.in_memory = "device"
+    on_cuda(datamodule, monkeypatch, free=10 * 12 * 12 * 3)
+    assert datamodule.evaluation_dataloader("test").dataset.images is None
+    assert datamodule.resident["test"].pixels.shape == (10, 12, 12, 3)
+    fault = "the images of train need 0 MB, and the GPU has 0 MB free"
+    if chosen == "device":
+        assert refusal(datamodule.train_dataloader) == f"data.in_memory=device: {fault}; set data.in_memory=auto"
+        return
+    assert len(datamodule.train_dataloader().dataset.images) == 30
+    assert datamodule.in_memory is True
+    assert f"{fault}: they stay in the memory of the machine" in caplog.messages
+    again = datamodule.evaluation_dataloader("test").dataset
+    assert (again.images, len(again.sizes)) == (None, 10)
+
+
+def test_images_of_several_sizes_move_to_the_device_in_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MOVED", 7)
+    data = retinopathy(write_studies(tmp_path / "data"), in_memory="device", num_workers=0, resize="shorter")
+    datamodule = DataModule(data, 0)
+    datamodule.setup()
+    images = list(datamodule.dataset("train", augment=False).images)
+    images[3], images[29] = images[3][:5], images[29].transpose(1, 0, 2)
+    datamodule.images["train"] = images
+    datamodule.train_dataloader()
+    np.testing.assert_array_equal(datamodule.resident["train"].pixels.numpy(), module.padded(images).numpy())
+
+
+def test_small_tensors_of_a_batch_travel_as_one(build, monkeypatch):
+    datamodule = build(brightness=0.2, mixup=0.4, rotation=9, batch_size=7)
+    monkeypatch.setattr(datamodule, "_transforms_on_device", lambda: True)
+    batch = next(iter(datamodule.train_dataloader()))
+    together = module.packed(batch)
+    assert {name for name, each in together.items() if torch.is_tensor(each)} == {"image", module.PACKED}
+    apart = module.unpacked(together)
+    assert set(apart) == set(batch) == {"image", "index", "target", "color", "partner", "share", "map"}
+    for name, each in batch.items():
+        assert apart[name].dtype == each.dtype
+        torch.testing.assert_close(apart[name], each, atol=0, rtol=0)
+    expected = datamodule.on_after_batch_transfer(dict(batch), 0)["image"]
+    torch.testing.assert_close(datamodule.on_after_batch_transfer(together, 0)["image"], expected, atol=0, rtol=0)
+
+
+def test_batches_are_copied_beside_the_work_of_the_gpu(build, monkeypatch):
+    """The copy has a stream of its own; the work waits for it, and keeps its memory."""
+    datamodule, calls = build(num_workers=0), []
+    stream = contextlib.contextmanager(lambda used: iter([calls.append(f"begin {used}")]))
+    computing = SimpleNamespace(wait_stream=lambda other: calls.append(f"wait for {other}"))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: "copies")
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: computing)
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *_, **keys: calls.append(f"copy {keys}") or tensor)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda _, used: calls.append(used))
+    batch = {
+        "image": torch.zeros(2),
+        "split": "train",
+        "packed": torch.ones(3),
+        "layout": [("index", torch.int64, [3])],
+    }
+    moved = datamodule.transfer_batch_to_device(batch, torch.device("cuda"), 0)
+    copied = "copy {'non_blocking': True}"
+    assert calls == ["begin copies", copied, copied, "wait for copies", computing, computing]
+    assert moved == batch
+    assert datamodule.transfer_batch_to_device(batch, torch.device("cpu"), 0)["image"] is batch["image"]
+
+
+@pytest.mark.parametrize(("crop", "resize", "fitting"), [(None, "square", 2), (6, "square", 2), (None, "shorter", 0)])
+def test_whole_padded_images_on_their_way_to_a_gpu_count_in_shared_memory(root, monkeypatch, crop, resize, fitting):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("resnet_lab.environment.shared_memory", lambda: 7000)  # one batch of images, or four of numbers
+    monkeypatch.setattr("resnet_lab.environment.shared_memory", lambda: 7 * 2 * 8 * 3 * 12 * 12)
+    data = retinopathy(root, batch_size=8, in_memory=False, num_workers=9, crop=crop, resize=resize)
+    message = refusal(DataModule(data, 0, accelerator="gpu").setup)
+    assert f"set data.num_workers={fitting}, or start" in message
+
+
+@pytest.mark.parametrize(
+    ("cores", "accelerator", "workers"), [(8, "gpu", 4), (3, "gpu", 2), (1, "gpu", 0), (8, "cpu", 0)]
+)
+def test_a_few_workers_feed_a_gpu_with_its_own_images(root, monkeypatch, cores, accelerator, workers):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(
+        "resnet_lab.environment.shared_memory", lambda: 20000
+    )  # three batches of images, many of numbers
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
     data = retinopathy(root, batch_size=8, in_memory="device", num_workers="auto")
     datamodule = DataModule(data, 0, accelerator=accelerator)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import multiprocessing
 import os
 import sys
@@ -45,8 +46,12 @@ log = logging.getLogger(__name__)
 
 HOST_SHARE = 0.25  # share of the free memory that data.in_memory=auto uses at most …
 DEVICE_SHARE = 0.5  # … and of the free memory of a GPU
+ASPECT = 1.5  # the longer side of a photograph is seldom a larger multiple of the shorter, which is image_size
+MOVED = 256  # images that move to the device at once
+PACKED, LAYOUT = "packed", "layout"  # keys of a batch whose small tensors are one
 SOURCES = {"originals": "the originals", "prepared": "a prepared set"}  # sources of pixels, for messages
 NUMBERS = 100  # at most so many bytes for an image on the device in a batch: index, target, map, factors, mixture
+MAP_WORKERS = 4  # at most, if they only make random numbers and maps: 1,024 images take 3 ms
 PREFETCH = 2  # batches per worker that wait in shared memory …
 IN_USE = 2  # … and batches on their way to the device
 EVALUATION_FACTOR = 2  # on CUDA, evaluation batches are so many times larger: they keep no activations for gradients
@@ -158,6 +163,31 @@ def whole(batch: Any) -> Any:
     return batch
 
 
+def packed(batch: Any) -> dict[str, Any]:
+    """Return a batch with its small tensors as one, as collate function; `unpacked` is the inverse.
+
+    Each tensor that a worker sends costs the main process a handshake and a copy to the device.
+    """
+    small = {name: each for name, each in batch.items() if torch.is_tensor(each) and name != "image"}
+    names = sorted(small, key=lambda name: -small[name].element_size())  # a view needs aligned numbers
+    parts = [small[name].contiguous().view(-1).view(torch.uint8) for name in names]
+    layout = [(name, small[name].dtype, [*small[name].shape]) for name in names]
+    return {name: each for name, each in batch.items() if name not in small} | {
+        PACKED: torch.cat(parts),
+        LAYOUT: layout,
+    }
+
+
+def unpacked(batch: dict[str, Any]) -> dict[str, Any]:
+    """Return a batch as it was before `packed`; its small tensors share one memory."""
+    if PACKED not in batch:
+        return batch
+    sizes = [math.prod(shape) * dtype.itemsize for _, dtype, shape in batch[LAYOUT]]
+    parts = zip(batch[LAYOUT], batch[PACKED].split(sizes), strict=True)
+    small = {name: part.view(dtype).view(shape) for (name, dtype, shape), part in parts}
+    return {name: each for name, each in batch.items() if name not in (PACKED, LAYOUT)} | small
+
+
 def end_with_rank(worker: int) -> None:
     """Exit when the rank dies, in a worker started by a fork server.
 
@@ -208,6 +238,7 @@ class DataModule(LightningDataModule):
         self.images: dict[str, Sequence[np.ndarray]] = {}  # split → decoded images, if kept in memory
         self.resident: dict[str, Resident] = {}  # split → decoded images, if kept on the device
         self.arrived: torch.cuda.Event | None = None  # in the work of a GPU, when it got the last batch
+        self.copies: torch.cuda.Stream | None = None  # of batches to a GPU
         self.test_splits: list[str] = []
 
     @classmethod
@@ -307,22 +338,32 @@ class DataModule(LightningDataModule):
         return dataset
 
     def _move_to_device(self, dataset: ImageDataset) -> None:
-        """Move the images of a data set to the device, once.
+        """Move the images of a data set to the device, once; with `data.in_memory=auto` they stay if they do not fit.
 
         Raises:
-            UserError: they do not fit there.
+            UserError: they do not fit, and were to be there.
         """
         if dataset.split not in self.resident:
-            images, device = self.images.pop(dataset.split), self._device()
+            images, device = self.images[dataset.split], self._device()
             sizes = np.array([image.shape[1::-1] for image in images])
-            need = 3 * len(images) * int(sizes.max(0).prod())
+            width, height = sizes.max(0).tolist()
+            need = 3 * len(images) * width * height
             if device.type == "cuda" and need > (free := torch.cuda.mem_get_info(device)[0]):
                 text = (
                     f"the images of {dataset.split} need {need / 1e6:.0f} MB, and the GPU has {free / 1e6:.0f} MB free"
                 )
+                if self.data.in_memory == "auto":
+                    log.info("%s: they stay in the memory of the machine", text)
+                    self.in_memory = True
+                    return
                 raise UserError(f"data.in_memory=device: {text}; set data.in_memory=auto")
-            self.resident[dataset.split] = Resident(padded(images).to(device), sizes)
+            pixels = torch.zeros((len(images), height, width, 3), dtype=torch.uint8, device=device)
+            for start in range(0, len(images), MOVED):  # a copy of all images may not fit beside them
+                part = padded(images[start : start + MOVED])
+                pixels[start : start + len(part), : part.shape[1], : part.shape[2]] = part.to(device)
+            self.resident[dataset.split] = Resident(pixels, sizes)
             dataset.images = None
+            del self.images[dataset.split]
             del images
             environment.return_freed_memory()
         dataset.images, dataset.sizes = None, self.resident[dataset.split].sizes
@@ -419,8 +460,22 @@ class DataModule(LightningDataModule):
         larger = EVALUATION_FACTOR if self._device().type == "cuda" else 1
         return self._loader(dataset, EvaluationSampler(len(dataset), *self._rank()), larger)
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Copy a batch to its device; to a GPU in a stream of its own, while the GPU computes the last batch."""
+        if device.type != "cuda":
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        self.copies = self.copies or torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(self.copies):
+            moved: dict[str, Any] = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        computing = torch.cuda.current_stream(device)
+        computing.wait_stream(self.copies)
+        for each in filter(torch.is_tensor, moved.values()):
+            each.record_stream(computing)  # otherwise the next copy may reuse its memory too early
+        return moved
+
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Transform, color, normalize and mix on the device: `image` becomes float32 (B, 3, S, S)."""
+        batch = unpacked(batch)
         if batch["index"].is_cuda:
             self.arrived = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             self.arrived.record()
@@ -434,14 +489,14 @@ class DataModule(LightningDataModule):
 
     def _loader(self, dataset: ImageDataset, sampler: TrainSampler | EvaluationSampler, factor: int = 1) -> Batches:
         batch_size = factor * self.batch_size_per_rank(self._rank()[1])
-        if self.in_memory == "device":
+        if self.in_memory == "device" or dataset.split in self.resident:
             self._move_to_device(dataset)
-        context = self._context() if self.num_workers else None
+        context, pins = self._context() if self.num_workers else None, self._device().type == "cuda"
         return DataLoader(
             dataset,
             batch_size=batch_size,
             sampler=sampler,
-            collate_fn=whole,
+            collate_fn=packed if pins else whole,
             # batch norm cannot normalize a single value per channel, which small images are reduced to
             drop_last=isinstance(sampler, TrainSampler) and len(sampler) % batch_size == 1,
             num_workers=self.num_workers,
@@ -451,7 +506,7 @@ class DataModule(LightningDataModule):
             prefetch_factor=PREFETCH if self.num_workers else None,
             timeout=TIMEOUT if self.num_workers else 0,
             generator=torch.Generator(),  # each pass draws a number; dropout's generator must not be touched
-            pin_memory=self._device().type == "cuda",
+            pin_memory=pins,
         )
 
     def batch_size_per_rank(self, world_size: int) -> int:
@@ -522,14 +577,18 @@ class DataModule(LightningDataModule):
         chosen, free = self.data.num_workers, environment.shared_memory()
         cores = max(1, processes.cores() // getattr(self.trainer, "num_devices", 1))
         if chosen == "auto" and self.in_memory:
-            # with images on a GPU, the worker makes only random numbers and maps
-            workers = int(cores > 1 and self.in_memory == "device" and self._on_cuda())
+            # with images on a GPU, workers make only random numbers and maps
+            workers = min(cores - 1, MAP_WORKERS) if self.in_memory == "device" and self._on_cuda() else 0
         else:
             workers = cores if chosen == "auto" else int(chosen)
         factor = EVALUATION_FACTOR if self._on_cuda() else 1
-        image = NUMBERS if self.in_memory == "device" else 3 * (self.data.crop or self.data.image_size) ** 2
+        image: float = 3 * (self.data.crop or self.data.image_size) ** 2
+        if self.in_memory == "device":
+            image = NUMBERS
+        elif self._on_cuda():  # whole images, padded to the width and the height of the largest of the batch
+            image = 3 * (self.data.image_size * (1 if self.data.resize == "square" else ASPECT)) ** 2
         batch = factor * self.data.batch_size * image
-        fitting = workers if free is None else max(0, (free // batch - IN_USE) // PREFETCH)
+        fitting = workers if free is None else max(0, int(free / batch - IN_USE) // PREFETCH)
         if workers <= fitting:
             if chosen != "auto" and workers > (usable := processes.cores()):
                 text = (
@@ -563,8 +622,7 @@ class DataModule(LightningDataModule):
         """Return where decoded images stay: on the device, in memory (True), or nowhere (False)."""
         if self.data.in_memory != "auto":
             return self.data.in_memory
-        # the longer side of a photograph is seldom more than 1.5 times the shorter, which is image_size
-        need = len(table) * 3 * self.data.image_size**2 * 1.5
+        need = len(table) * 3 * self.data.image_size**2 * ASPECT
         if need > HOST_SHARE * environment.free_memory() / getattr(self.trainer, "num_devices", 1):
             return False
         if not self._on_cuda():
