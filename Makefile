@@ -59,9 +59,9 @@ bench: $(INSTALLED)  ## speed and memory, coverage of intervals → docs/results
 	$(BIN)/python benchmarks/intervals.py --out docs/results/intervals.md
 
 gpu: $(INSTALLED)  ## on a GPU: its tests, then speed in two stages → docs/results/gpu.md (about 15 minutes)
-	$(BIN)/python benchmarks/gpu.py --stage tests --out gpu.jsonl
-	$(BIN)/python benchmarks/gpu.py --stage main --out gpu.jsonl
-	$(BIN)/python benchmarks/gpu.py --stage rest --out gpu.jsonl --page docs/results/gpu.md
+	@failed=0; for stage in tests main rest; do \
+	  $(BIN)/python benchmarks/gpu.py --stage $$stage --out gpu.jsonl --page docs/results/gpu.md || failed=1; \
+	done; exit $$failed
 
 peers: $(INSTALLED)  ## whole programs beside TIMM=FILE TORCHVISION=FILE → docs/results/peers.md (about an hour)
 	$(BIN)/python benchmarks/peers.py $(if $(TIMM),--timm $(TIMM)) $(if $(TORCHVISION),--torchvision $(TORCHVISION)) --out docs/results/peers.md

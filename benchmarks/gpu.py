@@ -11,7 +11,7 @@ import gc
 import json
 import logging
 import os
-import re
+import signal
 import subprocess
 import sys
 import time
@@ -24,6 +24,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
+from typing import Any
 from unittest import mock
 
 import cv2
@@ -38,17 +39,21 @@ from resnet_lab import build as build_part
 from resnet_lab import environment, prepare
 from resnet_lab.build import set_up_logging, use_tf32
 from resnet_lab.config import build
+from resnet_lab.errors import count
 from resnet_lab.optim import use_fused
 from resnet_lab.processes import cores
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("tests", "main", "rest")
-SECONDS = {"main": 240, "rest": 420}  # a stage begins no further workload after this time
+# a stage begins no further workload after this time; the tests are stopped
+SECONDS = {"tests": 200, "main": 240, "rest": 420}
+OUTCOMES = ("passed", "failed", "skipped", "error")
 CLASSES = 10
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NOT_MEASURED = "not measured"
 FAST = ("trainer.precision=bf16-mixed", "trainer.channels_last=true", "trainer.compile=true")
 FLOAT32 = ("trainer.precision=32-true", "trainer.channels_last=false", "trainer.compile=false")
+PLACES = {"device": "on the device", True: "in memory", False: "streamed"}  # by `in_memory` of status.json
 TORCHVISION, TIMM = "bare loop fed by torchvision's pipeline", "bare loop fed by timm's pipeline"
 
 QUESTION = """\
@@ -64,6 +69,7 @@ METHOD = """
 - The bare loop runs before it in the same process. It has the same network, optimizer, batch size, precision, memory
   layout and `torch.compile`. Each step takes the same batch of random tensors, which is on the device already.
 - "Waiting" is the share of the time in which the GPU (or the loop on a CPU) has ended a batch and waits for the next.
+- "On the device", "in memory" and "streamed" say where `data.in_memory` placed the images of the program.
 - Peak memory is that of PyTorch's allocator on the GPU (resident memory on the CPU).
 - Images are random JPEG files of the size that the network takes. "Streamed" reads the prepared set, with one worker
   per core. Without that word, `data.in_memory=auto` chooses.
@@ -89,11 +95,11 @@ class Plan:
 
     size: int = 224
     batch: int = 256
-    batches: int = 20
+    batches: int = 40
     large: int = 512
     large_batch: int = 64
-    large_batches: int = 20
-    small_batches: int = 20
+    large_batches: int = 40
+    small_batches: int = 40
     cifar: tuple[tuple[int, int], ...] = ((20, 1024), (20, 128), (56, 1024), (56, 128), (110, 1024), (110, 128))
     epochs: int = 4
     overrides: tuple[str, ...] = ()
@@ -107,11 +113,12 @@ QUICK = Plan(32, 8, 3, 48, 4, 3, 3, ((20, 16), (20, 8)), epochs=1, overrides=TIN
 
 @dataclass(frozen=True)
 class Measured:
-    """A training: images per second, share of the time waiting for images, and peak memory in MB."""
+    """A training: images per second, share of time spent waiting, peak memory in MB, and the source of the images."""
 
     speed: float
     wait: float
     memory: float
+    images: str = ""
 
 
 @dataclass(frozen=True)
@@ -219,7 +226,8 @@ class Bench:
         use_tf32(False)
         with mock.patch.object(build_part, "use_tf32"):
             status = program_status(overrides)
-        return Measured(status["images_per_second"], status["data_wait"], self._peak())
+        images = f"{PLACES[status['in_memory']]}, {count(status['num_workers'], 'worker')}"
+        return Measured(status["images_per_second"], status["data_wait"], self._peak(), images)
 
     def bare(
         self, overrides: Sequence[str], source: Callable[[int, int], Iterable[tuple[Tensor, Tensor]]] | None = None
@@ -365,6 +373,16 @@ def write_photographs(root: Path, size: int, number: int) -> Path:
     return root
 
 
+def driver() -> dict[str, str]:
+    """Return the versions of the GPU's driver, of CUDA and of cuDNN; nothing without a GPU."""
+    if not torch.cuda.is_available():
+        return {}
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    found = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
+    cudnn = str(torch.backends.cudnn.version())
+    return {"driver": (found or ["unknown"])[0], "CUDA": str(torch.version.cuda), "cuDNN": cudnn}
+
+
 def append(file: Path, **record: object) -> None:
     """Append one measurement to the file, and show it."""
     line = json.dumps(record, ensure_ascii=False)
@@ -373,19 +391,31 @@ def append(file: Path, **record: object) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def run_tests(bench: Bench, file: Path) -> bool:
-    """Run the tests of the GPU, append how many passed, and return whether none failed."""
+def run_tests(bench: Bench, file: Path, seconds: float) -> bool:
+    """Run the tests of the GPU for at most `seconds`, append how many passed, and return whether none failed."""
     several = ["-n", "4", "--dist", "worksteal"] if find_spec("xdist") and not bench.plan.tests else []
     own = os.environ | {"RESNET_LAB_GPU_TESTS": "gpu" if bench.device.type == "cuda" else "cpu"}
-    command = [sys.executable, "-m", "pytest", "-W", "default", "-m", "gpu", "tests/test_gpu.py"]
-    command += [*several, *bench.plan.tests]
-    start = time.perf_counter()
-    done = subprocess.run(command, cwd=ROOT, env=own, stdout=subprocess.PIPE, text=True, check=False)
-    print(done.stdout, file=sys.stderr)
-    found = {key: int(number) for number, key in re.findall(r"(\d+) (passed|failed|skipped|error)", done.stdout)}
-    counts = {key: found.get(key, 0) for key in ("passed", "failed", "skipped", "error")}
-    append(file, kind="tests", **counts, seconds=round(time.perf_counter() - start))
-    return done.returncode == 0
+    hanging = ["--timeout=100"] if find_spec("pytest_timeout") else []
+    command = [sys.executable, "-m", "pytest", "-vv", "-rN", "--durations=15", "-W", "default", "-m", "gpu"]
+    command += ["tests/test_gpu.py", *several, *hanging, *bench.plan.tests]
+    start, log, took = time.perf_counter(), file.with_suffix(".log"), "seconds"
+    with log.open("w", encoding="utf-8") as output:  # it remains if this process is killed
+        pytest = subprocess.Popen(command, cwd=ROOT, env=own, stdout=output, stderr=subprocess.STDOUT, process_group=0)
+        try:
+            pytest.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(pytest.pid, signal.SIGKILL)
+            took = "seconds, then stopped"
+    text = log.read_text("utf-8")
+    print(text, file=sys.stderr)
+    append(file, kind="tests", **counts_of(text), **{took: round(time.perf_counter() - start)})
+    return pytest.wait() == 0
+
+
+def counts_of(text: str) -> dict[str, int]:
+    """Return how many tests had which outcome, from the lines of `pytest -vv -rN`, which may have been stopped."""
+    lines = [line.split() for line in text.splitlines() if ".py::" in line]
+    return {key: sum(key.upper() in line for line in lines) for key in OUTCOMES}
 
 
 def run_workloads(bench: Bench, stage: str, file: Path, seconds: float) -> bool:
@@ -407,7 +437,7 @@ def run_workloads(bench: Bench, stage: str, file: Path, seconds: float) -> bool:
     return good
 
 
-def read(file: Path) -> tuple[list[str], dict[str, int], dict[str, dict[str, dict[str, float]]]]:
+def read(file: Path) -> tuple[list[str], dict[str, int], dict[str, dict[str, dict[str, Any]]]]:
     """Return the origins, the outcome of the tests and the measurements by name; the last one of a name counts."""
     origins, tests, speeds = [], {}, {}
     for line in file.read_text("utf-8").splitlines() if file.is_file() else ():
@@ -453,9 +483,14 @@ def lines_of(bench: Bench, file: Path) -> Iterator[str]:
         both = above in speeds and below in speeds
         ratio = f"{speeds[above]['program']['speed'] / speeds[below]['program']['speed']:.2f}" if both else NOT_MEASURED
         yield f"| {name} | {ratio} | {goal} |"
+    places: dict[str, list[str]] = {}
+    for name, found in speeds.items():
+        places.setdefault(found["program"].get("images") or NOT_MEASURED, []).append(name)
+    for place, names in places.items() if places.keys() != {NOT_MEASURED} else ():
+        yield from ("", f"Images {place}: {'; '.join(names)}.")
 
 
-def cells(found: dict[str, dict[str, float]] | None, goal: str) -> str:
+def cells(found: dict[str, dict[str, Any]] | None, goal: str) -> str:
     """Return the cells of a workload after its name."""
     if found is None:
         return " | ".join([NOT_MEASURED, "", "", goal, "", "", ""])
@@ -472,7 +507,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("gpu.jsonl"), help="append measurements to this file")
     parser.add_argument("--page", type=Path, help="write the page to this markdown file")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--seconds", type=float, help="begin no further workload of the stage after this time")
+    parser.add_argument("--seconds", type=float, help="begin no further workload, or stop the tests, after this time")
+    parser.add_argument("--commit", default="", help="commit of the code, where it is no git checkout")
     parser.add_argument("--quick", action="store_true", help="smoke run with tiny batches and images")
     options = parser.parse_args()
     set_up_logging()
@@ -482,12 +518,12 @@ def main() -> int:
         bench = Bench(QUICK if options.quick else FULL, options.device, Path(folder))
         if options.stage:
             options.out.parent.mkdir(parents=True, exist_ok=True)
-            append(options.out, kind="origin", text=origin("make gpu"))
-        if options.stage == "tests":
-            good = run_tests(bench, options.out)
-        elif options.stage:
+            append(options.out, kind="origin", text=origin("make gpu", options.commit, **driver()))
             seconds = SECONDS[options.stage] if options.seconds is None else options.seconds
-            good = run_workloads(bench, options.stage, options.out, seconds)
+            if options.stage == "tests":
+                good = run_tests(bench, options.out, seconds)
+            else:
+                good = run_workloads(bench, options.stage, options.out, seconds)
         if options.page is not None:
             options.page.parent.mkdir(parents=True, exist_ok=True)
             options.page.write_text("\n".join(lines_of(bench, options.out)) + "\n" + METHOD, encoding="utf-8")

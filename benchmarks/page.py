@@ -57,11 +57,14 @@ def take_turns(
     return values
 
 
-def origin(command: str, **packages: str) -> str:
-    """Return sentences with command, date, commit, machine and versions; `packages` adds further versions."""
+def origin(command: str, commit: str = "", **packages: str) -> str:
+    """Return sentences with command, date, commit, machine and versions; `packages` adds further versions.
+
+    An empty `commit` is that of this checkout.
+    """
     machine, versions = environment.hardware(), environment.versions() | packages
     text = (
-        f"Measured with `{command}` on {datetime.now(UTC):%Y-%m-%d} at commit {environment.commit()}. "
+        f"Measured with `{command}` on {datetime.now(UTC):%Y-%m-%d} at commit {commit or environment.commit()}. "
         f"Machine: {', '.join([*machine['gpus'], machine['cpu']])}, {count(machine['cores'], 'core')}, "
         f"{count(machine['threads'], 'thread')}. "
         f"Versions: {', '.join(map(' '.join, versions.items()))}."

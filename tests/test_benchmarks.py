@@ -90,6 +90,36 @@ def test_what_a_gpu_benchmark_did_not_reach_reads_not_measured(gpu, tmp_path):
     assert f"| {fast} / float32 | 3.60 | ≥ 3 |" in lines
     assert "Tests on the GPU (`pytest -m gpu`): 36 passed, 0 failed, 1 skipped, 0 error, 99 seconds." in lines
     assert "Nothing is measured yet" not in "\n".join(lines)
+    assert not [line for line in lines if line.startswith("Images ")]
+    gpu.append(
+        file, kind="speed", name=fast, program=measured(9.0) | {"images": "streamed, 9 workers"}, bare=measured(9.0)
+    )
+    gpu.append(file, kind="tests", passed=3, failed=0, skipped=0, error=0, **{"seconds, then stopped": 9})
+    lines = list(gpu.lines_of(bench, file))
+    assert f"Images streamed, 9 workers: {fast}." in lines
+    assert lines[4].endswith("3 passed, 0 failed, 0 skipped, 0 error, 9 seconds, then stopped.")
+
+
+def test_a_gpu_benchmark_counts_tests_also_if_they_are_stopped(gpu, tmp_path, monkeypatch):
+    text = """[gw0] [ 10%] PASSED tests/test_gpu.py::test_one[32-true]
+tests/test_gpu.py::test_two PASSED                     [ 20%]
+tests/test_gpu.py::test_three FAILED                   [ 30%]
+[gw1] [ 40%] SKIPPED tests/test_gpu.py::test_four
+E   assert "PASSED"
+1.00s call     tests/test_gpu.py::test_one[32-true]
+tests/test_gpu.py::test_five """
+    assert gpu.counts_of(text) == {"passed": 2, "failed": 1, "skipped": 1, "error": 0}
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu\naddopts = -q\n")
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    bench, file = gpu.Bench(gpu.Plan(tests=("-p", "no:cacheprovider")), "cpu", tmp_path), tmp_path / "out.jsonl"
+    source = "import time, pytest\n\n@pytest.mark.gpu\ndef test_it():\n    time.sleep({})\n"
+    for seconds, stopped in ((0, False), (600, True)):
+        (tmp_path / "tests" / "test_gpu.py").write_text(source.format(seconds))
+        assert gpu.run_tests(bench, file, seconds=1 if stopped else 600) is not stopped
+        found = gpu.read(file)[1]
+        assert found["passed"] == int(not stopped)
+        assert ("seconds, then stopped" in found) is stopped
 
 
 def test_a_gpu_benchmark_gives_keys_that_jobs_accept(gpu, tmp_path, monkeypatch):
