@@ -9,16 +9,19 @@ import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
 
-CGROUPS = (  # files with the most bytes that a container may use, and those that it uses (versions 2 and 1)
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+OWN_CGROUPS = Path("/proc/self/cgroup")
+CGROUPS = (  # versions 2 and 1: controller, folder, files with limit and usage, key of file cache in memory.stat
+    ("", Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
+    ("memory", Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # settings of mallopt, from malloc.h
 KEPT = (2**27, 2**25)  # bytes of the largest block that is kept, and of that in glibc before 2.35
@@ -61,15 +64,27 @@ def shared_memory() -> int | None:
 
 
 def free_memory() -> float:
-    """Return the bytes of memory that this process may still use, by the system and its container (cgroup)."""
+    """Return the bytes of memory that this process may still use, by the system and its cgroups (container, job)."""
     found = [float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))]
     if (info := Path("/proc/meminfo")).is_file():
         lines = dict(line.split(":") for line in info.read_text().splitlines())
         found.append(1024.0 * int(lines["MemAvailable"].split()[0]))
-    for most, used in CGROUPS:
-        with suppress(OSError, ValueError):  # absent, or `max`
-            found.append(float(int(Path(most).read_text()) - int(Path(used).read_text())))
-    return max(0.0, min(found))
+    return max(0.0, min([*found, *_free_in_cgroups()]))
+
+
+def _free_in_cgroups() -> Iterator[float]:
+    """Yield the bytes that each memory limit leaves: those of this process's cgroups and of their parents."""
+    lines = OWN_CGROUPS.read_text().splitlines() if OWN_CGROUPS.is_file() else []
+    paths = {name: path for _, names, path in (line.split(":", 2) for line in lines) for name in names.split(",")}
+    for controller, root, limit, usage, cache in CGROUPS:
+        # a container may have only the root, which is then its own cgroup
+        for folder in accumulate(paths.get(controller, "/").strip("/").split("/"), Path.joinpath, initial=root):
+            with suppress(OSError, ValueError):  # absent, or `max`
+                free = int((folder / limit).read_text()) - int((folder / usage).read_text())
+                stat = folder / "memory.stat"
+                lines = stat.read_text().splitlines() if stat.is_file() else []
+                # the system frees this cache before it refuses memory
+                yield float(free + sum(int(line.split()[1]) for line in lines if line.startswith(f"{cache} ")))
 
 
 def keep_freed_memory() -> bool:

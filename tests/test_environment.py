@@ -6,11 +6,12 @@ import ctypes
 import platform
 import resource
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from resnet_lab import evaluate, job, predict
-from resnet_lab.environment import keep_freed_memory, return_freed_memory
+from resnet_lab import environment, evaluate, job, predict
+from resnet_lab.environment import free_memory, keep_freed_memory, return_freed_memory
 from resnet_lab.run_folder import RunFolder
 
 BLOCKS, SIZE = 4, 24 * 2**20  # number and bytes; in all more than glibc keeps by default
@@ -50,6 +51,40 @@ def test_a_limit_of_the_address_space_comes_first(monkeypatch: pytest.MonkeyPatc
 def test_settings_of_the_user_come_first(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     monkeypatch.setenv(variable, "131072")
     assert not keep_freed_memory()
+
+
+@pytest.mark.parametrize(
+    ("version", "line", "limits", "free"),
+    [
+        (2, "0::/", {"": "1000"}, 1000 - 700 + 600),
+        (2, "0::/user.slice/job", {"": "max", "user.slice": "900", "user.slice/job": "950"}, 900 - 700 + 600),
+        (2, "0::/user.slice/job", {"user.slice": "950", "user.slice/job": "900"}, 900 - 700 + 600),
+        (2, "0::/../../other", {"": "1000"}, 1000 - 700 + 600),
+        (1, "4:cpu,memory:/docker/abc\n0::/", {"": "1000"}, 1000 - 700 + 600),  # the root is the container's own
+        (1, "4:memory:/slurm/job:1\n0::/", {"": "2000", "slurm/job:1": "800"}, 800 - 700 + 600),
+        (1, "", {"": "50"}, 0),
+    ],
+)
+def test_the_smallest_limit_of_the_cgroups_counts_without_cached_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int, line: str, limits: dict[str, str], free: int
+) -> None:
+    root = tmp_path / "cgroup"
+    place, limit, usage, cache = (
+        (root, "memory.max", "memory.current", "inactive_file")
+        if version == 2
+        else (root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    )
+    for name, most in limits.items():
+        folder = place / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / limit).write_text(f"{most}\n")
+        (folder / usage).write_text("700\n")
+        (folder / "memory.stat").write_text(f"file 650\n{cache} 600\n")
+    (tmp_path / "own").write_text(line)
+    monkeypatch.setattr(environment, "OWN_CGROUPS", tmp_path / "own")
+    roots = [(name, root / folder.relative_to("/sys/fs/cgroup"), *rest) for name, folder, *rest in environment.CGROUPS]
+    monkeypatch.setattr(environment, "CGROUPS", roots)
+    assert free_memory() == free
 
 
 class Reached(Exception):
