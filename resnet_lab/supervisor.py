@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import IO, Any, TextIO
 
 from resnet_lab import processes
+from resnet_lab.errors import count
 from resnet_lab.processes import GRACE, PARENT, SIGNALS, Stopped, end, run_tied, stop_on_signals
 
 # what every job imports; a module that starts threads must not be among them
@@ -67,6 +68,9 @@ class Supervisor:
             if not select.select([self._socket], [], [], READY)[0]:
                 print(f"{time.strftime('%H:%M:%S')}  loading PyTorch", flush=True)
             self._threads = self._answer().get("threads", 0)
+            if (more := self._threads - 1) > 0:
+                text = f"a library that PyTorch or pandas loads has started {count(more, 'thread')}"
+                print(f"{time.strftime('%H:%M:%S')}  jobs start as new processes: {text}", flush=True)
         return self._threads == 1 and self._process.poll() is None
 
     def run(self, module: str, arguments: Sequence[str], text: str = "") -> int:
@@ -192,6 +196,7 @@ def serve(connection: socket.socket) -> None:
     stop_on_signals()
     # a fork needs a process with one thread, so numpy's BLAS starts none, and CUDA stays uninitialized
     os.environ |= {"OPENBLAS_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+    os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")  # pyarrow, which pandas 3 imports
     for module in IMPORTS:
         importlib.import_module(module)
     requests = connection.makefile("r")

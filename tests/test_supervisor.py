@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -48,19 +48,34 @@ def main():
 
 
 @pytest.fixture
-def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Supervisor]:
-    """A supervisor without the imports of a job, which take seconds."""
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Supervisor]]:
+    """Start a supervisor that imports one empty module, as the imports of a job take seconds."""
     (tmp_path / "task_of_test.py").write_text(MODULE)
     paths = [str(tmp_path), str(Path(__file__).parents[1])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    (tmp_path / "import_of_test.py").touch()
     (tmp_path / "supervisor_of_test.py").write_text(
-        "import sys\nfrom resnet_lab import supervisor\nsupervisor.IMPORTS = ()\nsys.exit(supervisor.main())\n"
+        "import sys\n"
+        "from resnet_lab import supervisor\n"
+        "supervisor.IMPORTS = ('import_of_test',)\n"
+        "sys.exit(supervisor.main())\n"
     )
     monkeypatch.setattr(supervisor, "PROGRAM", "supervisor_of_test")
     monkeypatch.chdir(tmp_path)
-    found = Supervisor()
-    yield found
-    found.close()
+    started: list[Supervisor] = []
+
+    def supervise() -> Supervisor:
+        started.append(Supervisor())
+        return started[-1]
+
+    yield supervise
+    for each in started:
+        each.close()
+
+
+@pytest.fixture
+def running(start: Callable[[], Supervisor]) -> Supervisor:
+    return start()
 
 
 def result(file: Path) -> dict[str, object]:
@@ -172,6 +187,34 @@ def test_variables_that_take_effect_on_import_need_a_new_process(
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert not running.can_run()
     monkeypatch.undo()
+
+
+def test_a_thread_that_an_import_starts_is_named_once(
+    start: Callable[[], Supervisor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "import_of_test.py").write_text(
+        "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
+    )
+    running = start()
+    assert not running.can_run()
+    assert not running.can_run()
+    line = "jobs start as new processes: a library that PyTorch or pandas loads has started 1 thread"
+    assert capsys.readouterr().out.count(line) == 1
+
+
+@pytest.mark.parametrize("chosen", [None, "background_thread:true"])
+def test_pyarrow_starts_no_thread_unless_the_user_wants_it(
+    start: Callable[[], Supervisor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: str | None
+) -> None:
+    if chosen is None:
+        monkeypatch.delenv("JE_ARROW_MALLOC_CONF", raising=False)
+    else:
+        monkeypatch.setenv("JE_ARROW_MALLOC_CONF", chosen)
+    (tmp_path / "import_of_test.py").write_text(
+        "import os\nfrom pathlib import Path\nPath('seen').write_text(os.environ['JE_ARROW_MALLOC_CONF'])\n"
+    )
+    assert start().can_run()
+    assert Path("seen").read_text() == (chosen or "background_thread:false")
 
 
 def test_a_new_process_ends_the_supervisor(running: Supervisor, monkeypatch: pytest.MonkeyPatch) -> None:
