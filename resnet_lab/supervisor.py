@@ -249,7 +249,8 @@ def _forked(module: str, arguments: list[str], text: str, folder: str, environme
     os.environ.clear()
     os.environ.update(environment | {PARENT: str(os.getppid())})
     os.chdir(folder)
-    sys.path[0] = folder
+    if not sys.flags.safe_path:  # otherwise the first entry is another one
+        sys.path[0] = folder
     if text:
         sys.stdin = StringIO(text)
     processes.began, processes.started_by = time.time(), "fork"

@@ -104,6 +104,16 @@ def test_a_forked_process_is_like_a_new_one(
     assert (second["mine"], second["text"], second["parent"]) == (None, "", first["parent"])
 
 
+def test_a_safe_path_is_kept(start: Callable[[], Supervisor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    running = start()
+    assert running.can_run()
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path / "folder")
+    assert running.run("task_of_test", ["0", "a.json"]) == 0
+    assert result(Path("a.json"))["path"] == str(tmp_path)  # the first of PYTHONPATH
+
+
 def test_how_a_forked_process_ended_is_its_exit_code(running: Supervisor) -> None:
     assert running.can_run()
     assert running.run("task_of_test", ["kill", "a.json"]) == -signal.SIGKILL
