@@ -7,9 +7,11 @@ users itself, so nothing of one job reaches the next.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import json
+import logging
 import os
 import select
 import signal
@@ -24,6 +26,7 @@ from contextlib import suppress
 from io import StringIO
 from pathlib import Path
 from typing import IO, Any, TextIO
+from weakref import finalize
 
 from resnet_lab import processes
 from resnet_lab.errors import count
@@ -45,6 +48,7 @@ RANKS = ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID", "WORLD_SIZE", "RANK", "LOCAL_RAN
 PROGRAM = "resnet_lab.supervisor"
 POLL = 0.02  # seconds between two checks of a forked process
 READY = 0.5  # seconds that imports may take without a line
+LAST = 1.0  # seconds for the functions that imports have registered for the end of the process
 
 
 class Supervisor:
@@ -110,11 +114,16 @@ class Supervisor:
             self.close()
 
     def close(self) -> None:
-        """End the process while it runs nothing."""
-        self._process.kill()
-        self._process.wait()
+        """End the process while it runs nothing; its imports are not waited for."""
+        ended = self._process.poll() is not None
+        ready = ended or self._threads is not None or bool(select.select([self._socket], [], [], 0)[0])
         self._answers.close()
-        self._socket.close()
+        self._socket.close()  # which ends the process
+        try:
+            self._process.wait(LAST if ready else 0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
     def _answer(self) -> dict[str, int]:
         line = self._answers.readline()
@@ -243,6 +252,7 @@ def _stop(process: int) -> None:
 
 def _forked(module: str, arguments: list[str], text: str, folder: str, environment: dict[str, str]) -> int:
     """Make this process what `python -m MODULE ARGUMENTS` would be, and return its exit code."""
+    _forget_exit_functions()
     os.setsid()
     for signum in SIGNALS:
         signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
@@ -266,6 +276,17 @@ def _forked(module: str, arguments: list[str], text: str, folder: str, environme
     return code
 
 
+def _forget_exit_functions() -> None:
+    """Leave the exit functions of imports to the supervisor: all jobs share what they remove (matplotlib's folder)."""
+    atexit._clear()
+    finalizers: Any = finalize  # types are known of its public names only
+    for each in [*finalizers._registry]:
+        each.atexit = False
+    of_workers = importlib.import_module("multiprocessing.util")._exit_function
+    for function in (logging.shutdown, of_workers, finalizers._exitfunc):  # a job needs them, too
+        atexit.register(function)
+
+
 def main() -> int:
     """Serve the command whose socket is the first argument, and return the exit code."""
     try:
@@ -276,4 +297,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

@@ -21,7 +21,7 @@ from resnet_lab.supervisor import RANKS, Supervisor, forks
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="jobs are forked on Linux only")
 
 MODULE = f"""
-import atexit, json, os, signal, sys, time
+import atexit, json, os, signal, sys, tempfile, time
 from pathlib import Path
 from resnet_lab import processes
 
@@ -36,6 +36,8 @@ def main():
                   for each, default in ((signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler))],
     )
     file.write_text(json.dumps(found))
+    global temporary
+    temporary = tempfile.TemporaryDirectory(dir=".", prefix="of_job")
     if what == "sleep":
         time.sleep({2 * PATIENCE})
     if what == "kill":
@@ -58,7 +60,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
         "import sys\n"
         "from resnet_lab import supervisor\n"
         "supervisor.IMPORTS = ('import_of_test',)\n"
-        "sys.exit(supervisor.main())\n"
+        "supervisor.end(supervisor.main())\n"
     )
     monkeypatch.setattr(supervisor, "PROGRAM", "supervisor_of_test")
     monkeypatch.chdir(tmp_path)
@@ -228,9 +230,41 @@ def test_pyarrow_starts_no_thread_unless_the_user_wants_it(
 
 
 def test_a_new_process_ends_the_supervisor(running: Supervisor, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert running.can_run()
     monkeypatch.setattr(supervisor, "_own", running)
     assert supervisor.run_module("task_of_test", ["0", "a.json"], fork=False) == 0
     assert supervisor._own is None
+    assert running._process.poll() == 0
+
+
+FOLDERS = """
+import atexit, os, tempfile
+os.mkdir("at_exit")
+atexit.register(os.rmdir, "at_exit")
+temporary = tempfile.TemporaryDirectory(dir=".", prefix="of_import")
+"""
+
+
+def test_exit_functions_of_imports_run_once_and_those_of_a_job_at_its_end(
+    start: Callable[[], Supervisor], tmp_path: Path
+) -> None:
+    (tmp_path / "import_of_test.py").write_text(FOLDERS)
+    running = start()
+    assert running.can_run()
+    for _ in range(2):
+        assert running.run("task_of_test", ["0", "a.json"]) == 0
+        assert Path("a.end").read_text() == "ended"
+        assert [Path("at_exit").is_dir(), len([*Path().glob("of_import*")])] == [True, 1]
+        assert not [*Path().glob("of_job*")]
+        Path("a.end").unlink()
+    running.close()
+    assert not [*Path().glob("at_exit"), *Path().glob("of_*")]
+
+
+def test_imports_are_not_waited_for_at_the_end(start: Callable[[], Supervisor], tmp_path: Path) -> None:
+    (tmp_path / "import_of_test.py").write_text("import time\ntime.sleep(60)\n")
+    running = start()
+    running.close()
     assert running._process.poll() == -signal.SIGKILL
 
 
