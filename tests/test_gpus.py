@@ -35,9 +35,9 @@ def _machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_the_gpus_are_those_of_the_driver_or_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gpus_here() == ["0", "1", "2"]
-    monkeypatch.setenv(VARIABLE, "2,GPU-8f3c")
+    monkeypatch.setenv(VARIABLE, "2, GPU-8f3c")
     assert gpus_here() == ["2", "GPU-8f3c"]
-    monkeypatch.setenv(VARIABLE, "-1")
+    monkeypatch.setenv(VARIABLE, " -1")
     assert gpus_here() == []
     monkeypatch.delenv(VARIABLE)
     monkeypatch.setenv("PATH", "")
@@ -75,6 +75,32 @@ def test_each_worker_uses_a_gpu_of_its_own_until_it_ends() -> None:
 @pytest.mark.parametrize("trainer", [{"accelerator": "cpu"}, {"devices": 2}, {"devices": "auto"}, {"devices": [1]}])
 def test_jobs_on_the_cpu_or_on_several_gpus_are_not_placed(trainer: dict[str, object]) -> None:
     assert place_on_gpu(ONE | trainer) == ""
+    assert VARIABLE not in os.environ
+
+
+@pytest.mark.parametrize("before", [None, "1,2"])
+@pytest.mark.parametrize("trainer", [{"accelerator": "cpu"}, {"devices": 2}, {"devices": [1]}])
+def test_a_worker_returns_its_gpu_for_other_jobs(
+    monkeypatch: pytest.MonkeyPatch, before: str | None, trainer: dict[str, object]
+) -> None:
+    if before is not None:
+        monkeypatch.setenv(VARIABLE, before)
+    monkeypatch.setattr(gpus, "_before", "of another test")
+    first = "0" if before is None else "1"
+    assert f"{VARIABLE}={first}" in place_on_gpu(ONE)
+    assert place_on_gpu(ONE | trainer) == ""
+    assert os.environ.get(VARIABLE) == before
+    other = worker()
+    assert lines(other)[1] == first  # the lock is free
+    other.communicate()
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / f"resnet_lab_gpus_{os.getuid()}").write_text("a file")
+    assert place_on_gpu(ONE) == (
+        f"this worker shares the first of 3 GPUs: cannot lock one in {tmp_path}/resnet_lab_gpus_{os.getuid()} "
+        "(File exists); set TMPDIR to a folder that can be written"
+    )
     assert VARIABLE not in os.environ
 
 
