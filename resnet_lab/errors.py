@@ -67,3 +67,9 @@ def reason_of(error: BaseException) -> str:
 def count(number: int, one: str, several: str = "") -> str:
     """Return a number with its noun: `1 file`, `2 files`; `several` is an irregular plural: `1 class`, `2 classes`."""
     return f"{number} {one if number == 1 else several or f'{one}s'}"
+
+
+def size_text(number: float) -> str:
+    """Return a number of bytes in GB, MB or kB: `1.5 GB`, `350.0 MB`."""
+    unit, of = next((unit, of) for unit, of in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if number >= of or unit == "kB")
+    return f"{number / of:.1f} {unit}"

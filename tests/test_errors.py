@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from resnet_lab.command_line import PrintableFormatter
-from resnet_lab.errors import UserError, count, one_line_of, printable, short
+from resnet_lab.errors import UserError, count, one_line_of, printable, short, size_text
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,14 @@ from resnet_lab.errors import UserError, count, one_line_of, printable, short
 )
 def test_one_is_singular(words, expected: str) -> None:
     assert count(*words) == expected
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [(0, "0.0 kB"), (21_600, "21.6 kB"), (3.5e8, "350.0 MB"), (1e9, "1.0 GB"), (4.2e12, "4200.0 GB")],
+)
+def test_sizes_have_a_unit_that_shows_them(number: float, expected: str) -> None:
+    assert size_text(number) == expected
 
 
 def test_a_path_below_the_working_folder_is_shown_as_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

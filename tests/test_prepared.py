@@ -309,7 +309,7 @@ def test_altered_raw_pixels_are_written_to_their_place_and_new_photographs_at_th
 
 def test_a_disk_without_room_for_raw_pixels_is_refused_before_the_first(raw, target, paths, monkeypatch):
     monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: SimpleNamespace(free=50 * 768 - 1))
-    text = "data.prepared_format=raw needs 0.0 GB for 50 photographs, and 0.0 GB are free"
+    text = "data.prepared_format=raw needs 38.4 kB for 50 photographs, and 38.4 kB are free"
     assert text in refusal(prepare, raw, paths, 1)
     assert not raw.pixels_file.exists()
     assert len(prepare(target, paths, processes=1)) == 50

@@ -31,7 +31,7 @@ from PIL import Image
 from resnet_lab.data.check import RULES, Rules, check_files, digest_of, examine
 from resnet_lab.data.progress import with_progress
 from resnet_lab.data.reader import Recipe, read_image
-from resnet_lab.errors import UserError, count
+from resnet_lab.errors import UserError, count, size_text
 from resnet_lab.files import remove_unfinished, write_atomically
 from resnet_lab.processes import cores
 
@@ -393,8 +393,8 @@ def refuse_full(target: PreparedSet, number: int) -> None:
     need, free = 3 * target.recipe.image_size**2 * number, shutil.disk_usage(target.folder).free
     if target.format == "raw" and need > free:
         raise UserError(
-            f"{target.folder}: data.prepared_format=raw needs {need / 1e9:.1f} GB for {count(number, 'photograph')}, "
-            f"and {free / 1e9:.1f} GB are free; free some space, or set data.prepared_format=jpeg or a smaller "
+            f"{target.folder}: data.prepared_format=raw needs {size_text(need)} for {count(number, 'photograph')}, "
+            f"and {size_text(free)} are free; free some space, or set data.prepared_format=jpeg or a smaller "
             "data.image_size"
         )
 
