@@ -314,8 +314,8 @@ def pictures(
     """
     shown = {}
     once = functools.cache(png)  # a figure may be a file, too
-    wanted = _wanted(names)
-    for name in wanted if silent else with_progress(wanted, len(wanted), "drawn", unit="figures", end=False):
+    wanted, done = _wanted(names), f"{suffix.replace('_table', 'table ')}: drawn" if suffix else "drawn"
+    for name in wanted if silent else with_progress(wanted, len(wanted), done, unit="figures", end=False):
         if not mine():
             continue
         as_text = name == "confusion_matrices" and not _many_classes(table)  # the page has them as tables
