@@ -5,10 +5,12 @@ import itertools
 
 import numpy as np
 import pytest
+import simplejpeg
 from fake_data import photographs, refusal, retinopathy, write_kaggle
-from PIL import Image
+from PIL import ExifTags, Image
+from PIL.JpegImagePlugin import JpegImageFile
 
-from resnet_lab.data.check import decode, image_hash
+from resnet_lab.data.check import HASH_DIGITS, RULES, decode, image_hash
 from resnet_lab.data.prepared import prepare_photograph
 
 PLAIN = {"quality": 90}
@@ -44,6 +46,36 @@ def test_zeros_in_the_compressed_data_are_damage(place, mode, options):
     data = jpeg(photograph(), mode, **options)
     assert decode(data)[0] == ""
     assert decode(zeroed(data, place)) == (f"damaged JPEG (zeros in place of compressed data); {REMEDY}", "")
+
+
+@pytest.mark.parametrize("size", [(523, 901), (512, 512), (300, 217), (131, 150), (40, 64)])
+@pytest.mark.parametrize(
+    ("mode", "options"), [("RGB", {}), ("L", {}), ("RGB", {"subsampling": 0}), ("RGB", {"progressive": True})]
+)
+def test_a_strict_check_decodes_once_to_the_pixels_of_pillow(monkeypatch, size, mode, options):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    data, decoded = jpeg(photograph(size), mode, exif=exif, **options), []
+    expected = decode(data, RULES._replace(strict=False))
+    assert (expected[0], len(expected[1])) == ("", HASH_DIGITS)
+    once = simplejpeg.decode_jpeg
+    monkeypatch.setattr(
+        simplejpeg, "decode_jpeg", lambda *own, **keys: decoded.append(keys["strict"]) or once(*own, **keys)
+    )
+    monkeypatch.setattr(JpegImageFile, "load", lambda _: decoded.append("Pillow"))
+    assert decode(data) == expected
+    assert decoded == [True]
+
+
+def test_a_jpeg_that_the_strict_decoder_does_not_support_is_decoded_by_pillow(monkeypatch):
+    def refuse(*_, **__):
+        raise ValueError("arithmetic coding")
+
+    data = jpeg(photograph())
+    expected = decode(data)
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", refuse)
+    assert decode(data) == expected
+    assert expected[0] == ""
 
 
 @pytest.mark.parametrize("lost", [30, 300])

@@ -21,7 +21,7 @@ import pandas as pd
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-from resnet_lab.data.jpeg import TRUNCATED, damage_of, lacks_end
+from resnet_lab.data.jpeg import TRUNCATED, decode_strictly, lacks_end
 from resnet_lab.data.progress import with_progress
 from resnet_lab.errors import UserError, count
 from resnet_lab.files import write_atomically
@@ -58,7 +58,7 @@ def digest_of(data: bytes | memoryview) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-def image_hash(size: tuple[int, int], data: bytes) -> str:
+def image_hash(size: tuple[int, int], data: bytes | memoryview) -> str:
     """Return the hash of an image's pixels, `HASH_DIGITS` digits, which ignores name, metadata and compression.
 
     Args:
@@ -146,8 +146,12 @@ def decode(data: bytes, rules: Rules = RULES) -> tuple[str, str]:
             file.draft("RGB", (max(SMALLEST, file.width // 8), max(SMALLEST, file.height // 8)))
             with AT_ONCE.of(file.width * file.height):
                 judged = isinstance(file, JpegImageFile) and rules.strict and file.mode in ("L", "RGB")
-                if damage := damage_of(file, data, scan) if judged else "":
+                damage, pixels = decode_strictly(file, data, scan) if judged else ("", None)
+                if damage:
                     return f"{damage}; data.strict_jpeg=false accepts it", ""
+                if pixels is not None:
+                    file.getexif()  # its header may be damaged
+                    return "", image_hash(file.size, pixels.data)
                 image = file.convert("RGB")
                 ImageOps.exif_transpose(file)
                 return "", image_hash(image.size, image.tobytes())

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import partial
+from typing import Any
 
+import numpy as np
 import simplejpeg
 from PIL.ImageFile import ImageFile
 
@@ -13,18 +14,37 @@ TRUNCATED = "image file is truncated: it has no end-of-image marker"
 BLANK = bytes(32)  # more than a block of coefficients
 
 
-def damage_of(file: ImageFile, data: bytes, start: int) -> str:
-    """Describe the damage inside a gray or color JPEG; empty if none is found.
+def decode_strictly(file: ImageFile, data: bytes, start: int) -> tuple[str, np.ndarray | None]:
+    """Decode a gray or color JPEG once, for the damage inside it and for its pixels.
+
+    Pillow hides the warnings of libjpeg-turbo, such as a wrong number of blocks, and OpenCV prints them without the
+    file name. A decoder cannot find damage that leaves the number of blocks unchanged.
 
     Args:
-        file: the opened image, not yet decoded.
+        file: the opened image, not yet decoded; `draft` has set its size.
         data: its content, with an end-of-image marker.
         start: offset of the compressed data.
+
+    Returns:
+        The damage, empty if none is found; and the pixels that Pillow would decode, RGB (H, W, 3), or None if the image
+        is damaged or of an unsupported kind.
     """
     if holds_zeros(file, data, start):
-        return "damaged JPEG (zeros in place of compressed data)"
-    warning = warning_of(data)
-    return f"damaged JPEG ({warning})" if warning else ""
+        return "damaged JPEG (zeros in place of compressed data)", None
+    exact: dict[str, Any] = {
+        "fastdct": False,
+        "fastupsample": False,
+        "min_width": file.width,
+        "min_height": file.height,
+    }
+    try:
+        pixels: np.ndarray = simplejpeg.decode_jpeg(data, "RGB", **exact, strict=True)
+        return "", pixels if pixels.shape[1::-1] == file.size else None
+    except ValueError as warning:
+        with suppress(ValueError):  # an error means an unsupported kind of JPEG, not damage
+            simplejpeg.decode_jpeg(data, "RGB", **exact, strict=False)
+            return f"damaged JPEG ({' '.join(str(warning).split())})", None
+    return "", None
 
 
 def lacks_end(data: bytes, scan: int) -> bool:
@@ -34,22 +54,6 @@ def lacks_end(data: bytes, scan: int) -> bool:
     before the scan has its own; cameras may append data after the marker.)
     """
     return data.rfind(b"\xff\xd9", scan) < 0
-
-
-def warning_of(data: bytes) -> str:
-    """Return the warning of libjpeg-turbo, such as a wrong number of blocks; empty if there is none.
-
-    Pillow hides the warning, and OpenCV prints it without the file name. A decoder cannot find damage that leaves the
-    number of blocks unchanged.
-    """
-    gray = partial(simplejpeg.decode_jpeg, data, "GRAY", fastdct=True, fastupsample=True, min_factor=8)
-    try:
-        gray(strict=True)
-    except ValueError as warning:
-        with suppress(ValueError):  # an error means an unsupported kind of JPEG, not damage
-            gray(strict=False)
-            return " ".join(str(warning).split())
-    return ""
 
 
 def holds_zeros(file: ImageFile, data: bytes, start: int) -> bool:
