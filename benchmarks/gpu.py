@@ -378,7 +378,10 @@ def driver() -> dict[str, str]:
     if not torch.cuda.is_available():
         return {}
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    found = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
+    try:
+        found = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
+    except OSError:  # not in every container
+        found = []
     cudnn = str(torch.backends.cudnn.version())
     return {"driver": (found or ["unknown"])[0], "CUDA": str(torch.version.cuda), "cuDNN": cudnn}
 

@@ -47,6 +47,7 @@ class Distillation:
         self.temperature, self.weight, self.digest = temperature, weight, digest_of_teacher(teacher)
         own_mean, own_std = torch.tensor(teacher.origin["mean"]), torch.tensor(teacher.origin["std"])
         self.scale, self.shift = (each.view(3, 1, 1) for each in renormalization(mean, std, own_mean, own_std))
+        self.memory_format = torch.contiguous_format
         self.renormalizes = not (torch.equal(mean, own_mean) and torch.equal(std, own_std))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Distillation:
@@ -55,6 +56,7 @@ class Distillation:
     def to(self, device: torch.device, memory_format: torch.memory_format) -> None:
         """Move the teacher to a device, with the memory format of the images."""
         self.network.to(device).to(memory_format=memory_format)
+        self.memory_format = memory_format
         self.objective.to(device)
         self.scale, self.shift = self.scale.to(device), self.shift.to(device)
 
@@ -71,7 +73,9 @@ class Distillation:
         """
         with torch.no_grad():
             seen = images * self.scale + self.shift if self.renormalizes else images
-            probabilities = self.objective.probabilities(self.network(seen))
+            probabilities = self.objective.probabilities(
+                self.network(seen.contiguous(memory_format=self.memory_format))
+            )
             # the logarithms are the logits of a softmax, up to a constant, and exist for every objective
             soft = (probabilities.clamp(min=torch.finfo(torch.float32).tiny).log() / self.temperature).log_softmax(1)
         own = (logits.float() / self.temperature).log_softmax(1)

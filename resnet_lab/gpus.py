@@ -34,11 +34,12 @@ def place_on_gpu(trainer: Mapping[str, Any]) -> str:
     A lock file for each GPU shows which are used, also by other sweeps of this user on this machine.
 
     Args:
-        trainer: the group of the configuration. For jobs on the CPU, and for jobs on several or on chosen devices, the
-            worker returns its GPU.
+        trainer: the group of the configuration. For jobs on several or on chosen devices, the worker returns its GPU.
     """
     global _own, _before
-    if trainer["accelerator"] in ("cpu", "mps") or trainer["devices"] != 1:
+    if trainer["accelerator"] in ("cpu", "mps"):
+        return ""
+    if trainer["devices"] != 1:
         _return_gpu()
         return ""
     if _own is not None or len(names := gpus_here()) < 2:
@@ -50,7 +51,7 @@ def place_on_gpu(trainer: Mapping[str, Any]) -> str:
             file = (folder / name.replace("/", "_")).open("ab")
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 file.close()
                 continue
             _own, _before, os.environ[VARIABLE] = file, os.environ.get(VARIABLE), name

@@ -586,6 +586,8 @@ def finish(
         metrics=metrics,
         **({"thresholds": module.loss.thresholds} if module.loss.thresholds else {}),
         **cost,
+        num_workers=datamodule.num_workers,  # images that do not fit on a GPU go elsewhere after the start
+        in_memory=datamodule.in_memory,
         images_per_second=observer.images_per_second,
         data_wait=observer.data_wait,
         peak_memory_mb=round(environment.peak_memory_mb()),

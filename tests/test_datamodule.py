@@ -437,7 +437,10 @@ def test_a_constant_channel_is_centered_and_not_scaled(build, root, monkeypatch,
     datamodule = build(in_memory=False)
     assert datamodule.std[2] == 1
     assert 0.05 < datamodule.std[:2].min() < 0.5
-    assert "blue: the same value in all training images" in caplog.text
+    assert caplog.messages == ["the color channel blue has one value in all training images; its values are not scaled"]
+    caplog.clear()
+    assert build(in_memory=False, std=[0.1, 0.2, 0.3]).std.tolist() == pytest.approx([0.1, 0.2, 0.3])
+    assert not caplog.messages
     batch = next(iter(datamodule.evaluation_dataloader("train")))
     images = datamodule.on_after_batch_transfer(batch, 0)["image"]
     torch.testing.assert_close(images[:, 2], torch.zeros_like(images[:, 2]), atol=1e-6, rtol=0)
@@ -581,8 +584,8 @@ def test_images_that_do_not_fit_on_the_gpu_stay_in_memory_with_auto(build, monke
     """Padded to the widest and the highest image they need more than `auto` expects."""
     caplog.set_level("INFO", module.log.name)
     datamodule = build(in_memory=chosen, num_workers=0)
-    datamodule.in_memory = "device"
-    on_cuda(datamodule, monkeypatch, free=10 * 12 * 12 * 3)
+    datamodule.in_memory, datamodule.num_workers = "device", 1
+    on_cuda(datamodule, monkeypatch, free=2 * 10 * 12 * 12 * 3)
     assert datamodule.evaluation_dataloader("test").dataset.images is None
     assert datamodule.resident["test"].pixels.shape == (10, 12, 12, 3)
     fault = "the images of train need 0 MB, and the GPU has 0 MB free"
@@ -590,8 +593,8 @@ def test_images_that_do_not_fit_on_the_gpu_stay_in_memory_with_auto(build, monke
         assert refusal(datamodule.train_dataloader) == f"data.in_memory=device: {fault}; set data.in_memory=auto"
         return
     assert len(datamodule.train_dataloader().dataset.images) == 30
-    assert datamodule.in_memory is True
-    assert f"{fault}: they stay in the memory of the machine" in caplog.messages
+    assert (datamodule.in_memory, datamodule.num_workers) == (True, 0)
+    assert f"{fault}, half of which they may use; images stay in the memory of the machine" in caplog.messages
     again = datamodule.evaluation_dataloader("test").dataset
     assert (again.images, len(again.sizes)) == (None, 10)
 

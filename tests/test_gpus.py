@@ -79,7 +79,7 @@ def test_jobs_on_the_cpu_or_on_several_gpus_are_not_placed(trainer: dict[str, ob
 
 
 @pytest.mark.parametrize("before", [None, "1,2"])
-@pytest.mark.parametrize("trainer", [{"accelerator": "cpu"}, {"devices": 2}, {"devices": [1]}])
+@pytest.mark.parametrize("trainer", [{"devices": 2}, {"devices": [1]}])
 def test_a_worker_returns_its_gpu_for_other_jobs(
     monkeypatch: pytest.MonkeyPatch, before: str | None, trainer: dict[str, object]
 ) -> None:
@@ -88,6 +88,8 @@ def test_a_worker_returns_its_gpu_for_other_jobs(
     monkeypatch.setattr(gpus, "_before", "of another test")
     first = "0" if before is None else "1"
     assert f"{VARIABLE}={first}" in place_on_gpu(ONE)
+    assert place_on_gpu(ONE | {"accelerator": "cpu"}) == ""
+    assert os.environ[VARIABLE] == first  # a job on the CPU changes nothing
     assert place_on_gpu(ONE | trainer) == ""
     assert os.environ.get(VARIABLE) == before
     other = worker()

@@ -63,6 +63,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
         "supervisor.end(supervisor.main())\n"
     )
     monkeypatch.setattr(supervisor, "PROGRAM", "supervisor_of_test")
+    monkeypatch.setattr(supervisor, "LAST", PATIENCE)
     monkeypatch.chdir(tmp_path)
     started: list[Supervisor] = []
 

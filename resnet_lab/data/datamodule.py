@@ -57,7 +57,7 @@ IN_USE = 2  # … and batches on their way to the device
 EVALUATION_FACTOR = 2  # on CUDA, evaluation batches are so many times larger: they keep no activations for gradients
 TIMEOUT = 600.0  # seconds without a batch from the workers before the job fails
 CHANNELS = ("red", "green", "blue")
-CONSTANT = 1e-6  # a smaller std of a channel, in [0, 1], is a rounding error of 0
+CONSTANT = 1e-4  # a smaller std of a channel, in [0, 1], counts as 0; sums over many images have rounding errors
 STATISTICS_IMAGES = 2000  # if train is not in memory, mean and std use so many images, evenly spaced
 
 
@@ -72,7 +72,8 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
     `partner` and `share` (B,) are those of `mixture`; the device mixes the images, and the training step the losses.
 
     If the device transforms, `image` holds the images before that, (B, H, W, 3), and `map` (B, 2, 3) what `resample`
-    needs, unless no image moves. If the images are on the device already, `split` replaces `image`.
+    needs, unless no image moves. If the images are on the device already, `split` replaces `image`. Loaders for CUDA
+    yield what `packed` makes of a batch; `on_after_batch_transfer` unpacks it.
 
     Args:
         rows: the split's rows of the table.
@@ -341,20 +342,23 @@ class DataModule(LightningDataModule):
         """Move the images of a data set to the device, once; with `data.in_memory=auto` they stay if they do not fit.
 
         Raises:
-            UserError: they do not fit, and were to be there.
+            UserError: they do not fit, and `data.in_memory=device` is set.
         """
         if dataset.split not in self.resident:
             images, device = self.images[dataset.split], self._device()
             sizes = np.array([image.shape[1::-1] for image in images])
             width, height = sizes.max(0).tolist()
             need = 3 * len(images) * width * height
-            if device.type == "cuda" and need > (free := torch.cuda.mem_get_info(device)[0]):
+            auto = self.data.in_memory == "auto"
+            free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
+            if need > (DEVICE_SHARE if auto else 1) * free:
                 text = (
                     f"the images of {dataset.split} need {need / 1e6:.0f} MB, and the GPU has {free / 1e6:.0f} MB free"
                 )
-                if self.data.in_memory == "auto":
-                    log.info("%s: they stay in the memory of the machine", text)
+                if auto:
+                    log.info("%s, half of which they may use; images stay in the memory of the machine", text)
                     self.in_memory = True
+                    self.num_workers = self._workers()
                     return
                 raise UserError(f"data.in_memory=device: {text}; set data.in_memory=auto")
             pixels = torch.zeros((len(images), height, width, 3), dtype=torch.uint8, device=device)
@@ -657,7 +661,6 @@ class DataModule(LightningDataModule):
         mean = total / pixels
         std = np.sqrt(np.maximum(squares / pixels - mean**2, 0))
         constant = std < CONSTANT
-        if constant.any():
-            names = " and ".join(name for name, same in zip(CHANNELS, constant, strict=True) if same)
-            log.warning("%s: the same value in all training images; it is divided by 1 in place of its std, 0", names)
+        for name in (name for name, same in zip(CHANNELS, constant, strict=True) if same and self.data.std == "train"):
+            log.warning("the color channel %s has one value in all training images; its values are not scaled", name)
         return mean.tolist(), np.where(constant, 1, std).tolist()

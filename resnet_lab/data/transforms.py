@@ -131,7 +131,8 @@ def normalize(images: Tensor, mean: Tensor, std: Tensor, color: Tensor | None = 
     scale, shift = 1 / (std if color is not None else 255 * std), -mean / std
     if pixels.is_contiguous():  # entire rows: a broadcast over the innermost three channels takes ten times as long
         rows = pixels.view(batch, height, width * channels)
-        result = torch.addcmul(shift.repeat(width), rows, scale.repeat(width), out=rows).view(images.shape)
+        own = None if pixels is images else rows  # new memory would take time
+        result = torch.addcmul(shift.repeat(width), rows, scale.repeat(width), out=own).view(images.shape)
     else:
         result = torch.empty(images.shape, device=images.device)
         torch.addcmul(shift, pixels, scale, out=result)
