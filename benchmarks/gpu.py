@@ -488,9 +488,10 @@ def lines_of(bench: Bench, file: Path) -> Iterator[str]:
         yield f"| {name} | {ratio} | {goal} |"
     places: dict[str, list[str]] = {}
     for name, found in speeds.items():
-        places.setdefault(found["program"].get("images") or NOT_MEASURED, []).append(name)
-    for place, names in places.items() if places.keys() != {NOT_MEASURED} else ():
-        yield from ("", f"Images {place}: {'; '.join(names)}.")
+        places.setdefault(found["program"].get("images", ""), []).append(name)
+    for place, names in places.items():
+        if place:  # a peer's pipeline has none
+            yield from ("", f"Images {place}: {'; '.join(names)}.")
 
 
 def cells(found: dict[str, dict[str, Any]] | None, goal: str) -> str:
