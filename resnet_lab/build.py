@@ -239,7 +239,7 @@ def compile_network(mode: bool | str, module: Classifier, device: torch.device) 
     torch._dynamo.config.recompile_limit = 64  # shapes, frozen parts and splits; beyond it torch does not compile
     module.model.compile(mode="default" if mode is True else mode, dynamic=False)
     if module.distillation is not None:
-        module.distillation.network.compile(dynamic=False)  # no graph of CUDA: the student's is open meanwhile
+        module.distillation.network.compile(dynamic=False)  # without CUDA graphs
 
 
 def plugins() -> list[Any]:

@@ -67,7 +67,7 @@ class StepSeed(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         sequence = np.random.SeedSequence([self.seed, trainer.current_epoch, batch_idx, trainer.global_rank])
         seed = int(sequence.generate_state(1)[0])
-        # as `seed_everything`, which takes 1 ms for the devices that this process does not use
+        # as `seed_everything`, which takes most of its time for devices that this process does not use
         random.seed(seed)
         np.random.seed(seed)
         torch.default_generator.manual_seed(seed)

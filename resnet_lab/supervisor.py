@@ -279,7 +279,7 @@ def _forked(module: str, arguments: list[str], text: str, folder: str, environme
 def _forget_exit_functions() -> None:
     """Leave the exit functions of imports to the supervisor: all jobs share what they remove (matplotlib's folder)."""
     atexit._clear()
-    finalizers: Any = finalize  # types are known of its public names only
+    finalizers: Any = finalize  # the types of its private names are unknown
     for each in [*finalizers._registry]:
         each.atexit = False
     of_workers = importlib.import_module("multiprocessing.util")._exit_function

@@ -1,7 +1,6 @@
 """From files to normalized batches: identical for any number of workers and ranks, in memory or not."""
 
 import contextlib
-import functools
 import sys
 from itertools import product
 from pathlib import Path
@@ -569,14 +568,11 @@ def test_memory_of_images_that_moved_to_the_device_is_returned(build, monkeypatc
 
 def on_cuda(datamodule, monkeypatch, free):
     """Let a data module place images as on a GPU with so many free bytes; tensors stay on the CPU."""
-    monkeypatch.setattr(torch, "zeros", functools.partial(zeros_on_cpu, torch.zeros))
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *shape, **keys: zeros(*shape, **keys | {"device": "cpu"}))
     monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *_, **__: tensor)
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (free, free))
     monkeypatch.setattr(datamodule, "_device", lambda: torch.device("cuda"))
-
-
-def zeros_on_cpu(zeros, *shape, **keys):
-    return zeros(*shape, **keys | {"device": "cpu"})
 
 
 @pytest.mark.parametrize("chosen", ["auto", "device"])
@@ -588,7 +584,7 @@ def test_images_that_do_not_fit_on_the_gpu_stay_in_memory_with_auto(build, monke
     on_cuda(datamodule, monkeypatch, free=2 * 10 * 12 * 12 * 3)
     assert datamodule.evaluation_dataloader("test").dataset.images is None
     assert datamodule.resident["test"].pixels.shape == (10, 12, 12, 3)
-    fault = "the images of train need 0 MB, and the GPU has 0 MB free"
+    fault = "the images of train need 13.0 kB, and the GPU has 8.6 kB free"
     if chosen == "device":
         assert refusal(datamodule.train_dataloader) == f"data.in_memory=device: {fault}; set data.in_memory=auto"
         return
@@ -663,9 +659,7 @@ def test_whole_padded_images_on_their_way_to_a_gpu_count_in_shared_memory(root, 
 )
 def test_a_few_workers_feed_a_gpu_with_its_own_images(root, monkeypatch, cores, accelerator, workers):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr(
-        "resnet_lab.environment.shared_memory", lambda: 20000
-    )  # three batches of images, many of numbers
+    monkeypatch.setattr("resnet_lab.environment.shared_memory", lambda: 20000)  # three batches of images, 12 of numbers
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
     data = retinopathy(root, batch_size=8, in_memory="device", num_workers="auto")
     datamodule = DataModule(data, 0, accelerator=accelerator)

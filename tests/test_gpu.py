@@ -15,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
-import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -178,8 +177,7 @@ def test_images_of_the_device_are_within_two_gray_levels_of_the_cpu(make_run: Ma
                 moved = {key: each.to(device) if torch.is_tensor(each) else each for key, each in batch.items()}
                 batches.append(datamodule.on_after_batch_transfer(moved, 0)["image"].cpu())
         found.append(torch.cat(batches))
-    # colors multiply the difference
-    torch.testing.assert_close(*found, atol=2.001 if cv2.__version__ >= "5" else 6.001, rtol=0)
+    torch.testing.assert_close(*found, atol=2.001, rtol=0)
 
 
 @pytest.mark.parametrize("form", ["cifar", "imagenet"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import multiprocessing
@@ -40,7 +41,7 @@ from resnet_lab.data.prepared import read_prepared
 from resnet_lab.data.sampler import EvaluationSampler, Sampling, TrainSampler
 from resnet_lab.data.splits import class_counts, fingerprints, label_conflicts
 from resnet_lab.data.transforms import Geometry, mixed, normalize, padded, resample
-from resnet_lab.errors import UserError, count
+from resnet_lab.errors import UserError, count, size_text
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ MOVED = 256  # images that move to the device at once
 PACKED, LAYOUT = "packed", "layout"  # keys of a batch whose small tensors are one
 SOURCES = {"originals": "the originals", "prepared": "a prepared set"}  # sources of pixels, for messages
 NUMBERS = 100  # at most so many bytes for an image on the device in a batch: index, target, map, factors, mixture
-MAP_WORKERS = 4  # at most, if they only make random numbers and maps: 1,024 images take 3 ms
+MAP_WORKERS = 4  # at most, if they only make random numbers and maps: one may be slower than a GPU
 PREFETCH = 2  # batches per worker that wait in shared memory …
 IN_USE = 2  # … and batches on their way to the device
 EVALUATION_FACTOR = 2  # on CUDA, evaluation batches are so many times larger: they keep no activations for gradients
@@ -352,9 +353,8 @@ class DataModule(LightningDataModule):
             auto = self.data.in_memory == "auto"
             free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
             if need > (DEVICE_SHARE if auto else 1) * free:
-                text = (
-                    f"the images of {dataset.split} need {need / 1e6:.0f} MB, and the GPU has {free / 1e6:.0f} MB free"
-                )
+                needs = f"the images of {dataset.split} need {size_text(need)}"
+                text = f"{needs}, and the GPU has {size_text(free)} free"
                 if auto:
                     log.info("%s, half of which they may use; images stay in the memory of the machine", text)
                     self.in_memory = True
@@ -661,6 +661,6 @@ class DataModule(LightningDataModule):
         mean = total / pixels
         std = np.sqrt(np.maximum(squares / pixels - mean**2, 0))
         constant = std < CONSTANT
-        for name in (name for name, same in zip(CHANNELS, constant, strict=True) if same and self.data.std == "train"):
+        for name in itertools.compress(CHANNELS, constant) if self.data.std == "train" else ():
             log.warning("the color channel %s has one value in all training images; its values are not scaled", name)
         return mean.tolist(), np.where(constant, 1, std).tolist()

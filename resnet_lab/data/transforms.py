@@ -75,7 +75,7 @@ def resample(images: Tensor, maps: Tensor, size: int, interpolation: str) -> Ten
             coordinates.mul_(2 / side).add_(1 / side - 1)  # to −1…1
     else:
         maps = maps.clone()
-        for row, side in zip(maps.unbind(1), sides, strict=True):  # in the small maps: it saves passes over the grid
+        for row, side in zip(maps.unbind(1), sides, strict=True):  # the maps are smaller than the grid
             row.mul_(2 / side)[:, 2].add_(1 / side - 1)
         grid = _mapped(maps, size)
     pixels = functional.grid_sample(images.permute(0, 3, 1, 2).float(), grid, interpolation, align_corners=False)
