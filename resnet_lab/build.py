@@ -128,7 +128,8 @@ def build_trainer(
 ) -> Trainer:
     """Build the Trainer from the keys of conf/trainer, and set the network's memory format and the module's views.
 
-    On CUDA it also sets cuDNN's choice of algorithms, and whether float32 products are rounded to TF32.
+    It also sets torch's number of threads, and on CUDA cuDNN's choice of algorithms, and whether float32 products are
+    rounded to TF32.
 
     Raises:
         UserError: there is no GPU, or `devices` lists some but none is used.
@@ -150,6 +151,7 @@ def build_trainer(
     refuse_no_gpu(settings)
     accelerator = settings["accelerator"]
     on_cuda = environment.uses_cuda(accelerator)
+    environment.limit_threads()
     if on_cuda:
         use_tf32(str(precision) in ("32-true", "32") and not settings["deterministic"])
     return Trainer(

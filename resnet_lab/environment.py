@@ -12,13 +12,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
 
-OWN_CGROUPS = Path("/proc/self/cgroup")
+from resnet_lab import cgroups, processes
+
+OWN_CGROUPS = cgroups.OWN
 CGROUPS = (  # versions 2 and 1: controller, folder, files with limit and usage, key of file cache in memory.stat
     ("", Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
     ("memory", Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -57,6 +58,26 @@ def resolve_precision(precision: str, channels_last: Any, accelerator: str) -> t
     return chosen, (on_gpu or "bf16" in chosen) if channels_last == "auto" else bool(channels_last)
 
 
+def ranks_here(accelerator: str, devices: Any) -> int:
+    """Return the number of ranks of a job on this machine, which share its cores and its memory.
+
+    Args:
+        accelerator: see conf/trainer.
+        devices: `trainer.devices`: a number, a list of GPUs, or `auto`.
+    """
+    if "LOCAL_WORLD_SIZE" in os.environ:  # torchrun
+        return int(os.environ["LOCAL_WORLD_SIZE"])
+    if devices == "auto":
+        return max(1, torch.cuda.device_count()) if uses_cuda(accelerator) else 1
+    return len(devices) if isinstance(devices, list) else int(devices)
+
+
+def limit_threads() -> None:
+    """Let torch compute with no more threads than cores that this process may use, unless the environment says how."""
+    if "OMP_NUM_THREADS" not in os.environ and processes.cores() < torch.get_num_threads():
+        torch.set_num_threads(processes.cores())  # torch knows the affinity, but not the limits of a container
+
+
 def shared_memory() -> int | None:
     """Return the free bytes of shared memory, used by workers to pass batches; None if it has no separate limit."""
     folder = Path("/dev/shm")
@@ -74,11 +95,8 @@ def free_memory() -> float:
 
 def _free_in_cgroups() -> Iterator[float]:
     """Yield the bytes that each memory limit leaves: those of this process's cgroups and of their parents."""
-    lines = OWN_CGROUPS.read_text().splitlines() if OWN_CGROUPS.is_file() else []
-    paths = {name: path for _, names, path in (line.split(":", 2) for line in lines) for name in names.split(",")}
     for controller, root, limit, usage, cache in CGROUPS:
-        # a container may have only the root, which is then its own cgroup
-        for folder in accumulate(paths.get(controller, "/").strip("/").split("/"), Path.joinpath, initial=root):
+        for folder in cgroups.folders(OWN_CGROUPS, controller, root):
             with suppress(OSError, ValueError):  # absent, or `max`
                 free = int((folder / limit).read_text()) - int((folder / usage).read_text())
                 stat = folder / "memory.stat"

@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from resnet_lab.command_line import show
 from resnet_lab.compatibility import SCHEMA_VERSION, with_older_defaults
 from resnet_lab.config import changed_keys, check, config_hash, differences, without_unknown
 from resnet_lab.continuation import EPOCHS, refuse_epochs
@@ -62,7 +63,7 @@ def run_in(
             start(run, trusted, local and forks(stored["trainer"]))
     elif not config.start and run.read_status()["state"] == "created":
         by_hand = f"python -m resnet_lab.job {shlex.quote(short(run.path))}"
-        print(f"{short(run.path)} is created but not started (start=false); start it with {by_hand}", flush=True)
+        show(f"{short(run.path)} is created but not started (start=false); start it with {by_hand}")
 
 
 def refuse_mixture(run: RunFolder, sweep: bool) -> None:
@@ -234,18 +235,18 @@ def _accepted(run: RunFolder, plain: dict[str, Any]) -> dict[str, Any]:
         return {}
     changes = {"state": "created", "error": None, "config_hash": config_hash(plain), "seed": plain["seed"]}
     if not is_trained(run) and not run.is_locked():
-        print(f"{short(run.path)} has no finished epoch; the new configuration is used ({different})", flush=True)
+        show(f"{short(run.path)} has no finished epoch; the new configuration is used ({different})")
         return changes
     if changed_keys(before, plain) == {EPOCHS}:
         refuse_epochs(run, before, plain)
         old, new = (config["trainer"]["max_epochs"] for config in (before, plain))
         if status["state"] == "done" and status["epoch"] + 1 < old:
             stopped = f"{short(run.path)} stopped early, after {status['epoch'] + 1} epochs"
-            print(f"{stopped}; trainer.max_epochs={new} changes nothing", flush=True)
+            show(f"{stopped}; trainer.max_epochs={new} changes nothing")
             return changes | {"state": "done"}
         older = sorted(folder.name for folder in run.path.glob("evaluation_*"))
         stale = f"; then evaluate again: {', '.join(older)} will be outdated" if older else ""
-        print(f"{short(run.path)}: trainer.max_epochs was {old}, is now {new}: training resumes{stale}", flush=True)
+        show(f"{short(run.path)}: trainer.max_epochs was {old}, is now {new}: training resumes{stale}")
         return changes | {"state": "interrupted"}
     raise UserError(
         f"{short(run.path)} contains a run with a different configuration: {different}; choose another sweep_dir"
@@ -271,7 +272,7 @@ def _may_start(run: RunFolder, on_failed: str, sweep: bool) -> bool:
     status = run.read_status()
     if status["state"] == "done" and not run.has_lost_files(status):
         again = "" if sweep else "; name another sweep_dir to train again"
-        print(f"{short(run.path)} is done already{again}", flush=True)
+        show(f"{short(run.path)} is done already{again}")
         return False
     if on_failed == "stop":
         for other in find_runs([run.path.parent]) if sweep else [run]:
@@ -280,7 +281,7 @@ def _may_start(run: RunFolder, on_failed: str, sweep: bool) -> bool:
                 raise UserError(f"not started because {failed} failed; fix the cause, then rerun with on_failed=retry")
     if on_failed == "skip" and status["state"] == "failed":
         error = printable(str(status["error"]))
-        print(f"{run.path.name}: skipped because it failed before (on_failed=skip): {error}", flush=True)
+        show(f"{run.path.name}: skipped because it failed before (on_failed=skip): {error}")
         return False
     return True
 

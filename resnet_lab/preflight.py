@@ -22,6 +22,7 @@ from resnet_lab.data.splits import fingerprints, order_of_training, refuse_one_c
 from resnet_lab.distillation import digest_of_teacher, refuse_no_logits, teacher_of
 from resnet_lab.errors import UserError
 from resnet_lab.freezing import Freezing
+from resnet_lab.models.pretrained import names_files
 from resnet_lab.optim import naming, optimizer_of, refuse_no_schedule_class
 from resnet_lab.parts import (
     build_network,
@@ -84,7 +85,7 @@ def command(arguments: list[str]) -> None:
             )
         else:
             digest = check_network(need["model"])
-            if Path(str(need["model"]["pretrained"])).expanduser().exists():
+            if names_files(need["model"]["pretrained"]):
                 refuse_other_weights(_begun(need["sweep_dir"]), "model.pretrained", need, digest)
 
 

@@ -17,6 +17,8 @@ from functools import partial
 from types import FrameType
 from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from resnet_lab import cgroups
+
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
@@ -117,8 +119,9 @@ def run_tied(command: Sequence[str], text: str = "", errors: IO[str] | None = No
 
 
 def cores() -> int:
-    """Return the number of cores that this process may use; on macOS, of all cores."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of cores that this process may use, by its affinity and the limit of its container or job."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(usable, cgroups.most_cores() or usable)
 
 
 def in_background(work: Callable[[], Result], again: Callable[[], Result] | None = None) -> Callable[[], Result]:

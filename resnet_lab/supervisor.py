@@ -29,6 +29,7 @@ from typing import IO, Any, TextIO
 from weakref import finalize
 
 from resnet_lab import processes
+from resnet_lab.command_line import show
 from resnet_lab.errors import count
 from resnet_lab.processes import GRACE, PARENT, SIGNALS, Stopped, end, run_tied, stop_on_signals
 
@@ -70,11 +71,11 @@ class Supervisor:
             return False
         if self._threads is None:
             if not select.select([self._socket], [], [], READY)[0]:
-                print(f"{time.strftime('%H:%M:%S')}  loading PyTorch", flush=True)
+                show(f"{time.strftime('%H:%M:%S')}  loading PyTorch")
             self._threads = self._answer().get("threads", 0)
             if (more := self._threads - 1) > 0:
                 text = f"a library that PyTorch or pandas loads has started {count(more, 'thread')}"
-                print(f"{time.strftime('%H:%M:%S')}  jobs start as new processes: {text}", flush=True)
+                show(f"{time.strftime('%H:%M:%S')}  jobs start as new processes: {text}")
         return self._threads == 1 and self._process.poll() is None
 
     def run(self, module: str, arguments: Sequence[str], text: str = "") -> int:

@@ -27,6 +27,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from resnet_lab.axes import hashes_in, note_hashes, note_jobs, settings_in
+from resnet_lab.command_line import show
 from resnet_lab.compatibility import SCHEMA_VERSION
 from resnet_lab.config import (
     check,
@@ -86,7 +87,7 @@ def preflight(
         warn_of_unused(trusted, words)
     if not needs:
         return True
-    print(f"{time.strftime('%H:%M:%S')}  checking what the jobs need (data, networks, weights, parts)", flush=True)
+    show(f"{time.strftime('%H:%M:%S')}  checking what the jobs need (data, networks, weights, parts)")
     # in a separate process, as this one must not import torch
     options = [f"{OPTION}{word}" for word in sorted(words)]
     code = run_module("resnet_lab.preflight", options, fork=fork, text=json.dumps(sorted(needs)), errors=errors)
@@ -407,11 +408,11 @@ class ListJobs(Callback):
             by_name = {same.get(name, name): job for name, job in by_name.items()}
             names, jobs = list(by_name), list(by_name.values())
             if same:
-                print(
+                show(
                     f"{len(same)} of {count(len(names), 'job')} have the settings of earlier ones and use their folders"
                 )
             if note := _beside(by_name, sweep_dir, renamed):
-                print(note, flush=True)
+                show(note)
         SWEPT[Path(hydra.sweep.dir)] = names
         for launcher in OWN_LINES:  # a job prints its label instead
             logging.getLogger(launcher).setLevel(logging.WARNING)
@@ -509,10 +510,10 @@ def _lengthened(jobs: Mapping[str, Sequence[str]], excluded: Sequence[str], swee
                 continue
             (sweep_dir / fewer[0]).rename(sweep_dir / name)
         except UserError as error:
-            print(f"{name} starts at the first epoch: {error}", flush=True)
+            show(f"{name} starts at the first epoch: {error}")
         else:
             renamed += fewer
-            print(f"{fewer[0]} is renamed to {name} and resumed", flush=True)
+            show(f"{fewer[0]} is renamed to {name} and resumed")
     return renamed
 
 

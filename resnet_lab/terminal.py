@@ -19,7 +19,7 @@ WIDEST = 24  # characters of the bar
 
 def is_terminal() -> bool:
     """Return whether the output is a terminal that can clear a line; log files get no control characters."""
-    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    return sys.stdout is not None and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def clear() -> None:

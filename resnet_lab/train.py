@@ -85,7 +85,7 @@ def train(config: DictConfig) -> float | None:
             refuse_edited_meanwhile(run, config)
         local = not sweep or launcher in LOCAL_LAUNCHERS
         if launcher == "joblib" and (line := place_on_gpu(plain["trainer"])):
-            print(line, flush=True)
+            show(line)
         config_dir = config_dir_of(hydra_config)
         run_in(run, config, list(hydra_config.overrides.task), words_of_trust(plain), sweep, local, config_dir)
     except Busy as busy:
@@ -126,7 +126,7 @@ def print_label(run: RunFolder, labels: dict[str, Any]) -> None:
     names = list_jobs(run.path.parent)
     place = f"job {names.index(run.path.name) + 1} of {len(names)}" if run.path.name in names else "job"
     shown = labels_in(run.path.parent, texts_of(labels)).get(run.path.name, run.path.name)
-    print(printable(f"{place}: {shown}"), flush=True)
+    show(printable(f"{place}: {shown}"))
 
 
 def checked(given: Namespace, forks: bool) -> bool:

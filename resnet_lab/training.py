@@ -64,6 +64,7 @@ from resnet_lab.models.pretrained import (
     digest_of,
     find_network,
     fitting,
+    names_files,
     read,
     refuse_nan_weights,
 )
@@ -320,7 +321,7 @@ def note_pretraining(run: RunFolder, model: dict[str, Any], module: Classifier, 
         UserError: another job of the sweep started with other weights.
     """
     source = str(model.get("pretrained", "none"))
-    if not Path(source).expanduser().exists():
+    if not names_files(source):
         note_seen(run, "model.pretrained", {})
         return
     own = module.model.state_dict()

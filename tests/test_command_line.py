@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+import resnet_lab.train as train
 from resnet_lab.command_line import begin, run_command
+from resnet_lab.run_folder import RunFolder
 
 
 def test_characters_that_a_terminal_lacks_are_question_marks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,3 +49,15 @@ def test_ctrl_c_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
 
     assert run_command(stopped) == 130
     assert capsys.readouterr().err == "stopped\n"
+
+
+def test_a_reader_that_exits_stops_no_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in `resnet-lab train -m … | head`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe:
+        monkeypatch.setattr("sys.stdout", pipe)
+        run = RunFolder(tmp_path / "seed=1")
+        train.print_label(run, {})
+        train.print_label(run, {})
+        assert os.fstat(writer).st_rdev == Path(os.devnull).stat().st_rdev

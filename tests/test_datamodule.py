@@ -20,10 +20,13 @@ from fake_data import (
     write_class_folders,
     write_studies,
 )
+from PIL import Image
 
 from resnet_lab.data import datamodule as module
 from resnet_lab.data.datamodule import DataModule, ImageDataset
 from resnet_lab.data.reader import Recipe, read_image
+from resnet_lab.data.retinopathy import Retinopathy
+from resnet_lab.environment import ranks_here
 
 AUGMENTED = {"rotation": 30.0, "horizontal_flip": 0.5, "vertical_flip": 0.5, "crop": 10, "padding": 1}
 
@@ -225,6 +228,26 @@ def test_images_on_the_device_are_those_of_the_cpu(build, keys, monkeypatch):
     assert there.images == {}
     assert next(iter(there.test_dataloader()[0])).keys() >= {"index", "target", "split"}
     assert "image" not in next(iter(there.train_dataloader()))
+
+
+def test_images_of_several_shapes_on_the_device_are_those_of_the_cpu(tmp_path):
+    root = tmp_path / "photographs"
+    numbers = np.random.default_rng(0)
+    for split, name, (width, height) in product(("train", "val", "test"), "ab", ((20, 20), (20, 32), (29, 20))):
+        file = root / split / name / f"{width}x{height}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(numbers.integers(0, 256, (height, width, 3), np.uint8)).save(file)
+    # a batch of one shape is smaller than the largest image of its split
+    keys = {"resize": "shorter", "image_size": 20, "batch_size": 1, "mean": [0.0] * 3, "std": [1 / 255] * 3}
+    found = []
+    for place in (True, "device"):
+        datamodule = DataModule(class_folders(root, in_memory=place, **keys), seed=0)
+        datamodule.setup()
+        found += [delivered(datamodule, [datamodule.train_dataloader(), *datamodule.test_dataloader()])]
+    (one, expected), (two, pixels) = found
+    np.testing.assert_array_equal(one, two)
+    assert expected.shape[1:] == (3, 20, 20)
+    np.testing.assert_allclose(pixels, expected, atol=1.001)
 
 
 def test_the_device_transforms_images_that_are_streamed(build, monkeypatch):
@@ -504,6 +527,52 @@ def test_automatic_memory_and_workers(build, monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)))
     assert build(num_workers="auto").num_workers == 64
     assert (build(in_memory=True).in_memory, build(num_workers=1).num_workers) == (True, 1)
+
+
+@pytest.mark.parametrize(
+    ("devices", "local", "place", "workers"),
+    [(1, None, True, 0), (2, None, False, 4), ([0, 3], None, False, 4), ("auto", None, True, 0), (1, "4", False, 2)],
+)
+def test_ranks_share_cores_and_memory(root, monkeypatch, devices, local, place, workers):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    if local is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
+    # for one rank it is enough
+    monkeypatch.setattr("resnet_lab.environment.free_memory", lambda: 1.1 * 50 * 1.5 * 12 * 12 * 3 / module.HOST_SHARE)
+    data = settings("retinopathy", root, {"num_workers": "auto"})
+    data |= {"_target_": "resnet_lab.data.retinopathy.Retinopathy"}
+    trainer = {"accelerator": "cpu", "devices": devices}
+    datamodule = DataModule.from_config({"data": data, "seed": 0, "follow_test": False, "trainer": trainer})
+    datamodule.setup()
+    assert (datamodule.in_memory, datamodule.num_workers) == (place, workers)
+
+
+def test_all_gpus_are_ranks(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    assert [ranks_here(accelerator, "auto") for accelerator in ("gpu", "auto", "cpu")] == [4, 4, 1]
+
+
+@pytest.mark.parametrize("place", [True, False, "device"])
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda image: image.astype(np.float32), "float32 (12, 12, 3)"),
+        (lambda image: image[..., 0], "uint8 (12, 12)"),
+        (lambda image: np.dstack([image, image[..., :1]]), "uint8 (12, 12, 4)"),
+        (Image.fromarray, "Image"),
+    ],
+)
+def test_an_own_read_that_returns_no_image_is_named(root, monkeypatch, place, change, found):
+    read = Retinopathy.read
+    monkeypatch.setattr(Retinopathy, "read", lambda self, path: change(read(self, path)))
+    datamodule = DataModule(retinopathy(root, in_memory=place, mean=None, std=None), seed=0)
+
+    def first():
+        datamodule.setup()
+        return next(iter(datamodule.train_dataloader()))
+
+    assert refusal(first).endswith(f".jpeg: Retinopathy.read returns {found}; it must return uint8 (H, W, 3)")
 
 
 def test_workers_prefetch_no_more_than_shared_memory_holds(build, monkeypatch, caplog):

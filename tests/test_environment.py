@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from resnet_lab import environment, evaluate, job, predict
 from resnet_lab.environment import free_memory, keep_freed_memory, return_freed_memory
@@ -107,3 +108,20 @@ def test_evaluations_and_predictions_keep_freed_memory(monkeypatch: pytest.Monke
     monkeypatch.setattr(verb, "keep_freed_memory", reached)
     with pytest.raises(Reached):
         verb.command(["run", "images"] if verb is predict else ["run"])  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("given", "cores", "expected"), [(None, 2, 2), (None, 64, 3), ("3", 2, 3)])
+def test_a_container_limits_the_threads(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, cores: int, expected: int
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    monkeypatch.setattr("resnet_lab.processes.cores", lambda: cores)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        environment.limit_threads()
+        assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(before)

@@ -22,6 +22,7 @@ from sklearn.metrics import cohen_kappa_score
 from resnet_lab import build, job
 from resnet_lab.checkpoints import LastCheckpoint
 from resnet_lab.metrics import SplitMetrics
+from resnet_lab.models.pretrained import names_files
 from resnet_lab.models.resnet import resnet
 from resnet_lab.module import Classifier
 from resnet_lab.objectives import Objective
@@ -398,6 +399,18 @@ def test_pretraining_from_a_run_starts_at_its_weights(make_run: MakeRun, trained
     run = make_run(f"model.pretrained={source.path}", "optim.lr=0", "trainer.max_epochs=1", name="fine")
     guarded(run)
     assert torch.equal(state_of(run)["model.fc.weight"], state_of(source, "best.ckpt")["model.fc.weight"])
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_a_file_called_none_is_no_source_of_weights(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("none", "imagenet", "weights.pth"):
+        Path(name).mkdir() if kind == "folder" else Path(name).touch()
+    assert names_files("weights.pth")
+    assert not any(map(names_files, ("none", "imagenet", "absent.pth")))
+    assert "pretrained" not in untrained(make_run).read_status()
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from waiting import PATIENCE
 
+from resnet_lab import cgroups, processes
 from resnet_lab.processes import describe_death, run_tied
 
 CHILD = """
@@ -239,3 +240,39 @@ def test_ctrl_c_ends_work_in_the_background_in_silence() -> None:
     os.killpg(process.pid, signal.SIGINT)
     assert (process.stdout.read(), process.wait()) == ("", 130)  # the other process has closed the pipe, too
     process.stdout.close()
+
+
+@pytest.mark.parametrize(
+    ("version", "line", "limits", "most"),
+    [
+        (2, "0::/job", {}, None),
+        (2, "0::/job", {"": "max 100000", "job": "max 100000"}, None),
+        (2, "0::/job", {"": "max 100000", "job": "200000 100000"}, 2),
+        (2, "0::/pod/job", {"pod": "150000 100000", "pod/job": "400000 100000"}, 2),  # rounded up
+        (2, "0::/elsewhere", {"": "5000 100000"}, 1),
+        (1, "3:cpuset:/\n4:cpu,cpuacct:/docker/abc\n0::/", {"": "-1 100000", "docker/abc": "300000 100000"}, 3),
+        (1, "4:cpu:/docker/abc\n0::/", {"": "-1 100000"}, None),
+        (1, "", {"": "50000 0"}, None),
+    ],
+)
+def test_a_container_limits_the_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int, line: str, limits: dict[str, str], most: int | None
+) -> None:
+    root = tmp_path / "cgroup"
+    for name, text in limits.items():
+        folder = (root if version == 2 else root / "cpu") / name
+        folder.mkdir(parents=True, exist_ok=True)
+        files = {"cpu.max": text}
+        if version == 1:
+            files = dict(zip(("cpu.cfs_quota_us", "cpu.cfs_period_us"), text.split(), strict=True))
+        for file, content in files.items():
+            (folder / file).write_text(f"{content}\n")
+    (tmp_path / "own").write_text(line)
+    monkeypatch.setattr(cgroups, "OWN", tmp_path / "own")
+    roots = [(name, root / folder.relative_to("/sys/fs/cgroup"), *rest) for name, folder, *rest in cgroups.CPU]
+    monkeypatch.setattr(cgroups, "CPU", roots)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)))
+    assert cgroups.most_cores() == most
+    assert processes.cores() == (most or 64)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {5})
+    assert processes.cores() == 1

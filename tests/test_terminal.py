@@ -167,3 +167,9 @@ def test_training_shows_epoch_time_loss_metric_and_speed(screen: Screen) -> None
     assert "epoch 3/40, validating" in screen.getvalue().rpartition("\r")[2]
     line.teardown(trainer, None, "fit")  # type: ignore[arg-type]
     assert screen.getvalue().endswith(CLEAR)
+
+
+def test_a_closed_output_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout", None)
+    assert not terminal.is_terminal()
+    terminal.clear()

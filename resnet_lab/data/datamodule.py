@@ -145,7 +145,8 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
         sizes = np.array([image.shape[1::-1] for image in images]) if self.sizes is None else self.sizes[rows]
         maps, _ = affine_maps(self.data, sizes, u, augment)
         found: dict[str, Any] = {"image": padded(images)} if images else {"split": self.split}
-        if (maps != np.eye(2, 3)).any() or (sizes != self.geometry.size).any():
+        padded_to = sizes if self.sizes is None else self.sizes  # on the device, by the largest image of the split
+        if (maps != np.eye(2, 3)).any() or (padded_to != self.geometry.size).any():
             found["map"] = torch.from_numpy(inverted(maps).astype(np.float32))
         return found
 
@@ -221,6 +222,7 @@ class DataModule(LightningDataModule):
         pixels: `originals` or `prepared`: what to read; None: the prepared set if it is complete.
         accelerator: `trainer.accelerator`; `setup` places the images before there is a Trainer.
         gpus: the GPUs that a list in `trainer.devices` names; empty: the first ones.
+        ranks: number of ranks on this machine, which share its cores and its memory.
     """
 
     def __init__(
@@ -232,10 +234,12 @@ class DataModule(LightningDataModule):
         pixels: str | None = None,
         accelerator: str = "cpu",
         gpus: Sequence[int] = (),
+        ranks: int = 1,
     ) -> None:
         super().__init__()
         self.data, self.seed, self.follow_test, self.statistics = data, seed, follow_test, statistics
-        self.pixels, self.accelerator, self.gpus, self.is_set_up = pixels, accelerator, gpus, False
+        self.pixels, self.is_set_up = pixels, False
+        self.accelerator, self.gpus, self.ranks = accelerator, gpus, ranks
         self.table: pd.DataFrame | None = None
         self.images: dict[str, Sequence[np.ndarray]] = {}  # split → decoded images, if kept in memory
         self.resident: dict[str, Resident] = {}  # split → decoded images, if kept on the device
@@ -264,11 +268,12 @@ class DataModule(LightningDataModule):
         """
         plain: Any = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
         trainer = plain.get("trainer", {})
-        accelerator, devices = trainer.get("accelerator", "cpu"), trainer.get("devices")
+        accelerator, devices = trainer.get("accelerator", "cpu"), trainer.get("devices", 1)
         data: ImageData = build("data", plain["data"])
         data.as_prepared = as_prepared
         gpus = devices if isinstance(devices, list) else []
-        return cls(data, plain["seed"], plain["follow_test"], statistics, pixels, accelerator, gpus)
+        ranks = environment.ranks_here(accelerator, devices)
+        return cls(data, plain["seed"], plain["follow_test"], statistics, pixels, accelerator, gpus, ranks)
 
     def read(self) -> None:
         """Read and check the table, once."""
@@ -565,7 +570,7 @@ class DataModule(LightningDataModule):
 
     def advice(self) -> str:
         """Return advice that speeds up image loading, for a training that waits for images."""
-        cores = processes.cores()
+        cores = self._cores()
         if not self.in_memory and self.pixels == "originals":
             return "run resnet-lab prepare once with the same keys, then train in another sweep_dir"
         if self.num_workers < cores and not (self.in_memory and cores == 1):
@@ -579,7 +584,7 @@ class DataModule(LightningDataModule):
             UserError: the batches that the ranks of a machine prefetch do not fit into shared memory.
         """
         chosen, free = self.data.num_workers, environment.shared_memory()
-        cores = max(1, processes.cores() // getattr(self.trainer, "num_devices", 1))
+        cores = self._cores()
         if chosen == "auto" and self.in_memory:
             # with images on a GPU, workers make only random numbers and maps
             workers = min(cores - 1, MAP_WORKERS) if self.in_memory == "device" and self._on_cuda() else 0
@@ -594,7 +599,7 @@ class DataModule(LightningDataModule):
         batch = factor * self.data.batch_size * image
         fitting = workers if free is None else max(0, int(free / batch - IN_USE) // PREFETCH)
         if workers <= fitting:
-            if chosen != "auto" and workers > (usable := processes.cores()):
+            if chosen != "auto" and workers > (usable := self._cores()):
                 text = (
                     "data.num_workers=%d, but this process can use %s; more are seldom faster: set data.num_workers=%d"
                 )
@@ -609,6 +614,10 @@ class DataModule(LightningDataModule):
             )
         log.warning("%s: using %d; start the container with more (docker run --shm-size=1g)", text, fitting)
         return fitting
+
+    def _cores(self) -> int:
+        """Return the number of cores of this rank."""
+        return max(1, processes.cores() // self.ranks)
 
     def _context(self) -> BaseContext | None:
         """Return how workers start; None: torch's default.
@@ -627,7 +636,7 @@ class DataModule(LightningDataModule):
         if self.data.in_memory != "auto":
             return self.data.in_memory
         need = len(table) * 3 * self.data.image_size**2 * ASPECT
-        if need > HOST_SHARE * environment.free_memory() / getattr(self.trainer, "num_devices", 1):
+        if need > HOST_SHARE * environment.free_memory() / self.ranks:
             return False
         if not self._on_cuda():
             return True
@@ -656,7 +665,7 @@ class DataModule(LightningDataModule):
             mean, std = (each[:, 0] / 255 for each in cv2.meanStdDev(image))
             return np.stack([np.ones(3), mean, std**2 + mean**2]) * image[..., 0].size
 
-        with ThreadPoolExecutor(processes.cores()) as pool:  # cv2 releases the interpreter's lock
+        with ThreadPoolExecutor(self._cores()) as pool:  # cv2 releases the interpreter's lock
             pixels, total, squares = np.sum(list(pool.map(moments, range(0, len(dataset), step))), axis=0)
         mean = total / pixels
         std = np.sqrt(np.maximum(squares / pixels - mean**2, 0))

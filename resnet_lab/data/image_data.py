@@ -124,8 +124,15 @@ class ImageData(Augmentation, ABC):
         return read_image(path, self.recipe, max_pixels=self.max_pixels)
 
     def read_as_trained(self, path: str) -> np.ndarray:
-        """Return the image of a file: as `read` does, or as a prepared JPEG if `as_prepared` is set."""
+        """Return the image of a file: as `read` does, or as a prepared JPEG if `as_prepared` is set.
+
+        Raises:
+            UserError: `read` of a data set's own class returns something else than it must.
+        """
         image = self.read(path)
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,):
+            found = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+            raise UserError(f"{path}: {type(self).__name__}.read returns {found}; it must return uint8 (H, W, 3)")
         return as_stored(image) if self.as_prepared else image
 
     @property

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 PATHS = "the path of a state dict, a checkpoint, a run, or a folder with one run or one file of weights for each depth"
 SOURCES = f"give none, imagenet, IMAGENET1K_V2, or {PATHS}"
 NAMES = ("none", "imagenet", "IMAGENET1K_V1", "IMAGENET1K_V2")
+WORD = re.compile(r"imagenet|DEFAULT|IMAGENET\w*|\w+_Weights\.\w+")  # names weights of torchvision
 NO_BLOCKS = 2  # depth of a network that is no ResNet, see `depth_of`
 SUFFIXES = (".pth", ".pt", ".th", ".ckpt", ".tar", ".bin", ".pkl", ".safetensors")  # of weight files
 
@@ -154,6 +155,12 @@ def digest_of(*states: Mapping[str, Any]) -> str:
     return found.hexdigest()[:16]
 
 
+def names_files(source: object) -> bool:
+    """Return whether this value of `model.pretrained` names an existing file or folder; words come first."""
+    text = str(source)
+    return text != "none" and not WORD.fullmatch(text) and Path(text).expanduser().exists()
+
+
 def contents(source: str, depth: int) -> tuple[dict[str, Any], str]:
     """Return the state dict or checkpoint that `source` names, for a network of `depth` layers.
 
@@ -162,7 +169,7 @@ def contents(source: str, depth: int) -> tuple[dict[str, Any], str]:
     Raises:
         UserError: see `load_pretrained`.
     """
-    if re.fullmatch(r"imagenet|DEFAULT|IMAGENET\w*|\w+_Weights\.\w+", source):
+    if WORD.fullmatch(source):
         return fetch(source, depth), source
     try:
         file = find_file(source, depth)
