@@ -100,6 +100,7 @@ def test_what_a_gpu_benchmark_did_not_reach_reads_not_measured(gpu, tmp_path):
     assert lines[4].endswith("3 passed, 0 failed, 0 skipped, 0 error, 9 seconds, then stopped.")
 
 
+@pytest.mark.slow
 def test_a_gpu_benchmark_counts_tests_also_if_they_are_stopped(gpu, tmp_path, monkeypatch):
     text = """[gw0] [ 10%] PASSED tests/test_gpu.py::test_one[32-true]
 tests/test_gpu.py::test_two PASSED                     [ 20%]
@@ -122,6 +123,7 @@ tests/test_gpu.py::test_five """
         assert ("seconds, then stopped" in found) is stopped
 
 
+@pytest.mark.slow
 def test_a_gpu_benchmark_gives_keys_that_jobs_accept(gpu, tmp_path, monkeypatch):
     seen: list[list[str]] = []
     bench = gpu.Bench(gpu.FULL, "cuda", tmp_path)

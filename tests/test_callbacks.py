@@ -112,17 +112,19 @@ def test_short_epochs_that_wait_warn_when_the_time_adds_up(clock, caplog):
 
 
 @pytest.mark.parametrize(
-    ("in_memory", "pixels", "workers", "advice"),
+    ("in_memory", "pixels", "workers", "ranks", "advice"),
     [
-        (False, "originals", 8, "run resnet-lab prepare once with the same keys, then train in another sweep_dir"),
-        (False, "prepared", 2, "set data.num_workers=4"),
-        (True, "originals", 0, "set data.num_workers=4"),
-        (False, "prepared", 4, "use smaller images (data.image_size), or more cores"),
+        (False, "originals", 8, 1, "run resnet-lab prepare once with the same keys, then train in another sweep_dir"),
+        (False, "prepared", 2, 1, "set data.num_workers=4"),
+        (False, "prepared", 1, 2, "set data.num_workers=2"),
+        (True, "originals", 0, 1, "set data.num_workers=4"),
+        (False, "prepared", 4, 1, "use smaller images (data.image_size), or more cores"),
+        (False, "prepared", 2, 2, "use smaller images (data.image_size), or more cores"),
     ],
 )
-def test_advice_names_the_remaining_options(monkeypatch, in_memory, pixels, workers, advice):
+def test_advice_names_the_remaining_options(monkeypatch, in_memory, pixels, workers, ranks, advice):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(4))
-    datamodule = SimpleNamespace(pixels=pixels, in_memory=in_memory, num_workers=workers)
+    datamodule = SimpleNamespace(pixels=pixels, in_memory=in_memory, num_workers=workers, ranks=ranks)
     assert DataModule.advice(datamodule) == advice
 
 

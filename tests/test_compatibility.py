@@ -86,6 +86,7 @@ def test_the_command_of_an_older_sweep_resumes_it(sweep: Path, monkeypatch: pyte
     pd.testing.assert_frame_equal(resumed[shared], uninterrupted[shared], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_an_older_run_is_evaluated_and_predicts(sweep: Path, tmp_path: Path) -> None:
     run, before = sweep / "experiment-tiny_seed-0", OLDER / "e53b772" / "experiment-tiny_seed-0"
     evaluate.command([str(run), "split=test", "out=evaluated"])

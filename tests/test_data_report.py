@@ -91,6 +91,7 @@ def test_sound_data_have_no_findings(tmp_path):
     assert "data.mean=[0.5,0.25,0.125]" in text
 
 
+@pytest.mark.slow
 def test_few_images_of_a_class_are_a_limit_and_no_fault(tmp_path):
     text, _ = written(tmp_path, facts_of(tmp_path, listed(8) + listed(4, "test")))
     assert "Nothing wrong was found" in text

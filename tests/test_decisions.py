@@ -176,6 +176,7 @@ def test_a_derived_run_predicts_with_the_network_of_its_source(trained: dict[str
         assert module.predictions["test"].classes.tolist() == stored["prediction"].tolist()
 
 
+@pytest.mark.slow
 def test_a_missing_source_is_named(trained: dict[str, RunFolder]) -> None:
     trained["auto"].path.rename(trained["auto"].path.with_name("moved"))
     with pytest.raises(Exception, match=r"is made from .*auto, which does not exist"):
@@ -278,6 +279,7 @@ def test_a_job_that_ends_while_another_looks_is_its_source(tmp_path: Path, monke
     assert same_training(second, second.read_config()) == first
 
 
+@pytest.mark.slow
 def test_ranks_train_by_themselves(trained: dict[str, RunFolder], monkeypatch: pytest.MonkeyPatch) -> None:
     run = trained["expected"]
     assert same_training(run, run.read_config()) == trained["auto"]

@@ -62,6 +62,7 @@ class Forbidden:
         return Path.touch, (self.file,)
 
 
+@pytest.mark.slow
 def test_the_runs_own_test_split_scores_as_it_did(trained: RunFolder) -> None:
     before = contents(trained.path)
     stored = {path.name: path.read_text() for path in trained.path.glob("*_test.csv")}
@@ -207,6 +208,7 @@ def test_weights_of_another_architecture_are_refused(trained: RunFolder, tmp_pat
     assert "other.ckpt" in message
 
 
+@pytest.mark.slow
 def test_predictions_without_labels(trained: RunFolder, photographs: Path, tmp_path: Path) -> None:
     out = tmp_path / "predictions.csv"
     predict.command([str(trained.path), str(photographs / "images"), f"out={out}"])
@@ -304,6 +306,7 @@ def test_raw_photographs_are_predicted_like_prepared_ones(
         assert np.abs(found.loc[trained_on.index].to_numpy() - trained_on[columns].to_numpy()).max() < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "keys",
     [("data.folds=2", "data.fold=1"), ("data.splits={train: test, test: train}",), ("data.max_per_class=4",)],
@@ -315,6 +318,7 @@ def test_predict_takes_all_photographs_whatever_the_splits_of_the_run(make_run, 
     assert len(pd.read_csv(tmp_path / "all.csv")) == len(list((photographs / "images").iterdir()))
 
 
+@pytest.mark.slow
 def test_data_without_a_train_split_can_be_evaluated_on(
     make_run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -527,6 +531,7 @@ def test_a_run_that_lost_its_best_checkpoint_is_not_scored_by_its_last(
     assert RunFolder(trained.path / "evaluation_last_test").predictions_file("test").is_file()
 
 
+@pytest.mark.slow
 def test_a_run_without_validation_is_scored_by_its_last_epoch(make_run) -> None:
     run = make_run("trainer.max_epochs=1", "data.val_fraction=0")
     assert guarded(run) == 0
@@ -608,6 +613,7 @@ SEEN = {  # all differ from conf/data/retinopathy.yaml
 }
 
 
+@pytest.mark.slow
 def test_another_data_set_gets_every_preprocessing_key_of_the_run(make_run, photographs: Path) -> None:
     run = make_run("trainer.max_epochs=1", *(f"data.{key}={json.dumps(value)}" for key, value in SEEN.items()))
     assert guarded(run) == 0

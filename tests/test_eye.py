@@ -80,6 +80,7 @@ def test_pictures_without_a_disc_have_none(image):
     assert find_disc(image) is None
 
 
+@pytest.mark.slow
 def test_the_disc_does_not_depend_on_the_size_of_the_picture():
     image = fundus(1500, 1200, 1100, 2880, 2400)
     whole = np.array(find_disc(image))

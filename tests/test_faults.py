@@ -72,6 +72,7 @@ def test_a_nan_loss_stops_the_job_before_a_checkpoint_is_saved(
     assert all(torch.isfinite(value).all() for value in state_of(run).values())
 
 
+@pytest.mark.slow
 def test_nan_weights_replace_no_checkpoint(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     def spoilt(self: Classifier, *_: Any) -> None:  # the last step of an epoch, after its loss
         if self.trainer.is_last_batch and self.current_epoch == 2:

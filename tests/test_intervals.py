@@ -492,6 +492,7 @@ def grid():
     return module
 
 
+@pytest.mark.slow
 def test_the_true_scores_of_the_grid_are_means_of_drawn_ones(grid):
     for world, classes, seeds in (("recall", 5, 1), ("qwk", 5, 3), ("auroc", 5, 3), ("referable_auroc", 5, 1)):
         cell = grid.Cell(world, 0.8, 400, 2, classes, seeds)

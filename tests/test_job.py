@@ -240,6 +240,7 @@ def test_with_an_undefined_monitor_the_last_epoch_is_kept(
     assert differences_of([read_run(run)]) == []
 
 
+@pytest.mark.slow
 def test_a_validation_of_one_class_selects_no_epoch_by_kappa(
     make_run: MakeRun, one_class: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -394,6 +395,7 @@ def test_files_for_resuming_are_on_the_disk_before_they_are_renamed(
     assert durable >= {"status.json", "metrics.csv", "best.ckpt", "last.ckpt"}
 
 
+@pytest.mark.slow
 def test_pretraining_from_a_run_starts_at_its_weights(make_run: MakeRun, trained_run: MakeRun) -> None:
     source = trained_run(name="source")
     run = make_run(f"model.pretrained={source.path}", "optim.lr=0", "trainer.max_epochs=1", name="fine")
@@ -463,6 +465,7 @@ def test_the_report_finds_nothing_wrong_with_a_run_without_epochs(make_run: Make
     assert "undefined monitor" not in {finding.kind for finding in findings_of([run], [])}
 
 
+@pytest.mark.slow
 def test_a_run_without_epochs_is_done_once_and_tests_again(make_run: MakeRun, published: Path) -> None:
     run = untrained(make_run, f"model.pretrained={published}")
     before = run.status_file.read_bytes()
@@ -604,6 +607,7 @@ def test_an_unused_key_stops_a_job_unless_an_older_version_wrote_it(
         assert "did you mean trainer.max_epochs?" in run.read_status()["error"]
 
 
+@pytest.mark.slow
 def test_patients_and_a_missing_test_split_are_reported_at_the_start(
     make_run: MakeRun, photographs: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

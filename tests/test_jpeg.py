@@ -11,6 +11,7 @@ from PIL import ExifTags, Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from resnet_lab.data.check import HASH_DIGITS, RULES, decode, image_hash
+from resnet_lab.data.jpeg import shortest_code
 from resnet_lab.data.prepared import prepare_photograph
 
 PLAIN = {"quality": 90}
@@ -115,3 +116,17 @@ def test_train_prepare_and_predict_find_it(tmp_path):
     dropping = retinopathy(root, on_bad_image="drop")
     assert dropping.table()[1]["skipped_images"] == 1
     assert "zeros in place" in prepare_photograph(dropping.prepared_set, str(file))[0]["defect"]
+
+
+def test_the_shortest_code_of_each_table_is_found():
+    def table(number, symbols):  # one code of 2 bits, the others of 3
+        return bytes([number, 0, 1, len(symbols) - 1, *[0] * 13, *symbols])
+
+    def segment(marker, content):
+        return bytes([0xFF, marker]) + (len(content) + 2).to_bytes(2) + content
+
+    two = segment(0xC4, table(0x00, [7, 8, 9]) + table(0x10, [1, 2]))
+    comment = segment(0xFE, table(0x11, [66]))  # no table, whatever it contains
+    later = segment(0xDA, b"") + segment(0xC4, table(0x12, [5]))
+    data = b"\xff\xd8" + comment + two + b"\xff\xff" + segment(0xC4, table(0x11, [3, 4])) + later
+    assert [shortest_code(data, each) for each in (0x00, 0x10, 0x11, 0x12)] == [7, 1, 3, None]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -60,12 +62,20 @@ def test_scores_match_scikit_learn_even_without_a_class(absent: int | None) -> N
     assert (metrics.confusion.compute().numpy() == sk.confusion_matrix(truth, predicted, labels=range(5))).all()
 
 
-def test_counts_need_no_deterministic_algorithms() -> None:
-    """If algorithms are deterministic, torchmetrics compares each row with K² numbers, here 40 GB."""
-    expected, values = scored(*batches(num_classes=500, n=20_000))
+def test_counts_need_no_deterministic_algorithms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If algorithms are deterministic, torchmetrics compares each row with K² numbers, and does not call `bincount`."""
+    expected, values = scored(*batches())
+    counted, count = [], torch.bincount
+
+    def note(*arguments: Any, **options: Any) -> torch.Tensor:
+        counted.append(torch.are_deterministic_algorithms_enabled())
+        return count(*arguments, **options)
+
+    monkeypatch.setattr(torch, "bincount", note)
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        metrics, same = scored(*batches(num_classes=500, n=20_000))
+        metrics, same = scored(*batches())
+        assert counted and not any(counted)  # noqa: PT018
         assert torch.are_deterministic_algorithms_enabled()
         assert torch.is_deterministic_algorithms_warn_only_enabled()
     finally:

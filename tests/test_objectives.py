@@ -350,6 +350,7 @@ def test_without_validation_the_width_is_that_of_the_training_images(make_run: M
     assert len(seen[0][1]) == sum(run.read_status()["class_counts"]["train"])
 
 
+@pytest.mark.slow
 def test_an_objective_is_fitted_after_each_epoch_and_before_the_test(make_run: MakeRun) -> None:
     run, seen = make_run("loss=mse", "trainer.max_epochs=2"), []
 

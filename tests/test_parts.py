@@ -280,6 +280,7 @@ def test_external_parts_resume_and_are_evaluated(
     assert message.endswith("add trust=model:mylab.Net to the command")
 
 
+@pytest.mark.slow
 def test_a_state_holds_arrays_and_no_objects(make_run: Make, mylab: None) -> None:
     noting = (*NET, "+callbacks.n._target_=mylab.Noting", "trainer.max_epochs=1")
     run, odd = make_run(*noting), make_run(*noting, "+callbacks.n.odd=true", name="odd")

@@ -149,6 +149,7 @@ def test_a_run_that_started_with_a_prepared_set_waits_for_it(
     assert "trained on other image files: a prepared set then, the originals now" in warned()
 
 
+@pytest.mark.slow
 def test_a_run_without_a_finished_epoch_chooses_again(make_run: MakeRun) -> None:
     run = make_run("trainer.max_epochs=1")
     kill(run, epoch=0)
@@ -281,6 +282,7 @@ def test_a_job_does_not_start_with_other_labels_than_its_sweep(make_job: MakeRun
     assert begin(make_job("third", "data.val_fraction=0.5")) == "originals"
 
 
+@pytest.mark.slow
 def test_a_sweep_that_started_with_a_prepared_set_ends_with_it(make_job: MakeRun) -> None:
     first, second, third = make_job("a"), make_job("b", "seed=1"), make_job("c", "seed=2")
     target = prepared(first)
@@ -316,6 +318,7 @@ def test_other_splits_of_the_same_files_may_be_swept(make_job: MakeRun) -> None:
     assert begin(make_job("b", "data.split_seed=1", "data.max_images=20")) == "prepared"
 
 
+@pytest.mark.slow
 def test_jobs_without_an_epoch_and_jobs_on_other_data_do_not_count(make_job: MakeRun, photographs: Path) -> None:
     others = shutil.copytree(photographs, photographs.with_name("others"))
     first, other, last = make_job("a"), make_job("b", f"data.root={others}"), make_job("c", "data.name=free")

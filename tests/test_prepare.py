@@ -58,6 +58,7 @@ def test_the_report_is_in_the_prepared_set_which_training_finds(root, make_run):
     assert len(list((folder / "images").rglob("*.jpeg"))) == len(TRAIN) + len(TEST)
 
 
+@pytest.mark.slow
 def test_splits_leaks_and_duplicates_are_those_of_training(root):
     # 41_left of train equals 21_left of test, with another label; the right eye of patient 1 is in test
     write_pair(root, "train", {name: grade for name, grade in TRAIN.items() if name != "1_right"} | {"41_left": 3})
@@ -73,6 +74,7 @@ def test_splits_leaks_and_duplicates_are_those_of_training(root):
     assert 6 <= sum(int(row["val"]) for row in rows(out, "class_counts")) <= 10  # a fifth of the patients of 40 images
 
 
+@pytest.mark.slow
 def test_unreadable_files_are_listed_and_do_not_stop_the_command(root):
     (root / "images" / "1_left.jpeg").write_bytes(b"")
     (root / "images" / "2_left.jpeg").write_bytes(b"no photograph")
@@ -87,6 +89,7 @@ def test_unreadable_files_are_listed_and_do_not_stop_the_command(root):
     )
 
 
+@pytest.mark.slow
 def test_merged_patients_are_explained(root, caplog):
     (root / "images" / "2_left.jpeg").write_bytes((root / "images" / "1_left.jpeg").read_bytes())
     with caplog.at_level(logging.INFO):
@@ -136,6 +139,7 @@ def test_splits_are_those_of_a_training_that_drops_leaks(root):
     assert counted == {"train": trained["train"] + 1, "val": trained["val"], "test": trained["test"]}  # 1_left leaks
 
 
+@pytest.mark.slow
 def test_the_log_names_the_findings_and_the_report(root, caplog):
     write_pair(root, "train", {name: grade for name, grade in TRAIN.items() if name != "1_right"})
     write_pair(root, "test", TEST | {"1_right": 1})
@@ -187,6 +191,7 @@ def test_near_duplicates_are_searched_again_if_a_photograph_or_the_file_changed(
     assert searched == [50, 50, 50]
 
 
+@pytest.mark.slow
 def test_each_phase_has_its_line(root, caplog):
     with caplog.at_level(logging.INFO):
         prepare(root)

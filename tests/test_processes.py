@@ -91,6 +91,7 @@ def test_exit_codes_come_back_and_are_explained() -> None:
     assert describe_death(3) == "exited with code 3"
 
 
+@pytest.mark.slow
 def test_a_job_started_by_hand_has_no_parent_to_follow(tmp_path: Path) -> None:
     code = CHILD.format(work="time.sleep(1.2)", grace=0.1)
     environment = {key: value for key, value in os.environ.items() if key != "RESNET_LAB_PARENT"}

@@ -53,6 +53,7 @@ def test_the_same_tables_come_out_of_published_runs(tmp_path):
     np.testing.assert_array_equal(read_run(find_runs([out])[0]).counts.sum(), 400)
 
 
+@pytest.mark.slow
 def test_probabilities_keep_the_digits_that_the_metrics_need(tmp_path):
     exact = read_run(RunFolder(write_run(tmp_path / "sweep" / "run", images=5000, skill=6.0)))
     written = publish.publish(tmp_path / "sweep", tmp_path / "short", {})
@@ -77,6 +78,7 @@ def test_probabilities_keep_the_digits_that_the_metrics_need(tmp_path):
     assert read_run(RunFolder(written[0])).scores["auroc"] == pytest.approx(exact.scores["auroc"], abs=5e-6)
 
 
+@pytest.mark.slow
 def test_folds_stay_apart_and_combined_runs_find_their_members(tmp_path):
     for fold in (0, 1):
         config = {"data.folds": 2, "data.fold": fold, "data.split_seed": 0}

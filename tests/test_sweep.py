@@ -549,6 +549,7 @@ def test_a_value_that_depends_on_the_seed_is_no_edit(
     assert "" not in hashes_in(tmp_path / "runs").values()
 
 
+@pytest.mark.slow
 def test_a_job_that_another_command_left_unfinished_fails_the_sweep(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -143,6 +143,7 @@ def test_few_patients_show_every_grade(patients, least):
     assert counts.min() == least
 
 
+@pytest.mark.slow
 def test_the_bytes_do_not_depend_on_the_processes(folder, tmp_path):
     write_synthetic(tmp_path / "set", **SMALL, processes=2)
     assert contents(tmp_path / "set") == contents(folder)
@@ -222,6 +223,7 @@ def test_the_picture_for_the_readme_shows_five_grades(tmp_path):
         assert (captions[:, place] < 100).sum() > 100
 
 
+@pytest.mark.slow
 def test_drawing_needs_no_torch():
     code = "import sys, resnet_lab.data.synthetic; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

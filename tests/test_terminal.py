@@ -169,6 +169,23 @@ def test_training_shows_epoch_time_loss_metric_and_speed(screen: Screen) -> None
     assert screen.getvalue().endswith(CLEAR)
 
 
+def test_a_test_shows_the_time_that_is_left(screen: Screen, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("resnet_lab.callbacks.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(Progress, "is_due", lambda _: True)
+    line, trainer = ProgressLine(), SimpleNamespace(state=SimpleNamespace(fn="test"), num_test_batches=[4, 5])
+    trainer.world_size, trainer.is_global_zero = 1, True
+    line.setup(trainer, None, "test")  # type: ignore[arg-type]
+    batch = {"image": torch.zeros(8, 1)}
+    for number in range(3):
+        line.on_test_batch_end(trainer, None, None, batch, number, 0)  # type: ignore[arg-type]
+        now[0] += 6
+    last = screen.getvalue().rpartition("\r")[2]
+    assert all(each in last for each in ("testing", " 75%", "4 s left", "1 images/s"))  # 16 images in 12 s
+    line.on_test_batch_end(trainer, None, None, batch, 0, 1)  # type: ignore[arg-type]
+    assert " 20%" in screen.getvalue().rpartition("\r")[2]  # of the other split
+
+
 def test_a_closed_output_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdout", None)
     assert not terminal.is_terminal()

@@ -349,6 +349,14 @@ def test_normalize_against_torchvision():
     np.testing.assert_array_equal(denormalize(result, mean, std), images)
 
 
+def test_normalize_leaves_gray_levels_unchanged():
+    images = torch.from_numpy(noise(6, 5)[None]).float()
+    before = images.clone()
+    result = normalize(images, torch.full((3,), 0.5), torch.full((3,), 0.25))
+    torch.testing.assert_close(result, (before.permute(0, 3, 1, 2) / 255 - 0.5) / 0.25)
+    torch.testing.assert_close(images, before)
+
+
 def test_normalize_uses_memory_again_only_if_no_tensor_refers_to_it():
     mean, std = torch.zeros(3), torch.ones(3)
 

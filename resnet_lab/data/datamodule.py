@@ -191,6 +191,11 @@ def unpacked(batch: dict[str, Any]) -> dict[str, Any]:
     return {name: each for name, each in batch.items() if name not in (PACKED, LAYOUT)} | small
 
 
+def _cores(ranks: int) -> int:
+    """Return the number of cores of each of the ranks on this machine."""
+    return max(1, processes.cores() // ranks)
+
+
 def end_with_rank(worker: int) -> None:
     """Exit when the rank dies, in a worker started by a fork server.
 
@@ -570,7 +575,7 @@ class DataModule(LightningDataModule):
 
     def advice(self) -> str:
         """Return advice that speeds up image loading, for a training that waits for images."""
-        cores = self._cores()
+        cores = _cores(self.ranks)
         if not self.in_memory and self.pixels == "originals":
             return "run resnet-lab prepare once with the same keys, then train in another sweep_dir"
         if self.num_workers < cores and not (self.in_memory and cores == 1):
@@ -584,7 +589,7 @@ class DataModule(LightningDataModule):
             UserError: the batches that the ranks of a machine prefetch do not fit into shared memory.
         """
         chosen, free = self.data.num_workers, environment.shared_memory()
-        cores = self._cores()
+        cores = _cores(self.ranks)
         if chosen == "auto" and self.in_memory:
             # with images on a GPU, workers make only random numbers and maps
             workers = min(cores - 1, MAP_WORKERS) if self.in_memory == "device" and self._on_cuda() else 0
@@ -599,7 +604,7 @@ class DataModule(LightningDataModule):
         batch = factor * self.data.batch_size * image
         fitting = workers if free is None else max(0, int(free / batch - IN_USE) // PREFETCH)
         if workers <= fitting:
-            if chosen != "auto" and workers > (usable := self._cores()):
+            if chosen != "auto" and workers > (usable := _cores(self.ranks)):
                 text = (
                     "data.num_workers=%d, but this process can use %s; more are seldom faster: set data.num_workers=%d"
                 )
@@ -614,10 +619,6 @@ class DataModule(LightningDataModule):
             )
         log.warning("%s: using %d; start the container with more (docker run --shm-size=1g)", text, fitting)
         return fitting
-
-    def _cores(self) -> int:
-        """Return the number of cores of this rank."""
-        return max(1, processes.cores() // self.ranks)
 
     def _context(self) -> BaseContext | None:
         """Return how workers start; None: torch's default.
@@ -665,7 +666,7 @@ class DataModule(LightningDataModule):
             mean, std = (each[:, 0] / 255 for each in cv2.meanStdDev(image))
             return np.stack([np.ones(3), mean, std**2 + mean**2]) * image[..., 0].size
 
-        with ThreadPoolExecutor(self._cores()) as pool:  # cv2 releases the interpreter's lock
+        with ThreadPoolExecutor(_cores(self.ranks)) as pool:  # cv2 releases the interpreter's lock
             pixels, total, squares = np.sum(list(pool.map(moments, range(0, len(dataset), step))), axis=0)
         mean = total / pixels
         std = np.sqrt(np.maximum(squares / pixels - mean**2, 0))
