@@ -10,6 +10,7 @@ import copy
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
+from resnet_lab.errors import UserError
 from resnet_lab.signatures import defaults_in
 
 SCHEMA_VERSION = 4  # of a run folder; raise it when a default changes (`CHANGED`)
@@ -119,6 +120,23 @@ def upgraded(older: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(data, dict) and data.get("labels") is not None and data.get("first_label"):
         data["first_label"] = 0  # older versions ignored it beside `labels`
     return config
+
+
+def refuse_newer(values: Mapping[str, Any]) -> None:
+    """Refuse what a newer version wrote: its keys may mean something else.
+
+    Args:
+        values: a status.json, or the metadata of a checkpoint.
+
+    Raises:
+        UserError: its `schema_version` is larger than ours.
+    """
+    version = values.get("schema_version", 1)
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise UserError(
+            f"a newer version of resnet_lab wrote it (schema_version {version}, and this one reads up to "
+            f"{SCHEMA_VERSION}); update resnet_lab"
+        )
 
 
 def upgraded_status(status: dict[str, Any]) -> dict[str, Any]:

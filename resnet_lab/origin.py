@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from resnet_lab.compatibility import upgraded
+from resnet_lab.compatibility import refuse_newer, upgraded
 from resnet_lab.config import refuse_foreign_targets, without_unknown
 from resnet_lab.data.check import HASH_DIGITS
 from resnet_lab.errors import UserError
@@ -59,6 +59,7 @@ def origin_of(checkpoint: dict[str, Any], file: Path) -> dict[str, Any]:
     try:  # a checkpoint may be from an untrusted source, and it names functions that we call
         if not isinstance(origin, dict) or not isinstance(origin.get("config"), dict):
             raise UserError(f"{CHECKPOINT_KEY}.config is missing; give an unmodified checkpoint of a job")
+        refuse_newer(origin)
         refuse_odd(origin)  # first, because the code below recurses through it
         config = upgraded(origin["config"])
         refuse_foreign_targets(config)

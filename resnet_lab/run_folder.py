@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import yaml
 
-from resnet_lab.compatibility import SCHEMA_VERSION, upgraded, upgraded_status
+from resnet_lab.compatibility import SCHEMA_VERSION, refuse_newer, upgraded, upgraded_status
 from resnet_lab.errors import UserError
 from resnet_lab.files import write_atomically
 
@@ -206,7 +206,12 @@ class RunFolder:
 
     def _stored_status(self) -> dict[str, Any]:
         """Return the content of status.json in the present schema."""
-        return upgraded_status(_parse(self.status_file, json.loads))
+        status = _parse(self.status_file, json.loads)
+        try:
+            refuse_newer(status)
+        except UserError as error:
+            raise UserError(f"{self.status_file}: {error}") from None
+        return upgraded_status(status)
 
     def update_status(self, **changes: Any) -> None:
         """Merge `changes` into status.json, atomically."""

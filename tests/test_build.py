@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 from resnet_lab import launch
 from resnet_lab.build import build_profiler, build_trainer, compile_network, plugins, set_up_logging
 from resnet_lab.checkpoints import EpochRows, LastCheckpoint
+from resnet_lab.compatibility import SCHEMA_VERSION
 from resnet_lab.errors import UserError
 from resnet_lab.models.pretrained import refuse_nan_weights
 from resnet_lab.module import Classifier
@@ -128,6 +129,11 @@ def test_the_metadata_of_a_checkpoint_are_checked_by_key(key: str, value: object
 def test_optional_metadata_of_a_checkpoint_are_checked_if_present(key: str, value: object) -> None:
     assert origin_of({"resnet_lab": ORIGIN}, Path("good.ckpt"))["class_names"] == ["a", "b"]
     assert f"odd.ckpt: resnet_lab.{key}=" in refusal(origin_of, {"resnet_lab": ORIGIN | {key: value}}, Path("odd.ckpt"))
+
+
+def test_a_checkpoint_of_a_newer_version_is_refused() -> None:
+    message = refusal(origin_of, {"resnet_lab": ORIGIN | {"schema_version": SCHEMA_VERSION + 1}}, Path("new.ckpt"))
+    assert message.startswith("new.ckpt: a newer version of resnet_lab wrote it")
 
 
 def test_a_checkpoint_without_the_class_counts_of_train_is_refused() -> None:

@@ -14,7 +14,15 @@ from omegaconf import OmegaConf
 
 import resnet_lab.train as train
 from resnet_lab import compatibility, evaluate, launch, predict
-from resnet_lab.compatibility import ADDED, CHANGED, Added, upgraded, upgraded_status, with_older_defaults
+from resnet_lab.compatibility import (
+    ADDED,
+    CHANGED,
+    SCHEMA_VERSION,
+    Added,
+    upgraded,
+    upgraded_status,
+    with_older_defaults,
+)
 from resnet_lab.config import compose_config
 from resnet_lab.run_folder import RunFolder, find_runs
 from resnet_lab.signatures import defaults_in
@@ -154,3 +162,17 @@ def test_keys_added_with_another_default_keep_it_in_commands_of_older_sweeps() -
             default = OmegaConf.to_container(default) if OmegaConf.is_config(default) else default
             if added.targets and default != added.value:
                 assert CHANGED[key][1:] == (added.value, default)
+
+
+def test_a_folder_of_a_newer_version_is_refused_and_stays_as_it_is(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.update_status(state="done")
+    written = run.status_file.read_text()
+    newer = written.replace(f'"schema_version": {SCHEMA_VERSION}', f'"schema_version": {SCHEMA_VERSION + 1}')
+    assert newer != written
+    run.status_file.write_text(newer)
+    for call in (run.read_status, run.update_status):
+        message = refusal(call)
+        assert message.startswith(f"{run.status_file}: a newer version of resnet_lab wrote it")
+        assert message.endswith(f"up to {SCHEMA_VERSION}); update resnet_lab")
+    assert run.status_file.read_text() == newer
