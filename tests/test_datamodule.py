@@ -259,6 +259,15 @@ def test_the_device_transforms_images_that_are_streamed(build, monkeypatch):
     np.testing.assert_allclose(one[1], two[1], atol=1.001)
 
 
+def test_a_worker_says_nothing_if_its_rank_stops_while_it_takes_a_batch(monkeypatch):
+    shown = []
+    monkeypatch.setattr("sys.excepthook", lambda kind, error, trace: shown.append(kind))
+    module.stop_in_silence(0)
+    for error in (ConnectionResetError(), EOFError(), ValueError()):
+        sys.excepthook(type(error), error, None)
+    assert shown == [ValueError]
+
+
 def test_pixels_depend_on_seed_and_epoch_not_on_earlier_draws(build):
     datamodule = build(**AUGMENTED)
     passes = [epoch(datamodule, number) for number in (0, 1, 1)]

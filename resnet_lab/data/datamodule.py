@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from multiprocessing.context import BaseContext
+from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
 import cv2
@@ -196,11 +197,23 @@ def _cores(ranks: int) -> int:
     return max(1, processes.cores() // ranks)
 
 
+def stop_in_silence(worker: int) -> None:
+    """Print no traceback in a worker whose rank stops while it takes a batch; the rank says why."""
+    usual = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not issubclass(kind, ConnectionError | EOFError):
+            usual(kind, error, trace)
+
+    sys.excepthook = hook
+
+
 def end_with_rank(worker: int) -> None:
     """Exit when the rank dies, in a worker started by a fork server.
 
     (torch's workers watch their own parent, which is the server; and the server waits for its workers.)
     """
+    stop_in_silence(worker)
     environment.keep_freed_memory()  # the server is a new process
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -515,7 +528,7 @@ class DataModule(LightningDataModule):
             drop_last=isinstance(sampler, TrainSampler) and len(sampler) % batch_size == 1,
             num_workers=self.num_workers,
             multiprocessing_context=context,
-            worker_init_fn=end_with_rank if context else None,
+            worker_init_fn=end_with_rank if context else stop_in_silence,
             persistent_workers=self.num_workers > 0,
             prefetch_factor=PREFETCH if self.num_workers else None,
             timeout=TIMEOUT if self.num_workers else 0,
