@@ -70,7 +70,7 @@ from resnet_lab.models.pretrained import (
 )
 from resnet_lab.models.resnet import multiply_adds, parameter_count
 from resnet_lab.module import Classifier
-from resnet_lab.origin import CHECKPOINT_KEY, TRAIN_IMAGES, add_train_images
+from resnet_lab.origin import CHECKPOINT_KEY, TRAIN_IMAGES, Channels, add_train_images
 from resnet_lab.outputs import refuse_undefined, score_table, without_images, write_split
 from resnet_lab.parts import refuse_no_data_set, statistics_of, without_weights
 from resnet_lab.processes import Stopped
@@ -89,6 +89,7 @@ from resnet_lab.signatures import is_ours
 from resnet_lab.trained import count_training_images, warn_of_training_images
 from resnet_lab.trust import OPTION, trust_option
 from resnet_lab.tta import VIEWS
+from resnet_lab.values import conform
 
 log = logging.getLogger("resnet_lab")
 KINDS = {"callbacks": Callback, "logger": Logger}
@@ -279,7 +280,8 @@ def read_data(run: RunFolder, config: dict[str, Any], resumes: bool) -> DataModu
         siblings, alike = with_data([] if follows else begun_jobs(run.siblings()), config["data"])
         before = {"the job": own} if follows else siblings
         pixels = next((status.get("pixels") for status in before.values()), None)
-        datamodule = DataModule.from_config(config, statistics_of(config), pixels)
+        statistics = begun_statistics(run, own) if resumes else None
+        datamodule = DataModule.from_config(config, statistics or statistics_of(config), pixels)
         datamodule.read()
         if config["trainer"]["max_epochs"] > 0:
             assert datamodule.table is not None
@@ -301,6 +303,22 @@ def read_data(run: RunFolder, config: dict[str, Any], resumes: bool) -> DataModu
             say_source(datamodule, next(iter(before), ""))
     datamodule.setup()
     return datamodule
+
+
+def begun_statistics(run: RunFolder, status: Mapping[str, Any]) -> tuple[list[float], list[float]] | None:
+    """Return the mean and std that a job began with; None if its status.json lacks them.
+
+    (Older versions computed them from other images, where they did not fit in memory.)
+
+    Raises:
+        UserError: they are not three numbers each.
+    """
+    if "mean" not in status or "std" not in status:
+        return None
+    try:
+        return conform("mean", status["mean"], Channels), conform("std", status["std"], Channels)
+    except UserError as error:
+        raise UserError(f"{run.status_file}: {error}") from None
 
 
 def note_seen(run: RunFolder, key: str, images: dict[str, int]) -> None:

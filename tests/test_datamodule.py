@@ -494,9 +494,10 @@ def test_statistics_of_wide_images_include_pixels_outside_the_crop(build):
     np.testing.assert_allclose(wide.mean, pixels.mean(axis=0), rtol=1e-6)
 
 
-def test_statistics_of_many_images_on_disk_come_from_evenly_spaced_ones(build, root, monkeypatch):
+@pytest.mark.parametrize("place", [False, True, "device"])
+def test_statistics_of_many_images_come_from_evenly_spaced_ones(build, root, monkeypatch, place):
     monkeypatch.setattr(module, "STATISTICS_IMAGES", 10)
-    datamodule = build(in_memory=False)
+    datamodule = build(in_memory=place)
     pixels = images_of(root, datamodule.rows("train")["image"][::3]).reshape(-1, 3) / 255
     np.testing.assert_allclose(datamodule.mean, pixels.mean(axis=0), rtol=1e-6)
 

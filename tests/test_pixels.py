@@ -400,3 +400,15 @@ def test_ranks_that_read_different_files_stop() -> None:
 
     start("originals", "originals")
     assert "different files" in refusal(start, "originals", "prepared")
+
+
+def test_a_resumed_job_normalizes_as_it_began(make_run: MakeRun) -> None:
+    run = make_run()
+    assert begin(run) == "originals"
+    run.update_status(mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6])  # of an older version
+    found = [read_data(run, run.read_config(), resumes=resumes) for resumes in (True, False)]
+    assert [each.mean.tolist() == pytest.approx([0.1, 0.2, 0.3]) for each in found] == [True, False]
+    assert found[0].std.tolist() == pytest.approx([0.4, 0.5, 0.6])
+    run.update_status(mean=[0.1, "x"])
+    message = refusal(read_data, run, run.read_config(), True)
+    assert message.startswith(f"{run.status_file}: mean=")

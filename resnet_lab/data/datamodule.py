@@ -60,7 +60,7 @@ EVALUATION_FACTOR = 2  # on CUDA, evaluation batches are so many times larger: t
 TIMEOUT = 600.0  # seconds without a batch from the workers before the job fails
 CHANNELS = ("red", "green", "blue")
 CONSTANT = 1e-4  # a smaller std of a channel, in [0, 1], counts as 0; sums over many images have rounding errors
-STATISTICS_IMAGES = 2000  # if train is not in memory, mean and std use so many images, evenly spaced
+STATISTICS_IMAGES = 2000  # above so many training images, mean and std use only every n-th, wherever the images are
 
 
 Batches = DataLoader[dict[str, Tensor]]
@@ -672,7 +672,7 @@ class DataModule(LightningDataModule):
 
     def _computed_statistics(self) -> tuple[list[float], list[float]]:
         dataset = self.dataset("train", augment=False)
-        step = 1 if self.in_memory else -(-len(dataset) // STATISTICS_IMAGES)
+        step = -(-len(dataset) // STATISTICS_IMAGES)
 
         def moments(index: int) -> np.ndarray:  # pixels, and their sums and sums of squares by channel, (3, 3)
             image = dataset.read(index)
