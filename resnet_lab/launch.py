@@ -62,7 +62,8 @@ def run_in(
         with described_once(stored["data"]) if sweep and local else nullcontext():
             start(run, trusted, local and forks(stored["trainer"]))
     elif not config.start and run.read_status()["state"] == "created":
-        by_hand = f"python -m resnet_lab.job {shlex.quote(short(run.path))}"
+        words = [f"{OPTION}{word}" for word in trusted]
+        by_hand = shlex.join(["python", "-m", "resnet_lab.job", short(run.path), *words])
         show(f"{short(run.path)} is created but not started (start=false); start it with {by_hand}")
 
 
@@ -303,7 +304,7 @@ def start(run: RunFolder, trusted: Sequence[str] = (), fork: bool = False) -> No
     words = [f"{OPTION}{word}" for word in trusted]
     by_hand = shlex.join(["python", "-m", "resnet_lab.job", str(run.path), *words])
     code = run_module("resnet_lab.job", [str(run.path), version, *words], fork)
-    if not code:
+    if not code and run.read_status()["state"] != "interrupted":
         return
     clear()
     if code == BUSY:
@@ -314,8 +315,9 @@ def start(run: RunFolder, trusted: Sequence[str] = (), fork: bool = False) -> No
         status = run.read_status()
         if status["state"] == "failed":
             raise JobFailed(status["error"])
-        run.update_status(state="failed", error=describe_death(code))
-    raise UserError(f"{describe_death(code)}; resume with {by_hand}")
+        death = describe_death(code) if code else "exited with code 0 before it was done"  # sys.exit in own code
+        run.update_status(state="failed", error=death)
+    raise UserError(f"{death}; resume with {by_hand}")
 
 
 def _version_of_idle(run: RunFolder) -> str:

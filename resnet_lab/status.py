@@ -19,6 +19,7 @@ from resnet_lab.errors import UserError, count, printable
 from resnet_lab.keys import WIDTH
 from resnet_lab.run_folder import UNTRAINED, RunFolder, closed_folders, find_runs, jobs_file, list_jobs
 from resnet_lab.terminal import duration, left
+from resnet_lab.trust import OPTION
 from resnet_lab.verbs import STATES, VERBS
 
 TIMED = ("done", "running", "interrupted")  # states with a time per epoch
@@ -110,7 +111,12 @@ def sweeps_in(folder: Path) -> dict[Path, list[JobState]]:
         sweeps.setdefault(run.path.parent, []).append(state_of(run))
     for place, names in planned.items():
         absent = [name for name in names if (place / name).resolve() not in known]
-        sweeps[place] += [JobState(name, "planned") for name in absent]
+        sweeps[place] += [
+            JobState(name, "unreadable", "config.yaml is missing")
+            if RunFolder(place / name).status_file.exists()
+            else JobState(name, "planned")
+            for name in absent
+        ]
         place_of = {name: number for number, name in enumerate(names)}
         sweeps[place].sort(key=lambda job: place_of.get(job.name, len(place_of)))
     for each in hidden:
@@ -242,7 +248,9 @@ def summary(sweep_dir: Path, command: Sequence[str], seconds: float, names: Sequ
     if done:
         lines.append(f"compare the jobs:  resnet-lab report {shlex.quote(str(sweep_dir))}")
     if undone and all(job.state == "created" for job in undone):
-        lines.append(f"start a job:       python -m resnet_lab.job {shlex.quote(str(sweep_dir / undone[0].name))}")
+        trusted = [word for word in command if word.startswith(OPTION)]
+        by_hand = ["python", "-m", "resnet_lab.job", str(sweep_dir / undone[0].name), *trusted]
+        lines.append(f"start a job:       {shlex.join(by_hand)}")
     elif undone:
         lines.append(f"run the others:    {shlex.join(['resnet-lab', 'train', *command, *folder])}")
     return "\n".join(lines)

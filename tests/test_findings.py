@@ -39,6 +39,10 @@ def test_jobs_that_have_not_begun_limit_the_report(tmp_path):
     write_run(tmp_path / "sweep" / "seed-1", seed=1)
     (tmp_path / "sweep" / "seed-1" / "status.json").unlink()
     assert found(tmp_path)["not begun"] == text
+    shutil.rmtree(tmp_path / "sweep" / "seed-1")
+    write_run(tmp_path / "sweep" / "seed-1", seed=1)
+    (tmp_path / "sweep" / "seed-1" / "config.yaml").unlink()
+    assert found(tmp_path)["not begun"] == text
 
 
 def test_finished_jobs_that_are_left_out_limit_the_report(tmp_path):

@@ -9,8 +9,10 @@ import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -341,6 +343,27 @@ def test_training_finds_the_set_of_its_format(root, raw, target, paths, monkeypa
     )
     raw.pixels_file.unlink()
     assert "is missing or was modified" in refusal(lambda: datamodule(root, prepared_format="raw"))
+
+
+def test_uncompressed_pixels_are_those_of_the_originals(root, paths):
+    data = retinopathy(root, image_size=16, eye_crop=False)
+    before = datamodule(root)
+    prepare(replace(data.prepared_set, format="raw"), paths, processes=1)
+    raw = datamodule(root, prepared_format="raw")
+    assert (before.pixels, raw.pixels) == ("originals", "prepared")
+    noted = [each.noted | {"split_fingerprint": each.fingerprints} for each in (before, raw)]
+    assert [raw.difference(noted[0]), before.difference(noted[1])] == ["", ""]
+    assert before.difference(noted[1] | {"recipe": {**noted[1]["recipe"], "version": 1}}).startswith("version 1")
+    prepare(data.prepared_set, paths, processes=1)
+    assert datamodule(root).difference(noted[0]) == "the originals then, a prepared set now"
+
+
+@pytest.mark.parametrize(("number", "remedy"), [(errno.ENOSPC, "free some space"), (errno.EACCES, "make it writable")])
+def test_a_set_that_cannot_be_written_gets_its_remedy(target, paths, monkeypatch, number, remedy):
+    error = OSError(number, os.strerror(number), str(target.folder))
+    monkeypatch.setattr("resnet_lab.data.prepared._prepare_missing", Mock(side_effect=error))
+    message = refusal(prepare, target, paths, 1)
+    assert message.startswith(f"{target.folder}: {os.strerror(number)}; {remedy}")
 
 
 # training

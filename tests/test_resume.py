@@ -429,3 +429,15 @@ def test_more_epochs_on_other_data_leave_a_done_run_alone(sweep: Sweep, capsys: 
     assert "is done with data.root=" in capsys.readouterr().err
     assert RunFolder(Path("sweep")).config_file.read_bytes() == before
     assert RunFolder(Path("sweep")).read_status()["state"] == "done"
+
+
+def test_a_job_that_exits_before_its_end_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after `sys.exit()` in a network of a user."""
+    run = RunFolder(tmp_path)
+    run.update_status(state="running")
+    monkeypatch.setattr(launch, "run_module", lambda *_: 0)
+    with pytest.raises(UserError, match="exited with code 0 before it was done; resume with python"):
+        launch.start(run)
+    assert run.read_status()["error"] == "exited with code 0 before it was done"
+    run.update_status(state="done")
+    launch.start(run)

@@ -92,6 +92,9 @@ def test_requested_jobs_that_have_not_started_are_planned(run: RunFolder) -> Non
         ("depth-50", "planned"),
     ]
     assert table(states_of(sweep)).splitlines()[-1] == "3 jobs: 1 created, 2 planned"
+    (sweep / "depth-34").mkdir()
+    RunFolder(sweep / "depth-34").update_status(state="done")
+    assert states_of(sweep)[1] == JobState("depth-34", "unreadable", "config.yaml is missing")
 
 
 def test_all_jobs_of_an_unstarted_sweep_are_planned(tmp_path: Path) -> None:

@@ -574,10 +574,13 @@ class DataModule(LightningDataModule):
         Digests are compared for splits with the same images, and for prepared files only under the same recipe.
         """
         now, recipe, images = self.noted, before.get("recipe") or {}, before.get("split_fingerprint") or {}
-        if (before.get("pixels") or self.pixels) != self.pixels:
+        source = before.get("pixels") or self.pixels
+        if source != self.pixels and "raw" not in (recipe if source == "prepared" else now["recipe"]):
             return f"{SOURCES[before['pixels']]} then, {SOURCES[now['pixels']]} now"
         if recipe.get("version", now["recipe"]["version"]) != now["recipe"]["version"]:
             return f"version {recipe['version']} of the recipe then, {now['recipe']['version']} now"
+        if source != self.pixels:  # uncompressed pixels are those of the originals
+            return ""
         if self.pixels == "prepared" and recipe != now["recipe"]:
             return ""
         for split, digest in (before.get("pixel_digests") or {}).items():

@@ -31,7 +31,7 @@ from PIL import Image
 from resnet_lab.data.check import RULES, Rules, check_files, digest_of, examine
 from resnet_lab.data.progress import with_progress
 from resnet_lab.data.reader import Recipe, read_image
-from resnet_lab.errors import UserError, count, size_text
+from resnet_lab.errors import NO_ROOM, UserError, count, size_text
 from resnet_lab.files import remove_unfinished, write_atomically
 from resnet_lab.processes import cores
 
@@ -335,9 +335,10 @@ def prepare(target: PreparedSet, paths: Sequence[str], processes: int) -> pd.Dat
             "a process died, most likely out of memory; rerun the same command to continue, with processes=1 if needed"
         ) from None
     except OSError as error:
+        remedy = "free some space" if error.errno in NO_ROOM else "make it writable, or set data.cache_dir,"
         raise UserError(
-            f"{error.filename or target.folder}: {error.strerror or error}; free some space and rerun the same command "
-            "to continue; prepared files are kept"
+            f"{error.filename or target.folder}: {error.strerror or error}; {remedy} and rerun the same command to "
+            "continue; prepared files are kept"
         ) from error
 
 

@@ -103,11 +103,12 @@ def _labels(runs: Sequence[Run]) -> dict[Path, str]:
 
 
 def _not_begun(runs: Sequence[Run]) -> Iterator[Finding]:
-    """Yield the jobs of the runs' sweeps that have no folder yet, or have lost their status.json."""
+    """Yield the jobs of the runs' sweeps that have no folder yet, or have lost their status.json or config.yaml."""
     for sweep in sorted({run.folder.path.parent for run in runs if not run.single}):
         with suppress(UserError, OSError):  # damaged, which another finding reports
             names = list_jobs(sweep)
-            absent = [name for name in names if not RunFolder(sweep / name).status_file.exists()]
+            jobs = {name: RunFolder(sweep / name) for name in names}
+            absent = [name for name, job in jobs.items() if not (job.status_file.exists() and job.config_file.exists())]
             if absent:
                 labels = labels_in(sweep, {})
                 listed = tuple(labels.get(name, name) for name in absent)
