@@ -35,6 +35,8 @@ def most_cores() -> int | None:
     for controller, root, quota, period in CPU:
         for folder in folders(OWN, controller, root):
             with suppress(OSError, ValueError, ZeroDivisionError):  # absent, or `max`
-                allowed, every = int((folder / quota).read_text().split()[0]), (folder / period).read_text().split()[-1]
-                found += [max(1, math.ceil(allowed / int(every)))] if allowed > 0 else []  # version 1: -1 is no limit
+                allowed = int((folder / quota).read_text().split()[0])
+                every = int((folder / period).read_text().split()[-1])
+                if allowed > 0:  # version 1: -1 is no limit
+                    found.append(math.ceil(allowed / every))
     return min(found, default=None)

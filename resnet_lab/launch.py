@@ -62,8 +62,7 @@ def run_in(
         with described_once(stored["data"]) if sweep and local else nullcontext():
             start(run, trusted, local and forks(stored["trainer"]))
     elif not config.start and run.read_status()["state"] == "created":
-        words = [f"{OPTION}{word}" for word in trusted]
-        by_hand = shlex.join(["python", "-m", "resnet_lab.job", short(run.path), *words])
+        by_hand = _by_hand(short(run.path), trusted)
         show(f"{short(run.path)} is created but not started (start=false); start it with {by_hand}")
 
 
@@ -301,8 +300,8 @@ def start(run: RunFolder, trusted: Sequence[str] = (), fork: bool = False) -> No
         UserError: the job exited without an error message, or was stopped.
     """
     version = _version_of_idle(run)
+    by_hand = _by_hand(str(run.path), trusted)
     words = [f"{OPTION}{word}" for word in trusted]
-    by_hand = shlex.join(["python", "-m", "resnet_lab.job", str(run.path), *words])
     code = run_module("resnet_lab.job", [str(run.path), version, *words], fork)
     if not code and run.read_status()["state"] != "interrupted":
         return
@@ -315,9 +314,14 @@ def start(run: RunFolder, trusted: Sequence[str] = (), fork: bool = False) -> No
         status = run.read_status()
         if status["state"] == "failed":
             raise JobFailed(status["error"])
-        death = describe_death(code) if code else "exited with code 0 before it was done"  # sys.exit in own code
+        death = describe_death(code) if code else "exited with code 0 before it was done"  # sys.exit in code of users
         run.update_status(state="failed", error=death)
     raise UserError(f"{death}; resume with {by_hand}")
+
+
+def _by_hand(path: str, trusted: Sequence[str]) -> str:
+    """Return the command that starts the job of a run folder."""
+    return shlex.join(["python", "-m", "resnet_lab.job", path, *(f"{OPTION}{word}" for word in trusted)])
 
 
 def _version_of_idle(run: RunFolder) -> str:

@@ -358,7 +358,10 @@ def test_uncompressed_pixels_are_those_of_the_originals(root, paths):
     assert datamodule(root).difference(noted[0]) == "the originals then, a prepared set now"
 
 
-@pytest.mark.parametrize(("number", "remedy"), [(errno.ENOSPC, "free some space"), (errno.EACCES, "make it writable")])
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [(errno.ENOSPC, "free some space"), (errno.EACCES, "make it writable"), (errno.EIO, "rerun the same command")],
+)
 def test_a_set_that_cannot_be_written_gets_its_remedy(target, paths, monkeypatch, number, remedy):
     error = OSError(number, os.strerror(number), str(target.folder))
     monkeypatch.setattr("resnet_lab.data.prepared._prepare_missing", Mock(side_effect=error))

@@ -181,7 +181,7 @@ def test_a_test_shows_the_time_that_is_left(screen: Screen, monkeypatch: pytest.
         line.on_test_batch_end(trainer, None, None, batch, number, 0)  # type: ignore[arg-type]
         now[0] += 6
     last = screen.getvalue().rpartition("\r")[2]
-    assert all(each in last for each in ("testing", " 75%", "4 s left", "1 images/s"))  # 16 images in 12 s
+    assert all(each in last for each in ("testing", " 75%", "4 s left", " 1 images/s"))  # 16 images in 12 s
     line.on_test_batch_end(trainer, None, None, batch, 0, 1)  # type: ignore[arg-type]
     assert " 20%" in screen.getvalue().rpartition("\r")[2]  # of the other split
 

@@ -146,8 +146,9 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
         sizes = np.array([image.shape[1::-1] for image in images]) if self.sizes is None else self.sizes[rows]
         maps, _ = affine_maps(self.data, sizes, u, augment)
         found: dict[str, Any] = {"image": padded(images)} if images else {"split": self.split}
-        padded_to = sizes if self.sizes is None else self.sizes  # on the device, by the largest image of the split
-        if (maps != np.eye(2, 3)).any() or (padded_to != self.geometry.size).any():
+        # images on the device are padded to the largest of their split, which this batch may not contain
+        padded_sizes = sizes if self.sizes is None else self.sizes
+        if (maps != np.eye(2, 3)).any() or (padded_sizes != self.geometry.size).any():
             found["map"] = torch.from_numpy(inverted(maps).astype(np.float32))
         return found
 
@@ -198,7 +199,7 @@ def _cores(ranks: int) -> int:
 
 
 def stop_in_silence(worker: int) -> None:
-    """Print no traceback in a worker whose rank stops while it takes a batch; the rank says why."""
+    """Let a worker print no traceback if its rank stops while it takes a batch; the rank prints the reason."""
     usual = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -47,6 +47,7 @@ FACTS = ("brightness", "dark", "bright", *(f"{kind}_{color}" for kind in ("mean"
 COLUMNS = ("image", "bytes", "changed", "digest", "width", "height", "defect", "prepared", *FACTS, "decoded")
 TEXT = dict.fromkeys(("image", "digest", "prepared", "decoded", "place"), str)  # a hash may look like a number
 PIXELS = "pixels.raw"  # file name
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)  # error codes
 NOTHING: np.ndarray = np.empty((0, 0, 3), np.uint8)
 Entry = dict[Hashable, Any]  # a row of the index: see `PreparedSet`
 Format = Literal["jpeg", "raw"]
@@ -335,10 +336,11 @@ def prepare(target: PreparedSet, paths: Sequence[str], processes: int) -> pd.Dat
             "a process died, most likely out of memory; rerun the same command to continue, with processes=1 if needed"
         ) from None
     except OSError as error:
-        remedy = "free some space" if error.errno in NO_ROOM else "make it writable, or set data.cache_dir,"
+        remedies = dict.fromkeys(NO_ROOM, "free some space and ")
+        remedies |= dict.fromkeys(NOT_WRITABLE, "make it writable, or set data.cache_dir, and ")
         raise UserError(
-            f"{error.filename or target.folder}: {error.strerror or error}; {remedy} and rerun the same command to "
-            "continue; prepared files are kept"
+            f"{error.filename or target.folder}: {error.strerror or error}; {remedies.get(error.errno or 0, '')}rerun "
+            "the same command to continue; prepared files are kept"
         ) from error
 
 
