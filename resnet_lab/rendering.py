@@ -33,7 +33,7 @@ class Finding(NamedTuple):
 
 
 def png(figure: Figure) -> bytes:
-    """Return a figure as the bytes of a PNG file, without margins.
+    """Return a figure as the bytes of a PNG file, without margins; if its axes are out of the layout, as it is.
 
     (`savefig` with a layout or `bbox_inches="tight"` draws everything twice, the first time for the positions alone.)
     """
@@ -41,8 +41,9 @@ def png(figure: Figure) -> bytes:
     if layout := figure.get_layout_engine():
         layout.execute(figure)
         figure.set_layout_engine(None)
+    measured = any(axes.get_in_layout() for axes in figure.axes)
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=DPI, bbox_inches=figure.get_tightbbox().padded(MARGIN))
+    figure.savefig(file, format="png", dpi=DPI, bbox_inches=figure.get_tightbbox().padded(MARGIN) if measured else None)
     return file.getvalue()
 
 

@@ -1,11 +1,13 @@
 """Charts of thresholds, probabilities and cost, also with hostile names."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from resnet_lab.rendering import png
 from resnet_lab.report import charts
 from resnet_lab.report.calibration import OperatingPoint, Reliability
 
@@ -50,6 +52,21 @@ def test_reliability_titles_stay_clear_of_the_labels_above():
     label, title = figure.axes[0].xaxis.label.get_window_extent(), figure.axes[3].title.get_window_extent()
     assert label.y0 - title.y1 > 0.1 * figure.dpi  # inches
     assert "\n" not in figure.axes[0].get_title()
+
+
+def test_single_panels_have_one_size_and_the_legend_of_several_is_below_their_labels():
+    def curves(titles: list[str], labels: list[str], legend: bool) -> Figure:
+        lines = [charts.Line(label, X, X[None]) for label in labels]
+        return charts.unit_curves([(title, lines) for title in titles], "x", "y", 3, legend=legend)
+
+    alone = [png(curves([title], ["a"], legend=False)) for title in ("mild", "i" * 46)]
+    assert len({struct.unpack(">II", content[16:24]) for content in alone}) == 1
+    for labels in (["a"], ["a", "b", "c"], ["a b " * 30] * 4):
+        figure = drawn(curves(["mild", "no DR"], labels, legend=True))
+        (legend,) = figure.legends
+        assert legend.get_window_extent().y1 < figure.axes[0].xaxis.label.get_window_extent().y0
+        width, _ = struct.unpack(">II", png(figure)[16:24])
+        assert width >= legend.get_window_extent().width  # the picture does not cut it off
 
 
 def test_panels_that_are_not_needed_are_hidden():

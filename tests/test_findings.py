@@ -11,7 +11,7 @@ from fake_runs import GRADES, change_status, edit_predictions, write_run
 from resnet_lab.report.findings import findings_of
 from resnet_lab.report.groups import tables_of
 from resnet_lab.report.page import figures_of
-from resnet_lab.report.runs import read_run
+from resnet_lab.report.runs import has_epochs, read_metrics, read_run
 from resnet_lab.run_folder import find_runs
 
 
@@ -466,6 +466,26 @@ def test_epochs_missing_in_metrics_csv_are_a_finding(tmp_path):
     for left, lines in ((3, 4), (0, 0)):
         (run / "metrics.csv").write_text("".join(text.splitlines(keepends=True)[:lines]))
         assert found(tmp_path)["epochs lost"].startswith(f"run: metrics.csv has {left} of 6 epochs; ")
+
+
+@pytest.mark.parametrize(
+    ("lines", "epochs"),
+    [
+        (["epoch,loss", "0,1", "1,2"], 2),
+        (["loss,epoch", "1,0", "2,1"], 2),
+        (["epoch,loss", "0,1", "1,2", "1,3"], 2),
+        (["epoch,loss", "0,1", "1,2,3"], 0),
+        (["epoch,loss", "0,1", "one,2"], 1),
+        (["epoch,loss", "5,1", "", "6,x"], 2),
+        (["loss", "1"], 0),
+        ([], 0),
+    ],
+)
+def test_epochs_of_a_file_are_those_that_pandas_reads(tmp_path, lines, epochs):
+    file = tmp_path / "metrics.csv"
+    file.write_text("".join(f"{line}\n" for line in lines) + "9,9")  # the last line is incomplete
+    assert len(read_metrics(file)) == epochs
+    assert [has_epochs(file, number) for number in (epochs, epochs + 1)] == [True, False]
 
 
 @pytest.mark.parametrize(("images", "size"), [(14, "test has 14 images of 7 patients; "), (16, "")])

@@ -365,15 +365,18 @@ def test_alternative_texts_name_the_groups_of_a_picture(tmp_path):
     write_sweep(tmp_path, seeds=(0,))
     (table,) = tables_of([read_run(run) for run in find_runs([tmp_path])])
     labels = [group.label for group in table.drawn]
-    roc, f1, layers, reliability = (Picture(title, "", []) for title in ("ROC", "F1", "Layers", "Reliability"))
-    assert page._alts(table, "roc", roc, 1) == [f"ROC: {'; '.join(labels)}"]
-    assert page._alts(table, "class_scores", f1, 4) == [f"F1: {label}" for label in labels]
-    assert page._alts(table, "layers", layers, 2)[1] == f"Layers, 2 of 2: {'; '.join(labels)}"
-    assert labels[3] not in page._alts(table, "reliability", reliability, 1)[0]
+    cost, f1, layers = (Picture(title, "", []) for title in ("Cost", "F1", "Layers"))
+    assert page._alts(table, cost, 1) == [f"Cost: {'; '.join(labels)}"]
+    assert page._alts(table, f1, 4) == [f"F1: {label}" for label in labels]
+    assert page._alts(table, layers, 2)[1] == f"Layers, 2 of 2: {'; '.join(labels)}"
 
 
 def test_alternative_texts_give_the_values_of_a_picture():
     lines = tuple(f"line {number}: 1 at epoch 1" for number in range(14))
-    assert page._alts(None, "loss", Picture("Loss", "", [], values=lines[:2]), 1) == [f"Loss: {lines[0]}; {lines[1]}"]
-    (many,) = page._alts(None, "loss", Picture("Loss", "", [], values=lines), 1)
+    assert page._alts(None, Picture("Loss", "", [], values=lines[:2]), 1) == [f"Loss: {lines[0]}; {lines[1]}"]
+    (many,) = page._alts(None, Picture("Loss", "", [], values=lines), 1)
     assert many.endswith("line 11: 1 at epoch 1; and 2 more")
+    assert page._alts(None, Picture("ROC", "", [], values=("no DR: a", "mild: b")), 2) == [
+        "ROC: no DR: a",
+        "ROC: mild: b",
+    ]

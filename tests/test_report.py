@@ -148,7 +148,12 @@ def test_the_page_is_one_file_with_every_picture_and_escaped_names(tmp_path):
     assert "<script>alert" not in page
     assert "<i>" not in page
     assert "<img src=x>" not in page
-    assert page.count("data:image/png;base64,") == 8  # curves, ROC, precision, reliability; wide and narrow each
+    panels = page.count('<div class="panels">')
+    alts = re.findall(r'alt="([^"]*)"', page)
+    assert (panels, len(alts), page.count("data:image/png;base64,")) == (3, 14, 14)  # 1 of curves, 6 + 6 + 1 of panels
+    assert re.search(r"ROC: b\|c: .* AUC \d\.\d{3}$", "\n".join(alts), re.MULTILINE)
+    assert re.search(r"Reliability: .*: ECE \d\.\d{3}$", "\n".join(alts), re.MULTILINE)
+    assert page.count('<ul class="legend">') == 2  # of the curves over groups
     assert not re.search(r'(src|href)="(https?:|/)', page)
     assert "<script" not in (tmp_path / "summary.md").read_text()
     assert "&lt;i&gt;a_<wbr>b" in page

@@ -15,6 +15,7 @@ from resnet_lab.statistics import MANY_CLASSES
 
 Color = tuple[float, float, float, float]
 LEGEND_WIDTH = 60  # characters per line of a legend
+LegendPlace = Literal["outside lower center", "lower center"]
 Style = Literal["--", "-", "-."]
 STYLES: dict[str, Style] = {"train": "--", "val": "-", "test": "-."}
 GRAY, BLUE, RED = "0.45", "#2b6cb0", "#a4381c"
@@ -32,9 +33,11 @@ def legend_height(labels: Iterable[str], columns: int = 1) -> float:
     return 0.2 * sum(fill(label, LEGEND_WIDTH).count("\n") + 1 for label in labels) / columns
 
 
-def add_legend(figure: Figure, lines: Sequence[Line2D], columns: int) -> None:
+def add_legend(
+    figure: Figure, lines: Sequence[Line2D], columns: int, place: LegendPlace = "outside lower center"
+) -> None:
     """Add a legend below all panels; labels are plain text, never formulas."""
-    box = figure.legend(handles=lines, loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
+    box = figure.legend(handles=lines, loc=place, ncols=columns, fontsize=9, frameon=False)
     for text in box.get_texts():
         text.set_parse_math(False)
 

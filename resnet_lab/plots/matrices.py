@@ -95,4 +95,6 @@ def _write_cells(axes: Axes, counts: np.ndarray, shares: np.ma.MaskedArray, poin
         share = shares[row, column]
         text = "–" if share is np.ma.masked else f"{count}\n{100 * share:.0f} %" if count else "0"
         color = "0.4" if share is np.ma.masked else "white" if share > 0.68 else "0.1"
-        axes.text(column, row, text, ha="center", va="center", fontsize=size, color=color, linespacing=1.1)
+        axes.text(
+            column, row, text, ha="center", va="center", fontsize=size, color=color, linespacing=1.1, in_layout=False
+        )

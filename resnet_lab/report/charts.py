@@ -18,6 +18,8 @@ from resnet_lab.report.calibration import OperatingPoint, Reliability
 
 CORNERS = ((0.98, False), (0.03, False), (0.98, True), (0.03, True))  # of a panel, for numbers: x, whether at the top
 SCORE_WIDTH, SCORE_HEIGHT = 0.3, 0.06  # of a number, as shares of the panel
+SIDE, BESIDE, BELOW, MARGIN = 3.6, 0.6, 0.5, 0.1  # inches: a panel in the unit square, and around it
+TITLE_WIDTH = 46  # characters per line of its title
 ALIKE = 0.01  # relative difference of resources whose dots would cover each other
 PLAQUE = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1}  # keeps text on curves readable
 
@@ -40,6 +42,7 @@ def unit_curves(
     columns: int,
     diagonal: bool = False,
     colors: Mapping[str, Color] | None = None,
+    legend: bool = True,
 ) -> Figure:
     """Draw curves in the unit square, one panel per title: lines are means, bands span the runs.
 
@@ -50,17 +53,12 @@ def unit_curves(
         columns: panels per row.
         diagonal: whether to draw the diagonal (guessing), with the numbers below it.
         colors: label → color; None: one color per label.
+        legend: whether to name the colors below the panels.
     """
     shades = colors or palette(line.label for line in panels[0][1])
-    columns = min(columns, len(panels))
-    rows = math.ceil(len(panels) / columns)
     names = [line.label for line in panels[0][1]]
-    size = (max(4.2 * columns, 5.2), 4.2 * rows + legend_height(names))
-    figure = Figure(figsize=size, layout="constrained")
-    figure.set_layout_engine("constrained", hspace=0.06)  # between an axis label and the title below it
-    grid = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axes in grid[len(panels) :]:
-        axes.set_visible(False)
+    handles = [Line2D([], [], color=shades[name], linewidth=1.8, label=fill(name, LEGEND_WIDTH)) for name in names]
+    figure, grid = _squares([title for title, _ in panels], columns, handles if legend else [])
     for axes, (title, lines) in zip(grid, panels, strict=False):
         if diagonal:
             axes.plot([0, 1], [0, 1], color=GRAY, linestyle=":", linewidth=1)
@@ -71,9 +69,43 @@ def unit_curves(
             side = "left" if x < 0.5 else "right"
             axes.text(x, y, line.score, ha=side, color=shades[line.label], fontsize=9, bbox=PLAQUE)
         _square(axes, xlabel, ylabel, title)
-    handles = [Line2D([], [], color=shades[name], linewidth=1.8, label=fill(name, LEGEND_WIDTH)) for name in names]
-    add_legend(figure, handles, 1 if columns == 1 else 2)
     return figure
+
+
+def _squares(titles: Sequence[str], columns: int, handles: Sequence[Line2D]) -> tuple[Figure, np.ndarray]:
+    """Return a figure and its axes: square panels of one size, with room for their titles, labels and a legend.
+
+    Fixed places take half the time of a layout that is measured.
+    """
+    columns = min(columns, len(titles))
+    rows = math.ceil(len(titles) / columns)
+    above = 0.25 + 0.17 * max(fill(title, TITLE_WIDTH).count("\n") + 1 for title in titles)
+    width, height = BESIDE + SIDE, above + SIDE + BELOW
+    legend_columns = 1 if columns == 1 else 2
+    names = [str(line.get_label()) for line in handles]
+    legend = max(legend_height(names, legend_columns), legend_height(names[:1])) + 0.3 if names else 0.0
+    all_width, all_height = columns * width + MARGIN, rows * height + legend
+    figure = Figure(figsize=(all_width, all_height))
+    grid = figure.subplots(
+        rows,
+        columns,
+        squeeze=False,
+        gridspec_kw={
+            "left": BESIDE / all_width,
+            "right": 1 - MARGIN / all_width,
+            "bottom": (legend + BELOW) / all_height,
+            "top": 1 - above / all_height,
+            "wspace": BESIDE / SIDE,
+            "hspace": (above + BELOW) / SIDE,
+        },
+    ).flatten()
+    for axes in grid[len(titles) :]:
+        axes.set_visible(False)
+    if handles:
+        add_legend(figure, handles, legend_columns, "lower center")
+    for axes in grid:
+        axes.set_in_layout(bool(handles))  # a legend may be wider than the panels
+    return figure, grid
 
 
 def _free_corner(lines: Sequence[Line], corners: Sequence[tuple[float, bool]]) -> tuple[float, bool]:
@@ -103,29 +135,26 @@ def _square(axes: Axes, xlabel: str, ylabel: str, title: str) -> None:
     axes.set_xlim(-0.01, 1.01)
     axes.set_ylim(-0.01, 1.01)
     axes.set_aspect("equal")
-    axes.set_title(fill(title, 46), fontsize=10, parse_math=False)
+    axes.set_title(fill(title, TITLE_WIDTH), fontsize=10, parse_math=False)
     axes.set_xlabel(xlabel, fontsize=9)
     axes.set_ylabel(ylabel, fontsize=9)
     axes.tick_params(labelsize=8)
     axes.grid(color="0.92")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    for artist in (*axes.lines, *axes.collections, *axes.patches, *axes.texts):
-        artist.set_in_layout(False)  # all of it is inside the axes; the layout need not measure it
 
 
-def reliability(panels: Sequence[tuple[str, Reliability, float]], columns: int) -> Figure:
+def reliability(panels: Sequence[tuple[str, Reliability, float]], columns: int, legend: bool = True) -> Figure:
     """Draw accuracy by confidence, with the diagonal of perfect calibration.
 
     Args:
         panels: title, bins, and expected calibration error.
         columns: panels per row.
+        legend: whether to explain the red lines below the panels.
     """
-    columns = min(columns, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(max(4.2 * columns, 5.2), 4.6 * rows), layout="constrained")
-    figure.set_layout_engine("constrained", hspace=0.06)  # between an axis label and the title below it
-    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    explained = "gap between confidence and accuracy (darker: more images)"
+    handles = [Line2D([], [], color=RED, linewidth=2.2, label=explained)]
+    figure, grid = _squares([title for title, _, _ in panels], columns, handles if legend else [])
     for axes, (title, bins, error) in zip(grid, panels, strict=False):
         width = 1 / len(bins.images)
         middles = width * (np.arange(len(bins.images)) + 0.5)
@@ -144,12 +173,6 @@ def reliability(panels: Sequence[tuple[str, Reliability, float]], columns: int) 
             title,
         )
         axes.text(0.03, 0.92, f"ECE {error:.3f}", fontsize=9, bbox=PLAQUE)
-    for axes in grid[len(panels) :]:
-        axes.set_visible(False)
-    handles = [
-        Line2D([], [], color=RED, linewidth=2.2, label="gap between confidence and accuracy (darker: more images)")
-    ]
-    add_legend(figure, handles, 1)
     return figure
 
 

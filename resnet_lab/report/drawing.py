@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
 from resnet_lab.plots.frame import Color, palette
 from resnet_lab.report.groups import Table
+
+SPOKEN = 12  # lines of a figure that its alternative text describes
 
 
 def colors_of(table: Table) -> dict[str, Color]:
@@ -23,6 +26,12 @@ def best_of(table: Table) -> str:
     return f" This shows {shown} of {groups} groups: the best by {table.title_of_metric}, and those named with groups=."
 
 
+def spoken(lines: Sequence[str]) -> str:
+    """Return what a figure shows, for its alternative text: the first lines, and how many more there are."""
+    more = f"; and {len(lines) - SPOKEN} more" if len(lines) > SPOKEN else ""
+    return "; ".join(lines[:SPOKEN]) + more
+
+
 class Drawing(NamedTuple):
     """One figure for wide windows, and one for narrow windows if it differs."""
 
@@ -36,5 +45,6 @@ class Picture(NamedTuple):
     title: str
     note: str
     shown: list[Drawing]
-    files: list[Figure] | None = None  # None: the wide figures of `shown`
-    values: tuple[str, ...] = ()  # what is seen, for the alternative text; empty: the names of the groups
+    files: Callable[[], list[Figure]] | None = None  # None: the wide figures of `shown`
+    values: tuple[str, ...] = ()  # for the alternative text: lines of one figure, or one text for each of several
+    legend: tuple[str, ...] = ()  # groups whose colors the page names beside the figures

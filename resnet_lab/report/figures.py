@@ -113,8 +113,12 @@ def _both(
     colors: Mapping[str, Color] | None = None,
 ) -> Drawing:
     """Draw panels in two columns for wide windows, and in one for narrow windows."""
-    wide, narrow = (plots.curves.by_epoch(series, ylabel, baseline, columns, logarithmic, colors) for columns in (2, 1))
-    return Drawing(wide, narrow)
+    several = len({line.panel for line in series}) > 1
+    drawn = [
+        plots.curves.by_epoch(series, ylabel, baseline, columns, logarithmic, colors)
+        for columns in ((2, 1) if several else (1,))
+    ]
+    return Drawing(*drawn)
 
 
 def _curves(curve: Curve, table: Table) -> Picture | None:
@@ -162,8 +166,9 @@ def confusion_matrices(table: Table) -> Picture | None:
         "Rows: true class; columns: predicted class. The darker a cell, the larger its share of the true class. "
         "Counts are summed over the runs of a group. Gray rows: no image of that class."
     ) + best_of(table)
-    shown = [Drawing(plots.matrices.confusion_matrix(counts, names, title, BESIDE)) for title, counts in matrices]
-    return Picture("Confusion matrices", note, shown, [plots.matrices.confusion_matrices(matrices, names)])
+    on_page = matrices if len(names) > MANY_CLASSES else ()  # the page shows small ones as tables
+    shown = [Drawing(plots.matrices.confusion_matrix(counts, names, title, BESIDE)) for title, counts in on_page]
+    return Picture("Confusion matrices", note, shown, lambda: [plots.matrices.confusion_matrices(matrices, names)])
 
 
 def _runs_of(group: Group) -> str:

@@ -20,7 +20,7 @@ from resnet_lab.rendering import FEW_NAMES, Finding
 from resnet_lab.report.figures import CURVES, PICTURES
 from resnet_lab.report.groups import AREA, Group, Table, places_of
 from resnet_lab.report.intervals import CHECKED_IMAGES, CHECKED_PATIENTS, FEW_OF_A_CLASS, FEWEST
-from resnet_lab.report.runs import OUTDATED, Run, may_not_be_read, read_metrics
+from resnet_lab.report.runs import OUTDATED, Run, has_epochs, may_not_be_read, read_metrics
 from resnet_lab.report.selection import blind_of
 from resnet_lab.run_folder import SOURCES, RunFolder, jobs_file, list_jobs
 from resnet_lab.scores import ABSENT, SCORES
@@ -161,8 +161,8 @@ def _lost_epochs(runs: Sequence[Run]) -> Iterator[Finding]:
         epoch, file = run.status.get("epoch"), run.folder.stored_metrics
         if run.state != "done" or not isinstance(epoch, int) or not file.is_file():
             continue
-        if (found := len(read_metrics(file))) < epoch + 1:
-            has = f"has {found} of {count(epoch + 1, 'epoch')}"
+        if not has_epochs(file, epoch + 1):
+            has = f"has {len(read_metrics(file))} of {count(epoch + 1, 'epoch')}"
             seen = "cannot be read (Permission denied)" if may_not_be_read(file) else has
             text = f"{names[run.folder.path]}: {file.name} {seen}"
             yield Finding("epochs lost", f"{text}; its curves are incomplete, its scores are complete", False)

@@ -20,7 +20,7 @@ from resnet_lab.report import costs, thresholds
 from resnet_lab.report.by_class import Share, class_rows, confusions_of, shares_by_distance
 from resnet_lab.report.calibration import COLDEST, HOTTEST
 from resnet_lab.report.combined import RANKS_DECISIONS, combined_rows, decision_rows, fold_rows
-from resnet_lab.report.drawing import Picture, best_of, colors_of
+from resnet_lab.report.drawing import Picture, best_of, colors_of, spoken
 from resnet_lab.report.effects import confounded_of, effects_of
 from resnet_lab.report.figures import CURVES, PICTURES, picture
 from resnet_lab.report.glossary import glossary_of, meaning_of
@@ -28,7 +28,6 @@ from resnet_lab.report.groups import Group, Table, places_of, sweeps_of
 from resnet_lab.report.leaderboard import interval_text, referable_rows_of, rows_of
 from resnet_lab.report.recipe import recipe_of, subject_of
 from resnet_lab.report.runs import Run
-from resnet_lab.report.score_figures import RELIABLE
 from resnet_lab.report.sharing import unshared_of
 from resnet_lab.report.summaries import SHOWN_ROWS, headline, titles_of
 from resnet_lab.scores import ABSENT, MINUS, SCORES
@@ -39,7 +38,6 @@ OF_SECTIONS = ("confusion_matrices", "roc", "precision_recall", "reliability", "
 PAGE_WIDTH, NAMES_WIDTH, CELL_WIDTH, LETTER_WIDTH = 1110, 86, 36, 6.5  # pixels of a confusion matrix
 NO_LIMITS = (math.nan, math.nan, math.nan)
 MANY_SWEEPS = 8  # columns in the table of differences; of more, single runs share that of their parent folder
-SPOKEN = 12  # lines of a picture that its alternative text describes
 FAR = 3  # times the range of all intervals; a baseline further below is not drawn
 Pictures = dict[str, dict[str, Any]]  # by name: what the template shows of each
 
@@ -322,24 +320,23 @@ def pictures(
         drawn = None if as_text and name not in names else picture(name, table)
         if drawn is None:
             continue
-        files = drawn.files or [drawing.wide for drawing in drawn.shown]
-        for number, figure in enumerate(files if name in names else (), start=1):
-            place = f"_{number}" if len(files) > 1 else ""
+        saved = (drawn.files() if drawn.files else [drawing.wide for drawing in drawn.shown]) if name in names else []
+        for number, figure in enumerate(saved, start=1):
+            place = f"_{number}" if len(saved) > 1 else ""
             write_atomically(folder / f"{name}{place}{suffix}.png", once(figure))
         seen = [] if as_text else drawn.shown
         figures = [[base64_of(once(figure)) for figure in drawing if figure] for drawing in seen]
-        alts = _alts(table, name, drawn, len(figures))
-        shown[name] = {"name": name, "title": drawn.title, "note": drawn.note, "figures": figures, "alts": alts}
+        texts = {"title": drawn.title, "note": drawn.note, "legend": drawn.legend}
+        shown[name] = {"name": name, **texts, "figures": figures, "alts": _alts(table, drawn, len(figures))}
     return shown
 
 
-def _alts(table: Table, name: str, drawn: Picture, figures: int) -> list[str]:
+def _alts(table: Table, drawn: Picture, figures: int) -> list[str]:
     """Return what each figure of a picture shows, for readers who cannot see it."""
     title = drawn.title
     if drawn.values:
-        more = f"; and {len(drawn.values) - SPOKEN} more" if len(drawn.values) > SPOKEN else ""
-        return [f"{title}: {'; '.join(drawn.values[:SPOKEN])}{more}"] * figures
-    labels = [group.label for group in table.drawn][: RELIABLE if name == "reliability" else None]
+        return [f"{title}: {text}" for text in (drawn.values if figures > 1 else [spoken(drawn.values)])]
+    labels = [group.label for group in table.drawn]
     if figures == len(labels):
         return [f"{title}: {label}" for label in labels]
     numbers = [f", {number} of {figures}" for number in range(1, figures + 1)] if figures > 1 else [""]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import hashlib
 import io
@@ -473,13 +474,28 @@ def may_not_be_read(file: Path) -> bool:
 def read_metrics(file: Path) -> pd.DataFrame:
     """Return the complete rows of metrics.csv by epoch, without an incomplete last row; empty without a file."""
     try:
-        stored = file.read_bytes() if file.is_file() else b""
-        text = (gzip.decompress(stored) if file.suffix == ".gz" else stored).decode("utf-8", errors="replace")
-        frame = _numbers(pd.read_csv(io.StringIO(text[: text.rfind("\n") + 1])))
+        frame = _numbers(pd.read_csv(io.StringIO(_complete_lines(file))))
         epochs = frame["epoch"]
         return frame[epochs.notna() & ~epochs.duplicated(keep="last")].set_index("epoch")
     except (OSError, ValueError, KeyError, EOFError, zlib.error):
         return pd.DataFrame()
+
+
+def has_epochs(file: Path, epochs: int) -> bool:
+    """Return whether metrics.csv has that many epochs; a file without faults needs no pandas, as runs may be many."""
+    with suppress(OSError, ValueError, EOFError, zlib.error, csv.Error):
+        names, *rows = csv.reader(_complete_lines(file).splitlines())
+        if {len(row) for row in rows} == {len(names)}:
+            place = names.index("epoch")
+            if [row[place] for row in rows] == [str(epoch) for epoch in range(len(rows))]:
+                return len(rows) >= epochs
+    return len(read_metrics(file)) >= epochs
+
+
+def _complete_lines(file: Path) -> str:
+    stored = file.read_bytes() if file.is_file() else b""
+    text = (gzip.decompress(stored) if file.suffix == ".gz" else stored).decode("utf-8", errors="replace")
+    return text[: text.rfind("\n") + 1]
 
 
 def read_layers(file: Path) -> pd.DataFrame:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from resnet_lab.report import calibration, charts, costs, thresholds
-from resnet_lab.report.drawing import Drawing, Picture, best_of, colors_of
+from resnet_lab.report.drawing import Drawing, Picture, best_of, colors_of, spoken
 from resnet_lab.report.groups import Table
 from resnet_lab.scores import SCORES
 
@@ -17,15 +18,11 @@ def roc(table: Table) -> Picture | None:
     panels = thresholds.panels_of(table, thresholds.roc_of, "AUC")
     if not panels:
         return None
-    wide, narrow = (
-        charts.unit_curves(panels, "false positive rate", "sensitivity", columns, True, colors_of(table))
-        for columns in (3, 1)
-    )
     note = f"{_which(table)} Dotted: guessing."
     if any(line.points for _, lines in panels for line in lines):
         note += " Marks: operating points from validation (circle: high sensitivity, triangle: high specificity), "
         note += "means over the runs."
-    return Picture("ROC", note, [Drawing(wide, narrow)])
+    return _curves("ROC", note, panels, ("false positive rate", "sensitivity"), table, diagonal=True)
 
 
 def precision_recall(table: Table) -> Picture | None:
@@ -33,10 +30,24 @@ def precision_recall(table: Table) -> Picture | None:
     panels = thresholds.panels_of(table, thresholds.precision_recall_of, "AP")
     if not panels:
         return None
-    wide, narrow = (
-        charts.unit_curves(panels, "recall", "precision", columns, colors=colors_of(table)) for columns in (3, 1)
-    )
-    return Picture("Precision and recall", f"{_which(table)} AP: average precision.", [Drawing(wide, narrow)])
+    note = f"{_which(table)} AP: average precision."
+    return _curves("Precision and recall", note, panels, ("recall", "precision"), table)
+
+
+def _curves(
+    title: str,
+    note: str,
+    panels: Sequence[tuple[str, Sequence[charts.Line]]],
+    axes: tuple[str, str],
+    table: Table,
+    diagonal: bool = False,
+) -> Picture:
+    """Return a picture whose panels are figures of their own on the page, and one figure in a file."""
+    colors = colors_of(table)
+    shown = [Drawing(charts.unit_curves([panel], *axes, 1, diagonal, colors, legend=False)) for panel in panels]
+    values = tuple(f"{name}: {spoken([f'{line.label} {line.score}' for line in lines])}" for name, lines in panels)
+    names = tuple(dict.fromkeys(line.label for _, lines in panels for line in lines))
+    return Picture(title, note, shown, lambda: [charts.unit_curves(panels, *axes, 3, diagonal, colors)], values, names)
 
 
 def _which(table: Table) -> str:
@@ -59,10 +70,13 @@ def reliability(table: Table) -> Picture | None:
             panels.append((group.label + suffix, bins, error))
     if not panels:
         return None
-    wide, narrow = (charts.reliability(panels, columns) for columns in (3, 1))
-    note = "Bars below the dotted line: overconfident. The panels show the best groups; bars pool the runs of a group, "
-    note += "and ECE is the mean over the runs."
-    return Picture("Reliability", note, [Drawing(wide, narrow)])
+    shown = [Drawing(charts.reliability([panel], 1, legend=False)) for panel in panels]
+    values = tuple(f"{name}: ECE {error:.3f}" for name, _, error in panels)
+    note = "Bars below the dotted line: overconfident. Red: the gap between confidence and accuracy (darker: more "
+    note += (
+        "images). The panels show the best groups; bars pool the runs of a group, and ECE is the mean over the runs."
+    )
+    return Picture("Reliability", note, shown, lambda: [charts.reliability(panels, 3)], values)
 
 
 def cost(table: Table) -> Picture | None:
