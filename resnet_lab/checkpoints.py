@@ -10,9 +10,10 @@ import pickle
 import time
 import zipfile
 from collections.abc import Collection, Iterable
+from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -57,23 +58,24 @@ def load_plain(file: Any, mmap: bool = False) -> Any:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
 
 
-def pickled(checkpoint: dict[str, Any]) -> io.BytesIO:
-    """Pickle a checkpoint, or refuse it if no later start could load it, and name the part that stores an object.
+def save(checkpoint: dict[str, Any], file: BinaryIO) -> None:
+    """Write a checkpoint, or refuse it if no later start could load it, and name the part that stores an object.
 
     Args:
         checkpoint: what a job saves.
+        file: open for writing and reading.
 
     Raises:
         UserError: it contains anything but tensors, plain values and `HARMLESS` objects.
     """
-    content, found = _pickled(checkpoint)
-    if content is not None and not found:
-        return content
+    found = _objects_in(checkpoint, file)
+    if not found:
+        return
     parts = {f"the callback {name}": state for name, state in checkpoint.get("callbacks", {}).items()}
     parts |= {"the optimizer": checkpoint.get("optimizer_states"), "the schedule": checkpoint.get("lr_schedulers")}
     owner = "the network"
     for name, state in parts.items():
-        if own := _pickled(state)[1]:
+        if own := _objects_in(state, io.BytesIO()):
             owner, found = name, own
             break
     raise UserError(
@@ -82,16 +84,19 @@ def pickled(checkpoint: dict[str, Any]) -> io.BytesIO:
     )
 
 
-def _pickled(state: object) -> tuple[io.BytesIO | None, list[str]]:
-    """Return a pickled state, None if it cannot be pickled, and the names of what `load_plain` would refuse."""
-    content = io.BytesIO()
+def _objects_in(state: object, file: BinaryIO) -> list[str]:
+    """Write a state, and return the names of the objects in it that `load_plain` would refuse."""
     try:
-        torch.save(state, content)
+        torch.save(state, file)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
-        return None, [f"another kind ({reason_of(error)})"]
-    content.seek(0)
+        return [f"another kind ({reason_of(error)})"]
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):  # a write was cut short, as on a full disk
+            raise error.__context__ from error
+        raise
+    file.seek(0)
     with torch.serialization.safe_globals(HARMLESS):
-        return content, torch.serialization.get_unsafe_globals_in_checkpoint(content)
+        return torch.serialization.get_unsafe_globals_in_checkpoint(file)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -106,12 +111,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             return super().load_checkpoint(path, *args, **kwargs)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        buffer = pickled(checkpoint)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         if real(Path(path)) in _damaged:  # kept, as parts of it may be recoverable
             _damaged.discard(real(Path(path)))
             Path(path).replace(free_name(Path(path)))
-        write_atomically(Path(path), buffer.getbuffer(), durable=True)
+        write_atomically(Path(path), partial(save, checkpoint), durable=True)
 
 
 def resume_point(run: RunFolder, on_corrupt: str, misfits: Collection[Path] = ()) -> Path | None:

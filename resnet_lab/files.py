@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from resnet_lab.errors import UserError
 
+Content = str | bytes | memoryview | Callable[[BinaryIO], None]
 
-def write_atomically(path: Path, content: str | bytes | memoryview, durable: bool = False) -> None:
+
+def write_atomically(path: Path, content: Content, durable: bool = False) -> None:
     """Write a temporary file in the same folder and rename it to `path`, so that `path` is never incomplete.
 
     Args:
         path: file to write.
-        content: its content.
+        content: its content, or a function that writes it into an open file, which it may also read.
         durable: flush to disk first; otherwise the file may be empty after a power failure.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        if callable(content):
+            with temporary.open("w+b") as file:
+                content(file)
+        else:
+            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         if durable:
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
-        error.filename = str(path)  # the error of a full disk has no file name
+        if isinstance(error, OSError):
+            error.filename = str(path)  # the error of a full disk has no file name
         raise
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from resnet_lab import evaluate, predict, preflight, prepare, trust
-from resnet_lab.checkpoints import is_whole, load_plain, pickled
+from resnet_lab.checkpoints import is_whole, load_plain, save
 from resnet_lab.config import check, compose_config, known_names, named_in_conf
 from resnet_lab.errors import UserError
 from resnet_lab.models.pretrained import load_fitting
@@ -296,7 +297,7 @@ def test_a_state_holds_arrays_and_no_objects(make_run: Make, mylab: None) -> Non
 def test_an_object_that_cannot_be_pickled_is_named() -> None:
     states = [{"state": {0: {"weights": lambda: None}}}]
     checkpoint = {"callbacks": {"EpochRows": {"rows": []}}, "optimizer_states": states, "lr_schedulers": []}
-    assert refusal(pickled, checkpoint).startswith("the optimizer stores an object of another kind (")
+    assert refusal(save, checkpoint, io.BytesIO()).startswith("the optimizer stores an object of another kind (")
 
 
 def test_callbacks_do_not_replace_metrics_of_the_run(make_run: Make, mylab: None) -> None:

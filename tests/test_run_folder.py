@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def write_status(run: RunFolder, value: int) -> Path:
 
 
 def write_checkpoint(run: RunFolder, value: int) -> Path:
-    AtomicCheckpointIO().save_checkpoint({"value": torch.tensor(value)}, run.last_checkpoint)
+    AtomicCheckpointIO().save_checkpoint({"value": torch.full((30_000,), value)}, run.last_checkpoint)
     return run.last_checkpoint
 
 
@@ -41,14 +42,21 @@ def test_a_disk_that_fills_up_during_writing_leaves_the_old_file(
     run = RunFolder(tmp_path)
     file = write(run, 1)
     before = file.read_bytes()
+    opens = io.open
 
-    def half(self: Path, content: Any) -> None:
-        with self.open("wb") as opened:
-            opened.write(bytes(content)[: len(content) // 2])
-        raise OSError(errno.ENOSPC, "No space left on device")
+    class Full(io.FileIO):
+        """A file on a disk with 4 bytes of free space: the last write that fits is cut short."""
+
+        def write(self, content: Any) -> int:
+            if self.tell() == 4:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(memoryview(content)[: 4 - self.tell()])
+
+    def full(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        return io.BufferedRandom(Full(file, "w+")) if "w" in mode else opens(file, mode, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", half)
+        patch.setattr(io, "open", full)
         with pytest.raises(OSError, match="No space left") as caught:
             write(run, 2)
     assert caught.value.filename == str(file)
