@@ -42,7 +42,10 @@ def test_jobs_that_have_not_begun_limit_the_report(tmp_path):
     shutil.rmtree(tmp_path / "sweep" / "seed-1")
     write_run(tmp_path / "sweep" / "seed-1", seed=1)
     (tmp_path / "sweep" / "seed-1" / "config.yaml").unlink()
-    assert found(tmp_path)["not begun"] == text
+    limits = found(tmp_path)
+    assert limits["not begun"].startswith("1 of 3 jobs of sweep; ")
+    assert limits["config.yaml lost"].startswith("1 of 3 jobs of sweep; ")
+    assert (limits["not begun"][-6:], limits["config.yaml lost"][-6:]) == ("seed-2", "seed-1")
 
 
 def test_finished_jobs_that_are_left_out_limit_the_report(tmp_path):

@@ -103,20 +103,20 @@ def _labels(runs: Sequence[Run]) -> dict[Path, str]:
 
 
 def _not_begun(runs: Sequence[Run]) -> Iterator[Finding]:
-    """Yield the jobs of the runs' sweeps that have no folder yet, or have lost their status.json or config.yaml."""
+    """Yield the jobs of the runs' sweeps without a status.json, and those that lost their config.yaml."""
     for sweep in sorted({run.folder.path.parent for run in runs if not run.single}):
         with suppress(UserError, OSError):  # damaged, which another finding reports
             names = list_jobs(sweep)
-            jobs = {name: RunFolder(sweep / name) for name in names}
-            absent = [name for name, job in jobs.items() if not (job.status_file.exists() and job.config_file.exists())]
-            if absent:
-                labels = labels_in(sweep, {})
-                listed = tuple(labels.get(name, name) for name in absent)
-                text = (
-                    f"{len(absent)} of {count(len(names), 'job')} of {sweep.name}; rerun the command that planned "
-                    "them, or remove their lines in jobs.txt"
-                )
-                yield Finding("not begun", text, False, listed)
+            absent = [name for name in names if not RunFolder(sweep / name).status_file.exists()]
+            lost = [name for name in names if name not in absent and not RunFolder(sweep / name).config_file.exists()]
+            labels = labels_in(sweep, {}) if absent or lost else {}
+            for kind, missing in (("not begun", absent), ("config.yaml lost", lost)):
+                if missing:
+                    text = (
+                        f"{len(missing)} of {count(len(names), 'job')} of {sweep.name}; rerun the command that planned "
+                        "them, or remove their lines in jobs.txt"
+                    )
+                    yield Finding(kind, text, False, tuple(labels.get(name, name) for name in missing))
 
 
 def _left_out(runs: Sequence[Run]) -> Iterator[Finding]:
