@@ -84,14 +84,14 @@ def measure(folder: Path, quick: bool) -> list[page.Row]:
     """Return all rows; with `quick`, of a tenth of the runs, measured once."""
     part, repetitions = (10, 1) if quick else (1, 3)
     rows = []
-    reports = ((30, 31, None), (120, 31, None), (480, 31, None), (480, 5000 // part, Cost(15, 0, 600)))
+    reports = ((30, 31, None), (120, 31, None), (480, 31, None), (480, 5000 // part, Cost(0, 15, 600)))
     for runs, images, goal in reports:
         groups = max(runs // part // SEEDS, 2)
         write_runs(folder / "sweep", groups * SEEDS, images)
         name = f"{groups * SEEDS} runs in {groups} groups, {images:,} images"
         rows += rows_of("report", folder / "sweep", name, repetitions, goal)
         shutil.rmtree(folder / "sweep")
-    for runs, goal in ((480, None), (1000, Cost(4, 0, 0))):
+    for runs, goal in ((480, None), (1000, Cost(0, 4, 0))):
         write_runs(folder / "sweep", runs // part, 31)
         rows += rows_of("status", folder / "sweep", f"{runs // part:,} runs", repetitions, goal)
         shutil.rmtree(folder / "sweep")

@@ -68,12 +68,14 @@ def stored_splits(run: RunFolder) -> dict[str, Labeled]:
         if not file.is_file():
             continue
         try:
-            read_predictions(file)  # checks it
+            checked = read_predictions(file).labeled
         except UserError as error:
             raise UserError(f"{run.path}: {error}") from None
         frame = pd.read_csv(file, dtype={"image": str, "patient": str}, keep_default_na=False)
-        columns = [name for name in frame if name in ("image", "patient", "target")]
-        found[split] = Labeled(frame[columns], frame.filter(regex=r"^p_\d+$").to_numpy(float))
+        rows = frame[[name for name in frame if name in ("image", "patient", "target")]]
+        rows = rows.assign(target=pd.to_numeric(rows["target"]).astype(int))  # a spreadsheet may have written 1.0
+        of_classes = [f"p_{k}" for k in range(checked.probabilities.shape[1])]  # and may have moved the columns
+        found[split] = Labeled(rows, frame[of_classes].apply(pd.to_numeric).to_numpy(float))
     return found
 
 

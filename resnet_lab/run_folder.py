@@ -424,9 +424,23 @@ def closed_folders(folders: Iterable[str]) -> list[str]:
     """Return the folders at or below `folders` without read permission, whose runs cannot be found."""
     closed: list[str] = []
     for folder in folders:
-        for _, inner, _ in os.walk(folder, onerror=lambda error: closed.append(str(error.filename))):
+        for _, inner, _ in _walked(folder, closed):
             inner[:] = [name for name in inner if name not in ("checkpoints", "tensorboard")]
     return [folder for folder in dict.fromkeys(closed) if Path(folder).exists()]
+
+
+def _walked(root: str | Path, closed: list[str]) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Yield what `os.walk` does, also behind symbolic links, but each folder once; add those that are not readable."""
+    seen = set[tuple[int, int]]()
+    for folder, inner, files in os.walk(
+        root, onerror=lambda error: closed.append(str(error.filename)), followlinks=True
+    ):
+        stat = Path(folder).stat()
+        if (stat.st_dev, stat.st_ino) in seen:
+            inner.clear()
+            continue
+        seen.add((stat.st_dev, stat.st_ino))
+        yield folder, inner, files
 
 
 def find_runs(folders: Iterable[str | Path]) -> list[RunFolder]:
@@ -439,7 +453,12 @@ def find_runs(folders: Iterable[str | Path]) -> list[RunFolder]:
     for root in roots:
         if not root.is_dir():
             raise UserError(f"{root} is not a folder; give run folders or the folder of a sweep")
-    configs = {file.resolve() for root in roots for file in root.rglob("config.yaml") if _is_run(file)}
-    if not configs:
+    found = {
+        Path(folder).resolve()
+        for root in roots
+        for folder, _, files in _walked(root, [])
+        if "config.yaml" in files and _is_run(Path(folder, "config.yaml"))
+    }
+    if not found:
         raise UserError(f"no run (config.yaml) in {', '.join(map(str, roots))}; train one with `resnet-lab train`")
-    return [RunFolder(file.parent) for file in sorted(configs)]
+    return [RunFolder(folder) for folder in sorted(found)]

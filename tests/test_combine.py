@@ -694,3 +694,45 @@ def test_the_interval_of_a_mean_over_seeds_is_the_same_in_every_report(seeds: Pa
         assert "how much the mean of other seeds would differ is unknown" in texts["one mean only"]
         assert "one seed only" not in texts
     assert np.asarray(found["alone"]) == pytest.approx(np.asarray(found["beside"]))
+
+
+def test_columns_and_numbers_that_a_spreadsheet_rewrote_are_combined_by_their_names(
+    seeds: Path, tmp_path: Path
+) -> None:
+    (plain,) = combine([str(seeds / f"depth-18_seed-{seed}") for seed in (0, 1)], tmp_path / "plain", ["seed"])
+    for seed in (0, 1):
+        file = seeds / f"depth-18_seed-{seed}" / "predictions_test.csv"
+        frame = pd.read_csv(file, dtype=str).assign(target=lambda frame: frame["target"] + ".0")
+        frame[frame.columns[::-1]].to_csv(file, index=False)
+    (moved,) = combine([str(seeds / f"depth-18_seed-{seed}") for seed in (0, 1)], tmp_path / "moved", ["seed"])
+    np.testing.assert_array_equal(shares_of(moved), shares_of(plain))
+    assert read_run(moved).scores == read_run(plain).scores
+    assert read_run(moved).predictions.fingerprint == read_run(plain).predictions.fingerprint
+
+
+def test_seeds_and_folds_combined_at_once_or_in_two_steps_have_the_same_interval(tmp_path: Path) -> None:
+    for fold in (0, 1):
+        for seed, skill in ((0, 1.0), (1, 3.0)):
+            cut = {"data.folds": 2, "data.fold": fold, "data.split_seed": 0}
+            folder = tmp_path / "cv" / f"{fold}_{seed}"
+            write_run(folder, seed=seed, skill=skill, images=60, test_set=f"fold{fold}", config=cut)
+            edit_predictions(
+                folder,
+                lambda frame, fold=fold: frame.assign(
+                    image=[f"{fold}_{name}" for name in frame["image"]],
+                    patient=[f"{fold}_{name}" for name in frame["patient"]],
+                ),
+            )
+    combine([str(tmp_path / "cv")], tmp_path / "by_seed", ["data.fold"])
+    combine([str(tmp_path / "cv")], tmp_path / "once", ["data.fold", "seed"])
+    combine([str(tmp_path / "cv")], tmp_path / "means", ["seed"])
+    combine([str(tmp_path / "means")], tmp_path / "twice", ["data.fold"])
+    intervals, kinds = [], []
+    for name in ("once", "twice"):
+        runs = read_runs([str(tmp_path / "by_seed"), str(tmp_path / name)])
+        (table,) = tables_of(runs)
+        (mean,) = [group for group in table.scored_groups if group.is_mean]
+        intervals.append(table.estimates["qwk"].interval(table.groups.index(mean)))
+        kinds.append({finding.kind for finding in findings_of(runs, [table])})
+    assert intervals[0] == pytest.approx(intervals[1])
+    assert kinds[0] == kinds[1]

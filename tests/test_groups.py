@@ -11,7 +11,7 @@ from resnet_lab.errors import UserError
 from resnet_lab.rendering import Finding
 from resnet_lab.report.effects import effects_of
 from resnet_lab.report.findings import findings_of
-from resnet_lab.report.groups import places_of, tables_of
+from resnet_lab.report.groups import places_of, sweeps_of, tables_of
 from resnet_lab.report.runs import read_run
 from resnet_lab.run_folder import BOOKKEEPING, find_runs
 
@@ -336,3 +336,18 @@ def test_published_sweeps_keep_their_axes(tmp_path):
     assert {group.label for group in table.groups} == {
         f"sweep={sweep} depth={depth}" for sweep in ("first", "second") for depth in (18, 34)
     }
+
+
+def test_sweeps_with_the_same_last_names_stay_apart(tmp_path):
+    for number, place in enumerate(["A/exp/sweep", "B/exp/sweep", "C/other"]):
+        for seed in (0, 1):
+            varied = dict.fromkeys(("optim.lr", "optim.momentum", "data.crop", "data.rotation"), 0.1 * (number + 1))
+            write_run(tmp_path / place / f"s{seed}", seed=seed, skill=2 + number, config=varied)
+        (tmp_path / place / "jobs.txt").write_text("s0\ns1\n")
+    runs, (table,), _ = compare(tmp_path)
+    assert {name: len(members) for name, members in sweeps_of(runs).items()} == {
+        "A/exp/sweep": 2,
+        "B/exp/sweep": 2,
+        "other": 2,
+    }
+    assert labels(table) == ["sweep=A/exp/sweep", "sweep=B/exp/sweep", "sweep=other"]

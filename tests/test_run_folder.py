@@ -14,7 +14,7 @@ import torch
 from resnet_lab.checkpoints import AtomicCheckpointIO
 from resnet_lab.errors import UserError
 from resnet_lab.files import remove_unfinished, write_atomically
-from resnet_lab.run_folder import RunFolder
+from resnet_lab.run_folder import RunFolder, find_runs
 
 
 def write_config(run: RunFolder, value: int) -> Path:
@@ -149,3 +149,19 @@ def test_a_run_that_ends_during_the_look_is_done(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(RunFolder, "is_locked", ends)
     assert run.read_status()["state"] == "done"
+
+
+def test_runs_behind_links_are_found_once(tmp_path: Path) -> None:
+    for name in ("all/s0", "elsewhere/s1", "elsewhere/s2"):
+        (tmp_path / name).mkdir(parents=True)
+        for file in ("config.yaml", "status.json"):
+            stored = tmp_path / "store" / f"{name.replace('/', '_')}.{file}"
+            stored.parent.mkdir(exist_ok=True)
+            stored.write_text("{}")
+            (tmp_path / name / file).symlink_to(stored)
+    (tmp_path / "all" / "s1").symlink_to(tmp_path / "elsewhere" / "s1")
+    (tmp_path / "all" / "again").symlink_to(tmp_path / "elsewhere" / "s1")
+    (tmp_path / "all" / "s0" / "up").symlink_to(tmp_path / "all")
+    found = [run.path.relative_to(tmp_path.resolve()).as_posix() for run in find_runs([tmp_path / "all"])]
+    assert found == ["all/s0", "elsewhere/s1"]
+    assert [run.path.name for run in find_runs([tmp_path])] == ["s0", "s1", "s2"]

@@ -124,7 +124,7 @@ def _left_out(runs: Sequence[Run]) -> Iterator[Finding]:
     reported = {run.folder.path for run in runs}
     for sweep in sorted({run.folder.path.parent for run in runs if not run.single}):
         with suppress(UserError, OSError):  # damaged, which another finding reports
-            others = [RunFolder(sweep / name) for name in list_jobs(sweep) if sweep / name not in reported]
+            others = [RunFolder(sweep / name) for name in list_jobs(sweep) if (sweep / name).resolve() not in reported]
             if absent := [run.path.name for run in others if state_of(run).state == "done"]:
                 labels = labels_in(sweep, {})
                 text = f"{count(len(absent), 'finished job is', 'finished jobs are')} not in this report ({sweep.name})"

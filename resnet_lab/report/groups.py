@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
@@ -285,7 +286,7 @@ def _value(run: Run, key: str) -> Any:
 
 
 def sweeps_of(runs: Sequence[Run], apart: bool = True) -> dict[str, list[Run]]:
-    """Return the runs by name of their sweep's folder (with its own parent if names repeat).
+    """Return the runs by name of their sweep's folder (with as many of its parents as tell it from the others).
 
     Args:
         runs: the runs.
@@ -297,11 +298,19 @@ def sweeps_of(runs: Sequence[Run], apart: bool = True) -> dict[str, list[Run]]:
     for run in runs:
         path = run.members[0] if run.members else run.folder.path.resolve()  # a combined run joins that of its members
         folders.setdefault(path if apart and path in alone else path.parent, []).append(run)
-    names = [folder.name for folder in folders]
-    return {
-        folder.name if names.count(folder.name) == 1 else f"{folder.parent.name}/{folder.name}": members
-        for folder, members in folders.items()
-    }
+    names = _shortest(folders)
+    return {names[folder]: members for folder, members in folders.items()}
+
+
+def _shortest(folders: Collection[Path]) -> dict[Path, str]:
+    """Return folder → the shortest end of its path that no other folder has."""
+    names, depth = dict[Path, str](), 0
+    while len(names) < len(folders):
+        depth += 1
+        ends = {folder: "/".join(folder.parts[-depth:]) for folder in folders}
+        times = Counter(ends.values())
+        names |= {folder: end for folder, end in ends.items() if folder not in names and times[end] == 1}
+    return names
 
 
 def _settings(runs: Sequence[Run]) -> list[dict[str, Any]]:

@@ -229,9 +229,12 @@ class Run:
 
     @property
     def joins_seeds(self) -> bool:
-        """Whether a combined run is the mean of runs with several seeds."""
-        over = str(self.config.get("combine.mean_over", "")).split(",")
-        return len(self.members) > 1 and ("seed" in over or "all" in over)
+        """Whether a combined run is the mean of runs with several seeds, also if it pools the means of folds."""
+        ways = {"mean_over": 1, "pooled_over": len(self.status.get("folds") or "1")}  # members without a mean
+        return any(
+            len(self.members) > alone and {"seed", "all"} & {*str(self.config.get(f"combine.{key}", "")).split(",")}
+            for key, alone in ways.items()
+        )
 
     @property
     def sources(self) -> list[Path]:
