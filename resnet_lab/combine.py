@@ -30,7 +30,7 @@ from resnet_lab.members import (
 )
 from resnet_lab.processes import end
 from resnet_lab.report.groups import places_of
-from resnet_lab.report.runs import Run, digest_of_predictions, read_runs
+from resnet_lab.report.runs import Run, digest_of_predictions, order_of, read_runs
 from resnet_lab.run_folder import OURS, RunFolder, comparable, is_bookkeeping, jobs_file
 from resnet_lab.statistics import DECISIONS
 from resnet_lab.terminal import Lines
@@ -167,7 +167,8 @@ def _prepared(
         if rule != members[0].status.get("decision", "argmax"):
             set_key(config, DECISION, rule)
         _refuse_thresholds(rule, splits, name, bool(sizes))
-        facts = facts_of(members, decides=over[0] == NOTHING) | ({"folds": sizes} if sizes else {})
+        facts = facts_of(members, over[0] == NOTHING, len(sizes) if pools else 1)
+        facts |= {"folds": sizes, "order_of_rows": order_of(splits[members[0].split].rows["image"])} if sizes else {}
         sources = [member.folder for member in members]
         given = {"splits": splits, "config": config, "facts": facts, "rule": rule}
         yield run, given | {"title": name, "sources": sources}
@@ -223,6 +224,9 @@ def combine_eyes(folders: Sequence[str], out: Path, methods: Sequence[str], deci
     for run in runs:
         if not run.status.get("ordered") and len(run.class_names) > 2:
             raise UserError(f"{run.folder.path}: eyes= needs grades, but the classes of this run have no order")
+        if not run.status.get("ordered"):
+            text = "%s: the classes have no order; a patient with one eye of each counts as %s, not as %s"
+            log.warning(text, run.folder.path, run.class_names[-1], run.class_names[0])
         rule = rule_of([run], decision)
         if rule == "thresholds" and {*methods} & {*FITTED}:
             raise UserError("decision=thresholds: the model of both eyes uses all validation images; choose expected")
@@ -258,7 +262,17 @@ def combine_eyes(folders: Sequence[str], out: Path, methods: Sequence[str], deci
 
 
 def _written(made: Sequence[tuple[RunFolder, dict[str, Any]]]) -> list[RunFolder]:
-    """Write derived runs, and return their folders."""
+    """Write derived runs, and return their folders.
+
+    Raises:
+        UserError: two of them have the same folder.
+    """
+    places = [folder.path for folder, _ in made]
+    if twice := next((path for path in places if places.count(path) > 1), None):
+        raise UserError(
+            f"{twice.name}: two groups of runs would have this folder, as their settings are written alike, such as 1 "
+            "and '1'; combine them one at a time"
+        )
     for folder, arguments in with_progress(made, len(made), "combined", unit="runs", end=False):
         folder.path.mkdir(parents=True, exist_ok=True)
         for file in folder.path.iterdir():  # of an earlier result, which may have another split or other facts

@@ -9,7 +9,7 @@ from typing import Any
 from resnet_lab.compatibility import SCHEMA_VERSION, with_older_defaults
 from resnet_lab.config import changed_keys
 from resnet_lab.errors import UserError
-from resnet_lab.run_folder import RunFolder, real_path
+from resnet_lab.run_folder import RunFolder, same_root
 
 EPOCHS = "trainer.max_epochs"
 UNENDING = ("resnet_lab.optim.constant", "resnet_lab.optim.plateau")  # schedules that do not depend on max_epochs
@@ -73,8 +73,7 @@ def goes_on_to(run: RunFolder, plain: dict[str, Any]) -> bool:
 def has_settings(run: RunFolder, plain: dict[str, Any]) -> bool:
     """Return whether a run has the settings of a configuration and the same data, apart from bookkeeping."""
     before, wanted = run.read_config(), _as_in(run, plain)
-    roots = {real_path(each.get("data", {}).get("root")) for each in (before, wanted)}
-    return len(roots) == 1 and not changed_keys(before, wanted)
+    return same_root(before, wanted) and not changed_keys(before, wanted)
 
 
 def _as_in(run: RunFolder, plain: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from resnet_lab.outputs import as_stored, write_split
 from resnet_lab.ranks import is_alone
 from resnet_lab.report.runs import digest_of_predictions, read_predictions
 from resnet_lab.report.verify import metrics_of
-from resnet_lab.run_folder import RunFolder, flat
+from resnet_lab.run_folder import RunFolder, flat, same_root
 from resnet_lab.scores import Predictions
 from resnet_lab.statistics import COLLAPSED, OWN_RULE, confusion_matrix, decisions, fitted_thresholds
 
@@ -174,7 +174,8 @@ def _of_same_training(run: RunFolder, config: Mapping[str, Any]) -> tuple[RunFol
     training = None
     for other in run.siblings():
         try:
-            if not changed_keys(other.read_config(), dict(config)) <= {DECISION}:
+            before = other.read_config()
+            if not (same_root(before, config) and changed_keys(before, dict(config)) <= {DECISION}):
                 continue
             locked = other.is_locked()  # before its status, which may say "done" a moment later
             status = other.read_status()

@@ -127,6 +127,8 @@ def override(origin: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
             )
         if item.partition("=")[0] in IDLE:
             raise UserError(f"{item}: it has no effect on a trained model; leave it out")
+        if item.partition("=")[0] in ("data.mean", "data.std"):
+            raise UserError(f"{item}: images are normalized as in the training of the network; leave it out")
     config = copy.deepcopy(origin["config"]) | {"labels": {}}  # other data may lack a key that is labeled
     for group, name in groups.items():
         node = OmegaConf.to_container(compose_config([f"{group}={name}"])[group], resolve=False)

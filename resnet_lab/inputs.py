@@ -105,7 +105,11 @@ def _refuse_several(folder: Path) -> None:
 
 def _best_of(folder: Path, runs: Sequence[RunFolder]) -> str:
     """Return the run with the best value of the metric that selected its checkpoint; the first one if there is none."""
-    named = {folder / run.path.relative_to(folder.resolve()): run.read_status() for run in runs}
+    top = folder.resolve()
+    named = {
+        folder / run.path.relative_to(top) if run.path.is_relative_to(top) else run.path: run.read_status()
+        for run in runs  # those behind a link are elsewhere
+    }
     values = {path: status["best_value"] for path, status in named.items() if status.get("best_value") is not None}
     monitors = {named[path].get("monitor") for path in values}
     if len(monitors) != 1:

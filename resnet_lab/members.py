@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -21,7 +22,7 @@ FOLD = "data.fold"
 CUT = ("data.folds", "data.split_seed", "data.max_images")  # the same for all folds of a cross-validation
 SHARED = ("versions", "commit", "hardware", "monitor", "recipe", "pixels", "pixel_digests", "patients")
 NOTES = ("leaks", "skipped_images", "skipped_labels", "label_conflicts")  # on the images; the largest number is kept
-SUMMED = ("parameters", "multiply_adds", "seconds", "core_seconds")  # what the members need in common
+SUMMED = ("parameters", "seconds", "core_seconds")  # what the members need in common
 ALL, NOTHING = "all", "none"  # values of over=
 
 
@@ -60,7 +61,7 @@ def _common_folds(members: Sequence[Run], tables: Sequence[Labeled]) -> dict[str
     """Return the images of each fold if the members are pooled folds of one cross-validation; empty otherwise."""
     found = []
     for run, table in zip(members, tables, strict=True):
-        sizes = dict(run.status.get("folds") or {})
+        sizes = run.folds
         if sum(sizes.values()) != len(table.rows):
             return {}
         parts = np.split(table.rows["image"].to_numpy(), np.cumsum([*sizes.values()])[:-1])
@@ -174,12 +175,13 @@ def set_key(config: dict[str, Any], key: str, value: object) -> None:
     config[name] = value
 
 
-def facts_of(members: Sequence[Run], decides: bool = False) -> dict[str, Any]:
+def facts_of(members: Sequence[Run], decides: bool = False, folds: int = 1) -> dict[str, Any]:
     """Return the entries of status.json that the members share, and the sums of their costs.
 
     Args:
         members: the combined runs.
         decides: whether only the decision rule of a single member changes, so that its other entries stay valid.
+        folds: number of pooled folds; an image is seen by the members of one of them.
     """
     first = members[0].status
     if decides:  # as `best_value`, scored by the rule while the job trained
@@ -189,6 +191,9 @@ def facts_of(members: Sequence[Run], decides: bool = False) -> dict[str, Any]:
     facts |= {
         key: first[key] for key in SHARED if key in first and all(run.status.get(key) == first[key] for run in members)
     }
+    trained_on = {run.fingerprint("train") for run in members}
+    if len(trained_on) == 1 and (same := trained_on.pop()):
+        facts["split_fingerprint"] = {"train": same}
     if seen := seen_by_any(members):
         facts["seen_by"] = seen
     if lost := sum(run.collapsed for run in members):
@@ -198,6 +203,8 @@ def facts_of(members: Sequence[Run], decides: bool = False) -> dict[str, Any]:
         values = [run.status.get(key) for run in members]
         if all(isinstance(value, int | float) for value in values):
             facts[key] = sum(value for value in values if value is not None)
+    if math.isfinite(needed := sum(run.multiply_adds for run in members)):
+        facts["multiply_adds"] = round(needed / folds)
     return facts
 
 

@@ -37,9 +37,7 @@ def facts_of(data: ImageData, target: PreparedSet, rows: pd.DataFrame, index: pd
     Returns:
         The facts, and the reason if the splits cannot be cut; then the facts have the splits of the data set.
     """
-    index = (
-        index.set_index("image").drop(columns=["bytes", "changed", "decoded"]).rename(columns={"prepared": "stored"})
-    )
+    index = index.set_index("image").drop(columns=["bytes", "changed", "rules"]).rename(columns={"prepared": "stored"})
     keys = [target.name(path) for path in rows["path"].tolist()]
     facts = rows.assign(key=keys).join(index, on="key").drop(columns="key")
     places = facts["place"] if "place" in facts else [""] * len(facts)
@@ -47,6 +45,7 @@ def facts_of(data: ImageData, target: PreparedSet, rows: pd.DataFrame, index: pd
     facts["prepared"] = pd.Series(files, facts.index, dtype=object).where(facts["defect"] == "", "")
     good = join_patients(facts[facts["defect"] == ""])
     facts.loc[good.index, "patient"] = good["patient"]
+    facts, good = facts.drop(columns="decoded"), good.drop(columns="decoded")
     problem = ""
     try:
         # leaks that training drops remain in the report, in their own split

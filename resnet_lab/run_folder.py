@@ -407,6 +407,12 @@ def real_path(root: object) -> str | None:
     return None if root is None else os.path.realpath(Path(str(root)).expanduser())
 
 
+def same_root(config: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Return whether two configurations read the same folder of data; `data.root` is bookkeeping, as data may move."""
+    one, two = (real_path((each.get("data") or {}).get("root")) for each in (config, other))
+    return one == two
+
+
 def comparable(key: str, value: Any) -> Any:
     """Return one form of a value of a configuration: 1.0 is 1, except where a whole number counts batches."""
     if isinstance(value, list):

@@ -308,7 +308,7 @@ def _refuse_unlisted(axes: Iterable[Override]) -> None:
 
 
 def _refuse_nameless(overrides: Sequence[Override], hydra: DictConfig) -> None:
-    """Refuse an axis that is not part of a job's name: all its values would share one folder.
+    """Refuse an axis that is not part of a job's name: all its values would share one folder or one label.
 
     Raises:
         UserError: there is such an axis.
@@ -318,6 +318,8 @@ def _refuse_nameless(overrides: Sequence[Override], hydra: DictConfig) -> None:
         nameless = key in hydra.job.config.override_dirname.exclude_keys or of_logger(key)
         if axis.is_sweep_override() and nameless:
             raise UserError(f"{key} cannot be swept because it does not change the experiment; give it one value")
+        if axis.is_sweep_override() and key == "data.root":
+            raise UserError("data.root cannot be swept: a sweep has one data set; give each folder its own sweep_dir")
 
 
 def _name_unused_axes(overrides: Sequence[Override], fixed: Sequence[str], searchpath: Sequence[str]) -> None:

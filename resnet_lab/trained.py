@@ -37,6 +37,7 @@ from resnet_lab.objectives import Objective
 from resnet_lab.origin import TRAIN_IMAGES, origin_of
 from resnet_lab.parts import build_network, build_objective, head_of, without_weights
 from resnet_lab.processes import cores
+from resnet_lab.report.runs import OUTDATED, Run
 from resnet_lab.run_folder import RunFolder, flat
 from resnet_lab.signatures import is_ours
 from resnet_lab.statistics import DECISIONS, OWN_RULE, midpoints
@@ -254,8 +255,11 @@ def load_derived(run: RunFolder, folders: Sequence[Path]) -> Trained:
     Raises:
         UserError: the folder of a member is missing, members prepare images differently, or as for `load`.
     """
-    if EYES in run.read_config().get("combine", {}):
+    made = Run(run, flat(run.read_config()), run.read_status())
+    if f"combine.{EYES}" in made.config:
         raise UserError(f"{run.path} grades the two eyes of a patient together; load one of its members: {folders[0]}")
+    if made.is_outdated:
+        log.warning("%s was %s; its networks and thresholds are not those of its scores", run.path, OUTDATED)
     members = [load(folder) for folder in folders]
     first = members[0]
     for member in members:

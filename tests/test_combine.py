@@ -330,10 +330,10 @@ def test_the_mean_of_pooled_folds_has_folds(folds: Path, tmp_path: Path) -> None
 
 def test_runs_of_several_folds_with_one_test_set(tmp_path: Path) -> None:
     for fold in range(2):
-        write_run(tmp_path / "runs" / str(fold), seed=fold, config={"data.folds": 2, "data.fold": fold})
+        write_run(tmp_path / "runs" / str(fold), seed=fold, config={"data.folds": 5, "data.fold": fold})
     runs = read_runs([str(tmp_path / "runs")])
-    assert tables_of(runs)[0].title.startswith("retinopathy, all 2 folds, test split")
-    assert tables_of(runs[:1])[0].title.startswith("retinopathy, fold 0 of 2, test split")
+    assert tables_of(runs)[0].title.startswith("retinopathy, folds 0, 1 of 5, test split")
+    assert tables_of(runs[:1])[0].title.startswith("retinopathy, fold 0 of 5, test split")
 
 
 def test_a_missing_fold_is_named(folds: Path, tmp_path: Path) -> None:
@@ -708,6 +708,28 @@ def test_columns_and_numbers_that_a_spreadsheet_rewrote_are_combined_by_their_na
     np.testing.assert_array_equal(shares_of(moved), shares_of(plain))
     assert read_run(moved).scores == read_run(plain).scores
     assert read_run(moved).predictions.fingerprint == read_run(plain).predictions.fingerprint
+
+
+def test_folds_are_unknown_once_the_rows_of_a_pooled_run_were_sorted(folds: Path, tmp_path: Path) -> None:
+    made, _ = combine([str(folds)], tmp_path / "pooled", ["data.fold"])
+    whole = read_run(made)
+    assert len(fold_rows(tables_of([whole])[0])) == 1
+    file = made.path / "predictions_test.csv"
+    pd.read_csv(file, dtype=str).iloc[::-1].to_csv(file, index=False)
+    run = read_run(made)
+    assert run.scores == whole.scores
+    assert fold_rows(tables_of([run])[0]) == []
+    assert "folds lost" in {finding.kind for finding in findings_of([run], tables_of([run]))}
+
+
+def test_an_image_of_pooled_folds_needs_the_networks_of_one_fold(folds: Path, tmp_path: Path) -> None:
+    members = read_runs([str(folds)])
+    for run in members:
+        change_status(run.folder.path, multiply_adds=100, evaluation_passes=8)
+    made, _ = combine([str(folds)], tmp_path / "pooled", ["data.fold"])
+    assert made.read_status()["multiply_adds"] == 800
+    assert read_run(made).multiply_adds == 800
+    assert read_run(members[0].folder).multiply_adds == 800  # of eight views
 
 
 def test_seeds_and_folds_combined_at_once_or_in_two_steps_have_the_same_interval(tmp_path: Path) -> None:

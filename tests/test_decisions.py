@@ -279,6 +279,20 @@ def test_a_job_that_ends_while_another_looks_is_its_source(tmp_path: Path, monke
     assert same_training(second, second.read_config()) == first
 
 
+def test_a_job_on_other_data_is_no_source(tmp_path: Path) -> None:
+    roots = [tmp_path / name for name in ("eyes", "others", "eyes")]
+    runs = []
+    for number, (root, rule) in enumerate(zip(roots, ("argmax", "expected", "thresholds"), strict=True)):
+        config = {"loss.decision": rule, "data.root": str(root)}
+        runs.append(RunFolder(write_run(tmp_path / str(number), config=config)))
+        runs[-1].update_status(overrides=[f"loss.decision={rule}"])
+    list_jobs(tmp_path, [run.path.name for run in runs])
+    runs[0].update_status(class_counts={"test": runs[0].read_status()["class_counts"]["test"]})
+    for run in runs[1:]:
+        run.update_status(state="running")
+    assert [same_training(run, run.read_config()) for run in runs[1:]] == [None, runs[0]]
+
+
 @pytest.mark.slow
 def test_ranks_train_by_themselves(trained: dict[str, RunFolder], monkeypatch: pytest.MonkeyPatch) -> None:
     run = trained["expected"]

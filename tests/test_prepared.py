@@ -22,7 +22,7 @@ import torch
 from fake_data import TRAIN, encoded, refusal, retinopathy, write_studies
 
 from resnet_lab.data import prepared as module
-from resnet_lab.data.check import digest_of, examine
+from resnet_lab.data.check import RULES, digest_of, examine
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.data.prepared import PreparedSet, prepare, read_prepared
 from resnet_lab.data.reader import Recipe, read_image
@@ -472,3 +472,18 @@ def test_two_simultaneous_commands_take_turns(target, paths, caplog):
     pd.testing.assert_frame_equal(one.astype(str), other.astype(str))
     assert "waiting for another process" in caplog.text
     assert not target.journal_file.exists()
+
+
+@pytest.mark.parametrize("rules", [RULES._replace(strict=False), RULES._replace(max_pixels=100)])
+@pytest.mark.parametrize("default_first", [True, False])
+def test_photographs_that_other_rules_judge_otherwise_are_prepared_again(target, paths, rules, default_first, caplog):
+    damaged = Path(paths[0])
+    damaged.write_bytes(damaged.read_bytes()[:-200] + b"\xff\xd9")  # only the default finds it; 100 pixels find all
+    sets = [target, replace(target, rules=rules)]
+    first, second = sets if default_first else sets[::-1]
+    bad = {target: 1, sets[1]: len(paths) if rules.max_pixels == 100 else 0}
+    assert (prepare(first, paths, 1)["defect"] != "").sum() == bad[first]
+    assert second.lookup(pd.DataFrame({"path": paths})) is None
+    assert "(made with another data.strict_jpeg or data.max_pixels)" in caplog.text
+    assert (prepare(second, paths, 1)["defect"] != "").sum() == bad[second]
+    assert second.lookup(pd.DataFrame({"path": paths})) is not None

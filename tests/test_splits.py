@@ -198,6 +198,8 @@ def test_identical_images_make_one_patient_of_two():
     )
     unlike = table.assign(digest=list("vwxyz"))
     assert join_patients(unlike) is unlike
+    same_pixels = unlike.assign(decoded=["p", "", "p", "q", ""])
+    assert join_patients(same_pixels)["patient"].tolist() == ["1", "1", "1", "3", "4"]
 
 
 def test_identical_images_with_different_labels_are_counted_and_named(caplog):

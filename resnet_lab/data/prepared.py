@@ -44,8 +44,8 @@ JPEG = (cv2.IMWRITE_JPEG_QUALITY, 90, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWR
 AS_THEY_ARE = Rules(strict=False)  # for files that were examined when they were prepared
 CHUNK = 8  # photographs per task of a process
 FACTS = ("brightness", "dark", "bright", *(f"{kind}_{color}" for kind in ("mean", "square") for color in "rgb"))
-COLUMNS = ("image", "bytes", "changed", "digest", "width", "height", "defect", "prepared", *FACTS, "decoded")
-TEXT = dict.fromkeys(("image", "digest", "prepared", "decoded", "place"), str)  # a hash may look like a number
+COLUMNS = ("image", "bytes", "changed", "digest", "width", "height", "defect", "prepared", *FACTS, "decoded", "rules")
+TEXT = dict.fromkeys(("image", "digest", "prepared", "decoded", "rules", "place"), str)  # a hash may look like a number
 PIXELS = "pixels.raw"  # file name
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)  # error codes
 NOTHING: np.ndarray = np.empty((0, 0, 3), np.uint8)
@@ -105,7 +105,8 @@ class PreparedSet:
     format `raw` has one file `pixels.raw` in place of `images/`: the pixels of all photographs, uint8 (H, W, 3) each,
     in the order of preparation. Columns of the index:
     - of the source: `image` (path below the root), `bytes`, `changed` (ns), `digest`, `width` and `height` (pixels),
-      `defect` (empty, or why it cannot be read), `decoded` (hash of the pixels; empty in sets of older versions);
+      `defect` (empty, or why it cannot be read), `decoded` (hash of the pixels; empty in sets of older versions),
+      `rules` (what counted as damage; empty: the default);
     - `prepared`: digest of the JPEG, or of the pixels;
     - `place` (only in the format `raw`): `START:HEIGHTxWIDTH`, the first byte and the shape in `pixels.raw`;
     - `FACTS`: `brightness` (mean gray of the eye, 0 to 255), `dark`, `bright` (shares of the eye below 20 and above
@@ -194,7 +195,8 @@ class PreparedSet:
         if self.index_file.is_file():
             try:
                 frame = pd.read_csv(self.index_file, dtype=TEXT, keep_default_na=False)
-                frame = frame.assign(decoded=frame.get("decoded", ""))[self.columns]  # sets of older versions lack it
+                old = {name: frame.get(name, "") for name in ("decoded", "rules")}  # sets of older versions lack them
+                frame = frame.assign(**old)[self.columns]
                 rows.add(frame)
             except (ValueError, KeyError, TypeError):  # damaged: treated as absent
                 rows = Rows(self.columns)
@@ -230,11 +232,16 @@ class PreparedSet:
         names = [self.name(path) for path in rows["path"]]
         pairs = [*zip(names, rows["path"], strict=True)]
         changed = [name for name, path in pairs if name in entries and not _same_source(entries[name], path)]
-        lacking = sum(name not in entries for name in names) + len(changed)
+        judged = [
+            name for name in {*names} - {*changed} if name in entries and not _is_judged(entries[name], self.rules)
+        ]
+        lacking = sum(name not in entries for name in names) + len(changed) + len(judged)
         several = (
             f"{len(changed)} changed after it was made, such as" if len(changed) > 1 else "changed after it was made:"
         )
         why = f" ({several} {changed[0]})" if changed else ""
+        if judged:
+            why += " (made with another data.strict_jpeg or data.max_pixels)"
         if lacking and needed:
             raise UserError(
                 f"the run or its sweep reads from a prepared set, but {self.folder} lacks {lacking} of "
@@ -304,6 +311,20 @@ def _same_source(entry: Entry, path: str) -> bool:
     if entry["defect"] == os.strerror(errno.EACCES) and os.access(path, os.R_OK):
         return False
     return (entry["bytes"], entry["changed"]) == (stat.st_size, stat.st_mtime_ns)
+
+
+def _is_judged(entry: Entry, rules: Rules) -> bool:
+    """Return whether these rules find what a row says: readable by stricter rules, or damaged by laxer ones."""
+    made = _parsed(entry["rules"])
+    laxer, stricter = (
+        (a.strict <= b.strict and a.max_pixels >= b.max_pixels) for a, b in ((rules, made), (made, rules))
+    )
+    return stricter if entry["defect"] else laxer
+
+
+@cache
+def _parsed(text: str) -> Rules:
+    return Rules(**json.loads(text)) if text else RULES
 
 
 def prepare(target: PreparedSet, paths: Sequence[str], processes: int) -> pd.DataFrame:
@@ -434,7 +455,7 @@ def _write_pixels(pixels: BinaryIO, content: np.ndarray, entry: Entry, before: E
 
 
 def _is_whole(target: PreparedSet, entry: Entry | None, path: str) -> bool:
-    if entry is None or not _same_source(entry, path):
+    if entry is None or not _same_source(entry, path) or not _is_judged(entry, target.rules):
         return False
     try:
         if entry["defect"]:
@@ -476,6 +497,7 @@ def prepare_photograph(target: PreparedSet, path: str) -> tuple[Entry, np.ndarra
     """
     row: Entry = {"image": target.name(path), "bytes": 0, "changed": 0, "digest": "", "width": 0, "height": 0}
     row |= {"defect": "", "prepared": "", **dict.fromkeys(FACTS, 0.0), "decoded": ""}
+    row["rules"] = "" if target.rules == RULES else json.dumps(target.rules._asdict())
     try:
         stat = Path(path).stat()
         row |= {"bytes": stat.st_size, "changed": stat.st_mtime_ns}

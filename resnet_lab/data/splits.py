@@ -69,13 +69,16 @@ def join_patients(table: pd.DataFrame) -> pd.DataFrame:
     """Merge patients who share an identical image into one patient.
 
     Args:
-        table: rows with `patient` and `digest`; the merged patient gets the first name in the table.
+        table: rows with `patient`, `digest` and `decoded` (hash of the pixels; empty if unknown); the merged patient
+            gets the first name in the table.
     """
-    shared = table[table["digest"].duplicated(keep=False)]
-    if shared.groupby("digest")["patient"].nunique().le(1).all():
+    decoded = table.get("decoded", pd.Series("", table.index))
+    pixels = table["digest"].where(decoded == "", decoded)  # a comment in a file changes its bytes
+    shared = table[pixels.duplicated(keep=False)]
+    if shared.groupby(pixels)["patient"].nunique().le(1).all():
         return table
     patients, names = pd.factorize(table["patient"])
-    digests, _ = pd.factorize(table["digest"])
+    digests, _ = pd.factorize(pixels)
     size = len(names) + digests.max() + 1
     links = coo_array((np.ones(len(table)), (patients, len(names) + digests)), (size, size))
     _, component = connected_components(links, directed=False)

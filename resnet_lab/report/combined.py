@@ -97,7 +97,7 @@ def fold_rows(table: Table) -> list[FoldRow]:
 
 def _of_folds(run: Run, metric: str) -> list[float]:
     """Return the score of each fold of a pooled run; empty for another run."""
-    sizes = list((run.status.get("folds") or {}).values())
+    sizes = list(run.folds.values())
     if not run.predictions or len(sizes) < 2 or min(sizes) < 1 or sum(sizes) != len(run.predictions.images):
         return []
     fold = np.repeat(np.arange(len(sizes)), sizes)[run.predictions.split.order]

@@ -11,6 +11,7 @@ import numpy as np
 from resnet_lab.report.charts import Cost
 from resnet_lab.report.groups import Table
 from resnet_lab.report.leaderboard import interval_of
+from resnet_lab.report.runs import Run
 from resnet_lab.scores import ABSENT, SCORES
 
 
@@ -52,7 +53,7 @@ def costs_of(table: Table) -> list[Cost]:
     shown = SCORES[table.metric]
     means = [
         {
-            key: float(np.mean([_number(run.status.get(key)) for run in group.scored])) * each.factor
+            key: float(np.mean([_resource(run, key) for run in group.scored])) * each.factor
             for key, each in RESOURCES.items()
         }
         for group in groups
@@ -75,5 +76,6 @@ def cost_cells(cost: Cost) -> list[str]:
     return [texts[title](value) if math.isfinite(value) else ABSENT for title, value in cost.resources.items()]
 
 
-def _number(value: object) -> float:
+def _resource(run: Run, key: str) -> float:
+    value = run.multiply_adds if key == "multiply_adds" else run.status.get(key)
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan

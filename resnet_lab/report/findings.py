@@ -43,7 +43,13 @@ def findings_of(runs: Sequence[Run], tables: Sequence[Table]) -> list[Finding]:
     for table, place in zip(tables, about, strict=True):
         doubts = (*_doubts(table), *_classes(table), *_blind(table), *_partial_means(table))
         found += [finding._replace(text=place + finding.text) for finding in doubts]
-    found += [*_validation(runs), *_single_seeds(tables), *_unknown_figures(runs), *_lost_epochs(runs)]
+    found += [
+        *_lost_folds(runs),
+        *_validation(runs),
+        *_single_seeds(tables),
+        *_unknown_figures(runs),
+        *_lost_epochs(runs),
+    ]
     found += [*_not_begun(runs), *_left_out(runs)]
     return sorted(_folded(found), key=lambda finding: not finding.is_fault)
 
@@ -129,6 +135,16 @@ def _left_out(runs: Sequence[Run]) -> Iterator[Finding]:
                 labels = labels_in(sweep, {})
                 text = f"{count(len(absent), 'finished job is', 'finished jobs are')} not in this report ({sweep.name})"
                 yield Finding("left out", text, False, tuple(labels.get(name, name) for name in absent))
+
+
+def _lost_folds(runs: Sequence[Run]) -> Iterator[Finding]:
+    """Yield the runs of pooled folds whose rows were sorted: their places told the folds."""
+    names = places_of(runs)
+    if places := tuple(names[run.folder.path] for run in runs if run.status.get("folds") and not run.folds):
+        which = "a run of pooled folds has" if len(places) == 1 else f"{len(places)} runs of pooled folds have"
+        yield Finding(
+            "folds lost", f"{which} predictions in another order, so the folds are unknown; combine again", True, places
+        )
 
 
 def _outdated(runs: Sequence[Run]) -> Iterator[Finding]:

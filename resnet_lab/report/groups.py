@@ -197,8 +197,9 @@ class Table:
         data = config.get("data.name", "data")
         if config.get("data.folds"):
             folds, values = config["data.folds"], {run.config.get("data.fold") for run in self.scored}
-            one = values.pop() if len(values) == 1 else ""
-            data += f", all {folds} folds" if isinstance(one, str) else f", fold {one} of {folds}"
+            some = ", ".join(map(str, sorted(values, key=str)))
+            pools = any(isinstance(value, str) for value in values)
+            data += f", all {folds} folds" if pools else f", fold{'s' * (len(values) > 1)} {some} of {folds}"
         return f"{data}, {split} split: {count(images, 'image')}, {len(names)} classes" + (
             f" (fingerprint {fingerprint[:8]})" if fingerprint else ""
         )

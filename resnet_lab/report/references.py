@@ -19,6 +19,7 @@ SIZES = {  # identify the data set then: minimum and maximum of all images
     "messidor2": (1_740, 1_750),
     "idrid": (500, 516),
 }
+NAMES = {"eyepacs": "EyePACS", "aptos": "APTOS 2019", "messidor2": "Messidor-2", "idrid": "IDRiD"}
 FILE = Path(__file__).with_name("references.yaml")
 WORDS = {  # field of a protocol → text of a difference
     "images": "{:,} test images, here {:,}",
@@ -59,6 +60,8 @@ class Reference:
             return "Protocol not stated"
         agreed = "Same protocol as far as stated" if silent else "Same protocol"
         text = "Different protocol: " + "; ".join(differ) if differ else agreed
+        if str(runs[0].config.get("data.name")).lower() == READER:
+            text = f"Data taken for {NAMES[data_of(runs[0])]} by the number of images. {text}"
         if 0 < agree < len(runs):
             text += f", in {agree} of {len(runs)} runs"
         return text + (f" (not stated: {', '.join(silent)})" if silent else "")

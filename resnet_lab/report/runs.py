@@ -6,9 +6,10 @@ import csv
 import gzip
 import hashlib
 import io
+import math
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
@@ -32,6 +33,7 @@ SHAPES: dict[str, Any] = {  # types in status.json; [int]: a list of integers, {
     "decision_in_training": str,
     "thresholds": [float],
     "folds": {"": int},
+    "order_of_rows": str,
     "recipe": {"": object},
     "pixel_digests": {"": str},
     "class_counts": {"": [int]},
@@ -104,6 +106,16 @@ class StoredPredictions:
     def fingerprint(self) -> str:
         """A hash of images and targets; the same as in `data.splits.fingerprints`."""
         return self.split.fingerprint
+
+    @property
+    def order_of_rows(self) -> str:
+        """A hash of the images in the order of the file."""
+        return order_of(self.images[np.argsort(self.split.order)])
+
+
+def order_of(images: Iterable[str]) -> str:
+    """Return a hash of images in their order; a pooled run stores it, as the places of its rows tell the folds."""
+    return hashlib.sha256("\n".join(images).encode()).hexdigest()[:16]
 
 
 @dataclass(repr=False)
@@ -235,6 +247,21 @@ class Run:
             len(self.members) > alone and {"seed", "all"} & {*str(self.config.get(f"combine.{key}", "")).split(",")}
             for key, alone in ways.items()
         )
+
+    @property
+    def folds(self) -> dict[str, int]:
+        """Images of each pooled fold, in the order of the rows; empty for another run, or if the rows were sorted."""
+        sizes: dict[str, int] = self.status.get("folds") or {}
+        noted = self.status.get("order_of_rows")
+        moved = noted and self.predictions and noted != self.predictions.order_of_rows
+        return {} if moved else sizes
+
+    @property
+    def multiply_adds(self) -> float:
+        """Multiply-adds of all views of an image that the networks see; NaN if unknown."""
+        found = self.status.get("multiply_adds")
+        views = self.status.get("evaluation_passes") or 1  # test-time augmentation
+        return found * views if isinstance(found, int | float) and isinstance(views, int | float) else math.nan
 
     @property
     def sources(self) -> list[Path]:
