@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -336,3 +337,16 @@ def test_threads_decode_no_more_pixels_at_once_than_memory_allows():
     assert budget.used == 0
     assert max(each for each in most if each != 25) <= 10
     assert 25 in most  # a larger image is decoded alone
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tiff"])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_colors_of_sixteen_bits_are_not_cut_to_eight(tmp_path, suffix, channels):
+    pixels = np.random.default_rng(0).integers(0, 4096, (20, 20, channels)).astype(np.uint16)  # 12 bits: nearly black
+    file = str(tmp_path / f"a{suffix}")
+    assert cv2.imwrite(file, pixels)
+    assert "more than 8 bits per pixel; convert it to 8 bits" in examine(file)[0]
+    with pytest.raises(ValueError, match="more than 8 bits per pixel"):
+        read_image(file, Recipe(8, "square", eye_crop=False, local_mean=False))
+    assert cv2.imwrite(file, (pixels >> 4).astype(np.uint8))
+    assert examine(file)[0] == ""

@@ -2,14 +2,17 @@
 
 import logging
 import shutil
+import unicodedata
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from fake_data import class_folders, pixels, refusal, write_class_folders, write_photographs
 from PIL import Image
 
 from resnet_lab.compatibility import upgraded
 from resnet_lab.data.datamodule import DataModule
+from resnet_lab.data.prepared import prepare
 from resnet_lab.data.splits import class_counts
 
 SPLITS = {"train/cat": 2, "train/ant": 3, "val/ant": 1, "val/cat": 1, "test/cat": 2}
@@ -346,3 +349,51 @@ def test_an_older_run_keeps_the_order_of_its_classes(root):
         data = class_folders(root, ordered=True, all_kinds=all_kinds, natural_order=older["natural_order"])
         data.read_table()
         assert data.class_names == ["0 - none", "1 - No DR", "10 - other", "2 - mild"]
+
+
+def test_prepared_copies_below_the_root_are_no_class(root):
+    write_class_folders(root, {"b": 8, "a": 4})
+    data = class_folders(root, cache_dir=str(root / "cache"))
+    prepare(data.prepared_set, data.read_table()["path"].tolist(), 1)
+    again = class_folders(root, cache_dir=str(root / "cache"))
+    assert (len(again.read_table()), again.class_names) == (12, ["a", "b"])
+
+
+def test_two_spellings_of_a_class_are_one(root):
+    composed, apart = (unicodedata.normalize(form, "s\N{LATIN SMALL LETTER E WITH GRAVE}re") for form in ("NFC", "NFD"))
+    write_named(root, [f"train/{composed}/1.png", f"train/{apart}/2.png", "train/no/3.png", "train/no /4.png"])
+    write_named(root, [f"val/{apart}/5.png", "val/No/6.png"])
+    message = refusal(class_folders(root).read_table)
+    assert "val/No is not one of the classes" in message  # A and a may be two letters
+    shutil.rmtree(root / "val" / "No")
+    data = class_folders(root)
+    assert class_counts(data.read_table(), 2) == {"train": [2, 2], "val": [0, 1]}
+    assert data.class_names == ["no", apart]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda rows: rows.assign(target=[0, -1, 1]), "image b has the target -1; it must be an integer from 0 to 1"),
+        (lambda rows: rows.assign(target=[0, 1.5, 1]), "image b has the target 1.5"),
+        (lambda rows: rows.assign(target=[0, 1, 2]), "image c has the target 2"),
+        (lambda rows: rows.assign(target=[None, 1, 0]), "image a has the target"),
+        (lambda rows: rows.assign(image="a"), "train has several rows named a"),
+        (lambda rows: rows.assign(patient=[1, 2, 3]), "image a has the patient 1; it must be text"),
+        (lambda rows: rows.drop(columns=["path"]), "returns no column path"),
+    ],
+)
+def test_rows_of_an_own_data_set_that_cannot_be_used_are_named(root, change, words):
+    rows = pd.DataFrame({"image": list("abc"), "target": [0, 1, 1], "split": "train", "path": list("abc")})
+    data = class_folders(write_class_folders(root, SPLITS), class_names=["x", "y"])
+    data.read_table = lambda: change(rows)
+    message = refusal(data.listed)
+    assert message.startswith("data=class_folders: ClassFolders.read_table")
+    assert words in message
+
+
+def test_an_own_data_set_has_class_names(root):
+    rows = pd.DataFrame({"image": ["a"], "target": 0, "split": "train", "path": "a"})
+    data = class_folders(write_class_folders(root, SPLITS))
+    data.read_table = lambda: rows
+    assert "sets no class_names" in refusal(data.listed)

@@ -320,6 +320,13 @@ def test_patients_in_a_column(root):
     assert message.endswith("has no column who; its columns are image, level, person; set data.patient_column")
 
 
+@pytest.mark.parametrize("key", ["image_column", "label_column"])
+def test_columns_of_files_with_one_column_cannot_be_named(root, key):
+    message = refusal(retinopathy(write_studies(root), **{key: "other"}).read_table)
+    assert message.startswith(f"data.{key}=other: ")
+    assert ("train_label.csv is read" in message) == (key == "label_column")
+
+
 def test_patient_column_needs_a_table(root):
     message = refusal(retinopathy(write_studies(root), patient_column="person").read_table)
     assert "data.patient_column=person" in message

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import re
 import stat
 import struct
 import threading
@@ -47,6 +48,7 @@ class Rules(NamedTuple):
 
 
 RULES = Rules()
+DEEP = re.compile(r"(L|LA|RGB|RGBA|RGBX|CMYK);16")  # how Pillow names the bits of such a file
 
 Verdict = tuple[str, str, str]  # defect (may be empty), hash of the bytes, hash of the pixels
 HASH_DIGITS = 16  # hexadecimal digits of the hash of an image's pixels
@@ -118,6 +120,15 @@ def too_many(size: tuple[int, int], most: int) -> str:
     return f"{width}×{height} pixels, more than data.max_pixels={most}" if width * height > most else ""
 
 
+def too_deep(file: Image.Image) -> str:
+    """Return why an image is not read: it has more than 8 bits per channel, and Pillow would drop some; else empty."""
+    parts = [
+        part for _, _, _, args in getattr(file, "tile", ()) for part in (args if isinstance(args, tuple) else (args,))
+    ]
+    deep = [file.mode] if file.mode[0] in "IF" else [str(part) for part in parts if DEEP.match(str(part))]
+    return f"mode {deep[0]}, which has more than 8 bits per pixel; convert it to 8 bits" if deep else ""
+
+
 def examine(path: str, rules: Rules = RULES) -> Verdict:
     """Return the defect of an image file (may be empty) and the hashes of its bytes and pixels; reads the file once."""
     try:
@@ -136,8 +147,8 @@ def decode(data: bytes, rules: Rules = RULES) -> tuple[str, str]:
     """
     try:
         with io.BytesIO(data) as stream, Image.open(stream) as file:
-            if file.mode[0] in "IF":
-                return f"mode {file.mode}, which has more than 8 bits per pixel; convert it to 8 bits", ""
+            if reason := too_deep(file):
+                return reason, ""
             if reason := too_many(file.size, rules.max_pixels):
                 return reason, ""
             scan = stream.tell()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ class ClassFolders(ImageData):
         if not self.all_kinds:
             return self._older_table(root)
         folders = _split_folders(root) or {"train": root}
-        listings = {split: {path: list_images(path) for path in subfolders(folders[split])} for split in folders}
+        listings = {split: {path: self._listed(path) for path in subfolders(folders[split])} for split in folders}
         filled = {path.name for found in listings.values() for path, listing in found.items() if listing.images}
         if self.class_names is None:
             self.class_names = self._found_classes(root, listings, filled)
@@ -62,6 +63,10 @@ class ClassFolders(ImageData):
             raise UserError(f"{root} contains no images ({' '.join(SUFFIXES[:4])} …) in class folders")
         self._say_left_out(root, folders, listings)
         return pd.DataFrame(rows)
+
+    def _listed(self, folder: Path) -> Listing:
+        """List the images at and below a folder, without those of prepared sets."""
+        return list_images(folder, apart=self.prepared_set.cache_dir)
 
     def _older_table(self, root: Path) -> pd.DataFrame:
         """List the images as versions before 2 did, so that their runs can resume: few suffixes, no sub-folders."""
@@ -89,7 +94,8 @@ class ClassFolders(ImageData):
                 "or set data.all_images=test to evaluate on all images"
             )
         found = [listings["train"]] if "train" in listings else listings.values()
-        names = self._in_order({folder.name for split in found for folder in split} & filled)
+        every = sorted({folder.name for split in found for folder in split} & filled, reverse=True)
+        names = self._in_order({_spelled(name): name for name in every}.values())
         _refuse_splits_as_classes(root, names)
         if self.ordered and not all(re.search(r"\d", name) for name in names):
             order = ", ".join(names)
@@ -105,17 +111,18 @@ class ClassFolders(ImageData):
 
     def _rows(self, found: dict[Path, Listing], split: str, root: Path) -> list[dict[str, str | int]]:
         assert self.class_names is not None
+        places = {_spelled(name): place for place, name in enumerate(self.class_names)}
         rows: list[dict[str, str | int]] = []
         for class_folder, listing in found.items():
             if not listing.images:
                 continue
-            if class_folder.name not in self.class_names:
+            if _spelled(class_folder.name) not in places:
                 raise UserError(
                     f"{class_folder} is not one of the classes {', '.join(self.class_names)}; "
                     "rename the folder, or set data.class_names"
                 )
             _refuse_splits_below(class_folder, listing)
-            below, target = class_folder.relative_to(root).as_posix(), self.class_names.index(class_folder.name)
+            below, target = class_folder.relative_to(root).as_posix(), places[_spelled(class_folder.name)]
             rows += [
                 {"image": f"{below}/{name}", "target": target, "split": split, "path": f"{class_folder}/{name}"}
                 for name in listing.images
@@ -130,14 +137,14 @@ class ClassFolders(ImageData):
             others += listing.others
             below = [name.rpartition("/")[0] for name in listing.images if "/" in name]
             inner.update(f"in {(folder / part).relative_to(root).as_posix()}" for part in below)
-            empty[folder.name] += folder.name not in self.class_names
+            empty[folder.name] += _spelled(folder.name) not in map(_spelled, self.class_names)
         for folder in {root, *folders.values()}:
-            listing = list_images(folder, deep=False)
+            listing = list_images(folder, deep=False, apart=self.prepared_set.cache_dir)
             outside[f"in {folder.name}"] = len(listing.images)
             others += listing.others
         if root not in folders.values():
             for folder in set(subfolders(root)) - set(folders.values()):
-                outside[f"in {folder.name}"] = len(list_images(folder).images)
+                outside[f"in {folder.name}"] = len(self._listed(folder).images)
         say_left_out(root, "class folder without an image", "class folders without an image", +empty)
         to_class = "to the class above them"
         say_left_out(root, f"image of sub-folders {to_class}", f"images of sub-folders {to_class}", inner, "added")
@@ -202,3 +209,8 @@ def _refuse_splits_as_classes(root: Path, names: list[str]) -> None:
         raise UserError(
             f"{root} contains {' and '.join(names)}: splits, not classes; rename them to train, val and test"
         )
+
+
+def _spelled(name: str) -> str:
+    """Return the name of a class for comparison: without outer spaces, an accent and its letter as one character."""
+    return unicodedata.normalize("NFC", name).strip()

@@ -136,6 +136,11 @@ class ImageData(Augmentation, ABC):
         return as_stored(image) if self.as_prepared else image
 
     @property
+    def is_labeled(self) -> bool:
+        """Whether the rows have a class."""
+        return True
+
+    @property
     def reads_itself(self) -> bool:
         """Whether the data set defines its own `read`, so that no prepared set contains its images."""
         return type(self).read is not ImageData.read
@@ -168,11 +173,39 @@ class ImageData(Augmentation, ABC):
     def listed(self) -> pd.DataFrame:
         """Return the rows of the data set with their patients, in the configured splits."""
         table = self.read_table()
+        if self.is_labeled:
+            self._refuse_bad_rows(table)
         # with `all_images`, any names of splits are replaced
         rows = self._joined(table if self.all_images is not None else remap_splits(table, self.splits))
         refuse_undecodable(rows["path"])
         rows = self._with_patients(rows)
         return limit_rows(rows, self.max_images, self.split_seed)
+
+    def _refuse_bad_rows(self, table: pd.DataFrame) -> None:
+        """Refuse what a `read_table` must not return: rows without a class, names that repeat, patients without a name.
+
+        Raises:
+            UserError: there is such a row, or a column or the names of the classes are missing.
+        """
+        where = f"data={self.name}: {type(self).__name__}.read_table"
+        if missing := [name for name in ("image", "target", "split", "path") if name not in table]:
+            raise UserError(f"{where} returns no column {', '.join(missing)}")
+        if not self.class_names:
+            raise UserError(f"{where} sets no class_names; set self.class_names there, or data.class_names")
+        number, classes = pd.to_numeric(table["target"], errors="coerce"), len(self.class_names)
+        bad = ~number.between(0, classes - 1) | (number % 1 != 0)
+        if bad.any():
+            row = table[bad].iloc[0]
+            raise UserError(
+                f"{where}: image {row['image']} has the target {row['target']}; it must be an integer from 0 to "
+                f"{classes - 1}, a place in {', '.join(map(str, self.class_names))}"
+            )
+        if (twice := table.duplicated(["split", "image"])).any():
+            row = table[twice].iloc[0]
+            raise UserError(f"{where}: {row['split']} has several rows named {row['image']}; names must differ")
+        if "patient" in table and (odd := ~table["patient"].map(lambda each: isinstance(each, str))).any():
+            row = table[odd].iloc[0]
+            raise UserError(f"{where}: image {row['image']} has the patient {row['patient']}; it must be text")
 
     def _joined(self, rows: pd.DataFrame) -> pd.DataFrame:
         """Move all rows to the split that `all_images` names, if any; make the names within joined splits distinct.

@@ -28,6 +28,10 @@ class Photographs(ImageData):
         self.like: ImageData | None = None
 
     @property
+    def is_labeled(self) -> bool:
+        return False
+
+    @property
     def reads_itself(self) -> bool:
         return self.like is not None
 

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from resnet_lab.data.check import AT_ONCE, MAX_PIXELS, read_file, too_many
+from resnet_lab.data.check import AT_ONCE, MAX_PIXELS, read_file, too_deep, too_many
 from resnet_lab.data.eye import Disc, crop, disc_box, find_disc, shrink, subtract_local_mean
 from resnet_lab.data.jpeg import TRUNCATED, lacks_end
 
@@ -84,8 +84,8 @@ def decode(data: bytes, shorter: float, max_pixels: int = MAX_PIXELS) -> tuple[n
     """
     try:
         with io.BytesIO(data) as stream, Image.open(stream) as file:  # reads only the header
-            if file.mode[0] in "IF":
-                raise ValueError(f"mode {file.mode}, which has more than 8 bits per pixel; convert it to 8 bits")
+            if reason := too_deep(file):
+                raise ValueError(reason)
             if reason := too_many(file.size, max_pixels):
                 raise ValueError(reason)
             if file.format != "JPEG" or file.mode not in ("RGB", "L"):

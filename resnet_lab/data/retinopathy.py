@@ -239,10 +239,13 @@ class Retinopathy(ImageData):
         images, labels = root / f"{split}_img.csv", root / f"{split}_label.csv"
         if not images.is_file() and not labels.is_file():
             return None
-        if self.patient_column is not None:
-            raise UserError(
-                f"data.patient_column={self.patient_column}: {images} has a single column; name a CSV with this column"
-            )
+        for key in ("patient_column", "image_column", "label_column"):
+            if (name := getattr(self, key)) is not None:
+                file = labels if key == "label_column" else images
+                raise UserError(
+                    f"data.{key}={name}: {file} is read by its only column; leave the key out, or name a CSV with this "
+                    "column in data.train_csv"
+                )
         return self._parsed(read_pair(images, labels, self._grades), images, labels), images
 
     def _read(self, path: Path, more: dict[str, tuple[str, str]] | None = None) -> Labels:
