@@ -242,11 +242,9 @@ class Run:
     @property
     def joins_seeds(self) -> bool:
         """Whether a combined run is the mean of runs with several seeds, also if it pools the means of folds."""
-        ways = {"mean_over": 1, "pooled_over": len(self.status.get("folds") or "1")}  # members without a mean
-        return any(
-            len(self.members) > alone and {"seed", "all"} & {*str(self.config.get(f"combine.{key}", "")).split(",")}
-            for key, alone in ways.items()
-        )
+        mean, pooled = (str(self.config.get(f"combine.{key}", "")).split(",") for key in ("mean_over", "pooled_over"))
+        within_folds = "seed" in pooled and len(self.members) > len(self.status.get("folds") or {})
+        return within_folds or (len(self.members) > 1 and ("seed" in mean or "all" in mean))
 
     @property
     def folds(self) -> dict[str, int]:
