@@ -41,6 +41,8 @@ def refuse_epochs(run: RunFolder, before: dict[str, Any], plain: dict[str, Any])
             f"the schedule {name} over {new} epochs has other learning rates than over {old}; train "
             f"from scratch in another sweep_dir, or start from the weights of this run with model.pretrained={run.path}"
         )
+    elif "derived_from" in run.read_status():
+        reason = "it has the predictions of another job of its sweep; repeat the command in another sweep_dir"
     elif not run.last_checkpoint.is_file():
         reason = f"last.ckpt is missing (keep_last=false); start from the weights with model.pretrained={run.path}"
     else:

@@ -136,14 +136,17 @@ class RunFolder:
         return _stored(self.predictions_file(split))
 
     def has_lost_files(self, status: Mapping[str, Any]) -> bool:
-        """Return whether a finished job lacks metrics.csv or predictions of a split, and has the checkpoint of both.
+        """Return whether a finished job lacks metrics.csv or predictions of a split, and can write them again.
+
+        It can with its checkpoint, or if it has its predictions from another job of the sweep.
 
         Args:
             status: content of status.json.
         """
         splits = [split for split in ("val", "test") if split in (status.get("class_counts") or {})]
         files = [self.stored_metrics, *map(self.stored_predictions, splits)]
-        return self.last_checkpoint.is_file() and not all(file.is_file() for file in files)
+        there = self.last_checkpoint.is_file() or "derived_from" in status
+        return there and not all(file.is_file() for file in files)
 
     @property
     def stored_metrics(self) -> Path:

@@ -165,6 +165,16 @@ def test_jobs_that_differ_in_the_rule_share_a_training(trained: dict[str, RunFol
 
 
 @pytest.mark.slow
+def test_lost_predictions_of_a_derived_job_are_derived_again(trained: dict[str, RunFolder]) -> None:
+    run = trained["expected"]
+    before = run.predictions_file("test").read_bytes()
+    run.predictions_file("test").unlink()
+    assert guarded(run) == 0
+    assert run.predictions_file("test").read_bytes() == before
+    assert run.read_status()["derived_from"] == "../auto"
+
+
+@pytest.mark.slow
 def test_a_derived_run_predicts_with_the_network_of_its_source(trained: dict[str, RunFolder]) -> None:
     for rule, run in trained.items():
         model = load(run.path)

@@ -181,3 +181,22 @@ def test_an_invalid_seed_and_invalid_pictures_do_not_stop_a_report(tmp_path, as_
 def test_an_interrupted_run_without_an_epoch_is_labeled(tmp_path):
     write_run(tmp_path / "run", state="interrupted", epoch=-1)
     assert read_run(RunFolder(tmp_path / "run")).problem == "no result, no epoch is finished"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda text: text.replace(",", ";"),
+            "it has no column image, target, prediction, p_0, its header is image;patient",
+        ),
+        (
+            lambda text: text.replace("target", "Target", 1),
+            "it has no column target, its header is image,patient,Target",
+        ),
+    ],
+)
+def test_predictions_that_another_program_saved_are_told_from_damage(tmp_path, change, words):
+    file = write_run(tmp_path / "run") / "predictions_test.csv"
+    file.write_text(change(file.read_text()))
+    assert words in read_run(RunFolder(file.parent)).problem

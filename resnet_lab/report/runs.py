@@ -426,6 +426,8 @@ def _score(run: Run) -> None:
     train_counts = run.class_counts("train") or np.bincount(targets)
     if len(run.class_names) != num_classes or len(train_counts) > num_classes:
         raise UserError(f"status.json has {len(run.class_names)} class_names, the predictions {num_classes} classes")
+    if odd := [split for split in ("train", "val", "test") if len(run.class_counts(split)) not in (0, num_classes)]:
+        raise UserError(f"status.json: class_counts.{odd[0]} has not {num_classes} numbers; {REMEDY}")
     noted = run.fingerprint(run.split)
     if noted and noted != found.fingerprint:
         images = sum(run.class_counts(run.split))
@@ -461,6 +463,12 @@ def read_predictions(file: Path) -> StoredPredictions:
         # image names may be NA or 007
         frame = pd.read_csv(file, dtype={"image": str, "patient": str}, keep_default_na=False, low_memory=False)
         num_classes = sum(str(name).startswith("p_") for name in frame)
+        if missing := [name for name in ("image", "target", "prediction", "p_0") if name not in frame]:
+            header = ",".join(map(str, frame))
+            raise UserError(
+                f"{file.name} is damaged: it has no column {', '.join(missing)}, its header is {header[:60]}; if another "
+                f"program saved it, restore the commas and names that a job writes, else {_remedy(file.parent)}"
+            )
         columns = ["target", "prediction", *(f"p_{k}" for k in range(num_classes))]
         numbers = _numbers(frame[columns]).to_numpy(float)
         images = tuple(frame["image"].to_numpy(object))
