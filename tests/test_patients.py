@@ -380,3 +380,16 @@ def test_a_proposed_pattern_passes_the_shell_and_hydra() -> None:
     assert parsed.key_or_group == "data.patient_regex"
     patients, how = found(eyes("P{p}-{f}", " ", (1, 2)), parsed.value())
     assert (len(set(patients)), how.doubt) == (40, "")
+
+
+def test_numbered_folders_with_the_same_names_may_be_patients(tmp_path):
+    def doubt(names):
+        table = pd.DataFrame({"image": names, "path": [str(tmp_path / name) for name in names]})
+        return find_patients(table, "auto", tmp_path)[1].doubt
+
+    shown = doubt([f"P{folder:03}/im{number}.jpeg" for folder in range(5) for number in (1, 2)])
+    assert shown.startswith("P000/im1, P000/im2 may belong to one patient")
+    assert shown.endswith("set \"data.patient_regex='(.+)/.*'\"")
+    assert doubt([f"{name}/im{number}.jpeg" for name in ("no", "mild", "severe") for number in (1, 2)]) == ""  # classes
+    assert doubt([f"P{folder:03}/a{folder}{'xy'[number]}b.jpeg" for folder in range(5) for number in (0, 1)]) != shown
+    assert doubt([f"batch{folder}/im{number}.jpeg" for folder in range(3) for number in range(40)]) == ""

@@ -46,13 +46,14 @@ HELD = {  # these are not written to
 }
 BESIDE = {
     "files.py write_atomically write_bytes": "this is it",
+    "files.py write_atomically open": "likewise",
+    "checkpoints.py _objects_in save": "into the open file of write_atomically, or to memory",
     "data/synthetic.py write_synthetic write_text": "below a folder that is renamed when it is complete",
     "data/synthetic.py _write_tables write_text": "likewise",
     "data/synthetic.py _write_photograph write_bytes": "likewise",
 }
 NOT_TO_DISK = {
-    "checkpoints.py _pickled save": "to memory",
-    "outputs.py write_split savefig": "likewise",
+    "outputs.py write_split savefig": "to memory",
     "data/prepared.py _prepare_missing to_csv": "likewise",
     "rendering.py png savefig": "likewise",
     "command_line.py stop_printing open": "/dev/null",

@@ -369,8 +369,26 @@ def _doubt(names: Sequence[str], setting: str, pattern: str | None, matched: boo
             f"if they belong to one, {remedy}"
         )
     if matched or setting == AUTO:
-        return ""
+        return "" if matched else _in_folders(names, key)
     return f"{key} (names such as {_without_folder(names[0])}), so each image counts as one patient; {REMEDY}"
+
+
+def _in_folders(names: Sequence[str], key: str) -> str:
+    """Describe small numbered folders with the same file names (P001/im1, P002/im1), which may be those of patients."""
+    folders: dict[str, list[str]] = {}
+    for name in names:
+        folders.setdefault(name.rpartition("/")[0], []).append(name)
+    several = [inside for folder, inside in folders.items() if len(inside) > 1 and re.search(r"\d", folder)]
+    times = Counter(map(_without_folder, names))
+    again = sum(times[_without_folder(name)] > 1 for name in names)
+    if not (
+        len(several) > 2 and len(names) < 2 * min(again, sum(map(len, several))) and len(names) <= FEW * len(folders)
+    ):
+        return ""
+    return (
+        f"{', '.join(several[0][:4])} may belong to one patient, as other folders have these file names, but count as "
+        f"{len(several[0])} patients ({key}); if a folder is one patient, set \"{REGEX}='(.+)/.*'\""
+    )
 
 
 def _visits(labels: Sequence[str], matched: bool) -> list[list[str]]:

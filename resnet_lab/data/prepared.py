@@ -228,6 +228,8 @@ class PreparedSet:
         """
         entries = self.entries()
         if not entries and not needed:
+            if Path(self._images).is_dir() or self.pixels_file.is_file():
+                log.warning("%s has no index, so the originals are read; rerun resnet-lab prepare", self.folder)
             return None
         names = [self.name(path) for path in rows["path"]]
         pairs = [*zip(names, rows["path"], strict=True)]

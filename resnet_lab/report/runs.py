@@ -466,8 +466,8 @@ def read_predictions(file: Path) -> StoredPredictions:
         if missing := [name for name in ("image", "target", "prediction", "p_0") if name not in frame]:
             header = ",".join(map(str, frame))
             raise UserError(
-                f"{file.name} is damaged: it has no column {', '.join(missing)}, its header is {header[:60]}; if another "
-                f"program saved it, restore the commas and names that a job writes, else {_remedy(file.parent)}"
+                f"{file.name} is damaged: it has no column {', '.join(missing)}, its header is {header[:60]}; if "
+                f"another program saved it, restore the commas and names that a job writes, else {_remedy(file.parent)}"
             )
         columns = ["target", "prediction", *(f"p_{k}" for k in range(num_classes))]
         numbers = _numbers(frame[columns]).to_numpy(float)
