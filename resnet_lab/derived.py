@@ -216,12 +216,15 @@ def derive_decision(run: RunFolder, config: Mapping[str, Any], source: RunFolder
 
 
 def mean_of(members: Sequence[Labeled]) -> Labeled:
-    """Return the mean of the members' probabilities for the same images, in the order of the first with patients.
+    """Return the mean of the members' probabilities for the same images, with the rows of one of them.
+
+    It is the first one with the fewest patients, which a report on the members uses, too.
 
     Raises:
         UserError: an image has several rows.
     """
-    rows = next((each.rows for each in members if "patient" in each.rows), members[0].rows)
+    grouped = [each.rows for each in members if "patient" in each.rows]
+    rows = min(grouped, key=lambda rows: rows["patient"].nunique(), default=members[0].rows)
     first = rows["image"]
     if not first.is_unique:
         raise UserError(f"image {first[first.duplicated()].iloc[0]} has several rows, so its predictions have no mean")

@@ -20,7 +20,7 @@ from fake_runs import change_status, edit_predictions, write_run
 
 from resnet_lab import load, trained
 from resnet_lab.combine import combine, combine_eyes, command
-from resnet_lab.errors import UserError
+from resnet_lab.errors import UserError, refuse
 from resnet_lab.evaluate import evaluate_split, override
 from resnet_lab.inputs import sources_of
 from resnet_lab.objectives import cross_entropy
@@ -680,6 +680,25 @@ def test_what_a_derived_run_loads(
         _, _, objective, origin = trained.load_derived(run, [run.path] * len(others))
         assert (objective.rule, objective.thresholds) == (status["decision"], None)
         assert origin["train_images"] == ("ab" if len(others) == 1 else None)  # hashes of some hide the others
+
+
+def test_a_network_whose_member_was_trained_again_is_loaded_with_a_warning(
+    seeds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (made,) = combine([str(seeds / f"depth-18_seed-{seed}") for seed in (0, 1)], tmp_path / "means", ["seed"])
+    monkeypatch.setattr(trained, "load", lambda folder: refuse([f"{folder} has no checkpoint"]))
+    for warned in (False, True):
+        assert "has no checkpoint" in refusal(trained.load_derived, made, sources_of(made))
+        assert ("made from predictions that have changed since" in caplog.text) == warned
+        edit_predictions(seeds / "depth-18_seed-1", lambda frame: frame.iloc[::-1])
+
+
+def test_members_that_disagree_on_patients_are_combined_with_the_fewest(seeds: Path, tmp_path: Path) -> None:
+    folders = [seeds / f"depth-18_seed-{seed}" for seed in (0, 1)]
+    edit_predictions(folders[0], lambda frame: frame.assign(patient=frame["image"]))
+    (made,) = combine([str(each) for each in folders], tmp_path / "means", ["seed"])
+    patients = [frame_of(each)["patient"].nunique() for each in (*folders, made)]
+    assert patients[0] > patients[1] == patients[2]
 
 
 def test_the_interval_of_a_mean_over_seeds_is_the_same_in_every_report(seeds: Path, tmp_path: Path) -> None:

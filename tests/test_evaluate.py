@@ -160,6 +160,7 @@ def test_another_data_set_gets_the_preprocessing_of_the_model(
     assert out.count("was trained with") == 2
     assert "data.image_size=32: the network was trained with 24," in out
     assert "data.crop=16: the network was trained with null," in out
+    assert "normalized as in the training" in refusal(evaluate.override, origin, ["data.mean=[0,0,0]"])
     _, _, datamodule = evaluate.evaluate_split(load(str(trained.path)), config, "train")
     assert datamodule.mean.tolist() == pytest.approx(origin["mean"])
 

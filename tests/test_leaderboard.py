@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from fake_runs import write_run, write_sweep
+from fake_runs import change_status, write_run, write_sweep
 from sklearn.metrics import roc_auc_score
 
 from resnet_lab.report.groups import tables_of
@@ -89,6 +89,14 @@ def test_published_numbers_are_below_with_their_protocol(tmp_path):
         "Different protocol: 42,670 test images, here 400; 35,126 training images, here 4,000 (not stated: selection)"
     )
     assert row.remark == f"Huang et al. 2023, Diagnostics 13:1664. {expected}"
+
+
+def test_published_numbers_of_a_data_set_that_is_a_guess_say_so(tmp_path):
+    run = write_run(tmp_path / "run", images=103, config={"data.name": "retinopathy"})
+    change_status(run, class_counts={"train": [80] * 5, "test": [103, 0, 0, 0, 0]})
+    remarks = [row.remark for row in rows_of(table_of(tmp_path)) if row.kind == "reference"]
+    assert remarks
+    assert all("Data taken for IDRiD by the number of images." in remark for remark in remarks)
 
 
 @pytest.mark.parametrize(

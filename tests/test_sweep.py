@@ -153,6 +153,11 @@ def test_keys_that_do_not_name_a_job_are_not_axes(key: str) -> None:
         jobs_of(["-m", f"{key}=0,1", "seed=0"])
 
 
+def test_a_sweep_has_one_data_set() -> None:
+    with pytest.raises(UserError, match=r"data\.root cannot be swept"):
+        jobs_of(["-m", "data.root=a,b", "seed=0"])
+
+
 def test_an_axis_lists_its_values() -> None:
     message = refusal(jobs_of, ["-m", "optim=glob(*,exclude=own)"])
     assert message == "optim: glob(…) is not supported; list the values, as in optim=adamw,nadam,sgd"
