@@ -56,15 +56,15 @@ class Reference:
         """Return a sentence that compares the protocol with the run of the most similar protocol."""
         differ, silent = min((self._differences(run) for run in runs), key=lambda found: len(found[0]))
         agree = sum(not self._differences(run)[0] for run in runs)
+        guessed = str(runs[0].config.get("data.name")).lower() == READER
+        guess = f"Data taken for {NAMES[data_of(runs[0])]} by the number of images. " if guessed else ""
         if len(silent) == len(WORDS):
-            return "Protocol not stated"
+            return f"{guess}Protocol not stated"
         agreed = "Same protocol as far as stated" if silent else "Same protocol"
         text = "Different protocol: " + "; ".join(differ) if differ else agreed
-        if str(runs[0].config.get("data.name")).lower() == READER:
-            text = f"Data taken for {NAMES[data_of(runs[0])]} by the number of images. {text}"
         if 0 < agree < len(runs):
             text += f", in {agree} of {len(runs)} runs"
-        return text + (f" (not stated: {', '.join(silent)})" if silent else "")
+        return guess + text + (f" (not stated: {', '.join(silent)})" if silent else "")
 
     def _differences(self, run: Run) -> tuple[list[str], list[str]]:
         """Return the differences from the protocol of a run as texts, and the fields that are not stated."""
