@@ -601,3 +601,13 @@ def test_blank_lines_around_a_pair_count_if_rows_are_missing(file, labels, targe
     header = "image\n" if labels.startswith("level") else ""
     images, labels = file(f"{header}a\nb\nc\n", "train_img.csv"), file(labels, "train_label.csv")
     assert list(parse(read_pair(images, labels, GRADES), images, labels, GRADES, drop=True)["target"]) == targets
+
+
+def test_another_label_column_with_other_labels_is_named(file, caplog):
+    labels = read_labels(file("image,diagnosis,level\na,1,2\nb,0,0\n"), None, None, GRADES)["label"].tolist()
+    assert labels == ["2", "0"]
+    assert "the labels are those of column level; diagnosis differs from it" in caplog.text
+    caplog.clear()
+    read_labels(file("image,diagnosis,level\na,1,1\nb,0,0\n"), None, None, GRADES)
+    read_labels(file("image,diagnosis,level\na,1,2\nb,0,0\n"), None, "diagnosis", GRADES)
+    assert caplog.text == ""

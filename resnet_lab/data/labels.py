@@ -193,10 +193,24 @@ def read_labels(
         label = _of_its_eye(image, rows[eyes[0]], rows[eyes[1]])
     else:
         label = _column(path, cells, label_column, LABEL_COLUMNS, "data.label_column")
+        if label_column is None:
+            _say_other_labels(path, header, rows, label)
     further = {  # a Mac writes two characters for ü
         name: _column(path, cells, column, (), key).str.normalize("NFC") for name, (column, key) in (more or {}).items()
     }
     return _not_empty(path, pd.DataFrame({"image": image, "label": label} | further))
+
+
+def _say_other_labels(path: Path, header: Sequence[str], rows: pd.DataFrame, label: pd.Series) -> None:
+    """Warn about another known column with other labels, which the name of the column alone did not choose."""
+    known = {*map(plain, LABEL_COLUMNS)}
+    others = [
+        name for place, name in enumerate(header) if plain(name) in known and not rows.iloc[:, place].equals(label)
+    ]
+    if others:
+        chosen = header[_place(header, None, LABEL_COLUMNS) or 0]
+        text = "%s: the labels are those of column %s; %s differs from it; set data.label_column to choose"
+        log.warning(text, path, chosen, " and ".join(others))
 
 
 def _eyes(header: Sequence[str]) -> tuple[int, int] | None:
