@@ -252,6 +252,15 @@ def test_bands_include_their_lower_edge_and_the_last_band_its_upper_one():
     ]
 
 
+def test_bands_leave_out_classes_without_an_image(tmp_path, monkeypatch):
+    edit_predictions(write_run(tmp_path / "run", skill=9.0), lambda frame: frame[frame["target"] < 3])
+    drawn, bands = [], plots.classes.bands
+    monkeypatch.setattr(plots.classes, "bands", lambda shares, edges: drawn.append(shares) or bands(shares, edges))
+    assert figures.picture("score_bands", table_of(tmp_path)).note.endswith("2 classes have no image and no share.")
+    ((shares,),) = (each.values() for each in drawn)
+    assert shares[1].tolist() == [0, 0, 0, 0, 0, 1]  # recall of the three
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*figures.CURVES, *figures.PICTURES])
 def test_every_picture_is_drawn_or_left_out(name, tmp_path):

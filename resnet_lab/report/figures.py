@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from resnet_lab import plots
-from resnet_lab.errors import UserError
+from resnet_lab.errors import UserError, count
 from resnet_lab.plots.frame import Color
 from resnet_lab.report import score_figures
 from resnet_lab.report.drawing import Drawing, Picture, best_of, colors_of
@@ -298,8 +298,13 @@ def score_bands(table: Table) -> Picture | None:
     groups = [group for group in table.drawn if group.scored]
     if not groups:
         return None
-    shares = {group.label: band_shares(mean_class_scores(group)) for group in groups}
+    scores = {group.label: mean_class_scores(group) for group in groups}
+    tested = ~np.isnan(next(iter(scores.values()))).all(axis=0)  # the same images for all groups
+    shares = {label: band_shares(values[:, tested]) for label, values in scores.items()}
     note = "Share of the classes in each band; a class that is never predicted counts as 0."
+    note += (
+        "" if tested.all() else f" {count(int((~tested).sum()), 'class has', 'classes have')} no image and no share."
+    )
     return Picture("Classes by score", note, [Drawing(plots.classes.bands(shares, BANDS))])
 
 
