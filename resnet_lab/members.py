@@ -161,10 +161,19 @@ def config_of(members: Sequence[Run], over: Sequence[str], pools: bool, out: Run
     how = {key: value for key, value in before.items() if key != "sources"} if isinstance(before, dict) else {}
     if over[0] != NOTHING:
         key = "pooled_over" if pools else "mean_over"
-        how[key] = ",".join([*([str(how[key])] if key in how else []), *over])
+        words = [*over, "seed"] if pools and over[0] == ALL and _join_seeds(members) else over
+        how[key] = ",".join([*([str(how[key])] if key in how else []), *words])
     # a link in the path of one of both would lead elsewhere
     sources = [os.path.relpath(run.folder.path.resolve(), out.path.resolve()) for run in members]
     return config | {"combine": how | {"sources": sources}}
+
+
+def _join_seeds(members: Sequence[Run]) -> bool:
+    """Return whether a fold has members with several seeds."""
+    seeds: dict[Any, set[str]] = {}
+    for run in members:
+        seeds.setdefault(run.config.get(FOLD), set()).add(repr(run.config.get("seed")))
+    return max(map(len, seeds.values())) > 1
 
 
 def set_key(config: dict[str, Any], key: str, value: object) -> None:

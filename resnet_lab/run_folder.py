@@ -138,15 +138,18 @@ class RunFolder:
     def has_lost_files(self, status: Mapping[str, Any]) -> bool:
         """Return whether a finished job lacks metrics.csv or predictions of a split, and can write them again.
 
-        It can with its checkpoint, or if it has its predictions from another job of the sweep.
+        It can with its checkpoint, or with the predictions of the job of its sweep that it has its own from.
 
         Args:
             status: content of status.json.
         """
         splits = [split for split in ("val", "test") if split in (status.get("class_counts") or {})]
+        if derived := status.get("derived_from"):
+            source = RunFolder(Path(os.path.normpath(self.path.resolve() / str(derived))))
+            there = all(source.stored_predictions(split).is_file() for split in splits)
+            return there and not all(self.stored_predictions(split).is_file() for split in splits)
         files = [self.stored_metrics, *map(self.stored_predictions, splits)]
-        there = self.last_checkpoint.is_file() or "derived_from" in status
-        return there and not all(file.is_file() for file in files)
+        return self.last_checkpoint.is_file() and not all(file.is_file() for file in files)
 
     @property
     def stored_metrics(self) -> Path:
@@ -444,12 +447,18 @@ def _walked(root: str | Path, closed: list[str]) -> Iterator[tuple[str, list[str
     for folder, inner, files in os.walk(
         root, onerror=lambda error: closed.append(str(error.filename)), followlinks=True
     ):
+        inner[:] = [name for name in inner if not _leads_up(Path(folder, name), root)]
         stat = Path(folder).stat()
         if (stat.st_dev, stat.st_ino) in seen:
             inner.clear()
             continue
         seen.add((stat.st_dev, stat.st_ino))
         yield folder, inner, files
+
+
+def _leads_up(folder: Path, root: str | Path) -> bool:
+    """Return whether a folder is a link to `root` or to a folder that contains it."""
+    return folder.is_symlink() and Path(root).resolve().is_relative_to(folder.resolve())
 
 
 def find_runs(folders: Iterable[str | Path]) -> list[RunFolder]:

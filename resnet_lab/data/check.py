@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -120,12 +120,37 @@ def too_many(size: tuple[int, int], most: int) -> str:
     return f"{width}×{height} pixels, more than data.max_pixels={most}" if width * height > most else ""
 
 
+def _depth_of_ppm(file: Image.Image) -> int:
+    tiles: Any = getattr(file, "tile", ())
+    largest = [part for *_, args in tiles if isinstance(args, tuple) for part in args if isinstance(part, int)]
+    return max(largest, default=255).bit_length()
+
+
+def _depth_of_tiff(file: Image.Image) -> int:
+    bits: Any = getattr(file, "tag_v2", {}).get(258, 8)  # BitsPerSample
+    return max(bits) if isinstance(bits, tuple) else int(bits)
+
+
+def _depth_of_jpeg2000(file: Image.Image) -> int:
+    """Return the bits per channel that the header of a JPEG 2000 file gives; 0 if it is not found."""
+    stream: Any = getattr(file, "fp")  # noqa: B009 - not in Pillow's types
+    place = stream.tell()
+    stream.seek(0)
+    head = stream.read(4096)
+    stream.seek(place)
+    start = head.find(b"\xff\x4f\xff\x51")  # ISO/IEC 15444-1: SOC and SIZ, whose 43rd byte is the first depth
+    return (head[start + 42] & 127) + 1 if 0 <= start < len(head) - 42 else 0
+
+
 def too_deep(file: Image.Image) -> str:
     """Return why an image is not read: it has more than 8 bits per channel, and Pillow would drop some; else empty."""
     parts = [
         part for _, _, _, args in getattr(file, "tile", ()) for part in (args if isinstance(args, tuple) else (args,))
     ]
     deep = [file.mode] if file.mode[0] in "IF" else [str(part) for part in parts if DEEP.match(str(part))]
+    bits = {"PPM": _depth_of_ppm, "TIFF": _depth_of_tiff, "JPEG2000": _depth_of_jpeg2000}.get(str(file.format))
+    if not deep and bits and (depth := bits(file)) > 8:
+        deep = [f"{file.mode};{depth}"]
     return f"mode {deep[0]}, which has more than 8 bits per pixel; convert it to 8 bits" if deep else ""
 
 
@@ -208,7 +233,8 @@ def _key(path: str, rules: str) -> str:
         status = os.stat(path)  # noqa: PTH116
     except OSError:
         return path
-    return f"{path}|{status.st_size}|{status.st_mtime_ns}{rules}"
+    depth = "" if path.lower().endswith((".jpg", ".jpeg")) else "|8"  # older versions did not find all 16 bits
+    return f"{path}|{status.st_size}|{status.st_mtime_ns}{rules}{depth}"
 
 
 def _known(cache_file: Path) -> dict[str, Verdict]:

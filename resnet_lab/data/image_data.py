@@ -192,7 +192,15 @@ class ImageData(Augmentation, ABC):
             raise UserError(f"{where} returns no column {', '.join(missing)}")
         if not self.class_names:
             raise UserError(f"{where} sets no class_names; set self.class_names there, or data.class_names")
-        number, classes = pd.to_numeric(table["target"], errors="coerce"), len(self.class_names)
+        if table.empty:
+            raise UserError(f"{where} returns no rows")
+        texts = [name for name in ("image", "split", "path", "patient") if name in table]
+        for name in texts:
+            if (odd := ~table[name].map(lambda each: isinstance(each, str)).astype(bool)).any():
+                row = table[odd].iloc[0]
+                raise UserError(f"{where}: image {row['image']} has the {name} {row[name]}; it must be text")
+        numeric, classes = pd.api.types.is_numeric_dtype(table["target"]), len(self.class_names)
+        number = table["target"] if numeric else pd.Series(np.nan, table.index)
         bad = ~number.between(0, classes - 1) | (number % 1 != 0)
         if bad.any():
             row = table[bad].iloc[0]
@@ -203,9 +211,6 @@ class ImageData(Augmentation, ABC):
         if (twice := table.duplicated(["split", "image"])).any():
             row = table[twice].iloc[0]
             raise UserError(f"{where}: {row['split']} has several rows named {row['image']}; names must differ")
-        if "patient" in table and (odd := ~table["patient"].map(lambda each: isinstance(each, str))).any():
-            row = table[odd].iloc[0]
-            raise UserError(f"{where}: image {row['image']} has the patient {row['patient']}; it must be text")
 
     def _joined(self, rows: pd.DataFrame) -> pd.DataFrame:
         """Move all rows to the split that `all_images` names, if any; make the names within joined splits distinct.

@@ -110,6 +110,8 @@ def find_patients(
         return table, EACH_IMAGE
     matched = pattern is not None and any(_matches(names, pattern))
     doubt = _doubt(names, setting, pattern, matched)
+    if not doubt and setting == AUTO and not matched and not _are_classes(table, names):
+        doubt = _in_folders(names)
     if not matched:
         shown = f"file names such as {_without_folder(names[0])} ({REGEX}=auto)"
         none = f"none found in {shown}: each image counts as one patient; {REMEDY}"
@@ -369,11 +371,18 @@ def _doubt(names: Sequence[str], setting: str, pattern: str | None, matched: boo
             f"if they belong to one, {remedy}"
         )
     if matched or setting == AUTO:
-        return "" if matched else _in_folders(names, key)
+        return ""
     return f"{key} (names such as {_without_folder(names[0])}), so each image counts as one patient; {REMEDY}"
 
 
-def _in_folders(names: Sequence[str], key: str) -> str:
+def _are_classes(table: pd.DataFrame, names: Sequence[str]) -> bool:
+    """Return whether each folder has the images of one class, and each class one folder (of one name)."""
+    targets = table["target"] if "target" in table else range(len(names))
+    pairs = {(name.rpartition("/")[0], target) for name, target in zip(names, targets, strict=True)}
+    return len({folder for folder, _ in pairs}) == len({target for _, target in pairs}) == len(pairs)
+
+
+def _in_folders(names: Sequence[str]) -> str:
     """Describe small numbered folders with the same file names (P001/im1, P002/im1), which may be those of patients."""
     folders: dict[str, list[str]] = {}
     for name in names:
@@ -387,7 +396,8 @@ def _in_folders(names: Sequence[str], key: str) -> str:
         return ""
     return (
         f"{', '.join(several[0][:4])} may belong to one patient, as other folders have these file names, but count as "
-        f"{len(several[0])} patients ({key}); if a folder is one patient, set \"{REGEX}='(.+)/.*'\""
+        f"{len(several[0])} patients ({REGEX}={AUTO} finds no form); "
+        f"if a folder is one patient, set \"{REGEX}='(.+)/.*'\""
     )
 
 

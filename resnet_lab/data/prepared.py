@@ -46,6 +46,7 @@ CHUNK = 8  # photographs per task of a process
 FACTS = ("brightness", "dark", "bright", *(f"{kind}_{color}" for kind in ("mean", "square") for color in "rgb"))
 COLUMNS = ("image", "bytes", "changed", "digest", "width", "height", "defect", "prepared", *FACTS, "decoded", "rules")
 TEXT = dict.fromkeys(("image", "digest", "prepared", "decoded", "rules", "place"), str)  # a hash may look like a number
+UNKNOWN = {"decoded": "", "rules": "unknown"}  # columns that sets of older versions lack
 PIXELS = "pixels.raw"  # file name
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)  # error codes
 NOTHING: np.ndarray = np.empty((0, 0, 3), np.uint8)
@@ -70,7 +71,7 @@ class Rows(Mapping[str, Entry]):
     def __setitem__(self, name: str, row: Entry) -> None:
         place = self._places.setdefault(name, len(self))
         for column, values in self._columns.items():
-            value = row.get(column, "")
+            value = row.get(column, UNKNOWN.get(column, ""))
             if place == len(values):
                 values.append(value)
             else:
@@ -106,7 +107,7 @@ class PreparedSet:
     in the order of preparation. Columns of the index:
     - of the source: `image` (path below the root), `bytes`, `changed` (ns), `digest`, `width` and `height` (pixels),
       `defect` (empty, or why it cannot be read), `decoded` (hash of the pixels; empty in sets of older versions),
-      `rules` (what counted as damage; empty: the default);
+      `rules` (what counted as damage; empty: the default; `unknown` in sets of older versions);
     - `prepared`: digest of the JPEG, or of the pixels;
     - `place` (only in the format `raw`): `START:HEIGHTxWIDTH`, the first byte and the shape in `pixels.raw`;
     - `FACTS`: `brightness` (mean gray of the eye, 0 to 255), `dark`, `bright` (shares of the eye below 20 and above
@@ -195,7 +196,7 @@ class PreparedSet:
         if self.index_file.is_file():
             try:
                 frame = pd.read_csv(self.index_file, dtype=TEXT, keep_default_na=False)
-                old = {name: frame.get(name, "") for name in ("decoded", "rules")}  # sets of older versions lack them
+                old = {name: frame.get(name, UNKNOWN[name]) for name in UNKNOWN}
                 frame = frame.assign(**old)[self.columns]
                 rows.add(frame)
             except (ValueError, KeyError, TypeError):  # damaged: treated as absent
@@ -316,7 +317,12 @@ def _same_source(entry: Entry, path: str) -> bool:
 
 
 def _is_judged(entry: Entry, rules: Rules) -> bool:
-    """Return whether these rules find what a row says: readable by stricter rules, or damaged by laxer ones."""
+    """Return whether these rules find what a row says: readable by stricter rules, or damaged by laxer ones.
+
+    Rows of older versions, which do not name their rules, are taken as they are.
+    """
+    if entry["rules"] == UNKNOWN["rules"]:
+        return True
     made = _parsed(entry["rules"])
     laxer, stricter = (
         (a.strict <= b.strict and a.max_pixels >= b.max_pixels) for a, b in ((rules, made), (made, rules))
@@ -458,6 +464,8 @@ def _write_pixels(pixels: BinaryIO, content: np.ndarray, entry: Entry, before: E
 
 def _is_whole(target: PreparedSet, entry: Entry | None, path: str) -> bool:
     if entry is None or not _same_source(entry, path) or not _is_judged(entry, target.rules):
+        return False
+    if entry["defect"] and entry["rules"] == UNKNOWN["rules"]:
         return False
     try:
         if entry["defect"]:

@@ -239,7 +239,8 @@ class Retinopathy(ImageData):
         images, labels = root / f"{split}_img.csv", root / f"{split}_label.csv"
         if not images.is_file() and not labels.is_file():
             return None
-        for key in ("patient_column", "image_column", "label_column"):
+        others = self.train_csv or self.val_csv or self.test_csv or self.solution_csv  # which the keys may be for
+        for key in ("patient_column", *(() if others else ("image_column", "label_column"))):
             if (name := getattr(self, key)) is not None:
                 file = labels if key == "label_column" else images
                 raise UserError(

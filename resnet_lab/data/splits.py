@@ -73,16 +73,20 @@ def join_patients(table: pd.DataFrame) -> pd.DataFrame:
             gets the first name in the table.
     """
     decoded = table.get("decoded", pd.Series("", table.index))
-    pixels = table["digest"].where(decoded == "", decoded)  # a comment in a file changes its bytes
-    shared = table[pixels.duplicated(keep=False)]
-    if shared.groupby(pixels)["patient"].nunique().le(1).all():
+    # a comment in a file changes its bytes; the pixels of some files may be unknown
+    marks = pd.concat([table["digest"], decoded[decoded != ""]])
+    owners = pd.concat([table["patient"], table["patient"][decoded != ""]])
+    shared = marks.duplicated(keep=False)
+    if owners[shared].groupby(marks[shared]).nunique().le(1).all():
         return table
-    patients, names = pd.factorize(table["patient"])
-    digests, _ = pd.factorize(pixels)
+    patients, names = pd.factorize(owners)
+    digests, _ = pd.factorize(marks)
     size = len(names) + digests.max() + 1
-    links = coo_array((np.ones(len(table)), (patients, len(names) + digests)), (size, size))
+    links = coo_array((np.ones(len(marks)), (patients, len(names) + digests)), (size, size))
     _, component = connected_components(links, directed=False)
-    joined = table.groupby(pd.Series(component[patients], index=table.index))["patient"].transform("first")
+    joined = table.groupby(pd.Series(component[patients[: len(table)]], index=table.index))["patient"].transform(
+        "first"
+    )
     log.info("patients: %s", merged_patients(table["patient"], joined))
     return table.assign(patient=joined)
 
