@@ -339,10 +339,9 @@ def test_threads_decode_no_more_pixels_at_once_than_memory_allows():
     assert 25 in most  # a larger image is decoded alone
 
 
-@pytest.mark.parametrize("suffix", [".png", ".tiff"])
-@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize(("suffix", "channels"), [(".png", 3), (".png", 4), (".tiff", 3), (".ppm", 3), (".jp2", 3)])
 def test_colors_of_sixteen_bits_are_not_cut_to_eight(tmp_path, suffix, channels):
-    pixels = np.random.default_rng(0).integers(0, 4096, (20, 20, channels)).astype(np.uint16)  # 12 bits: nearly black
+    pixels = np.random.default_rng(0).integers(0, 4096, (80, 96, channels)).astype(np.uint16)  # 12 bits: nearly black
     file = str(tmp_path / f"a{suffix}")
     assert cv2.imwrite(file, pixels)
     assert "more than 8 bits per pixel; convert it to 8 bits" in examine(file)[0]

@@ -766,14 +766,15 @@ def test_seeds_and_folds_combined_at_once_or_in_two_steps_have_the_same_interval
             )
     combine([str(tmp_path / "cv")], tmp_path / "by_seed", ["data.fold"])
     combine([str(tmp_path / "cv")], tmp_path / "once", ["data.fold", "seed"])
+    combine([str(tmp_path / "cv")], tmp_path / "all", ["all"])
     combine([str(tmp_path / "cv")], tmp_path / "means", ["seed"])
     combine([str(tmp_path / "means")], tmp_path / "twice", ["data.fold"])
     intervals, kinds = [], []
-    for name in ("once", "twice"):
+    for name in ("once", "twice", "all"):
         runs = read_runs([str(tmp_path / "by_seed"), str(tmp_path / name)])
         (table,) = tables_of(runs)
         (mean,) = [group for group in table.scored_groups if group.is_mean]
         intervals.append(table.estimates["qwk"].interval(table.groups.index(mean)))
         kinds.append({finding.kind for finding in findings_of(runs, [table])})
-    assert intervals[0] == pytest.approx(intervals[1])
-    assert kinds[0] == kinds[1]
+    assert [tuple(each) for each in intervals[1:]] == [pytest.approx(tuple(intervals[0]))] * 2
+    assert kinds[0] == kinds[1] == kinds[2]

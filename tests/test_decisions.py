@@ -172,6 +172,12 @@ def test_lost_predictions_of_a_derived_job_are_derived_again(trained: dict[str, 
     assert guarded(run) == 0
     assert run.predictions_file("test").read_bytes() == before
     assert run.read_status()["derived_from"] == "../auto"
+    log = run.path / "train.log"
+    for file in (run.predictions_file("test"), trained["auto"].predictions_file("test")):  # also of the source
+        file.unlink()
+    log.unlink()
+    assert guarded(run) == 0
+    assert "is done already" in log.read_text()  # it does not train anew
 
 
 @pytest.mark.slow

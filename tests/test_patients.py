@@ -392,4 +392,7 @@ def test_numbered_folders_with_the_same_names_may_be_patients(tmp_path):
     assert shown.endswith("set \"data.patient_regex='(.+)/.*'\"")
     assert doubt([f"{name}/im{number}.jpeg" for name in ("no", "mild", "severe") for number in (1, 2)]) == ""  # classes
     assert doubt([f"P{folder:03}/a{folder}{'xy'[number]}b.jpeg" for folder in range(5) for number in (0, 1)]) != shown
+    classes = pd.DataFrame({"image": [f"grade{grade}/im{number}.png" for grade in range(5) for number in (1, 2)]})
+    classes = classes.assign(path=classes["image"], target=np.repeat(range(5), 2))
+    assert find_patients(classes, "auto", tmp_path)[1].doubt == ""
     assert doubt([f"batch{folder}/im{number}.jpeg" for folder in range(3) for number in range(40)]) == ""

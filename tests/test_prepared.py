@@ -487,3 +487,18 @@ def test_photographs_that_other_rules_judge_otherwise_are_prepared_again(target,
     assert "(made with another data.strict_jpeg or data.max_pixels)" in caplog.text
     assert (prepare(second, paths, 1)["defect"] != "").sum() == bad[second]
     assert second.lookup(pd.DataFrame({"path": paths})) is not None
+
+
+def test_rows_of_a_version_without_rules_are_used_and_only_damage_is_judged_again(target, paths, monkeypatch):
+    damaged = Path(paths[0])
+    damaged.write_bytes(damaged.read_bytes()[:-200] + b"\xff\xd9")
+    prepare(target, paths, 1)
+    pd.read_csv(target.index_file, dtype=str, keep_default_na=False).drop(columns="rules").to_csv(
+        target.index_file, index=False
+    )
+    lax, rows = replace(target, rules=RULES._replace(strict=False)), pd.DataFrame({"path": paths})
+    assert lax.lookup(rows) is not None
+    again, make = list[str](), module.prepare_photograph
+    monkeypatch.setattr(module, "prepare_photograph", lambda *given: again.append(given[1]) or make(*given))
+    assert (prepare(lax, paths, 1)["defect"] == "").all()
+    assert again == paths[:1]

@@ -327,6 +327,14 @@ def test_columns_of_files_with_one_column_cannot_be_named(root, key):
     assert ("train_label.csv is read" in message) == (key == "label_column")
 
 
+def test_columns_of_a_named_csv_are_those_beside_files_with_one_column(root):
+    write_studies(root)
+    write_labels(root / "mess.csv", {"9001": 1, "9002": 2}, "photo,grade1")
+    write_photographs(root / "images", ["9001", "9002"])
+    data = retinopathy(root, test_csv="mess.csv", image_column="photo", label_column="grade1", val_fraction=0)
+    assert data.read_table().query("split == 'test'")["target"].tolist() == [1, 2]
+
+
 def test_patient_column_needs_a_table(root):
     message = refusal(retinopathy(write_studies(root), patient_column="person").read_table)
     assert "data.patient_column=person" in message

@@ -162,6 +162,7 @@ def test_runs_behind_links_are_found_once(tmp_path: Path) -> None:
     (tmp_path / "all" / "s1").symlink_to(tmp_path / "elsewhere" / "s1")
     (tmp_path / "all" / "again").symlink_to(tmp_path / "elsewhere" / "s1")
     (tmp_path / "all" / "s0" / "up").symlink_to(tmp_path / "all")
+    (tmp_path / "all" / "s0" / "further_up").symlink_to(tmp_path)
     found = [run.path.relative_to(tmp_path.resolve()).as_posix() for run in find_runs([tmp_path / "all"])]
     assert found == ["all/s0", "elsewhere/s1"]
     assert [run.path.name for run in find_runs([tmp_path])] == ["s0", "s1", "s2"]

@@ -200,6 +200,8 @@ def test_identical_images_make_one_patient_of_two():
     assert join_patients(unlike) is unlike
     same_pixels = unlike.assign(decoded=["p", "", "p", "q", ""])
     assert join_patients(same_pixels)["patient"].tolist() == ["1", "1", "1", "3", "4"]
+    of_two_versions = table.assign(decoded=["", "", "p", "q", ""])  # of which one noted no pixels
+    assert join_patients(of_two_versions)["patient"].tolist() == ["1", "1", "2", "1", "2"]
 
 
 def test_identical_images_with_different_labels_are_counted_and_named(caplog):

@@ -308,7 +308,7 @@ def _shortest(folders: Collection[Path]) -> dict[Path, str]:
     names, depth = dict[Path, str](), 0
     while len(names) < len(folders):
         depth += 1
-        ends = {folder: "/".join(folder.parts[-depth:]) for folder in folders}
+        ends = {folder: Path(*folder.parts[-depth:]).as_posix() for folder in folders}
         times = Counter(ends.values())
         names |= {folder: end for folder, end in ends.items() if folder not in names and times[end] == 1}
     return names
