@@ -75,7 +75,7 @@ def unit_curves(
 def _squares(titles: Sequence[str], columns: int, handles: Sequence[Line2D]) -> tuple[Figure, np.ndarray]:
     """Return a figure and its axes: square panels of one size, with room for their titles, labels and a legend.
 
-    Fixed places take half the time of a layout that is measured.
+    The places are fixed, which is faster than a layout that measures all labels.
     """
     columns = min(columns, len(titles))
     rows = math.ceil(len(titles) / columns)
