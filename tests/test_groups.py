@@ -5,7 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
-from fake_runs import write_run, write_sweep
+from fake_runs import edit_predictions, write_run, write_sweep
 
 from resnet_lab.errors import UserError
 from resnet_lab.rendering import Finding
@@ -351,3 +351,13 @@ def test_sweeps_with_the_same_last_names_stay_apart(tmp_path):
         "other": 2,
     }
     assert labels(table) == ["sweep=A/exp/sweep", "sweep=B/exp/sweep", "sweep=other"]
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_a_metric_that_a_group_has_not_ranks_none(tmp_path):
+    for seed, skill in ((0, 9.0), (1, 0.5)):  # the first one is right on all images, which are of one grade
+        run = write_run(tmp_path / str(seed), 18 + 32 * seed, skill=skill, images=60)
+        edit_predictions(run, lambda frame: frame[frame["target"] == 0])
+    _, (table,), _ = compare(tmp_path)
+    assert table.metric == "accuracy"
+    assert [group.shown["model.depth"] for group in table.ranked] == ["depth=18", "depth=50"]

@@ -134,8 +134,13 @@ class Table:
 
     @cached_property
     def metric(self) -> str:
-        """The metric that ranks the groups."""
-        return self.wanted if self.wanted in self.metrics else self.metrics[0]
+        """The metric that ranks the groups: the wanted one, or the first one that all of them have."""
+        if self.wanted in self.metrics:
+            return self.wanted
+        # test images of one grade have no QWK if all predictions are right
+        groups = self.scored_groups
+        known = [name for name in self.metrics if not any(math.isnan(each.mean_and_std(name)[0]) for each in groups)]
+        return (known or self.metrics)[0]
 
     @property
     def title_of_metric(self) -> str:
