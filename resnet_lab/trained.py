@@ -259,7 +259,7 @@ def load_derived(run: RunFolder, folders: Sequence[Path]) -> Trained:
     if f"combine.{EYES}" in made.config:
         raise UserError(f"{run.path} grades the two eyes of a patient together; load one of its members: {folders[0]}")
     if made.is_outdated:
-        log.warning("%s was %s; its networks and thresholds are not those of its scores", run.path, OUTDATED)
+        log.warning("%s was %s; until then, its networks are not those of its scores", run.path, OUTDATED)
     members = [load(folder) for folder in folders]
     first = members[0]
     for member in members:

@@ -96,7 +96,7 @@ def test_published_numbers_of_a_data_set_that_is_a_guess_say_so(tmp_path):
     change_status(run, class_counts={"train": [80] * 5, "test": [103, 0, 0, 0, 0]})
     remarks = [row.remark for row in rows_of(table_of(tmp_path)) if row.kind == "reference"]
     assert remarks
-    assert all("Data taken for IDRiD by the number of images." in remark for remark in remarks)
+    assert all("Data set assumed from the number of images: IDRiD." in remark for remark in remarks)
 
 
 @pytest.mark.parametrize(

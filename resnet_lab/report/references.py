@@ -57,7 +57,7 @@ class Reference:
         differ, silent = min((self._differences(run) for run in runs), key=lambda found: len(found[0]))
         agree = sum(not self._differences(run)[0] for run in runs)
         guessed = str(runs[0].config.get("data.name")).lower() == READER
-        guess = f"Data taken for {NAMES[data_of(runs[0])]} by the number of images. " if guessed else ""
+        guess = f"Data set assumed from the number of images: {NAMES[data_of(runs[0])]}. " if guessed else ""
         if len(silent) == len(WORDS):
             return f"{guess}Protocol not stated"
         agreed = "Same protocol as far as stated" if silent else "Same protocol"
