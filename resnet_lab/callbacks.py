@@ -100,13 +100,17 @@ class Ending(Callback):
         stop_on_signals()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        launcher = trainer.strategy.launcher
         if isinstance(exception, Stopped) and not trainer.is_global_zero:
             note_stop(self.run, exception, trainer.global_rank)
-        elif isinstance(exception, Stopped) and isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):
-            trainer.strategy.launcher.kill(signal.SIGKILL)
+        elif isinstance(exception, Stopped) and isinstance(launcher, _SubprocessScriptLauncher):
+            launcher.kill(signal.SIGKILL)
         elif isinstance(exception, Exception) and not trainer.is_global_zero:
             # now, because the first rank fails too once this rank is gone
             fail(self.run, exception, trainer.global_rank)
+        elif isinstance(exception, Exception) and isinstance(launcher, _SubprocessScriptLauncher):
+            # Lightning kills this rank up to 5 s after the death of another one, maybe before it has stored the error
+            launcher.procs.clear()
 
 
 class SamePixels(Callback):

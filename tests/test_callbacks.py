@@ -1,16 +1,22 @@
 """The speed of training in the log, and the random generators of a step."""
 
 import logging
+import os
 import random
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from lightning import seed_everything
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from resnet_lab import callbacks
-from resnet_lab.callbacks import EXPLODED, FiniteLoss, Observer, StepSeed
+from resnet_lab.callbacks import EXPLODED, Ending, FiniteLoss, Observer, StepSeed
 from resnet_lab.checkpoints import EpochRows, LastCheckpoint
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.errors import UserError
@@ -212,3 +218,20 @@ def test_values_that_are_not_finite_are_found(value, seen):
         return
     with pytest.raises(UserError, match=f"head.weight became {seen} in epoch 3: lower optim.lr"):
         FiniteLoss._check("head.weight", value, trainer, EXPLODED)
+
+
+@pytest.mark.parametrize(("error", "kills"), [(RuntimeError("Connection closed by peer"), 0), (None, 1)])
+def test_the_first_rank_is_not_killed_before_it_stores_that_another_one_died(
+    tmp_path, monkeypatch, error: Exception | None, kills: int
+):
+    launcher = _SubprocessScriptLauncher(LightningEnvironment(), num_processes=2, num_nodes=1)
+    launcher.procs.append(subprocess.Popen([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]))
+    launcher.procs[0].wait()
+    observer = _ChildProcessObserver(child_processes=launcher.procs, main_pid=os.getpid())
+    killed: list[int] = []
+    monkeypatch.setattr(os, "kill", lambda process, signum: killed.append(process))
+    if error:
+        trainer = SimpleNamespace(strategy=SimpleNamespace(launcher=launcher), is_global_zero=True)
+        Ending(RunFolder(tmp_path)).on_exception(trainer, None, error)
+    assert observer._run()
+    assert killed == [os.getpid()] * kills
