@@ -443,15 +443,15 @@ def test_initial_weights_that_changed_since_a_job_began_stop_the_sweep(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "weights.pth"
-    own = ["model.depth=18", f"model.pretrained={file}", f"sweep_dir={tmp_path / 'sweep'}"]
-    torch.save(resnet(18, 2).state_dict(), file)
+    own = [*TINY, "data=synthetic", f"model.pretrained={file}", f"sweep_dir={tmp_path / 'sweep'}"]
+    torch.save(resnet(8, 5, form="cifar", widths=[8, 8, 16]).state_dict(), file)
     job = RunFolder(tmp_path / "sweep" / "first")
     list_jobs(job.path.parent, ["first"])
     create_run(job, compose_config(own))
     job.update_status(state="done", pixels="originals", pretrained=check_network(dict(compose_config(own).model)))
     needs(monkeypatch, *own, "optim.lr=0.1,0.2")
     command.command([])
-    torch.save(resnet(18, 2).state_dict(), file)
+    torch.save(resnet(8, 5, form="cifar", widths=[8, 8, 16]).state_dict(), file)
     needs(monkeypatch, *own, "optim.lr=0.1,0.2")
     assert refusal(command.command, []).startswith(f"model.pretrained={file}: first started with other weights (")
 
