@@ -15,6 +15,7 @@ from typing import Any
 from resnet_lab.command_line import begin
 from resnet_lab.errors import UserError, count, one_line_of
 from resnet_lab.processes import BUSY, GRACE, Stopped, stop_on_signals, stop_with_parent
+from resnet_lab.quick_imports import quick_imports
 from resnet_lab.ranks import is_alone, repeat_failure, stop_with_ranks
 from resnet_lab.run_folder import PATIENCE, Busy, RunFolder, find_runs, version_of
 from resnet_lab.trust import trust, warn_of_unused
@@ -73,10 +74,11 @@ def run_job(run: RunFolder, config: Mapping[str, Any], given: Namespace) -> int:
     if os.environ.get("LOCAL_RANK", "0") == "0" and "torch" not in sys.modules:
         print(f"{time.strftime('%H:%M:%S')}  loading PyTorch", flush=True)
     try:
-        from resnet_lab.build import rank, set_up_logging
-        from resnet_lab.config import words_of_trust
-        from resnet_lab.environment import keep_freed_memory
-        from resnet_lab.training import guarded
+        with quick_imports():
+            from resnet_lab.build import rank, set_up_logging
+            from resnet_lab.config import words_of_trust
+            from resnet_lab.environment import keep_freed_memory
+            from resnet_lab.training import guarded
     except Exception as error:  # out of memory, or a broken package
         return not_imported(run, error, alone)
     keep_freed_memory()

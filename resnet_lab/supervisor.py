@@ -8,7 +8,6 @@ users itself, so nothing of one job reaches the next.
 from __future__ import annotations
 
 import atexit
-import gc
 import importlib
 import json
 import logging
@@ -32,6 +31,7 @@ from resnet_lab import processes
 from resnet_lab.command_line import show
 from resnet_lab.errors import count
 from resnet_lab.processes import GRACE, PARENT, SIGNALS, Stopped, end, run_tied, stop_on_signals
+from resnet_lab.quick_imports import quick_imports
 
 # what every job imports; a module that starts threads must not be among them
 IMPORTS = (
@@ -207,11 +207,10 @@ def serve(connection: socket.socket) -> None:
     # a fork needs a process with one thread, so numpy's BLAS starts none, and CUDA stays uninitialized
     os.environ |= {"OPENBLAS_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
     os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")  # pyarrow, which pandas 3 imports
-    for module in IMPORTS:
-        importlib.import_module(module)
+    with quick_imports():  # otherwise each fork would also copy the memory that its garbage collector looks at
+        for module in IMPORTS:
+            importlib.import_module(module)
     requests = connection.makefile("r")
-    gc.collect()
-    gc.freeze()  # otherwise each fork copies the memory that its garbage collector looks at
     _send(connection, {"threads": len(list(Path("/proc/self/task").iterdir()))})
     for line in requests:
         process = os.fork()
