@@ -19,8 +19,10 @@ from resnet_lab.run_folder import RunFolder
 JOB = """
 import json, sys, time
 begun = float(sys.argv.pop(1))
-from resnet_lab import callbacks, checkpoints, job, run_folder
-from resnet_lab.module import Classifier
+from resnet_lab.quick_imports import quick_imports
+with quick_imports():
+    from resnet_lab import callbacks, checkpoints, job, run_folder, training
+    from resnet_lab.module import Classifier
 spent, marks = {}, {"imports": time.time() - begun}
 def timed(owner, name, label):
     original = getattr(owner, name)
@@ -44,6 +46,13 @@ marks["ended"] = time.time() - begun
 json.dump({"spent": spent, "marks": marks}, open("cost.json", "w"))
 sys.exit(code)
 """
+# a job as a new process before imports were shortened, with which forked jobs are compared
+AS_BEFORE = """
+import contextlib, runpy
+from resnet_lab import quick_imports
+quick_imports.quick_imports = contextlib.nullcontext
+runpy.run_module("resnet_lab.job", run_name="__main__", alter_sys=True)
+"""
 QUESTION = "How much time does a job need besides its training?"
 METHOD = """
 Jobs run one at a time, without workers, on drawn photographs of 64 px that were checked before. Each job trains three
@@ -56,7 +65,8 @@ epochs with validation. An epoch writes two checkpoints if it is the best so far
 - "A done job, rerun" is `resnet-lab train` on a done folder.
 - The jobs of a sweep are at smoke scale and 32 px: a few steps, one epoch. On Linux, a local sweep forks its jobs from
   a process that has imported PyTorch once. "Each a new process" creates the same folders with `start=false`, and runs
-  `python -m resnet_lab.job` on each. Both times include the start of the command and its check.
+  `python -m resnet_lab.job` on each, with usual imports, as when the goal was set. Both times include the start of the
+  command and its check.
 """
 
 
@@ -92,7 +102,7 @@ def sweep_seconds(folder: Path, overrides: list[str], jobs: int, forked: bool) -
     begun = time.perf_counter()
     subprocess.run(command + ([] if forked else ["start=false"]), cwd=folder, check=True, stdout=subprocess.DEVNULL)
     for config in sorted((folder / "sweep").glob("*/config.yaml")) if not forked else ():
-        job = [sys.executable, "-m", "resnet_lab.job", str(config.parent)]
+        job = [sys.executable, "-c", AS_BEFORE, str(config.parent)]
         subprocess.run(job, cwd=folder, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - begun
 

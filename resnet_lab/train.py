@@ -32,6 +32,7 @@ from resnet_lab.hydra_errors import one_line, with_file
 from resnet_lab.launch import SHOWN, JobFailed, run_in
 from resnet_lab.processes import (
     Stopped,
+    end,
     stop_on_signals,
     stop_with_command,
     this_is_the_command,
@@ -240,4 +241,4 @@ def _hands_over(arguments: Sequence[str]) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())
