@@ -78,9 +78,28 @@ def save(checkpoint: dict[str, Any], file: BinaryIO) -> None:
         if own := _objects_in(state, io.BytesIO()):
             owner, found = name, own
             break
-    raise UserError(
-        f"{owner} stores an object of {found[0]} in the checkpoint, from which no run could resume; let its "
-        "state_dict() return tensors, arrays, numbers and text"
+    raise UserError(_stores(owner, found[0]))
+
+
+def refuse_objects(callbacks: Iterable[Callback]) -> None:
+    """Refuse a callback whose state, as far as it has one before training, `save` would refuse after an epoch.
+
+    Raises:
+        UserError: it contains anything but tensors, plain values and `HARMLESS` objects.
+    """
+    for callback in callbacks:
+        try:
+            state = callback.state_dict()
+        except Exception:  # it has a state during training only
+            continue
+        if found := _objects_in(state, io.BytesIO()):
+            raise UserError(_stores(f"the callback {callback.state_key}", found[0]))
+
+
+def _stores(owner: str, kind: str) -> str:
+    return (
+        f"{owner} stores an object of {kind} in the checkpoint, from which no run could resume; let its state_dict() "
+        "return tensors, arrays, numbers and text"
     )
 
 

@@ -14,6 +14,7 @@ import pandas as pd
 from omegaconf import OmegaConf
 
 from resnet_lab.axes import as_typed
+from resnet_lab.checkpoints import refuse_objects
 from resnet_lab.command_line import log_to, run_command
 from resnet_lab.config import build, check
 from resnet_lab.data import progress
@@ -165,7 +166,9 @@ def check_parts(config: dict[str, Any]) -> None:
     refuse_unmixable(objective, config["loss"], data["mixup"])
     network = build_network(model, objective.num_outputs)
     size = int(data.get("crop") or data["image_size"])
-    refuse_unknown_monitors(own_parts(config, "callbacks"), classes, ordered=True)  # the job knows whether they are
+    callbacks = own_parts(config, "callbacks")
+    refuse_unknown_monitors(callbacks, classes, ordered=True)  # the job knows whether they are
+    refuse_objects(callbacks.values())
     with TemporaryDirectory() as folder:
         own_parts(config, "logger", save_dir=folder, id="preflight")
     Freezing(network, model["freeze"], until=None)

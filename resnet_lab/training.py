@@ -34,7 +34,15 @@ from resnet_lab.build import (
     set_up_logging,
 )
 from resnet_lab.callbacks import Ending, FiniteLoss, Observer, ResumableEarlyStopping, SamePixels, StepSeed
-from resnet_lab.checkpoints import EpochRows, LastCheckpoint, RunCheckpoint, fits, put_objective, resume_point
+from resnet_lab.checkpoints import (
+    EpochRows,
+    LastCheckpoint,
+    RunCheckpoint,
+    fits,
+    put_objective,
+    refuse_objects,
+    resume_point,
+)
 from resnet_lab.config import (
     build,
     check,
@@ -137,6 +145,7 @@ def run_job(run: RunFolder, misfits: frozenset[Path] = frozenset()) -> None:
         log.warning("data.sampling and loss.class_weights both balance the classes, so rare classes are weighted twice")
     own_callbacks = own_parts(config, "callbacks")
     refuse_unknown_monitors(own_callbacks, classes, datamodule.data.ordered, validates="val" in datamodule.splits)
+    refuse_objects(own_callbacks.values())
     loggers = [*own_parts(config, "logger", save_dir=str(run.path), id=run.read_status().get("id")).values()]
     for folder in [each.log_dir for each in loggers if each.log_dir] if rank() == 0 else []:
         refuse_unwritable(Path(folder), "make it writable, then rerun the same command")

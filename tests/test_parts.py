@@ -7,6 +7,7 @@ import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from resnet_lab import evaluate, predict, preflight, prepare, trust
-from resnet_lab.checkpoints import is_whole, load_plain, save
+from resnet_lab.checkpoints import is_whole, load_plain, refuse_objects, save
 from resnet_lab.config import check, compose_config, known_names, named_in_conf
 from resnet_lab.errors import UserError
 from resnet_lab.models.pretrained import load_fitting
@@ -292,6 +293,23 @@ def test_a_state_holds_arrays_and_no_objects(make_run: Make, mylab: None) -> Non
     words = "the callback Noting stores an object of builtins.slice in the checkpoint, from which no run could resume"
     assert odd.read_status()["error"].startswith(words)
     assert not odd.best_checkpoint.exists()
+
+
+def test_a_callback_that_stores_an_object_from_its_start_is_refused_before_training() -> None:
+    class Fine(Callback):
+        def state_dict(self) -> dict[str, Any]:
+            return {"seen": torch.zeros(2)}
+
+    class Later(Callback):
+        def state_dict(self) -> dict[str, Any]:
+            return {"loops": self.of_training}
+
+    class Odd(Callback):
+        def state_dict(self) -> dict[str, Any]:
+            return {"window": slice(2)}
+
+    refuse_objects([Fine(), Later()])
+    assert "Odd stores an object of builtins.slice" in refusal(refuse_objects, [Fine(), Later(), Odd()])
 
 
 def test_an_object_that_cannot_be_pickled_is_named() -> None:

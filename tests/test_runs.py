@@ -194,6 +194,10 @@ def test_an_interrupted_run_without_an_epoch_is_labeled(tmp_path):
             lambda text: text.replace("target", "Target", 1),
             "it has no column target, its header is image,patient,Target",
         ),
+        (
+            lambda text: text.replace("patient", "Patient", 1),
+            "it has no column patient, its header is image,Patient,target",
+        ),
     ],
 )
 def test_predictions_that_another_program_saved_are_told_from_damage(tmp_path, change, words):

@@ -463,7 +463,10 @@ def read_predictions(file: Path) -> StoredPredictions:
         # image names may be NA or 007
         frame = pd.read_csv(file, dtype={"image": str, "patient": str}, keep_default_na=False, low_memory=False)
         num_classes = sum(str(name).startswith("p_") for name in frame)
-        if missing := [name for name in ("image", "target", "prediction", "p_0") if name not in frame]:
+        wanted = ["image", "target", "prediction", "p_0"]
+        if "patient" in [str(name).lower() for name in frame]:  # in another case, each image would be a patient
+            wanted.append("patient")
+        if missing := [name for name in wanted if name not in frame]:
             header = ",".join(map(str, frame))
             raise UserError(
                 f"{file.name} is damaged: it has no column {', '.join(missing)}, its header is {header[:60]}; if "
