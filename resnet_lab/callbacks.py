@@ -109,6 +109,7 @@ class Ending(Callback):
             # now, because the first rank fails too once this rank is gone
             fail(self.run, exception, trainer.global_rank)
         elif isinstance(exception, Exception) and isinstance(launcher, _SubprocessScriptLauncher):
+            launcher.kill(signal.SIGKILL)
             # Lightning kills this rank up to 5 s after the death of another one, maybe before it has stored the error
             launcher.procs.clear()
 

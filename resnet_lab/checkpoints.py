@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 # content of a job's checkpoint
 PARTS = {"epoch": int, "global_step": int, "state_dict": dict, "optimizer_states": list, "lr_schedulers": list}
+ENDED = "ended_after"  # of status.json: the epochs of a training that a callback ended before `trainer.max_epochs`
 PARTS |= {"loops": dict, "callbacks": dict, "pytorch-lightning_version": str, CHECKPOINT_KEY: dict}
 
 _damaged: set[Path] = set()  # damaged files, renamed before they are overwritten
@@ -384,6 +385,12 @@ class LastCheckpoint(RunCheckpoint):
         status = run.read_status()
         self.before = {name: status.get(name, 0) for name in ("seconds", "core_seconds")}  # earlier starts
         self.started = self.saved_at = time.monotonic()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop at once if the training had ended before max_epochs, as only predictions may be missing."""
+        super().on_train_start(trainer, pl_module)
+        if self.rows.rows and self.run.read_status().get(ENDED) == len(self.rows.rows):
+            trainer.should_stop = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -34,7 +34,7 @@ SPLITS = ("val", "test")  # whose predictions a run stores
 OWN = (
     *("state", "error", "id", "starts", "started", "overrides", "config_hash", "config_dir", "finished"),
     *("best_checkpoint", "last_checkpoint", "decision", "decision_in_training", "thresholds", "metrics", "collapsed"),
-    *("trains", "derived_from", "source_digests"),
+    *("trains", "derived_from", "source_digests", "ended_after"),
 )
 
 

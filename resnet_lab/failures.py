@@ -52,7 +52,8 @@ def fail(run: RunFolder, error: Exception, rank: int) -> None:
 
 def note_stop(run: RunFolder, stopped: Stopped, rank: int) -> None:
     """Write to the status that this rank was stopped, since the first rank sees only a lost connection."""
-    run.update_status(error=f"rank {rank}: {STOPPED}{stopped}")
+    if run.read_status()["state"] != "failed":
+        run.update_status(error=f"rank {rank}: {STOPPED}{stopped}")
 
 
 def stopped_elsewhere(run: RunFolder, error: Exception) -> bool:

@@ -35,10 +35,12 @@ from resnet_lab.build import (
 )
 from resnet_lab.callbacks import Ending, FiniteLoss, Observer, ResumableEarlyStopping, SamePixels, StepSeed
 from resnet_lab.checkpoints import (
+    ENDED,
     EpochRows,
     LastCheckpoint,
     RunCheckpoint,
     fits,
+    load_plain,
     put_objective,
     refuse_objects,
     resume_point,
@@ -46,6 +48,8 @@ from resnet_lab.checkpoints import (
 from resnet_lab.config import (
     build,
     check,
+    config_hash,
+    differences,
     refuse_foreign_named,
     refuse_foreign_targets,
     without_unknown,
@@ -123,6 +127,8 @@ def run_job(run: RunFolder, misfits: frozenset[Path] = frozenset()) -> None:
         show_scores(run, metrics, shown, counts["train"], status["class_names"])
         return
     resume_from = resume_point(run, config["on_corrupt"], misfits)
+    if resume_from is not None:
+        refuse_edited(run, config, resume_from)
     refuse_no_gpu(config["trainer"])  # before the data, whose check may take minutes
     if resume_from is None and is_ours(config["model"]["_target_"]):
         check_network(config["model"])
@@ -188,6 +194,8 @@ def run_job(run: RunFolder, misfits: frozenset[Path] = frozenset()) -> None:
     if trains:
         trainer.fit(module, datamodule=datamodule, ckpt_path=resume_from, weights_only=True)
         last.catch_up(trainer)
+        if trainer.should_stop and trainer.is_global_zero:
+            run.update_status(**{ENDED: len(rows.rows)})
     else:
         keep_untrained(config, trainer, module, datamodule, resume_from, [*filter(None, [best]), last])
     kept = last.selection()
@@ -226,6 +234,21 @@ def keep_untrained(
     trainer.validate(module, datamodule=datamodule, ckpt_path=resume_from, weights_only=True, verbose=False)
     for checkpoint in checkpoints:
         checkpoint.keep_untrained(trainer)
+
+
+def refuse_edited(run: RunFolder, config: dict[str, Any], checkpoint: Path) -> None:
+    """Refuse to resume a run whose config.yaml was edited: parts of the edit would have an effect, and others none.
+
+    Raises:
+        UserError: the file differs from what a command wrote, and from the configuration in the checkpoint.
+    """
+    noted = run.read_status().get("config_hash")
+    if noted in (None, config_hash(run.read_config())):
+        return
+    before = load_plain(checkpoint, mmap=True)[CHECKPOINT_KEY]["config"]
+    if edited := differences(before, config):
+        text = f"{run.config_file} was edited after {checkpoint.name} was written: {'; '.join(edited)}"
+        raise UserError(f"{text}; restore the file, or train in another folder")
 
 
 def checked_config(run: RunFolder) -> dict[str, Any]:

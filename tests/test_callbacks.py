@@ -20,6 +20,7 @@ from resnet_lab.callbacks import EXPLODED, Ending, FiniteLoss, Observer, StepSee
 from resnet_lab.checkpoints import EpochRows, LastCheckpoint
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.errors import UserError
+from resnet_lab.processes import Stopped
 from resnet_lab.run_folder import RunFolder
 
 
@@ -235,3 +236,23 @@ def test_the_first_rank_is_not_killed_before_it_stores_that_another_one_died(
         Ending(RunFolder(tmp_path)).on_exception(trainer, None, error)
     assert observer._run()
     assert killed == [os.getpid()] * kills
+
+
+def test_the_first_rank_ends_the_others_with_its_own_error(tmp_path):
+    launcher = _SubprocessScriptLauncher(LightningEnvironment(), num_processes=2, num_nodes=1)
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    launcher.procs.append(other)
+    trainer = SimpleNamespace(strategy=SimpleNamespace(launcher=launcher), is_global_zero=True)
+    Ending(RunFolder(tmp_path)).on_exception(trainer, None, ValueError("boom"))
+    assert other.wait(30) == -9
+
+
+def test_a_stopped_rank_does_not_hide_why_the_job_failed(tmp_path):
+    run = RunFolder(tmp_path)
+    trainer = SimpleNamespace(strategy=SimpleNamespace(launcher=None), is_global_zero=False, global_rank=1)
+    run.update_status(state="running", error=None)
+    Ending(run).on_exception(trainer, None, Stopped(15))
+    assert run.read_status()["error"] == "rank 1: stopped by SIGTERM"
+    run.update_status(state="failed", error="ValueError: boom")
+    Ending(run).on_exception(trainer, None, Stopped(15))
+    assert run.read_status()["error"] == "ValueError: boom"

@@ -725,3 +725,28 @@ def test_an_external_network_without_pretraining_is_resumed(
             guarded(broken)
     assert guarded(broken) == 0
     assert_same_weights(whole, broken)
+
+
+def test_a_training_that_a_callback_ended_is_not_continued(make_run: MakeRun) -> None:
+    stop = ("monitor=val/loss", "patience=1", "mode=max")
+    trust(["callbacks:lightning.pytorch.callbacks.EarlyStopping"])
+    own = ["trainer.max_epochs=6", "+callbacks.stop._target_=lightning.pytorch.callbacks.EarlyStopping"]
+    run = make_run(*own, *(f"+callbacks.stop.{each}" for each in stop))
+    assert guarded(run) == 0
+    before = run.metrics_file.read_bytes(), run.predictions_file("test").read_bytes()
+    assert 2 <= len(before[0].splitlines()) - 1 < 6
+    run.predictions_file("test").unlink()
+    assert guarded(run) == 0
+    assert (run.metrics_file.read_bytes(), run.predictions_file("test").read_bytes()) == before
+
+
+def test_a_configuration_that_was_edited_during_the_training_is_refused(make_run: MakeRun) -> None:
+    run = make_run("trainer.max_epochs=2")
+    assert guarded(run) == 0
+    run.update_status(state="interrupted")
+    text = run.config_file.read_text()
+    run.config_file.write_text(text.replace("lr: 0.05", "lr: 0.5"))
+    assert guarded(run) == 1
+    assert "was edited after last.ckpt was written: optim.lr is 0.05 there, 0.5 here" in run.read_status()["error"]
+    run.config_file.write_text(text)
+    assert guarded(run) == 0

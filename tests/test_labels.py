@@ -611,3 +611,35 @@ def test_another_label_column_with_other_labels_is_named(file, caplog):
     read_labels(file("image,diagnosis,level\na,1,1\nb,0,0\n"), None, None, GRADES)
     read_labels(file("image,diagnosis,level\na,1,2\nb,0,0\n"), None, "diagnosis", GRADES)
     assert caplog.text == ""
+
+
+def test_a_file_without_header_in_which_labels_may_be_in_two_columns_is_refused(file):
+    rows = "".join(f"img{n},{n // 4},{n % 3}\n" for n in range(12))
+    assert "labels may be in column 2 or 3" in refusal(parse_file, file(rows))
+    sizes = "".join(f"img{n},{n % 3},{1000 + n}\n" for n in range(12))
+    assert parse_file(file(sizes))["target"].tolist() == [0, 1, 2] * 4
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "warns"),
+    [
+        ("split", ["train", "train", "test"], True),
+        ("part", ["training", "valid", "test set"], True),
+        ("fold", ["1", "2", "3"], True),
+        ("split", ["train"], False),
+        ("camera", ["a", "b"], False),
+    ],
+)
+def test_a_column_of_splits_that_is_not_used_is_named(file, caplog, column, values, warns):
+    rows = "".join(f"img{n},{n % 5},{values[n % len(values)]}\n" for n in range(12))
+    assert len(parse_file(file(f"image,level,{column}\n{rows}"))) == 12
+    assert (f"column {column} (" in caplog.text) == warns
+    assert ("data.test_csv" in caplog.text) == warns
+
+
+def test_a_class_whose_name_is_the_number_of_another_is_named():
+    assert "the label 0 is the class called 1" in Grades(["1", "0"]).swapped()
+    assert "the label 0 is the class called 1" in Grades(["1", "2", "3"]).swapped()
+    assert Grades(["1", "2", "3"], first=1).swapped() == ""
+    assert Grades(["1", "0"], {"a": 0, "b": 1}).swapped() == ""
+    assert Grades(["no", "1"]).swapped() == ""

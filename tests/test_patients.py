@@ -10,7 +10,7 @@ import pytest
 from fake_data import refusal
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from resnet_lab.data.patients import FORMS, add_patients, find_patients, patients_of_column
+from resnet_lab.data.patients import FORMS, add_patients, find_patients, patients_of_column, unused_column
 
 N = range(1, 41)
 HEX = np.random.default_rng(0).integers(0, 256, (400, 16), dtype=np.uint8)
@@ -396,3 +396,31 @@ def test_numbered_folders_with_the_same_names_may_be_patients(tmp_path):
     classes = classes.assign(path=classes["image"], target=np.repeat(range(5), 2))
     assert find_patients(classes, "auto", tmp_path)[1].doubt == ""
     assert doubt([f"batch{folder}/im{number}.jpeg" for folder in range(3) for number in range(40)]) == ""
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        ([f"{side}/{n}.jpg" for n in N for side in ("left", "right")], "left/"),
+        ([f"images_{side}/{n}.jpg" for n in N for side in ("OD", "OS")], "images_OD/"),
+        ([f"P{n}/im{n}{k}.jpg" for n in N for k in (1, 2)], "P"),
+    ],
+)
+def test_folders_of_eyes_or_patients_raise_a_doubt(names, shown):
+    _, how = found(names)
+    assert how.form is None
+    assert how.doubt.startswith(shown)
+    setting = how.doubt.partition("data.patient_regex='")[2].partition("'")[0]
+    patients, _ = found(names, setting)
+    assert len({*patients}) == len(names) / 2
+
+
+def test_a_column_that_joins_images_raises_a_doubt():
+    table = pd.DataFrame({"image": ["a", "b", "c", "d"], "patient": ["a", "b", "c", "d"]})
+    doubt = unused_column("patient_id", pd.Series(["1", "1", "2", "3"]), table)
+    assert doubt.startswith("a, b are of one patient by the unused column patient_id, but count as 2 patients")
+    assert doubt.endswith("set data.patient_column=patient_id")
+    assert unused_column("patient_id", pd.Series(["1", "1", "2", "3"]), table.assign(patient=list("xxyz"))) == ""
+    assert unused_column("patient_id", pd.Series(["nan", "nan", "2", None]), table) == ""
+    many = pd.DataFrame({"image": [*map(str, range(100))], "patient": [*map(str, range(100))]})
+    assert unused_column("person", pd.Series(["reader 1", "reader 2"] * 50), many) == ""

@@ -659,3 +659,22 @@ def test_all_images_of_two_csvs_have_distinct_names(root):
     assert table["image"].is_unique
     assert table["image"].tolist()[:1] == ["train_images/IDRiD_001.jpeg"]
     assert table["image"].tolist()[9:11] == ["IDRiD_010", "test_images/IDRiD_001.jpeg"]
+
+
+def test_an_unused_column_of_patients_raises_a_doubt(root):
+    write_photographs(root / "images", [f"img{n}" for n in range(8)])
+    lines = "".join(f"img{n},{n // 2},{n // 2 % 5}\n" for n in range(8))
+    (root / "train.csv").write_text(f"image_id,patient_id,diagnosis\n{lines}")
+    data = retinopathy(root)
+    assert list(data.read_table()) == ["image", "target", "path", "split"]
+    data.listed()
+    assert "set data.patient_column=patient_id" in data.patients.doubt
+    named = retinopathy(root, patient_column="patient_id")
+    assert named.listed()["patient"].nunique() == 4
+    assert named.patients.doubt == ""
+
+
+def test_names_of_classes_that_are_numbers_of_others_are_refused(root):
+    assert "the label 0 is the class called 1" in refusal(
+        retinopathy(write_studies(root), class_names=["1", "0"]).table
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal, get_type_hints
@@ -16,7 +16,14 @@ import pandas as pd
 from resnet_lab.data.augmentation import Augmentation
 from resnet_lab.data.check import Rules, check_files, drop_defects
 from resnet_lab.data.listing import refuse_undecodable
-from resnet_lab.data.patients import DEFAULTS, EACH_IMAGE, distinct_names, find_patients, patients_of_column
+from resnet_lab.data.patients import (
+    DEFAULTS,
+    EACH_IMAGE,
+    distinct_names,
+    find_patients,
+    patients_of_column,
+    unused_column,
+)
 from resnet_lab.data.prepared import PreparedSet, as_stored
 from resnet_lab.data.reader import Recipe, read_image
 from resnet_lab.data.settings import refuse_contradictions
@@ -52,6 +59,7 @@ class ImageData(Augmentation, ABC):
     The fields are the keys of `conf/data/*.yaml`, which documents them (`_common.yaml` the shared ones).
     """
 
+    unused_patients = ("", dict[str, str]())  # a column that no key names, and its text by path
     names_patients = True  # whether `patient_regex=auto` looks for patients in the names
 
     name: str
@@ -231,6 +239,10 @@ class ImageData(Augmentation, ABC):
         else:
             setting = self.patient_regex if self.names_patients or self.patient_regex not in DEFAULTS else None
             rows, self.patients = find_patients(rows, setting, Path(self.root).expanduser())
+            column, texts = self.unused_patients
+            if doubt := unused_column(column, rows["path"].map(texts), rows):
+                found = self.patients.summary if self.patients.form else ""
+                self.patients = replace(self.patients, summary=found, doubt=doubt)
         for line in filter(None, (self.patients.summary, self.patients.doubt)):
             log.info("patients: %s", line)
         return rows

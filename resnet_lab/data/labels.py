@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from resnet_lab.data.cells import WHOLE_NUMBER, is_whole, read_cells, read_text, with_blank_lines
-from resnet_lab.data.listing import folded, is_image
+from resnet_lab.data.listing import folded, is_image, splits_of
 from resnet_lab.data.patients import LEFT, RIGHT
 from resnet_lab.errors import UserError, count, refuse
 
@@ -26,6 +26,14 @@ LABEL_COLUMNS = (
     *("level", "diagnosis", "label", "retinopathy_grade", "dr_grade", "adjudicated_dr_grade", "dr_level", "grade"),
     *("dr_grading", "retinopathy"),
 )
+PATIENT_COLUMNS = {
+    f"{word}{end}"
+    for word in ("patient", "subject", "person", "participant")
+    for end in ("", "id", "_id", "_no", "_nr", "_number", "_code")
+} | {"pid"}
+PATIENTS = "patients"  # key of `DataFrame.attrs`
+MOST_SPLITS = 20  # values of a column that may name splits or folds
+SPLIT_COLUMNS = ("split", "set", "subset", "partition", "fold", "usage")
 EYES = ("left_eye_dr_level", "right_eye_dr_level")  # DeepDRiD: the column of its eye holds the photograph's grade
 # 3_r1, right_4, 5_OD
 IS_LEFT, IS_RIGHT = (rf"(?i)(?:.*[_\-. \d])?(?:{'|'.join(eye)})(?:\d*|[_\-. ].*)" for eye in (LEFT, RIGHT))
@@ -126,6 +134,19 @@ class Grades:
             f"data.class_names ({', '.join(self.class_names)}), or name the valid labels in data.labels"
         )
 
+    def swapped(self) -> str:
+        """Return which class a number would get whose name is another number; empty if there is none."""
+        if self.labels is not None or not all(map(is_whole, self.class_names)):
+            return ""
+        for number, name in enumerate(self.class_names, self.first):
+            if int(re.split("[.,]", name)[0]) != number:
+                return (
+                    f"the label {number} is the class called {name}, as numbers count the classes from "
+                    f"data.first_label={self.first}; correct data.first_label or data.class_names, or give each label "
+                    "its class in data.labels"
+                )
+        return ""
+
     def shift(self, labels: pd.Series) -> str:
         """Return the key to set if the numbers may run from 1 to the number of classes; else an empty text."""
         found = {int(whole[1]) for label in labels.unique() if (whole := WHOLE_NUMBER.fullmatch(label))}
@@ -172,6 +193,8 @@ def read_labels(
 ) -> pd.DataFrame:
     """Read one CSV of names and labels into columns `image`, `label` and the columns of `more`, all text, by line.
 
+    The result's `attrs[PATIENTS]` has name and texts of a column of patients that no key names, if there is one.
+
     If no columns are named, known ones are used (IMAGE_COLUMNS, LABEL_COLUMNS, ignoring case), or the first two columns
     of a file without a header. The first row is data if its second cell is a label.
 
@@ -185,6 +208,7 @@ def read_labels(
     cells = read_text(path)
     cells = cells[(cells != "").any(axis=1)]
     if image_column is None and label_column is None and not more and _starts_with_data(cells, grades):
+        _refuse_several_labels(path, cells, grades)
         return cells.iloc[:, :2].set_axis(["image", "label"], axis=1)
     header, rows = list(cells.iloc[0]), cells.iloc[1:]
     image = _column(path, cells, image_column, IMAGE_COLUMNS, "data.image_column")
@@ -198,7 +222,44 @@ def read_labels(
     further = {  # a Mac writes two characters for ü
         name: _column(path, cells, column, (), key).str.normalize("NFC") for name, (column, key) in (more or {}).items()
     }
-    return _not_empty(path, pd.DataFrame({"image": image, "label": label} | further))
+    used = {column for column, _ in (more or {}).values()}
+    unused = {name: place for place, name in enumerate(header) if name not in used}
+    _say_unused_splits(path, {name: rows.iloc[:, place] for name, place in unused.items()})
+    found = _not_empty(path, pd.DataFrame({"image": image, "label": label} | further))
+    if "patient" not in found:
+        names = [name for name in unused if plain(name) in PATIENT_COLUMNS]
+        for name in names[:1]:
+            found.attrs[PATIENTS] = name, rows.iloc[:, unused[name]].tolist()
+    return found
+
+
+def _refuse_several_labels(path: Path, cells: pd.DataFrame, grades: Grades) -> None:
+    """Refuse a file without a header if labels are not only in its second column.
+
+    Raises:
+        UserError: another column has only labels, too.
+    """
+    for place in range(2, cells.shape[1]):
+        column = cells.iloc[:, place]
+        if column.nunique() > 1 and (grades.targets(column) != BAD).all():
+            raise UserError(
+                f"{path} has no header, and labels may be in column 2 or {place + 1}; add a first line that names the "
+                "columns, such as image,patient,level"
+            )
+
+
+def _say_unused_splits(path: Path, columns: Mapping[str, pd.Series]) -> None:
+    """Warn about an unused column that seems to name the split of each image."""
+    for name, column in columns.items():
+        values = {*column} - {""}
+        found = [splits_of(value) for value in values] if len(values) <= MOST_SPLITS else []
+        named = plain(name) in SPLIT_COLUMNS or all(len(each) == 1 for each in found)
+        if 1 < len(found) <= len(column) / 2 and named:
+            text = (
+                "%s: column %s (%s) is not used, so its splits are ignored; for each split, write a CSV of its own and "
+                "name it in data.train_csv, data.val_csv or data.test_csv"
+            )
+            log.warning(text, path, name, ", ".join(sorted(values)[:SHOWN]) + (", …" if len(values) > SHOWN else ""))
 
 
 def _say_other_labels(path: Path, header: Sequence[str], rows: pd.DataFrame, label: pd.Series) -> None:

@@ -111,7 +111,7 @@ def find_patients(
     matched = pattern is not None and any(_matches(names, pattern))
     doubt = _doubt(names, setting, pattern, matched)
     if not doubt and setting == AUTO and not matched and not _are_classes(table, names):
-        doubt = _in_folders(names)
+        doubt = _in_folders(names) or _in_folders_of_sides(names)
     if not matched:
         shown = f"file names such as {_without_folder(names[0])} ({REGEX}=auto)"
         none = f"none found in {shown}: each image counts as one patient; {REMEDY}"
@@ -119,6 +119,29 @@ def find_patients(
     by = f"the form {form} of the file names" if form in FORMS else REGEX
     doubt = doubt or _with_key(REGEX, _spellings(table["patient"]))
     return table, Patients(form if form in FORMS else REGEX, summary(table, by), doubt)
+
+
+def unused_column(column: str, texts: pd.Series, table: pd.DataFrame) -> str:
+    """Describe images that a column of patients joins and the names separate; empty if there are none.
+
+    Args:
+        column: its name.
+        texts: its text for each row of the table; NaN if a row has none.
+        table: rows with `image` and `patient`.
+    """
+    texts = texts.dropna()
+    known = texts[[not _is_unknown(str(text)) for text in texts]]
+    if not len(known) or len(known) > FEW * known.nunique():  # a few graders or hospitals
+        return ""
+    found = table.loc[known.index].groupby(known)["patient"].nunique()
+    several = found[found > 1]
+    if several.empty:
+        return ""
+    images = table.loc[known.index[known == several.index[0]], "image"].tolist()
+    return (
+        f"{', '.join(images[:4])}{', …' if len(images) > 4 else ''} are of one patient by the unused column {column}, "
+        f"but count as {several.iloc[0]} patients ({len(several)} such in all); set {COLUMN}={column}"
+    )
 
 
 def _with_key(key: str, doubt: str) -> str:
@@ -383,21 +406,44 @@ def _are_classes(table: pd.DataFrame, names: Sequence[str]) -> bool:
 
 
 def _in_folders(names: Sequence[str]) -> str:
-    """Describe small numbered folders with the same file names (P001/im1, P002/im1), which may be those of patients."""
+    """Describe small numbered folders (P001/im1, P001/im2), which may be those of patients; empty if there are none."""
     folders: dict[str, list[str]] = {}
     for name in names:
         folders.setdefault(name.rpartition("/")[0], []).append(name)
     several = [inside for folder, inside in folders.items() if len(inside) > 1 and re.search(r"\d", folder)]
     times = Counter(map(_without_folder, names))
     again = sum(times[_without_folder(name)] > 1 for name in names)
+    small = all(len(inside) <= FEW for inside in several)
     if not (
-        len(several) > 2 and len(names) < 2 * min(again, sum(map(len, several))) and len(names) <= FEW * len(folders)
+        len(several) > 2
+        and len(names) < 2 * sum(map(len, several))
+        and len(names) <= FEW * len(folders)
+        and (len(names) < 2 * again or small)
     ):
         return ""
+    why = "as other folders have these file names" if len(names) < 2 * again else "as they are in one folder"
     return (
-        f"{', '.join(several[0][:4])} may belong to one patient, as other folders have these file names, but count as "
+        f"{', '.join(several[0][:4])} may belong to one patient, {why}, but count as "
         f"{len(several[0])} patients ({REGEX}={AUTO} finds no form); "
         f"if a folder is one patient, set \"{REGEX}='(.+)/.*'\""
+    )
+
+
+def _in_folders_of_sides(names: Sequence[str]) -> str:
+    """Describe the same file names in a folder for each eye (left/1, right/1); empty if there are none."""
+    sides: dict[str, dict[str, str]] = {}  # file name → side → name
+    for name in names:
+        folder = name.rpartition("/")[0].rpartition("/")[2]
+        for side in (LEFT, RIGHT):
+            words = "|".join(word for word in side if len(word) > 2 or word[0] == "o")  # l and re may be anything
+            if re.fullmatch(rf"(?i)(?:.*[_\-. ])?(?:{words})(?:[_\-. ].*)?", folder):
+                sides.setdefault(_without_folder(name), {})[side[0]] = name
+    both = [[*found.values()] for found in sides.values() if len(found) == 2]
+    if len(both) < 2 or len(names) > 4 * len(both):  # at least half of the images
+        return ""
+    return (
+        f"{' and '.join(both[0])} may be the eyes of one patient, but count as 2 patients ({len(both)} such in all); "
+        f"if they are, set \"{REGEX}='.*/(.+)'\""
     )
 
 

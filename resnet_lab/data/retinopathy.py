@@ -15,7 +15,7 @@ import pandas as pd
 
 from resnet_lab.data.image_data import ImageData, existing_folder
 from resnet_lab.data.label_files import columns_of_tables, is_text, label_files, unreadable
-from resnet_lab.data.labels import BAD, Grades, lists_labels, parse, read_labels, read_pair
+from resnet_lab.data.labels import BAD, PATIENTS, Grades, lists_labels, parse, read_labels, read_pair
 from resnet_lab.data.listing import find_images, has_own, list_images, say_unlisted, splits_of
 from resnet_lab.data.splits import SPLITS
 from resnet_lab.errors import UserError, count, refuse
@@ -48,6 +48,7 @@ def _speaks_of_others(folder: Path, split: str) -> bool:
     return bool(splits_of(folder.name)) and split not in splits_of(folder.name)
 
 
+LISTED = "listed_patient"  # column with the texts of a column that no key names
 Labels = tuple[pd.DataFrame, Path]  # rows with `image` and `target`, and their file
 
 
@@ -80,7 +81,9 @@ class Retinopathy(ImageData):
             UserError: a folder, file, column, label, name or image is wrong; the message names it.
         """
         root = existing_folder(self.root, source=SOURCE)
-        self._faults = list[str]()
+        if swapped := self._grades.swapped():
+            raise UserError(f"data.class_names: {swapped}")
+        self._faults, self._patients_named = list[str](), ""
         labels = self._labels(root)
         for split in SPLITS:
             if getattr(self, f"{split}_images") and split not in labels:
@@ -96,6 +99,10 @@ class Retinopathy(ImageData):
         say_unlisted(here, root, self.prepared_set.cache_dir)
         bad = table["target"] == BAD
         self.bad_labels = int(bad.sum())
+        if self._patients_named:
+            known = table[~bad].dropna(subset=LISTED)
+            self.unused_patients = self._patients_named, dict(zip(known["path"], known[LISTED], strict=True))
+            table = table.drop(columns=LISTED)
         return table[~bad].reset_index(drop=True)
 
     def _refuse_listed_twice(self, root: Path, rows: pd.DataFrame, sources: dict[str, Path]) -> None:
@@ -254,7 +261,12 @@ class Retinopathy(ImageData):
         if self.patient_column is not None:
             more["patient"] = (self.patient_column, "data.patient_column")
         labels = read_labels(path, self.image_column, self.label_column, self._grades, more)
-        return self._parsed(labels, path, path), path
+        name, texts = labels.attrs.pop(PATIENTS, ("", []))
+        parsed = self._parsed(labels, path, path)
+        if name:
+            self._patients_named = name
+            parsed = parsed.assign(**{LISTED: parsed.index.map(dict(zip(labels.index, texts, strict=True)))})
+        return parsed, path
 
     def _parsed(self, labels: pd.DataFrame, image_csv: Path, label_csv: Path) -> pd.DataFrame:
         return parse(labels, image_csv, label_csv, self._grades, self.on_bad_label == "drop", self._faults)
