@@ -18,7 +18,7 @@ import yaml
 from fake_data import refusal
 from fake_runs import change_status, edit_predictions, write_run
 
-from resnet_lab import load, trained
+from resnet_lab import compare, load, trained
 from resnet_lab.combine import combine, combine_eyes, command
 from resnet_lab.errors import UserError, refuse
 from resnet_lab.evaluate import evaluate_split, override
@@ -778,3 +778,26 @@ def test_seeds_and_folds_combined_at_once_or_in_two_steps_have_the_same_interval
         kinds.append({finding.kind for finding in findings_of(runs, [table])})
     assert [tuple(each) for each in intervals[1:]] == [pytest.approx(tuple(intervals[0]))] * 2
     assert kinds[0] == kinds[1] == kinds[2]
+
+
+def test_means_of_different_numbers_of_runs_are_a_fault(tmp_path: Path) -> None:
+    for depth, count in ((18, 2), (50, 5)):
+        for seed in range(count):
+            write_run(tmp_path / "runs" / f"{depth}_{seed}", depth=depth, seed=seed, skill=0.7 + depth / 40, images=900)
+    combine([str(tmp_path / "runs")], tmp_path / "means", ["seed"])
+    runs = read_runs([str(tmp_path / "means")])
+    (table,) = tables_of(runs)
+    kinds = {each.kind: each.text for each in findings_of(runs, [table])}
+    assert kinds["means of different sizes"] == "means of 2 and 5 runs are compared; a mean of more runs is better"
+    (effect,) = effects_of(table)
+    assert "means of different numbers of runs, which may cause the difference" in str(effect)
+    assert "one seed each" not in str(effect)
+    with pytest.warns(UserWarning, match="means of different sizes"):
+        compare(tmp_path / "means")
+
+
+def test_compare_warns_of_different_test_sets(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", 18, test_set="a" * 16)
+    write_run(tmp_path / "b", 50, test_set="b" * 16)
+    with pytest.warns(UserWarning, match="different test sets"):
+        compare(tmp_path)

@@ -6,8 +6,10 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from fake_runs import GRADES, change_status, edit_predictions, write_run
 
+from resnet_lab.report.effects import effects_of
 from resnet_lab.report.findings import findings_of
 from resnet_lab.report.groups import tables_of
 from resnet_lab.report.page import figures_of
@@ -496,3 +498,40 @@ def test_a_test_set_smaller_than_any_checked_one_is_named(tmp_path, images, size
     write_run(tmp_path / "run", images=images)
     assert found(tmp_path).get("few patients", "").startswith(size)
     assert ("few patients" in found(tmp_path)) == bool(size)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_groups_trained_on_different_data_are_a_fault_and_their_difference_has_another_cause(tmp_path, split):
+    for depth in (18, 50):
+        for seed in (0, 1):
+            run = write_run(
+                tmp_path / f"{depth}{seed}", depth, seed=seed, images=900, skill=1.0 if depth == 18 else 3.0
+            )
+            known = json.loads((run / "status.json").read_text())["split_fingerprint"]
+            change_status(run, split_fingerprint=known | {split: f"{depth}" * 8})
+    runs = [read_run(folder) for folder in find_runs([tmp_path])]
+    tables = tables_of(runs)
+    found = [each for each in findings_of(runs, tables) if each.kind == "different data"]
+    assert [(each.is_fault, set(each.names)) for each in found] == [(True, {"depth=18", "depth=50"})]
+    (effect,) = effects_of(tables[0])
+    assert f"These groups had different images or labels in {split}, which may cause the difference." in str(effect)
+    assert "It raises" not in str(effect)
+    for run in tmp_path.glob("50*"):  # other images on purpose
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        config["data"]["max_images"] = 100
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+    runs = [read_run(folder) for folder in find_runs([tmp_path])]
+    assert not [each for each in findings_of(runs, tables_of(runs)) if each.kind == "different data"]
+
+
+def test_a_single_seed_is_estimated_only_from_groups_of_its_table(tmp_path):
+    for seed in (0, 1, 2):
+        write_run(tmp_path / f"a{seed}", 18, seed=seed, test_set="a" * 16)
+    write_run(tmp_path / "b", 50, test_set="b" * 16)
+    runs = [read_run(folder) for folder in find_runs([tmp_path])]
+    (found,) = [each for each in findings_of(runs, tables_of(runs)) if each.kind == "one seed only"]
+    assert "estimated" not in found.text
+    write_run(tmp_path / "c", 34, test_set="a" * 16)
+    runs = [read_run(folder) for folder in find_runs([tmp_path])]
+    texts = [each.text for each in findings_of(runs, tables_of(runs)) if each.kind == "one seed only"]
+    assert ["estimated from the other groups" in text for text in texts] == [False, True]

@@ -131,7 +131,7 @@ def _sentence(table: Table, pairing: Pairing, settings: tuple[float, ...], found
     """Return the sentence on one effect: the difference and its conclusion."""
     metric = SCORES[table.metric]
     value, low, high, p = (float(column[0]) for column in found)
-    leaks = _about_leaks(table, pairing)
+    leaks = _about_leaks(table, pairing) or _about_data(table, pairing)
     name, over = table.title_of_metric, ", averaged over the other axes" if len(settings) > 1 else ""
     if math.isnan(low):
         reason = table.estimates[table.metric].withheld
@@ -157,6 +157,18 @@ def _about_leaks(table: Table, pairing: Pairing) -> str:
     groups = [table.scored_groups[place] for pair in pairing.pairs for place in pair]
     leaking = {bool(group.leaking) for group in groups}
     return "Only some of these groups leak, which may cause the difference." if len(leaking) > 1 else ""
+
+
+def _about_data(table: Table, pairing: Pairing) -> str:
+    """Return the conclusion in place of that on the axis if compared groups had other data, or are unequal means."""
+    groups = [table.scored_groups[place] for pair in pairing.pairs for place in pair]
+    compared = {id(group) for group in groups}
+    for split, contents in table.differing_data:
+        if sum(any(id(group) in compared for group in same) for same in contents) > 1:
+            return f"These groups had different images or labels in {split}, which may cause the difference."
+    if len({len(run.members) for group in groups if group.is_mean for run in group.scored}) > 1:
+        return "These groups are means of different numbers of runs, which may cause the difference."
+    return ""
 
 
 def _about_sweeps(table: Table, pairing: Pairing) -> str:
@@ -197,6 +209,7 @@ def _uneven(table: Table, pairing: Pairing, settings: tuple[float, ...], axes: i
 def _about_seeds(table: Table, pairing: Pairing) -> str:
     """Return a warning if each group has one seed: the difference is then between trained networks."""
     groups = table.scored_groups
-    single = all(len(groups[place].scored) == 1 for pair in pairing.pairs for place in pair)
+    compared = [groups[place] for pair in pairing.pairs for place in pair]
+    single = all(len(group.scored) == 1 and not group.is_mean for group in compared)
     unknown = not np.any(table.estimates[table.metric].seeds.degrees)
     return " With one seed each, this compares trained networks, not settings." if single and unknown else ""

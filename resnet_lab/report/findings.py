@@ -219,6 +219,13 @@ def _doubts(table: Table) -> Iterator[Finding]:
             several = f"seed {which[0]} occurs" if len(which) == 1 else f"seeds {', '.join(map(str, which))} occur"
             text = f"{group.label}: {several} more than once, so n is too large; remove all runs of a seed but one"
             yield Finding("duplicate seed", text, names=tuple(places[run.folder.path] for run in repeated))
+    for split, contents in table.differing_data:
+        text = f"the groups had different images or labels in {split}, so they cannot be compared"
+        yield Finding("different data", text, names=tuple(_listed([each.label for each in same]) for same in contents))
+    sizes = {len(run.members) for group in table.scored_groups for run in group.scored if run.joins_seeds}
+    if len(sizes) > 1:
+        text = f"means of {' and '.join(map(str, sorted(sizes)))} runs are compared; a mean of more runs is better"
+        yield Finding("means of different sizes", text)
     if any(not np.array_equal(each, table.patient) for each in table.groupings):
         text = "the runs disagree on which images belong to one patient; the grouping with the fewest patients is used"
         yield Finding("different patients", text)
@@ -514,16 +521,18 @@ def _own_keys(run: Run) -> tuple[str, ...]:
 
 def _single_seeds(tables: Sequence[Table]) -> Iterator[Finding]:
     scored = [group for table in tables for group in table.ranked if group.scored]
-    alone = [group for group in scored if len(group.scored) == 1]
-    means = [group.label for group in alone if group.is_mean]
-    single = [group.label for group in alone if group.label not in means]
-    if means:
+    if means := [group.label for group in scored if group.is_mean]:
         text = f"how much the mean of other seeds would differ is unknown for {_listed(means)}"
         yield Finding("one mean only", text, False)
-    if single:
-        everywhere = len(single) == len(scored)
-        which = "every group" if everywhere else _listed(single)
-        instead = "" if everywhere else "; it is estimated from the other groups, and may be far off"
-        yield Finding(
-            "one seed only", f"how much results vary between trainings is unknown for {which}{instead}", False
-        )
+    unknown, estimated = list[str](), list[str]()
+    for table in tables:
+        single = [group.label for group in table.ranked if len(group.scored) == 1 and not group.is_mean]
+        several = any(len(group.scored) > 1 for group in table.ranked)
+        (estimated if several else unknown).extend(single)
+    text = "how much results vary between trainings is unknown for"
+    if unknown:
+        which = "every group" if len(unknown) == len(scored) else _listed(unknown)
+        yield Finding("one seed only", f"{text} {which}", False)
+    if estimated:
+        which = f"{_listed(estimated)}; it is estimated from the other groups, and may be far off"
+        yield Finding("one seed only", f"{text} {which}", False)

@@ -106,6 +106,33 @@ class Table:
         return [run for group in self.groups for run in group.scored]
 
     @cached_property
+    def differing_data(self) -> list[tuple[str, list[list[Group]]]]:
+        """Splits (train, val) in which groups with the same keys of `data` had other images or labels.
+
+        Each comes with lists of groups, one list for each content of the split.
+        """
+        found = []
+        for split in ("train", "val"):
+            runs = [(group, run) for group in self.groups for run in group.scored if not run.members]
+            if len({run.fingerprint(split) for _, run in runs} - {""}) < 2:
+                continue
+            from resnet_lab.data.image_data import LOADING  # imports cv2
+
+            without = {f"data.{key}" for key in (*LOADING, "root")}
+            alike: dict[str, dict[str, dict[int, Group]]] = {}
+            for group, run in runs:
+                keys = {key: value for key, value in run.config.items() if key.startswith("data.")}
+                settings = str(sorted((key, repr(value)) for key, value in keys.items() if key not in without))
+                if content := run.fingerprint(split):
+                    alike.setdefault(settings, {}).setdefault(content, {})[id(group)] = group
+            found += [
+                (split, [[*groups.values()] for groups in contents.values()])
+                for contents in alike.values()
+                if len(contents) > 1 and len({place for groups in contents.values() for place in groups}) > 1
+            ]
+        return found
+
+    @cached_property
     def metrics(self) -> list[str]:
         """The applicable metrics that the table shows."""
         return [name for name in self.possible if "leaderboard" in SCORES[name].shown or name == self.wanted]
