@@ -39,7 +39,7 @@ IN_PYTHON = {  # what an error tells users of the command line → what it tells
 }
 WARNED = (  # kinds of findings
     *("leaking", "selected on test", "suspiciously identical", "duplicate seed", "outdated"),
-    *("different test sets", "different class names", "means of different sizes"),
+    *("different test sets", "different class names", "means of different sizes", "different code"),
     *("different data", "different images", "different image files", "different weights", "different patients"),
 )
 OF_MODEL = {r"^model=(.+) did you mean model=": r"form=\1 did you mean form=", r"\bmodel\.": ""}

@@ -111,9 +111,17 @@ def teacher_of(loss: Mapping[str, Any], data: Mapping[str, Any], class_names: Se
             f"{source} takes images of {teacher.size} px, but this job uses {size} px; train at the same size"
         )
     own = teacher.origin["config"]["data"]
-    if different := [f"data.{key}={str(own[key]).lower()}" for key in PREPROCESSING if own[key] != data[key]]:
+    different = [f"data.{key}={str(own[key]).lower()}" for key in PREPROCESSING if own[key] != data[key]]
+    if _part_seen(own) != _part_seen(data):
+        different.append(f"data.crop={own['crop']} at data.image_size={own['image_size']}".replace("None", "null"))
+    if different:
         log.warning("%s was trained with %s, and gets other images here", source, ", ".join(different))
     return teacher
+
+
+def _part_seen(data: Mapping[str, Any]) -> float:
+    """Return the share of an image's side that the network sees."""
+    return float((data["crop"] or data["image_size"]) / data["image_size"])
 
 
 def refuse_no_logits(objective: Objective, loss: Mapping[str, Any]) -> None:

@@ -123,6 +123,9 @@ def idle_keys(config: dict[str, Any], freezing: Freezing) -> list[str]:
         found.append(f"model.unfreeze_at_epoch={until} has no effect: model.freeze names no part")
     elif until is not None and not reached and epochs:
         found.append(f"model.unfreeze_at_epoch={until} is not reached: trainer.max_epochs={epochs}")
+    untrained = str(config.get("model", {}).get("pretrained", "")).lower() == "none"
+    if freezing.names and untrained and not reached and epochs:
+        found.append("model.freeze keeps random initial values, as model.pretrained=none")
     if factor == 1:
         return found
     head = head_of(freezing.network, f"optim.backbone_lr_factor={factor}")

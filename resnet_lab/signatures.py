@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import difflib
+import hashlib
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +41,20 @@ class Arguments(NamedTuple):
 def is_ours(target: str) -> bool:
     """Return whether a dotted name belongs to this package."""
     return target.startswith("resnet_lab.")
+
+
+def hashes_of_code(targets: Iterable[str]) -> dict[str, str]:
+    """Return the hash of the file of each part that is neither resnet_lab's nor an installed package's.
+
+    Args:
+        targets: dotted names of parts that are imported.
+    """
+    found = {}
+    for target in sorted(target for target in targets if not is_ours(target)):
+        file = getattr(sys.modules.get(target.rpartition(".")[0]), "__file__", None)
+        if file and not {"site-packages", "dist-packages"} & {*Path(file).parts} and Path(file).is_file():
+            found[target] = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+    return found
 
 
 def installation(target: str) -> str:

@@ -16,7 +16,14 @@ from typing import Any
 import torch
 from lightning import Callback, Trainer, seed_everything
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import OmegaConf
@@ -97,7 +104,7 @@ from resnet_lab.siblings import (
     refuse_other_weights,
     with_data,
 )
-from resnet_lab.signatures import is_ours
+from resnet_lab.signatures import hashes_of_code, is_ours
 from resnet_lab.trained import count_training_images, warn_of_training_images
 from resnet_lab.trust import OPTION, trust_option
 from resnet_lab.tta import VIEWS
@@ -105,6 +112,13 @@ from resnet_lab.values import conform
 
 log = logging.getLogger("resnet_lab")
 KINDS = {"callbacks": Callback, "logger": Logger}
+UNUSABLE: dict[type[Callback] | tuple[type[Callback], ...], str] = {
+    StochasticWeightAveraging: "it averages the weights after the last epoch, when all checkpoints are written; use "
+    "callbacks=ema",
+    LearningRateFinder: "it cannot set optim.lr here; give optim.lr several values in a sweep",
+    BatchSizeFinder: "it cannot set data.batch_size here; set it yourself",
+    GradientAccumulationScheduler: "set trainer.accumulate_grad_batches instead",
+}
 
 
 def run_job(run: RunFolder, misfits: frozenset[Path] = frozenset()) -> None:
@@ -178,7 +192,8 @@ def run_job(run: RunFolder, misfits: frozenset[Path] = frozenset()) -> None:
         last,
     ]
     profiler = build_profiler(config["trainer"]["profiler"], run)
-    trainer = build_trainer(config["trainer"], module, loggers, callbacks, profiler)
+    settings = config["trainer"] if resume_from is None else as_begun(config["trainer"], run.read_status())
+    trainer = build_trainer(settings, module, loggers, callbacks, profiler)
     datamodule.batch_size_per_rank(trainer.world_size)  # raises before anything runs
     datamodule.refuse_lone_images(trainer.world_size)
     synchronizable(config["trainer"], trainer)
@@ -234,6 +249,20 @@ def keep_untrained(
     trainer.validate(module, datamodule=datamodule, ckpt_path=resume_from, weights_only=True, verbose=False)
     for checkpoint in checkpoints:
         checkpoint.keep_untrained(trainer)
+
+
+def as_begun(settings: dict[str, Any], status: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of the trainer with what `auto` became when the training began, perhaps on other hardware.
+
+    Args:
+        settings: group `trainer`.
+        status: status.json of the run.
+    """
+    begun = {key: status.get(key) for key in ("precision", "channels_last") if settings[key] == "auto"}
+    if begun.get("precision") == "16-mixed" and not environment.uses_cuda(settings["accelerator"]):
+        log.warning("the training began in 16-mixed, which needs a GPU; it continues in another precision")
+        return settings
+    return settings | {key: value for key, value in begun.items() if value is not None}
 
 
 def refuse_edited(run: RunFolder, config: dict[str, Any], checkpoint: Path) -> None:
@@ -504,9 +533,8 @@ def own_parts(config: dict[str, Any], group: str, **arguments: Any) -> dict[str,
             target, other = node["_target_"], type(each).__name__
             remedy = f"name a {kind.__name__.lower()}"
             raise UserError(f"{group}.{name}._target_ {target} returns a {other}, not a {BY_NAME[group]}; {remedy}")
-        if isinstance(each, StochasticWeightAveraging):
-            text = "it averages the weights after the last epoch, when all checkpoints are written; use callbacks=ema"
-            raise UserError(f"callbacks.{name}._target_ {node['_target_']}: {text}")
+        if reasons := [reason for kinds, reason in UNUSABLE.items() if isinstance(each, kinds)]:
+            raise UserError(f"callbacks.{name}._target_ {node['_target_']}: {reasons[0]}")
         saved = isinstance(each, Callback) and is_overridden("state_dict", each, Callback)
         key = each.state_key if isinstance(each, Callback) and saved else f"{group}.{name}"
         if (twin := states.setdefault(key, name)) != name:
@@ -557,6 +585,7 @@ def describe(run: RunFolder, trainer: Trainer, datamodule: DataModule, module: C
     """Write facts that are known before training to status.json and the log."""
     parameters = parameter_count(module.model)
     trainable = sum(parameter.numel() for parameter in module.model.parameters() if parameter.requires_grad)
+    parts = flat(module.origin["config"])
     facts = {
         "monitor": monitor,
         "precision": trainer.precision,
@@ -579,6 +608,7 @@ def describe(run: RunFolder, trainer: Trainer, datamodule: DataModule, module: C
         "multiply_adds": multiply_adds(module.model, datamodule.data.crop or datamodule.data.image_size),
         "versions": environment.versions(),
         "commit": environment.commit(),
+        "own_code": hashes_of_code(str(each) for key, each in parts.items() if key.endswith("._target_")),
         "started_by": processes.started_by,
         "hardware": environment.hardware(),
     }

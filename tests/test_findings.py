@@ -535,3 +535,12 @@ def test_a_single_seed_is_estimated_only_from_groups_of_its_table(tmp_path):
     runs = [read_run(folder) for folder in find_runs([tmp_path])]
     texts = [each.text for each in findings_of(runs, tables_of(runs)) if each.kind == "one seed only"]
     assert ["estimated from the other groups" in text for text in texts] == [False, True]
+
+
+def test_a_group_with_different_code_of_its_own_is_a_fault(tmp_path):
+    for seed, code in enumerate(("a", "a", "b")):
+        write_run(tmp_path / str(seed), seed=seed, own_code={"mynet.Focal": code * 16})
+    runs = [read_run(folder) for folder in find_runs([tmp_path])]
+    (found,) = [each for each in findings_of(runs, tables_of(runs)) if each.kind == "different code"]
+    assert "its runs had different code of mynet.Focal" in found.text
+    assert found.names == ("2",)

@@ -271,3 +271,11 @@ def test_the_head_is_the_layer_that_images_reach_last() -> None:
     with torch.device("meta"):
         assert head_of(HeadFirst(), "key") == "head"
     assert head_of(nn.Sequential(nn.Flatten(), nn.Linear(27, 4), nn.Linear(4, 2)), "key") == "2"  # not 96 inputs
+
+
+def test_frozen_random_values_are_named() -> None:
+    config = {"trainer": {"max_epochs": 3}, "optim": {"backbone_lr_factor": 1}, "model": {"pretrained": "none"}}
+    words = "model.freeze keeps random initial values, as model.pretrained=none"
+    assert idle_keys(config, Freezing(small(), "all_but_head", None)) == [words]
+    assert idle_keys(config, Freezing(small(), "all_but_head", 1)) == []
+    assert idle_keys(config | {"model": {"pretrained": "imagenet"}}, Freezing(small(), "all_but_head", None)) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import io
 import sys
@@ -30,8 +31,9 @@ from resnet_lab.parts import build_network, build_objective, statistics_of, with
 from resnet_lab.report.runs import read_run
 from resnet_lab.report.verify import differences_of
 from resnet_lab.run_folder import RunFolder
+from resnet_lab.signatures import hashes_of_code
 from resnet_lab.trained import load
-from resnet_lab.training import guarded, refuse_unknown_monitors
+from resnet_lab.training import as_begun, guarded, own_parts, refuse_unknown_monitors
 
 MYLAB = """
 import dataclasses, pathlib
@@ -723,3 +725,37 @@ def test_parts_are_checked_with_the_classes_of_their_data(mylab: None) -> None:
 def test_a_missing_module_is_named_by_the_part_that_needs_it() -> None:
     trust.trust(["loss:nixmod.Nix"], exists=False)  # as in the checks before the first job
     assert refusal(build_objective, {"_target_": "nixmod.Nix"}, [1, 1]).startswith("loss._target_ nixmod.Nix: there is")
+
+
+def test_parts_of_ones_own_are_noted_with_the_hash_of_their_file(make_run: Make, mylab: None) -> None:
+    run = make_run(*NET, "trainer.max_epochs=1")
+    assert guarded(run) == 0
+    code = run.read_status()["own_code"]
+    assert code == {
+        "mylab.Net": hashlib.sha256(Path(sys.modules["mylab"].__file__ or "").read_bytes()).hexdigest()[:16]
+    }
+    assert hashes_of_code({"optim": {"_target_": "torch.optim.Adagrad"}, "loss": {"_target_": "absent.loss"}}) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("LearningRateFinder", "give optim.lr several values"),
+        ("BatchSizeFinder", "set it yourself"),
+        ("GradientAccumulationScheduler", "set trainer.accumulate_grad_batches"),
+    ],
+)
+def test_callbacks_of_lightning_that_cannot_work_here_are_refused(name: str, words: str) -> None:
+    node = {"_target_": f"lightning.pytorch.callbacks.{name}"}
+    node |= {"scheduling": {0: 3}} if name.startswith("Gradient") else {}
+    trust.trust([f"callbacks:{node['_target_']}"])
+    assert words in refusal(own_parts, {"callbacks": {"own": node}}, "callbacks")
+
+
+def test_a_resumed_training_keeps_what_auto_became() -> None:
+    settings = {"precision": "auto", "channels_last": "auto", "accelerator": "cpu"}
+    begun = {"precision": "bf16-mixed", "channels_last": True}
+    assert as_begun(settings, begun) == settings | begun
+    assert as_begun(settings | {"precision": "32-true"}, begun)["precision"] == "32-true"
+    assert as_begun(settings, {}) == settings
+    assert as_begun(settings, {"precision": "16-mixed", "channels_last": True}) == settings

@@ -254,6 +254,10 @@ def _digests_of(group: Group) -> Iterator[tuple[str, str, list[str]]]:
     """Yield what the runs of a group must share: the kind of finding, its words, and the hash of each run or empty."""
     for split in ("train", "val"):
         yield "different data", f"images or labels in {split}", [run.fingerprint(split) for run in group.scored]
+    targets = {target for run in group.scored for target in run.status.get("own_code") or {}}
+    for target in sorted(targets):
+        hashes = [str((run.status.get("own_code") or {}).get(target, "")) for run in group.scored]
+        yield "different code", f"code of {target}", hashes
     for key in ("model.pretrained", "loss.teacher"):
         hashes = [str(run.status.get(key.partition(".")[2]) or "") for run in group.scored]
         yield "different weights", f"weights of {key}", hashes

@@ -32,7 +32,7 @@ TERMS = {
     "selection within noise": "The validation images are too few to distinguish the selected epoch from others.",
     "sensitivity": "Of the referable images, the share that the model refers.",
     "specificity": "Of the images that are not referable, mild ones included, the share that the model does not refer.",
-    "operating point": "A threshold, chosen on validation: images with a larger probability count as referable.",
+    "operating point": "A threshold, chosen on validation: images with at least this probability count as referable.",
     "precision": "Of the images predicted as a class, the share that belongs to it.",
     "recall": "Of the images of a class, the share that is predicted as this class.",
     "AP": "Average precision: the area under the curve of precision by recall.",
