@@ -56,5 +56,12 @@ def _reasons(values: Mapping[str, Any], datamodule: DataModule, network: nn.Modu
         yield "data.patient_regex", "data.patient_column names the patients"
     if values.get("model.stride_on") and not any(isinstance(each, Bottleneck) for each in network.modules()):
         yield "model.stride_on", "this network has no bottlenecks"
+    patience, epochs = values["trainer.early_stopping"], values["trainer.max_epochs"]
+    if patience is not None and 0 < epochs <= patience + 1:
+        yield "trainer.early_stopping", f"trainer.max_epochs={epochs} comes first"
+    if values["trainer.sync_batchnorm"] and values["trainer.devices"] == values["trainer.num_nodes"] == 1:
+        yield "trainer.sync_batchnorm", "there is one process"
+    if not any(key.startswith("logger.") for key in values):
+        yield "trainer.log_every_n_steps", "logger=none"
     if values.get("schedule.warmup_epochs") == 0:
         yield "schedule.warmup_factor", "schedule.warmup_epochs=0"

@@ -20,7 +20,7 @@ from torch import nn
 from resnet_lab.build import compile_network
 from resnet_lab.combine import combine
 from resnet_lab.data.check import HASH_DIGITS
-from resnet_lab.distillation import Distillation, idle_keys, refuse_no_logits, refuse_own_folder, teacher_of
+from resnet_lab.distillation import Distillation, _part_seen, idle_keys, refuse_no_logits, refuse_own_folder, teacher_of
 from resnet_lab.module import Classifier
 from resnet_lab.objectives import cross_entropy, mse
 from resnet_lab.origin import TRAIN_IMAGES, add_train_images
@@ -315,3 +315,8 @@ def test_trust_for_a_teacher_is_not_called_idle(capsys: pytest.CaptureFixture[st
     assert "has no effect" not in capsys.readouterr().err
     assert preflight(["loss.temperature=3"], ["mylab"])
     assert "trust=mylab has no effect" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("crop", "size", "share"), [(None, 64, 1.0), (32, 64, 0.5), (64, 64, 1.0), (56, 64, 0.875)])
+def test_the_part_of_an_image_that_a_network_sees(crop: int | None, size: int, share: float) -> None:
+    assert _part_seen({"crop": crop, "image_size": size}) == share

@@ -67,3 +67,23 @@ def test_other_overrides_without_effect_are_named() -> None:
     columns = ("data=retinopathy", "data.root=.", "data.patient_regex=auto")
     assert idle(*columns) == []
     assert len(idle(*columns, "data.patient_column=person")) == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "with_effect", "without", "reason"),
+    [
+        (
+            "trainer.early_stopping=3",
+            "trainer.max_epochs=5",
+            "trainer.max_epochs=4",
+            "trainer.max_epochs=4 comes first",
+        ),
+        ("trainer.sync_batchnorm=true", "trainer.devices=2", "trainer.devices=1", "there is one process"),
+        ("trainer.log_every_n_steps=3", "logger=tensorboard", "logger=none", "logger=none"),
+    ],
+)
+def test_overrides_of_the_trainer_without_effect_are_named(
+    override: str, with_effect: str, without: str, reason: str
+) -> None:
+    assert idle(override, with_effect) == []
+    assert idle(override, without) == [f"{override} has no effect: {reason}"]
