@@ -6,6 +6,7 @@ import os
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -103,6 +104,7 @@ def create_run(run: RunFolder, config: DictConfig, overrides: Sequence[str] = ()
         UserError: the folder contains a different configuration, or cannot be written.
         Busy: another process uses the folder.
     """
+    _refuse_undecodable(run.path)
     plain: Any = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
     older = _older(run)
     version = older.read_status().get("schema_version", 1) if older else SCHEMA_VERSION
@@ -128,6 +130,20 @@ def create_run(run: RunFolder, config: DictConfig, overrides: Sequence[str] = ()
             run.update_status(**changes, overrides=list(overrides))
     except OSError as error:
         raise UserError(one_line(error)) from error
+
+
+def _refuse_undecodable(path: Path) -> None:
+    """Refuse a folder whose path cannot be written to a log or a table.
+
+    Raises:
+        UserError: the path is not UTF-8.
+    """
+    shown = str(path.absolute())
+    try:
+        shown.encode()
+    except UnicodeEncodeError:
+        named = shown.encode(errors="backslashreplace").decode()
+        raise UserError(f"{named}: the path is not UTF-8; choose another sweep_dir or working folder") from None
 
 
 def _keys_of(overrides: Sequence[str]) -> set[str]:

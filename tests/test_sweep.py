@@ -587,3 +587,10 @@ def test_axes_of_swept_experiments_are_named_where_hydra_ignores_them(
     assert len(jobs_of([*own, "experiment=a,b", "seed=0,1"])) == 2
     line = "experiment=a: its own axes (optim.lr) are not swept beside other experiments; type them\n"
     assert capsys.readouterr().err == line
+
+
+def test_a_folder_whose_name_is_not_utf_8_is_refused_before_it_is_made(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "x\udce9")
+    message = refusal(create_run, run, compose_config([*TINY, "data=synthetic"]))
+    assert message.endswith("x\\udce9: the path is not UTF-8; choose another sweep_dir or working folder")
+    assert not run.path.exists()
