@@ -24,7 +24,7 @@ from resnet_lab.report.runs import digest_of_predictions, read_predictions
 from resnet_lab.report.verify import metrics_of
 from resnet_lab.run_folder import RunFolder, flat, same_root
 from resnet_lab.scores import Predictions
-from resnet_lab.statistics import COLLAPSED, OWN_RULE, confusion_matrix, decisions, fitted_thresholds
+from resnet_lab.statistics import OWN_RULE, confusion_matrix, decisions, fitted_thresholds, is_collapsed
 
 log = logging.getLogger("resnet_lab")
 
@@ -125,7 +125,6 @@ def write_derived(
         derived = metrics_of(predictions, flat(dict(config)), train_counts)
         class_counts[split] = counts.sum(axis=1).tolist()
         metrics = {f"{split}/{name}": value for name, value in derived.items() if not np.isnan(value)} | metrics
-    predicted = np.zeros(1) if judged is None else judged.sum(axis=0)
     known = facts.get("split_fingerprint") or {}
     result = {
         "state": "done",
@@ -135,7 +134,7 @@ def write_derived(
         "thresholds": thresholds,
         "split_fingerprint": {**known, **{split: each.fingerprint for split, each in splits.items()}},
         "metrics": metrics,
-        "collapsed": bool(predicted.max() >= COLLAPSED * predicted.sum()),
+        "collapsed": judged is not None and is_collapsed(judged),
         "source_digests": [digest_of_predictions(source) for source in sources],
         "best_checkpoint": None,
         "last_checkpoint": None,

@@ -13,10 +13,11 @@ from torchmetrics import MeanMetric, Metric, MetricCollection, classification
 from torchmetrics.classification import MulticlassAUROC, MulticlassConfusionMatrix
 from torchmetrics.utilities import dim_zero_cat
 
+from resnet_lab import statistics
 from resnet_lab.errors import UserError
 from resnet_lab.objectives import Objective
 from resnet_lab.scores import ALIASES, Predictions, Score, mode_of, stored_scores
-from resnet_lab.statistics import COLLAPSED, MANY_CLASSES
+from resnet_lab.statistics import MANY_CLASSES
 
 
 @contextmanager
@@ -204,6 +205,5 @@ def monitored(
 
 
 def is_collapsed(confusion: Tensor) -> bool:
-    """Return whether at least 98 % of the predictions in a (K, K) matrix of counts are one class."""
-    predicted = confusion.sum(0)
-    return bool(predicted.max() >= COLLAPSED * predicted.sum())
+    """Return whether a (K, K) matrix of counts is that of a collapsed model, see `statistics.is_collapsed`."""
+    return statistics.is_collapsed(confusion.cpu().numpy())

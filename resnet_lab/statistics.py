@@ -95,6 +95,19 @@ def confusion_matrix(targets: np.ndarray, predictions: np.ndarray, num_classes: 
     return cells.reshape(num_classes, num_classes)
 
 
+def is_collapsed(counts: np.ndarray) -> bool:
+    """Return whether counts (K, K), rows true, are those of a collapsed model.
+
+    At least 98 % of the predictions are one class, and so are those for most images of the other classes: a good model
+    of a rare disease predicts "healthy" for nearly all images, too.
+    """
+    predicted = counts.sum(axis=0)
+    most = int(predicted.argmax())
+    others = counts.sum() - counts[most].sum()
+    missed = predicted[most] - counts[most, most]
+    return bool(predicted[most] >= COLLAPSED * predicted.sum() and 2 * missed >= others)
+
+
 def accuracy(targets: np.ndarray, predictions: np.ndarray) -> float:
     """Return the share of the N images with a correct prediction."""
     return float(np.mean(targets == predictions))

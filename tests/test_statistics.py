@@ -121,3 +121,13 @@ def test_undefined_values_are_nan():
     same = np.array([2, 2, 2])
     assert np.isnan(statistics.quadratic_weighted_kappa(same, same))
     assert np.isnan(statistics.auroc(same, np.full((3, 3), 1 / 3)))
+
+
+def test_a_good_model_of_a_rare_disease_is_not_collapsed() -> None:
+    good = np.array([[1970, 0], [2, 28]])
+    blind = np.array([[1970, 0], [16, 14]])
+    assert good.sum(axis=0).max() >= statistics.COLLAPSED * good.sum()
+    assert not statistics.is_collapsed(good)
+    assert statistics.is_collapsed(blind)
+    assert statistics.is_collapsed(np.array([[100, 0], [0, 0]]))  # of no other class, nothing is known
+    assert not statistics.is_collapsed(np.array([[90, 10], [5, 5]]))

@@ -26,7 +26,8 @@ TERMS = {
     "thresholds": "The decision rule that compares the expected grade with thresholds, fitted on validation for QWK.",
     "majority baseline": "A model that always predicts the most frequent class of the training images.",
     "confusion matrix": "Counts of images by true class (rows) and predicted class (columns).",
-    "collapsed": "A run that predicts the same class for at least 98 % of the validation or test images.",
+    "collapsed": "A run that predicts the same class for at least 98 % of the validation or test images, and for most "
+    "images of the other classes.",
     "leaking": "A run that has learned, directly or from another network, from images or patients of the test split.",
     "referable": "The third grade or worse: of the usual five grades, moderate or worse. Such a patient is referred.",
     "selection within noise": "The validation images are too few to distinguish the selected epoch from others.",

@@ -24,7 +24,7 @@ from resnet_lab.errors import UserError
 from resnet_lab.processes import in_two
 from resnet_lab.run_folder import REMEDY, SOURCES, UNTRAINED, RunFolder, find_runs, flat, jobs_file, list_jobs
 from resnet_lab.scores import SCORES, Predictions, majority_baseline, summary_of
-from resnet_lab.statistics import COLLAPSED, confusion_matrix
+from resnet_lab.statistics import confusion_matrix, is_collapsed
 
 SHAPES: dict[str, Any] = {  # types in status.json; [int]: a list of integers, {"": str}: texts by name
     "split_fingerprint": {"": str},
@@ -184,8 +184,7 @@ class Run:
     @property
     def collapsed(self) -> bool:
         """Whether status.json marks the run as collapsed, or nearly all predictions here are one class."""
-        predicted = self.counts.sum(axis=0)
-        return bool(self.status.get("collapsed") or (self.scores and predicted.max() >= COLLAPSED * predicted.sum()))
+        return bool(self.status.get("collapsed") or (self.scores and is_collapsed(self.counts)))
 
     @property
     def leaking(self) -> bool:

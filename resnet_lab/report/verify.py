@@ -230,7 +230,11 @@ def _status(run: Run, found: dict[str, Split]) -> Iterator[str]:
     if judged is not None and isinstance(noted := run.status.get("collapsed"), bool):
         predictions = judged.predictions.labeled
         share = np.bincount(predictions.classes).max() / len(predictions.classes)
-        if noted != (share >= statistics.COLLAPSED):
+        counts = statistics.confusion_matrix(
+            predictions.targets, predictions.classes, predictions.probabilities.shape[1]
+        )
+        older = noted and share >= statistics.COLLAPSED  # the rule of older versions
+        if noted != statistics.is_collapsed(counts) and not older:
             yield f"collapsed is stored as {noted}, one class is predicted for {100 * share:.1f} % of the images"
     best, monitor = run.status.get("best_value"), str(run.status.get("monitor"))
     if isinstance(best, int | float):
