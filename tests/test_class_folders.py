@@ -401,3 +401,17 @@ def test_an_own_data_set_has_class_names(root):
     data = class_folders(write_class_folders(root, SPLITS))
     data.read_table = lambda: rows
     assert "sets no class_names" in refusal(data.listed)
+
+
+@pytest.mark.parametrize(
+    ("splits", "classes", "warns"),
+    [(("tr", "te"), ("0", "1"), True), (("no", "mild"), ("left", "right"), False), (("no", "mild"), ("",), False)],
+)
+def test_classes_with_the_same_sub_folders_may_be_splits(tmp_path, caplog, splits, classes, warns):
+    for split in splits:
+        for name in classes:
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8)).save(folder / f"{split}{name}.png")
+    class_folders(tmp_path).read_table()
+    assert ("have the same folders (0, 1); if those are the classes, rename" in caplog.text) == warns

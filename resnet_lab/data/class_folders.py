@@ -24,6 +24,7 @@ from resnet_lab.data.listing import (
     subfolders,
     words_of,
 )
+from resnet_lab.data.patients import LEFT, RIGHT
 from resnet_lab.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ class ClassFolders(ImageData):
         if not rows:
             raise UserError(f"{root} contains no images ({' '.join(SUFFIXES[:4])} …) in class folders")
         self._say_left_out(root, folders, listings)
+        _say_same_folders(root, listings.get("train", {}))
         return pd.DataFrame(rows)
 
     def _listed(self, folder: Path) -> Listing:
@@ -150,6 +152,18 @@ class ClassFolders(ImageData):
         say_left_out(root, f"image of sub-folders {to_class}", f"images of sub-folders {to_class}", inner, "added")
         say_left_out(root, "image outside the class folders", "images outside the class folders", +outside)
         say_left_out(root, *NO_IMAGES, others)
+
+
+def _say_same_folders(root: Path, found: dict[Path, Listing]) -> None:
+    """Warn if all classes have the same sub-folders, which may be the classes, below splits with unusual names."""
+    filled = {folder.name: listing.images for folder, listing in found.items() if listing.images}
+    below = [{name.partition("/")[0] if "/" in name else "" for name in images} for images in filled.values()]
+    if len(below) < 2 or len(below[0]) < 2 or any(each != below[0] for each in below):
+        return
+    if not {name.lower() for name in below[0]} <= {*LEFT, *RIGHT}:
+        text = "%s: the classes %s have the same folders (%s); if those are the classes, rename %s (train, val, test)"
+        names = " and ".join(filled)
+        log.warning(text, root, names, ", ".join(sorted(below[0])), names)
 
 
 def _refuse_splits_below(class_folder: Path, listing: Listing) -> None:
