@@ -52,6 +52,7 @@ from resnet_lab.checkpoints import (
     refuse_objects,
     resume_point,
 )
+from resnet_lab.compatibility import SCHEMA_VERSION
 from resnet_lab.config import (
     build,
     check,
@@ -271,11 +272,13 @@ def refuse_edited(run: RunFolder, config: dict[str, Any], checkpoint: Path) -> N
     Raises:
         UserError: the file differs from what a command wrote, and from the configuration in the checkpoint.
     """
-    noted = run.read_status().get("config_hash")
-    if noted in (None, config_hash(run.read_config())):
+    status = run.read_status()
+    noted = status.get("config_hash")
+    if noted in (None, config_hash(run.read_config())) or status.get("schema_version", 1) < SCHEMA_VERSION:
         return
-    before = load_plain(checkpoint, mmap=True)[CHECKPOINT_KEY]["config"]
-    if edited := differences(before, config):
+    before = flat(load_plain(checkpoint, mmap=True)[CHECKPOINT_KEY]["config"])
+    common = {key: value for key, value in flat(config).items() if key in before}  # a newer version has more keys
+    if edited := differences({key: before[key] for key in common}, common):
         text = f"{run.config_file} was edited after {checkpoint.name} was written: {'; '.join(edited)}"
         raise UserError(f"{text}; restore the file, or train in another folder")
 

@@ -544,3 +544,15 @@ def test_a_group_with_different_code_of_its_own_is_a_fault(tmp_path):
     (found,) = [each for each in findings_of(runs, tables_of(runs)) if each.kind == "different code"]
     assert "its runs had different code of mynet.Focal" in found.text
     assert found.names == ("2",)
+
+
+def test_predictions_that_do_not_follow_from_their_probabilities_are_a_fault(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path / str(seed), seed=seed, decision="argmax")
+    edit_predictions(tmp_path / "1", lambda frame: frame.assign(prediction=frame["target"]))
+    runs = [read_run(folder) for folder in find_runs([tmp_path])]
+    (found,) = [each for each in findings_of(runs, tables_of(runs)) if each.kind == "edited predictions"]
+    assert found.names == ("1",)
+    frame = pd.read_csv(tmp_path / "1" / "predictions_test.csv")
+    wrong = (frame.filter(like="p_").to_numpy().argmax(axis=1) != frame["prediction"]).sum()
+    assert f"in {wrong} rows of 1 run" in found.text

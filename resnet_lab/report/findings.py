@@ -22,9 +22,11 @@ from resnet_lab.report.groups import AREA, Group, Table, places_of
 from resnet_lab.report.intervals import CHECKED_IMAGES, CHECKED_PATIENTS, FEW_OF_A_CLASS, FEWEST
 from resnet_lab.report.runs import OUTDATED, Run, has_epochs, may_not_be_read, read_metrics
 from resnet_lab.report.selection import blind_of
+from resnet_lab.report.verify import undecided
 from resnet_lab.run_folder import SOURCES, RunFolder, jobs_file, list_jobs
 from resnet_lab.scores import ABSENT, SCORES
 from resnet_lab.signatures import is_ours
+from resnet_lab.statistics import DECISIONS
 from resnet_lab.status import state_of
 
 ALIKE = 6  # digits of a probability; two trainings differ within these
@@ -235,8 +237,24 @@ def _doubts(table: Table) -> Iterator[Finding]:
         if any(run.status.get("decision") == "thresholds" for run in table.scored):
             text += "; decision thresholds were also fitted on them, so their scores are too high"
         yield Finding("no test split", text)
+    yield from _contradicting(table)
     yield from _alphabetical(table)
     yield from _against_baseline(table)
+
+
+def _contradicting(table: Table) -> Iterator[Finding]:
+    """Yield runs whose predictions do not follow from their probabilities, as after an edit of the file."""
+    places, edited = places_of(table.scored) if table.scored else {}, dict[str, int]()
+    for run in table.scored:
+        rule, limits = run.status.get("decision"), run.status.get("thresholds") or ()
+        known = rule in DECISIONS and (rule != "thresholds" or len(limits) == len(run.class_names) - 1)
+        if known and run.predictions is not None:
+            rows = int(np.sum(undecided(run.predictions.labeled, str(rule), limits)))
+            edited |= {places[run.folder.path]: rows} if rows else {}
+    if edited:
+        where = f"in {count(sum(edited.values()), 'row')} of {count(len(edited), 'run')}"
+        text = f"{where}, the prediction does not follow from the probabilities"
+        yield Finding("edited predictions", text, names=tuple(edited))
 
 
 def _alphabetical(table: Table) -> Iterator[Finding]:

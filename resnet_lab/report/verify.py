@@ -179,7 +179,7 @@ def _tables(run: Run, split: str, predictions: Predictions) -> Iterator[str]:
         yield f"predictions of {split} cannot be checked: the decision rule {rule!r} is unknown"
     elif rule == "thresholds" and len(thresholds or ()) != predictions.probabilities.shape[1] - 1:
         yield f"predictions of {split} cannot be checked: status.json has no thresholds between the classes"
-    elif rule != statistics.OWN_RULE and (changed := int(np.sum(_undecided(predictions, rule, thresholds)))):
+    elif rule != statistics.OWN_RULE and (changed := int(np.sum(undecided(predictions, rule, thresholds)))):
         what = statistics.DECISIONS[rule]
         yield f"predictions of {split}: in {count(changed, 'row')} the prediction is not {what}"
     counts = statistics.confusion_matrix(predictions.targets, predictions.classes, predictions.probabilities.shape[1])
@@ -204,7 +204,7 @@ def _tables(run: Run, split: str, predictions: Predictions) -> Iterator[str]:
             yield f"{file.name} has other classes or columns than status.json, or another order"
 
 
-def _undecided(predictions: Predictions, rule: str, thresholds: Sequence[float] | None) -> np.ndarray:
+def undecided(predictions: Predictions, rule: str, thresholds: Sequence[float] | None) -> np.ndarray:
     """Return which predictions contradict the probabilities, (N,); predictions at the edge of two classes do not."""
     probabilities = predictions.probabilities
     wrong: np.ndarray = statistics.decisions(probabilities, rule, thresholds) != predictions.classes
