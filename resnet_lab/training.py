@@ -63,6 +63,7 @@ from resnet_lab.config import (
     without_unknown,
     words_of_trust,
 )
+from resnet_lab.continuation import EPOCHS
 from resnet_lab.data.arrays import ArrayData
 from resnet_lab.data.datamodule import DataModule
 from resnet_lab.data.splits import NO_TEST, SPLITS, order_of_training, refuse_one_class
@@ -277,7 +278,8 @@ def refuse_edited(run: RunFolder, config: dict[str, Any], checkpoint: Path) -> N
     if noted in (None, config_hash(run.read_config())) or status.get("schema_version", 1) < SCHEMA_VERSION:
         return
     before = flat(load_plain(checkpoint, mmap=True)[CHECKPOINT_KEY]["config"])
-    common = {key: value for key, value in flat(config).items() if key in before}  # a newer version has more keys
+    # a newer version has more keys, and a training may get another number of epochs
+    common = {key: value for key, value in flat(config).items() if key in before and key != EPOCHS}
     if edited := differences({key: before[key] for key in common}, common):
         text = f"{run.config_file} was edited after {checkpoint.name} was written: {'; '.join(edited)}"
         raise UserError(f"{text}; restore the file, or train in another folder")
