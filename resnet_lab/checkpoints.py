@@ -36,8 +36,8 @@ log = logging.getLogger(__name__)
 
 # content of a job's checkpoint
 PARTS = {"epoch": int, "global_step": int, "state_dict": dict, "optimizer_states": list, "lr_schedulers": list}
-ENDED = "ended_after"  # of status.json: the epochs of a training that a callback ended before `trainer.max_epochs`
 PARTS |= {"loops": dict, "callbacks": dict, "pytorch-lightning_version": str, CHECKPOINT_KEY: dict}
+ENDED = "ended_after"  # of status.json: the epochs of a training that a callback ended before `trainer.max_epochs`
 
 _damaged: set[Path] = set()  # damaged files, renamed before they are overwritten
 

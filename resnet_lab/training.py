@@ -114,7 +114,7 @@ from resnet_lab.values import conform
 
 log = logging.getLogger("resnet_lab")
 KINDS = {"callbacks": Callback, "logger": Logger}
-UNUSABLE: dict[type[Callback] | tuple[type[Callback], ...], str] = {
+UNUSABLE: dict[type[Callback], str] = {  # callbacks of Lightning that cannot work here → why, and what to use
     StochasticWeightAveraging: "it averages the weights after the last epoch, when all checkpoints are written; use "
     "callbacks=ema",
     LearningRateFinder: "it cannot set optim.lr here; give optim.lr several values in a sweep",
@@ -538,7 +538,7 @@ def own_parts(config: dict[str, Any], group: str, **arguments: Any) -> dict[str,
             target, other = node["_target_"], type(each).__name__
             remedy = f"name a {kind.__name__.lower()}"
             raise UserError(f"{group}.{name}._target_ {target} returns a {other}, not a {BY_NAME[group]}; {remedy}")
-        if reasons := [reason for kinds, reason in UNUSABLE.items() if isinstance(each, kinds)]:
+        if reasons := [reason for unusable, reason in UNUSABLE.items() if isinstance(each, unusable)]:
             raise UserError(f"callbacks.{name}._target_ {node['_target_']}: {reasons[0]}")
         saved = isinstance(each, Callback) and is_overridden("state_dict", each, Callback)
         key = each.state_key if isinstance(each, Callback) and saved else f"{group}.{name}"

@@ -161,9 +161,8 @@ def _say_same_folders(root: Path, found: dict[Path, Listing]) -> None:
     if len(below) < 2 or len(below[0]) < 2 or any(each != below[0] for each in below):
         return
     if not {name.lower() for name in below[0]} <= {*LEFT, *RIGHT}:
-        text = "%s: the classes %s have the same folders (%s); if those are the classes, rename %s (train, val, test)"
-        names = " and ".join(filled)
-        log.warning(text, root, names, ", ".join(sorted(below[0])), names)
+        text = "%s: the classes %s have the same folders (%s); if those are the classes, rename the folders above"
+        log.warning(text, root, " and ".join(filled), ", ".join(sorted(below[0])))
 
 
 def _refuse_splits_below(class_folder: Path, listing: Listing) -> None:
